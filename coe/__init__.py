@@ -1,0 +1,1 @@
+"""CoE: a Composition of Experts behind one OpenAI-compatible endpoint."""

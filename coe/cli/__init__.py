@@ -1,0 +1,30 @@
+"""The `coe` command: one module a verb group. Exit 0, 1 when something failed, 2 for bad usage."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from coe.cli import ask, check, log, train, up
+from coe.errors import CoEError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command("check")(check.check)
+app.command("up")(up.up)
+app.command("serve")(up.serve)
+app.command("chat")(ask.chat)
+app.command("route")(ask.route)
+app.command("train")(train.train)
+app.command("log")(log.log)
+
+
+def main() -> None:
+    """Entry point. Our own errors become their message, without a trace."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except CoEError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

@@ -1,0 +1,155 @@
+"""`coe route` shows decisions without asking anyone; `coe chat` talks to the running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.core import Decision, Prediction
+from coe.errors import CoEError, DataError, ExpertUnavailable
+
+Text = Annotated[str | None, typer.Argument(help="What a user would type.")]
+Input = Annotated[Path | None, typer.Option("--input", help="JSONL with prompt, or messages, a line.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Where the lines go, each with its decision added.")]
+Model = Annotated[str, typer.Option("--model", help="auto, or an expert to pin.")]
+
+
+def route(
+    text: Text = None, input: Input = None, output: Output = None, config: Config = None, json: Json = False
+) -> None:  # noqa: A002
+    """Show which expert would get a request, and why."""
+    if (text is None) == (input is None):
+        raise typer.BadParameter("give either a TEXT or --input FILE")
+    look = _router(config)
+    if text is not None:
+        decision, posterior = look({"messages": [{"role": "user", "content": text}]})
+        if json:
+            say_json(_plain(decision, posterior))
+        else:
+            _explain(decision, posterior)
+        return
+    assert input is not None
+    lines = _route_file(input, look)
+    if output is None:
+        sys.stdout.write("".join(lines))
+    else:
+        output.write_text("".join(lines), encoding="utf-8")
+
+
+Look = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
+
+
+def _router(config: Path | None) -> Look:
+    import routers
+    from coe.composition import decide, declared_assignment
+    from coe.conversation import routing_text
+    from gateway.dialects.chat import parse
+    from gateway.main import trained_router
+
+    settings = settings_for(config)
+    registry, artifact = trained_router(settings)
+    router = routers.load(artifact.folder)
+    assignment = declared_assignment(registry, router.categories)
+
+    def look(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
+        chat = parse(orjson.dumps({"model": "auto", **fields}))
+        prediction: Prediction = router.predict([routing_text(chat)])[0]
+        decision = decide(chat, prediction, registry=registry, assignment=assignment)
+        return decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
+
+    return look
+
+
+def _route_file(path: Path, look: Look) -> list[str]:
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = orjson.loads(line)
+            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+            decision, posterior = look({"messages": messages})
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
+        except CoEError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        lines.append(orjson.dumps({**row, **_plain(decision, posterior)}).decode() + "\n")
+    return lines
+
+
+def _plain(decision: Decision, posterior: dict[str, float]) -> dict[str, Any]:
+    return {
+        "expert": decision.expert,
+        "category": decision.category,
+        "confidence": round(decision.confidence, 4),
+        "reason": decision.reason,
+        "candidates": decision.candidates,
+        "probabilities": {name: round(p, 4) for name, p in posterior.items()},
+    }
+
+
+def _explain(decision: Decision, posterior: dict[str, float]) -> None:
+    say(f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'nobody'})")
+    for name, probability in sorted(posterior.items(), key=lambda item: -item[1])[:3]:
+        say(f"{probability:10.1%}  {name}")
+
+
+def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:
+    """Chat with the running gateway; without TEXT, turn by turn until an empty line."""
+    settings = settings_for(config)
+    address = f"http://{settings.host}:{settings.port}/v1/chat/completions"
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            said = text or input_line()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not said.strip():
+            return
+        messages.append({"role": "user", "content": said})
+        answer = asyncio.run(_ask(address, model, messages))
+        messages.append({"role": "assistant", "content": answer})
+        if text is not None:
+            return
+
+
+def input_line() -> str:
+    """One line from the terminal."""
+    return input("> ")
+
+
+async def _ask(address: str, model: str, messages: list[dict[str, str]]) -> str:
+    import aiohttp
+
+    body = {"model": model, "messages": messages, "stream": True}
+    try:
+        async with aiohttp.ClientSession() as session, session.post(address, json=body) as response:
+            if response.status != 200:
+                raise ExpertUnavailable((await response.json())["error"]["message"], expert=model)
+            headers = response.headers
+            say(f"[{headers['x-coe-expert']}: {headers['x-coe-category']} {headers['x-coe-confidence']}]")
+            return await _print_stream(response.content)
+    except aiohttp.ClientConnectionError as error:
+        raise ExpertUnavailable(f"nothing answers at {address}; is `coe up` running?", expert=model) from error
+
+
+async def _print_stream(lines: Any) -> str:
+    said = []
+    async for line in lines:
+        if not line.startswith(b"data: {"):
+            continue
+        event = orjson.loads(line[6:])
+        if "error" in event:
+            raise ExpertUnavailable(event["error"]["message"], expert="")
+        for choice in event.get("choices", ()):
+            piece = choice.get("delta", {}).get("content") or ""
+            said.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    return "".join(said)

@@ -1,0 +1,107 @@
+"""`coe log`: what was asked, who answered, and how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.core import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records import open_log
+from coe.registry import load
+
+POLL = 0.5
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Count = Annotated[int, typer.Option("-n", "--limit", min=1, max=100_000, help="How many records.")]
+Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on with new records until Ctrl-C.")]
+Since = Annotated[str, typer.Option("--since", help="Not older than this, such as 30s, 15m, 2h, 7d.")]
+Category = Annotated[str, typer.Option("--category")]
+Expert = Annotated[str, typer.Option("--expert")]
+Outcome = Annotated[str, typer.Option("--outcome", help="ok, aborted, or an error code.")]
+
+
+def log(
+    limit: Count = 20,
+    follow: Follow = False,
+    since: Since = "",
+    category: Category = "",
+    expert: Expert = "",
+    outcome: Outcome = "",
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List the newest records of the routing log, oldest first."""
+    settings = settings_for(config)
+    registry = load(settings.config, environ=settings.environ)
+    query = LogQuery(category=category, expert=expert, outcome=outcome, limit=limit, since=_since(since))
+    try:
+        asyncio.run(_show(open_log(registry.log.url, base=settings.home), query, follow=follow, json=json))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> None:
+    try:
+        page = await routing_log.tail(query)
+        if not json:
+            say(_HEADER)
+        _print(page.records, json)
+        while follow:
+            page = await _newer(routing_log, replace(query, after=page.cursor))
+            _print(page.records, json)
+    finally:
+        await routing_log.aclose()
+
+
+async def _newer(routing_log: RoutingLog, query: LogQuery) -> LogPage:
+    page = await routing_log.read(query)
+    if not page.records:
+        await asyncio.sleep(POLL)
+    return page
+
+
+_HEADER = (
+    f"{'time':19}  {'category':17} {'conf':>4}  {'expert':14} {'reason':9} {'outcome':18} {'tokens':>11} {'ms':>8}  id"
+)
+
+
+def _print(records: Iterable[RoutingRecord], json: bool) -> None:
+    for record in records:
+        if json:
+            say_json(_plain(record))
+        else:
+            say(_line(record))
+
+
+def _plain(record: RoutingRecord) -> dict[str, Any]:
+    return {**asdict(record), "embedding": record.embedding.hex() if record.embedding else None}
+
+
+def _line(record: RoutingRecord) -> str:
+    when = datetime.fromtimestamp(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    tokens = f"{_or_dash(record.input_tokens)}+{_or_dash(record.output_tokens)}"
+    return (
+        f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
+        f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  {record.request_id}"
+    )
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _since(text: str) -> float:
+    if not text:
+        return 0.0
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None:
+        raise typer.BadParameter("write a number and s, m, h or d, such as 15m", param_hint="--since")
+    return time.time() - int(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,87 @@
+"""`coe train`: prompts with categories become the router in use."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coe.artifacts import Artifact, ArtifactStore
+from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.errors import ConfigError, DataError
+from coe.learning.prompts import digest, read_prompts
+from coe.registry import Registry, load
+
+Pairs = list[tuple[str, str]]
+Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: artifacts in the state folder].")]
+Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
+
+
+def train(
+    data: Data = None, out: Out = None, encoder: Encoder = None, config: Config = None, json: Json = False
+) -> None:
+    """Train the category router and put it into use."""
+    import routers
+
+    settings = settings_for(config)
+    registry = load(settings.config, environ=settings.environ)
+    pairs = training_pairs(registry, base=settings.config.parent, data=data)
+    store = ArtifactStore(out.absolute() if out else settings.artifacts, "router")
+    with store.draft() as draft, _progress() as progress:
+        examples = [routers.Example(prompt, category) for prompt, category in pairs]
+        metrics = routers.build(examples, encoder=encoder or registry.router.encoder, out=draft, progress=progress)
+        artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
+    store.promote(artifact.manifest.version)
+    _report(artifact, json)
+
+
+def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pairs:
+    """The labelled prompts for the declared categories: the file given or declared or shipped, and declared examples.
+
+    Raises DataError for a category that only one side knows; shipped prompts of undeclared categories are left out.
+    """
+    if data is None and registry.router.training_data:
+        data = base / registry.router.training_data
+    if data is not None:
+        pairs = read_prompts(data)
+        if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
+            raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
+    else:
+        with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
+            pairs = [pair for pair in read_prompts(shipped) if pair[1] in registry.category_names]
+    pairs += [(example, category.name) for category in registry.categories for example in category.examples]
+    counts = Counter(category for _, category in pairs)
+    if bare := [name for name in registry.category_names if not counts[name]]:
+        raise ConfigError(f"no training prompts for: {', '.join(bare)}; add examples to them in experts.yaml")
+    return pairs
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None] | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=1.0)
+        yield lambda stage, done: bar.update(task, description=stage, completed=done)
+
+
+def _report(artifact: Artifact, json: bool) -> None:
+    manifest = artifact.manifest
+    if json:
+        summary: dict[str, Any] = {"version": manifest.version, "folder": str(artifact.folder)}
+        say_json(summary | {"metrics": manifest.metrics})
+        return
+    accuracy = manifest.metrics.get("accuracy")
+    held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
+    say(f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})")

@@ -1,0 +1,132 @@
+"""From a chat to the first piece of an answer: classify, decide (pure), call with fall-back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coe.conversation import routing_text
+from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reply, Router
+from coe.errors import ExpertError, InvalidRequest, ModelNotFound
+from coe.mapping import Assignment, expected
+from coe.registry import AUTO, ExpertSpec, Registry
+
+CHARACTERS_PER_TOKEN = 8
+"""More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An accepted answer: who gave it, after how many attempts, and the reply whose first piece is there."""
+
+    decision: Decision
+    reply: Reply
+    attempts: int
+
+
+def decide(chat: Chat, prediction: Prediction, *, registry: Registry, assignment: Assignment) -> Decision:
+    """Choose the expert and the order of fall-back. Pure.
+
+    Hard filters first (capabilities, context length), then the pinned expert, the general one when the router is
+    unsure, or the expert of highest expected quality under the posterior minus its price (Jain et al. 2024,
+    arXiv 2412.01868, with the posterior in place of its most likely class). Raises ModelNotFound, or InvalidRequest
+    when no expert can take the chat.
+    """
+    able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
+    category, confidence = assignment.categories[prediction.best], prediction.confidence
+    if chat.model != AUTO:
+        _check_pin(chat, registry, able)
+        return Decision(chat.model, category, confidence, "pinned", (chat.model,))
+    if not able:
+        raise InvalidRequest(f"no expert can take this request: {_obstacles(chat, registry)}", code="no_capable_expert")
+    value = expected(assignment, prediction.probabilities)
+    ranked = [assignment.experts[index] for index in np.argsort(-value, kind="stable")]
+    ranked = [name for name in ranked if name in able]
+    if confidence < registry.policy.general_below and registry.general_expert in able:
+        ranked.remove(registry.general_expert)
+        ranked.insert(0, registry.general_expert)
+        return Decision(ranked[0], category, confidence, "uncertain", tuple(ranked))
+    return Decision(ranked[0], category, confidence, "routed", tuple(ranked))
+
+
+def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
+    """Why an expert cannot take a chat; empty when it can."""
+    if missing := chat.needs - spec.capabilities:
+        return f"{spec.name} has no {', no '.join(sorted(missing))}"
+    if chat.characters > spec.context_length * CHARACTERS_PER_TOKEN:
+        return f"{spec.name} reads {spec.context_length} tokens and the chat has {chat.characters} characters"
+    return ""
+
+
+def _obstacles(chat: Chat, registry: Registry) -> str:
+    return "; ".join(obstacle for spec in registry.experts if (obstacle := _obstacle(chat, spec)))
+
+
+def _check_pin(chat: Chat, registry: Registry, able: list[str]) -> None:
+    if chat.model not in registry.expert_names:
+        known = ", ".join((AUTO, *registry.expert_names))
+        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {known}", param="model")
+    if chat.model not in able:
+        spec = registry.experts[registry.expert_names.index(chat.model)]
+        raise InvalidRequest(_obstacle(chat, spec), param="model", code="no_capable_expert")
+
+
+class Composition:
+    """Router, assignment and experts put together. Thread-safe as far as its router is; owns none of its parts."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        router: Router,
+        assignment: Assignment,
+        experts: Mapping[str, Expert],
+        threads: Executor,
+    ) -> None:
+        self.registry = registry
+        self.router = router
+        self._assignment = assignment
+        self._experts = experts
+        self._threads = threads
+
+    async def classify(self, chat: Chat) -> tuple[str, Prediction]:
+        """The routed text and its posterior. Only a look at the sentence encoder leaves the event loop."""
+        text = routing_text(chat)
+        prediction = self.router.peek(text)
+        if prediction is None:
+            loop = asyncio.get_running_loop()
+            (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
+        return text, prediction
+
+    def assign(self, chat: Chat, prediction: Prediction) -> Decision:
+        """`decide` with the parts in hand."""
+        return decide(chat, prediction, registry=self.registry, assignment=self._assignment)
+
+    async def call(self, chat: Chat, decision: Decision) -> Answer:
+        """Ask the candidates in turn until one gives a first piece. Raises the last ExpertError when none does."""
+        policy = self.registry.policy
+        call = Call(chat.fields, chat.stream, policy.first_piece_timeout, policy.piece_timeout)
+        candidates = decision.candidates[: policy.attempts]
+        for attempt, name in enumerate(candidates, start=1):
+            try:
+                reply = await self._experts[name].stream(call)
+            except ExpertError as error:
+                error.attempts = attempt
+                if not error.retryable or attempt == len(candidates):
+                    raise
+                continue
+            if attempt > 1:
+                decision = replace(decision, expert=name, reason="fallback")
+            return Answer(decision, reply, attempt)
+        raise AssertionError("a decision has at least one candidate")
+
+
+def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:
+    """The mapping written in experts.yaml, over the router's categories."""
+    return Assignment.declared(
+        categories, registry.expert_names, registry.assignment, general=registry.assignment[GENERAL]
+    )

@@ -1,0 +1,142 @@
+"""Every error CoE raises on purpose, as one tree; `gateway/errors.py` holds the one table from here to HTTP.
+
+CoEError
+├── ConfigError            experts.yaml or the environment is wrong        (stops the process at start)
+├── ArtifactError          an artifact is missing, damaged or does not fit (stops the process at start)
+├── DataError              a data file cannot be used                      (ends the job)
+├── FleetError             a local expert server cannot be run
+├── LogError               the routing log cannot be read or written
+└── RequestError           one request cannot be answered
+    ├── InvalidRequest     the client's request is wrong                   400
+    │   ├── BodyTooLarge                                                   413
+    │   ├── WrongMediaType                                                 415
+    │   └── ModelNotFound                                                  404
+    ├── Overloaded         no permit free; carries `retry_after`           429
+    └── ExpertError        the expert's fault; carries `expert`
+        ├── ExpertUnavailable  refused, reset, or answered 5xx / 429       503
+        ├── ExpertTimeout      no first piece in time                      504
+        ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
+        └── ExpertGarbage      answered something that is not the protocol 502
+"""
+
+from __future__ import annotations
+
+
+class CoEError(Exception):
+    """Base of every error raised on purpose. `str(error)` names the place, what is wrong and the remedy."""
+
+
+class ConfigError(CoEError):
+    """A declared setting is wrong. `problems` holds one line per mistake, each `file:line: what`."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ArtifactError(CoEError):
+    """An artifact is missing, damaged, or was made for other categories than the ones declared."""
+
+
+class DataError(CoEError):
+    """A data file is missing, unreadable, or lacks what the job needs."""
+
+
+class FleetError(CoEError):
+    """A local expert server could not be started or kept running."""
+
+
+class LogError(CoEError):
+    """The routing log could not be opened, read or written."""
+
+
+class RequestError(CoEError):
+    """One request cannot be answered; the process is fine.
+
+    `code` is the machine-readable word of OpenAI's error body, `param` the body field at fault.
+    """
+
+    code = "internal_error"
+    param: str | None = None
+
+
+class InvalidRequest(RequestError):
+    """The client's request is wrong; retrying it unchanged cannot help."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        if code:
+            self.code = code
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is longer than the declared limit."""
+
+    code = "body_too_large"
+
+
+class WrongMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    code = "unsupported_media_type"
+
+
+class ModelNotFound(InvalidRequest):
+    """`model` is neither `auto` nor a declared expert."""
+
+    code = "model_not_found"
+
+
+class Overloaded(RequestError):
+    """No permit is free. `retry_after` is in seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ExpertError(RequestError):
+    """An expert failed the request. `retryable`: another expert may be asked instead; `attempts`: how many were."""
+
+    code = "expert_error"
+    retryable = True
+    attempts = 1
+
+    def __init__(self, message: str, *, expert: str) -> None:
+        super().__init__(message)
+        self.expert = expert
+
+
+class ExpertUnavailable(ExpertError):
+    """The expert refused or dropped the connection, or answered 429 or 5xx before the first piece."""
+
+    code = "expert_unavailable"
+
+
+class ExpertTimeout(ExpertError):
+    """The expert gave no first piece within the declared time."""
+
+    code = "expert_timeout"
+
+
+class ExpertGarbage(ExpertError):
+    """The expert answered 200 with something that is not the protocol."""
+
+    code = "expert_garbage"
+
+
+class ExpertRejected(ExpertError):
+    """The expert judged the request itself wrong (4xx): every expert may, so none other is asked."""
+
+    code = "expert_rejected"
+    retryable = False
+
+    def __init__(self, message: str, *, expert: str, status: int, param: str | None = None) -> None:
+        super().__init__(message, expert=expert)
+        self.status = status
+        self.param = param

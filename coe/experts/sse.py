@@ -1,0 +1,76 @@
+"""Server-sent events as whole events: cut a byte stream at blank lines, and read the few facts the log needs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+DONE = b"data: [DONE]\n\n"
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
+
+
+class EventBuffer:
+    """Feeds on chunks as they arrive and gives back complete events only, so that an error can be told between two.
+
+    Raises ValueError when an event is longer than `limit` bytes.
+    """
+
+    __slots__ = ("_limit", "_rest")
+
+    def __init__(self, *, limit: int = 16 * 2**20) -> None:
+        self._rest = b""
+        self._limit = limit
+
+    def feed(self, chunk: bytes) -> bytes:
+        """All events completed by this chunk, one string; empty when none is."""
+        data = self._rest + chunk if self._rest else chunk
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4 if b"\r" in data else 0)
+        if end < 2:
+            end = 0
+        self._rest = data[end:]
+        if len(self._rest) > self._limit:
+            raise ValueError(f"an event is longer than {self._limit} bytes")
+        return data[:end]
+
+    @property
+    def rest(self) -> bytes:
+        """What came after the last complete event."""
+        return self._rest
+
+
+def first_event(events: bytes) -> Any:
+    """The JSON of the first data line, None for comments and [DONE]. Raises ValueError when this is no event stream."""
+    if not _FIELD.match(events):
+        raise ValueError("it does not begin with an event")
+    for line in events.splitlines():
+        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+            return orjson.loads(data)
+    return None
+
+
+def finished(events: bytes) -> bool:
+    """Whether one of the events ends a choice."""
+    return _FINISHED.search(events) is not None
+
+
+def usage(events: bytes) -> dict[str, Any] | None:
+    """The token counts among the events, where there are some."""
+    if b'"usage"' not in events:
+        return None
+    for line in events.splitlines():
+        if line.startswith(b"data:") and b'"usage"' in line:
+            try:
+                found = orjson.loads(line[5:])
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(found, dict) and isinstance(found.get("usage"), dict):
+                return dict(found["usage"])
+    return None
+
+
+def error_event(body: bytes) -> bytes:
+    """An event that carries an OpenAI error body."""
+    return b"data: " + body + b"\n\n"

@@ -1,0 +1,126 @@
+"""The category-to-expert mapping: what `decide()` charges and trusts, and the exact solution that finds it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.errors import ArtifactError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """Which expert serves which category, at what expected quality and price.
+
+    `quality` has shape (n_categories, n_experts): the quality (0 to 1) that decisions trust, -inf where the expert may
+    not serve the category. `price` has shape (n_experts,): what one request to the expert costs, in units of quality;
+    it is the sum over the budget rows of `duals` x the expert's use of that row. `choice`, `runner_up` and `margin` (in
+    units of quality, prices included) go by category; `hosted` names the experts that the plan keeps running.
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    quality: NDArray[np.float64]
+    price: NDArray[np.float64]
+    choice: tuple[str, ...]
+    runner_up: tuple[str | None, ...]
+    margin: tuple[float, ...]
+    hosted: tuple[str, ...]
+    duals: Mapping[str, float]
+    _may: NDArray[np.bool_] = field(init=False, repr=False)
+    _worth: NDArray[np.float64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        may = np.isfinite(self.quality)
+        object.__setattr__(self, "_may", may)
+        object.__setattr__(self, "_worth", np.where(may, self.quality, 0.0))
+        object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
+        for array in (self.quality, self.price, self._may, self._worth):
+            array.setflags(write=False)
+
+    @classmethod
+    def declared(
+        cls, categories: tuple[str, ...], experts: tuple[str, ...], mapping: Mapping[str, str], general: str
+    ) -> Assignment:
+        """The mapping as pinned in experts.yaml, nothing measured: quality 1 for a category's declared expert, 0.5 for
+        the general expert, 0 for the rest; everything free. A category that `mapping` leaves out is the general
+        expert's."""
+        choice = tuple(mapping.get(category, general) for category in categories)
+        quality = np.zeros((len(categories), len(experts)))
+        quality[:, experts.index(general)] = 0.5
+        for row, expert in enumerate(choice):
+            quality[row, experts.index(expert)] = 1.0
+        return cls(
+            categories=categories,
+            experts=experts,
+            quality=quality,
+            price=np.zeros(len(experts)),
+            choice=choice,
+            runner_up=tuple(general if expert != general else None for expert in choice),
+            margin=tuple(0.5 if expert != general else 1.0 for expert in choice),
+            hosted=experts,
+            duals={},
+        )
+
+    def to_json(self) -> bytes:
+        """The assignment as JSON, the same bytes for the same assignment; -inf is written as null."""
+        fields = {
+            "version": 1,
+            "categories": self.categories,
+            "experts": self.experts,
+            "quality": [[value if np.isfinite(value) else None for value in row] for row in self.quality.tolist()],
+            "price": self.price.tolist(),
+            "choice": self.choice,
+            "runner_up": self.runner_up,
+            "margin": self.margin,
+            "hosted": self.hosted,
+            "duals": dict(self.duals),
+        }
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Assignment:
+        """Reads what `to_json` wrote. Raises ArtifactError where it is something else."""
+        try:
+            fields = orjson.loads(data)
+            if fields["version"] != 1:
+                raise ValueError(f"version {fields['version']}, not 1")
+            rows = [[-np.inf if value is None else value for value in row] for row in fields["quality"]]
+            made = cls(
+                categories=tuple(fields["categories"]),
+                experts=tuple(fields["experts"]),
+                quality=np.array(rows, dtype=np.float64).reshape(len(rows), -1),
+                price=np.array(fields["price"], dtype=np.float64),
+                choice=tuple(fields["choice"]),
+                runner_up=tuple(fields["runner_up"]),
+                margin=tuple(fields["margin"]),
+                hosted=tuple(fields["hosted"]),
+                duals=fields["duals"],
+            )
+            if made.quality.shape != (len(made.categories), len(made.experts)):
+                raise ValueError(f"quality of shape {made.quality.shape}")
+            if made.price.shape != (len(made.experts),):
+                raise ValueError(f"price of shape {made.price.shape}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
+        return made
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `to_json`, hexadecimal."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Expected quality less price of each expert, shape (n_experts,), under a posterior of shape (n_categories,).
+
+    -inf for an expert that may not serve the likeliest category; in the others' share it counts with quality 0.
+    """
+    scores: NDArray[np.float64] = posterior @ assignment._worth - assignment.price
+    return np.where(assignment._may[int(posterior.argmax())], scores, -np.inf)

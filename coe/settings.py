@@ -1,0 +1,83 @@
+"""The process's own settings; the only reader of the environment. What the service is lives in experts.yaml."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from coe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an expert is served and what the server calls its model."""
+
+    base_url: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Read once at a composition root with `Settings.read()`.
+
+    | variable | meaning | default |
+    |---|---|---|
+    | COE_CONFIG | the declaration | experts.yaml |
+    | COE_HOME | state: artifacts, model cache, logs | .coe beside the declaration |
+    | COE_HOST, COE_PORT | where the gateway listens | 127.0.0.1, 8080 |
+    | COE_WORKERS | gateway processes | 1 |
+    | COE_ENDPOINTS | JSON {expert: {base_url, model}}, set by `coe up` for the servers it started | {} |
+    """
+
+    config: Path
+    home: Path
+    host: str
+    port: int
+    workers: int
+    endpoints: Mapping[str, Endpoint]
+    environ: Mapping[str, str]
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None, *, config: Path | None = None) -> Settings:
+        """Read the environment (or the mapping given). Raises ConfigError that names the variable."""
+        env = dict(os.environ if environ is None else environ)
+        config = (config or Path(env.get("COE_CONFIG", "experts.yaml"))).absolute()
+        return cls(
+            config=config,
+            home=Path(env.get("COE_HOME") or config.parent / ".coe").absolute(),
+            host=env.get("COE_HOST", "127.0.0.1"),
+            port=_number(env, "COE_PORT", default=8080, low=0, high=65535),
+            workers=_number(env, "COE_WORKERS", default=1, low=1, high=256),
+            endpoints=_endpoints(env.get("COE_ENDPOINTS", "{}")),
+            environ=env,
+        )
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+
+def _number(env: Mapping[str, str], name: str, *, default: int, low: int, high: int) -> int:
+    text = env.get(name, str(default))
+    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+        raise ConfigError(f"environment: {name}={text!r} is not a whole number from {low} to {high}")
+    return int(text)
+
+
+def _endpoints(text: str) -> dict[str, Endpoint]:
+    try:
+        return {name: Endpoint(**value) for name, value in orjson.loads(text).items()}
+    except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
+        raise ConfigError(f"environment: COE_ENDPOINTS is not JSON {{expert: {{base_url, model}}}}: {error}") from error

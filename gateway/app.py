@@ -1,0 +1,76 @@
+"""The ASGI application: routes, and what must be open while they are served."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from coe.composition import Composition
+from coe.core import RoutingRecord
+from gateway.admission import Admission
+from gateway.errors import error_body
+from gateway.health import Health
+from gateway.line import ChatLine
+from gateway.metrics import Metrics
+from gateway.models import Models
+from gateway.route import RouteEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an app is made of, opened and ready to use."""
+
+    composition: Composition
+    put_record: Callable[[RoutingRecord, str], None]
+    metrics: Metrics
+
+
+def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
+    """The application. `open_parts` runs in the event loop that serves, as connection pools must."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with open_parts() as parts:
+            health = Health(parts.composition)
+            app.router.routes[:] = _routes(parts, health)
+            health.ready = True
+            try:
+                yield
+            finally:
+                health.ready = False
+
+    return Starlette(lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+
+
+def _routes(parts: Parts, health: Health) -> list[Route]:
+    composition = parts.composition
+    admission = Admission(permits=composition.registry.limits.concurrent_requests)
+    parts.metrics.gauge("coe_requests_in_flight", "Chat requests being worked on.", lambda: admission.in_use)
+    line = ChatLine(composition, admission=admission, put_record=parts.put_record, metrics=parts.metrics)
+    models = Models(composition.registry)
+    return [
+        Route("/v1/chat/completions", line, methods=["POST"]),
+        Route("/v1/models", models.list),
+        Route("/v1/models/{model}", models.one),
+        Route("/v1/route", RouteEndpoint(composition), methods=["POST"]),
+        Route("/health/live", health.live),
+        Route("/health/ready", health.ready_now),
+        Route("/metrics", parts.metrics.endpoint),
+    ]
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses (404, 405), in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    body = error_body(
+        message, kind="invalid_request_error", code="not_found" if error.status_code == 404 else "invalid_request"
+    )
+    return Response(body, status_code=error.status_code, headers=error.headers, media_type="application/json")

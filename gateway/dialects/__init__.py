@@ -1,0 +1,1 @@
+"""The chat APIs that clients speak, each reduced to what routing reads."""

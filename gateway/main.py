@@ -1,0 +1,145 @@
+"""The gateway's composition root: from settings to a running server."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from starlette.applications import Starlette
+
+import routers
+from coe.artifacts import Artifact, ArtifactStore
+from coe.composition import Composition, declared_assignment
+from coe.core import Router
+from coe.errors import ArtifactError, ConfigError
+from coe.experts.http import HttpExpert, open_session
+from coe.records import RecordWriter, open_log
+from coe.registry import ExpertSpec, Registry, load
+from coe.settings import Endpoint, Settings
+from gateway.app import Parts, create_app
+from gateway.metrics import Metrics
+from gateway.recorder import Recorder
+
+SPOOL = "spool.sqlite"
+THREADS = 2
+"""For looks at the sentence encoder, each one thread wide: more would fight the experts for the cores."""
+
+
+def prepare(settings: Settings) -> tuple[Registry, Artifact]:
+    """Load and check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
+    registry, artifact = trained_router(settings)
+    for spec in registry.experts:
+        endpoint_of(spec, settings)
+    return registry, artifact
+
+
+def trained_router(settings: Settings) -> tuple[Registry, Artifact]:
+    """The declaration and the router in use. Raises ConfigError or ArtifactError."""
+    registry = load(settings.config, environ=settings.environ)
+    artifact = ArtifactStore(settings.artifacts, "router").current()
+    if artifact is None:
+        raise ArtifactError(
+            f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which does it"
+        )
+    check_fit(registry, artifact)
+    return registry, artifact
+
+
+def check_fit(registry: Registry, artifact: Artifact) -> None:
+    """Raises ArtifactError when a router was trained for other categories than the declared ones."""
+    trained, declared = set(artifact.manifest.categories), set(registry.category_names)
+    if trained != declared:
+        difference = "; ".join(
+            f"{what}: {', '.join(sorted(names))}"
+            for what, names in (("not trained", declared - trained), ("not declared", trained - declared))
+            if names
+        )
+        raise ArtifactError(
+            f"router {artifact.manifest.version} does not fit experts.yaml ({difference}); run `coe train`"
+        )
+
+
+def endpoint_of(spec: ExpertSpec, settings: Settings) -> Endpoint:
+    """Where an expert is served. Raises ConfigError for a local expert that nobody started."""
+    if spec.base_url:
+        return Endpoint(spec.base_url, spec.model)
+    if spec.name not in settings.endpoints:
+        raise ConfigError(f"expert {spec.name!r} runs locally and is not started; use `coe up`, which starts it")
+    return settings.endpoints[spec.name]
+
+
+def build_app(settings: Settings, registry: Registry, artifact: Artifact) -> Starlette:
+    """The application of one worker process."""
+    return create_app(partial(open_parts, settings, registry, routers.load(artifact.folder), artifact))
+
+
+@asynccontextmanager
+async def open_parts(
+    settings: Settings, registry: Registry, router: Router, artifact: Artifact
+) -> AsyncIterator[Parts]:
+    """Open threads, connections and the routing log, and close them in turn."""
+    async with AsyncExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
+        session = await stack.enter_async_context(open_session())
+        log = open_log(registry.log.url, base=settings.home)
+        stack.push_async_callback(log.aclose)
+        writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
+        encoder = routers.load_encoder(artifact.folder) if registry.log.store_embeddings else None
+        recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
+        experts = {
+            spec.name: HttpExpert(spec, endpoint_of(spec, settings), session=session) for spec in registry.experts
+        }
+        composition = Composition(
+            registry,
+            router=router,
+            assignment=declared_assignment(registry, router.categories),
+            experts=experts,
+            threads=threads,
+        )
+        metrics = Metrics()
+        metrics.gauge("coe_log_backlog", "Records waiting to be written.", lambda: writer.backlog)
+        metrics.gauge(
+            "coe_log_dropped",
+            "Records lost since start because neither log nor spool took them.",
+            lambda: writer.dropped,
+        )
+        yield Parts(composition, recorder.put, metrics)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigError or ArtifactError when it cannot begin."""
+    from granian.constants import Interfaces, Loops
+    from granian.log import LogLevels
+    from granian.server import Server
+
+    registry, artifact = prepare(settings)
+    check_port(settings)
+    server = Server(
+        "gateway",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        workers=settings.workers,
+        websockets=False,
+        log_level=LogLevels.warning,
+        respawn_failed_workers=True,
+        workers_kill_timeout=30,
+    )
+    server.serve(target_loader=partial(build_app, settings, registry, artifact), wrap_loader=False)
+
+
+def check_port(settings: Settings) -> None:
+    """Raises ConfigError when the address cannot be listened on; two gateways would share it silently otherwise."""
+    try:
+        with socket.create_server((settings.host, settings.port)):
+            pass
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{where} is in use; stop what listens there or set COE_PORT") from None
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; set COE_HOST and COE_PORT") from None

@@ -1,0 +1,38 @@
+"""`GET /v1/models`: what a client may write as `model`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coe.registry import AUTO, Registry
+from gateway.errors import error_body
+
+
+class Models:
+    """`auto` and the declared experts, in OpenAI's shape."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._models = {name: _model(name) for name in (AUTO, *registry.expert_names)}
+
+    async def list(self, _: Request) -> Response:
+        return _json({"object": "list", "data": list(self._models.values())})
+
+    async def one(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name in self._models:
+            return _json(self._models[name])
+        message = f"the model {name!r} does not exist here; known: {', '.join(self._models)}"
+        body = error_body(message, kind="invalid_request_error", code="model_not_found", param="model")
+        return Response(body, status_code=404, media_type="application/json")
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "coe"}
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

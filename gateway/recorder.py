@@ -1,0 +1,46 @@
+"""The last step of the line: hand a record to the log's writer, with the text's embedding where the file asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from coe.core import Encoder, RoutingRecord
+from coe.records import RecordWriter
+
+MAX_PENDING = 256
+"""Embeddings under way at a time; beyond it records go without one rather than pile up."""
+
+
+class Recorder:
+    """Never waits and never raises: embeddings are computed after the answer, in a thread."""
+
+    def __init__(self, writer: RecordWriter, *, encoder: Encoder | None, threads: Executor) -> None:
+        self._writer = writer
+        self._encoder = encoder
+        self._threads = threads
+        self._pending: set[asyncio.Future[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await asyncio.gather(*self._pending)
+
+    def put(self, record: RoutingRecord, text: str) -> None:
+        """Queue a record."""
+        if self._encoder is None or not text or len(self._pending) >= MAX_PENDING:
+            self._writer.put(record)
+            return
+        task = asyncio.ensure_future(self._embed(self._encoder, record, text))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _embed(self, encoder: Encoder, record: RoutingRecord, text: str) -> None:
+        vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
+        self._writer.put(replace(record, embedding=vectors[0].astype(np.float16).tobytes()))

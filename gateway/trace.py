@@ -1,0 +1,111 @@
+"""What is learned about one request on its way down the line; becomes its headers, its metrics and its record."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from uuid import uuid4
+
+from coe.composition import Answer, Composition
+from coe.core import Chat, Decision, Prediction, Reply, RoutingRecord
+from coe.errors import ExpertError, RequestError
+
+MAX_SESSION = 128
+
+
+class Trace:
+    """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped."""
+
+    __slots__ = (
+        "attempts",
+        "chat",
+        "decision",
+        "first_piece_ms",
+        "outcome",
+        "prediction",
+        "reply",
+        "request_id",
+        "routing_ms",
+        "session",
+        "start",
+        "text",
+        "time",
+    )
+
+    def __init__(self) -> None:
+        self.request_id = f"req_{uuid4().hex}"
+        self.time = time.time()
+        self.start = time.perf_counter()
+        self.outcome = "aborted"
+        self.session: str | None = None
+        self.chat: Chat | None = None
+        self.text = ""
+        self.prediction: Prediction | None = None
+        self.decision: Decision | None = None
+        self.reply: Reply | None = None
+        self.attempts = 0
+        self.routing_ms = 0.0
+        self.first_piece_ms: float | None = None
+
+    def elapsed_ms(self) -> float:
+        return (time.perf_counter() - self.start) * 1000
+
+    def routed(self) -> None:
+        """Steps 1 to 4 are done."""
+        self.routing_ms = self.elapsed_ms()
+
+    def answered(self, answer: Answer) -> None:
+        """Step 5 is done: the first piece is there."""
+        self.first_piece_ms = self.elapsed_ms()
+        self.decision, self.reply, self.attempts = answer.decision, answer.reply, answer.attempts
+
+    def failed(self, error: RequestError) -> None:
+        self.outcome = error.code
+        if isinstance(error, ExpertError):
+            self.attempts = error.attempts
+
+    def headers(self, router: str) -> list[tuple[bytes, bytes]]:
+        """The response headers known so far. Names are ASCII by declaration; no prompt text is among them."""
+        found = [(b"x-request-id", self.request_id.encode())]
+        if (decision := self.decision) is not None:
+            found += [
+                (b"x-coe-expert", decision.expert.encode()),
+                (b"x-coe-category", decision.category.encode()),
+                (b"x-coe-confidence", b"%.3f" % decision.confidence),
+                (b"x-coe-reason", decision.reason.encode()),
+                (b"x-coe-router", router.encode()),
+                (b"x-coe-attempts", b"%d" % self.attempts),
+                (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
+            ]
+        return found
+
+    def record(self, composition: Composition) -> RoutingRecord:
+        """The request's line in the routing log."""
+        decision, prediction, usage = self.decision, self.prediction, self.reply.usage if self.reply else None
+        registry = composition.registry
+        posterior = prediction.probabilities.tolist() if prediction is not None else ()
+        return RoutingRecord(
+            request_id=self.request_id,
+            time=self.time,
+            category=decision.category if decision else "",
+            confidence=decision.confidence if decision else 0.0,
+            expert=decision.expert if decision else "",
+            reason=decision.reason if decision else "",
+            propensity=decision.propensity if decision else 1.0,
+            candidates=decision.candidates if decision else (),
+            probabilities=dict(zip(composition.router.categories, posterior, strict=False)),
+            stage=prediction.stage if prediction is not None else "",
+            router=composition.router.version,
+            config=registry.digest,
+            digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
+            outcome=self.outcome,
+            attempts=self.attempts,
+            stream=self.chat.stream if self.chat else False,
+            routing_ms=round(self.routing_ms, 3),
+            first_piece_ms=round(self.first_piece_ms, 3) if self.first_piece_ms is not None else None,
+            total_ms=round(self.elapsed_ms(), 3),
+            input_tokens=usage.input_tokens if usage else None,
+            output_tokens=usage.output_tokens if usage else None,
+            session=self.session,
+            prompt=self.text if registry.log.store_prompts and self.text else None,
+        )
