@@ -48,12 +48,12 @@ class Assignment:
     def declared(
         cls, categories: tuple[str, ...], experts: tuple[str, ...], mapping: Mapping[str, str], general: str
     ) -> Assignment:
-        """The mapping as pinned in experts.yaml, nothing measured: quality 1 for a category's declared expert, 0.5 for
+        """The mapping as pinned in experts.yaml, nothing measured: quality 1 for a category's declared expert, 0.01 for
         the general expert, 0 for the rest; everything free. A category that `mapping` leaves out is the general
         expert's."""
         choice = tuple(mapping.get(category, general) for category in categories)
         quality = np.zeros((len(categories), len(experts)))
-        quality[:, experts.index(general)] = 0.5
+        quality[:, experts.index(general)] = 0.01
         for row, expert in enumerate(choice):
             quality[row, experts.index(expert)] = 1.0
         return cls(
@@ -63,7 +63,7 @@ class Assignment:
             price=np.zeros(len(experts)),
             choice=choice,
             runner_up=tuple(general if expert != general else None for expert in choice),
-            margin=tuple(0.5 if expert != general else 1.0 for expert in choice),
+            margin=tuple(0.99 if expert != general else 1.0 for expert in choice),
             hosted=experts,
             duals={},
         )

@@ -157,8 +157,8 @@ def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
     source, problems = located.with_variables(located.read(path), environ)
     if not isinstance(source.value, dict):
         raise ConfigError(f"{source.file}:1: expected the keys {', '.join(Registry.model_fields)}")
-    try:
-        registry = Registry.model_validate(source.value)
+    try:  # a section whose lines are all commented out is an empty one
+        registry = Registry.model_validate({key: item for key, item in source.value.items() if item is not None})
     except ValidationError as error:
         problems += [_explain(source, item["loc"], item["type"], item["msg"]) for item in error.errors()]
         raise ConfigError(*problems) from None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from starlette.applications import Starlette
 
@@ -74,13 +75,11 @@ def endpoint_of(spec: ExpertSpec, settings: Settings) -> Endpoint:
 
 def build_app(settings: Settings, registry: Registry, artifact: Artifact) -> Starlette:
     """The application of one worker process."""
-    return create_app(partial(open_parts, settings, registry, routers.load(artifact.folder), artifact))
+    return create_app(partial(open_parts, settings, registry, routers.load(artifact.folder), artifact.folder))
 
 
 @asynccontextmanager
-async def open_parts(
-    settings: Settings, registry: Registry, router: Router, artifact: Artifact
-) -> AsyncIterator[Parts]:
+async def open_parts(settings: Settings, registry: Registry, router: Router, folder: Path) -> AsyncIterator[Parts]:
     """Open threads, connections and the routing log, and close them in turn."""
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
@@ -88,7 +87,7 @@ async def open_parts(
         log = open_log(registry.log.url, base=settings.home)
         stack.push_async_callback(log.aclose)
         writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
-        encoder = routers.load_encoder(artifact.folder) if registry.log.store_embeddings else None
+        encoder = routers.load_encoder(folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         experts = {
             spec.name: HttpExpert(spec, endpoint_of(spec, settings), session=session) for spec in registry.experts

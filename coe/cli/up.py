@@ -1,3 +1,121 @@
-"""stub"""
-def up() -> None: ...
-def serve() -> None: ...
+"""`coe up` runs the whole service; `coe serve` runs the gateway alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from coe.artifacts import ArtifactStore
+from coe.cli.common import Config, say, settings_for
+from coe.errors import FleetError
+from coe.fleet import Fleet, Pace, ServerSpec, local_servers
+from coe.registry import Registry, load
+from coe.settings import Endpoint, Settings
+
+DRAIN = 30.0
+"""Seconds the gateway has to finish answers when it is stopped."""
+
+Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
+
+
+def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
+    """Run the gateway alone, for experts that run elsewhere."""
+    from gateway.main import serve as run
+
+    run(_listening(settings_for(config), host, port))
+
+
+def up(host: Host = None, port: Port = None, config: Config = None) -> None:
+    """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
+    settings = _listening(settings_for(config), host, port)
+    try:
+        asyncio.run(_up(settings))
+    except asyncio.CancelledError:
+        say("stopped")
+
+
+def _listening(settings: Settings, host: str | None, port: int | None) -> Settings:
+    return replace(settings, host=host or settings.host, port=port or settings.port)
+
+
+async def _up(settings: Settings) -> None:
+    from gateway.main import check_port
+
+    _stop_on_signals()
+    registry = load(settings.config, environ=settings.environ)
+    check_port(settings)
+    await _ensure_router(settings)
+    servers, endpoints = local_servers(
+        registry.experts, cache=settings.models, logs=settings.logs, python=Path(sys.executable), say=say
+    )
+    if servers:
+        say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
+    async with Fleet(servers, say=say), Fleet([_gateway(settings, endpoints)], say=say, pace=Pace(grace=DRAIN)):
+        say(_welcome(settings, registry))
+        await asyncio.Event().wait()
+
+
+def _stop_on_signals() -> None:
+    """SIGINT and SIGTERM cancel what is being done, which stops every process on the way out."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+
+
+async def _ensure_router(settings: Settings) -> None:
+    """Train the router on first start, in a process of its own: what training imports is of no use afterwards."""
+    if ArtifactStore(settings.artifacts, "router").current() is not None:
+        return
+    say("training the category router (first start only, about a minute)")
+    command = (sys.executable, "-m", "coe.cli", "train", "--config", str(settings.config))
+    process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if code != 0:
+        raise FleetError("the router could not be trained; the reason stands above")
+
+
+def _gateway(settings: Settings, endpoints: Mapping[str, Endpoint]) -> ServerSpec:
+    addresses = orjson.dumps({name: asdict(endpoint) for name, endpoint in endpoints.items()}).decode()
+    listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
+    return ServerSpec(
+        key="gateway",
+        argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
+        host=settings.host,
+        port=settings.port,
+        env={"COE_ENDPOINTS": addresses},
+        model=None,
+        log=settings.logs / "gateway.log",
+        ready_timeout=60.0,
+    )
+
+
+def _welcome(settings: Settings, registry: Registry) -> str:
+    url = f"http://{settings.host}:{settings.port}/v1"
+    return f"""
+CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
+
+  curl {url}/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}", api_key="none")
+  answer = client.chat.completions.create(model="auto", messages=[{{"role": "user", "content": "What is 17 * 23?"}}])
+  print(answer.choices[0].message.content)
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from coe.settings import Endpoint
 MAX_ANSWER = 64 * 2**20
 """Bytes of a plain (not streamed) answer."""
 CONNECT_TIMEOUT = 5.0
+LARGE_BODY = 2**20
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
 
 
@@ -53,7 +55,7 @@ class HttpExpert:
         response: aiohttp.ClientResponse | None = None
         try:
             async with asyncio.timeout(call.first_piece_timeout):
-                response = await self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False)
+                response = await self._session.post(self._url, data=_paced(body), headers=self._headers, allow_redirects=False)
                 if response.status != 200:
                     raise await self._refusal(response)
                 reply = _Streamed(self, response, call.piece_timeout) if call.stream else _Plain(self, response)
@@ -222,6 +224,11 @@ class _Streamed:
 
 
 _EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+
+def _paced(body: bytes) -> bytes | io.BytesIO:
+    """A large body is written chunk by chunk, so that one client cannot hold up the event loop for the others."""
+    return body if len(body) < LARGE_BODY else io.BytesIO(body)
 
 
 def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:

@@ -27,8 +27,10 @@ class EventBuffer:
     def feed(self, chunk: bytes) -> bytes:
         """All events completed by this chunk, one string; empty when none is."""
         data = self._rest + chunk if self._rest else chunk
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4 if b"\r" in data else 0)
-        if end < 2:
+        end = data.rfind(b"\n\n") + 2
+        if b"\r" in data:
+            end = max(end, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)
+        if end == 1:  # rfind found nothing
             end = 0
         self._rest = data[end:]
         if len(self._rest) > self._limit:

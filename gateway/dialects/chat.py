@@ -9,7 +9,7 @@ import orjson
 from coe.core import Capability, Chat, Message
 from coe.errors import InvalidRequest
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _PART_NEEDS: dict[str, Capability] = {"image_url": "images", "input_image": "images", "input_audio": "audio"}
 
 
@@ -64,7 +64,7 @@ def _message(message: Any, where: str, needs: set[Capability]) -> Message:
         raise InvalidRequest(f"{where} must be an object with role and content", param=where)
     role = message.get("role")
     if role not in ROLES:
-        raise InvalidRequest(f"{where}.role must be one of {', '.join(sorted(ROLES))}", param=f"{where}.role")
+        raise InvalidRequest(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
     content = message.get("content")
     if content is None or isinstance(content, str):
         return Message(role, content or "")

@@ -1,0 +1,152 @@
+"""The service as a newcomer meets it: a clean clone, `make serve`, the README's example, the official client, Ctrl-C.
+
+    .venv/bin/python scripts/end_to_end.py
+
+Exits 1 with the reason when something is not as README says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from openai import OpenAI
+
+ROOT = Path(__file__).parent.parent
+READY = "CoE answers at"
+START_LIMIT = 1500.0
+STOP_LIMIT = 60.0
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "coe"
+        _run("git", "clone", "--quiet", str(ROOT), str(clone))
+        port = _free_port()
+        with _serving(clone, port, "first"):
+            experts = _ask_two_questions(port)
+            _run_readme_example(clone, port)
+            _check_log(clone, experts)
+        with _serving(clone, port, "second"):
+            _ask_two_questions(port)
+    sys.stdout.write("end to end: all good\n")
+
+
+@contextmanager
+def _serving(clone: Path, port: int, which: str) -> Iterator[None]:
+    begin = time.monotonic()
+    environ = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "VIRTUAL_ENV")}
+    process = subprocess.Popen(
+        ["make", "serve"],
+        cwd=clone,
+        env=environ | {"COE_PORT": str(port)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_welcome(process, begin)
+        sys.stdout.write(f"{which} make serve: ready after {time.monotonic() - begin:.0f} s\n")
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
+        try:
+            process.communicate(timeout=STOP_LIMIT)
+        finally:
+            left = _processes_of(clone)
+            for stray in left:
+                stray.kill()
+    _expect(not left, f"processes left behind: {left}")
+
+
+def _wait_for_welcome(process: subprocess.Popen[str], begin: float) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        sys.stdout.write(f"  | {line}")
+        if READY in line:
+            return
+        _expect(time.monotonic() - begin < START_LIMIT, "make serve takes too long")
+    raise SystemExit("end to end: make serve ended before it was ready")
+
+
+def _ask_two_questions(port: int) -> set[str]:
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=300)
+    plain = client.chat.completions.with_raw_response.create(
+        model="auto",
+        messages=[{"role": "user", "content": "Write a Python function that reverses a list"}],
+        max_tokens=24,
+    )
+    _expect(bool(plain.parse().choices[0].message.content), "the plain answer is empty")
+    streamed = client.chat.completions.with_raw_response.create(
+        model="auto", messages=[{"role": "user", "content": "Write a poem about the sea"}], max_tokens=24, stream=True
+    )
+    pieces = [chunk.choices[0].delta.content for chunk in streamed.parse() if chunk.choices]
+    _expect(sum(bool(piece) for piece in pieces) > 3, f"the stream came in too few pieces: {pieces}")
+    experts = {answer.headers["x-coe-expert"] for answer in (plain, streamed)}
+    _expect(len(experts) == 2, f"both questions went to {experts}")
+    return experts
+
+
+def _run_readme_example(clone: Path, port: int) -> None:
+    found = re.search(r"```python\n(.*?)```", (clone / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    code = found[1].replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+    output = _run(str(clone / ".venv" / "bin" / "python"), "-c", code)
+    _expect(bool(output.strip()), "the README's example printed nothing")
+
+
+def _check_log(clone: Path, experts: set[str]) -> None:
+    time.sleep(1.0)  # records are written in the background
+    lines = _run(str(clone / ".venv" / "bin" / "coe"), "log", "--json", cwd=clone).splitlines()
+    records = [json.loads(line) for line in lines]
+    _expect({record["expert"] for record in records} >= experts, f"the log lacks one of {experts}")
+    _expect({record["outcome"] for record in records} == {"ok"}, f"not all went well: {records}")
+    told = _run(str(clone / ".venv" / "bin" / "coe"), "route", "Prove that sqrt(2) is irrational", cwd=clone)
+    _expect("math" in told, f"coe route says: {told}")
+    _run(str(clone / ".venv" / "bin" / "coe"), "check", cwd=clone)
+
+
+def _processes_of(clone: Path) -> list[psutil.Process]:
+    """Processes that were started from the clone, by their command line or folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.cwd()]
+        except psutil.Error:
+            continue
+        if any(str(clone) in word for word in words):
+            found.append(process)
+    return found
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    _expect(done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise SystemExit(f"end to end: {otherwise}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The `coe` command as a user meets it."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.cli import app, main
+from coe.core import RoutingRecord
+from coe.records import open_log
+
+DECLARED = """\
+version: 1
+categories: [{name: code, description: c}, {name: general, description: g}]
+experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
+assignment: {general: small}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "experts.yaml"
+    path.write_text(DECLARED)
+    return path
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def record_of(number: int, **fields: object) -> RoutingRecord:
+    usual: dict[str, object] = {
+        "request_id": f"req_{number}",
+        "time": time.time() - 100 + number,
+        "category": "code",
+        "confidence": 0.9,
+        "expert": "small",
+        "reason": "routed",
+        "propensity": 1.0,
+        "candidates": ("small",),
+        "probabilities": {"code": 0.9, "general": 0.1},
+        "stage": "cheap",
+        "router": "r",
+        "config": "c",
+        "digest": "d",
+        "outcome": "ok",
+        "attempts": 1,
+        "stream": False,
+        "routing_ms": 0.1,
+        "first_piece_ms": 5.0,
+        "total_ms": 6.0,
+    }
+    return RoutingRecord(**(usual | fields))  # type: ignore[arg-type]
+
+
+def logged(config: Path, *records: RoutingRecord) -> None:
+    async def append() -> None:
+        log = open_log("sqlite:///routing-log.sqlite", base=config.parent / ".coe")
+        await log.append(records)
+        await log.aclose()
+
+    asyncio.run(append())
+
+
+def test_check_approves_a_right_file(config: Path) -> None:
+    assert "good (2 categories, 1 experts" in run("check", "--config", config)
+    assert json.loads(run("check", "--config", config, "--json"))["ok"] is True
+
+
+def test_check_prints_every_problem_and_fails(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(DECLARED.replace("general: small", "general: smal").replace("version: 1", "version: 1\nx: 1"))
+    result = CliRunner().invoke(app, ["check", "--config", str(config), "--json"])
+    assert result.exit_code == 1
+    assert "unknown key 'x'" in json.loads(result.stdout)["problems"][0]
+    monkeypatch.setattr("sys.argv", ["coe", "check", "--config", str(config)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 1
+    assert "experts.yaml:2: unknown key 'x'" in capsys.readouterr().err
+
+
+def test_bad_usage_exits_with_2() -> None:
+    assert CliRunner().invoke(app, ["route"]).exit_code == 2
+    assert CliRunner().invoke(app, ["log", "--since", "yesterday"]).exit_code == 2
+
+
+def test_log_lists_filters_and_prints_json(config: Path) -> None:
+    logged(config, record_of(1), record_of(2, category="general", outcome="expert_timeout"), record_of(3))
+    lines = run("log", "--config", config).splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["req_1", "req_2", "req_3"]
+    assert "req_3" in run("log", "--config", config, "-n", 1)
+    only = run("log", "--config", config, "--outcome", "expert_timeout", "--json")
+    assert json.loads(only)["request_id"] == "req_2"
+    assert "req" not in run("log", "--config", config, "--since", "5s")
+
+
+def test_log_of_a_service_that_never_ran_is_empty(config: Path) -> None:
+    assert len(run("log", "--config", config).splitlines()) == 1
+
+
+def test_schema_is_printed_for_editors(config: Path) -> None:
+    assert json.loads(run("check", "--schema"))["title"] == "Registry"

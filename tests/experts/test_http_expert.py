@@ -1,0 +1,154 @@
+"""HttpExpert against a real server that misbehaves in every way."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from coe.core import Call
+from coe.errors import ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
+from coe.experts.http import HttpExpert, open_session
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.experts.faulty_server import DONE, LAST, FaultyServer
+
+pytestmark = pytest.mark.anyio
+
+Ask = Callable[..., Awaitable[tuple[list[bytes], HttpExpert]]]
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+def spec_of(**fields: object) -> ExpertSpec:
+    declared = {"name": "clever", "model": "m", "runtime": "external", "base_url": "http://h/v1"}
+    return ExpertSpec.model_validate(declared | fields)
+
+
+async def answer(
+    url: str, model: str, *, stream: bool = False, first: float = 5.0, piece: float = 5.0, **spec: object
+) -> list[bytes]:
+    """All pieces of one answer."""
+    fields = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], **({"stream": True} if stream else {})}
+    async with open_session() as session:
+        expert = HttpExpert(spec_of(**spec), Endpoint(url, model), session=session)
+        reply = await expert.stream(Call(fields, stream, first, piece))
+        try:
+            pieces = [piece async for piece in reply.pieces()]
+        finally:
+            await reply.aclose()
+        assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+        return pieces
+
+
+async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: FaultyServer) -> None:
+    (body,) = await answer(server.url, "good:/a/folder")
+    assert b'"clever"' in body
+    assert b"folder" not in body
+    assert server.seen[0]["model"] == "good:/a/folder"
+
+
+async def test_a_stream_comes_as_whole_events_however_the_bytes_are_cut(server: FaultyServer) -> None:
+    pieces = await answer(server.url, "split", stream=True)
+    assert all(piece.endswith(b"\n\n") for piece in pieces)
+    assert b"".join(pieces).count(b"data:") == 3
+    assert pieces[-1].endswith(DONE)
+
+
+async def test_a_stream_carries_the_experts_name(server: FaultyServer) -> None:
+    pieces = await answer(server.url, "good:/a/folder", stream=True)
+    assert b'"model":"clever"' in b"".join(pieces)
+    assert b"folder" not in b"".join(pieces)
+
+
+async def test_done_is_added_where_the_server_forgets_it(server: FaultyServer) -> None:
+    pieces = await answer(server.url, "no-done", stream=True)
+    assert b"".join(pieces).endswith(LAST + DONE)
+
+
+async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(server: FaultyServer) -> None:
+    parameters = {"temperature": 0.1, "messages_seen": 1}
+    await answer(server.url, "good", parameters=parameters, system_prompt="Be kind.", api_key="k3y")
+    (body,) = server.seen
+    assert body["temperature"] == 0.1
+    assert [message["content"] for message in body["messages"]] == ["Be kind.", "hi"]
+    assert server.headers[0]["Authorization"] == "Bearer k3y"
+
+
+@pytest.mark.parametrize(
+    ("model", "stream", "error", "says"),
+    [
+        ("status:500", False, ExpertUnavailable, "HTTP 500: because I say so"),
+        ("status:429", True, ExpertUnavailable, "HTTP 429"),
+        ("status:401", False, ExpertUnavailable, "refused its api_key"),
+        ("status:404", False, ExpertUnavailable, "HTTP 404"),
+        ("status:400", False, ExpertRejected, "rejected the request: because I say so"),
+        ("detail:422", True, ExpertRejected, "rejected the request: unexpected field"),
+        ("redirect", False, ExpertUnavailable, "HTTP 302"),
+        ("text:<html>", False, ExpertGarbage, "not JSON"),
+        ("text:[]", False, ExpertGarbage, "without choices"),
+        ("text:{}", True, ExpertGarbage, "where an event stream was asked for"),
+        ("stream-text:noise\n\n", True, ExpertGarbage, "broken event stream"),
+        ("stream-text:data: {\n\n", True, ExpertGarbage, "broken event stream"),
+        ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),
+        ("stream-text:", True, ExpertUnavailable, "before the first event"),
+        ("truncated", True, ExpertUnavailable, "before the answer was complete"),
+        ("torn", True, ExpertUnavailable, "broke off"),
+    ],
+)
+async def test_each_fault_has_its_error(
+    server: FaultyServer, model: str, stream: bool, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        await answer(server.url, model, stream=stream)
+
+
+async def test_endless_noise_is_not_waited_for(server: FaultyServer) -> None:
+    with pytest.raises(ExpertGarbage):
+        await answer(server.url, "stream-text:" + "noise " * 50, stream=True)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_expert_without_a_first_piece_times_out_and_is_let_go(server: FaultyServer, stream: bool) -> None:
+    with pytest.raises(ExpertTimeout, match=r"no first piece within 0\.05 s"):
+        await answer(server.url, "silent", stream=stream, first=0.05)
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+async def test_an_expert_that_falls_silent_times_out_and_is_let_go(server: FaultyServer) -> None:
+    with pytest.raises(ExpertTimeout, match="fell silent"):
+        await answer(server.url, "stalls", stream=True, piece=0.05)
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+async def test_a_port_where_nobody_listens_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ExpertUnavailable, match="cannot be reached"):
+        await answer(f"http://127.0.0.1:{port}/v1", "good")
+
+
+async def test_a_body_nested_too_deeply_to_send_is_the_clients_fault(server: FaultyServer) -> None:
+    deep: object = 1
+    for _ in range(600):
+        deep = [deep]
+    async with open_session() as session:
+        expert = HttpExpert(spec_of(), Endpoint(server.url, "good"), session=session)
+        with pytest.raises(InvalidRequest, match="nested too deeply"):
+            await expert.stream(Call({"messages": [], "deep": deep}, False, 5, 5))
+
+
+async def test_a_large_body_arrives_whole(server: FaultyServer) -> None:
+    text = "long " * 300_000
+    async with open_session() as session:
+        expert = HttpExpert(spec_of(), Endpoint(server.url, "good"), session=session)
+        fields = {"messages": [{"role": "user", "content": text}]}
+        reply = await expert.stream(Call(fields, False, 5, 5))
+        await reply.aclose()
+    assert server.seen[0]["messages"][0]["content"] == text

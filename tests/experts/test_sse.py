@@ -1,0 +1,58 @@
+"""Server-sent events cut into whole ones."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe.experts.http import with_system_prompt
+from coe.experts.sse import EventBuffer, finished, first_event, usage
+
+
+@given(st.lists(st.sampled_from(["data: {}", ": note", "event: x\ndata: 1", "data: ü\r\ndata: 2"])), st.data())
+def test_any_cut_of_the_bytes_gives_the_same_events(events: list[str], data: st.DataObject) -> None:
+    whole = "".join(f"{event}\n\n" for event in events).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    buffer = EventBuffer()
+    pieces = [buffer.feed(whole[start:end]) for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert b"".join(pieces) == whole
+    assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
+    assert buffer.rest == b""
+
+
+def test_carriage_returns_end_events_too() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"data: 1\r\n\r\ndata: 2\r\n") == b"data: 1\r\n\r\n"
+    assert buffer.feed(b"\r\n") == b"data: 2\r\n\r\n"
+
+
+def test_an_event_without_end_is_bounded() -> None:
+    buffer = EventBuffer(limit=10)
+    with pytest.raises(ValueError, match="longer than 10 bytes"):
+        buffer.feed(b"data: 123456789")
+
+
+def test_facts_are_read_from_events() -> None:
+    last = b'data: {"choices":[{"finish_reason": "stop"}],"usage":{"prompt_tokens":1}}\n\n'
+    assert finished(last)
+    assert not finished(b'data: {"choices":[{"finish_reason":null}]}\n\n')
+    assert usage(b"data: x\n\n" + last) == {"prompt_tokens": 1}
+    assert usage(b'data: {"usage":null}\n\n') is None
+    assert first_event(b": ping\ndata: [DONE]\n\n") is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "contents"),
+    [
+        ([{"role": "user", "content": "hi"}], ["P", "hi"]),
+        ([{"role": "system", "content": "own"}, {"role": "user", "content": "hi"}], ["P\n\nown", "hi"]),
+        ([{"role": "developer", "content": None}], ["P"]),
+        (
+            [{"role": "system", "content": [{"type": "text", "text": "own"}]}],
+            [[{"type": "text", "text": "P"}, {"type": "text", "text": "own"}]],
+        ),
+    ],
+)
+def test_a_system_prompt_joins_the_clients_own(messages: list[dict[str, object]], contents: list[object]) -> None:
+    before = [dict(message) for message in messages]
+    assert [message["content"] for message in with_system_prompt(messages, "P")] == contents
+    assert messages == before

@@ -1,0 +1,206 @@
+"""Fakes of our own Protocols, and a way to drive an ASGI app as a server would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.applications import Starlette
+
+from coe.composition import Composition, declared_assignment
+from coe.core import Call, Prediction, RoutingRecord, Usage
+from coe.registry import Registry
+from gateway.app import Parts, create_app
+from gateway.metrics import Metrics
+
+
+def registry_of(**changes: Any) -> Registry:
+    """Three experts: `coder` (tools), `painter` (images) and `generalist`; three categories."""
+    local = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    declared: dict[str, Any] = {
+        "version": 1,
+        "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
+        "experts": [
+            {"name": "coder", "capabilities": ["tools"], **local},
+            {"name": "painter", "capabilities": ["images"], **local},
+            {"name": "generalist", **local},
+        ],
+        "assignment": {"code": "coder", "art": "painter", "general": "generalist"},
+    }
+    return Registry.model_validate(declared | changes)
+
+
+class WordRouter:
+    """A router that believes the category named in the text; slow to decide where the text says `ponder`."""
+
+    categories = ("code", "art", "general")
+    version = "words"
+
+    def peek(self, text: str) -> Prediction | None:
+        return None if "ponder" in text else self._look(text, "peek")
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
+
+    def _look(self, text: str, stage: str) -> Prediction:
+        named = [float(name in text) for name in self.categories]
+        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + 0.01
+        return Prediction(scores / scores.sum(), stage)
+
+
+class ScriptedReply:
+    """A reply that yields its pieces, waits where a piece is an event, and raises where it is an error."""
+
+    def __init__(self, pieces: Sequence[Any], *, stream: bool) -> None:
+        self.media_type = "text/event-stream" if stream else "application/json"
+        self.usage = Usage()
+        self.usage.input_tokens, self.usage.output_tokens = 3, 5
+        self.closed = False
+        self._pieces = pieces
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        for piece in self._pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+            else:
+                yield piece
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class ScriptedExpert:
+    """An expert that answers with its script: an error to raise, an event to wait for, or the pieces of an answer."""
+
+    def __init__(self, name: str, script: Any = (b'{"choices":[]}',)) -> None:
+        self.name = name
+        self.script = script
+        self.calls: list[Call] = []
+        self.replies: list[ScriptedReply] = []
+        self.cancelled = False
+
+    async def stream(self, call: Call) -> ScriptedReply:
+        self.calls.append(call)
+        if isinstance(self.script, BaseException):
+            raise self.script
+        if isinstance(self.script, asyncio.Event):
+            try:
+                await self.script.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+        reply = ScriptedReply(() if isinstance(self.script, asyncio.Event) else self.script, stream=call.stream)
+        self.replies.append(reply)
+        return reply
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass
+class Response:
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        assert set(self.json) == {"error"}
+        assert set(self.json["error"]) == {"message", "type", "param", "code"}
+        return self.json["error"]
+
+
+class Gateway:
+    """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go."""
+
+    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], records: list[RoutingRecord]) -> None:
+        self.app, self.experts, self.records = app, experts, records
+        self.leave = asyncio.Event()
+        self.first_piece = asyncio.Event()
+
+    async def chat(self, text: str = "hello general", **fields: Any) -> Response:
+        body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
+        return await self.post("/v1/chat/completions", orjson.dumps(body))
+
+    async def post(
+        self, path: str, *chunks: bytes, headers: dict[str, str] | None = None, method: str = "POST"
+    ) -> Response:
+        sent = headers if headers is not None else {"content-type": "application/json"}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "server": ("test", 80),
+            "client": ("test", 1),
+            "headers": [(key.encode(), value.encode()) for key, value in sent.items()],
+        }
+        response = Response()
+        messages = [
+            {"type": "http.request", "body": chunk, "more_body": index < len(chunks) - 1}
+            for index, chunk in enumerate(chunks or (b"",))
+        ]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop(0)
+            await self.leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                response.status = message["status"]
+                response.headers = {key.decode(): value.decode() for key, value in message["headers"]}
+            elif message["body"]:
+                response.pieces.append(message["body"])
+                self.first_piece.set()
+
+        await self.app(scope, receive, send)
+        return response
+
+
+@asynccontextmanager
+async def gateway_of(registry: Registry | None = None, **scripts: Any) -> AsyncIterator[Gateway]:
+    """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`."""
+    registry = registry or registry_of()
+    experts = {
+        name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
+    }
+    records: list[RoutingRecord] = []
+    router = WordRouter()
+
+    @asynccontextmanager
+    async def parts() -> AsyncIterator[Parts]:
+        with ThreadPoolExecutor(1) as threads:
+            composition = Composition(
+                registry,
+                router=router,
+                assignment=declared_assignment(registry, router.categories),
+                experts=experts,
+                threads=threads,
+            )
+            yield Parts(composition, lambda record, _: records.append(record), Metrics())
+
+    app = create_app(parts)
+    async with app.router.lifespan_context(app):
+        yield Gateway(app, experts, records)

@@ -1,0 +1,278 @@
+"""The serving line, from bytes in to bytes out, over scripted experts."""
+
+import asyncio
+
+import anyio
+import orjson
+import pytest
+
+from coe.errors import ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable
+from tests.fakes import gateway_of, registry_of
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
+
+
+async def test_a_request_goes_to_the_expert_of_its_category_and_says_so() -> None:
+    async with gateway_of(coder=[b'{"choices":[1]}']) as gateway:
+        response = await gateway.chat("some code")
+    assert response.status == 200
+    assert response.json == {"choices": [1]}
+    assert response.headers["x-coe-expert"] == "coder"
+    assert response.headers["x-coe-category"] == "code"
+    assert response.headers["x-coe-reason"] == "routed"
+    assert response.headers["x-coe-attempts"] == "1"
+    assert float(response.headers["x-coe-confidence"]) > 0.9
+    assert float(response.headers["x-coe-overhead-ms"]) > 0
+    assert response.headers["x-coe-router"] == "words"
+    assert response.headers["x-request-id"].startswith("req_")
+
+
+async def test_unknown_body_fields_reach_the_expert_untouched() -> None:
+    extra = {"tools": [{"type": "function", "function": {"name": "f"}}], "vendor": {"deep": [1, None]}, "seed": 7}
+    async with gateway_of() as gateway:
+        await gateway.chat("code", **extra)
+        (call,) = gateway.experts["coder"].calls
+    assert {key: call.fields[key] for key in extra} == extra
+
+
+async def test_an_unsure_request_goes_to_the_general_expert() -> None:
+    registry = registry_of(policy={"general_below": 0.5})
+    async with gateway_of(registry) as gateway:
+        response = await gateway.chat("who knows")
+    assert response.headers["x-coe-expert"] == "generalist"
+    assert response.headers["x-coe-reason"] == "uncertain"
+
+
+async def test_a_slow_look_at_the_text_gives_the_answer_of_predict() -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.chat("ponder art")
+    assert response.headers["x-coe-expert"] == "painter"
+    assert gateway.records[0].stage == "predict"
+
+
+async def test_an_experts_name_as_model_pins_it() -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.chat("art", model="coder")
+    assert response.headers["x-coe-expert"] == "coder"
+    assert response.headers["x-coe-reason"] == "pinned"
+    assert response.headers["x-coe-category"] == "art"
+
+
+async def test_a_pinned_expert_that_fails_is_not_replaced() -> None:
+    async with gateway_of(coder=ExpertUnavailable("down", expert="coder")) as gateway:
+        response = await gateway.chat("code", model="coder")
+    assert response.status == 503
+    assert response.error["code"] == "expert_unavailable"
+
+
+async def test_a_dead_expert_is_replaced_before_the_first_byte() -> None:
+    async with gateway_of(coder=ExpertUnavailable("down", expert="coder")) as gateway:
+        response = await gateway.chat("code")
+    assert response.status == 200
+    assert response.headers["x-coe-reason"] == "fallback"
+    assert response.headers["x-coe-attempts"] == "2"
+    assert gateway.records[0].expert == response.headers["x-coe-expert"] != "coder"
+    assert gateway.records[0].candidates[0] == "coder"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (ExpertUnavailable("down", expert="x"), 503, "expert_unavailable"),
+        (ExpertTimeout("slow", expert="x"), 504, "expert_timeout"),
+        (ExpertGarbage("noise", expert="x"), 502, "expert_garbage"),
+    ],
+)
+async def test_when_every_expert_fails_the_last_failure_is_told(failure: Exception, status: int, code: str) -> None:
+    async with gateway_of(coder=failure, painter=failure, generalist=failure) as gateway:
+        response = await gateway.chat("code")
+    assert response.status == status
+    assert response.error["code"] == code
+    assert response.headers["x-coe-attempts"] == "3"
+    assert gateway.records[0].outcome == code
+    assert gateway.records[0].attempts == 3
+
+
+async def test_the_number_of_attempts_is_bounded_by_policy() -> None:
+    down = ExpertUnavailable("down", expert="x")
+    async with gateway_of(registry_of(policy={"attempts": 2}), coder=down, painter=down, generalist=down) as gateway:
+        await gateway.chat("code")
+        assert sum(len(expert.calls) for expert in gateway.experts.values()) == 2
+
+
+async def test_what_an_expert_rejects_is_the_clients_to_mend_and_asked_once() -> None:
+    rejected = ExpertRejected("bad temperature", expert="coder", status=422)
+    async with gateway_of(coder=rejected) as gateway:
+        response = await gateway.chat("code")
+        assert not gateway.experts["generalist"].calls
+    assert response.status == 422
+    assert "bad temperature" in response.error["message"]
+
+
+async def test_a_stream_is_relayed_piece_by_piece() -> None:
+    held = asyncio.Event()
+    async with gateway_of(coder=[EVENT, held, b"data: [DONE]\n\n"]) as gateway, anyio.create_task_group() as tasks:
+
+        async def let_go_after_the_first_piece() -> None:
+            await gateway.first_piece.wait()
+            held.set()
+
+        tasks.start_soon(let_go_after_the_first_piece)
+        response = await gateway.chat("code", stream=True)
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.pieces == [EVENT, b"data: [DONE]\n\n"]
+    assert gateway.records[0].outcome == "ok"
+    assert (gateway.records[0].input_tokens, gateway.records[0].output_tokens) == (3, 5)
+
+
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done() -> None:
+    async with gateway_of(coder=[EVENT, ExpertUnavailable("broke", expert="coder")]) as gateway:
+        response = await gateway.chat("code", stream=True)
+    assert response.status == 200
+    assert response.pieces[0] == EVENT
+    error = orjson.loads(response.pieces[1].removeprefix(b"data: "))["error"]
+    assert error["code"] == "expert_unavailable"
+    assert b"[DONE]" not in response.body
+    assert gateway.records[0].outcome == "expert_unavailable"
+    assert gateway.experts["coder"].replies[0].closed
+
+
+async def test_a_client_that_leaves_mid_stream_stops_the_expert() -> None:
+    async with gateway_of(coder=[EVENT, asyncio.Event()]) as gateway, anyio.create_task_group() as tasks:
+
+        async def leave_after_the_first_piece() -> None:
+            await gateway.first_piece.wait()
+            gateway.leave.set()
+
+        tasks.start_soon(leave_after_the_first_piece)
+        await gateway.chat("code", stream=True)
+    assert gateway.experts["coder"].replies[0].closed
+    assert gateway.records[0].outcome == "aborted"
+
+
+async def test_a_client_that_leaves_before_the_first_piece_cancels_the_call() -> None:
+    async with gateway_of(coder=asyncio.Event()) as gateway:
+        gateway.leave.set()
+        response = await gateway.chat("code")
+    assert gateway.experts["coder"].cancelled
+    assert response.status == 0
+    assert gateway.records[0].outcome == "aborted"
+
+
+async def test_beyond_the_permits_a_request_is_refused_with_a_time_to_come_back() -> None:
+    held = asyncio.Event()
+    registry = registry_of(limits={"concurrent_requests": 1})
+    async with gateway_of(registry, coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: gateway.chat("code", stream=True))
+        await gateway.first_piece.wait()
+        refused = await gateway.chat("code")
+        held.set()
+    assert refused.status == 429
+    assert refused.error["code"] == "overloaded"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert [record.outcome for record in gateway.records] == ["overloaded", "ok"]
+
+
+async def test_a_bug_is_told_without_its_trace_and_the_process_goes_on() -> None:
+    async with gateway_of(coder=ZeroDivisionError("secret detail")) as gateway:
+        response = await gateway.chat("code")
+        assert response.status == 500
+        assert "secret" not in response.body.decode()
+        assert (await gateway.chat("general")).status == 200
+    assert gateway.records[0].outcome == "internal_error"
+
+
+async def test_a_record_keeps_the_digest_and_not_the_text_unless_asked() -> None:
+    async with gateway_of() as gateway:
+        await gateway.chat("private general words")
+    (record,) = gateway.records
+    assert record.prompt is None
+    assert len(record.digest) == 64
+    assert set(record.probabilities) == {"code", "art", "general"}
+    async with gateway_of(registry_of(log={"store_prompts": True})) as gateway:
+        await gateway.chat("private general words")
+    assert gateway.records[0].prompt == "private general words"
+    assert gateway.records[0].digest == record.digest
+
+
+async def test_images_go_to_an_expert_that_has_them() -> None:
+    parts = [{"type": "text", "text": "code"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    async with gateway_of() as gateway:
+        routed = await gateway.chat(parts)  # type: ignore[arg-type]
+        pinned = await gateway.chat(parts, model="coder")  # type: ignore[arg-type]
+    assert routed.headers["x-coe-expert"] == "painter"
+    assert pinned.status == 400
+    assert "coder has no images" in pinned.error["message"]
+
+
+async def test_what_no_expert_can_do_is_refused_with_each_ones_reason() -> None:
+    schema = {"type": "json_schema", "json_schema": {}}
+    async with gateway_of() as gateway:
+        response = await gateway.chat("code", response_format=schema)
+    assert response.status == 400
+    assert response.error["code"] == "no_capable_expert"
+    assert "generalist has no json_schema" in response.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "says"),
+    [
+        (b"{", 400, None, "not JSON"),
+        (b"", 400, None, "not JSON"),
+        (b"[]", 400, None, "must be a JSON object"),
+        (b"\xff\xfe{}", 400, None, "not JSON"),
+        (b'{"a":' * 2000 + b"1" + b"}" * 2000, 400, None, "not JSON"),
+        (b'{"messages":[{"role":"user","content":"x"}]}', 400, "model", "model is missing"),
+        (b'{"model":"auto"}', 400, "messages", "at least one message"),
+        (b'{"model":"auto","messages":[]}', 400, "messages", "at least one message"),
+        (b'{"model":"auto","messages":"hi"}', 400, "messages", "must be a list"),
+        (b'{"model":"auto","messages":["hi"]}', 400, "messages[0]", "must be an object"),
+        (b'{"model":"auto","messages":[{"role":"boss","content":"x"}]}', 400, "messages[0].role", "must be one of"),
+        (b'{"model":"auto","messages":[{"role":["user"],"content":"x"}]}', 400, "messages[0].role", "must be one of"),
+        (b'{"model":"auto","messages":[{"role":"user","content":5}]}', 400, "messages[0].content", "must be text"),
+        (b'{"model":"auto","messages":[{"role":"user","content":[5]}]}', 400, "messages[0].content[0]", "a type"),
+        (
+            b'{"model":"auto","messages":[{"role":"user","content":[{"type":"text","text":1}]}]}',
+            400,
+            "messages[0].content[0].text",
+            "must be text",
+        ),
+        (b'{"model":"auto","stream":"yes","messages":[{"role":"user","content":"x"}]}', 400, "stream", "true or false"),
+        (b'{"model":"gpt-9","messages":[{"role":"user","content":"x"}]}', 404, "model", "known: auto, coder"),
+    ],
+)
+async def test_a_wrong_body_is_refused_with_the_field_and_the_reason(
+    body: bytes, status: int, param: str | None, says: str
+) -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.post(CHAT, body)
+    assert response.status == status
+    assert response.error["param"] == param
+    assert says in response.error["message"]
+    assert response.error["type"] == "invalid_request_error"
+    assert gateway.records[0].outcome == response.error["code"]
+
+
+async def test_a_body_over_the_limit_is_refused_by_its_declared_length_and_by_its_real_one() -> None:
+    async with gateway_of(registry_of(limits={"max_body_mb": 0.001})) as gateway:
+        headers = {"content-type": "application/json", "content-length": str(50 * 2**20)}
+        declared = await gateway.post(CHAT, b"{}", headers=headers)
+        real = await gateway.post(CHAT, b" " * 800, b" " * 800)
+    assert declared.status == real.status == 413
+    assert declared.error["code"] == "body_too_large"
+
+
+async def test_another_content_type_is_refused_with_the_right_one() -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.post(CHAT, b"{}", headers={"content-type": "text/plain"})
+    assert response.status == 415
+    assert "content-type: application/json" in response.error["message"]
+
+
+async def test_a_body_that_no_expert_could_be_sent_is_the_clients_fault() -> None:
+    body = b'{"model":"auto","messages":[{"role":"user","content":null}]}'
+    async with gateway_of() as gateway:
+        assert (await gateway.post(CHAT, body)).status == 200

@@ -1,0 +1,90 @@
+"""The composition root: what must be right before a port opens."""
+
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coe.artifacts import ArtifactStore
+from coe.errors import ArtifactError, ConfigError
+from coe.settings import Settings
+from gateway.main import check_port, prepare
+
+DECLARED = """\
+version: 1
+categories: [{name: code, description: c}, {name: general, description: g}]
+experts: [{name: small, model: m, runtime: %s}]
+assignment: {general: small}
+"""
+EXTERNAL = "external, base_url: 'http://127.0.0.1:9/v1'"
+
+
+def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, ...] = ("code", "general")) -> Settings:
+    (tmp_path / "experts.yaml").write_text(DECLARED % runtime)
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
+    if trained:
+        store = ArtifactStore(settings.artifacts, "router")
+        with store.draft() as draft:
+            (draft / "router.json").write_text("{}")
+            artifact = store.publish(draft, categories=trained, data="", metrics={})
+        store.promote(artifact.manifest.version)
+    return settings
+
+
+def test_a_declaration_with_its_router_is_ready_to_serve(tmp_path: Path) -> None:
+    registry, artifact = prepare(settings_of(tmp_path))
+    assert registry.category_names == artifact.manifest.categories
+
+
+def test_without_a_router_the_command_that_trains_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="run `coe train`"):
+        prepare(settings_of(tmp_path, trained=()))
+
+
+def test_a_router_for_other_categories_is_refused_with_the_difference(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"not trained: code; not declared: art\); run `coe train`"):
+        prepare(settings_of(tmp_path, trained=("art", "general")))
+
+
+def test_a_local_expert_that_nobody_started_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "transformers")
+    with pytest.raises(ConfigError, match="'small' runs locally and is not started; use `coe up`"):
+        prepare(settings)
+    started = Settings.read(
+        {"COE_ENDPOINTS": '{"small": {"base_url": "http://h/v1", "model": "m"}}'}, config=settings.config
+    )
+    assert prepare(started)[0].expert_names == ("small",)
+
+
+def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = replace(settings_of(tmp_path), port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match="is in use; stop what listens there or set COE_PORT"):
+            check_port(settings)
+    check_port(settings)
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"COE_PORT": "many"}, "COE_PORT='many' is not a whole number"),
+        ({"COE_WORKERS": "0"}, "COE_WORKERS='0'"),
+        ({"COE_ENDPOINTS": "[]"}, "COE_ENDPOINTS is not JSON"),
+        ({"COE_ENDPOINTS": '{"a": {"url": 1}}'}, "COE_ENDPOINTS is not JSON"),
+    ],
+)
+def test_a_wrong_environment_names_the_variable(environ: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Settings.read(environ)
+
+
+def test_the_serving_process_imports_neither_torch_nor_sklearn() -> None:
+    code = (
+        "import sys, gateway.main, routers.cascade, coe.records.sqlite, coe.records.redis, granian.server\n"
+        "print(sorted({'torch', 'sklearn', 'scipy', 'transformers', 'litellm', 'pyarrow'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"

@@ -1,0 +1,97 @@
+"""decide(): filters, pins, doubt, and the order of fall-back."""
+
+import numpy as np
+import pytest
+
+from coe.composition import decide, declared_assignment
+from coe.conversation import routing_text, shorten
+from coe.core import Chat, Decision, Message, Prediction
+from coe.errors import InvalidRequest, ModelNotFound
+from tests.fakes import registry_of
+
+CATEGORIES = ("code", "art", "general")
+
+
+def chat_of(*texts: str, model: str = "auto", needs: frozenset[str] = frozenset(), characters: int = 10) -> Chat:
+    roles = {"S": "system", "A": "assistant"}
+    messages = tuple(Message(roles.get(text[:1], "user"), text) for text in texts)
+    return Chat(model, messages, False, needs, characters, {})  # type: ignore[arg-type]
+
+
+def decided(chat: Chat, *posterior: float, **changes: object) -> Decision:
+    registry = registry_of(**changes)
+    prediction = Prediction(np.array(posterior, dtype=np.float32), "test")
+    return decide(chat, prediction, registry=registry, assignment=declared_assignment(registry, CATEGORIES))
+
+
+def test_the_expert_of_the_likeliest_category_comes_first_and_the_others_in_order_of_worth() -> None:
+    decision = decided(chat_of("x"), 0.2, 0.7, 0.1)
+    assert decision.candidates == ("painter", "coder", "generalist")
+    assert (decision.expert, decision.category, decision.reason) == ("painter", "art", "routed")
+    assert decision.confidence == pytest.approx(0.7)
+    assert decision.propensity == 1.0
+
+
+def test_an_expert_of_two_categories_gathers_their_probability() -> None:
+    both = {"code": "coder", "general": "coder", "art": "painter"}
+    decision = decided(chat_of("x"), 0.3, 0.4, 0.3, assignment=both)
+    assert decision.expert == "coder"
+    assert decision.category == "art"
+
+
+def test_doubt_puts_the_general_expert_first_and_keeps_the_rest() -> None:
+    decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5})
+    assert decision.reason == "uncertain"
+    assert decision.candidates == ("generalist", "coder", "painter")
+
+
+def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
+    assert decided(chat_of("x", needs=frozenset({"images"})), 0.9, 0.05, 0.05).candidates == ("painter",)
+
+
+def test_a_chat_that_surely_does_not_fit_is_given_to_an_expert_that_can_read_it() -> None:
+    experts = [
+        {"name": "coder", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 100},
+        {"name": "generalist", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 10000},
+    ]
+    changes = {"experts": experts, "assignment": {"code": "coder", "general": "generalist"}}
+    long = chat_of("x", characters=5000)
+    assert decided(long, 0.9, 0.05, 0.05, **changes).candidates == ("generalist",)
+    with pytest.raises(InvalidRequest, match="coder reads 100 tokens and the chat has 5000 characters"):
+        decided(chat_of("x", model="coder", characters=5000), 0.9, 0.05, 0.05, **changes)
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    with pytest.raises(ModelNotFound, match="known: auto, coder, painter, generalist"):
+        decided(chat_of("x", model="gpt"), 0.9, 0.05, 0.05)
+
+
+def test_the_last_user_turn_comes_first_and_older_ones_shrink() -> None:
+    chat = chat_of(
+        "S you are kind and helpful to all",
+        "old " * 200,
+        "A answer",
+        "newer " * 200,
+        "and in Python, please, with types and tests?",
+    )
+    text = routing_text(chat)
+    assert text.startswith("and in Python, please")
+    assert "answer" not in text
+    assert "kind" not in text
+    assert 300 < text.count("newer") * 6 < 420
+    assert 100 < text.count("old") * 4 < 220
+
+
+def test_the_system_prompt_counts_only_where_little_else_was_said() -> None:
+    assert routing_text(chat_of("S you teach chemistry", "next")) == "next\nS you teach chemistry"
+
+
+def test_routed_text_is_bounded_however_long_the_chat() -> None:
+    chat = chat_of(*["word " * 10_000] * 50)
+    assert len(routing_text(chat)) < 4000
+
+
+def test_shortening_keeps_head_and_tail() -> None:
+    text = "a" * 100 + "b" * 100
+    assert shorten(text, 30) == "a" * 20 + "\n" + "b" * 10
+    assert shorten("short", 30) == "short"

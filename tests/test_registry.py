@@ -1,0 +1,124 @@
+"""experts.yaml: what is accepted, and what each mistake says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coe import registry
+from coe.errors import ConfigError
+
+SHIPPED = Path(__file__).parent.parent / "experts.yaml"
+GOOD = """\
+version: 1
+categories:
+  - {name: code, description: programs}
+  - {name: general, description: the rest}
+experts:
+  - name: small
+    model: m
+    runtime: external
+    base_url: http://localhost:1/v1
+    api_key: ${TEST_KEY}
+assignment:
+  code: small
+  general: small
+"""
+
+
+def load(tmp_path: Path, text: str, **environ: str) -> registry.Registry:
+    path = tmp_path / "experts.yaml"
+    path.write_text(text)
+    return registry.load(path, environ={"TEST_KEY": "s3cret", **environ})
+
+
+def test_the_shipped_file_is_right_and_has_the_promised_categories() -> None:
+    shipped = registry.load(SHIPPED, environ={})
+    assert len(shipped.experts) >= 4
+    assert set(shipped.category_names) >= {"code", "math", "medicine", "law", "multilingual", "everyday", "general"}
+    assert len(shipped.category_names) == 14
+
+
+def test_the_shipped_optional_sections_show_the_defaults() -> None:
+    shipped = registry.load(SHIPPED, environ={})
+    for section in ("router", "policy", "limits", "log"):
+        assert getattr(shipped, section) == type(getattr(shipped, section))()
+
+
+def test_the_published_schema_is_the_one_of_the_code() -> None:
+    published = json.loads((SHIPPED.parent / "docs" / "experts.schema.json").read_text())
+    assert published == registry.schema(), "run: coe check --schema > docs/experts.schema.json"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("    base_url:", "    base_ulr:", "experts.yaml:9: unknown key 'base_ulr'; did you mean 'base_url'?"),
+        ("version: 1", "version: 1\npolcy: {}", "experts.yaml:2: unknown key 'polcy'; did you mean 'policy'?"),
+        ("  code: small", "  code: smal", "experts.yaml:12: unknown expert 'smal'; did you mean 'small'?"),
+        ("  code: small", "  cod: small", "experts.yaml:12: unknown category 'cod'; did you mean 'code'?"),
+        ("{name: general", "{name: code", "experts.yaml:4: the name 'code' is already used on line 3"),
+        ("${TEST_KEY}", "${NO_KEY}", "experts.yaml:10: environment variable NO_KEY is not set"),
+        ("${TEST_KEY}", "os.environ/NO_KEY", "experts.yaml:10: environment variable NO_KEY is not set"),
+        ("version: 1", "version: 2", "experts.yaml:1: version: input should be 1"),
+        (
+            "    runtime: external",
+            "    runtime: vlm",
+            "experts.yaml:8: experts.0.runtime: input should be 'transformers'",
+        ),
+        (
+            "    base_url: http://localhost:1/v1\n",
+            "",
+            "experts.yaml:6: expert 'small' is external, so it needs a base_url",
+        ),
+        ("runtime: external", "runtime: vllm", "experts.yaml:9: 'small' is started here and gets its own address"),
+        ("name: small", "name: auto", "experts.yaml:6: 'auto' is what clients write"),
+        ("  general: small\n", "", "experts.yaml:11: assign an expert to 'general'"),
+        ("    model: m\n", "", "experts.yaml:6: experts.0.model is missing"),
+        ("    model: m", "    model: m\n    model: n", "experts.yaml:8: found duplicate key"),
+        ("version: 1", "version: [1", "experts.yaml:2:"),
+        ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_the_nearest_valid_name(
+    tmp_path: Path, old: str, new: str, problem: str
+) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, GOOD.replace(old, new, 1))
+    assert any(found.startswith(problem) for found in raised.value.problems), raised.value.problems
+
+
+def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, GOOD.replace("code: small", "cod: smal").replace("${TEST_KEY}", "${NO_KEY}"))
+    assert len(raised.value.problems) == 3
+
+
+def test_local_experts_that_share_a_model_count_its_memory_once(tmp_path: Path) -> None:
+    text = """
+        version: 1
+        categories: [{name: general, description: all}]
+        experts:
+          - {name: a, model: m, runtime: transformers, memory_gb: 3}
+          - {name: b, model: m, runtime: transformers, memory_gb: 3}
+          - {name: c, model: n, runtime: transformers, memory_gb: 4}
+        assignment: {general: a}
+        budget: {memory_gb: %s}
+    """
+    assert load(tmp_path, text % 7).budget.memory_gb == 7
+    with pytest.raises(ConfigError, match="need 7 GB together and memory_gb allows 6"):
+        load(tmp_path, text % 6)
+
+
+def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -> None:
+    first = load(tmp_path, GOOD)
+    assert first.digest == load(tmp_path, GOOD, TEST_KEY="other").digest
+    assert first.digest == load(tmp_path, f"# a comment\n{GOOD}").digest
+    assert first.digest != load(tmp_path, GOOD.replace("description: programs", "description: code")).digest
+    assert "s3cret" not in repr(first)
+
+
+def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        registry.load(tmp_path / "none.yaml", environ={})
