@@ -27,7 +27,7 @@ POINTER = "current"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a folder holds and where it came from. `files` maps names to SHA-256; `version` is the digest of all files."""
+    """What a folder holds and whence. `files` maps names to SHA-256; `version` is the digest of all files."""
 
     kind: str
     version: str

@@ -1,4 +1,4 @@
-"""From a conversation to the one text that is routed: the last user turn first, older turns shrinking, bounded in length."""
+"""From a conversation to the one text that is routed: last user turn first, older ones shrinking, bounded in length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from coe.core import Chat
 
 LAST_TURN = 3000
-"""Characters kept of the last user turn; what is longer keeps its head and its tail, where the request usually stands."""
+"""Characters kept of the last user turn; a longer one keeps its head and its tail, where the request usually stands."""
 OLDER_TURNS = (400, 200, 100)
 """Characters kept of the user turns before it, newest first. A follow-up such as "and in Python?" needs them."""
 SYSTEM_PROMPT = 200

@@ -1,4 +1,4 @@
-"""experts.yaml -> Registry: strict parsing, cross-checks with file and line, a digest, and the JSON schema for editors."""
+"""experts.yaml -> Registry: strict parsing, cross-checks with file and line, a digest, and the schema for editors."""
 
 from __future__ import annotations
 

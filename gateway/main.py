@@ -102,9 +102,10 @@ async def open_parts(settings: Settings, registry: Registry, router: Router, fol
         metrics = Metrics()
         metrics.gauge("coe_log_backlog", "Records waiting to be written.", lambda: writer.backlog)
         metrics.gauge(
-            "coe_log_dropped",
-            "Records lost since start because neither log nor spool took them.",
-            lambda: writer.dropped,
+            "coe_log_dropped", "Records lost since start: neither log nor spool took them.", lambda: writer.dropped
+        )
+        metrics.gauge(
+            "coe_log_failing", "1 while the routing log cannot be written.", lambda: writer.last_error is not None
         )
         yield Parts(composition, recorder.put, metrics)
 

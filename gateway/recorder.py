@@ -1,4 +1,4 @@
-"""The last step of the line: hand a record to the log's writer, with the text's embedding where the file asks for it."""
+"""The last step of the line: hand a record to the log's writer, with the text's embedding where that is asked for."""
 
 from __future__ import annotations
 

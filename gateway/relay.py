@@ -13,13 +13,20 @@ from coe.experts.sse import error_event
 from gateway.errors import body_of
 
 Headers = Iterable[tuple[bytes, bytes]]
+EVENT_STREAM = "text/event-stream"
 
 
 async def relay(reply: Reply, send: Send, *, headers: Headers) -> str:
     """Send a reply to its end; returns its outcome, `ok` or the code of the error that broke it off."""
-    start = [(b"content-type", reply.media_type.encode()), *headers]
-    if reply.media_type == "text/event-stream":
-        start.append((b"cache-control", b"no-cache"))
+    if reply.media_type == EVENT_STREAM:
+        return await _relay_events(reply, send, headers=headers)
+    body = b"".join([piece async for piece in reply.pieces()])
+    await respond(send, status=200, body=body, headers=headers)
+    return "ok"
+
+
+async def _relay_events(reply: Reply, send: Send, *, headers: Headers) -> str:
+    start = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": start})
     outcome = "ok"
     try:

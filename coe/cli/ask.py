@@ -22,10 +22,10 @@ Model = Annotated[str, typer.Option("--model", help="auto, or an expert to pin."
 
 
 def route(
-    text: Text = None, input: Input = None, output: Output = None, config: Config = None, json: Json = False
-) -> None:  # noqa: A002
+    text: Text = None, source: Input = None, output: Output = None, config: Config = None, json: Json = False
+) -> None:
     """Show which expert would get a request, and why."""
-    if (text is None) == (input is None):
+    if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
     look = _router(config)
     if text is not None:
@@ -35,8 +35,8 @@ def route(
         else:
             _explain(decision, posterior)
         return
-    assert input is not None
-    lines = _route_file(input, look)
+    assert source is not None
+    lines = _route_file(source, look)
     if output is None:
         sys.stdout.write("".join(lines))
     else:

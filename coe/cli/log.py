@@ -20,7 +20,7 @@ from coe.registry import load
 POLL = 0.5
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-Count = Annotated[int, typer.Option("-n", "--limit", min=1, max=100_000, help="How many records.")]
+Count = Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many records.")]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on with new records until Ctrl-C.")]
 Since = Annotated[str, typer.Option("--since", help="Not older than this, such as 30s, 15m, 2h, 7d.")]
 Category = Annotated[str, typer.Option("--category")]
@@ -63,7 +63,7 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
 
 async def _newer(routing_log: RoutingLog, query: LogQuery) -> LogPage:
     page = await routing_log.read(query)
-    if not page.records:
+    if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
         await asyncio.sleep(POLL)
     return page
 

@@ -97,7 +97,7 @@ def _gateway(settings: Settings, endpoints: Mapping[str, Endpoint]) -> ServerSpe
     return ServerSpec(
         key="gateway",
         argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
-        host=settings.host,
+        host=_reachable(settings),
         port=settings.port,
         env={"COE_ENDPOINTS": addresses},
         model=None,
@@ -107,7 +107,7 @@ def _gateway(settings: Settings, endpoints: Mapping[str, Endpoint]) -> ServerSpe
 
 
 def _welcome(settings: Settings, registry: Registry) -> str:
-    url = f"http://{settings.host}:{settings.port}/v1"
+    url = f"http://{_reachable(settings)}:{settings.port}/v1"
     return f"""
 CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
 
@@ -119,3 +119,8 @@ CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stop
   answer = client.chat.completions.create(model="auto", messages=[{{"role": "user", "content": "What is 17 * 23?"}}])
   print(answer.choices[0].message.content)
 """
+
+
+def _reachable(settings: Settings) -> str:
+    """An address at which the gateway can be asked from here."""
+    return "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104

@@ -1,4 +1,4 @@
-"""Runs the real gateway on a real port with a router that needs no training: `words_server.py PORT UPSTREAM_URL FOLDER`."""
+"""Runs the real gateway on a real port with a router that needs no training: arguments PORT UPSTREAM_URL FOLDER."""
 
 from __future__ import annotations
 

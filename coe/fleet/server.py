@@ -1,0 +1,99 @@
+"""One local expert server over its life: made ready, watched, restarted after a pause, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections.abc import Callable
+from typing import Never
+
+import aiohttp
+
+from coe.errors import FleetError
+from coe.fleet import logs, probe
+from coe.fleet.pace import Pace
+from coe.fleet.process import ServerProcess, describe_exit
+from coe.fleet.specs import ServerSpec
+
+_PROBE_EVERY = 0.1
+
+
+class Server:
+    """Runs `spec`. `start`, then `watch`; `stop` ends it at any point of either, once nobody else awaits them."""
+
+    def __init__(
+        self, spec: ServerSpec, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Pace
+    ) -> None:
+        self._spec = spec
+        self._name = f"server {spec.key!r}"
+        self._session = session
+        self._say = say
+        self._pace = pace
+        self._process: ServerProcess | None = None
+
+    async def start(self, *, keep_log: bool = False) -> None:
+        """Start and return once it has answered. Raises FleetError; what was started is then left to `stop`."""
+        begin = time.monotonic()
+        self._process = ServerProcess(self._spec, grace=self._pace.grace, keep_log=keep_log)
+        try:
+            async with asyncio.timeout(self._spec.ready_timeout):
+                await self._until_ready(self._process)
+        except TimeoutError:
+            raise self._failure(f"gave no answer within {self._spec.ready_timeout:g} s") from None
+        self._say(f"{self._name} is ready after {time.monotonic() - begin:.1f} s")
+
+    async def _until_ready(self, process: ServerProcess) -> None:
+        while not await probe.answers(self._spec, session=self._session):
+            logs.cap(self._spec.log)
+            code = await process.exited_within(_PROBE_EVERY)
+            if code is not None:
+                raise self._failure(f"{describe_exit(code)} before it was ready")
+
+    def _failure(self, what: str) -> FleetError:
+        spec = self._spec
+        return FleetError(
+            f"{self._name} {what}\nlast lines of {spec.log}:\n{logs.tail(spec.log) or '(empty)'}\n"
+            f"mend what they say, or run it by hand: {shlex.join(spec.argv)}"
+        )
+
+    async def watch(self) -> Never:
+        """Restart the server whenever it dies or stops answering, saying each event once. Ends by cancellation only."""
+        delay = 0.0
+        while True:
+            ready = time.monotonic()
+            trouble = await self._until_trouble()
+            up = time.monotonic() - ready
+            while trouble:
+                await self.stop()
+                delay = self._pace.backoff.next(delay, up=up)
+                self._say(f"{self._name} {trouble}; restarting in {delay:g} s (log: {self._spec.log})")
+                await asyncio.sleep(delay)
+                up = 0.0
+                trouble = await self._trouble_restarting()
+
+    async def _until_trouble(self) -> str:
+        assert self._process is not None, "watch() follows start()"
+        misses = 0
+        while misses < self._pace.misses:
+            code = await self._process.exited_within(self._pace.check_every)
+            if code is not None:
+                return describe_exit(code)
+            logs.cap(self._spec.log)
+            alive = await probe.is_alive(self._spec, session=self._session, within=self._pace.check_timeout)
+            misses = 0 if alive else misses + 1
+        return f"failed {misses} health checks in a row"
+
+    async def _trouble_restarting(self) -> str:
+        """Why it did not come back; empty when it did."""
+        try:
+            await self.start(keep_log=True)
+        except FleetError as error:
+            return f"did not come back ({str(error).splitlines()[0]})"
+        return ""
+
+    async def stop(self) -> None:
+        """End it and every process it started. Safe to repeat."""
+        if self._process is not None:
+            await self._process.stop()
+            self._process = None

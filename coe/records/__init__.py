@@ -1,0 +1,43 @@
+"""The routing log: where it is opened, and the writer that keeps it off the request path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from coe.core import RoutingLog
+from coe.errors import ConfigError
+from coe.records.writer import RecordWriter
+
+__all__ = ["RETENTION", "RecordWriter", "open_log"]
+
+RETENTION = 500_000
+"""Records a log keeps unless told otherwise; older ones make room. About 1.6 kB each, so 0.8 GB at most."""
+
+FORMS = "write sqlite:///path/records.db (relative to the configuration), sqlite:////absolute/path.db, or redis://host:6379/0"
+
+
+def open_log(url: str, *, base: Path, retention: int = RETENTION) -> RoutingLog:
+    """The routing log at `url`, keeping its newest `retention` records; relative SQLite paths start at `base`.
+
+    Nothing is connected or created before the first read or append, so a server that is away delays nobody.
+    Raises ConfigError for an address that cannot be meant; the message never repeats `url`, which may hold a password.
+    """
+    scheme = url.partition(":")[0] if ":" in url else ""
+    if scheme == "sqlite":
+        from coe.records.sqlite import SqliteLog
+
+        return SqliteLog(base / _sqlite_path(url), retention=retention)
+    if scheme in ("redis", "rediss"):
+        from coe.records.redis import RedisLog
+
+        return RedisLog(url, retention=retention)
+    raise ConfigError(f"routing log: {scheme or 'no scheme'!r} is not a kind of log; {FORMS}")
+
+
+def _sqlite_path(url: str) -> str:
+    parts = urlsplit(url)
+    path = unquote(parts.path.removeprefix("/"))
+    if parts.netloc or parts.query or parts.fragment or not path or path.endswith("/"):
+        raise ConfigError(f"routing log: the sqlite address does not name one file; {FORMS}")
+    return path

@@ -1,0 +1,104 @@
+"""One SQLite file behind one thread of its own: opened on first use, migrated by number, every failure a LogError."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from coe.errors import LogError
+
+T = TypeVar("T")
+Migration = tuple[str, ...]
+
+BUSY_SECONDS = 5.0
+"""How long one statement waits for another process that is writing to the same file."""
+
+
+class Database:
+    """A file that several processes may read and write at once (write-ahead log, busy timeout).
+
+    `migrations[n]` holds the statements that lead from user_version n to n + 1; existing entries never change. A file
+    of a higher version than that is refused. After a failure the file is opened anew at the next call.
+    """
+
+    def __init__(self, path: Path, *, migrations: Sequence[Migration]) -> None:
+        self.path = path
+        self._migrations = migrations
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work` in the thread, seeing one snapshot. Raises LogError."""
+        return await self._run(work, begin="BEGIN")
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work` in the thread as one transaction, on disk when this returns. Raises LogError with nothing changed."""
+        return await self._run(work, begin="BEGIN IMMEDIATE")
+
+    async def aclose(self) -> None:
+        """Close the file; later calls raise LogError. Waits for the call under way, at most a few BUSY_SECONDS."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+            self._thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T], *, begin: str) -> T:
+        if self._closed:
+            raise LogError(f"{self.path}: used after it was closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work, begin)
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
+        try:
+            connection = self._connection or self._open()
+            self._connection = connection
+            connection.execute(begin)
+            with connection:
+                return work(connection)
+        except (sqlite3.Error, OSError, UnicodeError) as error:
+            self._close()
+            raise LogError(
+                f"{self.path}: {error}; check that the disk has room and that the file may be written"
+            ) from error
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # one fsync a batch, and a power cut takes back no promise
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        if _version(connection) == len(self._migrations):
+            return
+        connection.execute("BEGIN IMMEDIATE")  # another process may be at it: look again under the lock
+        with connection:
+            version = _version(connection)
+            if version > len(self._migrations):
+                raise LogError(
+                    f"{self.path}: written by a newer CoE (version {version}); upgrade this one or move the file"
+                )
+            for statements in self._migrations[version:]:
+                for statement in statements:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {len(self._migrations)}")
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])

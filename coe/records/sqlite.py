@@ -1,0 +1,112 @@
+"""The routing log in one SQLite file, for one machine: no server, several processes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from coe.core import LogPage, LogQuery, RoutingRecord
+from coe.errors import LogError
+from coe.records.codec import decode, encode
+from coe.records.database import Database, Migration
+from coe.records.selection import page_size
+
+# An index on one column also orders its rows by seq, so a filtered page needs no sorting.
+MIGRATIONS: tuple[Migration, ...] = (
+    (
+        """CREATE TABLE records (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            request_id TEXT NOT NULL UNIQUE,
+            time REAL NOT NULL,
+            category TEXT NOT NULL,
+            expert TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            record BLOB NOT NULL
+        )""",
+        "CREATE INDEX records_time ON records (time)",
+        "CREATE INDEX records_category ON records (category)",
+        "CREATE INDEX records_expert ON records (expert)",
+        "CREATE INDEX records_outcome ON records (outcome)",
+    ),
+)
+
+INSERT = "INSERT OR IGNORE INTO records (request_id, time, category, expert, outcome, record) VALUES (?, ?, ?, ?, ?, ?)"
+TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
+
+
+class SqliteLog:
+    """A RoutingLog whose cursor is the row number. Writers take turns, so rows appear in the order of their numbers."""
+
+    def __init__(self, path: Path, *, retention: int) -> None:
+        self._database = Database(path, migrations=MIGRATIONS)
+        self._retention = retention
+
+    async def append(self, records: Sequence[RoutingRecord]) -> None:
+        """Add the records, all or none, and drop the oldest beyond the retention. Raises LogError."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(INSERT, map(_row, records))
+            connection.execute(TRIM, (self._retention,))
+
+        if records:
+            await self._database.write(work)
+
+    async def read(self, query: LogQuery) -> LogPage:
+        """The next matching records after the cursor. Raises LogError."""
+        after, size = self._position(query.after), page_size(query)
+
+        def work(connection: sqlite3.Connection) -> LogPage:
+            rows = _select(connection, query, after=after, order="ASC", size=size)
+            seen = rows[-1][0] if len(rows) == size else max(after, _newest(connection))
+            return LogPage(tuple(decode(row[1]) for row in rows), str(seen or ""))
+
+        return await self._database.read(work) if size else LogPage((), query.after)
+
+    async def tail(self, query: LogQuery) -> LogPage:
+        """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
+        after, size = self._position(query.after), page_size(query)
+
+        def work(connection: sqlite3.Connection) -> LogPage:
+            rows = _select(connection, query, after=after, order="DESC", size=size)
+            return LogPage(tuple(decode(row[1]) for row in reversed(rows)), str(max(after, _newest(connection)) or ""))
+
+        return await self._database.read(work)
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+    def _position(self, cursor: str) -> int:
+        if not cursor:
+            return 0
+        if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+            raise LogError(f"{self._database.path}: {cursor!r} is no cursor of this log; start again without one")
+        return int(cursor)
+
+
+def _row(record: RoutingRecord) -> tuple[str, float, str, str, str, bytes]:
+    return record.request_id, record.time, record.category, record.expert, record.outcome, encode(record)
+
+
+def _select(
+    connection: sqlite3.Connection, query: LogQuery, *, after: int, order: str, size: int
+) -> list[tuple[int, bytes]]:
+    wanted: list[tuple[str, float | str]] = [("seq > ?", after)]
+    if query.since:
+        wanted.append(("time >= ?", query.since))
+        if not after:  # times rise with seq, all but a little, so this skips what is older without reading it
+            wanted.append(
+                ("seq >= (SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?)", query.since)
+            )
+    wanted += [
+        (f"{column} = ?", value)
+        for column, value in (("category", query.category), ("expert", query.expert), ("outcome", query.outcome))
+        if value
+    ]
+    where = " AND ".join(condition for condition, _ in wanted)
+    select = f"SELECT seq, record FROM records WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (our own words)
+    return connection.execute(select, (*(value for _, value in wanted), size)).fetchall()
+
+
+def _newest(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT max(seq) FROM records").fetchone()[0] or 0)

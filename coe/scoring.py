@@ -1,0 +1,110 @@
+"""Quality by category and expert, from single scores: means, counts, shrinkage and lower confidence bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PSEUDO_COUNT = 10.0
+"""Strength of the pull towards the additive estimate, in prompts; between 3 and 30 it hardly matters (docs/log.md)."""
+BACKFITS = 30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreTable:
+    """What was measured. Every array has shape (n_categories, n_experts).
+
+    `mean` is the mean score (0 to 1; NaN in a cell without scores), `variance` that of single scores in the cell, and
+    `count` the number of scores, a sum of weights where prompts belong to several categories.
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    count: NDArray[np.float64]
+
+    @property
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """(category, expert) pairs without a single score; their quality is an estimate."""
+        return tuple((self.categories[row], self.experts[column]) for row, column in np.argwhere(self.count == 0))
+
+    def additive(self) -> NDArray[np.float64]:
+        """What category and expert explain separately: the sum of an effect of each, fitted to all measured cells."""
+        known = np.nan_to_num(self.mean)
+        rows, columns = self.count.sum(axis=1), self.count.sum(axis=0)
+        level = float((self.count * known).sum() / max(self.count.sum(), 1e-12))
+        category, expert = np.zeros(len(self.categories)), np.zeros(len(self.experts))
+        for _ in range(BACKFITS):
+            rest = self.count * (known - level - category[:, None])
+            expert = np.divide(rest.sum(axis=0), columns, out=np.zeros_like(columns), where=columns > 0)
+            rest = self.count * (known - level - expert[None, :])
+            category = np.divide(rest.sum(axis=1), rows, out=np.zeros_like(rows), where=rows > 0)
+        return np.clip(level + category[:, None] + expert[None, :], 0.0, 1.0)
+
+    def shrunk(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
+        """Means pulled towards the additive estimate as if it had been seen `pseudo_count` times; no cell is NaN.
+
+        Few scores in a category then cannot make a weak expert look better than one that is strong everywhere.
+        """
+        return (self.count * np.nan_to_num(self.mean) + pseudo_count * self.additive()) / (self.count + pseudo_count)
+
+    def lower(self, *, deviations: float, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
+        """Lower confidence bounds: `shrunk` less `deviations` standard errors, not below 0.
+
+        A cell's variance is pulled towards that of all scores in the same way as its mean.
+        """
+        seen = self.count * np.nan_to_num(self.variance)
+        common = seen.sum() / max(self.count.sum(), 1e-12)
+        total = self.count + pseudo_count
+        error = np.sqrt((seen + pseudo_count * common) / total / total)
+        return np.maximum(self.shrunk(pseudo_count=pseudo_count) - deviations * error, 0.0)
+
+
+def tabulate(
+    categories: Sequence[str], models: Sequence[str], scores: Sequence[float] | NDArray[np.float64]
+) -> ScoreTable:
+    """The table of long data: one score of one model on one prompt of one category a row. Names are sorted."""
+    names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
+    experts, columns = np.unique(np.asarray(models, dtype=object).astype(str), return_inverse=True)
+    values = np.asarray(scores, dtype=np.float64)
+    shape = (len(names), len(experts))
+    cells = rows * shape[1] + columns
+    count, total, square = (
+        np.bincount(cells, weights=weight, minlength=shape[0] * shape[1]).reshape(shape)
+        for weight in (None, values, values**2)
+    )
+    return _table(tuple(map(str, names)), tuple(map(str, experts)), count.astype(np.float64), total, square)
+
+
+def tabulate_softly(
+    categories: Sequence[str],
+    experts: Sequence[str],
+    posterior: NDArray[np.floating],
+    scores: NDArray[np.floating],
+) -> ScoreTable:
+    """The table where prompt i belongs to category m with weight `posterior[i, m]`.
+
+    `posterior` has shape (n_prompts, n_categories), `scores` (n_prompts, n_experts) with NaN where a score is missing.
+    A one-hot posterior gives what `tabulate` gives.
+    """
+    weights = np.asarray(posterior, dtype=np.float64).T
+    known = np.isfinite(scores)
+    values = np.where(known, scores, 0.0)
+    return _table(tuple(categories), tuple(experts), weights @ known, weights @ values, weights @ values**2)
+
+
+def _table(
+    categories: tuple[str, ...],
+    experts: tuple[str, ...],
+    count: NDArray[np.float64],
+    total: NDArray[np.float64],
+    square: NDArray[np.float64],
+) -> ScoreTable:
+    nothing = np.full_like(total, np.nan)
+    mean = np.divide(total, count, out=nothing.copy(), where=count > 0)
+    spread = np.divide(square, count, out=nothing, where=count > 0) - mean**2
+    return ScoreTable(categories, experts, mean, np.maximum(spread, 0.0), count)

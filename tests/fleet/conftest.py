@@ -1,0 +1,21 @@
+"""Fake servers, and a check after each test that not one process is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fleet.fake_fleet import Fakes
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Iterator[Fakes]:
+    fakes = Fakes(tmp_path)
+    yield fakes
+    left = [psutil.Process(pid) for pid in fakes.alive()] + psutil.Process().children(recursive=True)
+    for process in left:
+        process.kill()
+    assert not left

@@ -1,0 +1,81 @@
+"""Specs of fake servers, and what became of the processes behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from coe.fleet import Backoff, Pace, ServerSpec, free_port
+
+FAKE_SERVER = Path(__file__).with_name("fake_server.py")
+DEADLINE = 20.0
+QUICK = Pace(
+    check_every=0.05,
+    check_timeout=0.3,
+    misses=2,
+    grace=0.2,
+    backoff=Backoff(first=0.05, ceiling=0.2, healthy=60.0),
+)
+
+
+@dataclass
+class Fakes:
+    """Makes specs of fake servers in `folder`; knows the processes they started and the lines said about them."""
+
+    folder: Path
+    lines: list[str] = field(default_factory=list)
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def spec(
+        self, mode: str = "ok", *, key: str = "fake", port: int = 0, ready_timeout: float = DEADLINE
+    ) -> ServerSpec:
+        port = port or free_port()
+        return ServerSpec(
+            key=key,
+            argv=(sys.executable, str(FAKE_SERVER), str(port), mode, str(self.folder / f"{key}.pids")),
+            port=port,
+            env={"OMP_NUM_THREADS": "3"},
+            model="a-model",
+            log=self.folder / "logs" / f"{key}.log",
+            ready_timeout=ready_timeout,
+        )
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        self._heard.set()
+
+    async def heard(self, text: str, *, times: int = 1) -> None:
+        """Wait until so many lines held `text`."""
+        async with asyncio.timeout(DEADLINE):
+            while sum(text in line for line in self.lines) < times:
+                self._heard.clear()
+                await self._heard.wait()
+
+    def pids(self) -> list[int]:
+        return [int(line) for path in self.folder.glob("*.pids") for line in path.read_text().split()]
+
+    def alive(self) -> list[int]:
+        return [pid for pid in self.pids() if _is_alive(pid)]
+
+
+def _is_alive(pid: int) -> bool:
+    """A zombie is not: init, which inherits what a killed warden leaves, may be slow to collect it."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def ask(spec: ServerSpec, path: str) -> None:
+    """GET something that may end the server before it answers."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
+        try:
+            async with session.get(f"http://127.0.0.1:{spec.port}{path}") as response:
+                await response.read()
+        except (aiohttp.ClientError, TimeoutError):
+            return

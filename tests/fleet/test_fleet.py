@@ -1,0 +1,212 @@
+"""A fleet of fake servers: made ready, restarted, and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coe.errors import FleetError
+from coe.fleet import Fleet, logs
+from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, ask
+from tests.fleet.fake_server import FAMILY_SIZE
+
+pytestmark = pytest.mark.anyio
+
+PARENT = """
+import asyncio, sys
+from tests.fleet.fake_fleet import Fakes, QUICK
+from pathlib import Path
+from coe.fleet import Fleet
+
+async def main():
+    fakes = Fakes(Path(sys.argv[1]))
+    async with Fleet([fakes.spec("family")], say=fakes.say, pace=QUICK):
+        print("ready", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_every_server_has_answered_when_the_block_begins(fakes: Fakes) -> None:
+    specs = [fakes.spec(key="one"), fakes.spec(key="two")]
+    async with Fleet(specs, say=fakes.say, pace=QUICK):
+        assert sorted(line.partition(" is ready")[0] for line in fakes.lines) == [
+            "server 'one'",
+            "server 'two'",
+        ]
+        assert len(fakes.alive()) == 2
+    assert specs[0].log.read_text() == "OMP_NUM_THREADS=3\n"
+
+
+async def test_a_fleet_of_none_is_fine(fakes: Fakes) -> None:
+    async with Fleet([], say=fakes.say):
+        assert not fakes.lines
+
+
+@pytest.mark.parametrize(("mode", "processes"), [("ok", 1), ("deaf", 1), ("family", FAMILY_SIZE)])
+async def test_leaving_ends_every_process_whatever_it_did(fakes: Fakes, mode: str, processes: int) -> None:
+    async with Fleet([fakes.spec(mode)], say=fakes.say, pace=QUICK):
+        assert len(fakes.alive()) == processes
+    assert fakes.alive() == []
+
+
+async def test_an_error_in_the_block_ends_the_servers_too(fakes: Fakes) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with Fleet([fakes.spec("family")], say=fakes.say, pace=QUICK):
+            raise ZeroDivisionError
+    assert fakes.alive() == []
+
+
+async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_gone(fakes: Fakes) -> None:
+    spec = fakes.spec("family")
+    patient = replace(QUICK, misses=1000)  # one of the workers is deaf, and the exit is known when all are gone
+    async with Fleet([spec], say=fakes.say, pace=patient):
+        await ask(spec, "/die")
+        await fakes.heard("is ready", times=2)
+        assert len(fakes.alive()) == 1
+        assert fakes.pids()[-1] == fakes.alive()[0]
+    assert fakes.lines[1] == f"server 'fake' exited with code 7; restarting in 0.05 s (log: {spec.log})"
+    assert len(fakes.lines) == 3
+
+
+async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
+    spec = fakes.spec()
+    async with Fleet([spec], say=fakes.say, pace=QUICK):
+        await ask(spec, "/freeze")
+        await fakes.heard("is ready", times=2)
+    assert "failed 2 health checks in a row" in fakes.lines[1]
+
+
+async def test_a_server_that_calls_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
+    async with Fleet([fakes.spec("sick")], say=fakes.say, pace=QUICK):
+        await fakes.heard("failed 2 health checks in a row")
+
+
+async def test_a_server_whose_warden_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:
+    async with Fleet([fakes.spec()], say=fakes.say, pace=QUICK):
+        psutil.Process(fakes.pids()[0]).parent().kill()
+        await fakes.heard("is ready", times=2)
+        assert len(fakes.alive()) == 1
+    assert "was killed by SIGKILL" in fakes.lines[1]
+
+
+async def test_restarts_that_fail_are_said_and_wait_longer_each_time(fakes: Fakes) -> None:
+    spec = fakes.spec("dies-again")
+    async with Fleet([spec], say=fakes.say, pace=QUICK):
+        await ask(spec, "/die")
+        await fakes.heard("did not come back", times=3)
+    delays = [line.partition("restarting in ")[2].partition(" (log")[0] for line in fakes.lines[1:5]]
+    assert delays == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
+    assert "(server 'fake' exited with code 1 before it was ready)" in fakes.lines[2]
+
+
+async def test_a_port_in_use_is_named_and_nothing_starts(fakes: Fakes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FleetError, match=f"'fake': port {port} of 127.0.0.1 is in use; stop the process"):
+            async with Fleet([fakes.spec(port=port)], say=fakes.say, pace=QUICK):
+                pass
+    assert fakes.pids() == []
+
+
+async def test_a_server_that_dies_at_start_fails_the_fleet_with_the_end_of_its_log(fakes: Fakes) -> None:
+    specs = [fakes.spec("dies", key="bad"), fakes.spec("family", key="good")]
+    with pytest.raises(FleetError) as caught:
+        async with Fleet(specs, say=fakes.say, pace=QUICK):
+            pass
+    message = str(caught.value)
+    assert message.startswith("server 'bad' exited with code 1 before it was ready\nlast lines of ")
+    assert "second line\nValueError: no such weights\nmend what they say, or run it by hand: " in message
+    assert fakes.alive() == []
+
+
+async def test_a_command_that_is_not_there_is_named(fakes: Fakes) -> None:
+    with pytest.raises(FleetError, match="cannot run /nowhere/vllm: No such file or directory"):
+        async with Fleet([replace(fakes.spec(), argv=("/nowhere/vllm",))], say=fakes.say, pace=QUICK):
+            pass
+
+
+async def test_a_log_that_cannot_be_written_is_a_fleet_error(fakes: Fakes) -> None:
+    (fakes.folder / "logs").write_text("a file where the folder should be")
+    with pytest.raises(FleetError, match="'fake' cannot be started: "):
+        async with Fleet([fakes.spec()], say=fakes.say, pace=QUICK):
+            pass
+
+
+async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) -> None:
+    with pytest.raises(FleetError, match=r"'fake' gave no answer within 1 s\nlast lines of .*\nOMP_NUM_THREADS=3\n"):
+        async with Fleet([fakes.spec("loading", ready_timeout=1.0)], say=fakes.say, pace=QUICK):
+            pass
+    assert fakes.alive() == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [("other-model", "404: .*no model a-model"), ("no-chat", '200: {"hello": "world"}')]
+)
+async def test_an_answer_that_cannot_become_right_fails_the_fleet_at_once(fakes: Fakes, mode: str, said: str) -> None:
+    with pytest.raises(FleetError, match=f"readiness request for model 'a-model' with {said}"):
+        async with Fleet([fakes.spec(mode)], say=fakes.say, pace=QUICK):
+            pass
+    assert fakes.alive() == []
+
+
+async def test_a_server_without_a_model_is_ready_when_it_says_so(fakes: Fakes) -> None:
+    async with Fleet([replace(fakes.spec("loading"), model=None)], say=fakes.say, pace=QUICK):
+        assert len(fakes.alive()) == 1
+    with pytest.raises(FleetError, match=r"gave no answer within 0\.5 s"):
+        async with Fleet([replace(fakes.spec("sick", ready_timeout=0.5), model=None)], say=fakes.say, pace=QUICK):
+            pass
+    assert fakes.alive() == []
+
+
+async def test_cancelling_the_start_ends_what_was_started_even_when_cancelled_again_and_again(fakes: Fakes) -> None:
+    async def run() -> None:
+        async with Fleet([fakes.spec("loading", key="a"), fakes.spec("deaf", key="b")], say=fakes.say, pace=QUICK):
+            pytest.fail("one of the two never gets ready")
+
+    task = asyncio.create_task(run())
+    await fakes.heard("'b' is ready")
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert fakes.pids()
+    assert fakes.alive() == []
+
+
+async def test_killing_the_parent_ends_every_process_too(fakes: Fakes) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        PARENT,
+        str(fakes.folder),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert parent.stdout is not None
+    assert await parent.stdout.readline() == b"ready\n"
+    processes = [psutil.Process(pid) for pid in fakes.alive()]
+    assert len(processes) == FAMILY_SIZE
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+    assert psutil.wait_procs(processes, DEADLINE)[1] == []
+
+
+async def test_a_long_log_is_cut_to_its_end_while_the_server_writes(fakes: Fakes) -> None:
+    spec = fakes.spec()
+    async with Fleet([spec], say=fakes.say, pace=QUICK):
+        await ask(spec, "/shout")
+        async with asyncio.timeout(DEADLINE):
+            while spec.log.stat().st_size > logs.LIMIT:
+                await asyncio.sleep(0.01)
+        assert logs.tail(spec.log).endswith("xthe end of it")
+    assert spec.log.stat().st_size < logs.LIMIT

@@ -1,0 +1,78 @@
+"""The small decisions of the fleet: pauses, ports, logs, exit codes, imports."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coe.errors import FleetError
+from coe.fleet import Backoff, free_port, logs, ports
+from coe.fleet.process import describe_exit
+
+
+def test_pauses_double_to_the_ceiling_and_start_over_after_a_healthy_while() -> None:
+    clock, delay, delays = 0.0, 0.0, []
+    for up in (5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 59.9, 60.0, 1.0):
+        clock += up
+        delay = Backoff().next(delay, up=up)
+        delays.append(delay)
+        clock += delay
+    assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 1.0, 2.0]
+
+
+def test_a_free_port_is_one_a_server_can_take_and_none_to_avoid() -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        assert not ports.is_free(port)
+    assert ports.is_free(port)
+
+
+def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_LAST", ports._FIRST + 2)
+    monkeypatch.setattr(ports, "is_free", lambda port: True)
+    assert free_port(avoid={ports._FIRST}) == ports._FIRST + 1
+    with pytest.raises(FleetError, match="no free port between"):
+        free_port(avoid={ports._FIRST, ports._FIRST + 1})
+
+
+def test_the_tail_of_a_log_is_its_last_lines_that_say_something(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    assert logs.tail(log) == ""
+    log.write_bytes(b"lost\n" * 10_000 + b"loading 1%\rloading 100%\n\n \ncaf\xff\n")
+    assert logs.tail(log, lines=2) == "loading 100%\ncaf\ufffd"
+    assert len(logs.tail(log).splitlines()) == 20
+
+
+def test_a_log_is_cut_under_its_writer_only_when_too_long(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    logs.cap(log)
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"0123456789")
+        logs.cap(log, limit=10, keep=4)
+        assert log.read_bytes() == b"0123456789"
+        writer.write(b"a")
+        logs.cap(log, limit=10, keep=4)
+        writer.write(b"b")
+    assert log.read_bytes() == b"789ab"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "exited with code 3"),
+        (137, "was killed by SIGKILL, perhaps for want of memory"),
+        (139, "was killed by SIGSEGV"),
+        (255, "exited with code 255"),
+    ],
+)
+def test_an_exit_code_is_said_in_words(code: int, words: str) -> None:
+    assert describe_exit(code) == words
+
+
+def test_importing_the_fleet_imports_neither_torch_nor_transformers() -> None:
+    script = "import sys, coe.fleet, coe.fleet.convert; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"

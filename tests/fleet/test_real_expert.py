@@ -1,0 +1,97 @@
+"""The embedded model behind the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import orjson
+import psutil
+import pytest
+
+from coe.fleet import Fleet, local_servers
+from coe.settings import Endpoint
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+LONG = "Tell me a very long story about the sea."
+
+
+@dataclass(frozen=True)
+class Declared:
+    name: str
+    model: str = "SmolLM2-135M-Instruct"
+    runtime: str = "transformers"
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+def ask(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: int, stream: bool):
+    messages = [{"role": "user", "content": text}]
+    body = {"model": served.model, "messages": messages, "max_tokens": tokens, "stream": stream}
+    return session.post(f"{served.base_url}/chat/completions", json=body)
+
+
+async def pieces(session: aiohttp.ClientSession, served: Endpoint, *, tokens: int) -> AsyncIterator[str]:
+    async with ask(session, served, LONG, tokens=tokens, stream=True) as response:
+        assert response.status == 200
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                yield orjson.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+
+
+async def told(session: aiohttp.ClientSession, served: Endpoint, *, temperature: float) -> str:
+    body = {"model": served.model, "messages": [{"role": "user", "content": LONG}], "max_tokens": 8}
+    async with session.post(
+        f"{served.base_url}/chat/completions", json=body | {"temperature": temperature}
+    ) as response:
+        answer = await response.json()
+    return str(answer["choices"][0]["message"]["content"])
+
+
+async def until_idle(seconds: float) -> None:
+    """Wait until the servers use next to no processor time."""
+    async with asyncio.timeout(seconds):
+        used, spent = 1.0, processor_time()
+        while used > 0.1:
+            await asyncio.sleep(1.0)
+            used, spent = processor_time() - spent, processor_time()
+
+
+def processor_time() -> float:
+    return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+
+
+async def test_a_real_expert_answers_samples_as_asked_and_stops_a_stream_that_is_dropped(tmp_path: Path) -> None:
+    lines: list[str] = []
+    specs, endpoints = local_servers(
+        [Declared("small"), Declared("again")],
+        cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
+        logs=tmp_path / "logs",
+        python=Path(sys.executable),
+        say=lines.append,
+    )
+    assert len(specs) == 1
+    served = endpoints["again"]
+    async with Fleet(specs, say=lines.append), aiohttp.ClientSession() as session:
+        async with ask(session, served, "What is the capital of France?", tokens=24, stream=False) as response:
+            answer = await response.json()
+        assert "Paris" in answer["choices"][0]["message"]["content"]
+        assert answer["usage"]["completion_tokens"] > 0
+
+        certain = {await told(session, served, temperature=0) for _ in range(2)}
+        varied = {await told(session, served, temperature=1.5) for _ in range(4)}
+        assert len(certain) == 1
+        assert len(varied | certain) > 2, "each request is sampled as it asks"
+
+        stream = pieces(session, served, tokens=4000)  # minutes, when nobody stops it
+        while not await anext(stream):
+            pass
+        await stream.aclose()
+        await until_idle(20.0)
+    assert psutil.Process().children(recursive=True) == []
+    assert sum("is ready" in line for line in lines) == 1

@@ -1,0 +1,117 @@
+"""From declared experts to server processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from coe.errors import FleetError
+from coe.fleet import ServerSpec, local_servers
+from coe.settings import Endpoint
+
+
+@dataclass(frozen=True)
+class Declared:
+    name: str
+    model: str = "org/model"
+    runtime: str = "transformers"
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter with both servers beside it, and nothing on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("python", "transformers", "vllm"):
+        (folder / name).touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return folder / "python"
+
+
+def plan(*experts: Declared, python: Path) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
+    return local_servers(experts, cache=python.parent / "cache", logs=python.parent / "logs", python=python)
+
+
+def test_a_transformers_expert_is_served_under_its_model_on_the_processor(python: Path) -> None:
+    [spec], endpoints = plan(Declared("small"), python=python)
+    assert spec.argv == (
+        *(str(python.parent / "transformers"), "serve", "org/model", "--host", "127.0.0.1", "--port", str(spec.port)),
+        *("--device", "cpu"),
+    )
+    assert endpoints == {"small": Endpoint(base_url=f"http://127.0.0.1:{spec.port}/v1", model="org/model")}
+    assert spec.log == python.parent / "logs" / "small.log"
+    assert spec.env["OMP_NUM_THREADS"] == spec.env["MKL_NUM_THREADS"]
+    assert int(spec.env["OMP_NUM_THREADS"]) >= 1
+    assert "HF_HUB_OFFLINE" not in spec.env
+
+
+def test_declared_options_replace_the_usual_ones(python: Path) -> None:
+    options = {"continuous_batching": True, "device": "cuda:0", "compile": False, "cb-num-blocks": 8}
+    [spec], _ = plan(Declared("small", options=options), python=python)
+    assert spec.argv[7:] == (*("--device", "cuda:0", "--continuous-batching", "--no-compile", "--cb-num-blocks", "8"),)
+
+
+def test_a_vllm_expert_is_served_under_its_name(python: Path) -> None:
+    [spec], endpoints = plan(Declared("code", runtime="vllm", options={"max-model-len": 1024}), python=python)
+    assert spec.argv == (
+        *(str(python.parent / "vllm"), "serve", "org/model", "--host", "127.0.0.1", "--port", str(spec.port)),
+        *("--served-model-name", "code", "--max-model-len", "1024"),
+    )
+    assert endpoints["code"].model == "code"
+
+
+def test_experts_with_the_same_model_and_flags_share_a_server(python: Path) -> None:
+    experts = [
+        Declared("a", options={"device": "cpu"}),
+        Declared("b"),
+        Declared("c", options={"compile": True}),
+        Declared("d", options={"compile": 1}),
+        Declared("e", runtime="vllm"),
+        Declared("f", model="org/other"),
+    ]
+    specs, endpoints = plan(*experts, python=python)
+    assert [spec.key for spec in specs] == ["a", "c", "d", "e", "f"]
+    assert endpoints["a"] == endpoints["b"]
+    assert len({spec.port for spec in specs}) == 5
+
+
+def test_external_experts_are_left_out(python: Path) -> None:
+    assert plan(Declared("far", runtime="external"), python=python) == ([], {})
+
+
+def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) -> None:
+    folder = python.parent / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    specs, endpoints = plan(
+        Declared("a", model=str(folder)), Declared("b", model=str(folder), runtime="vllm"), python=python
+    )
+    assert [spec.env["HF_HUB_OFFLINE"] for spec in specs] == ["1", "1"]
+    assert endpoints["a"].model == str(folder)
+    assert [spec.argv[2] for spec in specs] == [str(folder)] * 2
+
+
+def test_a_server_that_is_not_installed_is_named_with_the_remedy(python: Path) -> None:
+    (python.parent / "vllm").unlink()
+    with pytest.raises(
+        FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `pip install"
+    ):
+        plan(Declared("a", runtime="vllm"), python=python)
+
+
+def test_a_server_on_the_path_is_found(python: Path, tmp_path: Path) -> None:
+    (python.parent / "vllm").unlink()
+    elsewhere = tmp_path / "vllm"
+    elsewhere.touch(mode=0o755)
+    [spec], _ = plan(Declared("a", runtime="vllm"), python=python)
+    assert spec.argv[0] == str(elsewhere)
+
+
+@pytest.mark.parametrize("option", ["port", "host", "served_model_name"])
+def test_options_that_are_ours_are_refused(python: Path, option: str) -> None:
+    with pytest.raises(FleetError, match=f"expert 'a': the options may not set {option.replace('_', '-')}; CoE does"):
+        plan(Declared("a", runtime="vllm", options={option: "1"}), python=python)

@@ -1,0 +1,98 @@
+"""One SQLite file: its migrations, its transactions, and other processes at the same time."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coe.errors import LogError
+from coe.records.database import Database
+from tests.records.samples import ids, records
+
+pytestmark = pytest.mark.anyio
+
+FIRST = ("CREATE TABLE words (word TEXT)", "INSERT INTO words VALUES ('kept')")
+SECOND = ("ALTER TABLE words ADD COLUMN length INTEGER", "UPDATE words SET length = length(word)")
+
+
+async def select(database: Database) -> list[tuple[object, ...]]:
+    return await database.read(lambda connection: connection.execute("SELECT * FROM words").fetchall())
+
+
+async def test_a_file_of_an_older_version_is_brought_forward_with_its_rows(tmp_path: Path) -> None:
+    old = Database(tmp_path / "words.db", migrations=[FIRST])
+    assert await select(old) == [("kept",)]
+    await old.aclose()
+    for _ in range(2):  # the second opening must not migrate again
+        new = Database(tmp_path / "words.db", migrations=[FIRST, SECOND])
+        assert await select(new) == [("kept", 4)]
+        await new.aclose()
+
+
+async def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    new = Database(tmp_path / "words.db", migrations=[FIRST, SECOND])
+    await select(new)
+    await new.aclose()
+    old = Database(tmp_path / "words.db", migrations=[FIRST])
+    with pytest.raises(LogError, match=r"words\.db.*newer CoE"):
+        await select(old)
+    await old.aclose()
+    with sqlite3.connect(tmp_path / "words.db") as connection:
+        assert connection.execute("SELECT * FROM words").fetchall() == [("kept", 4)]
+    connection.close()
+
+
+async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    old = Database(tmp_path / "words.db", migrations=[FIRST])
+    await select(old)
+    await old.aclose()
+    broken = Database(tmp_path / "words.db", migrations=[FIRST, (SECOND[0], "UPDATE nowhere SET x = 1")])
+    with pytest.raises(LogError, match="no such table: nowhere"):
+        await select(broken)
+    await broken.aclose()
+    mended = Database(tmp_path / "words.db", migrations=[FIRST, SECOND])
+    assert await select(mended) == [("kept", 4)]
+    await mended.aclose()
+
+
+async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_path: Path) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO words VALUES ('half')")
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    database = Database(tmp_path / "words.db", migrations=[FIRST])
+    with pytest.raises(LogError, match="no such table: nowhere"):
+        await database.write(half)
+    await database.write(lambda connection: connection.execute("INSERT INTO words VALUES ('whole')"))
+    assert await select(database) == [("kept",), ("whole",)]
+    await database.aclose()
+
+
+APPEND = """
+import asyncio, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from tests.records.samples import records
+from coe.records import open_log
+
+async def main():
+    log = open_log("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))
+    for start in range(0, 300, 20):
+        await log.append(records(20, start=int(sys.argv[3]) + start))
+    await log.aclose()
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_create_and_fill_one_log_together_lose_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", APPEND, str(Path(__file__).parents[2]), str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(start)]) for start in (0, 300, 600, 600)]
+    assert [writer.wait(timeout=30) for writer in writers] == [0, 0, 0, 0]
+    with sqlite3.connect(tmp_path / "log.db") as connection:
+        found = [key for (key,) in connection.execute("SELECT request_id FROM records ORDER BY request_id")]
+    connection.close()
+    assert found == ids(records(900))

@@ -1,0 +1,136 @@
+"""Nothing lost and nothing twice, with a real Redis that dies and a real process that is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from coe.records import RecordWriter, open_log
+from coe.records.spool import Spool
+from tests.records.redis_server import MISSING, RedisServer, installed
+from tests.records.samples import WatchedLog, everything, ids, record, records
+
+pytestmark = pytest.mark.anyio
+
+QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry": 0.01}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that keeps what it has acknowledged, whatever happens to it."""
+    if not installed():
+        pytest.skip(MISSING)
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always")
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_a_redis_that_is_killed_and_restarted_while_writing_ends_with_every_record_once(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    log = WatchedLog(open_log(server.url, base=tmp_path))
+    async with RecordWriter(log, spool=tmp_path / "spool.db", batch=20, **QUICK) as writer:
+        for round_ in range(3):
+            for one in records(400, start=1_000 * round_):
+                writer.put(one)
+            await log.holds(1_000 * round_ + 60)
+            server.kill()  # with appends under way and records in the queue
+            for one in records(600, start=1_000 * round_ + 400):
+                writer.put(one)
+            tries = len(log.calls)
+            await log.called(tries + 2)
+            server.start()
+            await log.holds(1_000 * (round_ + 1))
+        assert (writer.dropped, writer.last_error) == (0, None)
+        assert writer.spooled > 0
+    assert sorted(ids(await everything(log._inner))) == ids(records(3_000))  # type: ignore[arg-type]
+    await log.aclose()
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "problem"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
+        (("SCRIPT", "FLUSH"), ("PING",), ""),
+    ],
+)
+async def test_a_redis_that_takes_no_writes_for_a_while_gets_them_afterwards(
+    broken: tuple[str, ...], mended: tuple[str, ...], problem: str, redis_url: str, tmp_path: Path
+) -> None:
+    log = WatchedLog(open_log(redis_url, base=tmp_path))
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+            writer.put(record(0))
+            await log.holds(1)
+            try:
+                await client.execute_command(*broken)  # type: ignore[no-untyped-call]
+                writer.put(record(1))
+                await log.called(2)
+                assert problem in (writer.last_error or "")
+            finally:
+                await client.execute_command(*mended)  # type: ignore[no-untyped-call]
+            await log.holds(2)
+    assert await everything(log._inner) == records(2)  # type: ignore[arg-type]
+    await log.aclose()
+
+
+WRITING = """
+import asyncio, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from tests.records.samples import record
+from coe.records import RecordWriter, open_log
+
+async def main():
+    folder = pathlib.Path(sys.argv[2])
+    log = open_log("redis://127.0.0.1:1/0", base=folder)  # nobody listens there
+    async with RecordWriter(log, spool=folder / "spool.db", batch=10, interval=0.001) as writer:
+        number = 0
+        while True:
+            if writer.backlog < 1_000:
+                writer.put(record(number))
+                number += 1
+            await asyncio.sleep(0)
+            print(writer.spooled, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_killed_process_had_spooled_is_delivered_by_the_next_one(tmp_path: Path) -> None:
+    spooled = spool_until_killed(tmp_path, at_least=500)
+    waiting = ids(await _all(tmp_path / "spool.db"))
+    assert len(waiting) >= spooled
+    log = open_log("sqlite:///log.db", base=tmp_path)
+    watched = WatchedLog(log)
+    async with RecordWriter(watched, spool=tmp_path / "spool.db", **QUICK):
+        await watched.holds(len(waiting))
+    assert ids(await everything(log)) == waiting == ids(records(len(waiting)))
+    await log.aclose()
+
+
+def spool_until_killed(folder: Path, *, at_least: int) -> int:
+    """Run a process that writes without end, kill it in the middle, and return how many records it had spooled."""
+    command = [sys.executable, "-c", WRITING, str(Path(__file__).parents[2]), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        spooled = next((int(line) for line in process.stdout if int(line) >= at_least), 0)
+        process.kill()
+    assert spooled >= at_least
+    return spooled
+
+
+async def _all(path: Path) -> tuple[Any, ...]:
+    spool = Spool(path)
+    found = (await spool.oldest(1_000_000)).records
+    await spool.aclose()
+    return found

@@ -1,0 +1,111 @@
+"""A record as JSON and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from types import MappingProxyType
+from typing import get_type_hints
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe.core import RoutingRecord
+from coe.errors import LogError
+from coe.records.codec import decode, encode
+from tests.records.samples import record
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+COUNT = st.integers(0, 2**53)
+BY_NAME = {
+    "time": NUMBER,
+    "confidence": NUMBER,
+    "propensity": NUMBER,
+    "routing_ms": NUMBER,
+    "total_ms": NUMBER,
+    "first_piece_ms": st.none() | NUMBER,
+    "candidates": st.lists(TEXT).map(tuple),
+    "probabilities": st.dictionaries(TEXT, NUMBER),
+    "attempts": COUNT,
+    "stream": st.booleans(),
+    "input_tokens": st.none() | COUNT,
+    "output_tokens": st.none() | COUNT,
+    "session": st.none() | TEXT,
+    "prompt": st.none() | TEXT,
+    "embedding": st.none() | st.binary(),
+    "schema": st.just(1),
+}
+RECORDS = st.builds(RoutingRecord, **{field.name: BY_NAME.get(field.name, TEXT) for field in fields(RoutingRecord)})
+
+
+@given(RECORDS)
+def test_any_record_survives_the_way_to_json_and_back(one: RoutingRecord) -> None:
+    line = encode(one)
+    assert decode(line) == one
+    assert b"\n" not in line
+
+
+def test_a_decoded_record_has_the_declared_types() -> None:
+    one = decode(encode(record(1, embedding=b"\0\1", prompt="hello", session="s")))
+    for name, kind in get_type_hints(RoutingRecord).items():
+        value = getattr(one, name)
+        assert type(value) in (getattr(kind, "__args__", ()) or (kind,)) or name in ("candidates", "probabilities")
+    assert (type(one.candidates), type(one.probabilities)) == (tuple, dict)
+
+
+def test_numpy_numbers_and_read_only_mappings_are_written_as_plain_json() -> None:
+    probabilities = MappingProxyType({"code": np.float32(0.75), "general": np.float64(0.25)})
+    assert decode(encode(record(confidence=np.float32(0.75), probabilities=probabilities))) == record()
+
+
+def test_a_number_that_is_none_comes_back_as_nan_and_not_as_none() -> None:
+    broken = decode(encode(record(confidence=math.nan, probabilities={"code": math.inf})))
+    assert math.isnan(broken.confidence)
+    assert math.isnan(broken.probabilities["code"])
+
+
+def test_keys_this_code_does_not_know_are_left_out() -> None:
+    line = orjson.dumps(orjson.loads(encode(record())) | {"mood": "good"})
+    assert decode(line) == record()
+
+
+def test_a_field_that_was_not_there_yet_takes_its_default() -> None:
+    values = orjson.loads(encode(record(session="s")))
+    del values["session"]
+    assert decode(orjson.dumps(values)) == record()
+
+
+def test_a_newer_schema_is_refused_with_the_remedy() -> None:
+    with pytest.raises(LogError, match=r"schema 2.*upgrade"):
+        decode(encode(record(schema=2)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{}",
+        b'{"schema": "x"}',
+        b'{"schema": 1}',
+        encode(record()).replace(b'["small","large"]', b"5"),
+        encode(record()).replace(b'"confidence":0.75', b'"confidence":"high"'),
+        encode(record()).replace(b'"embedding":null', b'"embedding":"*"'),
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_line_is_refused_as_such(line: bytes) -> None:
+    with pytest.raises(LogError, match="damaged"):
+        decode(line)
+
+
+def test_text_that_json_cannot_hold_is_refused_by_its_request_id() -> None:
+    with pytest.raises(LogError, match="request-000007"):
+        encode(record(7, prompt="half a pair: \ud800"))

@@ -1,0 +1,259 @@
+"""Records off the request path: batches, bounds, and what happens while the log or the spool fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.errors import LogError
+from coe.records import RecordWriter, open_log
+from coe.records.spool import Spool
+from tests.records.samples import WatchedLog, everything, ids, record, records
+
+pytestmark = pytest.mark.anyio
+
+GONE = LogError("redis at nowhere: refused; check that it runs")
+QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry": 0.002}
+
+
+async def in_spool(path: Path) -> list[str]:
+    spool = Spool(path)
+    found = ids((await spool.oldest(100_000)).records)
+    await spool.aclose()
+    return found
+
+
+async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
+    log = open_log("sqlite:///log.db", base=tmp_path)
+    async with RecordWriter(log, spool=tmp_path / "spool.db") as writer:
+        for one in records(1_234):
+            writer.put(one)
+        assert writer.backlog == 1_234
+    assert await everything(log) == records(1_234)
+    assert (writer.backlog, writer.dropped, writer.spooled, writer.last_error) == (0, 0, 0, None)
+    await log.aclose()
+
+
+async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) -> None:
+    log = WatchedLog()
+    async with RecordWriter(log, spool=None, batch=100, **QUICK) as writer:
+        for one in records(250):
+            writer.put(one)
+        await log.holds(250)
+    assert log.kept == records(250)
+    assert log.calls == [100, 100, 50]
+
+
+async def test_what_was_put_before_entering_is_written_and_after_leaving_is_counted() -> None:
+    log = WatchedLog()
+    writer = RecordWriter(log, spool=None, **QUICK)
+    writer.put(record(1))
+    async with writer:
+        pass
+    writer.put(record(2))
+    assert (log.kept, writer.dropped, writer.backlog) == ([record(1)], 1, 0)
+
+
+async def test_in_a_full_queue_the_oldest_give_way_and_are_counted() -> None:
+    log = WatchedLog()
+    writer = RecordWriter(log, spool=None, capacity=10, **QUICK)
+    for one in records(25):
+        writer.put(one)
+    assert (writer.backlog, writer.dropped) == (10, 15)
+    async with writer:
+        pass
+    assert log.kept == records(10, start=15)
+
+
+async def test_the_queue_stays_bounded_while_one_append_hangs() -> None:
+    log = WatchedLog()
+    log.gate.clear()
+    async with RecordWriter(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
+        for one in records(5):
+            writer.put(one)
+        await log.entered.wait()
+        for one in records(20, start=5):
+            writer.put(one)
+        assert (writer.backlog, writer.dropped) == (15, 10)
+        log.gate.set()
+        await log.holds(15)
+    assert log.kept == records(5) + records(10, start=15)
+
+
+@pytest.mark.parametrize("problem", [GONE, OSError("no route"), RuntimeError("a bug")])
+async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the_log(
+    problem: Exception, tmp_path: Path
+) -> None:
+    log = WatchedLog()
+    log.fails = problem
+    async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK) as writer:
+        for one in records(100):
+            writer.put(one)
+        await log.called(4)
+        assert str(problem) in str(writer.last_error)
+        log.fails = None
+        await log.holds(100)
+        for one in records(10, start=100):
+            writer.put(one)
+        await log.holds(110)
+    assert sorted(ids(log.kept)) == ids(records(110))
+    assert (writer.dropped, writer.last_error) == (0, None)
+    assert writer.spooled >= 40
+    assert await in_spool(tmp_path / "spool.db") == []
+
+
+async def test_what_the_last_process_left_in_the_spool_is_delivered_by_the_next(tmp_path: Path) -> None:
+    log = WatchedLog()
+    log.fails = GONE
+    async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        for one in records(1_200):
+            writer.put(one)
+    assert (writer.spooled, writer.dropped, writer.backlog) == (1_200, 0, 0)
+    log.fails = None
+    async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK):
+        await log.holds(1_200)
+    assert log.kept == records(1_200)
+
+
+async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tmp_path: Path) -> None:
+    inner = open_log("sqlite:///log.db", base=tmp_path)
+    log = WatchedLog(inner)
+    log.fails = GONE
+    first, second = (RecordWriter(log, spool=tmp_path / "spool.db", batch=20, **QUICK) for _ in range(2))
+    async with first, second:
+        for number in range(400):
+            (first if number % 2 else second).put(record(number))
+        await log.called(4)
+        log.fails = None
+        await log.holds(400)
+    assert sorted(ids(await everything(inner))) == ids(records(400))
+    assert await in_spool(tmp_path / "spool.db") == []
+    assert (first.dropped, second.dropped) == (0, 0)
+    await inner.aclose()
+
+
+async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
+    log = WatchedLog()
+    log.fails = GONE
+    async with RecordWriter(log, spool=None, **QUICK | {"first_retry": 60.0, "longest_retry": 60.0}) as writer:
+        writer.put(record(1))
+        await log.called(1)
+        log.fails = None
+    assert (log.kept, writer.dropped) == ([record(1)], 0)
+
+
+async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_path: Path) -> None:
+    inner = open_log("sqlite:///log.db", base=tmp_path)
+
+    class Forgetful(WatchedLog):
+        async def append(self, records: Any) -> None:
+            await super().append(records)
+            if len(self.calls) == 1:
+                raise GONE
+
+    log = Forgetful(inner)
+    async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+        for one in records(30):
+            writer.put(one)
+        await log.called(2)
+    assert await everything(inner) == records(30)
+    assert len(log.kept) == 60
+    await inner.aclose()
+
+
+async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses_nothing(tmp_path: Path) -> None:
+    log = WatchedLog()
+    log.gate.clear()
+    async with asyncio.timeout(10):
+        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK | {"deadline": 1.0}) as writer:
+            for one in records(100):
+                writer.put(one)
+    assert await in_spool(tmp_path / "spool.db") == ids(records(100))
+    assert (writer.dropped, writer.backlog) == (0, 0)
+
+
+async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -> None:
+    log = WatchedLog()
+    log.gate.clear()
+    async with RecordWriter(log, spool=tmp_path / "spool.db", patience=0.01, **QUICK) as writer:
+        writer.put(record(1))
+        await log.called(1)
+        assert writer.last_error == "the log did not answer within 0.01 s"
+        log.gate.set()
+        await log.holds(1)
+
+
+async def test_without_a_spool_records_wait_for_the_log_and_the_oldest_give_way(tmp_path: Path) -> None:
+    log = WatchedLog()
+    log.fails = GONE
+    async with RecordWriter(log, spool=None, capacity=50, batch=20, **QUICK) as writer:
+        for one in records(60):
+            writer.put(one)
+        await log.called(3)
+        assert (writer.backlog, writer.dropped) == (50, 10)
+        log.fails = None
+        await log.holds(50)
+    assert log.kept == records(50, start=10)
+
+
+async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    log = WatchedLog()
+    log.fails = GONE
+    async with RecordWriter(log, spool=tmp_path / "file" / "spool.db", capacity=50, **QUICK) as writer:
+        for one in records(30):
+            writer.put(one)
+        await log.called(3)
+        assert (writer.backlog, writer.dropped, writer.spooled) == (30, 0, 0)
+    assert (writer.backlog, writer.dropped, writer.spooled) == (0, 30, 0)
+    assert "30 records dropped" in caplog.text
+
+
+async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:
+    log = open_log("sqlite:///log.db", base=tmp_path)
+    watched = WatchedLog(log)
+    async with RecordWriter(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
+        for one in (record(1), record(2, prompt="\ud800"), record(3)):
+            writer.put(one)
+        await watched.holds(2)
+    assert await everything(log) == [record(1), record(3)]
+    assert writer.dropped == 1
+    await log.aclose()
+
+
+async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(tmp_path: Path) -> None:
+    log = open_log("sqlite:///log.db", base=tmp_path)
+    await log.append(records(1))
+    # The limit holds for this connection; the log opens a new one after the failure, as if there were room again.
+    await log._database.read(lambda connection: connection.execute("PRAGMA max_page_count = 20"))  # type: ignore[attr-defined]
+    watched = WatchedLog(log)
+    async with RecordWriter(watched, spool=tmp_path / "spool.db", batch=300, **QUICK) as writer:
+        for one in records(300):
+            writer.put(one)
+        await watched.called(1)
+        assert "disk is full" in str(writer.last_error)
+        await watched.holds(300)
+    assert writer.spooled == 300
+    assert await everything(log) == records(300)
+    await log.aclose()
+
+
+async def test_a_failing_log_is_reported_once_and_not_once_a_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = WatchedLog()
+    log.fails = GONE
+    with caplog.at_level(logging.DEBUG, logger="coe.records"):
+        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=1, **QUICK) as writer:
+            for one in records(50):
+                writer.put(one)
+            await log.called(5)
+    assert [entry.levelname for entry in caplog.records] == ["WARNING"]
+    assert "redis at nowhere" in caplog.text
+    assert writer.dropped == 0

@@ -1,0 +1,62 @@
+"""What only the Redis log does: bounded script calls and bounded scans."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from coe.core import LogQuery, RoutingLog
+from coe.records import open_log
+from tests.records.samples import ids, record, records
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def log(client: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[RoutingLog]:
+    log = open_log(redis_url, base=tmp_path)
+    yield log
+    await log.aclose()
+
+
+async def test_one_script_call_carries_a_bounded_number_of_records_and_bytes(client: Redis, log: RoutingLog) -> None:
+    await log.append([record(0)])
+    for batch, calls in (
+        (records(1_200, start=1), 3),
+        ([record(5_000 + n, prompt="x" * 300_000) for n in range(20)], 2),
+    ):
+        await client.config_resetstat()
+        await log.append(batch)
+        assert (await client.info("commandstats"))["cmdstat_evalsha"]["calls"] == calls
+
+
+async def test_a_scan_for_a_rare_record_gives_up_at_its_bound_and_goes_on_from_there(
+    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.records.redis.CHUNK", 10)
+    monkeypatch.setattr("coe.records.redis.SCAN", 50)
+    await log.append([*records(120), record(120, category="law"), *records(60, start=121)])
+    query, sizes = LogQuery(category="law"), []
+    while (page := await log.read(query)).cursor != query.after:
+        sizes.append(len(page.records))
+        query = replace(query, after=page.cursor)
+    assert sizes == [0, 0, 1, 0]
+    assert (await log.tail(LogQuery(category="law"))).records == ()
+
+
+async def test_since_does_not_look_at_what_was_appended_long_before(log: RoutingLog, client: Redis) -> None:
+    await client.xadd("coe:records", {"record": "unreadable, so looking at it would fail"}, id="1000-0")
+    await log.append(records(2))
+    assert ids((await log.read(LogQuery(since=1_700_000_001.0))).records) == [record(1).request_id]
+    assert ids((await log.tail(LogQuery(since=1_700_000_001.0))).records) == [record(1).request_id]

@@ -1,0 +1,167 @@
+"""What every RoutingLog does, asked of each kind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from coe.core import LogQuery, RoutingLog
+from coe.errors import LogError
+from tests.records.samples import everything, ids, record, records
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_record_comes_back_as_it_was_put(log: RoutingLog) -> None:
+    full = record(1, prompt="né 日本語 🦜\n\0'\";", embedding=bytes(range(256)), session="s-1", category="médecine")
+    bare = record(2, first_piece_ms=None, input_tokens=None, output_tokens=None, candidates=(), probabilities={})
+    await log.append([full, bare])
+    assert (await log.read(LogQuery())).records == (full, bare)
+
+
+async def test_a_request_id_is_kept_once_and_the_first_record_wins(log: RoutingLog) -> None:
+    await log.append([record(1), record(1, outcome="aborted"), record(2)])
+    await log.append([record(2, outcome="aborted"), record(1, outcome="aborted"), record(3)])
+    assert await everything(log) == [record(1), record(2), record(3)]
+
+
+async def test_an_empty_log_gives_an_empty_page_and_an_empty_cursor(log: RoutingLog) -> None:
+    for page in (await log.read(LogQuery()), await log.tail(LogQuery())):
+        assert (page.records, page.cursor) == ((), "")
+
+
+async def test_appending_nothing_changes_nothing(log: RoutingLog) -> None:
+    await log.append([])
+    assert await everything(log) == []
+
+
+async def test_pages_follow_one_another_in_the_order_of_appending(log: RoutingLog) -> None:
+    await log.append(list(reversed(records(25))))
+    await log.append(records(5, start=25))
+    expected = ids(list(reversed(records(25))) + records(5, start=25))
+    assert ids(await everything(log, LogQuery(limit=7))) == expected
+
+
+async def test_at_the_end_the_page_is_empty_and_the_cursor_stays(log: RoutingLog) -> None:
+    await log.append(records(3))
+    end = (await log.read(LogQuery())).cursor
+    again = await log.read(LogQuery(after=end))
+    assert (again.records, again.cursor) == ((), end)
+    await log.append([record(3)])
+    assert ids((await log.read(LogQuery(after=end))).records) == [record(3).request_id]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (LogQuery(category="law"), [1, 4]),
+        (LogQuery(expert="größer"), [2, 4]),
+        (LogQuery(outcome="aborted"), [3]),
+        (LogQuery(since=1_700_000_003.0), [3, 4]),
+        (LogQuery(category="law", expert="größer"), [4]),
+        (LogQuery(category="law", since=1_700_000_002.0, outcome="ok"), [4]),
+        (LogQuery(category="' OR 1=1 --"), []),
+    ],
+)
+async def test_a_filter_lets_through_what_it_names(log: RoutingLog, query: LogQuery, expected: list[int]) -> None:
+    changes = {1: {"category": "law"}, 2: {"expert": "größer"}, 3: {"outcome": "aborted"}}
+    changes[4] = {"category": "law", "expert": "größer"}
+    await log.append([record(number, **changes.get(number, {})) for number in range(5)])
+    wanted = [record(number).request_id for number in expected]
+    assert ids((await log.read(query)).records) == wanted
+    assert ids((await log.tail(query)).records) == wanted
+
+
+async def test_a_filtered_walk_sees_every_match_once(log: RoutingLog) -> None:
+    await log.append([record(number, category="law" if number % 3 else "code") for number in range(40)])
+    found, query = [], LogQuery(category="code", limit=4)
+    while True:
+        page = await log.read(query)
+        found += ids(page.records)
+        if page.cursor == query.after:
+            break
+        query = replace(query, after=page.cursor)
+    assert found == [record(number).request_id for number in range(0, 40, 3)]
+
+
+async def test_the_tail_is_the_newest_matches_oldest_first(log: RoutingLog) -> None:
+    await log.append([record(number, expert="large" if number % 2 else "small") for number in range(20)])
+    assert ids((await log.tail(LogQuery(limit=3))).records) == ids(records(3, start=17))
+    page = await log.tail(LogQuery(limit=2, expert="small"))
+    assert ids(page.records) == [record(16).request_id, record(18).request_id]
+    assert len((await log.tail(LogQuery(limit=1_000))).records) == 20
+
+
+async def test_reading_goes_on_where_the_tail_ended_even_if_the_last_record_did_not_match(log: RoutingLog) -> None:
+    await log.append([record(0), record(1, category="law")])
+    end = (await log.tail(LogQuery(category="code"))).cursor
+    assert (await log.read(LogQuery(after=end))).records == ()
+    await log.append([record(2)])
+    assert ids((await log.read(LogQuery(after=end))).records) == [record(2).request_id]
+    assert ids((await log.tail(LogQuery(after=end))).records) == [record(2).request_id]
+
+
+async def test_a_limit_of_nothing_gives_nothing_and_moves_nothing(log: RoutingLog) -> None:
+    await log.append(records(3))
+    start = (await log.read(LogQuery(limit=1))).cursor
+    for limit in (0, -5):
+        assert await log.read(LogQuery(after=start, limit=limit)) == replace(
+            await log.read(LogQuery(after=start)), records=(), cursor=start
+        )
+        assert (await log.tail(LogQuery(limit=limit))).records == ()
+
+
+async def test_one_page_is_bounded_whatever_the_query_asks_for(
+    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.records.selection.PAGE", 10)
+    await log.append(records(25))
+    assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
+    assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10
+
+
+@pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2-3", "1; DROP TABLE records", "٣"])
+async def test_a_cursor_from_elsewhere_is_refused_by_name(log: RoutingLog, cursor: str) -> None:
+    await log.append(records(1))
+    for look in (log.read, log.tail):
+        with pytest.raises(LogError, match="no cursor of this log"):
+            await look(LogQuery(after=cursor))
+
+
+async def test_a_record_of_a_newer_schema_is_refused_with_the_remedy(log: RoutingLog) -> None:
+    await log.append([record(1, schema=2)])
+    with pytest.raises(LogError, match="upgrade"):
+        await log.read(LogQuery())
+
+
+async def test_two_writers_at_once_lose_nothing_and_double_nothing(opened: Callable[..., RoutingLog]) -> None:
+    first, second = opened(), opened()
+    shared = [records(50, start=50 * part) for part in range(6)]
+    await asyncio.gather(*(log.append(part) for part in shared for log in (first, second)))
+    assert sorted(ids(await everything(first))) == ids(records(300))
+
+
+async def test_the_oldest_records_make_room_beyond_the_retention(opened: Callable[..., RoutingLog]) -> None:
+    log = opened(retention=200)
+    for start in range(0, 2_000, 250):
+        await log.append(records(250, start=start))
+    kept = ids(await everything(log))
+    assert 200 <= len(kept) < 400  # a stream drops whole nodes, so it may keep a few more
+    assert kept == ids(records(len(kept), start=2_000 - len(kept)))
+
+
+async def test_an_id_is_remembered_as_long_as_its_record(opened: Callable[..., RoutingLog]) -> None:
+    log = opened(retention=200)
+    appended = list(reversed(records(3_000)))  # the alphabet must not decide which ids are forgotten
+    await log.append(appended)
+    kept = await everything(log)
+    await log.append([record(int(one.request_id[-6:]), outcome="again") for one in kept])
+    assert await everything(log) == kept == appended[-len(kept) :]
+
+
+async def test_a_large_append_arrives_whole_and_in_order(log: RoutingLog) -> None:
+    await log.append([record(number, prompt="x" * 40_000) for number in range(150)] + records(1_100, start=150))
+    assert ids(await everything(log)) == ids(records(1_250))
