@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coe.affinity import Affinity, conversation_key, is_follow_up
 from coe.conversation import routing_text
-from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reply, Router
+from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router
 from coe.errors import ExpertError, InvalidRequest, ModelNotFound
 from coe.mapping import Assignment, expected
 from coe.registry import AUTO, ExpertSpec, Registry
@@ -28,13 +29,15 @@ class Answer:
     attempts: int
 
 
-def decide(chat: Chat, prediction: Prediction, *, registry: Registry, assignment: Assignment) -> Decision:
+def decide(
+    chat: Chat, prediction: Prediction, *, registry: Registry, assignment: Assignment, previous: str | None = None
+) -> Decision:
     """Choose the expert and the order of fall-back. Pure.
 
-    Hard filters first (capabilities, context length), then the pinned expert, the general one when the router is
-    unsure, or the expert of highest expected quality under the posterior minus its price (Jain et al. 2024,
-    arXiv 2412.01868, with the posterior in place of its most likely class). Raises ModelNotFound, or InvalidRequest
-    when no expert can take the chat.
+    Hard filters first (capabilities, context length), then the pinned expert, the `previous` one of a conversation
+    unless another is clearly better, the general one when the router is unsure, or the expert of highest expected
+    quality under the posterior minus its price (Jain et al. 2024, arXiv 2412.01868, with the posterior in place of its
+    most likely class). Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
     """
     able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
@@ -44,13 +47,17 @@ def decide(chat: Chat, prediction: Prediction, *, registry: Registry, assignment
     if not able:
         raise InvalidRequest(f"no expert can take this request: {_obstacles(chat, registry)}", code="no_capable_expert")
     value = expected(assignment, prediction.probabilities)
-    ranked = [assignment.experts[index] for index in np.argsort(-value, kind="stable")]
-    ranked = [name for name in ranked if name in able]
-    if confidence < registry.policy.general_below and registry.general_expert in able:
-        ranked.remove(registry.general_expert)
-        ranked.insert(0, registry.general_expert)
-        return Decision(ranked[0], category, confidence, "uncertain", tuple(ranked))
-    return Decision(ranked[0], category, confidence, "routed", tuple(ranked))
+    worth = {assignment.experts[index]: float(value[index]) for index in np.argsort(-value, kind="stable")}
+    ranked = [name for name in worth if name in able]
+    first = ranked[0]
+    reason: Reason = "routed"
+    unsure = confidence < registry.policy.general_below
+    if previous in able and (unsure or worth[first] - worth[previous] <= registry.policy.sticky_margin):
+        first, reason = previous, "sticky"
+    elif unsure and registry.general_expert in able:
+        first, reason = registry.general_expert, "uncertain"
+    ranked.remove(first)
+    return Decision(first, category, confidence, reason, (first, *ranked))
 
 
 def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
@@ -92,6 +99,7 @@ class Composition:
         self._assignment = assignment
         self._experts = experts
         self._threads = threads
+        self._affinity = Affinity()
 
     async def classify(self, chat: Chat) -> tuple[str, Prediction]:
         """The routed text and its posterior. Only a look at the sentence encoder leaves the event loop."""
@@ -102,11 +110,14 @@ class Composition:
             (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
         return text, prediction
 
-    def assign(self, chat: Chat, prediction: Prediction) -> Decision:
-        """`decide` with the parts in hand."""
-        return decide(chat, prediction, registry=self.registry, assignment=self._assignment)
+    def assign(self, chat: Chat, prediction: Prediction, *, session: str | None = None) -> Decision:
+        """`decide` with the parts in hand; remembers nothing."""
+        previous = None
+        if is_follow_up(chat, session):
+            previous = self._affinity.get(conversation_key(chat, session))
+        return decide(chat, prediction, registry=self.registry, assignment=self._assignment, previous=previous)
 
-    async def call(self, chat: Chat, decision: Decision) -> Answer:
+    async def call(self, chat: Chat, decision: Decision, *, session: str | None = None) -> Answer:
         """Ask the candidates in turn until one gives a first piece. Raises the last ExpertError when none does."""
         policy = self.registry.policy
         call = Call(chat.fields, chat.stream, policy.first_piece_timeout, policy.piece_timeout)
@@ -121,6 +132,7 @@ class Composition:
                 continue
             if attempt > 1:
                 decision = replace(decision, expert=name, reason="fallback")
+            self._affinity.put(conversation_key(chat, session), name)
             return Answer(decision, reply, attempt)
         raise AssertionError("a decision has at least one candidate")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Capability = Literal["tools", "json_schema", "images", "audio"]
-Reason = Literal["routed", "uncertain", "pinned", "fallback"]
+Reason = Literal["routed", "uncertain", "sticky", "pinned", "fallback"]
 
 GENERAL = "general"
 """The category of robust last resort; every registry declares it."""

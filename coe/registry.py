@@ -86,6 +86,8 @@ class Policy(_Declared):
 
     general_below: Probability = 0.3
     """Below this confidence the conversation goes to the general expert."""
+    sticky_margin: Annotated[float, Field(ge=0)] = 0.2
+    """A follow-up stays with its expert unless another is better by more than this, in expected quality."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """Experts asked for one request before giving up, the first included."""
     first_piece_timeout: Positive = 120.0

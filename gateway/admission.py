@@ -1,4 +1,4 @@
-"""How many requests one process works on at a time: a permit is held to the last byte; without one the answer is 429."""
+"""How many requests one process works on at a time: a permit is held to the last byte; without one, 429."""
 
 from __future__ import annotations
 

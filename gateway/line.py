@@ -63,9 +63,9 @@ class ChatLine:
         async with presence(receive):
             trace.chat = chat = dialect.parse(body)  # 2 parse
             trace.text, trace.prediction = await self._composition.classify(chat)  # 3 classify
-            trace.decision = self._composition.assign(chat, trace.prediction)  # 4 assign
+            trace.decision = self._composition.assign(chat, trace.prediction, session=trace.session)  # 4 assign
             trace.routed()
-            answer = await self._composition.call(chat, trace.decision)  # 5 call
+            answer = await self._composition.call(chat, trace.decision, session=trace.session)  # 5 call
             try:
                 trace.answered(answer)
                 trace.outcome = await relay(answer.reply, send, headers=self._headers(trace))  # 6 relay

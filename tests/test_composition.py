@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from coe.affinity import Affinity, conversation_key, is_follow_up
 from coe.composition import decide, declared_assignment
 from coe.conversation import routing_text, shorten
 from coe.core import Chat, Decision, Message, Prediction
@@ -18,10 +19,12 @@ def chat_of(*texts: str, model: str = "auto", needs: frozenset[str] = frozenset(
     return Chat(model, messages, False, needs, characters, {})  # type: ignore[arg-type]
 
 
-def decided(chat: Chat, *posterior: float, **changes: object) -> Decision:
+def decided(chat: Chat, *posterior: float, previous: str | None = None, **changes: object) -> Decision:
     registry = registry_of(**changes)
     prediction = Prediction(np.array(posterior, dtype=np.float32), "test")
-    return decide(chat, prediction, registry=registry, assignment=declared_assignment(registry, CATEGORIES))
+    return decide(
+        chat, prediction, registry=registry, assignment=declared_assignment(registry, CATEGORIES), previous=previous
+    )
 
 
 def test_the_expert_of_the_likeliest_category_comes_first_and_the_others_in_order_of_worth() -> None:
@@ -59,6 +62,46 @@ def test_a_chat_that_surely_does_not_fit_is_given_to_an_expert_that_can_read_it(
     assert decided(long, 0.9, 0.05, 0.05, **changes).candidates == ("generalist",)
     with pytest.raises(InvalidRequest, match="coder reads 100 tokens and the chat has 5000 characters"):
         decided(chat_of("x", model="coder", characters=5000), 0.9, 0.05, 0.05, **changes)
+
+
+def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() -> None:
+    near = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter")
+    assert (near.expert, near.reason) == ("painter", "sticky")
+    assert near.candidates == ("painter", "coder", "generalist")
+    clear = decided(chat_of("x"), 0.7, 0.2, 0.1, previous="painter")
+    assert (clear.expert, clear.reason) == ("coder", "routed")
+
+
+def test_an_unsure_follow_up_stays_rather_than_go_to_the_general_expert() -> None:
+    decision = decided(
+        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"general_below": 0.5, "sticky_margin": 0}
+    )
+    assert (decision.expert, decision.reason) == ("painter", "sticky")
+
+
+def test_a_previous_expert_that_cannot_take_the_chat_is_left() -> None:
+    chat = chat_of("x", needs=frozenset({"tools"}))
+    assert decided(chat, 0.5, 0.4, 0.1, previous="painter").candidates == ("coder",)
+
+
+def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
+    first, later = chat_of("S kind", "hello"), chat_of("S kind", "hello", "A hi", "and now?")
+    assert (
+        conversation_key(first, None)
+        == conversation_key(later, None)
+        != conversation_key(chat_of("S kind", "bye"), None)
+    )
+    assert conversation_key(first, "s1") == conversation_key(chat_of("else"), "s1") != conversation_key(first, "s2")
+    assert not is_follow_up(first, None)
+    assert is_follow_up(later, None)
+    assert is_follow_up(first, "s1")
+
+
+def test_the_conversations_longest_unheard_of_are_forgotten() -> None:
+    affinity = Affinity(limit=2)
+    for key in (b"a", b"b", b"a", b"c"):
+        affinity.put(key, "coder")
+    assert [affinity.get(key) for key in (b"a", b"b", b"c")] == ["coder", None, "coder"]
 
 
 def test_an_unknown_model_is_not_found() -> None:

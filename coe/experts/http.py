@@ -55,7 +55,9 @@ class HttpExpert:
         response: aiohttp.ClientResponse | None = None
         try:
             async with asyncio.timeout(call.first_piece_timeout):
-                response = await self._session.post(self._url, data=_paced(body), headers=self._headers, allow_redirects=False)
+                response = await self._session.post(
+                    self._url, data=_paced(body), headers=self._headers, allow_redirects=False
+                )
                 if response.status != 200:
                     raise await self._refusal(response)
                 reply = _Streamed(self, response, call.piece_timeout) if call.stream else _Plain(self, response)
@@ -232,7 +234,7 @@ def _paced(body: bytes) -> bytes | io.BytesIO:
 
 
 def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
-    """The messages with `prompt` first; joined to the client's own system prompt, since many chat templates know one."""
+    """The messages with `prompt` first, joined to the client's own system prompt: many chat templates know only one."""
     head = messages[0]
     if head["role"] not in ("system", "developer"):
         return [{"role": "system", "content": prompt}, *messages]

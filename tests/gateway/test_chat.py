@@ -61,6 +61,22 @@ async def test_an_experts_name_as_model_pins_it() -> None:
     assert response.headers["x-coe-category"] == "art"
 
 
+async def test_a_follow_up_stays_with_the_expert_that_answered_before() -> None:
+    opening = {"role": "user", "content": "code"}
+    later = [
+        opening,
+        {"role": "assistant", "content": "done"},
+        {"role": "user", "content": "shorter, as code or as art"},
+    ]
+    async with gateway_of(registry_of(policy={"sticky_margin": 0.6})) as gateway:
+        before = await gateway.post(CHAT, orjson.dumps({"model": "painter", "messages": [opening]}))
+        after = await gateway.post(CHAT, orjson.dumps({"model": "auto", "messages": later}))
+        other = await gateway.chat("code", messages=[{"role": "user", "content": "code and art"}])
+    assert before.headers["x-coe-expert"] == after.headers["x-coe-expert"] == "painter"
+    assert after.headers["x-coe-reason"] == "sticky"
+    assert other.headers["x-coe-reason"] == "routed"
+
+
 async def test_a_pinned_expert_that_fails_is_not_replaced() -> None:
     async with gateway_of(coder=ExpertUnavailable("down", expert="coder")) as gateway:
         response = await gateway.chat("code", model="coder")
