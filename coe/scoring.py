@@ -43,14 +43,15 @@ class ScoreTable:
             expert = np.divide(rest.sum(axis=0), columns, out=np.zeros_like(columns), where=columns > 0)
             rest = self.count * (known - level - expert[None, :])
             category = np.divide(rest.sum(axis=1), rows, out=np.zeros_like(rows), where=rows > 0)
-        return np.clip(level + category[:, None] + expert[None, :], 0.0, 1.0)
+        return np.asarray(np.clip(level + category[:, None] + expert[None, :], 0.0, 1.0))
 
     def shrunk(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
         """Means pulled towards the additive estimate as if it had been seen `pseudo_count` times; no cell is NaN.
 
         Few scores in a category then cannot make a weak expert look better than one that is strong everywhere.
         """
-        return (self.count * np.nan_to_num(self.mean) + pseudo_count * self.additive()) / (self.count + pseudo_count)
+        seen = self.count * np.nan_to_num(self.mean)
+        return np.asarray((seen + pseudo_count * self.additive()) / (self.count + pseudo_count))
 
     def lower(self, *, deviations: float, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
         """Lower confidence bounds: `shrunk` less `deviations` standard errors, not below 0.
@@ -74,10 +75,10 @@ def tabulate(
     shape = (len(names), len(experts))
     cells = rows * shape[1] + columns
     count, total, square = (
-        np.bincount(cells, weights=weight, minlength=shape[0] * shape[1]).reshape(shape)
-        for weight in (None, values, values**2)
+        np.bincount(cells, weights=weight, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+        for weight in (np.ones_like(values), values, values**2)
     )
-    return _table(tuple(map(str, names)), tuple(map(str, experts)), count.astype(np.float64), total, square)
+    return _table(tuple(map(str, names)), tuple(map(str, experts)), count, total, square)
 
 
 def tabulate_softly(

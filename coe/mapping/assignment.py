@@ -1,4 +1,4 @@
-"""The category-to-expert mapping: what `decide()` charges and trusts, and the exact solution that finds it."""
+"""What `decide()` trusts and charges: expected quality by category and expert, and the price of each expert."""
 
 from __future__ import annotations
 

@@ -1,0 +1,252 @@
+"""How well prompts are sorted into categories: each head, the cascade, out-of-scope detection, and the shipped starter.
+
+    python benchmarks/category.py --data DIR [--starter FILE] [--json FILE]
+
+DIR holds train.parquet (source, prompt, category, label, split). Part 1 trains on four fifths of a balanced sample and
+tests on the rest; part 2 trains on all in-scope CLINC and banking rows and tells CLINC's out-of-scope rows from its
+validation rows; part 3 trains on the starter file alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import routers
+from routers.calibration import expected_calibration_error, pooled, softmax
+from routers.cascade import CascadeRouter, load_cascade
+from routers.fitting import folds
+
+Row = dict[str, str]
+EACH = 400
+SEED = 0
+PLAIN_NAMES = {"commonsense": "everyday", "assistant_command": "everyday", "engineering_cs": "code"}
+LEFT_OUT = ("banking_support", "out_of_scope")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--starter", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = read(options.data / "train.parquet")
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "balanced": lambda: balanced(rows),
+        "out_of_scope": lambda: out_of_scope(rows),
+    }
+    if options.starter:
+        parts["starter"] = lambda: starter(rows, options.starter)
+    report = {}
+    for name, part in parts.items():
+        report[name] = part()
+        print(json.dumps({name: report[name]}, indent=1), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[Row]:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
+
+
+def sample(rows: Sequence[Row], *, each: int) -> list[Row]:
+    """At most `each` rows of every category, drawn with SEED, a prompt once."""
+    rng = np.random.default_rng(SEED)
+    by_category: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_category.setdefault(row["category"], {})[row["prompt"]] = row
+    drawn = []
+    for name in sorted(by_category):
+        found = list(by_category[name].values())
+        drawn += [found[i] for i in rng.permutation(len(found))[:each]]
+    return drawn
+
+
+def trained(rows: Sequence[Row], folder: Path) -> tuple[CascadeRouter, dict[str, Any]]:
+    examples = [routers.Example(row["prompt"], row["category"]) for row in rows]
+    metrics = routers.build(examples, out=folder, seed=SEED)
+    return load_cascade(folder, threads=1), metrics
+
+
+# ---------------------------------------------------------------------------------------------- part 1
+
+
+def balanced(rows: Sequence[Row]) -> dict[str, Any]:
+    drawn = sample([row for row in rows if row["category"] != "out_of_scope"], each=EACH)
+    names = sorted({row["category"] for row in drawn})
+    labels = np.array([names.index(row["category"]) for row in drawn])
+    rest, held = folds(labels, seed=SEED)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        router, metrics = trained([drawn[i] for i in rest], Path(folder))
+    texts = [drawn[i]["prompt"] for i in held]
+    return {
+        "seed": SEED,
+        "trained_on": len(rest),
+        "tested_on": len(held),
+        **accuracies(router, texts, labels[held]),
+        "milliseconds": timings(router, texts),
+        "seconds": metrics["seconds"],
+        "held_out": {name: metrics[name] for name in ("accuracy", "escalated", "ece", "quantisation")},
+    }
+
+
+def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy of every head and stage, the escalated share and the calibration error."""
+    heads, _ = router.head_logits(texts)
+    predictions = router.predict(texts)
+    posterior = np.stack([p.probabilities for p in predictions])
+    right = posterior.argmax(axis=1) == labels
+    accuracy = {name: hits(logits, labels) for name, logits in heads.items()}
+    accuracy["cheap"] = hits(pooled([heads["lexical"], heads["static"]], router.pooling.cheap), labels)
+    accuracy["cascade"] = float(right.mean())
+    accuracy["full"] = hits(pooled(list(heads.values()), router.pooling.full), labels)
+    accuracy["plain_average"] = hits(sum((softmax(logits) for logits in heads.values()), np.zeros(1)), labels)
+    return {
+        "accuracy": accuracy,
+        "escalated": float(np.mean([p.stage == "full" for p in predictions])),
+        "ece": expected_calibration_error(posterior.max(axis=1), right),
+    }
+
+
+def hits(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    return float((scores.argmax(axis=1) == labels).mean())
+
+
+def timings(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
+    """Milliseconds a prompt, one thread."""
+    short = [text for text in texts if len(text) <= 120]
+    some = texts[:300]
+    return {
+        "peek_short_median": median(router.peek, short),
+        "peek_median": median(router.peek, some),
+        "peek_100k_characters": median(router.peek, ["word " * 20_000] * 50),
+        "predict_median": median(lambda text: router.predict([text]), some),
+        "predict_mean": mean(lambda text: router.predict([text]), some),
+        "predict_escalated_median": median(
+            lambda text: router.predict([text]), [text for text in some if router.peek(text) is None]
+        ),
+    }
+
+
+def durations(call: Callable[[str], object], texts: Sequence[str]) -> list[float]:
+    found = []
+    for text in texts:
+        began = time.perf_counter()
+        call(text)
+        found.append((time.perf_counter() - began) * 1000)
+    return found
+
+
+def median(call: Callable[[str], object], texts: Sequence[str]) -> float:
+    return round(float(np.median(durations(call, texts))), 4)
+
+
+def mean(call: Callable[[str], object], texts: Sequence[str]) -> float:
+    return round(float(np.mean(durations(call, texts))), 4)
+
+
+# ---------------------------------------------------------------------------------------------- part 2
+
+
+def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
+    """AUROC of telling CLINC's in-scope validation rows from its out-of-scope rows."""
+    inside = [row for row in rows if row["category"] in ("assistant_command", "banking_support")]
+    tested = [row for row in inside if row["source"] == "clinc150" and row["split"] == "val"]
+    seen = [row for row in inside if row["split"] != "val"]
+    outside = [row["prompt"] for row in rows if row["category"] == "out_of_scope"]
+    with tempfile.TemporaryDirectory() as folder:
+        router, metrics = trained(seen, Path(folder))
+    texts = [row["prompt"] for row in tested] + outside
+    inlier = np.arange(len(texts)) < len(tested)
+    heads, familiarity = router.head_logits(texts)
+    logits = pooled(list(heads.values()), router.pooling.full)
+    confidence = softmax(logits).max(axis=1)
+    served = np.array([p.confidence for p in router.predict(texts)])
+    return {
+        "trained_on": metrics["examples"],
+        "seconds": metrics["seconds"],
+        "in_scope": len(tested),
+        "out_of_scope": len(outside),
+        "auroc": {
+            "maximum_probability": auroc(confidence, inlier),
+            "familiarity": auroc(familiarity, inlier),
+            "both": auroc(confidence * familiarity, inlier),
+            "served_confidence": auroc(served, inlier),
+        },
+    }
+
+
+def auroc(score: NDArray[Any], inlier: NDArray[np.bool_]) -> float:
+    """Probability that an inlier scores above an outlier (ties count half)."""
+    values, index = np.unique(score, return_inverse=True)
+    above = np.bincount(index, weights=~inlier, minlength=len(values))
+    below = np.cumsum(above) - above
+    return float((below + above / 2)[index[inlier]].mean() / max(1, int((~inlier).sum())))
+
+
+# ---------------------------------------------------------------------------------------------- part 3
+
+
+def plain_category(row: Row) -> str | None:
+    """The starter's category for a row of the public data; None where it has none."""
+    if row["category"] in LEFT_OUT:
+        return None
+    if row["label"] in ("engineering", "electrical_engineering"):
+        return "natural_science"
+    return PLAIN_NAMES.get(row["category"], row["category"])
+
+
+def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
+    examples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    mapped = [{**row, "category": name} for row in rows if (name := plain_category(row))]
+    with tempfile.TemporaryDirectory() as folder:
+        router, metrics = trained(examples, Path(folder))
+    arena = [row for row in mapped if row["source"] == "arena_hard_v2"]
+    english = [row for row in arena if sum(map(str.isascii, row["prompt"])) > 0.98 * len(row["prompt"])]
+    return {
+        "trained_on": metrics["examples"],
+        "seconds": metrics["seconds"],
+        "held_out": {name: metrics[name] for name in ("accuracy", "escalated", "ece", "accuracy_by_category")},
+        "public": recalls(router, sample(mapped, each=EACH)),
+        "arena_hard_v2": recalls(router, arena),
+        "arena_hard_v2_ascii": recalls(router, english),
+    }
+
+
+def recalls(router: CascadeRouter, rows: Sequence[Row]) -> dict[str, Any]:
+    """Recall by category, its mean, the commonest confusions, and the share escalated."""
+    texts = [row["prompt"] for row in rows]
+    heads, _ = router.head_logits(texts)
+    full = pooled(list(heads.values()), router.pooling.full).argmax(axis=1)
+    predictions = router.predict(texts)
+    truth = np.array([row["category"] for row in rows])
+    found = np.array([router.categories[p.best] for p in predictions])
+    names = sorted(set(truth))
+    confused = Counter((str(t), str(f)) for t, f in zip(truth, found, strict=True) if t != f)
+    posterior = np.stack([p.probabilities for p in predictions])
+    return {
+        "rows": len(rows),
+        "recall": {str(name): round(float((found[truth == name] == name).mean()), 3) for name in names},
+        "macro": float(np.mean([(found[truth == name] == name).mean() for name in names])),
+        "macro_full": float(
+            np.mean([(np.array(router.categories)[full][truth == name] == name).mean() for name in names])
+        ),
+        "escalated": float(np.mean([p.stage == "full" for p in predictions])),
+        "ece": expected_calibration_error(posterior.max(axis=1), found == truth),
+        "confusions": [f"{t} -> {f}: {count}" for (t, f), count in confused.most_common(10)],
+    }
+
+
+if __name__ == "__main__":
+    main()

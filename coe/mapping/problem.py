@@ -1,0 +1,122 @@
+"""What a plan is asked: qualities, how often each category comes, what each expert uses, and the budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.errors import ConfigError, DataError
+from coe.scoring import ScoreTable
+
+Array = NDArray[np.float64]
+
+USE_OF_ROW = {
+    "memory_gb": "memory_gb",
+    "mean_active_b": "active_b",
+    "mean_cost": "cost",
+    "mean_latency_ms": "latency_ms",
+}
+"""Which use of an expert a budget row limits; the row `max_share` limits how often it is chosen."""
+MEAN_ROWS = ("mean_active_b", "mean_cost", "mean_latency_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits, each optional: memory of all hosted experts in GB, and per request on average the active parameters in
+    billions, the cost (in the currency of `Uses.cost`) and the latency in milliseconds; `max_share` (0 to 1) is the
+    largest share of the requests that one expert may get."""
+
+    memory_gb: float | None = None
+    mean_active_b: float | None = None
+    mean_cost: float | None = None
+    mean_latency_ms: float | None = None
+    max_share: float | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"budget: {row} is {limit}, and must be above 0" for row, limit in self.rows().items() if not limit > 0
+        ]
+        if wrong:
+            raise ConfigError(*wrong)
+
+    def rows(self) -> dict[str, float]:
+        """The limits that are set."""
+        limits = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uses:
+    """What each expert uses, arrays of shape (n_experts,), NaN where it is not known; None where nobody was asked."""
+
+    memory_gb: Array | None = None
+    active_b: Array | None = None
+    cost: Array | None = None
+    latency_ms: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """Find an expert for every category. `quality` has shape (n_categories, n_experts), -inf where the expert may not
+    serve the category; `weights`, shape (n_categories,), says how often each category comes and sums to 1.
+
+    Raises DataError when a budget row limits a use that is not known of every expert.
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    quality: Array
+    weights: Array
+    uses: Uses = field(default_factory=Uses)
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if self.quality.shape != (len(self.categories), len(self.experts)):
+            raise DataError(f"quality: shape {self.quality.shape}, not {len(self.categories)} x {len(self.experts)}")
+        if nobody := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
+            raise DataError(f"no expert may serve {', '.join(nobody)}; give one of them the needed capability")
+        for row in self.budget.rows():
+            if row in USE_OF_ROW:
+                self._check_known(row)
+
+    @classmethod
+    def of(
+        cls,
+        table: ScoreTable,
+        *,
+        quality: Array,
+        uses: Uses | None = None,
+        budget: Budget | None = None,
+        weights: Array | None = None,
+    ) -> Problem:
+        """The problem over a table's categories and experts; they come as often as in the table unless `weights`
+        (any scale) says otherwise."""
+        mass = table.count.max(axis=1) if weights is None else np.asarray(weights, dtype=np.float64)
+        if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.sum() > 0):
+            raise DataError("weights: must be numbers, none below 0 and one above it")
+        return cls(table.categories, table.experts, quality, mass / mass.sum(), uses or Uses(), budget or Budget())
+
+    def within(self, **limits: float | None) -> Problem:
+        """The same problem with some limits of the budget changed."""
+        return replace(self, budget=replace(self.budget, **limits))
+
+    def without(self, expert: str) -> Problem:
+        """The same problem where `expert` serves nothing."""
+        quality = self.quality.copy()
+        quality[:, self.experts.index(expert)] = -np.inf
+        return replace(self, quality=quality)
+
+    def use(self, row: str) -> Array:
+        """What each expert uses of the budget row `row`, shape (n_experts,)."""
+        found: Array | None = getattr(self.uses, USE_OF_ROW[row])
+        return np.full(len(self.experts), np.nan) if found is None else found
+
+    def _check_known(self, row: str) -> None:
+        use = self.use(row)
+        if unknown := [name for name, value in zip(self.experts, use, strict=True) if not value >= 0]:
+            raise DataError(
+                f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
+                f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
+            )

@@ -1,0 +1,125 @@
+"""Calibration: temperature, pooling of heads, expected error, risk and coverage, and when to escalate. Pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def softmax(logits: Floats) -> Floats:
+    """Over the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def pooled(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
+    """The logarithmic pool of `heads`: their logits, each (n_texts, n_categories), summed with `weights`."""
+    total = np.zeros_like(heads[0])
+    for weight, head in zip(weights, heads, strict=True):
+        total += np.float32(weight) * head
+    return total
+
+
+def sharpness(familiarity: Floats, *, slope: float, usual: float) -> Floats:
+    """What to multiply each text's logits by, shape (n_texts, 1): 1 at `usual` familiarity, never below 0.1."""
+    result: Floats = np.maximum(1 + np.float32(slope) * (familiarity - np.float32(usual)), np.float32(0.1))[:, None]
+    return result
+
+
+def fit_slope(logits: Floats, familiarity: Floats, labels: NDArray[np.int64], *, usual: float) -> float:
+    """The slope of `sharpness`, 0 to 3, that makes `labels` likeliest."""
+    slopes = np.linspace(0, 3, 13)
+    losses = [log_loss(logits * sharpness(familiarity, slope=s, usual=usual), labels) for s in slopes]
+    return float(slopes[int(np.argmin(losses))])
+
+
+def log_loss(logits: Floats, labels: NDArray[np.int64]) -> float:
+    """Mean negative log-likelihood of `labels` under `logits` (n_texts, n_categories), in nats."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+
+
+def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
+    """The temperature to divide `logits` by that makes `labels` likeliest, between 1/20 and 20."""
+    return 1.0 / fit_pool([logits], labels)[0]
+
+
+def fit_pool(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int = 4) -> tuple[float, ...]:
+    """Non-negative weights of a logarithmic pool, sum of weight times logits, that make `labels` likeliest.
+
+    The loss is convex in the weights; each is searched in turn over a shrinking geometric grid, which needs no solver
+    and cannot diverge.
+    """
+    weights = [1.0 / len(heads)] * len(heads)
+    width = 4.5  # in powers of two around the present value, so 1/20 to 20 at first
+    for _ in range(rounds):
+        for _sweep in range(3 if len(heads) > 1 else 1):
+            for index, head in enumerate(heads):
+                rest = pooled(heads, [0.0 if i == index else w for i, w in enumerate(weights)])
+                choices = weights[index] * 2.0 ** np.linspace(-width, width, 13)
+                losses = [log_loss(rest + choice * head, labels) for choice in choices]
+                weights[index] = float(choices[int(np.argmin(losses))])
+        width /= 4
+    return tuple(weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions of like confidence: how many, their mean confidence and their accuracy."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[Bin]:
+    """Non-empty bins of equal width over [0, 1]."""
+    where = np.minimum((confidence * bins).astype(int), bins - 1)
+    groups = [where == index for index in range(bins)]
+    return [
+        Bin(count=int(g.sum()), confidence=float(confidence[g].mean()), accuracy=float(correct[g].mean()))
+        for g in groups
+        if g.any()
+    ]
+
+
+def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> float:
+    """Mean distance between confidence and accuracy over reliability bins, weighted by count (Guo et al. 2017)."""
+    found = reliability(confidence, correct, bins=bins)
+    total = sum(b.count for b in found)
+    return sum(b.count * abs(b.confidence - b.accuracy) for b in found) / total if total else 0.0
+
+
+def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Coverage (share answered, rising) and risk (error rate among those) when the surest are answered first."""
+    order = np.argsort(-confidence, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    risk = np.cumsum(~correct[order]) / count
+    return (count / max(1, len(order))).astype(np.float32), risk.astype(np.float32)
+
+
+def choose_threshold(
+    confidence: Floats,
+    cheap: NDArray[np.bool_],
+    full: NDArray[np.bool_],
+    *,
+    most: float,
+    loss: float,
+) -> float:
+    """The lowest confidence at which the cheap answer is kept.
+
+    Escalates as few texts as keep accuracy within `loss` of the best reachable with at most the share `most` escalated.
+    `cheap` and `full` say which texts each stage gets right.
+    """
+    order = np.argsort(confidence, kind="stable")
+    gain = np.concatenate(([0.0], np.cumsum(full[order].astype(float) - cheap[order].astype(float))))
+    accuracy = cheap.mean() + gain / len(order)
+    allowed = accuracy[: int(most * len(order)) + 1]
+    escalated = int(np.argmax(allowed >= allowed.max() - loss))
+    return float(np.nextafter(confidence[order[escalated - 1]], np.float32(2))) if escalated else 0.0

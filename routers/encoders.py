@@ -1,0 +1,84 @@
+"""A sentence encoder served from ONNX: tokenizer.json and encoder.onnx in, unit vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.errors import ArtifactError
+from routers.pieces import cut, load_tokenizer, readable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENS = 256
+"""Texts are cut to this many tokens, special tokens included."""
+CHARACTERS = 1024
+"""What a text is cut to before tokenization: about `TOKENS` of English."""
+BATCH_TOKENS = 256
+"""Most tokens, padding included, that one run of the network sees; on CPUs larger batches leave the caches."""
+
+
+class OnnxEncoder:
+    """Texts to unit vectors, mean-pooled inside the network. Thread-safe."""
+
+    def __init__(self, network: Path, tokenizer: Tokenizer, *, threads: int = 1) -> None:
+        self._session = _session(network, threads=threads)
+        self._tokenizer = tokenizer
+        self._tokenizer.enable_truncation(TOKENS)
+        self.dimensions: int = self._session.get_outputs()[0].shape[1]
+
+    @classmethod
+    def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> OnnxEncoder:
+        """Raises ArtifactError when either file cannot be used."""
+        return cls(network, load_tokenizer(tokenizer), threads=threads)
+
+    def encode(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
+        """Shape (n_texts, dimensions), float32; runs in batches of texts of like length."""
+        tokens = [e.ids for e in self._tokenizer.encode_batch([readable(cut(t, characters=CHARACTERS)) for t in texts])]
+        return self.encode_ids(tokens, progress)
+
+    def encode_ids(
+        self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
+    ) -> NDArray[np.float32]:
+        """As `encode`, from token ids (special tokens included)."""
+        vectors = np.zeros((len(tokens), self.dimensions), dtype=np.float32)
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+        start = 0
+        while start < len(order):
+            width = max(1, len(tokens[order[start]]))
+            batch = order[start : start + max(1, BATCH_TOKENS // width)]
+            vectors[batch] = self._run([tokens[i] for i in batch], width)
+            start += len(batch)
+            if progress:
+                progress(start / len(order))
+        return vectors
+
+    def _run(self, batch: list[Sequence[int]], width: int) -> NDArray[np.float32]:
+        ids = np.zeros((len(batch), width), dtype=np.int64)
+        mask = np.zeros((len(batch), width), dtype=np.int64)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        vectors: NDArray[np.float32] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return vectors
+
+
+def _session(network: Path, *, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
+    options.log_severity_level = 3
+    if not network.is_file():
+        raise ArtifactError(f"{network}: missing; train the router again or name its folder")
+    try:
+        return onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no base
+        raise ArtifactError(f"{network}: not a usable network ({error}); train the router again") from error

@@ -1,0 +1,59 @@
+"""Labelled prompts made fit to learn from: blanks, duplicates and contradictions out, everything counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.errors import DataError
+from routers import Example
+from routers.pieces import readable
+
+KEPT = 8192
+"""Characters of a prompt that are kept; no head reads more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What is left: `texts`, their `labels` (n_texts,) as indices of `categories` (sorted), and what was dropped."""
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.int64]
+    categories: tuple[str, ...]
+    dropped: dict[str, int]
+
+
+def prepare(examples: Sequence[Example]) -> Lessons:
+    """Raises DataError when fewer than two categories, or fewer than two prompts of a category, are left."""
+    labels: dict[str, set[str]] = {}
+    blank = 0
+    for example in examples:
+        text = readable(example.prompt[:KEPT]).strip()
+        if text:
+            labels.setdefault(text, set()).add(example.category)
+        else:
+            blank += 1
+    kept = {text: min(found) for text, found in labels.items() if len(found) == 1}
+    contradictory = len(labels) - len(kept)
+    duplicates = len(examples) - blank - sum(map(len, labels.values()))
+    _check(Counter(kept.values()), total=len(examples))
+    categories = tuple(sorted(set(kept.values())))
+    index = {name: i for i, name in enumerate(categories)}
+    return Lessons(
+        texts=tuple(kept),
+        labels=np.array([index[category] for category in kept.values()], dtype=np.int64),
+        categories=categories,
+        dropped={"blank": blank, "duplicate": duplicates, "contradictory": contradictory},
+    )
+
+
+def _check(counts: Counter[str], *, total: int) -> None:
+    said = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
+    if len(counts) < 2:
+        raise DataError(f"{total} examples leave prompts of fewer than two categories ({said}); add another category")
+    if min(counts.values()) < 2:
+        raise DataError(f"every category needs two different prompts or more (left: {said}); add prompts")

@@ -1,0 +1,114 @@
+"""A sentence-transformers model to ONNX: found as a folder, an installed package or a hub name; fp32 or int8."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe.errors import DataError
+from routers.encoders import OnnxEncoder
+
+PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
+"""Texts of unlike length: the export is traced with them and checked on them."""
+
+
+def locate_encoder(encoder: str) -> str:
+    """A folder for `encoder` where there is one on this machine, else `encoder` itself, taken as a hub name."""
+    if Path(encoder).is_dir():
+        return encoder
+    if encoder.isidentifier():
+        found = importlib.util.find_spec(encoder)
+        for folder in (found.submodule_search_locations or []) if found else []:
+            if (Path(folder) / "model" / "modules.json").is_file():
+                return str(Path(folder) / "model")
+        raise DataError(
+            f"encoder {encoder!r}: neither a folder nor an installed package with a folder model/; install it"
+        )
+    return encoder
+
+
+def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
+    """Write `encoder` as fp32 ONNX (input_ids, attention_mask -> vectors of unit length) and its tokenizer.json."""
+    import torch
+
+    model = _load(encoder)
+    fast = getattr(model.tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        raise DataError(f"encoder {encoder!r}: has no fast tokenizer (tokenizer.json); choose another encoder")
+    fast.save(str(tokenizer))
+    words = model.tokenizer(PROBES, padding=True, return_tensors="pt")
+    example = (words["input_ids"], words["attention_mask"])
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    vectors = _as_module(model)
+    with warnings.catch_warnings(), _quiet("torch.onnx"):  # the exporter talks about its own internals
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            vectors,
+            example,
+            str(network),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["vectors"],
+            dynamic_shapes={"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        expected = vectors(*example).detach().numpy()
+    found = OnnxEncoder.load(network, tokenizer).encode(PROBES)
+    if np.abs(found - expected).max() > 1e-3:
+        raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
+
+
+def _load(encoder: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    disable_progress_bar()  # `progress` is the one that reports
+    try:
+        return SentenceTransformer(encoder, device="cpu").eval()
+    except Exception as error:  # the loader raises whatever its many back ends raise
+        raise DataError(f"encoder {encoder!r}: cannot be loaded ({error})") from error
+    finally:
+        enable_progress_bar()
+
+
+def _as_module(model: Any) -> Any:
+    import torch
+
+    class Vectors(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            pooled = self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+            return torch.nn.functional.normalize(pooled, dim=1)
+
+    return Vectors().eval()
+
+
+def quantise(network: Path, *, out: Path) -> None:
+    """Write `network` with int8 weights and dynamically quantised activations."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet(None):  # it advises on the root logger
+        quantize_dynamic(str(network), str(out), weight_type=QuantType.QInt8, per_channel=True)
+
+
+@contextmanager
+def _quiet(name: str | None) -> Iterator[None]:
+    """Let the logger `name` and those below it say errors only."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

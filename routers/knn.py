@@ -1,0 +1,48 @@
+"""A nearest-neighbour head: cosine kNN with similarity weights, which also tells how familiar a text is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.files import Arrays
+
+NEIGHBOURS = 20
+SHARPNESS = 15.0
+"""Neighbours weigh exp(SHARPNESS * cosine)."""
+PRIOR = 0.02
+"""Added to every category's share of the votes, so that a logarithm exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnnHead:
+    """Unit `vectors` (n_exemplars, dimensions), their `labels` and the number of `classes`."""
+
+    vectors: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    classes: int
+
+    def look(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Log votes (n_texts, classes) and the mean cosine to the three nearest exemplars (n_texts,)."""
+        cosines = queries @ self.vectors.T
+        k = min(NEIGHBOURS, len(self.vectors))
+        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(cosines, nearest, axis=1)
+        weights = np.exp(SHARPNESS * (near - near.max(axis=1, keepdims=True)))
+        votes = np.zeros((len(queries), self.classes), dtype=np.float32)
+        rows = np.repeat(np.arange(len(queries)), k)
+        np.add.at(votes, (rows, self.labels[nearest].ravel()), weights.ravel())
+        shares = votes / votes.sum(axis=1, keepdims=True)
+        closest = np.sort(near, axis=1)[:, -3:].mean(axis=1)
+        return np.log(shares + PRIOR).astype(np.float32), closest.astype(np.float32)
+
+    def arrays(self) -> Arrays:
+        return {"vectors": self.vectors, "labels": self.labels.astype(np.int32)}
+
+
+def choose_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Indices of at most `each` examples of every label, drawn at random."""
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in np.unique(labels)]
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,52 @@
+"""A linear head: logistic regression on unit-length vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.files import Arrays
+
+NEVER = -100.0
+"""Logit of a category without training texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """`weights` of shape (dimensions, n_categories) and `bias` (n_categories,), float32."""
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def logits(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (n_texts, n_categories), or (n_categories,) for one vector."""
+        return vectors @ self.weights + self.bias
+
+    def arrays(self) -> Arrays:
+        return {"weights": self.weights, "bias": self.bias}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        return cls(weights=arrays["weights"], bias=arrays["bias"])
+
+
+def fit_linear(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, strength: float, classes: int) -> LinearHead:
+    """A multinomial logistic regression on `vectors` (n_texts, dimensions), classes balanced.
+
+    `labels` are 0 to classes - 1; one that does not occur is never predicted. `strength` is scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-3).fit(vectors, labels)
+    weights, bias = model.coef_.T, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn keeps one column for two classes
+        weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+    head = LinearHead(
+        weights=np.zeros((vectors.shape[1], classes), dtype=np.float32), bias=np.full(classes, NEVER, dtype=np.float32)
+    )
+    head.weights[:, model.classes_] = weights
+    head.bias[model.classes_] = bias
+    return head

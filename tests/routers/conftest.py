@@ -1,0 +1,136 @@
+"""A sentence encoder small enough to train a whole router on in seconds, and that router's folder."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import routers
+
+WORDS = {
+    "cooking": (
+        "bake",
+        "bread",
+        "oven",
+        "flour",
+        "butter",
+        "sugar",
+        "recipe",
+        "stew",
+        "onion",
+        "garlic",
+        "roast",
+        "dough",
+    ),
+    "astronomy": (
+        "star",
+        "planet",
+        "orbit",
+        "comet",
+        "galaxy",
+        "moon",
+        "eclipse",
+        "nebula",
+        "mars",
+        "gravity",
+        "lunar",
+    ),
+    "football": ("goal", "striker", "penalty", "referee", "pitch", "keeper", "league", "offside", "corner", "tackle"),
+}
+COMMON = (
+    "how",
+    "do",
+    "i",
+    "the",
+    "a",
+    "what",
+    "is",
+    "my",
+    "for",
+    "of",
+    "to",
+    "explain",
+    "please",
+    "with",
+    "tell",
+    "me",
+)
+
+
+def sentences(category: str, *, count: int, seed: int) -> list[str]:
+    rng = random.Random(f"{category} {seed}")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        words = rng.sample(COMMON, 4) + rng.sample(WORDS[category], 2)
+        rng.shuffle(words)
+        found[" ".join(words)] = None
+    return list(found)
+
+
+def examples(*, count: int = 40, seed: int = 0) -> list[routers.Example]:
+    return [routers.Example(text, name) for name in WORDS for text in sentences(name, count=count, seed=seed)]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of one layer with random weights, saved as sentence-transformers saves models."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    base = tmp_path_factory.mktemp("bert")
+    letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    words = [*COMMON, *(word for found in WORDS.values() for word in found)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    (base / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=512,
+    )
+    BertModel(config).eval().save_pretrained(base)
+    BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
+    transformer = Transformer(str(base), max_seq_length=256)
+    folder = base / "saved"
+    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
+    """The folder of a router trained on `examples()` with some bad rows, its metrics, and what progress heard."""
+    out = tmp_path_factory.mktemp("router")
+    heard: list[tuple[str, float]] = []
+    good = examples()
+    bad = [
+        good[0],
+        routers.Example("  \n", "cooking"),
+        routers.Example("bake a star", "cooking"),
+        routers.Example("bake a star", "astronomy"),
+        routers.Example("stew " * 200_000, "cooking"),
+        routers.Example("\x00\x07 orbit \ud800", "astronomy"),
+    ]
+    metrics = routers.build(
+        [*good, *bad],
+        encoder=str(tiny_encoder),
+        out=out,
+        progress=lambda stage, share: heard.append((stage, share)),
+        threads=1,
+    )
+    return out, metrics, heard
+
+
+@pytest.fixture
+def folder(built: tuple[Path, dict[str, Any], list[Any]], tmp_path: Path) -> Path:
+    """A copy of the built router's folder that a test may damage."""
+    return Path(shutil.copytree(built[0], tmp_path / "router"))

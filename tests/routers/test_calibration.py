@@ -1,0 +1,124 @@
+"""Calibration on cases worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from routers.calibration import (
+    choose_threshold,
+    expected_calibration_error,
+    fit_pool,
+    fit_slope,
+    fit_temperature,
+    log_loss,
+    pooled,
+    reliability,
+    risk_coverage,
+    sharpness,
+    softmax,
+)
+
+YES, NO = True, False
+
+
+def logits_of(*rows: list[float]) -> np.ndarray:
+    return np.log(np.array(rows, dtype=np.float32))
+
+
+def test_softmax_survives_large_logits() -> None:
+    np.testing.assert_allclose(softmax(np.array([1000.0, 1000.0], dtype=np.float32)), [0.5, 0.5])
+
+
+def test_log_loss_is_the_mean_surprise() -> None:
+    loss = log_loss(logits_of([0.5, 0.5], [0.25, 0.75]), np.array([0, 0]))
+    assert loss == pytest.approx((np.log(2) + np.log(4)) / 2, rel=1e-5)
+
+
+def test_temperature_undoes_a_known_overconfidence() -> None:
+    truth = logits_of(*[[0.8, 0.2]] * 10)
+    labels = np.array([0] * 8 + [1] * 2)
+    assert fit_temperature(3 * truth, labels) == pytest.approx(3, rel=0.05)
+    assert fit_temperature(truth / 2, labels) == pytest.approx(0.5, rel=0.05)
+
+
+def test_temperature_stays_bounded_where_labels_are_perfectly_separated() -> None:
+    assert 0.01 < fit_temperature(logits_of([0.9, 0.1], [0.1, 0.9]), np.array([0, 1])) < 1
+
+
+def test_the_pool_gives_a_useless_head_no_weight() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    good = np.eye(3, dtype=np.float32)[labels] * 2 + rng.normal(0, 1, (600, 3)).astype(np.float32)
+    noise = rng.normal(0, 1, (600, 3)).astype(np.float32)
+    weights = fit_pool([good, noise], labels)
+    assert weights[0] > 1
+    assert weights[1] < 0.15
+
+
+def test_the_pool_of_two_halves_beats_either() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 4, 800)
+    heads = [np.eye(4, dtype=np.float32)[labels] + rng.normal(0, 1, (800, 4)).astype(np.float32) for _ in range(2)]
+    joint = log_loss(pooled(heads, fit_pool(heads, labels)), labels)
+    alone = [log_loss(pooled([head], fit_pool([head], labels)), labels) for head in heads]
+    assert joint < min(alone) - 0.05
+
+
+def test_sharpness_is_one_at_the_usual_familiarity_and_never_below_a_tenth() -> None:
+    found = sharpness(np.array([0.5, 0.7, -5.0], dtype=np.float32), slope=2.0, usual=0.5)
+    np.testing.assert_allclose(found[:, 0], [1.0, 1.4, 0.1], rtol=1e-6)
+
+
+def test_a_slope_is_found_where_unfamiliar_texts_are_coin_tosses() -> None:
+    logits = logits_of(*[[0.9, 0.1]] * 40)
+    labels = np.array([0] * 20 + [0, 1] * 10)  # familiar ones right, the others half right
+    familiarity = np.array([0.9] * 20 + [0.3] * 20, dtype=np.float32)
+    assert fit_slope(logits, familiarity, labels, usual=0.6) > 1.5
+    assert fit_slope(logits, familiarity, np.array([0] * 18 + [1] * 2 + [0] * 18 + [1] * 2), usual=0.6) == 0.0
+
+
+def test_reliability_bins_hold_count_confidence_and_accuracy() -> None:
+    bins = reliability(np.array([0.55, 0.55, 1.0]), np.array([YES, NO, YES]))
+    assert [(b.count, round(b.confidence, 2), b.accuracy) for b in bins] == [(2, 0.55, 0.5), (1, 1.0, 1.0)]
+
+
+def test_calibration_error_weighs_bins_by_count() -> None:
+    confidence = np.array([0.85, 0.85, 0.35, 0.35])
+    assert expected_calibration_error(confidence, np.array([YES, NO, NO, NO])) == pytest.approx((0.35 + 0.35) / 2)
+    assert expected_calibration_error(np.array([]), np.array([], dtype=bool)) == 0.0
+
+
+def test_risk_rises_with_coverage_where_confidence_is_informative() -> None:
+    coverage, risk = risk_coverage(np.array([0.2, 0.9, 0.6]), np.array([NO, YES, NO]))
+    np.testing.assert_allclose(coverage, [1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(risk, [0, 1 / 2, 2 / 3])
+
+
+def test_the_threshold_escalates_just_those_that_gain() -> None:
+    confidence = np.array([0.3, 0.4, 0.8, 0.9], dtype=np.float32)
+    cheap = np.array([NO, NO, YES, YES])
+    threshold = choose_threshold(confidence, cheap, np.array([YES] * 4), most=1.0, loss=0.0)
+    assert (confidence < threshold).tolist() == [YES, YES, NO, NO]
+
+
+def test_the_threshold_never_escalates_more_than_the_most() -> None:
+    confidence = np.linspace(0.1, 0.9, 10).astype(np.float32)
+    threshold = choose_threshold(confidence, np.zeros(10, dtype=bool), np.ones(10, dtype=bool), most=0.35, loss=0.0)
+    assert (confidence < threshold).sum() == 3
+
+
+def test_nothing_is_escalated_where_the_encoder_adds_nothing() -> None:
+    confidence = np.array([0.3, 0.9], dtype=np.float32)
+    same = np.array([NO, YES])
+    assert choose_threshold(confidence, same, same, most=0.5, loss=0.0) == 0.0
+
+
+def test_a_small_loss_buys_fewer_escalations() -> None:
+    confidence = np.linspace(0.1, 0.9, 100).astype(np.float32)
+    cheap, full = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
+    cheap[[0, 1, 40]] = False  # the third error costs forty escalations
+    exact = choose_threshold(confidence, cheap, full, most=0.5, loss=0.0)
+    thrifty = choose_threshold(confidence, cheap, full, most=0.5, loss=0.011)
+    assert (confidence < exact).sum() == 41
+    assert (confidence < thrifty).sum() == 2

@@ -1,0 +1,188 @@
+"""The heads one by one: what they see of a text, and that training and serving compute the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from routers.distill import StaticVectors, distil
+from routers.encoders import OnnxEncoder
+from routers.fitting import folds
+from routers.knn import KnnHead, choose_exemplars
+from routers.lexical import LexicalFeatures, fit_lexical, lexical_matrix
+from routers.linear import fit_linear
+from routers.pieces import WordPieces, cut, load_tokenizer, readable
+from routers.scripts import NAMES, Scripts
+from tests.routers.conftest import WORDS, sentences
+
+Built = tuple[Path, dict[str, Any], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def pieces(built: Built) -> WordPieces:
+    return WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def encoder(built: Built) -> OnnxEncoder:
+    return OnnxEncoder.load(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
+
+
+# ------------------------------------------------------------------------------------ text
+
+
+def test_a_short_text_is_not_cut() -> None:
+    assert cut("abc", characters=3) == "abc"
+
+
+def test_a_long_text_keeps_its_head_and_its_tail() -> None:
+    assert cut("aaaaaa" + "-" * 50 + "zz", characters=8) == "aaaaaa\nzz"
+
+
+def test_lone_surrogates_become_readable() -> None:
+    assert readable("a\ud800b") == "a?b"
+
+
+def test_word_pieces_leave_special_tokens_out(pieces: WordPieces) -> None:
+    assert len(pieces("bake bread")) == 2
+    assert pieces("") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("plain English", "ascii"),
+        ("Ελλάδα", "greek"),
+        ("Россия", "cyrillic"),
+        ("مرحبا", "arabic"),
+        ("नमस्ते", "indic"),
+        ("สวัสดี", "thai"),
+        ("한국어", "hangul"),
+        ("中文问题", "cjk"),
+        ("ひらがな", "kana"),
+        ("ñáéíóú", "latin"),
+        ("გამარჯობა", "other"),
+    ],
+)
+def test_a_writing_system_is_recognised(text: str, script: str) -> None:
+    shares = Scripts()(text)
+    assert NAMES[int(shares.argmax())] == script
+    assert shares.sum() == pytest.approx(1)
+
+
+def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
+    shares = Scripts()("ab中文")
+    assert shares[NAMES.index("ascii")] == pytest.approx(0.5)
+    assert shares[NAMES.index("cjk")] == pytest.approx(0.5)
+
+
+# ------------------------------------------------------------------------------------ heads
+
+
+def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> None:
+    features = LexicalFeatures(pieces)
+    texts = [text for name in WORDS for text in sentences(name, count=15, seed=5)]
+    texts[0] = "bake bake bake é 中 el der"  # repeated words, other scripts
+    labels = np.repeat(np.arange(len(WORDS)), 15)
+    ids = [np.array(pieces(text), dtype=np.int64) for text in texts]
+    data = lexical_matrix(texts, ids, features)
+    head = fit_lexical(data, labels, features, strength=10.0, classes=len(WORDS))
+    trained = data.matrix @ np.concatenate((head.weights, head.traits)) + head.bias
+    served = np.stack([head.logits(text, i) for text, i in zip(texts, ids, strict=True)])
+    np.testing.assert_allclose(served, trained, atol=1e-4)
+    assert (served.argmax(axis=1) == labels)[1:].all()
+
+
+def test_unknown_words_flatten_the_lexical_posterior(pieces: WordPieces) -> None:
+    features = LexicalFeatures(pieces)
+    texts = [text for name in WORDS for text in sentences(name, count=15, seed=6)]
+    ids = [np.array(pieces(text), dtype=np.int64) for text in texts]
+    labels = np.repeat(np.arange(len(WORDS)), 15)
+    head = fit_lexical(lexical_matrix(texts, ids, features), labels, features, strength=10.0, classes=len(WORDS))
+
+    def spread(text: str) -> float:
+        return float(np.ptp(head.logits(text, np.array(pieces(text), dtype=np.int64))))
+
+    assert spread("bake bread zq xv jk wq zx") < spread("bake bread")
+
+
+def test_static_vectors_are_unit_length_and_zero_for_nothing() -> None:
+    static = StaticVectors(tokens=np.array([[3.0, 4.0], [1.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(static.vector(np.array([0, 0])), [0.6, 0.8])
+    np.testing.assert_array_equal(static.vector(np.array([], dtype=np.int64)), [0.0, 0.0])
+
+
+def test_distilling_keeps_angles_and_weighs_frequent_tokens_down() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 8)).astype(np.float32)
+    frequencies = np.zeros(50, dtype=np.int64)
+    frequencies[0] = 1000
+    static = distil(lambda tokens: vectors[tokens], frequencies)
+    centred = vectors - vectors.mean(axis=0)
+    lengths = np.linalg.norm(static.tokens, axis=1) / np.linalg.norm(centred, axis=1)
+    np.testing.assert_allclose(lengths[1:], 1.0, rtol=1e-2)
+    assert lengths[0] < 0.01
+    np.testing.assert_allclose(static.tokens[1] @ static.tokens[2], centred[1] @ centred[2], atol=0.05)
+
+
+def test_a_linear_head_of_two_categories_has_two_columns() -> None:
+    vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=np.float32)
+    head = fit_linear(vectors, np.array([0, 0, 1, 1]), strength=10.0, classes=2)
+    assert head.logits(vectors).shape == (4, 2)
+    assert head.logits(vectors).argmax(axis=1).tolist() == [0, 0, 1, 1]
+
+
+def test_a_category_without_texts_is_never_predicted_and_moves_no_other() -> None:
+    vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=np.float32)
+    head = fit_linear(vectors, np.array([0, 0, 2, 2]), strength=10.0, classes=4)
+    assert head.logits(vectors).argmax(axis=1).tolist() == [0, 0, 2, 2]
+
+
+def test_near_neighbours_outvote_many_far_ones() -> None:
+    vectors = np.array([[1, 0]] * 2 + [[0, 1]] * 8, dtype=np.float32)
+    head = KnnHead(vectors, np.array([0] * 2 + [1] * 8), 3)
+    votes, familiarity = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
+    assert votes[0].argmax() == 0
+    assert np.isfinite(votes).all()
+    assert familiarity[0] > familiarity[1]
+
+
+def test_exemplars_are_bounded_for_every_label() -> None:
+    labels = np.array([0] * 50 + [1] * 3)
+    chosen = choose_exemplars(labels, each=10, rng=np.random.default_rng(0))
+    assert np.bincount(labels[chosen]).tolist() == [10, 3]
+    assert len(set(chosen.tolist())) == 13
+
+
+def test_folds_part_the_texts_and_keep_every_class_in_every_rest() -> None:
+    labels = np.array([0] * 2 + [1] * 30 + [2] * 3)
+    parts = folds(labels, seed=3)
+    assert sorted(np.concatenate([held for _, held in parts]).tolist()) == list(range(35))
+    for rest, held in parts:
+        assert not set(rest.tolist()) & set(held.tolist())
+        assert set(labels[rest].tolist()) == {0, 1, 2}
+
+
+# ------------------------------------------------------------------------------------ encoder
+
+
+def test_encoder_rows_are_unit_length_and_in_order(encoder: OnnxEncoder) -> None:
+    texts = ["bake bread", "star", "", "how do i roast onion and garlic " * 40]
+    vectors = encoder.encode(texts)
+    assert vectors.shape == (4, encoder.dimensions)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-4)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert encoder.encode([text])[0] @ vector > 0.99
+
+
+def test_the_export_encodes_as_the_model_does(built: Built, encoder: OnnxEncoder, tiny_encoder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["bake bread in the oven", "what is a star", "offside"]
+    expected = SentenceTransformer(str(tiny_encoder), device="cpu").encode(texts, normalize_embeddings=True)
+    cosines = (encoder.encode(texts) * expected).sum(axis=1)
+    assert cosines.min() > 0.98  # int8 may have been kept

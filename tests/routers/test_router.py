@@ -1,0 +1,234 @@
+"""Routers as their users see them: one conformance suite, the folder they live in, and what training reports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import routers
+from coe.core import Router
+from coe.errors import ArtifactError, DataError
+from tests.routers.conftest import WORDS, examples, sentences
+
+Built = tuple[Path, dict[str, Any], list[Any]]
+ODD_TEXTS = [
+    "",
+    " \n\t",
+    "\x00\x01",
+    "\ud800 lone",
+    "日本の首都はどこですか",
+    "مرحبا",
+    "🙂" * 40,
+    "x" * 10_000_000,
+    "a\u0301" * 300,
+]
+
+
+def with_threshold(built: Built, tmp_path: Path, threshold: float | None) -> Router:
+    """The built router with another escalation threshold, so that either stage can be forced."""
+    if threshold is None:
+        return routers.load(built[0])
+    for path in built[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "router.json").read_text())
+    config["pooling"]["threshold"] = threshold
+    (tmp_path / "router.json").write_text(json.dumps(config))
+    return routers.load(tmp_path)
+
+
+@pytest.fixture(params=[None, 0.0, 1.1], ids=["as trained", "always cheap", "always full"])
+def router(request: pytest.FixtureRequest, built: Built, tmp_path: Path) -> Router:
+    return with_threshold(built, tmp_path, request.param)
+
+
+# ------------------------------------------------------------------------------------ conformance
+
+
+def test_every_text_gets_a_posterior_that_sums_to_one(router: Router) -> None:
+    for prediction in router.predict([*ODD_TEXTS, "bake bread"]):
+        assert prediction.probabilities.dtype == np.float32
+        assert prediction.probabilities.shape == (len(router.categories),)
+        assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-4)
+        assert prediction.probabilities.min() >= 0
+
+
+def test_where_peek_answers_predict_gives_the_same(router: Router) -> None:
+    texts = [text for name in WORDS for text in sentences(name, count=10, seed=1)]
+    for text, prediction in zip(texts, router.predict(texts), strict=True):
+        glance = router.peek(text)
+        assert (glance is None) == (prediction.stage != "cheap")
+        if glance is not None:
+            np.testing.assert_array_equal(glance.probabilities, prediction.probabilities)
+
+
+def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_company(router: Router) -> None:
+    texts = [text for name in WORDS for text in sentences(name, count=5, seed=2)]
+    together = router.predict(texts)
+    for text, prediction in zip(texts, together, strict=True):
+        np.testing.assert_allclose(router.predict([text])[0].probabilities, prediction.probabilities, atol=0.05)
+
+
+def test_no_texts_give_no_predictions(router: Router) -> None:
+    assert router.predict([]) == []
+
+
+def test_unseen_prompts_reach_their_category(router: Router) -> None:
+    texts = [(name, text) for name in WORDS for text in sentences(name, count=20, seed=3)]
+    predictions = router.predict([text for _, text in texts])
+    right = [router.categories[p.best] == name for (name, _), p in zip(texts, predictions, strict=True)]
+    assert np.mean(right) > 0.9
+
+
+def test_threads_may_share_a_router(router: Router) -> None:
+    texts = [text for name in WORDS for text in sentences(name, count=5, seed=4)]
+    expected = [p.best for p in router.predict(texts)]
+    found: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: found.append([p.best for p in router.predict(texts)])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 4
+
+
+# ------------------------------------------------------------------------------------ stages
+
+
+def test_a_threshold_of_zero_never_asks_the_encoder_and_one_above_one_always_does(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert with_threshold(built, tmp_path / "a", 0.0).peek("bake bread") is not None
+    full = with_threshold(built, tmp_path / "b", 1.1)
+    assert full.peek("bake bread") is None
+    assert full.predict(["bake bread"])[0].stage == "full"
+
+
+def test_only_the_ends_of_a_long_text_are_read_by_peek(built: Built, tmp_path: Path) -> None:
+    router = with_threshold(built, tmp_path, 0.0)
+    one, other = (router.peek("bake " * 200 + middle * 1000 + "bread " * 200) for middle in ("star ", "goal "))
+    assert one is not None
+    assert other is not None
+    np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+# ------------------------------------------------------------------------------------ the folder
+
+
+def test_the_version_names_the_content(folder: Path) -> None:
+    before = routers.load(folder).version
+    assert before == routers.load(folder).version
+    config = json.loads((folder / "router.json").read_text())
+    config["pooling"]["threshold"] = 0.123
+    (folder / "router.json").write_text(json.dumps(config))
+    assert routers.load(folder).version != before
+
+
+FILES = ["router.json", "tokenizer.json", "encoder.onnx", "lexical.npz", "static.npz", "semantic.npz"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named_with_its_remedy(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"{name}: .*train the router again"):
+        routers.load(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named_with_its_remedy(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match=rf"{name}: .*train the router again"):
+        routers.load(folder)
+
+
+def drop_category(config: dict[str, Any]) -> None:
+    config["categories"].pop()
+
+
+def drop_pooling(config: dict[str, Any]) -> None:
+    del config["pooling"]
+
+
+def other_format(config: dict[str, Any]) -> None:
+    config["format"] = 99
+
+
+@pytest.mark.parametrize("change", [drop_category, drop_pooling, other_format])
+def test_a_config_that_does_not_fit_its_tables_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    config = json.loads((folder / "router.json").read_text())
+    change(config)
+    (folder / "router.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="train the router again"):
+        routers.load(folder)
+
+
+def test_serving_imports_neither_torch_nor_sklearn(built: Built) -> None:
+    code = (
+        "import sys, pathlib, routers; r = routers.load(pathlib.Path(sys.argv[1])); r.predict(['bake bread', 'zzz']); "
+        "print([m for m in ('torch', 'sklearn', 'scipy', 'transformers', 'sentence_transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(built[0])], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_routers_loads_nothing_heavy() -> None:
+    code = "import sys, routers; print([m for m in ('onnxruntime', 'tokenizers', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
+    _, metrics, _ = built
+    json.dumps(metrics)
+    assert metrics["dropped"] == {"blank": 1, "duplicate": 1, "contradictory": 1}
+    assert metrics["examples"] == len(examples()) + 2
+    assert set(metrics["accuracy_by_category"]) == set(WORDS)
+    assert metrics["accuracy"] > 0.9
+    assert 0 <= metrics["escalated"] <= 1
+    assert metrics["quantisation"]["kept"] in ("int8", "fp32")
+    assert metrics["bytes"].keys() == set(FILES)
+
+
+def test_progress_hears_every_stage_from_start_to_end(built: Built) -> None:
+    _, metrics, heard = built
+    for stage in metrics["seconds"]:
+        shares = [share for name, share in heard if name == stage]
+        assert shares[0] == 0.0
+        assert shares[-1] == 1.0
+        assert all(0 <= share <= 1 for share in shares)
+
+
+def test_an_encoder_that_is_not_there_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no_such_encoder"):
+        routers.build(examples(), encoder="no_such_encoder", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "fewer than two categories"),
+        ([("a", "x"), ("b", "x")], "x: 2"),
+        ([("a", "x"), ("b", "x"), ("c", "y")], "y: 1"),
+        ([("a", "x"), ("b", "x"), ("c", "y"), ("c", "y"), ("a", "y")], "y: 1"),
+    ],
+    ids=["no data", "one class", "one prompt in a class", "one prompt left in a class"],
+)
+def test_data_that_cannot_make_a_router_is_refused_with_counts(
+    rows: list[tuple[str, str]], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=said):
+        routers.build([routers.Example(*row) for row in rows], out=tmp_path / "out")
