@@ -59,10 +59,10 @@ class ScoreTable:
         A cell's variance is pulled towards that of all scores in the same way as its mean.
         """
         seen = self.count * np.nan_to_num(self.variance)
-        common = seen.sum() / max(self.count.sum(), 1e-12)
+        common = float(seen.sum() / max(self.count.sum(), 1e-12))
         total = self.count + pseudo_count
         error = np.sqrt((seen + pseudo_count * common) / total / total)
-        return np.maximum(self.shrunk(pseudo_count=pseudo_count) - deviations * error, 0.0)
+        return np.asarray(np.maximum(self.shrunk(pseudo_count=pseudo_count) - deviations * error, 0.0))
 
 
 def tabulate(
@@ -109,3 +109,25 @@ def _table(
     mean = np.divide(total, count, out=nothing.copy(), where=count > 0)
     spread = np.divide(square, count, out=nothing, where=count > 0) - mean**2
     return ScoreTable(categories, experts, mean, np.maximum(spread, 0.0), count)
+
+
+def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:
+    """The strength of shrinkage that the data ask for: the noise of one score over the variance between cells.
+
+    Empirical Bayes by moments (one-way analysis of variance) on scores of shape (n_prompts, n_experts), each prompt
+    centred first: how hard it is for everybody neither helps nor harms a choice. Where categories say nothing about
+    experts it is very large, so that every category falls back to the best expert overall.
+    """
+    names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
+    count = np.bincount(rows).astype(np.float64)
+    if len(names) < 2 or len(rows) <= len(names):
+        return PSEUDO_COUNT
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    centred = centred - centred.mean(axis=0)
+    total = np.zeros((len(names), scores.shape[1]))
+    np.add.at(total, rows, centred)
+    explained = float((total**2 / count[:, None]).sum())
+    within = (float((centred**2).sum()) - explained) / (len(rows) - len(names))
+    typical = (count.sum() - (count**2).sum() / count.sum()) / (len(names) - 1)
+    between = (explained / (len(names) - 1) - within) / typical
+    return float(np.clip(within / max(between, 1e-12), 1e-3, 1e6))

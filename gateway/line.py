@@ -18,7 +18,7 @@ from gateway.metrics import Metrics
 from gateway.relay import relay, respond
 from gateway.trace import MAX_SESSION, Trace
 
-_log = logging.getLogger("coe.gateway")
+_log = logging.getLogger("gateway")
 
 
 class ChatLine:

@@ -32,7 +32,7 @@ def load(folder: Path, *, threads: int = 1) -> Router:
 
 
 def load_encoder(folder: Path, *, threads: int = 1) -> Encoder:
-    """The sentence encoder of the router in `folder`, for whoever wants vectors. Raises ArtifactError as `load` does."""
+    """The sentence encoder of the router in `folder`. Raises ArtifactError as `load` does."""
     from routers.cascade import NETWORK, TOKENIZER
     from routers.encoders import OnnxEncoder
 

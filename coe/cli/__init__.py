@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from coe.cli import ask, check, log, train, up
+from coe.cli import ask, check, log, score, train, up
 from coe.errors import CoEError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -17,12 +17,16 @@ app.command("serve")(up.serve)
 app.command("chat")(ask.chat)
 app.command("route")(ask.route)
 app.command("train")(train.train)
+app.command("score")(score.score)
 app.command("log")(log.log)
 
 
 def main() -> None:
     """Entry point. Our own errors become their message, without a trace."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("coe", "gateway", "routers"):  # libraries speak up only when something is wrong
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns of operators that nobody here uses
     try:
         app()
     except CoEError as error:
