@@ -50,11 +50,13 @@ class Prediction:
     """What a router thinks of one text.
 
     `probabilities` is a calibrated posterior over the router's `categories`, float32 of shape (n_categories,), summing
-    to 1. `stage` names the part of the router that decided, for the log.
+    to 1, given that the text is of a kind the router knows. `familiarity` is the probability, 0 to 1, that it is. `stage`
+    names the part of the router that decided, for the log.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
     stage: str
+    familiarity: float = 1.0
 
     @property
     def best(self) -> int:
@@ -63,8 +65,8 @@ class Prediction:
 
     @property
     def confidence(self) -> float:
-        """Probability of the likeliest category."""
-        return float(self.probabilities.max())
+        """Probability that the likeliest category is right: the text is of a known kind, and of this one."""
+        return float(self.probabilities.max()) * self.familiarity
 
 
 class Encoder(Protocol):

@@ -69,6 +69,8 @@ class ExpertSpec(_Declared):
     active_parameters_b: Positive | None = None
     """Billions of parameters used per token."""
     memory_gb: Positive | None = None
+    latency_ms: Positive | None = None
+    """Usual time of an answer, for budgets on latency."""
     prices: Prices = Prices()
 
 
@@ -97,9 +99,17 @@ class Policy(_Declared):
 
 
 class Budget(_Declared):
-    """What the local experts may use together."""
+    """What `coe plan` must keep to; `memory_gb` is also held against the local experts by `coe check`."""
 
     memory_gb: Positive | None = None
+    """Of all hosted experts together."""
+    mean_active_b: Positive | None = None
+    """Active parameters a request, on average, in billions."""
+    mean_cost: Positive | None = None
+    """US dollars a thousand requests, on average."""
+    mean_latency_ms: Positive | None = None
+    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest share of the requests that one expert may get."""
 
 
 class Limits(_Declared):

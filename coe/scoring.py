@@ -81,6 +81,23 @@ def tabulate(
     return _table(tuple(map(str, names)), tuple(map(str, experts)), count, total, square)
 
 
+def tabulate_prompts(
+    labels: Sequence[str],
+    experts: Sequence[str],
+    scores: NDArray[np.floating],
+    *,
+    categories: Sequence[str] | None = None,
+) -> ScoreTable:
+    """The table of prompts scored by all `experts`: prompt i has the category `labels[i]` and the row `scores[i]`.
+
+    `scores` has shape (n_prompts, n_experts), NaN where a score is missing. `categories` gives the order and holds
+    every label; without it the labels are sorted.
+    """
+    names = sorted(set(labels)) if categories is None else list(categories)
+    row = {name: number for number, name in enumerate(names)}
+    return tabulate_softly(names, experts, np.eye(len(names))[[row[label] for label in labels]], scores)
+
+
 def tabulate_softly(
     categories: Sequence[str],
     experts: Sequence[str],

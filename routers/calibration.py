@@ -26,16 +26,16 @@ def pooled(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return total
 
 
-def sharpness(familiarity: Floats, *, slope: float, usual: float) -> Floats:
-    """What to multiply each text's logits by, shape (n_texts, 1): 1 at `usual` familiarity, never below 0.1."""
-    result: Floats = np.maximum(1 + np.float32(slope) * (familiarity - np.float32(usual)), np.float32(0.1))[:, None]
+def sharpness(closeness: Floats, *, slope: float, usual: float) -> Floats:
+    """What to multiply each text's logits by, shape (n_texts, 1): 1 at `usual` closeness, never below 0.1."""
+    result: Floats = np.maximum(1 + np.float32(slope) * (closeness - np.float32(usual)), np.float32(0.1))[:, None]
     return result
 
 
-def fit_slope(logits: Floats, familiarity: Floats, labels: NDArray[np.int64], *, usual: float) -> float:
+def fit_slope(logits: Floats, closeness: Floats, labels: NDArray[np.int64], *, usual: float) -> float:
     """The slope of `sharpness`, 0 to 3, that makes `labels` likeliest."""
     slopes = np.linspace(0, 3, 13)
-    losses = [log_loss(logits * sharpness(familiarity, slope=s, usual=usual), labels) for s in slopes]
+    losses = [log_loss(logits * sharpness(closeness, slope=s, usual=usual), labels) for s in slopes]
     return float(slopes[int(np.argmin(losses))])
 
 

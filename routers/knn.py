@@ -1,4 +1,4 @@
-"""A nearest-neighbour head: cosine kNN with similarity weights, which also tells how familiar a text is."""
+"""A nearest-neighbour head: cosine kNN with similarity weights, which also tells how close a text is to the training data."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class KnnHead:
         rows = np.repeat(np.arange(len(queries)), k)
         np.add.at(votes, (rows, self.labels[nearest].ravel()), weights.ravel())
         shares = votes / votes.sum(axis=1, keepdims=True)
-        closest = np.sort(near, axis=1)[:, -3:].mean(axis=1)
-        return np.log(shares + PRIOR).astype(np.float32), closest.astype(np.float32)
+        closeness = np.sort(near, axis=1)[:, -3:].mean(axis=1)
+        return np.log(shares + PRIOR).astype(np.float32), closeness.astype(np.float32)
 
     def arrays(self) -> Arrays:
         return {"vectors": self.vectors, "labels": self.labels.astype(np.int32)}

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from coe.cli import ask, check, log, score, train, up
+from coe.cli import ask, benchmark, check, log, plan, score, train, up
 from coe.errors import CoEError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -18,6 +18,8 @@ app.command("chat")(ask.chat)
 app.command("route")(ask.route)
 app.command("train")(train.train)
 app.command("score")(score.score)
+app.command("plan")(plan.plan)
+app.command("benchmark")(benchmark.benchmark)
 app.command("log")(log.log)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +11,7 @@ import typer
 
 from coe.artifacts import Artifact, ArtifactStore
 from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.progress import progress_bar
 from coe.errors import ConfigError, DataError
 from coe.learning.prompts import digest, read_prompts
 from coe.registry import Registry, load
@@ -34,7 +32,7 @@ def train(
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute() if out else settings.artifacts, "router")
-    with store.draft() as draft, _progress() as progress:
+    with store.draft() as draft, progress_bar("training") as progress:
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         metrics = routers.build(examples, encoder=encoder or registry.router.encoder, out=draft, progress=progress)
         artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
@@ -61,19 +59,6 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pair
     if bare := [name for name in registry.category_names if not counts[name]]:
         raise ConfigError(f"no training prompts for: {', '.join(bare)}; add examples to them in experts.yaml")
     return pairs
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("training", total=1.0)
-        yield lambda stage, done: bar.update(task, description=stage, completed=done)
 
 
 def _report(artifact: Artifact, json: bool) -> None:

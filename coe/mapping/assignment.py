@@ -38,11 +38,16 @@ class Assignment:
 
     def __post_init__(self) -> None:
         may = np.isfinite(self.quality)
-        object.__setattr__(self, "_may", may)
-        object.__setattr__(self, "_worth", np.where(may, self.quality, 0.0))
-        object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
-        for array in (self.quality, self.price, self._may, self._worth):
+        arrays = {
+            "quality": self.quality.copy(),
+            "price": self.price.copy(),
+            "_may": may,
+            "_worth": np.where(may, self.quality, 0.0),
+        }
+        for name, array in arrays.items():
             array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
 
     @classmethod
     def declared(
@@ -103,10 +108,13 @@ class Assignment:
                 hosted=tuple(fields["hosted"]),
                 duals=fields["duals"],
             )
-            if made.quality.shape != (len(made.categories), len(made.experts)):
-                raise ValueError(f"quality of shape {made.quality.shape}")
-            if made.price.shape != (len(made.experts),):
-                raise ValueError(f"price of shape {made.price.shape}")
+            if (made.quality.shape, made.price.shape) != (
+                (len(made.categories), len(made.experts)),
+                (len(made.experts),),
+            ):
+                raise ValueError(f"quality of shape {made.quality.shape}, price of shape {made.price.shape}")
+            if {len(made.choice), len(made.runner_up), len(made.margin)} != {len(made.categories)}:
+                raise ValueError("not one choice, runner-up and margin for each category")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
         return made

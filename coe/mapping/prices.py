@@ -11,6 +11,10 @@ CUTS = 400
 """Most rounds of the search for the duals; one row takes about ten."""
 TOLERANCE = 1e-6
 """Duality gap, in quality, at which the search ends."""
+SLACK = 0.01
+"""Share of a limit by which the sample of traffic may exceed it."""
+RAISES = 80
+"""Most raises of prices that do not keep the limits; the steps grow to any size within that many."""
 DEAREST = 1000.0
 """Largest price, in quality, of using up a whole row at once: far above any quality that could be gained."""
 
@@ -28,7 +32,7 @@ def prices(
     if not names:
         return np.zeros(len(problem.experts)), {}
     gain, mass = _requests(problem, hosted, traffic)
-    duals = lagrangian(gain, mass, uses, limits)
+    duals = _dearer(gain, mass, uses, limits, lagrangian(gain, mass, uses, limits))
     price = np.where(hosted, duals @ np.where(np.isfinite(uses), uses, 0.0), 0.0)
     return price, dict(zip(names, duals.tolist(), strict=True))
 
@@ -54,6 +58,23 @@ def _requests(problem: Problem, hosted: NDArray[np.bool_], traffic: NDArray[np.f
     may = np.isfinite(quality)
     gain = traffic.astype(np.float64) @ np.where(may, quality, 0.0)
     return np.where(may[traffic.argmax(axis=1)], gain, -np.inf), np.full(len(traffic), 1.0 / len(traffic))
+
+
+def _dearer(gain: Array, mass: Array, uses: Array, limits: Array, duals: Array) -> Array:
+    """Prices raised, row by row and by as little as it takes, until every request's own choice keeps the limits.
+
+    At the exact duals a crowd of like requests (a whole category of which the router is sure) may be indifferent;
+    all of them would fall on the same side, and that must not be the dear one.
+    """
+    step = 1e-4
+    for _ in range(RAISES):
+        choice = (gain - duals @ uses).argmax(axis=1)
+        over = uses[:, choice] @ mass > (1 + SLACK) * limits
+        if not over.any():
+            break
+        duals = duals + np.where(over, step * (duals + 0.01 / limits), 0.0)
+        step *= 1.2
+    return duals
 
 
 def lagrangian(gain: Array, mass: Array, uses: Array, limits: Array) -> Array:

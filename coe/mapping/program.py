@@ -19,7 +19,7 @@ LARGE = 20_000
 LIKELY = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """An optimum: the expert's index per category, and which experts must be there, shape (n_experts,)."""
 
@@ -61,7 +61,7 @@ def _likely(problem: Problem) -> Problem:
     value = problem.quality
     if len(limits):
         value = value - lagrangian(problem.quality, problem.weights, uses, limits) @ uses
-    kept = value >= -np.sort(-value, axis=1)[:, [LIKELY - 1]]
+    kept = value >= -np.sort(-value, axis=1)[:, [min(LIKELY, len(problem.experts)) - 1]]
     kept[:, [int(np.argmin(problem.use(row))) for row in problem.budget.rows() if row != "max_share"]] = True
     if "memory_gb" in problem.budget.rows():
         kept[:, _greedy(problem, value)] = True

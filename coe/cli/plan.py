@@ -1,0 +1,167 @@
+"""`coe plan`: measured scores and the declared budget become the assignment in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from coe.artifacts import ArtifactStore
+from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.errors import DataError
+from coe.learning.quality import read_quality
+from coe.mapping import (
+    Assignment,
+    Budget,
+    ParetoRow,
+    Problem,
+    Uses,
+    marginal_values,
+    planned_quality,
+    planned_use,
+    solve,
+    sweep,
+)
+from coe.registry import Registry, load
+from coe.scoring import tabulate_softly
+
+TOKENS_IN, TOKENS_OUT = 500, 300
+"""The request that `mean_cost` is reckoned with: tokens read and tokens written."""
+ASSIGNMENT = "assignment.json"
+
+Scores = Annotated[Path, typer.Argument(help="Folder with prompts, scores and models, as `coe score` writes it.")]
+Bound = Annotated[float, typer.Option("--deviations", min=0, help="Standard errors below the mean that are trusted.")]
+Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Image of the sweep (.png or .svg).")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
+
+
+def plan(
+    scores: Scores,
+    deviations: Bound = 1.0,
+    sweep_: Sweep = None,
+    plot: Plot = None,
+    dry_run: Dry = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Find the best expert for every category under the budget, exactly, and put the plan into use."""
+    settings = settings_for(config)
+    registry = load(settings.config, environ=settings.environ)
+    problem = problem_of(registry, scores, deviations=deviations)
+    assignment = solve(problem)
+    rows = sweep(problem, *_limits(sweep_)) if sweep_ else []
+    if plot is not None:
+        from coe.learning.plot import plot_sweep
+
+        plot_sweep(rows, row=str(sweep_).partition("=")[0], path=plot)
+    if not dry_run:
+        store = ArtifactStore(settings.artifacts, "assignment")
+        with store.draft() as draft:
+            (draft / ASSIGNMENT).write_bytes(assignment.to_json())
+            artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
+        store.promote(artifact.manifest.version)
+    report = _report(problem, assignment, rows)
+    if json:
+        say_json(report)
+    else:
+        _show(report, kept=dry_run)
+
+
+def problem_of(registry: Registry, folder: Path, *, deviations: float) -> Problem:
+    """The declared experts and categories with measured quality: lower bounds, pins and budget applied.
+
+    Raises DataError where scores are missing for an expert or name a category that is not declared.
+    """
+    data = read_quality(folder)
+    if absent := [name for name in registry.expert_names if name not in data.models]:
+        raise DataError(f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them")
+    if unknown := sorted(set(data.categories) - set(registry.category_names)):
+        raise DataError(f"{folder}: categories that experts.yaml does not declare: {', '.join(unknown)}")
+    member = np.array([[name == category for name in registry.category_names] for category in data.categories])
+    columns = [data.models.index(name) for name in registry.expert_names]
+    table = tabulate_softly(
+        registry.category_names, registry.expert_names, member.astype(np.float64), data.scores[:, columns]
+    )
+    quality = table.lower(deviations=deviations)
+    for category, expert in registry.assignment.items():
+        _pin(quality[registry.category_names.index(category)], registry.expert_names.index(expert))
+    weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
+    return Problem.of(table, quality=quality, uses=_uses(registry), budget=_budget(registry), weights=weights)
+
+
+def _pin(row: np.ndarray[Any, np.dtype[np.float64]], column: int) -> None:
+    kept = row[column]
+    row[:] = -np.inf
+    row[column] = kept
+
+
+def _uses(registry: Registry) -> Uses:
+    def known(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    experts = registry.experts
+    cost = [(TOKENS_IN * e.prices.input + TOKENS_OUT * e.prices.output) / 1000 for e in experts]
+    return Uses(
+        memory_gb=known([0.0 if e.runtime == "external" else e.memory_gb for e in experts]),
+        active_b=known([e.active_parameters_b for e in experts]),
+        cost=np.array(cost),
+        latency_ms=known([e.latency_ms for e in experts]),
+    )
+
+
+def _budget(registry: Registry) -> Budget:
+    return Budget(**registry.budget.model_dump())
+
+
+def _limits(text: str) -> tuple[str, list[float]]:
+    row, _, limits = text.partition("=")
+    if row not in Budget().__dataclass_fields__:
+        known = ", ".join(Budget().__dataclass_fields__)
+        raise typer.BadParameter(f"unknown row {row!r}; known: {known}", param_hint="--sweep")
+    try:
+        return row, [float(limit) for limit in limits.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            "write ROW=LIMIT,LIMIT,... such as mean_active_b=2,4,8", param_hint="--sweep"
+        ) from None
+
+
+def _report(problem: Problem, assignment: Assignment, rows: list[ParetoRow]) -> dict[str, Any]:
+    columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+    return {
+        "quality": planned_quality(problem, assignment),
+        "used": planned_use(problem, assignment),
+        "hosted": assignment.hosted,
+        "assignment": [
+            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
+            for category, expert, second, margin in columns
+        ],
+        "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
+        "duals": dict(assignment.duals),
+        "value_of_expert": marginal_values(problem),
+        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
+    }
+
+
+def _show(report: Mapping[str, Any], *, kept: bool) -> None:
+    say(f"{'category':20} {'expert':16} {'runner-up':16} margin")
+    for row in report["assignment"]:
+        say(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {row['margin']:6.3f}")
+    say(f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items()))
+    say(f"\n{'expert':16} {'price':>8}  quality lost without it")
+    for name, value in report["value_of_expert"].items():
+        lost = "no plan without it" if value is None else f"{value:.4f}"
+        say(f"{name:16} {report['prices'][name]:8.4f}  {lost}")
+    if report["sweep"]:
+        say(f"\n{'limit':>10} {'quality':>8}  hosted")
+    for row in report["sweep"]:
+        mark = "*" if row["efficient"] else " "
+        say(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
+    say(
+        "\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; gateways take it at their next start"
+    )

@@ -1,0 +1,239 @@
+"""`coe score`: run the experts on a probe set and write quality data, which `coe plan` turns into who answers what."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.errors import DataError, ExpertUnavailable
+from coe.learning.answers import Patience
+from coe.learning.journal import Journal
+from coe.learning.judge import Judge
+from coe.learning.probe import Probe, read_probes
+from coe.learning.quality_files import PROMPTS, require_parquet, write_quality
+from coe.learning.sandbox import Sandbox
+from coe.learning.score_report import report_of
+from coe.learning.scores import Column, Run, keys_of, score_columns
+from coe.registry import ExpertSpec, Registry, load
+from coe.settings import Endpoint, Settings
+
+if TYPE_CHECKING:
+    import aiohttp
+
+JOURNAL = "journal.jsonl"
+
+Probes = Annotated[Path, typer.Argument(help="JSONL or parquet, one probe a line: prompt, category, checker, ...")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
+Only = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
+JudgeName = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
+Advance = Callable[[str], None]
+
+
+def score(
+    probes: Probes,
+    out: Out,
+    expert: Only = None,
+    concurrency: Concurrency = 8,
+    judge: JudgeName = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Score experts on probes. A run that was stopped goes on where it was; only what is missing is asked.
+
+    Local experts must be running: they are asked through the gateway (`coe up` in another terminal), external ones
+    directly. Exit 1 when scores are missing in the end: no expert gets a zero for failing.
+
+    A probe has `prompt` or `messages`, `category`, maybe `id`, and `checker`: exact, choice, numeric or contains with
+    `reference`; code with `tests` (Python asserts, run in a sandbox); judge, maybe with `reference`, by --judge.
+    """
+    require_parquet()
+    settings = settings_for(config)
+    registry = load(settings.config, environ=settings.environ)
+    asked = [_spec_of(registry, name, "--expert") for name in dict.fromkeys(expert or registry.expert_names)]
+    judging = _spec_of(registry, judge, "--judge") if judge else None
+    read = read_probes(probes, categories=registry.category_names)
+    if judging is None and any(probe.checker == "judge" for probe in read):
+        raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
+    keys = {spec.name: keys_of(read, spec, judging) for spec in registry.experts}
+    plan = _Plan(read, keys, asked, judging, concurrency)
+    with _journal(out) as journal:
+        reused = {spec.name: sum(key in journal.scored for key in keys[spec.name]) for spec in asked}
+        stopped = False
+        try:
+            asyncio.run(_score(plan, settings, journal))
+        except KeyboardInterrupt:
+            stopped = True
+        _write(plan, registry, journal, out, benchmark=probes.stem)
+        report = report_of(read, {spec.name: keys[spec.name] for spec in asked}, journal, reused=reused)
+    report |= {"out": str(out), "stopped": stopped}
+    say_json(report) if json else _tell(report)
+    if report["missing"]:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a run is asked to do. `keys` holds, for every declared expert, the key of its cell for every probe."""
+
+    probes: Sequence[Probe]
+    keys: Mapping[str, Sequence[str]]
+    experts: Sequence[ExpertSpec]
+    judge: ExpertSpec | None
+    concurrency: int
+
+
+def _spec_of(registry: Registry, name: str, option: str) -> ExpertSpec:
+    for spec in registry.experts:
+        if spec.name == name:
+            return spec
+    declared = ", ".join(registry.expert_names)
+    raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
+
+
+def _journal(out: Path) -> Journal:
+    """The journal in a folder, which must not hold quality data from elsewhere: this run would replace it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be the folder for the quality data: {error.strerror}") from None
+    if (out / PROMPTS).exists() and not (out / JOURNAL).exists():
+        raise DataError(f"{out}: holds quality data that `coe score` did not write; choose another folder for --out")
+    return Journal(out / JOURNAL)
+
+
+# -------------------------------------------------------------------------------------------------------------- asking
+
+
+async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
+    from coe.experts.http import HttpExpert, open_session
+
+    missing = {spec.name: _missing(plan, spec, journal) for spec in plan.experts}
+    wanted = [probe for column in missing.values() for probe in column.values()]
+    if not wanted:
+        return
+    sandbox, patience, judge = Sandbox(), Patience(), None
+    if any(probe.checker == "code" for probe in wanted):
+        _warn_of_leaks(await sandbox.gives_up())
+    async with open_session() as session:
+        specs = [*plan.experts, *([plan.judge] if plan.judge else [])]
+        await _check_gateway(specs, settings, session)
+        experts = {spec.name: HttpExpert(*_served(spec, settings), session=session) for spec in specs}
+        if plan.judge:
+            judge = Judge(experts[plan.judge.name], patience=patience, concurrency=plan.concurrency)
+        columns = [Column(experts[name], probes) for name, probes in missing.items()]
+        with _progress({name: len(probes) for name, probes in missing.items()}) as (advance, tell):
+            run = Run(journal, sandbox, judge, patience, plan.concurrency, tell=tell, advance=advance)
+            await score_columns(columns, run)
+
+
+def _missing(plan: _Plan, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
+    keyed = zip(plan.keys[spec.name], plan.probes, strict=True)
+    return {key: probe for key, probe in keyed if key not in journal.scored}
+
+
+def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
+    """Where an expert is asked and what is added to the body there: the gateway adds what is declared by itself."""
+    if spec.base_url:
+        return spec, Endpoint(spec.base_url, spec.model)
+    if spec.name in settings.endpoints:
+        return spec, settings.endpoints[spec.name]
+    bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": None})
+    return bare, Endpoint(f"{_gateway(settings)}/v1", spec.name)
+
+
+async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: aiohttp.ClientSession) -> None:
+    """Raises ExpertUnavailable when the gateway is needed and nothing answers there."""
+    import aiohttp
+
+    local = [spec.name for spec in specs if not spec.base_url and spec.name not in settings.endpoints]
+    if not local:
+        return
+    try:
+        async with session.get(f"{_gateway(settings)}/health/live"):
+            return
+    except aiohttp.ClientError:
+        message = f"{', '.join(local)}: run locally, and nothing answers at {_gateway(settings)}; is `coe up` running?"
+        raise ExpertUnavailable(message, expert=local[0]) from None
+
+
+def _gateway(settings: Settings) -> str:
+    return f"http://{settings.host}:{settings.port}"
+
+
+def _write(plan: _Plan, registry: Registry, journal: Journal, out: Path, *, benchmark: str) -> None:
+    """All scores the journal knows for these probes, those of experts that were not asked this time too."""
+    scores = [
+        (probe.prompt_id, name, cell.score)
+        for index, probe in enumerate(plan.probes)
+        for name, keys in plan.keys.items()
+        if (cell := journal.scored.get(keys[index])) is not None and cell.score is not None
+    ]
+    known = {name for _, name, _ in scores}
+    experts = [spec for spec in registry.experts if spec.name in known]
+    write_quality(out, benchmark=benchmark, probes=plan.probes, scores=scores, experts=experts)
+
+
+# ------------------------------------------------------------------------------------------------------------- telling
+
+
+@contextmanager
+def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Advance, Advance]]:
+    """How to say that an expert finished a probe, and how to print a line meanwhile."""
+    if not sys.stderr.isatty():
+        yield (lambda _: None), _complain
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    ) as bar:
+        tasks = {name: bar.add_task(name, total=count) for name, count in missing.items()}
+        yield (
+            (lambda name: bar.advance(tasks[name])),
+            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _warn_of_leaks(given_up: frozenset[str]) -> None:
+    if leaks := [name for name in ("network", "files") if name not in given_up]:
+        what = {"network": "use the network", "files": "write files this user may write"}
+        _complain(f"warning: on this machine tested code can {' and '.join(what[name] for name in leaks)}")
+
+
+def _tell(report: Mapping[str, Any]) -> None:
+    say(f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}")
+    for name, column in report["experts"].items():
+        average = "-" if column["mean"] is None else f"{column['mean']:.3f}"
+        latency = "-" if column["latency_ms_p50"] is None else f"{column['latency_ms_p50']:.0f}"
+        counts = f"{column['scored']:7} {column['missing']:7} {average:>6} {latency:>8}"
+        say(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
+    for name, column in report["experts"].items():
+        if column["inconsistent"]:
+            say(f"{name}: {column['inconsistent']} contradictory pairs of verdicts counted as ties")
+        if column["missing"]:
+            errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not asked yet"
+            say(f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}")
+    state = (
+        "stopped; run again to go on"
+        if report["stopped"]
+        else "run again to fill gaps"
+        if report["missing"]
+        else "complete"
+    )
+    say(f"{report['probes']} probes, quality data in {report['out']} ({state})")

@@ -1,0 +1,171 @@
+"""Checkers: is an answer the right one? Pure functions from an answer and its reference to a score in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from fractions import Fraction
+
+TOLERANCE = 1e-4
+"""Relative error a numeric answer may have where the probe does not say; two whole numbers must be equal."""
+TAIL = 50_000
+"""Characters of an answer that are looked at for its final letter or number: the last ones."""
+
+
+def exact(answer: str, reference: str) -> float:
+    """1.0 when both are the same text but for case, runs of white space, and punctuation at the ends."""
+    return float(normalised(answer) == normalised(reference))
+
+
+def contains(answer: str, reference: str) -> float:
+    """1.0 when the reference occurs in the answer as whole words; in scripts that write without spaces, anywhere."""
+    wanted = normalised(reference)
+    before = rf"(?<![{_SPACED}])" if re.match(f"[{_SPACED}]", wanted) else ""
+    after = rf"(?![{_SPACED}])" if re.search(f"[{_SPACED}]$", wanted) else ""
+    return float(re.search(before + re.escape(wanted) + after, normalised(answer)) is not None)
+
+
+def choice(answer: str, reference: str) -> float:
+    """1.0 when the answer settles on the reference's letter, A to J."""
+    return float(chosen(answer) == chosen(reference))
+
+
+def numeric(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> float:
+    """1.0 when the answer's last number is the reference's, within a relative tolerance.
+
+    A number with a percent sign counts as written and as its hundredth, since references are given either way.
+    """
+    found, wanted = last_number(answer), last_number(reference)
+    return float(any(_close(a, b, tolerance) for a in found for b in wanted))
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+_SPACED = "0-9A-Za-z\u00c0-\u052f"  # letters of Latin, Greek and Cyrillic, whose words stand between spaces
+
+
+def normalised(text: str) -> str:
+    """Case folded, white space collapsed, punctuation cut off both ends, save what carries meaning: -3, 5%, C#."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    start, end = 0, len(folded)
+    while start < end and _is_edge(folded[start]) and not _MINUS.match(folded, start):
+        start += 1
+    while end > start and _is_edge(folded[end - 1]) and folded[end - 1] not in "%#":
+        end -= 1
+    return folded[start:end]
+
+
+_MINUS = re.compile(r"-[\d.]")
+
+
+def _is_edge(character: str) -> bool:
+    return character in " `~" or unicodedata.category(character)[0] == "P"
+
+
+# ------------------------------------------------------------------------------------------------------------- choice
+
+# Every run is bounded: an answer of nothing but spaces must not hold up the checker.
+_OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\]{0,9}", r"[)\]}*_\"'`$.,;:!]"
+_LETTER = rf"(?:([A-HJ])(?![A-Za-z0-9'’])|([A-Ja-j])(?={_CLOSE}|[ \t]{{0,9}}(?:\n|\Z)))"  # a bare I is mostly a pronoun
+_STATED = re.compile(
+    r"(?:(?i:\b(?:answer|choice|option)[*_]{0,3}"
+    r"(?:\s{1,3}(?:is|was|would\s{1,3}be|should\s{1,3}be)\b|\s{0,3}[:=]){1,3}"
+    r"(?:[\s*_]{0,4}(?:definitely|clearly|most\s{1,3}likely|likely|probably|option|choice|letter)\b\s?:?){0,3})"
+    rf"|\\boxed){_OPEN}(?:text(?:bf)?[{{ ])?{_OPEN}{_LETTER}"
+    r"|\b([A-J])\)?[*_]{0,3}\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
+)
+_MARKED = re.compile(
+    r"(?<![A-Za-z0-9])\(([A-J])\)"  # (B)
+    r"|(?<!\*)\*\*\s?\(?([A-J])(?:[).:][^*\n]{0,500})?\s?\*\*"  # **B**, **B. text**
+    r"|^[ \t>#-]{0,9}\(?([A-J])[).:](?=\s|$)"  # B. text, at the start of a line
+    r"|^[^\w\n]{0,9}([A-J])[^\w\n]{0,9}$"  # B, alone on its line
+    r"|(?:^|[\s(])([A-HJ])\W{0,9}\Z"  # ... so B
+    r"|\b[Oo]ption\s{1,3}([A-J])\b",
+    re.MULTILINE,
+)
+_LONE = re.compile(r"\W*([A-Ja-j])\W*")
+
+
+def chosen(answer: str) -> str | None:
+    """The letter an answer settles on, upper case, or None.
+
+    The last statement such as "the answer is (B)" or \\boxed{B} counts; without one, the last letter marked as an
+    option: (B), **B**, "B." at the start of a line, or alone at the end.
+    """
+    text = answer[-TAIL:]
+    if lone := _LONE.fullmatch(text.strip()):
+        return lone[1].upper()
+    for pattern in (_STATED, _MARKED):
+        if letters := ["".join(group or "" for group in match.groups()) for match in pattern.finditer(text)]:
+            return letters[-1].upper()
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_TIMES_TEN = r"\s*(?:×|·|\*|[xX]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?\s*([+-]?\d{1,4})\s*\}?"
+_NUMBER = re.compile(
+    rf"(?<![\w.^])([+-]?)\$?(?:"
+    rf"\\[dt]?frac\s*\{{\s*([+-]?(?:{_DIGITS}))\s*\}}\s*\{{\s*([+-]?(?:{_DIGITS}))\s*\}}"
+    rf"|({_DIGITS})(?:{_TIMES_TEN}|[eE]([+-]?\d{{1,4}})(?![\w.])|\s*(?:\^|\*\*)\s*\{{?\s*([+-]?\d{{1,3}})\s*\}}?"
+    rf"|\s?/\s?({_DIGITS}))?"
+    rf")(\s?\\?%|\s?percent\b)?"
+)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no answer
+_SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+
+
+def last_number(text: str) -> tuple[float, ...]:
+    """The last number of a text, in \\boxed{} where there is one: its values as written, then read as per cent.
+
+    Reads 1,234.5, -3, 3/4, \\frac{3}{4}, 1.5e-3, 1.5 × 10^-3, 2^10 and 12 %, whatever unit follows. Empty when the text
+    holds no number.
+    """
+    text = text[-TAIL:]
+    if boxed := _BOXED.findall(text):
+        text = boxed[-1]
+    matches = list(_NUMBER.finditer(_plain(text)))
+    for match in reversed(matches):
+        value = _value(match)
+        if value is not None and math.isfinite(value):
+            return (value, value / 100) if match[9] else (value,)
+    return ()
+
+
+def _plain(text: str) -> str:
+    """Typographic forms as ASCII ones: minus signs, spaced or braced thousands, superscripts."""
+    for form, plain in (("−", "-"), ("–", "-"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")):
+        text = text.replace(form, plain)
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
+    text = _SUPERSCRIPT.sub(lambda power: "^" + power[0].translate(_SUPERSCRIPTS), text)
+    return _UNIT_POWER.sub("", text)
+
+
+def _value(match: re.Match[str]) -> float | None:
+    sign, top, bottom, digits, ten, exponent, power, divisor, _ = match.groups()
+    try:
+        if digits is None:
+            value = float(_fraction(top) / _fraction(bottom))
+        elif divisor is not None:
+            value = float(_fraction(digits) / _fraction(divisor))
+        elif power is not None:
+            value = float(_fraction(digits)) ** int(power)
+        else:
+            value = float(f"{digits.replace(',', '')}e{ten or exponent or 0}")
+    except (ZeroDivisionError, OverflowError):
+        return None
+    return -value if sign == "-" else value
+
+
+def _fraction(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", ""))
+
+
+def _close(value: float, wanted: float, tolerance: float) -> bool:
+    if value.is_integer() and wanted.is_integer() and tolerance <= TOLERANCE:
+        return value == wanted
+    return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=1e-12)

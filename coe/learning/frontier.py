@@ -1,0 +1,71 @@
+"""Quality against cost while the price of a parameter rises, and the area under its hull."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
+"""Quality that one billion active parameters must be worth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one price gives: mean quality, and mean active parameters in billions."""
+
+    price: float
+    mean: float
+    mean_active_b: float
+
+
+def trace(value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]) -> list[Point]:
+    """The points of a method that expects `value` (n_prompts, n_models) and earns `scores` of the same shape."""
+    points = []
+    for price in PRICES:
+        chosen = (value - price * active_b).argmax(axis=1)
+        earned = float(scores[np.arange(len(chosen)), chosen].mean())
+        points.append(Point(price, earned, float(active_b[chosen].mean())))
+    return points
+
+
+def average(traces: Sequence[Sequence[Point]]) -> list[Point]:
+    """Point by point over splits."""
+    return [
+        Point(
+            points[0].price,
+            float(np.mean([point.mean for point in points])),
+            float(np.mean([point.mean_active_b for point in points])),
+        )
+        for points in zip(*traces, strict=True)
+    ]
+
+
+def hull(points: Sequence[Point]) -> list[Point]:
+    """The upper hull, from the cheapest point to the best: what mixing neighbouring prices reaches."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.mean_active_b, -p.mean)):
+        if kept and point.mean <= kept[-1].mean:
+            continue
+        while len(kept) > 1 and _rise(kept[-2], kept[-1]) <= _rise(kept[-1], point):
+            kept.pop()
+        kept.append(point)
+    return kept
+
+
+def hull_area(points: Sequence[Point], active_b: NDArray[np.float64]) -> float:
+    """Mean height of the hull between the smallest and the largest model's size, flat beyond its ends."""
+    smallest, largest = float(active_b.min()), float(active_b.max())
+    corners = hull(points)
+    sizes, heights = [p.mean_active_b for p in corners], [p.mean for p in corners]
+    if largest <= smallest:
+        return heights[-1]
+    inner = [size for size in sizes if smallest < size < largest]
+    grid = np.array([smallest, *inner, largest])
+    return float(np.trapezoid(np.interp(grid, sizes, heights), grid) / (largest - smallest))
+
+
+def _rise(left: Point, right: Point) -> float:
+    return (right.mean - left.mean) / max(right.mean_active_b - left.mean_active_b, 1e-12)

@@ -1,0 +1,89 @@
+"""The journal of a scoring run: one JSON line per probe and expert, so that a run that was stopped can go on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import orjson
+
+from coe.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
+
+    `answer` is the SHA-256 of the answer's text, `cut` that it ran out of tokens, `note` why code failed its tests, and
+    `consistent` False when the judge's two verdicts contradict each other. `code` is the error's machine-readable word.
+    """
+
+    key: str
+    prompt_id: str
+    expert: str
+    score: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    latency_ms: float | None = None
+    answer: str | None = None
+    cut: bool = False
+    consistent: bool = True
+    note: str = ""
+    code: str = ""
+    error: str = ""
+
+
+class Journal:
+    """Opened for one run: `scored` and `failed` hold the cells known so far, by key; `append` adds one, on disk first.
+
+    Raises DataError when a line is not a cell. A last line that was cut off in the middle is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.scored: dict[str, Cell] = {}
+        self.failed: dict[str, Cell] = {}
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Journal:
+        whole = 0
+        if self._path.exists():
+            whole = self._read()
+        self._file = self._path.open("ab")
+        self._file.truncate(whole)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file:
+            self._file.close()
+
+    def append(self, cell: Cell) -> None:
+        """Add a cell; it survives the end of this process at once."""
+        assert self._file is not None
+        self._file.write(orjson.dumps(asdict(cell), option=orjson.OPT_APPEND_NEWLINE))
+        self._file.flush()
+        self._note(cell)
+
+    def _read(self) -> int:
+        """Take in all whole lines; returns how many bytes they are."""
+        whole = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                try:
+                    self._note(Cell(**orjson.loads(line)))
+                except (orjson.JSONDecodeError, TypeError) as error:
+                    told = f"{self._path}:{number}: not a line of the journal ({error})"
+                    raise DataError(f"{told}; delete it and its probe is asked again") from None
+        return whole
+
+    def _note(self, cell: Cell) -> None:
+        if cell.score is None:
+            self.failed[cell.key] = cell
+        else:
+            self.scored[cell.key] = cell
+            self.failed.pop(cell.key, None)

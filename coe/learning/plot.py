@@ -1,0 +1,54 @@
+"""Images of a benchmark and of a budget sweep; the ending of the file chooses the format (png, svg, pdf)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from coe.errors import CoEError
+from coe.mapping import ParetoRow
+
+
+def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
+    """Quality against mean active parameters: the frontier and every method whose size is known, as made by
+    `benchmark`. Without sizes the methods are bars."""
+    figure, axes = _figure()
+    methods = {name: found for name, found in report["methods"].items() if name != "random"}
+    sized = {name: found for name, found in methods.items() if found["mean_active_b"] is not None}
+    if report["frontier"]:
+        points = sorted(report["frontier"], key=lambda point: point["mean_active_b"])
+        axes.plot([p["mean_active_b"] for p in points], [p["mean"] for p in points], marker=".", label="CoE, by price")
+        for name, found in sized.items():
+            axes.errorbar(found["mean_active_b"], found["mean"], yerr=found["std"], fmt="o", capsize=2, label=name)
+        axes.set_xlabel("mean active parameters, billions")
+        axes.set_ylabel("mean score")
+        axes.legend(fontsize="small")
+    else:
+        axes.barh(list(methods), [found["mean"] for found in methods.values()])
+        axes.set_xlabel("mean score")
+    axes.set_title(f"{report['benchmark']}: {report['models']} models, {report['prompts']} prompts")
+    figure.savefig(path)
+
+
+def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
+    """Planned quality against the limit of the swept budget row; efficient plans are joined."""
+    figure, axes = _figure()
+    best = [point for point in rows if point.efficient]
+    axes.plot([p.limit for p in best], [p.quality for p in best], marker="o", label="efficient")
+    rest = [point for point in rows if not point.efficient]
+    axes.plot([p.limit for p in rest], [p.quality for p in rest], linestyle="", marker="x", label="no better")
+    axes.set_xlabel(row)
+    axes.set_ylabel("planned quality")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        module = import_module("matplotlib.figure")  # not pyplot, which keeps global state and looks for a screen
+    except ImportError as error:
+        raise CoEError("plot: matplotlib is not installed; install it, or leave the image out") from error
+    figure = module.Figure(figsize=(8, 5), layout="constrained")
+    return figure, figure.add_subplot()

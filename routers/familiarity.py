@@ -1,0 +1,53 @@
+"""How likely a text is of a kind the router was trained on: its closeness to the training data, calibrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.calibration import Floats
+
+CENTROIDS = 512
+"""Most centroids of static vectors, shared evenly among the categories; more would slow `peek`."""
+UNKNOWN = 0.03
+"""Share of requests taken to be of unknown kind. Their number is not in the data; a higher one costs calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Familiarity:
+    """A logistic model over measures of closeness: `weights`, one a measure, and `bias`."""
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def __call__(self, closeness: Floats) -> Floats:
+        """Probabilities (n_texts,) from closeness (n_texts, n_measures); or of one text from (n_measures,)."""
+        logit = closeness @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
+        result: Floats = 1 / (1 + np.exp(-logit))
+        return result
+
+
+def fit_familiarity(known: Floats, unknown: Floats) -> Familiarity:
+    """From the closeness, each (n_texts, n_measures), of held-out texts and of texts whose own category was left out."""
+    from sklearn.linear_model import LogisticRegression
+
+    labels = np.arange(len(known) + len(unknown)) < len(known)
+    model = LogisticRegression(C=100, class_weight="balanced").fit(np.concatenate((known, unknown)), labels)
+    prior = np.log((1 - UNKNOWN) / UNKNOWN)
+    return Familiarity(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
+
+
+def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Unit-length k-means centroids (n_centroids, dimensions) of every category, and their labels (n_centroids,)."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    names = np.unique(labels)
+    found = []
+    for name in names:
+        own = vectors[labels == name]
+        count = max(1, min(CENTROIDS // len(names), len(own) // 2))
+        means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed).fit(own).cluster_centers_
+        found.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
+    return np.concatenate(found).astype(np.float32), np.repeat(names, [len(means) for means in found])

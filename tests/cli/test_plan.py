@@ -1,0 +1,100 @@
+"""`coe plan` on measured scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.errors import DataError
+from coe.mapping import Assignment
+
+DECLARED = """\
+version: 1
+categories: [{name: code, description: c}, {name: law, description: l}, {name: general, description: g}]
+experts:
+  - {name: small, model: m, runtime: external, base_url: 'http://h/v1', active_parameters_b: 1}
+  - {name: large, model: m, runtime: external, base_url: 'http://h/v1', active_parameters_b: 10}
+assignment: {general: small}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "experts.yaml").write_text(DECLARED)
+    measured = {
+        "code": {"small": 0.0, "large": 1.0},
+        "law": {"small": 1.0, "large": 1.0},
+        "general": {"small": 1, "large": 1},
+    }
+    prompts, scores = [], []
+    for category, by_expert in measured.items():
+        for number in range(40):
+            one = {"benchmark": "own", "prompt_id": f"{category}{number}"}
+            prompts.append({**one, "prompt": f"{category} {number}", "category": category, "label": ""})
+            scores += [{**one, "model": expert, "score": score} for expert, score in by_expert.items()]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    return tmp_path / "experts.yaml"
+
+
+def plan(config: Path, *words: str) -> str:
+    result = CliRunner().invoke(
+        app, ["plan", str(config.parent), "--config", str(config), *words], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def chosen(config: Path, *words: str) -> dict[str, str]:
+    report = json.loads(plan(config, "--json", *words))
+    return {row["category"]: row["expert"] for row in report["assignment"]}
+
+
+def test_the_better_expert_gets_the_category_and_a_pin_stands(config: Path) -> None:
+    assert chosen(config)["code"] == "large"
+    assert chosen(config)["general"] == "small"
+    config.write_text(DECLARED.replace("{general: small}", "{general: small, code: small}"))
+    assert chosen(config)["code"] == "small"
+
+
+def test_a_budget_is_kept_and_its_price_told(config: Path) -> None:
+    config.write_text(DECLARED + "budget: {mean_active_b: 4.2}\n")
+    report = json.loads(plan(config, "--json"))
+    assert report["used"]["mean_active_b"] <= 4.2
+    assert {row["category"]: row["expert"] for row in report["assignment"]} == {
+        "code": "large",
+        "law": "small",
+        "general": "small",
+    }
+    assert report["value_of_expert"]["large"] > 0.1
+
+
+def test_the_plan_is_put_into_use_unless_it_is_a_dry_run(config: Path) -> None:
+    store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
+    assert "unchanged" in plan(config, "--dry-run")
+    assert store.current() is None
+    assert "in use" in plan(config)
+    current = store.current()
+    assert current is not None
+    assert Assignment.from_json((current.folder / "assignment.json").read_bytes()).choice[0] == "large"
+
+
+def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
+    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10"))
+    assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
+    assert report["sweep"][0]["quality"] < report["sweep"][1]["quality"]
+    assert set(report["sweep"][0]["choice"]) == {"small"}
+
+
+def test_an_expert_without_scores_is_named(config: Path) -> None:
+    config.write_text(DECLARED.replace("name: large", "name: huge"))
+    with pytest.raises(DataError, match="no scores of huge; run `coe score`"):
+        plan(config)
+
+
+def test_an_unknown_row_to_sweep_is_bad_usage(config: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--sweep", "speed=1"])
+    assert result.exit_code == 2

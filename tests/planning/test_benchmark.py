@@ -1,0 +1,184 @@
+"""The benchmark: its report, its bounds, honesty about rare categories and unknown sizes, rivals and the hull."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from coe.core import Prediction
+from coe.errors import DataError
+from coe.learning.benchmark import benchmark
+from coe.learning.frontier import Point, hull, hull_area
+from coe.learning.plot import plot_benchmark, plot_sweep
+from coe.learning.quality import Quality
+from coe.learning.rivals import nearest, ridge, tuned
+from coe.mapping import ParetoRow
+
+
+class FirstWord:
+    """A router that knows the category from the first word, and says so with confidence."""
+
+    version = "test"
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.categories = tuple(sorted({category for _, category in pairs}))
+
+    def peek(self, text: str) -> Prediction | None:
+        return self.predict([text])[0]
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
+
+    def _posterior(self, word: str) -> NDArray[np.float32]:
+        certain = [float(category == word) or 0.01 for category in self.categories]
+        return np.array(certain, dtype=np.float32) / np.float32(sum(certain))
+
+
+def made_up(*, rare: int = 0) -> Quality:
+    """400 prompts: `small` is right on code, `large` on law; `rare` prompts more of a category of their own."""
+    rng = np.random.default_rng(0)
+    categories = ["code", "law"] * 200 + ["rare"] * rare
+    skill = {"code": (0.9, 0.2, 0.5), "law": (0.2, 0.8, 0.5), "rare": (0.5, 0.5, 0.5)}
+    return Quality(
+        benchmark="made up",
+        prompts=tuple(f"{category} question {i}" for i, category in enumerate(categories)),
+        categories=tuple(categories),
+        models=("small", "large", "closed"),
+        scores=np.array([rng.random(3) < skill[category] for category in categories], dtype=np.float64),
+        active_b=np.array([7.0, 70.0, 30.0]),
+        left_out=3,
+    )
+
+
+def encode(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
+    return np.array([[1.0, 0.0] if text.startswith("code") else [0.0, 1.0] for text in texts], dtype=np.float32)
+
+
+def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
+    return benchmark(data, train_router=lambda pairs, folder: FirstWord(pairs), encode=encode, work=work, **options)
+
+
+def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None:
+    report = run(made_up(), tmp_path)
+    assert json.loads(json.dumps(report)) == report
+    assert (report["benchmark"], report["prompts"], report["models"], report["splits"]) == ("made up", 400, 3, 5)
+    assert (report["left_out"], report["seeds"]) == (3, [0, 1, 2, 3, 4])
+    assert list(report["methods"]) == [
+        *("random", "best_single", "knn", "ridge"),
+        *("coe_hard", "coe", "class_map_on_test", "oracle"),
+    ]
+    assert all(set(found) == {"mean", "std", "mean_active_b"} for found in report["methods"].values())
+    assert all(set(point) == {"price", "mean", "mean_active_b"} for point in report["frontier"])
+    assert 0 < report["route_ms"]["p50"] <= report["route_ms"]["p99"]
+
+
+def test_routing_by_category_earns_what_the_right_experts_earn(tmp_path: Path) -> None:
+    report = run(made_up(), tmp_path)
+    mean = {name: found["mean"] for name, found in report["methods"].items()}
+    assert mean["coe"] == pytest.approx(0.85, abs=0.04)
+    assert mean["coe"] == mean["coe_hard"] == mean["class_map_on_test"]
+    assert mean["random"] < mean["best_single"] < mean["coe"] < mean["oracle"]
+    assert report["gap_closed"] == pytest.approx(
+        (mean["coe"] - mean["best_single"]) / (mean["oracle"] - mean["best_single"])
+    )
+    assert report["methods"]["coe"]["mean_active_b"] == pytest.approx(38.5, abs=3)
+
+
+def test_the_frontier_ends_at_the_smallest_model(tmp_path: Path) -> None:
+    report = run(made_up(), tmp_path)
+    assert report["frontier"][0]["mean"] == report["methods"]["coe"]["mean"]
+    assert report["frontier"][-1]["mean_active_b"] == 7.0
+    assert set(report["hull_area"]) == {"coe", "knn", "ridge"}
+
+
+def test_nothing_about_size_is_invented_where_a_size_is_not_known(tmp_path: Path) -> None:
+    data = made_up()
+    data.active_b[2] = np.nan
+    report = run(data, tmp_path)
+    assert report["frontier"] == []
+    assert report["hull_area"] == {}
+    assert report["methods"]["random"]["mean_active_b"] is None
+    assert report["methods"]["coe"]["mean_active_b"] == pytest.approx(38.5, abs=3)
+    assert json.dumps(report, allow_nan=False)
+
+
+def test_a_category_too_rare_to_learn_does_not_reach_the_router(tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    def train(pairs: Sequence[tuple[str, str]], folder: Path) -> FirstWord:
+        seen.append({category for _, category in pairs})
+        return FirstWord(pairs)
+
+    report = benchmark(made_up(rare=4), train_router=train, encode=encode, work=tmp_path)
+    assert seen == [{"code", "law"}] * 5
+    assert report["prompts"] == 404
+
+
+def test_prompts_are_embedded_once(tmp_path: Path) -> None:
+    calls = []
+
+    def counted(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
+        calls.append(len(texts))
+        return encode(router, texts)
+
+    for _ in range(2):
+        benchmark(made_up(), train_router=lambda pairs, _: FirstWord(pairs), encode=counted, work=tmp_path, seeds=(0,))
+    assert calls == [400]
+
+
+def test_the_same_seeds_give_the_same_scores(tmp_path: Path) -> None:
+    first, second = (run(made_up(), tmp_path, seeds=(1, 2))["methods"] for _ in range(2))
+    assert first == second
+    assert run(made_up(), tmp_path, seeds=(3,))["methods"] != first
+
+
+def test_data_of_one_category_cannot_be_benchmarked(tmp_path: Path) -> None:
+    data = made_up()
+    one = Quality(data.benchmark, data.prompts, ("x",) * 400, data.models, data.scores, data.active_b, 0)
+    with pytest.raises(DataError, match="one category"):
+        run(one, tmp_path)
+
+
+def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 5))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = np.column_stack((vectors[:, 0], -vectors[:, 0]))
+    predicted = ridge(vectors[:200], scores[:200], vectors[200:], 1e-6)
+    np.testing.assert_allclose(predicted, scores[200:], atol=1e-6)
+    near = nearest(vectors, scores, vectors, 1)
+    np.testing.assert_allclose(near, scores)
+
+
+def test_the_strength_of_a_rival_is_chosen_on_folds() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 5))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    first = vectors[:, 0] > 0
+    scores = (rng.random((400, 2)) < np.where(first[:, None], [0.7, 0.3], [0.3, 0.7])).astype(float)
+    chosen = tuned(nearest, vectors, scores, vectors, grid=(1, 60), seed=0)
+    np.testing.assert_allclose(chosen, nearest(vectors, scores, vectors, 60))
+
+
+def test_the_hull_leaves_out_what_a_mixture_beats() -> None:
+    points = [Point(3, 0.2, 1), Point(2, 0.3, 5), Point(1, 0.8, 6), Point(0, 0.7, 9)]
+    assert [point.price for point in hull(points)] == [3, 1]
+    assert hull_area(points, np.array([1.0, 11.0])) == pytest.approx((5 * 0.5 + 5 * 0.8) / 10)
+
+
+def test_plots_are_written_in_the_format_of_the_ending(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report = run(made_up(), tmp_path, seeds=(0,))
+    plot_benchmark(report, tmp_path / "benchmark.png")
+    plot_benchmark({**report, "frontier": []}, tmp_path / "bars.svg")
+    rows = [ParetoRow(limit, 0.1 * limit, {}, (), (), efficient) for limit, efficient in ((1, True), (2, False))]
+    plot_sweep(rows, row="memory_gb", path=tmp_path / "sweep.png")
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "bars.svg").read_bytes()
+    assert (tmp_path / "sweep.png").stat().st_size > 1000

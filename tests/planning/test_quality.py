@@ -1,0 +1,144 @@
+"""Quality data: the three formats, the pool, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from coe.errors import DataError
+from coe.learning.quality import read_quality
+
+Rows = list[dict[str, Any]]
+
+PROMPTS: Rows = [
+    {"benchmark": "b", "prompt_id": f"p{i}", "prompt": f"text {i}", "category": "c", "label": "l" if i % 2 else ""}
+    for i in range(4)
+]
+SCORES: Rows = [
+    {"benchmark": "b", "prompt_id": f"p{i}", "model": model, "score": value}
+    for i in range(4)
+    for model, value in (("small", 0.25), ("large", 0.75), ("closed", 1.0))
+]
+MODELS: Rows = [
+    {"benchmark": "b", "model": "small", "active_b": 7},
+    {"benchmark": "b", "model": "large", "active_b": 70.5},
+    {"benchmark": "b", "model": "closed", "active_b": None},
+]
+
+
+def write(folder: Path, name: str, rows: Rows, ending: str) -> None:
+    path = folder / f"{name}.{ending}"
+    if ending == "jsonl":
+        path.write_bytes(b"\n".join(orjson.dumps(row) for row in rows))
+    elif ending == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def folder_of(
+    folder: Path, *, prompts: Rows = PROMPTS, scores: Rows = SCORES, models: Rows | None = MODELS, ending: str = "jsonl"
+) -> Path:
+    write(folder, "prompts", prompts, ending)
+    write(folder, "scores", scores, ending)
+    if models is not None:
+        write(folder, "models", models, ending)
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_every_format_reads_the_same(tmp_path: Path, ending: str) -> None:
+    data = read_quality(folder_of(tmp_path, ending=ending))
+    assert data.benchmark == "b"
+    assert data.prompts == ("text 0", "text 1", "text 2", "text 3")
+    assert data.categories == ("c", "l", "c", "l")
+    assert data.models == ("closed", "large", "small")
+    np.testing.assert_allclose(data.scores, [[1.0, 0.75, 0.25]] * 4)
+    np.testing.assert_allclose(data.active_b, [np.nan, 70.5, 7])
+
+
+def test_the_pool_can_be_cut_by_size_and_to_known_sizes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    assert read_quality(folder, open_only=True).models == ("large", "small")
+    with pytest.raises(DataError, match="1 model"):
+        read_quality(folder, max_active_b=10)
+
+
+def test_prompts_that_lack_a_score_of_the_pool_are_left_out_and_counted(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
+    data = read_quality(folder)  # p0 lacks small, p3 lacks closed
+    assert (data.prompts, data.left_out) == (("text 1", "text 2"), 2)
+    assert read_quality(folder, open_only=True).left_out == 1
+
+
+def test_a_repeated_score_is_averaged(tmp_path: Path) -> None:
+    data = read_quality(folder_of(tmp_path, scores=[*SCORES, {**SCORES[0], "score": 0.75}]))
+    assert data.scores[0].tolist() == [1.0, 0.75, 0.5]
+
+
+def test_of_several_benchmarks_one_must_be_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, prompts=[*PROMPTS, {**PROMPTS[0], "benchmark": "other"}])
+    with pytest.raises(DataError, match="choose one of b, other"):
+        read_quality(folder)
+    with pytest.raises(DataError, match="there is no benchmark 'x'"):
+        read_quality(folder, benchmark="x")
+    assert len(read_quality(folder, benchmark="b").prompts) == 4
+
+
+def test_a_benchmark_column_may_be_absent(tmp_path: Path) -> None:
+    def bare(rows: Rows) -> Rows:
+        return [{key: value for key, value in row.items() if key != "benchmark"} for row in rows]
+
+    data = read_quality(folder_of(tmp_path, prompts=bare(PROMPTS), scores=bare(SCORES), models=bare(MODELS)))
+    assert data.scores.shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"scores": [*SCORES, {**SCORES[0], "score": 1.5}]},
+            r"1 scores are outside 0 to 1, 1\.5 of small on prompt p0",
+        ),
+        ({"scores": [{**SCORES[0], "score": "good"}, *SCORES]}, r"row 1: score is 'good', not a number"),
+        ({"scores": [{**row, "prompt_id": "q"} for row in SCORES]}, "no score belongs to one of the prompts"),
+        ({"scores": [SCORES[0], SCORES[4], SCORES[8]]}, "no prompt has a score of every model"),
+        ({"scores": [{"prompt_id": "p0", "score": 1}]}, "lacks the column model"),
+        ({"prompts": [*PROMPTS, PROMPTS[0]]}, "1 prompt_id occur more than once, 'p0'"),
+        ({"prompts": [{**row, "label": "", "category": ""} for row in PROMPTS]}, "4 of 4 prompts have neither"),
+    ],
+)
+def test_data_that_cannot_be_used_says_what_is_wrong(tmp_path: Path, change: dict[str, Rows], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_quality(folder_of(tmp_path, **change))
+
+
+def test_a_budget_of_size_without_any_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no model's size is known; add models\.csv"):
+        read_quality(folder_of(tmp_path, models=None), open_only=True)
+
+
+def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no prompts file"):
+        read_quality(tmp_path)
+    folder = folder_of(tmp_path)
+    (folder / "scores.jsonl").write_bytes(b"{]\n")
+    with pytest.raises(DataError, match=r"scores\.jsonl: cannot be read: line 1"):
+        read_quality(folder)
+    (folder / "scores.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match=r"scores\.jsonl: lacks the column"):
+        read_quality(folder)
+    (folder / "prompts.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match=r"prompts\.parquet: cannot be read"):
+        read_quality(folder)

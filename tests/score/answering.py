@@ -1,0 +1,114 @@
+"""Experts that answer by a function, in process and over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from coe.core import Call
+from coe.learning.probe import Probe
+from tests.fakes import ScriptedReply
+
+Say = Callable[[str], str | Exception]
+"""From the last message's text to an answer, or an error to raise."""
+
+
+def completion(text: str, *, finish: str = "stop") -> dict[str, Any]:
+    """A chat completion that says a text."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
+
+
+def probe_of(text: str, **changes: Any) -> Probe:
+    """A probe whose right answer is `right`."""
+    usual = {
+        "prompt_id": text,
+        "messages": ({"role": "user", "content": text},),
+        "prompt": text,
+        "category": "general",
+        "checker": "exact",
+        "reference": "right",
+        "tests": None,
+        "tolerance": 1e-4,
+        "digest": f"digest of {text}",
+    }
+    return Probe(**(usual | changes))
+
+
+class AnsweringExpert:
+    """Keeps count of how many questions it was asked, and of how many at once."""
+
+    def __init__(self, name: str, say: Say, *, finish: str = "stop") -> None:
+        self.name = name
+        self.asked: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self._say = say
+        self._finish = finish
+
+    async def stream(self, call: Call) -> ScriptedReply:
+        text = call.fields["messages"][-1]["content"]
+        self.asked.append(text)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)  # let the others in
+        self.at_once -= 1
+        said = self._say(text)
+        if isinstance(said, Exception):
+            raise said
+        return ScriptedReply([orjson.dumps(completion(said, finish=self._finish))], stream=False)
+
+    async def aclose(self) -> None: ...
+
+
+class AnsweringServer:
+    """Stands for external servers and for the gateway: answers each model by its function, or with an HTTP status.
+
+    `hold` lets that many answers through and keeps the rest waiting until `release` is set.
+    """
+
+    def __init__(self, models: Mapping[str, Callable[[str], str | int]]) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.release = asyncio.Event()
+        self.release.set()
+        self.let_through = 0
+        self.port = 0
+        self._models = models
+
+    def hold(self, after: int) -> None:
+        """From now on answer `after` more requests."""
+        self.let_through = after
+        self.release.clear()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[AnsweringServer]:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_get("/health/live", self._live)
+        runner = web.AppRunner(app, shutdown_timeout=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.port = runner.addresses[0][1]
+        try:
+            yield self
+        finally:
+            self.release.set()
+            await runner.cleanup()
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({})
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.let_through -= 1
+        if self.let_through < 0:
+            await self.release.wait()
+        said = self._models[body["model"]](body["messages"][-1]["content"])
+        if isinstance(said, int):
+            return web.json_response({"error": {"message": "because I say so"}}, status=said)
+        return web.json_response(completion(said))

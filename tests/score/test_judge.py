@@ -1,0 +1,78 @@
+"""The judge, asked in both orders."""
+
+import pytest
+
+from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
+from coe.learning.answers import Patience
+from coe.learning.judge import ASKED, Judge, Judgement
+from tests.score.answering import AnsweringExpert, Say
+
+pytestmark = pytest.mark.anyio
+
+QUICK = Patience(attempts=2, pause=0)
+
+
+async def judged(say: Say, *, reference: str | None = "THEIRS") -> Judgement:
+    judge = Judge(AnsweringExpert("judge", say), patience=QUICK, concurrency=2)
+    return await judge.score("why {so}?", "OURS", reference=reference)
+
+
+def ours_first(text: str) -> bool:
+    return text.index("OURS") < text.index("THEIRS")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "score", "consistent"),
+    [
+        ("[[1]]", "[[2]]", 1.0, True),
+        ("[[2]]", "[[1]]", 0.0, True),
+        ("[[tie]]", "[[Tie]]", 0.5, True),
+        ("[[1]]", "[[1]]", 0.5, False),
+        ("[[2]]", "[[2]]", 0.5, False),
+        ("[[1]]", "[[tie]]", 0.5, False),
+        ("I could say [[2]], but no: [[ 1 ]]", "[[1]]? No. [[2]]", 1.0, True),
+    ],
+)
+async def test_a_comparison_counts_when_both_orders_agree(
+    first: str, second: str, score: float, consistent: bool
+) -> None:
+    judgement = await judged(lambda text: first if ours_first(text) else second)
+    assert judgement == Judgement(score, consistent)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "score", "consistent"),
+    [
+        ("[[10]]", "[[10]]", 1.0, True),
+        ("[[1]]", "[[1]]", 0.0, True),
+        ("[[5]]", "[[6/10]]", 0.5, True),
+        ("[[9]]", "[[7]]", 7 / 9, True),
+        ("[[10]]", "[[3]]", 0.5, False),
+    ],
+)
+async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
+    down: str, up: str, score: float, consistent: bool
+) -> None:
+    def say(text: str) -> str:
+        return down if text.index("10: correct") < text.index("1: wrong") else up
+
+    assert await judged(say, reference=None) == Judgement(pytest.approx(score), consistent)
+
+
+async def test_a_judge_that_gives_no_verdict_is_asked_again_and_then_reported() -> None:
+    expert = AnsweringExpert("judge", lambda _: "both are nice")
+    with pytest.raises(ExpertGarbage, match="'judge' gave no verdict in 3 answers"):
+        await Judge(expert, patience=QUICK, concurrency=1).score("q", "a", reference="r")
+    assert len(expert.asked) == ASKED
+
+
+async def test_a_judge_that_is_down_is_reported() -> None:
+    with pytest.raises(ExpertError, match="away"):
+        await judged(lambda _: ExpertUnavailable("away", expert="judge"))
+
+
+async def test_the_judge_sees_the_whole_question_and_bounded_texts() -> None:
+    expert = AnsweringExpert("judge", lambda text: "[[5]]")
+    await Judge(expert, patience=QUICK, concurrency=1).score("why {so}?", "x" * 10**6, reference=None)
+    assert "why {so}?" in expert.asked[0]
+    assert len(expert.asked[0]) < 25_000

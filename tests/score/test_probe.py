@@ -1,0 +1,119 @@
+"""Reading probe files, good and bad."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from coe.errors import DataError
+from coe.learning.probe import read_probes
+
+GOOD = {"prompt": "2 + 2?", "category": "math", "checker": "numeric", "reference": "4"}
+CATEGORIES = ("math", "code", "general")
+
+
+def written(folder: Path, *rows: object) -> Path:
+    path = folder / "probes.jsonl"
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_every_kind_of_probe_is_read(tmp_path: Path) -> None:
+    rows = [
+        GOOD | {"id": "sum"},
+        GOOD | {"prompt": "letter?", "checker": "choice", "reference": "B"},
+        GOOD | {"prompt": "word?", "checker": "exact"},
+        GOOD | {"prompt": "words?", "checker": "contains"},
+        {"prompt": "code", "category": "code", "checker": "code", "tests": "assert f(1) == 2"},
+        {"prompt": "poem", "category": "general", "checker": "judge"},
+    ]
+    probes = read_probes(written(tmp_path, *rows), categories=CATEGORIES)
+    assert [probe.checker for probe in probes] == ["numeric", "choice", "exact", "contains", "code", "judge"]
+    assert probes[0].prompt_id == "sum"
+    assert len({probe.prompt_id for probe in probes}) == len({probe.digest for probe in probes}) == 6
+
+
+def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
+    rows = [GOOD, {"messages": [{"role": "user", "content": "x"}], "category": "general", "checker": "judge"}]
+    columns = {"tests": None, "messages": None, "id": None, "tolerance": None}
+    parquet.write_table(pyarrow.Table.from_pylist([columns | rows[0], rows[1]]), tmp_path / "probes.parquet")
+    from_parquet = read_probes(tmp_path / "probes.parquet", categories=CATEGORIES)
+    assert from_parquet == read_probes(written(tmp_path, *rows), categories=CATEGORIES)
+
+
+def test_a_conversation_is_sent_whole_and_stands_in_the_data_as_its_routing_text(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "so"}]
+    row = {"messages": [*turns, {"role": "user", "content": "last"}], "category": "general", "checker": "judge"}
+    (probe,) = read_probes(written(tmp_path, row), categories=CATEGORIES)
+    assert len(probe.messages) == 3
+    assert probe.prompt.splitlines()[0] == "last"
+
+
+def test_the_digest_follows_what_the_score_depends_on_and_nothing_else(tmp_path: Path) -> None:
+    def digest(**changes: object) -> str:
+        return read_probes(written(tmp_path, GOOD | changes), categories=CATEGORIES)[0].digest
+
+    assert digest() == digest(category="general") == digest(id="x")
+    different = {
+        digest(),
+        digest(prompt="3 + 3?"),
+        digest(reference="5"),
+        digest(checker="exact"),
+        digest(tolerance=0.1),
+    }
+    assert len(different) == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ([], "expected an object"),
+        (GOOD | {"prompt": " "}, "not empty"),
+        (GOOD | {"messages": []}, "either `prompt`"),
+        ({"messages": [{"role": "robot", "content": "x"}], "category": "math"}, "roles: system"),
+        ({"messages": [{"role": "assistant", "content": "x"}], "category": "math"}, "user last"),
+        (GOOD | {"category": "maths"}, "declares (math, code, general), not 'maths'"),
+        (GOOD | {"checker": "numerical"}, "did you mean 'numeric'?"),
+        (GOOD | {"checker": None}, "`checker` must be one of exact, choice"),
+        (GOOD | {"reference": None}, "needs a `reference`"),
+        (GOOD | {"reference": "four"}, "must hold a number"),
+        (GOOD | {"checker": "choice", "reference": "K"}, "letter from A to J"),
+        (GOOD | {"checker": "exact", "reference": "..."}, "nothing but punctuation"),
+        (GOOD | {"checker": "code"}, "needs `tests`"),
+        (GOOD | {"checker": "code", "tests": "assert f(:"}, "not Python"),
+        (GOOD | {"checker": "code", "tests": "x = 1"}, "check nothing"),
+        (GOOD | {"tolerance": -1}, "relative error"),
+        (GOOD | {"id": []}, "`id` must be text"),
+    ],
+)
+def test_a_bad_probe_is_named_with_its_line_and_the_remedy(tmp_path: Path, row: object, told: str) -> None:
+    path = written(tmp_path, GOOD, row)
+    with pytest.raises(DataError) as raised:
+        read_probes(path, categories=CATEGORIES)
+    assert str(raised.value).startswith(f"{path}:2: ")
+    assert told in str(raised.value)
+
+
+def test_all_bad_probes_are_named_at_once_but_not_thousands(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read_probes(written(tmp_path, *({} for _ in range(50))), categories=CATEGORIES)
+    assert str(raised.value).count("\n") == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("", "holds no probes"), ("{", ":1: not JSON"), (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}", ":2: the same id or")],
+)
+def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, content: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        read_probes(written(tmp_path, content), categories=CATEGORIES)
+
+
+def test_a_file_that_is_missing_or_no_parquet_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_probes(tmp_path / "none.jsonl", categories=CATEGORIES)
+    (tmp_path / "x.parquet").write_text("nonsense")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        read_probes(tmp_path / "x.parquet", categories=CATEGORIES)

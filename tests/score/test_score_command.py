@@ -1,0 +1,199 @@
+"""`coe score` as a user runs it: a process of its own, real sockets, stopped and killed in the middle."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from coe.learning.quality import read_quality
+from tests.score.answering import AnsweringServer
+
+pytestmark = pytest.mark.anyio
+
+COUNT = 24
+FILES = ("prompts.parquet", "scores.parquet", "models.csv")
+PROBES = [
+    {"id": f"q{n}", "prompt": f"What is {n} + 1?", "category": "math", "checker": "numeric", "reference": n + 1}
+    for n in range(COUNT)
+]
+
+
+def adds(text: str) -> str:
+    return f"It is {int(text.split()[2]) + 1}."
+
+
+def adds_when_even(text: str) -> str:
+    number = int(text.split()[2])
+    return str(number + 1) if number % 2 == 0 else "I do not know"
+
+
+def refuses_the_last(text: str) -> str | int:
+    return 400 if f" {COUNT - 1} " in text else adds(text)
+
+
+@dataclass
+class Desk:
+    server: AnsweringServer
+    folder: Path
+
+    def declare(self, *, local: bool = False) -> None:
+        """Two external experts, and a local one that is asked through the gateway."""
+        external = f"runtime: external, base_url: 'http://127.0.0.1:{self.server.port}/v1'"
+        experts = [
+            f"{{name: small, model: m-small, {external}, system_prompt: Add., active_parameters_b: 0.5}}",
+            f"{{name: large, model: m-large, {external}}}",
+            *(["{name: own, model: folder, runtime: transformers, system_prompt: Add.}"] if local else []),
+        ]
+        (self.folder / "experts.yaml").write_text(
+            "version: 1\ncategories: [{name: math, description: m}, {name: general, description: g}]\n"
+            f"experts: [{', '.join(experts)}]\nassignment: {{general: small}}\n"
+        )
+
+    async def start(self, *words: str, out: str = "out") -> asyncio.subprocess.Process:
+        options = ("--out", str(self.folder / out), "--config", str(self.folder / "experts.yaml"), "--json")
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "coe.cli", "score", str(self.folder / "probes.jsonl"), *options, *words),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"COE_PORT": str(self.server.port), "PATH": "/usr/bin:/bin"},
+        )
+
+    async def run(self, *words: str, out: str = "out") -> tuple[int, dict[str, object], str]:
+        """Exit code, report and what was told."""
+        process = await self.start(*words, out=out)
+        told, complaints = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode is not None
+        return process.returncode, json.loads(told or "{}"), complaints.decode()
+
+    def files(self, out: str = "out") -> dict[str, bytes]:
+        return {name: (self.folder / out / name).read_bytes() for name in FILES}
+
+    def noted(self) -> int:
+        """Lines of the journal."""
+        path = self.folder / "out" / "journal.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture
+async def desk(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Desk]:
+    answers = {"m-small": adds_when_even, "m-large": adds, "own": refuses_the_last}
+    async with AnsweringServer(answers).running() as server:
+        desk = Desk(server, tmp_path)
+        desk.declare()
+        (tmp_path / "probes.jsonl").write_text("".join(f"{json.dumps(probe)}\n" for probe in PROBES))
+        yield desk
+
+
+async def until_noted(desk: Desk, lines: int) -> None:
+    async with asyncio.timeout(30):
+        while desk.noted() < lines:
+            await asyncio.sleep(0.02)
+
+
+async def test_quality_data_is_written_as_the_planner_reads_it(desk: Desk) -> None:
+    code, report, told = await desk.run()
+    assert (code, report["missing"], told) == (0, 0, "")
+    quality = read_quality(desk.folder / "out")
+    assert quality.benchmark == "probes"
+    assert quality.models == ("large", "small")
+    assert set(quality.categories) == {"math"}
+    assert quality.scores.mean(axis=0).tolist() == [1.0, 0.5]
+    assert quality.active_b[1] == 0.5
+    assert quality.prompts[3] == "What is 3 + 1?"
+    assert (desk.folder / "out" / "models.csv").read_text().splitlines()[1:] == [
+        "probes,small,0.5,,m-small",
+        "probes,large,,,m-large",
+    ]
+
+
+async def test_a_killed_run_goes_on_and_ends_with_the_same_files(desk: Desk) -> None:
+    await desk.run(out="whole")
+    desk.server.bodies.clear()
+    desk.server.hold(after=20)
+    process = await desk.start("--concurrency", "3")
+    await until_noted(desk, 20)
+    process.kill()
+    await process.communicate()
+    desk.server.release.set()
+    desk.server.bodies.clear()
+    code, report, _ = await desk.run()
+    assert code == 0
+    assert len(desk.server.bodies) == 2 * COUNT - 20
+    assert sum(column["reused"] for column in report["experts"].values()) == 20  # type: ignore[attr-defined]
+    assert desk.files() == desk.files("whole")
+
+
+async def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(desk: Desk) -> None:
+    desk.server.hold(after=10)
+    process = await desk.start("--concurrency", "2")
+    await until_noted(desk, 10)
+    process.send_signal(signal.SIGINT)
+    told, complaints = await asyncio.wait_for(process.communicate(), 30)
+    report = json.loads(told)
+    assert (process.returncode, report["stopped"], report["missing"]) == (1, True, 2 * COUNT - 10)
+    assert b"Traceback" not in complaints
+    assert parquet.read_table(desk.folder / "out" / "scores.parquet").num_rows == 10
+    assert parquet.read_table(desk.folder / "out" / "prompts.parquet").num_rows == COUNT
+
+
+async def test_a_local_expert_is_asked_through_the_gateway_and_a_failure_is_reported(desk: Desk) -> None:
+    desk.declare(local=True)
+    code, report, told = await desk.run("--expert", "own")
+    assert code == 1
+    assert report["missing"] == 1
+    own = report["experts"]["own"]  # type: ignore[index]
+    assert (own["mean"], own["errors"]) == (1.0, {"expert_rejected": 1})
+    assert "own: probe q23 has no score: expert 'own' rejected the request: because I say so" in told
+    rows = parquet.read_table(desk.folder / "out" / "scores.parquet").to_pylist()
+    assert len(rows) == COUNT - 1
+    body = desk.server.bodies[0]
+    assert body["model"] == "own"
+    assert [turn["role"] for turn in body["messages"]] == ["user"]  # the gateway adds the system prompt itself
+
+
+async def test_an_expert_scored_later_joins_the_earlier_ones(desk: Desk) -> None:
+    await desk.run("--expert", "small")
+    code, report, _ = await desk.run("--expert", "large")
+    assert code == 0
+    assert list(report["experts"]) == ["large"]  # type: ignore[call-overload]
+    assert read_quality(desk.folder / "out").models == ("large", "small")
+
+
+async def test_a_changed_declaration_is_scored_anew(desk: Desk) -> None:
+    await desk.run("--expert", "small")
+    path = desk.folder / "experts.yaml"
+    path.write_text(path.read_text().replace("system_prompt: Add.", "system_prompt: Add well."))
+    desk.server.bodies.clear()
+    await desk.run("--expert", "small")
+    assert len(desk.server.bodies) == COUNT
+    assert desk.server.bodies[0]["messages"][0] == {"role": "system", "content": "Add well."}
+
+
+async def test_a_gateway_that_is_not_there_is_said_before_anyone_is_asked(desk: Desk) -> None:
+    desk.declare(local=True)
+    port, desk.server.port = desk.server.port, 1
+    code, _, told = await desk.run()
+    desk.server.port = port
+    assert code == 1
+    assert "own: run locally, and nothing answers at http://127.0.0.1:1; is `coe up` running?" in told
+    assert desk.server.bodies == []
+
+
+async def test_bad_usage_and_bad_data_are_refused(desk: Desk) -> None:
+    code, _, told = await desk.run("--expert", "medium")
+    assert code == 2
+    assert "medium" in told
+    with (desk.folder / "probes.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "poem", "category": "general", "checker": "judge"}) + "\n")
+    assert (await desk.run())[0] == 2
+    (desk.folder / "theirs").mkdir()
+    (desk.folder / "theirs" / "prompts.parquet").write_text("precious")
+    code, _, told = await desk.run("--judge", "large", out="theirs")
+    assert code == 1
+    assert "did not write; choose another folder" in told

@@ -1,0 +1,231 @@
+"""A scoring run in process: pace, failures, the journal."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from coe.core import Expert
+from coe.errors import DataError, ExpertRejected, ExpertUnavailable
+from coe.learning.answers import Patience
+from coe.learning.journal import Cell, Journal
+from coe.learning.judge import Judge
+from coe.learning.probe import Probe
+from coe.learning.sandbox import Sandbox
+from coe.learning.score_report import report_of
+from coe.learning.scores import GIVE_UP, Column, Run, keys_of, score_columns
+from coe.registry import ExpertSpec
+from tests.fakes import registry_of
+from tests.score.answering import AnsweringExpert, Say, probe_of
+
+pytestmark = pytest.mark.anyio
+
+DOWN = ExpertUnavailable("expert 'a' cannot be reached", expert="a")
+
+
+class Desk:
+    """Runs experts on probes with a journal in a folder, and keeps what was told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.jsonl"
+        self.told: list[str] = []
+        self.advanced: list[str] = []
+
+    async def score(self, probes: Sequence[Probe], *experts: Expert, judge: Expert | None = None) -> Journal:
+        patience = Patience(attempts=3, pause=0)
+        with Journal(self.path) as journal:
+            run = Run(
+                journal,
+                Sandbox(),
+                Judge(judge, patience=patience, concurrency=2) if judge else None,
+                patience,
+                4,
+                tell=self.told.append,
+                advance=self.advanced.append,
+            )
+            columns = [Column(expert, missing(journal, expert, probes)) for expert in experts]
+            await score_columns(columns, run)
+        return journal
+
+
+def missing(journal: Journal, expert: Expert, probes: Sequence[Probe]) -> dict[str, Probe]:
+    keyed = {f"{expert.name}/{probe.prompt_id}": probe for probe in probes}
+    return {key: probe for key, probe in keyed.items() if key not in journal.scored}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+PROBES = [probe_of(f"p{number}") for number in range(30)]
+
+
+def always(said: str | Exception) -> Say:
+    return lambda _: said
+
+
+async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once(desk: Desk) -> None:
+    good, bad = AnsweringExpert("good", always("Right.")), AnsweringExpert("bad", always("wrong"))
+    journal = await desk.score(PROBES, good, bad)
+    assert {cell.score for key, cell in journal.scored.items() if key.startswith("good/")} == {1.0}
+    assert {cell.score for key, cell in journal.scored.items() if key.startswith("bad/")} == {0.0}
+    assert len(journal.scored) == len(desk.advanced) == 60
+    assert good.most_at_once == bad.most_at_once == 4
+    cell = journal.scored["good/p3"]
+    assert (cell.input_tokens, cell.output_tokens, cell.cut) == (3, 5, False)
+    assert len(str(cell.answer)) == 64
+    assert desk.told == []
+
+
+async def test_an_expert_that_recovers_is_asked_again_and_scored(desk: Desk) -> None:
+    answers = iter([DOWN, DOWN, "right"])
+    journal = await desk.score(PROBES[:1], AnsweringExpert("a", lambda _: next(answers)))
+    assert journal.scored["a/p0"].score == 1.0
+    assert desk.told == []
+
+
+async def test_an_expert_that_is_down_is_told_at_once_left_alone_and_never_scored(desk: Desk) -> None:
+    a, b = AnsweringExpert("a", always(DOWN)), AnsweringExpert("b", always("right"))
+    journal = await desk.score(PROBES, a, b)
+    assert len([key for key in journal.scored if key.startswith("b/")]) == 30
+    assert not any(key.startswith("a/") for key in journal.scored)
+    assert GIVE_UP <= len(journal.failed) < GIVE_UP + 4
+    assert len(a.asked) == 3 * len(journal.failed)
+    assert desk.told[0] == "a: probe p0 has no score: expert 'a' cannot be reached"
+    assert "failed 10 probes in a row" in desk.told[1]
+    assert len(desk.told) == 2
+
+
+async def test_a_rejected_probe_is_not_asked_again_and_does_not_end_the_rest(desk: Desk) -> None:
+    def say(text: str) -> str | Exception:
+        number = int(text[1:])
+        return ExpertRejected("too long", expert="a", status=400) if number < 20 else "right"
+
+    a = AnsweringExpert("a", say)
+    journal = await desk.score(PROBES, a)
+    assert len(a.asked) == 30
+    assert len(journal.scored) == 10
+    assert {cell.code for cell in journal.failed.values()} == {"expert_rejected"}
+
+
+async def test_a_second_run_asks_only_what_is_missing(desk: Desk) -> None:
+    await desk.score(PROBES[:20], AnsweringExpert("a", lambda text: DOWN if text == "p7" else "right"))
+    again = AnsweringExpert("a", always("right"))
+    journal = await desk.score(PROBES, again)
+    assert sorted(again.asked) == sorted(["p7", *(f"p{number}" for number in range(20, 30))])
+    assert len(journal.scored) == 30
+    assert not journal.failed
+
+
+async def test_code_is_run_against_its_tests(desk: Desk) -> None:
+    probe = probe_of("add", checker="code", reference=None, tests="assert add(1, 2) == 3")
+    right = AnsweringExpert("right", always("```python\ndef add(a, b): return a + b\n```"))
+    wrong = AnsweringExpert("wrong", always("```python\ndef add(a, b): return a - b\n```"))
+    journal = await desk.score([probe], right, wrong)
+    assert journal.scored["right/add"].score == 1.0
+    assert journal.scored["wrong/add"].score == 0.0
+    assert "assert add(1, 2) == 3" in journal.scored["wrong/add"].note
+
+
+async def test_numeric_probes_use_their_tolerance(desk: Desk) -> None:
+    probes = [
+        probe_of("x", checker="numeric", reference="100", tolerance=0.02),
+        probe_of("y", checker="numeric", reference="100"),
+    ]
+    journal = await desk.score(probes, AnsweringExpert("a", always("about 101")))
+    assert (journal.scored["a/x"].score, journal.scored["a/y"].score) == (1.0, 0.0)
+
+
+async def test_a_judge_scores_and_its_failure_leaves_the_cell_missing(desk: Desk) -> None:
+    probe = probe_of("poem", checker="judge", reference=None)
+    poet = AnsweringExpert("poet", always("roses"))
+    failed = await desk.score([probe], poet, judge=AnsweringExpert("judge", always("no idea")))
+    assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no verdict")
+    journal = await desk.score([probe], poet, judge=AnsweringExpert("judge", always("[[10]]")))
+    assert journal.scored["poet/poem"].score == 1.0
+
+
+async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(desk: Desk) -> None:
+    class Garbled(AnsweringExpert):
+        async def stream(self, call):  # type: ignore[no-untyped-def]
+            reply = await super().stream(call)
+            reply._pieces = [b'{"choices": []}']
+            return reply
+
+    journal = await desk.score(PROBES[:1], Garbled("a", always("")))
+    assert journal.failed["a/p0"].code == "expert_garbage"
+
+
+async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(desk: Desk) -> None:
+    journal = await desk.score(PROBES[:1], AnsweringExpert("a", always(""), finish="length"))
+    assert (journal.scored["a/p0"].score, journal.scored["a/p0"].cut) == (0.0, True)
+
+
+# ------------------------------------------------------------------------------------------------------------- journal
+
+
+def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append(Cell("k1", "p1", "a", score=1.0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"key":"k2","prom')
+    with Journal(path) as journal:
+        assert set(journal.scored) == {"k1"}
+        journal.append(Cell("k2", "p2", "a", score=0.0))
+    assert path.read_bytes().startswith(whole)
+    assert [orjson.loads(line)["key"] for line in path.read_bytes().splitlines()] == ["k1", "k2"]
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[]", '{"surprise": 1}'])
+def test_a_line_that_is_no_cell_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"journal\.jsonl:1: not a line of the journal"), Journal(path):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+
+def key_of(probe: Probe, spec: ExpertSpec, judge: ExpertSpec | None = None) -> str:
+    return keys_of([probe], spec, judge)[0]
+
+
+def test_a_key_changes_with_the_probe_and_with_what_the_expert_answers_by() -> None:
+    spec, probe = registry_of().experts[0], probe_of("x")
+    key = key_of(probe, spec)
+    assert key == key_of(replace(probe, category="code"), spec)
+    assert key == key_of(probe, spec.model_copy(update={"memory_gb": 3.0, "context_length": 9}))
+    different = [
+        key_of(replace(probe, digest="other"), spec),
+        key_of(probe, spec.model_copy(update={"system_prompt": "be brief"})),
+        key_of(probe, spec.model_copy(update={"parameters": {"temperature": 0}})),
+        key_of(probe, registry_of().experts[1]),
+    ]
+    assert len({key, *different}) == 5
+
+
+def test_only_judged_probes_depend_on_the_judge() -> None:
+    spec, judge = registry_of().experts[:2]
+    checked, judged = probe_of("x"), probe_of("x", checker="judge")
+    assert key_of(checked, spec, judge) == key_of(checked, spec)
+    assert key_of(judged, spec, judge) != key_of(judged, spec, spec)
+
+
+def test_the_report_counts_scores_gaps_and_reasons(tmp_path: Path) -> None:
+    probes = [probe_of("x"), probe_of("y", category="code"), probe_of("z")]
+    with Journal(tmp_path / "j") as journal:
+        journal.append(Cell("kx", "x", "a", score=1.0, output_tokens=5, latency_ms=10.0, cut=True))
+        journal.append(Cell("ky", "y", "a", score=0.5, latency_ms=20.0, consistent=False))
+        journal.append(Cell("kz", "z", "a", code="expert_timeout", error="too slow"))
+        report = report_of(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})
+    column = report["experts"]["a"]
+    assert (report["missing"], column["scored"], column["missing"], column["reused"]) == (1, 2, 1, 1)
+    assert column["categories"] == {"code": {"n": 1, "mean": 0.5}, "general": {"n": 1, "mean": 1.0}}
+    assert (column["mean"], column["latency_ms_p50"], column["output_tokens"]) == (0.75, 15.0, 5)
+    assert (column["cut"], column["inconsistent"]) == (1, 1)
+    assert (column["errors"], column["first_error"]) == ({"expert_timeout": 1}, "too slow")
