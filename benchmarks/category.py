@@ -1,10 +1,10 @@
 """How well prompts are sorted into categories: each head, the cascade, out-of-scope detection, and the shipped starter.
 
-    python benchmarks/category.py --data DIR [--starter FILE] [--json FILE]
+    python benchmarks/category.py --data DIR [--starter FILE] [--json FILE] [--plot FILE]
 
 DIR holds train.parquet (source, prompt, category, label, split). Part 1 trains on four fifths of a balanced sample and
 tests on the rest; part 2 trains on all in-scope CLINC and banking rows and tells CLINC's out-of-scope rows from its
-validation rows; part 3 trains on the starter file alone.
+validation rows; part 3 trains on the starter file alone. The plot shows part 1's reliability, and risk and coverage.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from routers.calibration import expected_calibration_error, pooled, softmax
+from routers.calibration import auroc, expected_calibration_error, pooled, reliability, risk_coverage, softmax
 from routers.cascade import CascadeRouter, load_cascade
 from routers.fitting import folds
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--starter", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     rows = read(options.data / "train.parquet")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -52,6 +54,8 @@ def main() -> None:
         print(json.dumps({name: report[name]}, indent=1), flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        plot(report["balanced"], options.plot)
 
 
 def read(path: Path) -> list[Row]:
@@ -103,10 +107,12 @@ def balanced(rows: Sequence[Row]) -> dict[str, Any]:
 
 def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.int64]) -> dict[str, Any]:
     """Accuracy of every head and stage, the escalated share and the calibration error."""
-    heads, _ = router.head_logits(texts)
+    heads = router.study(texts).heads
     predictions = router.predict(texts)
-    posterior = np.stack([p.probabilities for p in predictions])
-    right = posterior.argmax(axis=1) == labels
+    confidence = np.array([p.confidence for p in predictions])
+    right = np.array([p.best for p in predictions]) == labels
+    coverage, risk = risk_coverage(confidence, right)
+    at = np.linspace(0, len(risk) - 1, 41).astype(int)
     accuracy = {name: hits(logits, labels) for name, logits in heads.items()}
     accuracy["cheap"] = hits(pooled([heads["lexical"], heads["static"]], router.pooling.cheap), labels)
     accuracy["cascade"] = float(right.mean())
@@ -115,7 +121,9 @@ def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.i
     return {
         "accuracy": accuracy,
         "escalated": float(np.mean([p.stage == "full" for p in predictions])),
-        "ece": expected_calibration_error(posterior.max(axis=1), right),
+        "ece": expected_calibration_error(confidence, right),
+        "reliability": [asdict(found) for found in reliability(confidence, right)],
+        "risk_coverage": {"coverage": coverage[at].tolist(), "risk": risk[at].tolist()},
     }
 
 
@@ -169,30 +177,27 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
         router, metrics = trained(seen, Path(folder))
     texts = [row["prompt"] for row in tested] + outside
     inlier = np.arange(len(texts)) < len(tested)
-    heads, familiarity = router.head_logits(texts)
-    logits = pooled(list(heads.values()), router.pooling.full)
-    confidence = softmax(logits).max(axis=1)
-    served = np.array([p.confidence for p in router.predict(texts)])
+    study = router.study(texts)
+    probability = softmax(pooled(list(study.heads.values()), router.pooling.full)).max(axis=1)
+    predictions = router.predict(texts)
+    served = np.array([p.confidence for p in predictions])
+    escalated = np.array([p.stage == "full" for p in predictions])
+    doubted = served < metrics["general_below"]
     return {
         "trained_on": metrics["examples"],
         "seconds": metrics["seconds"],
         "in_scope": len(tested),
         "out_of_scope": len(outside),
         "auroc": {
-            "maximum_probability": auroc(confidence, inlier),
-            "familiarity": auroc(familiarity, inlier),
-            "both": auroc(confidence * familiarity, inlier),
+            "maximum_probability": auroc(probability, inlier),
+            "closeness": auroc(study.closeness, inlier),
+            "both": auroc(probability * study.closeness, inlier),
             "served_confidence": auroc(served, inlier),
         },
+        "escalated": float(escalated[inlier].mean()),
+        "general_below": metrics["general_below"],
+        "doubted": {"in_scope": float(doubted[inlier].mean()), "out_of_scope": float(doubted[~inlier].mean())},
     }
-
-
-def auroc(score: NDArray[Any], inlier: NDArray[np.bool_]) -> float:
-    """Probability that an inlier scores above an outlier (ties count half)."""
-    values, index = np.unique(score, return_inverse=True)
-    above = np.bincount(index, weights=~inlier, minlength=len(values))
-    below = np.cumsum(above) - above
-    return float((below + above / 2)[index[inlier]].mean() / max(1, int((~inlier).sum())))
 
 
 # ---------------------------------------------------------------------------------------------- part 3
@@ -217,24 +222,27 @@ def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
     return {
         "trained_on": metrics["examples"],
         "seconds": metrics["seconds"],
-        "held_out": {name: metrics[name] for name in ("accuracy", "escalated", "ece", "accuracy_by_category")},
-        "public": recalls(router, sample(mapped, each=EACH)),
-        "arena_hard_v2": recalls(router, arena),
-        "arena_hard_v2_ascii": recalls(router, english),
+        "held_out": {
+            name: metrics[name]
+            for name in ("accuracy", "escalated", "ece", "general_below", "doubted", "accuracy_by_category")
+        },
+        "public": recalls(router, sample(mapped, each=EACH), doubt=metrics["general_below"]),
+        "arena_hard_v2": recalls(router, arena, doubt=metrics["general_below"]),
+        "arena_hard_v2_ascii": recalls(router, english, doubt=metrics["general_below"]),
     }
 
 
-def recalls(router: CascadeRouter, rows: Sequence[Row]) -> dict[str, Any]:
-    """Recall by category, its mean, the commonest confusions, and the share escalated."""
+def recalls(router: CascadeRouter, rows: Sequence[Row], *, doubt: float) -> dict[str, Any]:
+    """Recall by category, its mean, the commonest confusions, and the shares escalated and doubted."""
     texts = [row["prompt"] for row in rows]
-    heads, _ = router.head_logits(texts)
+    heads = router.study(texts).heads
     full = pooled(list(heads.values()), router.pooling.full).argmax(axis=1)
     predictions = router.predict(texts)
     truth = np.array([row["category"] for row in rows])
     found = np.array([router.categories[p.best] for p in predictions])
     names = sorted(set(truth))
     confused = Counter((str(t), str(f)) for t, f in zip(truth, found, strict=True) if t != f)
-    posterior = np.stack([p.probabilities for p in predictions])
+    confidence = np.array([p.confidence for p in predictions])
     return {
         "rows": len(rows),
         "recall": {str(name): round(float((found[truth == name] == name).mean()), 3) for name in names},
@@ -243,9 +251,31 @@ def recalls(router: CascadeRouter, rows: Sequence[Row]) -> dict[str, Any]:
             np.mean([(np.array(router.categories)[full][truth == name] == name).mean() for name in names])
         ),
         "escalated": float(np.mean([p.stage == "full" for p in predictions])),
-        "ece": expected_calibration_error(posterior.max(axis=1), found == truth),
+        "doubted": float((confidence < doubt).mean()),
+        "ece": expected_calibration_error(confidence, found == truth),
         "confusions": [f"{t} -> {f}: {count}" for (t, f), count in confused.most_common(10)],
     }
+
+
+# ---------------------------------------------------------------------------------------------- plot
+
+
+def plot(found: dict[str, Any], file: Path) -> None:
+    """Reliability and risk-coverage, side by side."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = found["reliability"]
+    left.plot([0, 1], [0, 1], color="0.7")
+    left.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
+    left.set(title=f"Reliability, ECE {found['ece']:.3f}", xlabel="confidence", ylabel="accuracy")
+    curve = found["risk_coverage"]
+    right.plot(curve["coverage"], curve["risk"])
+    right.set(title="Risk and coverage", xlabel="share answered, surest first", ylabel="error rate")
+    figure.savefig(file)
 
 
 if __name__ == "__main__":

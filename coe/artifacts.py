@@ -84,6 +84,10 @@ class ArtifactStore:
         pointer.write_text(version + "\n", encoding="ascii")
         pointer.replace(self._folder / POINTER)
 
+    def forget(self) -> None:
+        """Have no version in use; what was published stays."""
+        (self._folder / POINTER).unlink(missing_ok=True)
+
     def current(self) -> Artifact | None:
         """The version in use, every file checked against its digest; None before the first promotion."""
         try:

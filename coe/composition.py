@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.affinity import Affinity, conversation_key, is_follow_up
 from coe.conversation import routing_text
@@ -30,14 +31,23 @@ class Answer:
 
 
 def decide(
-    chat: Chat, prediction: Prediction, *, registry: Registry, assignment: Assignment, previous: str | None = None
+    chat: Chat,
+    prediction: Prediction,
+    *,
+    registry: Registry,
+    assignment: Assignment,
+    doubt: float = 0.0,
+    previous: str | None = None,
+    charge: NDArray[np.float64] | None = None,
 ) -> Decision:
     """Choose the expert and the order of fall-back. Pure.
 
     Hard filters first (capabilities, context length), then the pinned expert, the `previous` one of a conversation
     unless another is clearly better, the general one when the router is unsure, or the expert of highest expected
     quality under the posterior minus its price (Jain et al. 2024, arXiv 2412.01868, with the posterior in place of its
-    most likely class). Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
+    most likely class). Unsure is a confidence below the declared `general_below`, or below `doubt`, which training
+    found, where none is declared. `charge`, shape (n_experts,) in units of quality, is taken off beside the plan's
+    prices. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
     """
     able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
@@ -47,11 +57,14 @@ def decide(
     if not able:
         raise InvalidRequest(f"no expert can take this request: {_obstacles(chat, registry)}", code="no_capable_expert")
     value = expected(assignment, prediction.probabilities)
+    if charge is not None:
+        value = value - charge
     worth = {assignment.experts[index]: float(value[index]) for index in np.argsort(-value, kind="stable")}
     ranked = [name for name in worth if name in able]
     first = ranked[0]
     reason: Reason = "routed"
-    unsure = confidence < registry.policy.general_below
+    declared = registry.policy.general_below
+    unsure = confidence < (doubt if declared is None else declared)
     if previous in able and (unsure or worth[first] - worth[previous] <= registry.policy.sticky_margin):
         first, reason = previous, "sticky"
     elif unsure and registry.general_expert in able:
@@ -93,12 +106,15 @@ class Composition:
         assignment: Assignment,
         experts: Mapping[str, Expert],
         threads: Executor,
+        doubt: float = 0.0,
     ) -> None:
         self.registry = registry
         self.router = router
         self._assignment = assignment
         self._experts = experts
         self._threads = threads
+        self._doubt = doubt
+        self._use = relative_use(registry)
         self._affinity = Affinity()
 
     async def classify(self, chat: Chat) -> tuple[str, Prediction]:
@@ -110,12 +126,22 @@ class Composition:
             (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
         return text, prediction
 
-    def assign(self, chat: Chat, prediction: Prediction, *, session: str | None = None) -> Decision:
-        """`decide` with the parts in hand; remembers nothing."""
+    def assign(
+        self, chat: Chat, prediction: Prediction, *, session: str | None = None, thrift: float = 0.0
+    ) -> Decision:
+        """`decide` with the parts in hand; remembers nothing. `thrift` slides from best (0) to cheapest (1)."""
         previous = None
         if is_follow_up(chat, session):
             previous = self._affinity.get(conversation_key(chat, session))
-        return decide(chat, prediction, registry=self.registry, assignment=self._assignment, previous=previous)
+        return decide(
+            chat,
+            prediction,
+            registry=self.registry,
+            assignment=self._assignment,
+            doubt=self._doubt,
+            previous=previous,
+            charge=thrift * self._use if thrift else None,
+        )
 
     async def call(self, chat: Chat, decision: Decision, *, session: str | None = None) -> Answer:
         """Ask the candidates in turn until one gives a first piece. Raises the last ExpertError when none does."""
@@ -142,3 +168,14 @@ def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assi
     return Assignment.declared(
         categories, registry.expert_names, registry.assignment, general=registry.assignment[GENERAL]
     )
+
+
+def relative_use(registry: Registry) -> NDArray[np.float64]:
+    """What a request to each expert uses, as a share of the dearest: by prices, or by active parameters where nothing
+    costs money. An expert of unknown size counts as the largest. Shape (n_experts,), 0 to 1."""
+    use = [spec.prices.input + spec.prices.output for spec in registry.experts]
+    if not any(use):
+        sizes = [spec.active_parameters_b for spec in registry.experts]
+        largest = max((size for size in sizes if size is not None), default=0.0)
+        use = [largest if size is None else size for size in sizes]
+    return np.array(use, dtype=np.float64) / (max(use) or 1.0)

@@ -50,8 +50,8 @@ class Prediction:
     """What a router thinks of one text.
 
     `probabilities` is a calibrated posterior over the router's `categories`, float32 of shape (n_categories,), summing
-    to 1, given that the text is of a kind the router knows. `familiarity` is the probability, 0 to 1, that it is. `stage`
-    names the part of the router that decided, for the log.
+    to 1, given that the text is of a kind the router knows. `familiarity` is the probability, 0 to 1, that it is.
+    `stage` names the part of the router that decided, for the log.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)

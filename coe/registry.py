@@ -36,7 +36,7 @@ class Category(_Declared):
     name: Name
     description: str = Field(min_length=1)
     examples: tuple[str, ...] = ()
-    """Requests of this kind, in users' words; they join the training data."""
+    """Requests of this kind, in users' words; with two or more the category works without training, which they join."""
 
 
 class Prices(_Declared):
@@ -86,10 +86,14 @@ class RouterSpec(_Declared):
 class Policy(_Declared):
     """What the service does when unsure or when an expert fails."""
 
-    general_below: Probability = 0.3
-    """Below this confidence the conversation goes to the general expert."""
+    general_below: Probability | None = None
+    """Below this confidence the conversation goes to the general expert; left out, as the router's training found."""
     sticky_margin: Annotated[float, Field(ge=0)] = 0.2
     """A follow-up stays with its expert unless another is better by more than this, in expected quality."""
+    thrift: Probability = 0.0
+    """Expected quality one gives up to use nothing rather than the dearest expert: 0 best, 1 cheapest."""
+    thrift_limits: tuple[Probability, Probability] = (0.0, 1.0)
+    """What a request's header x-coe-thrift may ask for."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """Experts asked for one request before giving up, the first included."""
     first_piece_timeout: Positive = 120.0

@@ -14,9 +14,10 @@ from gateway.admission import Admission
 from gateway.body import ClientLeftError, presence, read_json_body
 from gateway.dialects import chat as dialect
 from gateway.errors import body_of, error_body, status_of
+from gateway.headers import read_wishes
 from gateway.metrics import Metrics
 from gateway.relay import relay, respond
-from gateway.trace import MAX_SESSION, Trace
+from gateway.trace import Trace
 
 _log = logging.getLogger("gateway")
 
@@ -58,14 +59,17 @@ class ChatLine:
             self._put_record(trace.record(self._composition), trace.text)
 
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
-        trace.session = session_of(scope)
+        wishes = read_wishes(scope, self._composition.registry.policy)
+        trace.session = wishes.session
         body = await read_json_body(scope, receive, limit=self._limit)
         async with presence(receive):
             trace.chat = chat = dialect.parse(body)  # 2 parse
             trace.text, trace.prediction = await self._composition.classify(chat)  # 3 classify
-            trace.decision = self._composition.assign(chat, trace.prediction, session=trace.session)  # 4 assign
+            trace.decision = self._composition.assign(  # 4 assign
+                chat, trace.prediction, session=wishes.session, thrift=wishes.thrift
+            )
             trace.routed()
-            answer = await self._composition.call(chat, trace.decision, session=trace.session)  # 5 call
+            answer = await self._composition.call(chat, trace.decision, session=wishes.session)  # 5 call
             try:
                 trace.answered(answer)
                 trace.outcome = await relay(answer.reply, send, headers=self._headers(trace))  # 6 relay
@@ -85,11 +89,3 @@ class ChatLine:
         message = "internal error; the gateway's own log names it under this request id"
         body = error_body(message, kind="api_error", code="internal_error")
         await respond(send, status=500, body=body, headers=self._headers(trace))
-
-
-def session_of(scope: Scope) -> str | None:
-    """The client's `x-session-id`, where it sent a reasonable one."""
-    for name, value in scope["headers"]:
-        if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION:
-            return str(value.decode("latin-1"))
-    return None

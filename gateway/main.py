@@ -8,20 +8,18 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from starlette.applications import Starlette
 
 import routers
-from coe.artifacts import Artifact, ArtifactStore
-from coe.composition import Composition, declared_assignment
-from coe.core import Router
-from coe.errors import ArtifactError, ConfigError
+from coe.composition import Composition
+from coe.errors import ConfigError
 from coe.experts.http import HttpExpert, open_session
 from coe.records import RecordWriter, open_log
-from coe.registry import ExpertSpec, Registry, load
+from coe.registry import ExpertSpec
 from coe.settings import Endpoint, Settings
 from gateway.app import Parts, create_app
+from gateway.in_use import InUse, check_in_use, read_in_use
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
 
@@ -30,38 +28,11 @@ THREADS = 2
 """For looks at the sentence encoder, each one thread wide: more would fight the experts for the cores."""
 
 
-def prepare(settings: Settings) -> tuple[Registry, Artifact]:
-    """Load and check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
-    registry, artifact = trained_router(settings)
+def prepare(settings: Settings) -> None:
+    """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
+    registry, _ = check_in_use(settings)
     for spec in registry.experts:
         endpoint_of(spec, settings)
-    return registry, artifact
-
-
-def trained_router(settings: Settings) -> tuple[Registry, Artifact]:
-    """The declaration and the router in use. Raises ConfigError or ArtifactError."""
-    registry = load(settings.config, environ=settings.environ)
-    artifact = ArtifactStore(settings.artifacts, "router").current()
-    if artifact is None:
-        raise ArtifactError(
-            f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which does it"
-        )
-    check_fit(registry, artifact)
-    return registry, artifact
-
-
-def check_fit(registry: Registry, artifact: Artifact) -> None:
-    """Raises ArtifactError when a router was trained for other categories than the declared ones."""
-    trained, declared = set(artifact.manifest.categories), set(registry.category_names)
-    if trained != declared:
-        difference = "; ".join(
-            f"{what}: {', '.join(sorted(names))}"
-            for what, names in (("not trained", declared - trained), ("not declared", trained - declared))
-            if names
-        )
-        raise ArtifactError(
-            f"router {artifact.manifest.version} does not fit experts.yaml ({difference}); run `coe train`"
-        )
 
 
 def endpoint_of(spec: ExpertSpec, settings: Settings) -> Endpoint:
@@ -73,31 +44,33 @@ def endpoint_of(spec: ExpertSpec, settings: Settings) -> Endpoint:
     return settings.endpoints[spec.name]
 
 
-def build_app(settings: Settings, registry: Registry, artifact: Artifact) -> Starlette:
-    """The application of one worker process."""
-    return create_app(partial(open_parts, settings, registry, routers.load(artifact.folder), artifact.folder))
+def build_app(settings: Settings) -> Starlette:
+    """The application of one worker process; it loads its own router, since a network does not survive a fork."""
+    return create_app(partial(open_parts, settings, read_in_use(settings)))
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings, registry: Registry, router: Router, folder: Path) -> AsyncIterator[Parts]:
+async def open_parts(settings: Settings, in_use: InUse) -> AsyncIterator[Parts]:
     """Open threads, connections and the routing log, and close them in turn."""
+    registry = in_use.registry
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
         session = await stack.enter_async_context(open_session())
         log = open_log(registry.log.url, base=settings.home)
         stack.push_async_callback(log.aclose)
         writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
-        encoder = routers.load_encoder(folder) if registry.log.store_embeddings else None
+        encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         experts = {
             spec.name: HttpExpert(spec, endpoint_of(spec, settings), session=session) for spec in registry.experts
         }
         composition = Composition(
             registry,
-            router=router,
-            assignment=declared_assignment(registry, router.categories),
+            router=in_use.router,
+            assignment=in_use.assignment,
             experts=experts,
             threads=threads,
+            doubt=in_use.doubt,
         )
         metrics = Metrics()
         metrics.gauge("coe_log_backlog", "Records waiting to be written.", lambda: writer.backlog)
@@ -116,7 +89,7 @@ def serve(settings: Settings) -> None:
     from granian.log import LogLevels
     from granian.server import Server
 
-    registry, artifact = prepare(settings)
+    prepare(settings)
     check_port(settings)
     server = Server(
         "gateway",
@@ -130,7 +103,7 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=30,
     )
-    server.serve(target_loader=partial(build_app, settings, registry, artifact), wrap_loader=False)
+    server.serve(target_loader=partial(build_app, settings), wrap_loader=False)
 
 
 def check_port(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from coe.errors import RequestError
 from gateway.body import ClientLeftError, read_json_body
 from gateway.dialects import chat as dialect
 from gateway.errors import body_of, status_of
+from gateway.headers import Wishes, read_wishes
 from gateway.relay import respond
 
 
@@ -23,16 +24,17 @@ class RouteEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json_body(scope, receive, limit=self._limit)
-            await respond(send, status=200, body=await self._decision(body))
+            wishes = read_wishes(scope, self._composition.registry.policy)
+            await respond(send, status=200, body=await self._decision(body, wishes))
         except RequestError as error:
             await respond(send, status=status_of(error), body=body_of(error))
         except ClientLeftError:
             pass
 
-    async def _decision(self, body: bytes) -> bytes:
+    async def _decision(self, body: bytes, wishes: Wishes) -> bytes:
         chat = dialect.parse(body)
         _, prediction = await self._composition.classify(chat)
-        decision = self._composition.assign(chat, prediction)
+        decision = self._composition.assign(chat, prediction, session=wishes.session, thrift=wishes.thrift)
         router = self._composition.router
         return orjson.dumps(
             {

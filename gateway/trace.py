@@ -10,8 +10,6 @@ from coe.composition import Answer, Composition
 from coe.core import Chat, Decision, Prediction, Reply, RoutingRecord
 from coe.errors import ExpertError, RequestError
 
-MAX_SESSION = 128
-
 
 class Trace:
     """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped."""

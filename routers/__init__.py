@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,33 @@ class Example:
     category: str
 
 
-def load(folder: Path, *, threads: int = 1) -> Router:
+def load(folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1) -> Router:
     """The router that `build` wrote to `folder`; `threads` bounds the encoder's CPU threads.
 
-    Needs onnxruntime, tokenizers and numpy only. Raises ArtifactError when a file is missing or damaged.
+    `declared` maps every category to be routed to some texts of it, of which only those of categories that the router
+    was not trained on are read: see `routers.adapted.adapt`. Needs onnxruntime, tokenizers and numpy only. Raises
+    ArtifactError when a file is missing or damaged.
     """
+    from routers.adapted import adapt
     from routers.cascade import load_cascade
 
-    return load_cascade(Path(folder), threads=threads)
+    router = load_cascade(Path(folder), threads=threads)
+    return adapt(router, declared) if declared else router
 
 
-def load_encoder(folder: Path, *, threads: int = 1) -> Encoder:
-    """The sentence encoder of the router in `folder`. Raises ArtifactError as `load` does."""
+def check(folder: Path) -> None:
+    """Raises ArtifactError unless the router in `folder` is one that this version serves; loads nothing."""
+    from routers.cascade import read_config
+
+    read_config(Path(folder))
+
+
+def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) -> Encoder:
+    """The sentence encoder of the router in `folder`; `memory` as in `build`. Raises ArtifactError as `load` does."""
     from routers.cascade import NETWORK, TOKENIZER
-    from routers.encoders import OnnxEncoder
+    from routers.memory import open_encoder
 
-    return OnnxEncoder.load(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
+    return open_encoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads, memory=memory)
 
 
 def build(
@@ -47,15 +58,17 @@ def build(
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
+    memory: Path | None = None,
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-able).
 
     `encoder` is a folder, an installed package that holds one, or a hub name. `progress` hears the stage and the share
-    done, 0 to 1. Raises DataError when the examples cannot make a router.
+    done, 0 to 1. In the folder `memory` exports and vectors are kept, so that other builds that name it do not compute
+    them again; it grows with every new text. Raises DataError when the examples cannot make a router.
     """
     from routers.training import train
 
-    return train(examples, encoder=encoder, out=Path(out), seed=seed, progress=progress, threads=threads)
+    return train(examples, encoder=encoder, out=Path(out), seed=seed, progress=progress, threads=threads, memory=memory)
 
 
-__all__ = ["DEFAULT_ENCODER", "Example", "build", "load", "load_encoder"]
+__all__ = ["DEFAULT_ENCODER", "Example", "build", "check", "load", "load_encoder"]

@@ -26,19 +26,6 @@ def pooled(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return total
 
 
-def sharpness(closeness: Floats, *, slope: float, usual: float) -> Floats:
-    """What to multiply each text's logits by, shape (n_texts, 1): 1 at `usual` closeness, never below 0.1."""
-    result: Floats = np.maximum(1 + np.float32(slope) * (closeness - np.float32(usual)), np.float32(0.1))[:, None]
-    return result
-
-
-def fit_slope(logits: Floats, closeness: Floats, labels: NDArray[np.int64], *, usual: float) -> float:
-    """The slope of `sharpness`, 0 to 3, that makes `labels` likeliest."""
-    slopes = np.linspace(0, 3, 13)
-    losses = [log_loss(logits * sharpness(closeness, slope=s, usual=usual), labels) for s in slopes]
-    return float(slopes[int(np.argmin(losses))])
-
-
 def log_loss(logits: Floats, labels: NDArray[np.int64]) -> float:
     """Mean negative log-likelihood of `labels` under `logits` (n_texts, n_categories), in nats."""
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -123,3 +110,45 @@ def choose_threshold(
     allowed = accuracy[: int(most * len(order)) + 1]
     escalated = int(np.argmax(allowed >= allowed.max() - loss))
     return float(np.nextafter(confidence[order[escalated - 1]], np.float32(2))) if escalated else 0.0
+
+
+def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive scores above a negative (ties count half); 0.5 where one of the two is missing."""
+    negatives = int((~positive).sum())
+    if not 0 < negatives < len(positive):
+        return 0.5
+    values, index = np.unique(score, return_inverse=True)
+    below = np.bincount(index, weights=~positive, minlength=len(values))
+    return float((np.cumsum(below) - below / 2)[index[positive]].mean() / negatives)
+
+
+def choose_separation(
+    cheap: Floats,
+    full: Floats,
+    known: NDArray[np.bool_],
+    *,
+    most: float,
+    loss: float,
+) -> float:
+    """The lowest confidence at which the cheap answer is kept, by how well confidence tells `known` texts from others.
+
+    Escalates as few known texts, at most the share `most` of them, as keep that AUROC within `loss` of the best
+    reachable. `cheap` and `full` are the confidences of the two stages.
+    """
+    steps = [float(np.quantile(cheap[known], share)) for share in np.linspace(0, most, 15)]
+    told = np.array([auroc(np.where(cheap < step, full, cheap), known) for step in steps])
+    return steps[int(np.argmax(told >= told.max() - loss))]
+
+
+def choose_doubt(confidence: Floats, right: NDArray[np.bool_], known: NDArray[np.bool_], *, most: float) -> float:
+    """The confidence below which an answer is in doubt, read off risk and coverage.
+
+    Turns texts away, the least sure first, as long as more of them are wrong than right, and no more than the share
+    `most` of the `known` ones.
+    """
+    order = np.argsort(confidence, kind="stable")
+    gain = np.concatenate(([0], np.cumsum(np.where(right[order], -1, 1))))
+    turned = np.concatenate(([0], np.cumsum(known[order])))
+    allowed = gain[turned <= most * max(1, int(known.sum()))]
+    count = int(np.argmax(allowed))
+    return float(confidence[order[count]]) if count < len(order) else 1.0

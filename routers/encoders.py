@@ -39,8 +39,11 @@ class OnnxEncoder:
 
     def encode(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
         """Shape (n_texts, dimensions), float32; runs in batches of texts of like length."""
-        tokens = [e.ids for e in self._tokenizer.encode_batch([readable(cut(t, characters=CHARACTERS)) for t in texts])]
-        return self.encode_ids(tokens, progress)
+        return self.encode_ids(self.tokenize(texts), progress)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, cut to `TOKENS`, special tokens included."""
+        return [e.ids for e in self._tokenizer.encode_batch([readable(cut(t, characters=CHARACTERS)) for t in texts])]
 
     def encode_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None

@@ -30,7 +30,7 @@ class Familiarity:
 
 
 def fit_familiarity(known: Floats, unknown: Floats) -> Familiarity:
-    """From the closeness, each (n_texts, n_measures), of held-out texts and of texts whose own category was left out."""
+    """From the closeness (n_texts, n_measures) of held-out texts, and of texts whose own category was left out."""
     from sklearn.linear_model import LogisticRegression
 
     labels = np.arange(len(known) + len(unknown)) < len(known)
@@ -51,3 +51,15 @@ def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple
         means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed).fit(own).cluster_centers_
         found.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
     return np.concatenate(found).astype(np.float32), np.repeat(names, [len(means) for means in found])
+
+
+def class_means(vectors: Floats, labels: NDArray[np.int64], *, classes: int) -> Floats:
+    """The mean of every category's unit `vectors` (n_texts, dimensions), made unit length: (classes, dimensions)."""
+    return np.stack([unit_mean(vectors[labels == label]) for label in range(classes)])
+
+
+def unit_mean(vectors: Floats) -> Floats:
+    """The mean of `vectors` (n_texts, dimensions), made unit length; zero where they cancel or there are none."""
+    total: Floats = vectors.sum(axis=0)
+    length = float(total @ total) ** 0.5
+    return total / np.float32(length) if length else total

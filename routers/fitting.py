@@ -1,4 +1,4 @@
-"""Fitting the four heads: their regularisation, their held-out logits, and the tables that are served."""
+"""Fitting the four heads: their regularisation, what they say of texts not learned from, and the served tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.distill import StaticVectors
+from routers.familiarity import centroids, class_means
 from routers.files import write_arrays
 from routers.knn import KnnHead, choose_exemplars
 from routers.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
@@ -25,6 +26,8 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisations to choose from."""
 BLOCK = 1000
 """Texts whose neighbours are looked up at a time: bounds the matrix of cosines."""
+LEFT_OUT = -1e4
+"""Logit of a category that is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,40 @@ class Strengths:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Every head's logits (n_texts, n_categories), and familiarity (n_texts,), on texts it did not learn from."""
+class Views:
+    """Every head's logits (n_texts, n_categories) on some texts, and how close those are to the training data.
+
+    `near` (n_texts, 2) is what the cheap stage sees of closeness, `closeness` (n_texts,) what the full stage sees.
+    """
 
     lexical: Floats
     static: Floats
     linear: Floats
     knn: Floats
-    familiarity: Floats
+    near: Floats
+    closeness: Floats
 
     @property
     def heads(self) -> tuple[Floats, Floats, Floats, Floats]:
         return self.lexical, self.static, self.linear, self.knn
+
+    @classmethod
+    def blank(cls, texts: int, classes: int) -> Views:
+        lexical, static, linear, knn = (np.zeros((texts, classes), dtype=np.float32) for _ in range(4))
+        near, closeness = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
+        return cls(lexical=lexical, static=static, linear=linear, knn=knn, near=near, closeness=closeness)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The heads' views of texts that they did not learn from.
+
+    `known` are those texts as they are. `unknown` are the same as if their own category were not among the known ones:
+    stand-ins for texts of kinds that training has not met.
+    """
+
+    known: Views
+    unknown: Views
 
 
 def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
@@ -89,20 +114,51 @@ def choose_strengths(data: Data, *, seed: int) -> Strengths:
 
 
 def cross_fit(data: Data, strengths: Strengths, *, seed: int, report: Callable[[float], None]) -> HeldOut:
-    """Held-out logits of every head, over folds."""
-    shape = (len(data.labels), data.classes)
-    lexical, static, linear, votes = (np.zeros(shape, dtype=np.float32) for _ in range(4))
-    familiarity = np.zeros(len(data.labels), dtype=np.float32)
+    """What every head says of texts it did not learn from, over folds."""
+    found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
     for index, (rest, held) in enumerate(folds(data.labels, seed=seed)):
-        lexical[held] = _lexical_logits(_lexical(data, rest, strengths.lexical), data, held)
-        static[held] = _linear(data.static, data, rest, strengths.static).logits(data.static[held])
-        linear[held] = _linear(data.vectors, data, rest, strengths.linear).logits(data.vectors[held])
-        knn = _knn(data, rest, seed=seed)
-        for start in range(0, len(held), BLOCK):
-            block = held[start : start + BLOCK]
-            votes[block], familiarity[block] = knn.look(data.vectors[block])
+        _view_trained(found, data, strengths, rest, held)
+        _view_neighbours(found, data, _knn(data, rest, seed=seed), held)
+        _view_near(found, data, rest, held, seed=seed)
         report((index + 1) / FOLDS)
-    return HeldOut(lexical=lexical, static=static, linear=linear, knn=votes, familiarity=familiarity)
+    return found
+
+
+def _view_trained(found: HeldOut, data: Data, strengths: Strengths, rest: Labels, held: Labels) -> None:
+    """Logits of the trained heads; a stand-in's are those of the other categories."""
+    found.known.lexical[held] = _lexical_logits(_lexical(data, rest, strengths.lexical), data, held)
+    found.known.static[held] = _linear(data.static, data, rest, strengths.static).logits(data.static[held])
+    found.known.linear[held] = _linear(data.vectors, data, rest, strengths.linear).logits(data.vectors[held])
+    for known, unknown in zip(found.known.heads[:3], found.unknown.heads[:3], strict=True):
+        unknown[held] = known[held]
+        unknown[held, data.labels[held]] = LEFT_OUT
+
+
+def _view_neighbours(found: HeldOut, data: Data, knn: KnnHead, held: Labels) -> None:
+    for start in range(0, len(held), BLOCK):
+        block = held[start : start + BLOCK]
+        found.known.knn[block], found.known.closeness[block] = knn.look(data.vectors[block])
+    for label in range(data.classes):
+        others = knn.without(label)
+        own = held[data.labels[held] == label]
+        for start in range(0, len(own), BLOCK):
+            block = own[start : start + BLOCK]
+            found.unknown.knn[block], found.unknown.closeness[block] = others.look(data.vectors[block])
+            found.unknown.knn[block, label] = LEFT_OUT
+
+
+def _view_near(found: HeldOut, data: Data, rest: Labels, held: Labels, *, seed: int) -> None:
+    means, labels = centroids(data.static[rest], data.labels[rest], seed=seed)
+    cosines = data.static[held] @ means.T
+    found.known.near[held, 0] = cosines.max(axis=1)
+    cosines[data.labels[held][:, None] == labels] = -1
+    found.unknown.near[held, 0] = cosines.max(axis=1)
+    counts = data.lexical.counts(rest)
+    found.known.near[held, 1] = data.lexical.known_share(held, counts)
+    for label in range(data.classes):
+        own = held[data.labels[held] == label]
+        others = counts - data.lexical.counts(rest[data.labels[rest] == label])
+        found.unknown.near[own, 1] = data.lexical.known_share(own, others)
 
 
 def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> None:
@@ -111,7 +167,9 @@ def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> No
     linear = _linear(data.vectors, data, everything, strengths.linear)
     static = _linear(data.static, data, everything, strengths.static)
     write_arrays(out / LEXICAL, _lexical(data, everything, strengths.lexical).arrays())
-    write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays()})
+    means, _ = centroids(data.static, data.labels, seed=seed)
+    own = class_means(data.static, data.labels, classes=data.classes)
+    write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": means, "means": own})
     write_arrays(out / SEMANTIC, {**linear.arrays(), **_knn(data, everything, seed=seed).arrays()})
 
 

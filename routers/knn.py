@@ -1,4 +1,4 @@
-"""A nearest-neighbour head: cosine kNN with similarity weights, which also tells how close a text is to the training data."""
+"""A nearest-neighbour head: cosine kNN with similarity weights; it also tells how close a text is to the training."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ class KnnHead:
         shares = votes / votes.sum(axis=1, keepdims=True)
         closeness = np.sort(near, axis=1)[:, -3:].mean(axis=1)
         return np.log(shares + PRIOR).astype(np.float32), closeness.astype(np.float32)
+
+    def without(self, label: int) -> KnnHead:
+        """The same without the exemplars of one category."""
+        others = self.labels != label
+        return KnnHead(self.vectors[others], self.labels[others], self.classes)
 
     def arrays(self) -> Arrays:
         return {"vectors": self.vectors, "labels": self.labels.astype(np.int32)}

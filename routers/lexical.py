@@ -44,29 +44,36 @@ class LexicalFeatures:
 
 @dataclass(frozen=True, slots=True)
 class LexicalHead:
-    """`weights` (rows, n_categories), `idf` (rows,), `traits` (TRAITS, n_categories), `bias` (n_categories,)."""
+    """`weights` (rows, n_categories), `idf` (rows,), `traits` (TRAITS, n_categories), `bias` (n_categories,).
+
+    `known` (rows,) says which rows training met; the weights of the others are zero.
+    """
 
     features: LexicalFeatures
     weights: NDArray[np.float32]
     idf: NDArray[np.float32]
     traits: NDArray[np.float32]
     bias: NDArray[np.float32]
+    known: NDArray[np.bool_]
 
-    def logits(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Shape (n_categories,) for one text, cut, and its word-piece ids."""
+    def look(self, text: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
+        """Logits (n_categories,) of one text, cut, from its word-piece ids, and how much of it, 0 to 1, is known."""
         logits = self.bias + self.features.traits(text, ids) @ self.traits
-        if len(ids):
-            rows, counts = self.features.terms(ids)
-            counts *= self.idf[rows]
-            logits += (counts @ self.weights[rows]) / np.sqrt(counts @ counts)
-        return logits
+        if not len(ids):
+            return logits, 0.0
+        rows, counts = self.features.terms(ids)
+        counts *= self.idf[rows]
+        squares = float(counts @ counts)
+        logits += (counts @ self.weights[rows]) / np.float32(squares**0.5)
+        return logits, float(counts**2 @ self.known[rows]) / squares
 
     def arrays(self) -> Arrays:
         return {"weights": self.weights, "idf": self.idf, "traits": self.traits, "bias": self.bias}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, features: LexicalFeatures) -> Self:
-        return cls(features=features, **{n: arrays[n] for n in ("weights", "idf", "traits", "bias")})
+        tables = {n: arrays[n] for n in ("weights", "idf", "traits", "bias")}
+        return cls(features=features, known=np.asarray(tables["weights"].any(axis=1)), **tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,16 @@ class LexicalMatrix:
 
     matrix: Any
     idf: NDArray[np.float32]
+
+    def counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In how many of the texts `rows` each term occurs, shape (rows of the table,)."""
+        found: NDArray[np.int64] = np.bincount(self.matrix[rows].indices, minlength=self.matrix.shape[1])
+        return found[: len(self.idf)]
+
+    def known_share(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """How much of each of the texts `rows` is terms that `counts` has met twice or more, as LexicalHead.look."""
+        words = self.matrix[rows][:, : len(self.idf)]
+        return words.power(2) @ (counts > 1).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def lexical_matrix(texts: Sequence[str], ids: Sequence[NDArray[np.int64]], features: LexicalFeatures) -> LexicalMatrix:
@@ -104,7 +121,8 @@ def fit_lexical(
     """
     from sklearn.linear_model import LogisticRegression
 
-    used = np.flatnonzero(np.bincount(data.matrix.indices, minlength=data.matrix.shape[1]) > 1)
+    met = np.bincount(data.matrix.indices, minlength=data.matrix.shape[1]) > 1
+    used = np.flatnonzero(met)
     matrix = data.matrix[:, used]
     weights = np.zeros((data.matrix.shape[1], classes), dtype=np.float32)
     bias = np.zeros(classes, dtype=np.float32)
@@ -115,4 +133,6 @@ def fit_lexical(
         model.fit(matrix, labels == index)
         weights[used, index], bias[index] = model.coef_[0], model.intercept_[0]
     rows = features.rows
-    return LexicalHead(features=features, weights=weights[:rows], idf=data.idf, traits=weights[rows:], bias=bias)
+    return LexicalHead(
+        features=features, weights=weights[:rows], idf=data.idf, traits=weights[rows:], bias=bias, known=met[:rows]
+    )

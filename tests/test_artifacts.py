@@ -32,6 +32,17 @@ def test_the_promoted_version_is_current_and_keeps_its_manifest(tmp_path: Path) 
     assert store.current() == first
 
 
+def test_a_forgotten_version_can_be_promoted_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    version = published(store, "one").manifest.version
+    store.forget()
+    store.promote(version)
+    store.forget()
+    assert store.current() is None
+    store.promote(version)
+    assert store.current() is not None
+
+
 def test_the_same_files_are_the_same_version(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "router")
     assert published(store, "one").folder == published(store, "one").folder

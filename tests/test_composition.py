@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coe.affinity import Affinity, conversation_key, is_follow_up
-from coe.composition import decide, declared_assignment
+from coe.composition import decide, declared_assignment, relative_use
 from coe.conversation import routing_text, shorten
 from coe.core import Chat, Decision, Message, Prediction
 from coe.errors import InvalidRequest, ModelNotFound
@@ -19,11 +19,22 @@ def chat_of(*texts: str, model: str = "auto", needs: frozenset[str] = frozenset(
     return Chat(model, messages, False, needs, characters, {})  # type: ignore[arg-type]
 
 
-def decided(chat: Chat, *posterior: float, previous: str | None = None, **changes: object) -> Decision:
+def decided(
+    chat: Chat,
+    *posterior: float,
+    previous: str | None = None,
+    doubt: float = 0.0,
+    familiarity: float = 1.0,
+    **changes: object,
+) -> Decision:
     registry = registry_of(**changes)
-    prediction = Prediction(np.array(posterior, dtype=np.float32), "test")
     return decide(
-        chat, prediction, registry=registry, assignment=declared_assignment(registry, CATEGORIES), previous=previous
+        chat,
+        Prediction(np.array(posterior, dtype=np.float32), "test", familiarity),
+        registry=registry,
+        assignment=declared_assignment(registry, CATEGORIES),
+        doubt=doubt,
+        previous=previous,
     )
 
 
@@ -46,6 +57,19 @@ def test_doubt_puts_the_general_expert_first_and_keeps_the_rest() -> None:
     decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5})
     assert decision.reason == "uncertain"
     assert decision.candidates == ("generalist", "coder", "painter")
+
+
+def test_a_text_of_unknown_kind_is_in_doubt_however_clear_its_category_seems() -> None:
+    decision = decided(chat_of("x"), 0.0, 1.0, 0.0, familiarity=0.3, policy={"general_below": 0.5})
+    assert (decision.reason, decision.expert) == ("uncertain", "generalist")
+    assert decision.confidence == pytest.approx(0.3)
+
+
+def test_doubt_is_as_training_found_it_unless_the_policy_declares_it() -> None:
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.5).reason == "uncertain"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.3).reason == "routed"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.5, policy={"general_below": 0}).reason == "routed"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5}).reason == "uncertain"
 
 
 def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
@@ -102,6 +126,21 @@ def test_the_conversations_longest_unheard_of_are_forgotten() -> None:
     for key in (b"a", b"b", b"a", b"c"):
         affinity.put(key, "coder")
     assert [affinity.get(key) for key in (b"a", b"b", b"c")] == ["coder", None, "coder"]
+
+
+def test_use_goes_by_price_or_else_by_size_and_the_unknown_counts_as_large() -> None:
+    def use_of(*experts: dict[str, object]) -> list[float]:
+        common = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
+        declared = [{"name": f"e{number}", **common, **expert} for number, expert in enumerate(experts)]
+        registry = registry_of(experts=declared, assignment={"general": "e0"})
+        return [float(share) for share in relative_use(registry)]
+
+    assert use_of({"active_parameters_b": 2}, {"active_parameters_b": 8}, {}) == [0.25, 1, 1]
+    assert use_of({"active_parameters_b": 9, "prices": {"input": 1}}, {"prices": {"input": 1, "output": 3}}) == [
+        0.25,
+        1,
+    ]
+    assert use_of({}, {}) == [0, 0]
 
 
 def test_an_unknown_model_is_not_found() -> None:

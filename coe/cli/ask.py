@@ -47,21 +47,21 @@ Look = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
 
 
 def _router(config: Path | None) -> Look:
-    import routers
-    from coe.composition import decide, declared_assignment
+    from coe.composition import decide, relative_use
     from coe.conversation import routing_text
     from gateway.dialects.chat import parse
-    from gateway.main import trained_router
+    from gateway.in_use import read_in_use
 
-    settings = settings_for(config)
-    registry, artifact = trained_router(settings)
-    router = routers.load(artifact.folder)
-    assignment = declared_assignment(registry, router.categories)
+    in_use = read_in_use(settings_for(config))
+    registry, router = in_use.registry, in_use.router
+    charge = registry.policy.thrift * relative_use(registry)
 
     def look(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         prediction: Prediction = router.predict([routing_text(chat)])[0]
-        decision = decide(chat, prediction, registry=registry, assignment=assignment)
+        decision = decide(
+            chat, prediction, registry=registry, assignment=in_use.assignment, doubt=in_use.doubt, charge=charge
+        )
         return decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
 
     return look

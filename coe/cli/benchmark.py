@@ -38,15 +38,18 @@ def benchmark(
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
 
-    def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-        routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out)
-        return routers.load(out)
+    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress:
+        work = Path(run_folder)
+        memory = work / "memory"  # the five routers share their encoder and most of their texts
 
-    def encode(router: Path, texts: Sequence[str]) -> Any:
-        return routers.load_encoder(router).encode(texts)
+        def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
+            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, memory=memory)
+            return routers.load(out)
 
-    with tempfile.TemporaryDirectory() as work, progress_bar("benchmark") as progress:
-        report = run(data, train_router=train, encode=encode, work=Path(work), progress=progress)
+        def encode(router: Path, texts: Sequence[str]) -> Any:
+            return routers.load_encoder(router, threads=2, memory=memory).encode(texts)
+
+        report = run(data, train_router=train, encode=encode, work=work, progress=progress)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:

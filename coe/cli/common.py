@@ -26,6 +26,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def say_error(text: str) -> None:
+    """A line beside the output, for people who redirect it."""
+    sys.stderr.write(f"{text}\n")
+
+
 def say_json(value: Any) -> None:
     """One JSON document or line."""
     say(orjson.dumps(value).decode())

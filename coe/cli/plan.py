@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, Json, say, say_json, settings_for
-from coe.errors import DataError
+from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.errors import ArtifactError, DataError
 from coe.learning.quality import read_quality
 from coe.mapping import (
     Assignment,
@@ -28,39 +29,50 @@ from coe.mapping import (
 )
 from coe.registry import Registry, load
 from coe.scoring import tabulate_softly
+from coe.settings import Settings
 
 TOKENS_IN, TOKENS_OUT = 500, 300
 """The request that `mean_cost` is reckoned with: tokens read and tokens written."""
 ASSIGNMENT = "assignment.json"
+SAMPLE = 4000
+"""Prompts whose posteriors the prices are fitted to."""
 
-Scores = Annotated[Path, typer.Argument(help="Folder with prompts, scores and models, as `coe score` writes it.")]
+Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
 Bound = Annotated[float, typer.Option("--deviations", min=0, help="Standard errors below the mean that are trusted.")]
 Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Image of the sweep (.png or .svg).")]
+Forget = Annotated[bool, typer.Option("--forget", help="Go back to the assignment declared in experts.yaml.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
 
 def plan(
-    scores: Scores,
+    scores: Scores = None,
     deviations: Bound = 1.0,
     sweep_: Sweep = None,
     plot: Plot = None,
     dry_run: Dry = False,
+    forget: Forget = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Find the best expert for every category under the budget, exactly, and put the plan into use."""
     settings = settings_for(config)
+    store = ArtifactStore(settings.artifacts, "assignment")
+    if forget:
+        store.forget()
+        say("the assignment of experts.yaml is in use; gateways take it at their next start")
+        return
+    if scores is None:
+        raise typer.BadParameter("give the folder of scores, or --forget")
     registry = load(settings.config, environ=settings.environ)
-    problem = problem_of(registry, scores, deviations=deviations)
-    assignment = solve(problem)
+    problem, prompts = problem_of(registry, scores, deviations=deviations)
+    assignment = solve(problem, traffic=_traffic(settings, problem, prompts))
     rows = sweep(problem, *_limits(sweep_)) if sweep_ else []
     if plot is not None:
         from coe.learning.plot import plot_sweep
 
         plot_sweep(rows, row=str(sweep_).partition("=")[0], path=plot)
     if not dry_run:
-        store = ArtifactStore(settings.artifacts, "assignment")
         with store.draft() as draft:
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
@@ -72,8 +84,9 @@ def plan(
         _show(report, kept=dry_run)
 
 
-def problem_of(registry: Registry, folder: Path, *, deviations: float) -> Problem:
-    """The declared experts and categories with measured quality: lower bounds, pins and budget applied.
+def problem_of(registry: Registry, folder: Path, *, deviations: float) -> tuple[Problem, tuple[str, ...]]:
+    """The declared experts and categories with measured quality (lower bounds, pins and budget applied), and the
+    prompts it was measured on.
 
     Raises DataError where scores are missing for an expert or name a category that is not declared.
     """
@@ -91,17 +104,35 @@ def problem_of(registry: Registry, folder: Path, *, deviations: float) -> Proble
     for category, expert in registry.assignment.items():
         _pin(quality[registry.category_names.index(category)], registry.expert_names.index(expert))
     weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
-    return Problem.of(table, quality=quality, uses=_uses(registry), budget=_budget(registry), weights=weights)
+    problem = Problem.of(table, quality=quality, uses=_uses(registry), budget=_budget(registry), weights=weights)
+    return problem, data.prompts
 
 
-def _pin(row: np.ndarray[Any, np.dtype[np.float64]], column: int) -> None:
+def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:
+    """The posteriors of a random sample of the prompts by the router in use; None where no price depends on them."""
+    if not problem.budget.rows().keys() - {"memory_gb"}:
+        return None
+    from gateway.in_use import check_in_use, read_in_use
+
+    try:
+        check_in_use(settings)
+    except ArtifactError as error:
+        say_error(f"note: prices are for pure categories, since the router cannot be asked ({error})")
+        return None
+    router = read_in_use(settings).router
+    sample = np.random.default_rng(0).permutation(len(prompts))[:SAMPLE]
+    posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
+    return posteriors[:, [router.categories.index(name) for name in problem.categories]].astype(np.float64)
+
+
+def _pin(row: NDArray[np.float64], column: int) -> None:
     kept = row[column]
     row[:] = -np.inf
     row[column] = kept
 
 
 def _uses(registry: Registry) -> Uses:
-    def known(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def known(values: list[float | None]) -> NDArray[np.float64]:
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
     experts = registry.experts

@@ -32,7 +32,7 @@ class Declared:
 
 def ask(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: int, stream: bool):
     messages = [{"role": "user", "content": text}]
-    body = {"model": served.model, "messages": messages, "max_tokens": tokens, "stream": stream}
+    body = {"model": served.model, "messages": messages, "max_tokens": tokens, "stream": stream, "temperature": 0}
     return session.post(f"{served.base_url}/chat/completions", json=body)
 
 

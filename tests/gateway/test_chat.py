@@ -77,6 +77,25 @@ async def test_a_follow_up_stays_with_the_expert_that_answered_before() -> None:
     assert other.headers["x-coe-reason"] == "routed"
 
 
+async def test_thrift_slides_to_the_cheaper_expert_within_the_declared_limits() -> None:
+    registry = registry_of(policy={"thrift_limits": [0, 0.9]})
+    priced = [
+        spec.model_copy(update={"active_parameters_b": size})
+        for spec, size in zip(registry.experts, (9, 1, 1), strict=True)
+    ]
+    body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code and art"}]})
+    asked = {}
+    async with gateway_of(registry.model_copy(update={"experts": tuple(priced)})) as gateway:
+        for thrift in ("0", "0.9", "0.95", "much", "nan"):
+            headers = {"content-type": "application/json", "x-coe-thrift": thrift}
+            asked[thrift] = await gateway.post(CHAT, body, headers=headers)
+    assert asked["0"].headers["x-coe-expert"] == "coder"
+    assert asked["0.9"].headers["x-coe-expert"] == "painter"
+    for wrong in ("0.95", "much", "nan"):
+        assert asked[wrong].status == 400
+        assert "x-coe-thrift must be a number from 0 to 0.9" in asked[wrong].error["message"]
+
+
 async def test_a_pinned_expert_that_fails_is_not_replaced() -> None:
     async with gateway_of(coder=ExpertUnavailable("down", expert="coder")) as gateway:
         response = await gateway.chat("code", model="coder")

@@ -10,7 +10,9 @@ import pytest
 
 from coe.artifacts import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
+from coe.mapping import Assignment
 from coe.settings import Settings
+from gateway.in_use import category_texts, check_in_use
 from gateway.main import check_port, prepare
 
 DECLARED = """\
@@ -28,14 +30,14 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
     if trained:
         store = ArtifactStore(settings.artifacts, "router")
         with store.draft() as draft:
-            (draft / "router.json").write_text("{}")
+            (draft / "router.json").write_text('{"format": 2}')
             artifact = store.publish(draft, categories=trained, data="", metrics={})
         store.promote(artifact.manifest.version)
     return settings
 
 
 def test_a_declaration_with_its_router_is_ready_to_serve(tmp_path: Path) -> None:
-    registry, artifact = prepare(settings_of(tmp_path))
+    registry, artifact = check_in_use(settings_of(tmp_path))
     assert registry.category_names == artifact.manifest.categories
 
 
@@ -44,9 +46,64 @@ def test_without_a_router_the_command_that_trains_one_is_named(tmp_path: Path) -
         prepare(settings_of(tmp_path, trained=()))
 
 
-def test_a_router_for_other_categories_is_refused_with_the_difference(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"not trained: code; not declared: art\); run `coe train`"):
+def test_a_router_of_wholly_other_categories_is_refused_with_those_it_knows(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"knows none of the categories .* art, general\); run `coe train`"):
         prepare(settings_of(tmp_path, trained=("art", "general")))
+
+
+def test_a_category_that_is_no_longer_declared_does_not_stop_the_start(tmp_path: Path) -> None:
+    registry, _ = check_in_use(settings_of(tmp_path, trained=("art", "code", "general")))
+    assert registry.category_names == ("code", "general")
+
+
+NEW = ", {name: law, description: Contracts and statutes, examples: [%s]}, {name: general"
+
+
+@pytest.mark.parametrize("examples", ["", "may my landlord do that"])
+def test_a_new_category_with_too_few_examples_is_refused_with_the_remedy(tmp_path: Path, examples: str) -> None:
+    settings = settings_of(tmp_path)
+    settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % examples))
+    with pytest.raises(ConfigError, match=r"not trained on law: give each 2 examples or more .* or run `coe train`"):
+        prepare(settings)
+
+
+def test_a_new_category_with_two_examples_is_known_by_them_and_its_description(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % "is it void, can I sue"))
+    registry, _ = check_in_use(settings)
+    texts = {"code": (), "law": ("Contracts and statutes", "is it void", "can I sue"), "general": ()}
+    assert category_texts(registry) == texts
+
+
+def test_a_router_of_an_older_format_is_refused_before_the_port_opens(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    store = ArtifactStore(settings.artifacts, "router")
+    with store.draft() as draft:
+        (draft / "router.json").write_text('{"format": 1}')
+        artifact = store.publish(draft, categories=("code", "general"), data="", metrics={})
+    store.promote(artifact.manifest.version)
+    with pytest.raises(ArtifactError, match="format 1, not 2; train the router again"):
+        prepare(settings)
+
+
+def planned(settings: Settings, *, digest: str, experts: tuple[str, ...] = ("small",)) -> None:
+    plan = Assignment.declared(("general", "code"), experts, {}, experts[0])
+    store = ArtifactStore(settings.artifacts, "assignment")
+    with store.draft() as draft:
+        (draft / "assignment.json").write_bytes(plan.to_json())
+        artifact = store.publish(draft, categories=plan.categories, data=digest, metrics={})
+    store.promote(artifact.manifest.version)
+
+
+def test_a_plan_for_this_declaration_is_accepted_and_one_for_another_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    registry, _ = check_in_use(settings)
+    planned(settings, digest=registry.digest)
+    assert check_in_use(settings)[0] == registry
+    planned(settings, digest="other", experts=("large",))
+    remedy = r"another experts\.yaml; run `coe plan` again, or `coe plan --forget`"
+    with pytest.raises(ArtifactError, match=remedy):
+        check_in_use(settings)
 
 
 def test_a_local_expert_that_nobody_started_is_refused(tmp_path: Path) -> None:
@@ -56,7 +113,7 @@ def test_a_local_expert_that_nobody_started_is_refused(tmp_path: Path) -> None:
     started = Settings.read(
         {"COE_ENDPOINTS": '{"small": {"base_url": "http://h/v1", "model": "m"}}'}, config=settings.config
     )
-    assert prepare(started)[0].expert_names == ("small",)
+    prepare(started)
 
 
 def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:

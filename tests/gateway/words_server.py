@@ -12,8 +12,10 @@ from granian.constants import Interfaces, Loops
 from granian.server import Server
 from starlette.applications import Starlette
 
+from coe.composition import declared_assignment
 from coe.settings import Settings
 from gateway.app import Parts, create_app
+from gateway.in_use import InUse
 from gateway.main import open_parts
 from tests.fakes import WordRouter, registry_of
 
@@ -32,7 +34,9 @@ def build(upstream: str, folder: Path) -> Starlette:
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:
-        async with open_parts(settings, registry, WordRouter(), folder) as opened:
+        router = WordRouter()
+        in_use = InUse(registry, router, declared_assignment(registry, router.categories), 0.0, folder)
+        async with open_parts(settings, in_use) as opened:
             yield opened
 
     return create_app(parts)

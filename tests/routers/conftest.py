@@ -59,13 +59,15 @@ COMMON = (
     "tell",
     "me",
 )
+UNTAUGHT = ("pawn", "rook", "bishop", "knight", "castle", "checkmate", "gambit", "opening")
+"""Words of a category, chess, that no router here is trained on."""
 
 
 def sentences(category: str, *, count: int, seed: int) -> list[str]:
     rng = random.Random(f"{category} {seed}")
     found: dict[str, None] = {}
     while len(found) < count:
-        words = rng.sample(COMMON, 4) + rng.sample(WORDS[category], 2)
+        words = rng.sample(COMMON, 4) + rng.sample(WORDS.get(category, UNTAUGHT), 2)
         rng.shuffle(words)
         found[" ".join(words)] = None
     return list(found)
@@ -85,7 +87,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     base = tmp_path_factory.mktemp("bert")
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
-    words = [*COMMON, *(word for found in WORDS.values() for word in found)]
+    words = [*COMMON, *UNTAUGHT, *(word for found in WORDS.values() for word in found)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
     vocabulary = list(dict.fromkeys(vocabulary))
     (base / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")

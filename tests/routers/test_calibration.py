@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from routers.calibration import (
+    auroc,
+    choose_doubt,
+    choose_separation,
     choose_threshold,
     expected_calibration_error,
     fit_pool,
-    fit_slope,
     fit_temperature,
     log_loss,
     pooled,
     reliability,
     risk_coverage,
-    sharpness,
     softmax,
 )
 
@@ -65,19 +66,6 @@ def test_the_pool_of_two_halves_beats_either() -> None:
     assert joint < min(alone) - 0.05
 
 
-def test_sharpness_is_one_at_the_usual_familiarity_and_never_below_a_tenth() -> None:
-    found = sharpness(np.array([0.5, 0.7, -5.0], dtype=np.float32), slope=2.0, usual=0.5)
-    np.testing.assert_allclose(found[:, 0], [1.0, 1.4, 0.1], rtol=1e-6)
-
-
-def test_a_slope_is_found_where_unfamiliar_texts_are_coin_tosses() -> None:
-    logits = logits_of(*[[0.9, 0.1]] * 40)
-    labels = np.array([0] * 20 + [0, 1] * 10)  # familiar ones right, the others half right
-    familiarity = np.array([0.9] * 20 + [0.3] * 20, dtype=np.float32)
-    assert fit_slope(logits, familiarity, labels, usual=0.6) > 1.5
-    assert fit_slope(logits, familiarity, np.array([0] * 18 + [1] * 2 + [0] * 18 + [1] * 2), usual=0.6) == 0.0
-
-
 def test_reliability_bins_hold_count_confidence_and_accuracy() -> None:
     bins = reliability(np.array([0.55, 0.55, 1.0]), np.array([YES, NO, YES]))
     assert [(b.count, round(b.confidence, 2), b.accuracy) for b in bins] == [(2, 0.55, 0.5), (1, 1.0, 1.0)]
@@ -122,3 +110,44 @@ def test_a_small_loss_buys_fewer_escalations() -> None:
     thrifty = choose_threshold(confidence, cheap, full, most=0.5, loss=0.011)
     assert (confidence < exact).sum() == 41
     assert (confidence < thrifty).sum() == 2
+
+
+def test_auroc_counts_pairs_in_order_and_ties_half() -> None:
+    assert auroc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([YES, YES, NO, NO])) == pytest.approx(3.5 / 4)
+    assert auroc(np.array([0.9, 0.1]), np.array([YES, YES])) == 0.5
+
+
+def test_escalation_for_doubt_stops_where_the_encoder_tells_no_more() -> None:
+    known = np.arange(20) < 10
+    cheap = np.concatenate((np.linspace(0.5, 0.95, 10), np.full(10, 0.6))).astype(np.float32)
+    full = np.where(known, 0.9, 0.1).astype(np.float32)  # the encoder knows every stranger
+    threshold = choose_separation(cheap, full, known, most=1.0, loss=0.0)
+    assert 0.6 < threshold < 0.7
+    capped = choose_separation(cheap, full, known, most=0.1, loss=0.0)
+    assert (cheap[known] < capped).sum() <= 1
+
+
+def test_nothing_is_escalated_for_doubt_where_the_encoder_tells_nothing_new() -> None:
+    confidence = np.linspace(0, 1, 20).astype(np.float32)
+    known = np.arange(20) > 4
+    threshold = choose_separation(confidence, confidence, known, most=0.5, loss=0.0)
+    assert (confidence[known] < threshold).sum() == 0
+
+
+def test_doubt_begins_where_answers_are_more_often_wrong_than_right() -> None:
+    confidence = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32)
+    right = np.array([NO, NO, YES, NO, YES, YES])
+    known = np.ones(6, dtype=bool)
+    assert choose_doubt(confidence, right, known, most=1.0) == pytest.approx(0.3)
+
+
+def test_doubt_turns_away_no_more_known_texts_than_allowed_however_many_strangers_there_are() -> None:
+    confidence = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
+    nothing_right = np.zeros(4, dtype=bool)
+    assert choose_doubt(confidence, nothing_right, np.array([YES, NO, YES, YES]), most=0.4) == pytest.approx(0.3)
+
+
+def test_where_every_answer_is_right_nothing_is_in_doubt() -> None:
+    confidence = np.array([0.4, 0.9], dtype=np.float32)
+    threshold = choose_doubt(confidence, np.array([YES, YES]), np.array([YES, YES]), most=0.5)
+    assert (confidence < threshold).sum() == 0

@@ -91,9 +91,13 @@ def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> N
     data = lexical_matrix(texts, ids, features)
     head = fit_lexical(data, labels, features, strength=10.0, classes=len(WORDS))
     trained = data.matrix @ np.concatenate((head.weights, head.traits)) + head.bias
-    served = np.stack([head.logits(text, i) for text, i in zip(texts, ids, strict=True)])
+    served, shares = zip(*(head.look(text, i) for text, i in zip(texts, ids, strict=True)), strict=True)
+    served = np.stack(served)
     np.testing.assert_allclose(served, trained, atol=1e-4)
     assert (served.argmax(axis=1) == labels)[1:].all()
+    everything = np.arange(len(texts))
+    np.testing.assert_allclose(shares, data.known_share(everything, data.counts(everything)), atol=1e-5)
+    assert min(shares) < max(shares)
 
 
 def test_unknown_words_flatten_the_lexical_posterior(pieces: WordPieces) -> None:
@@ -104,7 +108,7 @@ def test_unknown_words_flatten_the_lexical_posterior(pieces: WordPieces) -> None
     head = fit_lexical(lexical_matrix(texts, ids, features), labels, features, strength=10.0, classes=len(WORDS))
 
     def spread(text: str) -> float:
-        return float(np.ptp(head.logits(text, np.array(pieces(text), dtype=np.int64))))
+        return float(np.ptp(head.look(text, np.array(pieces(text), dtype=np.int64))[0]))
 
     assert spread("bake bread zq xv jk wq zx") < spread("bake bread")
 
@@ -144,10 +148,16 @@ def test_a_category_without_texts_is_never_predicted_and_moves_no_other() -> Non
 def test_near_neighbours_outvote_many_far_ones() -> None:
     vectors = np.array([[1, 0]] * 2 + [[0, 1]] * 8, dtype=np.float32)
     head = KnnHead(vectors, np.array([0] * 2 + [1] * 8), 3)
-    votes, familiarity = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
+    votes, closeness = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
     assert votes[0].argmax() == 0
     assert np.isfinite(votes).all()
-    assert familiarity[0] > familiarity[1]
+    assert closeness[0] > closeness[1]
+
+
+def test_a_category_that_is_left_out_gets_no_votes() -> None:
+    head = KnnHead(np.eye(3, dtype=np.float32), np.array([0, 1, 2]), 3).without(1)
+    votes, _ = head.look(np.array([[0.1, 1, 0]], dtype=np.float32))
+    assert votes[0].argmin() == 1
 
 
 def test_exemplars_are_bounded_for_every_label() -> None:

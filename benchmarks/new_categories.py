@@ -1,0 +1,128 @@
+"""How well a category works that is only declared: by a description and a few examples, without training.
+
+    python benchmarks/new_categories.py [--starter FILE] [--config FILE] [--json FILE]
+
+Each category of the starter prompts in turn is left out of training (four fifths of the prompts) and declared instead,
+with its description and eight prompts; the other fifth is tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import routers
+from coe.core import Router
+from coe.registry import load
+from routers.cascade import CONFIG
+from routers.examples import Lessons, prepare
+from routers.fitting import Data, Strengths, choose_strengths, folds, write_heads
+from routers.lexical import LexicalMatrix
+from routers.training import represent
+
+GIVEN = 8
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starter", type=Path, default=Path("routers/starter/prompts.jsonl"))
+    parser.add_argument("--config", type=Path, default=Path("experts.yaml"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    report = json.dumps(new_categories(options.starter, options.config), indent=1)
+    print(report)
+    if options.json:
+        options.json.write_text(report + "\n", encoding="utf-8")
+
+
+def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
+    """Recall and precision of each category as a declared one, and the accuracy that the others lose by it."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lessons = prepare([routers.Example(line["prompt"], line["category"]) for line in lines])
+    described = {category.name: category.description for category in load(declaration, environ={}).categories}
+    found = {}
+    with tempfile.TemporaryDirectory() as name, threadpool_limits(1, user_api="blas"):
+        folder = Path(name)
+        build_from = base_of(lessons, folder)
+        for category in lessons.categories:
+            found[category] = readmit(category, described[category], lessons, *build_from, folder)
+    mean = {key: float(np.mean([row[key] for row in found.values()])) for key in next(iter(found.values()))}
+    return {"seed": SEED, "examples": GIVEN, "mean": mean, **found}
+
+
+def base_of(lessons: Lessons, folder: Path) -> tuple[Data, Strengths]:
+    """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
+    routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
+    encoder = routers.load_encoder(folder)
+    data = represent(lessons, encoder.encode(lessons.texts), out=folder, threads=1, report=lambda share: None)
+    return data, choose_strengths(data, seed=SEED)
+
+
+def pairs(lessons: Lessons) -> list[tuple[str, str]]:
+    return [(text, lessons.categories[label]) for text, label in zip(lessons.texts, lessons.labels, strict=True)]
+
+
+def readmit(
+    category: str, description: str, lessons: Lessons, data: Data, strengths: Strengths, folder: Path
+) -> dict[str, float]:
+    left = lessons.categories.index(category)
+    rest, held = folds(lessons.labels, seed=SEED)[0]
+    seen = rest[lessons.labels[rest] != left]
+    write_without(left, seen, lessons, data, strengths, folder)
+    own = np.random.default_rng(SEED).permutation(rest[lessons.labels[rest] == left])[:GIVEN]
+    declared: dict[str, Sequence[str]] = dict.fromkeys(lessons.categories, ())
+    texts = [lessons.texts[i] for i in held]
+    truth = np.array([lessons.categories[i] for i in lessons.labels[held]])
+    old = truth != category
+    before, escalated_before = answers(routers.load(folder), texts)
+    after, escalated = answers(
+        routers.load(folder, declared=declared | {category: [description, *(lessons.texts[i] for i in own)]}), texts
+    )
+    return {
+        "recall": float((after == truth)[~old].mean()),
+        "precision": float((truth == category)[after == category].mean()),
+        "loss_of_others": float((before == truth)[old].mean() - (after == truth)[old].mean()),
+        "escalated_before": escalated_before,
+        "escalated": escalated,
+    }
+
+
+def write_without(
+    left: int, seen: NDArray[np.int64], lessons: Lessons, data: Data, strengths: Strengths, folder: Path
+) -> None:
+    """Make `folder` a router that has learned from the texts `seen`, none of them of the category `left`."""
+    labels = lessons.labels[seen]
+    part = replace(
+        data,
+        labels=np.where(labels > left, labels - 1, labels),
+        classes=data.classes - 1,
+        lexical=LexicalMatrix(matrix=data.lexical.matrix[seen], idf=data.lexical.idf),
+        static=data.static[seen],
+        vectors=data.vectors[seen],
+    )
+    write_heads(part, strengths, out=folder, seed=SEED)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["categories"] = [name for index, name in enumerate(lessons.categories) if index != left]
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+
+
+def answers(router: Router, texts: Sequence[str]) -> tuple[NDArray[Any], float]:
+    """The likeliest categories and the share escalated."""
+    predictions = router.predict(texts)
+    escalated = float(np.mean([p.stage == "full" for p in predictions]))
+    return np.array([router.categories[p.best] for p in predictions]), escalated
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What is in use: the declaration, the router over its categories, and the assignment to its experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import routers
+from coe.artifacts import Artifact, ArtifactStore
+from coe.composition import declared_assignment
+from coe.core import GENERAL, Router
+from coe.errors import ArtifactError, ConfigError
+from coe.mapping import Assignment
+from coe.registry import Registry, load
+from coe.settings import Settings
+
+ROUTER, ASSIGNMENT = "router", "assignment"
+"""Kinds of artifacts; the second holds one file of the same name."""
+EXAMPLES = 2
+"""Fewest examples by which a category works without training."""
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """`doubt` is the confidence below which training found the router's answers doubtful; `folder` is the router's."""
+
+    registry: Registry
+    router: Router
+    assignment: Assignment
+    doubt: float
+    folder: Path
+
+
+def read_in_use(settings: Settings) -> InUse:
+    """Load all of it. Raises ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_in_use(settings)
+    router = routers.load(artifact.folder, declared=category_texts(registry))
+    doubt = artifact.manifest.metrics.get("general_below", 0.0)
+    assignment = _assignment(settings, registry, router.categories)
+    return InUse(registry, router, assignment, float(doubt), artifact.folder)
+
+
+def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
+    """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
+    forks. Raises ConfigError or ArtifactError with the remedy."""
+    registry = load(settings.config, environ=settings.environ)
+    artifact = ArtifactStore(settings.artifacts, ROUTER).current()
+    if artifact is None:
+        raise ArtifactError(
+            f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which does it"
+        )
+    check_fit(registry, artifact)
+    routers.check(artifact.folder)
+    _assignment(settings, registry, registry.category_names)
+    return registry, artifact
+
+
+def check_fit(registry: Registry, artifact: Artifact) -> None:
+    """Raises ArtifactError for a router of wholly other categories, ConfigError for a new one with too few examples."""
+    router, trained = f"router {artifact.manifest.version}", set(artifact.manifest.categories)
+    declared = set(registry.category_names) - {GENERAL}
+    if declared and not declared & trained:
+        known = ", ".join(sorted(trained))
+        raise ArtifactError(
+            f"{router} knows none of the categories in experts.yaml (it knows {known}); run `coe train`"
+        )
+    if bare := [name for name, texts in category_texts(registry).items() if name in declared - trained and not texts]:
+        raise ConfigError(
+            f"{router} was not trained on {', '.join(bare)}: give each {EXAMPLES} examples or more in experts.yaml, "
+            "or run `coe train`"
+        )
+
+
+def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
+    """Every declared category with the texts by which an untrained one is known; none where they are too few."""
+    return {
+        category.name: (category.description, *category.examples) if len(category.examples) >= EXAMPLES else ()
+        for category in registry.categories
+    }
+
+
+def _assignment(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
+    """The plan in use over the router's categories, or the declared assignment before the first plan."""
+    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
+    if artifact is None:
+        return declared_assignment(registry, categories)
+    planned = Assignment.from_json((artifact.folder / f"{ASSIGNMENT}.json").read_bytes())
+    if artifact.manifest.data != registry.digest or planned.experts != registry.expert_names:
+        raise ArtifactError(
+            f"plan {artifact.manifest.version} was made for another experts.yaml; run `coe plan` again, "
+            "or `coe plan --forget` to go back to the declared assignment"
+        )
+    order = np.array([planned.categories.index(name) for name in categories])
+    return replace(
+        planned,
+        categories=categories,
+        quality=planned.quality[order],
+        choice=tuple(planned.choice[row] for row in order),
+        runner_up=tuple(planned.runner_up[row] for row in order),
+        margin=tuple(planned.margin[row] for row in order),
+    )

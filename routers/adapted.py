@@ -1,0 +1,147 @@
+"""A trained router over other categories: new ones from a few of their texts, dropped ones folded into `general`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import GENERAL, Prediction, Router
+from routers.calibration import Floats
+from routers.cascade import CascadeRouter
+from routers.familiarity import unit_mean
+
+STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
+CAUTION = 1.0
+"""Static vectors tell less, so `peek` takes new categories for this many nats likelier before it answers."""
+MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 8.4, 0.9
+"""Logistic weights of the evidence for a new category, fitted on the starter prompts: each category left out in turn,
+eight of its prompts and its description given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomers:
+    """New categories in one space of vectors: their `means` (n_new, dimensions), and those of their `rivals`.
+
+    `centre` (dimensions,) is taken off every vector, so that encoders whose vectors all lean one way are told apart.
+    """
+
+    means: Floats
+    rivals: Floats
+    centre: Floats
+
+    @classmethod
+    def of(cls, texts: Sequence[Floats], rivals: Sequence[Floats], centre: Floats) -> Newcomers:
+        """From the vectors (n_texts, dimensions) of each new category and of each rival."""
+        means, against = (
+            np.array([unit_mean(_unit(own - centre)) for own in side], dtype=np.float32).reshape(-1, len(centre))
+            for side in (texts, rivals)
+        )
+        return cls(means=means, rivals=against, centre=centre)
+
+    def margins(self, vectors: Floats) -> Floats:
+        """By how much the cosine to each new mean exceeds that to the nearest rival: (n_texts, n_new)."""
+        vectors = _unit(vectors - self.centre)
+        result: Floats = vectors @ self.means.T - (vectors @ self.rivals.T).max(axis=-1, keepdims=True)
+        return result
+
+
+class AdaptedRouter:
+    """A coe.core.Router. Thread-safe: nothing changes after construction.
+
+    `targets` (n_base_categories,) says where each of the base's categories goes among `categories`, `new` (n_new,)
+    where the new ones stand; `exemplars` holds the vectors (n_texts, dimensions) of each new category's texts.
+    """
+
+    def __init__(
+        self,
+        base: CascadeRouter,
+        *,
+        categories: tuple[str, ...],
+        version: str,
+        targets: NDArray[np.int64],
+        new: NDArray[np.int64],
+        static: Newcomers,
+        semantic: Newcomers,
+        exemplars: Sequence[Floats],
+    ) -> None:
+        self.categories = categories
+        self.version = version
+        self._base = base
+        self._targets = targets
+        self._new = new
+        self._static = static
+        self._semantic = semantic
+        self._exemplars = exemplars
+
+    def peek(self, text: str) -> Prediction | None:
+        """The base's cheap answer, unless it is unsure or a new category may be near."""
+        glance = self._base.glance(text)
+        guess = self._base.guess(glance)
+        odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
+        if guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold:
+            return None
+        return self._joined(guess, odds)
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `peek` leaves open."""
+        found = [self.peek(text) for text in texts]
+        unsure = [text for text, prediction in zip(texts, found, strict=True) if prediction is None]
+        answers = iter(self._full(unsure) if unsure else ())
+        return [prediction or next(answers) for prediction in found]
+
+    def _full(self, texts: Sequence[str]) -> list[Prediction]:
+        study = self._base.study(texts)
+        nearest = np.zeros((len(texts), len(self._new)), dtype=np.float32)
+        for column, own in enumerate(self._exemplars):
+            nearest[:, column] = (study.vectors @ own.T).max(axis=1)
+        logits = MEAN_WEIGHT * self._semantic.margins(study.vectors)
+        logits += NEAREST_WEIGHT * (nearest - study.closeness[:, None]) + BIAS
+        return [self._joined(*pair) for pair in zip(self._base.conclude(study), np.exp(logits), strict=True)]
+
+    def _joined(self, prediction: Prediction, odds: Floats) -> Prediction:
+        """The base's posterior over the declared categories, and the new ones at `odds` (n_new,) to all of it."""
+        posterior = np.zeros(len(self.categories), dtype=np.float32)
+        np.add.at(posterior, self._targets, prediction.probabilities)
+        posterior[self._new] += odds
+        total = 1 + float(odds.sum())
+        return Prediction(posterior / np.float32(total), prediction.stage, 1 - (1 - prediction.familiarity) / total)
+
+
+def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
+    """`base` over the `declared` categories, of which `general` must be one and one other must be trained.
+
+    A category that the base was not trained on is known by its texts (one or more); those of the others are not read.
+    What the base was trained on and is not declared counts as `general`.
+    """
+    if set(declared) == set(base.categories):
+        return base
+    categories = tuple(declared)
+    new = [name for name in categories if name not in base.categories and declared[name]]
+    kept = [index for index, name in enumerate(base.categories) if name in declared]
+    exemplars = [base.knn.vectors[base.knn.labels == index] for index in kept]
+    encoded = [base.encoder.encode(declared[name]) for name in new]
+    glanced = [np.stack([base.glance(text).vector for text in declared[name]]) for name in new]
+    return AdaptedRouter(
+        base,
+        categories=categories,
+        version=f"{base.version}+{_digest({name: list(declared[name]) for name in new}, categories)}",
+        targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
+        new=np.array([categories.index(name) for name in new], dtype=np.int64),
+        static=Newcomers.of(glanced, [base.places.means[[i]] for i in kept], np.zeros_like(base.places.means[0])),
+        semantic=Newcomers.of(encoded, exemplars, base.knn.vectors.mean(axis=0)),
+        exemplars=encoded,
+    )
+
+
+def _unit(vectors: Floats) -> Floats:
+    result: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-9))
+    return result
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]

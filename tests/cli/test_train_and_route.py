@@ -1,0 +1,115 @@
+"""`coe train` and `coe route` from declaration to decision, with an encoder that trains in seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.errors import ArtifactError, DataError
+from tests.routers.conftest import WORDS, examples
+
+DECLARED = """\
+version: 1
+categories:
+  - {name: cooking, description: food}
+  - {name: astronomy, description: sky}
+  - {name: football, description: sport}
+  - name: general
+    description: the rest
+    examples: [%s]
+experts:
+  - {name: chef, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}
+  - {name: generalist, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}
+assignment: {cooking: chef, general: generalist}
+router: {training_data: prompts.jsonl, encoder: %s}
+"""
+CHAT = ", ".join(f"hello there {word}" for word in WORDS["cooking"])
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_encoder: Path) -> Path:
+    lines = [json.dumps({"prompt": e.prompt, "category": e.category}) for e in examples()]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    (tmp_path / "experts.yaml").write_text(DECLARED % (CHAT, tiny_encoder))
+    return tmp_path / "experts.yaml"
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_what_was_declared_is_trained_and_routes(config: Path) -> None:
+    report = json.loads(run("train", "--config", config, "--json"))
+    assert set(report["metrics"]["accuracy_by_category"]) == {*WORDS, "general"}
+    decision = json.loads(run("route", "how do i bake the bread dough", "--config", config, "--json"))
+    assert (decision["expert"], decision["category"]) == ("chef", "cooking")
+    assert "chef" in run("route", "how do i bake the bread dough", "--config", config)
+
+    lines = [
+        {"id": 7, "prompt": "explain the comet orbit"},
+        {"messages": [{"role": "user", "content": "roast the onion"}]},
+    ]
+    source, target = config.with_name("in.jsonl"), config.with_name("out.jsonl")
+    source.write_text("\n".join(map(json.dumps, lines)))
+    run("route", "--input", source, "--output", target, "--config", config)
+    first, second = map(json.loads, target.read_text().splitlines())
+    assert (first["id"], first["category"]) == (7, "astronomy")
+    assert second["expert"] == "chef"
+
+    source.write_text('{"prompt": "fine"}\n{"text": "no prompt"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:2: expected JSON with prompt or messages"):
+        run("route", "--input", source, "--config", config)
+
+
+def test_a_plan_takes_effect_and_is_forgotten(config: Path) -> None:
+    config.write_text(config.read_text() + "budget: {max_share: 0.9}\npolicy: {general_below: 0}\n")
+    run("train", "--config", config)
+    folder = config.with_name("quality")
+    folder.mkdir()
+    prompts, scores = [], []
+    for number, example in enumerate(examples(count=20)):
+        one = {"benchmark": "own", "prompt_id": str(number)}
+        prompts.append({**one, "prompt": example.prompt, "category": example.category, "label": ""})
+        right = "chef" if example.category in ("cooking", "football") else "generalist"
+        scores += [{**one, "model": name, "score": float(name == right)} for name in ("chef", "generalist")]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    text = "the striker and the goal keeper"
+    before = json.loads(run("route", text, "--config", config, "--json"))
+    run("plan", folder, "--config", config)
+    planned = json.loads(run("route", text, "--config", config, "--json"))
+    run("plan", "--forget", "--config", config)
+    after = json.loads(run("route", text, "--config", config, "--json"))
+    assert planned["category"] == before["category"] == "football"
+    assert (before["expert"], planned["expert"], after["expert"]) == ("generalist", "chef", "generalist")
+
+
+def test_data_with_an_undeclared_category_is_refused(config: Path) -> None:
+    data = config.with_name("more.jsonl")
+    data.write_text('{"prompt": "x", "category": "chess"}\n')
+    with pytest.raises(DataError, match=r"categories that experts\.yaml does not declare: chess"):
+        run("train", "--data", data, "--config", config)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "holds no prompts"),
+        ("{}\n", r"more\.jsonl:1: expected text under the keys prompt and category"),
+        ('{"prompt": "x", "category": "cooking"}\n{', r"more\.jsonl:2: not JSON"),
+    ],
+)
+def test_a_wrong_data_file_is_named_with_its_line(config: Path, content: str, says: str) -> None:
+    data = config.with_name("more.jsonl")
+    data.write_text(content)
+    with pytest.raises(DataError, match=says):
+        run("train", "--data", data, "--config", config)
+
+
+def test_routing_before_training_names_the_command(config: Path) -> None:
+    with pytest.raises(ArtifactError, match="run `coe train`"):
+        run("route", "hello", "--config", config)
