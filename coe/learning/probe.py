@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,7 @@ from coe.conversation import routing_text
 from coe.core import Chat, Message
 from coe.errors import DataError
 from coe.learning import checkers
+from coe.learning.rows import numbered_rows
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
@@ -56,7 +57,7 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
     probes: list[Probe] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for number, row in _parquet(path) if path.suffix == ".parquet" else _json_lines(path):
+    for number, row in numbered_rows(path):
         try:
             probe = _probe(row, categories)
             if (earlier := seen.setdefault(probe.prompt_id, number)) != number:
@@ -72,26 +73,6 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
     if not probes:
         raise DataError(f"{path}: holds no probes")
     return probes
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: not JSON: {error}") from None
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet: {error}") from error
-    yield from enumerate(rows, start=1)
 
 
 def _probe(row: Any, categories: Collection[str]) -> Probe:
