@@ -172,7 +172,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """router.json; ArtifactError when it is missing, damaged or of another format."""
     config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / CONFIG}: format {config.get('format')!r}, not {FORMAT}; train the router again")
+        found = f"{folder / CONFIG}: format {config.get('format')!r}, not {FORMAT}"
+        raise ArtifactError(f"{found}; train the router again with `coe train`")
     return config
 
 

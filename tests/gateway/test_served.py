@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from coe.core import LogQuery, RoutingRecord
 from coe.records import open_log
 from tests.experts.faulty_server import FaultyServer
+from tests.records.redis_server import MISSING, RedisServer, installed
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +31,7 @@ class Served:
     client: aiohttp.ClientSession
     process: asyncio.subprocess.Process
     folder: Path
+    log: str
 
     def ask(self, model: str, *, stream: bool = False) -> "aiohttp.client._RequestContextManager":
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream}
@@ -36,29 +39,40 @@ class Served:
 
     async def records(self, count: int) -> list[RoutingRecord]:
         """The log's records once there are so many."""
-        log = open_log("sqlite:///routing-log.sqlite", base=self.folder)
+        log = open_log(self.log, base=self.folder)
         while len(found := (await log.tail(LogQuery())).records) < count:
             await asyncio.sleep(0.02)
         await log.aclose()
         return list(found)
 
 
-@pytest.fixture
-async def served(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Served]:
+SQLITE = "sqlite:///routing-log.sqlite"
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, log: str = SQLITE) -> AsyncIterator[Served]:
     upstream = FaultyServer()
     runner = await upstream.start()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = (sys.executable, "-m", "tests.gateway.words_server", str(port), upstream.url, str(tmp_path))
+    command = (sys.executable, "-m", "tests.gateway.words_server", str(port), upstream.url, str(folder), log)
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     url = f"http://127.0.0.1:{port}"
-    async with aiohttp.ClientSession() as client:
-        await until_ready(client, url)
-        yield Served(url, upstream, client, process, tmp_path)
-    if process.returncode is None:
-        process.terminate()
-    await process.wait()
-    await runner.cleanup()
+    try:
+        async with aiohttp.ClientSession() as client:
+            await until_ready(client, url)
+            yield Served(url, upstream, client, process, folder, log)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def served(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Served]:
+    async with serving(tmp_path) as served:
+        yield served
 
 
 async def until_ready(client: aiohttp.ClientSession, url: str) -> None:
@@ -150,3 +164,21 @@ async def test_sigterm_ends_the_process_and_keeps_the_records(served: Served) ->
     served.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(served.process.wait(), 20) == 0
     assert len(await served.records(20)) == 20
+
+
+@pytest.mark.skipif(not installed(), reason=MISSING)
+async def test_while_redis_is_gone_requests_go_on_and_their_records_come_later(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
+    redis.start()
+    async with serving(tmp_path, log=redis.url) as served:
+        for number in range(30):
+            if number == 10:
+                await served.records(10)
+                redis.kill()
+            if number == 20:
+                redis.start()
+            async with served.ask("good") as response:
+                assert response.status == 200
+        records = await served.records(30)
+    redis.kill()
+    assert len({record.request_id for record in records}) == len(records) == 30

@@ -1,4 +1,4 @@
-"""Runs the real gateway on a real port with a router that needs no training: arguments PORT UPSTREAM_URL FOLDER."""
+"""Runs the real gateway on a real port with a router that needs no training: arguments PORT UPSTREAM FOLDER LOG."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.fakes import WordRouter, registry_of
 MODELS = ("good", "silent", "stalls", "torn", "status:500", "text:noise", "truncated")
 
 
-def build(upstream: str, folder: Path) -> Starlette:
+def build(upstream: str, folder: Path, log: str) -> Starlette:
     """One expert per fault, each named by it; the clients pin them."""
     names = [model.replace(":", "-") for model in MODELS]
     experts = [
         {"name": name, "model": model, "runtime": "external", "base_url": upstream}
         for name, model in zip(names, MODELS, strict=True)
     ]
-    registry = registry_of(experts=experts, assignment={"general": "good"}, policy={"attempts": 1})
+    registry = registry_of(experts=experts, assignment={"general": "good"}, policy={"attempts": 1}, log={"url": log})
     settings = Settings.read({"COE_HOME": str(folder)}, config=folder / "experts.yaml")
 
     @asynccontextmanager
@@ -43,8 +43,8 @@ def build(upstream: str, folder: Path) -> Starlette:
 
 
 if __name__ == "__main__":
-    port, upstream, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    port, upstream, folder, log = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
     server = Server(
         "words", port=port, interface=Interfaces.ASGI, loop=Loops.uvloop, websockets=False, log_enabled=False
     )
-    server.serve(target_loader=partial(build, upstream, folder), wrap_loader=False)
+    server.serve(target_loader=partial(build, upstream, folder, log), wrap_loader=False)
