@@ -164,10 +164,10 @@ class Expert(Protocol):
 class RoutingRecord:
     """One request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
 
-    Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`), the order
-    of `candidates`, the chosen expert and its propensity, and the versions of router and configuration. `digest` is the
-    SHA-256 of the routed text; the text itself (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only
-    where experts.yaml says so. `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
+    Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
+    digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates`, the chosen expert and its
+    propensity, and the versions of router and configuration. `digest` is the SHA-256 of the routed text; the text itself
+    (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
     request_id: str
@@ -189,6 +189,8 @@ class RoutingRecord:
     routing_ms: float
     first_piece_ms: float | None
     total_ms: float
+    familiarity: float = 1.0
+    thrift: float = 0.0
     input_tokens: int | None = None
     output_tokens: int | None = None
     session: str | None = None

@@ -60,7 +60,7 @@ class ChatLine:
 
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         wishes = read_wishes(scope, self._composition.registry.policy)
-        trace.session = wishes.session
+        trace.session, trace.thrift = wishes.session, wishes.thrift
         body = await read_json_body(scope, receive, limit=self._limit)
         async with presence(receive):
             trace.chat = chat = dialect.parse(body)  # 2 parse

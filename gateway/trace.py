@@ -27,6 +27,7 @@ class Trace:
         "session",
         "start",
         "text",
+        "thrift",
         "time",
     )
 
@@ -36,6 +37,7 @@ class Trace:
         self.start = time.perf_counter()
         self.outcome = "aborted"
         self.session: str | None = None
+        self.thrift = 0.0
         self.chat: Chat | None = None
         self.text = ""
         self.prediction: Prediction | None = None
@@ -81,7 +83,7 @@ class Trace:
         """The request's line in the routing log."""
         decision, prediction, usage = self.decision, self.prediction, self.reply.usage if self.reply else None
         registry = composition.registry
-        posterior = prediction.probabilities.tolist() if prediction is not None else ()
+        posterior = [round(p, 5) for p in prediction.probabilities.tolist()] if prediction is not None else []
         return RoutingRecord(
             request_id=self.request_id,
             time=self.time,
@@ -102,6 +104,8 @@ class Trace:
             routing_ms=round(self.routing_ms, 3),
             first_piece_ms=round(self.first_piece_ms, 3) if self.first_piece_ms is not None else None,
             total_ms=round(self.elapsed_ms(), 3),
+            familiarity=prediction.familiarity if prediction is not None else 1.0,
+            thrift=self.thrift,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
             session=self.session,

@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2, 3, 4)
 TRAIN_SHARE = 0.7
 FEWEST = 8
 """Training prompts below which a category is not learnt by itself but joins the general one."""
-TIMED = 400
+TIMED = 200
 """Prompts whose routing time is measured."""
 
 Floats = NDArray[np.floating]
