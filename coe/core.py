@@ -166,8 +166,9 @@ class RoutingRecord:
 
     Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
     digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates`, the chosen expert and its
-    propensity, and the versions of router and configuration. `digest` is the SHA-256 of the routed text; the text itself
-    (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
+    propensity, and the versions of router and configuration. `digest` is the SHA-256 of the routed text; the text
+    itself (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so.
+    `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
     request_id: str
