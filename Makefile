@@ -14,4 +14,4 @@ check: setup
 	@scripts/check
 
 clean:
-	rm -rf .venv .coe
+	rm -rf .venv

@@ -27,7 +27,7 @@ POINTER = "current"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a folder holds and whence. `files` maps names to SHA-256; `version` is the digest of all files."""
+    """What a folder holds and whence. `files` maps names to SHA-256; `version` is the digest of both and of `data`."""
 
     kind: str
     version: str
@@ -64,9 +64,10 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, draft: Path, *, categories: Sequence[str], data: str, metrics: Mapping[str, Any]) -> Artifact:
-        """Seal a draft with its manifest and move it to its version. The same files publish to the same version."""
+        """Seal a draft with its manifest and move it to its version. Same files and data, same version."""
         files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
-        version = hashlib.sha256(orjson.dumps(files, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+        contents = {"files": files, "data": data, "categories": list(categories)}
+        version = hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
         created = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))

@@ -10,6 +10,7 @@ CoEError
     ├── InvalidRequest     the client's request is wrong                   400
     │   ├── BodyTooLarge                                                   413
     │   ├── WrongMediaType                                                 415
+    │   ├── BodyTooSlow                                                    408
     │   └── ModelNotFound                                                  404
     ├── Overloaded         no permit free; carries `retry_after`           429
     └── ExpertError        the expert's fault; carries `expert`
@@ -76,6 +77,12 @@ class BodyTooLarge(InvalidRequest):
     """The body is longer than the declared limit."""
 
     code = "body_too_large"
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
 
 
 class WrongMediaType(InvalidRequest):

@@ -90,7 +90,7 @@ def with_variables(located: Located, environ: Mapping[str, str]) -> tuple[Locate
                 problems.append(
                     f"{located.at(place)}: environment variable {name} is not set; export it before starting"
                 )
-            return environ.get(name, "")
+            return environ.get(name, match[0])
 
         return _VARIABLE.sub(look_up, value)
 

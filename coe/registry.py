@@ -21,7 +21,7 @@ AUTO = "auto"
 """The model name that asks for routing; no expert may have it."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Flag = str | bool | int | float
 
@@ -120,7 +120,7 @@ class Limits(_Declared):
     """What one gateway process accepts."""
 
     concurrent_requests: Annotated[int, Field(ge=1)] = 256
-    max_body_mb: Positive = 20.0
+    max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
 
 
 class LogSpec(_Declared):
@@ -223,6 +223,8 @@ def _cross_checks(source: Located, registry: Registry) -> list[str]:
     problems += _duplicates(source, "experts", registry.expert_names)
     if GENERAL not in registry.category_names:
         problems.append(f"{source.at(('categories',))}: a category named {GENERAL!r} is needed, for unsure requests")
+    if registry.policy.thrift_limits[0] > registry.policy.thrift_limits[1]:
+        problems.append(f"{source.at(('policy', 'thrift_limits'))}: thrift_limits must be [lowest, highest]")
     for index, expert in enumerate(registry.experts):
         problems += _check_expert(source, ("experts", index), expert)
     for category, expert_name in registry.assignment.items():
@@ -262,6 +264,16 @@ def _check_expert(source: Located, place: Place, expert: ExpertSpec) -> list[str
         problems.append(
             f"{where}: {expert.name!r} is started here and gets its own address; use runtime: external instead"
         )
+    key = None if expert.api_key is None else expert.api_key.get_secret_value()
+    if key is not None and (not key or not key.isprintable() or not key.isascii()):
+        where = source.at((*place, "api_key"))
+        problems.append(
+            f"{where}: the api_key of {expert.name!r} is empty or holds a line break or other odd character"
+        )
+    try:
+        orjson.dumps(expert.parameters)
+    except orjson.JSONEncodeError as error:
+        problems.append(f"{source.at((*place, 'parameters'))}: parameters cannot be sent as JSON: {error}")
     if "model" in expert.parameters or "messages" in expert.parameters or "stream" in expert.parameters:
         where = source.at((*place, "parameters"))
         problems.append(f"{where}: parameters may not set model, messages or stream; they come from the request")

@@ -49,7 +49,7 @@ class Settings:
         return cls(
             config=config,
             home=Path(env.get("COE_HOME") or config.parent / ".coe").absolute(),
-            host=env.get("COE_HOST", "127.0.0.1"),
+            host=env.get("COE_HOST") or "127.0.0.1",
             port=_number(env, "COE_PORT", default=8080, low=0, high=65535),
             workers=_number(env, "COE_WORKERS", default=1, low=1, high=256),
             endpoints=_endpoints(env.get("COE_ENDPOINTS", "{}")),

@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope
 
-from coe.errors import BodyTooLarge, WrongMediaType
+from coe.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
+
+BODY_TIMEOUT = 30.0
+"""Seconds for a whole body; a permit is held meanwhile."""
 
 
 class ClientLeftError(Exception):
@@ -16,7 +19,8 @@ class ClientLeftError(Exception):
 
 
 async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. Raises WrongMediaType, BodyTooLarge or ClientLeftError."""
+    """The whole body, at most `limit` bytes. Raises WrongMediaType, BodyTooLarge, BodyTooSlow or
+    ClientLeftError."""
     headers = dict(scope["headers"])
     media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
     if media_type != b"application/json":
@@ -25,17 +29,25 @@ async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            return await _read(receive, limit)
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
     chunks, size, more = [], 0, True
     while more:
-        message_ = await receive()
-        if message_["type"] == "http.disconnect":
+        message = await receive()
+        if message["type"] == "http.disconnect":
             raise ClientLeftError
-        chunk = message_.get("body", b"")
+        chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
         chunks.append(chunk)
-        more = message_.get("more_body", False)
+        more = message.get("more_body", False)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -8,6 +8,7 @@ from coe import errors
 
 _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first class that fits counts
     (errors.BodyTooLarge, 413, "invalid_request_error"),
+    (errors.BodyTooSlow, 408, "invalid_request_error"),
     (errors.WrongMediaType, 415, "invalid_request_error"),
     (errors.ModelNotFound, 404, "invalid_request_error"),
     (errors.InvalidRequest, 400, "invalid_request_error"),

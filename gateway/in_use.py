@@ -35,8 +35,8 @@ class InUse:
 
 def read_in_use(settings: Settings) -> InUse:
     """Load all of it. Raises ConfigError or ArtifactError with the remedy."""
-    registry, artifact = check_in_use(settings)
-    router = routers.load(artifact.folder, declared=category_texts(registry))
+    registry, artifact = check_router(settings)
+    router = load_router(registry, artifact)
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
     assignment = _assignment(settings, registry, router.categories)
     return InUse(registry, router, assignment, float(doubt), artifact.folder)
@@ -45,6 +45,13 @@ def read_in_use(settings: Settings) -> InUse:
 def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
     """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
     forks. Raises ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_router(settings)
+    _assignment(settings, registry, registry.category_names)
+    return registry, artifact
+
+
+def check_router(settings: Settings) -> tuple[Registry, Artifact]:
+    """The same without the plan."""
     registry = load(settings.config, environ=settings.environ)
     artifact = ArtifactStore(settings.artifacts, ROUTER).current()
     if artifact is None:
@@ -53,8 +60,12 @@ def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
         )
     check_fit(registry, artifact)
     routers.check(artifact.folder)
-    _assignment(settings, registry, registry.category_names)
     return registry, artifact
+
+
+def load_router(registry: Registry, artifact: Artifact) -> Router:
+    """The trained router over the declared categories. Raises ArtifactError when it is damaged."""
+    return routers.load(artifact.folder, declared=category_texts(registry))
 
 
 def check_fit(registry: Registry, artifact: Artifact) -> None:

@@ -90,10 +90,10 @@ def serve(settings: Settings) -> None:
     from granian.server import Server
 
     prepare(settings)
-    check_port(settings)
+    address = check_port(settings)
     server = Server(
         "gateway",
-        address=settings.host,
+        address=address,
         port=settings.port,
         interface=Interfaces.ASGI,
         loop=Loops.uvloop,
@@ -106,13 +106,15 @@ def serve(settings: Settings) -> None:
     server.serve(target_loader=partial(build_app, settings), wrap_loader=False)
 
 
-def check_port(settings: Settings) -> None:
-    """Raises ConfigError when the address cannot be listened on; two gateways would share it silently otherwise."""
+def check_port(settings: Settings) -> str:
+    """The numeric address to listen on. Raises ConfigError when it cannot be listened on; two gateways would share it
+    silently otherwise."""
+    where = f"{settings.host}:{settings.port}"
     try:
-        with socket.create_server((settings.host, settings.port)):
-            pass
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            return str(address[0])
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"{where} is in use; stop what listens there or set COE_PORT") from None
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; set COE_HOST and COE_PORT") from None

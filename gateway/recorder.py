@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import Executor
 from dataclasses import replace
 from types import TracebackType
@@ -12,6 +13,8 @@ import numpy as np
 
 from coe.core import Encoder, RoutingRecord
 from coe.records import RecordWriter
+
+_log = logging.getLogger("gateway")
 
 MAX_PENDING = 256
 """Embeddings under way at a time; beyond it records go without one rather than pile up."""
@@ -30,7 +33,7 @@ class Recorder:
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        await asyncio.gather(*self._pending)
+        await asyncio.gather(*self._pending, return_exceptions=True)
 
     def put(self, record: RoutingRecord, text: str) -> None:
         """Queue a record."""
@@ -42,5 +45,9 @@ class Recorder:
         task.add_done_callback(self._pending.discard)
 
     async def _embed(self, encoder: Encoder, record: RoutingRecord, text: str) -> None:
-        vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
-        self._writer.put(replace(record, embedding=vectors[0].astype(np.float16).tobytes()))
+        try:
+            vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
+            record = replace(record, embedding=vectors[0].astype(np.float16).tobytes())
+        except Exception:  # whatever the encoder has, the record is worth more than its vector
+            _log.exception("record %s goes without its embedding", record.request_id)
+        self._writer.put(record)

@@ -138,7 +138,12 @@ class Gateway:
         return await self.post("/v1/chat/completions", orjson.dumps(body))
 
     async def post(
-        self, path: str, *chunks: bytes, headers: dict[str, str] | None = None, method: str = "POST"
+        self,
+        path: str,
+        *chunks: bytes,
+        headers: dict[str, str] | None = None,
+        method: str = "POST",
+        unfinished: bool = False,
     ) -> Response:
         sent = headers if headers is not None else {"content-type": "application/json"}
         scope = {
@@ -157,7 +162,7 @@ class Gateway:
         }
         response = Response()
         messages = [
-            {"type": "http.request", "body": chunk, "more_body": index < len(chunks) - 1}
+            {"type": "http.request", "body": chunk, "more_body": unfinished or index < len(chunks) - 1}
             for index, chunk in enumerate(chunks or (b"",))
         ]
 

@@ -49,6 +49,18 @@ def test_the_same_files_are_the_same_version(tmp_path: Path) -> None:
     assert published(store, "one").folder != published(store, "two").folder
 
 
+def test_the_same_files_made_from_other_data_are_another_version(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    first = published(store, "one")
+    with store.draft() as draft:
+        (draft / "weights.bin").write_text("one")
+        second = store.publish(draft, categories=["a", "b"], data="d2", metrics={})
+    store.promote(second.manifest.version)
+    current = store.current()
+    assert current is not None
+    assert (first.manifest.data, current.manifest.data) == ("d1", "d2")
+
+
 def test_an_abandoned_draft_leaves_nothing(tmp_path: Path) -> None:
     with ArtifactStore(tmp_path, "router").draft() as draft:
         (draft / "half").write_text("x")

@@ -77,6 +77,13 @@ def test_the_published_schema_is_the_one_of_the_code() -> None:
         ("    model: m\n", "", "experts.yaml:6: experts.0.model is missing"),
         ("    model: m", "    model: m\n    model: n", "experts.yaml:8: found duplicate key"),
         ("version: 1", "version: [1", "experts.yaml:2:"),
+        (
+            "    model: m",
+            "    model: m\n    parameters: {x: 99999999999999999999}",
+            "experts.yaml:8: parameters cannot be",
+        ),
+        ("version: 1", "version: 1\npolicy: {thrift_limits: [1, 0]}", "experts.yaml:2: thrift_limits must be"),
+        ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
         ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
     ],
 )
@@ -87,6 +94,12 @@ def test_a_mistake_is_named_with_its_line_and_the_nearest_valid_name(
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, GOOD.replace(old, new, 1))
     assert any(found.startswith(problem) for found in raised.value.problems), raised.value.problems
+
+
+@pytest.mark.parametrize("key", ["", "secret\n", "geheim\u00e4"])
+def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"experts\.yaml:10: the api_key of 'small' is empty or holds"):
+        load(tmp_path, GOOD, TEST_KEY=key)
 
 
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:

@@ -112,14 +112,13 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
     """The posteriors of a random sample of the prompts by the router in use; None where no price depends on them."""
     if not problem.budget.rows().keys() - {"memory_gb"}:
         return None
-    from gateway.in_use import check_in_use, read_in_use
+    from gateway.in_use import check_router, load_router
 
     try:
-        check_in_use(settings)
+        router = load_router(*check_router(settings))
     except ArtifactError as error:
         say_error(f"note: prices are for pure categories, since the router cannot be asked ({error})")
         return None
-    router = read_in_use(settings).router
     sample = np.random.default_rng(0).permutation(len(prompts))[:SAMPLE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
     return posteriors[:, [router.categories.index(name) for name in problem.categories]].astype(np.float64)

@@ -20,6 +20,7 @@ MAX_ANSWER = 64 * 2**20
 """Bytes of a plain (not streamed) answer."""
 CONNECT_TIMEOUT = 5.0
 LARGE_BODY = 2**20
+LONGEST_FIELD_NAME = 64
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
 
 
@@ -54,7 +55,7 @@ class HttpExpert:
         body = self._body(call.fields)
         response: aiohttp.ClientResponse | None = None
         try:
-            async with asyncio.timeout(call.first_piece_timeout):
+            async with asyncio.timeout(call.first_piece_timeout) as limit:
                 response = await self._session.post(
                     self._url, data=_paced(body), headers=self._headers, allow_redirects=False
                 )
@@ -66,10 +67,10 @@ class HttpExpert:
         except BaseException as error:
             if response is not None:
                 response.close()
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError) and limit.expired():
                 message = f"expert {self.name!r} gave no first piece within {call.first_piece_timeout:g} s"
                 raise ExpertTimeout(message, expert=self.name) from None
-            if isinstance(error, (aiohttp.ClientError, OSError)):
+            if isinstance(error, (aiohttp.ClientError, OSError, ValueError)):  # ValueError: a host no name can be
                 raise self.broken("cannot be reached") from error
             raise
 
@@ -163,24 +164,28 @@ class _Streamed:
     async def begin(self) -> None:
         if self._response.content_type != "text/event-stream":
             raise self._garbage(f"{self._response.content_type} where an event stream was asked for")
-        while not self._first:
+        event = None
+        while event is None and not self._done:  # comments keep a connection alive; they are no answer
             chunk = await self._response.content.readany()
             if not chunk:
                 raise self._expert.broken("ended the stream before the first event")
-            self._first = self._complete(chunk)
-            if (
-                not self._first
-                and len(self._buffer.rest) > 64
-                and not self._buffer.rest.lstrip().startswith(_EVENT_STARTS)
-            ):
-                raise self._garbage("something that is not an event stream")
+            self._first = (self._first + self._complete(chunk)).lstrip(b"\r\n")
+            event = self._event(self._first)
+        if told := sse.error(self._first):
+            raise self._expert.broken(f"answered with an error: {_message_of(told)}")
+        self._note(self._first)
+
+    def _event(self, events: bytes) -> Any:
+        """The first event that says something, None while there is none."""
+        rest = self._buffer.rest.lstrip()
+        if not events and len(rest) > LONGEST_FIELD_NAME and not rest.startswith(_EVENT_STARTS):
+            raise self._garbage("something that is not an event stream")
         try:
-            event = sse.first_event(self._first)
+            event = sse.first_event(events) if events else None
         except ValueError as error:
             raise self._garbage(f"a broken event stream ({error})") from None
-        if isinstance(event, dict) and event.get("error"):
-            raise self._expert.broken(f"answered with an error: {_message_of(event)}")
-        self._note(self._first)
+        self._done = sse.done(events)
+        return event
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         yield self._expert.renamed(self._first)
@@ -191,6 +196,8 @@ class _Streamed:
                 if not chunk:
                     break
                 if events := self._complete(chunk):
+                    if told := sse.error(events):
+                        raise self._expert.broken(f"failed in mid-answer: {_message_of(told)}")
                     self._note(events)
                     yield self._expert.renamed(events)
         except TimeoutError:
@@ -217,7 +224,7 @@ class _Streamed:
 
     def _note(self, events: bytes) -> None:
         self._finished = self._finished or sse.finished(events)
-        self._done = events.endswith((b"[DONE]\n\n", b"[DONE]\r\n\r\n"))
+        self._done = sse.done(events)
         if found := sse.usage(events):
             _count(self.usage, found)
 
@@ -263,7 +270,13 @@ def _told(body: bytes) -> str:
 
 
 def _message_of(error: Any) -> str:
-    for key in ("error", "message", "detail"):
-        if isinstance(error, dict) and error.get(key):
-            return _message_of(error[key])
-    return error if isinstance(error, str) else orjson.dumps(error).decode()
+    for _ in range(4):  # as deep as anybody nests it; a server may send anything
+        inner = (
+            next((error[key] for key in ("error", "message", "detail") if error.get(key)), None)
+            if isinstance(error, dict)
+            else None
+        )
+        if inner is None:
+            break
+        error = inner
+    return error if isinstance(error, str) else "no readable reason"

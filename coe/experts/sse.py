@@ -53,6 +53,26 @@ def first_event(events: bytes) -> Any:
     return None
 
 
+def done(events: bytes) -> bool:
+    """Whether the stream says that it is at its end."""
+    return events.startswith(b"data: [DONE]") or b"\ndata: [DONE]" in events
+
+
+def error(events: bytes) -> Any:
+    """What the first error event among them carries, None without one."""
+    if b'"error"' not in events:
+        return None
+    for line in events.splitlines():
+        if line.startswith(b"data:") and b'"error"' in line:
+            try:
+                found = orjson.loads(line[5:])
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(found, dict) and found.get("error"):
+                return found
+    return None
+
+
 def finished(events: bytes) -> bool:
     """Whether one of the events ends a choice."""
     return _FINISHED.search(events) is not None

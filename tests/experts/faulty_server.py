@@ -68,6 +68,16 @@ class FaultyServer:
     async def _no_done(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m", LAST)
 
+    async def _fails_late(self, request: web.Request, _: str) -> web.StreamResponse:
+        return await self._events(request, CHUNK % b"m", b'data: {"error":{"message":"cuda died"}}\n\n', DONE)
+
+    async def _slow_start(self, request: web.Request, _: str) -> web.StreamResponse:
+        return await self._events(request, b"\r\n\r\n", b": ping\n\n", CHUNK % b"m", LAST, DONE)
+
+    async def _nested_reason(self, request: web.Request, _: str) -> web.StreamResponse:
+        text = '{"error":' + "[" * 300 + "]" * 300 + "}"
+        return web.Response(text=text, status=500, content_type="application/json")
+
     async def _truncated(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m")
 

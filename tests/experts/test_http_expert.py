@@ -98,6 +98,10 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
         ("stream-text:data: {\n\n", True, ExpertGarbage, "broken event stream"),
         ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),
         ("stream-text:", True, ExpertUnavailable, "before the first event"),
+        ("stream-text:: ping\n\n", True, ExpertUnavailable, "before the first event"),
+        ('stream-text:: ping\n\ndata: {"error":"no memory"}\n\n', True, ExpertUnavailable, "no memory"),
+        ("fails-late", True, ExpertUnavailable, "cuda died"),
+        ("nested-reason", False, ExpertUnavailable, "HTTP 500: no readable reason"),
         ("truncated", True, ExpertUnavailable, "before the answer was complete"),
         ("torn", True, ExpertUnavailable, "broke off"),
     ],
@@ -132,6 +136,16 @@ async def test_a_port_where_nobody_listens_is_unavailable() -> None:
         port = taken.getsockname()[1]
     with pytest.raises(ExpertUnavailable, match="cannot be reached"):
         await answer(f"http://127.0.0.1:{port}/v1", "good")
+
+
+async def test_a_comment_before_the_answer_and_a_blank_line_are_no_fault(server: FaultyServer) -> None:
+    pieces = await answer(server.url, "slow-start", stream=True)
+    assert b"".join(pieces).endswith(LAST + DONE)
+
+
+async def test_a_host_that_no_name_can_be_is_unavailable() -> None:
+    with pytest.raises(ExpertUnavailable, match="cannot be reached"):
+        await answer("http://a..b/v1", "good")
 
 
 async def test_a_body_nested_too_deeply_to_send_is_the_clients_fault(server: FaultyServer) -> None:

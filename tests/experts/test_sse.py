@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.experts.http import with_system_prompt
-from coe.experts.sse import EventBuffer, finished, first_event, usage
+from coe.experts.sse import EventBuffer, done, error, finished, first_event, usage
 
 
 @given(st.lists(st.sampled_from(["data: {}", ": note", "event: x\ndata: 1", "data: ü\r\ndata: 2"])), st.data())
@@ -37,6 +37,10 @@ def test_facts_are_read_from_events() -> None:
     assert not finished(b'data: {"choices":[{"finish_reason":null}]}\n\n')
     assert usage(b"data: x\n\n" + last) == {"prompt_tokens": 1}
     assert usage(b'data: {"usage":null}\n\n') is None
+    assert error(b'data: {"choices":[]}\n\ndata: {"error":{"message":"x"}}\n\n') == {"error": {"message": "x"}}
+    assert error(b'data: {"choices":[{"delta":{"content":"an \\"error\\""}}],"error":null}\n\n') is None
+    assert done(b"data: 1\n\ndata: [DONE]\n\n: bye\n\n")
+    assert not done(b'data: {"content":"data: [DONE]"}\n\n')
     assert first_event(b": ping\ndata: [DONE]\n\n") is None
 
 

@@ -124,6 +124,13 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     check_port(settings)
 
 
+def test_a_host_name_becomes_an_address_and_an_unknown_one_is_named(tmp_path: Path) -> None:
+    settings = replace(settings_of(tmp_path), port=0)
+    assert check_port(replace(settings, host="localhost")) in ("127.0.0.1", "::1")
+    with pytest.raises(ConfigError, match="cannot listen on no host:0"):
+        check_port(replace(settings, host="no host"))
+
+
 @pytest.mark.parametrize(
     ("environ", "says"),
     [
