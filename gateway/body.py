@@ -19,8 +19,7 @@ class ClientLeftError(Exception):
 
 
 async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. Raises WrongMediaType, BodyTooLarge, BodyTooSlow or
-    ClientLeftError."""
+    """The whole body, at most `limit` bytes. Raises an InvalidRequest, or ClientLeftError."""
     headers = dict(scope["headers"])
     media_type = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
     if media_type != b"application/json":

@@ -21,6 +21,8 @@ MAX_ANSWER = 64 * 2**20
 CONNECT_TIMEOUT = 5.0
 LARGE_BODY = 2**20
 LONGEST_FIELD_NAME = 64
+MAX_PREAMBLE = 2**20
+"""Bytes of an event stream until the first event that says something."""
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
 
 
@@ -171,6 +173,8 @@ class _Streamed:
                 raise self._expert.broken("ended the stream before the first event")
             self._first = (self._first + self._complete(chunk)).lstrip(b"\r\n")
             event = self._event(self._first)
+            if event is None and len(self._first) > MAX_PREAMBLE:
+                raise self._garbage("comments without end")
         if told := sse.error(self._first):
             raise self._expert.broken(f"answered with an error: {_message_of(told)}")
         self._note(self._first)
@@ -270,13 +274,12 @@ def _told(body: bytes) -> str:
 
 
 def _message_of(error: Any) -> str:
-    for _ in range(4):  # as deep as anybody nests it; a server may send anything
-        inner = (
-            next((error[key] for key in ("error", "message", "detail") if error.get(key)), None)
-            if isinstance(error, dict)
-            else None
-        )
-        if inner is None:
+    """The reason inside an error body, however it is wrapped: servers send anything."""
+    for _ in range(4):
+        if not isinstance(error, dict):
             break
-        error = inner
-    return error if isinstance(error, str) else "no readable reason"
+        error = next((error[key] for key in ("error", "message", "detail") if error.get(key)), "no reason given")
+    try:
+        return str(error)
+    except RecursionError:
+        return "no readable reason"
