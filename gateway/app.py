@@ -46,7 +46,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             finally:
                 health.ready = False
 
-    return Starlette(lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    return Starlette(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _bug})
 
 
 def _routes(parts: Parts, health: Health) -> list[Route]:
@@ -74,3 +74,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message, kind="invalid_request_error", code="not_found" if error.status_code == 404 else "invalid_request"
     )
     return Response(body, status_code=error.status_code, headers=error.headers, media_type="application/json")
+
+
+async def _bug(request: Request, _: Exception) -> Response:
+    """What no endpoint caught; the server's log has the trace."""
+    message = f"{request.method} {request.url.path}: internal error; the gateway's own log has the reason"
+    return Response(
+        error_body(message, kind="api_error", code="internal_error"), status_code=500, media_type="application/json"
+    )

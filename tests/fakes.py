@@ -144,6 +144,7 @@ class Gateway:
         headers: dict[str, str] | None = None,
         method: str = "POST",
         unfinished: bool = False,
+        into: Response | None = None,
     ) -> Response:
         sent = headers if headers is not None else {"content-type": "application/json"}
         scope = {
@@ -160,7 +161,7 @@ class Gateway:
             "client": ("test", 1),
             "headers": [(key.encode(), value.encode()) for key, value in sent.items()],
         }
-        response = Response()
+        response = into or Response()
         messages = [
             {"type": "http.request", "body": chunk, "more_body": unfinished or index < len(chunks) - 1}
             for index, chunk in enumerate(chunks or (b"",))

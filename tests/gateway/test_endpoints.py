@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from tests.fakes import gateway_of
+from tests.fakes import Response, gateway_of
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +30,18 @@ async def test_route_gives_the_decision_and_asks_nobody() -> None:
     assert sum(decision["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     assert wrong.status == 400
     assert not gateway.records
+
+
+async def test_a_bug_in_any_endpoint_is_an_openai_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+    async with gateway_of() as gateway:
+        monkeypatch.setattr("gateway.route.dialect.parse", lambda _: 1 / 0)
+        response = Response()
+        with pytest.raises(ZeroDivisionError):  # the server logs it; the client has its answer by then
+            await gateway.post("/v1/route", body, into=response)
+    assert response.status == 500
+    assert response.error["code"] == "internal_error"
+    assert "division" not in response.error["message"]
 
 
 async def test_health_is_ready_while_serving_and_not_after() -> None:
