@@ -60,17 +60,7 @@ def done(events: bytes) -> bool:
 
 def error(events: bytes) -> Any:
     """What the first error event among them carries, None without one."""
-    if b'"error"' not in events:
-        return None
-    for line in events.splitlines():
-        if line.startswith(b"data:") and b'"error"' in line:
-            try:
-                found = orjson.loads(line[5:])
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(found, dict) and found.get("error"):
-                return found
-    return None
+    return _holding("error", events)
 
 
 def finished(events: bytes) -> bool:
@@ -80,16 +70,23 @@ def finished(events: bytes) -> bool:
 
 def usage(events: bytes) -> dict[str, Any] | None:
     """The token counts among the events, where there are some."""
-    if b'"usage"' not in events:
+    tokens = (_holding("usage", events) or {}).get("usage")
+    return tokens if isinstance(tokens, dict) else None
+
+
+def _holding(key: str, events: bytes) -> dict[str, Any] | None:
+    """The first JSON object among the events that has something under `key`; cheap where the word does not occur."""
+    word = b'"%b"' % key.encode()
+    if word not in events:
         return None
     for line in events.splitlines():
-        if line.startswith(b"data:") and b'"usage"' in line:
+        if line.startswith(b"data:") and word in line:
             try:
                 found = orjson.loads(line[5:])
             except orjson.JSONDecodeError:
                 continue
-            if isinstance(found, dict) and isinstance(found.get("usage"), dict):
-                return dict(found["usage"])
+            if isinstance(found, dict) and found.get(key):
+                return found
     return None
 
 
