@@ -62,6 +62,8 @@ class Desk:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={"COE_PORT": str(self.server.port), "PATH": "/usr/bin:/bin"},
+            # Shells start background jobs with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     async def run(self, *words: str, out: str = "out") -> tuple[int, dict[str, object], str]:
