@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coe.affinity import Affinity, conversation_key, is_follow_up
 from coe.conversation import routing_text
-from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router
+from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Wishes
 from coe.errors import ExpertError, InvalidRequest, ModelNotFound
 from coe.mapping import Assignment, expected
 from coe.registry import AUTO, ExpertSpec, Registry
@@ -126,13 +126,11 @@ class Composition:
             (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
         return text, prediction
 
-    def assign(
-        self, chat: Chat, prediction: Prediction, *, session: str | None = None, thrift: float = 0.0
-    ) -> Decision:
-        """`decide` with the parts in hand; remembers nothing. `thrift` slides from best (0) to cheapest (1)."""
+    def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
+        """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
         previous = None
-        if is_follow_up(chat, session):
-            previous = self._affinity.get(conversation_key(chat, session))
+        if is_follow_up(chat, wishes.session):
+            previous = self._affinity.get(conversation_key(chat, wishes.session))
         return decide(
             chat,
             prediction,
@@ -140,13 +138,22 @@ class Composition:
             assignment=self._assignment,
             doubt=self._doubt,
             previous=previous,
-            charge=thrift * self._use if thrift else None,
+            charge=wishes.thrift * self._use if wishes.thrift else None,
         )
 
-    async def call(self, chat: Chat, decision: Decision, *, session: str | None = None) -> Answer:
+    async def call(self, chat: Chat, decision: Decision, wishes: Wishes) -> Answer:
         """Ask the candidates in turn until one gives a first piece. Raises the last ExpertError when none does."""
         policy = self.registry.policy
-        call = Call(chat.fields, chat.stream, policy.first_piece_timeout, policy.piece_timeout)
+        conversation = conversation_key(chat, wishes.session)
+        call = Call(
+            chat.fields,
+            chat.stream,
+            policy.first_piece_timeout,
+            policy.piece_timeout,
+            api=chat.api,
+            headers=wishes.trace,
+            conversation=conversation,
+        )
         candidates = decision.candidates[: policy.attempts]
         for attempt, name in enumerate(candidates, start=1):
             try:
@@ -158,7 +165,7 @@ class Composition:
                 continue
             if attempt > 1:
                 decision = replace(decision, expert=name, reason="fallback")
-            self._affinity.put(conversation_key(chat, session), name)
+            self._affinity.put(conversation, name)
             return Answer(decision, reply, attempt)
         raise AssertionError("a decision has at least one candidate")
 

@@ -9,8 +9,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
+"""What clients and experts speak: four of OpenAI's (Chat Completions first) and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
-Reason = Literal["routed", "uncertain", "sticky", "pinned", "fallback"]
+Reason = Literal["routed", "uncertain", "sticky", "pinned", "spilled", "fallback"]
+Scope = Literal["chat", "route", "feedback", "admin"]
+"""What an API key may do."""
 
 GENERAL = "general"
 """The category of robust last resort; every registry declares it."""
@@ -30,8 +34,8 @@ class Message:
 class Chat:
     """The routing view of a request body. The body itself stays untouched beside it.
 
-    `needs` holds the capabilities an expert must have; `characters` counts the text of all turns (a cheap bound on
-    tokens); `fields` is the parsed body, passed through to the expert.
+    `api` is what the client speaks; `needs` holds the capabilities an expert must have; `characters` counts the text of
+    all turns (a cheap bound on tokens); `fields` is the parsed body, passed through to the expert.
     """
 
     model: str
@@ -40,6 +44,18 @@ class Chat:
     needs: frozenset[Capability]
     characters: int
     fields: Mapping[str, Any] = field(repr=False)
+    api: Api = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
+    should be (0 to 1), its `timeout` in seconds, and the trace context that goes on to the expert."""
+
+    session: str | None = None
+    thrift: float = 0.0
+    timeout: float = 600.0
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------------- classification
@@ -114,12 +130,19 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds."""
+    """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds.
+
+    `headers` go to the expert's server beside its own (trace context); `conversation` is the same for every turn of a
+    conversation, so that a replica with its prefix in cache can be found again.
+    """
 
     fields: Mapping[str, Any]
     stream: bool
     first_piece_timeout: float
     piece_timeout: float
+    api: Api = "chat"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    conversation: bytes = b""
 
 
 class Usage:
@@ -147,10 +170,25 @@ class Reply(Protocol):
     async def aclose(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an expert stands by its recent outcomes.
+
+    `up` is False while its breaker is open; `load` is the work it has over the work it can do at once: from 1 on the
+    expert is overloaded.
+    """
+
+    up: bool = True
+    load: float = 0.0
+
+
 class Expert(Protocol):
     """Something that answers chats. `stream` returns once the first piece is there, or raises an ExpertError."""
 
     name: str
+
+    @property
+    def standing(self) -> Standing: ...
 
     async def stream(self, call: Call) -> Reply: ...
 
@@ -167,7 +205,8 @@ class RoutingRecord:
     Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
     digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates`, the chosen expert and its
     propensity, and the versions of router and configuration. `digest` is the SHA-256 of the routed text; the text
-    itself (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so.
+    itself (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant`
+    and `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
@@ -195,6 +234,10 @@ class RoutingRecord:
     input_tokens: int | None = None
     output_tokens: int | None = None
     session: str | None = None
+    api: str = "chat"
+    tenant: str | None = None
+    key: str | None = None
+    cost: float | None = None
     prompt: str | None = None
     embedding: bytes | None = field(default=None, repr=False)
     schema: int = 1

@@ -11,10 +11,17 @@ CoEError
     │   ├── BodyTooLarge                                                   413
     │   ├── WrongMediaType                                                 415
     │   ├── BodyTooSlow                                                    408
-    │   └── ModelNotFound                                                  404
-    ├── Overloaded         no permit free; carries `retry_after`           429
+    │   ├── HeadersTooLarge                                                431
+    │   ├── ModelNotFound                                                  404
+    │   ├── Unauthorized   no API key, or one that is not known            401
+    │   └── Forbidden      the key's scopes do not cover this              403
+    ├── Overloaded         no permit free in time                          429
+    ├── LimitReached       what the API key may use is used up             429
+    ├── Draining           the process is about to end                     503
+    ├── DeadlineExceeded   the request's own time is over                  504
     └── ExpertError        the expert's fault; carries `expert`
-        ├── ExpertUnavailable  refused, reset, or answered 5xx / 429       503
+        ├── ExpertUnavailable  refused, reset, answered 5xx; breaker open  503
+        ├── ExpertBusy         answered 429                                429
         ├── ExpertTimeout      no first piece in time                      504
         ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
         └── ExpertGarbage      answered something that is not the protocol 502
@@ -54,11 +61,13 @@ class LogError(CoEError):
 class RequestError(CoEError):
     """One request cannot be answered; the process is fine.
 
-    `code` is the machine-readable word of OpenAI's error body, `param` the body field at fault.
+    `code` is the machine-readable word of OpenAI's error body, `param` the body field at fault; `retry_after`, in
+    seconds, is when trying again may help, None where that is not known.
     """
 
     code = "internal_error"
     param: str | None = None
+    retry_after: float | None = None
 
 
 class InvalidRequest(RequestError):
@@ -97,14 +106,54 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
-class Overloaded(RequestError):
-    """No permit is free. `retry_after` is in seconds."""
+class HeadersTooLarge(InvalidRequest):
+    """The headers together are longer than any client needs."""
 
-    code = "overloaded"
+    code = "headers_too_large"
+
+
+class Unauthorized(InvalidRequest):
+    """No API key came with the request, or one that is not known."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    """The API key is known and may not do this."""
+
+    code = "insufficient_scope"
+
+
+class _Later(RequestError):
+    """Something is used up for now. `retry_after` is in seconds."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Overloaded(_Later):
+    """No permit came free in time."""
+
+    code = "overloaded"
+
+
+class LimitReached(_Later):
+    """What the API key may use in this minute, day or month is used up."""
+
+    code = "rate_limit_exceeded"
+
+
+class Draining(_Later):
+    """The process finishes what it has and takes nothing new."""
+
+    code = "draining"
+
+
+class DeadlineExceeded(RequestError):
+    """The time the request had is over."""
+
+    code = "deadline_exceeded"
 
 
 class ExpertError(RequestError):
@@ -120,9 +169,15 @@ class ExpertError(RequestError):
 
 
 class ExpertUnavailable(ExpertError):
-    """The expert refused or dropped the connection, or answered 429 or 5xx before the first piece."""
+    """The expert refused or dropped the connection, answered 5xx before the first piece, or its breaker is open."""
 
     code = "expert_unavailable"
+
+
+class ExpertBusy(ExpertError):
+    """The expert answered 429 before the first piece."""
+
+    code = "expert_busy"
 
 
 class ExpertTimeout(ExpertError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from coe.errors import Overloaded
 
@@ -18,8 +18,8 @@ class Admission:
         self._permits = permits
         self.in_use = 0
 
-    @contextmanager
-    def permit(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def permit(self, caller: str | None) -> AsyncIterator[None]:
         """Hold a permit. Raises Overloaded when none is free."""
         if self.in_use >= self._permits:
             message = f"all {self._permits} permits are in use; try again later"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from coe.composition import Composition
-from coe.core import RoutingRecord
 from gateway.admission import Admission
+from gateway.current import Current
+from gateway.dialects import chat
 from gateway.errors import error_body
 from gateway.health import Health
-from gateway.line import ChatLine
+from gateway.line import Line, Observer
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.route import RouteEndpoint
@@ -27,8 +27,8 @@ from gateway.route import RouteEndpoint
 class Parts:
     """What an app is made of, opened and ready to use."""
 
-    composition: Composition
-    put_record: Callable[[RoutingRecord, str], None]
+    current: Current
+    observers: Sequence[Observer]
     metrics: Metrics
 
 
@@ -38,7 +38,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with open_parts() as parts:
-            health = Health(parts.composition)
+            health = Health(parts.current)
             app.router.routes[:] = _routes(parts, health)
             health.ready = True
             try:
@@ -50,16 +50,19 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
 
 
 def _routes(parts: Parts, health: Health) -> list[Route]:
-    composition = parts.composition
-    admission = Admission(permits=composition.registry.limits.concurrent_requests)
+    current = parts.current
+    admission = Admission(permits=current.serving.registry.limits.concurrent_requests)
     parts.metrics.gauge("coe_requests_in_flight", "Chat requests being worked on.", lambda: admission.in_use)
-    line = ChatLine(composition, admission=admission, put_record=parts.put_record, metrics=parts.metrics)
-    models = Models(composition.registry)
+    models = Models(current)
     return [
-        Route("/v1/chat/completions", line, methods=["POST"]),
+        Route(
+            "/v1/chat/completions",
+            Line(current, dialect=chat, admission=admission, observers=parts.observers),
+            methods=["POST"],
+        ),
         Route("/v1/models", models.list),
         Route("/v1/models/{model}", models.one),
-        Route("/v1/route", RouteEndpoint(composition), methods=["POST"]),
+        Route("/v1/route", RouteEndpoint(current), methods=["POST"]),
         Route("/health/live", health.live),
         Route("/health/ready", health.ready_now),
         Route("/metrics", parts.metrics.endpoint),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import orjson
 
 from coe import errors
@@ -10,9 +12,16 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.BodyTooLarge, 413, "invalid_request_error"),
     (errors.BodyTooSlow, 408, "invalid_request_error"),
     (errors.WrongMediaType, 415, "invalid_request_error"),
+    (errors.HeadersTooLarge, 431, "invalid_request_error"),
     (errors.ModelNotFound, 404, "invalid_request_error"),
+    (errors.Unauthorized, 401, "authentication_error"),
+    (errors.Forbidden, 403, "permission_error"),
     (errors.InvalidRequest, 400, "invalid_request_error"),
     (errors.Overloaded, 429, "rate_limit_error"),
+    (errors.LimitReached, 429, "rate_limit_error"),
+    (errors.Draining, 503, "api_error"),
+    (errors.DeadlineExceeded, 504, "api_error"),
+    (errors.ExpertBusy, 429, "rate_limit_error"),
     (errors.ExpertTimeout, 504, "api_error"),
     (errors.ExpertGarbage, 502, "api_error"),
     (errors.ExpertUnavailable, 503, "api_error"),
@@ -32,6 +41,11 @@ def body_of(error: errors.RequestError) -> bytes:
     """OpenAI's error body."""
     kind = next((name for table_kind, _, name in _TABLE if isinstance(error, table_kind)), "api_error")
     return error_body(str(error), kind=kind, code=error.code, param=error.param)
+
+
+def retry_header(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
+    """`retry-after`, in whole seconds, where an error knows when trying again may help."""
+    return [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
 
 
 def error_body(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:

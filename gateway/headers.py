@@ -1,43 +1,46 @@
-"""What a request's headers ask for: its session, and how thrifty its routing should be."""
+"""What a request's headers ask for: its session, how thrifty its routing should be, its time, its trace."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from coe.errors import InvalidRequest
+from coe.core import Wishes
+from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
 MAX_SESSION = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """`session` from x-session-id, None without one; `thrift` from x-coe-thrift, the declared one without."""
-
-    session: str | None
-    thrift: float
+MAX_HEADERS = 32 * 1024
+"""Bytes of all headers together."""
+_PROPAGATED = (b"traceparent", b"tracestate")
 
 
 def read_wishes(scope: Scope, policy: Policy) -> Wishes:
-    """Raises InvalidRequest for a thrift that is no number or outside the declared limits."""
-    session, thrift = None, policy.thrift
+    """From x-session-id, x-coe-thrift, x-coe-timeout and the trace context; what is declared without them. Raises
+    InvalidRequest for a number that is none or outside the declared limits."""
+    session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
+    trace = {}
     for name, value in scope["headers"]:
+        size += len(name) + len(value)
         if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION:
             session = value.decode("latin-1")
         elif name == b"x-coe-thrift":
-            thrift = _thrift(value, policy)
-    return Wishes(session, thrift)
+            thrift = _number(value, "x-coe-thrift", *policy.thrift_limits)
+        elif name == b"x-coe-timeout":
+            timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
+        elif name in _PROPAGATED:
+            trace[name.decode()] = value.decode("latin-1")
+    if size > MAX_HEADERS:
+        raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
+    return Wishes(session, thrift, timeout, trace)
 
 
-def _thrift(value: bytes, policy: Policy) -> float:
-    low, high = policy.thrift_limits
+def _number(value: bytes, name: str, low: float, high: float) -> float:
     try:
-        thrift = float(value)
+        number = float(value)
     except ValueError:
-        thrift = math.nan
-    if not low <= thrift <= high:
-        raise InvalidRequest(f"x-coe-thrift must be a number from {low:g} to {high:g}", param="x-coe-thrift")
-    return thrift
+        number = math.nan
+    if not low <= number <= high:
+        raise InvalidRequest(f"{name} must be a number from {low:g} to {high:g}", param=name)
+    return number

@@ -6,14 +6,14 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.composition import Composition
+from gateway.current import Current
 
 
 class Health:
     """Ready from the end of start-up until shutdown begins."""
 
-    def __init__(self, composition: Composition) -> None:
-        self._composition = composition
+    def __init__(self, current: Current) -> None:
+        self._current = current
         self.ready = False
 
     async def live(self, _: Request) -> Response:
@@ -22,7 +22,7 @@ class Health:
     async def ready_now(self, _: Request) -> Response:
         body = {
             "status": "ready" if self.ready else "not ready",
-            "router": self._composition.router.version,
-            "config": self._composition.registry.digest,
+            "router": self._current.serving.composition.router.version,
+            "config": self._current.serving.registry.digest,
         }
         return Response(orjson.dumps(body), status_code=200 if self.ready else 503, media_type="application/json")

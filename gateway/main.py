@@ -18,7 +18,9 @@ from coe.experts.http import HttpExpert, open_session
 from coe.records import RecordWriter, open_log
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint, Settings
+from gateway.access import Access
 from gateway.app import Parts, create_app
+from gateway.current import Current, Serving
 from gateway.in_use import InUse, check_in_use, read_in_use
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
@@ -37,8 +39,8 @@ def prepare(settings: Settings) -> None:
 
 def endpoint_of(spec: ExpertSpec, settings: Settings) -> Endpoint:
     """Where an expert is served. Raises ConfigError for a local expert that nobody started."""
-    if spec.base_url:
-        return Endpoint(spec.base_url, spec.model)
+    if spec.addresses:
+        return Endpoint(spec.addresses[0], spec.model)
     if spec.name not in settings.endpoints:
         raise ConfigError(f"expert {spec.name!r} runs locally and is not started; use `coe up`, which starts it")
     return settings.endpoints[spec.name]
@@ -80,7 +82,8 @@ async def open_parts(settings: Settings, in_use: InUse) -> AsyncIterator[Parts]:
         metrics.gauge(
             "coe_log_failing", "1 while the routing log cannot be written.", lambda: writer.last_error is not None
         )
-        yield Parts(composition, recorder.put, metrics)
+        current = Current(Serving(composition, Access(registry.access)))
+        yield Parts(current, (metrics.observe, recorder.observe), metrics)
 
 
 def serve(settings: Settings) -> None:

@@ -8,24 +8,29 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.registry import AUTO, Registry
+from coe.registry import AUTO
+from gateway.current import Current
 from gateway.errors import error_body
 
 
 class Models:
     """`auto` and the declared experts, in OpenAI's shape."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._models = {name: _model(name) for name in (AUTO, *registry.expert_names)}
+    def __init__(self, current: Current) -> None:
+        self._current = current
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (AUTO, *self._current.serving.registry.expert_names)
 
     async def list(self, _: Request) -> Response:
-        return _json({"object": "list", "data": list(self._models.values())})
+        return _json({"object": "list", "data": [_model(name) for name in self._names]})
 
     async def one(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if name in self._models:
-            return _json(self._models[name])
-        message = f"the model {name!r} does not exist here; known: {', '.join(self._models)}"
+        if name in self._names:
+            return _json(_model(name))
+        message = f"the model {name!r} does not exist here; known: {', '.join(self._names)}"
         body = error_body(message, kind="invalid_request_error", code="model_not_found", param="model")
         return Response(body, status_code=404, media_type="application/json")
 

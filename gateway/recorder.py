@@ -13,6 +13,7 @@ import numpy as np
 
 from coe.core import Encoder, RoutingRecord
 from coe.records import RecordWriter
+from gateway.trace import Trace
 
 _log = logging.getLogger("gateway")
 
@@ -35,8 +36,9 @@ class Recorder:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         await asyncio.gather(*self._pending, return_exceptions=True)
 
-    def put(self, record: RoutingRecord, text: str) -> None:
-        """Queue a record."""
+    def observe(self, trace: Trace) -> None:
+        """Queue the record of a finished request."""
+        record, text = trace.record(), trace.text
         if self._encoder is None or not text or len(self._pending) >= MAX_PENDING:
             self._writer.put(record)
             return

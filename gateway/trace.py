@@ -6,16 +6,21 @@ import hashlib
 import time
 from uuid import uuid4
 
-from coe.composition import Answer, Composition
-from coe.core import Chat, Decision, Prediction, Reply, RoutingRecord
+from coe.composition import Answer
+from coe.core import Api, Chat, Decision, Prediction, Reply, RoutingRecord, Usage, Wishes
 from coe.errors import ExpertError, RequestError
+from gateway.access import Allowance, Caller
+from gateway.current import Serving
 
 
 class Trace:
     """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped."""
 
     __slots__ = (
+        "allowance",
+        "api",
         "attempts",
+        "caller",
         "chat",
         "decision",
         "first_piece_ms",
@@ -24,20 +29,23 @@ class Trace:
         "reply",
         "request_id",
         "routing_ms",
-        "session",
+        "serving",
         "start",
         "text",
-        "thrift",
         "time",
+        "wishes",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, serving: Serving, *, api: Api) -> None:
+        self.serving = serving
+        self.api: Api = api
         self.request_id = f"req_{uuid4().hex}"
         self.time = time.time()
         self.start = time.perf_counter()
         self.outcome = "aborted"
-        self.session: str | None = None
-        self.thrift = 0.0
+        self.caller = Caller()
+        self.allowance: Allowance | None = None
+        self.wishes: Wishes | None = None
         self.chat: Chat | None = None
         self.text = ""
         self.prediction: Prediction | None = None
@@ -64,7 +72,7 @@ class Trace:
         if isinstance(error, ExpertError):
             self.attempts = error.attempts
 
-    def headers(self, router: str) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; no prompt text is among them."""
         found = [(b"x-request-id", self.request_id.encode())]
         if (decision := self.decision) is not None:
@@ -73,16 +81,30 @@ class Trace:
                 (b"x-coe-category", decision.category.encode()),
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
-                (b"x-coe-router", router.encode()),
+                (b"x-coe-router", self.serving.composition.router.version.encode()),
                 (b"x-coe-attempts", b"%d" % self.attempts),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
         return found
 
-    def record(self, composition: Composition) -> RoutingRecord:
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens of the answer as far as it came."""
+        return self.reply.usage if self.reply else None
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars by the expert's declared prices; None where nothing was answered or the tokens are not known."""
+        usage = self.usage
+        if usage is None or self.decision is None or usage.input_tokens is None or usage.output_tokens is None:
+            return None
+        prices = self.serving.registry.expert(self.decision.expert).prices
+        return (usage.input_tokens * prices.input + usage.output_tokens * prices.output) / 1e6
+
+    def record(self) -> RoutingRecord:
         """The request's line in the routing log."""
-        decision, prediction, usage = self.decision, self.prediction, self.reply.usage if self.reply else None
-        registry = composition.registry
+        decision, prediction, usage, wishes = self.decision, self.prediction, self.usage, self.wishes
+        composition, registry = self.serving.composition, self.serving.registry
         posterior = [round(p, 5) for p in prediction.probabilities.tolist()] if prediction is not None else []
         return RoutingRecord(
             request_id=self.request_id,
@@ -105,9 +127,13 @@ class Trace:
             first_piece_ms=round(self.first_piece_ms, 3) if self.first_piece_ms is not None else None,
             total_ms=round(self.elapsed_ms(), 3),
             familiarity=prediction.familiarity if prediction is not None else 1.0,
-            thrift=self.thrift,
+            thrift=wishes.thrift if wishes else 0.0,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
-            session=self.session,
+            session=wishes.session if wishes else None,
+            api=self.api,
+            tenant=self.caller.tenant,
+            key=self.caller.key,
+            cost=self.cost,
             prompt=self.text if registry.log.store_prompts and self.text else None,
         )

@@ -14,9 +14,11 @@ import orjson
 from starlette.applications import Starlette
 
 from coe.composition import Composition, declared_assignment
-from coe.core import Call, Prediction, RoutingRecord, Usage
+from coe.core import Call, Prediction, RoutingRecord, Standing, Usage
 from coe.registry import Registry
+from gateway.access import Access
 from gateway.app import Parts, create_app
+from gateway.current import Current, Serving
 from gateway.metrics import Metrics
 
 
@@ -86,6 +88,7 @@ class ScriptedExpert:
         self.calls: list[Call] = []
         self.replies: list[ScriptedReply] = []
         self.cancelled = False
+        self.standing = Standing()
 
     async def stream(self, call: Call) -> ScriptedReply:
         self.calls.append(call)
@@ -205,7 +208,8 @@ async def gateway_of(registry: Registry | None = None, **scripts: Any) -> AsyncI
                 experts=experts,
                 threads=threads,
             )
-            yield Parts(composition, lambda record, _: records.append(record), Metrics())
+            current, metrics = Current(Serving(composition, Access(registry.access))), Metrics()
+            yield Parts(current, (metrics.observe, lambda trace: records.append(trace.record())), metrics)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

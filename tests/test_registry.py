@@ -41,7 +41,7 @@ def test_the_shipped_file_is_right_and_has_the_promised_categories() -> None:
 
 def test_the_shipped_optional_sections_show_the_defaults() -> None:
     shipped = registry.load(SHIPPED, environ={})
-    for section in ("router", "policy", "limits", "log"):
+    for section in ("router", "policy", "limits", "access", "log"):
         assert getattr(shipped, section) == type(getattr(shipped, section))()
 
 

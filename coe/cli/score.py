@@ -142,8 +142,8 @@ def _missing(plan: _Plan, spec: ExpertSpec, journal: Journal) -> dict[str, Probe
 
 def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
     """Where an expert is asked and what is added to the body there: the gateway adds what is declared by itself."""
-    if spec.base_url:
-        return spec, Endpoint(spec.base_url, spec.model)
+    if spec.addresses:
+        return spec, Endpoint(spec.addresses[0], spec.model)
     if spec.name in settings.endpoints:
         return spec, settings.endpoints[spec.name]
     bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": None})
@@ -154,7 +154,7 @@ async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, sessio
     """Raises ExpertUnavailable when the gateway is needed and nothing answers there."""
     import aiohttp
 
-    local = [spec.name for spec in specs if not spec.base_url and spec.name not in settings.endpoints]
+    local = [spec.name for spec in specs if not spec.addresses and spec.name not in settings.endpoints]
     if not local:
         return
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from coe.core import Call, Reply, Usage
+from coe.core import Call, Reply, Standing, Usage
 from coe.errors import ExpertError, ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
 from coe.experts import sse
 from coe.registry import ExpertSpec
@@ -38,6 +38,8 @@ def open_session() -> aiohttp.ClientSession:
 
 class HttpExpert:
     """Speaks Chat Completions to `endpoint`. Adds the declared system prompt, default parameters and model name."""
+
+    standing = Standing()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: aiohttp.ClientSession) -> None:
         self.name = spec.name

@@ -22,7 +22,7 @@ from coe.registry import ExpertSpec
 
 GIVE_UP = 10
 """Probes an expert fails in a row, each after all retries, before the rest are left for the next run."""
-_ANSWERED_BY = {"name", "model", "runtime", "base_url", "system_prompt", "parameters", "options"}
+_ANSWERED_BY = {"name", "model", "runtime", "base_url", "base_urls", "system_prompt", "parameters", "options"}
 
 
 def keys_of(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:

@@ -6,9 +6,12 @@ from typing import Any
 
 import orjson
 
-from coe.core import Capability, Chat, Message
-from coe.errors import InvalidRequest
+from coe.core import Api, Capability, Chat, Message
+from coe.errors import InvalidRequest, RequestError
+from coe.experts import sse
+from gateway import errors
 
+API: Api = "chat"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _PART_NEEDS: dict[str, Capability] = {"image_url": "images", "input_image": "images", "input_audio": "audio"}
 
@@ -37,6 +40,16 @@ def parse(body: bytes) -> Chat:
         characters=sum(len(turn.text) for turn in turns),
         fields=fields,
     )
+
+
+def error_body(error: RequestError) -> bytes:
+    """OpenAI's error body."""
+    return errors.body_of(error)
+
+
+def error_event(error: RequestError) -> bytes:
+    """An error inside a stream, after which nothing follows."""
+    return sse.error_event(errors.body_of(error))
 
 
 def _object(body: bytes) -> dict[str, Any]:

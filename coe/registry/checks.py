@@ -1,0 +1,109 @@
+"""What experts.yaml must hold beyond the shape of each entry: names that fit together, experts that can be run."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+import orjson
+
+from coe.core import GENERAL
+from coe.located import Located, Place
+from coe.registry.specs import AUTO, ExpertSpec, Registry
+
+
+def cross_checks(source: Located, registry: Registry) -> list[str]:
+    problems = _duplicates(source, ("categories",), registry.category_names)
+    problems += _duplicates(source, ("experts",), registry.expert_names)
+    if GENERAL not in registry.category_names:
+        problems.append(f"{source.at(('categories',))}: a category named {GENERAL!r} is needed, for unsure requests")
+    if registry.policy.thrift_limits[0] > registry.policy.thrift_limits[1]:
+        problems.append(f"{source.at(('policy', 'thrift_limits'))}: thrift_limits must be [lowest, highest]")
+    for index, expert in enumerate(registry.experts):
+        problems += _check_expert(source, ("experts", index), expert)
+    for category, expert_name in registry.assignment.items():
+        where = source.at(("assignment", category))
+        if category not in registry.category_names:
+            problems.append(f"{where}: unknown category {category!r}{nearest(category, registry.category_names)}")
+        if expert_name not in registry.expert_names:
+            problems.append(f"{where}: unknown expert {expert_name!r}{nearest(expert_name, registry.expert_names)}")
+    if GENERAL not in registry.assignment:
+        problems.append(f"{source.at(('assignment',))}: assign an expert to {GENERAL!r}; it answers unsure requests")
+    problems += _duplicates(source, ("access", "keys"), tuple(key.name for key in registry.access.keys))
+    if not any(
+        "chat" in expert.spoken for expert in registry.experts if expert.name == registry.assignment.get(GENERAL)
+    ):
+        problems.append(f"{source.at(('assignment', GENERAL))}: the expert of {GENERAL!r} must speak chat")
+    return problems + _check_memory(source, registry)
+
+
+def _duplicates(source: Located, section: Place, names: tuple[str, ...]) -> list[str]:
+    first: dict[str, int] = {}
+    problems = []
+    for index, name in enumerate(names):
+        if name in first:
+            earlier = source.at((*section, first[name], "name")).rsplit(":", 1)[1]
+            problems.append(
+                f"{source.at((*section, index, 'name'))}: the name {name!r} is already used on line {earlier}"
+            )
+        first.setdefault(name, index)
+    return problems
+
+
+def _check_expert(source: Located, place: Place, expert: ExpertSpec) -> list[str]:
+    problems = []
+    if expert.name == AUTO:
+        problems.append(
+            f"{source.at((*place, 'name'))}: {AUTO!r} is what clients write to be routed; pick another name"
+        )
+    problems += _check_address(source, place, expert)
+    key = None if expert.api_key is None else expert.api_key.get_secret_value()
+    if key is not None and (not key or not key.isprintable() or not key.isascii()):
+        where = source.at((*place, "api_key"))
+        problems.append(
+            f"{where}: the api_key of {expert.name!r} is empty or holds a line break or other odd character"
+        )
+    try:
+        orjson.dumps(expert.parameters)
+    except orjson.JSONEncodeError as error:
+        problems.append(f"{source.at((*place, 'parameters'))}: parameters cannot be sent as JSON: {error}")
+    if "model" in expert.parameters or "messages" in expert.parameters or "stream" in expert.parameters:
+        where = source.at((*place, "parameters"))
+        problems.append(f"{where}: parameters may not set model, messages or stream; they come from the request")
+    return problems
+
+
+def _check_address(source: Located, place: Place, expert: ExpertSpec) -> list[str]:
+    if expert.base_url and expert.base_urls:
+        return [f"{source.at((*place, 'base_urls'))}: write base_url for one server or base_urls for several, not both"]
+    if expert.runtime == "external" and not expert.addresses:
+        return [f"{source.at(place)}: expert {expert.name!r} is external, so it needs a base_url"]
+    if expert.runtime in ("transformers", "vllm") and expert.addresses:
+        where = source.at((*place, "base_url" if expert.base_url else "base_urls"))
+        return [f"{where}: {expert.name!r} is started here and gets its own address; use runtime: external instead"]
+    if expert.runtime == "litellm" and len(expert.addresses) > 1:
+        return [f"{source.at((*place, 'base_urls'))}: an expert of runtime litellm has one base_url at most"]
+    return []
+
+
+def _check_memory(source: Located, registry: Registry) -> list[str]:
+    """Experts that name the same model share one process, so its memory counts once."""
+    if registry.budget.memory_gb is None:
+        return []
+    servers: dict[tuple[str, str, str], float] = {}
+    for expert in registry.experts:
+        if expert.runtime in ("transformers", "vllm"):
+            key = (expert.runtime, expert.model, repr(sorted(expert.options.items())))
+            servers[key] = max(servers.get(key, 0.0), expert.memory_gb or 0.0)
+    needed = sum(servers.values())
+    if needed <= registry.budget.memory_gb:
+        return []
+    where = source.at(("budget", "memory_gb"))
+    return [
+        f"{where}: the local experts need {needed:g} GB together and memory_gb allows {registry.budget.memory_gb:g}"
+    ]
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """What an error adds after an unknown word: the one it may have meant, or those that are known."""
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if known else ""
