@@ -1,0 +1,65 @@
+"""`coe key`: a new API key, and what experts.yaml keeps of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from coe.cli.common import Json, say, say_json
+from coe.registry import ApiKey
+
+Name = Annotated[str, typer.Argument(help="Shown in logs and records in place of the key.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Whose requests these are [default: the name].")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", help="chat, route, feedback or admin; repeat it [default: all but admin]."),
+]
+
+
+def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = False) -> None:
+    """Make an API key. It is printed once and kept nowhere; its digest goes into experts.yaml."""
+    from gateway.access.keys import digest_of, new_key
+
+    made = new_key()
+    entry: dict[str, str | list[str]] = {"name": name, "sha256": digest_of(made)}
+    if tenant is not None:
+        entry["tenant"] = tenant
+    if scope:
+        entry["scopes"] = scope
+    try:
+        ApiKey.model_validate(entry)
+    except ValidationError as error:
+        raise typer.BadParameter(_reason(error)) from None
+    if json:
+        say_json({"key": made, "entry": entry})
+    else:
+        say(_text(made, entry))
+
+
+def _text(made: str, entry: dict[str, str | list[str]]) -> str:
+    rest = [f"      {field}: {_yaml(value)}" for field, value in list(entry.items())[1:]]
+    return "\n".join(
+        [
+            made,
+            "",
+            "Give it to whoever is to use it; it cannot be shown again. In experts.yaml:",
+            "",
+            "access:",
+            "  keys:",
+            f"    - name: {_yaml(entry['name'])}",
+            *rest,
+        ]
+    )
+
+
+def _yaml(value: str | list[str]) -> str:
+    """Names are quoted, since some would be read as numbers or truth values."""
+    return f"[{', '.join(value)}]" if isinstance(value, list) else f'"{value}"'
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    return f"{place}: {first['msg']}"

@@ -1,0 +1,23 @@
+"""Who is asking, and what that API key may still use.
+
+Opened once a process: `async with open_limiter(registry.access.counters) as limiter`. Built for every declaration:
+`access_of(registry, limiter)`. A reload builds a new Access over the same limiter: keys that stay keep their counts.
+"""
+
+from gateway.access.access import Access, access_of
+from gateway.access.allowance import Allowance
+from gateway.access.exposure import check_exposure
+from gateway.access.keys import Caller
+from gateway.access.limits import Limiter
+from gateway.access.opening import check_counters, open_limiter
+
+__all__ = [
+    "Access",
+    "Allowance",
+    "Caller",
+    "Limiter",
+    "access_of",
+    "check_counters",
+    "check_exposure",
+    "open_limiter",
+]

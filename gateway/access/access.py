@@ -1,0 +1,50 @@
+"""The declared keys at work: who may come in, and what each may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from coe.core import Chat, Scope
+from coe.registry import Access as AccessSpec
+from coe.registry import Prices, Registry
+from gateway.access.allowance import FREE, Allowance, Metered, Spent
+from gateway.access.keys import Caller, KeyRing
+from gateway.access.limits import Limiter
+from gateway.access.memory import MemoryLimiter
+
+
+class Access:
+    """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
+
+    `prices` are the experts', by name: money is reserved by those of the expert that a request pins, and by the
+    dearest where it is routed.
+    """
+
+    def __init__(
+        self, spec: AccessSpec, limiter: Limiter | None = None, *, prices: Mapping[str, Prices] | None = None
+    ) -> None:
+        self._keys = KeyRing(spec.keys)
+        self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
+        self._prices = prices or {}
+        declared = self._prices.values()
+        self._dearest = Prices(
+            input=max((price.input for price in declared), default=0.0),
+            output=max((price.output for price in declared), default=0.0),
+        )
+
+    def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
+        """The caller whose key may do `scope`; any known key may do None. Raises Unauthorized or Forbidden."""
+        return self._keys.identify(headers, scope)
+
+    def allowance(self, caller: Caller, chat: Chat, spent: Spent) -> Allowance:
+        """What one request may use, to be entered with `async with`, which raises LimitReached. `spent` is asked on
+        leaving. Costs nothing for a key without limits."""
+        account = self._accounts.get(caller.key) if caller.key is not None else None
+        if account is None:
+            return FREE
+        return Metered(account, chat, prices=self._prices.get(chat.model, self._dearest), spent=spent)
+
+
+def access_of(registry: Registry, limiter: Limiter) -> Access:
+    """What a declaration says about access, at work over `limiter`."""
+    return Access(registry.access, limiter, prices={expert.name: expert.prices for expert in registry.experts})

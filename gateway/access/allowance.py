@@ -1,0 +1,113 @@
+"""What one request may use: estimated before the call, corrected after it, told in the answer's headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeGuard
+
+from coe.core import Chat, Usage
+from coe.registry import Prices
+from gateway.access.levels import MINUTE
+from gateway.access.limits import Account, Use
+
+CHARACTERS = 4
+"""Of text in a token, about."""
+OUTPUT = 512
+"""Tokens of an answer whose length the request does not bound."""
+_OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
+
+Spent = Callable[[], tuple[Usage, Prices] | None]
+"""Tells at the end what was used and by which prices; None where no expert answered."""
+
+
+class Allowance:
+    """`async with` holds what one request may use; entering raises LimitReached. This one is without limits."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Allowance:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What is left, the way OpenAI tells it."""
+        return []
+
+
+FREE = Allowance()
+
+
+class Metered(Allowance):
+    """Of a key that has limits."""
+
+    __slots__ = ("_account", "_input", "_output", "_prices", "_spent", "_taken")
+
+    def __init__(self, account: Account, chat: Chat, *, prices: Prices, spent: Spent) -> None:
+        self._account = account
+        self._input = chat.characters / CHARACTERS
+        self._output = _output_tokens(chat)
+        self._prices = prices
+        self._spent = spent
+        self._taken: Any = None
+
+    async def __aenter__(self) -> Allowance:
+        self._taken = await self._account.take(_use(self._input, self._output, self._prices))
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate."""
+        if (spent := self._spent()) is None:
+            used = Use(1, 0, 0)
+        else:
+            usage, prices = spent
+            known_input, known_output = usage.input_tokens, usage.output_tokens
+            used = _use(
+                self._input if known_input is None else known_input,
+                self._output if known_output is None else known_output,
+                prices,
+            )
+        self._account.settle(self._taken, used)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        found = []
+        for meter, left in zip(self._account.meters, self._account.left(), strict=True):
+            if (what := _SHOWN.get(meter.name)) is not None:
+                missing = max(0.0, meter.limit - left)
+                found += [
+                    (b"x-ratelimit-limit-" + what, b"%d" % meter.limit),
+                    (b"x-ratelimit-remaining-" + what, b"%d" % max(0.0, left)),
+                    (b"x-ratelimit-reset-" + what, _duration(missing * MINUTE / meter.limit)),
+                ]
+        return found
+
+
+def _use(input_tokens: float, output_tokens: float, prices: Prices) -> Use:
+    dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
+    return Use(1, input_tokens + output_tokens, dollars)
+
+
+def _output_tokens(chat: Chat) -> float:
+    """At most, as far as the request says; its `n` answers together."""
+    if chat.api == "embeddings":
+        return 0
+    fields, longest = chat.fields, OUTPUT
+    for name in _OUTPUT_FIELDS:
+        if _is_count(value := fields.get(name)):
+            longest = value
+            break
+    return longest * n if _is_count(n := fields.get("n")) else longest
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and value > 0
+
+
+def _duration(seconds: float) -> bytes:
+    """As OpenAI writes it: 12ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return b"%dms" % round(seconds * 1000)
+    minutes, rest = divmod(seconds, 60)
+    return b"%dm%ds" % (minutes, rest) if minutes else b"%.3gs" % rest

@@ -1,0 +1,69 @@
+"""The bounded way to the Redis that counts for all gateways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from coe.errors import ConfigError
+from gateway.access.script import TAKE
+
+ANSWER = 0.2
+"""Seconds for one step, connecting included; a request waits for it."""
+GRACE = 0.05
+"""More seconds for an answer that is there and was not read, since the process itself was held up."""
+CONNECTIONS = 8
+
+
+class AwayError(Exception):
+    """Redis did not answer in time, or not as it should."""
+
+
+class Connection:
+    """Nothing is connected before the first step."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError when `url` cannot be a Redis address."""
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=None,
+                socket_connect_timeout=None,
+                socket_timeout=None,  # a step has one bound for all of this, here
+                retry=Retry(NoBackoff(), 0),  # a step that may have been done must not be done twice
+            )
+            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
+        except (ValueError, TypeError):
+            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
+            raise ConfigError(
+                "access.counters: not a Redis address; write redis://[user:password@]host:6379/0, the password in "
+                "%-escapes"
+            ) from None
+        options = pool.connection_kwargs
+        self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._client: Redis = Redis(connection_pool=pool)
+        self._take = self._client.register_script(TAKE)
+
+    async def take(self, key: str, arguments: Sequence[str | float]) -> list[float]:
+        """One step for the API key named `key`. Raises AwayError."""
+        levels = f"coe:use:{{{key}}}"  # the braces put both keys into one slot of a Redis cluster
+        step = asyncio.ensure_future(self._take(keys=[levels, f"{levels}:slots"], args=arguments))
+        try:
+            for seconds in (ANSWER, GRACE):
+                await asyncio.wait((step,), timeout=seconds)
+                if step.done():
+                    return [float(number) for number in step.result()]
+        except Exception as error:  # whatever the client library has: no request fails for the sake of counting
+            raise AwayError(f"{type(error).__name__}: {error}") from error
+        finally:
+            step.cancel()
+        raise AwayError(f"no answer within {ANSWER + GRACE:g} s")
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+        await self._client.connection_pool.disconnect()

@@ -1,0 +1,32 @@
+"""A gateway that anybody may use listens on loopback only, unless experts.yaml says that this is meant."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from coe.errors import ConfigError
+from coe.registry import Access
+
+
+def check_exposure(host: str, spec: Access) -> None:
+    """Raises ConfigError for a `host` beyond loopback without keys; one that cannot be found is not judged here."""
+    if spec.keys or spec.open or all(_is_loopback(address) for address in _addresses(host)):
+        return
+    raise ConfigError(
+        f"{host} can be reached from other machines and no API keys are declared: set COE_HOST=127.0.0.1, or declare "
+        "access.keys in experts.yaml (`coe key NAME` makes one), or write access: {open: true} if everyone may use it"
+    )
+
+
+def _addresses(host: str) -> list[str]:
+    try:
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        return []
+
+
+def _is_loopback(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback

@@ -1,0 +1,38 @@
+"""Where the use of keys is counted: in the process, or in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from coe.errors import ConfigError
+from coe.registry import Access
+from gateway.access.connection import Connection
+from gateway.access.limits import Limiter, meters_of
+from gateway.access.memory import MemoryLimiter
+from gateway.access.redis import RedisLimiter
+
+MEMORY = "memory"
+
+
+@asynccontextmanager
+async def open_limiter(counters: str) -> AsyncIterator[Limiter]:
+    """The limiter that `access.counters` names, for as long as it is entered. Raises ConfigError for an address that
+    cannot be one; a Redis that does not answer is waited for while this process counts for itself."""
+    if counters == MEMORY:
+        yield MemoryLimiter()
+        return
+    async with RedisLimiter(counters) as limiter:
+        yield limiter
+
+
+def check_counters(spec: Access, *, workers: int) -> None:
+    """Raises ConfigError for an address that cannot be one, and where several processes would each count for
+    themselves."""
+    if spec.counters != MEMORY:
+        Connection(spec.counters)
+    elif workers > 1 and any(meters_of(key.limits) for key in spec.keys):
+        raise ConfigError(
+            f"access.counters: {workers} worker processes would each count the limits of access.keys for themselves; "
+            "write counters: redis://HOST:6379/0, or set COE_WORKERS=1"
+        )

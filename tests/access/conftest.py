@@ -1,0 +1,59 @@
+"""The limiters under test: one in the process, and several over one real redis-server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+from redis import Redis
+
+from gateway.access.limits import Limiter
+from gateway.access.memory import MemoryLimiter
+from gateway.access.redis import RedisLimiter
+from tests.access.samples import Clock
+from tests.records.redis_server import MISSING, RedisServer, installed
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if not installed():
+        pytest.skip(MISSING)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(server: RedisServer) -> str:
+    """Of an empty Redis."""
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+    return server.url
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Limiter]:
+    """Of each kind in turn."""
+    if request.param == "memory":
+        yield MemoryLimiter(clock=clock)
+        return
+    async with RedisLimiter(request.getfixturevalue("redis_url"), clock=clock) as limiter:
+        yield limiter
+
+
+@pytest.fixture
+async def gateways(redis_url: str) -> AsyncIterator[Callable[[], Awaitable[RedisLimiter]]]:
+    """Opens limiters over the same Redis, one for each gateway."""
+    async with AsyncExitStack() as stack:
+
+        async def opened() -> RedisLimiter:
+            return await stack.enter_async_context(RedisLimiter(redis_url))
+
+        yield opened

@@ -1,0 +1,43 @@
+"""Keys to try, a clock to set, and a Redis of one's own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from coe.registry import ApiKey, KeyLimits
+from gateway.access.keys import digest_of
+from gateway.access.limits import Account, Limiter, Use
+
+
+class Clock:
+    """The time, which may be moved on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+def key_of(
+    name: str = "alice", *, secret: str | None = None, limits: dict[str, Any] | None = None, **more: Any
+) -> ApiKey:
+    """A declared key; its secret is its name unless told otherwise."""
+    return ApiKey(name=name, sha256=digest_of(secret or name), limits=KeyLimits(**(limits or {})), **more)
+
+
+def account_of(limiter: Limiter, **limits: float) -> Account:
+    """The one account of a key with these limits."""
+    return limiter.accounts([key_of(limits=limits)])["alice"]
+
+
+ONE = Use(1, 0, 0)
+
+
+def tokens(amount: float) -> Use:
+    return Use(1, amount, 0)
+
+
+def dollars(amount: float) -> Use:
+    return Use(1, 0, amount)

@@ -1,0 +1,54 @@
+"""A gateway process that takes as much as it gets: its argument is the address of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+from coe.errors import LimitReached
+from gateway.access import connection
+from gateway.access.limits import Account, Use
+from gateway.access.redis import RedisLimiter
+from tests.access.samples import account_of
+
+TASKS, SECONDS = 20, 0.4
+USE = Use(1, 10, 0.001)
+
+
+async def take(account: Account, until: float) -> int:
+    """One client that asks again and again, and holds what it got for a moment."""
+    count = 0
+    while time.monotonic() < until:
+        try:
+            taken = await account.take(USE)
+        except LimitReached:
+            await asyncio.sleep(0.002)
+            continue
+        await asyncio.sleep(0.001)
+        account.settle(taken, USE)
+        count += 1
+    return count
+
+
+async def compete(limiter: RedisLimiter, limits: dict[str, float]) -> int:
+    account = account_of(limiter, **limits)
+    until = time.monotonic() + SECONDS
+    return sum(await asyncio.gather(*(take(account, until) for _ in range(TASKS))))
+
+
+async def main(url: str) -> None:
+    """For each line of limits that comes, one line with the number of requests that were allowed."""
+    connection.ANSWER = 10.0  # the point is who gets what, however busy the machine is
+    async with RedisLimiter(url) as limiter:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            sys.stdout.write(f"{await compete(limiter, json.loads(line))}\n")
+            sys.stdout.flush()
+        assert not limiter.degraded
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

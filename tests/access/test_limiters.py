@@ -1,0 +1,155 @@
+"""What every limiter does, in one process and over Redis."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from coe.errors import InvalidRequest, LimitReached
+from gateway.access.limits import Account, Limiter, Use
+from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
+
+pytestmark = pytest.mark.anyio
+
+
+async def admitted(account: Account, count: int, use: Use = ONE) -> list[Any]:
+    """What `count` requests at the same time were allowed."""
+    answers = await asyncio.gather(*(account.take(use) for _ in range(count)), return_exceptions=True)
+    assert all(isinstance(answer, LimitReached) for answer in answers if isinstance(answer, BaseException)), answers
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def test_as_many_requests_a_minute_as_declared_and_no_more(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=20)
+    assert len(await admitted(account, 50)) == 20
+
+
+async def test_requests_that_were_allowed_are_spent_also_when_nothing_came_of_them(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=3)
+    for _ in range(3):
+        account.settle(await account.take(ONE), ONE)
+    assert not await admitted(account, 1)
+
+
+async def test_a_refusal_names_limit_and_key_and_when_to_try_again(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=6)
+    await admitted(account, 6)
+    with pytest.raises(LimitReached, match=r"requests_per_minute of the API key 'alice' \(6\) is used up") as refused:
+        await account.take(ONE)
+    assert refused.value.retry_after == pytest.approx(10, abs=0.5)
+
+
+async def test_a_bucket_refills_when_it_said_it_would(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=1200)
+    await admitted(account, 1300)
+    refused = await refusal_of(account, ONE)
+    await asyncio.sleep(refused.retry_after or 0)
+    assert await admitted(account, 1)
+
+
+async def refusal_of(account: Account, use: Use) -> LimitReached:
+    """The first refusal, once everything is taken."""
+    while True:
+        try:
+            await account.take(use)
+        except LimitReached as refused:
+            return refused
+
+
+async def test_tokens_that_were_not_used_come_back(limiter: Limiter) -> None:
+    account = account_of(limiter, tokens_per_minute=1000)
+    first = await account.take(tokens(900))
+    assert not await admitted(account, 1, tokens(500))
+    account.settle(first, tokens(100))
+    assert await admitted(account, 1, tokens(500))
+
+
+async def test_tokens_used_beyond_the_estimate_are_charged(limiter: Limiter) -> None:
+    account = account_of(limiter, tokens_per_minute=1000)
+    account.settle(await account.take(tokens(100)), tokens(1500))
+    refused = await refusal_of(account, tokens(100))
+    assert refused.retry_after == pytest.approx(36, abs=1)  # 600 more than there are, at 1000 a minute
+
+
+async def test_what_no_waiting_can_help_is_the_requests_own_fault(limiter: Limiter) -> None:
+    account = account_of(limiter, tokens_per_minute=1000)
+    with pytest.raises(InvalidRequest, match="lower max_tokens") as refused:
+        await account.take(tokens(1001))
+    assert refused.value.param == "max_tokens"
+
+
+async def test_a_request_refused_by_one_limit_takes_nothing_of_the_others(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=10, tokens_per_minute=100)
+    await admitted(account, 30, tokens(50))
+    assert len(await admitted(account, 10, tokens(0))) == 8
+
+
+async def test_places_among_the_concurrent_requests_come_back(limiter: Limiter) -> None:
+    account = account_of(limiter, concurrent_requests=3)
+    running = await admitted(account, 10)
+    assert len(running) == 3
+    account.settle(running[0], ONE)
+    assert len(await admitted(account, 10)) == 1
+
+
+async def test_money_is_reserved_before_it_is_spent(limiter: Limiter) -> None:
+    account = account_of(limiter, dollars_per_day=1.0)
+    running = await admitted(account, 20, dollars(0.1))
+    assert len(running) == 10
+    for taken in running:
+        account.settle(taken, dollars(0.05))
+    assert len(await admitted(account, 20, dollars(0.1))) == 5
+
+
+async def test_a_new_day_has_its_own_money_and_the_month_goes_on(limiter: Limiter, clock: Clock) -> None:
+    account = account_of(limiter, dollars_per_day=1.0, dollars_per_month=1.5)
+    clock.ahead = -clock() + 1_800_000_000  # 2027-01-15 08:00 UTC
+    account.settle(await account.take(dollars(1)), dollars(1))
+    refused = await refusal_of(account, dollars(0.5))
+    assert refused.retry_after == pytest.approx(16 * 3600, abs=10)
+    clock.ahead += 86400
+    account.settle(await account.take(dollars(0.5)), dollars(0.5))
+    refused = await refusal_of(account, dollars(0.5))
+    assert "dollars_per_month of the API key 'alice' ($1.5)" in str(refused)
+    assert refused.retry_after == pytest.approx((15 * 24 + 16) * 3600, abs=10)
+
+
+async def test_what_was_taken_yesterday_is_settled_with_yesterday(limiter: Limiter, clock: Clock) -> None:
+    account = account_of(limiter, dollars_per_day=1.0)
+    yesterday = await account.take(dollars(1))
+    clock.ahead += 86400
+    today = await account.take(dollars(0.6))
+    account.settle(yesterday, dollars(0))
+    account.settle(today, dollars(0.6))
+    assert not await admitted(account, 1, dollars(0.5))
+
+
+async def test_another_declaration_keeps_what_was_counted(limiter: Limiter) -> None:
+    before = account_of(limiter, requests_per_minute=5, concurrent_requests=2)
+    running = await admitted(before, 2)
+    after = account_of(limiter, requests_per_minute=4, concurrent_requests=3)
+    assert len(await admitted(after, 5)) == 1
+    before.settle(running[0], ONE)
+    assert len(await admitted(after, 5)) == 1
+    assert not await admitted(after, 5)
+
+
+async def test_a_limit_that_is_no_longer_declared_holds_nobody(limiter: Limiter) -> None:
+    await admitted(account_of(limiter, requests_per_minute=2, tokens_per_minute=1000), 2)
+    assert len(await admitted(account_of(limiter, tokens_per_minute=1000), 9)) == 9
+
+
+async def test_keys_do_not_share_what_they_may_use(limiter: Limiter) -> None:
+    accounts = limiter.accounts(
+        [key_of("a", limits={"requests_per_minute": 2}), key_of("b"), key_of("c", limits={"requests_per_minute": 2})]
+    )
+    assert set(accounts) == {"a", "c"}
+    assert [len(await admitted(account, 5)) for account in accounts.values()] == [2, 2]
+
+
+async def test_what_is_left_is_told_for_each_limit(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=10, tokens_per_minute=1000)
+    taken = await account.take(tokens(600))
+    assert account.left() == pytest.approx([9, 400], abs=5)
+    account.settle(taken, tokens(100))
+    assert account.left() == pytest.approx([9, 900], abs=5)

@@ -1,0 +1,88 @@
+"""What must be right about access before a port opens, and `coe key`, which makes it right."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.errors import ConfigError
+from coe.registry import Access
+from gateway.access import check_counters, check_exposure
+from tests.access.samples import key_of
+from tests.gateway.test_main import settings_of
+
+KEYED = Access(keys=(key_of(limits={"requests_per_minute": 1}),))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "::ffff:127.0.0.1"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    check_exposure(host, Access())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1", "0"])
+def test_beyond_loopback_without_keys_is_refused_with_three_remedies(host: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_exposure(host, Access())
+    for remedy in ("COE_HOST=127.0.0.1", "access.keys", "access: {open: true}"):
+        assert remedy in str(refused.value)
+    check_exposure(host, Access(open=True))
+    check_exposure(host, KEYED)
+
+
+def test_a_host_that_no_name_can_be_is_left_to_who_listens() -> None:
+    check_exposure("no such host", Access())
+
+
+def test_several_workers_want_a_common_counter_for_limits() -> None:
+    with pytest.raises(ConfigError, match=r"write counters: redis://HOST:6379/0, or set COE_WORKERS=1"):
+        check_counters(KEYED, workers=2)
+    check_counters(KEYED, workers=1)
+    check_counters(Access(keys=(key_of(),)), workers=2)
+    check_counters(Access(keys=KEYED.keys, counters="redis://localhost:6379/0"), workers=2)
+
+
+def test_a_wrong_address_of_redis_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigError, match=r"access\.counters: not a Redis address") as refused:
+        check_counters(Access(counters="redis://:se/cret@localhost:6379/0"), workers=1)
+    assert "cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_the_commands_refuse_before_anything_starts(tmp_path: Path, command: str) -> None:
+    settings = settings_of(tmp_path)
+    result = CliRunner().invoke(app, [command, "--host", "0.0.0.0", "--config", str(settings.config)])
+    assert isinstance(result.exception, ConfigError)
+    assert "access.keys" in str(result.exception)
+    assert not settings.logs.exists()
+
+
+def run(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["key", *words])
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_coe_key_prints_a_key_and_the_entry_that_declares_it(tmp_path: Path) -> None:
+    key, _, text = run("no", "--tenant", "1e3", "--scope", "chat", "--scope", "admin").partition("\n")
+    declared = YAML(typ="safe").load(text[text.index("access:") :])
+    (entry,) = Access.model_validate(declared["access"]).keys
+    assert key.startswith("coe-")
+    assert len(key) == 47
+    assert entry.sha256 == hashlib.sha256(key.encode()).hexdigest()
+    assert (entry.name, entry.tenant, entry.scopes) == ("no", "1e3", {"chat", "admin"})
+    assert key not in text
+
+
+def test_coe_key_prints_json_and_never_the_same_key_twice() -> None:
+    first, second = (json.loads(run("ci", "--json")) for _ in range(2))
+    assert first["key"] != second["key"]
+    assert first["entry"] == {"name": "ci", "sha256": hashlib.sha256(first["key"].encode()).hexdigest()}
+
+
+@pytest.mark.parametrize("words", [("bad name",), ("ci", "--scope", "root"), ("ci", "--tenant", "a b"), ()])
+def test_coe_key_refuses_what_experts_yaml_would(words: tuple[str, ...]) -> None:
+    run(*words, code=2)
