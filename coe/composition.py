@@ -6,19 +6,25 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.affinity import Affinity, conversation_key, is_follow_up
+from coe.attempts import first_answer
 from coe.conversation import routing_text
-from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Wishes
-from coe.errors import ExpertError, InvalidRequest, ModelNotFound
+from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
+from coe.errors import InvalidRequest, ModelNotFound
+from coe.leisure import Leisure
 from coe.mapping import Assignment, expected
 from coe.registry import AUTO, ExpertSpec, Registry
 
 CHARACTERS_PER_TOKEN = 8
 """More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
+_IDLE = Standing()
+_TRANSLATED = frozenset({"responses", "messages"})
+"""APIs that reach an expert which speaks chat alone through a translation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +45,18 @@ def decide(
     doubt: float = 0.0,
     previous: str | None = None,
     charge: NDArray[np.float64] | None = None,
+    standings: Mapping[str, Standing] = MappingProxyType({}),
 ) -> Decision:
     """Choose the expert and the order of fall-back. Pure.
 
-    Hard filters first (capabilities, context length), then the pinned expert, the `previous` one of a conversation
+    Hard filters first (API, capabilities, context length), then the pinned expert, the `previous` one of a conversation
     unless another is clearly better, the general one when the router is unsure, or the expert of highest expected
     quality under the posterior minus its price (Jain et al. 2024, arXiv 2412.01868, with the posterior in place of its
     most likely class). Unsure is a confidence below the declared `general_below`, or below `doubt`, which training
     found, where none is declared. `charge`, shape (n_experts,) in units of quality, is taken off beside the plan's
-    prices. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
+    prices. By their `standings` (one not named there is up and idle) experts that are down go behind all that are up,
+    and an overloaded choice gives way to one that is expected to be worse by at most the declared `spill_loss`; neither
+    touches a pin. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
     """
     able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
@@ -56,25 +65,38 @@ def decide(
         return Decision(chat.model, category, confidence, "pinned", (chat.model,))
     if not able:
         raise InvalidRequest(f"no expert can take this request: {_obstacles(chat, registry)}", code="no_capable_expert")
+    _check_one_embedder(chat, able)
     value = expected(assignment, prediction.probabilities)
     if charge is not None:
         value = value - charge
     worth = {assignment.experts[index]: float(value[index]) for index in np.argsort(-value, kind="stable")}
+    policy = registry.policy
     ranked = [name for name in worth if name in able]
-    first = ranked[0]
+    down = [name for name, standing in standings.items() if not standing.up]
+    trusted = ranked
+    if down:
+        trusted = [name for name in ranked if name not in down] or ranked
+        ranked.sort(key=down.__contains__)
+    first = trusted[0]
     reason: Reason = "routed"
-    declared = registry.policy.general_below
-    unsure = confidence < (doubt if declared is None else declared)
-    if previous in able and (unsure or worth[first] - worth[previous] <= registry.policy.sticky_margin):
+    unsure = confidence < (doubt if policy.general_below is None else policy.general_below)
+    if previous in trusted and (unsure or worth[first] - worth[previous] <= policy.sticky_margin):
         first, reason = previous, "sticky"
-    elif unsure and registry.general_expert in able:
+    elif unsure and registry.general_expert in trusted:
         first, reason = registry.general_expert, "uncertain"
+    if standings.get(first, _IDLE).load >= 1:
+        free = (name for name in trusted if name not in down and standings.get(name, _IDLE).load < 1)
+        spare = next(free, first)
+        if spare != first and worth[first] - worth[spare] <= policy.spill_loss:
+            first, reason = spare, "spilled"
     ranked.remove(first)
     return Decision(first, category, confidence, reason, (first, *ranked))
 
 
 def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
     """Why an expert cannot take a chat; empty when it can."""
+    if chat.api not in spec.spoken and not (chat.api in _TRANSLATED and "chat" in spec.spoken):
+        return f"{spec.name} does not speak the {chat.api} API"
     if missing := chat.needs - spec.capabilities:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if chat.characters > spec.context_length * CHARACTERS_PER_TOKEN:
@@ -84,6 +106,12 @@ def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
 
 def _obstacles(chat: Chat, registry: Registry) -> str:
     return "; ".join(obstacle for spec in registry.experts if (obstacle := _obstacle(chat, spec)))
+
+
+def _check_one_embedder(chat: Chat, able: list[str]) -> None:
+    if chat.api == "embeddings" and len(able) > 1:
+        message = f"vectors of different models do not mix: write as model one of {', '.join(able)}"
+        raise InvalidRequest(message, param="model", code="ambiguous_model")
 
 
 def _check_pin(chat: Chat, registry: Registry, able: list[str]) -> None:
@@ -107,23 +135,27 @@ class Composition:
         experts: Mapping[str, Expert],
         threads: Executor,
         doubt: float = 0.0,
+        affinity: Affinity | None = None,
     ) -> None:
         self.registry = registry
         self.router = router
         self._assignment = assignment
-        self._experts = experts
+        self.experts = experts
         self._threads = threads
         self._doubt = doubt
         self._use = relative_use(registry)
-        self._affinity = Affinity()
+        self._leisure = Leisure()
+        self._affinity = Affinity() if affinity is None else affinity
 
     async def classify(self, chat: Chat) -> tuple[str, Prediction]:
-        """The routed text and its posterior. Only a look at the sentence encoder leaves the event loop."""
+        """The routed text and its posterior. Only a look at the sentence encoder leaves the event loop; there is none
+        while too many wait for one."""
         text = routing_text(chat)
-        prediction = self.router.peek(text)
+        prediction = self.router.peek(text, hurried=not self._leisure)
         if prediction is None:
             loop = asyncio.get_running_loop()
-            (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
+            with self._leisure.look():
+                (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
         return text, prediction
 
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
@@ -139,10 +171,12 @@ class Composition:
             doubt=self._doubt,
             previous=previous,
             charge=wishes.thrift * self._use if wishes.thrift else None,
+            standings={name: expert.standing for name, expert in self.experts.items()},
         )
 
-    async def call(self, chat: Chat, decision: Decision, wishes: Wishes) -> Answer:
-        """Ask the candidates in turn until one gives a first piece. Raises the last ExpertError when none does."""
+    async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float) -> Answer:
+        """Ask the candidates until one gives a first piece, before `until` by the event loop's clock. Raises an
+        ExpertError when none does."""
         policy = self.registry.policy
         conversation = conversation_key(chat, wishes.session)
         call = Call(
@@ -154,20 +188,17 @@ class Composition:
             headers=wishes.trace,
             conversation=conversation,
         )
-        candidates = decision.candidates[: policy.attempts]
-        for attempt, name in enumerate(candidates, start=1):
-            try:
-                reply = await self._experts[name].stream(call)
-            except ExpertError as error:
-                error.attempts = attempt
-                if not error.retryable or attempt == len(candidates):
-                    raise
-                continue
-            if attempt > 1:
-                decision = replace(decision, expert=name, reason="fallback")
-            self._affinity.put(conversation, name)
-            return Answer(decision, reply, attempt)
-        raise AssertionError("a decision has at least one candidate")
+        accepted = await first_answer(
+            call,
+            [self.experts[name] for name in decision.candidates],
+            attempts=policy.attempts,
+            until=until,
+            hedge=policy.hedge,
+        )
+        if accepted.expert != decision.expert:
+            decision = replace(decision, expert=accepted.expert, reason="fallback")
+        self._affinity.put(conversation, accepted.expert)
+        return Answer(decision, accepted.reply, accepted.attempts)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:

@@ -98,13 +98,13 @@ class Router(Protocol):
 
     `peek` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer, slower
     look is worth it; `predict` always answers and may take milliseconds per text. Where `peek` answers, `predict`
-    gives the same.
+    gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`.
     """
 
     categories: tuple[str, ...]
     version: str
 
-    def peek(self, text: str) -> Prediction | None: ...
+    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None: ...
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
 
@@ -175,11 +175,14 @@ class Standing:
     """How an expert stands by its recent outcomes.
 
     `up` is False while its breaker is open; `load` is the work it has over the work it can do at once: from 1 on the
-    expert is overloaded.
+    expert is overloaded. `ready` counts its servers that may be asked now; within `p95` seconds 95 % of its latest
+    streams began, None where too few are known.
     """
 
     up: bool = True
     load: float = 0.0
+    ready: int = 1
+    p95: float | None = None
 
 
 class Expert(Protocol):

@@ -20,7 +20,8 @@ CoEError
     ├── Draining           the process is about to end                     503
     ├── DeadlineExceeded   the request's own time is over                  504
     └── ExpertError        the expert's fault; carries `expert`
-        ├── ExpertUnavailable  refused, reset, answered 5xx; breaker open  503
+        ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
+        │   └── ExpertUnreachable  no connection came about                503
         ├── ExpertBusy         answered 429                                429
         ├── ExpertTimeout      no first piece in time                      504
         ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
@@ -157,10 +158,13 @@ class DeadlineExceeded(RequestError):
 
 
 class ExpertError(RequestError):
-    """An expert failed the request. `retryable`: another expert may be asked instead; `attempts`: how many were."""
+    """An expert failed the request. `retryable`: another expert may be asked instead; `attempts`: how many were;
+    `asked`: this one was at all; `unhealthy`: it tells against its server."""
 
     code = "expert_error"
     retryable = True
+    asked = True
+    unhealthy = True
     attempts = 1
 
     def __init__(self, message: str, *, expert: str) -> None:
@@ -174,10 +178,15 @@ class ExpertUnavailable(ExpertError):
     code = "expert_unavailable"
 
 
+class ExpertUnreachable(ExpertUnavailable):
+    """No connection came about, so the expert never saw the request."""
+
+
 class ExpertBusy(ExpertError):
     """The expert answered 429 before the first piece."""
 
     code = "expert_busy"
+    unhealthy = False
 
 
 class ExpertTimeout(ExpertError):
@@ -197,6 +206,7 @@ class ExpertRejected(ExpertError):
 
     code = "expert_rejected"
     retryable = False
+    unhealthy = False
 
     def __init__(self, message: str, *, expert: str, status: int, param: str | None = None) -> None:
         super().__init__(message, expert=expert)

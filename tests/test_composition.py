@@ -1,41 +1,13 @@
 """decide(): filters, pins, doubt, and the order of fall-back."""
 
-import numpy as np
 import pytest
 
 from coe.affinity import Affinity, conversation_key, is_follow_up
-from coe.composition import decide, declared_assignment, relative_use
+from coe.composition import relative_use
 from coe.conversation import routing_text, shorten
-from coe.core import Chat, Decision, Message, Prediction
 from coe.errors import InvalidRequest, ModelNotFound
+from tests.deciding import chat_of, decided
 from tests.fakes import registry_of
-
-CATEGORIES = ("code", "art", "general")
-
-
-def chat_of(*texts: str, model: str = "auto", needs: frozenset[str] = frozenset(), characters: int = 10) -> Chat:
-    roles = {"S": "system", "A": "assistant"}
-    messages = tuple(Message(roles.get(text[:1], "user"), text) for text in texts)
-    return Chat(model, messages, False, needs, characters, {})  # type: ignore[arg-type]
-
-
-def decided(
-    chat: Chat,
-    *posterior: float,
-    previous: str | None = None,
-    doubt: float = 0.0,
-    familiarity: float = 1.0,
-    **changes: object,
-) -> Decision:
-    registry = registry_of(**changes)
-    return decide(
-        chat,
-        Prediction(np.array(posterior, dtype=np.float32), "test", familiarity),
-        registry=registry,
-        assignment=declared_assignment(registry, CATEGORIES),
-        doubt=doubt,
-        previous=previous,
-    )
 
 
 def test_the_expert_of_the_likeliest_category_comes_first_and_the_others_in_order_of_worth() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
 
 DONE = b"data: [DONE]\n\n"
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
 
 
@@ -43,13 +45,38 @@ class EventBuffer:
         return self._rest
 
 
-def first_event(events: bytes) -> Any:
-    """The JSON of the first data line, None for comments and [DONE]. Raises ValueError when this is no event stream."""
+class Types:
+    """Some values of the `type` that every event of an API carries, to be looked for."""
+
+    __slots__ = ("_names", "_words")
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._words = tuple(b'"%b"' % name.encode() for name in names)
+
+    def fits(self, event: Any) -> bool:
+        """Whether the JSON of an event is of one of these types."""
+        return isinstance(event, dict) and event.get("type") in self._names
+
+    def among(self, events: bytes) -> Iterator[dict[str, Any]]:
+        """The JSON of the events of these types; cheap where none of the words occurs."""
+        if any(word in events for word in self._words):
+            yield from filter(self.fits, _parsed(b'"type"', events.splitlines()))
+
+
+NO_TYPES = Types()
+
+
+def first_event(events: bytes, *, preamble: Types = NO_TYPES) -> Any:
+    """The JSON of the first data line, None for comments, [DONE] and events of the types in `preamble`. Raises
+    ValueError when this is no event stream."""
     if not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-            return orjson.loads(data)
+            event = orjson.loads(data)
+            if not preamble.fits(event):
+                return event
     return None
 
 
@@ -69,9 +96,13 @@ def finished(events: bytes) -> bool:
 
 
 def usage(events: bytes) -> dict[str, Any] | None:
-    """The token counts among the events, where there are some."""
-    tokens = (_holding("usage", events) or {}).get("usage")
-    return tokens if isinstance(tokens, dict) else None
+    """The last token counts among the events, where there are some: with each chunk some servers count anew."""
+    if _USAGE.search(events) is None:  # many send `"usage":null` all along
+        return None
+    for event in _parsed(b'"usage"', reversed(events.splitlines())):
+        if isinstance(tokens := event.get("usage"), dict):
+            return tokens
+    return None
 
 
 def _holding(key: str, events: bytes) -> dict[str, Any] | None:
@@ -79,15 +110,19 @@ def _holding(key: str, events: bytes) -> dict[str, Any] | None:
     word = b'"%b"' % key.encode()
     if word not in events:
         return None
-    for line in events.splitlines():
+    return next((event for event in _parsed(word, events.splitlines()) if event.get(key)), None)
+
+
+def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of the data lines that hold a word."""
+    for line in lines:
         if line.startswith(b"data:") and word in line:
             try:
                 found = orjson.loads(line[5:])
             except orjson.JSONDecodeError:
                 continue
-            if isinstance(found, dict) and found.get(key):
-                return found
-    return None
+            if isinstance(found, dict):
+                yield found
 
 
 def error_event(body: bytes) -> bytes:

@@ -1,12 +1,18 @@
-"""A real HTTP server that answers chat completions in every wrong way, chosen by the model name in the request."""
+"""A real HTTP server that answers in every wrong way, chosen by the model name in the request.
+
+Speaks Chat Completions and, for a few kinds, the other APIs; shows its health, and metrics as vLLM does.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+
+from tests.experts.other_apis import SAMPLES
 
 CHUNK = b'data: {"model":"%s","choices":[{"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
 LAST = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":2,"completion_tokens":4}}\n\n'
@@ -14,17 +20,28 @@ DONE = b"data: [DONE]\n\n"
 
 
 class FaultyServer:
-    """`seen` holds the parsed bodies; `dropped` is set when a client closes a stream that was not at its end."""
+    """`seen` holds the parsed bodies; `dropped` is set when a client closes a stream that was not at its end.
+
+    `metrics` is the page of that name, 404 while empty; `healthy` is the status of the other pages, `pages` counts all.
+    """
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.dropped = asyncio.Event()
+        self.sent = 0
         self.url = ""
+        self.metrics = ""
+        self.healthy = 200
+        self.pages: Counter[str] = Counter()
 
     async def start(self) -> web.AppRunner:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._answer)
+        for api in SAMPLES:
+            app.router.add_post(f"/v1/{api}", self._other)
+        for page in ("/metrics", "/health", "/v1/models"):
+            app.router.add_get(page, self._page)
         runner = web.AppRunner(app, shutdown_timeout=0)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -40,6 +57,26 @@ class FaultyServer:
         answer: Callable[..., Awaitable[web.StreamResponse]] = getattr(self, f"_{kind.replace('-', '_')}")
         return await answer(request, argument)
 
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        self.pages[request.path] += 1
+        if request.path == "/metrics":
+            return web.Response(text=self.metrics, status=200 if self.metrics else 404)
+        return web.Response(status=self.healthy)
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append(body)
+        self.headers.append(dict(request.headers))
+        kind, _, status = body["model"].partition(":")
+        if kind == "status":
+            return web.json_response({"error": {"message": "because I say so"}}, status=int(status))
+        sample = SAMPLES[request.path.removeprefix("/v1/")]
+        if not body.get("stream"):
+            told = {"error": {"message": "cuda died"}} if kind == "sorry" else {}
+            return web.json_response({"model": body["model"], **sample.plain, **told})
+        texts = (text.replace('"M"', f'"{body["model"]}"') for text in sample.shown(kind))
+        return await self._events(request, *(f"event: e\ndata: {text}\n\n".encode() for text in texts))
+
     async def _good(self, request: web.Request, model: str) -> web.StreamResponse:
         body = await request.json()
         if not body.get("stream"):
@@ -49,6 +86,21 @@ class FaultyServer:
 
     async def _status(self, request: web.Request, status: str) -> web.StreamResponse:
         return web.json_response({"error": {"message": "because I say so"}}, status=int(status))
+
+    async def _retry(self, request: web.Request, told: str) -> web.StreamResponse:
+        status, _, after = told.partition(":")
+        return web.json_response({"error": {"message": "later"}}, status=int(status), headers={"retry-after": after})
+
+    async def _repeats(self, request: web.Request, _: str) -> web.StreamResponse:
+        return web.json_response({"error": {"message": f"no: {request.headers['authorization']}"}}, status=500)
+
+    async def _half(self, request: web.Request, _: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"choices"')
+        assert request.transport is not None
+        request.transport.abort()
+        return response
 
     async def _detail(self, request: web.Request, status: str) -> web.StreamResponse:
         return web.json_response({"detail": "unexpected field"}, status=int(status))
@@ -89,6 +141,32 @@ class FaultyServer:
 
     async def _stalls(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m", None)
+
+    async def _drips(self, request: web.Request, _: str) -> web.StreamResponse:
+        """Half a second of pieces."""
+        response = await self._events(request, end=False)
+        for _ in range(10):
+            await response.write(CHUNK % b"m")
+            await asyncio.sleep(0.05)
+        return await self._end(response)
+
+    async def _floods(self, request: web.Request, _: str) -> web.StreamResponse:
+        """200 MB, as fast as they are read; `sent` counts."""
+        response = await self._events(request, end=False)
+        piece = b'data: {"choices":[{"delta":{"content":"' + b"x" * 4000 + b'"},"finish_reason":null}]}\n\n'
+        try:
+            for _ in range(50_000):
+                await response.write(piece)
+                self.sent += len(piece)
+        except (ConnectionError, asyncio.CancelledError):
+            self.dropped.set()
+            raise
+        return await self._end(response)
+
+    async def _end(self, response: web.StreamResponse) -> web.StreamResponse:
+        await response.write(LAST + DONE)
+        await response.write_eof()
+        return response
 
     async def _split(self, request: web.Request, _: str) -> web.StreamResponse:
         whole = CHUNK % b"m" + LAST + DONE

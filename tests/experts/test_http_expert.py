@@ -1,17 +1,29 @@
 """HttpExpert against a real server that misbehaves in every way."""
 
 import asyncio
+import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from coe.core import Call
-from coe.errors import ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.experts.http import HttpExpert, open_session
+from coe.errors import (
+    ExpertBusy,
+    ExpertError,
+    ExpertGarbage,
+    ExpertRejected,
+    ExpertTimeout,
+    ExpertUnavailable,
+    ExpertUnreachable,
+    InvalidRequest,
+)
+from coe.experts.client import Client
+from coe.experts.http import HttpExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from tests.experts.faulty_server import DONE, LAST, FaultyServer
+from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +48,7 @@ async def answer(
 ) -> list[bytes]:
     """All pieces of one answer."""
     fields = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], **({"stream": True} if stream else {})}
-    async with open_session() as session:
+    async with Client() as session:
         expert = HttpExpert(spec_of(**spec), Endpoint(url, model), session=session)
         reply = await expert.stream(Call(fields, stream, first, piece))
         try:
@@ -85,7 +97,9 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
     ("model", "stream", "error", "says"),
     [
         ("status:500", False, ExpertUnavailable, "HTTP 500: because I say so"),
-        ("status:429", True, ExpertUnavailable, "HTTP 429"),
+        ("status:429", True, ExpertBusy, "HTTP 429: because I say so"),
+        ("half", False, ExpertUnavailable, "broke off the connection"),
+        ('text:{"error":{"message":"no memory"}}', False, ExpertUnavailable, "no memory"),
         ("status:401", False, ExpertUnavailable, "refused its api_key"),
         ("status:404", False, ExpertUnavailable, "HTTP 404"),
         ("status:400", False, ExpertRejected, "rejected the request: because I say so"),
@@ -113,6 +127,57 @@ async def test_each_fault_has_its_error(
         await answer(server.url, model, stream=stream)
 
 
+@pytest.mark.parametrize(("status", "told", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])
+async def test_a_server_may_say_when_to_come_again(
+    server: FaultyServer, status: int, told: str, error: type[ExpertError]
+) -> None:
+    with pytest.raises(error) as raised:
+        await answer(server.url, f"retry:{status}:{told}")
+    assert raised.value.retry_after == float(told)
+    assert raised.value.unhealthy == (status == 503)
+
+
+async def test_the_key_is_not_told_even_where_the_server_repeats_it(server: FaultyServer) -> None:
+    with pytest.raises(ExpertUnavailable, match=r"no: Bearer \*\*\*") as raised:
+        await answer(server.url, "repeats", api_key="k3y")
+    assert "k3y" not in str(raised.value)
+
+
+async def test_a_connection_is_used_again_though_the_end_of_a_stream_comes_after_its_last_event() -> None:
+    def chunk(data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    connections = []
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(re.findall(rb"(?i)content-length: (\d+)", head)[0]))
+                kind = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+                writer.write(kind + chunk(CHUNK % b"m" + LAST + DONE))
+                await ended.wait()
+                writer.write(b"0\r\n\r\n")
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    async with Client() as session:
+        expert = HttpExpert(spec_of(), Endpoint(url, "m"), session=session)
+        for _ in range(2):
+            ended.clear()
+            reply = await expert.stream(Call({"messages": [{"role": "user", "content": "hi"}]}, True, 5, 5))
+            assert [piece async for piece in reply.pieces()]
+            asyncio.get_running_loop().call_soon(ended.set)
+            await reply.aclose()
+    for writer in connections:
+        writer.close()
+        await writer.wait_closed()
+    listening.close()
+    assert len(connections) == 1
+
+
 async def test_endless_noise_is_not_waited_for(server: FaultyServer) -> None:
     with pytest.raises(ExpertGarbage):
         await answer(server.url, "stream-text:" + "noise " * 50, stream=True)
@@ -134,7 +199,7 @@ async def test_an_expert_that_falls_silent_times_out_and_is_let_go(server: Fault
 async def test_a_port_where_nobody_listens_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(ExpertUnavailable, match="cannot be reached"):
+    with pytest.raises(ExpertUnreachable, match="cannot be reached"):
         await answer(f"http://127.0.0.1:{port}/v1", "good")
 
 
@@ -144,7 +209,7 @@ async def test_a_comment_before_the_answer_and_a_blank_line_are_no_fault(server:
 
 
 async def test_a_host_that_no_name_can_be_is_unavailable() -> None:
-    with pytest.raises(ExpertUnavailable, match="cannot be reached"):
+    with pytest.raises(ExpertUnreachable, match="cannot be reached"):
         await answer("http://a..b/v1", "good")
 
 
@@ -152,7 +217,7 @@ async def test_a_body_nested_too_deeply_to_send_is_the_clients_fault(server: Fau
     deep: object = 1
     for _ in range(600):
         deep = [deep]
-    async with open_session() as session:
+    async with Client() as session:
         expert = HttpExpert(spec_of(), Endpoint(server.url, "good"), session=session)
         with pytest.raises(InvalidRequest, match="nested too deeply"):
             await expert.stream(Call({"messages": [], "deep": deep}, False, 5, 5))
@@ -160,7 +225,7 @@ async def test_a_body_nested_too_deeply_to_send_is_the_clients_fault(server: Fau
 
 async def test_a_large_body_arrives_whole(server: FaultyServer) -> None:
     text = "long " * 300_000
-    async with open_session() as session:
+    async with Client() as session:
         expert = HttpExpert(spec_of(), Endpoint(server.url, "good"), session=session)
         fields = {"messages": [{"role": "user", "content": text}]}
         reply = await expert.stream(Call(fields, False, 5, 5))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.http import with_system_prompt
 from coe.experts.sse import EventBuffer, done, error, finished, first_event, usage
+from coe.experts.wire import with_system_prompt
 
 
 @given(st.lists(st.sampled_from(["data: {}", ": note", "event: x\ndata: 1", "data: ü\r\ndata: 2"])), st.data())

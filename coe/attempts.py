@@ -1,0 +1,212 @@
+"""From the order of candidates to a first piece: ask, ask elsewhere, ask again later, or ask two at once.
+
+All of it happens before the first byte goes to the client; after that nothing is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coe.core import Call, Expert, Reply
+from coe.errors import ExpertBusy, ExpertError, ExpertGarbage, ExpertTimeout, ExpertUnavailable
+
+LONGEST_PAUSE = 10.0
+"""Seconds that a request waits for an expert that said when to come again."""
+FIRST_PAUSE = 0.1
+"""Seconds before a lone expert is asked again that refused without saying when; doubles each time."""
+SLACK = 0.01
+"""Seconds more than asked for: an event loop's timers may be early by its clock's resolution."""
+_PASSING = (ExpertUnavailable, ExpertBusy)
+"""What may be over a moment later."""
+_TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Who gave the first piece, after how many asks in all, and the reply."""
+
+    expert: str
+    reply: Reply
+    attempts: int
+
+
+async def first_answer(
+    call: Call, experts: Sequence[Expert], *, attempts: int, until: float, hedge: bool = False
+) -> Accepted:
+    """Ask the experts in turn, `attempts` times in all, until one gives a first piece.
+
+    One with other replicas ready is asked a second time before the next in line. When all have failed, the one that
+    named the soonest time to come again is waited for, if that is before `until` (by the event loop's clock); a lone
+    expert that refused or broke off is asked again after a short pause. With `hedge`, an expert whose stream begins
+    later than 95 % of its latest ones did gets company: the first piece of either counts, the other one is given up.
+    Raises at once what another expert could not help, else the most telling error.
+    """
+    tries = _Tries(call, experts, attempts)
+    loop = asyncio.get_running_loop()
+    while True:
+        turn = tries.next()
+        if turn is None:
+            turn, pause = tries.later(until - loop.time())
+            await asyncio.sleep(pause)
+        after = turn.expert.standing.p95 if hedge and call.stream else None
+        if after is not None:
+            if accepted := await _raced(tries, turn, after):
+                return accepted
+            continue
+        try:
+            return tries.accepted(turn, await turn.ask())
+        except ExpertError as error:
+            tries.failed(turn, error)
+
+
+class _Turn:
+    """One ask to be made. The second one of an expert goes wherever it has least to do."""
+
+    __slots__ = ("again", "call", "expert")
+
+    def __init__(self, expert: Expert, call: Call, *, again: bool = False) -> None:
+        self.expert = expert
+        self.call = call
+        self.again = again
+
+    def ask(self) -> Coroutine[Any, Any, Reply]:
+        return self.expert.stream(self.call)
+
+
+class _Tries:
+    """What was asked for one request, how it failed, and what comes next."""
+
+    def __init__(self, call: Call, experts: Sequence[Expert], attempts: int) -> None:
+        self._call = call
+        self._line = iter(experts)
+        self._second: _Turn | None = None
+        self._lone = len(experts) == 1
+        self._left = attempts
+        self._asks = 0
+        self._pause = FIRST_PAUSE
+        self._errors: list[ExpertError] = []
+        self._failures: list[tuple[_Turn, ExpertError]] = []  # those not yet waited for
+
+    def next(self) -> _Turn | None:
+        """The next ask, None when none is left to be made at once."""
+        if not self._left:
+            return None
+        turn, self._second = self._second, None
+        if turn is None:
+            expert = next(self._line, None)
+            turn = _Turn(expert, self._call) if expert is not None else None
+        return self._spent(turn) if turn is not None else None
+
+    def company(self, turn: _Turn) -> _Turn | None:
+        """Who is asked beside one that is slow: another replica of it, or else the next in line."""
+        if self._left and not turn.again and turn.expert.standing.ready > 1:
+            return self._spent(_again(turn))
+        return self.next()
+
+    def accepted(self, turn: _Turn, reply: Reply) -> Accepted:
+        return Accepted(turn.expert.name, reply, self._asks)
+
+    def failed(self, turn: _Turn, error: ExpertError) -> None:
+        """An ask failed. Raises the error where asking on cannot help."""
+        if not error.asked:
+            self._left += 1
+            self._asks -= 1
+        if not error.retryable:
+            error.attempts = self._asks
+            raise error
+        self._errors.append(error)
+        self._failures.append((turn, error))
+        if not turn.again and turn.expert.standing.ready > 1:
+            self._second = _again(turn)
+
+    def later(self, remaining: float) -> tuple[_Turn, float]:
+        """Whom to ask again and after how many seconds. Raises the most telling error where nobody is worth it.
+
+        Only who was really asked is waited for: else all requests to a server that is down or rests would gather here.
+        """
+        asked = [(turn, error) for turn, error in self._failures if error.asked]
+        pauses = [
+            (error.retry_after * random.uniform(1, 1.1) + SLACK, turn)  # noqa: S311
+            for turn, error in asked
+            if error.retry_after is not None and error.retry_after <= LONGEST_PAUSE
+        ]
+        if self._lone and asked and asked[0][1].retry_after is None and isinstance(asked[0][1], _PASSING):
+            pauses = [(self._pause * random.uniform(0.5, 1.5), asked[0][0])]  # noqa: S311
+            self._pause *= 2
+        pause, turn = min(pauses, key=lambda one: one[0], default=(remaining, None))
+        if turn is None or not self._left or pause >= remaining:
+            raise self._verdict()
+        self._failures = [failure for failure in self._failures if failure[0] is not turn]
+        return self._spent(_again(turn)), pause
+
+    def _spent(self, turn: _Turn) -> _Turn:
+        self._left -= 1
+        self._asks += 1
+        return turn
+
+    def _verdict(self) -> ExpertError:
+        """What a client can act on rather than what it cannot; of the like the first, whose expert suited it best."""
+        telling = min(self._errors, key=_how_telling)
+        times = [error.retry_after for _, error in self._failures if error.retry_after is not None]
+        telling.retry_after = min(times, default=None)
+        telling.attempts = self._asks
+        return telling
+
+
+def _again(turn: _Turn) -> _Turn:
+    return _Turn(turn.expert, replace(turn.call, conversation=b""), again=True)
+
+
+def _how_telling(error: ExpertError) -> tuple[bool, int]:
+    rank = next((place for place, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))
+    return not error.asked, rank
+
+
+class _Race:
+    """Up to two asks for one request. The first reply wins; one that comes later is closed by whoever got it."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.won: tuple[_Turn, Reply] | None = None
+
+    async def run(self, turn: _Turn) -> tuple[_Turn, ExpertError] | None:
+        """Ask, and keep or close the reply before anyone else runs; give back the error of an expert that failed."""
+        try:
+            reply = await turn.ask()
+        except ExpertError as error:
+            return turn, error
+        if self.over:
+            await reply.aclose()
+        else:
+            self.over, self.won = True, (turn, reply)
+        return None
+
+
+async def _raced(tries: _Tries, turn: _Turn, after: float) -> Accepted | None:
+    """Ask, with company after so many seconds; None when all who were asked failed."""
+    race = _Race()
+    tasks = [asyncio.create_task(race.run(turn))]
+    try:
+        done, pending = await asyncio.wait(tasks, timeout=after)
+        if pending and (second := tries.company(turn)) is not None:
+            tasks.append(asyncio.create_task(race.run(second)))
+            pending.add(tasks[-1])
+        while race.won is None:
+            for failure in (task.result() for task in done):
+                if failure is not None:
+                    tries.failed(*failure)
+            if not pending:
+                return None
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        won, race.won = race.won, None
+        return tries.accepted(*won)
+    finally:
+        race.over = True
+        for task in tasks:
+            task.cancel()
+        if race.won is not None:  # we were cancelled, or the other ask showed that no answer may be given
+            await race.won[1].aclose()

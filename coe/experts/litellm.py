@@ -1,0 +1,274 @@
+"""An expert through litellm: any provider, and Responses and Messages for a server that speaks chat alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import orjson
+
+from coe.core import Api, Call, Reply, Standing, Usage
+from coe.errors import ConfigError, ExpertError, InvalidRequest
+from coe.experts import sse
+from coe.experts.aside import Aside
+from coe.experts.faults import Faults
+from coe.experts.translation import arguments
+from coe.experts.wire import WIRES, count
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+
+REMEDY = "pip install 'coe[providers]'"
+_LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
+
+Entry: TypeAlias = Callable[..., Awaitable[Any]]
+
+
+class LitellmExpert:
+    """Asks the declared provider; for an expert of another runtime, its OpenAI-compatible server at `endpoint`.
+
+    Raises ConfigError (a declared provider) or InvalidRequest (a translation) where litellm is not installed.
+    """
+
+    standing = Standing()
+
+    def __init__(self, spec: ExpertSpec, endpoint: Endpoint | None = None) -> None:
+        provider = spec.runtime == "litellm"
+        if find_spec("litellm") is None:
+            if provider:
+                raise ConfigError(f"expert {spec.name!r} has runtime litellm, which is not installed: {REMEDY}")
+            message = f"expert {spec.name!r} speaks chat only and the translation is not installed here: {REMEDY}"
+            raise InvalidRequest(message, code="unsupported_api")
+        self.name = spec.name
+        self.spec = spec
+        key = spec.api_key.get_secret_value() if spec.api_key else ""
+        self.faults = Faults(spec.name, key=key)
+        self._settings: dict[str, Any] = {
+            "model": spec.model if provider or endpoint is None else f"custom_openai/{endpoint.model}",
+            "api_base": endpoint.base_url if endpoint else None,
+            "api_key": key or (None if provider else "none"),  # its OpenAI client wants one
+            "drop_params": True,  # what one provider lacks must not make a routed request fail there
+            "max_retries": 0,
+            "num_retries": 0,
+        }
+
+    async def stream(self, call: Call) -> Reply:
+        """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for what cannot be
+        translated."""
+        given = {**arguments(call, self.spec), **self._settings}
+        given["timeout"] = call.first_piece_timeout + call.piece_timeout  # ours end before
+        if call.headers:
+            given["extra_headers"] = dict(call.headers)
+        reply = _Streamed(self, call) if call.stream else _Plain(self, call)
+        await _aside().run(_imported())  # the first time this takes seconds that are not the provider's
+        try:
+            async with asyncio.timeout(call.first_piece_timeout) as limit:
+                await _aside().run(reply.begin(given))
+        except BaseException as error:
+            reply.let_go()
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise self.faults.late(f"gave no first piece within {call.first_piece_timeout:g} s") from None
+            raise
+        return reply
+
+    async def aclose(self) -> None:
+        """Nothing of its own to close: litellm keeps its connections."""
+
+    def fault(self, error: Exception, api: Api) -> ExpertError:
+        """litellm's exception as ours."""
+        if isinstance(error, ExpertError):
+            return error
+        status = getattr(error, "status_code", None)
+        if not isinstance(status, int):
+            return self.faults.garbage(f"something that litellm cannot read ({type(error).__name__})")
+        if status == 408:
+            return self.faults.late("did not answer in time")
+        response = getattr(error, "response", None)
+        headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
+        told = str(getattr(error, "message", error)).partition("Traceback (most")[0]
+        reason = told.partition("Exception - ")[2] or told  # after litellm's own names of it
+        return self.faults.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
+
+
+class _Plain:
+    """An answer that comes in one piece."""
+
+    media_type = "application/json"
+
+    def __init__(self, expert: LitellmExpert, call: Call) -> None:
+        self._expert = expert
+        self._api = call.api
+        self._body = b""
+        self.usage = Usage()
+
+    async def begin(self, given: dict[str, Any]) -> None:
+        """Runs aside."""
+        try:
+            answer = _named(_plain(await _entries()[self._api](**given)), self._expert.name)
+        except Exception as error:
+            raise self._expert.fault(error, self._api) from None  # its traceback may hold the prompt
+        if WIRES[self._api].answer not in answer:
+            raise self._expert.faults.garbage("something else than asked for")
+        count(self.usage, answer.get("usage"))
+        self._body = orjson.dumps(answer)
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    def let_go(self) -> None:
+        """Nothing is open."""
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+class _Streamed:
+    """An answer that comes event by event. What is iterated lives aside; only bytes come over."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, expert: LitellmExpert, call: Call) -> None:
+        self._expert = expert
+        self._call = call
+        self._wire = WIRES[call.api]
+        self._source: Any = None
+        self._first = b""
+        self._left = False
+        self._whole = False
+        options = call.fields.get("stream_options")
+        self._counted = isinstance(options, dict) and options.get("include_usage") is True
+        self.usage = Usage()
+
+    async def begin(self, given: dict[str, Any]) -> None:
+        """Runs aside."""
+        try:
+            self._source = aiter(await _entries()[self._call.api](**given))
+        except Exception as error:
+            raise self._expert.fault(error, self._call.api) from None
+        saying = False
+        while not (saying or self._left) and (piece := await self._next()):
+            self._first += piece
+            saying = sse.first_event(piece, preamble=self._wire.preamble) is not None
+        if self._left:  # litellm may lose a cancellation and go on; nobody else will close what it opened
+            await _close(self._source)
+        elif not saying:
+            raise self._expert.faults.broken("ended the stream before the first event")
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield self._first
+        try:
+            while True:
+                async with asyncio.timeout(self._call.piece_timeout):
+                    piece = await _aside().run(self._next())
+                if not piece:
+                    break
+                yield piece
+        except TimeoutError:
+            raise self._expert.faults.late(f"fell silent for {self._call.piece_timeout:g} s") from None
+        self._source = None
+        if not self._whole:
+            raise self._expert.faults.broken("ended the stream before the answer was complete")
+        if self._wire.end:
+            yield self._wire.end
+
+    def let_go(self) -> None:
+        self._left = True
+        if self._source is not None:
+            _aside().leave(_close(self._source))
+
+    async def aclose(self) -> None:
+        if self._source is not None:
+            await _aside().run(_close(self._source))
+
+    async def _next(self) -> bytes:
+        """The next event that the client is to see, nothing at the end. Runs aside."""
+        try:
+            async for item in self._source:
+                if piece := self._event(_plain(item)):
+                    return piece
+        except Exception as error:
+            raise self._expert.fault(error, self._call.api) from None
+        return b""
+
+    def _event(self, event: dict[str, Any]) -> bytes:
+        data = orjson.dumps(_named(event, self._expert.name))
+        piece = _event(event, data)
+        if told := self._wire.failure(piece):
+            raise self._expert.faults.failed("failed in mid-answer", told)
+        for tokens in self._wire.usages(piece):
+            count(self.usage, tokens)
+        self._whole = self._whole or self._wire.done(piece) or self._wire.finished(piece)
+        hidden = self._call.api == "chat" and not self._counted and not event.get("choices")
+        return b"" if hidden else piece
+
+
+def _event(event: dict[str, Any], data: bytes) -> bytes:
+    kind = event.get("type")
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data) if isinstance(kind, str) else b"data: %b\n\n" % data
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """What litellm gives (a pydantic model, a mapping or an event's bytes) as JSON's own types."""
+    if isinstance(item, bytes):
+        item = orjson.loads(item.partition(b"data:")[2])
+    elif not isinstance(item, dict):
+        item = item.model_dump(mode="json", exclude_none=True, warnings=False)
+    for choice in item.get("choices", ()):  # OpenAI writes these two also where they are null
+        choice.setdefault("finish_reason", None)
+        if "message" in choice:
+            choice["message"].setdefault("content", None)
+    plain: dict[str, Any] = item
+    return plain
+
+
+def _named(answer: dict[str, Any], name: str) -> dict[str, Any]:
+    """The client knows the expert by its name."""
+    for place in (answer, answer.get("response"), answer.get("message")):
+        if isinstance(place, dict) and "model" in place:
+            place["model"] = name
+    return answer
+
+
+async def _close(source: Any) -> None:
+    with suppress(Exception):  # it may be closing already, by the cancellation of what waited for it
+        await source.aclose()
+
+
+@cache
+def _aside() -> Aside:
+    """One for the process, as litellm's own state is: importing it takes seconds, and each call milliseconds."""
+    return Aside("litellm")
+
+
+async def _imported() -> None:
+    _entries()
+
+
+@cache
+def _entries() -> dict[Api, Entry]:
+    """litellm, imported at the first need, quiet and without a look at the network; one function an API.
+
+    Messages go through its translation to chat also where a provider speaks them: litellm's own path to those imports
+    its proxy, and goes on reading a stream that the client has left.
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its other mode it reads .env files
+    import litellm
+    from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
+
+    litellm.suppress_debug_info = True
+    litellm.turn_off_message_logging = True
+    litellm.user_url_validation = True  # it fetches images for some providers: never from this network
+    for name in _LOGGERS:  # they would tell prompts, and addresses with keys in them
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return {
+        "chat": litellm.acompletion,
+        "responses": litellm.aresponses,
+        "messages": LiteLLMMessagesToCompletionTransformationHandler.async_anthropic_messages_handler,
+        "embeddings": litellm.aembedding,
+    }

@@ -1,0 +1,238 @@
+"""One expert over one or more replicas: which of them answers, and what their answers say about them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+
+from coe.core import Call, Expert, Reply, Standing
+from coe.errors import ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
+from coe.experts.breaker import COOL_DOWN, Breaker, State
+from coe.experts.load import FirstPieces
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+
+BOUND = 1.25
+"""A conversation's own replica is left when it has more work than so many times the mean, plus one (Mirrokni et al.
+2018, consistent hashing with bounded loads, arXiv 1608.01350)."""
+_MASK = 2**64 - 1
+_ODD = 0x9E3779B97F4A7C15
+
+
+class Replica:
+    """One server of an expert.
+
+    `in_flight` counts our requests there, each to its last byte; `waiting` is the length of the server's own queue,
+    None where it shows none (only vLLM does). `address` names it without credentials; pages beside its API are under
+    `root`, which is empty for a provider's own address.
+    """
+
+    __slots__ = ("_expert", "address", "breaker", "in_flight", "root", "seed", "waiting")
+
+    def __init__(
+        self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._expert = expert
+        base = endpoint.base_url.rstrip("/") if endpoint else ""
+        self.root = base.removesuffix("/v1")
+        self.address = self.root.partition("://")[2].rpartition("@")[2] or "provider"
+        self.seed = int.from_bytes(blake2b(self.address.encode(), digest_size=8).digest(), "little")
+        self.breaker = Breaker(clock=clock)
+        self.in_flight = 0
+        self.waiting: int | None = None
+
+    @property
+    def state(self) -> State:
+        return self.breaker.state
+
+    @property
+    def work(self) -> int:
+        """Requests that a new one would share the server with or wait behind."""
+        return self.in_flight + (self.waiting or 0)
+
+    async def stream(self, call: Call) -> Reply:
+        """Ask this server; the breaker learns how it went. Raises what its expert raises."""
+        breaker = self.breaker
+        era = breaker.begin()
+        self.in_flight += 1
+        try:
+            reply = await self._expert.stream(call)
+        except BaseException as error:
+            self.in_flight -= 1
+            self._learn(error, era)
+            raise
+        breaker.answered(era)
+        return _Held(reply, self, era)
+
+    async def aclose(self) -> None:
+        await self._expert.aclose()
+
+    def ended(self, era: int, error: BaseException | None, *, whole: bool) -> None:
+        """A reply is over: broken off by `error`, come `whole`, or left by its reader."""
+        self.in_flight -= 1
+        if error is not None:
+            self._learn(error, era)
+        elif whole:
+            self.breaker.succeeded(era)
+        else:
+            self.breaker.dropped(era)
+
+    def _learn(self, error: BaseException, era: int) -> None:
+        if not isinstance(error, ExpertError):
+            self.breaker.dropped(era)
+        elif error.unhealthy:
+            self.breaker.failed(era)
+        else:
+            self.breaker.succeeded(era)
+        if isinstance(error, ExpertBusy) and error.retry_after is not None:
+            self.breaker.rest(error.retry_after)
+
+
+class _Held:
+    """A reply that counts as a request in flight until its last byte, once."""
+
+    __slots__ = ("_era", "_over", "_replica", "_reply", "media_type", "usage")
+
+    def __init__(self, reply: Reply, replica: Replica, era: int) -> None:
+        self.media_type = reply.media_type
+        self.usage = reply.usage
+        self._reply = reply
+        self._replica = replica
+        self._era = era
+        self._over = False
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        pieces = self._reply.pieces()
+        try:
+            async for piece in pieces:
+                yield piece
+            self._end(whole=True)
+        except ExpertError as error:
+            self._end(error)
+            raise
+        finally:
+            await pieces.aclose()
+
+    async def aclose(self) -> None:
+        self._end()
+        await self._reply.aclose()
+
+    def _end(self, error: BaseException | None = None, *, whole: bool = False) -> None:
+        if not self._over:
+            self._over = True
+            self._replica.ended(self._era, error, whole=whole)
+
+
+class ReplicatedExpert:
+    """Asks the replica that suits a call best; the only Expert that composition sees.
+
+    A replica that no connection reaches is passed over for another one within the same call. When none may be asked
+    the answer is an ExpertBusy (all are resting) or ExpertUnavailable at once, with the time of the next trial.
+    """
+
+    def __init__(
+        self,
+        spec: ExpertSpec,
+        endpoints: tuple[Endpoint, ...] = (),
+        *,
+        replicas: Sequence[Replica],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.endpoints = endpoints
+        self.replicas = tuple(replicas)
+        self.first_pieces = FirstPieces()
+        self._limit = spec.concurrent_requests
+        self._clock = clock
+        self._standing = Standing()
+        self._turn = 0
+
+    @property
+    def standing(self) -> Standing:
+        """From the replicas that may be asked now. Without a declared concurrent_requests an expert is overloaded when
+        each of them has a queue."""
+        ready = self._ready(())
+        load, p95, seen = self._load(ready), self.first_pieces.p95, self._standing
+        if load != seen.load or len(ready) != seen.ready or p95 != seen.p95:
+            self._standing = seen = Standing(up=bool(ready), load=load, ready=len(ready), p95=p95)
+        return seen
+
+    async def stream(self, call: Call) -> Reply:
+        """Ask the best replica, and return once the first piece is there. Raises an ExpertError, or InvalidRequest."""
+        failure: ExpertUnreachable | None = None
+        passed: tuple[Replica, ...] = ()
+        while call.first_piece_timeout > 0 and (ready := self._ready(passed)):
+            replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
+            began = self._clock()
+            try:
+                reply = await replica.stream(call)
+            except ExpertUnreachable as error:
+                failure, passed = error, (*passed, replica)
+                call = replace(call, first_piece_timeout=call.first_piece_timeout - (self._clock() - began))
+            else:
+                if call.stream:  # a plain answer's first piece is its last: it tells how much was said
+                    self.first_pieces.note(self._clock() - began)
+                return reply
+        raise failure or self._nobody()
+
+    def _ready(self, but: Collection[Replica]) -> Sequence[Replica]:
+        """Those that may be asked now."""
+        if not but and all(replica.breaker.calm for replica in self.replicas):
+            return self.replicas
+        now = self._clock()
+        return [replica for replica in self.replicas if replica.breaker.ready(now) and replica not in but]
+
+    async def aclose(self) -> None:
+        """Close what the replicas opened for themselves."""
+        for replica in self.replicas:
+            await replica.aclose()
+
+    def _load(self, ready: Sequence[Replica]) -> float:
+        if self._limit is not None:
+            return sum(map(_work, ready)) / (self._limit * len(ready)) if ready else 0.0
+        return 1.0 if ready and all(replica.waiting for replica in ready) else 0.0
+
+    def _best(self, ready: Sequence[Replica], conversation: bytes) -> Replica:
+        if ready is not self.replicas:
+            now = self._clock()
+            ready = [replica for replica in ready if not replica.breaker.shaken(now)] or ready
+        if conversation:
+            return preferred(ready, conversation)
+        self._turn += 1
+        turn = self._turn % len(ready)
+        ready = [*ready[turn:], *ready[:turn]]  # of the equally idle each in turn
+        return min(ready, key=_work)
+
+    def _nobody(self) -> ExpertError:
+        now = self._clock()
+        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is under way
+        resting = all(replica.state == "resting" for replica in self.replicas)
+        reason = "is busy and asked to be left alone" if resting else "failed too often lately"
+        error = (ExpertBusy if resting else ExpertUnavailable)(
+            f"expert {self.name!r} {reason}; it is asked again in {wait:.1f} s", expert=self.name
+        )
+        error.retry_after, error.asked = wait, False
+        return error
+
+
+def preferred(replicas: Sequence[Replica], conversation: bytes) -> Replica:
+    """The conversation's own replica, which has its prefix in cache, unless that has clearly more work than the others;
+    else the one with the least. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998)."""
+    key = int.from_bytes(blake2b(conversation, digest_size=8).digest(), "little")
+    own, highest = replicas[0], -1
+    for replica in replicas:  # multiplication spreads what differs to the high bits, the shift brings it back down
+        mixed = (key ^ replica.seed) * _ODD & _MASK
+        weight = (mixed ^ mixed >> 32) * _ODD & _MASK
+        if weight > highest:
+            own, highest = replica, weight
+    work = own.work
+    if work <= 1 or work <= BOUND * sum(map(_work, replicas)) / len(replicas) + 1:
+        return own
+    return min(replicas, key=_work)
+
+
+def _work(replica: Replica) -> int:
+    return replica.work

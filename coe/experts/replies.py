@@ -1,0 +1,174 @@
+"""An accepted answer of an HTTP server: in one piece, or as a stream of whole events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import orjson
+
+from coe.core import Usage
+from coe.experts import sse
+from coe.experts.client import Response
+from coe.experts.faults import Faults
+from coe.experts.wire import Wire, count
+
+MAX_ANSWER = 64 * 2**20
+"""Bytes of a plain (not streamed) answer."""
+MAX_PREAMBLE = 2**20
+"""Bytes of an event stream until the first event that says something."""
+LONGEST_FIELD_NAME = 64
+DRAIN = 0.05
+"""Seconds to wait for the formal end of a stream, without which its connection cannot be used again."""
+_EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+Renaming = Callable[[bytes], bytes]
+
+
+class Plain:
+    """An answer that comes in one piece."""
+
+    media_type = "application/json"
+
+    def __init__(self, response: Response, *, wire: Wire, faults: Faults, renamed: Renaming) -> None:
+        self._response = response
+        self._wire = wire
+        self._faults = faults
+        self._renamed = renamed
+        self._body = b""
+        self.usage = Usage()
+
+    async def begin(self) -> None:
+        if (self._response.length or 0) > MAX_ANSWER:
+            raise self._faults.garbage("an answer longer than it may be")
+        chunks, size = [], 0
+        while chunk := await self._response.piece():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER:
+                raise self._faults.garbage("an answer longer than it may be")
+        self._body = b"".join(chunks)
+        try:
+            answer = orjson.loads(self._body)
+        except orjson.JSONDecodeError:
+            raise self._faults.garbage("something that is not JSON") from None
+        if isinstance(answer, dict) and answer.get("error"):
+            raise self._faults.failed("answered with an error", answer)
+        if not isinstance(answer, dict) or self._wire.answer not in answer:
+            raise self._faults.garbage(f"JSON without {self._wire.answer}")
+        count(self.usage, answer.get("usage"))
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield self._renamed(self._body)
+
+    async def aclose(self) -> None:
+        self._response.release()
+
+
+class Streamed:
+    """An answer that comes as server-sent events. Has its end even where the server forgets it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        response: Response,
+        *,
+        wire: Wire,
+        faults: Faults,
+        renamed: Renaming,
+        piece_timeout: float,
+    ) -> None:
+        self._response = response
+        self._wire = wire
+        self._faults = faults
+        self._renamed = renamed
+        self._piece_timeout = piece_timeout
+        self._buffer = sse.EventBuffer()
+        self._first = b""
+        self._finished = False
+        self._done = False
+        self.usage = Usage()
+
+    async def begin(self) -> None:
+        if self._response.media_type != "text/event-stream":
+            raise self._faults.garbage(f"{self._response.media_type} where an event stream was asked for")
+        event = None
+        while event is None and not self._done:  # comments keep a connection alive; they are no answer
+            chunk = await self._response.piece()
+            if not chunk:
+                raise self._faults.broken("ended the stream before the first event")
+            events = self._complete(chunk)
+            if not self._first:
+                events = events.lstrip(b"\r\n")
+            self._first += events
+            event = self._event(events)
+            if event is None and len(self._first) > MAX_PREAMBLE:
+                raise self._faults.garbage("comments without end")
+        if told := self._wire.failure(self._first):
+            raise self._faults.failed("answered with an error", told)
+        self._note(self._first)
+
+    def _event(self, events: bytes) -> Any:
+        """The first event that says something, None while there is none."""
+        rest = self._buffer.rest.lstrip()
+        if not self._first and len(rest) > LONGEST_FIELD_NAME and not rest.startswith(_EVENT_STARTS):
+            raise self._faults.garbage("something that is not an event stream")
+        try:
+            event = sse.first_event(events.lstrip(b"\r\n"), preamble=self._wire.preamble) if events else None
+        except ValueError as error:
+            raise self._faults.garbage(f"a broken event stream ({error})") from None
+        self._done = self._wire.done(events)
+        return event
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield self._renamed(self._first)
+        try:
+            while not self._done:
+                async with asyncio.timeout(self._piece_timeout):
+                    chunk = await self._response.piece()
+                if not chunk:
+                    break
+                if events := self._complete(chunk):
+                    if told := self._wire.failure(events):
+                        raise self._faults.failed("failed in mid-answer", told)
+                    self._note(events)
+                    yield self._renamed(events)
+        except TimeoutError:
+            raise self._faults.late(f"fell silent for {self._piece_timeout:g} s") from None
+        except OSError as error:
+            raise self._faults.broken("broke off the stream") from error
+        if not self._done:
+            if not self._finished:
+                raise self._faults.broken("ended the stream before the answer was complete")
+            yield self._wire.end
+
+    async def aclose(self) -> None:
+        if self._done:
+            try:
+                await self._drained()
+            finally:
+                self._response.release()
+        else:
+            self._response.close()  # the connection is in mid-answer: dropping it tells the server to stop
+
+    async def _drained(self) -> None:
+        """Read past the last event to the end of the body, which comes a moment later."""
+        with contextlib.suppress(OSError):
+            if not self._response.at_end:
+                async with asyncio.timeout(DRAIN):
+                    await self._response.piece()
+
+    def _complete(self, chunk: bytes) -> bytes:
+        try:
+            return self._buffer.feed(chunk)
+        except ValueError as error:
+            raise self._faults.garbage(f"a broken event stream ({error})") from None
+
+    def _note(self, events: bytes) -> None:
+        self._finished = self._finished or self._wire.finished(events)
+        self._done = self._wire.done(events)
+        for told in self._wire.usages(events):
+            count(self.usage, told)

@@ -1,0 +1,70 @@
+"""Which fields of a request litellm is given: the API's own, none that would steer litellm itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coe.core import Api, Call
+from coe.errors import InvalidRequest
+from coe.experts.wire import WIRES
+from coe.registry import ExpertSpec
+
+MAX_TOKENS = 4096
+"""Where a Messages request says nothing; Anthropic's API has no default."""
+
+_NAMES: Mapping[Api, str] = {
+    "chat": "audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens "
+    "messages modalities n parallel_tool_calls prediction presence_penalty reasoning_effort response_format seed stop "
+    "stream_options temperature thinking tool_choice tools top_logprobs top_p user verbosity",
+    "responses": "include input instructions max_output_tokens parallel_tool_calls reasoning temperature text "
+    "tool_choice tools top_logprobs top_p truncation user",
+    "messages": "max_tokens messages output_format stop_sequences system temperature thinking tool_choice tools top_k "
+    "top_p",
+    "embeddings": "dimensions encoding_format input user",
+}
+FIELDS: Mapping[Api, frozenset[str]] = {api: frozenset(names.split()) for api, names in _NAMES.items()}
+"""litellm takes its own settings (api_base, mock_response, fallbacks and many more) from the same arguments: a field
+that is not of the API must never reach it, or a client could send the expert's key to an address of its own."""
+
+_KEPT_STATE = ("previous_response_id", "conversation", "prompt")
+_TOOLS = (None, "function", "custom")
+
+
+def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
+    """The declared parameters, then what the client may set, then the expert's system prompt. Raises InvalidRequest for
+    what cannot be translated."""
+    if call.api not in FIELDS:
+        raise _unsupported(f"expert {spec.name!r} cannot answer the {call.api} API", "model")
+    _check(call.fields, spec)
+    wire, known = WIRES[call.api], FIELDS[call.api]
+    found = {**wire.defaults(spec.parameters), **{name: call.fields[name] for name in known & call.fields.keys()}}
+    if call.api == "messages":
+        found.setdefault("max_tokens", MAX_TOKENS)
+        config = call.fields.get("output_config")
+        if isinstance(config, dict) and config.get("format"):
+            found["output_format"] = config["format"]
+    if spec.system_prompt:
+        found |= wire.prompted(found, spec.system_prompt)
+    if call.api == "chat" and call.stream:
+        found["stream_options"] = {"include_usage": True}  # for our own counts; the client is shown them if it asked
+    if call.api != "embeddings":
+        found["stream"] = call.stream
+    return found
+
+
+def _check(fields: Mapping[str, Any], spec: ExpertSpec) -> None:
+    for name in _KEPT_STATE:
+        if fields.get(name):
+            message = f"expert {spec.name!r} keeps no state between requests: send the conversation without {name}"
+            raise _unsupported(message, name)
+    tools = fields.get("tools")
+    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+        kind = tool.get("type") if isinstance(tool, dict) else ""
+        if kind not in _TOOLS:
+            message = f"expert {spec.name!r} has no built-in tools: tools[{index}].type must be function or custom"
+            raise _unsupported(message, f"tools[{index}].type")
+
+
+def _unsupported(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="unsupported_api")

@@ -1,0 +1,31 @@
+"""The implementations of Expert that pass one suite (test_conformance.py), each made for one server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coe.core import Expert
+from coe.experts import Replica, ReplicatedExpert
+from coe.experts.client import Client
+from coe.experts.http import HttpExpert
+from coe.experts.litellm import LitellmExpert
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+
+Maker = Callable[[ExpertSpec, Endpoint, Client], Expert]
+
+
+def _http(spec: ExpertSpec, endpoint: Endpoint, session: Client) -> Expert:
+    return HttpExpert(spec, endpoint, session=session)
+
+
+def _replicated(spec: ExpertSpec, endpoint: Endpoint, session: Client) -> Expert:
+    replicas = [Replica(HttpExpert(spec, endpoint, session=session), endpoint=endpoint)]
+    return ReplicatedExpert(spec, (endpoint,), replicas=replicas)
+
+
+def _litellm(spec: ExpertSpec, endpoint: Endpoint, _: Client) -> Expert:
+    return LitellmExpert(spec, endpoint)
+
+
+MAKERS: dict[str, Maker] = {"http": _http, "replicated": _replicated, "litellm": _litellm}

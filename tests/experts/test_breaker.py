@@ -1,0 +1,222 @@
+"""The breaker: when it opens, how it tries again, and what it never does."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.experts.breaker import COOL_DOWN, LONGEST_COOL_DOWN, LONGEST_REST, RATE, STEADY, STREAK, Breaker
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def breaker_of() -> tuple[Breaker, Clock]:
+    clock = Clock()
+    return Breaker(clock=clock), clock
+
+
+def fail(breaker: Breaker, times: int = 1) -> None:
+    for _ in range(times):
+        breaker.failed(breaker.begin())
+
+
+def test_failures_in_a_row_open_it_and_one_success_among_them_does_not_let_them() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK - 1)
+    breaker.succeeded(breaker.begin())
+    fail(breaker, STREAK - 1)
+    assert breaker.state == "closed"
+    fail(breaker)
+    assert breaker.state == "open"
+    assert not breaker.ready(clock.now)
+
+
+def test_failures_of_every_second_request_open_it() -> None:
+    breaker, _ = breaker_of()
+    for _ in range(RATE - 1):
+        fail(breaker)
+        breaker.succeeded(breaker.begin())
+    assert breaker.state == "closed"
+    fail(breaker)
+    assert breaker.state == "open"
+
+
+def test_after_the_cool_down_one_request_tries_it_and_a_first_piece_closes_it() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    assert breaker.wait(clock.now) == COOL_DOWN
+    clock.now += COOL_DOWN
+    assert breaker.state == "half_open"
+    assert breaker.ready(clock.now)
+    era = breaker.begin()
+    assert not breaker.ready(clock.now)
+    breaker.answered(era)
+    assert breaker.state == "closed"
+    assert breaker.ready(clock.now)
+
+
+def test_a_failure_right_after_the_trial_opens_it_again_and_a_whole_answer_ends_the_probation() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    clock.now += COOL_DOWN
+    trial = breaker.begin()
+    breaker.answered(trial)
+    breaker.failed(trial)  # broke off in mid-answer
+    assert breaker.state == "open"
+    clock.now += 2 * COOL_DOWN
+    breaker.succeeded(breaker.begin())
+    fail(breaker, STREAK - 1)
+    assert breaker.state == "closed"
+
+
+def test_each_failed_trial_doubles_the_cool_down_up_to_a_bound() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    waits = []
+    for _ in range(9):
+        waits.append(breaker.wait(clock.now))
+        clock.now += waits[-1]
+        fail(breaker)
+    assert waits == [1, 2, 4, 8, 16, 32, LONGEST_COOL_DOWN, LONGEST_COOL_DOWN, LONGEST_COOL_DOWN]
+
+
+def test_trouble_soon_after_a_recovery_waits_longer_and_after_a_steady_time_starts_over() -> None:
+    breaker, clock = breaker_of()
+    for steady, expected in ((0.0, 2.0), (STEADY, 1.0)):
+        fail(breaker, STREAK)
+        clock.now += breaker.wait(clock.now)
+        breaker.succeeded(breaker.begin())
+        clock.now += steady
+        fail(breaker, STREAK)
+        assert breaker.wait(clock.now) == expected
+        clock.now += expected
+        breaker.succeeded(breaker.begin())
+        clock.now += STEADY
+
+
+def test_a_trial_that_is_given_up_leaves_the_next_one_free() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    clock.now += COOL_DOWN
+    breaker.dropped(breaker.begin())
+    assert breaker.ready(clock.now)
+    assert breaker.state == "half_open"
+
+
+def test_outcomes_of_requests_from_before_it_opened_are_stale() -> None:
+    breaker, clock = breaker_of()
+    early = [breaker.begin() for _ in range(3)]
+    fail(breaker, STREAK)
+    breaker.succeeded(early[0])
+    breaker.failed(early[1])
+    breaker.dropped(early[2])
+    assert breaker.wait(clock.now) == COOL_DOWN
+    assert breaker.state == "open"
+
+
+def test_a_rest_ends_by_itself_and_is_bounded() -> None:
+    breaker, clock = breaker_of()
+    breaker.rest(3)
+    assert breaker.state == "resting"
+    assert breaker.wait(clock.now) == 3
+    breaker.rest(1)
+    assert breaker.wait(clock.now) == 3
+    breaker.succeeded(breaker.begin())  # one that was under way
+    assert not breaker.ready(clock.now)
+    clock.now += 3
+    assert breaker.state == "closed"
+    assert breaker.ready(clock.now)
+    breaker.rest(3600)
+    assert breaker.wait(clock.now) == LONGEST_REST
+
+
+def test_a_sign_of_life_allows_the_trial_at_once_and_closes_nothing() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    breaker.hurry()
+    assert breaker.state == "half_open"
+    assert breaker.ready(clock.now)
+
+
+def test_a_failure_is_remembered_for_a_second() -> None:
+    breaker, clock = breaker_of()
+    assert not breaker.shaken(clock.now)
+    fail(breaker)
+    assert breaker.shaken(clock.now)
+    clock.now += COOL_DOWN
+    assert not breaker.shaken(clock.now)
+
+
+class Traffic:
+    """Requests under way at a breaker, each with what `begin` gave it and whether it was a trial."""
+
+    def __init__(self) -> None:
+        self.breaker, self.clock = breaker_of()
+        self.running: list[tuple[int, bool]] = []
+
+    def begin(self, _: int) -> None:
+        if self.breaker.ready(self.clock.now):
+            trial = self.breaker.state == "half_open"
+            assert trial or self.breaker.state == "closed"
+            assert not trial or not any(other for _, other in self.running if other)
+            self.running.append((self.breaker.begin(), trial))
+
+    def answered(self, which: int) -> None:
+        if self.running:
+            era, _ = self.running[which % len(self.running)]
+            self.breaker.answered(era)
+            self._settle()
+
+    def succeeded(self, which: int) -> None:
+        self._end("succeeded", which)
+
+    def failed(self, which: int) -> None:
+        self._end("failed", which)
+
+    def dropped(self, which: int) -> None:
+        self._end("dropped", which)
+
+    def later(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    def rest(self, seconds: int) -> None:
+        self.breaker.rest(seconds)
+
+    def hurry(self, _: int) -> None:
+        self.breaker.hurry()
+
+    def _end(self, how: str, which: int) -> None:
+        if self.running:
+            era, _ = self.running.pop(which % len(self.running))
+            getattr(self.breaker, how)(era)
+            self._settle()
+
+    def _settle(self) -> None:
+        if self.breaker.state in ("closed", "resting", "open"):  # what was a trial is decided
+            self.running = [(era, False) for era, _ in self.running]
+
+
+NAMES = ("begin", "begin", "answered", "succeeded", "failed", "failed", "dropped", "later", "rest", "hurry")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 70)), max_size=150))
+def test_whatever_happens_one_trial_at_a_time_goes_out_and_time_always_leads_back(steps: list[tuple[str, int]]) -> None:
+    traffic = Traffic()
+    breaker, clock = traffic.breaker, traffic.clock
+    for name, argument in steps:
+        was = breaker.state
+        getattr(traffic, name)(argument)
+        assert breaker.state != "closed" or breaker.ready(clock.now)
+        assert was != "open" or name in ("later", "hurry") or breaker.state == "open"
+        assert 0 <= breaker.wait(clock.now) <= max(LONGEST_COOL_DOWN, LONGEST_REST)
+    for era, _ in traffic.running:
+        breaker.dropped(era)
+    clock.now += max(LONGEST_COOL_DOWN, LONGEST_REST)
+    assert breaker.ready(clock.now)
+    breaker.succeeded(breaker.begin())
+    assert breaker.state == "closed"

@@ -1,0 +1,246 @@
+"""The HTTP client against servers that write exactly what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from coe.experts.client import Client, Target, Unreachable
+from coe.experts.connection import PORTION, WINDOW
+
+pytestmark = pytest.mark.anyio
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """A server that leaves each connection to `serve`; its address."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(one, "127.0.0.1", 0, ssl=context)
+    async with server:
+        scheme = "https" if context else "http"
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"
+
+
+async def request_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head and body of the next request."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    return head, await reader.readexactly(length)
+
+
+async def whole(client: Client, target: Target, body: bytes = b"{}") -> bytes:
+    response = await client.ask(target, body)
+    pieces = [response.status.to_bytes(2, "big")]
+    while piece := await response.piece():
+        pieces.append(piece)
+    response.release()
+    return b"".join(pieces)[2:]
+
+
+async def test_a_request_says_what_it_should_and_no_more() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await request_of(reader))
+        writer.write(OK)
+
+    async with serving(serve) as url, Client() as client:
+        target = Target(f"{url.replace('//', '//me:p%40ss@')}?a=b c", {"x-own": "1"})
+        response = await client.ask(target, b"body", {"traceparent": "t"})
+        assert await response.piece() == b"ok"
+        response.close()
+    (head, body), *_ = seen
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "POST /v1/x?a=b%20c HTTP/1.1"
+    assert {"authorization: Basic bWU6cEBzcw==", "x-own: 1", "traceparent: t", "accept-encoding: identity"} <= {*lines}
+    assert "me:" not in lines[1]
+    assert body == b"body"
+
+
+async def test_a_connection_serves_again_after_an_answer_was_read_to_its_end() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await request_of(reader)
+            writer.write(OK)
+
+    async with serving(serve) as url, Client() as client:
+        target = Target(url, {})
+        assert [await whole(client, target) for _ in range(3)] == [b"ok"] * 3
+        assert connections == 1
+        response = await client.ask(target, b"{}")
+        response.close()
+        await whole(client, target)
+        assert connections == 2
+
+
+async def test_a_kept_connection_that_the_server_closed_is_replaced_unseen() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await request_of(reader)
+        writer.write(OK)
+        if connections == 1:
+            await request_of(reader)  # and leaves it without an answer
+
+    async with serving(serve) as url, Client() as client:
+        target = Target(url, {})
+        assert await whole(client, target) == b"ok"
+        assert await whole(client, target) == b"ok"
+        assert connections == 2
+
+
+async def test_a_new_connection_that_ends_without_an_answer_is_an_error() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await request_of(reader)
+
+    async with serving(serve) as url, Client() as client:
+        with pytest.raises(ConnectionError):
+            await client.ask(Target(url, {}), b"{}")
+    assert connections == 1
+
+
+async def test_bytes_that_came_before_a_break_are_read_before_it_is_raised() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel")
+
+    async with serving(serve) as url, Client() as client:
+        response = await client.ask(Target(url, {}), b"{}")
+        assert await response.piece() == b"hel"
+        with pytest.raises(ConnectionError):
+            await response.piece()
+        response.release()
+
+
+async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
+    written, size = 0, 64 * 2**20
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        while written < size:
+            writer.write(b"x" * 2**16)
+            written += 2**16
+            await writer.drain()
+
+    async with serving(serve) as url, Client() as client:
+        response = await client.ask(Target(url, {}), b"{}")
+        before = -1
+        while before != written:  # until the sockets between are full
+            before = written
+            for _ in range(50):
+                await asyncio.sleep(0)
+        assert written < size
+        assert len(await response.piece()) < WINDOW + 2**20
+        got = 0
+        while piece := await response.piece():
+            got += len(piece)
+        assert got > size // 2
+        response.release()
+
+
+async def test_a_large_body_arrives_whole_and_one_refused_early_is_not_read_on() -> None:
+    body, bodies = b"x" * (20 * PORTION), []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append(len((await request_of(reader))[1]))
+        writer.write(OK)
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n")
+        await reader.read(-1)
+
+    async with serving(serve) as url, Client() as client:
+        assert await whole(client, Target(url, {}), body) == b"ok"
+        assert bodies == [len(body)]
+    async with serving(refuse) as url, Client() as client:
+        response = await client.ask(Target(url, {}), body * 4)
+        assert response.status == 413
+        response.release()
+
+
+async def test_a_compressed_answer_is_refused() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\nok")
+
+    async with serving(serve) as url, Client() as client:
+        with pytest.raises(ConnectionError, match="compressed"):
+            await client.ask(Target(url, {}), b"{}")
+
+
+async def test_where_nobody_listens_nobody_is_reached() -> None:
+    async with serving(lambda *_: asyncio.sleep(0)) as url:
+        pass
+    async with Client() as client:
+        for address in (url, "http://nobody.invalid/v1/x"):
+            with pytest.raises(Unreachable):
+                await client.ask(Target(address, {}), b"{}")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """One for 127.0.0.1 that nobody but itself vouches for, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes a certificate with openssl, which is not on PATH")
+    key, made = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", made]
+    subprocess.run([*command.split(), *more], check=True, capture_output=True)
+    return made, key
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(OK)
+
+    async with serving(serve, context) as url, Client() as client:
+        with pytest.raises(Unreachable, match="certificate"):
+            await client.ask(Target(url, {}), b"{}")
+        client.trust = ssl.create_default_context(cafile=certificate[0])
+        assert await whole(client, Target(url, {})) == b"ok"
+
+
+@pytest.mark.parametrize("url", ["ftp://x/", "http:///x", "127.0.0.1:8000", "http://x:port/", "http://a..b/"])
+def test_an_address_that_none_can_be_is_a_value_error(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (of several kinds)
+        Target(url, {})
+
+
+def test_a_header_cannot_bring_another_one() -> None:
+    with pytest.raises(ValueError, match="line break"):
+        Target("http://x/", {}).head(0, {"traceparent": "a\r\nx-evil: b"})

@@ -1,0 +1,151 @@
+"""What every Expert does, whatever it is made of, against a real server."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import orjson
+import pytest
+
+from coe.core import Call, Expert
+from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable
+from coe.experts.client import Client
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.experts.conformance import MAKERS
+from tests.experts.faulty_server import FaultyServer
+
+pytestmark = pytest.mark.anyio
+MESSAGES = [{"role": "user", "content": "hi"}]
+Serving = Callable[..., Expert]
+
+
+def call(*, stream: bool = False, first: float = 5.0, piece: float = 5.0) -> Call:
+    fields = {"model": "auto", "messages": MESSAGES, **({"stream": True} if stream else {})}
+    return Call(fields, stream, first, piece)
+
+
+async def whole(expert: Expert, asked: Call) -> bytes:
+    reply = await expert.stream(asked)
+    try:
+        return b"".join([piece async for piece in reply.pieces()])
+    finally:
+        await reply.aclose()
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+QUIET = {"litellm": pytest.mark.filterwarnings("ignore")}  # its own warnings, in its own thread, must not be exceptions
+
+
+@pytest.fixture(params=[pytest.param(name, marks=QUIET.get(name, ())) for name in MAKERS])
+async def serving(request: pytest.FixtureRequest, server: FaultyServer) -> AsyncIterator[Serving]:
+    """An expert named `clever` whose server behaves as the model's name says."""
+    async with Client() as session:
+
+        def made(model: str, url: str = "") -> Expert:
+            endpoint = Endpoint(url or server.url, model)
+            declared = {"name": "clever", "model": model, "runtime": "external", "base_url": endpoint.base_url}
+            return MAKERS[request.param](ExpertSpec.model_validate(declared), endpoint, session)
+
+        yield made
+
+
+async def test_it_has_its_declared_name_and_stands_ready(serving: Serving) -> None:
+    expert = serving("good")
+    assert expert.name == "clever"
+    assert (expert.standing.up, expert.standing.load) == (True, 0)
+    await expert.aclose()
+
+
+async def test_a_plain_answer_is_one_json_under_the_experts_name_with_its_tokens(serving: Serving) -> None:
+    reply = await serving("good").stream(call())
+    (body,) = [piece async for piece in reply.pieces()]
+    await reply.aclose()
+    assert reply.media_type == "application/json"
+    assert orjson.loads(body)["model"] == "clever"
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+
+
+async def test_a_stream_is_whole_events_to_the_end_with_the_tokens(serving: Serving) -> None:
+    reply = await serving("good").stream(call(stream=True))
+    pieces = [piece async for piece in reply.pieces()]
+    await reply.aclose()
+    assert reply.media_type == "text/event-stream"
+    assert all(piece.endswith(b"\n\n") for piece in pieces)
+    assert pieces[-1].endswith(b"data: [DONE]\n\n")
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_refusal_says_whose_fault_it_is(serving: Serving, stream: bool) -> None:
+    with pytest.raises(ExpertRejected, match="because I say so") as rejected:
+        await whole(serving("status:400"), call(stream=stream))
+    assert (rejected.value.status, rejected.value.retryable, rejected.value.expert) == (400, False, "clever")
+    with pytest.raises(ExpertBusy) as busy:
+        await whole(serving("retry:429:7"), call(stream=stream))
+    assert (busy.value.retry_after, busy.value.unhealthy) == (7, False)
+    with pytest.raises(ExpertUnavailable) as unavailable:
+        await whole(serving("status:500"), call(stream=stream))
+    assert unavailable.value.unhealthy
+
+
+async def test_a_server_that_is_not_there_is_unavailable(serving: Serving) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ExpertUnavailable):
+        await whole(serving("good", f"http://127.0.0.1:{port}/v1"), call())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_without_a_first_piece_in_time_the_server_is_let_go(
+    serving: Serving, server: FaultyServer, stream: bool
+) -> None:
+    with pytest.raises(ExpertTimeout, match="no first piece within"):
+        await whole(serving("silent"), call(stream=stream, first=0.2))
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+async def test_who_stops_waiting_for_the_first_piece_makes_the_server_stop(
+    serving: Serving, server: FaultyServer
+) -> None:
+    asking = asyncio.create_task(whole(serving("silent"), call(stream=True)))
+    while not server.seen:
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+async def test_who_leaves_in_mid_answer_makes_the_server_stop(serving: Serving, server: FaultyServer) -> None:
+    reply = await serving("stalls").stream(call(stream=True))
+    pieces = reply.pieces()
+    assert await anext(pieces)
+    await pieces.aclose()
+    await reply.aclose()
+    await reply.aclose()
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+@pytest.mark.parametrize("model", ["truncated", "torn", "fails-late"])
+async def test_an_answer_that_breaks_off_raises(serving: Serving, model: str) -> None:
+    with pytest.raises(ExpertError):
+        await whole(serving(model), call(stream=True))
+
+
+async def test_silence_in_mid_answer_is_not_waited_for(serving: Serving) -> None:
+    with pytest.raises(ExpertTimeout, match="fell silent"):
+        await whole(serving("stalls"), call(stream=True, piece=0.1))
+
+
+@pytest.mark.parametrize("model", ["text:<html>", "text:[]", "half"])
+async def test_nonsense_is_no_answer(serving: Serving, model: str) -> None:
+    with pytest.raises(ExpertError):
+        await whole(serving(model), call())

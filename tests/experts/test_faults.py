@@ -1,0 +1,56 @@
+"""What servers say went wrong, in any shape."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.errors import ExpertError
+from coe.experts.faults import LONGEST_REASON, LONGEST_RETRY, Faults, retry_after
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["error", "message", "detail", "x"]), inner),
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("7", 7.0),
+        (" 0.5 ", 0.5),
+        ("0", 0.0),
+        ("86400", LONGEST_RETRY),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", 20.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_when_to_come_again_is_told_in_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
+    assert retry_after(told, now=100.0) == seconds
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_no_header_is_too_odd_to_read(value: str) -> None:
+    seconds = retry_after(value, now=1e9)
+    assert seconds is None or 0 <= seconds <= LONGEST_RETRY
+
+
+@settings(deadline=None)
+@given(st.integers(201, 599), st.binary() | JSON.map(lambda told: repr(told).encode()))
+def test_every_refusal_is_one_bounded_line_without_the_key(status: int, body: bytes) -> None:
+    error = Faults("clever", key="k3y").refusal(status, {}, b"k3y " + body, api="chat")
+    assert isinstance(error, ExpertError)
+    assert "k3y" not in str(error)
+    assert len(str(error).splitlines()) == 1
+    assert len(str(error)) < LONGEST_REASON + 100
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_every_error_event_can_be_told(told: Any) -> None:
+    assert str(Faults("clever", key="").failed("failed", told))

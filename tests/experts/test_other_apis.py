@@ -1,0 +1,128 @@
+"""HttpExpert in the APIs beside chat, against a real server."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from coe.core import Api, Call
+from coe.errors import ExpertError, ExpertUnavailable
+from coe.experts.client import Client
+from coe.experts.http import HttpExpert
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.experts.faulty_server import FaultyServer
+from tests.experts.other_apis import SAMPLES
+
+pytestmark = pytest.mark.anyio
+STREAMING = ("completions", "responses", "messages")
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+async def ask(
+    server: FaultyServer, api: Api, model: str = "good", *, stream: bool = False, trace: Any = None, **more: Any
+) -> tuple[bytes, tuple[int | None, int | None]]:
+    """The whole answer to one call, and its token counts."""
+    spec = ExpertSpec.model_validate(
+        {"name": "clever", "model": "m", "runtime": "external", "base_url": server.url, **more.pop("spec", {})}
+    )
+    async with Client() as session:
+        expert = HttpExpert(spec, Endpoint(server.url, model), session=session)
+        fields = {"model": "auto", **({"stream": True} if stream else {}), **more}
+        reply = await expert.stream(Call(fields, stream, 5, 5, api=api, headers=trace or {}))
+        try:
+            pieces = [piece async for piece in reply.pieces()]
+        finally:
+            await reply.aclose()
+    return b"".join(pieces), (reply.usage.input_tokens, reply.usage.output_tokens)
+
+
+@pytest.mark.parametrize("api", SAMPLES)
+async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: FaultyServer, api: Api) -> None:
+    body, tokens = await ask(server, api, input="hi")
+    assert b'"clever"' in body
+    assert tokens == (2, 4)
+    assert server.seen == [{"model": "good", "input": "hi"}]
+
+
+@pytest.mark.parametrize("api", STREAMING)
+async def test_a_stream_comes_whole_with_the_experts_name_and_its_tokens(server: FaultyServer, api: Api) -> None:
+    body, tokens = await ask(server, api, stream=True)
+    expected = [event.replace('"M"', '"clever"') for event in SAMPLES[api].events]
+    assert [line.removeprefix("data: ") for line in body.decode().split("\n") if line.startswith("data")] == expected
+    assert tokens == (2, 4)
+
+
+@pytest.mark.parametrize("api", STREAMING)
+async def test_a_failure_before_anything_was_said_comes_in_time_for_another_expert(
+    server: FaultyServer, api: Api
+) -> None:
+    with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
+        await ask(server, api, "sorry", stream=True)
+    with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
+        await ask(server, api, "sorry")
+
+
+@pytest.mark.parametrize("api", STREAMING)
+async def test_a_stream_that_fails_or_ends_early_is_broken_off(server: FaultyServer, api: Api) -> None:
+    with pytest.raises(ExpertUnavailable, match=r"cuda died"):
+        await ask(server, api, "late", stream=True)
+    with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
+        await ask(server, api, "cut", stream=True)
+
+
+async def test_each_api_has_its_place_for_the_system_prompt(server: FaultyServer) -> None:
+    told = {"spec": {"system_prompt": "Be kind."}}
+    await ask(server, "responses", **told)
+    await ask(server, "responses", instructions="And short.", **told)
+    await ask(server, "messages", **told)
+    await ask(server, "messages", system="And short.", **told)
+    await ask(server, "messages", system=[{"type": "text", "text": "And short."}], **told)
+    await ask(server, "completions", **told)
+    places = [body.get("instructions", body.get("system")) for body in server.seen]
+    kind = {"type": "text", "text": "Be kind."}
+    assert places == [
+        "Be kind.",
+        "Be kind.\n\nAnd short.",
+        "Be kind.",
+        "Be kind.\n\nAnd short.",
+        [kind, {"type": "text", "text": "And short."}],
+        None,
+    ]
+
+
+async def test_declared_parameters_go_by_the_names_of_the_api_and_not_to_embeddings(server: FaultyServer) -> None:
+    told = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
+    for api in ("responses", "messages", "embeddings"):
+        await ask(server, api, **told)  # type: ignore[arg-type]
+    assert server.seen == [
+        {"model": "good", "max_output_tokens": 9, "temperature": 0.5},
+        {"model": "good", "max_tokens": 9, "temperature": 0.5},
+        {"model": "good"},
+    ]
+
+
+async def test_anthropics_headers_go_to_messages_and_the_trace_to_all_without_touching_our_own(
+    server: FaultyServer,
+) -> None:
+    for api in ("messages", "responses"):
+        trace = {"traceparent": "00-1", "authorization": "Bearer wrong"}
+        await ask(server, api, trace=trace, spec={"api_key": "k3y"})  # type: ignore[arg-type]
+    messages, responses = ({name.lower(): value for name, value in sent.items()} for sent in server.headers)
+    assert (messages["x-api-key"], messages["anthropic-version"]) == ("k3y", "2023-06-01")
+    assert "x-api-key" not in responses
+    assert [(h["traceparent"], h["authorization"]) for h in (messages, responses)] == [("00-1", "Bearer k3y")] * 2
+
+
+async def test_an_api_that_is_not_offered_tells_nothing_about_the_servers_health(server: FaultyServer) -> None:
+    with pytest.raises(ExpertError) as raised:
+        await ask(server, "messages", "status:404")
+    assert raised.value.retryable
+    assert not raised.value.unhealthy

@@ -1,0 +1,156 @@
+"""The watch over replicas, against real pages."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from coe.experts import Replica, ReplicatedExpert, watching
+from coe.experts.breaker import STREAK
+from coe.experts.client import Client
+from coe.experts.watch import SELDOM, Watch, waiting
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.experts.faulty_server import FaultyServer
+from tests.fakes import ScriptedExpert
+
+pytestmark = pytest.mark.anyio
+PAGE = """# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_running{engine="0",model_name="m"} 8.0
+vllm:num_requests_waiting{engine="0",model_name="m{}"} 3.0
+vllm:num_requests_waiting{engine="1",model_name="m"} 2.0
+vllm:num_requests_waiting_by_reason{reason="capacity"} 9.0
+"""
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def session(anyio_backend: str) -> AsyncIterator[Client]:
+    async with Client() as session:
+        yield session
+
+
+def expert_at(url: str) -> tuple[ReplicatedExpert, Replica]:
+    spec = ExpertSpec.model_validate({"name": "clever", "model": "m", "runtime": "external", "base_url": url})
+    clock = Clock()
+    replica = Replica(ScriptedExpert("clever"), endpoint=Endpoint(url, "m"), clock=clock)
+    return ReplicatedExpert(spec, replicas=[replica], clock=clock), replica
+
+
+def trip(replica: Replica) -> None:
+    for _ in range(STREAK):
+        replica.breaker.failed(replica.breaker.begin())
+
+
+def test_the_queues_of_all_engines_count_and_other_numbers_do_not() -> None:
+    assert waiting(PAGE.encode()) == 5
+    assert waiting(b"vllm:num_requests_waiting 4.0\n") == 4
+    assert waiting(b"") == waiting(b"vllm:num_requests_waiting 1.2.3\n") == 0
+
+
+async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, session: Client) -> None:
+    expert, replica = expert_at(server.url)
+    server.metrics = PAGE
+    watch = Watch(session)
+    await watch.look([expert])
+    assert (replica.waiting, expert.standing.load) == (5, 1)
+    server.metrics = PAGE.replace(" 3.0", " 0.0").replace(" 2.0", " 0.0")
+    await watch.look([expert])
+    assert (replica.waiting, expert.standing.load) == (0, 0)
+    assert server.pages == {"/metrics": 2}
+
+
+@pytest.mark.parametrize("page", ["", "other_metric 1\n"])
+async def test_a_server_that_shows_no_queue_is_asked_once(server: FaultyServer, session: Client, page: str) -> None:
+    expert, replica = expert_at(server.url)
+    server.metrics = page
+    watch = Watch(session)
+    for _ in range(2 * SELDOM):
+        await watch.look([expert])
+    assert server.pages == {"/metrics": 1}
+    assert replica.waiting is None
+
+
+async def test_a_server_that_is_back_is_tried_at_once_and_closed_by_a_real_answer_only(
+    server: FaultyServer, session: Client
+) -> None:
+    expert, replica = expert_at(server.url)
+    trip(replica)
+    server.healthy = 503
+    watch = Watch(session)
+    await watch.look([expert])
+    assert replica.state == "open"
+    server.healthy = 200
+    for _ in range(SELDOM):
+        assert replica.state == "open"
+        await watch.look([expert])
+    assert replica.state == "half_open"
+    assert server.pages["/health"] == 2
+
+
+async def test_a_server_whose_health_page_never_failed_keeps_its_cool_down(
+    server: FaultyServer, session: Client
+) -> None:
+    expert, replica = expert_at(server.url)
+    trip(replica)
+    watch = Watch(session)
+    for _ in range(2 * SELDOM):
+        await watch.look([expert])
+    assert replica.state == "open"
+
+
+async def test_a_server_without_a_health_page_is_known_by_its_models(server: FaultyServer, session: Client) -> None:
+    expert, replica = expert_at(server.url)
+    trip(replica)
+    server.healthy = 404
+    await Watch(session).look([expert])
+    assert server.pages == {"/health": 1, "/v1/models": 1}
+
+
+async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session: Client) -> None:
+    for url in ("http://127.0.0.1:1/v1", "http://a..b/v1"):
+        expert, replica = expert_at(url)
+        replica.waiting = 7
+        await Watch(session).look([expert])
+        assert replica.waiting is None
+        trip(replica)
+        await Watch(session).look([expert])
+        assert not expert.standing.up
+
+
+async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
+    session: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.experts.watch.ROUND", 0)
+    rounds = 0
+    twice = anyio.Event()
+
+    def experts() -> list[ReplicatedExpert]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise RuntimeError("a bug")
+        twice.set()
+        return []
+
+    async with watching(experts, session=session):
+        await twice.wait()
+    ended = rounds
+    await anyio.lowlevel.checkpoint()
+    assert rounds == ended
+    assert "a bug" in caplog.text

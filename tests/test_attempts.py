@@ -1,0 +1,119 @@
+"""first_answer(): whom it asks and when."""
+
+from typing import Any
+
+import pytest
+
+from coe.core import Standing
+from coe.errors import (
+    ExpertBusy,
+    ExpertGarbage,
+    ExpertRejected,
+    ExpertTimeout,
+    ExpertUnavailable,
+    InvalidRequest,
+)
+from tests.stepping import Steps, ask, failed
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made; none takes time."""
+    made: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr("coe.attempts.asyncio.sleep", pause)
+    return made
+
+
+async def test_the_first_expert_that_answers_is_who_answers() -> None:
+    first, second, third = Steps("a", [failed(ExpertTimeout)]), Steps("b"), Steps("c")
+    accepted = await ask(first, second, third)
+    assert (accepted.expert, accepted.attempts) == ("b", 2)
+    assert not third.calls
+
+
+async def test_no_more_are_asked_than_allowed() -> None:
+    experts = [Steps(name, [failed(ExpertUnavailable)]) for name in "abcd"]
+    with pytest.raises(ExpertUnavailable) as raised:
+        await ask(*experts, attempts=3)
+    assert [len(expert.calls) for expert in experts] == [1, 1, 1, 0]
+    assert raised.value.attempts == 3
+
+
+@pytest.mark.parametrize("error", [failed(ExpertRejected), InvalidRequest("deep")])
+async def test_what_another_expert_could_not_help_ends_it_at_once(error: Exception) -> None:
+    second = Steps("b")
+    with pytest.raises(type(error)):
+        await ask(Steps("a", [error]), second)
+    assert not second.calls
+
+
+async def test_an_expert_with_another_replica_is_asked_there_before_the_next_one() -> None:
+    first = Steps("a", [failed(ExpertUnavailable), 0], Standing(ready=2))
+    accepted = await ask(first, Steps("b"))
+    assert (accepted.expert, accepted.attempts) == ("a", 2)
+    assert [call.conversation for call in first.calls] == [b"talk", b""]
+    down = Steps("a", [failed(ExpertUnavailable)], Standing(ready=2))
+    assert (await ask(down, Steps("b"))).attempts == 3
+    assert len(down.calls) == 2
+
+
+async def test_an_expert_that_could_not_be_asked_costs_no_attempt(pauses: list[float]) -> None:
+    refused = failed(ExpertUnavailable, asked=False, retry_after=1.0)
+    accepted = await ask(Steps("a", [refused]), Steps("b", [failed(ExpertTimeout)]), Steps("c"), attempts=2)
+    assert (accepted.expert, accepted.attempts) == ("c", 2)
+    with pytest.raises(ExpertUnavailable) as raised:
+        await ask(Steps("a", [refused]))
+    assert (raised.value.attempts, raised.value.retry_after, pauses) == (0, 1.0, [])
+
+
+async def test_a_lone_expert_that_says_when_to_come_again_is_asked_again_then(pauses: list[float]) -> None:
+    accepted = await ask(Steps("a", [failed(ExpertBusy, retry_after=1.0), 0]))
+    assert accepted.attempts == 2
+    assert 1 <= pauses[0] <= 1.2
+
+
+async def test_the_soonest_of_several_is_waited_for_once_all_have_failed(pauses: list[float]) -> None:
+    first = Steps("a", [failed(ExpertBusy, retry_after=5.0)])
+    second = Steps("b", [failed(ExpertUnavailable, retry_after=2.0), 0])
+    accepted = await ask(first, second)
+    assert (accepted.expert, accepted.attempts) == ("b", 3)
+    assert 2 <= pauses[0] <= 2.3
+
+
+@pytest.mark.parametrize(("after", "within"), [(11.0, 60), (3.0, 2)])
+async def test_nobody_is_waited_for_too_long_or_past_the_deadline(
+    pauses: list[float], after: float, within: float
+) -> None:
+    with pytest.raises(ExpertBusy) as raised:
+        await ask(Steps("a", [failed(ExpertBusy, retry_after=after)]), within=within)
+    assert (raised.value.retry_after, pauses) == (after, [])
+
+
+async def test_a_lone_expert_that_refused_is_asked_again_after_growing_pauses(pauses: list[float]) -> None:
+    with pytest.raises(ExpertUnavailable) as raised:
+        await ask(Steps("a", [failed(ExpertUnavailable)]), attempts=4)
+    assert raised.value.attempts == 4
+    assert len(pauses) == 3
+    assert 0.05 <= pauses[0] <= 0.15
+    assert 0.2 <= pauses[2] <= 0.6
+
+
+@pytest.mark.parametrize("kind", [ExpertTimeout, ExpertGarbage])
+async def test_a_lone_expert_that_was_slow_or_mad_is_not_asked_again(pauses: list[float], kind: type[Any]) -> None:
+    with pytest.raises(kind):
+        await ask(Steps("a", [failed(kind)]))
+    assert pauses == []
+
+
+async def test_the_error_told_is_the_one_a_client_can_act_on() -> None:
+    kinds = (ExpertUnavailable, ExpertGarbage, ExpertTimeout, ExpertBusy)
+    for number, kind in enumerate(kinds, start=1):
+        with pytest.raises(kind) as raised:
+            await ask(*(Steps(kind.__name__, [failed(kind)]) for kind in kinds[:number]), attempts=number)
+        assert raised.value.attempts == number
