@@ -1,4 +1,4 @@
-"""The chat APIs that clients speak, each reduced to what routing reads. A dialect is a module of this package."""
+"""The APIs that clients speak, each reduced to what routing reads. A dialect is a module of this package."""
 
 from __future__ import annotations
 

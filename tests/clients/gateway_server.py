@@ -1,0 +1,78 @@
+"""Runs the real gateway on a real port for real clients: arguments PORT UPSTREAM FOLDER.
+
+`native` speaks every API, `chatty` chat alone, `claude` is Anthropic's API through litellm; all at the same upstream.
+Each has twins for requests that shall fail, such as `native-429`: an expert that failed is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from granian.constants import Interfaces, Loops
+from granian.server import Server
+from starlette.applications import Starlette
+
+from coe.composition import declared_assignment
+from coe.registry import Registry
+from coe.settings import Settings
+from gateway.app import Parts, create_app
+from gateway.in_use import InUse
+from gateway.main import open_parts
+from tests.fakes import WordRouter, registry_of
+
+KEY = "sk-test-of-the-clients"
+KINDS = ("native", "chatty", "claude")
+FAULTS = (400, 401, 429, 500)
+
+
+def registry(upstream: str) -> Registry:
+    apis = ["chat", "completions", "responses", "messages", "embeddings"]
+    external = {"runtime": "external", "base_url": upstream}
+    kinds = {
+        "native": {**external, "model": "/models/n", "apis": apis},
+        "chatty": {**external, "model": "/models/c"},
+        "claude": {
+            "runtime": "litellm",
+            "model": "anthropic/claude-x",
+            "base_url": upstream.removesuffix("/v1"),
+            "api_key": "sk-of-the-provider",
+        },
+    }
+    twins = {
+        f"{kind}-{fault}": declared | {"apis": ["chat", *(["messages"] if kind == "native" else [])]}
+        for kind, declared in kinds.items()
+        for fault in FAULTS
+    }
+    able = {"capabilities": ["tools", "json_schema", "images", "audio"]}
+    return registry_of(
+        experts=[{"name": name, **declared, **able} for name, declared in (kinds | twins).items()],
+        assignment={"general": "native"},
+        policy={"attempts": 1},
+        access={"keys": [{"name": "tests", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
+    )
+
+
+def build(upstream: str, folder: Path) -> Starlette:
+    declared, router = registry(upstream), WordRouter()
+    settings = Settings.read({"COE_HOME": str(folder)}, config=folder / "experts.yaml")
+    in_use = InUse(declared, router, declared_assignment(declared, router.categories), 0.0, folder)
+
+    @asynccontextmanager
+    async def parts() -> AsyncIterator[Parts]:
+        async with open_parts(settings, in_use) as opened:
+            yield opened
+
+    return create_app(parts)
+
+
+if __name__ == "__main__":
+    port, upstream, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    server = Server(
+        "clients", port=port, interface=Interfaces.ASGI, loop=Loops.uvloop, websockets=False, log_enabled=False
+    )
+    server.serve(target_loader=partial(build, upstream, folder), wrap_loader=False)

@@ -1,0 +1,131 @@
+"""Anthropic's own client against the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anthropic
+import pytest
+
+from tests.clients.gateway_server import KEY
+from tests.clients.model_server import CITIES, REPLY, ModelServer
+
+WEATHER: Any = {
+    "name": "get_weather",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+HI: Any = [{"role": "user", "content": "hi"}]
+EXPERTS = ("native", "chatty", "claude")
+"""By pass-through, by translation, and a provider through litellm."""
+
+
+@pytest.fixture
+def client(gateway: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=gateway, api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def aclient(gateway: str, anyio_backend: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=gateway, api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+def words(message: anthropic.types.Message) -> str:
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
+@pytest.mark.parametrize("model", EXPERTS)
+def test_a_message_is_answered(client: anthropic.Anthropic, model: str) -> None:
+    message = client.messages.create(model=model, max_tokens=50, system="be kind", messages=HI)
+    assert words(message) == REPLY
+    assert (message.model, message.stop_reason) == (model, "end_turn")
+    assert (message.usage.input_tokens, message.usage.output_tokens) == (7, 5)
+
+
+@pytest.mark.parametrize("model", EXPERTS)
+def test_a_message_is_streamed(client: anthropic.Anthropic, model: str) -> None:
+    with client.messages.stream(model=model, max_tokens=50, messages=HI) as stream:
+        text = "".join(stream.text_stream)
+        message = stream.get_final_message()
+    assert text == words(message) == REPLY
+    assert message.model == model
+    assert message.usage.output_tokens == 5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("model", EXPERTS)
+async def test_the_asynchronous_client_gets_the_same(aclient: anthropic.AsyncAnthropic, model: str) -> None:
+    assert words(await aclient.messages.create(model=model, max_tokens=50, messages=HI)) == REPLY
+    async with aclient.messages.stream(model=model, max_tokens=50, messages=HI) as stream:
+        assert words(await stream.get_final_message()) == REPLY
+
+
+@pytest.mark.parametrize(("model", "cities"), [("native", CITIES[:1]), ("chatty", CITIES), ("claude", CITIES[:1])])
+def test_tools_are_called_and_answered(client: anthropic.Anthropic, model: str, cities: tuple[str, ...]) -> None:
+    message = client.messages.create(model=model, max_tokens=50, messages=HI, tools=[WEATHER])
+    calls = [block for block in message.content if block.type == "tool_use"]
+    assert [call.input for call in calls] == [{"city": city} for city in cities]
+    assert message.stop_reason == "tool_use"
+    with client.messages.stream(model=model, max_tokens=50, messages=HI, tools=[WEATHER]) as stream:
+        streamed = [block for block in stream.get_final_message().content if block.type == "tool_use"]
+    assert [call.input for call in streamed] == [call.input for call in calls]
+
+
+def test_a_translated_conversation_goes_on_after_its_tools(client: anthropic.Anthropic, upstream: ModelServer) -> None:
+    asked = client.messages.create(model="chatty", max_tokens=50, messages=HI, tools=[WEATHER])
+    results: Any = [
+        {"type": "tool_result", "tool_use_id": block.id, "content": "20 degrees"}
+        for block in asked.content
+        if block.type == "tool_use"
+    ]
+    messages: Any = [
+        *HI,
+        {"role": "assistant", "content": [block.model_dump(exclude_none=True) for block in asked.content]},
+        {"role": "user", "content": results},
+    ]
+    answer = client.messages.create(model="chatty", max_tokens=50, messages=messages, tools=[WEATHER])
+    assert words(answer) == REPLY
+    assert [message["role"] for message in upstream.seen[-1][1]["messages"]] == ["user", "assistant", "tool", "tool"]
+
+
+def test_translated_reasoning_is_thinking(client: anthropic.Anthropic) -> None:
+    messages: Any = [{"role": "user", "content": "think"}]
+    message = client.messages.create(model="chatty", max_tokens=50, messages=messages)
+    assert [block.type for block in message.content] == ["thinking", "text"]
+
+
+def test_what_no_api_knows_survives_both_ways(client: anthropic.Anthropic, upstream: ModelServer) -> None:
+    vendor = {"top_k": 5, "deep": [1, None]}
+    message = client.messages.create(model="native", max_tokens=50, messages=HI, extra_body={"vendor": vendor})
+    assert message.vendor == vendor  # type: ignore[attr-defined]
+    path, body = upstream.seen[-1]
+    assert (path, body["vendor"], body["max_tokens"]) == ("/v1/messages", vendor, 50)
+
+
+@pytest.mark.parametrize("model", EXPERTS)
+@pytest.mark.parametrize(
+    ("fault", "error", "kind"),
+    [
+        (400, anthropic.BadRequestError, "invalid_request_error"),
+        (429, anthropic.RateLimitError, "rate_limit_error"),
+        (500, anthropic.InternalServerError, "overloaded_error"),
+    ],
+)
+def test_an_experts_refusal_is_the_clients_own_exception(
+    client: anthropic.Anthropic, model: str, fault: int, error: type[anthropic.APIStatusError], kind: str
+) -> None:
+    messages: Any = [{"role": "user", "content": f"please fail {fault}"}]
+    with pytest.raises(error) as told:
+        client.messages.create(model=f"{model}-{fault}", max_tokens=50, messages=messages)
+    assert told.value.body["error"]["type"] == kind  # type: ignore[index, call-overload]
+
+
+def test_the_gateways_own_refusals_are_anthropics_errors(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        client.messages.create(model="claude-9", max_tokens=50, messages=HI)
+    assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index, call-overload]
+    with pytest.raises(anthropic.AuthenticationError) as unknown:
+        client.with_options(api_key="sk-unknown").messages.create(model="auto", max_tokens=50, messages=HI)
+    assert unknown.value.body["error"]["type"] == "authentication_error"  # type: ignore[index, call-overload]

@@ -1,0 +1,209 @@
+"""LitellmExpert on the wire: other providers' APIs, translation, and what must never pass."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from coe.core import Call
+from coe.errors import (
+    ConfigError,
+    ExpertBusy,
+    ExpertError,
+    ExpertGarbage,
+    ExpertRejected,
+    ExpertTimeout,
+    ExpertUnavailable,
+    InvalidRequest,
+)
+from coe.experts import litellm
+from coe.experts.litellm import LitellmExpert
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.clients.model_server import REPLY, ModelServer
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore"),  # litellm works in a thread: a warning must not be an exception amid it
+]
+
+KEY = "sk-of-the-provider"
+HI: Any = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[ModelServer]:
+    server = ModelServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+def provider(server: ModelServer, model: str = "anthropic/claude-x", **declared: Any) -> LitellmExpert:
+    base = server.url.removesuffix("/v1")
+    spec = {"name": "clever", "model": model, "runtime": "litellm", "base_url": base, "api_key": KEY, **declared}
+    return LitellmExpert(ExpertSpec.model_validate(spec), Endpoint(base, model))
+
+
+def translated(url: str, **declared: Any) -> LitellmExpert:
+    spec = {"name": "clever", "model": "m", "runtime": "external", "base_url": url, **declared}
+    return LitellmExpert(ExpertSpec.model_validate(spec), Endpoint(url, "m"))
+
+
+def call(*, api: Any = "chat", stream: bool = False, first: float = 60.0, piece: float = 60.0, **fields: Any) -> Call:
+    given = fields or {"messages": HI}
+    return Call(
+        {"model": "auto", "stream": stream, **given}, stream, first, piece, api=api, headers={"traceparent": "t"}
+    )
+
+
+async def answer(expert: LitellmExpert, asked: Call) -> str:
+    reply = await expert.stream(asked)
+    try:
+        pieces = [piece async for piece in reply.pieces()]
+    finally:
+        await reply.aclose()
+    if asked.stream:
+        assert all(piece.endswith(b"\n\n") for piece in pieces)
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (7, 5)
+    return b"".join(pieces).decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "path"), [("anthropic/claude-x", "/v1/messages"), ("ollama_chat/tiny", "/api/chat")])
+async def test_a_provider_is_asked_in_its_own_api(server: ModelServer, model: str, path: str, stream: bool) -> None:
+    expert = provider(server, model, system_prompt="Be kind.", parameters={"temperature": 0.5})
+    text = await answer(expert, call(stream=stream))
+    asked_path, body = server.seen[-1]
+    assert asked_path == path
+    assert "Be kind." in str(body)
+    assert "0.5" in str(body)
+    assert server.headers[-1]["traceparent"] == "t"
+    assert '"model":"clever"' in text
+    assert all(word in text for word in ("capital", "Paris."))
+    assert text.endswith("data: [DONE]\n\n") == stream
+
+
+async def test_a_client_cannot_steer_litellm(server: ModelServer) -> None:
+    steering = {
+        "api_base": "http://127.0.0.1:9",
+        "base_url": "http://127.0.0.1:9",
+        "api_key": "other",
+        "mock_response": "mocked",
+        "custom_llm_provider": "openai",
+        "fallbacks": ["openai/x"],
+        "extra_headers": {"x-evil": "1"},
+        "metadata": {"evil": 1},
+        "timeout": 0.001,
+        "max_retries": 5,
+    }
+    text = await answer(provider(server), call(messages=HI, **steering))
+    assert REPLY in text
+    assert server.headers[-1]["x-api-key"] == KEY
+    assert "x-evil" not in server.headers[-1]
+    assert "evil" not in str(server.seen[-1][1])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "error"), [(400, ExpertRejected), (401, ExpertUnavailable), (429, ExpertBusy), (500, ExpertUnavailable)]
+)
+async def test_each_fault_has_its_error(
+    server: ModelServer, fault: int, error: type[ExpertError], stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    expert = translated(server.url, api_key=KEY)
+    messages = [{"role": "user", "content": f"please fail {fault}"}]
+    for asked in (
+        call(api="messages", messages=messages, stream=stream),
+        call(api="responses", input=f"please fail {fault}", stream=stream),
+    ):
+        with pytest.raises(error) as told:
+            await expert.stream(asked)
+        assert type(told.value) is error
+        assert KEY not in str(told.value)
+        assert told.value.retry_after == (7 if fault == 429 else None)
+    assert "please fail" not in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("api", "fields"), [("chat", {}), ("messages", {}), ("responses", {"input": "stall"})], ids=lambda value: str(value)
+)
+async def test_whoever_leaves_a_stream_stops_the_server(server: ModelServer, api: str, fields: dict[str, Any]) -> None:
+    given = fields or {"messages": [{"role": "user", "content": "stall"}]}
+    expert = provider(server) if api == "chat" else translated(server.url)
+    reading = asyncio.create_task(_read(expert, call(api=api, stream=True, **given)))
+    while not server.seen:
+        assert not reading.done()
+        await asyncio.sleep(0.005)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+async def _read(expert: LitellmExpert, asked: Call) -> None:
+    reply = await expert.stream(asked)
+    try:
+        async for _ in reply.pieces():
+            pass
+    finally:
+        await reply.aclose()
+
+
+async def test_a_server_that_says_nothing_or_falls_silent_is_let_go(server: ModelServer) -> None:
+    stall = [{"role": "user", "content": "stall"}]
+    await answer(translated(server.url), call(api="messages", messages=HI))  # so that litellm is imported
+    with pytest.raises(ExpertTimeout, match="fell silent"):
+        await _read(translated(server.url), call(api="responses", stream=True, input="stall", piece=0.1))
+    await asyncio.wait_for(server.dropped.wait(), 5)
+    server.dropped.clear()
+    with pytest.raises(ExpertTimeout, match="no first piece"):
+        await provider(server).stream(call(messages=stall, stream=True, first=0.2))
+    await asyncio.wait_for(server.dropped.wait(), 5)
+
+
+async def test_a_port_where_nobody_listens_is_unavailable() -> None:
+    with pytest.raises(ExpertUnavailable):
+        await translated("http://127.0.0.1:9/v1").stream(call(api="messages", messages=HI))
+
+
+async def test_what_cannot_be_translated_is_told(server: ModelServer) -> None:
+    expert = translated(server.url)
+    for asked in (
+        call(api="responses", input="hi", previous_response_id="resp_1"),
+        call(api="messages", messages=HI, tools=[{"type": "web_search_20250305", "name": "web_search"}]),
+        call(api="completions", prompt="hi"),
+    ):
+        with pytest.raises(InvalidRequest) as told:
+            await expert.stream(asked)
+        assert told.value.code == "unsupported_api"
+    assert not server.seen
+
+
+async def test_without_litellm_the_remedy_is_told(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litellm, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"pip install 'coe\[providers\]'"):
+        provider(server)
+    with pytest.raises(InvalidRequest, match=r"pip install 'coe\[providers\]'") as told:
+        translated(server.url)
+    assert told.value.code == "unsupported_api"
+
+
+async def test_an_exception_without_a_status_is_garbage_and_keeps_its_text_to_itself(server: ModelServer) -> None:
+    error = provider(server).fault(KeyError("the prompt"), "chat")
+    assert isinstance(error, ExpertGarbage)
+    assert "the prompt" not in str(error)
+
+
+async def test_images_are_not_fetched_from_this_network(server: ModelServer) -> None:
+    picture = {"type": "image_url", "image_url": {"url": server.url.replace("/v1", "/api/chat")}}
+    with pytest.raises(ExpertRejected):
+        await provider(server).stream(call(messages=[{"role": "user", "content": [picture]}]))
+    assert not server.seen
