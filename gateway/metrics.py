@@ -1,52 +1,90 @@
-"""Prometheus metrics of one gateway process."""
+"""`/metrics`: what Prometheus reads, counted over all workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.tallies import Labels, Tallies, page
 from gateway.trace import Trace
+from gateway.workers import Siblings
 
 _ROUTING = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
-_ANSWER = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_ANSWER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_ALONE: Labels = ()
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Own collector registry, so that two apps in one process do not meet. Labels come from declared names only."""
+    """Label values are declared names and fixed words, so their number is bounded; a reload may leave old ones."""
 
     def __init__(self) -> None:
-        self._collectors = CollectorRegistry()
-        labels = ("category", "expert", "reason", "outcome")
-        self._requests = Counter("coe_requests_total", "Chat requests.", labels, registry=self._collectors)
-        self._routing = self._histogram("coe_routing_seconds", "From arrival to the decision.", _ROUTING)
-        self._first = self._histogram("coe_first_piece_seconds", "From arrival to the first piece.", _ANSWER)
-        self._total = self._histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
-        self._fallbacks = Counter("coe_fallbacks_total", "Attempts after the first.", registry=self._collectors)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, buckets=buckets, registry=self._collectors)
+        self.tallies = tallies = Tallies()
+        self.siblings: Siblings | None = None
+        """Set where there are several workers."""
+        requests = ("api", "category", "expert", "outcome", "reason")
+        expert = ("expert",)
+        self._requests = tallies.counter("coe_requests_total", "Requests, by how they ended.", requests)
+        self._fallbacks = tallies.counter(
+            "coe_fallbacks_total", "Requests that another expert answered, by the one that should have.", expert
+        )
+        self._tokens = tallies.counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
+        self._cost = tallies.counter("coe_cost_dollars_total", "By the experts' declared prices.", expert)
+        self._routing = tallies.histogram("coe_routing_seconds", "From arrival to the decision.", _ROUTING)
+        self._first = tallies.histogram("coe_first_byte_seconds", "From arrival to the first piece.", _ANSWER, expert)
+        self._upstream = tallies.histogram(
+            "coe_upstream_seconds",
+            "From asking an expert to its first piece, where it was the first asked.",
+            _ANSWER,
+            expert,
+        )
+        self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
     def observe(self, trace: Trace) -> None:
         """Count one finished request."""
+        self._total.observe(_ALONE, trace.elapsed_ms() / 1000)
         decision = trace.decision
-        labels = (decision.category, decision.expert, decision.reason) if decision else ("", "", "")
-        self._requests.labels(*labels, trace.outcome).inc()
-        if decision:
-            self._routing.observe(trace.routing_ms / 1000)
-        if trace.first_piece_ms is not None:
-            self._first.observe(trace.first_piece_ms / 1000)
-        if trace.attempts > 1:
-            self._fallbacks.inc(trace.attempts - 1)
-        self._total.observe(trace.elapsed_ms() / 1000)
+        if decision is None:
+            self._requests.add((trace.api, "", "", trace.outcome, ""))
+            return
+        self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason))
+        self._routing.observe(_ALONE, trace.routing_ms / 1000)
+        if (first := trace.first_piece_ms) is not None:
+            self._answered(trace, (decision.expert,), first)
+            if decision.reason == "fallback":
+                self._fallbacks.add((decision.candidates[0],))
 
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Show a number that somebody else keeps."""
-        Gauge(name, text, registry=self._collectors).set_function(value)
+    def _answered(self, trace: Trace, expert: Labels, first_ms: float) -> None:
+        self._first.observe(expert, first_ms / 1000)
+        if trace.attempts == 1:
+            self._upstream.observe(expert, (first_ms - trace.routing_ms) / 1000)
+        if (usage := trace.usage) is not None:
+            if usage.input_tokens:
+                self._tokens.add((*expert, "input"), usage.input_tokens)
+            if usage.output_tokens:
+                self._tokens.add((*expert, "output"), usage.output_tokens)
+        if cost := trace.cost:
+            self._cost.add(expert, cost)
+
+    def gauge(self, name: str, text: str, value: Callable[[], float], *, largest: bool = False) -> None:
+        """Show a number that somebody else keeps; over several workers their sum, or the `largest`."""
+        self.tallies.gauge(name, text, (), lambda: {_ALONE: value()}, largest=largest)
+
+    def gauges(
+        self,
+        name: str,
+        text: str,
+        labels: Labels,
+        values: Callable[[], Mapping[Labels, float]],
+        *,
+        largest: bool = False,
+    ) -> None:
+        """The same for numbers by label values."""
+        self.tallies.gauge(name, text, labels, values, largest=largest)
 
     async def endpoint(self, _: Request) -> Response:
         """`GET /metrics`."""
-        return Response(generate_latest(self._collectors), media_type=CONTENT_TYPE_LATEST)
+        others = await self.siblings() if self.siblings else []
+        return Response(page([self.tallies.families(), *others]), media_type=_TEXT)

@@ -1,0 +1,71 @@
+"""The numbers that the gateway's parts keep themselves, shown in `/metrics`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from coe.records import RecordWriter
+from gateway.admission import Admission
+from gateway.current import Current
+from gateway.metrics import Metrics
+
+STATES = {"closed": 0, "resting": 1, "half_open": 2, "open": 3}
+
+
+class _Replica(Protocol):
+    @property
+    def address(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def in_flight(self) -> int: ...
+
+
+class Gauges:
+    """Everything is looked up when the page is asked for, so a reload shows at once."""
+
+    def __init__(self, current: Current) -> None:
+        self._current = current
+
+    def show(self, metrics: Metrics, admission: Admission) -> None:
+        """What stands for all requests."""
+        metrics.gauge("coe_requests_in_flight", "Requests being worked on.", lambda: admission.in_use)
+        metrics.gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
+        metrics.gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
+        metrics.gauges("coe_router_info", "1 for what is in use.", ("version", "config"), self._in_use, largest=True)
+        metrics.gauges("coe_expert_in_flight", "Requests at an expert.", ("expert",), self._in_flight)
+        metrics.gauges(
+            "coe_breaker_state",
+            "0 closed, 1 resting after an answer 429, 2 on trial, 3 open.",
+            ("expert", "replica"),
+            self._breakers,
+            largest=True,
+        )
+
+    def _in_use(self) -> dict[tuple[str, ...], float]:
+        serving = self._current.serving
+        return {(serving.composition.router.version, serving.registry.digest): 1}
+
+    def _replicas(self) -> dict[str, Sequence[_Replica]]:
+        experts = self._current.serving.composition.experts
+        return {name: getattr(expert, "replicas", ()) for name, expert in experts.items()}
+
+    def _in_flight(self) -> dict[tuple[str, ...], float]:
+        return {(name,): sum(replica.in_flight for replica in replicas) for name, replicas in self._replicas().items()}
+
+    def _breakers(self) -> dict[tuple[str, ...], float]:
+        return {
+            (name, replica.address): STATES[replica.state]
+            for name, replicas in self._replicas().items()
+            for replica in replicas
+        }
+
+
+def show_log(metrics: Metrics, writer: RecordWriter) -> None:
+    """How the routing log does."""
+    metrics.gauge("coe_log_backlog", "Records waiting to be written.", lambda: writer.backlog)
+    metrics.gauge("coe_log_dropped", "Records lost: neither log nor spool took them.", lambda: writer.dropped)
+    failing = "1 while the routing log cannot be written."
+    metrics.gauge("coe_log_failing", failing, lambda: writer.last_error is not None, largest=True)

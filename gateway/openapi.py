@@ -1,0 +1,219 @@
+"""`GET /openapi.json`: an OpenAPI 3.1 document of the endpoints there are, good enough to generate clients from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coe.registry import Registry
+from gateway.current import Current, Serving
+from gateway.schemas import COMPONENTS, TEXT, Schema, ref
+
+_JSON, _EVENTS = "application/json", "text/event-stream"
+_PROBLEMS: dict[int, str] = {
+    400: "The request is wrong; `param` names the field.",
+    404: "No such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "The expert refuses the request.",
+    429: "Too many requests, at the gateway, for this key or at the expert.",
+    431: "The headers are too large.",
+    500: "A bug of the gateway.",
+    502: "The expert answered nonsense.",
+    503: "No expert can be reached, or the gateway is about to end.",
+    504: "No answer in time.",
+}
+_DENIED: dict[int, str] = {401: "No API key, or one that is not known.", 403: "The key may not do this."}
+_LATER = (429, 503)
+"""Statuses that say when to come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    path: str
+    name: str
+    summary: str
+    error: str = "Error"
+    streams: bool = True
+
+
+_DIALECTS = (
+    _Dialect("/v1/chat/completions", "Chat", "OpenAI's Chat Completions"),
+    _Dialect("/v1/completions", "Completion", "OpenAI's legacy Completions"),
+    _Dialect("/v1/responses", "Responses", "OpenAI's Responses"),
+    _Dialect("/v1/messages", "Messages", "Anthropic's Messages", error="AnthropicError"),
+    _Dialect("/v1/embeddings", "Embeddings", "OpenAI's Embeddings", streams=False),
+)
+
+
+class OpenApi:
+    """Written once for every serving state."""
+
+    def __init__(self, current: Current) -> None:
+        self._current = current
+        self._written: tuple[Serving | None, bytes] = (None, b"")
+
+    async def endpoint(self, _: Request) -> Response:
+        """`GET /openapi.json`."""
+        serving = self._current.serving
+        if self._written[0] is not serving:
+            self._written = (serving, orjson.dumps(document(serving.registry)))
+        return Response(self._written[1], media_type=_JSON)
+
+
+def document(registry: Registry) -> Schema:
+    """The document for what is declared: keys where there are any, and the limits of headers. Names no expert."""
+    keys = bool(registry.access.keys)
+    components: Schema = {"schemas": COMPONENTS, "headers": _HEADERS, "parameters": _parameters(registry)}
+    if keys:
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Composition of Experts", "version": version("coe")},
+        "paths": {**{dialect.path: {"post": _asked(dialect, keys)} for dialect in _DIALECTS}, **_others(keys)},
+        "components": components,
+    }
+
+
+def _asked(dialect: _Dialect, keys: bool) -> Schema:
+    """The operation of one chat API."""
+    content = {_JSON: {"schema": ref(f"{dialect.name}Response")}}
+    if dialect.streams:
+        content[_EVENTS] = {"schema": TEXT}
+    told = {"description": "The expert's answer.", "content": content, "headers": _answer_headers(keys)}
+    return _operation(
+        f"create{dialect.name}",
+        dialect.summary,
+        {"200": told, **_problems(_PROBLEMS, dialect.error)},
+        keys=keys,
+        error=dialect.error,
+        parameters=[ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Trace")],
+        requestBody=_body(f"{dialect.name}Request"),
+    )
+
+
+def _others(keys: bool) -> Schema:
+    wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout")]
+    named = {"name": "model", "in": "path", "required": True, "schema": TEXT}
+    route = _operation(
+        "route",
+        "Which expert would answer, and why",
+        {"200": _answer("The decision.", "Decision"), **_problems(_PROBLEMS)},
+        keys=keys,
+        parameters=wished,
+        requestBody=_body("ChatRequest"),
+    )
+    models = _operation("listModels", "What `model` may be", {"200": _answer("The models.", "Models")}, keys=keys)
+    model = _operation(
+        "getModel",
+        "One of them",
+        {"200": _answer("The model.", "Model"), **_problems({404: _PROBLEMS[404]})},
+        keys=keys,
+        parameters=[named],
+    )
+    page = {"200": {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": TEXT}}}}
+    metrics = _operation("metrics", "Metrics of all workers", page, keys=keys)
+    live = _operation("live", "Whether the process runs", {"200": _answer("It does.", "Live")})
+    ready = _operation(
+        "ready",
+        "Whether it takes work",
+        {"200": _answer("It does.", "Ready"), "503": _answer("It does not, or not any more.", "Ready")},
+    )
+    this = {"200": {"description": "This.", "content": {_JSON: {"schema": {"type": "object"}}}}}
+    return {
+        "/v1/route": {"post": route},
+        "/v1/models": {"get": models},
+        "/v1/models/{model}": {"get": model},
+        "/health/live": {"get": live},
+        "/health/ready": {"get": ready},
+        "/metrics": {"get": metrics},
+        "/openapi.json": {"get": _operation("openapi", "This document", this)},
+    }
+
+
+def _operation(
+    name: str, summary: str, responses: Schema, *, keys: bool = False, error: str = "Error", **more: Any
+) -> Schema:
+    operation: Schema = {"operationId": name, "summary": summary, "responses": responses, **more}
+    if keys:
+        operation["responses"] = {**responses, **_problems(_DENIED, error)}
+        operation["security"] = [{"bearer": []}, {"apiKey": []}]
+    return operation
+
+
+def _body(name: str) -> Schema:
+    return {"required": True, "content": {_JSON: {"schema": ref(name)}}}
+
+
+def _answer(text: str, name: str) -> Schema:
+    return {"description": text, "content": {_JSON: {"schema": ref(name)}}}
+
+
+def _problems(known: dict[int, str], error: str = "Error") -> Schema:
+    return {
+        str(status): _answer(text, error)
+        | ({"headers": {"retry-after": ref("RetryAfter", section="headers")}} if status in _LATER else {})
+        for status, text in known.items()
+    }
+
+
+_HEADERS: Schema = {
+    "RetryAfter": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
+    "RateLimit": {"description": "Of this key, a minute; there where a limit is declared.", "schema": TEXT},
+    "RequestId": {"description": "Names the request in the routing log.", "schema": TEXT},
+    "Expert": {"description": "Who answered.", "schema": TEXT},
+    "Category": {"description": "What the conversation is about.", "schema": TEXT},
+    "Confidence": {"description": "Of the category.", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
+    "Reason": {"description": "Why this expert.", "schema": TEXT},
+    "Router": {"description": "Version of the category router.", "schema": TEXT},
+    "Attempts": {"description": "How often experts were asked.", "schema": {"type": "integer", "minimum": 1}},
+    "Overhead": {"description": "Milliseconds until the decision.", "schema": {"type": "number", "minimum": 0}},
+}
+
+
+def _answer_headers(keys: bool) -> Schema:
+    names = {
+        "x-request-id": "RequestId",
+        "x-coe-expert": "Expert",
+        "x-coe-category": "Category",
+        "x-coe-confidence": "Confidence",
+        "x-coe-reason": "Reason",
+        "x-coe-router": "Router",
+        "x-coe-attempts": "Attempts",
+        "x-coe-overhead-ms": "Overhead",
+    }
+    if keys:
+        kinds = [f"{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
+        names |= dict.fromkeys((f"x-ratelimit-{kind}" for kind in kinds), "RateLimit")
+    return {header: ref(name, section="headers") for header, name in names.items()}
+
+
+def _parameters(registry: Registry) -> Schema:
+    low, high = registry.policy.thrift_limits
+    return {
+        "Session": _header("x-session-id", "The conversation this belongs to, so that it stays with its expert.", TEXT),
+        "Thrift": _header(
+            "x-coe-thrift",
+            "0 for the best answer, 1 for the cheapest.",
+            {"type": "number", "minimum": low, "maximum": high},
+        ),
+        "Timeout": _header(
+            "x-coe-timeout",
+            "Seconds the whole answer may take, at most what is declared.",
+            {"type": "number", "minimum": 0.001, "maximum": 86400},
+        ),
+        "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
+    }
+
+
+def _header(name: str, text: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}

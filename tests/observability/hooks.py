@@ -1,0 +1,13 @@
+"""For schemathesis: requests that are valid get far enough to be answered. What is wrong stays wrong."""
+
+from typing import Any
+
+import schemathesis
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """A random model gets no further than 404, so half of them become one that is there."""
+    if isinstance(body, dict) and isinstance(model := body.get("model"), str) and model and len(model) % 2:
+        return {**body, "model": "auto"}
+    return body

@@ -1,0 +1,53 @@
+"""Runs the gateway over a scripted expert on a real port, for callers with an API key: arguments PORT KEY."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from granian.constants import Interfaces, Loops
+from granian.server import Server
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
+
+from coe.registry import Registry
+from tests.fakes import Gateway, gateway_of, registry_of
+
+APIS = ["chat", "completions", "responses", "messages", "embeddings"]
+SCOPES = ["chat", "route", "feedback", "admin"]
+
+
+def declared(key: str) -> Registry:
+    """One expert that takes everything."""
+    expert = {"name": "all", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1", "apis": APIS}
+    expert["capabilities"] = ["tools", "json_schema", "images", "audio"]
+    keys = [{"name": "admin", "sha256": hashlib.sha256(key.encode()).hexdigest(), "scopes": SCOPES}]
+    return registry_of(experts=[expert], assignment={"general": "all"}, access={"keys": keys})
+
+
+class Served:
+    """The started gateway as an application of its own."""
+
+    def __init__(self, key: str) -> None:
+        self._registry = declared(key)
+        self._gateway: Gateway | None = None
+        self._start = Starlette(lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        async with gateway_of(self._registry) as self._gateway:
+            yield
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._start if self._gateway is None or scope["type"] == "lifespan" else self._gateway.app
+        await app(scope, receive, send)
+
+
+if __name__ == "__main__":
+    port, key = int(sys.argv[1]), sys.argv[2]
+    server = Server("keyed", port=port, interface=Interfaces.ASGI, loop=Loops.uvloop, websockets=False)
+    server.serve(target_loader=partial(Served, key), wrap_loader=False)

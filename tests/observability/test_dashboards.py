@@ -1,0 +1,89 @@
+"""What is shipped for Prometheus and Grafana speaks of metrics and labels that there are."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from ruamel.yaml import YAML
+
+from tests.gateway.served import serving
+
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+OUTSIDE = {"instance", "job", "le"}
+"""Labels that Prometheus adds, and the one of histograms."""
+
+
+def dashboard() -> Any:
+    return orjson.loads((DEPLOY / "grafana" / "coe.json").read_bytes())
+
+
+def rules() -> list[Any]:
+    (group,) = YAML(typ="safe").load(DEPLOY / "prometheus" / "rules.yml")["groups"]
+    return list(group["rules"])
+
+
+def expressions() -> list[str]:
+    targets = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
+    variables = [variable["definition"] for variable in dashboard()["templating"]["list"] if "definition" in variable]
+    return [*targets, *variables, *(rule["expr"] for rule in rules())]
+
+
+@pytest.mark.anyio
+async def test_every_metric_and_label_of_dashboard_and_rules_is_on_the_page(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        async with served.ask("good") as response:
+            assert response.status == 200
+        async with served.client.get(f"{served.url}/metrics") as response:
+            page = await response.text()
+    there: set[str] = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE):
+        there |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}
+    labels = set(re.findall(r'[{,]([a-z_]+)="', page)) | OUTSIDE
+    used = [name for text in expressions() for name in re.findall(r"\b(?:coe|process)_[a-z_]+\b", text)]
+    assert len(used) > 30
+    assert set(used) <= there
+    for text in expressions():
+        named = [name for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", text) for name in group.split(", ")]
+        named += re.findall(r'[{,]\s*([a-z_]+)[=!]~?=?"', text)
+        assert set(named) <= labels, text
+
+
+def test_every_number_of_our_own_is_on_the_dashboard() -> None:
+    shown = " ".join(expressions())
+    source = "".join(path.read_text() for path in (DEPLOY.parent / "gateway").glob("*.py"))
+    ours = set(re.findall(r'"(coe_[a-z_]+)"', source))
+    assert len(ours) > 15
+    assert {name for name in ours if not re.search(rf"\b{name}(?:_bucket)?\b", shown)} == set()
+
+
+def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+        assert panel["type"] == "row" or all(target["legendFormat"] for target in panel["targets"])
+    identities = [panel["id"] for panel in dashboard()["panels"]]
+    assert len(set(identities)) == len(identities)
+
+
+def test_every_alert_says_what_happened_and_how_bad_it_is() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names)
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"]
+
+
+def test_the_scrape_configuration_loads_the_rules() -> None:
+    scrape = YAML(typ="safe").load(DEPLOY / "prometheus" / "prometheus.yml")
+    assert scrape["rule_files"] == ["rules.yml"]
+    assert [job["job_name"] for job in scrape["scrape_configs"]] == ["coe"]

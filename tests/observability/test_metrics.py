@@ -1,0 +1,115 @@
+"""What /metrics says of requests."""
+
+import asyncio
+from typing import Any, get_args
+
+import pytest
+
+from coe.errors import ExpertUnavailable
+from coe.experts.breaker import State
+from gateway.gauges import STATES
+from tests.fakes import Gateway, gateway_of, registry_of
+from tests.observability.pages import names, samples, value
+
+pytestmark = pytest.mark.anyio
+
+
+async def page(gateway: Gateway) -> bytes:
+    response = await gateway.post("/metrics", method="GET")
+    assert response.status == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return response.body
+
+
+async def test_requests_are_counted_by_what_was_decided_and_how_they_ended() -> None:
+    async with gateway_of(painter=ExpertUnavailable("gone", expert="painter")) as gateway:
+        await gateway.chat("code")
+        await gateway.chat("code", model="generalist")
+        await gateway.chat("art", model="painter")
+        await gateway.chat("code", model="nobody")
+        text = await page(gateway)
+
+    def requests(**labels: str) -> float:
+        return value(text, "coe_requests_total", api="chat", **labels)
+
+    assert requests(category="code", expert="coder", reason="routed", outcome="ok") == 1
+    assert requests(category="code", expert="generalist", reason="pinned", outcome="ok") == 1
+    assert requests(category="art", expert="painter", reason="pinned", outcome="expert_unavailable") == 1
+    assert requests(category="", expert="", reason="", outcome="model_not_found") == 1
+    assert value(text, "coe_request_seconds_count") == 4
+    assert value(text, "coe_routing_seconds_count") == 3
+    assert value(text, "coe_first_byte_seconds_count", expert="coder") == 1
+    assert value(text, "coe_upstream_seconds_count", expert="coder") == 1
+
+
+async def test_tokens_and_money_are_counted_by_expert() -> None:
+    local = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    experts = [{"name": "generalist", "prices": {"input": 10, "output": 100}, **local}]
+    async with gateway_of(registry_of(experts=experts, assignment={"general": "generalist"})) as gateway:
+        for _ in range(2):
+            await gateway.chat()
+        text = await page(gateway)
+    assert value(text, "coe_tokens_total", expert="generalist", kind="input") == 6
+    assert value(text, "coe_tokens_total", expert="generalist", kind="output") == 10
+    assert value(text, "coe_cost_dollars_total", expert="generalist") == pytest.approx((6 * 10 + 10 * 100) / 1e6)
+
+
+async def test_a_fallback_is_counted_against_the_expert_that_should_have_answered() -> None:
+    async with gateway_of(coder=ExpertUnavailable("gone", expert="coder")) as gateway:
+        answer = await gateway.chat("code")
+        text = await page(gateway)
+    second = answer.headers["x-coe-expert"]
+    assert value(text, "coe_fallbacks_total", expert="coder") == 1
+    assert value(text, "coe_first_byte_seconds_count", expert=second) == 1
+    assert "coe_upstream_seconds_count" not in names(text)  # how long the second alone took is not known
+
+
+async def test_what_runs_now_is_shown_while_it_runs() -> None:
+    async with gateway_of(coder=asyncio.Event()) as gateway:
+        asked = asyncio.ensure_future(gateway.chat("code"))
+        while not gateway.experts["coder"].calls:
+            await asyncio.sleep(0)
+        busy = await page(gateway)
+        gateway.leave.set()
+        await asked
+        idle = await page(gateway)
+    assert (value(busy, "coe_requests_in_flight"), value(idle, "coe_requests_in_flight")) == (1, 0)
+    assert value(idle, "coe_queue_length") == 0
+    assert value(busy, "coe_tasks") > value(idle, "coe_tasks")
+
+
+async def test_what_is_in_use_is_named() -> None:
+    registry = registry_of()
+    async with gateway_of(registry) as gateway:
+        assert value(await page(gateway), "coe_router_info", version="words", config=registry.digest) == 1
+
+
+async def test_nothing_that_a_client_writes_becomes_a_label() -> None:
+    canary = "canary-text"
+    async with gateway_of() as gateway:
+        await gateway.chat(canary)
+        await gateway.chat("code", model=canary)
+        await gateway.post("/v1/chat/completions", b"{", headers={"x-session-id": canary, "x-request-id": canary})
+        await gateway.post(f"/v1/{canary}")
+        text = await page(gateway)
+    assert canary.encode() not in text
+    assert sum(value for (name, _), value in samples(text).items() if name == "coe_requests_total") == 3
+
+
+def test_every_state_of_a_breaker_has_a_number() -> None:
+    assert set(STATES) == set(get_args(State))
+
+
+class _Replica:
+    def __init__(self, address: str, state: str, in_flight: int) -> None:
+        self.address, self.state, self.in_flight = address, state, in_flight
+
+
+async def test_replicas_show_their_breakers_and_their_work() -> None:
+    async with gateway_of() as gateway:
+        coder: Any = gateway.experts["coder"]
+        coder.replicas = (_Replica("a:1", "closed", 2), _Replica("b:1", "open", 1))
+        text = await page(gateway)
+    assert value(text, "coe_breaker_state", expert="coder", replica="a:1") == 0
+    assert value(text, "coe_breaker_state", expert="coder", replica="b:1") == 3
+    assert value(text, "coe_expert_in_flight", expert="coder") == 3

@@ -1,0 +1,102 @@
+"""The published document, and whether the gateway keeps to it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import orjson
+import pytest
+from starlette.routing import Route
+
+from gateway.app import DIALECTS
+from gateway.attributes import PATHS
+from gateway.openapi import document
+from tests.fakes import gateway_of, registry_of
+from tests.observability.keyed_server import declared
+
+ROOT = Path(__file__).parent.parent.parent
+KEY = "coe-canary"
+CONFIG = """\
+[generation]
+allow-extra-parameters = false
+deterministic = true
+mode = "all"
+max-examples = 5
+
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "504"]
+"""
+"""Unknown headers and fields are never wrong, and a millisecond is a valid timeout."""
+
+
+@pytest.mark.anyio
+async def test_every_endpoint_is_in_the_document_and_nothing_else() -> None:
+    async with gateway_of() as gateway:
+        answer = await gateway.post("/openapi.json", method="GET")
+        routes = {route.path: route.methods for route in gateway.app.routes if isinstance(route, Route)}
+    told = answer.json["paths"]
+    assert set(told) == set(routes)
+    for path, operations in told.items():
+        (method,) = operations
+        assert method.upper() in (routes[path] or {"GET", "POST"})
+
+
+def test_traces_name_the_paths_that_there_are() -> None:
+    assert {dialect.API: path for path, dialect in DIALECTS.items()} == PATHS
+
+
+def test_security_is_told_only_where_keys_are_declared() -> None:
+    free, keyed = document(registry_of()), document(declared(KEY))
+    assert "securitySchemes" not in free["components"]
+    assert set(keyed["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    for path, (operation,) in ((path, item.values()) for path, item in keyed["paths"].items()):
+        assert ("security" in operation) != (path in ("/health/live", "/health/ready", "/openapi.json"))
+    assert KEY not in orjson.dumps(keyed).decode()
+
+
+def test_the_limits_of_headers_are_those_declared() -> None:
+    told = document(registry_of(policy={"thrift_limits": [0.25, 0.5]}))
+    thrift = told["components"]["parameters"]["Thrift"]["schema"]
+    assert (thrift["minimum"], thrift["maximum"]) == (0.25, 0.5)
+
+
+@contextmanager
+def served(key: str) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = (sys.executable, "-m", "tests.observability.keyed_server", str(port), key)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _until_ready(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            with urlopen(f"{url}/health/ready"):
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("the gateway ended at its start")
+
+
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.observability.hooks"}
+    with served(KEY) as url:
+        command = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json", "--checks", "all"]
+        command += ["--phases", "examples,coverage,fuzzing", "--no-color", "--header", f"Authorization: Bearer {KEY}"]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert f"Tested: {len(PATHS) + 6}" in done.stdout  # all but the document's own

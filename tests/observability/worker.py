@@ -1,0 +1,29 @@
+"""A worker process for the tests: counts, says so, and waits. Arguments: FOLDER COUNT."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from gateway.tallies import Tallies
+from gateway.workers import among_workers
+
+
+def tallies() -> Tallies:
+    found = Tallies()
+    found.counter("c_total", "C.")
+    found.gauge("busy", "B.", (), lambda: {(): 1.0}, largest=False)
+    return found
+
+
+async def main(folder: Path, count: int) -> None:
+    own = tallies()
+    async with among_workers(folder, own):
+        own.families()[0].add((), count)
+        print("ready", flush=True)  # noqa: T201
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
