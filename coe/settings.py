@@ -30,6 +30,11 @@ class Settings:
     | COE_HOME | state: artifacts, model cache, logs | .coe beside the declaration |
     | COE_HOST, COE_PORT | where the gateway listens | 127.0.0.1, 8080 |
     | COE_WORKERS | gateway processes | 1 |
+    | COE_DRAIN | seconds that a gateway told to stop still works while it says that it is not ready | 0 |
+    | COE_LOG_FORMAT | `text`, or `json`: one object a line | text |
+    | COE_ACCESS_LOG | 1: a line for every request, without its text | 0 |
+    | OTEL_EXPORTER_OTLP_ENDPOINT | an OpenTelemetry collector that gets traces | none |
+    | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, with the path | none |
     | COE_ENDPOINTS | JSON {expert: {base_url, model}}, set by `coe up` for the servers it started | {} |
     """
 
@@ -38,6 +43,12 @@ class Settings:
     host: str
     port: int
     workers: int
+    drain: int
+    """For a balancer to look away; 0 where none is in front."""
+    log_format: str
+    access_log: bool
+    traces: str | None
+    """Where OpenTelemetry traces go; None: nowhere."""
     endpoints: Mapping[str, Endpoint]
     environ: Mapping[str, str]
 
@@ -52,6 +63,10 @@ class Settings:
             host=env.get("COE_HOST") or "127.0.0.1",
             port=_number(env, "COE_PORT", default=8080, low=0, high=65535),
             workers=_number(env, "COE_WORKERS", default=1, low=1, high=256),
+            drain=_number(env, "COE_DRAIN", default=0, low=0, high=3600),
+            log_format=_word(env, "COE_LOG_FORMAT", ("text", "json")),
+            access_log=_word(env, "COE_ACCESS_LOG", ("0", "1")) == "1",
+            traces=_traces(env),
             endpoints=_endpoints(env.get("COE_ENDPOINTS", "{}")),
             environ=env,
         )
@@ -74,6 +89,24 @@ def _number(env: Mapping[str, str], name: str, *, default: int, low: int, high: 
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise ConfigError(f"environment: {name}={text!r} is not a whole number from {low} to {high}")
     return int(text)
+
+
+def _word(env: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:
+    """One of `words`, the first of them without one."""
+    word = env.get(name) or words[0]
+    if word not in words:
+        raise ConfigError(f"environment: {name}={word!r} is not {' or '.join(words)}")
+    return word
+
+
+def _traces(env: Mapping[str, str]) -> str | None:
+    """By OpenTelemetry's rules: the variable for traces is used as it is, the common one is a base."""
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if own := env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        return own
+    base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return f"{base.rstrip('/')}/v1/traces" if base else None
 
 
 def _endpoints(text: str) -> dict[str, Endpoint]:

@@ -1,31 +1,149 @@
-"""How many requests one process works on at a time: a permit is held to the last byte; without one, 429."""
+"""How many requests one process works on at a time: a permit is held to the last byte, and who must wait for one is
+served in turn with the other callers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import time
+from collections import OrderedDict
+from types import TracebackType
+from typing import Self
 
-from coe.errors import Overloaded
+from coe.errors import Draining, Overloaded
+from coe.registry import Limits
+from gateway.cutoff import Cutoff
 
-RETRY_AFTER = 1.0
-"""Seconds a refused client is asked to wait."""
+LEAST_RETRY, MOST_RETRY = 1.0, 60.0
+"""Seconds a refused client may be asked to wait."""
+RATE_WINDOW = 5.0
+"""Seconds over which the rate of finished requests is taken."""
+
+Turn = asyncio.Future[None]
 
 
 class Admission:
-    """Counts permits. Refusing at once keeps latency honest; a queue would only hide that the experts are slower."""
+    """Counts permits. Without a free one a request waits in a bounded queue; the permits that come free go round the
+    callers, so that one with a thousand requests waiting does not starve another's only one."""
 
-    def __init__(self, *, permits: int) -> None:
-        self._permits = permits
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        """May be replaced; fewer permits than are in use come to count as requests end."""
         self.in_use = 0
+        self.queued = 0
+        self.closed = False
+        """No request is taken any more: the process is about to end."""
+        self.under_way: set[Cutoff] = set()
+        """One for each request that is being worked on or waits, so that the end of the process can cut them."""
+        self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
+        self._rate = _Rate()
 
-    @asynccontextmanager
-    async def permit(self, caller: str | None) -> AsyncIterator[None]:
-        """Hold a permit. Raises Overloaded when none is free."""
-        if self.in_use >= self._permits:
-            message = f"all {self._permits} permits are in use; try again later"
-            raise Overloaded(message, retry_after=RETRY_AFTER)
-        self.in_use += 1
+    def ticket(self, caller: str | None) -> Ticket:
+        """A permit, or a place in the queue. To be entered at once. Raises Draining, or Overloaded when the queue is
+        full."""
+        if self.closed:
+            raise Draining("this gateway is about to end; ask again", retry_after=LEAST_RETRY)
+        if self.in_use < self.limits.concurrent_requests:
+            self.in_use += 1
+            return Ticket(self, caller, None)
+        if self.queued >= self.limits.queued_requests:
+            raise self.overloaded("and as many requests wait for one as may")
+        ticket = Ticket(self, caller, asyncio.get_running_loop().create_future())
+        self._queue.setdefault(caller, OrderedDict())[ticket] = None
+        self.queued += 1
+        self._rate.look()
+        return ticket
+
+    def overloaded(self, why: str) -> Overloaded:
+        """The refusal that tells when to come back: about when those who wait now will have been served."""
+        retry = self._rate.seconds_for(self.queued + 1)
+        return Overloaded(f"all {self.limits.concurrent_requests} permits are in use {why}", retry_after=retry)
+
+    def release(self) -> None:
+        """A permit comes free and goes to whoever is next."""
+        self.in_use -= 1
+        self._rate.done += 1
+        if self._queue:
+            self.grant()
+
+    def grant(self) -> None:
+        """Give free permits to those who wait, one caller after another."""
+        while self._queue and self.in_use < self.limits.concurrent_requests:
+            caller, waiting = next(iter(self._queue.items()))
+            ticket, _ = waiting.popitem(last=False)
+            if waiting:
+                self._queue.move_to_end(caller)
+            else:
+                del self._queue[caller]
+            self.queued -= 1
+            self.in_use += 1
+            assert ticket.turn is not None
+            ticket.turn.set_result(None)
+
+    def forget(self, ticket: Ticket) -> None:
+        """Take a ticket out of the queue."""
+        waiting = self._queue[ticket.caller]
+        del waiting[ticket]
+        if not waiting:
+            del self._queue[ticket.caller]
+        self.queued -= 1
+
+
+class Ticket:
+    """One request's permit, or its place in the queue until it is its `turn`. Leaving it gives back either."""
+
+    __slots__ = ("_admission", "caller", "turn")
+
+    def __init__(self, admission: Admission, caller: str | None, turn: Turn | None) -> None:
+        self._admission = admission
+        self.caller = caller
+        self.turn = turn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.turn is None or self.turn.done():
+            self._admission.release()
+        else:
+            self._admission.forget(self)
+
+    async def permit(self) -> None:
+        """Return once it is this ticket's turn. Raises Overloaded after `queue_timeout`, counted from here."""
+        assert self.turn is not None
+        timeout = self._admission.limits.queue_timeout
         try:
-            yield
-        finally:
-            self.in_use -= 1
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self.turn)  # the queue sets its result, so it must not be cancelled
+        except TimeoutError:
+            if not self.turn.done():
+                raise self._admission.overloaded(f"and none came free within {timeout:g} s") from None
+
+
+class _Rate:
+    """How many requests end a second while some wait, taken over one window after the other."""
+
+    __slots__ = ("_at", "_before", "_per_second", "done")
+
+    def __init__(self) -> None:
+        self.done = 0
+        self._before = 0
+        self._at = 0.0
+        self._per_second: float | None = None
+
+    def look(self) -> None:
+        """Called whenever a request has to wait; what was done while none had to is no measure."""
+        now = time.monotonic()
+        elapsed = now - self._at
+        if elapsed < RATE_WINDOW:
+            return
+        self._per_second = (self.done - self._before) / elapsed if elapsed < 2 * RATE_WINDOW else None
+        self._at, self._before = now, self.done
+
+    def seconds_for(self, requests: int) -> float:
+        """Until so many more have ended, within LEAST_RETRY and MOST_RETRY."""
+        self.look()
+        if self._per_second is None:
+            return LEAST_RETRY
+        return min(max(requests / (self._per_second or 1e-9), LEAST_RETRY), MOST_RETRY)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,16 +12,31 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from gateway.admission import Admission
 from gateway.current import Current
-from gateway.dialects import chat
+from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.errors import error_body
+from gateway.gauges import Gauges
+from gateway.guard import guarded
 from gateway.health import Health
 from gateway.line import Line, Observer
 from gateway.metrics import Metrics
 from gateway.models import Models
+from gateway.openapi import OpenApi
+from gateway.reload import Reload
 from gateway.route import RouteEndpoint
+from gateway.tracing import Tracing
+
+_log = logging.getLogger("gateway")
+
+DIALECTS: Mapping[str, Dialect] = {
+    "/v1/chat/completions": chat,
+    "/v1/responses": responses,
+    "/v1/messages": messages,
+    "/v1/completions": completions,
+    "/v1/embeddings": embeddings,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,42 +46,64 @@ class Parts:
     current: Current
     observers: Sequence[Observer]
     metrics: Metrics
+    tracing: Tracing | None = None
+    reload: Reload | None = None
 
 
 def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
     """The application. `open_parts` runs in the event loop that serves, as connection pools must."""
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_parts() as parts:
             health = Health(parts.current)
-            app.router.routes[:] = _routes(parts, health)
+            app.lines = _lines(parts)
+            app.router.routes[:] = _routes(parts, health, app.lines)
             health.ready = True
             try:
                 yield
             finally:
                 health.ready = False
 
-    return Starlette(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _bug})
+    return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _bug})
 
 
-def _routes(parts: Parts, health: Health) -> list[Route]:
+class _App(Starlette):
+    """Hands the hot paths straight to their lines, which answer for all their errors; the rest is for Starlette."""
+
+    lines: Mapping[str, Line] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and (line := self.lines.get(scope["path"])):
+            await line(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def _lines(parts: Parts) -> dict[str, Line]:
+    current, observers, tracing = parts.current, parts.observers, parts.tracing
+    return {
+        path: Line(current, dialect=dialect, admission=current.admission, observers=observers, tracing=tracing)
+        for path, dialect in DIALECTS.items()
+    }
+
+
+def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Route]:
     current = parts.current
-    admission = Admission(permits=current.serving.registry.limits.concurrent_requests)
-    parts.metrics.gauge("coe_requests_in_flight", "Chat requests being worked on.", lambda: admission.in_use)
+    admission = current.admission
+    Gauges(current).show(parts.metrics, admission)
+    failed = "1 while what is declared or promoted could not be taken over."
+    parts.metrics.gauge("coe_reload_failed", failed, lambda: current.reload_failed, largest=True)
     models = Models(current)
     return [
-        Route(
-            "/v1/chat/completions",
-            Line(current, dialect=chat, admission=admission, observers=parts.observers),
-            methods=["POST"],
-        ),
-        Route("/v1/models", models.list),
-        Route("/v1/models/{model}", models.one),
-        Route("/v1/route", RouteEndpoint(current), methods=["POST"]),
+        *(Route(path, line, methods=["POST"]) for path, line in lines.items()),
+        Route("/v1/models", guarded(models.list, current, scope=None)),
+        Route("/v1/models/{model}", guarded(models.one, current, scope=None)),
+        Route("/v1/route", RouteEndpoint(current, admission=admission), methods=["POST"]),
+        Route("/openapi.json", OpenApi(current).endpoint),
         Route("/health/live", health.live),
         Route("/health/ready", health.ready_now),
-        Route("/metrics", parts.metrics.endpoint),
+        Route("/metrics", guarded(parts.metrics.endpoint, current, scope="admin")),
     ]
 
 
@@ -79,8 +117,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return Response(body, status_code=error.status_code, headers=error.headers, media_type="application/json")
 
 
-async def _bug(request: Request, _: Exception) -> Response:
-    """What no endpoint caught; the server's log has the trace."""
+async def _bug(request: Request, error: Exception) -> Response:
+    """What no endpoint caught."""
+    _log.error("an endpoint failed", exc_info=error)
     message = f"{request.method} {request.url.path}: internal error; the gateway's own log has the reason"
     return Response(
         error_body(message, kind="api_error", code="internal_error"), status_code=500, media_type="application/json"

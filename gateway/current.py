@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from coe.composition import Composition
 from coe.registry import Registry
 from gateway.access import Access
+from gateway.admission import Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,18 @@ class Serving:
 
 
 class Current:
-    """Holds the state that new requests are served with."""
+    """Holds the state that new requests are served with, and what outlives its replacement: the permits."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
+        self.admission = Admission(serving.registry.limits)
+        self.leaving = False
+        """The process is about to end: no balancer should send it work."""
+        self.reload_failed = False
+        """What is declared or promoted now could not be taken over; the last good state serves on."""
+
+    def replace(self, serving: Serving) -> None:
+        """New requests are served with this; those under way keep what they began with."""
+        self.serving = serving
+        self.admission.limits = serving.registry.limits
+        self.admission.grant()

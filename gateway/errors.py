@@ -43,9 +43,13 @@ def body_of(error: errors.RequestError) -> bytes:
     return error_body(str(error), kind=kind, code=error.code, param=error.param)
 
 
-def retry_header(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
-    """`retry-after`, in whole seconds, where an error knows when trying again may help."""
-    return [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+def headers_of(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
+    """`retry-after`, in whole seconds, where an error knows when trying again may help; how to say who is asking; to
+    ask over another connection, where this process is about to end."""
+    if isinstance(error, errors.Unauthorized):
+        return [(b"www-authenticate", b"Bearer")]
+    found = [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+    return [*found, (b"connection", b"close")] if isinstance(error, errors.Draining) else found
 
 
 def error_body(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:

@@ -10,7 +10,8 @@ from gateway.current import Current
 
 
 class Health:
-    """Ready from the end of start-up until shutdown begins."""
+    """Ready from the end of start-up until the process begins to leave. A failed reload does not change that: the last
+    good state serves on, and `reload_error` says that it is not what is declared."""
 
     def __init__(self, current: Current) -> None:
         self._current = current
@@ -20,9 +21,12 @@ class Health:
         return Response(b'{"status":"live"}', media_type="application/json")
 
     async def ready_now(self, _: Request) -> Response:
+        current = self._current
+        ready = self.ready and not current.leaving
         body = {
-            "status": "ready" if self.ready else "not ready",
-            "router": self._current.serving.composition.router.version,
-            "config": self._current.serving.registry.digest,
+            "status": "ready" if ready else "not ready",
+            "router": current.serving.composition.router.version,
+            "config": current.serving.registry.digest,
+            "reload_error": current.reload_failed,
         }
-        return Response(orjson.dumps(body), status_code=200 if self.ready else 503, media_type="application/json")
+        return Response(orjson.dumps(body), status_code=200 if ready else 503, media_type="application/json")

@@ -33,10 +33,15 @@ class InUse:
     folder: Path
 
 
-def read_in_use(settings: Settings) -> InUse:
-    """Load all of it. Raises ConfigError or ArtifactError with the remedy."""
+def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
+    """Load all of it, less the router of `previous` where its artifact and the declared categories are the same. Raises
+    ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
-    router = load_router(registry, artifact)
+    same = previous is not None and previous.folder == artifact.folder
+    if previous is not None and same and previous.registry.categories == registry.categories:
+        router = previous.router
+    else:
+        router = load_router(registry, artifact)
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
     assignment = _assignment(settings, registry, router.categories)
     return InUse(registry, router, assignment, float(doubt), artifact.folder)

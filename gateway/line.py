@@ -5,51 +5,62 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
 
-from coe.errors import DeadlineExceeded, RequestError
+from coe.errors import RequestError
 from gateway.admission import Admission
-from gateway.body import ClientLeftError, presence, read_json_body
+from gateway.arrival import admit, begin
 from gateway.current import Current
+from gateway.cutoff import ClientLeftError
 from gateway.dialects import Dialect
-from gateway.errors import retry_header, status_of
+from gateway.errors import headers_of, status_of
 from gateway.headers import read_wishes
-from gateway.relay import relay, respond
+from gateway.relay import EVENT_STREAM, relay, respond
 from gateway.trace import Trace
+from gateway.tracing import Tracing
 
 _log = logging.getLogger("gateway")
 
 Observer = Callable[[Trace], None]
 """Is told of every finished request; must neither wait nor raise."""
+LAST_EVENT = 1.0
+"""Seconds that an error event waits for a client that does not read."""
 
 
 class Line:
     """One chat API as an ASGI application."""
 
     def __init__(
-        self, current: Current, *, dialect: Dialect, admission: Admission, observers: Sequence[Observer]
+        self,
+        current: Current,
+        *,
+        dialect: Dialect,
+        admission: Admission,
+        observers: Sequence[Observer],
+        tracing: Tracing | None = None,
     ) -> None:
         self._current = current
         self._dialect = dialect
         self._admission = admission
         self._observers = observers
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._current.serving, api=self._dialect.API)
         try:
             trace.caller = trace.serving.access.identify(scope["headers"], "chat")
-            async with self._admission.permit(trace.caller.key):  # 1 admit
-                await self._answer(trace, scope, receive, send)
+            await self._answer(trace, scope, receive, send)
         except RequestError as error:
             trace.failed(error)
             await self._refuse(error, trace, send)
         except ClientLeftError:
             trace.outcome = "aborted"
         except Exception:
-            trace.outcome = "internal_error"
-            _log.exception("request %s failed", trace.request_id)
-            if trace.reply is None:
+            complete, trace.outcome = trace.outcome == "ok", "internal_error"
+            _log.exception("a request failed", extra={"request_id": trace.request_id})
+            if not complete:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 7 record
@@ -60,29 +71,37 @@ class Line:
         composition, access = trace.serving.composition, trace.serving.access
         policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
         trace.wishes = wishes = read_wishes(scope, policy)
-        until = asyncio.get_running_loop().time() + wishes.timeout
-        body = await read_json_body(scope, receive, limit=int(limits.max_body_mb * 2**20))
-        async with presence(receive):
+        if self._tracing is not None:
+            trace.wishes = wishes = self._tracing.begin(trace, wishes)
+        with self._admission.ticket(trace.caller.key) as ticket, begin(self._admission, wishes) as cutoff:
+            body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)  # 1 admit
+            trace.read_ms = trace.elapsed_ms()
             trace.chat = chat = self._dialect.parse(body)  # 2 parse
-            async with access.allowance(trace.caller, chat) as trace.allowance:
-                try:
-                    async with asyncio.timeout_at(until):
-                        trace.text, trace.prediction = await composition.classify(chat)  # 3 classify
-                        trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
-                        trace.routed()
-                        answer = await composition.call(chat, trace.decision, wishes)  # 5 call
-                except TimeoutError:
-                    message = f"no answer began within the {wishes.timeout:g} s this request had"
-                    raise DeadlineExceeded(message) from None
+            trace.parsed_ms = trace.elapsed_ms()
+            trace.allowance = access.allowance(trace.caller, chat, trace.spent)
+            async with trace.allowance:
+                trace.allowed_ms = trace.elapsed_ms()
+                trace.text, trace.prediction = await composition.classify(chat)  # 3 classify
+                trace.classified_ms = trace.elapsed_ms()
+                trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
+                trace.routed()
+                answer = await composition.call(chat, trace.decision, wishes, until=cutoff.until)  # 5 call
                 try:
                     trace.answered(answer)
-                    headers = trace.headers()
-                    trace.outcome = await relay(  # 6 relay
-                        answer.reply, send, headers=headers, until=until, error_event=self._dialect.error_event
-                    )
+                    await relay(answer.reply, send, headers=trace.headers())  # 6 relay
+                    cutoff.over()
+                    trace.outcome = "ok"
                 finally:
                     await answer.reply.aclose()
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
-        headers = [*trace.headers(), *retry_header(error)]
-        await respond(send, status=status_of(error), body=self._dialect.error_body(error), headers=headers)
+        """Tell the client: by status and body, or inside the stream whose headers are out."""
+        if trace.reply is not None and trace.reply.media_type == EVENT_STREAM:
+            last = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_EVENT):
+                    await send(last)
+            return
+        headers = [*trace.headers(), *headers_of(error)]
+        trace.status = status_of(error)
+        await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)

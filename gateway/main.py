@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from starlette.applications import Starlette
 
 import routers
-from coe.composition import Composition
 from coe.errors import ConfigError
-from coe.experts.http import HttpExpert, open_session
+from coe.experts import endpoints_of, watching
+from coe.experts.client import Client
 from coe.records import RecordWriter, open_log
-from coe.registry import ExpertSpec
-from coe.settings import Endpoint, Settings
-from gateway.access import Access
+from coe.settings import Settings
+from gateway.access import check_counters, check_exposure, open_limiter
 from gateway.app import Parts, create_app
-from gateway.current import Current, Serving
+from gateway.assembly import Assembly
+from gateway.current import Current
+from gateway.drain import Drain
+from gateway.gauges import show_log
 from gateway.in_use import InUse, check_in_use, read_in_use
-from gateway.metrics import Metrics
+from gateway.logs import log_uncaught, logged
+from gateway.observation import open_observation
 from gateway.recorder import Recorder
+from gateway.reload import Look, Reader, Reload, look_at
+from gateway.settling import settle
+from gateway.signals import hearing
+from gateway.stalls import letting_go
+from gateway.tracing import check_tracing
 
 SPOOL = "spool.sqlite"
 THREADS = 2
@@ -33,80 +43,93 @@ THREADS = 2
 def prepare(settings: Settings) -> None:
     """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
     registry, _ = check_in_use(settings)
+    check_exposure(settings.host, registry.access)
+    check_counters(registry.access, workers=settings.workers)
     for spec in registry.experts:
-        endpoint_of(spec, settings)
+        endpoints_of(spec, settings.endpoints)
+    check_tracing(settings)
 
 
-def endpoint_of(spec: ExpertSpec, settings: Settings) -> Endpoint:
-    """Where an expert is served. Raises ConfigError for a local expert that nobody started."""
-    if spec.addresses:
-        return Endpoint(spec.addresses[0], spec.model)
-    if spec.name not in settings.endpoints:
-        raise ConfigError(f"expert {spec.name!r} runs locally and is not started; use `coe up`, which starts it")
-    return settings.endpoints[spec.name]
-
-
-def build_app(settings: Settings) -> Starlette:
-    """The application of one worker process; it loads its own router, since a network does not survive a fork."""
-    return create_app(partial(open_parts, settings, read_in_use(settings)))
+def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
+    """The application of one worker process; it loads its own router, since a network does not survive a fork.
+    `workers` is the folder in which several answer for each other."""
+    seen = look_at(settings)
+    return create_app(partial(open_worker, settings, read_in_use(settings), workers=workers, seen=seen))
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings, in_use: InUse) -> AsyncIterator[Parts]:
-    """Open threads, connections and the routing log, and close them in turn."""
+async def open_worker(
+    settings: Settings,
+    in_use: InUse,
+    *,
+    workers: Path | None = None,
+    seen: Look | None = None,
+    read: Reader = read_in_use,
+) -> AsyncIterator[Parts]:
+    """The parts of a process that hears its parent's signals and lets go of clients that do not read."""
+    async with open_parts(settings, in_use, workers=workers, seen=seen, read=read) as parts:
+        assert parts.reload is not None
+        drain = Drain(parts.current, lame_duck=settings.drain)
+        stalled = in_use.registry.policy.piece_timeout
+        async with hearing(leave=drain.begin, reload=parts.reload.ask), letting_go(after=stalled):
+            settle()
+            yield parts
+
+
+@asynccontextmanager
+async def open_parts(
+    settings: Settings,
+    in_use: InUse,
+    *,
+    workers: Path | None = None,
+    seen: Look | None = None,
+    read: Reader = read_in_use,
+) -> AsyncIterator[Parts]:
+    """Open threads, connections and the routing log, and close them in turn. `seen` is how the watched files looked
+    before `in_use` was read, and `read` reads it anew."""
     registry = in_use.registry
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
-        session = await stack.enter_async_context(open_session())
+        observation = await stack.enter_async_context(open_observation(settings, workers))
+        session = await stack.enter_async_context(Client())
         log = open_log(registry.log.url, base=settings.home)
         stack.push_async_callback(log.aclose)
         writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
-        experts = {
-            spec.name: HttpExpert(spec, endpoint_of(spec, settings), session=session) for spec in registry.experts
-        }
-        composition = Composition(
-            registry,
-            router=in_use.router,
-            assignment=in_use.assignment,
-            experts=experts,
-            threads=threads,
-            doubt=in_use.doubt,
-        )
-        metrics = Metrics()
-        metrics.gauge("coe_log_backlog", "Records waiting to be written.", lambda: writer.backlog)
-        metrics.gauge(
-            "coe_log_dropped", "Records lost since start: neither log nor spool took them.", lambda: writer.dropped
-        )
-        metrics.gauge(
-            "coe_log_failing", "1 while the routing log cannot be written.", lambda: writer.last_error is not None
-        )
-        current = Current(Serving(composition, Access(registry.access)))
-        yield Parts(current, (metrics.observe, recorder.observe), metrics)
+        show_log(observation.metrics, writer)
+        limiter = await stack.enter_async_context(open_limiter(registry.access.counters))
+        alone = "1 while Redis is away and this gateway counts limits for itself."
+        observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
+        assembly = Assembly(settings, session=session, threads=threads, limiter=limiter)
+        stack.push_async_callback(assembly.aclose)
+        current = Current(assembly.serving(in_use))
+        await stack.enter_async_context(watching(lambda: assembly.experts.values(), session=session))
+        reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
+        await stack.enter_async_context(reload.watching(since=seen))
+        observers = (recorder.observe, *observation.observers)
+        yield Parts(current, observers, observation.metrics, observation.tracing, reload)
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError or ArtifactError when it cannot begin."""
-    from granian.constants import Interfaces, Loops
-    from granian.log import LogLevels
-    from granian.server import Server
+    from gateway import processes
 
     prepare(settings)
     address = check_port(settings)
-    server = Server(
-        "gateway",
-        address=address,
-        port=settings.port,
-        interface=Interfaces.ASGI,
-        loop=Loops.uvloop,
-        workers=settings.workers,
-        websockets=False,
-        log_level=LogLevels.warning,
-        respawn_failed_workers=True,
-        workers_kill_timeout=30,
-    )
-    server.serve(target_loader=partial(build_app, settings), wrap_loader=False)
+    log_uncaught()
+    with several(settings.workers) as workers:
+        processes.serve(partial(logged, partial(build_app, settings, workers)), settings, address=address)
+
+
+@contextmanager
+def several(count: int) -> Iterator[Path | None]:
+    """A folder for workers to answer for each other; None where there is one."""
+    if count == 1:
+        yield None
+    else:
+        with TemporaryDirectory(prefix="coe-") as folder:  # short, as the paths of sockets must be
+            yield Path(folder)
 
 
 def check_port(settings: Settings) -> str:

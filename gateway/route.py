@@ -8,10 +8,12 @@ from starlette.types import Receive, Scope, Send
 from coe.composition import Composition
 from coe.core import Wishes
 from coe.errors import RequestError
-from gateway.body import ClientLeftError, read_json_body
+from gateway.admission import Admission
+from gateway.arrival import admit, begin
 from gateway.current import Current
+from gateway.cutoff import ClientLeftError
 from gateway.dialects import chat as dialect
-from gateway.errors import body_of, status_of
+from gateway.errors import body_of, headers_of, status_of
 from gateway.headers import read_wishes
 from gateway.relay import respond
 
@@ -19,18 +21,22 @@ from gateway.relay import respond
 class RouteEndpoint:
     """Takes a Chat Completions body and answers which expert would get it and why. Nothing is logged."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: Current, *, admission: Admission) -> None:
         self._current = current
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._current.serving
+        limits = serving.registry.limits
         try:
-            serving.access.identify(scope["headers"], "route")
-            body = await read_json_body(scope, receive, limit=int(serving.registry.limits.max_body_mb * 2**20))
+            caller = serving.access.identify(scope["headers"], "route")
             wishes = read_wishes(scope, serving.registry.policy)
-            await respond(send, status=200, body=await _decision(serving.composition, body, wishes))
+            with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
+                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
+                decision = await _decision(serving.composition, body, wishes)
+            await respond(send, status=200, body=decision)
         except RequestError as error:
-            await respond(send, status=status_of(error), body=body_of(error))
+            await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
         except ClientLeftError:
             pass
 

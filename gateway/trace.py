@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import time
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from coe.composition import Answer
 from coe.core import Api, Chat, Decision, Prediction, Reply, RoutingRecord, Usage, Wishes
 from coe.errors import ExpertError, RequestError
+from coe.registry import Prices
 from gateway.access import Allowance, Caller
 from gateway.current import Serving
 
+if TYPE_CHECKING:
+    from gateway.tracing import Spans
+
 
 class Trace:
-    """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped."""
+    """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped.
+
+    The times `..._ms` are from arrival to the end of what they name, None while that has not come; `status` is that of
+    the response, None where none began.
+    """
 
     __slots__ = (
         "allowance",
+        "allowed_ms",
         "api",
         "attempts",
         "caller",
         "chat",
+        "classified_ms",
         "decision",
         "first_piece_ms",
         "outcome",
+        "parsed_ms",
         "prediction",
+        "read_ms",
         "reply",
         "request_id",
         "routing_ms",
         "serving",
+        "spans",
         "start",
+        "status",
         "text",
         "time",
         "wishes",
@@ -52,6 +67,12 @@ class Trace:
         self.decision: Decision | None = None
         self.reply: Reply | None = None
         self.attempts = 0
+        self.status: int | None = None
+        self.spans: Spans | None = None
+        self.read_ms: float | None = None
+        self.parsed_ms: float | None = None
+        self.allowed_ms: float | None = None
+        self.classified_ms: float | None = None
         self.routing_ms = 0.0
         self.first_piece_ms: float | None = None
 
@@ -65,11 +86,12 @@ class Trace:
     def answered(self, answer: Answer) -> None:
         """Step 5 is done: the first piece is there."""
         self.first_piece_ms = self.elapsed_ms()
+        self.status = 200
         self.decision, self.reply, self.attempts = answer.decision, answer.reply, answer.attempts
 
     def failed(self, error: RequestError) -> None:
         self.outcome = error.code
-        if isinstance(error, ExpertError):
+        if isinstance(error, ExpertError) and self.reply is None:
             self.attempts = error.attempts
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -85,12 +107,20 @@ class Trace:
                 (b"x-coe-attempts", b"%d" % self.attempts),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
+        if self.allowance is not None:
+            found += self.allowance.headers()
         return found
 
     @property
     def usage(self) -> Usage | None:
         """Tokens of the answer as far as it came."""
         return self.reply.usage if self.reply else None
+
+    def spent(self) -> tuple[Usage, Prices] | None:
+        """What was used and by which prices; None where no expert answered."""
+        if self.reply is None or self.decision is None:
+            return None
+        return self.reply.usage, self.serving.registry.expert(self.decision.expert).prices
 
     @property
     def cost(self) -> float | None:

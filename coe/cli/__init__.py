@@ -7,11 +7,12 @@ import sys
 
 import typer
 
-from coe.cli import ask, benchmark, check, log, plan, score, train, up
+from coe.cli import ask, benchmark, check, key, log, plan, score, train, up
 from coe.errors import CoEError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("check")(check.check)
+app.command("key")(key.key)
 app.command("up")(up.up)
 app.command("serve")(up.serve)
 app.command("chat")(ask.chat)

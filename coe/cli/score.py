@@ -26,7 +26,7 @@ from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 
 if TYPE_CHECKING:
-    import aiohttp
+    from coe.experts.client import Client
 
 JOURNAL = "journal.jsonl"
 
@@ -114,7 +114,8 @@ def _journal(out: Path) -> Journal:
 
 
 async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
-    from coe.experts.http import HttpExpert, open_session
+    from coe.experts.client import Client
+    from coe.experts.http import HttpExpert
 
     missing = {spec.name: _missing(plan, spec, journal) for spec in plan.experts}
     wanted = [probe for column in missing.values() for probe in column.values()]
@@ -123,7 +124,7 @@ async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
     sandbox, patience, judge = Sandbox(), Patience(), None
     if any(probe.checker == "code" for probe in wanted):
         _warn_of_leaks(await sandbox.gives_up())
-    async with open_session() as session:
+    async with Client() as session:
         specs = [*plan.experts, *([plan.judge] if plan.judge else [])]
         await _check_gateway(specs, settings, session)
         experts = {spec.name: HttpExpert(*_served(spec, settings), session=session) for spec in specs}
@@ -150,17 +151,16 @@ def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]
     return bare, Endpoint(f"{_gateway(settings)}/v1", spec.name)
 
 
-async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: aiohttp.ClientSession) -> None:
+async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: Client) -> None:
     """Raises ExpertUnavailable when the gateway is needed and nothing answers there."""
-    import aiohttp
+    from coe.experts.client import Target
 
     local = [spec.name for spec in specs if not spec.addresses and spec.name not in settings.endpoints]
     if not local:
         return
     try:
-        async with session.get(f"{_gateway(settings)}/health/live"):
-            return
-    except aiohttp.ClientError:
+        (await session.ask(Target(f"{_gateway(settings)}/health/live", {}, method="GET"))).close()
+    except OSError:
         message = f"{', '.join(local)}: run locally, and nothing answers at {_gateway(settings)}; is `coe up` running?"
         raise ExpertUnavailable(message, expert=local[0]) from None
 

@@ -21,8 +21,8 @@ from coe.fleet import Fleet, Pace, ServerSpec, local_servers
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 
-DRAIN = 30.0
-"""Seconds the gateway has to finish answers when it is stopped."""
+DRAIN = 55.0
+"""Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
@@ -49,10 +49,12 @@ def _listening(settings: Settings, host: str | None, port: int | None) -> Settin
 
 
 async def _up(settings: Settings) -> None:
+    from gateway.access import check_exposure
     from gateway.main import check_port
 
     _stop_on_signals()
     registry = load(settings.config, environ=settings.environ)
+    check_exposure(settings.host, registry.access)
     check_port(settings)
     await _ensure_router(settings)
     servers, endpoints = local_servers(

@@ -199,7 +199,7 @@ async def test_a_client_that_leaves_before_the_first_piece_cancels_the_call() ->
 
 async def test_beyond_the_permits_a_request_is_refused_with_a_time_to_come_back() -> None:
     held = asyncio.Event()
-    registry = registry_of(limits={"concurrent_requests": 1})
+    registry = registry_of(limits={"concurrent_requests": 1, "queued_requests": 0})
     async with gateway_of(registry, coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: gateway.chat("code", stream=True))
         await gateway.first_piece.wait()

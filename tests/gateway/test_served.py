@@ -3,87 +3,23 @@
 import asyncio
 import io
 import signal
-import socket
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import orjson
 import pytest
 
-from coe.core import LogQuery, RoutingRecord
-from coe.records import open_log
-from tests.experts.faulty_server import FaultyServer
+from tests.gateway.served import Served, serving
 from tests.records.redis_server import MISSING, RedisServer, installed
 
 pytestmark = pytest.mark.anyio
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@dataclass
-class Served:
-    url: str
-    upstream: FaultyServer
-    client: aiohttp.ClientSession
-    process: asyncio.subprocess.Process
-    folder: Path
-    log: str
-
-    def ask(self, model: str, *, stream: bool = False) -> "aiohttp.client._RequestContextManager":
-        body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream}
-        return self.client.post(f"{self.url}/v1/chat/completions", json=body)
-
-    async def records(self, count: int) -> list[RoutingRecord]:
-        """The log's records once there are so many."""
-        log = open_log(self.log, base=self.folder)
-        while len(found := (await log.tail(LogQuery())).records) < count:
-            await asyncio.sleep(0.02)
-        await log.aclose()
-        return list(found)
-
-
-SQLITE = "sqlite:///routing-log.sqlite"
-
-
-@asynccontextmanager
-async def serving(folder: Path, *, log: str = SQLITE) -> AsyncIterator[Served]:
-    upstream = FaultyServer()
-    runner = await upstream.start()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = (sys.executable, "-m", "tests.gateway.words_server", str(port), upstream.url, str(folder), log)
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        async with aiohttp.ClientSession() as client:
-            await until_ready(client, url)
-            yield Served(url, upstream, client, process, folder, log)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-        await runner.cleanup()
 
 
 @pytest.fixture
 async def served(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Served]:
     async with serving(tmp_path) as served:
         yield served
-
-
-async def until_ready(client: aiohttp.ClientSession, url: str) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                async with client.get(f"{url}/health/ready") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientConnectionError:
-                await asyncio.sleep(0.02)
 
 
 async def test_plain_and_streamed_answers_pass_through(served: Served) -> None:
@@ -170,7 +106,7 @@ async def test_sigterm_ends_the_process_and_keeps_the_records(served: Served) ->
 async def test_while_redis_is_gone_requests_go_on_and_their_records_come_later(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     redis.start()
-    async with serving(tmp_path, log=redis.url) as served:
+    async with serving(tmp_path, log={"url": redis.url}) as served:
         for number in range(30):
             if number == 10:
                 await served.records(10)

@@ -1,0 +1,41 @@
+"""From a request's headers to its body and its permit, with the clock running since it arrived."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from starlette.types import Receive, Scope
+
+from coe.core import Wishes
+from coe.errors import DeadlineExceeded
+from coe.registry import Limits
+from gateway.admission import Admission, Ticket
+from gateway.body import BODY_TIMEOUT, read_json_body, too_slow
+from gateway.cutoff import Cutoff
+
+
+def begin(admission: Admission, wishes: Wishes) -> Cutoff:
+    """What may end the request; at first only the time its body has to arrive in."""
+    now = asyncio.get_running_loop().time()
+    if wishes.timeout <= BODY_TIMEOUT:
+        return Cutoff(admission.under_way, until=now + wishes.timeout, late=partial(_late, wishes.timeout))
+    return Cutoff(admission.under_way, until=now + BODY_TIMEOUT, late=too_slow)
+
+
+async def admit(
+    scope: Scope, receive: Receive, *, ticket: Ticket, cutoff: Cutoff, wishes: Wishes, limits: Limits
+) -> bytes:
+    """The body, once the permit is there. While the request waits for its turn its body is read, since only after that
+    can its client be seen to leave. Raises what `read_json_body` does, or Overloaded."""
+    began = cutoff.until - min(wishes.timeout, BODY_TIMEOUT)
+    body = await read_json_body(scope, receive, limit=int(limits.max_body_mb * 2**20))
+    cutoff.until, cutoff.late = began + wishes.timeout, partial(_late, wishes.timeout)
+    cutoff.watch(receive)
+    if ticket.turn is not None:
+        await ticket.permit()
+    return body
+
+
+def _late(timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the answer was not complete within the {timeout:g} s this request had")

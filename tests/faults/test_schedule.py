@@ -1,0 +1,15 @@
+"""A short run of the fault schedule; the long one is `python -m tests.faults.schedule`."""
+
+import pytest
+
+from tests.faults.schedule import run
+from tests.records.redis_server import MISSING, installed
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.skipif(not installed(), reason=MISSING)
+async def test_whatever_fails_every_request_is_answered_and_recorded_once_and_nothing_stays_behind() -> None:
+    report = await run(1_000, seed=1)
+    assert not report.problems, report
+    assert len(report.answered) + report.left == 1_000

@@ -1,0 +1,153 @@
+"""The gateway in processes of its own, between real clients and a real server that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import orjson
+import psutil
+
+from coe.artifacts import POINTER
+from coe.core import LogQuery, RoutingRecord
+from coe.records import open_log
+from tests.experts.faulty_server import FaultyServer
+
+ROOT = Path(__file__).parent.parent.parent
+SQLITE = "sqlite:///routing-log.sqlite"
+MODELS = ("good", "silent", "stalls", "torn", "status:500", "text:noise", "truncated", "slow-start", "drips", "floods")
+"""What an expert of that name (with - for :) does."""
+
+
+@dataclass
+class Served:
+    port: int
+    upstream: FaultyServer
+    client: aiohttp.ClientSession
+    process: asyncio.subprocess.Process
+    folder: Path
+    declared: dict[str, Any] = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def ask(
+        self, model: str, *, stream: bool = False, headers: dict[str, str] | None = None
+    ) -> aiohttp.client._RequestContextManager:
+        return self.client.post(f"{self.url}/v1/chat/completions", json=chat(model, stream=stream), headers=headers)
+
+    def raw(self, model: str, *, stream: bool = False) -> bytes:
+        """The same request as bytes, for a client of one's own."""
+        body = orjson.dumps(chat(model, stream=stream))
+        head = ("POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json")
+        return "\r\n".join((*head, f"content-length: {len(body)}", "", "")).encode() + body
+
+    def declare(self, text: str | None = None, **changes: Any) -> None:
+        """Write experts.yaml anew, as `text` or with these keys changed."""
+        self.declared |= changes
+        draft = self.folder / "draft"
+        draft.write_text(orjson.dumps(self.declared).decode() if text is None else text)
+        draft.replace(self.folder / "experts.yaml")
+
+    def promote(self, version: str) -> None:
+        """Move the router's pointer."""
+        draft = self.folder / "draft"
+        draft.write_text(version)
+        pointer = self.folder / ".coe" / "artifacts" / "router" / POINTER
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        draft.replace(pointer)
+
+    async def ready(self) -> dict[str, Any]:
+        """What /health/ready says, with its status."""
+        async with self.client.get(f"{self.url}/health/ready") as response:
+            return {**(await response.json()), "http": response.status}
+
+    async def metric(self, name: str) -> float:
+        """The sum over all of its series."""
+        async with self.client.get(f"{self.url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + " ", name + "{")))
+
+    async def records(self, count: int) -> list[RoutingRecord]:
+        """The log's records once there are so many."""
+        log = open_log(self.declared["log"]["url"], base=self.folder / ".coe")
+        while len(found := (await log.tail(LogQuery(limit=100_000))).records) < count:
+            await asyncio.sleep(0.02)
+        await log.aclose()
+        return list(found)
+
+
+def chat(model: str, *, stream: bool = False, text: str = "hi") -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream}
+
+
+def declared_for(upstream: str, **changes: Any) -> dict[str, Any]:
+    """One expert per fault, each named by it; the clients pin them."""
+    experts = [
+        {"name": model.replace(":", "-"), "model": model, "runtime": "external", "base_url": upstream}
+        for model in MODELS
+    ]
+    return {
+        "version": 1,
+        "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
+        "experts": experts,
+        "assignment": {"general": "good"},
+        "policy": {"attempts": 1},
+        "log": {"url": SQLITE},
+        **changes,
+    }
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, *, environ: dict[str, str] | None = None, stderr: IO[bytes] | None = None, **changes: Any
+) -> AsyncIterator[Served]:
+    """Serve until the block ends; `changes` are keys of experts.yaml, `environ` settings."""
+    upstream = FaultyServer()
+    runner = await upstream.start()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    declared = declared_for(upstream.url, **changes)
+    config = folder / "experts.yaml"
+    config.write_bytes(orjson.dumps(declared))
+    settings = {"COE_CONFIG": str(config), "COE_PORT": str(port), **(environ or {})}
+    command = (sys.executable, "-m", "tests.gateway.words_server")
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=os.environ | settings, stderr=stderr)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as client:
+            served = Served(port, upstream, client, process, folder, declared)
+            await until_ready(served)
+            yield served
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), 10)
+            except TimeoutError:
+                for one in (*psutil.Process(process.pid).children(), psutil.Process(process.pid)):
+                    one.kill()
+                await process.wait()
+        await runner.cleanup()
+
+
+async def until_ready(served: Served) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                if (await served.ready())["http"] == 200:
+                    return
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.02)

@@ -1,0 +1,51 @@
+"""What a new state takes over from the former one."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.composition import declared_assignment
+from coe.experts import ReplicatedExpert
+from coe.experts.client import Client
+from coe.settings import Settings
+from gateway.access import open_limiter
+from gateway.assembly import Assembly
+from gateway.in_use import InUse
+from tests.fakes import WordRouter, registry_of
+
+pytestmark = pytest.mark.anyio
+
+
+def in_use_of(**changes: Any) -> InUse:
+    registry, router = registry_of(**changes), WordRouter()
+    return InUse(registry, router, declared_assignment(registry, router.categories), 0.0, Path())
+
+
+async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can_use_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, closed = 0.0, list[str]()
+    monkeypatch.setattr("gateway.assembly.time.monotonic", lambda: now)
+
+    async def close(self: ReplicatedExpert) -> None:
+        closed.append(self.name)
+
+    monkeypatch.setattr(ReplicatedExpert, "aclose", close)
+    async with Client() as session, open_limiter("memory") as limiter:
+        with ThreadPoolExecutor(1) as threads:
+            assembly = Assembly(Settings.read({}), session=session, threads=threads, limiter=limiter)
+            assembly.serving(in_use_of(policy={"timeout": 60}))
+            before = dict(assembly.experts)
+            experts = [dict(spec.model_dump(exclude_none=True, exclude={"api_key"})) for spec in registry_of().experts]
+            experts[0]["base_url"] = "http://127.0.0.1:10/v1"
+            assembly.serving(in_use_of(experts=experts, policy={"timeout": 1}))
+            kept = [name for name, expert in assembly.experts.items() if expert is before[name]]
+            assert kept == ["painter", "generalist"]
+            now = 59.0
+            await assembly.close_retired()
+            assert closed == []
+            now = 60.0
+            await assembly.close_retired()
+            assert closed == ["coder"]

@@ -1,0 +1,166 @@
+"""Requests that end before their answer does: their time is over, or their client leaves, in every phase."""
+
+import asyncio
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+
+from coe.core import Prediction
+from gateway.relay import EVENT_STREAM
+from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
+from tests.gateway.served import serving
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
+BODY = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+SOON = {"content-type": "application/json", "x-coe-timeout": "0.05"}
+ONE = {"concurrent_requests": 1}
+
+
+async def test_an_answer_that_does_not_begin_in_time_is_504_and_the_expert_stops() -> None:
+    async with gateway_of(coder=asyncio.Event()) as gateway:
+        response = await gateway.post(CHAT, BODY, headers=SOON)
+    assert response.status == 504
+    assert response.error["code"] == "deadline_exceeded"
+    assert "within the 0.05 s this request had" in response.error["message"]
+    assert gateway.experts["coder"].cancelled
+    assert gateway.records[0].outcome == "deadline_exceeded"
+
+
+async def test_an_answer_that_does_not_end_in_time_ends_with_an_error_event() -> None:
+    stream = orjson.dumps({**orjson.loads(BODY), "stream": True})
+    async with gateway_of(coder=[EVENT, asyncio.Event()]) as gateway:
+        response = await gateway.post(CHAT, stream, headers=SOON)
+    assert response.status == 200
+    assert response.headers["content-type"] == EVENT_STREAM
+    assert response.pieces[0] == EVENT
+    assert orjson.loads(response.pieces[1].removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+    assert gateway.experts["coder"].replies[0].closed
+    assert gateway.records[0].outcome == "deadline_exceeded"
+
+
+async def test_the_wait_for_the_body_counts() -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.post(CHAT, b'{"model"', unfinished=True, headers=SOON)
+    assert response.error["code"] == "deadline_exceeded"
+
+
+async def test_the_wait_for_a_permit_counts() -> None:
+    async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway, busy(gateway):
+        response = await gateway.post(CHAT, BODY, headers=SOON)
+        assert gateway.current.admission.queued == 0
+    assert response.error["code"] == "deadline_exceeded"
+
+
+async def test_more_time_than_declared_is_not_given() -> None:
+    async with gateway_of(registry_of(policy={"timeout": 0.05}), coder=asyncio.Event()) as gateway:
+        response = await gateway.post(CHAT, BODY, headers=SOON | {"x-coe-timeout": "100"})
+    assert response.status == 504
+
+
+class busy:
+    """Inside, the only permit is held by a stream of `coder`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __aenter__(self) -> None:
+        stream = self._gateway.chat("code", stream=True)
+        self._task = asyncio.ensure_future(stream)
+        await self._gateway.first_piece.wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gateway.leave.set()
+        await self._task
+
+
+async def test_a_request_waits_for_its_turn_and_is_answered_then() -> None:
+    held = asyncio.Event()
+    async with gateway_of(registry_of(limits=ONE), coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: gateway.chat("code", stream=True))
+        await gateway.first_piece.wait()
+        asyncio.get_running_loop().call_soon(held.set)
+        answered = await gateway.chat("art")
+    assert answered.status == 200
+    assert [record.outcome for record in gateway.records] == ["ok", "ok"]
+
+
+async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place() -> None:
+    async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway:
+        first = asyncio.ensure_future(gateway.chat("code", stream=True))
+        await gateway.first_piece.wait()
+        second = asyncio.ensure_future(gateway.chat("art"))
+        while not gateway.current.admission.queued:
+            await asyncio.sleep(0)
+        gateway.leave.set()
+        await asyncio.gather(first, second)
+        assert gateway.current.admission.queued == gateway.current.admission.in_use == 0
+    assert [record.outcome for record in gateway.records] == ["aborted", "aborted"]
+    assert not gateway.experts["painter"].calls
+
+
+async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, go_on = threading.Event(), threading.Event()
+
+    def predict(self: WordRouter, texts: Any) -> list[Prediction]:
+        looked.set()
+        go_on.wait(5)
+        return [self._look(text, "predict") for text in texts]
+
+    monkeypatch.setattr(WordRouter, "predict", predict)
+    async with gateway_of() as gateway:
+        task = asyncio.ensure_future(gateway.chat("ponder code"))
+        await asyncio.to_thread(looked.wait, 5)
+        gateway.leave.set()
+        response: Response = await task
+        go_on.set()
+    assert response.status == 0
+    assert not gateway.experts["coder"].calls
+    assert gateway.records[0].outcome == "aborted"
+
+
+async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:
+    async with serving(tmp_path, policy={"attempts": 1, "piece_timeout": 1}) as served:
+        before = served.workers[0].memory_info().rss
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(served.raw("floods", stream=True))
+            await asyncio.wait_for(served.upstream.dropped.wait(), 20)
+            (record,) = await served.records(1)
+            assert record.outcome == "aborted"
+            assert served.upstream.sent < 50_000_000
+            assert served.workers[0].memory_info().rss - before < 30_000_000
+
+
+async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_its_permit(tmp_path: Path) -> None:
+    async with serving(tmp_path, policy={"attempts": 1, "timeout": 1}) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(served.raw("good")[:-1])
+            answer = await asyncio.to_thread(client.recv, 1000)
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert await served.metric("coe_requests_in_flight") == 0
+
+
+async def test_a_client_that_leaves_with_the_whole_answer_in_hand_did_not_abort_it() -> None:
+    """Closing an expert's reply may take a moment, in which the client is free to go."""
+    async with gateway_of(coder=[EVENT]) as gateway:
+        closing = asyncio.Event()
+
+        async def close(self: ScriptedReply) -> None:
+            gateway.leave.set()
+            while len(asyncio.all_tasks()) > tasks:  # the watcher has seen it
+                await asyncio.sleep(0)
+            closing.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ScriptedReply, "aclose", close)
+            tasks = len(asyncio.all_tasks())
+            await gateway.chat("code", stream=True)
+        assert closing.is_set()
+    assert gateway.records[0].outcome == "ok"

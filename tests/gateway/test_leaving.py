@@ -1,0 +1,119 @@
+"""How a gateway ends: real processes, real signals."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import aiohttp
+import orjson
+import psutil
+import pytest
+
+from gateway.drain import Drain
+from tests.fakes import gateway_of
+from tests.gateway.served import Served, serving
+
+pytestmark = pytest.mark.anyio
+
+STREAMS = 20
+
+
+async def started(served: Served, model: str, count: int) -> list[aiohttp.ClientResponse]:
+    """So many streams of which the first piece has come."""
+    responses = await asyncio.gather(*(served.ask(model, stream=True) for _ in range(count)))
+    for response in responses:
+        await response.content.readuntil(b"\n\n")
+    return list(responses)
+
+
+async def connects(served: Served) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
+async def ended(served: Served) -> int:
+    return await asyncio.wait_for(served.process.wait(), 20)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_streams_under_way_end_whole_and_are_recorded(tmp_path: Path, workers: str) -> None:
+    async with serving(tmp_path, environ={"COE_WORKERS": workers}) as served:
+        streams = await started(served, "drips", STREAMS)
+        served.process.send_signal(signal.SIGTERM)
+        rests = await asyncio.gather(*(response.read() for response in streams))
+        assert all(rest.endswith(b"data: [DONE]\n\n") for rest in rests)
+        assert await ended(served) == 0
+        records = await served.records(STREAMS)
+    assert [record.outcome for record in records] == ["ok"] * STREAMS
+
+
+async def test_new_connections_are_refused_while_the_last_streams_end(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        (stream,) = await started(served, "drips", 1)
+        served.process.send_signal(signal.SIGTERM)
+        while await connects(served):  # until the parent has passed it on
+            pass
+        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        assert await ended(served) == 0
+
+
+async def test_while_a_balancer_looks_away_readiness_is_off_and_work_is_still_done(tmp_path: Path) -> None:
+    async with serving(tmp_path, environ={"COE_DRAIN": "1"}) as served:
+        served.process.send_signal(signal.SIGTERM)
+        while (told := await served.ready())["http"] == 200:
+            pass
+        assert told["status"] == "not ready"
+        async with served.ask("good") as response:
+            assert response.status == 200
+        assert await ended(served) == 0
+
+
+async def test_an_idle_gateway_ends_at_once_on_ctrl_c(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        for process in (*served.workers, served.process):  # as a terminal does
+            process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(served.process.wait(), 2) == 0
+
+
+async def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        (stream,) = await started(served, "stalls", 1)
+        workers = served.workers
+        served.process.send_signal(signal.SIGTERM)
+        while any(connection.status == psutil.CONN_LISTEN for connection in workers[0].net_connections("tcp")):
+            await asyncio.sleep(0.01)
+        served.process.send_signal(signal.SIGTERM)
+        assert await ended(served) == 128 + signal.SIGTERM
+        with pytest.raises(aiohttp.ClientError):
+            await stream.read()
+        assert not any(worker.is_running() and worker.status() != "zombie" for worker in workers)
+
+
+async def test_new_work_is_refused_with_503_and_a_closed_connection() -> None:
+    async with gateway_of() as gateway:
+        Drain(gateway.current, lame_duck=0).begin()
+        while not gateway.current.admission.closed:
+            await asyncio.sleep(0)
+        refused, undecided = await gateway.chat("code"), await gateway.post("/v1/route", b"{}")
+    assert undecided.status == refused.status == 503
+    assert refused.error["code"] == "draining"
+    assert undecided.headers["connection"] == refused.headers["connection"] == "close"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert gateway.records[0].outcome == "draining"
+
+
+async def test_what_does_not_end_in_time_is_told_so_inside_its_stream() -> None:
+    event = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
+    async with gateway_of(coder=[event, asyncio.Event()], painter=asyncio.Event()) as gateway:
+        Drain(gateway.current, lame_duck=0, finish=0.01).begin()
+        begun, waiting = await asyncio.gather(gateway.chat("code", stream=True), gateway.chat("art"))
+    assert orjson.loads(begun.pieces[-1].removeprefix(b"data: "))["error"]["code"] == "draining"
+    assert waiting.status == 503
+    assert waiting.error["code"] == "draining"
+    assert gateway.experts["coder"].replies[0].closed
+    assert gateway.experts["painter"].cancelled
+    assert [record.outcome for record in gateway.records] == ["draining", "draining"]

@@ -1,0 +1,144 @@
+"""What is declared and promoted is taken over while requests go on."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.errors import ConfigError
+from coe.registry import Registry
+from gateway.reload import check_same_process
+from tests.fakes import registry_of
+from tests.gateway.served import Served, declared_for, serving
+
+pytestmark = pytest.mark.anyio
+
+SOON = 5.0
+"""Seconds after which waiting for a reload is given up."""
+
+
+async def until(served: Served, **said: Any) -> None:
+    """Until /health/ready says so."""
+    async with asyncio.timeout(SOON):
+        while not said.items() <= (await served.ready()).items():
+            await asyncio.sleep(0.02)
+
+
+class load:
+    """Requests without a pause by ten clients while the block runs; `routers` saw their answers."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._over = False
+        self.failed: list[object] = []
+        self.routers: list[str] = []
+
+    async def __aenter__(self) -> "load":
+        self._tasks = [asyncio.create_task(self._go(stream=bool(number % 2))) for number in range(10)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+    async def _go(self, *, stream: bool) -> None:
+        while not self._over:
+            async with self._served.ask("good", stream=stream) as response:
+                body = await response.read()
+                whole = body.endswith(b"data: [DONE]\n\n") if stream else b'"choices"' in body
+                if response.status != 200 or not whole:
+                    self.failed.append((response.status, body))
+                self.routers.append(response.headers["x-coe-router"])
+
+
+async def test_requests_go_on_while_the_declaration_turns_valid_and_invalid_and_the_router_moves(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as served:
+        first = (await served.ready())["config"]
+        async with load(served) as requests:
+            served.declare(policy={"attempts": 1, "thrift": 0.5})
+            async with asyncio.timeout(SOON):
+                while (second := (await served.ready())["config"]) == first:
+                    await asyncio.sleep(0.02)
+            served.declare("version: 1\nexperts: [")
+            await until(served, reload_error=True, config=second, http=200)
+            assert await served.metric("coe_reload_failed") == 1
+            served.declare(policy={"attempts": 1})
+            await until(served, reload_error=False, config=first)
+            served.promote("another")
+            await until(served, router="another")
+        assert not requests.failed
+        assert requests.routers[0] == "words"
+        assert requests.routers[-1] == "another"
+        assert await served.metric("coe_reload_failed") == 0
+
+
+async def test_both_workers_take_over_and_new_experts_can_be_asked_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path, environ={"COE_WORKERS": "2"}) as served:
+        experts = declared_for(served.upstream.url)["experts"]
+        served.declare(experts=[*experts, {**experts[0], "name": "newcomer"}])
+        async with asyncio.timeout(SOON):
+            answers = 0
+            while answers < 20:  # in a row, each on a connection of its own
+                async with served.ask("newcomer", headers={"connection": "close"}) as response:
+                    answers = answers + 1 if response.status == 200 else 0
+
+
+async def test_sighup_takes_over_at_once_what_looks_the_same(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.declare("no yaml: [")
+        await until(served, reload_error=True)
+        served.declare()
+        served.process.send_signal(signal.SIGHUP)
+        await until(served, reload_error=False)
+
+
+async def test_permits_follow_the_declaration_and_who_waits_profits(tmp_path: Path) -> None:
+    one = {"concurrent_requests": 1}
+    async with serving(tmp_path, limits=one) as served, served.ask("stalls", stream=True) as held:
+        await held.content.readuntil(b"\n\n")
+        waiting = asyncio.ensure_future(served.ask("good").__aenter__())
+        while not await served.metric("coe_queue_length"):
+            await asyncio.sleep(0.02)
+        served.declare(limits={"concurrent_requests": 2})
+        response = await asyncio.wait_for(waiting, SOON)
+        assert response.status == 200
+        response.release()
+
+
+async def test_opening_to_the_world_by_removing_the_keys_is_refused(tmp_path: Path) -> None:
+    key = {"name": "app", "sha256": "0" * 64, "scopes": ["chat"]}
+    async with serving(tmp_path, environ={"COE_HOST": "0.0.0.0"}, access={"keys": [key]}) as served:
+        served.declare(access={})
+        await until(served, reload_error=True)
+        async with served.ask("good") as response:
+            assert response.status == 401
+
+
+def local(**changes: Any) -> Registry:
+    expert = {"name": "small", "model": "m", "runtime": "transformers", **changes}
+    return registry_of(experts=[expert], assignment={"general": "small"})
+
+
+@pytest.mark.parametrize(
+    ("new", "named"),
+    [
+        (registry_of(log={"url": "sqlite:///other.sqlite"}), r"^log\.url: "),
+        (registry_of(log={"store_embeddings": True}), r"^log\.store_embeddings: "),
+        (registry_of(access={"counters": "redis://h:1/0"}), r"^access\.counters: "),
+    ],
+)
+def test_what_needs_a_restart_is_refused_by_name(new: Registry, named: str) -> None:
+    with pytest.raises(ConfigError, match=named + "a change of this needs a restart"):
+        check_same_process(registry_of(), new)
+
+
+def test_a_local_server_cannot_change_and_how_it_is_used_can() -> None:
+    check_same_process(local(), local(system_prompt="Be brief.", parameters={"temperature": 0}))
+    for change in ({"model": "other"}, {"options": {"max-model-len": 1}}, {"runtime": "vllm"}):
+        with pytest.raises(ConfigError, match="the server of expert 'small'"):
+            check_same_process(local(), local(**change))
+    check_same_process(local(), registry_of())
