@@ -25,11 +25,11 @@ from gateway.assembly import Assembly
 from gateway.current import Current
 from gateway.drain import Drain
 from gateway.gauges import show_log
-from gateway.in_use import InUse, check_in_use, read_in_use
+from gateway.in_use import check_in_use, read_in_use
 from gateway.logs import log_uncaught, logged
 from gateway.observation import open_observation
 from gateway.recorder import Recorder
-from gateway.reload import Look, Reader, Reload, look_at
+from gateway.reload import Reader, Reload, look_at
 from gateway.settling import settle
 from gateway.signals import hearing
 from gateway.stalls import letting_go
@@ -53,24 +53,18 @@ def prepare(settings: Settings) -> None:
 def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
     """The application of one worker process; it loads its own router, since a network does not survive a fork.
     `workers` is the folder in which several answer for each other."""
-    seen = look_at(settings)
-    return create_app(partial(open_worker, settings, read_in_use(settings), workers=workers, seen=seen))
+    return create_app(partial(open_worker, settings, workers=workers))
 
 
 @asynccontextmanager
 async def open_worker(
-    settings: Settings,
-    in_use: InUse,
-    *,
-    workers: Path | None = None,
-    seen: Look | None = None,
-    read: Reader = read_in_use,
+    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use
 ) -> AsyncIterator[Parts]:
     """The parts of a process that hears its parent's signals and lets go of clients that do not read."""
-    async with open_parts(settings, in_use, workers=workers, seen=seen, read=read) as parts:
+    async with open_parts(settings, workers=workers, read=read) as parts:
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
-        stalled = in_use.registry.policy.piece_timeout
+        stalled = parts.current.serving.registry.policy.piece_timeout
         async with hearing(leave=drain.begin, reload=parts.reload.ask), letting_go(after=stalled):
             settle()
             yield parts
@@ -78,15 +72,12 @@ async def open_worker(
 
 @asynccontextmanager
 async def open_parts(
-    settings: Settings,
-    in_use: InUse,
-    *,
-    workers: Path | None = None,
-    seen: Look | None = None,
-    read: Reader = read_in_use,
+    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use
 ) -> AsyncIterator[Parts]:
-    """Open threads, connections and the routing log, and close them in turn. `seen` is how the watched files looked
-    before `in_use` was read, and `read` reads it anew."""
+    """Open threads, connections and the routing log, and close them in turn. `read` tells what is in use, now and for
+    every reload. Raises ConfigError or ArtifactError."""
+    seen = look_at(settings)
+    in_use = read(settings, None)
     registry = in_use.registry
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
@@ -106,6 +97,7 @@ async def open_parts(
         current = Current(assembly.serving(in_use))
         await stack.enter_async_context(watching(lambda: assembly.experts.values(), session=session))
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
+        del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen))
         observers = (recorder.observe, *observation.observers)
         yield Parts(current, observers, observation.metrics, observation.tracing, reload)

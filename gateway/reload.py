@@ -20,7 +20,7 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from gateway.assembly import Assembly
 from gateway.current import Current
-from gateway.in_use import ASSIGNMENT, ROUTER, InUse, read_in_use
+from gateway.in_use import ASSIGNMENT, ROUTER, InUse
 from gateway.settling import give_back
 
 POLL = 0.5
@@ -31,8 +31,8 @@ SETTLE = 0.1
 Look = tuple[tuple[int, int, int] | None, ...]
 """Inode, size and time of every watched file; None for one that is not there."""
 
-Reader = Callable[[Settings, InUse], InUse]
-"""Reads what is in use now, given what was."""
+Reader = Callable[[Settings, InUse | None], InUse]
+"""Reads what is in use now, given what was, None at the start."""
 
 _log = logging.getLogger("gateway")
 
@@ -52,7 +52,7 @@ class Reload:
         settings: Settings,
         in_use: InUse,
         assembly: Assembly,
-        read: Reader = read_in_use,
+        read: Reader,
     ) -> None:
         self._current = current
         self._settings = settings
@@ -68,7 +68,7 @@ class Reload:
         self._asked.set()
 
     @asynccontextmanager
-    async def watching(self, *, since: Look | None = None) -> AsyncIterator[None]:
+    async def watching(self, *, since: Look) -> AsyncIterator[None]:
         """Look after the files in a task until the block ends. `since` is how they looked before they were read."""
         task = asyncio.create_task(self._run(since), name="coe-reload")
         try:
@@ -78,10 +78,10 @@ class Reload:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _run(self, since: Look | None) -> None:
+    async def _run(self, since: Look) -> None:
         look = _look(self._files)
         contents = await asyncio.to_thread(_contents, self._files)
-        if since is not None and since != look:
+        if look != since:
             await self._take_over()
         while True:
             with suppress(TimeoutError):

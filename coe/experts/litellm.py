@@ -24,6 +24,8 @@ from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
 REMEDY = "pip install 'coe[providers]'"
+ASIDE_TIMEOUT = 1.0
+"""Seconds for what litellm asks a provider beside the request (Ollama: for a model's size), all its streams waiting."""
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
 
 Entry: TypeAlias = Callable[..., Awaitable[Any]]
@@ -85,7 +87,9 @@ class LitellmExpert:
             return error
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
-            return self.faults.garbage(f"something that litellm cannot read ({type(error).__name__})")
+            garbage = self.faults.garbage(f"something that litellm cannot read ({type(error).__name__})")
+            garbage.unhealthy = False  # as likely it was the client's body that litellm could not read
+            return garbage
         if status == 408:
             return self.faults.late("did not answer in time")
         response = getattr(error, "response", None)
@@ -197,7 +201,7 @@ class _Streamed:
 
     def _event(self, event: dict[str, Any]) -> bytes:
         data = orjson.dumps(_named(event, self._expert.name))
-        piece = _event(event, data)
+        piece = _written(event, data)
         if told := self._wire.failure(piece):
             raise self._expert.faults.failed("failed in mid-answer", told)
         for tokens in self._wire.usages(piece):
@@ -207,7 +211,7 @@ class _Streamed:
         return b"" if hidden else piece
 
 
-def _event(event: dict[str, Any], data: bytes) -> bytes:
+def _written(event: dict[str, Any], data: bytes) -> bytes:
     kind = event.get("type")
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), data) if isinstance(kind, str) else b"data: %b\n\n" % data
 
@@ -260,10 +264,12 @@ def _entries() -> dict[Api, Entry]:
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its other mode it reads .env files
     import litellm
     from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
+    from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True
     litellm.user_url_validation = True  # it fetches images for some providers: never from this network
+    litellm.module_level_client = HTTPHandler(timeout=ASIDE_TIMEOUT)
     for name in _LOGGERS:  # they would tell prompts, and addresses with keys in them
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return {

@@ -111,8 +111,9 @@ class RedisLimiter:
                 self._wake.clear()
 
     async def _reattach(self) -> None:
-        for account in {*self._accounts.values(), *self._busy}:
-            if not await account.attach():
-                return
+        while alone := [account for account in {*self._accounts.values(), *self._busy} if account.alone]:
+            for account in alone:
+                if not await account.attach():
+                    return
         self.degraded = False
         _log.warning("limits: %s is back; the gateways count together again", self._connection.place)

@@ -53,7 +53,7 @@ class SharedAccount:
         self._demand = NOTHING
         self._moment = self._recent = NOTHING
         self._began = self._told = 0.0
-        self._alone = common.degraded
+        self.alone = common.degraded  # Redis is away: all counting happens here
         self._lack: tuple[Stock, float, float] | None = None  # what a step lacked, how much, until when it is believed
 
     @property
@@ -76,7 +76,7 @@ class SharedAccount:
     async def take(self, use: Use) -> Taken:
         while True:
             stocks, now = self._stocks, self._common.now()
-            if self._alone:
+            if self.alone:
                 return self._take_alone(use, now)
             for stock in stocks:
                 if not stock.covers(use[stock.unit], now):
@@ -88,7 +88,7 @@ class SharedAccount:
             await self._fetch(use, now)
 
     def settle(self, taken: Taken, used: Use) -> None:
-        now, use, shared = self._common.now(), taken.use, not self._alone
+        now, use, shared = self._common.now(), taken.use, not self.alone
         for stock, stamp in zip(taken.stocks, taken.stamps, strict=True):
             unit = stock.unit
             stock.settle(use[unit], used[unit], stamp, alone=taken.alone, shared=shared, now=now)
@@ -134,9 +134,9 @@ class SharedAccount:
 
     def detach(self) -> None:
         """Count alone from now on."""
-        if self._alone:
+        if self.alone:
             return
-        self._alone, now = True, self._common.now()
+        self.alone, now = True, self._common.now()
         for stock in self._stocks:
             stock.detach(now)
 
@@ -177,7 +177,7 @@ class SharedAccount:
             stock = stocks[lacking - 1]
             short = least[stock.unit] - stock.spare
             self._lack = stock, short, now + min(DRY, max(0.001, stock.level.wait(short, now)))
-        self._alone = False
+        self.alone = False
         return True
 
     # --------------------------------------------------------------------------------------------- pace

@@ -13,7 +13,7 @@ from gateway.access.limits import Account, Use
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import account_of
 
-TASKS, SECONDS = 20, 0.4
+TASKS, SECONDS = 10, 0.8
 USE = Use(1, 10, 0.001)
 
 
@@ -24,9 +24,9 @@ async def take(account: Account, until: float) -> int:
         try:
             taken = await account.take(USE)
         except LimitReached:
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
             continue
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
         account.settle(taken, USE)
         count += 1
     return count

@@ -54,6 +54,7 @@ async def test_processes_at_once_never_exceed_a_limit(redis_url: str) -> None:
     async def told() -> list[bytes]:
         return [await process.stdout.readline() for process in processes if process.stdout]
 
+    contested = 0
     assert await told() == [b"ready\n"] * 3
     for limits, allowed, a_second in CONTESTED:
         with Redis.from_url(redis_url) as client:
@@ -64,7 +65,8 @@ async def test_processes_at_once_never_exceed_a_limit(redis_url: str) -> None:
             process.stdin.write(json.dumps(limits).encode() + b"\n")
         counts = [int(line) for line in await told()]
         assert allowed <= sum(counts) <= allowed + a_second * (time.monotonic() - began), (limits, counts)
-        assert all(counts), counts
+        contested += sum(count > 0 for count in counts) > 1
+    assert contested
     for process in processes:
         process.terminate()
         await process.wait()

@@ -37,6 +37,11 @@ class RedisServer:
                 return
         raise AssertionError(f"redis-server did not start on port {self.port}")
 
+    def signal(self, number: int) -> None:
+        """SIGSTOP makes it hang, SIGCONT go on."""
+        assert self._process
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """As a crash or the kernel would: no goodbye."""
         assert self._process

@@ -1,0 +1,83 @@
+"""Experts that do as they are told, tick by tick, and show what was left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from coe.attempts import Accepted, first_answer
+from coe.core import Call, Standing, Usage
+from coe.errors import ExpertRejected
+
+CALL = Call({}, True, 5, 5, conversation=b"talk")
+
+
+class HeldReply:
+    media_type = "text/event-stream"
+
+    def __init__(self, open_replies: list[HeldReply]) -> None:
+        self.usage = Usage()
+        self._open = open_replies
+        open_replies.append(self)
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        yield b"piece"
+
+    async def aclose(self) -> None:
+        self._open.remove(self)
+
+
+@dataclass
+class Steps:
+    """An expert that does as its script says, ask by ask: a number of ticks to wait, an error, or to hang; then it
+    answers. The last entry repeats."""
+
+    name: str
+    script: list[Any] = field(default_factory=lambda: [0])
+    standing: Standing = field(default_factory=Standing)
+    open_replies: list[HeldReply] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    running: int = 0
+    cancelled: int = 0
+
+    async def stream(self, call: Call) -> HeldReply:
+        self.calls.append(call)
+        step = self.script[min(len(self.calls), len(self.script)) - 1]
+        self.running += 1
+        try:
+            if isinstance(step, tuple):
+                await ticks(step[0])
+                step = step[1]
+            if isinstance(step, BaseException):
+                raise step
+            await (asyncio.Event().wait() if step == "hang" else ticks(step))
+            return HeldReply(self.open_replies)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def aclose(self) -> None: ...
+
+
+async def ticks(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def failed(kind: type[Any], **more: Any) -> Any:
+    error = kind("no", expert="x", **({"status": 400} if kind is ExpertRejected else {}))
+    for name, value in more.items():
+        setattr(error, name, value)
+    return error
+
+
+async def ask(*experts: Steps, attempts: int = 3, within: float = 60, hedge: bool = False) -> Accepted:
+    until = asyncio.get_running_loop().time() + within
+    return await first_answer(CALL, experts, attempts=attempts, until=until, hedge=hedge)
+
+
+SLOW = Standing(p95=0.0)

@@ -1,0 +1,130 @@
+"""decide() when experts are down, overloaded, or do not speak the client's API."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.core import Api, Standing
+from coe.errors import InvalidRequest
+from tests.deciding import DOWN, FULL, chat_of, decided
+
+
+def test_experts_that_are_down_go_behind_all_that_are_up() -> None:
+    decision = decided(chat_of("x"), 0.2, 0.7, 0.1, standings={"painter": DOWN})
+    assert decision.candidates == ("coder", "generalist", "painter")
+    assert decision.reason == "routed"
+    everyone = dict.fromkeys(("coder", "painter", "generalist"), DOWN)
+    assert decided(chat_of("x"), 0.2, 0.7, 0.1, standings=everyone).candidates == ("painter", "coder", "generalist")
+
+
+def test_a_follow_up_leaves_an_expert_that_is_down_and_an_unsure_chat_a_general_one_that_is() -> None:
+    decision = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter", standings={"painter": DOWN})
+    assert (decision.expert, decision.reason) == ("coder", "routed")
+    unsure = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5}, standings={"generalist": DOWN})
+    assert (unsure.expert, unsure.reason) == ("coder", "routed")
+    alone = decided(
+        chat_of("x", needs=frozenset({"tools"})), 0.5, 0.4, 0.1, previous="coder", standings={"coder": DOWN}
+    )
+    assert (alone.expert, alone.reason) == ("coder", "sticky")
+
+
+def test_an_overloaded_expert_gives_way_to_one_that_is_little_worse() -> None:
+    near = decided(chat_of("x"), 0.41, 0.4, 0.19, standings={"coder": FULL})
+    assert (near.expert, near.reason) == ("painter", "spilled")
+    assert near.candidates == ("painter", "coder", "generalist")
+    for standings in (
+        {"coder": FULL, "painter": FULL},
+        {"coder": FULL, "painter": DOWN},
+        {"coder": Standing(load=0.9)},
+    ):
+        assert decided(chat_of("x"), 0.41, 0.4, 0.19, standings=standings).expert == "coder"
+    nobody = {"coder": Standing(False, 1.0), "painter": DOWN, "generalist": DOWN}
+    assert decided(chat_of("x"), 0.41, 0.4, 0.19, standings=nobody).expert == "coder"
+    far = decided(chat_of("x"), 0.45, 0.4, 0.15, standings={"coder": FULL})
+    assert (far.expert, far.reason) == ("coder", "routed")
+    assert (
+        decided(chat_of("x"), 0.45, 0.4, 0.15, standings={"coder": FULL}, policy={"spill_loss": 0.1}).reason
+        == "spilled"
+    )
+
+
+def test_a_follow_up_leaves_an_overloaded_expert_only_where_that_costs_little() -> None:
+    stays = decided(chat_of("x"), 0.1, 0.8, 0.1, previous="painter", standings={"painter": FULL})
+    assert (stays.expert, stays.reason) == ("painter", "sticky")
+    leaves = decided(chat_of("x"), 0.4, 0.41, 0.19, previous="painter", standings={"painter": FULL})
+    assert (leaves.expert, leaves.reason) == ("coder", "spilled")
+
+
+def test_a_pin_holds_whatever_the_experts_standing() -> None:
+    for standing in (DOWN, FULL):
+        decision = decided(chat_of("x", model="painter"), 0.9, 0.05, 0.05, standings={"painter": standing})
+        assert (decision.candidates, decision.reason) == (("painter",), "pinned")
+
+
+def test_an_expert_is_asked_in_an_api_that_reaches_it() -> None:
+    at = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
+    experts = [
+        {"name": "generalist", **at},
+        {"name": "native", "apis": ["responses"], **at},
+        {"name": "vectors", "apis": ["embeddings"], **at},
+        {"name": "both", "apis": ["chat", "completions"], **at},
+    ]
+
+    def who(api: Api) -> set[str]:
+        decision = decided(chat_of("x", api=api), 0.4, 0.3, 0.3, experts=experts, assignment={"general": "generalist"})
+        return set(decision.candidates)
+
+    assert who("chat") == {"generalist", "both"}
+    assert who("responses") == {"generalist", "native", "both"}
+    assert who("messages") == {"generalist", "both"}
+    assert who("embeddings") == {"vectors"}
+    assert who("completions") == {"both"}
+    with pytest.raises(InvalidRequest, match="vectors does not speak the chat API"):
+        decided(chat_of("x", model="vectors"), 0.4, 0.3, 0.3, experts=experts, assignment={"general": "generalist"})
+
+
+names = st.sampled_from(["coder", "painter", "generalist"])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
+    st.dictionaries(names, st.builds(Standing, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
+    st.none() | names,
+    st.sampled_from(["auto", "coder", "generalist"]),
+    st.sampled_from([frozenset(), frozenset({"tools"})]),
+    st.floats(0, 1),
+)
+def test_whatever_the_standings_a_decision_is_sound(
+    masses: list[float],
+    standings: dict[str, Standing],
+    previous: str | None,
+    model: str,
+    needs: frozenset[str],
+    loss: float,
+) -> None:
+    able = {"coder"} if needs else {"coder", "painter", "generalist"}
+    chat = chat_of("x", model=model, needs=needs)
+    posterior = [mass / sum(masses) for mass in masses]
+    policy = {"spill_loss": loss, "general_below": 0.5}
+    if model not in (*able, "auto"):
+        with pytest.raises(InvalidRequest):
+            decided(chat, *posterior, previous=previous, standings=standings, policy=policy)
+        return
+    decision = decided(chat, *posterior, previous=previous, standings=standings, policy=policy)
+    assert decision == decided(chat, *posterior, previous=previous, standings=standings, policy=policy)
+    assert decision.expert == decision.candidates[0]
+    if model != "auto":
+        assert (decision.candidates, decision.reason) == ((model,), "pinned")
+        return
+    up = [standings.get(name, Standing()).up for name in decision.candidates]
+    assert sorted(decision.candidates) == sorted(able)
+    assert up == sorted(up, reverse=True)
+    calm = decided(chat, *posterior, previous=previous, policy=policy)
+    if not standings:
+        assert decision == calm
+    if decision.reason == "spilled":
+        assert standings.get(decision.expert, Standing()).load < 1
+        assert any(standing.load >= 1 for standing in standings.values())
+    if decision.reason == "sticky":
+        assert decision.expert == previous
