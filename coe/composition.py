@@ -178,7 +178,7 @@ class Composition:
         """Ask the candidates until one gives a first piece, before `until` by the event loop's clock. Raises an
         ExpertError when none does."""
         policy = self.registry.policy
-        conversation = conversation_key(chat, wishes.session)
+        conversation = conversation_key(chat, wishes.session) if chat.messages else b""  # texts to embed are none
         call = Call(
             chat.fields,
             chat.stream,
@@ -197,7 +197,8 @@ class Composition:
         )
         if accepted.expert != decision.expert:
             decision = replace(decision, expert=accepted.expert, reason="fallback")
-        self._affinity.put(conversation, accepted.expert)
+        if conversation:
+            self._affinity.put(conversation, accepted.expert)
         return Answer(decision, accepted.reply, accepted.attempts)
 
 

@@ -9,6 +9,7 @@ from coe import registry
 from coe.errors import ConfigError
 
 SHIPPED = Path(__file__).parent.parent / "experts.yaml"
+DIGEST = "ab" * 32
 GOOD = """\
 version: 1
 categories:
@@ -58,6 +59,11 @@ def test_the_published_schema_is_the_one_of_the_code() -> None:
         ("  code: small", "  code: smal", "experts.yaml:12: unknown expert 'smal'; did you mean 'small'?"),
         ("  code: small", "  cod: small", "experts.yaml:12: unknown category 'cod'; did you mean 'code'?"),
         ("{name: general", "{name: code", "experts.yaml:4: the name 'code' is already used on line 3"),
+        (
+            "version: 1",
+            f"version: 1\naccess: {{keys: [{{name: a, sha256: {DIGEST}}}, {{name: b, sha256: {DIGEST}}}]}}",
+            f"experts.yaml:2: the sha256 '{DIGEST}' is already used on line 2",
+        ),
         ("${TEST_KEY}", "${NO_KEY}", "experts.yaml:10: environment variable NO_KEY is not set"),
         ("${TEST_KEY}", "os.environ/NO_KEY", "experts.yaml:10: environment variable NO_KEY is not set"),
         ("version: 1", "version: 2", "experts.yaml:1: version: input should be 1"),

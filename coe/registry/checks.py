@@ -28,22 +28,22 @@ def cross_checks(source: Located, registry: Registry) -> list[str]:
             problems.append(f"{where}: unknown expert {expert_name!r}{nearest(expert_name, registry.expert_names)}")
     if GENERAL not in registry.assignment:
         problems.append(f"{source.at(('assignment',))}: assign an expert to {GENERAL!r}; it answers unsure requests")
+    if (general := registry.assignment.get(GENERAL)) in {e.name for e in registry.experts if "chat" not in e.spoken}:
+        problems.append(f"{source.at(('assignment', GENERAL))}: {general!r} answers {GENERAL!r}, so it must speak chat")
     problems += _duplicates(source, ("access", "keys"), tuple(key.name for key in registry.access.keys))
-    if not any(
-        "chat" in expert.spoken for expert in registry.experts if expert.name == registry.assignment.get(GENERAL)
-    ):
-        problems.append(f"{source.at(('assignment', GENERAL))}: the expert of {GENERAL!r} must speak chat")
+    digests = tuple(key.sha256 for key in registry.access.keys)
+    problems += _duplicates(source, ("access", "keys"), digests, field="sha256")
     return problems + _check_memory(source, registry)
 
 
-def _duplicates(source: Located, section: Place, names: tuple[str, ...]) -> list[str]:
+def _duplicates(source: Located, section: Place, names: tuple[str, ...], *, field: str = "name") -> list[str]:
     first: dict[str, int] = {}
     problems = []
     for index, name in enumerate(names):
         if name in first:
-            earlier = source.at((*section, first[name], "name")).rsplit(":", 1)[1]
+            earlier = source.at((*section, first[name], field)).rsplit(":", 1)[1]
             problems.append(
-                f"{source.at((*section, index, 'name'))}: the name {name!r} is already used on line {earlier}"
+                f"{source.at((*section, index, field))}: the {field} {name!r} is already used on line {earlier}"
             )
         first.setdefault(name, index)
     return problems

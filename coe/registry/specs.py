@@ -56,8 +56,8 @@ class ExpertSpec(_Declared):
     base_urls: tuple[Url, ...] = ()
     """The same for several replicas of it."""
     apis: frozenset[Api] | None = None
-    """What its server speaks; left out: chat, and all but embeddings with runtime vllm. Responses and messages reach an
-    expert that speaks chat alone through a translation."""
+    """What its server speaks; left out: chat, with runtime transformers completions too, with vllm all but embeddings.
+    Responses and messages reach an expert that speaks chat alone through a translation."""
     api_key: SecretStr | None = None
     """Write ${NAME} and keep the key in the environment."""
     system_prompt: str | None = None
@@ -86,9 +86,15 @@ class ExpertSpec(_Declared):
     @cached_property
     def spoken(self) -> frozenset[Api]:
         """What its server speaks."""
-        if self.apis is not None:
-            return self.apis
-        return frozenset(("chat", "responses", "messages", "completions") if self.runtime == "vllm" else ("chat",))
+        return self.apis if self.apis is not None else _SPOKEN[self.runtime]
+
+
+_SPOKEN: dict[str, frozenset[Api]] = {
+    "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
+    "vllm": frozenset({"chat", "completions", "responses", "messages"}),
+    "external": frozenset({"chat"}),
+    "litellm": frozenset({"chat"}),
+}
 
 
 class RouterSpec(_Declared):
