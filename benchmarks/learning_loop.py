@@ -1,0 +1,275 @@
+"""Learning from traffic: quality data replayed as requests of which only the chosen expert's score comes back.
+
+    python benchmarks/learning_loop.py --data DIR [--json FILE] [--plot FILE] [--work DIR] [--seeds 5]
+
+DIR holds prompts, scores and models as `coe benchmark` reads them. For each seed 30 % of the prompts stay untouched
+and 700 become probes, which judge and never teach; the others come as requests of eight tenants in random order. The
+starter router is used as shipped, nothing is known of the experts at first, and every 500 requests the functions behind
+`coe retrain` refit, plan and judge. --work keeps the trained router and its posteriors for the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from replay import LOSS, RATE, Array, Traffic, World, flat, world_of
+
+from coe.exploration import propensities
+from coe.learning.offpolicy import Logged, estimates
+from coe.learning.quality import read_quality
+from coe.learning.refit import Refit
+from coe.learning.retrain import Current, Probes, retrain
+from coe.mapping import Assignment, Problem, solve
+from coe.scoring import tabulate_softly
+
+UNTOUCHED, PROBES, EVERY = 0.3, 700, 500
+POISONED = 0.3
+"""Share of the traffic that the poisoning tenant has in the runs with one."""
+LATE = 3
+"""Rounds before the poisoning begins in the second kind of poisoned run."""
+CONVERGED = 20
+"""Series of retrainings that start from a plan which cannot get better."""
+LOGGED, LOGS = 3000, 20
+"""Requests of a log that the off-policy estimates read, and how many logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Mean score on the untouched prompts after each round, mean reward of all requests, rounds that were promoted, and
+    the share of requests that explored."""
+
+    curve: tuple[float, ...]
+    reward: float
+    promoted: tuple[int, ...]
+    explored: float
+
+    @property
+    def drop(self) -> float:
+        """How far the router in use ever lay below the best one promoted before."""
+        return float(max(np.maximum.accumulate(self.curve) - self.curve))
+
+
+def plan(refit: Refit) -> Assignment:
+    return solve(Problem.of(refit.table, quality=refit.quality, weights=np.ones(len(refit.table.categories))))
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+
+def split(world: World, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Untouched prompts, probes, and requests."""
+    shuffled = np.random.default_rng(seed).permutation(len(world.scores))
+    rest, untouched = np.split(shuffled, [round((1 - UNTOUCHED) * len(shuffled))])
+    return untouched, rest[:PROBES], rest[PROBES:]
+
+
+def rounds(order: NDArray[np.int64]) -> int:
+    """Retrainings, the last after what is left."""
+    return -(-len(order) // EVERY)
+
+
+def learn(
+    world: World,
+    seed: int,
+    *,
+    poisoner: float = 0.0,
+    flip_from: int | None = None,
+    start: Assignment | None = None,
+) -> Run:
+    """One seed, as `coe retrain` would go, from nothing known or from the assignment `start`; feedback of the poisoner
+    is flipped from round `flip_from` on."""
+    untouched, probes, order = split(world, seed)
+    held = Probes(world.experience(probes), world.scores[probes], ("all",) * len(probes))
+    traffic, current = (
+        Traffic(world, order, seed=seed, poisoner=poisoner),
+        Current(start or flat(world), 0.0, 0, RATE, LOSS),
+    )
+    curve, promoted = [], []
+    for number in range(rounds(order)):
+        flipped = flip_from is not None and number >= flip_from
+        traffic.serve(EVERY, current.assignment, flipped=flipped)
+        now = float(len(traffic.rewards))
+        found = retrain(traffic.experience(), current, now=now, plan=plan, probes=held)
+        if found.judgement.promote:
+            promoted.append(number)
+            current = replace(current, assignment=found.candidate, since=now, rounds=0)
+        else:
+            current = replace(current, rounds=current.rounds + 1)
+        curve.append(world.mean(untouched, current.assignment))
+    return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(promoted), traffic.explored / len(traffic.rewards))
+
+
+def converged(world: World, seed: int) -> Run:
+    """From the plan that all scores of all prompts but the untouched ones give: what is promoted then is noise."""
+    _, probes, order = split(world, seed)
+    known = np.concatenate((probes, order))
+    table = tabulate_softly(world.categories, world.experts, world.posterior[known], world.scores[known])
+    return learn(world, seed, start=solve(Problem.of(table, quality=table.shrunk())))
+
+
+def know_everything(world: World, seed: int) -> Run:
+    """The same where every expert's score comes back for every request, and every round is taken."""
+    untouched, _, order = split(world, seed)
+    traffic, assignment, curve = Traffic(world, order, seed=seed), flat(world), []
+    for number in range(rounds(order)):
+        traffic.serve(EVERY, assignment, flipped=False)
+        seen = order[: (number + 1) * EVERY]
+        table = tabulate_softly(world.categories, world.experts, world.posterior[seen], world.scores[seen])
+        assignment = solve(Problem.of(table, quality=table.shrunk()))
+        curve.append(world.mean(untouched, assignment))
+    return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(range(len(curve))), 0.0)
+
+
+def stand_still(world: World, seed: int) -> Run:
+    untouched, _, order = split(world, seed)
+    traffic, assignment = Traffic(world, order, seed=seed), flat(world)
+    traffic.serve(len(order), assignment, flipped=False)
+    return Run((world.mean(untouched, assignment),) * rounds(order), float(np.mean(traffic.rewards)), (), 0.0)
+
+
+# ----------------------------------------------------------------------------------------------- off-policy estimates
+
+
+def alternatives(world: World) -> dict[str, Array]:
+    """Policies near and far, twenty of them for nine experts: probabilities of shape (n, k)."""
+    random, count = np.random.default_rng(0), len(world.experts)
+    shape = (len(world.categories), count)
+    table = tabulate_softly(world.categories, world.experts, world.posterior, world.scores).shrunk()
+    found = {
+        f"always {name}": np.tile(np.eye(count)[i], (len(world.scores), 1)) for i, name in enumerate(world.experts)
+    }
+    tables = {f"random table {i}": random.random(shape) for i in range(4)}
+    tables |= {f"noisy table {i}": table + random.normal(0.0, 0.08, shape) for i in range(4)}
+    found |= {name: np.eye(count)[(world.posterior @ quality).argmax(axis=1)] for name, quality in tables.items()}
+    found["likeliest category"] = np.eye(count)[table[world.posterior.argmax(axis=1)].argmax(axis=1)]
+    soft = np.exp(20.0 * world.posterior @ table)
+    found["soft"] = soft / soft.sum(axis=1, keepdims=True)
+    found["even"] = np.full((len(world.scores), count), 1.0 / count)
+    return found
+
+
+def coverage(world: World, *, logs: int = LOGS) -> dict[str, Any]:
+    """How often the 95 % intervals hold the true value, which is known: the prompts are the population that logs are
+    drawn from, by a noisy table's choices with 10 % exploration among all experts."""
+    policies = alternatives(world)
+    truth = {name: float((policy * world.scores).sum(axis=1).mean()) for name, policy in policies.items()}
+    random = np.random.default_rng(1)
+    table = tabulate_softly(world.categories, world.experts, world.posterior, world.scores).shrunk()
+    table = table + random.normal(0.0, 0.05, table.shape)
+    chances = propensities(world.posterior @ table, rate=RATE, loss=1.0)
+    held: dict[str, list[bool]] = {"ips": [], "snips": [], "dr": []}
+    width: dict[str, list[float]] = {"ips": [], "snips": [], "dr": []}
+    for _ in range(logs):
+        rows = random.integers(0, len(world.scores), LOGGED)
+        chosen = (random.random((LOGGED, 1)) > np.cumsum(chances[rows], axis=1)).sum(axis=1)
+        chosen = np.minimum(chosen, len(world.experts) - 1)
+        told = world.experience(
+            rows,
+            chosen=chosen.astype(np.int16),
+            propensity=chances[rows, chosen].astype(np.float32),
+            reward=world.scores[rows, chosen].astype(np.float32),
+            kind=np.zeros(LOGGED, dtype=np.int8),
+        )
+        log = Logged.of(told)
+        for name, policy in policies.items():
+            for method, found in estimates(log, policy[rows]).items():
+                held[method].append(found.low <= truth[name] <= found.high)
+                width[method].append((found.high - found.low) / 2)
+    return {
+        "coverage": float(np.mean(held["dr"])),
+        "policies": len(policies),
+        "logs": logs,
+        "by_method": {m: {"coverage": float(np.mean(held[m])), "half_width": float(np.mean(width[m]))} for m in held},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- the report
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    final = [run.curve[-1] for run in runs]
+    return {
+        "final_mean": float(np.mean(final)),
+        "std": float(np.std(final)),
+        "mean_reward": float(np.mean([run.reward for run in runs])),
+        "curve": np.mean([run.curve for run in runs], axis=0).tolist(),
+        "promotions": float(np.mean([len(run.promoted) for run in runs])),
+        "explored": float(np.mean([run.explored for run in runs])),
+        "by_seed": final,
+    }
+
+
+def report(world: World, seeds: int) -> dict[str, Any]:
+    def runs(run: Callable[[int], Run]) -> list[Run]:
+        return [run(seed) for seed in range(seeds)]
+
+    first = runs(lambda seed: learn(world, seed, poisoner=POISONED, flip_from=0))
+    late = runs(lambda seed: learn(world, seed, poisoner=POISONED, flip_from=LATE))
+    return {
+        "requests_a_round": EVERY,
+        "learning": summary(runs(lambda seed: learn(world, seed))),
+        "no_learning": summary(runs(lambda seed: stand_still(world, seed))),
+        "oracle_feedback": summary(runs(lambda seed: know_everything(world, seed))),
+        "poisoned": {
+            "worst_drop": max(run.drop for run in (*first, *late)),
+            "from_the_start": summary(first),
+            "from_the_middle": summary(late),
+        },
+        "converged": {
+            "series": CONVERGED,
+            "promoted": sum(bool(converged(world, s).promoted) for s in range(CONVERGED)),
+        },
+        "ope": coverage(world),
+    }
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    lines = {name.replace("_", " "): found[name] for name in ("oracle_feedback", "learning", "no_learning")}
+    lines |= {
+        f"poisoned {name.replace('_', ' ')}": found["poisoned"][name] for name in ("from_the_start", "from_the_middle")
+    }
+    for name, line in lines.items():
+        requests = EVERY * np.arange(1, len(line["curve"]) + 1)
+        axes.plot(requests, line["curve"], marker=".", label=f"{name} (while learning {line['mean_reward']:.3f})")
+    axes.set_xlabel("requests")
+    axes.set_ylabel("mean score on untouched prompts")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--benchmark", default="llmrouter9")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    data = read_quality(given.data, benchmark=given.benchmark)
+    with tempfile.TemporaryDirectory() as fresh:
+        work = given.work or Path(fresh)
+        work.mkdir(parents=True, exist_ok=True)
+        found = report(world_of(data, work), given.seeds)
+    text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
+    if given.json:
+        given.json.write_bytes(text)
+    if given.plot:
+        draw(found, given.plot)
+    print(text.decode())
+
+
+if __name__ == "__main__":
+    main()

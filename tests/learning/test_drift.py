@@ -1,0 +1,176 @@
+"""Drift, new kinds of requests, and alarms about experts: found when there, hardly ever when not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from coe.errors import DataError
+from coe.learning.alarms import degradation_alarms, share_alarms
+from coe.learning.drift import Finding, Sample, benjamini_hochberg, holm, watch
+from coe.learning.novelty import propose
+from coe.learning.policies import greedy
+from coe.mapping import Assignment, Problem, solve
+from coe.scoring import tabulate_softly
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, told
+
+MIX = (0.5, 0.3, 0.2)
+
+
+def traffic(
+    seed: int, *, count: int = 800, mix: tuple[float, ...] = MIX, confidence: float = 8.0, turn: float = 0.0
+) -> Sample:
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(min(count, 300), 16))
+    vectors[:, 0] += turn
+    return Sample(
+        random.choice(3, count, p=mix),
+        random.beta(confidence, 2.0, count),
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+    )
+
+
+def look(recent: Sample, number: int = 1) -> dict[str, Finding]:
+    return {one.aspect: one for one in watch(traffic(0), recent, categories=CATEGORIES, look=number)}
+
+
+def test_each_shift_is_found_where_it_is_and_nowhere_else() -> None:
+    shifts = {
+        "category mix": traffic(1, mix=(0.3, 0.3, 0.4)),
+        "confidence": traffic(1, confidence=4.0),
+        "embeddings": traffic(1, turn=1.0),
+    }
+    for aspect, recent in shifts.items():
+        assert [name for name, found in look(recent).items() if found.alarm] == [aspect]
+
+
+def test_the_sentence_names_the_categories_that_moved() -> None:
+    found = look(traffic(1, mix=(0.3, 0.3, 0.4)))["category mix"]
+    assert "category mix has shifted" in found.sentence
+    assert "law 2" in found.sentence
+    assert found.effect == pytest.approx(0.2, abs=0.05)
+
+
+def test_the_same_traffic_looked_at_again_and_again_hardly_ever_alarms() -> None:
+    false = 0
+    for series in range(12):
+        reference = traffic(1000 + series, count=400)
+        looks = (
+            watch(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, look=n + 1)
+            for n in range(4)
+        )
+        false += any(found.alarm for findings in looks for found in findings)
+    assert false <= 2
+
+
+def test_a_sure_but_tiny_shift_is_no_news() -> None:
+    many = Sample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
+    moved = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
+    found = watch(many, moved, categories=CATEGORIES, look=1)[0]
+    assert found.chance < 1e-12
+    assert not found.alarm
+
+
+def test_later_looks_ask_for_more() -> None:
+    slight = traffic(3, mix=(0.43, 0.33, 0.24))
+    assert look(slight)["category mix"].alarm
+    assert not look(slight, number=200)["category mix"].alarm
+
+
+def test_without_embeddings_two_aspects_are_watched() -> None:
+    bare = replace(traffic(1), embeddings=np.empty((0, 16)))
+    assert set(look(bare)) == {"category mix", "confidence"}
+
+
+def test_an_empty_sample_is_an_error() -> None:
+    with pytest.raises(DataError, match="empty"):
+        look(Sample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
+
+
+def test_corrections_for_many_tests_are_the_published_ones() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert benjamini_hochberg([0.01, 0.04, 0.5, 0.02]).tolist() == [True, False, False, True]
+    assert benjamini_hochberg([0.2, 0.9]).tolist() == [False, False]
+
+
+# ---------------------------------------------------------------------------------------------------- new categories
+
+
+def unsure(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """200 sure requests, and 150 unsure ones: `clusters` tight groups of 40 and a cloud around them."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(max(clusters, 1), 32)) * 3
+    groups = np.repeat(np.arange(clusters), 40)
+    vectors = np.concatenate(
+        (
+            random.normal(size=(200, 32)),
+            centres[groups] + random.normal(size=(40 * clusters, 32)) * 0.4,
+            random.normal(size=(70, 32)),
+        )
+    )
+    of = np.concatenate((np.full(200, -1), groups, np.full(70, -2)))
+    confidence = np.where(of == -1, 0.9, 0.2)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), confidence, np.full(len(of), 1), of
+
+
+def test_groups_of_unsure_requests_are_proposed_with_exemplars_of_their_own() -> None:
+    vectors, confidence, category, of = unsure(clusters=2)
+    found = propose(vectors, confidence, category, categories=CATEGORIES, below=0.5)
+    assert len(found) == 2
+    assert {int(of[proposal.exemplars[0]]) for proposal in found} == {0, 1}
+    for proposal in found:
+        assert len({int(of[row]) for row in proposal.exemplars}) == 1
+        assert proposal.nearest == "general"
+        assert "consider a category of their own" in proposal.sentence
+
+
+def test_scattered_or_few_unsure_requests_propose_nothing() -> None:
+    vectors, confidence, category, _ = unsure(clusters=0)
+    assert propose(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
+    assert propose(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
+
+
+# ------------------------------------------------------------------------------------------------------------ experts
+
+
+def plan(quality: np.ndarray) -> Assignment:
+    return solve(Problem.of(tabulate_softly(CATEGORIES, EXPERTS, np.eye(3), np.zeros((3, 3))), quality=quality))
+
+
+def served(log: Experience, expert: np.ndarray) -> Experience:
+    return replace(log, chosen=expert.astype(np.int16))
+
+
+def test_traffic_as_planned_is_no_alarm_even_where_one_expert_gets_all_of_it() -> None:
+    log = told(600, seed=0)
+    for quality in (TRUTH, np.array([[1.0, 0.0, 0.0]] * 3)):
+        as_planned = served(log, greedy(log, plan(quality)).argmax(axis=1))
+        assert share_alarms(as_planned, plan(quality)) == ()
+
+
+def test_one_that_takes_all_and_those_left_without_are_named() -> None:
+    log = served(told(600, seed=0), np.zeros(600))
+    found = {(one.kind, one.expert) for one in share_alarms(log, plan(TRUTH))}
+    assert found == {("collapse", "coder"), ("starvation", "generalist"), ("starvation", "lawyer")}
+
+
+def test_a_few_requests_raise_no_alarm() -> None:
+    assert share_alarms(served(told(100, seed=0), np.zeros(100)), plan(TRUTH)) == ()
+
+
+def test_an_expert_that_got_worse_is_found_and_the_others_are_not() -> None:
+    worse = TRUTH.copy()
+    worse[:, 2] -= 0.2
+    before = told(900, seed=1)
+    (alarm,) = degradation_alarms(before, told(900, seed=2, truth=worse), assignment=plan(TRUTH))
+    assert (alarm.kind, alarm.expert) == ("degradation", "lawyer")
+    assert alarm.value == pytest.approx(0.2, abs=0.1)
+    assert "lawyer is rated 0." in alarm.sentence
+
+
+def test_harder_categories_do_not_make_an_expert_look_worse() -> None:
+    easy, hard = told(900, seed=3), told(900, seed=4)
+    before = easy.part(easy.posterior.argmax(axis=1) != 2)
+    assert degradation_alarms(before, hard.part(hard.posterior.argmax(axis=1) != 0), assignment=plan(TRUTH)) == ()
