@@ -1,88 +1,84 @@
-"""What the gateway adds: latency at one connection and requests per second at 32, against a static upstream.
+"""What the gateway adds: latency at one connection and requests per second at 32, beside a bare pass-through and peers.
 
-    .venv/bin/python benchmarks/gateway.py [--rounds 3] [--seconds 5] [--workers 1] [--json FILE]
+    .venv/bin/python -m benchmarks.gateway [--rounds 3] [--seconds 5] [--workers 1] [--prompts FILE] [--json FILE]
+        [--peers litellm,portkey,vllm-router] [--peer-bin NAME=PATH ...]
 
 Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH, and a trained router (`make serve` or
-`coe train` once). Direct and gateway alternate in every round, since the machine's speed drifts; medians are reported.
-Routing, metrics and the routing log (SQLite) are on. Prompts rotate over the starter prompts.
+`coe train` once). All targets alternate in every round, since the machine's speed drifts; medians are reported. In the
+gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on. Prompts rotate over the
+starter prompts, which the router has learned, or over FILE (JSONL, field prompt): of fresh ones a third goes through
+the sentence encoder. Peers are installed by hand, see benchmarks/peers.py; one that is not there is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import psutil
 
-ROOT = Path(__file__).parent.parent
-ANSWER = json.dumps(
-    {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10},
-    }
+from benchmarks import peers
+from benchmarks.rig import (
+    GATEWAY_PORT,
+    KEY,
+    ROOT,
+    STARTER,
+    UPSTREAM_PORT,
+    gateway,
+    load_script,
+    median,
+    require,
+    rss_mb,
+    running,
+    upstream,
+    wrk,
 )
-UPSTREAM_PORT, GATEWAY_PORT = 18090, 18091
-LUA = """
-local bodies = {}
-for line in io.lines("%s") do bodies[#bodies + 1] = line end
-local at = 0
-wrk.method = "POST"
-wrk.headers["content-type"] = "application/json"
-request = function()
-  at = at %% #bodies + 1
-  return wrk.format(nil, "/v1/chat/completions", nil, bodies[at])
-end
-done = function(summary, latency)
-  local errors = summary.errors
-  local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  print(string.format("RESULT %%f %%f %%f %%d", latency:percentile(50) / 1000, latency:percentile(99) / 1000,
-    summary.requests / summary.duration * 1e6, bad))
-end
-"""
+
+PASSTHROUGH_PORT = 18095
+UPSTREAM = f"http://127.0.0.1:{UPSTREAM_PORT}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    port: int
+    script: Path
+    process: psutil.Process | None
 
 
 def main() -> None:
     options = _options()
-    for command in ("nginx", "wrk"):
-        if shutil.which(command) is None:
-            sys.exit(f"{command} is not on PATH; on Debian: apt-get install nginx-light wrk")
+    require("nginx", "wrk")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        script = _load_script(folder)
-        stack.enter_context(_upstream(folder))
-        gateway, ready_s = stack.enter_context(_gateway(folder, options.workers, options.home))
-        targets = {"direct": UPSTREAM_PORT, "coe": GATEWAY_PORT}
+        stack.enter_context(upstream(folder))
+        targets, ready = _targets(stack, folder, options)
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
-        for port in targets.values():
-            _wrk(port, script, connections=8, seconds=2)  # warm up
+        for target in targets.values():
+            wrk(target.port, target.script, connections=8, seconds=2)  # warm up
         for _ in range(options.rounds):
-            for name, port in targets.items():
-                one = _wrk(port, script, connections=1, seconds=options.seconds)
-                many = _wrk(port, script, connections=32, seconds=options.seconds)
-                rounds[name].append(
-                    {"p50_ms_c1": one[0], "p99_ms_c1": one[1], "rps_c32": many[2], "failed": one[3] + many[3]}
-                )
-        result = {name: {key: _median(found, key) for key in found[0]} for name, found in rounds.items()}
-        result["coe"] |= {"rss_mb": _rss_mb(gateway), "ready_s": round(ready_s, 2), "workers": options.workers}
-        result["coe"]["added_p50_ms"] = round(result["coe"]["p50_ms_c1"] - result["direct"]["p50_ms_c1"], 3)
-    _report(result, options.json)
+            for name, target in targets.items():
+                one = wrk(target.port, target.script, connections=1, seconds=options.seconds)
+                many = wrk(target.port, target.script, connections=32, seconds=options.seconds)
+                figures = {"p50_ms_c1": one.p50, "p99_ms_c1": one.p99, "rps_c32": many.rps}
+                rounds[name].append(figures | {"failed": one.failed + many.failed})
+        result = {name: {key: median(found, key) for key in found[0]} for name, found in rounds.items()}
+        for name, target in targets.items():
+            if target.process is not None:
+                result[name]["rss_mb"] = rss_mb(target.process)
+        result["coe"] |= {"ready_s": round(ready, 2), "workers": options.workers}
+    for name, found in result.items():
+        if name != "direct":
+            for key in ("p50_ms_c1", "p99_ms_c1"):
+                found[f"added_{key}"] = round(found[key] - result["direct"][key], 3)
+        print(name, "  ".join(f"{key}={value:g}" for key, value in found.items()))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -90,107 +86,42 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--prompts", type=Path, default=STARTER)
+    parser.add_argument("--peers", type=lambda value: value.split(","), default=[])
+    parser.add_argument("--peer-bin", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--home", type=Path, default=ROOT / ".coe", help="state folder with the trained router")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(options.peers) - set(peers.COMMANDS):
+        parser.error(f"unknown peers {', '.join(unknown)}; known: {', '.join(peers.COMMANDS)}")
+    return options
 
 
-def _load_script(folder: Path) -> Path:
-    lines = (ROOT / "routers" / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [json.loads(line)["prompt"] for line in lines]
-    Random(0).shuffle(prompts)
-    bodies = folder / "bodies.jsonl"
-    bodies.write_text(
-        "".join(json.dumps({"model": "auto", "messages": [{"role": "user", "content": p}]}) + "\n" for p in prompts)
+def _targets(stack: ExitStack, folder: Path, options: argparse.Namespace) -> tuple[dict[str, Target], float]:
+    """All of them, started, and the seconds until the gateway was ready."""
+    script = load_script(folder, options.prompts)
+    command = [sys.executable, "-m", "benchmarks.passthrough", UPSTREAM, str(PASSTHROUGH_PORT)]
+    bare = stack.enter_context(running(command, ready=f"http://127.0.0.1:{PASSTHROUGH_PORT}/"))
+    coe, ready = stack.enter_context(
+        gateway(folder, workers=options.workers, home=options.home, base_url=f"{UPSTREAM}/v1")
     )
-    script = folder / "load.lua"
-    script.write_text(LUA % bodies)
-    return script
-
-
-@contextmanager
-def _upstream(folder: Path) -> Iterator[None]:
-    conf = folder / "nginx.conf"
-    conf.write_text(
-        f"""
-        daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;
-        events {{ worker_connections 1024; }}
-        http {{
-          access_log off; client_body_temp_path {folder}/body; client_max_body_size 64m; keepalive_requests 1000000000;
-          server {{
-            listen 127.0.0.1:{UPSTREAM_PORT};
-            location / {{ default_type application/json; return 200 '{ANSWER}'; }}
-          }}
-        }}"""
-    )
-    process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(conf)], stderr=subprocess.DEVNULL)
-    try:
-        _until_answers(f"http://127.0.0.1:{UPSTREAM_PORT}/")
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def _gateway(folder: Path, workers: int, home: Path) -> Iterator[tuple[psutil.Process, float]]:
-    state = folder / "state"
-    shutil.copytree(home / "artifacts", state / "artifacts")
-    config = folder / "experts.yaml"
-    config.write_text(_declaration())
-    env = os.environ | {"COE_HOME": str(state), "COE_WORKERS": str(workers), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(config), "--port", str(GATEWAY_PORT)]
-    begin = time.monotonic()
-    process = subprocess.Popen(command, env=env, cwd=ROOT)
-    try:
-        _until_answers(f"http://127.0.0.1:{GATEWAY_PORT}/health/ready")
-        yield psutil.Process(process.pid), time.monotonic() - begin
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _declaration() -> str:
-    """The shipped declaration with every expert at the static upstream."""
-    text = (ROOT / "experts.yaml").read_text(encoding="utf-8")
-    return text.replace(
-        "    runtime: transformers", f"    runtime: external\n    base_url: http://127.0.0.1:{UPSTREAM_PORT}/v1"
-    )
-
-
-def _until_answers(url: str) -> None:
-    for _ in range(2000):
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.02)
-    sys.exit(f"nothing answers at {url}")
-
-
-def _wrk(port: int, script: Path, *, connections: int, seconds: int) -> tuple[float, float, float, float]:
-    """p50 and p99 in ms, requests per second, failed requests."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+)", output)
-    assert found is not None, output
-    return float(found[1]), float(found[2]), float(found[3]), float(found[4])
-
-
-def _median(rounds: list[dict[str, float]], key: str) -> float:
-    return round(statistics.median(found[key] for found in rounds), 3)
-
-
-def _rss_mb(process: psutil.Process) -> float:
-    """Of the largest process: a worker. Forked pages that it shares with its parent count in full."""
-    return round(max(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 1e6, 1)
-
-
-def _report(result: dict[str, dict[str, float]], path: Path | None) -> None:
-    for name, figures in result.items():
-        print(name, "  ".join(f"{key}={value:g}" for key, value in figures.items()))
-    if path:
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    targets = {
+        "direct": Target(UPSTREAM_PORT, script, None),
+        "passthrough": Target(PASSTHROUGH_PORT, script, bare),
+        "coe": Target(GATEWAY_PORT, script, coe),
+    }
+    given = dict(pair.split("=", 1) for pair in options.peer_bin)
+    for name in options.peers:
+        program = peers.find(name, given)
+        if program is None:
+            print(f"{name} is not there and is left out: {peers.__doc__}", file=sys.stderr)
+            continue
+        other = peers.peer(name, program, upstream=UPSTREAM, key=KEY, folder=folder)
+        process = stack.enter_context(
+            running(other.command, ready=other.ready, env=other.env, output=subprocess.DEVNULL)
+        )
+        targets[name] = Target(peers.PORTS[name], load_script(folder, options.prompts, other.headers), process)
+    return targets, ready
 
 
 if __name__ == "__main__":

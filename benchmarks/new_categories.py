@@ -65,7 +65,9 @@ def base_of(lessons: Lessons, folder: Path) -> tuple[Data, Strengths]:
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
     encoder = routers.load_encoder(folder)
-    data = represent(lessons, encoder.encode(lessons.texts), out=folder, threads=1, report=lambda share: None)
+    data = represent(
+        lessons, encoder.encode(lessons.texts), out=folder, threads=1, report=lambda share: None, memory=None
+    )
     return data, choose_strengths(data, seed=SEED)
 
 

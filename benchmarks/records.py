@@ -60,6 +60,8 @@ def _record(probabilities: dict[str, float]) -> RoutingRecord:
         input_tokens=123,
         output_tokens=456,
         session=uuid.uuid4().hex,
+        assignment="5b1c0de9a7f34821",
+        worth=(0.7421, 0.7105, 0.6954),
     )
 
 
@@ -90,6 +92,9 @@ class NowhereLog:
         return LogPage((), query.after)
 
     tail = read
+
+    async def find(self, request_id: str) -> RoutingRecord | None:
+        return None
 
     async def aclose(self) -> None:
         return

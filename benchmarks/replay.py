@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import routers
 from coe.core import RoutingRecord
 from coe.exploration import choose
+from coe.feedback import Feedback
 from coe.learning.experience import Experience
-from coe.learning.feedback import Feedback
 from coe.learning.gathering import gather
 from coe.learning.policies import greedy
 from coe.learning.prompts import read_prompts

@@ -44,10 +44,12 @@ def check(folder: Path) -> None:
 
 def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) -> Encoder:
     """The sentence encoder of the router in `folder`; `memory` as in `build`. Raises ArtifactError as `load` does."""
-    from routers.cascade import NETWORK, TOKENIZER
+    from routers.cascade import NETWORK, TOKENIZER, read_config, tokens_read
     from routers.memory import open_encoder
 
-    return open_encoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads, memory=memory)
+    network, tokenizer = Path(folder) / NETWORK, Path(folder) / TOKENIZER
+    tokens = tokens_read(read_config(Path(folder)))
+    return open_encoder(network, tokenizer, threads=threads, memory=memory, tokens=tokens)
 
 
 def build(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import GENERAL, Prediction, Router
 from routers.calibration import Floats
-from routers.cascade import CascadeRouter
+from routers.cascade import HURRIED, CascadeRouter
 from routers.familiarity import unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
@@ -78,13 +78,13 @@ class AdaptedRouter:
         self._semantic = semantic
         self._exemplars = exemplars
 
-    def peek(self, text: str) -> Prediction | None:
-        """The base's cheap answer, unless it is unsure or a new category may be near."""
+    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+        """The base's cheap answer, unless it is unsure or a new category may be near and nobody is in a hurry."""
         glance = self._base.glance(text)
         guess = self._base.guess(glance)
         odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
         if guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold:
-            return None
+            return self._joined(replace(guess, stage=HURRIED), odds) if hurried else None
         return self._joined(guess, odds)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,17 +12,20 @@ import numpy as np
 from coe.core import Encoder, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
+from routers.cheap import CheapHeads, Glance, Places
 from routers.distill import StaticVectors
 from routers.familiarity import Familiarity
-from routers.files import content_version, read_arrays, read_json
+from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.knn import KnnHead
 from routers.lexical import LexicalFeatures, LexicalHead
 from routers.linear import LinearHead
-from routers.pieces import CHARACTERS, WordPieces, cut, load_tokenizer
+from routers.pieces import WordPieces, load_tokenizer
 
 FORMAT = 2
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
+HURRIED = "hurried"
+"""The stage of an unsure cheap answer that had to do."""
 TABLES = (TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 
@@ -63,25 +66,6 @@ class Familiarities:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where the training data lie among static vectors, unit length: `centroids` (n, dimensions) of all of it, `means`
-    (n_categories, dimensions) of each category."""
-
-    centroids: Floats
-    means: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class Glance:
-    """What the cheap heads see of one text: logits (n_categories,), its static vector, and its closeness (2,)."""
-
-    lexical: Floats
-    static: Floats
-    vector: Floats
-    near: Floats
-
-
-@dataclass(frozen=True, slots=True)
 class Study:
     """What all heads see of some texts: logits (n_texts, n_categories) by name, vectors, closeness (n_texts,)."""
 
@@ -98,10 +82,7 @@ class CascadeRouter:
         *,
         categories: tuple[str, ...],
         version: str,
-        pieces: WordPieces,
-        lexical: LexicalHead,
-        static: StaticVectors,
-        static_head: LinearHead,
+        cheap: CheapHeads,
         places: Places,
         encoder: Encoder,
         linear: LinearHead,
@@ -111,10 +92,7 @@ class CascadeRouter:
     ) -> None:
         self.categories = categories
         self.version = version
-        self._pieces = pieces
-        self._lexical = lexical
-        self._static = static
-        self._static_head = static_head
+        self.glance = cheap
         self._linear = linear
         self.places = places
         self.encoder = encoder
@@ -122,22 +100,32 @@ class CascadeRouter:
         self.pooling = pooling
         self.familiarities = familiarities
 
-    def peek(self, text: str) -> Prediction | None:
-        """The cheap heads' answer, or None where the encoder should be asked."""
+    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+        """The cheap heads' answer, or None where the encoder should be asked and nobody is in a hurry."""
         prediction = self.guess(self.glance(text))
-        return prediction if prediction.confidence >= self.pooling.threshold else None
+        if self.sure(prediction):
+            return prediction
+        return replace(prediction, stage=HURRIED) if hurried else None
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """One Prediction a text; the encoder sees only those that `peek` leaves open."""
-        found = [self.peek(text) for text in texts]
-        unsure = [text for text, prediction in zip(texts, found, strict=True) if prediction is None]
-        answers = iter(self.conclude(self.study(unsure)) if unsure else ())
-        return [prediction or next(answers) for prediction in found]
+        glances = [self.glance(text) for text in texts]
+        found = [self.guess(glance) for glance in glances]
+        unsure = [index for index, prediction in enumerate(found) if not self.sure(prediction)]
+        if unsure:
+            study = self.study([texts[index] for index in unsure], [glances[index] for index in unsure])
+            for index, prediction in zip(unsure, self.conclude(study), strict=True):
+                found[index] = prediction
+        return found
+
+    def sure(self, prediction: Prediction) -> bool:
+        """Whether the cheap stage's answer may stand."""
+        return prediction.confidence >= self.pooling.threshold
 
     def guess(self, glance: Glance) -> Prediction:
         """The cheap stage's answer, sure or not."""
         posterior = self.pooling.join_cheap(glance.lexical, glance.static)
-        return Prediction(posterior, "cheap", float(self.familiarities.cheap(glance.near)))
+        return Prediction(posterior, "cheap", self.familiarities.cheap.of(glance.near))
 
     def conclude(self, study: Study) -> list[Prediction]:
         """The full stage's answers."""
@@ -145,9 +133,9 @@ class CascadeRouter:
         familiar = self.familiarities.full(study.closeness[:, None])
         return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
 
-    def study(self, texts: Sequence[str]) -> Study:
-        """One or more texts as all heads see them."""
-        glances = [self.glance(text) for text in texts]
+    def study(self, texts: Sequence[str], glances: Sequence[Glance] | None = None) -> Study:
+        """One or more texts as all heads see them; `glances` are what the cheap ones saw, where they did already."""
+        glances = glances or [self.glance(text) for text in texts]
         vectors = self.encoder.encode(texts)
         votes, closeness = self.knn.look(vectors)
         heads = {
@@ -157,15 +145,6 @@ class CascadeRouter:
             "knn": votes,
         }
         return Study(heads, vectors, closeness)
-
-    def glance(self, text: str) -> Glance:
-        """One text as the cheap heads see it."""
-        text = cut(text, characters=CHARACTERS)
-        ids = np.array(self._pieces(text), dtype=np.int64)
-        lexical, known = self._lexical.look(text, ids)
-        vector = self._static.vector(ids)
-        nearest = (self.places.centroids @ vector).max()
-        return Glance(lexical, self._static_head.logits(vector), vector, np.array([nearest, known], dtype=np.float32))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -177,6 +156,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def tokens_read(config: Mapping[str, Any]) -> int:
+    """How many tokens of a text the encoder was trained to read."""
+    return int(config.get("tokens", 256))  # 256: routers of before it was written down
+
+
 def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
     """The CascadeRouter in `folder`; ArtifactError when a file is missing, damaged or of another format."""
     from routers.encoders import OnnxEncoder
@@ -184,48 +168,50 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
     config = read_config(folder)
     version = content_version(folder, [CONFIG, *TABLES])
     pieces = WordPieces(load_tokenizer(folder / TOKENIZER))
-    encoder = OnnxEncoder.load(folder / NETWORK, folder / TOKENIZER, threads=threads)
-    heads = _heads(folder, pieces)
+    encoder = OnnxEncoder.load(folder / NETWORK, folder / TOKENIZER, threads=threads, tokens=tokens_read(config))
     try:
         categories, pooling = tuple(config["categories"]), Pooling(**config["pooling"])
         familiarities = Familiarities.from_json(config["familiarities"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / CONFIG}: incomplete ({error!r}); train the router again") from error
-    _check_shapes(folder, heads, rows=pieces.size, dimensions=encoder.dimensions, classes=len(categories))
+    tables = {
+        LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "traits", "bias"),
+        STATIC: read_arrays(folder / STATIC, "weights", "bias", "centroids", "means")
+        | read_arrays(folder / STATIC, "tokens", widen=False),
+        SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels"),
+    }
+    features, classes = LexicalFeatures(pieces), len(categories)
+    _check_shapes(folder, tables, features=features, dimensions=encoder.dimensions, classes=classes)
+    static, semantic = tables[STATIC], tables[SEMANTIC]
+    places = Places(centroids=static["centroids"], means=static["means"])
     return CascadeRouter(
         categories=categories,
         version=version,
-        pieces=pieces,
+        cheap=CheapHeads(
+            LexicalHead.from_arrays(tables[LEXICAL], features),
+            StaticVectors(tokens=static["tokens"]),
+            LinearHead.from_arrays(static),
+            places,
+        ),
+        places=places,
         pooling=pooling,
         familiarities=familiarities,
         encoder=encoder,
-        **heads,
+        linear=LinearHead.from_arrays(semantic),
+        knn=KnnHead(vectors=semantic["vectors"], labels=semantic["labels"].astype(np.int64), classes=classes),
     )
 
 
-def _heads(folder: Path, pieces: WordPieces) -> dict[str, Any]:
-    lexical = read_arrays(folder / LEXICAL, "weights", "idf", "traits", "bias")
-    static = read_arrays(folder / STATIC, "tokens", "weights", "bias", "centroids", "means")
-    semantic = read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels")
-    return {
-        "lexical": LexicalHead.from_arrays(lexical, LexicalFeatures(pieces)),
-        "static": StaticVectors(tokens=static["tokens"]),
-        "static_head": LinearHead.from_arrays(static),
-        "places": Places(centroids=static["centroids"], means=static["means"]),
-        "linear": LinearHead.from_arrays(semantic),
-        "knn": KnnHead(
-            vectors=semantic["vectors"], labels=semantic["labels"].astype(np.int64), classes=len(semantic["bias"])
-        ),
-    }
-
-
-def _check_shapes(folder: Path, heads: dict[str, Any], *, rows: int, dimensions: int, classes: int) -> None:
+def _check_shapes(
+    folder: Path, tables: Mapping[str, Arrays], *, features: LexicalFeatures, dimensions: int, classes: int
+) -> None:
     """ArtifactError unless the tables fit the tokenizer, the encoder and the categories."""
+    lexical, static, semantic = (tables[name] for name in (LEXICAL, STATIC, SEMANTIC))
     expected = {
-        LEXICAL: (heads["lexical"].weights.shape, (heads["lexical"].features.rows, classes)),
-        STATIC: ((len(heads["static"].tokens), len(heads["static_head"].bias)), (rows, classes)),
-        SEMANTIC: (heads["linear"].weights.shape, (dimensions, classes)),
-        f"{STATIC}: means": (heads["places"].means.shape, (classes, heads["static"].tokens.shape[1])),
+        LEXICAL: (lexical["weights"].shape, (features.rows, classes)),
+        STATIC: ((len(static["tokens"]), len(static["bias"])), (features.pieces.size, classes)),
+        SEMANTIC: (semantic["weights"].shape, (dimensions, classes)),
+        f"{STATIC}: means": (static["means"].shape, (classes, static["tokens"].shape[1])),
     }
     for name, (found, wanted) in expected.items():
         if found != wanted:

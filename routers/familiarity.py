@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +25,12 @@ class Familiarity:
     weights: tuple[float, ...]
     bias: float
 
+    def of(self, closeness: Sequence[float]) -> float:
+        """The probability of one text from its (n_measures,)."""
+        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, closeness)) - self.bias))
+
     def __call__(self, closeness: Floats) -> Floats:
-        """Probabilities (n_texts,) from closeness (n_texts, n_measures); or of one text from (n_measures,)."""
+        """Probabilities (n_texts,) from closeness (n_texts, n_measures)."""
         logit = closeness @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
         result: Floats = 1 / (1 + np.exp(-logit))
         return result

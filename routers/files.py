@@ -33,8 +33,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_arrays(path: Path, *names: str) -> Arrays:
-    """The arrays `names` of an .npz file, floats widened to float32; ArtifactError when they cannot be read."""
+def read_arrays(path: Path, *names: str, widen: bool = True) -> Arrays:
+    """The arrays `names` of an .npz file, floats widened to float32 unless told otherwise; ArtifactError when they
+    cannot be read."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in names}
@@ -42,13 +43,13 @@ def read_arrays(path: Path, *names: str) -> Arrays:
         raise ArtifactError(f"{path}: missing; train the router again or name its folder") from None
     except Exception as error:  # zipfile, zlib, KeyError and ValueError all mean the same here
         raise ArtifactError(f"{path}: damaged ({error}); train the router again") from error
-    return {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
+    return {name: a.astype(np.float32) if widen and a.dtype == np.float16 else a for name, a in arrays.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write `arrays`, floats narrowed to float16."""
     narrow: Arrays = {n: a.astype(np.float16) if np.issubdtype(a.dtype, np.floating) else a for n, a in arrays.items()}
-    np.savez_compressed(path, allow_pickle=False, **narrow)
+    np.savez(path, allow_pickle=False, **narrow)  # float16 hardly shrinks, and unpacking it would slow every start
 
 
 def content_version(folder: Path, names: list[str]) -> str:

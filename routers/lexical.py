@@ -25,21 +25,24 @@ class LexicalFeatures:
     def __init__(self, pieces: WordPieces) -> None:
         self.pieces = pieces
         self.rows = pieces.size + BUCKETS
-        self._scripts = Scripts()
-        self._function_words = np.zeros((pieces.size, 2), dtype=np.float32)
-        self._function_words[pieces.known(FOREIGN_WORDS.split()), 0] = 1.0
-        self._function_words[pieces.known(ENGLISH_WORDS.split()), 1] = 1.0
+        self.scripts = Scripts()
+        self.function_words = np.zeros((pieces.size, 2), dtype=np.float32)
+        self.function_words[pieces.known(FOREIGN_WORDS.split()), 0] = 1.0
+        self.function_words[pieces.known(ENGLISH_WORDS.split()), 1] = 1.0
 
     def terms(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Distinct rows of the pieces and pairs in `ids`, and 1 + log(count) of each."""
-        pairs = (((ids[:-1] * 0x9E3779B1 + ids[1:] * 0x85EBCA6B) >> 7) & (BUCKETS - 1)) + self.pieces.size
-        rows, counts = np.unique(np.concatenate((ids, pairs)), return_counts=True)
+        rows, counts = np.unique(np.concatenate((ids, self.pairs(ids))), return_counts=True)
         return rows, np.log(counts, dtype=np.float32) + np.float32(1)
+
+    def pairs(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of every pair of neighbours in `ids`."""
+        return (((ids[:-1] * 0x9E3779B1 + ids[1:] * 0x85EBCA6B) >> 7) & (BUCKETS - 1)) + self.pieces.size
 
     def traits(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Shape (TRAITS,)."""
-        words = self._function_words[ids].sum(axis=0) / max(1, len(ids))
-        return np.concatenate((self._scripts(text), words))
+        words = self.function_words[ids].sum(axis=0) / max(1, len(ids))
+        return np.concatenate((self.scripts(text), words))
 
 
 @dataclass(frozen=True, slots=True)

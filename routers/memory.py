@@ -12,7 +12,7 @@ import numpy as np
 
 from coe.errors import ArtifactError
 from routers.calibration import Floats
-from routers.encoders import OnnxEncoder
+from routers.encoders import TOKENS, OnnxEncoder
 from routers.export import export_encoder
 
 Progress = Callable[[float], None]
@@ -83,10 +83,10 @@ class RememberingEncoder:
 
 
 def open_encoder(
-    network: Path, tokenizer: Path, *, threads: int, memory: Path | None
+    network: Path, tokenizer: Path, *, threads: int, memory: Path | None, tokens: int = TOKENS
 ) -> OnnxEncoder | RememberingEncoder:
     """The encoder in these two files, with the vectors that `memory` holds of the same two."""
-    encoder = OnnxEncoder.load(network, tokenizer, threads=threads)
+    encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens)
     if memory is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 
@@ -13,6 +17,9 @@ if TYPE_CHECKING:
 
 CHARACTERS = 512
 """How much of a text the cheap heads read, so that their time is flat in its length."""
+WORDS, LONGEST_WORD = 30_000, 32
+"""Words whose pieces are remembered, at most about 6 MB, and how many characters such a word may have."""
+_WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 
 
 def cut(text: str, *, characters: int) -> str:
@@ -42,19 +49,50 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 class WordPieces:
-    """Texts to lists of word-piece ids, special tokens left out."""
+    """Texts to word-piece ids, int64 (n_pieces,), special tokens left out. Thread-safe.
+
+    Where the tokenizer is BERT's kind, the pieces of an ASCII word do not depend on its neighbours, and those of words
+    met before are remembered: that takes a fifth of the tokenizer's own time. A special token that is written out in
+    such a text is no special token, and a control character ends a word.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._word_by_word = _is_uncased_bert(tokenizer)
+        self._met: dict[str, bytes] = {}
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: str) -> NDArray[np.int64]:
+        if not (self._word_by_word and text.isascii()):
+            return np.frombuffer(self._encode(text), dtype=np.int64)
+        met, learn = self._met.get, self._learn
+        found = [met(word) or learn(word) for word in _WORD.findall(text.lower())]
+        return np.frombuffer(b"".join(found), dtype=np.int64)
+
+    def _learn(self, word: str) -> bytes:
+        ids = self._encode(word)
+        if len(word) <= LONGEST_WORD:
+            if len(self._met) >= WORDS:
+                self._met.clear()
+            self._met[word] = ids
+        return ids
+
+    def _encode(self, text: str) -> bytes:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError:  # what the Rust side says of a lone surrogate
-            return self._tokenizer.encode(readable(text), add_special_tokens=False).ids
+            ids = self._tokenizer.encode(readable(text), add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int64).tobytes()
 
     def known(self, words: Iterable[str]) -> list[int]:
         """Ids of those `words` that the vocabulary holds whole."""
         ids = (self._tokenizer.token_to_id(word) for word in words)
         return [i for i in ids if i is not None]
+
+
+def _is_uncased_bert(tokenizer: Tokenizer) -> bool:
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normal, cut = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return isinstance(normal, BertNormalizer) and normal.lowercase and isinstance(cut, BertPreTokenizer)

@@ -17,6 +17,7 @@ from routers import Example
 from routers.calibration import Floats
 from routers.cascade import CONFIG, FORMAT, NETWORK, TOKENIZER
 from routers.distill import distil
+from routers.encoders import TOKENS
 from routers.examples import Lessons, prepare
 from routers.export import locate_encoder, quantise
 from routers.files import write_json
@@ -86,6 +87,7 @@ def train(
             "format": FORMAT,
             "kind": "cascade",
             "categories": list(lessons.categories),
+            "tokens": TOKENS,
             "pooling": asdict(pooling),
             "familiarities": asdict(familiarities),
         },
@@ -143,7 +145,7 @@ def represent(
     pieces = WordPieces(load_tokenizer(out / TOKENIZER))
     features = LexicalFeatures(pieces)
     texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
-    ids = [np.array(pieces(text), dtype=np.int64) for text in texts]
+    ids = [pieces(text) for text in texts]
     encoder = open_encoder(out / NETWORK, out / TOKENIZER, threads=threads, memory=memory)
     frame = load_tokenizer(out / TOKENIZER).encode("").ids
     ends = len(frame) // 2

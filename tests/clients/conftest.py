@@ -20,7 +20,7 @@ from tests.clients.model_server import ModelServer
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def upstream() -> Iterator[ModelServer]:
     """In a loop of its own: the clients under test block."""
     server, loop = ModelServer(), asyncio.new_event_loop()
@@ -34,7 +34,7 @@ def upstream() -> Iterator[ModelServer]:
     loop.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def gateway(upstream: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -64,7 +64,7 @@ def build(upstream: str, folder: Path) -> Starlette:
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:
-        async with open_parts(settings, in_use) as opened:
+        async with open_parts(settings, read=lambda *_: in_use) as opened:
             yield opened
 
     return create_app(parts)

@@ -200,6 +200,7 @@ async def test_an_exception_without_a_status_is_garbage_and_keeps_its_text_to_it
     error = provider(server).fault(KeyError("the prompt"), "chat")
     assert isinstance(error, ExpertGarbage)
     assert "the prompt" not in str(error)
+    assert not error.unhealthy
 
 
 async def test_images_are_not_fetched_from_this_network(server: ModelServer) -> None:

@@ -82,12 +82,18 @@ class Served:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + " ", name + "{")))
 
     async def records(self, count: int) -> list[RoutingRecord]:
-        """The log's records once there are so many."""
+        """All the log's records once there are so many."""
         log = open_log(self.declared["log"]["url"], base=self.folder / ".coe")
-        while len(found := (await log.tail(LogQuery(limit=100_000))).records) < count:
-            await asyncio.sleep(0.02)
+        found, cursor = list[RoutingRecord](), ""
+        while page := await log.read(LogQuery(after=cursor, limit=10_000)):
+            found += page.records
+            if page.cursor == cursor:
+                if len(found) >= count:
+                    break
+                await asyncio.sleep(0.02)
+            cursor = page.cursor
         await log.aclose()
-        return list(found)
+        return found
 
 
 def chat(model: str, *, stream: bool = False, text: str = "hi") -> dict[str, Any]:

@@ -16,11 +16,10 @@ from gateway import processes
 from gateway.app import create_app
 from gateway.in_use import ROUTER, InUse
 from gateway.main import open_worker, several
-from gateway.reload import look_at
 from tests.fakes import WordRouter
 
 
-def read(settings: Settings, _: InUse | None = None) -> InUse:
+def read(settings: Settings, _: InUse | None) -> InUse:
     registry = load(settings.config, environ=settings.environ)
     router = WordRouter()
     pointer = settings.artifacts / ROUTER / POINTER
@@ -30,8 +29,7 @@ def read(settings: Settings, _: InUse | None = None) -> InUse:
 
 
 def build(settings: Settings, workers: Path | None) -> Starlette:
-    seen = look_at(settings)
-    return create_app(partial(open_worker, settings, read(settings), workers=workers, seen=seen, read=read))
+    return create_app(partial(open_worker, settings, workers=workers, read=read))
 
 
 if __name__ == "__main__":

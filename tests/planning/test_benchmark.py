@@ -29,7 +29,7 @@ class FirstWord:
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.categories = tuple(sorted({category for _, category in pairs}))
 
-    def peek(self, text: str) -> Prediction | None:
+    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
         return self.predict([text])[0]
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:

@@ -12,7 +12,8 @@ def test_familiarity_is_a_probability_that_rises_with_closeness() -> None:
     familiarity = Familiarity(weights=(4.0, 2.0), bias=-3.0)
     found = familiarity(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
     assert 0 < found[0] < found[1] < found[2] < 1
-    assert familiarity(np.array([0.75, 0.0], dtype=np.float32)) == pytest.approx(0.5)
+    assert familiarity.of((0.75, 0.0)) == pytest.approx(0.5)
+    assert familiarity.of((0.9, 1.0)) == pytest.approx(found[2])
 
 
 def test_where_closeness_tells_nothing_familiarity_is_the_assumed_share_of_known_requests() -> None:

@@ -48,7 +48,7 @@ def test_lone_surrogates_become_readable() -> None:
 
 def test_word_pieces_leave_special_tokens_out(pieces: WordPieces) -> None:
     assert len(pieces("bake bread")) == 2
-    assert pieces("") == []
+    assert len(pieces("")) == 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> N
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=5)]
     texts[0] = "bake bake bake é 中 el der"  # repeated words, other scripts
     labels = np.repeat(np.arange(len(WORDS)), 15)
-    ids = [np.array(pieces(text), dtype=np.int64) for text in texts]
+    ids = [pieces(text) for text in texts]
     data = lexical_matrix(texts, ids, features)
     head = fit_lexical(data, labels, features, strength=10.0, classes=len(WORDS))
     trained = data.matrix @ np.concatenate((head.weights, head.traits)) + head.bias
@@ -103,12 +103,12 @@ def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> N
 def test_unknown_words_flatten_the_lexical_posterior(pieces: WordPieces) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=6)]
-    ids = [np.array(pieces(text), dtype=np.int64) for text in texts]
+    ids = [pieces(text) for text in texts]
     labels = np.repeat(np.arange(len(WORDS)), 15)
     head = fit_lexical(lexical_matrix(texts, ids, features), labels, features, strength=10.0, classes=len(WORDS))
 
     def spread(text: str) -> float:
-        return float(np.ptp(head.look(text, np.array(pieces(text), dtype=np.int64))[0]))
+        return float(np.ptp(head.look(text, pieces(text))[0]))
 
     assert spread("bake bread zq xv jk wq zx") < spread("bake bread")
 

@@ -76,6 +76,17 @@ def test_where_peek_answers_predict_gives_the_same(router: Router) -> None:
             assert glance.confidence == prediction.confidence
 
 
+def test_a_hurried_peek_always_answers_and_says_where_it_would_have_asked(router: Router) -> None:
+    texts = [*ODD_TEXTS[:-2], *(text for name in WORDS for text in sentences(name, count=10, seed=1))]
+    for text in texts:
+        hurried, glance = router.peek(text, hurried=True), router.peek(text)
+        assert hurried is not None
+        assert hurried.stage == ("cheap" if glance else "hurried")
+        assert hurried.probabilities.sum() == pytest.approx(1, abs=1e-4)
+        if glance is not None:
+            np.testing.assert_array_equal(glance.probabilities, hurried.probabilities)
+
+
 def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_company(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=5, seed=2)]
     together = router.predict(texts)

@@ -1,0 +1,69 @@
+"""Other gateways, each as its own documentation starts it with one worker, before the same upstream.
+
+litellm       pip install 'litellm[proxy]'                 (in a virtual environment of its own)
+portkey       npm install @portkey-ai/gateway              (its command is node_modules/.bin/gateway)
+vllm-router   pip install vllm-router
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PORTS = {"litellm": 18092, "portkey": 18093, "vllm-router": 18094}
+COMMANDS = {"litellm": "litellm", "portkey": "gateway", "vllm-router": "vllm-router"}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How it is started, where it says that it is ready, and what a request to it needs beside the others' headers."""
+
+    command: list[str]
+    ready: str
+    env: dict[str, str]
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def find(name: str, given: Mapping[str, str]) -> str | None:
+    """The program of a peer: as given, or on PATH; None where it is not there."""
+    return shutil.which(given.get(name, COMMANDS[name]))
+
+
+def peer(name: str, program: str, *, upstream: str, key: str, folder: Path) -> Peer:
+    return _PEERS[name](program, PORTS[name], upstream, key, folder)
+
+
+def _litellm(program: str, port: int, upstream: str, key: str, folder: Path) -> Peer:
+    config = folder / "litellm.yaml"
+    config.write_text(
+        f"""model_list:
+  - model_name: auto
+    litellm_params: {{model: openai/m, api_base: {upstream}/v1, api_key: none}}
+general_settings: {{master_key: {key}}}
+"""
+    )
+    command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    env = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    return Peer(command, f"http://127.0.0.1:{port}/health/liveliness", env)
+
+
+def _portkey(program: str, port: int, upstream: str, key: str, folder: Path) -> Peer:
+    env = os.environ | {"TRUSTED_CUSTOM_HOSTS": "127.0.0.1,localhost", "NODE_ENV": "production"}
+    headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"}
+    return Peer([program, f"--port={port}", "--headless"], f"http://127.0.0.1:{port}/", env, headers)
+
+
+def _vllm_router(program: str, port: int, upstream: str, key: str, folder: Path) -> Peer:
+    command = [program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", upstream]
+    command += ["--policy", "round_robin", "--prometheus-port", str(port + 100), "--log-level", "error"]
+    return Peer(command, f"http://127.0.0.1:{port}/health", dict(os.environ))
+
+
+_PEERS: Mapping[str, Callable[[str, int, str, str, Path], Peer]] = {
+    "litellm": _litellm,
+    "portkey": _portkey,
+    "vllm-router": _vllm_router,
+}

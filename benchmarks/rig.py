@@ -1,0 +1,203 @@
+"""What the gateway's benchmarks stand on: a static upstream (nginx), the load (wrk), the gateway, and its memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+STARTER = ROOT / "routers" / "starter" / "prompts.jsonl"
+UPSTREAM_PORT, GATEWAY_PORT, REDIS_PORT = 18090, 18091, 18097
+KEY = "sk-benchmark-0123456789abcdef"
+ANSWER = json.dumps(
+    {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10},
+    }
+)
+ACCESS = f"""access:
+  keys:
+    - name: benchmark
+      sha256: {hashlib.sha256(KEY.encode()).hexdigest()}
+      limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000, concurrent_requests: 100000}}
+"""
+LUA = """
+local bodies = {{}}
+for line in io.lines("{bodies}") do bodies[#bodies + 1] = line end
+local at = 0
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+wrk.headers["authorization"] = "Bearer {key}"
+{headers}
+request = function()
+  at = at % #bodies + 1
+  return wrk.format(nil, "/v1/chat/completions", nil, bodies[at])
+end
+done = function(summary, latency)
+  local errors = summary.errors
+  local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  print(string.format("RESULT %f %f %f %d", latency:percentile(50) / 1000, latency:percentile(99) / 1000,
+    summary.requests / summary.duration * 1e6, bad))
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One run of wrk: percentiles in ms, requests per second, requests that failed."""
+
+    p50: float
+    p99: float
+    rps: float
+    failed: float
+
+
+def require(*commands: str) -> None:
+    for command in commands:
+        if shutil.which(command) is None:
+            sys.exit(f"{command} is not on PATH; on Debian: apt-get install nginx-light wrk redis-server")
+
+
+def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = None) -> Path:
+    """A script for wrk that asks the `prompts` (JSONL) in turn."""
+    lines = prompts.read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["prompt"] for line in lines if line]
+    Random(0).shuffle(texts)
+    bodies = folder / "bodies.jsonl"
+    bodies.write_text(
+        "".join(json.dumps({"model": "auto", "messages": [{"role": "user", "content": t}]}) + "\n" for t in texts)
+    )
+    own = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in (headers or {}).items())
+    script = folder / f"load-{len(list(folder.glob('load-*')))}.lua"
+    script.write_text(LUA.format(bodies=bodies, key=KEY, headers=own))
+    return script
+
+
+def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+)", output)
+    assert found is not None, output
+    return Load(*(float(found[i]) for i in (1, 2, 3, 4)))
+
+
+@contextmanager
+def upstream(folder: Path) -> Iterator[None]:
+    """A fixed answer at C speed."""
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        f"""
+        daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;
+        events {{ worker_connections 4096; }}
+        http {{
+          access_log off; client_body_temp_path {folder}/body; client_max_body_size 64m; keepalive_requests 1000000000;
+          client_body_buffer_size 4m;
+          server {{
+            listen 127.0.0.1:{UPSTREAM_PORT};
+            location / {{ default_type application/json; return 200 '{ANSWER}'; }}
+          }}
+        }}"""
+    )
+    command = ["nginx", "-p", str(folder), "-c", str(conf)]
+    with running(command, ready=f"http://127.0.0.1:{UPSTREAM_PORT}/", output=subprocess.DEVNULL):
+        yield
+
+
+@contextmanager
+def gateway(folder: Path, *, workers: int, home: Path, base_url: str) -> Iterator[tuple[psutil.Process, float]]:
+    """The gateway with keys, limits, metrics and log on, every expert at `base_url`; and the seconds until ready."""
+    state = folder / "state"
+    shutil.copytree(home / "artifacts", state / "artifacts")
+    config = folder / "experts.yaml"
+    text = (ROOT / "experts.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^    context_length:.*\n", "", text, flags=re.MULTILINE)
+    served = f"    runtime: external\n    base_url: {base_url}\n    context_length: 1000000"
+    text = text.replace("    runtime: transformers", served)
+    access = ACCESS + (f"  counters: redis://127.0.0.1:{REDIS_PORT}/0\n" if workers > 1 else "")
+    config.write_text(re.sub(r"^access:\n(?:  .*\n)*", access, text, flags=re.MULTILINE))
+    env = os.environ | {"COE_HOME": str(state), "COE_WORKERS": str(workers), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(config), "--port", str(GATEWAY_PORT)]
+    with redis() if workers > 1 else nullcontext():  # workers share what each key has used
+        begin = time.monotonic()
+        with running(command, ready=f"http://127.0.0.1:{GATEWAY_PORT}/health/ready", env=env) as process:
+            yield process, time.monotonic() - begin
+
+
+@contextmanager
+def redis() -> Iterator[None]:
+    require("redis-server")
+    command = ["redis-server", "--port", str(REDIS_PORT), "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(500):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", REDIS_PORT), timeout=1):
+                break
+            time.sleep(0.02)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def running(
+    command: Sequence[str], *, ready: str, env: dict[str, str] | None = None, output: int | None = None
+) -> Iterator[psutil.Process]:
+    """A server from when `ready` answers until the block ends."""
+    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=output)
+    try:
+        _until_answers(ready, process)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _until_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(4500):
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.02)
+    sys.exit(f"nothing answers at {url}")
+
+
+def worker_of(process: psutil.Process) -> psutil.Process:
+    """The process of a server that does the work: the largest."""
+    return max([process, *process.children(recursive=True)], key=lambda found: found.memory_info().rss)
+
+
+def rss_mb(process: psutil.Process) -> float:
+    """Of the largest process. Pages that it shares with its parent count in full."""
+    return round(worker_of(process).memory_info().rss / 1e6, 1)
+
+
+def median(rounds: Sequence[dict[str, float]], key: str) -> float:
+    return round(statistics.median(found[key] for found in rounds), 3)

@@ -1,0 +1,191 @@
+"""Streams through the gateway, a large body, and memory over many requests.
+
+    .venv/bin/python -m benchmarks.streaming [--streams 1000] [--requests 200000] [--json FILE]
+
+`first_byte`: p50 until the first byte at one connection, direct and through the gateway, alternating. `stall`: the
+longest pause between two events of any of the streams, of which the upstream sends one a second each, less the same
+without the gateway. `chunk_us`: the worker's processor time for an event. `body`: processor time of a request of 1 MB
+in as many parses of it. `rss_mb`: of the worker after a tenth of the requests and after all. Needs nginx and wrk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import uvloop
+
+from benchmarks.rig import (
+    GATEWAY_PORT,
+    KEY,
+    ROOT,
+    STARTER,
+    UPSTREAM_PORT,
+    gateway,
+    load_script,
+    require,
+    rss_mb,
+    running,
+    upstream,
+    worker_of,
+    wrk,
+)
+
+DRIP_PORT = 18096
+WORDS = "the quick brown fox jumps over the lazy dog and tells a long story about it "
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=200_000)
+    parser.add_argument("--home", type=Path, default=ROOT / ".coe", help="state folder with the trained router")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    require("nginx", "wrk")
+    report = streamed(options.home, options.streams) | plain(options.home, options.requests)
+    print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def streamed(home: Path, streams: int) -> dict[str, Any]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        command = [sys.executable, "-m", "benchmarks.drip", str(DRIP_PORT)]
+        stack.enter_context(running(command, ready=f"http://127.0.0.1:{DRIP_PORT}/"))
+        base = f"http://127.0.0.1:{DRIP_PORT}/v1"
+        process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))
+        worker = worker_of(process)
+        first = uvloop.run(first_bytes({"direct": DRIP_PORT, "coe": GATEWAY_PORT}, count=300))
+        direct = uvloop.run(many(DRIP_PORT, streams=streams, events=10, gap=1.0))
+        through = uvloop.run(many(GATEWAY_PORT, streams=streams, events=10, gap=1.0))
+        before = cpu(worker)
+        uvloop.run(many(GATEWAY_PORT, streams=20, events=1000, gap=0.001))
+        spent = cpu(worker) - before
+    return {
+        "first_byte_ms": first | {"added": round(first["coe"] - first["direct"], 3)},
+        "stall_ms": {"streams": streams, "direct": direct, "coe": through, "added": round(through - direct, 1)},
+        "chunk_us": round(spent / 20_000 * 1e6, 1),
+    }
+
+
+def plain(home: Path, requests: int) -> dict[str, Any]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(upstream(folder))
+        base = f"http://127.0.0.1:{UPSTREAM_PORT}/v1"
+        process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))
+        body = large_body()
+        parse = best_of(lambda: orjson.loads(body))
+        spent = uvloop.run(large(worker_of(process), body, count=100))
+        script, memory, done = load_script(folder, STARTER), {}, 0.0
+        for share in (requests // 10, requests):
+            while done < share:
+                done += wrk(GATEWAY_PORT, script, connections=32, seconds=5).rps * 5
+            memory[str(share)] = rss_mb(process)
+    costs = {"megabytes": round(len(body) / 1e6, 2), "parse_ms": round(parse * 1e3, 2), "cpu_ms": round(spent * 1e3, 2)}
+    return {"body": costs | {"parses": round(spent / parse, 2)}, "rss_mb": memory}
+
+
+def large_body() -> bytes:
+    """About 1 MB: a conversation of many turns with a long document in it."""
+    turns = [{"role": ("user", "assistant")[i % 2], "content": WORDS * 20} for i in range(301)]
+    return orjson.dumps({"model": "auto", "messages": [*turns, {"role": "user", "content": WORDS * 7000}]})
+
+
+def best_of(work: Any, times: int = 20) -> float:
+    """Seconds."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+async def large(worker: psutil.Process, body: bytes, *, count: int) -> float:
+    """Seconds of the worker's processor time for one request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", GATEWAY_PORT)
+    began = 0.0
+    for index in range(count + 10):
+        if index == 10:
+            began = cpu(worker)
+        writer.write(head(len(body)) + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+    writer.close()
+    return (cpu(worker) - began) / count
+
+
+def head(length: int) -> bytes:
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: x",
+        "content-type: application/json",
+        f"authorization: Bearer {KEY}",
+        f"content-length: {length}",
+    )
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
+async def first_bytes(ports: dict[str, int], *, count: int) -> dict[str, float]:
+    """Median milliseconds from asking to the first byte of the body, one request at a time, ports in turn."""
+    found: dict[str, list[float]] = {name: [] for name in ports}
+    for _ in range(count):
+        for name, port in ports.items():
+            found[name].append((await stream(port, events=1, gap=0.0))[0] * 1e3)
+    return {name: round(statistics.median(times), 3) for name, times in found.items()}
+
+
+async def many(port: int, *, streams: int, events: int, gap: float) -> float:
+    """Milliseconds by which the longest pause in any of the streams exceeds `gap`."""
+
+    async def one(index: int) -> Sequence[float]:
+        await asyncio.sleep(index / streams * max(gap, 0.5))  # evenly over the gap, as real ones would be
+        return await stream(port, events=events, gap=gap)
+
+    found = await asyncio.gather(*(one(index) for index in range(streams)))
+    pauses = [later - earlier for times in found for earlier, later in pairwise(times)]
+    return round((max(pauses) - gap) * 1e3, 1)
+
+
+async def stream(port: int, *, events: int, gap: float) -> list[float]:
+    """When each piece of one stream came, in seconds since it was asked for."""
+    fields = {"model": "auto", "stream": True, "max_tokens": events, "top_p": gap}
+    body = orjson.dumps(fields | {"messages": [{"role": "user", "content": "Write a python function that sorts"}]})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = time.perf_counter()
+    writer.write(head(len(body)) + body)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    times, seen = [], b""
+    while b"[DONE]" not in seen:
+        piece = await reader.read(2**16)
+        assert piece, seen
+        times.append(time.perf_counter() - began)
+        seen = seen[-16:] + piece
+    writer.close()
+    return times
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The cheap heads as they are served compute what the heads compute that training knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from routers import pieces as pieces_module
+from routers.cascade import LEXICAL, STATIC
+from routers.cheap import CheapHeads, Places
+from routers.distill import StaticVectors
+from routers.files import read_arrays
+from routers.lexical import LexicalFeatures, LexicalHead
+from routers.linear import LinearHead
+from routers.pieces import WordPieces, cut, load_tokenizer
+from tests.routers.conftest import WORDS, sentences
+
+Built = tuple[Path, dict[str, Any], list[Any]]
+TEXTS = [
+    *(text for name in WORDS for text in sentences(name, count=5, seed=7)),
+    "",
+    "bake",
+    "bake bake bake bread bread",
+    "the el der bake",
+    "é 中 bake Россия",
+    "Why, oh WHY\tdoes my   oven-baked 'bread'\nfail?!",
+    "bake " * 2000,
+]
+
+
+@pytest.fixture(scope="module")
+def pieces(built: Built) -> WordPieces:
+    return WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
+def test_one_look_equals_the_separate_heads(built: Built, pieces: WordPieces, text: str) -> None:
+    tables = read_arrays(built[0] / STATIC, "tokens", "weights", "bias", "centroids", "means")
+    lexical = LexicalHead.from_arrays(
+        read_arrays(built[0] / LEXICAL, "weights", "idf", "traits", "bias"), LexicalFeatures(pieces)
+    )
+    static, head = StaticVectors(tables["tokens"]), LinearHead.from_arrays(tables)
+    places = Places(centroids=tables["centroids"], means=tables["means"])
+    glance = CheapHeads(lexical, static, head, places)(text)
+
+    read = cut(text, characters=pieces_module.CHARACTERS)
+    ids = pieces(read)
+    logits, known = lexical.look(read, ids)
+    vector = static.vector(ids)
+    np.testing.assert_allclose(glance.lexical, logits, atol=1e-5)
+    np.testing.assert_allclose(glance.vector, vector, atol=1e-6)
+    np.testing.assert_allclose(glance.static, head.logits(vector), atol=1e-5)
+    assert glance.near == pytest.approx(((places.centroids @ vector).max(), known), abs=1e-5)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
+def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: WordPieces, text: str) -> None:
+    whole = load_tokenizer(built[0] / "tokenizer.json").encode(text, add_special_tokens=False).ids
+    assert pieces(text).tolist() == whole
+    assert pieces(text).tolist() == whole  # the second time from memory
+
+
+def test_words_that_are_remembered_stay_bounded(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "WORDS", 3)
+    pieces = WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+    texts = ["bake bread", "a b c d e f", "x" * 1000, "bake bread"]
+    assert [len(pieces(text)) for text in texts] == [2, 6, 1, 2]
+    assert len(pieces._met) <= 3
+    assert all(len(word) <= pieces_module.LONGEST_WORD for word in pieces._met)
