@@ -2,10 +2,12 @@
 
 ROOT/KIND/VERSION/manifest.json + the files it lists      never changed once published
 ROOT/KIND/current                                         the version in use, one line
+ROOT/KIND/history.jsonl                                   what was put into use when, by whom and why
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -23,6 +25,11 @@ from coe.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 POINTER = "current"
+HISTORY = "history.jsonl"
+KEPT = 1000
+"""Lines of history that are kept, the newest."""
+
+By = Literal["train", "plan", "retrain", "hand", "rollback"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,17 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """One move of the pointer, at `time` (Unix seconds): from `was` to `version`, None where none is in use."""
+
+    time: float
+    version: str | None
+    was: str | None
+    by: By
+    why: str
 
 
 class ArtifactStore:
@@ -77,25 +95,75 @@ class ArtifactStore:
             draft.rename(folder)
         return Artifact(folder, manifest)
 
-    def promote(self, version: str) -> None:
-        """Make a published version the one in use. Raises ArtifactError when it is not there."""
+    def promote(self, version: str, *, by: By = "hand", why: str = "") -> None:
+        """Make a published version the one in use; note by whom and why. Raises ArtifactError when it is not there."""
         if not (self._folder / version / MANIFEST).is_file():
             raise ArtifactError(f"{self._folder / version}: no such {self._kind} artifact to promote")
-        pointer = self._folder / f".{POINTER}-{os.getpid()}"
-        pointer.write_text(version + "\n", encoding="ascii")
-        pointer.replace(self._folder / POINTER)
+        with self._moving(version, by, why):
+            replace_file(self._folder / POINTER, version.encode("ascii") + b"\n")
 
-    def forget(self) -> None:
+    def forget(self, *, by: By = "hand", why: str = "") -> None:
         """Have no version in use; what was published stays."""
-        (self._folder / POINTER).unlink(missing_ok=True)
+        with self._moving(None, by, why):
+            (self._folder / POINTER).unlink(missing_ok=True)
+
+    def in_use(self) -> str | None:
+        """The version in use, unread; None where none is."""
+        try:
+            return (self._folder / POINTER).read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return None
+
+    def history(self) -> tuple[Promotion, ...]:
+        """The moves of the pointer, oldest first. Raises ArtifactError where a line of it is damaged."""
+        path = self._folder / HISTORY
+        try:
+            return tuple(Promotion(**orjson.loads(line)) for line in path.read_bytes().splitlines())
+        except FileNotFoundError:
+            return ()
+        except (orjson.JSONDecodeError, TypeError) as error:
+            raise ArtifactError(f"{path}: a line is no promotion ({error}); delete the file to begin anew") from None
+
+    def before(self) -> Promotion | None:
+        """The move that brought the version in use, so that its `was` is what to go back to; None where none is noted.
+
+        Going back does not count as such a move, or going back twice would go forth again.
+        """
+        version = self.in_use()
+        moves = [move for move in self.history() if move.version == version and move.by != "rollback"]
+        return moves[-1] if moves else None
+
+    @contextmanager
+    def _moving(self, version: str | None, by: By, why: str) -> Iterator[None]:
+        """One move at a time, noted once it is done."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known, was = self.history(), self.in_use()
+            yield
+            if was != version:
+                moves = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))[-KEPT:]
+                replace_file(self._folder / HISTORY, b"".join(orjson.dumps(asdict(m)) + b"\n" for m in moves))
 
     def current(self) -> Artifact | None:
         """The version in use, every file checked against its digest; None before the first promotion."""
-        try:
-            version = (self._folder / POINTER).read_text(encoding="ascii").strip()
-        except FileNotFoundError:
-            return None
-        return read(self._folder / version)
+        version = self.in_use()
+        return None if version is None else read(self._folder / version)
+
+    def newest(self) -> str:
+        """The version published last. Raises ArtifactError where there is none."""
+        found = [read(path.parent).manifest for path in self._folder.glob(f"[!.]*/{MANIFEST}")]
+        if not found:
+            raise ArtifactError(f"{self._folder}: no {self._kind} artifact is published yet")
+        return max(found, key=lambda manifest: manifest.created).version
+
+    def published(self, version: str) -> Artifact:
+        """A published version, verified. Raises ArtifactError, which names the versions that there are."""
+        folder = self._folder / version
+        if not (folder / MANIFEST).is_file():
+            known = sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}"))
+            raise ArtifactError(f"{folder}: no such {self._kind} artifact; there are {', '.join(known) or 'none'}")
+        return read(folder)
 
 
 def read(folder: Path) -> Artifact:
@@ -113,6 +181,13 @@ def read(folder: Path) -> Artifact:
                 f"{folder / name}: missing or changed since training; delete {folder.parent} to train anew"
             )
     return Artifact(folder, manifest)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file in one step: readers see the old one or the new one."""
+    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,9 +17,10 @@ from coe.attempts import first_answer
 from coe.conversation import routing_text
 from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
 from coe.errors import InvalidRequest, ModelNotFound
+from coe.exploration import choose
 from coe.leisure import Leisure
 from coe.mapping import Assignment, expected
-from coe.registry import AUTO, ExpertSpec, Registry
+from coe.registry import AUTO, ExpertSpec, Policy, Registry
 
 CHARACTERS_PER_TOKEN = 8
 """More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
@@ -46,6 +48,7 @@ def decide(
     previous: str | None = None,
     charge: NDArray[np.float64] | None = None,
     standings: Mapping[str, Standing] = MappingProxyType({}),
+    uniform: float | None = None,
 ) -> Decision:
     """Choose the expert and the order of fall-back. Pure.
 
@@ -56,7 +59,9 @@ def decide(
     found, where none is declared. `charge`, shape (n_experts,) in units of quality, is taken off beside the plan's
     prices. By their `standings` (one not named there is up and idle) experts that are down go behind all that are up,
     and an overloaded choice gives way to one that is expected to be worse by at most the declared `spill_loss`; neither
-    touches a pin. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
+    touches a pin. `uniform`, drawn from [0, 1), makes a choice by expected quality explore as declared, among experts
+    that are up and not overloaded; the decision then has its exact propensity. Raises ModelNotFound, or InvalidRequest
+    when no expert can take the chat.
     """
     able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
@@ -89,8 +94,28 @@ def decide(
         spare = next(free, first)
         if spare != first and worth[first] - worth[spare] <= policy.spill_loss:
             first, reason = spare, "spilled"
+    propensity = 1.0
+    if uniform is not None and reason == "routed":
+        free = (name for name in trusted if name not in down and standings.get(name, _IDLE).load < 1)
+        first, reason, propensity = _explore(first, free, worth=worth, policy=policy, uniform=uniform)
     ranked.remove(first)
-    return Decision(first, category, confidence, reason, (first, *ranked))
+    candidates = (first, *ranked)
+    return Decision(
+        first, category, confidence, reason, candidates, propensity, tuple(worth[name] for name in candidates)
+    )
+
+
+def _explore(
+    best: str, free: Iterable[str], *, worth: Mapping[str, float], policy: Policy, uniform: float
+) -> tuple[str, Reason, float]:
+    """The expert that is asked, why, and how likely that was; `best` may be among the `free`."""
+    names = tuple(dict.fromkeys((best, *free)))
+    values = np.array([worth[name] for name in names])
+    if np.isneginf(values[0]):  # the plan has nobody for this among those who can
+        return best, "routed", 1.0
+    exploration = policy.exploration
+    index, propensity = choose(values, rate=exploration.rate, loss=exploration.loss, uniform=uniform)
+    return names[index], "explored" if index else "routed", propensity
 
 
 def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
@@ -140,6 +165,7 @@ class Composition:
         self.registry = registry
         self.router = router
         self._assignment = assignment
+        self.assignment_digest = assignment.digest[:16]
         self.experts = experts
         self._threads = threads
         self._doubt = doubt
@@ -160,6 +186,7 @@ class Composition:
 
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
+        explores = self.registry.policy.exploration.rate > 0
         previous = None
         if is_follow_up(chat, wishes.session):
             previous = self._affinity.get(conversation_key(chat, wishes.session))
@@ -172,6 +199,7 @@ class Composition:
             previous=previous,
             charge=wishes.thrift * self._use if wishes.thrift else None,
             standings={name: expert.standing for name, expert in self.experts.items()},
+            uniform=random.random() if explores else None,  # noqa: S311 (nothing secret hangs on it)
         )
 
     async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float) -> Answer:

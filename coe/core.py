@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """What clients and experts speak: four of OpenAI's (Chat Completions first) and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
-Reason = Literal["routed", "uncertain", "sticky", "pinned", "spilled", "fallback"]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
 Scope = Literal["chat", "route", "feedback", "admin"]
 """What an API key may do."""
 
@@ -117,7 +117,8 @@ class Decision:
     """Which expert answers and why. `candidates` is the order of fall-back, the chosen expert first.
 
     `category` and `confidence` describe the conversation, `propensity` is the probability with which the policy chose
-    this expert for it (1.0 where nothing is random).
+    the first candidate for it (1.0 where nothing is random). `worth` is the expected quality less price of each
+    candidate, in their order; empty for a pin, which nothing was weighed for.
     """
 
     expert: str
@@ -126,6 +127,7 @@ class Decision:
     reason: Reason
     candidates: tuple[str, ...]
     propensity: float = 1.0
+    worth: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +208,13 @@ class RoutingRecord:
     """One request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
 
     Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
-    digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates`, the chosen expert and its
-    propensity, and the versions of router and configuration. `digest` is the SHA-256 of the routed text; the text
-    itself (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant`
-    and `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
+    digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates` and the `worth` of each
+    (expected quality less price, to four digits, -inf for one that may not serve the category; empty for a pin), the
+    chosen expert, the propensity of the first candidate, the `exploration` that served (its rate and loss, None where
+    it was off), and the versions of router, configuration and `assignment` (the digest of the plan or of the declared
+    mapping, over the router's categories). `digest` is the SHA-256 of the routed text; the text itself (`prompt`) and
+    its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and `key` name whose
+    request it was, `cost` is in US dollars by the expert's declared prices.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
@@ -243,6 +248,9 @@ class RoutingRecord:
     cost: float | None = None
     prompt: str | None = None
     embedding: bytes | None = field(default=None, repr=False)
+    assignment: str = ""
+    worth: tuple[float, ...] = ()
+    exploration: tuple[float, float] | None = None
     schema: int = 1
 
 
@@ -273,7 +281,8 @@ class RoutingLog(Protocol):
     """Where records live. Appending the same request_id twice keeps one. Raises LogError when the store cannot be used.
 
     `tail` returns the newest `limit` matching records, oldest of them first; `read` walks forward from a cursor and
-    returns an empty page with the same cursor when nothing is new.
+    returns an empty page with the same cursor when nothing is new; `find` returns one record, None where it is not
+    there or not there any more.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
@@ -281,5 +290,7 @@ class RoutingLog(Protocol):
     async def read(self, query: LogQuery) -> LogPage: ...
 
     async def tail(self, query: LogQuery) -> LogPage: ...
+
+    async def find(self, request_id: str) -> RoutingRecord | None: ...
 
     async def aclose(self) -> None: ...

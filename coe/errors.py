@@ -6,6 +6,7 @@ CoEError
 ├── DataError              a data file cannot be used                      (ends the job)
 ├── FleetError             a local expert server cannot be run
 ├── LogError               the routing log cannot be read or written
+├── JobError               another job is at work, or took this one's place
 └── RequestError           one request cannot be answered
     ├── InvalidRequest     the client's request is wrong                   400
     │   ├── BodyTooLarge                                                   413
@@ -13,11 +14,13 @@ CoEError
     │   ├── BodyTooSlow                                                    408
     │   ├── HeadersTooLarge                                                431
     │   ├── ModelNotFound                                                  404
+    │   ├── UnknownRequest feedback for a request that is not in the log   404
     │   ├── Unauthorized   no API key, or one that is not known            401
     │   └── Forbidden      the key's scopes do not cover this              403
     ├── Overloaded         no permit free in time                          429
     ├── LimitReached       what the API key may use is used up             429
     ├── Draining           the process is about to end                     503
+    ├── LogUnavailable     feedback cannot be kept now                     503
     ├── DeadlineExceeded   the request's own time is over                  504
     └── ExpertError        the expert's fault; carries `expert`
         ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
@@ -57,6 +60,10 @@ class FleetError(CoEError):
 
 class LogError(CoEError):
     """The routing log could not be opened, read or written."""
+
+
+class JobError(CoEError):
+    """A job that must be the only one of its kind is not, or cannot tell any longer."""
 
 
 class RequestError(CoEError):
@@ -107,6 +114,12 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class UnknownRequest(InvalidRequest):
+    """Feedback for a request that the routing log does not hold, or that is another tenant's."""
+
+    code = "feedback_unknown_request"
+
+
 class HeadersTooLarge(InvalidRequest):
     """The headers together are longer than any client needs."""
 
@@ -149,6 +162,12 @@ class Draining(_Later):
     """The process finishes what it has and takes nothing new."""
 
     code = "draining"
+
+
+class LogUnavailable(_Later):
+    """The log that must look up a request or keep feedback on it does not answer or takes nothing."""
+
+    code = "log_unavailable"
 
 
 class DeadlineExceeded(RequestError):

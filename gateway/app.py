@@ -14,9 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from coe.core import RoutingLog
+from coe.feedback import FeedbackLog
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.errors import error_body
+from gateway.feedback import FeedbackEndpoint
 from gateway.gauges import Gauges
 from gateway.guard import guarded
 from gateway.health import Health
@@ -46,6 +49,8 @@ class Parts:
     current: Current
     observers: Sequence[Observer]
     metrics: Metrics
+    log: RoutingLog
+    feedback: FeedbackLog
     tracing: Tracing | None = None
     reload: Reload | None = None
 
@@ -100,11 +105,16 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
         Route("/v1/models", guarded(models.list, current, scope=None)),
         Route("/v1/models/{model}", guarded(models.one, current, scope=None)),
         Route("/v1/route", RouteEndpoint(current, admission=admission), methods=["POST"]),
+        Route("/v1/feedback", _feedback(parts), methods=["POST"]),
         Route("/openapi.json", OpenApi(current).endpoint),
         Route("/health/live", health.live),
         Route("/health/ready", health.ready_now),
         Route("/metrics", guarded(parts.metrics.endpoint, current, scope="admin")),
     ]
+
+
+def _feedback(parts: Parts) -> FeedbackEndpoint:
+    return FeedbackEndpoint(parts.current, log=parts.log, feedback=parts.feedback, count=parts.metrics.feedback)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -97,17 +97,23 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _assignment(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
-    """The plan in use over the router's categories, or the declared assignment before the first plan."""
-    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
-    if artifact is None:
-        return declared_assignment(registry, categories)
+def read_plan(registry: Registry, artifact: Artifact) -> Assignment:
+    """The plan as it was made. Raises ArtifactError for one that was made for another declaration."""
     planned = Assignment.from_json((artifact.folder / f"{ASSIGNMENT}.json").read_bytes())
     if artifact.manifest.data != registry.digest or planned.experts != registry.expert_names:
         raise ArtifactError(
             f"plan {artifact.manifest.version} was made for another experts.yaml; run `coe plan` again, "
             "or `coe plan --forget` to go back to the declared assignment"
         )
+    return planned
+
+
+def _assignment(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
+    """The plan in use over the router's categories, or the declared assignment before the first plan."""
+    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
+    if artifact is None:
+        return declared_assignment(registry, categories)
+    planned = read_plan(registry, artifact)
     order = np.array([planned.categories.index(name) for name in categories])
     return replace(
         planned,

@@ -17,7 +17,7 @@ import routers
 from coe.errors import ConfigError
 from coe.experts import endpoints_of, watching
 from coe.experts.client import Client
-from coe.records import RecordWriter, open_log
+from coe.records import RecordWriter, open_feedback, open_log
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, open_limiter
 from gateway.app import Parts, create_app
@@ -85,6 +85,8 @@ async def open_parts(
         session = await stack.enter_async_context(Client())
         log = open_log(registry.log.url, base=settings.home)
         stack.push_async_callback(log.aclose)
+        feedback = open_feedback(registry.log.url, base=settings.home)
+        stack.push_async_callback(feedback.aclose)
         writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
@@ -100,7 +102,7 @@ async def open_parts(
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen))
         observers = (recorder.observe, *observation.observers)
-        yield Parts(current, observers, observation.metrics, observation.tracing, reload)
+        yield Parts(current, observers, observation.metrics, log, feedback, observation.tracing, reload)
 
 
 def serve(settings: Settings) -> None:

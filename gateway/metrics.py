@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.feedback import Kind
 from gateway.tallies import Labels, Tallies, page
 from gateway.trace import Trace
 from gateway.workers import Siblings
@@ -40,6 +41,7 @@ class Metrics:
             _ANSWER,
             expert,
         )
+        self._feedback = tallies.counter("coe_feedback_total", "Feedback that was kept.", ("kind",))
         self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
     def observe(self, trace: Trace) -> None:
@@ -67,6 +69,10 @@ class Metrics:
                 self._tokens.add((*expert, "output"), usage.output_tokens)
         if cost := trace.cost:
             self._cost.add(expert, cost)
+
+    def feedback(self, kind: Kind) -> None:
+        """Count one event that was kept."""
+        self._feedback.add((kind,))
 
     def gauge(self, name: str, text: str, value: Callable[[], float], *, largest: bool = False) -> None:
         """Show a number that somebody else keeps; over several workers their sum, or the `largest`."""

@@ -29,6 +29,10 @@ _PROBLEMS: dict[int, str] = {
     503: "No expert can be reached, or the gateway is about to end.",
     504: "No answer in time.",
 }
+_FEEDBACK_PROBLEMS: dict[int, str] = {status: _PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
+    404: "No such request, or not any more; it is there from a second after the answer's end.",
+    503: "The log does not answer, or the gateway is about to end.",
+}
 _DENIED: dict[int, str] = {401: "No API key, or one that is not known.", 403: "The key may not do this."}
 _LATER = (429, 503)
 """Statuses that say when to come back."""
@@ -112,6 +116,13 @@ def _others(keys: bool) -> Schema:
         parameters=wished,
         requestBody=_body("ChatRequest"),
     )
+    feedback = _operation(
+        "feedback",
+        "What somebody says of an answer: one of score, thumb, preferred, category",
+        {"200": _answer("It is kept.", "Feedback"), **_problems(_FEEDBACK_PROBLEMS)},
+        keys=keys,
+        requestBody=_body("FeedbackRequest"),
+    )
     models = _operation("listModels", "What `model` may be", {"200": _answer("The models.", "Models")}, keys=keys)
     model = _operation(
         "getModel",
@@ -131,6 +142,7 @@ def _others(keys: bool) -> Schema:
     this = {"200": {"description": "This.", "content": {_JSON: {"schema": {"type": "object"}}}}}
     return {
         "/v1/route": {"post": route},
+        "/v1/feedback": {"post": feedback},
         "/v1/models": {"get": models},
         "/v1/models/{model}": {"get": model},
         "/health/live": {"get": live},

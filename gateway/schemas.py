@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from coe.feedback import LONGEST
 from coe.registry import AUTO
 from gateway.dialects import chat, messages, responses
 from gateway.dialects.parts import TEXT_PARTS
+from gateway.feedback import SAYS, THUMBS
 
 Schema = dict[str, Any]
 
@@ -31,6 +33,10 @@ def _object(properties: Schema, *required: str, text: str = "") -> Schema:
 
 def _list(items: Schema, **limits: int) -> Schema:
     return {"type": "array", "items": items, **limits}
+
+
+def _name(text: str) -> Schema:
+    return {"type": "string", "minLength": 1, "maxLength": LONGEST, "description": text}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -156,6 +162,19 @@ COMPONENTS: Schema = {
         },
         *("expert", "category", "confidence", "reason", "candidates", "probabilities", "stage", "router"),
     ),
+    "FeedbackRequest": _object(
+        {
+            "request_id": _name("What the answer's header x-request-id said."),
+            "event_id": _name("The same id is the same event, however often it is sent; left out, the same content."),
+            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "How good the answer was."},
+            "thumb": {"enum": list(THUMBS)},
+            "preferred": _name("The expert that should have answered."),
+            "category": _name("What the request was about."),
+        },
+        "request_id",
+    )
+    | {"additionalProperties": False, "oneOf": [{"required": [name]} for name in SAYS]},
+    "Feedback": _object({"id": TEXT, "request_id": TEXT, "stored": {"const": True}}, *("id", "request_id", "stored")),
     "Model": _object(
         {"id": TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": TEXT},
         *("id", "object", "created", "owned_by"),

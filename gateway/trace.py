@@ -135,6 +135,7 @@ class Trace:
         """The request's line in the routing log."""
         decision, prediction, usage, wishes = self.decision, self.prediction, self.usage, self.wishes
         composition, registry = self.serving.composition, self.serving.registry
+        exploration = registry.policy.exploration
         posterior = [round(p, 5) for p in prediction.probabilities.tolist()] if prediction is not None else []
         return RoutingRecord(
             request_id=self.request_id,
@@ -166,4 +167,7 @@ class Trace:
             key=self.caller.key,
             cost=self.cost,
             prompt=self.text if registry.log.store_prompts and self.text else None,
+            assignment=composition.assignment_digest,
+            worth=tuple(round(worth, 4) for worth in decision.worth) if decision else (),
+            exploration=(exploration.rate, exploration.loss) if exploration.rate else None,
         )

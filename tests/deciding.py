@@ -33,6 +33,7 @@ def decided(
     doubt: float = 0.0,
     familiarity: float = 1.0,
     standings: dict[str, Standing] | None = None,
+    uniform: float | None = None,
     **changes: object,
 ) -> Decision:
     registry = registry_of(**changes)
@@ -44,4 +45,5 @@ def decided(
         doubt=doubt,
         previous=previous,
         standings=standings or {},
+        uniform=uniform,
     )

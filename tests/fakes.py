@@ -15,11 +15,15 @@ from starlette.applications import Starlette
 
 from coe.composition import Composition, declared_assignment
 from coe.core import Call, Prediction, RoutingRecord, Standing, Usage
+from coe.feedback import Feedback
 from coe.registry import Registry
-from gateway.access import Access
+from gateway.access import access_of
+from gateway.access.memory import MemoryLimiter
 from gateway.app import Parts, create_app
 from gateway.current import Current, Serving
+from gateway.line import Observer
 from gateway.metrics import Metrics
+from gateway.tracing import Tracing
 
 
 def registry_of(**changes: Any) -> Registry:
@@ -44,8 +48,10 @@ class WordRouter:
     categories = ("code", "art", "general")
     version = "words"
 
-    def peek(self, text: str) -> Prediction | None:
-        return None if "ponder" in text else self._look(text, "peek")
+    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+        if "ponder" in text:
+            return self._look(text, "hurried") if hurried else None
+        return self._look(text, "peek")
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
@@ -54,6 +60,28 @@ class WordRouter:
         named = [float(name in text) for name in self.categories]
         scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + 0.01
         return Prediction(scores / scores.sum(), stage)
+
+
+class ListLog:
+    """The records and the feedback of a gateway under test, where its `fails` is not raised."""
+
+    def __init__(self, records: list[RoutingRecord]) -> None:
+        self.records = records
+        self.events: list[Feedback] = []
+        self.fails: Exception | None = None
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def find(self, request_id: str) -> RoutingRecord | None:
+        return next((record for record in self.records if record.request_id == request_id), None)
+
+    async def append(self, events: Sequence[Feedback]) -> None:
+        self.asked.set()
+        await self.gate.wait()
+        if self.fails:
+            raise self.fails
+        self.events += events
 
 
 class ScriptedReply:
@@ -131,8 +159,9 @@ class Response:
 class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go."""
 
-    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], records: list[RoutingRecord]) -> None:
-        self.app, self.experts, self.records = app, experts, records
+    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: Current) -> None:
+        self.app, self.experts, self.log, self.current = app, experts, log, current
+        self.records = log.records
         self.leave = asyncio.Event()
         self.first_piece = asyncio.Event()
 
@@ -189,14 +218,21 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway_of(registry: Registry | None = None, **scripts: Any) -> AsyncIterator[Gateway]:
+async def gateway_of(
+    registry: Registry | None = None,
+    *,
+    observers: Sequence[Observer] = (),
+    tracing: Tracing | None = None,
+    **scripts: Any,
+) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`."""
     registry = registry or registry_of()
     experts = {
         name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
     }
-    records: list[RoutingRecord] = []
+    log = ListLog([])
     router = WordRouter()
+    opened: list[Current] = []
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:
@@ -208,9 +244,11 @@ async def gateway_of(registry: Registry | None = None, **scripts: Any) -> AsyncI
                 experts=experts,
                 threads=threads,
             )
-            current, metrics = Current(Serving(composition, Access(registry.access))), Metrics()
-            yield Parts(current, (metrics.observe, lambda trace: records.append(trace.record())), metrics)
+            current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()))), Metrics()
+            opened.append(current)
+            observe = (metrics.observe, lambda trace: log.records.append(trace.record()), *observers)
+            yield Parts(current, observe, metrics, log, log, tracing)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):
-        yield Gateway(app, experts, records)
+        yield Gateway(app, experts, log, opened[0])

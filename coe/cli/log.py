@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -13,12 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.log_export import export
+from coe.cli.spans import seconds
 from coe.core import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_log
 from coe.registry import load
 
 POLL = 0.5
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Count = Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many records.")]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on with new records until Ctrl-C.")]
@@ -28,7 +28,13 @@ Expert = Annotated[str, typer.Option("--expert")]
 Outcome = Annotated[str, typer.Option("--outcome", help="ok, aborted, or an error code.")]
 
 
+app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export them.")
+app.command("export")(export)
+
+
+@app.callback()
 def log(
+    context: typer.Context,
     limit: Count = 20,
     follow: Follow = False,
     since: Since = "",
@@ -38,7 +44,9 @@ def log(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the newest records of the routing log, oldest first."""
+    """List the newest records of the routing log, oldest first; `coe log export` writes them to a file."""
+    if context.invoked_subcommand:
+        return
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     query = LogQuery(category=category, expert=expert, outcome=outcome, limit=limit, since=_since(since))
@@ -99,9 +107,4 @@ def _or_dash(value: int | None) -> str:
 
 
 def _since(text: str) -> float:
-    if not text:
-        return 0.0
-    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if match is None:
-        raise typer.BadParameter("write a number and s, m, h or d, such as 15m", param_hint="--since")
-    return time.time() - int(match[1]) * _UNITS[match[2]]
+    return time.time() - seconds(text, option="--since") if text else 0.0

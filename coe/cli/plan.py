@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
 from coe.errors import ArtifactError, DataError
+from coe.learning.declared_problem import declared_problem
 from coe.learning.quality import read_quality
 from coe.mapping import (
     Assignment,
     Budget,
     ParetoRow,
     Problem,
-    Uses,
     marginal_values,
     planned_quality,
     planned_use,
@@ -31,8 +31,6 @@ from coe.registry import Registry, load
 from coe.scoring import tabulate_softly
 from coe.settings import Settings
 
-TOKENS_IN, TOKENS_OUT = 500, 300
-"""The request that `mean_cost` is reckoned with: tokens read and tokens written."""
 ASSIGNMENT = "assignment.json"
 SAMPLE = 4000
 """Prompts whose posteriors the prices are fitted to."""
@@ -59,7 +57,7 @@ def plan(
     settings = settings_for(config)
     store = ArtifactStore(settings.artifacts, "assignment")
     if forget:
-        store.forget()
+        store.forget(by="plan", why="--forget")
         say("the assignment of experts.yaml is in use; gateways take it at their next start")
         return
     if scores is None:
@@ -76,7 +74,7 @@ def plan(
         with store.draft() as draft:
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
-        store.promote(artifact.manifest.version)
+        store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
     report = _report(problem, assignment, rows)
     if json:
         say_json(report)
@@ -100,11 +98,8 @@ def problem_of(registry: Registry, folder: Path, *, deviations: float) -> tuple[
     table = tabulate_softly(
         registry.category_names, registry.expert_names, member.astype(np.float64), data.scores[:, columns]
     )
-    quality = table.lower(deviations=deviations)
-    for category, expert in registry.assignment.items():
-        _pin(quality[registry.category_names.index(category)], registry.expert_names.index(expert))
     weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
-    problem = Problem.of(table, quality=quality, uses=_uses(registry), budget=_budget(registry), weights=weights)
+    problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
     return problem, data.prompts
 
 
@@ -122,30 +117,6 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
     sample = np.random.default_rng(0).permutation(len(prompts))[:SAMPLE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
     return posteriors[:, [router.categories.index(name) for name in problem.categories]].astype(np.float64)
-
-
-def _pin(row: NDArray[np.float64], column: int) -> None:
-    kept = row[column]
-    row[:] = -np.inf
-    row[column] = kept
-
-
-def _uses(registry: Registry) -> Uses:
-    def known(values: list[float | None]) -> NDArray[np.float64]:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-    experts = registry.experts
-    cost = [(TOKENS_IN * e.prices.input + TOKENS_OUT * e.prices.output) / 1000 for e in experts]
-    return Uses(
-        memory_gb=known([0.0 if e.runtime == "external" else e.memory_gb for e in experts]),
-        active_b=known([e.active_parameters_b for e in experts]),
-        cost=np.array(cost),
-        latency_ms=known([e.latency_ms for e in experts]),
-    )
-
-
-def _budget(registry: Registry) -> Budget:
-    return Budget(**registry.budget.model_dump())
 
 
 def _limits(text: str) -> tuple[str, list[float]]:

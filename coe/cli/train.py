@@ -36,7 +36,7 @@ def train(
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         metrics = routers.build(examples, encoder=encoder or registry.router.encoder, out=draft, progress=progress)
         artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
-    store.promote(artifact.manifest.version)
+    store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     _report(artifact, json)
 
 

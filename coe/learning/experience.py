@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.feedback import KINDS, RATINGS, WEIGHT
+from coe.feedback import KINDS
+from coe.learning.feedback import RATINGS, WEIGHT
 
 NONE = -1
 """In a column of indices: nothing."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL, RoutingRecord
 from coe.errors import DataError
+from coe.feedback import KINDS, Feedback
 from coe.learning.experience import NONE, Experience
-from coe.learning.feedback import KINDS, Feedback, rank, reward
+from coe.learning.feedback import rank, reward
 
 LIMIT = 1_000_000
 """Requests that are kept, the newest. A million with 14 categories and 9 experts take 250 MB while they are gathered,

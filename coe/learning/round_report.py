@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from coe.feedback import KINDS
 from coe.learning.experience import Experience
-from coe.learning.feedback import KINDS
 from coe.learning.retrain import Current, Round
 
 

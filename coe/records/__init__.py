@@ -1,4 +1,4 @@
-"""The routing log: where it is opened, and the writer that keeps it off the request path."""
+"""The routing log and the feedback beside it: where they are opened, and the writer off the request path."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 from coe.core import RoutingLog
 from coe.errors import ConfigError
+from coe.feedback import FeedbackLog
 from coe.records.writer import RecordWriter
 
-__all__ = ["RETENTION", "RecordWriter", "open_log"]
+__all__ = ["RETENTION", "RecordWriter", "open_feedback", "open_log"]
 
 RETENTION = 500_000
 """Records a log keeps unless told otherwise; older ones make room. About 1.6 kB each, so 0.8 GB at most."""
@@ -23,15 +24,31 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION) -> RoutingLog:
     Nothing is connected or created before the first read or append, so a server that is away delays nobody.
     Raises ConfigError for an address that cannot be meant; the message never repeats `url`, which may hold a password.
     """
-    scheme = url.partition(":")[0] if ":" in url else ""
-    if scheme == "sqlite":
+    if _scheme(url) == "sqlite":
         from coe.records.sqlite import SqliteLog
 
         return SqliteLog(base / _sqlite_path(url), retention=retention)
-    if scheme in ("redis", "rediss"):
-        from coe.records.redis import RedisLog
+    from coe.records.redis import RedisLog
 
-        return RedisLog(url, retention=retention)
+    return RedisLog(url, retention=retention)
+
+
+def open_feedback(url: str, *, base: Path, retention: int = RETENTION) -> FeedbackLog:
+    """The feedback kept beside the routing log at `url`, its newest `retention` events; otherwise as `open_log`."""
+    if _scheme(url) == "sqlite":
+        from coe.records.sqlite_feedback import SqliteFeedback
+
+        return SqliteFeedback(base / _sqlite_path(url), retention=retention)
+    from coe.records.redis_feedback import RedisFeedback
+
+    return RedisFeedback(url, retention=retention)
+
+
+def _scheme(url: str) -> str:
+    """`sqlite`, `redis` or `rediss`. Raises ConfigError for anything else."""
+    scheme = url.partition(":")[0] if ":" in url else ""
+    if scheme in ("sqlite", "redis", "rediss"):
+        return scheme
     raise ConfigError(f"routing log: {scheme or 'no scheme'!r} is not a kind of log; {FORMS}")
 
 

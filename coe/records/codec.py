@@ -50,6 +50,10 @@ def _record(values: dict[str, Any]) -> RoutingRecord:
         raise LogError(f"a damaged record lacks {', '.join(sorted(missing))}; remove it from the log")
     known = {name: value for name, value in values.items() if name in _KNOWN}
     known["candidates"] = tuple(known["candidates"])
+    known["worth"] = tuple(-math.inf if value is None else float(value) for value in known.get("worth", ()))
+    if known.get("exploration") is not None:
+        rate, loss = known["exploration"]
+        known["exploration"] = float(rate), float(loss)
     known["probabilities"] = {name: _number(value) for name, value in known["probabilities"].items()}
     known.update({name: _number(known[name]) for name in _FLOATS})
     embedding = known.get("embedding")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from coe.core import LogPage, LogQuery, RoutingRecord
-from coe.errors import ConfigError, LogError
+from coe.errors import LogError
 from coe.records.codec import decode, encode
+from coe.records.connection import Connection
 from coe.records.selection import filters, matches, page_size
 
 STREAM = "coe:records"
@@ -22,19 +22,21 @@ CHUNK = 1_000  # entries fetched at a time while filtering
 SCAN = 50_000  # entries one filtered call looks at, at most
 SKEW_MS = 3_600_000  # how far the gateways' clocks and the server's may differ
 
-CONNECT_SECONDS = 2.0
-ANSWER_SECONDS = 5.0
-CONNECTIONS = 8
+EPOCH_MS = 1_700_000_000_000
+PER_MS = 4_096
+# A request id's score is (milliseconds - EPOCH_MS) * PER_MS + number of its record's stream id: exact in a double until
+# 2093, in the order of the stream, and the way from id to record that costs no memory. Earlier versions counted from 1:
+# such scores are below all of these and lead nowhere. So would one of more than PER_MS records in a millisecond.
 
 # One step for the server, so an id is remembered exactly when its record was added, also across a crash with
 # append-only persistence. Ids outlive their records a little: the stream is trimmed by whole nodes.
-APPEND = """
-local last = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-local number = tonumber(last[2] or '0')
+APPEND = f"""
 for i = 3, #ARGV, 2 do
-  number = number + 1
-  if redis.call('ZADD', KEYS[2], 'NX', number, ARGV[i]) == 1 then
-    redis.call('XADD', KEYS[1], '*', 'record', ARGV[i + 1])
+  if not redis.call('ZSCORE', KEYS[2], ARGV[i]) then
+    local key = redis.call('XADD', KEYS[1], '*', 'record', ARGV[i + 1])
+    local milliseconds, number = string.match(key, '(%d+)-(%d+)')
+    local score = (milliseconds - {EPOCH_MS}) * {PER_MS} + number
+    redis.call('ZADD', KEYS[2], string.format('%.0f', score), ARGV[i])
   end
 end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1])
@@ -54,45 +56,19 @@ class RedisLog:
 
     def __init__(self, url: str, *, retention: int) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
-
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                timeout=ANSWER_SECONDS,
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
-                retry=Retry(NoBackoff(), 1),  # a pooled connection may have died since; appending twice is harmless
-            )
-            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
-        except (ValueError, TypeError):
-            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
-            raise ConfigError(
-                "routing log: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
-            ) from None
-        self._place = (
-            f"redis at {pool.connection_kwargs.get('host', 'localhost')}:{pool.connection_kwargs.get('port', 6379)}"
-        )
-        self._client: Redis = Redis(connection_pool=pool)
-        self._append = self._client.register_script(APPEND)
-        self._errors = (RedisError, OSError)
+        self._redis = Connection(url)
+        self._append = self._redis.client.register_script(APPEND)
         self._retention = retention
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
         """Add the records in order; what a failure leaves unsaid may be appended again. Raises LogError."""
         for arguments in _batches(records):
-            try:
-                await self._append(keys=[STREAM, IDS], args=[self._retention, self._retention + ID_SLACK, *arguments])
-            except self._errors as error:
-                raise self._failure(error) from error
+            sizes = (self._retention, self._retention + ID_SLACK)
+            await self._redis.answer(self._append(keys=[STREAM, IDS], args=[*sizes, *arguments]))
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""
-        size, found, cursor = page_size(query), list[RoutingRecord](), query.after
+        size, found, cursor = page_size(query.limit), list[RoutingRecord](), query.after
         if not size:
             return LogPage((), cursor)
         async with aclosing(self._walk(query, newest_first=False)) as entries:
@@ -105,7 +81,7 @@ class RedisLog:
 
     async def tail(self, query: LogQuery) -> LogPage:
         """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
-        size, found, cursor = page_size(query), list[RoutingRecord](), ""
+        size, found, cursor = page_size(query.limit), list[RoutingRecord](), ""
         async with aclosing(self._walk(query, newest_first=True)) as entries:
             async for key, record in entries:
                 cursor = cursor or key
@@ -115,14 +91,25 @@ class RedisLog:
                     found.append(record)
         return LogPage(tuple(reversed(found)), cursor or query.after)
 
+    async def find(self, request_id: str) -> RoutingRecord | None:
+        """The record of that id; None too for one that an earlier CoE appended. Raises LogError."""
+        score = await self._redis.answer(self._redis.client.zscore(IDS, request_id))
+        if score is None or score < 0:
+            return None
+        key = _key(int(score))
+        for _, fields in await self._redis.answer(self._redis.client.xrange(STREAM, min=key, max=key)):
+            record = decode(fields[b"record"])
+            if record.request_id == request_id:
+                return record
+        return None
+
     async def aclose(self) -> None:
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        await self._redis.aclose()
 
     async def _walk(self, query: LogQuery, *, newest_first: bool) -> AsyncGenerator[Entry]:
         """Entries after the query's cursor, SCAN of them at most, in chunks."""
         start, end = self._start(query), "+"
-        chunk = CHUNK if filters(query) else min(CHUNK, page_size(query) + 1)
+        chunk = CHUNK if filters(query) else min(CHUNK, page_size(query.limit) + 1)
         for _ in range(0, SCAN, chunk):
             entries = await self._fetch(start, end, count=chunk, newest_first=newest_first)
             for key, fields in entries:
@@ -135,13 +122,13 @@ class RedisLog:
     async def _fetch(
         self, start: str, end: str, *, count: int, newest_first: bool
     ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        try:
-            if newest_first:
-                entries: Any = await self._client.xrevrange(STREAM, max=end, min=start, count=count)
-            else:
-                entries = await self._client.xrange(STREAM, min=start, max=end, count=count)
-        except self._errors as error:
-            raise self._failure(error) from error
+        client = self._redis.client
+        command = (
+            client.xrevrange(STREAM, max=end, min=start, count=count)
+            if newest_first
+            else client.xrange(STREAM, min=start, max=end, count=count)
+        )
+        entries = await self._redis.answer(command)
         return list(entries)
 
     def _start(self, query: LogQuery) -> str:
@@ -150,16 +137,19 @@ class RedisLog:
         if not query.after:
             return since
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", query.after):
-            raise LogError(f"{self._place}: {query.after!r} is no cursor of this log; start again without one")
+            raise LogError(f"{self._redis.place}: {query.after!r} is no cursor of this log; start again without one")
         return since if _order(since) > _order(query.after) else "(" + query.after
-
-    def _failure(self, error: Exception) -> LogError:
-        return LogError(f"{self._place}: {error}; check that it runs, takes writes and has memory")
 
 
 def _order(key: str) -> tuple[int, int]:
     milliseconds, _, number = key.partition("-")
     return int(milliseconds), int(number)
+
+
+def _key(score: int) -> str:
+    """The stream id that a score stands for."""
+    since, number = divmod(score, PER_MS)
+    return f"{EPOCH_MS + since}-{number}"
 
 
 def _batches(records: Sequence[RoutingRecord]) -> Iterator[list[str | bytes]]:

@@ -1,16 +1,26 @@
-"""What a LogQuery selects, for stores that cannot filter by themselves, and how large one page may be."""
+"""What a LogQuery selects, for stores that cannot filter by themselves, and what pages and cursors may be."""
 
 from __future__ import annotations
 
 from coe.core import LogQuery, RoutingRecord
+from coe.errors import LogError
 
 PAGE = 10_000
 """Records in one page at most, whatever the query asks for."""
 
 
-def page_size(query: LogQuery) -> int:
-    """How many records the query gets: its limit, between 0 and PAGE."""
-    return max(0, min(query.limit, PAGE))
+def page_size(limit: int) -> int:
+    """How many entries a page of that limit gets: between 0 and PAGE."""
+    return max(0, min(limit, PAGE))
+
+
+def position(cursor: str, *, place: str) -> int:
+    """A cursor that is a number, 0 for none. Raises LogError for what no log at `place` gave."""
+    if not cursor:
+        return 0
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise LogError(f"{place}: {cursor!r} is no cursor of this log; start again without one")
+    return int(cursor)
 
 
 def filters(query: LogQuery) -> bool:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coe.core import LogPage, LogQuery, RoutingRecord
-from coe.errors import LogError
 from coe.records.codec import decode, encode
 from coe.records.database import Database, Migration
-from coe.records.selection import page_size
+from coe.records.selection import page_size, position
 
 # An index on one column also orders its rows by seq, so a filtered page needs no sorting.
 MIGRATIONS: tuple[Migration, ...] = (
@@ -29,7 +28,17 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX records_expert ON records (expert)",
         "CREATE INDEX records_outcome ON records (outcome)",
     ),
+    (
+        """CREATE TABLE feedback (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            slot BLOB NOT NULL UNIQUE,
+            event_id TEXT NOT NULL,
+            time REAL NOT NULL,
+            event BLOB NOT NULL
+        )""",
+    ),
 )
+"""Of the file, which holds the feedback too."""
 
 INSERT = "INSERT OR IGNORE INTO records (request_id, time, category, expert, outcome, record) VALUES (?, ?, ?, ?, ?, ?)"
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
@@ -54,7 +63,7 @@ class SqliteLog:
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""
-        after, size = self._position(query.after), page_size(query)
+        after, size = position(query.after, place=str(self._database.path)), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
             rows = _select(connection, query, after=after, order="ASC", size=size)
@@ -65,7 +74,7 @@ class SqliteLog:
 
     async def tail(self, query: LogQuery) -> LogPage:
         """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
-        after, size = self._position(query.after), page_size(query)
+        after, size = position(query.after, place=str(self._database.path)), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
             rows = _select(connection, query, after=after, order="DESC", size=size)
@@ -73,15 +82,17 @@ class SqliteLog:
 
         return await self._database.read(work)
 
+    async def find(self, request_id: str) -> RoutingRecord | None:
+        """The record of that id. Raises LogError."""
+
+        def work(connection: sqlite3.Connection) -> RoutingRecord | None:
+            row = connection.execute("SELECT record FROM records WHERE request_id = ?", (request_id,)).fetchone()
+            return decode(row[0]) if row else None
+
+        return await self._database.read(work)
+
     async def aclose(self) -> None:
         await self._database.aclose()
-
-    def _position(self, cursor: str) -> int:
-        if not cursor:
-            return 0
-        if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-            raise LogError(f"{self._database.path}: {cursor!r} is no cursor of this log; start again without one")
-        return int(cursor)
 
 
 def _row(record: RoutingRecord) -> tuple[str, float, str, str, str, bytes]:

@@ -106,6 +106,16 @@ class RouterSpec(_Declared):
     """Prompts with categories (JSONL or parquet) beside this file; the shipped starter prompts when empty."""
 
 
+class Exploration(_Declared):
+    """Now and then another expert than the best, so that the log tells how good others are and a change can be judged
+    before it is made. Off at rate 0: the log then tells of each expert only where it is chosen anyway."""
+
+    rate: Probability = 0.0
+    """Share of the routed requests that try another expert; never a pin, a follow-up that stays, or an unsure one."""
+    loss: Probability = 0.05
+    """Expected quality that such a request may give up at most."""
+
+
 class Policy(_Declared):
     """What the service does when unsure or when an expert fails."""
 
@@ -119,6 +129,7 @@ class Policy(_Declared):
     """What a request's header x-coe-thrift may ask for."""
     spill_loss: Probability = 0.02
     """An overloaded expert's request goes to another that is expected to be worse by at most this."""
+    exploration: Exploration = Exploration()
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """Times experts are asked for one request before giving up, the first included."""
     hedge: bool = False
@@ -239,11 +250,13 @@ class Registry(_Declared):
 
     @cached_property
     def digest(self) -> str:
-        """Short SHA-256 of what routing depends on, without secrets: not of access, limits and log."""
+        """Short SHA-256 of what routing depends on, without secrets: not of access, limits and log, nor of exploration,
+        which no plan depends on (records name it)."""
         plain = self.model_dump(
             mode="json",
             exclude={
                 "experts": {"__all__": {"api_key", "capabilities", "apis"}},
+                "policy": {"exploration"},
                 "access": True,
                 "limits": True,
                 "log": True,

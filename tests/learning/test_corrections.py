@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe.feedback import Feedback
 from coe.learning.corrections import FREE, Correction, corrections, lessons
-from coe.learning.feedback import Feedback
 from coe.learning.gathering import gather
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 

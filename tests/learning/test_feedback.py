@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from coe.errors import InvalidRequest
-from coe.learning.feedback import KINDS, WEIGHT, Feedback, Kind, rank, reward
+from coe.feedback import KINDS, Feedback, Kind
+from coe.learning.feedback import WEIGHT, rank, reward
 
 
 def feedback(kind: Kind, value: float | str | None = None, **fields: Any) -> Feedback:

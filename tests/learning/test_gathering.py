@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import DataError
-from coe.learning.feedback import KINDS, Feedback, Kind
+from coe.feedback import KINDS, Feedback, Kind
 from coe.learning.gathering import Gathered, gather, identity
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 

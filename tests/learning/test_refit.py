@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe.feedback import KINDS
 from coe.learning.evidence import capped, joined, table_of
 from coe.learning.experience import Experience
-from coe.learning.feedback import KINDS
 from coe.learning.refit import Weighting, refit
 from coe.learning.trust import agreements
 from coe.scoring import ScoreTable, tabulate_softly

@@ -1,4 +1,4 @@
-"""The routing logs under test: a SQLite file, and a stream on a real redis-server."""
+"""The logs under test: in a SQLite file, and on a real redis-server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.core import RoutingLog
-from coe.records import open_log
+from coe.feedback import FeedbackLog
+from coe.records import open_feedback, open_log
 from tests.records.redis_server import MISSING, RedisServer, installed
 
 
@@ -51,3 +52,22 @@ async def opened(log_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., Ro
 @pytest.fixture
 def log(opened: Callable[..., RoutingLog]) -> RoutingLog:
     return opened()
+
+
+@pytest.fixture
+async def opened_feedback(log_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., FeedbackLog]]:
+    """Opens the feedback beside that log, as often as a test wants."""
+    logs: list[FeedbackLog] = []
+
+    def build(**options: int) -> FeedbackLog:
+        logs.append(open_feedback(log_url, base=tmp_path, **options))
+        return logs[-1]
+
+    yield build
+    for log in logs:
+        await log.aclose()
+
+
+@pytest.fixture
+def feedback(opened_feedback: Callable[..., FeedbackLog]) -> FeedbackLog:
+    return opened_feedback()

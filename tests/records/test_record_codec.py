@@ -37,8 +37,11 @@ BY_NAME = {
     "session": st.none() | TEXT,
     "prompt": st.none() | TEXT,
     "embedding": st.none() | st.binary(),
+    "worth": st.lists(NUMBER | st.just(-math.inf)).map(tuple),
+    "exploration": st.none() | st.tuples(NUMBER, NUMBER),
     "schema": st.just(1),
 }
+COLLECTIONS = {"candidates": tuple, "probabilities": dict, "worth": tuple}
 RECORDS = st.builds(RoutingRecord, **{field.name: BY_NAME.get(field.name, TEXT) for field in fields(RoutingRecord)})
 
 
@@ -53,8 +56,8 @@ def test_a_decoded_record_has_the_declared_types() -> None:
     one = decode(encode(record(1, embedding=b"\0\1", prompt="hello", session="s")))
     for name, kind in get_type_hints(RoutingRecord).items():
         value = getattr(one, name)
-        assert type(value) in (getattr(kind, "__args__", ()) or (kind,)) or name in ("candidates", "probabilities")
-    assert (type(one.candidates), type(one.probabilities)) == (tuple, dict)
+        assert type(value) in (getattr(kind, "__args__", ()) or (kind,)) or name in COLLECTIONS
+    assert {name: type(getattr(one, name)) for name in COLLECTIONS} == COLLECTIONS
 
 
 def test_numpy_numbers_and_read_only_mappings_are_written_as_plain_json() -> None:
@@ -79,6 +82,13 @@ def test_a_field_that_was_not_there_yet_takes_its_default() -> None:
     assert decode(orjson.dumps(values)) == record()
 
 
+def test_a_line_from_before_the_worth_of_candidates_was_kept_is_read() -> None:
+    values = orjson.loads(encode(record(assignment="abc", worth=(0.5, -math.inf), exploration=(0.05, 0.1))))
+    for name in ("assignment", "worth", "exploration"):
+        del values[name]
+    assert decode(orjson.dumps(values)) == record()
+
+
 def test_a_newer_schema_is_refused_with_the_remedy() -> None:
     with pytest.raises(LogError, match=r"schema 2.*upgrade"):
         decode(encode(record(schema=2)))
@@ -98,6 +108,7 @@ def test_a_newer_schema_is_refused_with_the_remedy() -> None:
         encode(record()).replace(b'["small","large"]', b"5"),
         encode(record()).replace(b'"confidence":0.75', b'"confidence":"high"'),
         encode(record()).replace(b'"embedding":null', b'"embedding":"*"'),
+        encode(record()).replace(b'"exploration":null', b'"exploration":[1]'),
         b"\xff\xfe",
     ],
 )

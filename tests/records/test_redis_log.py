@@ -10,8 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.core import LogQuery, RoutingLog
+from coe.errors import LogError
 from coe.records import open_log
-from tests.records.samples import ids, record, records
+from coe.records.codec import encode
+from tests.records.samples import everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
 
@@ -60,3 +62,43 @@ async def test_since_does_not_look_at_what_was_appended_long_before(log: Routing
     await log.append(records(2))
     assert ids((await log.read(LogQuery(since=1_700_000_001.0))).records) == [record(1).request_id]
     assert ids((await log.tail(LogQuery(since=1_700_000_001.0))).records) == [record(1).request_id]
+
+
+async def test_a_log_that_an_earlier_version_wrote_goes_on(log: RoutingLog, client: Redis) -> None:
+    for number in range(3):
+        await client.zadd("{coe:records}:ids", {record(number).request_id: number + 1})
+        await client.xadd("coe:records", {"record": encode(record(number))})
+    await log.append(records(5))
+    assert await everything(log) == records(5)
+    assert [await log.find(one.request_id) for one in records(5)] == [None, None, None, record(3), record(4)]
+
+
+async def test_an_id_leads_to_its_own_record_or_to_none(log: RoutingLog, client: Redis) -> None:
+    await log.append(records(2))
+    score = await client.zscore("{coe:records}:ids", record(1).request_id)
+    await client.zadd("{coe:records}:ids", {"somebody else's": score})
+    assert await log.find("somebody else's") is None
+
+
+async def test_a_full_redis_says_that_it_is_full(log: RoutingLog, client: Redis) -> None:
+    await log.append([record(0)])
+    await client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(LogError, match="it is full: raise its maxmemory"):
+            await log.append([record(1)])
+        assert await log.find(record(0).request_id) == record(0)
+    finally:
+        await client.config_set("maxmemory", "0")
+    await log.append([record(1)])
+    assert await everything(log) == records(2)
+
+
+async def test_a_read_only_redis_says_that_it_is_a_replica(log: RoutingLog, client: Redis) -> None:
+    await log.append([record(0)])
+    await client.replicaof("127.0.0.1", "1")
+    try:
+        with pytest.raises(LogError, match="it is a read-only replica: name the primary"):
+            await log.append([record(1)])
+        assert await log.find(record(0).request_id) == record(0)
+    finally:
+        await client.replicaof("NO", "ONE")

@@ -162,6 +162,17 @@ async def test_an_id_is_remembered_as_long_as_its_record(opened: Callable[..., R
     assert await everything(log) == kept == appended[-len(kept) :]
 
 
+async def test_a_record_is_found_by_its_id_until_it_makes_room(opened: Callable[..., RoutingLog]) -> None:
+    log = opened(retention=200)
+    assert await log.find(record(0).request_id) is None
+    await log.append(records(1_200))
+    await log.append([record(1_100, outcome="again"), record(1_200, worth=(0.5, 0.25), exploration=(0.05, 0.1))])
+    assert await log.find(record(1_100).request_id) == record(1_100)
+    assert await log.find(record(1_200).request_id) == record(1_200, worth=(0.5, 0.25), exploration=(0.05, 0.1))
+    for unknown in (record(0).request_id, "", "nobody\0's", "' OR 1=1 --"):
+        assert await log.find(unknown) is None
+
+
 async def test_a_large_append_arrives_whole_and_in_order(log: RoutingLog) -> None:
     await log.append([record(number, prompt="x" * 40_000) for number in range(150)] + records(1_100, start=150))
     assert ids(await everything(log)) == ids(records(1_250))

@@ -1,0 +1,83 @@
+"""`coe retrain`: what was logged and said about it becomes a better assignment and router, where that is proven."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.rounds import Outcome, begun, learn_assignment
+from coe.cli.router_rounds import learn_router
+from coe.cli.spans import seconds
+from coe.errors import CoEError
+from coe.settings import Settings
+
+JITTER = 0.1
+"""Part of the interval by which a round may be early or late, so that jobs on several machines do not meet."""
+
+Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as of `coe score`.")]
+Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, such as 12h or 30d.")]
+Every = Annotated[str, typer.Option("--every", help="Go on with a round each such span, such as 6h, until SIGTERM.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Judge and show, and change nothing.")]
+
+
+def retrain(
+    probes: Probes = None,
+    since: Since = "30d",
+    every: Every = "",
+    dry_run: Dry = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Learn from the routing log and its feedback; promote only what a test shows to be better."""
+    settings, window = settings_for(config), seconds(since, option="--since")
+    if not every:
+        _say(learn(settings, probes=probes, window=window, dry_run=dry_run), json)
+        return
+    pause, over = seconds(every, option="--every"), _told_to_stop()
+    while True:
+        try:
+            _say(learn(settings, probes=probes, window=window, dry_run=dry_run), json)
+        except CoEError as error:  # such as a Redis that is away: the next round may find it
+            say_error(f"{error}; next try in about {every}")
+        if over.wait(pause * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311 (nothing secret hangs on it)
+            return
+
+
+def learn(settings: Settings, *, probes: Path | None, window: float, dry_run: bool) -> list[Outcome]:
+    """One round, of the last `window` seconds. Raises JobError where another is at work, or what is wrong."""
+    now = time.time()
+    with begun(settings, since=now - window, now=now, dry_run=dry_run) as job:
+        found, experience = learn_assignment(job, probes=probes)
+        router = learn_router(job, experience) if experience is not None else None
+        return [found] if router is None else [found, router]
+
+
+def _told_to_stop() -> threading.Event:
+    """Set by SIGTERM and SIGINT; a round under way is ended first."""
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    return over
+
+
+def _say(outcomes: Iterable[Outcome], json: bool) -> None:
+    if json:
+        say_json({outcome.kind: asdict(outcome) for outcome in outcomes})
+        return
+    for outcome in outcomes:
+        say(f"{outcome.kind}: {outcome.sentence}")
+        for change in outcome.report.get("changes", ()):
+            say(f"  {change['category']}: {change['from']} -> {change['to']}")
+        if outcome.version:
+            say(f"  version {outcome.version} is in use; gateways take it within a second or two")
+        if outcome.folder:
+            say(f"  report: {outcome.folder}/report.md")

@@ -1,0 +1,209 @@
+"""One round of learning for the assignment: logs, router and plan in; a candidate judged, and promoted or not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from coe.artifacts import ArtifactStore
+from coe.errors import ArtifactError, DataError
+from coe.learning.declared_problem import declared_problem
+from coe.learning.experience import Experience
+from coe.learning.gathering import Gathered, gather
+from coe.learning.one_job import Assure, only_job
+from coe.learning.probe_parts import probe_parts
+from coe.learning.quality import read_quality
+from coe.learning.reading import Logs, open_logs
+from coe.learning.refit import Refit
+from coe.learning.retrain import Current, Plan, Probes, Round, retrain
+from coe.learning.round_files import keep_report, write_report
+from coe.learning.round_report import round_report
+from coe.learning.round_state import Rounds, read_rounds, write_rounds
+from coe.learning.tenure import Tenure
+from coe.mapping import Assignment, solve
+from coe.registry import Registry, load
+from coe.scoring import ScoreTable
+from coe.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.in_use import InUse
+
+ASSIGNMENT, REPORTS = "assignment", "reports"
+SAMPLE = 4000
+"""Requests whose posteriors the prices are fitted to."""
+NOTHING = "nothing to learn from"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one kind of artifact; `version` is what was promoted, `report` is empty without a judgement."""
+
+    kind: str
+    promoted: bool
+    sentence: str
+    version: str | None = None
+    folder: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job under its lock: what is in use, the logs from `since` to `now` (Unix seconds), and the check to make
+    before anything is changed."""
+
+    settings: Settings
+    in_use: InUse
+    logs: Logs
+    assure: Assure
+    since: float
+    now: float
+    dry_run: bool
+
+    @property
+    def registry(self) -> Registry:
+        return self.in_use.registry
+
+    def store(self, kind: str) -> ArtifactStore:
+        return ArtifactStore(self.settings.artifacts, kind)
+
+    def promote(self, kind: str, version: str, *, instead_of: str | None, why: str) -> None:
+        """Raises JobError or ArtifactError, and moves nothing, where anything has changed since the job began."""
+        declared = load(self.settings.config, environ=self.settings.environ).digest
+        if declared != self.registry.digest or self.store(kind).in_use() != instead_of:
+            raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
+        self.assure()
+        self.store(kind).promote(version, by="retrain", why=why)
+
+
+@contextmanager
+def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
+    """Hold the lock and the logs. Raises JobError, LogError, or what is wrong with what is in use."""
+    from gateway.in_use import read_in_use
+
+    url = load(settings.config, environ=settings.environ).log.url
+    with only_job(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
+        yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run)
+
+
+def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experience | None]:
+    """A round, and the experience it learnt from, None where there is none."""
+    registry, assignment = job.registry, job.in_use.assignment
+    began, measured = job.store(ASSIGNMENT).in_use(), _measured(job, probes)
+    last = read_rounds(job.settings.artifacts).get(ASSIGNMENT)
+    known = Rounds(assignment.digest, 0, measured.digest, last.feedback if last else "", job.now, False, NOTHING, "")
+    if last and last.in_use == known.in_use:
+        known = replace(known, judged=last.judged)
+    new, cursor = _new_feedback(job.logs, after=known.feedback)
+    if not new and (last.inputs == known.inputs and last.in_use == known.in_use if last else probes is None):
+        return Outcome(ASSIGNMENT, False, f"{NOTHING}: no feedback is new"), None
+    exploration = registry.policy.exploration
+    declared = (exploration.rate, exploration.loss) if exploration.rate else None
+    tenure = Tenure(assignment.digest, exploration=declared)
+    try:
+        gathered = _gathered(job, tenure)
+    except DataError as error:
+        return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
+    current = Current(assignment, tenure.since, known.judged, exploration.rate, exploration.loss)
+    found = retrain(
+        gathered.experience,
+        current,
+        now=job.now,
+        plan=budgeted(registry, gathered.experience),
+        probes=measured.probes,
+        base=measured.table,
+        guarded=registry.category_names,
+    )
+    report = round_report(found, current, experience=gathered.experience, left_out=gathered.left_out)
+    rounds = replace(known, feedback=cursor, promoted=found.judgement.promote, sentence=found.judgement.sentence)
+    if found.judgement.evidence:
+        rounds = replace(rounds, judged=found.judgement.round_)
+    return _concluded(job, found, report, rounds, began=began), gathered.experience
+
+
+def budgeted(registry: Registry, experience: Experience) -> Plan:
+    """Plans under the declared budget, for the mix of requests that the experience has.
+
+    By shrunk means, not by lower bounds as of measured scores: an expert that is little tried would lose by its bound
+    alone, be explored no more, and stay unknown.
+    """
+    weights = np.maximum(experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
+    sample = np.random.default_rng(0).permutation(len(experience))[:SAMPLE]
+    traffic = experience.posterior[sample].astype(np.float64)
+
+    def plan(refit: Refit) -> Assignment:
+        problem = declared_problem(registry, refit.table, quality=refit.quality, weights=weights)
+        priced = problem.budget.rows().keys() - {"memory_gb"}
+        return solve(problem, traffic=traffic if priced else None)
+
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Measured quality, if any was given; `digest` is that of all a round depends on beside the logs."""
+
+    digest: str
+    table: ScoreTable | None = None
+    probes: Probes | None = None
+
+
+def _measured(job: Job, folder: Path | None) -> _Measured:
+    declared = job.registry.digest
+    if folder is None:
+        return _Measured(declared)
+    data, router = read_quality(folder), job.in_use.router
+    table, probes = probe_parts(
+        data,
+        categories=router.categories,
+        experts=job.registry.expert_names,
+        posteriors=lambda texts: np.stack([found.probabilities for found in router.predict(texts)]),
+    )
+    contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
+    return _Measured(hashlib.sha256(contents).hexdigest(), table, probes)
+
+
+def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:
+    """How many events there are after the cursor, and the cursor after them."""
+    count = 0
+    for page in logs.pages(after=after):
+        count, after = count + len(page.events), page.cursor
+    return count, after
+
+
+def _gathered(job: Job, tenure: Tenure) -> Gathered:
+    return gather(
+        tenure.watched(job.logs.records(since=job.since, until=job.now)),
+        job.logs.feedback(since=job.since),
+        categories=job.in_use.router.categories,
+        experts=job.registry.expert_names,
+    )
+
+
+def _concluded(job: Job, found: Round, report: dict[str, Any], rounds: Rounds, *, began: str | None) -> Outcome:
+    """Promote, or keep the report, and remember the round."""
+    if job.dry_run:
+        return Outcome(ASSIGNMENT, False, f"dry run, nothing is changed; {rounds.sentence}", report=report)
+    version = None
+    if rounds.promoted:
+        with job.store(ASSIGNMENT).draft() as draft:
+            (draft / f"{ASSIGNMENT}.json").write_bytes(found.candidate.to_json())
+            write_report(draft, report)
+            artifact = job.store(ASSIGNMENT).publish(
+                draft, categories=found.candidate.categories, data=job.registry.digest, metrics={}
+            )
+        version, folder = artifact.manifest.version, artifact.folder
+        job.promote(ASSIGNMENT, version, instead_of=began, why=rounds.sentence)
+        rounds = replace(rounds, in_use=found.candidate.digest, judged=0)
+    else:
+        reports = job.settings.artifacts / REPORTS
+        folder = keep_report(reports, partial(write_report, report=report), now=job.now)
+    write_rounds(job.settings.artifacts, ASSIGNMENT, replace(rounds, report=str(folder)))
+    return Outcome(ASSIGNMENT, rounds.promoted, rounds.sentence, version, str(folder), report)

@@ -1,0 +1,156 @@
+"""`coe status`: what is in use, how traffic goes, what has changed, and what the last round of learning came to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coe.artifacts import ArtifactStore
+from coe.cli.common import Config, Json, say_json, settings_for
+from coe.errors import DataError
+from coe.learning.alarms import Alarm, degradation_alarms, share_alarms
+from coe.learning.drift import watch
+from coe.learning.gathering import gather
+from coe.learning.novelty import propose
+from coe.learning.reading import open_logs
+from coe.learning.round_state import read_rounds
+from coe.learning.traffic import Traffic, embeddings, sample
+from coe.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.in_use import InUse
+
+HOUR, DAY, WEEK = 3_600.0, 86_400.0, 604_800.0
+LIMIT = 100_000
+"""Requests of the last week that alarms look at, the newest."""
+FEWEST = 200
+"""Requests of each side below which they are not compared."""
+
+
+def status(config: Config = None, json: Json = False) -> None:
+    """Show what is in use, how the last day's traffic went, drift, alarms, and what was learnt last."""
+    settings = settings_for(config)
+    report = status_report(settings, now=time.time())
+    if json or not sys.stdout.isatty():
+        say_json(report)
+    else:
+        _show(report)
+
+
+def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
+    """All of it, JSON-able; times in Unix seconds, shares and rates from 0 to 1."""
+    from gateway.in_use import read_in_use
+
+    in_use = read_in_use(settings)
+    traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY, hour=now - HOUR)
+    alarms = _alarms(settings, in_use, traffic, now=now)
+    used = {kind: _in_use(settings, kind) for kind in ("router", "assignment")}
+    return {
+        "in_use": {"config": in_use.registry.digest, **used},
+        "traffic": traffic.summary(),
+        "drift": _drift(traffic, days=int((now - (used["router"]["since"] or now)) // DAY)),
+        "alarms": [asdict(alarm) for alarm in alarms],
+        "proposed_categories": _proposals(traffic, in_use),
+        "learning": {kind: asdict(rounds) for kind, rounds in read_rounds(settings.artifacts).items()},
+    }
+
+
+def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
+    """Read the last week once, for the alarms and for `traffic`."""
+    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        try:
+            found = gather(
+                traffic.watched(logs.records(since=now - WEEK, until=now)),
+                logs.feedback(since=now - WEEK),
+                categories=traffic.categories,
+                experts=in_use.registry.expert_names,
+                limit=LIMIT,
+            ).experience
+        except DataError:  # no traffic is no alarm
+            return ()
+    recent, before = (found.part(rows) for rows in (found.time >= now - DAY, found.time < now - DAY))
+    worse = degradation_alarms(before, recent, assignment=in_use.assignment)
+    return share_alarms(recent, in_use.assignment) + worse
+
+
+def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
+    """The version in use, None for what experts.yaml declares, and its last move where one is noted."""
+    store = ArtifactStore(settings.artifacts, kind)
+    moves = store.history()
+    noted = {"since": moves[-1].time, "by": moves[-1].by} if moves else {"since": None, "by": None}
+    return {"version": store.in_use(), **noted}
+
+
+def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:
+    """The last day against the first traffic that the router served. A day is one look, so that asking often neither
+    raises false alarms nor blunts the tests."""
+    if min(len(traffic.first), len(traffic.latest)) < FEWEST:
+        told = f"{len(traffic.first)} earlier requests of this router in the week and {len(traffic.latest)} of the day"
+        return {"reference": f"too little to compare: {told}, {FEWEST} of each are needed", "findings": []}
+    found = watch(sample(traffic.first), sample(list(traffic.latest)), categories=traffic.categories, look=days + 1)
+    reference = f"the first {len(traffic.first)} requests of this router that the week's log has"
+    return {"reference": reference, "findings": [asdict(one) for one in found]}
+
+
+def _proposals(traffic: Traffic, in_use: InUse) -> list[dict[str, Any]]:
+    """Proposed categories; exemplars by prompt where the log keeps it, else by request id."""
+    latest = list(traffic.latest)
+    vectors, rows = embeddings(latest)
+    declared = in_use.registry.policy.general_below
+    found = propose(
+        vectors,
+        np.array([latest[row][1] for row in rows]),
+        np.array([latest[row][0] for row in rows], dtype=np.int64),
+        categories=traffic.categories,
+        below=in_use.doubt if declared is None else declared,
+    )
+    return [
+        {**asdict(one), "sentence": one.sentence, "exemplars": [latest[rows[i]][3] for i in one.exemplars]}
+        for one in found
+    ]
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _lines(report):
+        table.add_row(Text(name, style="bold"), Text(value))
+    Console().print(table)
+
+
+def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    traffic, drift = report["traffic"], report["drift"]
+    lines = [("config", report["in_use"]["config"])]
+    for kind in ("router", "assignment"):
+        used = report["in_use"][kind]
+        since = f", since {_time(used['since'])} by {used['by']}" if used["since"] else ""
+        lines.append((kind, f"{used['version'] or 'as declared'}{since}"))
+    lines.append(("requests", f"{traffic['last_hour']} in the last hour, {traffic['last_day']} in the last day"))
+    lines.append(("rates", f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"))
+    lines += [(name, _said(traffic[name])) for name in ("experts", "categories", "reasons")]
+    if traffic["confidence"]:
+        lines.append(("confidence", "quartiles " + ", ".join(f"{value:.2f}" for value in traffic["confidence"])))
+    lines.append(("drift", drift["reference"]))
+    lines += [("", one["sentence"]) for one in drift["findings"]]
+    lines.append(("alarms", "; ".join(one["sentence"] for one in report["alarms"]) or "none"))
+    lines += [("new category?", one["sentence"]) for one in report["proposed_categories"]]
+    for kind, last in report["learning"].items():
+        lines.append((f"learnt: {kind}", f"{_time(last['time'])}: {last['sentence']}"))
+    return lines
+
+
+def _said(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) or "-"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

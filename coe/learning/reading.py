@@ -1,0 +1,60 @@
+"""Reads the routing log and the feedback beside it page by page, for jobs that are not on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from coe.core import LogQuery, RoutingLog, RoutingRecord
+from coe.feedback import Feedback, FeedbackLog, FeedbackPage
+from coe.records import open_feedback, open_log
+
+PAGE = 2_000
+"""Records or events in memory at a time."""
+
+
+class Logs:
+    """Both logs, opened. Methods raise LogError."""
+
+    def __init__(self, runner: asyncio.Runner, records: RoutingLog, feedback: FeedbackLog) -> None:
+        self._runner, self._records, self._feedback = runner, records, feedback
+
+    def records(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+        """Pages of the records from `since` to `until` (Unix seconds), oldest first; none is empty."""
+        query = LogQuery(since=since, category=category, limit=PAGE)
+        while True:
+            page = self._runner.run(self._records.read(query))
+            if kept := tuple(record for record in page.records if record.time <= until):
+                yield kept
+            if page.cursor == query.after or (page.records and not kept):
+                return
+            query = replace(query, after=page.cursor)
+
+    def pages(self, *, after: str = "") -> Iterator[FeedbackPage]:
+        """Pages of feedback after a cursor, in the order it was stored; none is empty."""
+        while True:
+            page = self._runner.run(self._feedback.read(after=after, limit=PAGE))
+            if page.cursor == after:
+                return
+            after = page.cursor
+            yield page
+
+    def feedback(self, *, since: float = 0.0) -> Iterator[tuple[Feedback, ...]]:
+        """Pages of the events from `since` on, with which a request from then on may have been rated."""
+        for page in self.pages():
+            yield tuple(event for event in page.events if event.time >= since)
+
+
+@contextmanager
+def open_logs(url: str, *, base: Path) -> Iterator[Logs]:
+    """The logs at `url`; relative paths start at `base`."""
+    with asyncio.Runner() as runner:
+        records, feedback = open_log(url, base=base), open_feedback(url, base=base)
+        try:
+            yield Logs(runner, records, feedback)
+        finally:
+            runner.run(feedback.aclose())
+            runner.run(records.aclose())

@@ -1,0 +1,104 @@
+"""What traffic looks like, from pages of records in bounded memory: counts, shares, rates, and samples for tests."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import RoutingRecord
+from coe.learning.drift import Sample
+
+KEPT = 5_000
+"""Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
+
+Looked = tuple[int, float, bytes | None, str]
+"""Category index, confidence, embedding, and the prompt or else the request's id."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Records that pass through `watched`. Those of the last `day` and `hour` (times, Unix seconds, from which on) are
+    counted; those of `router` before the day are the reference that it is compared with."""
+
+    categories: tuple[str, ...]
+    router: str
+    day: float
+    hour: float
+    in_hour: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    by_category: Counter[str] = field(default_factory=Counter)
+    by_expert: Counter[str] = field(default_factory=Counter)
+    first: list[Looked] = field(default_factory=list)
+    latest: deque[Looked] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def watched(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        """The same pages."""
+        for page in pages:
+            for record in page:
+                self._add(record)
+            yield page
+
+    def _add(self, record: RoutingRecord) -> None:
+        looked = None
+        if record.category in self.categories:
+            name = record.prompt or record.request_id
+            looked = self.categories.index(record.category), record.confidence, record.embedding, name
+        if record.time < self.day:
+            if looked and record.router == self.router and len(self.first) < KEPT:
+                self.first.append(looked)
+            return
+        self.in_hour += record.time >= self.hour
+        self.outcomes[record.outcome] += 1
+        if looked:
+            self.reasons[record.reason] += 1
+            self.by_category[record.category] += 1
+            self.by_expert[record.expert] += 1
+            self.latest.append(looked)
+
+    @property
+    def in_day(self) -> int:
+        return self.outcomes.total()
+
+    def summary(self) -> Mapping[str, object]:
+        """Of the last day: counts, shares (0 to 1) and the quartiles of the confidence; JSON-able."""
+        confidence = np.array([one[1] for one in self.latest])
+        failed = self.in_day - self.outcomes["ok"] - self.outcomes["aborted"]
+        return {
+            "last_hour": self.in_hour,
+            "last_day": self.in_day,
+            "error_rate": failed / max(self.in_day, 1),
+            "aborted_rate": self.outcomes["aborted"] / max(self.in_day, 1),
+            "reasons": _shares(self.reasons),
+            "categories": _shares(self.by_category),
+            "experts": _shares(self.by_expert),
+            "confidence": np.quantile(confidence, (0.25, 0.5, 0.75)).round(3).tolist() if len(confidence) else None,
+        }
+
+
+def sample(looked: Sequence[Looked]) -> Sample:
+    """For `drift.watch`; of vectors of different lengths only those as long as the latest one."""
+    return Sample(
+        np.array([one[0] for one in looked], dtype=np.int64),
+        np.array([one[1] for one in looked], dtype=np.float64),
+        embeddings(looked)[0],
+    )
+
+
+def embeddings(looked: Sequence[Looked]) -> tuple[NDArray[np.float32], list[int]]:
+    """The vectors (n_embedded, dimensions) that the log keeps, and which of the requests they belong to."""
+    kept = [(row, one[2]) for row, one in enumerate(looked) if one[2]]
+    if not kept:
+        return np.empty((0, 0), dtype=np.float32), []
+    size = len(kept[-1][1])
+    kept = [(row, vector) for row, vector in kept if len(vector) == size]
+    vectors = np.stack([np.frombuffer(vector, dtype=np.float16) for _, vector in kept]).astype(np.float32)
+    return vectors, [row for row, _ in kept]
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    return {name: count / counts.total() for name, count in counts.most_common()}

@@ -1,0 +1,63 @@
+"""A pool of connections to one Redis: opened on first use, bounded in number and time, every failure a LogError."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+from coe.errors import ConfigError, LogError
+
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 5.0
+CONNECTIONS = 8
+
+
+class Connection:
+    """`client` to ask with, through `answer`; `place` names the server in errors, without its password."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError when `url` cannot be a Redis address."""
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=ANSWER_SECONDS,
+                socket_connect_timeout=CONNECT_SECONDS,
+                socket_timeout=ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 1),  # a pooled connection may have died since; appending twice is harmless
+            )
+            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
+        except (ValueError, TypeError):
+            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
+            raise ConfigError(
+                "routing log: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
+            ) from None
+        self.place = (
+            f"redis at {pool.connection_kwargs.get('host', 'localhost')}:{pool.connection_kwargs.get('port', 6379)}"
+        )
+        self.client: Redis = Redis(connection_pool=pool)
+        self._errors = (RedisError, OSError)
+
+    async def answer(self, command: Awaitable[Any]) -> Any:
+        """What Redis answers. Raises LogError with the remedy."""
+        try:
+            return await command
+        except self._errors as error:
+            raise LogError(f"{self.place}: {error}; {_remedy(str(error))}") from error
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+        await self.client.connection_pool.disconnect()
+
+
+def _remedy(problem: str) -> str:
+    if "OOM command" in problem or problem.startswith("command not allowed when used memory"):
+        return "it is full: raise its maxmemory or give it a log of fewer records"
+    if "READONLY" in problem or "read only replica" in problem:
+        return "it is a read-only replica: name the primary in log.url"
+    return "check that it runs, takes writes and has memory"

@@ -1,0 +1,35 @@
+"""An event of feedback as one line of JSON and back, and the slot it has in a log."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+
+import orjson
+
+from coe.errors import InvalidRequest, LogError
+from coe.feedback import Feedback
+
+_KNOWN = frozenset(field.name for field in fields(Feedback))
+
+
+def slot(event: Feedback) -> bytes:
+    """What it shares with those that it replaces, or that replace it: request, kind and API key, in 16 bytes."""
+    shared = orjson.dumps((event.request_id, event.kind, event.key))
+    return hashlib.blake2b(shared, digest_size=16).digest()
+
+
+def encode(event: Feedback) -> bytes:
+    """UTF-8 JSON without line breaks. Raises LogError where JSON cannot say it."""
+    try:
+        return orjson.dumps(event)
+    except TypeError as error:
+        raise LogError(f"feedback {event.event_id!r} cannot be written as JSON: {error}") from None
+
+
+def decode(line: bytes) -> Feedback:
+    """The event in `line`. Unknown keys are left out. Raises LogError for a damaged line."""
+    try:
+        return Feedback(**{name: value for name, value in orjson.loads(line).items() if name in _KNOWN})
+    except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
+        raise LogError(f"a damaged event of feedback ({error}); remove it from the log") from None

@@ -1,0 +1,193 @@
+"""`POST /v1/feedback`: what somebody says of an answer, kept for the next round of learning."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from coe.core import RoutingLog
+from coe.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    Draining,
+    InvalidRequest,
+    LogError,
+    LogUnavailable,
+    Overloaded,
+    RequestError,
+    UnknownRequest,
+)
+from coe.feedback import LONGEST, Feedback, FeedbackLog, Kind
+from coe.registry import Registry
+from gateway.access import Caller
+from gateway.body import read_json_body
+from gateway.current import Current
+from gateway.cutoff import ClientLeftError
+from gateway.errors import body_of, headers_of, status_of
+from gateway.relay import respond
+
+MAX_BODY = 64 * 1024
+BODY_SECONDS = 5.0
+LOG_SECONDS = 2.0
+"""For looking up the request and keeping what is said of it."""
+LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4)
+"""Seconds before each look for a request: its record may still be on its way into the log."""
+AT_ONCE = 64
+"""Requests that are worked on at a time; they need no permit, since no expert has to do with them."""
+RETRY_AFTER = 1.0
+SAYS = ("score", "thumb", "preferred", "category")
+THUMBS = {"up": 1, "down": -1}
+
+_FIELDS = frozenset(("request_id", "event_id", *SAYS))
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
+_log = logging.getLogger("gateway")
+
+
+class FeedbackEndpoint:
+    """Feedback is kept once, however often it is sent. A request of another tenant is as unknown as one that never was,
+    and takes as long to be."""
+
+    def __init__(
+        self, current: Current, *, log: RoutingLog, feedback: FeedbackLog, count: Callable[[Kind], None]
+    ) -> None:
+        self._current = current
+        self._records = log
+        self._feedback = feedback
+        self._count = count
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serving = self._current.serving
+        try:
+            caller = serving.access.identify(scope["headers"], "feedback")
+            with self._place():
+                event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
+                await self._keep(event, serving.registry)
+            self._count(event.kind)
+            await respond(send, status=200, body=_kept(event))
+        except RequestError as error:
+            await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
+        except ClientLeftError:
+            pass
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._current.admission.closed:
+            raise Draining("this gateway is about to end; send it again", retry_after=RETRY_AFTER)
+        if self._under_way >= AT_ONCE:
+            raise Overloaded(f"{AT_ONCE} other events of feedback are being kept", retry_after=RETRY_AFTER)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    async def _keep(self, event: Feedback, registry: Registry) -> None:
+        """Within LOG_SECONDS. Raises UnknownRequest, InvalidRequest or LogUnavailable."""
+        try:
+            async with asyncio.timeout(LOG_SECONDS):
+                if not await self._is_known(event):
+                    raise UnknownRequest(
+                        f"no request {event.request_id!r} is in the routing log: send what the answer's header "
+                        "x-request-id said, from a second after its end until the log forgets it",
+                        param="request_id",
+                    )
+                _check_name(event, registry)
+                await self._feedback.append([event])
+        except (LogError, TimeoutError) as error:
+            _log.warning("feedback is not kept: %s", str(error) or f"no answer within {LOG_SECONDS:g} s")
+            raise LogUnavailable("feedback cannot be kept now; send it again", retry_after=RETRY_AFTER) from error
+
+    async def _is_known(self, event: Feedback) -> bool:
+        """Whether the request was this tenant's. An id that no gateway gives is not waited for."""
+        for pause in LOOKS if _REQUEST_ID.fullmatch(event.request_id) else LOOKS[:1]:
+            await asyncio.sleep(pause)
+            record = await self._records.find(event.request_id)
+            if record is not None and record.tenant == event.tenant:
+                return True
+        return False
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await read_json_body(scope, receive, limit=MAX_BODY)
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+    except BodyTooLarge:
+        raise BodyTooLarge(f"the body is larger than the {MAX_BODY // 1024} KiB that feedback may have") from None
+
+
+def read_feedback(body: bytes, *, caller: Caller, now: float) -> Feedback:
+    """What a body says, at `now` in Unix seconds. Without an `event_id` the content is its own id. Raises
+    InvalidRequest, which names the field."""
+    fields = _object(body)
+    kind, value = _said(fields)
+    request_id = _text(fields.get("request_id"), "request_id")
+    if "event_id" in fields:
+        event_id = _text(fields["event_id"], "event_id")
+    else:
+        content = orjson.dumps((request_id, kind, value, caller.key))
+        event_id = f"fb_{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+    return Feedback(event_id, request_id, now, kind, value, tenant=caller.tenant, key=caller.key)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    if unknown := sorted(fields.keys() - _FIELDS):
+        name = unknown[0][:64]
+        raise InvalidRequest(f"{name}: feedback has no such field; it has {', '.join(sorted(_FIELDS))}", param=name)
+    return fields
+
+
+def _said(fields: dict[str, Any]) -> tuple[Kind, float | str]:
+    given = [name for name in SAYS if name in fields]
+    if len(given) != 1:
+        raise InvalidRequest(
+            f"send one of {', '.join(SAYS)}, not {len(given)} of them", param=given[1] if given else None
+        )
+    value = fields[given[0]]
+    match given[0]:
+        case "score":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InvalidRequest("score: must be a number from 0 to 1", param="score")
+            return "score", float(value)
+        case "thumb":
+            if not isinstance(value, str) or value not in THUMBS:
+                raise InvalidRequest('thumb: must be "up" or "down"', param="thumb")
+            return "thumb", THUMBS[value]
+        case "preferred":
+            return "preferred", _text(value, "preferred")
+        case _:
+            return "category", _text(value, "category")
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
+        raise InvalidRequest(f"{name}: must be a text of 1 to {LONGEST} characters", param=name)
+    return value
+
+
+def _check_name(event: Feedback, registry: Registry) -> None:
+    """Raises InvalidRequest for an expert or category that is not declared."""
+    known = {"preferred": registry.expert_names, "category": registry.category_names}.get(event.kind)
+    if known is not None and event.value not in known:
+        raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
+
+
+def _kept(event: Feedback) -> bytes:
+    return orjson.dumps({"id": event.event_id, "request_id": event.request_id, "stored": True})

@@ -1,0 +1,270 @@
+"""`POST /v1/feedback`, in process and over real stores."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.errors import LogError
+from coe.feedback import Feedback
+from coe.records import open_feedback
+from gateway import feedback as endpoint
+from tests.access.samples import key_of
+from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.gateway.served import Served, serving
+from tests.observability.pages import value
+from tests.records.redis_server import MISSING, RedisServer, installed
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/feedback"
+NOBODY = "req_" + "0" * 32
+
+
+async def say(gateway: Gateway, *, key: str | None = None, **fields: Any) -> Response:
+    headers = {"content-type": "application/json"} | ({"x-api-key": key} if key else {})
+    return await gateway.post(PATH, orjson.dumps(fields), headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "kept"),
+    [
+        ({"score": 0.25}, "score", 0.25),
+        ({"score": 1}, "score", 1.0),
+        ({"thumb": "up"}, "thumb", 1),
+        ({"thumb": "down"}, "thumb", -1),
+        ({"preferred": "painter"}, "preferred", "painter"),
+        ({"category": "art"}, "category", "art"),
+    ],
+)
+async def test_what_is_said_of_an_answer_is_kept(said: dict[str, Any], kind: str, kept: float | str) -> None:
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        response = await say(gateway, request_id=request_id, event_id="e1", **said)
+        page = (await gateway.post("/metrics", method="GET")).body
+    assert response.status == 200
+    assert response.json == {"id": "e1", "request_id": request_id, "stored": True}
+    (event,) = gateway.log.events
+    assert event == Feedback("e1", request_id, event.time, kind, kept)  # type: ignore[arg-type]
+    assert value(page, "coe_feedback_total", kind=kind) == 1
+
+
+async def test_without_an_event_id_the_content_is_the_id() -> None:
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        first = await say(gateway, request_id=request_id, thumb="up")
+        again = await say(gateway, request_id=request_id, thumb="up")
+        other = await say(gateway, request_id=request_id, thumb="down")
+    assert first.body == again.body
+    assert first.json["id"] != other.json["id"]
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({}, None),
+        ({"score": 1, "thumb": "up"}, "thumb"),
+        ({"score": 1.001}, "score"),
+        ({"score": -0.5}, "score"),
+        ({"score": True}, "score"),
+        ({"score": "1"}, "score"),
+        ({"score": None}, "score"),
+        ({"thumb": "sideways"}, "thumb"),
+        ({"thumb": ["up"]}, "thumb"),
+        ({"preferred": "nobody"}, "preferred"),
+        ({"preferred": ""}, "preferred"),
+        ({"category": "weather"}, "category"),
+        ({"category": 5}, "category"),
+        ({"score": 1, "event_id": ""}, "event_id"),
+        ({"score": 1, "event_id": "x" * 129}, "event_id"),
+        ({"score": 1, "request_id": 7}, "request_id"),
+        ({"score": 1, "stars": 5}, "stars"),
+    ],
+)
+async def test_what_is_wrong_is_refused_by_the_name_of_the_field(said: dict[str, Any], param: str | None) -> None:
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        response = await say(gateway, **({"request_id": request_id} | said))
+    assert response.status == 400
+    assert response.error["param"] == param
+    assert gateway.log.events == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff", b'{"request_id": "\\ud800"}'])
+async def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    async with gateway_of() as gateway:
+        assert (await gateway.post(PATH, body)).status == 400
+
+
+async def test_a_body_is_bounded_in_size_and_must_be_json() -> None:
+    async with gateway_of() as gateway:
+        large = await gateway.post(PATH, b'{"request_id": "' + b"x" * 65_536 + b'"}')
+        text = await gateway.post(PATH, b"{}", headers={"content-type": "text/plain"})
+    assert (large.status, large.error["code"]) == (413, "body_too_large")
+    assert "64 KiB" in large.error["message"]
+    assert text.status == 415
+
+
+async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LOOKS", (0.0, 0.0))
+    async with gateway_of() as gateway:
+        for request_id in (NOBODY, "of somebody else's making"):
+            response = await say(gateway, request_id=request_id, score=1)
+            assert (response.status, response.error["code"]) == (404, "feedback_unknown_request")
+            assert "x-request-id" in response.error["message"]
+
+
+async def test_a_record_that_is_still_on_its_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        late, looks = gateway.records.pop(), []
+        find = gateway.log.find
+
+        async def arriving(request_id: str) -> Any:
+            looks.append(request_id)
+            if len(looks) == 2:
+                gateway.records.append(late)
+            return await find(request_id)
+
+        monkeypatch.setattr(gateway.log, "find", arriving)
+        response = await say(gateway, request_id=request_id, score=1)
+    assert response.status == 200
+    assert looks == [request_id] * 2
+
+
+async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [key_of("alice", tenant="a"), key_of("anna", tenant="a"), key_of("bob"), key_of("mute", scopes=("chat",))]
+    registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
+    looks = []
+    async with gateway_of(registry) as gateway:
+        body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+        headers = {"content-type": "application/json", "x-api-key": "alice"}
+        asked = await gateway.post("/v1/chat/completions", body, headers=headers)
+        request_id = asked.headers["x-request-id"]
+        find = gateway.log.find
+
+        async def looking(request_id: str) -> Any:
+            looks.append(request_id)
+            return await find(request_id)
+
+        monkeypatch.setattr(endpoint, "LOOKS", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(gateway.log, "find", looking)
+        foreign = await say(gateway, key="bob", request_id=request_id, score=0)
+        unknown = await say(gateway, key="bob", request_id=NOBODY, score=0)
+        colleague = await say(gateway, key="anna", request_id=request_id, score=1)
+        assert (await say(gateway, key="mute", request_id=request_id, score=1)).status == 403
+        assert (await say(gateway, request_id=request_id, score=1)).status == 401
+    assert foreign.status == unknown.status == 404
+    assert foreign.body.replace(request_id.encode(), NOBODY.encode()) == unknown.body
+    assert looks == [request_id] * 3 + [NOBODY] * 3 + [request_id]
+    assert colleague.status == 200
+    (event,) = gateway.log.events
+    assert (event.tenant, event.key) == ("a", "anna")
+
+
+async def test_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LOG_SECONDS", 0.01)
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        gateway.log.fails = LogError("redis at 10.0.0.1:6379: OOM")
+        refused = await say(gateway, request_id=request_id, score=1)
+        gateway.log.gate.clear()
+        silent = await say(gateway, request_id=request_id, score=1)
+    for response in (refused, silent):
+        assert (response.status, response.error["code"]) == (503, "log_unavailable")
+        assert response.headers["retry-after"] == "1"
+        assert "10.0.0.1" not in response.error["message"]
+
+
+async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "AT_ONCE", 1)
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        gateway.log.gate.clear()
+        first = asyncio.create_task(say(gateway, request_id=request_id, score=1))
+        await gateway.log.asked.wait()
+        second = await say(gateway, request_id=request_id, thumb="up")
+        assert (second.status, second.headers["retry-after"]) == (429, "1")
+        gateway.log.gate.set()
+        assert (await first).status == 200
+        assert (await say(gateway, request_id=request_id, thumb="up")).status == 200
+
+
+async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
+    async with gateway_of() as gateway:
+        request_id = (await gateway.chat("code")).headers["x-request-id"]
+        gateway.current.admission.closed = True
+        response = await say(gateway, request_id=request_id, score=1)
+    assert (response.status, response.error["code"]) == (503, "draining")
+
+
+# ------------------------------------------------------------------------------------------------- on a real port
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    if not installed():
+        pytest.skip(MISSING)
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+async def ask(served: Served) -> str:
+    async with served.ask("good") as response:
+        await response.read()
+        return response.headers["x-request-id"]
+
+
+async def post(served: Served, **fields: Any) -> tuple[int, dict[str, Any]]:
+    async with served.client.post(f"{served.url}{PATH}", json=fields) as response:
+        return response.status, await response.json()
+
+
+async def kept(served: Served) -> list[Feedback]:
+    log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
+    page = await log.read()
+    await log.aclose()
+    return [replace(event, time=0.0) for event in page.events]
+
+
+async def check(served: Served) -> None:
+    """At once after the answer, repeatedly, and with a change of mind."""
+    request_id = await ask(served)
+    status, body = await post(served, request_id=request_id, thumb="up")
+    assert (status, body["stored"]) == (200, True)
+    assert await post(served, request_id=request_id, thumb="up") == (status, body)
+    assert (await kept(served)) == [Feedback(body["id"], request_id, 0.0, "thumb", 1)]
+    _, changed = await post(served, request_id=request_id, thumb="down")
+    assert (await kept(served)) == [Feedback(changed["id"], request_id, 0.0, "thumb", -1)]
+    assert (await post(served, request_id=NOBODY, thumb="up"))[0] == 404
+
+
+async def test_feedback_reaches_a_sqlite_log_at_once_after_the_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await check(served)
+
+
+async def test_feedback_reaches_redis_and_a_redis_that_hangs_delays_nobody_for_long(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    async with serving(tmp_path, log={"url": redis.url}) as served:
+        await check(served)
+        request_id = await ask(served)
+        assert (await post(served, request_id=request_id, score=0.5))[0] == 200
+        redis.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(5):
+                status, body = await post(served, request_id=request_id, score=1)
+        finally:
+            redis.signal(signal.SIGCONT)
+        assert (status, body["error"]["code"]) == (503, "log_unavailable")
+        assert (await post(served, request_id=request_id, score=1))[0] == 200

@@ -1,0 +1,185 @@
+"""What every FeedbackLog does, asked of each kind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from coe.core import RoutingLog
+from coe.errors import ConfigError, LogError
+from coe.feedback import Feedback, FeedbackLog
+from coe.records import open_feedback
+from coe.records.feedback import decode
+from tests.records.samples import everything, record, records
+
+pytestmark = pytest.mark.anyio
+
+
+def event(number: int = 0, **changes: Any) -> Feedback:
+    """A score of request `number` at second `number`."""
+    fields: dict[str, Any] = {
+        "event_id": f"event-{number:06d}",
+        "request_id": record(number).request_id,
+        "time": 1_700_000_000.125 + number,
+        "kind": "score",
+        "value": 0.5,
+        "tenant": "retail",
+        "key": "shop",
+    }
+    return Feedback(**(fields | changes))
+
+
+async def events(log: FeedbackLog, *, limit: int = 1_000) -> list[Feedback]:
+    """All of them, page by page."""
+    found, cursor = list[Feedback](), ""
+    while True:
+        page = await log.read(after=cursor, limit=limit)
+        found += page.events
+        if page.cursor == cursor:
+            return found
+        cursor = page.cursor
+
+
+async def test_events_come_back_as_they_were_put_and_in_that_order(feedback: FeedbackLog) -> None:
+    put = [
+        event(2),
+        event(1, kind="thumb", value=-1),
+        event(1, kind="preferred", value="größer", key=None, tenant=None),
+        event(1, kind="category", value="law", event_id="né 日本語\n\0'\""),
+        event(0, kind="regenerated", value=None),
+    ]
+    await feedback.append(put)
+    assert await events(feedback) == put
+
+
+async def test_pages_follow_one_another_and_the_cursor_stays_at_the_end(feedback: FeedbackLog) -> None:
+    assert await feedback.read() == await feedback.read(limit=0)
+    await feedback.append([event(number) for number in range(1_250)])
+    assert await events(feedback, limit=99) == [event(number) for number in range(1_250)]
+    end = (await feedback.read(limit=5_000)).cursor
+    again = await feedback.read(after=end)
+    assert (again.events, again.cursor) == ((), end)
+    nothing = await feedback.read(after=end, limit=0)
+    assert (nothing.events, nothing.cursor) == ((), end)
+
+
+async def test_the_same_event_is_kept_once(feedback: FeedbackLog) -> None:
+    await feedback.append([event(1), event(1, time=1_700_000_009.0), event(2)])
+    await feedback.append([event(2), event(1, time=1_700_000_010.0)])
+    assert await events(feedback) == [event(1), event(2)]
+
+
+async def test_a_later_event_replaces_the_earlier_of_its_kind_and_key_and_comes_at_the_end(
+    feedback: FeedbackLog,
+) -> None:
+    first, other = event(1), event(2)
+    kept = [event(1, kind="thumb", value=1), event(1, key="app"), event(1, key=None)]
+    await feedback.append([first, *kept, other])
+    end = (await feedback.read()).cursor
+    later = event(1, event_id="later", time=1_700_000_005.0, value=0.75)
+    await feedback.append([later])
+    assert await events(feedback) == [*kept, other, later]
+    assert (await feedback.read(after=end)).events == (later,)
+
+
+async def test_neither_the_order_of_arrival_nor_repetition_matters(
+    opened_feedback: Callable[..., FeedbackLog],
+) -> None:
+    latest = event(1, event_id="b", time=1_700_000_003.0, value=1.0)
+    put = [event(1, event_id=name, time=1_700_000_003.0 - age) for name, age in (("a", 0), ("z", 1), ("y", 2))]
+    for seed in range(6):
+        shuffled = [latest, *put, latest, *put]
+        random.Random(seed).shuffle(shuffled)
+        log = opened_feedback()
+        for one in shuffled:
+            await log.append([one])
+        assert await events(log) == [latest]
+
+
+async def test_an_explicit_change_of_mind_and_back_ends_where_it_began(feedback: FeedbackLog) -> None:
+    up = event(1, event_id="up", kind="thumb", value=1)
+    await feedback.append([up, event(1, event_id="down", kind="thumb", value=-1, time=2e9)])
+    again = event(1, event_id="up", kind="thumb", value=1, time=2e9 + 1)
+    await feedback.append([again])
+    assert await events(feedback) == [again]
+
+
+async def test_the_oldest_events_make_room_and_changes_of_mind_do_not_drive_out_others(
+    opened_feedback: Callable[..., FeedbackLog],
+) -> None:
+    log = opened_feedback(retention=200)
+    await log.append([event(number) for number in range(100)])
+    await log.append([event(50, event_id=f"again-{n:04d}", time=1_800_000_000.0 + n) for n in range(1_500)])
+    assert len(await events(log)) == 100
+    await log.append([event(number) for number in range(1_000, 2_500)])
+    kept = await events(log)
+    assert 200 <= len(kept) <= 200 + 1_000  # SQLite counts its rows only now and then
+    assert kept == [event(number) for number in range(2_500 - len(kept), 2_500)]
+
+
+async def test_two_writers_at_once_lose_nothing_and_double_nothing(
+    opened_feedback: Callable[..., FeedbackLog],
+) -> None:
+    first, second = opened_feedback(), opened_feedback()
+    parts = [[event(number) for number in range(20 * part, 20 * part + 20)] for part in range(6)]
+    await asyncio.gather(*(log.append(part) for part in parts for log in (first, second)))
+    assert sorted(await events(first), key=lambda one: one.event_id) == [event(number) for number in range(120)]
+
+
+async def test_feedback_and_records_live_in_one_place_and_leave_each_other_alone(
+    log: RoutingLog, feedback: FeedbackLog
+) -> None:
+    await feedback.append([event(1)])
+    await log.append(records(3))
+    await feedback.append([event(2)])
+    assert await everything(log) == records(3)
+    assert await events(feedback) == [event(1), event(2)]
+
+
+@pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2", "1; DROP TABLE feedback", "٣", "9" * 40])
+async def test_a_cursor_from_elsewhere_is_refused_by_name(feedback: FeedbackLog, cursor: str) -> None:
+    with pytest.raises(LogError, match="no cursor of this log"):
+        await feedback.read(after=cursor)
+
+
+async def test_text_that_json_cannot_hold_is_refused_and_keeps_nothing(feedback: FeedbackLog) -> None:
+    with pytest.raises(LogError, match="cannot be written as JSON"):
+        await feedback.append([event(1, kind="preferred", value="half a pair: \ud800")])
+    assert await events(feedback) == []
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"event_id": "e"}', b"\xff"])
+def test_a_damaged_event_is_refused_as_such(line: bytes) -> None:
+    with pytest.raises(LogError, match="damaged event"):
+        decode(line)
+
+
+def test_an_address_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="redis://host:6379/0") as caught:
+        open_feedback("postgres://u:secret@host/db", base=tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+async def full(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+        await client.config_set("maxmemory", "1")
+        yield client
+        await client.config_set("maxmemory", "0")
+
+
+async def test_a_full_redis_refuses_feedback_with_the_remedy(full: Redis, redis_url: str, tmp_path: Path) -> None:
+    log = open_feedback(redis_url, base=tmp_path)
+    with pytest.raises(LogError, match="it is full: raise its maxmemory"):
+        await log.append([event(1)])
+    await full.config_set("maxmemory", "0")
+    await log.append([event(1)])
+    assert await events(log) == [event(1)]
+    await log.aclose()
