@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from coe.core import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import RecordWriter, open_log
 from coe.records.codec import decode, encode
 from coe.records.spool import Spool

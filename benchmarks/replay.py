@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from coe.core import RoutingRecord
 from coe.exploration import choose
 from coe.feedback import Feedback
 from coe.learning.experience import Experience
@@ -20,6 +19,7 @@ from coe.learning.policies import greedy
 from coe.learning.prompts import read_prompts
 from coe.learning.quality import Quality
 from coe.mapping import Assignment, Problem, expected, solve
+from coe.record import RoutingRecord
 from coe.scoring import ScoreTable
 
 RATE, LOSS = 0.1, 0.1

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from coe.core import RoutingLog
 from coe.feedback import FeedbackLog
+from coe.record import RoutingLog
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.errors import error_body

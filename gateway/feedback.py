@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import RoutingLog
 from coe.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -27,6 +26,7 @@ from coe.errors import (
     UnknownRequest,
 )
 from coe.feedback import LONGEST, Feedback, FeedbackLog, Kind
+from coe.record import RoutingLog
 from coe.registry import Registry
 from gateway.access import Caller
 from gateway.body import read_json_body

@@ -11,7 +11,8 @@ from typing import Self
 
 import numpy as np
 
-from coe.core import Encoder, RoutingRecord
+from coe.core import Encoder
+from coe.record import RoutingRecord
 from coe.records import RecordWriter
 from gateway.trace import Trace
 

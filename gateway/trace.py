@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from coe.composition import Answer
-from coe.core import Api, Chat, Decision, Prediction, Reply, RoutingRecord, Usage, Wishes
+from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
 from coe.errors import ExpertError, RequestError
+from coe.record import RoutingRecord
 from coe.registry import Prices
 from gateway.access import Allowance, Caller
 from gateway.current import Serving

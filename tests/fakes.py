@@ -14,8 +14,9 @@ import orjson
 from starlette.applications import Starlette
 
 from coe.composition import Composition, declared_assignment
-from coe.core import Call, Prediction, RoutingRecord, Standing, Usage
+from coe.core import Call, Prediction, Standing, Usage
 from coe.feedback import Feedback
+from coe.record import RoutingRecord
 from coe.registry import Registry
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter

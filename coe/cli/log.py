@@ -14,7 +14,7 @@ import typer
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.cli.log_export import export
 from coe.cli.spans import seconds
-from coe.core import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_log
 from coe.registry import load
 

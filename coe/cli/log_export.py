@@ -13,13 +13,13 @@ import typer
 
 from coe.cli.common import Config, say, settings_for
 from coe.cli.spans import seconds
-from coe.core import RoutingRecord
 from coe.errors import DataError
 from coe.feedback import Feedback
 from coe.learning.feedback import RATINGS
 from coe.learning.gathering import identity
 from coe.learning.quality_files import require_parquet
 from coe.learning.reading import open_logs
+from coe.record import RoutingRecord
 from coe.registry import load
 
 GROUP = 10_000

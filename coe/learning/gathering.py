@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, RoutingRecord
+from coe.core import GENERAL
 from coe.errors import DataError
 from coe.feedback import KINDS, Feedback
 from coe.learning.experience import NONE, Experience
 from coe.learning.feedback import rank, reward
+from coe.record import RoutingRecord
 
 LIMIT = 1_000_000
 """Requests that are kept, the newest. A million with 14 categories and 9 experts take 250 MB while they are gathered,

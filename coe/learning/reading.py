@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from coe.core import LogQuery, RoutingLog, RoutingRecord
 from coe.feedback import Feedback, FeedbackLog, FeedbackPage
+from coe.record import LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_feedback, open_log
 
 PAGE = 2_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from coe.core import RoutingRecord
+from coe.record import RoutingRecord
 
 
 class Tenure:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import RoutingRecord
 from coe.learning.drift import Sample
+from coe.record import RoutingRecord
 
 KEPT = 5_000
 """Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""

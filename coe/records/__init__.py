@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from coe.core import RoutingLog
 from coe.errors import ConfigError
 from coe.feedback import FeedbackLog
+from coe.record import RoutingLog
 from coe.records.writer import RecordWriter
 
 __all__ = ["RETENTION", "RecordWriter", "open_feedback", "open_log"]

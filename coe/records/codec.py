@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from coe.core import RoutingRecord
 from coe.errors import LogError
+from coe.record import RoutingRecord
 
 SCHEMA = 1
 """The newest schema this code reads and the one it writes."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
-from coe.core import LogPage, LogQuery, RoutingRecord
 from coe.errors import LogError
+from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import decode, encode
 from coe.records.connection import Connection
 from coe.records.selection import filters, matches, page_size

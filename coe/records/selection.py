@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coe.core import LogQuery, RoutingRecord
 from coe.errors import LogError
+from coe.record import LogQuery, RoutingRecord
 
 PAGE = 10_000
 """Records in one page at most, whatever the query asks for."""

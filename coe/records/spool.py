@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.core import RoutingRecord
 from coe.errors import LogError
+from coe.record import RoutingRecord
 from coe.records.codec import SCHEMA, decode, encode
 from coe.records.database import Database, Migration
 

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from coe.core import LogPage, LogQuery, RoutingRecord
+from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import decode, encode
 from coe.records.database import Database, Migration
 from coe.records.selection import page_size, position

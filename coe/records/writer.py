@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from coe.core import RoutingLog, RoutingRecord
 from coe.errors import LogError
+from coe.record import RoutingLog, RoutingRecord
 from coe.records.backoff import Backoff
 from coe.records.codec import encode
 from coe.records.spool import Spool

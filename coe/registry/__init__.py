@@ -1,19 +1,9 @@
-"""experts.yaml: what may be declared (`specs`), and the file read and checked (`reading`, `checks`)."""
+"""experts.yaml: what may be declared (`specs`, `policy`, `access`), and the file read and checked."""
 
+from coe.registry.access import Access, ApiKey, KeyLimits, Limits
+from coe.registry.policy import Budget, Policy
 from coe.registry.reading import load, schema
-from coe.registry.specs import (
-    AUTO,
-    Access,
-    ApiKey,
-    Budget,
-    Category,
-    ExpertSpec,
-    KeyLimits,
-    Limits,
-    Policy,
-    Prices,
-    Registry,
-)
+from coe.registry.specs import AUTO, Category, ExpertSpec, Prices, Registry
 
 __all__ = [
     "AUTO",

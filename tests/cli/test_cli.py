@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app, main
-from coe.core import RoutingRecord
+from coe.record import RoutingRecord
 from coe.records import open_log
 
 DECLARED = """\

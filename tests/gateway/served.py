@@ -17,7 +17,7 @@ import orjson
 import psutil
 
 from coe.artifacts import POINTER
-from coe.core import LogQuery, RoutingRecord
+from coe.record import LogQuery, RoutingRecord
 from coe.records import open_log
 from tests.experts.faulty_server import FaultyServer
 

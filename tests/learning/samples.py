@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import RoutingRecord
 from coe.exploration import propensities
 from coe.learning.experience import Experience
+from coe.record import RoutingRecord
 
 CATEGORIES = ("code", "general", "law")
 EXPERTS = ("coder", "generalist", "lawyer")

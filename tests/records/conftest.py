@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from coe.core import RoutingLog
 from coe.feedback import FeedbackLog
+from coe.record import RoutingLog
 from coe.records import open_feedback, open_log
 from tests.records.redis_server import MISSING, RedisServer, installed
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from coe.core import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.errors import LogError
+from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 
 
 def record(number: int = 0, **changes: Any) -> RoutingRecord:

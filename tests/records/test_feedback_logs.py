@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from coe.core import RoutingLog
 from coe.errors import ConfigError, LogError
 from coe.feedback import Feedback, FeedbackLog
+from coe.record import RoutingLog
 from coe.records import open_feedback
 from coe.records.feedback import decode
 from tests.records.samples import everything, record, records

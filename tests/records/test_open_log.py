@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from coe.core import LogQuery
 from coe.errors import ConfigError, LogError
+from coe.record import LogQuery
 from coe.records import open_log
 from tests.records.samples import record
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.core import RoutingRecord
 from coe.errors import LogError
+from coe.record import RoutingRecord
 from coe.records.codec import decode, encode
 from tests.records.samples import record
 

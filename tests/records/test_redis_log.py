@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from coe.core import LogQuery, RoutingLog
 from coe.errors import LogError
+from coe.record import LogQuery, RoutingLog
 from coe.records import open_log
 from coe.records.codec import encode
 from tests.records.samples import everything, ids, record, records

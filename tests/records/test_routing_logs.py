@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from coe.core import LogQuery, RoutingLog
 from coe.errors import LogError
+from coe.record import LogQuery, RoutingLog
 from tests.records.samples import everything, ids, record, records
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,100 @@
+"""One request's line in the routing log, and the log itself as a Protocol; imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRecord:
+    """One request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
+
+    Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
+    digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates` and the `worth` of each
+    (expected quality less price, to four digits, -inf for one that may not serve the category; empty for a pin), the
+    chosen expert, the propensity of the first candidate, the `exploration` that served (its rate and loss, None where
+    it was off), and the versions of router, configuration and `assignment` (the digest of the plan or of the declared
+    mapping, over the router's categories). `digest` is the SHA-256 of the routed text; the text itself (`prompt`) and
+    its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and `key` name whose
+    request it was, `cost` is in US dollars by the expert's declared prices.
+    `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
+    """
+
+    request_id: str
+    time: float
+    category: str
+    confidence: float
+    expert: str
+    reason: str
+    propensity: float
+    candidates: tuple[str, ...]
+    probabilities: Mapping[str, float]
+    stage: str
+    router: str
+    config: str
+    digest: str
+    outcome: str
+    attempts: int
+    stream: bool
+    routing_ms: float
+    first_piece_ms: float | None
+    total_ms: float
+    familiarity: float = 1.0
+    thrift: float = 0.0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    session: str | None = None
+    api: str = "chat"
+    tenant: str | None = None
+    key: str | None = None
+    cost: float | None = None
+    prompt: str | None = None
+    embedding: bytes | None = field(default=None, repr=False)
+    assignment: str = ""
+    worth: tuple[float, ...] = ()
+    exploration: tuple[float, float] | None = None
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which records to read, oldest first. Empty fields match everything; `since` is in Unix seconds.
+
+    `after` is the cursor of the last record already seen, as returned by `RoutingLog.read`.
+    """
+
+    after: str = ""
+    since: float = 0.0
+    category: str = ""
+    expert: str = ""
+    outcome: str = ""
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Some records in the order they were appended and the cursor after the last one looked at."""
+
+    records: tuple[RoutingRecord, ...]
+    cursor: str
+
+
+class RoutingLog(Protocol):
+    """Where records live. Appending the same request_id twice keeps one. Raises LogError when the store cannot be used.
+
+    `tail` returns the newest `limit` matching records, oldest of them first; `read` walks forward from a cursor and
+    returns an empty page with the same cursor when nothing is new; `find` returns one record, None where it is not
+    there or not there any more.
+    """
+
+    async def append(self, records: Sequence[RoutingRecord]) -> None: ...
+
+    async def read(self, query: LogQuery) -> LogPage: ...
+
+    async def tail(self, query: LogQuery) -> LogPage: ...
+
+    async def find(self, request_id: str) -> RoutingRecord | None: ...
+
+    async def aclose(self) -> None: ...

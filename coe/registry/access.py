@@ -1,0 +1,56 @@
+"""Limits of a gateway process, API keys and what each may use."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from coe.core import Scope
+from coe.registry.declared import Count, Declared, Name, Positive
+
+
+class Limits(Declared):
+    """What one gateway process accepts."""
+
+    concurrent_requests: Count = 1024
+    queued_requests: Annotated[int, Field(ge=0)] = 1024
+    """Requests that wait for a permit, each caller in turn; more are refused."""
+    queue_timeout: Positive = 10.0
+    """Seconds that a request waits for a permit."""
+    max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
+
+
+class KeyLimits(Declared):
+    """What one API key may use; left out: no limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    """Input and output together: estimated before the answer, corrected after it."""
+    concurrent_requests: Count | None = None
+    dollars_per_day: Positive | None = None
+    """By the experts' prices; a day begins at midnight UTC."""
+    dollars_per_month: Positive | None = None
+
+
+class ApiKey(Declared):
+    """One API key; `coe key NAME` makes one and prints this entry."""
+
+    name: Name
+    """Shown in logs and records in place of the key."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the key itself, which is kept nowhere."""
+    tenant: Name | None = None
+    """Whose requests these are; left out, the key's name."""
+    scopes: frozenset[Scope] = frozenset(("chat", "route", "feedback"))
+    limits: KeyLimits = KeyLimits()
+
+
+class Access(Declared):
+    """Who may use the service. Without keys everyone may, and the gateway listens on loopback only."""
+
+    keys: tuple[ApiKey, ...] = ()
+    open: bool = False
+    """Listen beyond loopback without keys all the same."""
+    counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
+    """Where the use of keys is counted: each gateway for itself, or redis://HOST:PORT/DB for all of them together."""

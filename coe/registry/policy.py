@@ -1,0 +1,59 @@
+"""Policy and budget: what the service does in doubt and in trouble, and what a plan must keep to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from coe.registry.declared import Declared, Positive, Probability
+
+
+class Exploration(Declared):
+    """Now and then another expert than the best, so that the log tells how good others are and a change can be judged
+    before it is made. Off at rate 0: the log then tells of each expert only where it is chosen anyway."""
+
+    rate: Probability = 0.0
+    """Share of the routed requests that try another expert; never a pin, a follow-up that stays, or an unsure one."""
+    loss: Probability = 0.05
+    """Expected quality that such a request may give up at most."""
+
+
+class Policy(Declared):
+    """What the service does when unsure or when an expert fails."""
+
+    general_below: Probability | None = None
+    """Below this confidence the conversation goes to the general expert; left out, as the router's training found."""
+    sticky_margin: Annotated[float, Field(ge=0)] = 0.2
+    """A follow-up stays with its expert unless another is better by more than this, in expected quality."""
+    thrift: Probability = 0.0
+    """Expected quality one gives up to use nothing rather than the dearest expert: 0 best, 1 cheapest."""
+    thrift_limits: tuple[Probability, Probability] = (0.0, 1.0)
+    """What a request's header x-coe-thrift may ask for."""
+    spill_loss: Probability = 0.02
+    """An overloaded expert's request goes to another that is expected to be worse by at most this."""
+    exploration: Exploration = Exploration()
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """Times experts are asked for one request before giving up, the first included."""
+    hedge: bool = False
+    """Ask the next expert too when the first is slower than 95 % of its usual answers; the first to answer counts."""
+    timeout: Positive = 600.0
+    """Seconds for a whole request; a request's header x-coe-timeout may ask for less."""
+    first_piece_timeout: Positive = 120.0
+    """Seconds until an expert's first piece."""
+    piece_timeout: Positive = 60.0
+    """Seconds between two pieces."""
+
+
+class Budget(Declared):
+    """What `coe plan` must keep to; `memory_gb` is also held against the local experts by `coe check`."""
+
+    memory_gb: Positive | None = None
+    """Of all hosted experts together."""
+    mean_active_b: Positive | None = None
+    """Active parameters a request, on average, in billions."""
+    mean_cost: Positive | None = None
+    """US dollars a thousand requests, on average."""
+    mean_latency_ms: Positive | None = None
+    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest share of the requests that one expert may get."""
