@@ -6,6 +6,8 @@ CoEError
 ├── DataError              a data file cannot be used                      (ends the job)
 ├── FleetError             a local expert server cannot be run
 ├── LogError               the routing log cannot be read or written
+├── RetrievalError         the document store is away, damaged or full
+│   └── IndexMismatch      another encoder made its vectors
 ├── JobError               another job is at work, or took this one's place
 └── RequestError           one request cannot be answered
     ├── InvalidRequest     the client's request is wrong                   400
@@ -60,6 +62,14 @@ class FleetError(CoEError):
 
 class LogError(CoEError):
     """The routing log could not be opened, read or written."""
+
+
+class RetrievalError(CoEError):
+    """The document store could not be opened, read or written."""
+
+
+class IndexMismatch(RetrievalError):
+    """The vectors in the document store are another encoder's, so questions cannot be compared with them."""
 
 
 class JobError(CoEError):

@@ -141,3 +141,10 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
 def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         registry.load(tmp_path / "none.yaml", environ={})
+
+
+def test_the_address_of_a_document_store_is_of_a_known_kind(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).retrieval.store is None
+    assert load(tmp_path, f"{GOOD}retrieval: {{store: 'lancedb:///documents'}}\n").retrieval.store
+    with pytest.raises(ConfigError, match=r"retrieval.store"):
+        load(tmp_path, f"{GOOD}retrieval: {{store: 'mysql://there'}}\n")

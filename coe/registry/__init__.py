@@ -1,8 +1,9 @@
-"""experts.yaml: what may be declared (`specs`, `policy`, `access`), and the file read and checked."""
+"""experts.yaml: what may be declared (`specs`, `policy`, `access`, `retrieval`), and the file read and checked."""
 
 from coe.registry.access import Access, ApiKey, KeyLimits, Limits
 from coe.registry.policy import Budget, Policy
 from coe.registry.reading import load, schema
+from coe.registry.retrieval import Retrieval
 from coe.registry.specs import AUTO, Category, ExpertSpec, Prices, Registry
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Policy",
     "Prices",
     "Registry",
+    "Retrieval",
     "load",
     "schema",
 ]

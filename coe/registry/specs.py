@@ -13,6 +13,7 @@ from coe.core import GENERAL, Api, Capability
 from coe.registry.access import Access, Limits
 from coe.registry.declared import Count, Declared, Flag, Name, Positive, Url
 from coe.registry.policy import Budget, Policy
+from coe.registry.retrieval import Retrieval
 
 AUTO = "auto"
 """The model name that asks for routing; no expert may have it."""
@@ -123,6 +124,7 @@ class Registry(Declared):
     limits: Limits = Limits()
     access: Access = Access()
     log: LogSpec = LogSpec()
+    retrieval: Retrieval = Retrieval()
 
     @cached_property
     def category_names(self) -> tuple[str, ...]:
@@ -146,8 +148,8 @@ class Registry(Declared):
 
     @cached_property
     def digest(self) -> str:
-        """Short SHA-256 of what routing depends on, without secrets: not of access, limits and log, nor of exploration,
-        which no plan depends on (records name it)."""
+        """Short SHA-256 of what routing depends on, without secrets: not of access, limits, log and retrieval,
+        nor of exploration, which no plan depends on (records name it)."""
         plain = self.model_dump(
             mode="json",
             exclude={
@@ -156,6 +158,7 @@ class Registry(Declared):
                 "access": True,
                 "limits": True,
                 "log": True,
+                "retrieval": True,
             },
         )
         plain["sets"] = {e.name: [sorted(e.capabilities), sorted(e.spoken)] for e in self.experts}
