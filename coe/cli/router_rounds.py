@@ -19,6 +19,7 @@ from coe.cli.train import training_pairs
 from coe.core import Router
 from coe.learning.corrections import Pair, corrections, lessons
 from coe.learning.experience import NONE, Experience
+from coe.learning.plot import plot_training
 from coe.learning.promotion import Judgement
 from coe.learning.prompts import digest
 from coe.learning.round_files import keep_report
@@ -105,6 +106,7 @@ def _concluded(job: Job, schooling: Schooling, judgement: Judgement, rounds: Rou
             metrics = dict(build(pairs, draft))
             metrics |= {BASE: digest(schooling.base), LEARNT: [lesson_digest(prompt) for prompt, _ in schooling.added]}
             _write(draft, report)
+            plot_training(metrics, draft)
             artifact = store.publish(draft, categories=job.registry.category_names, data=digest(pairs), metrics=metrics)
         version, folder = artifact.manifest.version, artifact.folder
         job.promote(ROUTER, version, instead_of=rounds.in_use, why=rounds.sentence)

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts import Artifact, ArtifactStore
+from coe.artifacts import MANIFEST, Artifact, ArtifactStore
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.cli.progress import progress_bar
 from coe.errors import ConfigError, DataError
+from coe.learning.plot import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.learning.prompts import digest, read_prompts
 from coe.registry import Registry, load
 
@@ -35,6 +36,7 @@ def train(
     with store.draft() as draft, progress_bar("training") as progress:
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         metrics = routers.build(examples, encoder=encoder or registry.router.encoder, out=draft, progress=progress)
+        plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     _report(artifact, json)
@@ -70,3 +72,9 @@ def _report(artifact: Artifact, json: bool) -> None:
     accuracy = manifest.metrics.get("accuracy")
     held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
     say(f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})")
+    dropped = {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}
+    if dropped:
+        say("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
+    drawn = [name for name in (RELIABILITY, RISK_COVERAGE) if name in manifest.files]
+    beside = f"; drawn beside it in {' and '.join(drawn)}" if drawn else ""
+    say(f"held-out figures are in {artifact.folder / MANIFEST}{beside}")

@@ -1,14 +1,17 @@
-"""Images of a benchmark and of a budget sweep; the ending of the file chooses the format (png, svg, pdf)."""
+"""Images of a benchmark, a budget sweep and a training; the ending of a file chooses the format (png, svg, pdf)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from coe.errors import CoEError
 from coe.mapping import ParetoRow
+
+RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
 
 
 def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
@@ -43,6 +46,34 @@ def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
     axes.set_ylabel("planned quality")
     axes.legend(fontsize="small")
     figure.savefig(path)
+
+
+def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
+    """What `routers.build` measured on held-out prompts: reliability.png and risk_coverage.png in `folder`.
+
+    Without matplotlib neither is drawn: a router does not fail for want of an image, and the numbers are in `metrics`.
+    """
+    if find_spec("matplotlib") is None:
+        return
+    figure, axes = _figure()
+    bins = metrics["reliability"]
+    axes.plot([0, 1], [0, 1], color="0.7", label="as sure as right")
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", label="held-out prompts")
+    axes.set(xlabel="confidence", ylabel="accuracy", title=f"Reliability, ECE {metrics['ece']:.3f}")
+    axes.legend(fontsize="small")
+    _save(figure, folder / RELIABILITY)
+    figure, axes = _figure()
+    curve = metrics["risk_coverage"]
+    axes.plot([p["coverage"] for p in curve], [p["risk"] for p in curve], marker=".")
+    kept = 1 - metrics["doubted"]
+    axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['general_below']:.2f}")
+    axes.set(xlabel="share answered, surest first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
+    axes.legend(fontsize="small")
+    _save(figure, folder / RISK_COVERAGE)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, metadata={"Software": None})  # the same bytes from any version: they are part of a digest
 
 
 def _figure() -> tuple[Any, Any]:

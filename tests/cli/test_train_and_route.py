@@ -45,6 +45,9 @@ def run(*words: object) -> str:
 def test_what_was_declared_is_trained_and_routes(config: Path) -> None:
     report = json.loads(run("train", "--config", config, "--json"))
     assert set(report["metrics"]["accuracy_by_category"]) == {*WORDS, "general"}
+    manifest = json.loads((Path(report["folder"]) / "manifest.json").read_text())
+    assert manifest["metrics"]["reliability"]
+    assert {"reliability.png", "risk_coverage.png"} <= set(manifest["files"])
     decision = json.loads(run("route", "how do i bake the bread dough", "--config", config, "--json"))
     assert (decision["expert"], decision["category"]) == ("chef", "cooking")
     assert "chef" in run("route", "how do i bake the bread dough", "--config", config)
@@ -63,6 +66,14 @@ def test_what_was_declared_is_trained_and_routes(config: Path) -> None:
     source.write_text('{"prompt": "fine"}\n{"text": "no prompt"}\n')
     with pytest.raises(DataError, match=r"in\.jsonl:2: expected JSON with prompt or messages"):
         run("route", "--input", source, "--config", config)
+
+
+def test_prompts_that_are_left_out_are_counted(config: Path) -> None:
+    file = config.with_name("prompts.jsonl")
+    first = json.loads(file.read_text().splitlines()[0])
+    odd = [first, {**first, "prompt": "bake a star"}, {"prompt": "bake a star", "category": "football"}]
+    file.write_text("\n".join([file.read_text(), *map(json.dumps, odd), ""]))
+    assert "prompts left out: 1 duplicate, 1 contradictory" in run("train", "--config", config)
 
 
 def test_a_plan_takes_effect_and_is_forgotten(config: Path) -> None:

@@ -15,7 +15,7 @@ from coe.core import Prediction
 from coe.errors import DataError
 from coe.learning.benchmark import benchmark
 from coe.learning.frontier import Point, hull, hull_area
-from coe.learning.plot import plot_benchmark, plot_sweep
+from coe.learning.plot import plot_benchmark, plot_sweep, plot_training
 from coe.learning.quality import Quality
 from coe.learning.rivals import nearest, ridge, tuned
 from coe.mapping import ParetoRow
@@ -182,3 +182,23 @@ def test_plots_are_written_in_the_format_of_the_ending(tmp_path: Path) -> None:
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "bars.svg").read_bytes()
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> None:
+    metrics = {
+        "ece": 0.02,
+        "reliability": [
+            {"count": 9, "confidence": 0.5, "accuracy": 0.4},
+            {"count": 9, "confidence": 0.9, "accuracy": 1},
+        ],
+        "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
+        "doubted": 0.05,
+        "general_below": 0.4,
+    }
+    drawn = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        plot_training(metrics, tmp_path / name)
+        drawn.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert set(drawn[0]) == {"reliability.png", "risk_coverage.png"}
+    assert drawn[0] == drawn[1]
