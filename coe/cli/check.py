@@ -7,9 +7,12 @@ from typing import Annotated
 import orjson
 import typer
 
-from coe import registry
+from coe import located, registry
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.errors import ConfigError
+from coe.fleet import mistakes
+from coe.registry import Registry
+from coe.settings import Settings
 
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
 
@@ -22,6 +25,7 @@ def check(config: Config = None, json: Json = False, schema: Schema = False) -> 
     settings = settings_for(config)
     try:
         found = registry.load(settings.config, environ=settings.environ)
+        _check_local(found, settings)
     except ConfigError as error:
         if not json:
             raise
@@ -33,3 +37,14 @@ def check(config: Config = None, json: Json = False, schema: Schema = False) -> 
     else:
         counts = f"{len(found.categories)} categories, {len(found.experts)} experts"
         say(f"{settings.config.name}: good ({counts}, digest {found.digest})")
+
+
+def _check_local(found: Registry, settings: Settings) -> None:
+    """What the experts to be started here need of this machine; a gateway elsewhere is not held up by it."""
+    source = located.read(settings.config)
+    problems = [
+        f"{source.at(('experts', index, key))}: {found.experts[index].name!r}: {what}"
+        for index, key, what in mistakes(found.experts, beside=settings.config.parent)
+    ]
+    if problems:
+        raise ConfigError(*problems)

@@ -58,7 +58,12 @@ async def _up(settings: Settings) -> None:
     check_port(settings)
     await _ensure_router(settings)
     servers, endpoints = local_servers(
-        registry.experts, cache=settings.models, logs=settings.logs, python=Path(sys.executable), say=say
+        registry.experts,
+        cache=settings.models,
+        logs=settings.logs,
+        python=Path(sys.executable),
+        say=say,
+        beside=settings.config.parent,
     )
     if servers:
         say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")

@@ -37,7 +37,7 @@ class ServerProcess:
                 "stop the process that listens there, or start again so that another port is chosen"
             )
         self._key, self._grace = spec.key, grace
-        command = [sys.executable, "-P", warden.__file__, str(os.getpid()), str(grace), *spec.argv]
+        command = [sys.executable, "-P", warden.__file__, str(os.getpid()), str(grace), *spec.command]
         try:
             spec.log.parent.mkdir(parents=True, exist_ok=True)
             if not keep_log:

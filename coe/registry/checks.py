@@ -89,10 +89,10 @@ def _check_memory(source: Located, registry: Registry) -> list[str]:
     """Experts that name the same model share one process, so its memory counts once."""
     if registry.budget.memory_gb is None:
         return []
-    servers: dict[tuple[str, str, str], float] = {}
+    servers: dict[tuple[str, str, str, tuple[int, ...]], float] = {}
     for expert in registry.experts:
         if expert.runtime in ("transformers", "vllm"):
-            key = (expert.runtime, expert.model, repr(sorted(expert.options.items())))
+            key = (expert.runtime, expert.model, repr(sorted(expert.options.items())), expert.gpus)
             servers[key] = max(servers.get(key, 0.0), expert.memory_gb or 0.0)
     needed = sum(servers.values())
     if needed <= registry.budget.memory_gb:

@@ -59,6 +59,11 @@ class ExpertSpec(Declared):
     """Body fields used where the request does not set them, such as temperature or max_tokens."""
     options: dict[str, Flag] = Field(default_factory=dict)
     """Command-line flags of the local server, such as max-model-len: 4096."""
+    adapter: str | None = Field(default=None, min_length=1)
+    """A LoRA adapter on top of `model`, with runtime vllm: a folder that PEFT saved, relative to this file. Experts of
+    one model, the same options and gpus share a server; adapters come and go without a restart of it."""
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Devices of the local vLLM server, as nvidia-smi numbers them; over several of them the model is spread."""
     context_length: Count = 8192
     """Tokens of prompt and answer together."""
     capabilities: frozenset[Capability] = frozenset()

