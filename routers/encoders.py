@@ -27,17 +27,33 @@ BATCH_TOKENS = 256
 class OnnxEncoder:
     """Texts to unit vectors, mean-pooled inside the network. Thread-safe."""
 
-    def __init__(self, network: Path, tokenizer: Tokenizer, *, threads: int = 1, tokens: int = TOKENS) -> None:
+    def __init__(
+        self,
+        network: Path,
+        tokenizer: Tokenizer,
+        *,
+        threads: int = 1,
+        tokens: int = TOKENS,
+        characters: int | None = None,
+    ) -> None:
         self._session = _session(network, threads=threads)
         self._tokenizer = tokenizer
         self._tokenizer.enable_truncation(tokens)
-        self._characters = CHARACTERS_PER_TOKEN * tokens
+        self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         self.dimensions: int = self._session.get_outputs()[0].shape[1]
 
     @classmethod
-    def load(cls, network: Path, tokenizer: Path, *, threads: int = 1, tokens: int = TOKENS) -> OnnxEncoder:
+    def load(
+        cls,
+        network: Path,
+        tokenizer: Path,
+        *,
+        threads: int = 1,
+        tokens: int = TOKENS,
+        characters: int | None = None,
+    ) -> OnnxEncoder:
         """Raises ArtifactError when either file cannot be used."""
-        return cls(network, load_tokenizer(tokenizer), threads=threads, tokens=tokens)
+        return cls(network, load_tokenizer(tokenizer), threads=threads, tokens=tokens, characters=characters)
 
     def encode(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
         """Shape (n_texts, dimensions), float32; runs in batches of texts of like length."""

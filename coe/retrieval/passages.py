@@ -92,7 +92,7 @@ class Retriever(Protocol):
         tenant: str | None = None,
         limit: int,
     ) -> Sequence[Passage]:
-        """At most `limit` (1 to MOST_PASSAGES) passages, the best first by their lexical and dense ranks together.
+        """At most `limit` (1 to MOST_PASSAGES) passages, the best first by vector and by words together.
 
         `text` is the question and `vector` the encoder's of it. `collections` are those to look in, all for none; one
         that does not exist is empty. Shared documents are found for everyone, a tenant's for that tenant alone: with

@@ -1,0 +1,40 @@
+"""Lexical and dense scores made one order, and the words of errors that all stores share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coe.errors import IndexMismatch
+from coe.retrieval.passages import MOST_PASSAGES, EncoderId
+
+CANDIDATES = 50
+"""Passages that are looked at of each of the two orders; more where more are wanted."""
+WORDS = 0.025
+"""What a point of BM25 counts in cosines. From .02 to .05 recall hardly differs, and reciprocal ranks do worse
+(docs/log.md)."""
+
+
+def candidates(limit: int) -> int:
+    """How many each rank is asked for. Raises ValueError for a limit that no search may have."""
+    if not 1 <= limit <= MOST_PASSAGES:
+        raise ValueError(f"a search may ask for 1 to {MOST_PASSAGES} passages, not {limit}")
+    return max(CANDIDATES, 2 * limit)
+
+
+def fused(cosines: Mapping[str, float], words: Mapping[str, float]) -> list[str]:
+    """All ids by cosine plus WORDS times BM25, the best first.
+
+    `cosines` holds every candidate, `words` the best by words alone; where as many came as were asked for, the others
+    may have as much as the last of them, and are taken to.
+    """
+    least = min(words.values()) if len(words) >= CANDIDATES else 0.0
+    return sorted(cosines, key=lambda one: -(cosines[one] + WORDS * words.get(one, least)))
+
+
+def check_encoder(place: str, *, made_by: EncoderId, now: EncoderId) -> None:
+    """Raises IndexMismatch unless the encoder is the one that made the vectors."""
+    if made_by != now:
+        raise IndexMismatch(
+            f"{place}: its vectors are of encoder {made_by.digest} ({made_by.dimensions} dimensions), the router in "
+            f"use has {now.digest} ({now.dimensions}); run `coe index rebuild`, which embeds anew what is stored"
+        )

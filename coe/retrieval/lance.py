@@ -1,0 +1,261 @@
+"""Documents in one folder, with LanceDB: vectors, full text and filters in one table, one table a version."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.errors import ConfigError, RetrievalError
+from coe.retrieval import rows
+from coe.retrieval.fusion import candidates, check_encoder, fused
+from coe.retrieval.passages import Collection, Document, EncoderId, Key, Passage, Vector
+from coe.retrieval.pointer import Pointer, writing
+
+if TYPE_CHECKING:
+    from lancedb import AsyncConnection
+    from lancedb.table import AsyncTable
+
+FRESH = timedelta(seconds=1)
+"""How late another process may see what was written."""
+KEPT = timedelta(minutes=10)
+"""How long a searched state outlives its replacement."""
+MANY = 10_000
+"""Chunks from which on vectors get an index of their own; fewer are compared one by one."""
+LAG = 1_000
+"""Chunks that may lie outside of the indexes; they are looked through one by one."""
+PARTS = 50
+"""Fragments (one a write) from which on they are joined."""
+PAGE = 500
+NPROBES = 24
+
+
+class LanceStore:
+    """A DocumentStore in `folder`, made by the first write. Any number of processes may search it; one writes at a
+    time, others wait for it up to `pointer.PATIENCE`."""
+
+    def __init__(self, folder: Path, encoder: EncoderId, *, version: str | None = None) -> None:
+        """`version` fixes the table; left out, it is the one that the folder's pointer names."""
+        self._folder = folder
+        self._encoder = encoder
+        self._pointer = Pointer(folder / "current")
+        self._version = version
+        self._connection: AsyncConnection | None = None
+        self._open: tuple[str, AsyncTable, EncoderId] | None = None
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    async def search(
+        self,
+        text: str,
+        vector: Vector,
+        *,
+        collections: Sequence[str] = (),
+        tenant: str | None = None,
+        limit: int,
+    ) -> Sequence[Passage]:
+        """As Retriever.search: the table is asked for both ranks at once."""
+        most = candidates(limit)
+        with self._telling():
+            table = await self._checked()
+            if table is None:
+                return ()
+            where = rows.visible(collections, tenant)
+            dense = table.vector_search(vector).distance_type("cosine").nprobes(NPROBES).where(where)
+            lexical = table.query().nearest_to_text(rows.words(text), columns=["text"]).where(where)
+            found = await asyncio.gather(
+                dense.select(rows.FOUND).limit(most).to_list(),
+                lexical.select([*rows.FOUND, "_score"]).limit(most).to_list(),
+            )
+        passages = {row["id"]: rows.passage(row, vector) for rank in found for row in rank}
+        cosines = {name: passage.score for name, passage in passages.items()}
+        order = fused(cosines, {row["id"]: row["_score"] for row in found[1]})
+        return [passages[name] for name in order[:limit]]
+
+    async def collections(self) -> Sequence[Collection]:
+        counts: dict[tuple[str, str], list[int]] = {}
+        async for batch in self._scan(["collection", "tenant", "position"]):
+            for row in batch:
+                count = counts.setdefault((row["collection"], row["tenant"]), [0, 0])
+                count[0] += row["position"] == 0
+                count[1] += 1
+        return [Collection(name, tenant or None, *count) for (name, tenant), count in sorted(counts.items())]
+
+    async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
+        where = f"position = 0 AND {rows.owned(collection, tenant)}"
+        return {row["document"]: row["digest"] async for batch in self._scan(rows.DIGESTS, where) for row in batch}
+
+    async def stored(self) -> AsyncIterator[Document]:
+        """A document's chunks lie together, since they are written together."""
+        keys = [row async for batch in self._scan(rows.KEYS, "position = 0") for row in batch]
+        for start in range(0, len(keys), PAGE):
+            page = [rows.key(row) for row in keys[start : start + PAGE]]
+            found = [row async for batch in self._scan(rows.STORED, rows.any_of(page)) for row in batch]
+            found.sort(key=rows.place)
+            for _, chunks in groupby(found, key=rows.key):
+                yield rows.document(list(chunks))
+
+    async def _scan(self, columns: list[str], where: str | None = None) -> AsyncIterator[list[dict[str, Any]]]:
+        with self._telling():
+            table = await self._table()
+            if table is None:
+                return
+            query = table.query().select(columns)
+            async for batch in await (query.where(where) if where else query).to_batches():
+                yield batch.to_pylist()
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
+        """One commit: a search sees all of it or nothing."""
+        if not documents:
+            return
+        with self._telling():
+            async with self._writing():
+                table = await self._checked() or await self._create()
+                await table.checkout_latest()
+                known = rows.any_of([document.key for document in documents])
+                data = rows.table(documents, vectors, await table.schema())
+                if await table.count_rows(known):
+                    merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                    await merge.when_not_matched_by_source_delete(known).execute(data)
+                else:
+                    await table.add(data)
+                await self._keep_up(table)
+
+    async def delete(self, keys: Sequence[Key]) -> int:
+        with self._telling():
+            async with self._writing():
+                table = await self._table()
+                if table is None or not keys:
+                    return 0
+                await table.checkout_latest()
+                known = rows.any_of(keys)
+                count: int = await table.count_rows(f"position = 0 AND ({known})")
+                if count:
+                    await table.delete(known)
+                return count
+
+    @asynccontextmanager
+    async def rebuilding(self) -> AsyncIterator[LanceStore]:
+        """Writers wait until the block ends."""
+        async with self._writing():
+            version = _new_version()
+            draft = LanceStore(self._folder, self._encoder, version=version)
+            try:
+                with self._telling():
+                    await self._forget_others()
+                    await draft._create()
+                yield draft
+                self._pointer.move(version)
+            finally:
+                await draft.aclose()
+
+    async def aclose(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._open = None
+
+    async def _keep_up(self, table: AsyncTable) -> None:
+        """Bring the indexes up to what was written, once that is worth it."""
+        from lancedb.index import IvfFlat
+
+        count = await table.count_rows()
+        stats = await table.index_stats("vector_idx")
+        behind = count if stats is None else stats.num_unindexed_rows
+        if count >= MANY and behind > count // 4:
+            await table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
+        text = await table.index_stats("text_idx")
+        fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
+        if fragments > PARTS or (text is not None and text.num_unindexed_rows > LAG):
+            await table.optimize(cleanup_older_than=KEPT)
+
+    # ------------------------------------------------------------------------------------------------------- opening
+
+    async def _checked(self) -> AsyncTable | None:
+        """The table, made by this store's encoder; None before the first write."""
+        table = await self._table()
+        if self._open is not None:
+            check_encoder(str(self._folder), made_by=self._open[2], now=self._encoder)
+        return table
+
+    async def _table(self) -> AsyncTable | None:
+        version = self._version or self._pointer.read()
+        if version is None:
+            self._open = None
+            return None
+        if self._open is None or self._open[0] != version:
+            table = await (await self._connected()).open_table(version)
+            self._open = (version, table, rows.made_by(await table.schema()))
+        return self._open[1]
+
+    async def _create(self) -> AsyncTable:
+        from lancedb.index import FTS, Bitmap
+
+        version = self._version or _new_version()
+        table = await (await self._connected()).create_table(version, schema=rows.schema(self._encoder))
+        await table.create_index("text", config=FTS(base_tokenizer="icu/split"))
+        for column in ("collection", "tenant"):
+            await table.create_index(column, config=Bitmap())
+        if self._version is None:
+            self._pointer.move(version)
+        self._open = (version, table, self._encoder)
+        return table
+
+    async def _connected(self) -> AsyncConnection:
+        if self._connection is None:
+            self._connection = await _connect(self._folder)
+        return self._connection
+
+    async def _forget_others(self) -> None:
+        """Tables that the pointer does not name: former ones, and those of a rebuilding that failed."""
+        connection = await self._connected()
+        for name in (await connection.list_tables()).tables:
+            if name != self._pointer.read():
+                await connection.drop_table(name)
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        if self._version is not None:  # of a draft, whose maker is the writer
+            yield
+            return
+        async with writing(self._folder):
+            yield
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """LanceDB's errors, most of them bare RuntimeError, as RetrievalError."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            what = str(error).partition("\n")[0][:300]
+            raise RetrievalError(
+                f"{self._folder}: {what}; check the folder and its disk, or delete it and index again"
+            ) from error
+
+
+def _new_version() -> str:
+    return f"documents-{secrets.token_hex(4)}"
+
+
+async def _connect(folder: Path) -> AsyncConnection:
+    try:
+        lancedb = await asyncio.to_thread(_import)
+    except ImportError as error:
+        raise ConfigError(f"retrieval.store: {error}; install it: pip install 'coe[documents]'") from error
+    connection: AsyncConnection = await lancedb.connect_async(folder, read_consistency_interval=FRESH)
+    return connection
+
+
+def _import() -> Any:
+    import lancedb  # takes a second
+
+    return lancedb

@@ -1,0 +1,58 @@
+"""The router's sentence encoder for documents and questions about them: it reads more of a text than routing does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.encoders import OnnxEncoder
+from routers.pieces import load_tokenizer, readable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENS = 256
+"""Of a text that are read, special tokens included; MiniLM was trained on no longer ones."""
+
+
+class DocumentEncoder:
+    """A coe.core.Encoder with its tokenizer. Thread-safe.
+
+    `digest` tells encoders apart: of the network's and the tokenizer's files. Every text is encoded by itself, so that
+    its vector does not depend on its company (a quantised network scales a whole batch at once).
+    """
+
+    def __init__(self, encoder: OnnxEncoder, tokenizer: Tokenizer, *, digest: str) -> None:
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self.dimensions = encoder.dimensions
+        self.digest = digest
+
+    @classmethod
+    def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> DocumentEncoder:
+        """Raises ArtifactError when either file cannot be used."""
+        encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=TOKENS, characters=16 * TOKENS)
+        return cls(encoder, load_tokenizer(tokenizer), digest=_digest(network, tokenizer))
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, float32 (n_texts, dimensions)."""
+        rows = [self._encoder.encode_ids([tokens])[0] for tokens in self._encoder.tokenize(texts)]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each text begin and end, in characters; special tokens left out."""
+        shown = [readable(text) for text in texts]
+        return [encoding.offsets for encoding in self._tokenizer.encode_batch(shown, add_special_tokens=False)]
+
+
+def _digest(*files: Path) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""The stores under test: in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from coe.retrieval import DocumentStore, EncoderId, open_store
+from tests.retrieval.samples import DIMENSIONS
+
+WORDS = EncoderId("words", DIMENSIONS)
+Opened = Callable[..., DocumentStore]
+
+
+@pytest.fixture(params=["lancedb"])
+async def store_url(request: pytest.FixtureRequest) -> str:
+    """The address of an empty store, of each kind in turn."""
+    return "lancedb:///documents"
+
+
+@pytest.fixture
+async def opened(store_url: str, tmp_path: Path) -> AsyncIterator[Opened]:
+    """Opens that store, as often as a test wants."""
+    stores: list[DocumentStore] = []
+
+    def build(encoder: EncoderId = WORDS) -> DocumentStore:
+        stores.append(open_store(store_url, base=tmp_path, encoder=encoder))
+        return stores[-1]
+
+    yield build
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.fixture
+def store(opened: Opened) -> DocumentStore:
+    return opened()

@@ -1,0 +1,109 @@
+"""Texts cut between sentences, within what the encoder reads."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.retrieval.chunking import LONG_TOKEN, Chunker, Cut, clean
+from coe.retrieval.passages import Key
+from coe.retrieval.sentences import lines, sentences
+from tests.retrieval.samples import WordEncoder
+
+ENCODER = WordEncoder()
+KEY = Key("a", "b")
+
+
+def chunks(text: str, *, tokens: int = 12, overlap: int = 4) -> list[str]:
+    chunker = Chunker(ENCODER, Cut(tokens, overlap))
+    return [chunk.text for chunk in chunker.document(KEY, text, source="", title="").chunks]
+
+
+def size(text: str) -> int:
+    (spans,) = ENCODER.spans([text])
+    return sum(-(-(end - start) // LONG_TOKEN) for start, end in spans)
+
+
+def told(text: str) -> list[str]:
+    return [text[start:end] for start, end in sentences(text)]
+
+
+def test_sentences_end_where_people_end_them() -> None:
+    text = "Dr. Smith found 3.2 mg. It rose, e.g. fast! これはペン。あれは本。 Why?\n\n# A title\nand on"
+    found = [piece.strip() for piece in told(text) if piece.strip()]
+    assert found == [
+        "Dr. Smith found 3.2 mg.",
+        "It rose, e.g. fast!",
+        "これはペン。",
+        "あれは本。",
+        "Why?",
+        "# A title\nand on",
+    ]
+
+
+@given(st.text(alphabet=st.sampled_from("ab .!?。\n\t\"'(1é"), max_size=200) | st.text(max_size=100))
+def test_sentences_and_lines_are_the_whole_text(text: str) -> None:
+    assert "".join(told(text)) == text
+    assert "".join(text[start:end] for start, end in lines(text, (0, len(text)))) == text
+
+
+def test_chunks_are_whole_sentences_and_begin_with_the_former_end() -> None:
+    text = "One two three. Four five six. Seven eight. Nine ten eleven. Twelve."
+    assert chunks(text) == ["One two three. Four five six. Seven eight.", "Seven eight. Nine ten eleven. Twelve."]
+    assert chunks(text, overlap=0) == ["One two three. Four five six. Seven eight.", "Nine ten eleven. Twelve."]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab .!\n-é。"), max_size=400), st.integers(2, 20), st.integers(0, 8))
+def test_no_chunk_is_too_long_and_no_word_is_lost(text: str, tokens: int, overlap: int) -> None:
+    found = chunks(text, tokens=tokens, overlap=min(overlap, tokens - 1))
+    assert all(size(one) <= tokens for one in found)
+    assert all(one in text for one in found)
+    assert set("".join(text.split())) == set("".join("".join(found).split()))
+
+
+def test_a_sentence_longer_than_a_chunk_is_parted_between_lines_then_words() -> None:
+    items = "\n".join(f"- item {number} without a stop" for number in range(6))
+    assert all(one.startswith("- item") for one in chunks(items, tokens=14, overlap=0))
+    row = " ".join(f"word{number}" for number in range(40))
+    assert all(word in row.split() for one in chunks(row) for word in one.split())
+
+
+def test_a_row_of_characters_without_spaces_is_bounded() -> None:
+    assert max(map(len, chunks("x" * 10_000))) <= 12 * LONG_TOKEN
+    assert "".join(chunks("x" * 10_000, overlap=0)) == "x" * 10_000
+
+
+def test_white_space_has_no_chunks() -> None:
+    assert chunks(" \n\n\t ") == []
+
+
+def test_ids_are_of_the_content() -> None:
+    chunker = Chunker(ENCODER, Cut(12, 0))
+    text = "One two three four five six. " * 4
+    first = chunker.document(KEY, text, source="s", title="t")
+    assert first == chunker.document(KEY, text, source="s", title="t")
+    ids = [chunk.id for chunk in first.chunks]
+    assert len(set(ids)) == len(ids) == 4
+    longer = chunker.document(KEY, text + "And a last one that is new.", source="s", title="t")
+    assert [chunk.id for chunk in longer.chunks][:4] == ids
+    assert longer.digest != first.digest
+    assert not set(ids) & {
+        chunk.id for chunk in chunker.document(Key("a", "b", "c"), text, source="s", title="t").chunks
+    }
+
+
+def test_a_digest_is_of_all_that_is_kept_and_of_the_cut() -> None:
+    chunker, other = Chunker(ENCODER), Chunker(ENCODER, Cut(100, 10))
+    digests = {
+        chunker.digest("text", source="s", title="t"),
+        chunker.digest("text", source="s", title=""),
+        chunker.digest("text", source="", title="t"),
+        chunker.digest("other", source="s", title="t"),
+        other.digest("text", source="s", title="t"),
+    }
+    assert len(digests) == 5
+
+
+def test_texts_are_kept_clean() -> None:
+    assert clean("\ufeffa\r\nb\rc\x00d\x1b[0m\ud800e\u0301\x0cf\t") == "a\nb\ncd[0m?é\n\nf\t"

@@ -1,0 +1,201 @@
+"""What every DocumentStore does, whichever it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from coe.errors import IndexMismatch
+from coe.retrieval import DocumentStore, EncoderId, Passage
+from coe.retrieval.passages import Collection, Document, Key
+from tests.retrieval.conftest import Opened
+from tests.retrieval.samples import WordEncoder, document
+
+pytestmark = pytest.mark.anyio
+ENCODER = WordEncoder()
+TEXTS = {
+    "leave": "Parental leave lasts sixteen weeks. Ask the people desk before you go.",
+    "travel": "Book trains before planes. Receipts are due within thirty days.",
+    "kitchen": "The dishwasher runs at noon. Error E-4711 means that the filter is full.",
+}
+
+
+async def put(store: DocumentStore, *documents: Document) -> None:
+    texts = [chunk.text for one in documents for chunk in one.chunks]
+    await store.upsert(documents, ENCODER.encode(texts))
+
+
+async def ask(store: DocumentStore, text: str, **options: object) -> Sequence[Passage]:
+    limits = {"limit": 5} | options
+    return await store.search(text, ENCODER.encode([text])[0], **limits)  # type: ignore[arg-type]
+
+
+async def filled(store: DocumentStore) -> None:
+    await put(store, *(document(text, name) for name, text in TEXTS.items()))
+
+
+async def test_an_empty_store_finds_nothing_and_holds_nothing(store: DocumentStore) -> None:
+    assert list(await ask(store, "parental leave")) == []
+    assert list(await store.collections()) == []
+    assert await store.digests("handbook") == {}
+    assert await store.delete([Key("leave", "handbook")]) == 0
+    assert [one async for one in store.stored()] == []
+
+
+async def test_the_best_passage_comes_first_with_what_is_known_of_it(store: DocumentStore) -> None:
+    await filled(store)
+    best, *rest = await ask(store, "how long is parental leave")
+    wanted = document(TEXTS["leave"], "leave")
+    assert (best.id, best.text) == (wanted.chunks[0].id, wanted.chunks[0].text)
+    assert (best.source, best.title, best.collection) == ("leave.md", "Leave", "handbook")
+    expected = float(ENCODER.encode(["how long is parental leave"])[0] @ ENCODER.encode([best.text])[0])
+    assert best.score == pytest.approx(expected, abs=0.02)
+    assert len(rest) == 2
+
+
+async def test_a_rare_word_is_found_by_itself(store: DocumentStore) -> None:
+    await filled(store)
+    vector = ENCODER.encode(["book trains before planes"])[0]
+    found = await store.search("E-4711", vector, limit=3)
+    assert {found[0].source, found[1].source} == {"kitchen.md", "travel.md"}
+
+
+@pytest.mark.parametrize("text", ["", "   ", "the", '"', "a AND (b", "x\x00y", "ü" * 3000, "*", "-", "\ud800", "'; --"])
+async def test_no_question_is_an_error(store: DocumentStore, text: str) -> None:
+    await filled(store)
+    assert len(await store.search(text, ENCODER.encode(["leave"])[0], limit=2)) == 2
+
+
+async def test_a_search_is_bounded(store: DocumentStore) -> None:
+    await filled(store)
+    assert len(await ask(store, "the desk", limit=1)) == 1
+    for limit in (0, 101):
+        with pytest.raises(ValueError, match="1 to 100"):
+            await ask(store, "the desk", limit=limit)
+
+
+async def test_collections_are_looked_in_as_asked(store: DocumentStore) -> None:
+    await put(
+        store, document("Cats purr.", "cats", collection="pets"), document("Dogs bark.", "dogs", collection="it's")
+    )
+    assert {one.collection for one in await ask(store, "cats dogs")} == {"pets", "it's"}
+    assert {one.collection for one in await ask(store, "cats dogs", collections=["it's"])} == {"it's"}
+    assert len(await ask(store, "cats dogs", collections=["it's", "pets", "none"])) == 2
+    assert not await ask(store, "cats dogs", collections=["none"])
+
+
+async def test_a_tenants_documents_are_seen_by_that_tenant_alone(store: DocumentStore) -> None:
+    await put(
+        store,
+        document("The plan of acme is secret.", "plan", tenant="acme"),
+        document("The plan of zeta is secret.", "plan", tenant="zeta"),
+        document("The plan of everybody is open.", "plan"),
+    )
+
+    async def seen(tenant: str | None) -> set[str]:
+        found = await ask(store, "secret plan", tenant=tenant, limit=100)
+        return {one.text.split()[3] for one in found}
+
+    assert await seen("acme") == {"acme", "everybody"}
+    assert await seen("zeta") == {"zeta", "everybody"}
+    assert await seen("other") == await seen(None) == await seen("") == {"everybody"}
+    assert await store.digests("handbook", "acme") != await store.digests("handbook")
+    assert await store.delete([Key("plan", "handbook", "acme")]) == 1
+    assert await seen("acme") == {"everybody"}
+    assert await seen("zeta") == {"zeta", "everybody"}
+
+
+async def test_a_document_takes_the_place_of_the_former_one(store: DocumentStore) -> None:
+    long = " ".join(f"Rule {number} is about topic {number} and nothing else at all." for number in range(60))
+    await put(store, document(long, "rules"), document(TEXTS["leave"], "leave"))
+    assert len(document(long, "rules").chunks) > 2
+    await put(store, document("Rule one is that there are no rules.", "rules"))
+    assert [one.text for one in await ask(store, "rules", limit=50) if one.source == "rules.md"] == [
+        "Rule one is that there are no rules."
+    ]
+    assert list(await store.collections()) == [Collection("handbook", None, 2, 2)]
+    assert not [one for one in await ask(store, "topic 59", limit=50) if "topic" in one.text]
+
+
+async def test_what_is_deleted_is_not_found(store: DocumentStore) -> None:
+    await filled(store)
+    assert await store.delete([Key("kitchen", "handbook"), Key("kitchen", "pets"), Key("nothing", "handbook")]) == 1
+    assert {one.source for one in await ask(store, "dishwasher E-4711", limit=50)} == {"leave.md", "travel.md"}
+    assert set(await store.digests("handbook")) == {"leave", "travel"}
+
+
+async def test_all_that_is_stored_is_told(store: DocumentStore) -> None:
+    long = " ".join(f"Rule {number} is about topic {number} and nothing else at all." for number in range(60))
+    documents = [document(long, "it's; long"), document("Cats purr.", "cats", collection="pets", tenant="acme")]
+    await put(store, *documents)
+    assert sorted([one async for one in store.stored()], key=lambda one: one.key.collection) == documents
+    counted = [Collection("handbook", None, 1, len(documents[0].chunks)), Collection("pets", "acme", 1, 1)]
+    assert list(await store.collections()) == counted
+    assert await store.digests("pets", "acme") == {"cats": documents[1].digest}
+
+
+async def test_another_encoders_index_is_refused_with_the_remedy(opened: Opened) -> None:
+    await filled(opened())
+    for other in (EncoderId("other", 64), EncoderId("words", 32)):
+        store = opened(other)
+        with pytest.raises(IndexMismatch, match="coe index rebuild"):
+            await store.search("leave", np.ones(other.dimensions, np.float32), limit=1)
+        with pytest.raises(IndexMismatch, match="words"):
+            await store.upsert([document("x y", "x")], np.ones((1, other.dimensions), np.float32))
+        assert [one.documents for one in await store.collections()] == [3]
+        assert len([one async for one in store.stored()]) == 3
+
+
+async def test_an_index_is_rebuilt_while_it_is_searched(opened: Opened) -> None:
+    old, new = opened(), opened(EncoderId("other", 32))
+    await filled(old)
+    other = WordEncoder(32, "other")
+    async with new.rebuilding() as draft:
+        async for one in new.stored():
+            await draft.upsert([one], other.encode([chunk.text for chunk in one.chunks]))
+        assert len(await ask(old, "parental leave")) == 3
+    found = await new.search("parental leave", other.encode(["parental leave"])[0], limit=5)
+    assert found[0].source == "leave.md"
+    assert len(found) == 3
+    with pytest.raises(IndexMismatch):
+        await ask(old, "parental leave")
+
+
+async def test_a_rebuilding_that_fails_changes_nothing(opened: Opened) -> None:
+    store = opened()
+    await filled(store)
+
+    async def half() -> None:
+        async with store.rebuilding() as draft:
+            await put(draft, document("half a", "half"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await half()
+    assert len(await ask(store, "parental leave")) == 3
+    async with opened().rebuilding() as draft:
+        await put(draft, document("All new.", "new"))
+    assert [one.text for one in await ask(opened(), "leave")] == ["All new."]
+
+
+async def test_writers_do_not_disturb_each_other(opened: Opened) -> None:
+    stores = [opened() for _ in range(4)]
+    await asyncio.gather(*(put(one, document(f"Text {i} here.", f"text{i}")) for i, one in enumerate(stores)))
+    await asyncio.gather(*(put(one, document(f"Text {i} there.", "same")) for i, one in enumerate(stores)))
+    assert list(await opened().collections()) == [Collection("handbook", None, 5, 5)]
+
+
+async def test_another_process_sees_what_was_written(opened: Opened) -> None:
+    reader = opened()
+    assert not await ask(reader, "leave")
+    await filled(opened())
+    async with asyncio.timeout(5):
+        while len(await ask(reader, "leave")) < 3:
+            await asyncio.sleep(0.05)
+    await opened().delete([Key("leave", "handbook")])
+    async with asyncio.timeout(5):
+        while len(await ask(reader, "leave")) > 2:
+            await asyncio.sleep(0.05)
