@@ -20,6 +20,7 @@ from coe.errors import InvalidRequest, ModelNotFound
 from coe.exploration import choose
 from coe.leisure import Leisure
 from coe.mapping import Assignment, expected
+from coe.overlay import Overlays
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
 
 CHARACTERS_PER_TOKEN = 8
@@ -161,6 +162,7 @@ class Composition:
         threads: Executor,
         doubt: float = 0.0,
         affinity: Affinity | None = None,
+        overlays: Overlays | None = None,
     ) -> None:
         self.registry = registry
         self.router = router
@@ -172,17 +174,18 @@ class Composition:
         self._use = relative_use(registry)
         self._leisure = Leisure()
         self._affinity = Affinity() if affinity is None else affinity
+        self._overlays = overlays or Overlays()
 
-    async def classify(self, chat: Chat) -> tuple[str, Prediction]:
-        """The routed text and its posterior. Only a look at the sentence encoder leaves the event loop; there is none
-        while too many wait for one."""
+    async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
+        """The routed text and its posterior, with the tenant's overlay where it has one. Only a look at the sentence
+        encoder leaves the event loop; there is none while too many wait for one."""
         text = routing_text(chat)
         prediction = self.router.peek(text, hurried=not self._leisure)
         if prediction is None:
             loop = asyncio.get_running_loop()
             with self._leisure.look():
                 (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
-        return text, prediction
+        return text, self._overlays.applied(prediction, tenant)
 
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""

@@ -16,9 +16,10 @@ class RoutingRecord:
     (expected quality less price, to four digits, -inf for one that may not serve the category; empty for a pin), the
     chosen expert, the propensity of the first candidate, the `exploration` that served (its rate and loss, None where
     it was off), and the versions of router, configuration and `assignment` (the digest of the plan or of the declared
-    mapping, over the router's categories). `digest` is the SHA-256 of the routed text; the text itself (`prompt`) and
-    its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and `key` name whose
-    request it was, `cost` is in US dollars by the expert's declared prices.
+    mapping, over the router's categories). Where an overlay of the tenant made the posterior, `overlay` is the version
+    of the overlays and `plain` the router's own posterior. `digest` is the SHA-256 of the routed text; the text itself
+    (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and
+    `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
@@ -55,6 +56,8 @@ class RoutingRecord:
     assignment: str = ""
     worth: tuple[float, ...] = ()
     exploration: tuple[float, float] | None = None
+    overlay: str = ""
+    plain: Mapping[str, float] | None = None
     schema: int = 1
 
 

@@ -42,6 +42,7 @@ class Assembly:
             threads=self._threads,
             doubt=in_use.doubt,
             affinity=self._affinity,
+            overlays=in_use.overlays,
         )
         serving = Serving(composition, access_of(registry, self._limiter))
         self._go_over(experts)

@@ -1,8 +1,9 @@
-"""What is in use: the declaration, the router over its categories, and the assignment to its experts."""
+"""What is in use: the declaration, the router over its categories, tenants' overlays on it, and the assignment."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,17 @@ from coe.composition import declared_assignment
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment
+from coe.overlay import FILE, Overlay, Overlays
 from coe.registry import Registry, load
 from coe.settings import Settings
 
-ROUTER, ASSIGNMENT = "router", "assignment"
+ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
 """Kinds of artifacts; the second holds one file of the same name."""
 EXAMPLES = 2
 """Fewest examples by which a category works without training."""
+
+
+_log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class InUse:
     assignment: Assignment
     doubt: float
     folder: Path
+    overlays: Overlays = field(default_factory=Overlays)
 
 
 def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
@@ -44,7 +50,8 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
         router = load_router(registry, artifact)
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
     assignment = _assignment(settings, registry, router.categories)
-    return InUse(registry, router, assignment, float(doubt), artifact.folder)
+    overlays = overlays_in_use(settings, router)
+    return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays)
 
 
 def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
@@ -106,6 +113,32 @@ def read_plan(registry: Registry, artifact: Artifact) -> Assignment:
             "or `coe plan --forget` to go back to the declared assignment"
         )
     return planned
+
+
+def overlays_in_use(settings: Settings, router: Router) -> Overlays:
+    """The overlays in use; none where they were fitted to another router, which may have learnt since what they do.
+    Raises ArtifactError where they are damaged."""
+    artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
+    if artifact is None:
+        return Overlays()
+    found = read_overlays(artifact)
+    if artifact.manifest.data != router.version:
+        _log.warning("%s; they stay unused", other_router(artifact, router))
+        return Overlays()
+    return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
+
+
+def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
+    """Raises ArtifactError for anything else than overlays."""
+    return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
+
+
+def other_router(artifact: Artifact, router: Router) -> str:
+    """What is wrong with overlays that were fitted to another router."""
+    manifest = artifact.manifest
+    return (
+        f"overlays {manifest.version} are of router {manifest.data}, not {router.version}: `coe retrain` makes new ones"
+    )
 
 
 def _assignment(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:

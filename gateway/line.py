@@ -81,7 +81,7 @@ class Line:
             trace.allowance = access.allowance(trace.caller, chat, trace.spent)
             async with trace.allowance:
                 trace.allowed_ms = trace.elapsed_ms()
-                trace.text, trace.prediction = await composition.classify(chat)  # 3 classify
+                trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
                 trace.classified_ms = trace.elapsed_ms()
                 trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
                 trace.routed()

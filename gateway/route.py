@@ -33,7 +33,7 @@ class RouteEndpoint:
             wishes = read_wishes(scope, serving.registry.policy)
             with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
                 body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
-                decision = await _decision(serving.composition, body, wishes)
+                decision = await _decision(serving.composition, body, wishes, tenant=caller.tenant)
             await respond(send, status=200, body=decision)
         except RequestError as error:
             await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
@@ -41,9 +41,9 @@ class RouteEndpoint:
             pass
 
 
-async def _decision(composition: Composition, body: bytes, wishes: Wishes) -> bytes:
+async def _decision(composition: Composition, body: bytes, wishes: Wishes, *, tenant: str | None) -> bytes:
     chat = dialect.parse(body)
-    _, prediction = await composition.classify(chat)
+    _, prediction = await composition.classify(chat, tenant)
     decision = composition.assign(chat, prediction, wishes)
     probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
     return orjson.dumps(
@@ -56,5 +56,6 @@ async def _decision(composition: Composition, body: bytes, wishes: Wishes) -> by
             "probabilities": {name: round(p, 4) for name, p in probabilities},
             "stage": prediction.stage,
             "router": composition.router.version,
+            "overlay": prediction.overlay,
         }
     )

@@ -159,8 +159,9 @@ COMPONENTS: Schema = {
             "probabilities": {"type": "object", "additionalProperties": _NUMBER},
             "stage": TEXT,
             "router": TEXT,
+            "overlay": TEXT,
         },
-        *("expert", "category", "confidence", "reason", "candidates", "probabilities", "stage", "router"),
+        *("expert", "category", "confidence", "reason", "candidates", "probabilities", "stage", "router", "overlay"),
     ),
     "FeedbackRequest": _object(
         {

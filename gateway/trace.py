@@ -7,6 +7,9 @@ import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coe.composition import Answer
 from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
 from coe.errors import ExpertError, RequestError
@@ -137,7 +140,7 @@ class Trace:
         decision, prediction, usage, wishes = self.decision, self.prediction, self.usage, self.wishes
         composition, registry = self.serving.composition, self.serving.registry
         exploration = registry.policy.exploration
-        posterior = [round(p, 5) for p in prediction.probabilities.tolist()] if prediction is not None else []
+        names = composition.router.categories
         return RoutingRecord(
             request_id=self.request_id,
             time=self.time,
@@ -147,7 +150,7 @@ class Trace:
             reason=decision.reason if decision else "",
             propensity=decision.propensity if decision else 1.0,
             candidates=decision.candidates if decision else (),
-            probabilities=dict(zip(composition.router.categories, posterior, strict=False)),
+            probabilities=_named(names, prediction.probabilities) if prediction is not None else {},
             stage=prediction.stage if prediction is not None else "",
             router=composition.router.version,
             config=registry.digest,
@@ -171,4 +174,10 @@ class Trace:
             assignment=composition.assignment_digest,
             worth=tuple(round(worth, 4) for worth in decision.worth) if decision else (),
             exploration=(exploration.rate, exploration.loss) if exploration.rate else None,
+            overlay=prediction.overlay if prediction is not None else "",
+            plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
         )
+
+
+def _named(categories: tuple[str, ...], posterior: NDArray[np.float32]) -> dict[str, float]:
+    return {name: round(p, 5) for name, p in zip(categories, posterior.tolist(), strict=True)}

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from coe.composition import Composition, declared_assignment
 from coe.core import Call, Prediction, Standing, Usage
 from coe.feedback import Feedback
+from coe.overlay import Overlays
 from coe.record import RoutingRecord
 from coe.registry import Registry
 from gateway.access import access_of
@@ -224,6 +225,7 @@ async def gateway_of(
     *,
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
+    overlays: Overlays | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`."""
@@ -244,6 +246,7 @@ async def gateway_of(
                 assignment=declared_assignment(registry, router.categories),
                 experts=experts,
                 threads=threads,
+                overlays=overlays,
             )
             current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()))), Metrics()
             opened.append(current)

@@ -85,6 +85,7 @@ def _row(record: RoutingRecord, said: Said) -> dict[str, Any]:
     return {
         **asdict(record),
         "probabilities": list(record.probabilities.items()),
+        "plain": None if record.plain is None else list(record.plain.items()),
         **said.columns(record.request_id),
     }
 
@@ -130,6 +131,7 @@ def _schema() -> Any:
         "worth": pa.list_(pa.float32()),
         "exploration": pa.list_(number),
         "probabilities": pa.map_(text, pa.float32()),
+        "plain": pa.map_(text, pa.float32()),
         "embedding": pa.binary(),
         "stream": pa.bool_(),
     }

@@ -1,4 +1,4 @@
-"""`coe promote` and `coe rollback`: which router and assignment are in use, moved by hand in one step."""
+"""`coe promote` and `coe rollback`: which router, assignment and overlays are in use, moved by hand in one step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ class Kind(StrEnum):
 
     ROUTER = "router"
     ASSIGNMENT = "assignment"
+    OVERLAYS = "overlays"
 
 
-KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router or assignment")]
+NOTHING = {Kind.ROUTER: "none", Kind.ASSIGNMENT: "as declared in experts.yaml", Kind.OVERLAYS: "none"}
+"""What is in use where no version is."""
+
+
+KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment or overlays")]
 Version = Annotated[str | None, typer.Argument(help="[default: the one made last]")]
 Why = Annotated[str, typer.Option("--why", help="Kept in the history.")]
 
@@ -58,6 +63,9 @@ def check_fits(settings: Settings, kind: Kind, artifact: Artifact) -> None:
     import routers
     from gateway.in_use import check_fit, read_plan
 
+    if kind is Kind.OVERLAYS:
+        _check_overlays(settings, artifact)
+        return
     registry = load(settings.config, environ=settings.environ)
     if kind is Kind.ASSIGNMENT:
         read_plan(registry, artifact)
@@ -66,9 +74,17 @@ def check_fits(settings: Settings, kind: Kind, artifact: Artifact) -> None:
     routers.check(artifact.folder)
 
 
+def _check_overlays(settings: Settings, artifact: Artifact) -> None:
+    from gateway.in_use import check_router, load_router, other_router, read_overlays
+
+    read_overlays(artifact)
+    router = load_router(*check_router(settings))
+    if artifact.manifest.data != router.version:
+        raise ArtifactError(other_router(artifact, router))
+
+
 def _say(kind: Kind, was: str | None, version: str | None, json: bool) -> None:
     if json:
         say_json({"kind": kind.value, "was": was, "in_use": version})
         return
-    said = [one or ("as declared in experts.yaml" if kind is Kind.ASSIGNMENT else "none") for one in (was, version)]
-    say(f"{kind.value} in use: {said[0]} -> {said[1]}")
+    say(f"{kind.value} in use: {was or NOTHING[kind]} -> {version or NOTHING[kind]}")

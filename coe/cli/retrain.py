@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.overlay_rounds import learn_overlays
 from coe.cli.rounds import Outcome, begun, learn_assignment
 from coe.cli.router_rounds import learn_router
 from coe.cli.spans import seconds
@@ -57,8 +58,11 @@ def learn(settings: Settings, *, probes: Path | None, window: float, dry_run: bo
     now = time.time()
     with begun(settings, since=now - window, now=now, dry_run=dry_run) as job:
         found, experience = learn_assignment(job, probes=probes)
-        router = learn_router(job, experience) if experience is not None else None
-        return [found] if router is None else [found, router]
+        if experience is None:
+            return [found]
+        router = learn_router(job, experience)
+        overlays = None if router and router.promoted else learn_overlays(job, experience)  # they go with their router
+        return [found, *(one for one in (router, overlays) if one is not None)]
 
 
 def _told_to_stop() -> threading.Event:

@@ -74,13 +74,17 @@ class Job:
     def store(self, kind: str) -> ArtifactStore:
         return ArtifactStore(self.settings.artifacts, kind)
 
-    def promote(self, kind: str, version: str, *, instead_of: str | None, why: str) -> None:
-        """Raises JobError or ArtifactError, and moves nothing, where anything has changed since the job began."""
+    def promote(self, kind: str, version: str | None, *, instead_of: str | None, why: str) -> None:
+        """Have the version in use, or none. Raises JobError or ArtifactError, and moves nothing, where anything has
+        changed since the job began."""
         declared = load(self.settings.config, environ=self.settings.environ).digest
         if declared != self.registry.digest or self.store(kind).in_use() != instead_of:
             raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
         self.assure()
-        self.store(kind).promote(version, by="retrain", why=why)
+        if version is None:
+            self.store(kind).forget(by="retrain", why=why)
+        else:
+            self.store(kind).promote(version, by="retrain", why=why)
 
 
 @contextmanager
@@ -204,6 +208,6 @@ def _concluded(job: Job, found: Round, report: dict[str, Any], rounds: Rounds, *
         rounds = replace(rounds, in_use=found.candidate.digest, judged=0)
     else:
         reports = job.settings.artifacts / REPORTS
-        folder = keep_report(reports, partial(write_report, report=report), now=job.now)
+        folder = keep_report(reports, partial(write_report, report=report), kind=ASSIGNMENT, now=job.now)
     write_rounds(job.settings.artifacts, ASSIGNMENT, replace(rounds, report=str(folder)))
     return Outcome(ASSIGNMENT, rounds.promoted, rounds.sentence, version, str(folder), report)

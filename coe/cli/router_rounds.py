@@ -112,7 +112,7 @@ def _concluded(job: Job, schooling: Schooling, judgement: Judgement, rounds: Rou
         job.promote(ROUTER, version, instead_of=rounds.in_use, why=rounds.sentence)
         rounds = replace(rounds, in_use=version, judged=0)
     else:
-        folder = keep_report(job.settings.artifacts / REPORTS, partial(_write, report=report), now=job.now)
+        folder = keep_report(job.settings.artifacts / REPORTS, partial(_write, report=report), kind=ROUTER, now=job.now)
     write_rounds(job.settings.artifacts, ROUTER, replace(rounds, report=str(folder)))
     return Outcome(ROUTER, judgement.promote, rounds.sentence, version, str(folder), report)
 

@@ -24,10 +24,10 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     plot_round(report, folder / "report.svg")
 
 
-def keep_report(root: Path, write: Callable[[Path], None], *, now: float) -> Path:
-    """Have it written to a folder of its own under `root`, named by the time `now` (Unix seconds); the oldest make
-    room."""
-    folder = root / datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
+    """Have it written to a folder of its own under `root`, named by the time `now` (Unix seconds) and the kind of
+    artifact; the oldest make room."""
+    folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
     folder.mkdir(parents=True)
     write(folder)
     for old in sorted(root.iterdir())[:-KEPT]:

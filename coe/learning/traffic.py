@@ -46,8 +46,9 @@ class Traffic:
     def _add(self, record: RoutingRecord) -> None:
         looked = None
         if record.category in self.categories:
+            category, confidence = _plainly(record)
             name = record.prompt or record.request_id
-            looked = self.categories.index(record.category), record.confidence, record.embedding, name
+            looked = self.categories.index(category), confidence, record.embedding, name
         if record.time < self.day:
             if looked and record.router == self.router and len(self.first) < KEPT:
                 self.first.append(looked)
@@ -78,6 +79,14 @@ class Traffic:
             "experts": _shares(self.by_expert),
             "confidence": np.quantile(confidence, (0.25, 0.5, 0.75)).round(3).tolist() if len(confidence) else None,
         }
+
+
+def _plainly(record: RoutingRecord) -> tuple[str, float]:
+    """Category and confidence by the router alone: a new overlay is no drift."""
+    if record.plain is None:
+        return record.category, record.confidence
+    category = max(record.plain, key=record.plain.__getitem__)
+    return category, record.plain[category] * record.familiarity
 
 
 def sample(looked: Sequence[Looked]) -> Sample:

@@ -55,6 +55,8 @@ def _record(values: dict[str, Any]) -> RoutingRecord:
         rate, loss = known["exploration"]
         known["exploration"] = float(rate), float(loss)
     known["probabilities"] = {name: _number(value) for name, value in known["probabilities"].items()}
+    if known.get("plain") is not None:
+        known["plain"] = {name: _number(value) for name, value in known["plain"].items()}
     known.update({name: _number(known[name]) for name in _FLOATS})
     embedding = known.get("embedding")
     if embedding is not None:

@@ -14,18 +14,19 @@ from coe.registry import load
 from coe.settings import Settings
 from gateway import processes
 from gateway.app import create_app
-from gateway.in_use import ROUTER, InUse
+from gateway.in_use import ROUTER, InUse, overlays_in_use
 from gateway.main import open_worker, several
 from tests.fakes import WordRouter
 
 
-def read(settings: Settings, _: InUse | None) -> InUse:
+def read(settings: Settings, _: InUse | None = None) -> InUse:
     registry = load(settings.config, environ=settings.environ)
     router = WordRouter()
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
         router.version = pointer.read_text()
-    return InUse(registry, router, declared_assignment(registry, router.categories), 0.0, settings.home)
+    assignment, overlays = declared_assignment(registry, router.categories), overlays_in_use(settings, router)
+    return InUse(registry, router, assignment, 0.0, settings.home, overlays)
 
 
 def build(settings: Settings, workers: Path | None) -> Starlette:

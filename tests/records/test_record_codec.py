@@ -39,6 +39,7 @@ BY_NAME = {
     "embedding": st.none() | st.binary(),
     "worth": st.lists(NUMBER | st.just(-math.inf)).map(tuple),
     "exploration": st.none() | st.tuples(NUMBER, NUMBER),
+    "plain": st.none() | st.dictionaries(TEXT, NUMBER),
     "schema": st.just(1),
 }
 COLLECTIONS = {"candidates": tuple, "probabilities": dict, "worth": tuple}

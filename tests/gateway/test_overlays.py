@@ -1,0 +1,169 @@
+"""A tenant's overlay in the gateway: it turns that tenant's requests, and no other's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from coe.artifacts import ArtifactStore
+from coe.cli.overlay_rounds import learn_overlays
+from coe.cli.promote import Kind, promote, rollback
+from coe.cli.rounds import begun
+from coe.core import Prediction
+from coe.errors import ArtifactError
+from coe.learning.gathering import gather
+from coe.overlay import FILE, Overlay, Overlays
+from coe.record import RoutingRecord
+from coe.settings import Settings
+from gateway.in_use import OVERLAYS, overlays_in_use
+from tests.access.samples import key_of
+from tests.fakes import WordRouter, gateway_of, registry_of
+from tests.gateway import words_server
+from tests.gateway.served import Served, chat, serving
+
+pytestmark = pytest.mark.anyio
+
+CATEGORIES = WordRouter.categories
+KEYS = [key_of(name, tenant=name).model_dump(mode="json") for name in ("alice", "bob")]
+SOON = 5.0
+
+
+def swapping(tenant: str) -> Overlay:
+    """Takes code for art and art for code."""
+    return Overlay(tenant, CATEGORIES, np.eye(3)[[1, 0, 2]], np.zeros(3), 0.5)
+
+
+def published(settings: Settings, *heads: Overlay, router: str = "words") -> str:
+    store = ArtifactStore(settings.artifacts, OVERLAYS)
+    with store.draft() as draft:
+        (draft / FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
+        artifact = store.publish(draft, categories=CATEGORIES, data=router, metrics={})
+    return artifact.manifest.version
+
+
+def test_a_prediction_remembers_what_the_router_alone_said() -> None:
+    known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "peek", 0.7)
+    overlays = Overlays("v1", {"alice": swapping("alice")})
+    changed = overlays.applied(known, "alice")
+    assert (changed.best, changed.stage, changed.familiarity, changed.overlay) == (1, "peek", 0.7, "v1")
+    assert changed.probabilities.dtype == np.float32
+    assert changed.plain is known.probabilities
+    assert overlays.applied(known, "bob") is known
+    assert overlays.applied(known, None) is known
+
+
+async def test_the_tenants_requests_are_decided_and_recorded_by_its_posterior() -> None:
+    registry = registry_of(access={"keys": KEYS})
+    async with gateway_of(registry, overlays=Overlays("v1", {"alice": swapping("alice")})) as gateway:
+        experts = {}
+        for name in ("alice", "bob"):
+            headers = {"content-type": "application/json", "x-api-key": name}
+            body = orjson.dumps(chat("auto", text="code"))
+            answer = await gateway.post("/v1/chat/completions", body, headers=headers)
+            told = (await gateway.post("/v1/route", body, headers=headers)).json
+            experts[name] = answer.headers["x-coe-expert"], told["expert"], told["overlay"]
+    assert experts == {"alice": ("painter", "painter", "v1"), "bob": ("coder", "coder", "")}
+    own, other = gateway.records
+    assert (own.tenant, own.overlay, own.category) == ("alice", "v1", "art")
+    assert max(own.probabilities, key=own.probabilities.__getitem__) == "art"
+    assert own.plain == other.probabilities
+    assert (other.overlay, other.plain) == ("", None)
+
+
+async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
+    assert overlays_in_use(settings, WordRouter()).by_tenant == {}
+    version = published(settings, swapping("alice"), router="older")
+    ArtifactStore(settings.artifacts, OVERLAYS).promote(version)
+    with caplog.at_level(logging.WARNING):
+        assert overlays_in_use(settings, WordRouter()).by_tenant == {}
+    assert f"overlays {version} are of router older, not words: `coe retrain` makes new ones" in caplog.text
+    (settings.artifacts / OVERLAYS / version / FILE).write_bytes(b"half of")
+    with pytest.raises(ArtifactError, match="missing or changed"):
+        overlays_in_use(settings, WordRouter())
+
+
+async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.in_use.read_in_use", words_server.read)
+    monkeypatch.setattr("gateway.in_use.check_router", lambda settings: (None, None))
+    monkeypatch.setattr("gateway.in_use.load_router", lambda *_: WordRouter())
+    assignment = {"code": "good", "art": "slow-start", "general": "good"}
+    async with serving(tmp_path, access={"keys": KEYS}, assignment=assignment) as served:
+        settings = Settings.read({}, config=tmp_path / "experts.yaml")
+        for name in ("alice", "bob"):
+            asked = [await ask(served, name, "code" if number % 2 else "general") for number in range(80)]
+            if name == "alice":
+                await asyncio.gather(*(correct(served, name, one["x-request-id"], "art") for one in asked[1::2]))
+        assert await experts(served, "code") == {"alice": "good", "bob": "good"}
+        await served.records(162)
+
+        report = await asyncio.to_thread(retrain, settings)
+        assert [one["tenant"] for one in report["tenants"]] == ["alice"]
+        await until(served, {"alice": "slow-start", "bob": "good"})
+        assert await experts(served, "art") == {"alice": "slow-start", "bob": "slow-start"}
+
+        assert {one.tenant for one in await overlaid(served)} == {"alice"}
+        await asyncio.to_thread(rollback, Kind.OVERLAYS, config=settings.config)
+        await until(served, {"alice": "good", "bob": "good"})
+        await asyncio.to_thread(promote, Kind.OVERLAYS, config=settings.config)
+        await until(served, {"alice": "slow-start", "bob": "good"})
+
+        other = published(settings, swapping("alice"), router="older")
+        with pytest.raises(ArtifactError, match="of router older, not words"):
+            promote(Kind.OVERLAYS, other, config=settings.config)
+
+
+async def ask(served: Served, key: str, text: str) -> Mapping[str, str]:
+    """The response's headers."""
+    body, url = chat("auto", stream=True, text=text), f"{served.url}/v1/chat/completions"
+    async with served.client.post(url, json=body, headers={"x-api-key": key}) as response:
+        await response.read()
+        return response.headers
+
+
+async def correct(served: Served, key: str, request_id: str, category: str) -> None:
+    said = {"request_id": request_id, "category": category}
+    async with served.client.post(f"{served.url}/v1/feedback", json=said, headers={"x-api-key": key}) as response:
+        assert response.status == 200
+
+
+async def experts(served: Served, text: str) -> dict[str, str]:
+    return {name: (await ask(served, name, text))["x-coe-expert"] for name in ("alice", "bob")}
+
+
+async def until(served: Served, wanted: dict[str, str]) -> None:
+    async with asyncio.timeout(SOON):
+        while await experts(served, "code") != wanted:
+            await asyncio.sleep(0.02)
+
+
+def retrain(settings: Settings) -> Any:
+    now = time.time()
+    with begun(settings, since=0.0, now=now, dry_run=False) as job:
+        pages, said = job.logs.records(until=now), job.logs.feedback()
+        names = job.registry.expert_names
+        known = gather(pages, said, categories=CATEGORIES, experts=names).experience
+        outcome = learn_overlays(job, known)
+    assert outcome is not None
+    assert outcome.promoted
+    return outcome.report
+
+
+async def overlaid(served: Served) -> list[RoutingRecord]:
+    """The records of requests whose posterior an overlay made, once there are some."""
+    async with asyncio.timeout(SOON):
+        while not (found := [one for one in await served.records(1) if one.overlay]):
+            await asyncio.sleep(0.02)
+    return found
