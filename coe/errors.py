@@ -4,6 +4,7 @@ CoEError
 ├── ConfigError            experts.yaml or the environment is wrong        (stops the process at start)
 ├── ArtifactError          an artifact is missing, damaged or does not fit (stops the process at start)
 ├── DataError              a data file cannot be used                      (ends the job)
+│   └── DocumentError      one of many files has no text that can be used  (the job goes on)
 ├── FleetError             a local expert server cannot be run
 ├── LogError               the routing log cannot be read or written
 ├── RetrievalError         the document store is away, damaged or full
@@ -54,6 +55,10 @@ class ArtifactError(CoEError):
 
 class DataError(CoEError):
     """A data file is missing, unreadable, or lacks what the job needs."""
+
+
+class DocumentError(DataError):
+    """A file to be indexed is refused, broken or without text. The message says why and does not name it."""
 
 
 class FleetError(CoEError):

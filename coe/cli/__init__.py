@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from coe.cli import ask, benchmark, check, key, log, plan, promote, retrain, score, status, train, up
+from coe.cli import ask, benchmark, check, index, key, log, plan, promote, retrain, score, status, train, up
 from coe.errors import CoEError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -22,6 +22,7 @@ app.command("score")(score.score)
 app.command("plan")(plan.plan)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(log.app, name="log")
+app.add_typer(index.app, name="index")
 app.command("retrain")(retrain.retrain)
 app.command("promote")(promote.promote)
 app.command("rollback")(promote.rollback)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,12 +56,14 @@ class Indexer:
         self._encoder = encoder
         self._chunker = chunker or Chunker(encoder)
 
-    async def add(self, texts: Iterable[Text], *, progress: Callable[[int], None] | None = None) -> Tally:
+    async def add(self, texts: AsyncIterable[Text], *, progress: Callable[[int], None] | None = None) -> Tally:
         """Write what is new or changed. `progress` hears how many texts are done. Raises RetrievalError."""
         tally = Tally()
         known: dict[tuple[str, str | None], dict[str, str]] = {}
         batch: dict[Key, Document] = {}
-        for done, text in enumerate(texts, 1):
+        done = 0
+        async for text in texts:
+            done += 1
             place = (text.key.collection, text.key.tenant)
             if place not in known:
                 known[place] = dict(await self._store.digests(*place))
@@ -70,8 +72,8 @@ class Indexer:
             if sum(len(one.chunks) for one in batch.values()) >= TOGETHER:
                 await self._write(self._store, [*batch.values()])
                 batch = {}
-                if progress:
-                    progress(done)
+            if progress:
+                progress(done)
         await self._write(self._store, [*batch.values()])
         return tally
 

@@ -1,0 +1,25 @@
+"""The document store that experts.yaml declares, opened with the encoder of the router in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import routers
+from coe.errors import ConfigError
+from coe.registry import Registry
+from coe.retrieval import DocumentStore, open_store
+from coe.retrieval.indexing import DocumentEncoder, encoder_id
+from coe.settings import Settings
+
+
+def open_index(
+    settings: Settings, registry: Registry, folder: Path, *, threads: int = 1
+) -> tuple[DocumentStore, DocumentEncoder]:
+    """The store, and the encoder of the router in `folder`. Reads the encoder's files; connects to nothing. Raises
+    ConfigError where no store is declared, ArtifactError for a damaged router."""
+    if registry.retrieval.store is None:
+        raise ConfigError(
+            f"{settings.config}: no document store is declared; add: retrieval: {{store: 'lancedb:///documents'}}"
+        )
+    encoder = routers.load_document_encoder(folder, threads=threads)
+    return open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder
