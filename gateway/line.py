@@ -56,7 +56,7 @@ class Line:
             trace.failed(error)
             await self._refuse(error, trace, send)
         except ClientLeftError:
-            trace.outcome = "aborted"
+            trace.outcome, trace.left = "aborted", True
         except Exception:
             complete, trace.outcome = trace.outcome == "ok", "internal_error"
             _log.exception("a request failed", extra={"request_id": trace.request_id})

@@ -25,6 +25,7 @@ from gateway.assembly import Assembly
 from gateway.current import Current
 from gateway.drain import Drain
 from gateway.gauges import show_log
+from gateway.implicit import ImplicitSignals
 from gateway.in_use import check_in_use, read_in_use
 from gateway.logs import log_uncaught, logged
 from gateway.observation import open_observation
@@ -91,6 +92,7 @@ async def open_parts(
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         show_log(observation.metrics, writer)
+        signals = await stack.enter_async_context(ImplicitSignals(feedback, count=observation.metrics.feedback))
         limiter = await stack.enter_async_context(open_limiter(registry.access.counters))
         alone = "1 while Redis is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
@@ -101,7 +103,7 @@ async def open_parts(
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen))
-        observers = (recorder.observe, *observation.observers)
+        observers = (recorder.observe, signals.observe, *observation.observers)
         yield Parts(current, observers, observation.metrics, log, feedback, observation.tracing, reload)
 
 

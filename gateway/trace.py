@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Trace:
     """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped.
 
-    The times `..._ms` are from arrival to the end of what they name, None while that has not come; `status` is that of
-    the response, None where none began.
+    `left` says that it was the client. The times `..._ms` are from arrival to the end of what they name, None while
+    that has not come; `status` is that of the response, None where none began.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class Trace:
         "classified_ms",
         "decision",
         "first_piece_ms",
+        "left",
         "outcome",
         "parsed_ms",
         "prediction",
@@ -62,6 +63,7 @@ class Trace:
         self.time = time.time()
         self.start = time.perf_counter()
         self.outcome = "aborted"
+        self.left = False
         self.caller = Caller()
         self.allowance: Allowance | None = None
         self.wishes: Wishes | None = None

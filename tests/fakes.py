@@ -23,6 +23,7 @@ from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
 from gateway.app import Parts, create_app
 from gateway.current import Current, Serving
+from gateway.implicit import ImplicitSignals
 from gateway.line import Observer
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
@@ -250,8 +251,9 @@ async def gateway_of(
             )
             current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()))), Metrics()
             opened.append(current)
-            observe = (metrics.observe, lambda trace: log.records.append(trace.record()), *observers)
-            yield Parts(current, observe, metrics, log, log, tracing)
+            async with ImplicitSignals(log, count=metrics.feedback) as signals:
+                keep = (metrics.observe, lambda trace: log.records.append(trace.record()), signals.observe)
+                yield Parts(current, (*keep, *observers), metrics, log, log, tracing)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

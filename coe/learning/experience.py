@@ -51,8 +51,17 @@ class Experience:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """How much each request's feedback counts, shape (n,): 1 for a score, 0 without any."""
-        return np.asarray(_WEIGHTS[self.kind])
+        """How much each request's feedback counts, shape (n,): 1 for a score, 0 without any.
+
+        Implicit signals only complain, and there are as many of them as an expert has requests. So each counts by the
+        share of rated ones among the requests of its expert and likeliest category: what it takes off a mean goes by
+        how often there was a complaint, not by how busy the expert is; and nothing rests on complaints alone.
+        """
+        cell = self.posterior.argmax(axis=1) * len(self.experts) + self.chosen
+        count = len(self.categories) * len(self.experts)
+        served, rated = np.bincount(cell, minlength=count), np.bincount(cell[self.rated], minlength=count)
+        share = rated / np.maximum(served, 1)
+        return np.asarray(_WEIGHTS[self.kind] * np.where(self.rated, 1.0, share[cell]))
 
     @property
     def rated(self) -> NDArray[np.bool_]:

@@ -15,7 +15,8 @@ WEIGHT: Mapping[Kind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
 )
 """How much each kind counts as evidence of quality, a score being 1. A preference says who is better, not how good; a
-second try or a closed window may have any reason, and nobody signals content in such a way."""
+second try or a closed window may have any reason, and nobody signals content in such a way: these two count still less
+where few requests are rated (`Experience.weight`)."""
 
 
 def rank(kind: Kind) -> int:

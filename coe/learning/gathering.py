@@ -81,7 +81,6 @@ class _Rows:
         self.allowed = np.empty(shape[1], dtype=np.bool_)
         self.chosen = np.empty(limit, dtype=np.int16)
         self.propensity = np.empty(limit, dtype=np.float32)
-        self.aborted = np.empty(limit, dtype=np.bool_)
         self.tenant = np.empty(limit, dtype=np.int32)
         self.version = np.empty(limit, dtype=np.int32)
         self.time = np.empty(limit, dtype=np.float64)
@@ -107,7 +106,6 @@ class _Rows:
         allowed[chosen] = True
         self.chosen[row] = chosen
         self.propensity[row] = record.propensity if record.reason in BY_QUALITY else np.nan
-        self.aborted[row] = record.outcome == "aborted"
         self.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
         self.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
         self.time[row] = record.time
@@ -140,8 +138,6 @@ class _Join:
         self.corrected = np.full(count, NONE, dtype=np.int16)
         self._time = np.full((2, count), -np.inf)  # of the rating, of the correction
         self._event = np.zeros((2, count), dtype=np.uint64)
-        aborted = rows.aborted[self._order]
-        self.reward[aborted], self.kind[aborted] = 0.0, KINDS.index("abandoned")
         self._tenant = {number: name for name, number in rows.tenants.items()}
 
     def add(self, event: Feedback) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from coe.errors import DataError
 from coe.feedback import KINDS, Feedback, Kind
 from coe.learning.gathering import Gathered, gather, identity
+from coe.learning.refit import refit
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
@@ -53,13 +54,33 @@ def test_an_explored_choice_has_its_propensity() -> None:
     assert joined([record("r", reason="explored", propensity=0.02)]).experience.propensity[0] == pytest.approx(0.02)
 
 
-def test_a_client_that_left_is_a_weak_complaint_that_any_rating_replaces() -> None:
-    left = [record("r", outcome="aborted")]
-    silent, rated = joined(left).experience, joined(left, [said("thumb", 1)]).experience
-    assert silent.reward.tolist() == [0.0]
-    assert silent.weight[0] == pytest.approx(0.1)
-    assert not silent.rated.any()
-    assert rated.reward.tolist() == [1.0]
+def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> None:
+    others = [record(f"r{number}") for number in range(3)]
+    left = [record("r", outcome="aborted"), *others]
+    rated = [said("score", 1.0, to=one.request_id) for one in others]
+    silent = joined(left, [said("abandoned"), *rated]).experience
+    assert silent.reward.tolist() == [0.0, 1.0, 1.0, 1.0]
+    assert silent.weight[0] == pytest.approx(0.1 * 3 / 4)
+    assert silent.rated.tolist() == [False, True, True, True]
+    assert joined(left, [said("abandoned"), said("thumb", 1)]).experience.reward[0] == 1.0
+
+
+def test_a_client_that_left_without_a_signal_said_nothing() -> None:
+    assert np.isnan(joined([record("r", outcome="aborted")]).experience.reward).all()
+
+
+def test_complaints_go_by_how_often_they_come_and_nothing_rests_on_them_alone() -> None:
+    busy = [record(f"b{number}") for number in range(400)]
+    idle = [record(f"i{number}", expert="generalist") for number in range(20)]
+    odd = [record(f"o{number}", expert="lawyer") for number in range(20)]
+    events = [said("score", 0.8, to=f"{who}{number}") for who in "bi" for number in range(10)]
+    events += [said("regenerated", to=f"b{number}") for number in range(100, 200)]
+    events += [said("regenerated", to=f"i{number}") for number in range(10, 15)]
+    events += [said("regenerated", to=f"o{number}") for number in range(5)]
+    mean = refit(joined([*busy, *idle, *odd], events).experience, now=1.0).table.mean[0]
+    assert mean[0] == pytest.approx(mean[1], abs=0.001)
+    assert 0.75 < mean[0] < 0.8
+    assert np.isnan(mean[2])
 
 
 def test_the_surest_kind_counts_and_then_the_latest() -> None:
