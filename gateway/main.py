@@ -44,7 +44,7 @@ THREADS = 2
 def prepare(settings: Settings) -> None:
     """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
     registry, _ = check_in_use(settings)
-    check_exposure(settings.host, registry.access)
+    check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
     for spec in registry.experts:
         endpoints_of(spec, settings.endpoints)

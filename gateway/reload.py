@@ -124,7 +124,7 @@ class Reload:
 
     def _check(self, registry: Registry) -> None:
         check_same_process(self._at_start, registry)
-        check_exposure(self._settings.host, registry.access)
+        check_exposure(self._settings, registry.access)
         check_counters(registry.access, workers=self._settings.workers)
 
     def _failed(self, why: str) -> None:

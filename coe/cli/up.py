@@ -54,7 +54,7 @@ async def _up(settings: Settings) -> None:
 
     _stop_on_signals()
     registry = load(settings.config, environ=settings.environ)
-    check_exposure(settings.host, registry.access)
+    check_exposure(settings, registry.access)
     check_port(settings)
     await _ensure_router(settings)
     servers, endpoints = local_servers(

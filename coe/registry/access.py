@@ -50,7 +50,5 @@ class Access(Declared):
     """Who may use the service. Without keys everyone may, and the gateway listens on loopback only."""
 
     keys: tuple[ApiKey, ...] = ()
-    open: bool = False
-    """Listen beyond loopback without keys all the same."""
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
     """Where the use of keys is counted: each gateway for itself, or redis://HOST:PORT/DB for all of them together."""

@@ -1,4 +1,4 @@
-"""A gateway that anybody may use listens on loopback only, unless experts.yaml says that this is meant."""
+"""A gateway that anybody may use listens on loopback only, unless the environment says that this is meant."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import socket
 
 from coe.errors import ConfigError
 from coe.registry import Access
+from coe.settings import Settings
 
 
-def check_exposure(host: str, spec: Access) -> None:
-    """Raises ConfigError for a `host` beyond loopback without keys; one that cannot be found is not judged here."""
-    if spec.keys or spec.open or all(_is_loopback(address) for address in _addresses(host)):
+def check_exposure(settings: Settings, access: Access) -> None:
+    """Raises ConfigError for a host beyond loopback without keys; one that cannot be found is not judged here."""
+    host = settings.host
+    if access.keys or settings.open or all(_is_loopback(address) for address in _addresses(host)):
         return
     raise ConfigError(
         f"{host} can be reached from other machines and no API keys are declared: set COE_HOST=127.0.0.1, or declare "
-        "access.keys in experts.yaml (`coe key NAME` makes one), or write access: {open: true} if everyone may use it"
+        "access.keys in experts.yaml (`coe key NAME` makes one), or set COE_OPEN=1 if everyone may use it"
     )
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import Access
+from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from tests.access.samples import key_of
 from tests.gateway.test_main import settings_of
@@ -18,23 +19,27 @@ from tests.gateway.test_main import settings_of
 KEYED = Access(keys=(key_of(limits={"requests_per_minute": 1}),))
 
 
+def listening(host: str, **environ: str) -> Settings:
+    return Settings.read({"COE_HOST": host, **environ})
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "::ffff:127.0.0.1"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    check_exposure(host, Access())
+    check_exposure(listening(host), Access())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1", "0"])
 def test_beyond_loopback_without_keys_is_refused_with_three_remedies(host: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_exposure(host, Access())
-    for remedy in ("COE_HOST=127.0.0.1", "access.keys", "access: {open: true}"):
+        check_exposure(listening(host), Access())
+    for remedy in ("COE_HOST=127.0.0.1", "access.keys", "COE_OPEN=1"):
         assert remedy in str(refused.value)
-    check_exposure(host, Access(open=True))
-    check_exposure(host, KEYED)
+    check_exposure(listening(host, COE_OPEN="1"), Access())
+    check_exposure(listening(host), KEYED)
 
 
 def test_a_host_that_no_name_can_be_is_left_to_who_listens() -> None:
-    check_exposure("no such host", Access())
+    check_exposure(listening("no such host"), Access())
 
 
 def test_several_workers_want_a_common_counter_for_limits() -> None:

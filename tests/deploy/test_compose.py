@@ -1,0 +1,106 @@
+"""docker-compose.yml and the image it builds: valid by their specifications, and each command runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.registry import load
+
+ROOT = Path(__file__).parent.parent.parent
+COMPOSE = ROOT / "docker-compose.yml"
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+OURS = ("gateway", "gateway-cpu", "retrain")
+
+
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = YAML(typ="safe").load(COMPOSE)["services"]
+    return found
+
+
+def test_compose_accepts_the_file() -> None:
+    filled = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text())  # as with no variable set
+    composed = compose_spec.PyCompose.from_json(
+        json.dumps(YAML(typ="safe").load(filled))
+    )  # which merges what is shared
+    assert set(composed.service_names()) == set(services())
+    composed.validate()
+
+
+def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
+    told = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), DOCKERFILE], capture_output=True, text=True, timeout=60
+    )
+    assert (told.returncode, told.stdout) == (0, "")
+
+
+def test_what_is_mounted_and_copied_is_there() -> None:
+    mounted = [volume.split(":") for service in services().values() for volume in service.get("volumes", ())]
+    folders = [source for source, *_ in mounted if source.startswith("./")]
+    assert len(folders) >= 6
+    assert [source for source in folders if not (ROOT / source).exists()] == []
+    volumes = {source for source, *_ in mounted if not source.startswith("./")}
+    assert volumes == set(YAML(typ="safe").load(COMPOSE)["volumes"])
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
+    kept = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+    for name in " ".join(copied).split():
+        assert (ROOT / name).exists()
+        assert f"!{name}" in kept
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_may_do_little(name: str) -> None:
+    service = services()[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    target = service["build"]["target"]
+    stage = re.search(rf" AS {target}\n(.*?)(?:\nFROM|\Z)", DOCKERFILE.read_text(), re.DOTALL)
+    assert stage is not None
+    assert re.search(r"^USER \d+:\d+$", stage[1], re.MULTILINE)
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    ports = [port for service in services().values() for port in service.get("ports", ())]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_commands_are_known(name: str) -> None:
+    stage = re.search(
+        rf" AS {services()[name]['build']['target']}\n(.*?)(?:\nFROM|\Z)", DOCKERFILE.read_text(), re.DOTALL
+    )
+    assert stage is not None
+    words = services()[name].get("command") or YAML(typ="safe").load(re.findall(r"^CMD (\[.*\])$", stage[1], re.M)[0])
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_every_declared_expert_has_its_server_under_the_name_it_is_asked_by() -> None:
+    registry = load(ROOT / "deploy" / "compose" / "experts.yaml", environ={})
+    for expert in registry.experts:
+        host = re.fullmatch(r"http://([a-z-]+):8000/v1", expert.addresses[0])
+        assert host is not None
+        words = services()[host[1]]["command"]
+        assert words[words.index("--served-model-name") + 1] == expert.model
+        if "--max-model-len" in words:
+            assert int(words[words.index("--max-model-len") + 1]) == expert.context_length
+
+
+def test_the_scrape_target_is_what_either_gateway_is_called() -> None:
+    scrape = YAML(typ="safe").load(ROOT / "deploy" / "compose" / "prometheus.yml")
+    (target,) = scrape["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert target == "gateway:8080"
+    for name in ("gateway", "gateway-cpu"):
+        assert services()[name]["networks"]["default"]["aliases"] == ["gateway"]
