@@ -3,11 +3,21 @@
     .venv/bin/python -m benchmarks.gateway [--rounds 3] [--seconds 5] [--workers 1] [--prompts FILE] [--json FILE]
         [--peers litellm,portkey,vllm-router] [--peer-bin NAME=PATH ...]
 
-Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH, and a trained router (`make serve` or
-`coe train` once). All targets alternate in every round, since the machine's speed drifts; medians are reported. In the
-gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on. Prompts rotate over the
-starter prompts, which the router has learned, or over FILE (JSONL, field prompt): of fresh ones a third goes through
-the sentence encoder. Peers are installed by hand, see benchmarks/peers.py; one that is not there is left out.
+Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH (`apt-get install nginx-light wrk
+redis-server`); a router is trained where `--home` has none. All targets alternate in every round, since the machine's
+speed drifts; medians are reported. In the gateway, routing, a declared key with its limits, metrics and the routing log
+(SQLite) are on; several workers share the key's limits through Redis. Prompts rotate over the starter prompts, which
+the router has learned, or over FILE (JSONL, field prompt): of fresh ones a third goes through the sentence encoder.
+
+Peers are looked for on PATH, beside this Python, and where `--peer-bin` says; one that is not there, or does not start,
+is left out. Each has its own packages, best apart from the project's:
+
+    python3 -m venv /opt/peers/litellm && /opt/peers/litellm/bin/pip install 'litellm[proxy]!=1.82.7,!=1.82.8'
+    python3 -m venv /opt/peers/vllm && /opt/peers/vllm/bin/pip install vllm-router
+    npm install --prefix /opt/peers/portkey @portkey-ai/gateway
+    .venv/bin/python -m benchmarks.gateway --peers litellm,portkey,vllm-router --json FILE \\
+        --peer-bin litellm=/opt/peers/litellm/bin/litellm --peer-bin vllm-router=/opt/peers/vllm/bin/vllm-router \\
+        --peer-bin portkey=/opt/peers/portkey/node_modules/.bin/gateway
 """
 
 from __future__ import annotations
@@ -30,6 +40,7 @@ from benchmarks.rig import (
     ROOT,
     STARTER,
     UPSTREAM_PORT,
+    NothingAnswers,
     gateway,
     load_script,
     median,
@@ -112,14 +123,17 @@ def _targets(stack: ExitStack, folder: Path, options: argparse.Namespace) -> tup
     }
     given = dict(pair.split("=", 1) for pair in options.peer_bin)
     for name in options.peers:
-        program = peers.find(name, given)
-        if program is None:
-            print(f"{name} is not there and is left out: {peers.__doc__}", file=sys.stderr)
+        if (program := peers.find(name, given)) is None:
+            print(f"{name} is not there and is left out; how to install it: --help", file=sys.stderr)
             continue
         other = peers.peer(name, program, upstream=UPSTREAM, key=KEY, folder=folder)
-        process = stack.enter_context(
-            running(other.command, ready=other.ready, env=other.env, output=subprocess.DEVNULL)
-        )
+        try:
+            process = stack.enter_context(
+                running(other.command, ready=other.ready, env=other.env, output=subprocess.DEVNULL)
+            )
+        except NothingAnswers as silent:
+            print(f"{name} does not start and is left out: {' '.join(other.command)}: {silent}", file=sys.stderr)
+            continue
         targets[name] = Target(peers.PORTS[name], load_script(folder, options.prompts, other.headers), process)
     return targets, ready
 

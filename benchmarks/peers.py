@@ -1,14 +1,10 @@
-"""Other gateways, each as its own documentation starts it with one worker, before the same upstream.
-
-litellm       pip install 'litellm[proxy]'                 (in a virtual environment of its own)
-portkey       npm install @portkey-ai/gateway              (its command is node_modules/.bin/gateway)
-vllm-router   pip install vllm-router
-"""
+"""Other gateways, each as its own documentation starts it with one worker, before the same upstream."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +24,9 @@ class Peer:
 
 
 def find(name: str, given: Mapping[str, str]) -> str | None:
-    """The program of a peer: as given, or on PATH; None where it is not there."""
-    return shutil.which(given.get(name, COMMANDS[name]))
+    """The program of a peer: as given, on PATH, or beside this Python; None where it is not there."""
+    command = given.get(name, COMMANDS[name])
+    return shutil.which(command) or shutil.which(command, path=Path(sys.executable).parent)
 
 
 def peer(name: str, program: str, *, upstream: str, key: str, folder: Path) -> Peer:

@@ -72,10 +72,26 @@ class Load:
     failed: float
 
 
+class NothingAnswers(SystemExit):
+    """A server did not start."""
+
+
 def require(*commands: str) -> None:
     for command in commands:
         if shutil.which(command) is None:
             sys.exit(f"{command} is not on PATH; on Debian: apt-get install nginx-light wrk redis-server")
+
+
+def head(length: int) -> bytes:
+    """The head of a request whose body has `length` bytes."""
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: x",
+        "content-type: application/json",
+        f"authorization: Bearer {KEY}",
+        f"content-length: {length}",
+    )
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
 def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = None) -> Path:
@@ -123,10 +139,19 @@ def upstream(folder: Path) -> Iterator[None]:
         yield
 
 
+def trained(home: Path) -> None:
+    """A router in `home`: the starter one, where there is none yet."""
+    if not (home / "artifacts" / "router" / "current").exists():
+        print("training the starter router once, about a minute", file=sys.stderr)
+        command = [sys.executable, "-m", "coe.cli", "train", "--out", str(home / "artifacts")]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 @contextmanager
 def gateway(folder: Path, *, workers: int, home: Path, base_url: str) -> Iterator[tuple[psutil.Process, float]]:
     """The gateway with keys, limits, metrics and log on, every expert at `base_url`; and the seconds until ready."""
     state = folder / "state"
+    trained(home)
     shutil.copytree(home / "artifacts", state / "artifacts")
     config = folder / "experts.yaml"
     text = (ROOT / "experts.yaml").read_text(encoding="utf-8")
@@ -186,7 +211,7 @@ def _until_answers(url: str, process: subprocess.Popen[bytes]) -> None:
             if process.poll() is not None:
                 break
             time.sleep(0.02)
-    sys.exit(f"nothing answers at {url}")
+    raise NothingAnswers(f"nothing answers at {url}")
 
 
 def worker_of(process: psutil.Process) -> psutil.Process:

@@ -4,8 +4,9 @@
 
 `first_byte`: p50 until the first byte at one connection, direct and through the gateway, alternating. `stall`: the
 longest pause between two events of any of the streams, of which the upstream sends one a second each, less the same
-without the gateway. `chunk_us`: the worker's processor time for an event. `body`: processor time of a request of 1 MB
-in as many parses of it. `rss_mb`: of the worker after a tenth of the requests and after all. Needs nginx and wrk.
+without the gateway. `leaving_ms`: from a client's leaving to its expert's server seeing it. `chunk_us`: the worker's
+processor time for an event. `body`: processor time of a request of 1 MB in as many parses of it. `rss_mb`: of the
+worker after a tenth of the requests and after all. Needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ import orjson
 import psutil
 import uvloop
 
+from benchmarks.leaving import leaving
 from benchmarks.rig import (
     GATEWAY_PORT,
-    KEY,
     ROOT,
     STARTER,
     UPSTREAM_PORT,
     gateway,
+    head,
     load_script,
     require,
     rss_mb,
@@ -55,7 +57,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     require("nginx", "wrk")
-    report = streamed(options.home, options.streams) | plain(options.home, options.requests)
+    report = streamed(options.home, options.streams) | {"leaving_ms": leaving(options.home)}
+    report |= plain(options.home, options.requests)
     print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -134,17 +137,6 @@ async def large(worker: psutil.Process, body: bytes, *, count: int) -> float:
         await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
     writer.close()
     return (cpu(worker) - began) / count
-
-
-def head(length: int) -> bytes:
-    lines = (
-        "POST /v1/chat/completions HTTP/1.1",
-        "host: x",
-        "content-type: application/json",
-        f"authorization: Bearer {KEY}",
-        f"content-length: {length}",
-    )
-    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
 async def first_bytes(ports: dict[str, int], *, count: int) -> dict[str, float]:
