@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -182,10 +183,19 @@ class Composition:
         text = routing_text(chat)
         prediction = self.router.peek(text, hurried=not self._leisure)
         if prediction is None:
-            loop = asyncio.get_running_loop()
-            with self._leisure.look():
-                (prediction,) = await loop.run_in_executor(self._threads, self.router.predict, (text,))
+            prediction = await self._look(text)
         return text, self._overlays.applied(prediction, tenant)
+
+    async def _look(self, text: str) -> Prediction:
+        """What the sentence encoder makes of it; the quick answer where that takes longer than the policy allows."""
+        with self._leisure.look(), suppress(TimeoutError):
+            async with asyncio.timeout(self.registry.policy.look_timeout):
+                look = asyncio.get_running_loop().run_in_executor(self._threads, self.router.predict, (text,))
+                (prediction,) = await look
+                return prediction
+        quick = self.router.peek(text, hurried=True)
+        assert quick is not None
+        return quick
 
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""

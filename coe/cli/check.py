@@ -10,7 +10,6 @@ import typer
 from coe import located, registry
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.errors import ConfigError
-from coe.fleet import mistakes
 from coe.registry import Registry
 from coe.settings import Settings
 
@@ -41,6 +40,8 @@ def check(config: Config = None, json: Json = False, schema: Schema = False) -> 
 
 def _check_local(found: Registry, settings: Settings) -> None:
     """What the experts to be started here need of this machine; a gateway elsewhere is not held up by it."""
+    from coe.fleet import mistakes
+
     source = located.read(settings.config)
     problems = [
         f"{source.at(('experts', index, key))}: {found.experts[index].name!r}: {what}"

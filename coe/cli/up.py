@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -17,9 +17,11 @@ import typer
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, say, settings_for
 from coe.errors import FleetError
-from coe.fleet import Fleet, Pace, ServerSpec, local_servers
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
+
+if TYPE_CHECKING:
+    from coe.fleet import ServerSpec  # and the rest of it where it is used: what is imported here, a gateway carries
 
 DRAIN = 55.0
 """Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
@@ -49,6 +51,7 @@ def _listening(settings: Settings, host: str | None, port: int | None) -> Settin
 
 
 async def _up(settings: Settings) -> None:
+    from coe.fleet import Fleet, Pace, local_servers
     from gateway.access import check_exposure
     from gateway.main import check_port
 
@@ -99,6 +102,8 @@ async def _ensure_router(settings: Settings) -> None:
 
 
 def _gateway(settings: Settings, endpoints: Mapping[str, Endpoint]) -> ServerSpec:
+    from coe.fleet import ServerSpec
+
     addresses = orjson.dumps({name: asdict(endpoint) for name, endpoint in endpoints.items()}).decode()
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(

@@ -106,24 +106,41 @@ async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place()
     assert not gateway.experts["painter"].calls
 
 
+class Gate:
+    """Looks of a WordRouter that wait until `open` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+        def predict(router: WordRouter, texts: Any) -> list[Prediction]:
+            self.reached.set()
+            self.open.wait(5)
+            return [router._look(text, "predict") for text in texts]
+
+        monkeypatch.setattr(WordRouter, "predict", predict)
+
+
 async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked, go_on = threading.Event(), threading.Event()
-
-    def predict(self: WordRouter, texts: Any) -> list[Prediction]:
-        looked.set()
-        go_on.wait(5)
-        return [self._look(text, "predict") for text in texts]
-
-    monkeypatch.setattr(WordRouter, "predict", predict)
+    gate = Gate(monkeypatch)
     async with gateway_of() as gateway:
         task = asyncio.ensure_future(gateway.chat("ponder code"))
-        await asyncio.to_thread(looked.wait, 5)
+        await asyncio.to_thread(gate.reached.wait, 5)
         gateway.leave.set()
         response: Response = await task
-        go_on.set()
+        gate.open.set()
     assert response.status == 0
     assert not gateway.experts["coder"].calls
     assert gateway.records[0].outcome == "aborted"
+
+
+async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    async with gateway_of(registry_of(policy={"look_timeout": 0.01})) as gateway:
+        response = await gateway.chat("ponder art")
+        assert gate.reached.is_set()
+        gate.open.set()
+    assert response.headers["x-coe-expert"] == "painter"
+    assert gateway.records[0].stage == "hurried"
 
 
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:
