@@ -23,10 +23,12 @@ from coe.leisure import Leisure
 from coe.mapping import Assignment, expected
 from coe.overlay import Overlays
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
+from coe.retrieval.consulting import Consultant, Consultation, Question
 
 CHARACTERS_PER_TOKEN = 8
 """More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
 _IDLE = Standing()
+NOT_CONSULTED = Consultation()
 _TRANSLATED = frozenset({"responses", "messages"})
 """APIs that reach an expert which speaks chat alone through a translation."""
 
@@ -59,11 +61,11 @@ def decide(
     quality under the posterior minus its price (Jain et al. 2024, arXiv 2412.01868, with the posterior in place of its
     most likely class). Unsure is a confidence below the declared `general_below`, or below `doubt`, which training
     found, where none is declared. `charge`, shape (n_experts,) in units of quality, is taken off beside the plan's
-    prices. By their `standings` (one not named there is up and idle) experts that are down go behind all that are up,
-    and an overloaded choice gives way to one that is expected to be worse by at most the declared `spill_loss`; neither
-    touches a pin. `uniform`, drawn from [0, 1), makes a choice by expected quality explore as declared, among experts
-    that are up and not overloaded; the decision then has its exact propensity. Raises ModelNotFound, or InvalidRequest
-    when no expert can take the chat.
+    prices (below 0: what passages are expected to add). By their `standings` (one not named there is up and idle)
+    experts that are down go behind all that are up, and an overloaded choice gives way to one that is expected to be
+    worse by at most the declared `spill_loss`; neither touches a pin. `uniform`, drawn from [0, 1), makes a choice by
+    expected quality explore as declared, among experts that are up and not overloaded; the decision then has its exact
+    propensity. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
     """
     able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
@@ -164,6 +166,7 @@ class Composition:
         doubt: float = 0.0,
         affinity: Affinity | None = None,
         overlays: Overlays | None = None,
+        consultant: Consultant | None = None,
     ) -> None:
         self.registry = registry
         self.router = router
@@ -176,6 +179,7 @@ class Composition:
         self._leisure = Leisure()
         self._affinity = Affinity() if affinity is None else affinity
         self._overlays = overlays or Overlays()
+        self._consultant = consultant
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
         """The routed text and its posterior, with the tenant's overlay where it has one. Only a look at the sentence
@@ -210,10 +214,44 @@ class Composition:
             assignment=self._assignment,
             doubt=self._doubt,
             previous=previous,
-            charge=wishes.thrift * self._use if wishes.thrift else None,
+            charge=self._charge(prediction, wishes),
             standings={name: expert.standing for name, expert in self.experts.items()},
             uniform=random.random() if explores else None,  # noqa: S311 (nothing secret hangs on it)
         )
+
+    def _charge(self, prediction: Prediction, wishes: Wishes) -> NDArray[np.float64] | None:
+        """What is taken off each expert's worth: its use by the thrift asked for, less what passages add. So a small
+        expert with passages may go before a large one without."""
+        lift = self._consultant.lift(prediction, wishes.retrieval) if self._consultant else None
+        if not wishes.thrift:
+            return None if lift is None else -lift
+        use = wishes.thrift * self._use
+        return use if lift is None else use - lift
+
+    async def consult(
+        self,
+        chat: Chat,
+        decision: Decision,
+        wishes: Wishes,
+        *,
+        text: str,
+        prediction: Prediction,
+        tenant: str | None,
+    ) -> tuple[Chat, Decision, Consultation]:
+        """The chat, with passages where they pay. Where passages that the decision counted on do not come, it is made
+        anew without them. Never fails."""
+        consultant = self._consultant
+        if consultant is None:
+            return chat, decision, NOT_CONSULTED
+        specs = [self.registry.expert(name) for name in decision.candidates[: self.registry.policy.attempts]]
+        context = min(spec.context_length for spec in specs)
+        expert = self.registry.expert_names.index(decision.expert)
+        question = Question(chat, text, prediction, expert, context, tenant, wishes.retrieval)
+        counted_on = consultant.lift(prediction, wishes.retrieval) is not None
+        given, found = await consultant.consult(question)
+        if counted_on and found.status != "open" and decision.reason in ("routed", "spilled"):
+            decision = self.assign(chat, prediction, replace(wishes, retrieval="off"))
+        return given, decision, found
 
     async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float) -> Answer:
         """Ask the candidates until one gives a first piece, before `until` by the event loop's clock. Raises an

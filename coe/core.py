@@ -13,6 +13,8 @@ Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """What clients and experts speak: four of OpenAI's (Chat Completions first) and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
+Consent = Literal["auto", "on", "off"]
+"""Whether documents may be consulted: where it pays, in any case, or never."""
 Scope = Literal["chat", "route", "feedback", "admin"]
 """What an API key may do."""
 
@@ -50,12 +52,14 @@ class Chat:
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
-    should be (0 to 1), its `timeout` in seconds, and the trace context that goes on to the expert."""
+    should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
+    may be consulted for it."""
 
     session: str | None = None
     thrift: float = 0.0
     timeout: float = 600.0
     trace: Mapping[str, str] = field(default_factory=dict)
+    retrieval: Consent = "auto"
 
 
 # ----------------------------------------------------------------------------------------------- classification

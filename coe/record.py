@@ -20,6 +20,9 @@ class RoutingRecord:
     of the overlays and `plain` the router's own posterior. `digest` is the SHA-256 of the routed text; the text itself
     (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and
     `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
+    `retrieval` says whether documents were consulted (none, off, shut, empty, failed, open), `gate` how probable it is
+    that they improve this expert's answer, None where no gate was asked, `passages` the ids of those it was given,
+    `passage_tokens` about how many tokens they are, `retrieval_ms` how long the consultation took.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
@@ -58,6 +61,11 @@ class RoutingRecord:
     exploration: tuple[float, float] | None = None
     overlay: str = ""
     plain: Mapping[str, float] | None = None
+    retrieval: str = "none"
+    gate: float | None = None
+    passages: tuple[str, ...] = ()
+    passage_tokens: int = 0
+    retrieval_ms: float = 0.0
     schema: int = 1
 
 

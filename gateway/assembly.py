@@ -12,6 +12,7 @@ from coe.experts.client import Client
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.current import Serving
+from gateway.documents import Documents
 from gateway.in_use import InUse
 
 
@@ -25,13 +26,14 @@ class Assembly:
         self._threads = threads
         self._limiter = limiter
         self._affinity = Affinity()
+        self._documents = Documents(settings, threads=threads)
         self.experts: dict[str, ReplicatedExpert] = {}
         """Those of the latest state."""
         self._timeout = 0.0
         self._retired: list[tuple[float, ReplicatedExpert]] = []
 
     def serving(self, in_use: InUse) -> Serving:
-        """Raises ConfigError for a local expert that nobody started."""
+        """Raises ConfigError for a local expert that nobody started, or what is wrong with the store or the gate."""
         registry = in_use.registry
         experts = build_experts(registry, self._settings.endpoints, session=self._session, previous=self.experts)
         composition = Composition(
@@ -43,6 +45,7 @@ class Assembly:
             doubt=in_use.doubt,
             affinity=self._affinity,
             overlays=in_use.overlays,
+            consultant=self._documents.consultant(in_use),
         )
         serving = Serving(composition, access_of(registry, self._limiter))
         self._go_over(experts)
@@ -65,6 +68,7 @@ class Assembly:
             await expert.aclose()
 
     async def aclose(self) -> None:
-        """Close every expert, when no request is left."""
+        """Close every expert and store, when no request is left."""
         for expert in (*self.experts.values(), *(expert for _, expert in self._retired)):
             await expert.aclose()
+        await self._documents.aclose()

@@ -35,7 +35,8 @@ def steps(trace: Trace, end: float) -> list[Step]:
         ("parse", trace.read_ms, trace.parsed_ms),
         ("classify", trace.allowed_ms, trace.classified_ms),
         ("assign", trace.classified_ms, routed),
-        ("call", routed, trace.first_piece_ms),
+        ("gate", routed, trace.consulted_ms),
+        ("call", trace.consulted_ms, trace.first_piece_ms),
         ("relay", trace.first_piece_ms, end if trace.outcome == "ok" else None),
     )
     found: list[Step] = []
@@ -73,6 +74,8 @@ def of_request(trace: Trace) -> Attributes:
             "coe.category": decision.category if decision else None,
             "coe.confidence": round(decision.confidence, 4) if decision else None,
             "coe.reason": decision.reason if decision else None,
+            "coe.retrieval": trace.consultation.status,
+            "coe.passages": len(trace.consultation.passages) or None,
             "coe.attempts": trace.attempts or None,
             "coe.cost": trace.cost,
         }

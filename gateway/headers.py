@@ -1,12 +1,13 @@
-"""What a request's headers ask for: its session, how thrifty its routing should be, its time, its trace."""
+"""What a request's headers ask for: its session, how thrifty its routing should be, its time, documents, its trace."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from starlette.types import Scope
 
-from coe.core import Wishes
+from coe.core import Consent, Wishes
 from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
@@ -17,9 +18,10 @@ _PROPAGATED = (b"traceparent", b"tracestate")
 
 
 def read_wishes(scope: Scope, policy: Policy) -> Wishes:
-    """From x-session-id, x-coe-thrift, x-coe-timeout and the trace context; what is declared without them. Raises
-    InvalidRequest for a number that is none or outside the declared limits."""
+    """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval and the trace context; what is declared without
+    them. Raises InvalidRequest for a word that is none, or a number outside the declared limits."""
     session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
+    retrieval: Consent = "auto"
     trace = {}
     for name, value in scope["headers"]:
         size += len(name) + len(value)
@@ -29,11 +31,20 @@ def read_wishes(scope: Scope, policy: Policy) -> Wishes:
             thrift = _number(value, "x-coe-thrift", *policy.thrift_limits)
         elif name == b"x-coe-timeout":
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
+        elif name == b"x-coe-retrieval":
+            retrieval = _consent(value)
         elif name in _PROPAGATED:
             trace[name.decode()] = value.decode("latin-1")
     if size > MAX_HEADERS:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return Wishes(session, thrift, timeout, trace)
+    return Wishes(session, thrift, timeout, trace, retrieval)
+
+
+def _consent(value: bytes) -> Consent:
+    for known in get_args(Consent):
+        if value == known.encode():
+            return known  # type: ignore[no-any-return]
+    raise InvalidRequest(f"x-coe-retrieval must be one of {', '.join(get_args(Consent))}", param="x-coe-retrieval")
 
 
 def _number(value: bytes, name: str, low: float, high: float) -> float:

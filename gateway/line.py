@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from coe.errors import RequestError
 from gateway.admission import Admission
 from gateway.arrival import admit, begin
+from gateway.citations import cited
 from gateway.current import Current
 from gateway.cutoff import ClientLeftError
 from gateway.dialects import Dialect
@@ -63,7 +64,7 @@ class Line:
             if not complete:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
-        finally:  # 7 record
+        finally:  # 8 record
             for observe in self._observers:
                 observe(trace)
 
@@ -85,10 +86,11 @@ class Line:
                 trace.classified_ms = trace.elapsed_ms()
                 trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
                 trace.routed()
-                answer = await composition.call(chat, trace.decision, wishes, until=cutoff.until)  # 5 call
+                chat = await trace.consulted(chat, wishes)  # 5 gate
+                answer = await composition.call(chat, trace.decision, wishes, until=cutoff.until)  # 6 call
                 try:
                     trace.answered(answer)
-                    await relay(answer.reply, send, headers=trace.headers())  # 6 relay
+                    await relay(cited(answer.reply, trace), send, headers=trace.headers())  # 7 relay
                     cutoff.over()
                     trace.outcome = "ok"
                 finally:

@@ -41,6 +41,11 @@ class Metrics:
             _ANSWER,
             expert,
         )
+        self._retrieval = tallies.counter("coe_retrieval_total", "Requests, by what the gate came to.", ("result",))
+        self._consulted = tallies.histogram(
+            "coe_retrieval_seconds", "Time of consultations, where there were any.", _ROUTING
+        )
+        self._passages = tallies.counter("coe_retrieval_tokens_total", "Tokens of passages, about.")
         self._feedback = tallies.counter("coe_feedback_total", "Feedback that was kept.", ("kind",))
         self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
@@ -53,10 +58,19 @@ class Metrics:
             return
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason))
         self._routing.observe(_ALONE, trace.routing_ms / 1000)
+        self._gated(trace)
         if (first := trace.first_piece_ms) is not None:
             self._answered(trace, (decision.expert,), first)
             if decision.reason == "fallback":
                 self._fallbacks.add((decision.candidates[0],))
+
+    def _gated(self, trace: Trace) -> None:
+        found = trace.consultation
+        self._retrieval.add((found.status,))
+        if found.ms:
+            self._consulted.observe(_ALONE, found.ms / 1000)
+        if found.tokens:
+            self._passages.add(_ALONE, found.tokens)
 
     def _answered(self, trace: Trace, expert: Labels, first_ms: float) -> None:
         self._first.observe(expert, first_ms / 1000)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.core import Consent
 from coe.registry import Registry
 from gateway.current import Current, Serving
 from gateway.schemas import COMPONENTS, TEXT, Schema, ref
@@ -100,13 +101,13 @@ def _asked(dialect: _Dialect, keys: bool) -> Schema:
         {"200": told, **_problems(_PROBLEMS, dialect.error)},
         keys=keys,
         error=dialect.error,
-        parameters=[ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Trace")],
+        parameters=[ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents", "Trace")],
         requestBody=_body(f"{dialect.name}Request"),
     )
 
 
 def _others(keys: bool) -> Schema:
-    wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout")]
+    wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents")]
     named = {"name": "model", "in": "path", "required": True, "schema": TEXT}
     route = _operation(
         "route",
@@ -188,6 +189,11 @@ _HEADERS: Schema = {
     "Reason": {"description": "Why this expert.", "schema": TEXT},
     "Router": {"description": "Version of the category router.", "schema": TEXT},
     "Attempts": {"description": "How often experts were asked.", "schema": {"type": "integer", "minimum": 1}},
+    "Retrieval": {
+        "description": "How the gate to the documents stood (none, off, shut, empty, failed, open); where open, how "
+        "many passages of about how many tokens the expert was given.",
+        "schema": TEXT,
+    },
     "Overhead": {"description": "Milliseconds until the decision.", "schema": {"type": "number", "minimum": 0}},
 }
 
@@ -202,6 +208,7 @@ def _answer_headers(keys: bool) -> Schema:
         "x-coe-router": "Router",
         "x-coe-attempts": "Attempts",
         "x-coe-overhead-ms": "Overhead",
+        "x-coe-retrieval": "Retrieval",
     }
     if keys:
         kinds = [f"{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
@@ -222,6 +229,11 @@ def _parameters(registry: Registry) -> Schema:
             "x-coe-timeout",
             "Seconds the whole answer may take, at most what is declared.",
             {"type": "number", "minimum": 0.001, "maximum": 86400},
+        ),
+        "Documents": _header(
+            "x-coe-retrieval",
+            "Whether documents may be consulted: where it pays (auto), in any case, or never.",
+            {"type": "string", "enum": list(get_args(Consent))},
         ),
         "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
     }

@@ -1,4 +1,4 @@
-"""Takes over what is declared and promoted while the gateway serves: experts.yaml, router, overlays, assignment.
+"""Takes over what is declared and promoted while the gateway serves: experts.yaml, router, overlays, assignment, gate.
 
 A state is read, checked and built whole before it replaces the former one; on any error the former one stays, the log
 says why once, and `coe_reload_failed` and /health/ready show it. Requests under way end with what they began with.
@@ -20,6 +20,7 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from gateway.assembly import Assembly
 from gateway.current import Current
+from gateway.documents import GATE
 from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, InUse
 from gateway.settling import give_back
 
@@ -158,7 +159,7 @@ def _server(spec: ExpertSpec) -> tuple[object, ...]:
 
 
 def _watched(settings: Settings) -> tuple[Path, ...]:
-    return settings.config, *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT))
+    return settings.config, *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE))
 
 
 def _look(files: tuple[Path, ...]) -> Look:

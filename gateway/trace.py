@@ -10,11 +10,12 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.composition import Answer
+from coe.composition import NOT_CONSULTED, Answer
 from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
 from coe.errors import ExpertError, RequestError
 from coe.record import RoutingRecord
 from coe.registry import Prices
+from coe.retrieval.consulting import sources
 from gateway.access import Allowance, Caller
 from gateway.current import Serving
 
@@ -37,6 +38,8 @@ class Trace:
         "caller",
         "chat",
         "classified_ms",
+        "consultation",
+        "consulted_ms",
         "decision",
         "first_piece_ms",
         "left",
@@ -80,6 +83,8 @@ class Trace:
         self.allowed_ms: float | None = None
         self.classified_ms: float | None = None
         self.routing_ms = 0.0
+        self.consultation = NOT_CONSULTED
+        self.consulted_ms: float | None = None
         self.first_piece_ms: float | None = None
 
     def elapsed_ms(self) -> float:
@@ -89,8 +94,18 @@ class Trace:
         """Steps 1 to 4 are done."""
         self.routing_ms = self.elapsed_ms()
 
+    async def consulted(self, chat: Chat, wishes: Wishes) -> Chat:
+        """Step 5: the chat that the expert gets; the decision may change where passages were counted on in vain."""
+        assert self.decision is not None
+        assert self.prediction is not None
+        chat, self.decision, self.consultation = await self.serving.composition.consult(
+            chat, self.decision, wishes, text=self.text, prediction=self.prediction, tenant=self.caller.tenant
+        )
+        self.consulted_ms = self.elapsed_ms()
+        return chat
+
     def answered(self, answer: Answer) -> None:
-        """Step 5 is done: the first piece is there."""
+        """Step 6 is done: the first piece is there."""
         self.first_piece_ms = self.elapsed_ms()
         self.status = 200
         self.decision, self.reply, self.attempts = answer.decision, answer.reply, answer.attempts
@@ -113,9 +128,18 @@ class Trace:
                 (b"x-coe-attempts", b"%d" % self.attempts),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
+        if self.consulted_ms is not None:
+            found.append((b"x-coe-retrieval", self._retrieval()))
         if self.allowance is not None:
             found += self.allowance.headers()
         return found
+
+    def _retrieval(self) -> bytes:
+        """How the gate stood, and where it was open how many passages of about how many tokens the expert got."""
+        found = self.consultation
+        if found.status != "open":
+            return found.status.encode()
+        return b"open; passages=%d; tokens=%d" % (len(found.passages), found.tokens)
 
     @property
     def usage(self) -> Usage | None:
@@ -176,6 +200,11 @@ class Trace:
             assignment=composition.assignment_digest,
             worth=tuple(round(worth, 4) for worth in decision.worth) if decision else (),
             exploration=(exploration.rate, exploration.loss) if exploration.rate else None,
+            retrieval=self.consultation.status,
+            gate=self.consultation.probability,
+            passages=sources(self.consultation.passages),
+            passage_tokens=self.consultation.tokens,
+            retrieval_ms=round(self.consultation.ms, 3),
             overlay=prediction.overlay if prediction is not None else "",
             plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
         )

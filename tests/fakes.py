@@ -19,6 +19,7 @@ from coe.feedback import Feedback
 from coe.overlay import Overlays
 from coe.record import RoutingRecord
 from coe.registry import Registry
+from coe.retrieval.consulting import Consultant
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
 from gateway.app import Parts, create_app
@@ -227,6 +228,7 @@ async def gateway_of(
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
+    consultant: Consultant | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`."""
@@ -248,6 +250,7 @@ async def gateway_of(
                 experts=experts,
                 threads=threads,
                 overlays=overlays,
+                consultant=consultant,
             )
             current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()))), Metrics()
             opened.append(current)

@@ -129,6 +129,7 @@ def _schema() -> Any:
     special = {
         "candidates": pa.list_(text),
         "worth": pa.list_(pa.float32()),
+        "passages": pa.list_(text),
         "exploration": pa.list_(number),
         "probabilities": pa.map_(text, pa.float32()),
         "plain": pa.map_(text, pa.float32()),
@@ -136,8 +137,8 @@ def _schema() -> Any:
         "stream": pa.bool_(),
     }
     numbers = {"time", "confidence", "propensity", "routing_ms", "first_piece_ms", "total_ms"}
-    numbers |= {"familiarity", "thrift", "cost", "feedback_value", "feedback_time"}
-    wholes = {"attempts", "input_tokens", "output_tokens", "schema"}
+    numbers |= {"familiarity", "thrift", "cost", "gate", "retrieval_ms", "feedback_value", "feedback_time"}
+    wholes = {"passage_tokens", "attempts", "input_tokens", "output_tokens", "schema"}
     names = (*RoutingRecord.__dataclass_fields__, "feedback_kind", "feedback_value", "feedback_preferred")
     return pa.schema(
         [

@@ -50,6 +50,7 @@ def _record(values: dict[str, Any]) -> RoutingRecord:
         raise LogError(f"a damaged record lacks {', '.join(sorted(missing))}; remove it from the log")
     known = {name: value for name, value in values.items() if name in _KNOWN}
     known["candidates"] = tuple(known["candidates"])
+    known["passages"] = tuple(known.get("passages", ()))
     known["worth"] = tuple(-math.inf if value is None else float(value) for value in known.get("worth", ()))
     if known.get("exploration") is not None:
         rate, loss = known["exploration"]

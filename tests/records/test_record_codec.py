@@ -40,9 +40,13 @@ BY_NAME = {
     "worth": st.lists(NUMBER | st.just(-math.inf)).map(tuple),
     "exploration": st.none() | st.tuples(NUMBER, NUMBER),
     "plain": st.none() | st.dictionaries(TEXT, NUMBER),
+    "gate": st.none() | NUMBER,
+    "passages": st.lists(TEXT).map(tuple),
+    "passage_tokens": COUNT,
+    "retrieval_ms": NUMBER,
     "schema": st.just(1),
 }
-COLLECTIONS = {"candidates": tuple, "probabilities": dict, "worth": tuple}
+COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "worth": tuple}
 RECORDS = st.builds(RoutingRecord, **{field.name: BY_NAME.get(field.name, TEXT) for field in fields(RoutingRecord)})
 
 

@@ -1,0 +1,201 @@
+"""The gate in the line: when passages are given, what is said about it, and that nothing of it fails a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.core import Prediction
+from coe.errors import ExpertUnavailable, RetrievalError
+from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.retrieval.gates import Consulted, gate_of, passage
+
+pytestmark = pytest.mark.anyio
+
+TOWER = "The tower was built in 1889."
+
+
+def answer(text: str) -> tuple[bytes, ...]:
+    return (orjson.dumps({"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}),)
+
+
+async def asked(gateway: Gateway, consent: str, text: str = "general: when?", **fields: Any) -> Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
+    headers = {"content-type": "application/json", "x-coe-retrieval": consent}
+    return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=headers)
+
+
+def said(gateway: Gateway, expert: str = "generalist") -> str:
+    content: str = gateway.experts[expert].calls[-1].fields["messages"][-1]["content"]
+    return content
+
+
+async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client_learns_it() -> None:
+    consulted = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
+    async with gateway_of(consultant=consulted.consultant, generalist=answer("In 1889 [1].")) as gateway:
+        response = await gateway.chat("general: when was it built?")
+        (record,) = gateway.records
+    assert TOWER in said(gateway)
+    assert said(gateway).endswith("general: when was it built?")
+    state, count, tokens = response.headers["x-coe-retrieval"].split("; ")
+    assert (state, count) == ("open", "passages=1")
+    assert (record.retrieval, record.passages, f"tokens={record.passage_tokens}") == ("open", ("id-The towe",), tokens)
+    assert record.gate == pytest.approx(0.95, abs=0.01)
+    assert record.retrieval_ms > 0
+    assert response.json["choices"][0]["message"]["annotations"] == [
+        {
+            "type": "url_citation",
+            "url_citation": {
+                "url": "https://example.org/tower",
+                "title": "Notes",
+                "start_index": 8,
+                "end_index": 11,
+            },
+        }
+    ]
+
+
+async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of(-9.0))
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        response = await gateway.chat("general: hello")
+    assert response.headers["x-coe-retrieval"] == "shut"
+    assert (consulted.encoder.asked, consulted.retriever.searches) == (0, 0)
+    assert said(gateway) == "general: hello"
+
+
+async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_asks_is() -> None:
+    async with gateway_of() as gateway:
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
+    consulted = Consulted(passage(TOWER), gate=None)
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        assert (await asked(gateway, "auto")).headers["x-coe-retrieval"] == "none"
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
+
+
+async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of(-9.0))
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
+        assert (await asked(gateway, "off")).headers["x-coe-retrieval"] == "off"
+        wrong = await asked(gateway, "maybe")
+    assert (wrong.status, wrong.error["param"]) == (400, "x-coe-retrieval")
+
+
+async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of({("code", "painter"): 3.0}, up=1.2))
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        with_ = await gateway.chat("code it")
+        without = await asked(gateway, "off", "code it")
+    assert (with_.headers["x-coe-expert"], without.headers["x-coe-expert"]) == ("painter", "coder")
+    assert with_.headers["x-coe-retrieval"].startswith("open")
+
+
+@pytest.mark.parametrize("how", ["away", "nothing", "unlike"])
+async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(how: str) -> None:
+    found = [passage(TOWER, score=0.05)] if how == "unlike" else []
+    consulted = Consulted(*found, gate=gate_of({("code", "painter"): 3.0}, up=1.2))
+    consulted.retriever.fails = RetrievalError("the store is away") if how == "away" else None
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        response = await gateway.chat("code it")
+    assert response.status == 200
+    assert response.headers["x-coe-expert"] == "coder"
+    assert response.headers["x-coe-retrieval"] == ("failed" if how == "away" else "empty")
+
+
+async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alone_for_a_while() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of(3.0), deadline=0.2)
+    consulted.retriever.waits = asyncio.Event()
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        first, second = await asked(gateway, "on"), await asked(gateway, "on")
+        assert consulted.retriever.searches == 1
+        consulted.now += 60
+        consulted.retriever.waits.set()
+        third = await asked(gateway, "on")
+        page = await gateway.post("/metrics", method="GET")
+    assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "open; "]
+    assert {r.status for r in (first, second, third)} == {200}
+    assert b'coe_retrieval_total{result="failed"} 2' in page.body
+
+
+async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
+    consulted = Consulted(gate=gate_of(3.0))
+    consulted.retriever.own = {"acme": [passage("Acme's secret.")]}
+    question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        composition, wishes = gateway.current.serving.composition, wishes_of("on")
+        chat = chat_of("general: what?")
+        decision = composition.assign(chat, question["prediction"], wishes)
+        other, _, nothing = await composition.consult(chat, decision, wishes, **question)
+        own, _, found = await composition.consult(chat, decision, wishes, **{**question, "tenant": "acme"})
+    assert (nothing.status, found.status) == ("empty", "open")
+    assert "secret" not in repr(other.fields)
+    assert "secret" in repr(own.fields)
+
+
+async def test_passages_stay_within_what_the_experts_context_has_left() -> None:
+    experts = [{**e.model_dump(exclude_none=True), "context_length": 400} for e in registry_of().experts]
+    consulted = Consulted(passage("word " * 2000), gate=gate_of(3.0))
+    async with gateway_of(registry_of(experts=experts), consultant=consulted.consultant) as gateway:
+        roomy = await asked(gateway, "on", max_tokens=100)
+        full = await asked(gateway, "on", max_tokens=390)
+    assert roomy.headers["x-coe-retrieval"].startswith("open")
+    assert len(said(gateway)) < len("word " * 2000)
+    assert int(roomy.headers["x-coe-retrieval"].rpartition("=")[2]) <= 260
+    assert full.headers["x-coe-retrieval"] == "empty"
+
+
+async def test_the_expert_that_stands_in_gets_the_passages_too() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of(3.0))
+    fails = ExpertUnavailable("down", expert="generalist")
+    async with gateway_of(consultant=consulted.consultant, generalist=fails) as gateway:
+        response = await gateway.chat("general: when?")
+    assert response.headers["x-coe-reason"] == "fallback"
+    assert TOWER in said(gateway, response.headers["x-coe-expert"])
+
+
+async def test_a_stream_begins_with_a_chunk_that_names_the_sources() -> None:
+    consulted = Consulted(passage(TOWER, title="Tower"), gate=gate_of(3.0))
+    chunk = b'data: {"id":"c1","created":5,"model":"m","choices":[{"index":0,"delta":{"content":"1889"}}]}\n\n'
+    script = (chunk, b"data: [DONE]\n\n")
+    async with gateway_of(consultant=consulted.consultant, generalist=script) as gateway:
+        response = await gateway.chat("general: when?", stream=True)
+    first, *rest = events(response.body)
+    assert (first["id"], first["created"], first["object"]) == ("c1", 5, "chat.completion.chunk")
+    (source,) = first["choices"][0]["delta"]["annotations"]
+    assert source["file_citation"]["filename"] == "Tower"
+    assert response.body.endswith(b"".join(script))
+    assert len(rest) == 1
+
+
+async def test_an_answer_of_another_form_goes_as_it_came() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of(3.0))
+    async with gateway_of(consultant=consulted.consultant, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
+        assert (await gateway.chat("general: when?")).body == b'{"choices":[{"odd":1}]}'
+
+
+def events(body: bytes) -> list[Any]:
+    lines: Sequence[bytes] = body.splitlines()
+    return [orjson.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+
+
+def uniform() -> tuple[Any, str]:
+    import numpy as np
+
+    return np.array([0.1, 0.1, 0.8], dtype=np.float32), "peek"
+
+
+def chat_of(text: str) -> Any:
+    from gateway.dialects import chat
+
+    return chat.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}))
+
+
+def wishes_of(consent: Any) -> Any:
+    from coe.core import Wishes
+
+    return Wishes(retrieval=consent)

@@ -1,0 +1,98 @@
+"""A gate, a store and an encoder for tests, over the categories and experts of tests.fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.registry.retrieval import Retrieval
+from coe.retrieval.consulting import Consultant
+from coe.retrieval.cues import CUES
+from coe.retrieval.gate import Gate, Use
+from coe.retrieval.passages import Passage, Vector
+
+CATEGORIES, EXPERTS = ("code", "art", "general"), ("coder", "painter", "generalist")
+WIDTH = 4
+
+
+def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0, up: float = 1.0) -> Gate:
+    """Log-odds by category and expert, -9 where none is given, or the same everywhere."""
+    offset = np.full((3, 3), odds if isinstance(odds, float) else -9.0)
+    for (category, expert), value in ({} if isinstance(odds, float) else odds).items():
+        offset[CATEGORIES.index(category), EXPERTS.index(expert)] = value
+    return Gate(
+        categories=CATEGORIES,
+        experts=EXPERTS,
+        glance=np.zeros(4),
+        look=np.zeros(4 + CUES + WIDTH),
+        offset=np.stack([offset, offset]),
+        evidence=np.array([1.0, 0.0, 0.0]),
+        up=np.full(3, up),
+        down=np.zeros(3),
+        use=Use(tokens, 0.01),
+    )
+
+
+class FlatEncoder:
+    """The same vector for everything; counts what it was asked."""
+
+    dimensions = WIDTH
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked += len(texts)
+        return np.full((len(texts), WIDTH), 0.5, dtype=np.float32)
+
+
+def passage(text: str, *, source: str = "notes.md", title: str = "Notes", score: float = 0.6) -> Passage:
+    return Passage(f"id-{text[:8]}", text, source, title, "default", score)
+
+
+class ListRetriever:
+    """Gives what each tenant may see; raises or waits where that is scripted."""
+
+    def __init__(self, *shared: Passage, own: dict[str, list[Passage]] | None = None) -> None:
+        self.shared, self.own = list(shared), own or {}
+        self.fails: Exception | None = None
+        self.waits: asyncio.Event | None = None
+        self.searches = 0
+
+    async def search(
+        self,
+        text: str,
+        vector: Vector,
+        *,
+        collections: Sequence[str] = (),
+        tenant: str | None = None,
+        limit: int,
+    ) -> Sequence[Passage]:
+        self.searches += 1
+        if self.waits:
+            await self.waits.wait()
+        if self.fails:
+            raise self.fails
+        return [*self.own.get(tenant or "", []), *self.shared][:limit]
+
+
+class Consulted:
+    """A consultant with its parts in reach."""
+
+    def __init__(self, *passages: Passage, gate: Gate | None, **declared: Any) -> None:
+        self.retriever = ListRetriever(*passages)
+        self.encoder = FlatEncoder()
+        self.now = 0.0
+        self.consultant = Consultant(
+            Retrieval(**declared),
+            retriever=self.retriever,
+            encoder=self.encoder,
+            threads=ThreadPoolExecutor(1),
+            gate=gate,
+            clock=lambda: self.now,
+        )
