@@ -236,6 +236,24 @@ def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
     assert metrics["bytes"].keys() == set(FILES)
 
 
+@pytest.mark.parametrize(("lost", "kept"), [(0.0, "int8"), (0.0025, "int8"), (0.005, "fp32")])
+def test_int8_is_served_only_where_it_loses_three_thousandths_at_most(
+    lost: float, kept: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[np.ndarray] = []
+
+    def right(vectors: np.ndarray, labels: np.ndarray, *, seed: int) -> np.ndarray:
+        asked.append(vectors)
+        same = np.array_equal(vectors, asked[0])  # fp32 is asked first
+        return np.arange(2000) >= (0 if same else lost * 2000)
+
+    monkeypatch.setattr("routers.training.held_out_right", right)
+    metrics = routers.build(examples(count=4), encoder=str(tiny_encoder), out=tmp_path, threads=1)
+    assert metrics["quantisation"]["kept"] == kept
+    assert metrics["quantisation"]["fp32"] - metrics["quantisation"]["int8"] == pytest.approx(lost)
+    assert metrics["quantisation"]["compared"] == 12
+
+
 def test_progress_hears_every_stage_from_start_to_end(built: Built) -> None:
     _, metrics, heard = built
     for stage in metrics["seconds"]:
