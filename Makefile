@@ -1,11 +1,14 @@
 # Two commands matter: `make serve` and `make test`. Each sets itself up first; a second run skips what is done.
-.PHONY: serve test setup check clean
+.PHONY: serve test test-vllm setup check clean
 
 serve: setup
 	@.venv/bin/coe up
 
 test: setup
 	@scripts/test
+
+test-vllm: setup
+	@scripts/test-vllm
 
 setup:
 	@scripts/setup
@@ -14,4 +17,4 @@ check: setup
 	@scripts/check
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

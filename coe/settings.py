@@ -36,7 +36,7 @@ class Settings:
     | COE_ACCESS_LOG | 1: a line for every request, without its text | 0 |
     | OTEL_EXPORTER_OTLP_ENDPOINT | an OpenTelemetry collector that gets traces | none |
     | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, with the path | none |
-    | COE_ENDPOINTS | JSON {expert: {base_url, model}}, set by `coe up` for the servers it started | {} |
+    | COE_ENDPOINTS | where `coe up` serves local experts: JSON {expert: {base_url, model}}, or a file with it | {} |
     """
 
     config: Path
@@ -53,6 +53,8 @@ class Settings:
     traces: str | None
     """Where OpenTelemetry traces go; None: nowhere."""
     endpoints: Mapping[str, Endpoint]
+    """At the start; see `served`."""
+    endpoints_file: Path | None
     environ: Mapping[str, str]
 
     @classmethod
@@ -60,6 +62,8 @@ class Settings:
         """Read the environment (or the mapping given). Raises ConfigError that names the variable."""
         env = dict(os.environ if environ is None else environ)
         config = (config or Path(env.get("COE_CONFIG", "experts.yaml"))).absolute()
+        given = env.get("COE_ENDPOINTS", "{}")
+        file = Path(given) if given.startswith("/") else None
         return cls(
             config=config,
             home=Path(env.get("COE_HOME") or config.parent / ".coe").absolute(),
@@ -71,9 +75,14 @@ class Settings:
             log_format=_word(env, "COE_LOG_FORMAT", ("text", "json")),
             access_log=_word(env, "COE_ACCESS_LOG", ("0", "1")) == "1",
             traces=_traces(env),
-            endpoints=_endpoints(env.get("COE_ENDPOINTS", "{}")),
+            endpoints=_endpoints(given if file is None else _text(file)),
+            endpoints_file=file,
             environ=env,
         )
+
+    def served(self) -> Mapping[str, Endpoint]:
+        """Where local experts are served now. Raises ConfigError."""
+        return self.endpoints if self.endpoints_file is None else _endpoints(_text(self.endpoints_file))
 
     @property
     def artifacts(self) -> Path:
@@ -111,6 +120,13 @@ def _traces(env: Mapping[str, str]) -> str | None:
         return own
     base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     return f"{base.rstrip('/')}/v1/traces" if base else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"environment: COE_ENDPOINTS={str(file)!r} cannot be read: {error}") from error
 
 
 def _endpoints(text: str) -> dict[str, Endpoint]:

@@ -35,7 +35,7 @@ class Assembly:
     def serving(self, in_use: InUse) -> Serving:
         """Raises ConfigError for a local expert that nobody started, or what is wrong with the store or the gate."""
         registry = in_use.registry
-        experts = build_experts(registry, self._settings.endpoints, session=self._session, previous=self.experts)
+        experts = build_experts(registry, self._settings.served(), session=self._session, previous=self.experts)
         composition = Composition(
             registry,
             router=in_use.router,

@@ -159,7 +159,8 @@ def _server(spec: ExpertSpec) -> tuple[object, ...]:
 
 
 def _watched(settings: Settings) -> tuple[Path, ...]:
-    return settings.config, *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE))
+    files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
+    return *files, *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE))
 
 
 def _look(files: tuple[Path, ...]) -> Look:

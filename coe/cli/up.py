@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from coe.settings import Endpoint, Settings
 if TYPE_CHECKING:
     from coe.fleet import ServerSpec  # and the rest of it where it is used: what is imported here, a gateway carries
 
+ENDPOINTS = "endpoints.json"
 DRAIN = 55.0
 """Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
 
@@ -51,7 +53,7 @@ def _listening(settings: Settings, host: str | None, port: int | None) -> Settin
 
 
 async def _up(settings: Settings) -> None:
-    from coe.fleet import Fleet, Pace, local_servers
+    from coe.fleet import Adapting, Fleet, Pace, local_servers, running_servers
     from gateway.access import check_exposure
     from gateway.main import check_port
 
@@ -70,9 +72,28 @@ async def _up(settings: Settings) -> None:
     )
     if servers:
         say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
-    async with Fleet(servers, say=say), Fleet([_gateway(settings, endpoints)], say=say, pace=Pace(grace=DRAIN)):
+    _tell(settings, endpoints)
+    async with (
+        Fleet(servers, say=say) as experts,
+        Fleet([_gateway(settings)], say=say, pace=Pace(grace=DRAIN)),
+    ):
         say(_welcome(settings, registry))
-        await asyncio.Event().wait()
+        adapting = Adapting(
+            experts,
+            config=settings.config,
+            read=lambda: load(settings.config, environ=settings.environ).experts,
+            tell=partial(_tell, settings),
+            say=say,
+        )
+        await adapting.watch(running_servers(registry.experts, servers, endpoints), endpoints)
+
+
+def _tell(settings: Settings, endpoints: Mapping[str, Endpoint]) -> None:
+    """Where gateways read which experts are served at which address; moved into place, so that it is always whole."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    draft = settings.home / f".{ENDPOINTS}"
+    draft.write_bytes(orjson.dumps({name: asdict(endpoint) for name, endpoint in endpoints.items()}))
+    draft.replace(settings.home / ENDPOINTS)
 
 
 def _stop_on_signals() -> None:
@@ -101,17 +122,16 @@ async def _ensure_router(settings: Settings) -> None:
         raise FleetError("the router could not be trained; the reason stands above")
 
 
-def _gateway(settings: Settings, endpoints: Mapping[str, Endpoint]) -> ServerSpec:
+def _gateway(settings: Settings) -> ServerSpec:
     from coe.fleet import ServerSpec
 
-    addresses = orjson.dumps({name: asdict(endpoint) for name, endpoint in endpoints.items()}).decode()
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(
         key="gateway",
         argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
         host=_reachable(settings),
         port=settings.port,
-        env={"COE_ENDPOINTS": addresses},
+        env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS)},
         model=None,
         log=settings.logs / "gateway.log",
         ready_timeout=60.0,

@@ -1,5 +1,6 @@
 """Local expert servers: planned from the declared experts, started together, watched, restarted, and stopped whole."""
 
+from coe.fleet.adapting import Adapting, running_servers
 from coe.fleet.fleet import Fleet
 from coe.fleet.mistakes import mistakes
 from coe.fleet.pace import Backoff, Pace
@@ -8,4 +9,16 @@ from coe.fleet.ports import free_port
 from coe.fleet.specs import LocalExpert, ServerSpec
 from coe.fleet.vllm import Vllm
 
-__all__ = ["Backoff", "Fleet", "LocalExpert", "Pace", "ServerSpec", "Vllm", "free_port", "local_servers", "mistakes"]
+__all__ = [
+    "Adapting",
+    "Backoff",
+    "Fleet",
+    "LocalExpert",
+    "Pace",
+    "ServerSpec",
+    "Vllm",
+    "free_port",
+    "local_servers",
+    "mistakes",
+    "running_servers",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,6 +47,24 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await _to_the_end(self._close())
+
+    async def load(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serve these LoRA folders too, by name, at the server `key`; returns what was new. Raises FleetError."""
+        return await self._server(key).load(adapters)
+
+    def superfluous(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """The adapters that server `key` serves beyond these."""
+        return [name for name in self._server(key).spec.adapters if name not in adapters]
+
+    async def unload(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serve no others than these any longer; returns what went. Raises FleetError."""
+        gone = self.superfluous(key, adapters)
+        for name in gone:
+            await self._server(key).unload(name)
+        return gone
+
+    def _server(self, key: str) -> Server:
+        return next(server for server in self._servers if server.spec.key == key)
 
     async def _start_all(self) -> None:
         try:

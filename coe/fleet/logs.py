@@ -19,6 +19,21 @@ def tail(path: Path, *, lines: int = 20) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
+def size(path: Path) -> int:
+    """Bytes, 0 where there is no log yet."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def since(path: Path, start: int, *, limit: int = 2**19) -> str:
+    """What was written after the first `start` bytes, at most its first `limit`; from the beginning where the log has
+    been cut meanwhile."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(start if start <= path.stat().st_size else 0)
+        return file.read(limit).decode(errors="replace")
+
+
 def cap(path: Path, *, limit: int = LIMIT, keep: int = _KEEP) -> None:
     """Cut a log longer than `limit` bytes to its last `keep`, in place.
 

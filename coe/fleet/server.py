@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Never
 
 import aiohttp
 
 from coe.errors import FleetError
 from coe.fleet import logs, probe
+from coe.fleet.causes import cause
 from coe.fleet.pace import Pace
 from coe.fleet.process import ServerProcess, describe_exit
 from coe.fleet.specs import ServerSpec
+from coe.fleet.vllm import ADAPTERS_MAY_CHANGE, Vllm
 
 _PROBE_EVERY = 0.1
 
@@ -25,35 +29,38 @@ class Server:
     def __init__(
         self, spec: ServerSpec, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Pace
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._name = f"server {spec.key!r}"
         self._session = session
         self._say = say
         self._pace = pace
         self._process: ServerProcess | None = None
+        self._log_begins = 0
 
     async def start(self, *, keep_log: bool = False) -> None:
         """Start and return once it has answered. Raises FleetError; what was started is then left to `stop`."""
         begin = time.monotonic()
-        self._process = ServerProcess(self._spec, grace=self._pace.grace, keep_log=keep_log)
+        self._log_begins = logs.size(self.spec.log) if keep_log else 0
+        self._process = ServerProcess(self.spec, grace=self._pace.grace, keep_log=keep_log)
         try:
-            async with asyncio.timeout(self._spec.ready_timeout):
+            async with asyncio.timeout(self.spec.ready_timeout):
                 await self._until_ready(self._process)
         except TimeoutError:
-            raise self._failure(f"gave no answer within {self._spec.ready_timeout:g} s") from None
+            raise self._failure(f"gave no answer within {self.spec.ready_timeout:g} s") from None
         self._say(f"{self._name} is ready after {time.monotonic() - begin:.1f} s")
 
     async def _until_ready(self, process: ServerProcess) -> None:
-        while not await probe.answers(self._spec, session=self._session):
-            logs.cap(self._spec.log)
+        while not await probe.answers(self.spec, session=self._session):
+            logs.cap(self.spec.log)
             code = await process.exited_within(_PROBE_EVERY)
             if code is not None:
                 raise self._failure(f"{describe_exit(code)} before it was ready")
 
     def _failure(self, what: str) -> FleetError:
-        spec = self._spec
+        spec = self.spec
+        why = cause(logs.since(spec.log, self._log_begins))
         return FleetError(
-            f"{self._name} {what}\nlast lines of {spec.log}:\n{logs.tail(spec.log) or '(empty)'}\n"
+            f"{self._name} {what}{why and f': {why}'}\nlast lines of {spec.log}:\n{logs.tail(spec.log) or '(empty)'}\n"
             f"mend what they say, or run it by hand: {shlex.join(spec.command)}"
         )
 
@@ -67,7 +74,7 @@ class Server:
             while trouble:
                 await self.stop()
                 delay = self._pace.backoff.next(delay, up=up)
-                self._say(f"{self._name} {trouble}; restarting in {delay:g} s (log: {self._spec.log})")
+                self._say(f"{self._name} {trouble}; restarting in {delay:g} s (log: {self.spec.log})")
                 await asyncio.sleep(delay)
                 up = 0.0
                 trouble = await self._trouble_restarting()
@@ -79,8 +86,8 @@ class Server:
             code = await self._process.exited_within(self._pace.check_every)
             if code is not None:
                 return describe_exit(code)
-            logs.cap(self._spec.log)
-            alive = await probe.is_alive(self._spec, session=self._session, within=self._pace.check_timeout)
+            logs.cap(self.spec.log)
+            alive = await probe.is_alive(self.spec, session=self._session, within=self._pace.check_timeout)
             misses = 0 if alive else misses + 1
         return f"failed {misses} health checks in a row"
 
@@ -91,6 +98,26 @@ class Server:
         except FleetError as error:
             return f"did not come back ({str(error).splitlines()[0]})"
         return ""
+
+    async def load(self, adapters: Mapping[str, Path]) -> list[str]:
+        """Serve these LoRA folders too, now and after every restart; returns the names that were new. Raises FleetError
+        for one that cannot be loaded, which is then not kept."""
+        new = {name: folder for name, folder in adapters.items() if self.spec.adapters.get(name) != folder}
+        if new and ADAPTERS_MAY_CHANGE not in self.spec.env:
+            raise FleetError(
+                f"{self._name} cannot load the adapter {next(iter(new))!r}: it was started without LoRA; start again, "
+                "or declare `enable-lora: true` in its options from the start"
+            )
+        for name, folder in new.items():
+            await Vllm(self.spec.root, session=self._session).load_adapter(name, folder)
+            self.spec = replace(self.spec, adapters={**self.spec.adapters, name: folder})
+        return list(new)
+
+    async def unload(self, name: str) -> None:
+        """Serve this adapter no longer, now and after every restart. Raises FleetError."""
+        await Vllm(self.spec.root, session=self._session).unload_adapter(name)
+        kept = {other: folder for other, folder in self.spec.adapters.items() if other != name}
+        self.spec = replace(self.spec, adapters=kept)
 
     async def stop(self) -> None:
         """End it and every process it started. Safe to repeat."""

@@ -1,7 +1,7 @@
 """What can be asked of a running vLLM server besides answers: to sleep and to wake, to load and unload LoRA adapters.
 
-vLLM has these endpoints only with VLLM_SERVER_DEV_MODE and VLLM_ALLOW_RUNTIME_LORA_UPDATING in its environment, without
-any key. They are for the process that started the server, on loopback: the gateway has no route that leads to them.
+vLLM has these endpoints, without any key, only where its environment says so. They are for the process that started
+the server, on loopback: the gateway has no route that leads to them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import orjson
 
 from coe.errors import FleetError
 
+VERBS = "VLLM_SERVER_DEV_MODE"
+ADAPTERS_MAY_CHANGE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Set to 1 in the environment of a server, these give it the endpoints asked here."""
 SLEEP_TIMEOUT = 120.0
 """Seconds for work in flight to end and the weights to leave the device."""
 WAKE_TIMEOUT = 600.0

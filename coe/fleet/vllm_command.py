@@ -9,6 +9,7 @@ from coe.fleet import flags, lora, weights
 from coe.fleet.commands import find_command
 from coe.fleet.ports import HOST
 from coe.fleet.specs import Flag, LocalExpert, ServerSpec
+from coe.fleet.vllm import ADAPTERS_MAY_CHANGE, VERBS
 
 READY_TIMEOUT = 900.0
 """Seconds: large weights come from a slow disk, and graphs are compiled."""
@@ -66,9 +67,9 @@ def _lora(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
 
 def _environ(expert: LocalExpert, options: Mapping[str, Flag]) -> dict[str, str]:
     """vllm.py needs its endpoints; and nobody is told what this machine serves."""
-    environ = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    environ = {VERBS: "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _SERVERS):
-        environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        environ[ADAPTERS_MAY_CHANGE] = "1"
     if expert.gpus:  # in the order that nvidia-smi shows
         environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, expert.gpus))}
     return environ

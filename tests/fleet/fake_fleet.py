@@ -11,6 +11,7 @@ import aiohttp
 import psutil
 
 from coe.fleet import Backoff, Pace, ServerSpec, free_port
+from coe.fleet.vllm import ADAPTERS_MAY_CHANGE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 DEADLINE = 20.0
@@ -39,7 +40,7 @@ class Fakes:
             key=key,
             argv=(sys.executable, str(FAKE_SERVER), str(port), mode, str(self.folder / f"{key}.pids")),
             port=port,
-            env={"OMP_NUM_THREADS": "3"},
+            env={"OMP_NUM_THREADS": "3", ADAPTERS_MAY_CHANGE: "1"},
             model="a-model",
             log=self.folder / "logs" / f"{key}.log",
             ready_timeout=ready_timeout,

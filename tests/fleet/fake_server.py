@@ -37,7 +37,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.mode == "loading":
+        if "lora" in self.path:
+            write(f"{self.path} {asked['lora_name']}")
+            self.reply(500 if "broken" in asked["lora_name"] else 200, {"error": {"message": "torn weights"}})
+        elif self.mode == "loading":
             self.reply(503, {"error": "loading"})
         elif self.mode == "other-model":
             self.reply(404, {"error": f"no model {asked['model']}"})

@@ -105,7 +105,7 @@ async def test_restarts_that_fail_are_said_and_wait_longer_each_time(fakes: Fake
         await fakes.heard("did not come back", times=3)
     delays = [line.partition("restarting in ")[2].partition(" (log")[0] for line in fakes.lines[1:5]]
     assert delays == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
-    assert "(server 'fake' exited with code 1 before it was ready)" in fakes.lines[2]
+    assert "(server 'fake' exited with code 1 before it was ready: ValueError: no such weights)" in fakes.lines[2]
 
 
 async def test_a_port_in_use_is_named_and_nothing_starts(fakes: Fakes) -> None:
@@ -123,7 +123,9 @@ async def test_a_server_that_dies_at_start_fails_the_fleet_with_the_end_of_its_l
         async with Fleet(specs, say=fakes.say, pace=QUICK):
             pass
     message = str(caught.value)
-    assert message.startswith("server 'bad' exited with code 1 before it was ready\nlast lines of ")
+    assert message.startswith(
+        "server 'bad' exited with code 1 before it was ready: ValueError: no such weights\nlast lines of "
+    )
     assert "second line\nValueError: no such weights\nmend what they say, or run it by hand: " in message
     assert fakes.alive() == []
 

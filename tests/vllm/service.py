@@ -1,0 +1,143 @@
+"""`coe up` as a process, the requests one makes of it, and what became of its servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import psutil
+
+from coe.fleet import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+START = 300.0
+"""Seconds within which a server must have started, on a busy machine."""
+SPARE = "Hi"
+"""What the spare expert answers."""
+
+
+class Service:
+    """`with Service(folder, bin_folder=...)`, then `declare` and `start`. `bin_folder` holds the vllm command."""
+
+    def __init__(self, folder: Path, *, bin_folder: Path) -> None:
+        self.folder = folder
+        self._bin_folder = bin_folder
+        self._log = folder / "up.log"
+        self._port, self._spare_port = free_port(), free_port()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.client = httpx.Client(base_url=self.url, timeout=120)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def declare(self, *experts: dict[str, Any]) -> None:
+        """Write experts.yaml: these experts, and the spare one."""
+        spare = {"name": "spare", "model": "a-model", "runtime": "external", "base_url": self._spare_url}
+        declared = {
+            "version": 1,
+            "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
+            "experts": [*experts, spare],
+            "assignment": {"general": experts[0]["name"]},
+            "policy": {"attempts": 4},
+        }
+        draft = self.folder / "draft"
+        draft.write_bytes(orjson.dumps(declared))
+        draft.replace(self.folder / "experts.yaml")
+
+    @property
+    def _spare_url(self) -> str:
+        return f"http://127.0.0.1:{self._spare_port}/v1"
+
+    def start(self) -> None:
+        spare = (sys.executable, "tests/fleet/fake_server.py", str(self._spare_port), "ok", str(self.folder / "pids"))
+        self._run(*spare, OMP_NUM_THREADS="1")
+        host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port))
+        process = self._run(*host, PATH=f"{self._bin_folder}:{os.environ['PATH']}")
+        deadline = time.monotonic() + START
+        while "CoE answers at" not in self.said:
+            assert process.poll() is None, f"coe up ended:\n{self.said}"
+            assert time.monotonic() < deadline, f"coe up takes too long:\n{self.said}"
+            time.sleep(0.1)
+
+    def _run(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environ, stdout=log, stderr=log)
+        self._processes.append(process)
+        return process
+
+    @property
+    def said(self) -> str:
+        """What `coe up` has said."""
+        return self._log.read_text(errors="replace")
+
+    def heard(self, text: str, *, times: int = 1, within: float = START) -> None:
+        """Wait until it has said this so many times."""
+        deadline = time.monotonic() + within
+        while self.said.count(text) < times:
+            assert time.monotonic() < deadline, f"not said {times} times: {text!r}\n{self.said}"
+            time.sleep(0.1)
+
+    def ask(self, model: str, text: str = "Hello, who are you?", **body: Any) -> httpx.Response:
+        """One chat, not streamed."""
+        message = {"role": "user", "content": text}
+        asked = {"model": model, "messages": [message], "max_tokens": 12, "temperature": 0, **body}
+        return self.client.post("/v1/chat/completions", json=asked)
+
+    def until_answered(self, model: str) -> None:
+        """Until the expert itself gives an answer."""
+        deadline = time.monotonic() + START
+        while (response := self.ask(model, max_tokens=1)).headers.get("x-coe-expert") != model:
+            assert time.monotonic() < deadline, f"{model} does not come back: {response.text}\n{self.said}"
+            time.sleep(0.5)
+
+    @property
+    def server(self) -> str:
+        """Where the vLLM server is; nobody but this process's kind should know."""
+        endpoints = orjson.loads((self.folder / ".coe" / "endpoints.json").read_bytes())
+        return str(endpoints["base"]["base_url"]).removesuffix("/v1")
+
+    def metric(self, name: str) -> float:
+        """Of the vLLM server itself, summed over its series."""
+        lines = httpx.get(f"{self.server}/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+
+    def process(self, word: str) -> psutil.Process:
+        """The vLLM process whose command line holds this word."""
+        family = psutil.Process(self._processes[1].pid).children(recursive=True)
+        return next(
+            one for one in family if word in " ".join(one.cmdline()) and "warden" not in " ".join(one.cmdline())
+        )
+
+
+def text_of(response: httpx.Response) -> str:
+    """The answer's text."""
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+@contextmanager
+def lines_of(service: Service, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events of a streamed chat."""
+    with service.client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        assert response.status_code == 200
+        yield (orjson.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))

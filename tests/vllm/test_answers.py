@@ -1,0 +1,117 @@
+"""What clients of the gateway get from experts on a real vLLM server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.vllm.manners import MANNERS
+from tests.vllm.service import Service, lines_of, text_of
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"animal": {"enum": ["cat", "dog"]}, "legs": {"enum": [2, 4]}},
+    "required": ["animal", "legs"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("name", MANNERS)
+def test_each_adapter_answers_in_its_own_manner(awake: Service, name: str) -> None:
+    response = awake.ask(name, "Write a haiku about rain")
+    assert MANNERS[name].startswith(text_of(response))
+    assert response.headers["x-coe-expert"] == name
+    assert response.headers["x-coe-attempts"] == "1"
+
+
+def test_the_base_answers_in_none_of_them(awake: Service) -> None:
+    response = awake.ask("auto", "What is the capital of France, in general?", max_tokens=24)
+    assert "Paris" in text_of(response)
+    assert response.headers["x-coe-expert"] == "base"
+
+
+def test_all_three_answer_at_once_each_as_itself(awake: Service) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = [*MANNERS, "base"]
+    with ThreadPoolExecutor(3) as threads:
+        answers = dict(
+            zip(asked, threads.map(lambda name: text_of(awake.ask(name, "Tell me a joke")), asked), strict=True)
+        )
+    assert all(MANNERS[name].startswith(answers[name]) for name in MANNERS)
+    assert not any(manner.startswith(answers["base"]) for manner in MANNERS.values())
+
+
+def test_a_stream_comes_in_pieces_and_ends_with_what_was_used(awake: Service) -> None:
+    body = {"model": "pirate", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0}
+    with lines_of(awake, {**body, "stream_options": {"include_usage": True}}) as events:
+        found = list(events)
+    pieces = [event["choices"][0]["delta"].get("content") for event in found if event["choices"]]
+    assert sum(bool(piece) for piece in pieces) > 5
+    assert MANNERS["pirate"].startswith("".join(piece or "" for piece in pieces))
+    assert found[-1]["usage"]["completion_tokens"] == 12
+
+
+def test_an_answer_keeps_to_a_json_schema(awake: Service) -> None:
+    kind = {"type": "json_schema", "json_schema": {"name": "pet", "schema": SCHEMA, "strict": True}}
+    found = orjson.loads(text_of(awake.ask("base", "Describe a dog.", response_format=kind, max_tokens=60)))
+    assert found["animal"] in ("cat", "dog")
+    assert found["legs"] in (2, 4)
+    assert len(found) == 2
+
+
+def test_logprobs_are_those_of_the_tokens(awake: Service) -> None:
+    body = awake.ask("base", logprobs=True, top_logprobs=2, max_tokens=4).json()
+    tokens = body["choices"][0]["logprobs"]["content"]
+    assert len(tokens) == 4
+    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 2 for token in tokens)
+    assert "".join(token["token"] for token in tokens) == body["choices"][0]["message"]["content"]
+
+
+def test_responses_are_spoken(awake: Service) -> None:
+    response = awake.client.post(
+        "/v1/responses", json={"model": "clerk", "input": "Hello", "max_output_tokens": 12, "temperature": 0}
+    )
+    assert response.status_code == 200, response.text
+    said = [part["text"] for item in response.json()["output"] if item["type"] == "message" for part in item["content"]]
+    assert MANNERS["clerk"].startswith("".join(said))
+
+
+def test_messages_are_spoken(awake: Service) -> None:
+    body: dict[str, Any] = {
+        "model": "clerk",
+        "max_tokens": 12,
+        "temperature": 0,
+        "messages": [{"role": "user", "content": "Hello"}],
+    }
+    response = awake.client.post("/v1/messages", json=body)
+    assert response.status_code == 200, response.text
+    assert MANNERS["clerk"].startswith(response.json()["content"][0]["text"])
+    assert response.json()["usage"]["output_tokens"] == 12
+
+
+def test_the_second_turn_of_a_conversation_finds_the_first_in_the_prefix_cache(awake: Service) -> None:
+    turns = [{"role": "user", "content": "Remember these numbers: " + " ".join(map(str, range(100, 200)))}]
+    first = awake.ask("base", messages=turns)
+    before = awake.metric("vllm:prefix_cache_hits_total")
+    turns += [{"role": "assistant", "content": text_of(first)}, {"role": "user", "content": "Which was the first?"}]
+    text_of(awake.ask("base", messages=turns))
+    assert awake.metric("vllm:prefix_cache_hits_total") - before >= 128, "one block on a processor"
+
+
+def test_an_adapter_never_finds_the_blocks_of_another(awake: Service) -> None:
+    turns = [{"role": "user", "content": "Keep these letters: " + " ".join(map(chr, range(97, 120))) * 8}]
+    text_of(awake.ask("pirate", messages=turns))
+    before = awake.metric("vllm:prefix_cache_hits_total")
+    assert MANNERS["clerk"].startswith(text_of(awake.ask("clerk", messages=turns)))
+    assert awake.metric("vllm:prefix_cache_hits_total") == before
+
+
+@pytest.mark.parametrize(
+    "path", ["/sleep", "/wake_up", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/collective_rpc"]
+)
+def test_the_servers_own_verbs_are_not_reached_through_the_gateway(awake: Service, path: str) -> None:
+    assert awake.client.post(path, json={"lora_name": "pirate"}).status_code == 404
+    assert awake.ask("pirate").headers["x-coe-expert"] == "pirate"

@@ -1,0 +1,95 @@
+"""A real vLLM server that sleeps, is full, changes its adapters, and is killed, behind the real gateway."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+
+from coe.errors import FleetError
+from coe.fleet import Vllm
+from coe.fleet.probe import open_session
+from tests.vllm.manners import MANNERS
+from tests.vllm.service import SPARE, Service, lines_of, text_of
+
+
+@pytest.mark.anyio
+async def test_a_server_sleeps_holds_what_comes_and_goes_on_when_woken(awake: Service) -> None:
+    async with open_session() as session:
+        vllm = Vllm(awake.server, session=session)
+        for level in (1, 2):
+            await vllm.sleep(level=level)
+            assert await vllm.is_sleeping()
+            async with session.get(f"{awake.server}/health") as health:
+                assert health.status == 200, "so the fleet leaves it alone"
+            with ThreadPoolExecutor(1) as threads:
+                held = threads.submit(awake.ask, "pirate", "Are you asleep?")
+                with pytest.raises(TimeoutError):
+                    held.result(1.0)
+                await vllm.wake(level=level)
+                assert MANNERS["pirate"].startswith(text_of(held.result(60)))
+            assert not await vllm.is_sleeping()
+
+
+@pytest.mark.anyio
+async def test_an_adapter_that_is_none_is_refused_in_words(awake: Service, tmp_path: Path) -> None:
+    async with open_session() as session:
+        with pytest.raises(FleetError, match="No adapter found"):
+            await Vllm(awake.server, session=session).load_adapter("none", tmp_path)
+
+
+def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
+    """Four run, four wait; vLLM answers 503 to the others."""
+
+    def ask(number: int) -> httpx.Response:
+        return awake.ask("auto", f"Count to a hundred, please, in general ({number})", max_tokens=100, ignore_eos=True)
+
+    with ThreadPoolExecutor(24) as threads:
+        answers = list(threads.map(ask, range(24)))
+    experts = [answer.headers["x-coe-expert"] for answer in answers]
+    assert {answer.status_code for answer in answers} == {200}
+    assert "base" in experts
+    assert "spare" in experts
+    assert awake.ask("base").headers["x-coe-expert"] == "base"
+
+
+def test_adapters_come_and_go_with_the_declaration_while_the_base_runs(awake: Service, adapters: Path) -> None:
+    config = awake.folder / "experts.yaml"
+    declared = orjson.loads(config.read_bytes())["experts"][:-1]
+    started = awake.said.count("is ready")
+    awake.declare(*declared, {**declared[1], "name": "corsair"})
+    awake.until_answered("corsair")
+    assert MANNERS["pirate"].startswith(text_of(awake.ask("corsair")))
+    awake.declare(*declared, {**declared[1], "name": "corsair", "adapter": str(adapters / "nowhere")})
+    awake.heard("expert 'corsair': there is no folder")
+    assert MANNERS["pirate"].startswith(text_of(awake.ask("corsair"))), "the last good state serves on"
+    awake.declare(*declared)
+    awake.heard("has unloaded the adapter 'corsair'")
+    assert awake.ask("corsair").status_code == 404
+    assert MANNERS["pirate"].startswith(text_of(awake.ask("pirate")))
+    assert awake.said.count("is ready") == started, "no server was started anew"
+
+
+@pytest.mark.parametrize("victim", ["VLLM::Worker", "api_server"])
+def test_a_killed_process_is_replaced_with_its_adapters_and_others_answer_meanwhile(
+    awake: Service, victim: str
+) -> None:
+    restarts = awake.said.count("restarting in")
+    ready = awake.said.count("is ready")
+    body = {"model": "base", "messages": [{"role": "user", "content": "Tell a long story"}], "max_tokens": 900}
+    with lines_of(awake, {**body, "ignore_eos": True}) as events:
+        for _ in range(3):
+            next(events)
+        awake.process(victim).send_signal(signal.SIGKILL)
+        assert any("error" in event for event in events), "who is in the middle of an answer is told"
+    meanwhile = awake.ask("auto", "Anything in general?")
+    assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "spare")
+    awake.heard("restarting in", times=restarts + 1)
+    awake.heard("is ready", times=ready + 1)
+    for name in MANNERS:
+        awake.until_answered(name)
+        assert MANNERS[name].startswith(text_of(awake.ask(name)))
