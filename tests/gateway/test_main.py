@@ -137,6 +137,7 @@ def test_a_host_name_becomes_an_address_and_an_unknown_one_is_named(tmp_path: Pa
         ({"COE_PORT": "many"}, "COE_PORT='many' is not a whole number"),
         ({"COE_WORKERS": "0"}, "COE_WORKERS='0'"),
         ({"COE_ENDPOINTS": "[]"}, "COE_ENDPOINTS is not JSON"),
+        ({"COE_ENDPOINTS": "/nowhere"}, "COE_ENDPOINTS='/nowhere' cannot be read"),
         ({"COE_ENDPOINTS": '{"a": {"url": 1}}'}, "COE_ENDPOINTS is not JSON"),
     ],
 )
