@@ -19,6 +19,7 @@ from coe.experts import endpoints_of, watching
 from coe.experts.client import Client
 from coe.records import RecordWriter, open_feedback, open_log
 from coe.settings import Settings
+from coe.watch import FILE
 from gateway.access import check_counters, check_exposure, open_limiter
 from gateway.app import Parts, create_app
 from gateway.assembly import Assembly
@@ -35,6 +36,7 @@ from gateway.settling import settle
 from gateway.signals import hearing
 from gateway.stalls import letting_go
 from gateway.tracing import check_tracing
+from gateway.watched import Watched
 
 SPOOL = "spool.sqlite"
 THREADS = 2
@@ -99,6 +101,7 @@ async def open_parts(
         assembly = Assembly(settings, session=session, threads=threads, limiter=limiter)
         stack.push_async_callback(assembly.aclose)
         current = Current(assembly.serving(in_use))
+        Watched(settings.artifacts / FILE, current).show(observation.metrics)
         await stack.enter_async_context(watching(lambda: assembly.experts.values(), session=session))
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives

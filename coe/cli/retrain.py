@@ -18,6 +18,8 @@ from coe.cli.overlay_rounds import learn_overlays
 from coe.cli.rounds import Outcome, begun, learn_assignment
 from coe.cli.router_rounds import learn_router
 from coe.cli.spans import seconds
+from coe.cli.status import status_report
+from coe.cli.watching import publish
 from coe.errors import CoEError
 from coe.settings import Settings
 
@@ -42,11 +44,13 @@ def retrain(
     settings, window = settings_for(config), seconds(since, option="--since")
     if not every:
         _say(learn(settings, probes=probes, window=window, dry_run=dry_run), json)
+        _watch(settings, dry_run)
         return
     pause, over = seconds(every, option="--every"), _told_to_stop()
     while True:
         try:
             _say(learn(settings, probes=probes, window=window, dry_run=dry_run), json)
+            _watch(settings, dry_run)
         except CoEError as error:  # such as a Redis that is away: the next round may find it
             say_error(f"{error}; next try in about {every}")
         if over.wait(pause * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311 (nothing secret hangs on it)
@@ -63,6 +67,16 @@ def learn(settings: Settings, *, probes: Path | None, window: float, dry_run: bo
         router = learn_router(job, experience)
         overlays = None if router and router.promoted else learn_overlays(job, experience)  # they go with their router
         return [found, *(one for one in (router, overlays) if one is not None)]
+
+
+def _watch(settings: Settings, dry_run: bool) -> None:
+    """Look at the traffic, for the gateways' metrics."""
+    if dry_run:
+        return
+    try:
+        publish(settings, status_report(settings, now=time.time()))
+    except CoEError as error:  # what was learnt stands
+        say_error(f"the traffic was not looked at: {error}")
 
 
 def _told_to_stop() -> threading.Event:

@@ -7,17 +7,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 
 from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, Json, say_json, settings_for
+from coe.cli import watching
+from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.errors import DataError
 from coe.learning.alarms import Alarm, degradation_alarms, share_alarms
 from coe.learning.drift import watch
 from coe.learning.gathering import gather
-from coe.learning.novelty import propose
+from coe.learning.novelty import Proposal, propose
+from coe.learning.proposed import as_declared
 from coe.learning.reading import open_logs
 from coe.learning.round_state import read_rounds
 from coe.learning.traffic import Traffic, embeddings, sample
@@ -26,6 +29,7 @@ from coe.settings import Settings
 if TYPE_CHECKING:
     from gateway.in_use import InUse
 
+Publish = Annotated[bool, typer.Option("--publish", help="Show the alarms in the gateways' /metrics too.")]
 HOUR, DAY, WEEK = 3_600.0, 86_400.0, 604_800.0
 LIMIT = 100_000
 """Requests of the last week that alarms look at, the newest."""
@@ -33,10 +37,12 @@ FEWEST = 200
 """Requests of each side below which they are not compared."""
 
 
-def status(config: Config = None, json: Json = False) -> None:
+def status(publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show what is in use, how the last day's traffic went, drift, alarms, and what was learnt last."""
     settings = settings_for(config)
     report = status_report(settings, now=time.time())
+    if publish:
+        watching.publish(settings, report)
     if json or not sys.stdout.isatty():
         say_json(report)
     else:
@@ -50,7 +56,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     in_use = read_in_use(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY, hour=now - HOUR)
     alarms = _alarms(settings, in_use, traffic, now=now)
-    used = {kind: _in_use(settings, kind) for kind in ("router", "assignment")}
+    used = {kind: _in_use(settings, kind) for kind in ("router", "assignment", "overlays")}
     return {
         "in_use": {"config": in_use.registry.digest, **used},
         "traffic": traffic.summary(),
@@ -99,7 +105,7 @@ def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:
 
 
 def _proposals(traffic: Traffic, in_use: InUse) -> list[dict[str, Any]]:
-    """Proposed categories; exemplars by prompt where the log keeps it, else by request id."""
+    """Proposed categories; exemplars by request id, and as an entry for experts.yaml where the log keeps prompts."""
     latest = list(traffic.latest)
     vectors, rows = embeddings(latest)
     declared = in_use.registry.policy.general_below
@@ -110,10 +116,16 @@ def _proposals(traffic: Traffic, in_use: InUse) -> list[dict[str, Any]]:
         categories=traffic.categories,
         below=in_use.doubt if declared is None else declared,
     )
-    return [
-        {**asdict(one), "sentence": one.sentence, "exemplars": [latest[rows[i]][3] for i in one.exemplars]}
-        for one in found
-    ]
+    others = [one[3] for one in latest]
+
+    def told(one: Proposal) -> dict[str, Any]:
+        shown = [latest[rows[index]] for index in one.exemplars]
+        prompts = [prompt for _, _, _, prompt, _ in shown if prompt]
+        entry = as_declared(prompts, others) if prompts else None
+        names = [request_id for *_, request_id in shown]
+        return {**asdict(one), "sentence": one.sentence, "exemplars": names, "entry": entry}
+
+    return [told(one) for one in found]
 
 
 def _show(report: Mapping[str, Any]) -> None:
@@ -125,15 +137,18 @@ def _show(report: Mapping[str, Any]) -> None:
     for name, value in _lines(report):
         table.add_row(Text(name, style="bold"), Text(value))
     Console().print(table)
+    for one in report["proposed_categories"]:
+        if one["entry"]:
+            say(f"\n# for experts.yaml, under categories:\n{one['entry']}")
 
 
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     traffic, drift = report["traffic"], report["drift"]
     lines = [("config", report["in_use"]["config"])]
-    for kind in ("router", "assignment"):
+    for kind in ("router", "assignment", "overlays"):
         used = report["in_use"][kind]
         since = f", since {_time(used['since'])} by {used['by']}" if used["since"] else ""
-        lines.append((kind, f"{used['version'] or 'as declared'}{since}"))
+        lines.append((kind, f"{used['version'] or 'none, or as declared'}{since}"))
     lines.append(("requests", f"{traffic['last_hour']} in the last hour, {traffic['last_day']} in the last day"))
     lines.append(("rates", f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"))
     lines += [(name, _said(traffic[name])) for name in ("experts", "categories", "reasons")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ from coe.learning.drift import holm
 from coe.learning.experience import Experience
 from coe.learning.policies import greedy
 from coe.mapping import Assignment
-
-Kind = Literal["collapse", "starvation", "degradation"]
+from coe.watch import AlarmKind
 
 FEWEST = 200
 """Requests below which shares say nothing."""
@@ -35,7 +33,7 @@ CHANCE = 0.01
 class Alarm:
     """What is wrong with which expert; `value` is its share of the requests or the fall of its mean reward, 0 to 1."""
 
-    kind: Kind
+    kind: AlarmKind
     expert: str
     value: float
     sentence: str

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.learning.promotion import allowance
+from coe.watch import Aspect
 
 Array = NDArray[np.float64]
-Aspect = Literal["category mix", "confidence", "embeddings"]
 
 SMALLEST = {"category mix": 0.05, "confidence": 0.05, "embeddings": 0.05}
 """Effects below which a shift is no news, however sure: the share of traffic that would have to change category (total

@@ -15,8 +15,8 @@ from coe.record import RoutingRecord
 KEPT = 5_000
 """Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
 
-Looked = tuple[int, float, bytes | None, str]
-"""Category index, confidence, embedding, and the prompt or else the request's id."""
+Looked = tuple[int, float, bytes | None, str, str]
+"""Category index, confidence, embedding, prompt (empty where the log keeps none) and request id."""
 
 
 @dataclass(slots=True)
@@ -47,8 +47,8 @@ class Traffic:
         looked = None
         if record.category in self.categories:
             category, confidence = _plainly(record)
-            name = record.prompt or record.request_id
-            looked = self.categories.index(category), confidence, record.embedding, name
+            kept = record.embedding, record.prompt or "", record.request_id
+            looked = self.categories.index(category), confidence, *kept
         if record.time < self.day:
             if looked and record.router == self.router and len(self.first) < KEPT:
                 self.first.append(looked)

@@ -1,0 +1,181 @@
+"""A look at the traffic: what `coe status` says of it, what gateways show, what may be pasted into experts.yaml."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from ruamel.yaml import YAML
+
+from coe.artifacts import replace_file
+from coe.cli.status import status_report
+from coe.cli.watching import publish
+from coe.learning.proposed import as_declared, telling
+from coe.record import RoutingRecord
+from coe.records import open_log
+from coe.registry import Registry
+from coe.settings import Settings
+from coe.watch import FILE, Watch, read_watch
+from gateway.current import Current
+from gateway.metrics import Metrics
+from gateway.tallies import page
+from gateway.watched import Watched
+from tests.fakes import gateway_of, registry_of
+from tests.gateway import words_server
+from tests.learning.samples import record
+from tests.observability.pages import names, value
+
+URL = "sqlite:///routing-log.sqlite"
+TIDES = ("when is high tide at the harbour", "tide tables of the harbour for may", "how high is the spring tide")
+OTHERS = ("write a poem about may", "what is a tensor", "how high is the tower", "code a parser", "sum two numbers")
+
+
+def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
+    exemplars = (*TIDES, 'what does "neap: tide" # mean\n in my harbour')
+    entry = as_declared(exemplars, OTHERS)
+    (category,) = YAML(typ="safe").load(entry)
+    assert category["name"] == "tide-harbour"
+    assert category["description"].startswith("Requests about tide, harbour")
+    assert category["examples"] == list(exemplars)
+    declared = registry_of().model_dump(mode="json", exclude_none=True)
+    read = Registry.model_validate({**declared, "categories": [*declared["categories"], category]})
+    assert read.category_names[-1] == "tide-harbour"
+
+
+def test_without_words_in_common_a_name_is_left_to_people() -> None:
+    assert telling(("eins zwei", "drei vier"), OTHERS) == []
+    assert as_declared(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
+
+
+REPORT: dict[str, Any] = {
+    "alarms": [{"kind": "starvation", "expert": "painter"}, {"kind": "starvation", "expert": "nobody"}],
+    "drift": {"findings": [{"aspect": "confidence", "alarm": True}, {"aspect": "category mix", "alarm": False}]},
+    "proposed_categories": [{}],
+}
+
+
+@pytest.mark.anyio
+async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(tmp_path: Path) -> None:
+    async with gateway_of() as gateway:
+        shown = _shown(tmp_path / FILE, gateway.current)
+        assert "coe_alarm" not in names(shown())
+        replace_file(tmp_path / FILE, Watch.of(REPORT, now=7.0).to_json())
+        found = shown()
+        assert value(found, "coe_alarm", kind="starvation", expert="painter") == 1
+        assert value(found, "coe_alarm", kind="collapse", expert="painter") == 0
+        assert b"nobody" not in found
+        assert value(found, "coe_drift", kind="confidence") == 1
+        assert value(found, "coe_drift", kind="category mix") == 0
+        assert b"embeddings" not in found
+        assert value(found, "coe_proposed_categories") == 1
+        assert value(found, "coe_watch_timestamp_seconds") == 7
+        replace_file(tmp_path / FILE, Watch(8.0).to_json())
+        assert value(shown(), "coe_watch_timestamp_seconds") == 8
+        replace_file(tmp_path / FILE, b'{"time": ')
+        assert names(shown()).isdisjoint({"coe_watch_timestamp_seconds", "coe_alarm", "coe_drift"})
+
+
+def _shown(path: Path, current: Current) -> Callable[[], bytes]:
+    metrics = Metrics()
+    Watched(path, current).show(metrics)
+    return lambda: page([metrics.tallies.families()])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"time": "x", "alarms": {}, "drift": {}, "proposed": 0}', b"\xff"]
+)
+def test_a_file_that_is_something_else_shows_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / FILE).write_bytes(data)
+    assert read_watch(tmp_path / FILE) is None
+
+
+def logged(settings: Settings, records: list[RoutingRecord]) -> None:
+    async def write() -> None:
+        log = open_log(URL, base=settings.home)
+        await log.append(records)
+        await log.aclose()
+
+    asyncio.run(write())
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a declaration with the words router in use."""
+    monkeypatch.setattr("gateway.in_use.read_in_use", words_server.read)
+    declared = registry_of(log={"url": URL}, policy={"general_below": 0.5}).model_dump(mode="json", exclude_none=True)
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(declared))
+    return Settings.read({}, config=tmp_path / "experts.yaml")
+
+
+def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> list[RoutingRecord]:
+    """Requests of all three categories to one expert, a share of them unsure and about tides."""
+    random = np.random.default_rng(int(start))
+    centre = random.normal(size=16)
+    made = []
+    for number in range(count):
+        category = ("code", "art", "general")[number % 3]
+        odd = number < unsure * count
+        vector = centre + random.normal(size=16) * 0.1 if odd else random.normal(size=16)
+        made.append(
+            record(
+                f"{start}-{number}",
+                time=start + number,
+                category="general" if odd else category,
+                confidence=0.3 if odd else 0.9,
+                expert=expert,
+                candidates=("coder", "painter", "generalist"),
+                probabilities={name: 0.9 if name == category else 0.05 for name in ("code", "art", "general")},
+                router="words",
+                prompt=TIDES[number % 3] if odd else OTHERS[number % 5],
+                embedding=(vector / np.linalg.norm(vector)).astype(np.float16).tobytes(),
+            )
+        )
+    return made
+
+
+def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_takes_all(settings: Settings) -> None:
+    now = time.time()
+    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder", unsure=0.4))
+    report = status_report(settings, now=now)
+    assert report["in_use"]["overlays"]["version"] is None
+    assert {(one["kind"], one["expert"]) for one in report["alarms"]} == {
+        ("collapse", "coder"),
+        ("starvation", "painter"),
+        ("starvation", "generalist"),
+    }
+    shifted = {one["aspect"] for one in report["drift"]["findings"] if one["alarm"]}
+    assert shifted == {"category mix", "confidence", "embeddings"}
+    (proposed,) = report["proposed_categories"]
+    assert proposed["nearest"] == "general"
+    assert proposed["entry"].startswith("- name: ")
+    assert "tide" in proposed["entry"]
+    assert len(proposed["exemplars"]) == 5
+    publish(settings, report)
+    found = read_watch(settings.artifacts / FILE)
+    assert found is not None
+    assert found.alarms["collapse"] == ("coder",)
+    assert found.drift["embeddings"]
+    assert found.proposed == 1
+    assert found.time == pytest.approx(now, abs=60)
+
+
+def test_the_same_traffic_as_ever_is_no_drift_and_proposes_nothing(settings: Settings) -> None:
+    now = time.time()
+    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder"))
+    report = status_report(settings, now=now)
+    assert not any(one["alarm"] for one in report["drift"]["findings"])
+    assert report["proposed_categories"] == []
+
+
+def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
+    report = status_report(settings, now=time.time())
+    assert (report["alarms"], report["proposed_categories"], report["drift"]["findings"]) == ([], [], [])
+    assert Watch.of(report, now=1.0) == Watch(1.0)
