@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from numpy.typing import NDArray
 import routers
 from coe.core import Router
 from coe.registry import load
-from routers.cascade import CONFIG
+from routers.cascade import CONFIG, NETWORK, TOKENIZER
+from routers.encoders import OnnxEncoder
 from routers.examples import Lessons, prepare
 from routers.fitting import Data, Strengths, choose_strengths, folds, write_heads
 from routers.lexical import LexicalMatrix
 from routers.training import represent
+from routers.work import Here
 
 GIVEN = 8
 SEED = 0
@@ -64,11 +67,10 @@ def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
 def base_of(lessons: Lessons, folder: Path) -> tuple[Data, Strengths]:
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
-    encoder = routers.load_encoder(folder)
-    data = represent(
-        lessons, encoder.encode(lessons.texts), out=folder, threads=1, report=lambda share: None, memory=None
-    )
-    return data, choose_strengths(data, seed=SEED)
+    opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
+    vectors = opened(folder / NETWORK).encode(lessons.texts)
+    data = represent(lessons, vectors, out=folder, opened=opened, report=lambda share: None)
+    return data, choose_strengths(data, seed=SEED, work=Here())
 
 
 def pairs(lessons: Lessons) -> list[tuple[str, str]]:

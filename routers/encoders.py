@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from routers.pieces import cut, load_tokenizer, readable
+from routers.work import Here, Work
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,20 +23,25 @@ CHARACTERS_PER_TOKEN = 4
 """A text is cut to so many before tokenization, so that its tail is read too; about right for English."""
 BATCH_TOKENS = 256
 """Most tokens, padding included, that one run of the network sees; on CPUs larger batches leave the caches."""
+GROUP = 64
+"""Batches that are handed over together: where work runs elsewhere, the network is loaded anew for each group."""
 
 
 class OnnxEncoder:
-    """Texts to unit vectors, mean-pooled inside the network. Thread-safe."""
+    """Texts to unit vectors, mean-pooled inside the network. Thread-safe; pickled with its network to run elsewhere."""
 
     def __init__(
         self,
-        network: Path,
+        network: Path | bytes,
         tokenizer: Tokenizer,
         *,
         threads: int = 1,
         tokens: int = TOKENS,
         characters: int | None = None,
+        work: Work | None = None,
     ) -> None:
+        self._network, self._work = network, work or Here()
+        self._threads, self._tokens = threads, tokens
         self._session = _session(network, threads=threads)
         self._tokenizer = tokenizer
         self._tokenizer.enable_truncation(tokens)
@@ -51,9 +57,15 @@ class OnnxEncoder:
         threads: int = 1,
         tokens: int = TOKENS,
         characters: int | None = None,
+        work: Work | None = None,
     ) -> OnnxEncoder:
         """Raises ArtifactError when either file cannot be used."""
-        return cls(network, load_tokenizer(tokenizer), threads=threads, tokens=tokens, characters=characters)
+        found = load_tokenizer(tokenizer)
+        return cls(network, found, threads=threads, tokens=tokens, characters=characters, work=work)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        network = self._network.read_bytes() if isinstance(self._network, Path) else self._network
+        return _revived, (network, self._tokenizer, self._threads, self._tokens, self._characters)
 
     def encode(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
         """Shape (n_texts, dimensions), float32; runs in batches of texts of like length."""
@@ -67,20 +79,28 @@ class OnnxEncoder:
     def encode_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
-        """As `encode`, from token ids (special tokens included)."""
+        """As `encode`, from token ids (special tokens included).
+
+        A quantised network scales a whole batch at once, so the batches are the same wherever they run.
+        """
         vectors = np.zeros((len(tokens), self.dimensions), dtype=np.float32)
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-        start = 0
-        while start < len(order):
-            width = max(1, len(tokens[order[start]]))
-            batch = order[start : start + max(1, BATCH_TOKENS // width)]
-            vectors[batch] = self._run([tokens[i] for i in batch], width)
-            start += len(batch)
+        batches = list(_batches(tokens))
+        groups = [batches[start : start + GROUP] for start in range(0, len(batches), GROUP)]
+        wanted = ([[tokens[i] for i in batch] for batch in group] for group in groups)
+        done = 0
+        for group, found in zip(groups, self._work.map(self._run_all, wanted), strict=True):
+            rows = [row for batch in group for row in batch]
+            vectors[rows] = found
+            done += len(rows)
             if progress:
-                progress(start / len(order))
+                progress(done / len(tokens))
         return vectors
 
-    def _run(self, batch: list[Sequence[int]], width: int) -> NDArray[np.float32]:
+    def _run_all(self, batches: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.float32]:
+        return np.concatenate([self._run(batch) for batch in batches])
+
+    def _run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        width = max(1, len(batch[0]))
         ids = np.zeros((len(batch), width), dtype=np.int64)
         mask = np.zeros((len(batch), width), dtype=np.int64)
         for row, tokens in enumerate(batch):
@@ -90,7 +110,22 @@ class OnnxEncoder:
         return vectors
 
 
-def _session(network: Path, *, threads: int) -> Any:
+def _batches(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The rows of each run of the network, those of like length together, the longest first."""
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
+    start = 0
+    while start < len(order):
+        width = max(1, len(tokens[order[start]]))
+        batch = order[start : start + max(1, BATCH_TOKENS // width)]
+        yield batch
+        start += len(batch)
+
+
+def _revived(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, characters: int) -> OnnxEncoder:
+    return OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, characters=characters)
+
+
+def _session(network: Path | bytes, *, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -98,14 +133,15 @@ def _session(network: Path, *, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
     options.log_severity_level = 3
-    if not network.is_file():
+    if isinstance(network, Path) and not network.is_file():
         raise ArtifactError(f"{network}: missing; train the router again or name its folder")
     try:
         return onnxruntime.InferenceSession(
-            str(network),
+            network if isinstance(network, bytes) else str(network),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["SkipLayerNormFusion"],  # its kernel takes five times as long as the two it replaces
         )
     except Exception as error:  # onnxruntime's own errors share no base
-        raise ArtifactError(f"{network}: not a usable network ({error}); train the router again") from error
+        name = network if isinstance(network, Path) else "the network"
+        raise ArtifactError(f"{name}: not a usable network ({error}); train the router again") from error

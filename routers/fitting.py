@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from routers.files import write_arrays
 from routers.knn import KnnHead, choose_exemplars
 from routers.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
 from routers.linear import LinearHead, fit_linear
+from routers.work import Work
 
 Labels = NDArray[np.int64]
+HEADS = ("lexical", "static", "linear")
+"""The trained heads, as Strengths and Views name them."""
 FOLDS = 5
 EXEMPLARS = 6000
 """Most exemplars that the kNN head keeps, shared evenly among the categories."""
@@ -70,6 +74,15 @@ class Views:
     def heads(self) -> tuple[Floats, Floats, Floats, Floats]:
         return self.lexical, self.static, self.linear, self.knn
 
+    def part(self, rows: Labels) -> Views:
+        """The views of some of the texts."""
+        return Views(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def take(self, rows: Labels, part: Views) -> None:
+        """Fill in the views of these texts."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(part, field.name)
+
     @classmethod
     def blank(cls, texts: int, classes: int) -> Views:
         lexical, static, linear, knn = (np.zeros((texts, classes), dtype=np.float32) for _ in range(4))
@@ -98,37 +111,53 @@ def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
-def choose_strengths(data: Data, *, seed: int) -> Strengths:
+def choose_strengths(data: Data, *, seed: int, work: Work) -> Strengths:
     """Those with the least log loss, temperature fitted, on one fold."""
-    rest, held = folds(data.labels, seed=seed)[0]
-
-    def best(fit: Callable[[float], Floats]) -> float:
-        losses = [_loss(fit(strength), data.labels[held]) for strength in STRENGTHS]
-        return STRENGTHS[int(np.argmin(losses))]
-
-    return Strengths(
-        lexical=best(lambda c: _lexical_logits(_lexical(data, rest, c), data, held)),
-        static=best(lambda c: _linear(data.static, data, rest, c).logits(data.static[held])),
-        linear=best(lambda c: _linear(data.vectors, data, rest, c).logits(data.vectors[held])),
-    )
+    fold = folds(data.labels, seed=seed)[0]
+    trials = [(head, strength) for head in HEADS for strength in STRENGTHS]
+    losses = np.array(list(work.map(partial(_trial, data, fold), trials))).reshape(len(HEADS), len(STRENGTHS))
+    return Strengths(*(STRENGTHS[best] for best in losses.argmin(axis=1)))
 
 
-def cross_fit(data: Data, strengths: Strengths, *, seed: int, report: Callable[[float], None]) -> HeldOut:
+def _trial(data: Data, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
+    """The log loss of one head at one strength."""
+    (rest, held), (head, strength) = fold, trial
+    return _loss(_trained_logits(head, data, rest, held, strength), data.labels[held])
+
+
+def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength: float) -> Floats:
+    if head == "lexical":
+        return _lexical_logits(_lexical(data, rest, strength), data, held)
+    vectors = data.static if head == "static" else data.vectors
+    return _linear(vectors, data, rest, strength).logits(vectors[held])
+
+
+def cross_fit(data: Data, strengths: Strengths, *, seed: int, work: Work, report: Callable[[float], None]) -> HeldOut:
     """What every head says of texts it did not learn from, over folds."""
     found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
-    for index, (rest, held) in enumerate(folds(data.labels, seed=seed)):
-        _view_trained(found, data, strengths, rest, held)
-        _view_neighbours(found, data, _knn(data, rest, seed=seed), held)
-        _view_near(found, data, rest, held, seed=seed)
+    parts = folds(data.labels, seed=seed)
+    for index, part in enumerate(work.map(partial(_fold, data, strengths, seed), parts)):
+        held = parts[index][1]
+        found.known.take(held, part.known)
+        found.unknown.take(held, part.unknown)
         report((index + 1) / FOLDS)
     return found
 
 
+def _fold(data: Data, strengths: Strengths, seed: int, fold: tuple[Labels, Labels]) -> HeldOut:
+    """The views of the held texts alone."""
+    found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
+    rest, held = fold
+    _view_trained(found, data, strengths, rest, held)
+    _view_neighbours(found, data, _knn(data, rest, seed=seed), held)
+    _view_near(found, data, rest, held, seed=seed)
+    return HeldOut(found.known.part(held), found.unknown.part(held))
+
+
 def _view_trained(found: HeldOut, data: Data, strengths: Strengths, rest: Labels, held: Labels) -> None:
     """Logits of the trained heads; a stand-in's are those of the other categories."""
-    found.known.lexical[held] = _lexical_logits(_lexical(data, rest, strengths.lexical), data, held)
-    found.known.static[held] = _linear(data.static, data, rest, strengths.static).logits(data.static[held])
-    found.known.linear[held] = _linear(data.vectors, data, rest, strengths.linear).logits(data.vectors[held])
+    for head in HEADS:
+        getattr(found.known, head)[held] = _trained_logits(head, data, rest, held, getattr(strengths, head))
     for known, unknown in zip(found.known.heads[:3], found.unknown.heads[:3], strict=True):
         unknown[held] = known[held]
         unknown[held, data.labels[held]] = LEFT_OUT

@@ -14,6 +14,7 @@ from coe.errors import ArtifactError
 from routers.calibration import Floats
 from routers.encoders import TOKENS, OnnxEncoder
 from routers.export import export_encoder
+from routers.work import Work
 
 Progress = Callable[[float], None]
 
@@ -83,10 +84,16 @@ class RememberingEncoder:
 
 
 def open_encoder(
-    network: Path, tokenizer: Path, *, threads: int, memory: Path | None, tokens: int = TOKENS
+    network: Path,
+    tokenizer: Path,
+    *,
+    threads: int,
+    memory: Path | None,
+    tokens: int = TOKENS,
+    work: Work | None = None,
 ) -> OnnxEncoder | RememberingEncoder:
     """The encoder in these two files, with the vectors that `memory` holds of the same two."""
-    encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens)
+    encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens, work=work)
     if memory is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]

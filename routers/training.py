@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from routers import Example
 from routers.calibration import Floats
 from routers.cascade import CONFIG, FORMAT, NETWORK, TOKENIZER
 from routers.distill import distil
-from routers.encoders import TOKENS
+from routers.encoders import TOKENS, OnnxEncoder
 from routers.examples import Lessons, prepare
 from routers.export import locate_encoder, quantise
 from routers.files import write_json
 from routers.fitting import Data, choose_strengths, cross_fit, held_out_right, write_heads
 from routers.lexical import LexicalFeatures, lexical_matrix
-from routers.memory import export_once, open_encoder
+from routers.memory import RememberingEncoder, export_once, open_encoder
 from routers.pieces import CHARACTERS, WordPieces, cut, load_tokenizer
 from routers.tuning import measure, tune
+from routers.work import Work
 
 QUANTISATION_SAMPLE = 2000
 """Most texts on which int8 is compared with fp32."""
@@ -35,6 +37,8 @@ FOLDINGS = 8
 """Divisions into folds that the comparison is averaged over: what one alone says is off by .005 either way."""
 
 Progress = Callable[[str, float], None]
+Opened = Callable[[Path], OnnxEncoder | RememberingEncoder]
+"""The encoder of a network."""
 
 
 class Stages:
@@ -62,6 +66,7 @@ def train(
     progress: Progress | None,
     threads: int,
     memory: Path | None,
+    work: Work,
 ) -> dict[str, Any]:
     """See `routers.build`. The small fits run on one BLAS thread: more only wait for each other."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -74,12 +79,13 @@ def train(
     with stages.stage("export"):
         export_once(source, network=out / NETWORK, tokenizer=out / TOKENIZER, memory=memory)
     with stages.stage("embed") as report:
-        vectors, quantisation = embed(lessons, out=out, threads=threads, seed=seed, memory=memory, report=report)
+        opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
+        vectors, quantisation = embed(lessons, out=out, opened=opened, seed=seed, report=report)
     with stages.stage("distil") as report:
-        data = represent(lessons, vectors, out=out, threads=threads, memory=memory, report=report)
+        data = represent(lessons, vectors, out=out, opened=opened, report=report)
     with stages.stage("held-out") as report, threadpool_limits(1, user_api="blas"):
-        strengths = choose_strengths(data, seed=seed)
-        held_out = cross_fit(data, strengths, seed=seed, report=report)
+        strengths = choose_strengths(data, seed=seed, work=work)
+        held_out = cross_fit(data, strengths, seed=seed, work=work, report=report)
         pooling, familiarities = tune(held_out, data.labels)
     with stages.stage("fit"), threadpool_limits(1, user_api="blas"):
         write_heads(data, strengths, out=out, seed=seed)
@@ -106,14 +112,14 @@ def train(
 
 
 def embed(
-    lessons: Lessons, *, out: Path, threads: int, seed: int, memory: Path | None, report: Callable[[float], None]
+    lessons: Lessons, *, out: Path, opened: Opened, seed: int, report: Callable[[float], None]
 ) -> tuple[Floats, dict[str, Any]]:
     """Vectors of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
     full, small = out / NETWORK, out / "encoder.int8.onnx"
     quantise(full, out=small)
-    vectors = open_encoder(small, out / TOKENIZER, threads=threads, memory=memory).encode(lessons.texts, report)
+    vectors = opened(small).encode(lessons.texts, report)
     sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
-    precise = open_encoder(full, out / TOKENIZER, threads=threads, memory=memory)
+    precise = opened(full)
     exact = precise.encode([lessons.texts[i] for i in sample], report)
     labels = lessons.labels[sample]
     found = {
@@ -139,21 +145,13 @@ def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
     return np.array(order[:count], dtype=np.int64)
 
 
-def represent(
-    lessons: Lessons,
-    vectors: Floats,
-    *,
-    out: Path,
-    threads: int,
-    memory: Path | None,
-    report: Callable[[float], None],
-) -> Data:
+def represent(lessons: Lessons, vectors: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]) -> Data:
     """Word pieces, static token vectors distilled from the encoder, and the lexical matrix."""
     pieces = WordPieces(load_tokenizer(out / TOKENIZER))
     features = LexicalFeatures(pieces)
     texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
     ids = [pieces(text) for text in texts]
-    encoder = open_encoder(out / NETWORK, out / TOKENIZER, threads=threads, memory=memory)
+    encoder = opened(out / NETWORK)
     frame = load_tokenizer(out / TOKENIZER).encode("").ids
     ends = len(frame) // 2
     tokens = distil(

@@ -20,6 +20,7 @@ from coe.cli.router_rounds import learn_router
 from coe.cli.spans import seconds
 from coe.cli.status import status_report
 from coe.cli.watching import publish
+from coe.cli.working import Engine, EngineOption, working
 from coe.errors import CoEError
 from coe.settings import Settings
 
@@ -37,19 +38,20 @@ def retrain(
     since: Since = "30d",
     every: Every = "",
     dry_run: Dry = False,
+    engine: EngineOption = Engine.LOCAL,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Learn from the routing log and its feedback; promote only what a test shows to be better."""
     settings, window = settings_for(config), seconds(since, option="--since")
     if not every:
-        _say(learn(settings, probes=probes, window=window, dry_run=dry_run), json)
+        _say(learn(settings, probes=probes, window=window, dry_run=dry_run, engine=engine), json)
         _watch(settings, dry_run)
         return
     pause, over = seconds(every, option="--every"), _told_to_stop()
     while True:
         try:
-            _say(learn(settings, probes=probes, window=window, dry_run=dry_run), json)
+            _say(learn(settings, probes=probes, window=window, dry_run=dry_run, engine=engine), json)
             _watch(settings, dry_run)
         except CoEError as error:  # such as a Redis that is away: the next round may find it
             say_error(f"{error}; next try in about {every}")
@@ -57,14 +59,16 @@ def retrain(
             return
 
 
-def learn(settings: Settings, *, probes: Path | None, window: float, dry_run: bool) -> list[Outcome]:
+def learn(
+    settings: Settings, *, probes: Path | None, window: float, dry_run: bool, engine: Engine = Engine.LOCAL
+) -> list[Outcome]:
     """One round, of the last `window` seconds. Raises JobError where another is at work, or what is wrong."""
     now = time.time()
-    with begun(settings, since=now - window, now=now, dry_run=dry_run) as job:
+    with begun(settings, since=now - window, now=now, dry_run=dry_run) as job, working(engine) as work:
         found, experience = learn_assignment(job, probes=probes)
         if experience is None:
             return [found]
-        router = learn_router(job, experience)
+        router = learn_router(job, experience, work=work)
         overlays = None if router and router.promoted else learn_overlays(job, experience)  # they go with their router
         return [found, *(one for one in (router, overlays) if one is not None)]
 

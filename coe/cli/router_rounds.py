@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -26,6 +26,9 @@ from coe.learning.round_files import keep_report
 from coe.learning.round_state import Rounds, read_rounds, write_rounds
 from coe.learning.router_round import FEWEST, Schooling, judge_router, lesson_digest, router_page, router_report
 
+if TYPE_CHECKING:
+    from routers.work import Work
+
 ROUTER = "router"
 BASE, LEARNT = "base", "learnt"
 """What the manifest's metrics of a router remember of its training: the digest of the labelled base, and those of the
@@ -35,7 +38,7 @@ Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
 """Trains on pairs into a folder and returns the metrics."""
 
 
-def learn_router(job: Job, experience: Experience) -> Outcome | None:
+def learn_router(job: Job, experience: Experience, *, work: Work) -> Outcome | None:
     """A round; None where nobody corrected a category."""
     if not np.any(experience.corrected != NONE):
         return None
@@ -47,7 +50,7 @@ def learn_router(job: Job, experience: Experience) -> Outcome | None:
     same = last is not None and last.in_use == began
     if last and same and last.inputs == inputs:
         return Outcome(ROUTER, False, f"{NOTHING}: no correction is new")
-    with _building(job.registry.router.encoder) as build:
+    with _building(job.registry.router.encoder, work) as build:
         judgement = judge_router(schooling, _loading(build), round_=1 + (last.judged if last and same else 0))
         rounds = Rounds(str(began), judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
         return _concluded(job, schooling, judgement, rounds, build)
@@ -71,7 +74,7 @@ def _schooling(job: Job, experience: Experience) -> Schooling | str:
 
 
 @contextmanager
-def _building(encoder: str) -> Iterator[Build]:
+def _building(encoder: str, work: Work) -> Iterator[Build]:
     """Trainings that share the vectors of their texts until the block ends."""
     import routers
 
@@ -79,7 +82,7 @@ def _building(encoder: str) -> Iterator[Build]:
 
         def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
             examples = [routers.Example(prompt, category) for prompt, category in pairs]
-            return routers.build(examples, encoder=encoder, out=out, progress=progress, memory=Path(memory))
+            return routers.build(examples, encoder=encoder, out=out, progress=progress, memory=Path(memory), work=work)
 
         yield build
 

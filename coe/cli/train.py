@@ -12,6 +12,7 @@ import typer
 from coe.artifacts import MANIFEST, Artifact, ArtifactStore
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.cli.progress import progress_bar
+from coe.cli.working import Engine, EngineOption, working
 from coe.errors import ConfigError, DataError
 from coe.learning.plot import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.learning.prompts import digest, read_prompts
@@ -24,7 +25,12 @@ Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an ins
 
 
 def train(
-    data: Data = None, out: Out = None, encoder: Encoder = None, config: Config = None, json: Json = False
+    data: Data = None,
+    out: Out = None,
+    encoder: Encoder = None,
+    engine: EngineOption = Engine.LOCAL,
+    config: Config = None,
+    json: Json = False,
 ) -> None:
     """Train the category router and put it into use."""
     import routers
@@ -33,9 +39,10 @@ def train(
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute() if out else settings.artifacts, "router")
-    with store.draft() as draft, progress_bar("training") as progress:
+    with working(engine) as work, store.draft() as draft, progress_bar("training") as progress:
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
-        metrics = routers.build(examples, encoder=encoder or registry.router.encoder, out=draft, progress=progress)
+        encoder = encoder or registry.router.encoder
+        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, work=work)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")

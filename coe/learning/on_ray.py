@@ -1,0 +1,58 @@
+"""Runs the heavy parts of a job as tasks of a Ray cluster: the one that RAY_ADDRESS names, or one on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from coe.errors import CoEError, JobError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def on_ray() -> Iterator[RayWork]:
+    """Connected until the block ends; a cluster that was started for it ends with it. Raises JobError without Ray, or
+    where the cluster cannot be reached."""
+    try:
+        import ray
+    except ImportError:
+        raise JobError("ray is not installed; pip install 'coe[ray]', or leave out --engine ray") from None
+    try:
+        ray.init(log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise JobError(f"ray: no cluster ({error}); check RAY_ADDRESS, or unset it to use this machine") from error
+    try:
+        yield RayWork(ray)
+    finally:
+        ray.shutdown()
+
+
+class RayWork:
+    """The results in the order of the items. One BLAS thread a task, as fits have it everywhere: the same numbers."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._run = ray.remote(_run)
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """All are submitted at once; the task itself, with all it holds, travels once. Raises what a task raised, or
+        JobError where the cluster lost it."""
+        shared = self._ray.put(task)
+        waiting = [self._run.remote(shared, item) for item in items]
+        for one in waiting:
+            try:
+                yield self._ray.get(one)
+            except self._ray.exceptions.RayError as error:
+                if isinstance(error, CoEError):
+                    raise
+                raise JobError(f"ray: a task failed ({type(error).__name__}: {error}); run the job again") from error
+
+
+def _run(task: Callable[[T], R], item: T) -> R:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1, user_api="blas"):
+        return task(item)
