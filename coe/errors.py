@@ -18,12 +18,15 @@ CoEError
     │   ├── HeadersTooLarge                                                431
     │   ├── ModelNotFound                                                  404
     │   ├── UnknownRequest feedback for a request that is not in the log   404
+    │   ├── DocumentNotFound   no such document, or no store of any         404
+    │   ├── DocumentsConflict  one id twice in a request                    409
     │   ├── Unauthorized   no API key, or one that is not known            401
     │   └── Forbidden      the key's scopes do not cover this              403
     ├── Overloaded         no permit free in time                          429
     ├── LimitReached       what the API key may use is used up             429
     ├── Draining           the process is about to end                     503
     ├── LogUnavailable     feedback cannot be kept now                     503
+    ├── DocumentsUnavailable   the document store does not do it now       503
     ├── DeadlineExceeded   the request's own time is over                  504
     └── ExpertError        the expert's fault; carries `expert`
         ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
@@ -135,6 +138,18 @@ class UnknownRequest(InvalidRequest):
     code = "feedback_unknown_request"
 
 
+class DocumentNotFound(InvalidRequest):
+    """The document store holds no such document, or none is declared."""
+
+    code = "document_not_found"
+
+
+class DocumentsConflict(InvalidRequest):
+    """One request holds two documents of the same id."""
+
+    code = "duplicate_id"
+
+
 class HeadersTooLarge(InvalidRequest):
     """The headers together are longer than any client needs."""
 
@@ -183,6 +198,12 @@ class LogUnavailable(_Later):
     """The log that must look up a request or keep feedback on it does not answer or takes nothing."""
 
     code = "log_unavailable"
+
+
+class DocumentsUnavailable(_Later):
+    """The document store is away, another encoder's, or too slow."""
+
+    code = "documents_unavailable"
 
 
 class DeadlineExceeded(RequestError):

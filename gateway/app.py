@@ -18,6 +18,7 @@ from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
+from gateway.document_endpoints import Documents
 from gateway.errors import error_body
 from gateway.feedback import FeedbackEndpoint
 from gateway.gauges import Gauges
@@ -99,13 +100,16 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
     Gauges(current).show(parts.metrics, admission)
     failed = "1 while what is declared or promoted could not be taken over."
     parts.metrics.gauge("coe_reload_failed", failed, lambda: current.reload_failed, largest=True)
-    models = Models(current)
+    models, documents = Models(current), Documents(current)
     return [
         *(Route(path, line, methods=["POST"]) for path, line in lines.items()),
         Route("/v1/models", guarded(models.list, current, scope=None)),
         Route("/v1/models/{model}", guarded(models.one, current, scope=None)),
         Route("/v1/route", RouteEndpoint(current, admission=admission), methods=["POST"]),
         Route("/v1/feedback", _feedback(parts), methods=["POST"]),
+        Route("/v1/documents", documents.all, methods=["GET", "POST"]),
+        Route("/v1/documents/search", documents.search, methods=["POST"]),
+        Route("/v1/documents/{id:path}", documents.one, methods=["DELETE"]),
         Route("/openapi.json", OpenApi(current).endpoint),
         Route("/health/live", health.live),
         Route("/health/ready", health.ready_now),

@@ -9,11 +9,13 @@ from coe.affinity import Affinity
 from coe.composition import Composition
 from coe.experts import ReplicatedExpert, build_experts
 from coe.experts.client import Client
+from coe.retrieval import DocumentStore
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.current import Serving
-from gateway.documents import Documents
+from gateway.documents import consultant_in_use
 from gateway.in_use import InUse
+from gateway.index import Index
 
 
 class Assembly:
@@ -26,14 +28,14 @@ class Assembly:
         self._threads = threads
         self._limiter = limiter
         self._affinity = Affinity()
-        self._documents = Documents(settings, threads=threads)
         self.experts: dict[str, ReplicatedExpert] = {}
         """Those of the latest state."""
         self._timeout = 0.0
-        self._retired: list[tuple[float, ReplicatedExpert]] = []
+        self._index: Index | None = None
+        self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: InUse) -> Serving:
-        """Raises ConfigError for a local expert that nobody started, or what is wrong with the store or the gate."""
+        """Raises ConfigError for a local expert that nobody started, ArtifactError for a damaged gate."""
         registry = in_use.registry
         experts = build_experts(registry, self._settings.served(), session=self._session, previous=self.experts)
         composition = Composition(
@@ -45,30 +47,32 @@ class Assembly:
             doubt=in_use.doubt,
             affinity=self._affinity,
             overlays=in_use.overlays,
-            consultant=self._documents.consultant(in_use),
+            consultant=consultant_in_use(self._settings, in_use, threads=self._threads),
         )
-        serving = Serving(composition, access_of(registry, self._limiter))
-        self._go_over(experts)
+        serving = Serving(composition, access_of(registry, self._limiter), in_use.index)
+        self._go_over(experts, in_use.index)
         self._timeout = registry.policy.timeout
         return serving
 
-    def _go_over(self, experts: dict[str, ReplicatedExpert]) -> None:
+    def _go_over(self, experts: dict[str, ReplicatedExpert], index: Index | None) -> None:
         """Requests under way may use the former ones until their time is over."""
         due = time.monotonic() + self._timeout
         kept = set(experts.values())
         self._retired += [(due, expert) for expert in self.experts.values() if expert not in kept]
-        self.experts = experts
+        if self._index is not None and self._index is not index:
+            self._retired.append((due, self._index.store))
+        self.experts, self._index = experts, index
 
     async def close_retired(self) -> None:
-        """Close the experts that no request can be using any more."""
+        """Close the experts and stores that no request can be using any more."""
         now = time.monotonic()
-        due = [expert for when, expert in self._retired if when <= now]
-        self._retired = [(when, expert) for when, expert in self._retired if when > now]
-        for expert in due:
-            await expert.aclose()
+        due = [one for when, one in self._retired if when <= now]
+        self._retired = [(when, one) for when, one in self._retired if when > now]
+        for one in due:
+            await one.aclose()
 
     async def aclose(self) -> None:
         """Close every expert and store, when no request is left."""
-        for expert in (*self.experts.values(), *(expert for _, expert in self._retired)):
-            await expert.aclose()
-        await self._documents.aclose()
+        index = () if self._index is None else (self._index.store,)
+        for one in (*self.experts.values(), *index, *(one for _, one in self._retired)):
+            await one.aclose()

@@ -8,14 +8,17 @@ from coe.composition import Composition
 from coe.registry import Registry
 from gateway.access import Access
 from gateway.admission import Admission
+from gateway.index import Index
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """One consistent state: the composition, and who may use it."""
+    """One consistent state: the composition, who may use it, and the documents."""
 
     composition: Composition
     access: Access
+    index: Index | None = None
+    """The document store; None where none is declared."""
 
     @property
     def registry(self) -> Registry:

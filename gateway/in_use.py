@@ -17,6 +17,7 @@ from coe.mapping import Assignment
 from coe.overlay import FILE, Overlay, Overlays
 from coe.registry import Registry, load
 from coe.settings import Settings
+from gateway.index import Index, check_store, open_index
 
 ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
 """Kinds of artifacts; the second holds one file of the same name."""
@@ -37,6 +38,8 @@ class InUse:
     doubt: float
     folder: Path
     overlays: Overlays = field(default_factory=Overlays)
+    index: Index | None = None
+    """The declared document store; None without one."""
 
 
 def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
@@ -51,7 +54,18 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
     assignment = _assignment(settings, registry, router.categories)
     overlays = overlays_in_use(settings, router)
-    return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays)
+    index = _index(settings, registry, artifact.folder, previous)
+    return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays, index)
+
+
+def _index(settings: Settings, registry: Registry, folder: Path, previous: InUse | None) -> Index | None:
+    """The former one where store and encoder are the same."""
+    if registry.retrieval.store is None:
+        return None
+    same = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
+    if same and previous is not None and previous.index is not None:
+        return previous.index
+    return open_index(settings, registry, folder)
 
 
 def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
@@ -59,6 +73,7 @@ def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
     forks. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
     _assignment(settings, registry, registry.category_names)
+    check_store(settings, registry)
     return registry, artifact
 
 

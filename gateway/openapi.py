@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from coe.core import Consent
 from coe.registry import Registry
+from gateway import document_paths
 from gateway.current import Current, Serving
 from gateway.schemas import COMPONENTS, TEXT, Schema, ref
 
@@ -33,6 +34,11 @@ _PROBLEMS: dict[int, str] = {
 _FEEDBACK_PROBLEMS: dict[int, str] = {status: _PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
     404: "No such request, or not any more; it is there from a second after the answer's end.",
     503: "The log does not answer, or the gateway is about to end.",
+}
+_DOCUMENT_PROBLEMS: dict[int, str] = {
+    404: "No such document, or no document store is declared.",
+    409: "One id comes twice.",
+    503: "The document store is away, too slow or another encoder's, or the gateway is about to end.",
 }
 _DENIED: dict[int, str] = {401: "No API key, or one that is not known.", 403: "The key may not do this."}
 _LATER = (429, 503)
@@ -75,7 +81,11 @@ class OpenApi:
 def document(registry: Registry) -> Schema:
     """The document for what is declared: keys where there are any, and the limits of headers. Names no expert."""
     keys = bool(registry.access.keys)
-    components: Schema = {"schemas": COMPONENTS, "headers": _HEADERS, "parameters": _parameters(registry)}
+    components: Schema = {
+        "schemas": COMPONENTS | document_paths.components(),
+        "headers": _HEADERS,
+        "parameters": _parameters(registry),
+    }
     if keys:
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
@@ -144,12 +154,34 @@ def _others(keys: bool) -> Schema:
     return {
         "/v1/route": {"post": route},
         "/v1/feedback": {"post": feedback},
+        **_documents(keys),
         "/v1/models": {"get": models},
         "/v1/models/{model}": {"get": model},
         "/health/live": {"get": live},
         "/health/ready": {"get": ready},
         "/metrics": {"get": metrics},
         "/openapi.json": {"get": _operation("openapi", "This document", this)},
+    }
+
+
+def _documents(keys: bool) -> Schema:
+    """For administrators."""
+    problems = _problems({status: _PROBLEMS[status] for status in (400, 408, 413, 415, 429)} | _DOCUMENT_PROBLEMS)
+
+    def operation(name: str, summary: str, answer: str, **more: Any) -> Schema:
+        return _operation(name, summary, {"200": _answer(summary, answer), **problems}, keys=keys, **more)
+
+    place = document_paths.parameters("id", "collection", "tenant")
+    page = document_paths.parameters("collection", "tenant", "after", "limit")
+    return {
+        "/v1/documents": {
+            "get": operation("listDocuments", "Collections, or the documents of one", "DocumentList", parameters=page),
+            "post": operation("addDocuments", "Add or replace documents", "Uploaded", requestBody=_body("Upload")),
+        },
+        "/v1/documents/search": {
+            "post": operation("searchDocuments", "Search passages", "Passages", requestBody=_body("Question"))
+        },
+        "/v1/documents/{id}": {"delete": operation("deleteDocument", "Forget a document", "Deleted", parameters=place)},
     }
 
 

@@ -25,6 +25,7 @@ from gateway.access.memory import MemoryLimiter
 from gateway.app import Parts, create_app
 from gateway.current import Current, Serving
 from gateway.implicit import ImplicitSignals
+from gateway.index import Index
 from gateway.line import Observer
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
@@ -179,6 +180,7 @@ class Gateway:
         *chunks: bytes,
         headers: dict[str, str] | None = None,
         method: str = "POST",
+        query: str = "",
         unfinished: bool = False,
         into: Response | None = None,
     ) -> Response:
@@ -190,7 +192,7 @@ class Gateway:
             "method": method,
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "root_path": "",
             "scheme": "http",
             "server": ("test", 80),
@@ -229,6 +231,7 @@ async def gateway_of(
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
     consultant: Consultant | None = None,
+    index: Index | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`."""
@@ -252,7 +255,7 @@ async def gateway_of(
                 overlays=overlays,
                 consultant=consultant,
             )
-            current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()))), Metrics()
+            current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()), index)), Metrics()
             opened.append(current)
             async with ImplicitSignals(log, count=metrics.feedback) as signals:
                 keep = (metrics.observe, lambda trace: log.records.append(trace.record()), signals.observe)

@@ -137,11 +137,11 @@ def rebuild(config: Config = None, json: Json = False) -> None:
 async def _opened(config: Path | None) -> AsyncIterator[tuple[DocumentStore, DocumentEncoder]]:
     settings = settings_for(config)
     registry, artifact = check_router(settings)
-    store, encoder = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
+    index = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
     try:
-        yield store, encoder
+        yield index.store, index.encoder
     finally:
-        await store.aclose()
+        await index.store.aclose()
 
 
 async def _add(

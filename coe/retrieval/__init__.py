@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +24,13 @@ def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
     if scheme == "lancedb":
         from coe.retrieval.lance import LanceStore
 
+        if find_spec("lancedb") is None:
+            raise ConfigError("retrieval.store: lancedb is not installed; install it: pip install 'coe[documents]'")
         return LanceStore(base / _folder(url), encoder)
+    if scheme in ("redis", "rediss"):
+        from coe.retrieval.redis import RedisStore
+
+        return RedisStore(url, encoder)
     raise ConfigError(f"retrieval.store: {scheme!r} is not a kind of store; {FORMS}")
 
 

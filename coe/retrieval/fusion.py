@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from coe.errors import IndexMismatch
 from coe.retrieval.passages import MOST_PASSAGES, EncoderId
 
+Id = TypeVar("Id", str, int)
 CANDIDATES = 50
 """Passages that are looked at of each of the two orders; more where more are wanted."""
 WORDS = 0.025
@@ -21,7 +23,7 @@ def candidates(limit: int) -> int:
     return max(CANDIDATES, 2 * limit)
 
 
-def fused(cosines: Mapping[str, float], words: Mapping[str, float]) -> list[str]:
+def fused(cosines: Mapping[Id, float], words: Mapping[Id, float]) -> list[Id]:
     """All ids by cosine plus WORDS times BM25, the best first.
 
     `cosines` holds every candidate, `words` the best by words alone; where as many came as were asked for, the others

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import ConfigError, RetrievalError
+from coe.errors import RetrievalError
 from coe.retrieval import rows
 from coe.retrieval.fusion import candidates, check_encoder, fused
 from coe.retrieval.passages import Collection, Document, EncoderId, Key, Passage, Vector
@@ -30,8 +30,8 @@ KEPT = timedelta(minutes=10)
 """How long a searched state outlives its replacement."""
 MANY = 10_000
 """Chunks from which on vectors get an index of their own; fewer are compared one by one."""
-LAG = 1_000
-"""Chunks that may lie outside of the indexes; they are looked through one by one."""
+LAG, LAG_SHARE = 1_000, 0.05
+"""Chunks, or the share of all, that may lie outside of the indexes; they are looked through one by one."""
 PARTS = 50
 """Fragments (one a write) from which on they are joined."""
 PAGE = 500
@@ -72,7 +72,7 @@ class LanceStore:
             dense = table.vector_search(vector).distance_type("cosine").nprobes(NPROBES).where(where)
             lexical = table.query().nearest_to_text(rows.words(text), columns=["text"]).where(where)
             found = await asyncio.gather(
-                dense.select(rows.FOUND).limit(most).to_list(),
+                dense.select([*rows.FOUND, "_distance"]).limit(most).to_list(),
                 lexical.select([*rows.FOUND, "_score"]).limit(most).to_list(),
             )
         passages = {row["id"]: rows.passage(row, vector) for rank in found for row in rank}
@@ -175,7 +175,7 @@ class LanceStore:
             await table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
         text = await table.index_stats("text_idx")
         fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
-        if fragments > PARTS or (text is not None and text.num_unindexed_rows > LAG):
+        if fragments > PARTS or (text is not None and text.num_unindexed_rows > max(LAG, LAG_SHARE * count)):
             await table.optimize(cleanup_older_than=KEPT)
 
     # ------------------------------------------------------------------------------------------------------- opening
@@ -247,10 +247,7 @@ def _new_version() -> str:
 
 
 async def _connect(folder: Path) -> AsyncConnection:
-    try:
-        lancedb = await asyncio.to_thread(_import)
-    except ImportError as error:
-        raise ConfigError(f"retrieval.store: {error}; install it: pip install 'coe[documents]'") from error
+    lancedb = await asyncio.to_thread(_import)
     connection: AsyncConnection = await lancedb.connect_async(folder, read_consistency_interval=FRESH)
     return connection
 

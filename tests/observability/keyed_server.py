@@ -7,6 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from granian.constants import Interfaces, Loops
@@ -15,7 +17,11 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from coe.registry import Registry
+from coe.retrieval.indexing import encoder_id
+from coe.retrieval.lance import LanceStore
+from gateway.index import Index
 from tests.fakes import Gateway, gateway_of, registry_of
+from tests.retrieval.samples import WordEncoder
 
 APIS = ["chat", "completions", "responses", "messages", "embeddings"]
 SCOPES = ["chat", "route", "feedback", "admin"]
@@ -39,8 +45,11 @@ class Served:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        async with gateway_of(self._registry) as self._gateway:
-            yield
+        with TemporaryDirectory() as folder:
+            store = LanceStore(Path(folder), encoder_id(encoder := WordEncoder()))
+            async with gateway_of(self._registry, index=Index(store, encoder)) as self._gateway:
+                yield
+            await store.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._start if self._gateway is None or scope["type"] == "lifespan" else self._gateway.app

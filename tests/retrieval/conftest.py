@@ -1,23 +1,40 @@
-"""The stores under test: in a folder."""
+"""The stores under test: in a folder, and on a real redis-server."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from coe.retrieval import DocumentStore, EncoderId, open_store
+from tests.records.redis_server import MISSING, RedisServer, installed
 from tests.retrieval.samples import DIMENSIONS
 
 WORDS = EncoderId("words", DIMENSIONS)
 Opened = Callable[..., DocumentStore]
 
 
-@pytest.fixture(params=["lancedb"])
+@pytest.fixture(scope="package")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not installed():
+        pytest.skip(MISSING)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture(params=["lancedb", "redis"])
 async def store_url(request: pytest.FixtureRequest) -> str:
     """The address of an empty store, of each kind in turn."""
-    return "lancedb:///documents"
+    if request.param == "lancedb":
+        return "lancedb:///documents"
+    url: str = request.getfixturevalue("redis_url")
+    async with Redis.from_url(url) as client:
+        await client.flushall()
+    return url
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""Documents in figures: what the store finds and how fast.
+
+    benchmarks/retrieval.py --data DIR --json FILE [--router FOLDER] [--redis URL] [--chunks 100000]
+
+DIR holds docs.parquet (source, doc_id, text) and questions_train.parquet (source, question, gold_doc). FOLDER is a
+trained router's artifact; left out, the one in use in .coe. The Redis at URL is emptied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import routers
+from benchmarks import retrieval_store
+from coe.artifacts import ArtifactStore
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--router", type=Path)
+    parser.add_argument("--redis", help="such as redis://127.0.0.1:6379/0; emptied")
+    parser.add_argument("--chunks", type=int, default=100_000)
+    options = parser.parse_args()
+    encoder = routers.load_document_encoder(options.router or _router(), threads=2)
+    urls = {"lancedb": "lancedb:///documents"} | ({"redis": options.redis} if options.redis else {})
+    report: dict[str, Any] = {
+        "store": retrieval_store.measure(options.data, encoder, urls=urls, chunks=options.chunks),
+    }
+    options.json.write_text(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1))
+
+
+def _router() -> Path:
+    artifact = ArtifactStore(Path(".coe/artifacts"), "router").current()
+    if artifact is None:
+        raise SystemExit("no router is in use here: run `coe train`, or name one with --router")
+    return artifact.folder
+
+
+if __name__ == "__main__":
+    main()

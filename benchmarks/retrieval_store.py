@@ -1,0 +1,152 @@
+"""The store's part of benchmarks/retrieval.py: what is found, how fast, how large, how quickly built."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from coe.retrieval import DocumentStore, open_store
+from coe.retrieval.chunking import clean
+from coe.retrieval.indexing import DocumentEncoder, Indexer, Text, encoder_id
+from coe.retrieval.passages import Chunk, Document, Key, Passage
+
+SOURCES = ("pubmedqa", "xquad_en")
+BATCH = 1_000
+ASKED = 500
+"""Questions that are timed, after some that warm up."""
+
+
+def measure(data: Path, encoder: DocumentEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
+    """Every store's figures; `urls` names the stores, of which `lancedb` is made in a folder of its own."""
+    return asyncio.run(_measure(data, encoder, urls=urls, chunks=chunks))
+
+
+async def _measure(data: Path, encoder: DocumentEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
+    texts = pq.read_table(data / "docs.parquet").to_pylist()
+    questions = pq.read_table(data / "questions_train.parquet").to_pylist()
+    questions = [one for one in questions if one["gold_doc"] and one["source"] in SOURCES]
+    remembering = _Remembering(encoder)
+    vectors = remembering.encode([one["question"] for one in questions])
+    report = {}
+    for name, url in urls.items():
+        async with _opened(url, encoder) as (store, _):
+            recall, corpus = await _recall(store, remembering, texts, questions, vectors)
+        report[name] = {"recall": recall}
+        async with _opened(url, encoder) as (store, size):
+            report[name] |= await _at_size(store, corpus, size, chunks, questions, vectors)
+    return report
+
+
+class _Remembering:
+    """An encoder that embeds each text once, whichever the store."""
+
+    def __init__(self, encoder: DocumentEncoder) -> None:
+        self._encoder = encoder
+        self.dimensions, self.digest, self.spans = encoder.dimensions, encoder.digest, encoder.spans
+        self._known: dict[str, Any] = {}
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known |= zip(new, self._encoder.encode(new), strict=True)
+        return np.array([self._known[text] for text in texts])
+
+
+@asynccontextmanager
+async def _opened(url: str, encoder: DocumentEncoder) -> AsyncIterator[tuple[DocumentStore, Any]]:
+    """An empty store, and what tells its size in bytes."""
+    with TemporaryDirectory() as folder:
+        store = open_store(url, base=Path(folder), encoder=encoder_id(encoder))
+        if url.startswith("redis"):
+            from redis.asyncio import Redis
+
+            client = Redis.from_url(url)
+            await client.flushall()
+
+            async def size() -> int:
+                return int((await client.info("memory"))["used_memory"])
+        else:
+
+            async def size() -> int:
+                return _size(Path(folder))
+
+        yield store, size
+        await store.aclose()
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+async def _recall(
+    store: DocumentStore, encoder: _Remembering, texts: list[Any], questions: list[Any], vectors: Any
+) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    async def given() -> AsyncIterator[Text]:
+        for one in texts:
+            yield Text(Key(one["doc_id"], "documents"), clean(one["text"]), one["doc_id"])
+
+    tally = await Indexer(store, encoder).add(given())
+    hits: dict[str, list[tuple[bool, bool]]] = {source: [] for source in SOURCES}
+    for question, vector in zip(questions, vectors, strict=True):
+        order = _documents(await store.search(question["question"], vector, limit=30))
+        hits[question["source"]].append((question["gold_doc"] in order[:1], question["gold_doc"] in order[:5]))
+    recall = {
+        source: {"at_1": float(np.mean([a for a, _ in each])), "at_5": float(np.mean([b for _, b in each]))}
+        for source, each in hits.items()
+    }
+    chunks = [chunk.text async for one in store.stored() for chunk in one.chunks]
+    corpus = list(zip(chunks, encoder.encode(chunks), strict=True))
+    return {**recall, "documents": len(texts), "chunks": tally.chunks, "questions": len(questions)}, corpus
+
+
+def _documents(found: Sequence[Passage]) -> list[str]:
+    return list(dict.fromkeys(one.source for one in found))
+
+
+async def _at_size(
+    store: DocumentStore, corpus: list[tuple[str, Any]], size: Any, count: int, questions: list[Any], vectors: Any
+) -> dict[str, Any]:
+    """Chunks made of the sentences of two real ones each, their vectors between the two, with noise."""
+    rng = np.random.default_rng(0)
+    before, began = await size(), time.perf_counter()
+    for start in range(0, count, BATCH):
+        made = [_mixed(rng, corpus) for _ in range(min(BATCH, count - start))]
+        documents = [_document(start + at, text) for at, (text, _) in enumerate(made)]
+        await store.upsert(documents, np.array([vector for _, vector in made], dtype=np.float32))
+    built = time.perf_counter() - began
+    times = []
+    for question, vector in list(zip(questions, vectors, strict=True))[: ASKED + 50]:
+        began = time.perf_counter()
+        await store.search(question["question"], vector, limit=5)
+        times.append(1e3 * (time.perf_counter() - began))
+    quantiles = statistics.quantiles(times[50:], n=20)
+    return {
+        "at_size": count,
+        "p50_ms": round(statistics.median(times[50:]), 2),
+        "p95_ms": round(quantiles[18], 2),
+        "chunks_per_second": round(count / built),
+        "bytes_per_chunk": round((await size() - before) / count),
+    }
+
+
+def _mixed(rng: Any, corpus: list[tuple[str, Any]]) -> tuple[str, Any]:
+    one, other = (corpus[at] for at in rng.integers(len(corpus), size=2))
+    sentences = re.split(r"(?<=[.!?]) ", f"{one[0]} {other[0]}")
+    text = " ".join(sentences[at] for at in rng.permutation(len(sentences))[: max(1, len(sentences) // 2)])
+    share = rng.uniform(0.2, 0.8)
+    vector = share * one[1] + (1 - share) * other[1] + rng.normal(scale=0.02, size=len(one[1]))
+    return text, vector / np.linalg.norm(vector)
+
+
+def _document(number: int, text: str) -> Document:
+    chunk = Chunk(f"c{number:023d}", text)
+    return Document(Key(f"d{number}", "documents"), f"d{number}.txt", "", "x", (chunk,))

@@ -1,0 +1,128 @@
+"""What Redis does with documents in one step each.
+
+Keys, behind `coe:{documents}:`: `index` is a hash of the version in use and its encoder, `rebuilding` is held by who
+makes another. Behind a version: `parts`, the tenants' collections; `next`, the last chunk's number; and for each part
+`docs` (id -> [digest, source, title, chunk numbers]), `chunks` (number -> [id, text, source, title]), `terms` (number
+-> its words), `vectors` (a vector set of numbers) and `words:WORD` (packed rows of number and weight, see terms.ROW).
+"""
+
+from __future__ import annotations
+
+LONG = 20_000 * 6
+"""Bytes of a word's rows from which on it is too common to look for where there are rarer ones."""
+RAREST = 12
+"""Words that are looked for, of a question's."""
+
+CREATE = """
+if redis.call('HEXISTS', KEYS[1], 'version') == 0 then
+  redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'dimensions', ARGV[3])
+end
+"""
+
+_CHECK = """
+local holder = redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[2] then return redis.error_reply('REBUILDING') end
+if ARGV[2] == '' or not holder then
+  if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return redis.error_reply('MOVED') end
+end
+local part = ARGV[3]
+"""
+
+_FORGET = f"""
+local function forget(part, name)
+  local known = redis.call('HGET', part .. 'docs', name)
+  if not known then return 0 end
+  for _, number in ipairs(cjson.decode(known)[4]) do
+    local packed = struct.pack('<I4', number)
+    local words = redis.call('HGET', part .. 'terms', number) or ''
+    for word in string.gmatch(words, '%S+') do
+      local key = part .. 'words:' .. word
+      if redis.call('STRLEN', key) <= {LONG} then -- rows of a chunk that is gone are passed over
+        local rows, at = redis.call('GET', key), 1
+        while true do
+          local found = string.find(rows, packed, at, true)
+          if not found then break end
+          if (found - 1) % 6 == 0 then
+            rows = string.sub(rows, 1, found - 1) .. string.sub(rows, found + 6)
+            if rows == '' then redis.call('DEL', key) else redis.call('SET', key, rows) end
+            break
+          end
+          at = found + 1
+        end
+      end
+    end
+    redis.call('VREM', part .. 'vectors', number)
+    redis.call('HDEL', part .. 'chunks', number)
+    redis.call('HDEL', part .. 'terms', number)
+  end
+  redis.call('HDEL', part .. 'docs', name)
+  return 1
+end
+"""
+
+UPSERT = f"""
+{_FORGET}
+{_CHECK}
+local base, name, head = ARGV[4], ARGV[6], cjson.decode(ARGV[7])
+forget(part, name)
+redis.call('SADD', base .. 'parts', ARGV[5])
+local numbers = {{}}
+for at = 8, #ARGV, 3 do
+  local number = redis.call('INCR', base .. 'next')
+  redis.call('VADD', part .. 'vectors', 'FP32', ARGV[at], number)
+  redis.call('HSET', part .. 'chunks', number, ARGV[at + 1])
+  local packed, words = struct.pack('<I4', number), {{}}
+  for word, weight in string.gmatch(ARGV[at + 2], '(%S+) (%d+)') do
+    redis.call('APPEND', part .. 'words:' .. word, packed .. struct.pack('<I2', tonumber(weight)))
+    words[#words + 1] = word
+  end
+  redis.call('HSET', part .. 'terms', number, table.concat(words, ' '))
+  numbers[#numbers + 1] = number
+end
+head[4] = numbers
+redis.call('HSET', part .. 'docs', name, cjson.encode(head))
+"""
+"""ARGV: version, holder, part's prefix, version's prefix, part, document id, [digest, source, title]; then for each
+chunk its vector, its record, and its words with weights."""
+
+DELETE = f"""
+{_FORGET}
+{_CHECK}
+local count = 0
+for at = 4, #ARGV do count = count + forget(part, ARGV[at]) end
+return count
+"""
+"""ARGV: version, holder, part's prefix; then document ids."""
+
+WORDS = f"""
+local lengths, words = {{}}, {{}}
+for _, word in ipairs(ARGV) do
+  local length = 0
+  for _, part in ipairs(KEYS) do length = length + redis.call('STRLEN', part .. 'words:' .. word) end
+  if length > 0 then
+    lengths[word] = length
+    words[#words + 1] = word
+  end
+end
+table.sort(words, function(a, b) return lengths[a] < lengths[b] end)
+local found = {{}}
+for rank, word in ipairs(words) do
+  if rank > {RAREST} or (rank > 1 and lengths[word] > {LONG}) then break end
+  for _, part in ipairs(KEYS) do
+    local rows = redis.call('GET', part .. 'words:' .. word)
+    if rows then
+      found[#found + 1] = word
+      found[#found + 1] = rows
+    end
+  end
+end
+return found
+"""
+"""KEYS: prefixes of parts; ARGV: words. Answers word and rows in turn, the rarest words first."""
+
+MOVE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[4] then return redis.error_reply('MOVED') end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'dimensions', ARGV[3])
+redis.call('DEL', KEYS[2])
+"""
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"

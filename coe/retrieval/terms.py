@@ -1,0 +1,76 @@
+"""Texts as words to look for, and BM25 over packed rows of (chunk, weight): what Redis itself lacks."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+LONGEST = 40
+"""Characters of a word; longer ones are cut."""
+MOST = 64
+"""Different words of a question that are looked for."""
+USUAL = 100
+"""Words of a chunk, about; BM25 holds a longer one's against it."""
+SATURATION, LENGTH = 1.2, 0.75
+"""The usual k1 and b of BM25."""
+UNIT = 1_000
+"""What a weight of 1 is stored as."""
+ROW = np.dtype([("chunk", "<u4"), ("weight", "<u2")])
+"""One chunk that holds a word."""
+_STOP = frozenset(
+    re.findall(
+        r"\w+",
+        """a an and are as at be but by for from has have if in into is it its no not of on or such that the their then
+        there these they this to was were what when where which who will with""",
+    )
+)
+_WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]+|[^\W_]+")
+_ENDING = re.compile(r"(?:ing|edly|ed|es|s|ly)$")
+_PAIRED = "぀"
+"""From this letter on scripts are written without spaces: their words are all pairs of letters."""
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text, folded and without their endings; those that every text has are left out."""
+    plain = unicodedata.normalize("NFKD", text.lower())
+    plain = "".join(letter for letter in plain if not "\u0300" <= letter <= "\u036f")
+    return [term for word in _WORD.findall(unicodedata.normalize("NFC", plain)) for term in _of(word[:LONGEST])]
+
+
+def weights(text: str) -> dict[str, int]:
+    """Word -> its part of BM25 in this text, in UNITs: all but how rare the word is."""
+    found = Counter(terms(text))
+    slope = SATURATION * (1 - LENGTH + LENGTH * sum(found.values()) / USUAL)
+    return {term: round(UNIT * count * (SATURATION + 1) / (count + slope)) for term, count in found.items()}
+
+
+def asked(text: str) -> list[str]:
+    """The words of a question to look for, each once."""
+    return list(dict.fromkeys(terms(text)))[:MOST]
+
+
+def best(rows: Mapping[str, Sequence[bytes]], *, chunks: int, most: int) -> dict[int, float]:
+    """Chunk -> BM25 of the `most` best, from the packed rows of each word in every part of the index, of `chunks`
+    chunks in all."""
+    found = {term: np.frombuffer(b"".join(parts), dtype=ROW) for term, parts in rows.items()}
+    found = {term: row for term, row in found.items() if len(row)}
+    if not found:
+        return {}
+    scores = np.zeros(1 + max(int(row["chunk"].max()) for row in found.values()), dtype=np.float32)
+    for row in found.values():
+        rarity = math.log(1 + max(0.0, chunks - len(row) + 0.5) / (len(row) + 0.5))
+        scores[row["chunk"]] += row["weight"] * np.float32(rarity / UNIT)
+    top = np.argpartition(scores, -most)[-most:] if len(scores) > most else np.arange(len(scores))
+    return {int(chunk): float(scores[chunk]) for chunk in top if scores[chunk] > 0}
+
+
+def _of(word: str) -> Iterable[str]:
+    if word >= _PAIRED:
+        return [word[at : at + 2] for at in range(max(1, len(word) - 1))]
+    stem = _ENDING.sub("", word) if len(word) > 4 else word
+    return () if word in _STOP else (stem,)

@@ -1,0 +1,106 @@
+"""What only the store in Redis has to show: nothing is left over, and errors name the server and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from coe.errors import ConfigError, RetrievalError
+from coe.retrieval import open_store
+from coe.retrieval.indexing import Indexer, encoder_id
+from coe.retrieval.passages import Key
+from coe.retrieval.redis import INDEX, RedisStore
+from coe.retrieval.redis_connection import Connection, Rebuilding
+from tests.retrieval.conftest import WORDS
+from tests.retrieval.samples import WordEncoder
+from tests.retrieval.test_indexing import given, text
+
+pytestmark = pytest.mark.anyio
+
+
+async def left(url: str) -> set[bytes]:
+    async with Redis.from_url(url) as client:
+        return {key.rpartition(b":")[2] for key in await client.keys()}
+
+
+@pytest.fixture
+async def empty_url(redis_url: str) -> str:
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+    return redis_url
+
+
+async def test_what_is_forgotten_leaves_nothing_behind(empty_url: str) -> None:
+    store = RedisStore(empty_url, WORDS)
+    texts = [text(f"t{number}", f"Ants and bees number {number}. " * (number + 1)) for number in range(20)]
+    await Indexer(store, WordEncoder()).add(given(*texts))
+    assert "vectors" in str(await left(empty_url))
+    assert await store.delete([Key(f"t{number}", "books") for number in range(20)]) == 20
+    assert await left(empty_url) == {b"index", b"next", b"parts"}
+    await store.aclose()
+
+
+async def test_a_rebuilding_leaves_the_former_version_for_a_while_and_a_failed_one_nothing(empty_url: str) -> None:
+    store = RedisStore(empty_url, WORDS)
+    indexer = Indexer(store, WordEncoder())
+    await indexer.add(given(text("a", "Ants.")))
+    async with Redis.from_url(empty_url) as client:
+        former = (await client.hget(INDEX, "version")).decode()
+        await indexer.rebuild()
+        kept = await client.keys(f"*:{former}:*")
+        assert kept
+        assert all([0 < await client.ttl(key) <= 60 for key in kept])
+        before = set(await client.keys())
+        indexer = Indexer(store, Failing())
+        with pytest.raises(ZeroDivisionError):
+            await indexer.rebuild()
+        assert set(await client.keys()) == before
+    await store.aclose()
+
+
+class Failing(WordEncoder):
+    def encode(self, texts: object) -> None:  # type: ignore[override]
+        raise ZeroDivisionError
+
+
+async def test_nobody_writes_while_the_index_is_rebuilt(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.retrieval.redis.PATIENCE", 0.1)
+    store, other = RedisStore(empty_url, WORDS), RedisStore(empty_url, WORDS)
+    await Indexer(store, WordEncoder()).add(given(text("a", "Ants.")))
+    async with store.rebuilding():
+        with pytest.raises(Rebuilding, match="try again later"):
+            await Indexer(other, WordEncoder()).add(given(text("b", "Bees.")))
+        with pytest.raises(Rebuilding):
+            await other.delete([Key("a", "books")])
+    await Indexer(other, WordEncoder()).add(given(text("b", "Bees.")))
+    assert set(await other.digests("books")) == {"b"}
+    for one in (store, other):
+        await one.aclose()
+
+
+async def test_a_server_that_is_away_or_too_old_is_named_with_the_remedy() -> None:
+    store = RedisStore("redis://:secret@127.0.0.1:1/0", encoder_id(WordEncoder()))
+    with pytest.raises(RetrievalError, match=r"redis at 127\.0\.0\.1:1: .*check that it runs") as raised:
+        await store.search("x", WordEncoder().encode(["x"])[0], limit=1)
+    assert "secret" not in str(raised.value)
+    await store.aclose()
+
+    async def old() -> None:
+        raise ResponseError("unknown command 'VSIM', with args beginning with: ")
+
+    connection = Connection("redis://127.0.0.1:1/0")
+    answer: Awaitable[None] = old()
+    with pytest.raises(RetrievalError, match="Redis 8 or newer"):
+        await connection.answer(answer)
+    await connection.aclose()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h:port/0", "lancedb:///", "lancedb://host/x", "lancedb:///a?b", "sqlite:///x"]
+)
+def test_an_address_that_cannot_be_meant_is_refused(url: str, tmp_path: object) -> None:
+    with pytest.raises(ConfigError, match=r"retrieval\.store"):
+        open_store(url, base=tmp_path, encoder=WORDS)  # type: ignore[arg-type]

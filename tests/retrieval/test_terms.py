@@ -1,0 +1,42 @@
+"""Words as they are looked for, and BM25 over packed rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from coe.retrieval.terms import ROW, UNIT, asked, best, terms, weights
+
+
+def test_words_are_folded_stemmed_and_without_what_every_text_has() -> None:
+    assert terms("The Ärzte in München are testing E-4711!") == ["arzte", "munchen", "test", "e", "4711"]
+    assert terms("日本語です 你好 水") == ["日本", "本語", "語で", "です", "你好", "水"]
+    assert terms("x" * 100) == ["x" * 40]
+    assert terms("the of and \x00 ...") == []
+
+
+def test_a_question_is_bounded() -> None:
+    assert len(asked(" ".join(f"word{number}" for number in range(1000)))) == 64
+    assert asked("ants ants Ants") == ["ants"]
+
+
+def test_scores_are_those_of_bm25() -> None:
+    texts = ["ant bee", "bee bee wasp", "wasp"]
+    packed: dict[str, list[bytes]] = {}
+    for number, text in enumerate(texts, 1):
+        for word, weight in weights(text).items():
+            packed.setdefault(word, []).append(np.array([(number, weight)], dtype=ROW).tobytes())
+    scores = best({"ant": packed["ant"], "bee": packed["bee"]}, chunks=3, most=10)
+
+    def part(count: int, length: int, df: int) -> float:
+        rarity = math.log(1 + (3 - df + 0.5) / (df + 0.5))
+        return rarity * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * length / 100))
+
+    assert scores == {
+        1: pytest.approx(part(1, 2, 1) + part(1, 2, 2), rel=2 / UNIT),
+        2: pytest.approx(part(2, 3, 2), rel=2 / UNIT),
+    }
+    assert list(best({"bee": packed["bee"]}, chunks=3, most=1)) == [2]
+    assert best({}, chunks=0, most=5) == {}
