@@ -12,7 +12,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +29,9 @@ POINTER = "current"
 HISTORY = "history.jsonl"
 KEPT = 1000
 """Lines of history that are kept, the newest."""
+DRAFT = ".draft-"
+STALE = 86_400.0
+"""Seconds after which a draft is the remains of a process that was killed."""
 
 By = Literal["train", "plan", "retrain", "hand", "rollback"]
 
@@ -75,30 +79,35 @@ class ArtifactStore:
     def draft(self) -> Iterator[Path]:
         """A folder to write files into; gone at the end unless published."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=self._folder))
+        for left in self._folder.glob(f"{DRAFT}*"):
+            if left.stat().st_mtime < time.time() - STALE:
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, draft: Path, *, categories: Sequence[str], data: str, metrics: Mapping[str, Any]) -> Artifact:
-        """Seal a draft with its manifest and move it to its version. Same files and data, same version."""
-        files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+        """Seal a draft with its manifest, on disk, and move it to its version. Same files and data, same version."""
+        files = {path.name: _sealed(path) for path in sorted(draft.iterdir())}
         contents = {"files": files, "data": data, "categories": list(categories)}
         version = hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
         created = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
+        _sealed(draft / MANIFEST)
         folder = self._folder / version
         if not folder.exists():
             draft.chmod(0o755)
             draft.rename(folder)
+            _sync(self._folder)
         return Artifact(folder, manifest)
 
     def promote(self, version: str, *, by: By = "hand", why: str = "") -> None:
-        """Make a published version the one in use; note by whom and why. Raises ArtifactError when it is not there."""
-        if not (self._folder / version / MANIFEST).is_file():
-            raise ArtifactError(f"{self._folder / version}: no such {self._kind} artifact to promote")
+        """Make a published version the one in use; note by whom and why. Raises ArtifactError when it is not there or
+        damaged, with nothing changed."""
+        self.published(version)
         with self._moving(version, by, why):
             replace_file(self._folder / POINTER, version.encode("ascii") + b"\n")
 
@@ -106,6 +115,7 @@ class ArtifactStore:
         """Have no version in use; what was published stays."""
         with self._moving(None, by, why):
             (self._folder / POINTER).unlink(missing_ok=True)
+            _sync(self._folder)
 
     def in_use(self) -> str | None:
         """The version in use, unread; None where none is."""
@@ -129,21 +139,30 @@ class ArtifactStore:
 
         Going back does not count as such a move, or going back twice would go forth again.
         """
+        return self._latest(lambda move: move.by != "rollback")
+
+    def latest(self) -> Promotion | None:
+        """The latest move to what is in use, going back included; None where none is noted."""
+        return self._latest(lambda move: True)
+
+    def _latest(self, counts: Callable[[Promotion], bool]) -> Promotion | None:
+        """Moves that were noted and then not made, since the process was killed, are to something else."""
         version = self.in_use()
-        moves = [move for move in self.history() if move.version == version and move.by != "rollback"]
+        moves = [move for move in self.history() if move.version == version and counts(move)]
         return moves[-1] if moves else None
 
     @contextmanager
     def _moving(self, version: str | None, by: By, why: str) -> Iterator[None]:
-        """One move at a time, noted once it is done."""
+        """One move at a time, noted before it is made: a process killed in between leaves what was in use, and a line
+        that nothing follows from; the other way round one could not go back."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known, was = self.history(), self.in_use()
-            yield
             if was != version:
                 moves = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))[-KEPT:]
                 replace_file(self._folder / HISTORY, b"".join(orjson.dumps(asdict(m)) + b"\n" for m in moves))
+            yield
 
     def current(self) -> Artifact | None:
         """The version in use, every file checked against its digest; None before the first promotion."""
@@ -184,10 +203,28 @@ def read(folder: Path) -> Artifact:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file in one step: readers see the old one or the new one."""
+    """Write a small file in one step, on disk when this returns: readers see the old one or the new one."""
     draft = path.with_name(f".{path.name}-{os.getpid()}")
-    draft.write_bytes(content)
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
+    _sync(path.parent)
+
+
+def _sealed(path: Path) -> str:
+    """The file's SHA-256, once its contents are on disk: a power cut must not leave half of what a manifest names."""
+    _sync(path)
+    return _sha256(path)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _sha256(path: Path) -> str:

@@ -86,9 +86,10 @@ async def open_parts(
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
         observation = await stack.enter_async_context(open_observation(settings, workers))
         session = await stack.enter_async_context(Client())
-        log = open_log(registry.log.url, base=settings.home)
+        kept, days = registry.log.keep_records, registry.log.keep_days
+        log = open_log(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(log.aclose)
-        feedback = open_feedback(registry.log.url, base=settings.home)
+        feedback = open_feedback(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(feedback.aclose)
         writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None

@@ -139,6 +139,8 @@ def check_same_process(old: Registry, new: Registry) -> None:
         name
         for name, before, after in (
             ("log.url", old.log.url, new.log.url),
+            ("log.keep_records", old.log.keep_records, new.log.keep_records),
+            ("log.keep_days", old.log.keep_days, new.log.keep_days),
             ("log.store_embeddings", old.log.store_embeddings, new.log.store_embeddings),
             ("access.counters", old.access.counters, new.access.counters),
         )

@@ -88,9 +88,8 @@ def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) 
 def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
     """The version in use, None for what experts.yaml declares, and its last move where one is noted."""
     store = ArtifactStore(settings.artifacts, kind)
-    moves = store.history()
-    noted = {"since": moves[-1].time, "by": moves[-1].by} if moves else {"since": None, "by": None}
-    return {"version": store.in_use(), **noted}
+    move = store.latest()
+    return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
 
 
 def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:

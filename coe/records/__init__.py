@@ -18,8 +18,9 @@ RETENTION = 500_000
 FORMS = "write sqlite:///path/records.db (relative to the configuration), sqlite:////absolute/path.db, or redis://host:6379/0"
 
 
-def open_log(url: str, *, base: Path, retention: int = RETENTION) -> RoutingLog:
-    """The routing log at `url`, keeping its newest `retention` records; relative SQLite paths start at `base`.
+def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> RoutingLog:
+    """The routing log at `url`, keeping its newest `retention` records of the last `days`, None for however old;
+    relative SQLite paths start at `base`. What is to go goes when something is appended.
 
     Nothing is connected or created before the first read or append, so a server that is away delays nobody.
     Raises ConfigError for an address that cannot be meant; the message never repeats `url`, which may hold a password.
@@ -27,21 +28,21 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION) -> RoutingLog:
     if _scheme(url) == "sqlite":
         from coe.records.sqlite import SqliteLog
 
-        return SqliteLog(base / _sqlite_path(url), retention=retention)
+        return SqliteLog(base / _sqlite_path(url), retention=retention, days=days)
     from coe.records.redis import RedisLog
 
-    return RedisLog(url, retention=retention)
+    return RedisLog(url, retention=retention, days=days)
 
 
-def open_feedback(url: str, *, base: Path, retention: int = RETENTION) -> FeedbackLog:
+def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
     """The feedback kept beside the routing log at `url`, its newest `retention` events; otherwise as `open_log`."""
     if _scheme(url) == "sqlite":
         from coe.records.sqlite_feedback import SqliteFeedback
 
-        return SqliteFeedback(base / _sqlite_path(url), retention=retention)
+        return SqliteFeedback(base / _sqlite_path(url), retention=retention, days=days)
     from coe.records.redis_feedback import RedisFeedback
 
-    return RedisFeedback(url, retention=retention)
+    return RedisFeedback(url, retention=retention, days=days)
 
 
 def _scheme(url: str) -> str:

@@ -10,7 +10,7 @@ from coe.errors import LogError
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import decode, encode
 from coe.records.connection import Connection
-from coe.records.selection import filters, matches, page_size
+from coe.records.selection import DAY, filters, matches, page_size
 
 STREAM = "coe:records"
 IDS = "{coe:records}:ids"
@@ -43,6 +43,17 @@ redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1])
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))
 """
 ID_SLACK = 1_000
+# By the server's clock, and to the record: what is too old may be somebody's prompt. It runs beside APPEND, not in it,
+# so that the ids that an earlier CoE left (below FIRST) stay until they are too many.
+FORGET = f"""
+local now = redis.call('TIME')
+local oldest = now[1] * 1000 - tonumber(ARGV[1])
+if oldest > {EPOCH_MS} then
+  redis.call('XTRIM', KEYS[1], 'MINID', '=', string.format('%.0f-0', oldest))
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], string.format('(%.0f', (oldest - {EPOCH_MS}) * {PER_MS}))
+end
+"""
+FIRST = 10**12
 
 Entry = tuple[str, RoutingRecord]
 
@@ -54,17 +65,21 @@ class RedisLog:
     none with a cursor that moved on (read again from it), and `tail` finds only what is that near to the end.
     """
 
-    def __init__(self, url: str, *, retention: int) -> None:
+    def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._redis = Connection(url)
         self._append = self._redis.client.register_script(APPEND)
-        self._retention = retention
+        self._forget = self._redis.client.register_script(FORGET)
+        self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
         """Add the records in order; what a failure leaves unsaid may be appended again. Raises LogError."""
         for arguments in _batches(records):
             sizes = (self._retention, self._retention + ID_SLACK)
             await self._redis.answer(self._append(keys=[STREAM, IDS], args=[*sizes, *arguments]))
+        if records and self._days is not None:
+            arguments = [round(self._days * DAY * 1_000), FIRST]
+            await self._redis.answer(self._forget(keys=[STREAM, IDS], args=arguments))
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""

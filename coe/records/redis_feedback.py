@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from coe.feedback import Feedback, FeedbackPage
 from coe.records.connection import Connection
 from coe.records.feedback import decode, encode, slot
-from coe.records.selection import page_size, position
+from coe.records.selection import oldest_kept, page_size, position
 
 EVENTS, ORDER = "{coe:feedback}:events", "{coe:feedback}:order"
 """A hash of the events, and their slots by the number of each. The braces keep both in one slot of a Redis cluster."""
 SCRIPT = 500  # events in one script call
-TRIMMED = 1_000  # and those that it removes, at most
+TRIMMED = 1_000  # and those that it removes for their age or their number, at most
 
 PUT = """
 local last = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 local number = tonumber(last[2] or '0')
-for i = 3, #ARGV, 4 do
+for i = 4, #ARGV, 4 do
   local slot, id, time = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   local known = redis.call('HGET', KEYS[1], slot)
   local newer = true
@@ -31,6 +31,13 @@ for i = 3, #ARGV, 4 do
     redis.call('ZADD', KEYS[2], string.format('%.0f', number), slot)
   end
 end
+for _ = 1, tonumber(ARGV[2]) do
+  local oldest = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+  local event = oldest and redis.call('HGET', KEYS[1], oldest)
+  if not oldest or (event and cjson.decode(event).time >= tonumber(ARGV[3])) then break end
+  redis.call('ZREM', KEYS[2], oldest)
+  redis.call('HDEL', KEYS[1], oldest)
+end
 local excess = math.min(redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[1]), tonumber(ARGV[2]))
 if excess > 0 then
   local oldest = redis.call('ZPOPMIN', KEYS[2], excess)
@@ -42,16 +49,16 @@ end
 class RedisFeedback:
     """A FeedbackLog whose cursor is the event's number. Nothing is connected before the first call."""
 
-    def __init__(self, url: str, *, retention: int) -> None:
+    def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._redis = Connection(url)
         self._put = self._redis.client.register_script(PUT)
-        self._retention = retention
+        self._retention, self._days = retention, days
 
     async def append(self, events: Sequence[Feedback]) -> None:
         """Add the events in order; what a failure leaves unsaid may be appended again. Raises LogError."""
         for first in range(0, len(events), SCRIPT):
-            arguments: list[bytes | str | int] = [self._retention, TRIMMED]
+            arguments: list[bytes | str | int] = [self._retention, TRIMMED, repr(oldest_kept(self._days))]
             for event in events[first : first + SCRIPT]:
                 arguments += (slot(event), event.event_id, repr(float(event.time)), encode(event))
             await self._redis.answer(self._put(keys=[EVENTS, ORDER], args=arguments))

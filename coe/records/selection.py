@@ -1,12 +1,22 @@
-"""What a LogQuery selects, for stores that cannot filter by themselves, and what pages and cursors may be."""
+"""What a LogQuery selects, for stores that cannot filter by themselves, and what pages, cursors and ages may be."""
 
 from __future__ import annotations
+
+import time
 
 from coe.errors import LogError
 from coe.record import LogQuery, RoutingRecord
 
 PAGE = 10_000
 """Records in one page at most, whatever the query asks for."""
+
+
+DAY = 86_400.0
+
+
+def oldest_kept(days: float | None) -> float:
+    """The Unix time before which nothing is kept, 0 where nothing is too old."""
+    return 0.0 if days is None else max(0.0, time.time() - days * DAY)
 
 
 def page_size(limit: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import decode, encode
 from coe.records.database import Database, Migration
-from coe.records.selection import page_size, position
+from coe.records.selection import oldest_kept, page_size, position
 
 # An index on one column also orders its rows by seq, so a filtered page needs no sorting.
 MIGRATIONS: tuple[Migration, ...] = (
@@ -37,6 +37,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             event BLOB NOT NULL
         )""",
     ),
+    ("CREATE INDEX feedback_time ON feedback (time)",),
 )
 """Of the file, which holds the feedback too."""
 
@@ -45,17 +46,18 @@ TOGETHER = 16
 """Rows a statement inserts: each takes the interpreter's lock from requests under way only once."""
 INSERT_TOGETHER = INSERT + ", (?, ?, ?, ?, ?, ?)" * (TOGETHER - 1)
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
+FORGET = "DELETE FROM records WHERE time < ?"
 
 
 class SqliteLog:
     """A RoutingLog whose cursor is the row number. Writers take turns, so rows appear in the order of their numbers."""
 
-    def __init__(self, path: Path, *, retention: int) -> None:
+    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
         self._database = Database(path, migrations=MIGRATIONS)
-        self._retention = retention
+        self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Add the records, all or none, and drop the oldest beyond the retention. Raises LogError."""
+        """Add the records, all or none, and drop the oldest beyond retention and days. Raises LogError."""
 
         def work(connection: sqlite3.Connection) -> None:
             rows = [_row(record) for record in records]
@@ -65,6 +67,7 @@ class SqliteLog:
             )
             connection.executemany(INSERT, rows[whole:])
             connection.execute(TRIM, (self._retention,))
+            connection.execute(FORGET, (oldest_kept(self._days),))
 
         if records:
             await self._database.write(work)

@@ -9,7 +9,7 @@ from pathlib import Path
 from coe.feedback import Feedback, FeedbackPage
 from coe.records.database import Database
 from coe.records.feedback import decode, encode, slot
-from coe.records.selection import page_size, position
+from coe.records.selection import oldest_kept, page_size, position
 from coe.records.sqlite import MIGRATIONS
 
 # A replacement is a new row, so that it comes at the end again.
@@ -20,22 +20,24 @@ SELECT :slot, :event_id, :time, :event WHERE NOT EXISTS (
 )"""
 TRIM = "DELETE FROM feedback WHERE seq <= (SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)"
 TRIM_EVERY = 1_000  # events: to count rows costs a walk through them
+FORGET = "DELETE FROM feedback WHERE time < ?"
 SELECT = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"
 
 
 class SqliteFeedback:
     """A FeedbackLog whose cursor is the row number."""
 
-    def __init__(self, path: Path, *, retention: int) -> None:
+    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
         self._database = Database(path, migrations=MIGRATIONS)
-        self._retention = retention
+        self._retention, self._days = retention, days
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        """Add the events, all or none, and now and then drop the oldest beyond the retention. Raises LogError."""
+        """Add the events, all or none, drop those beyond `days`, and now and then those beyond the retention. Raises LogError."""
 
         def work(connection: sqlite3.Connection) -> None:
             before = _newest(connection)
             connection.executemany(PUT, map(_row, events))
+            connection.execute(FORGET, (oldest_kept(self._days),))
             if _newest(connection) // TRIM_EVERY > before // TRIM_EVERY:
                 connection.execute(TRIM, (self._retention,))
 

@@ -40,7 +40,7 @@ async def opened(log_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., Ro
     """Opens that log, as often as a test wants."""
     logs: list[RoutingLog] = []
 
-    def build(**options: int) -> RoutingLog:
+    def build(**options: float) -> RoutingLog:
         logs.append(open_log(log_url, base=tmp_path, **options))
         return logs[-1]
 
@@ -59,7 +59,7 @@ async def opened_feedback(log_url: str, tmp_path: Path) -> AsyncIterator[Callabl
     """Opens the feedback beside that log, as often as a test wants."""
     logs: list[FeedbackLog] = []
 
-    def build(**options: int) -> FeedbackLog:
+    def build(**options: float) -> FeedbackLog:
         logs.append(open_feedback(log_url, base=tmp_path, **options))
         return logs[-1]
 

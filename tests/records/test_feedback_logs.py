@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ async def test_the_oldest_events_make_room_and_changes_of_mind_do_not_drive_out_
     kept = await events(log)
     assert 200 <= len(kept) <= 200 + 1_000  # SQLite counts its rows only now and then
     assert kept == [event(number) for number in range(2_500 - len(kept), 2_500)]
+
+
+async def test_events_older_than_the_days_go_at_the_next_append(opened_feedback: Callable[..., FeedbackLog]) -> None:
+    now = time.time()
+    old, new = (event(number, time=now - age) for number, age in ((1, 7_200.0), (2, 0.0)))
+    await opened_feedback().append([old, event(3, time=now - 7_100)])
+    log = opened_feedback(days=1 / 24)
+    assert len(await events(log)) == 2
+    await log.append([new])
+    assert await events(log) == [new]
 
 
 async def test_two_writers_at_once_lose_nothing_and_double_nothing(

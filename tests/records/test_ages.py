@@ -1,0 +1,60 @@
+"""What is too old goes, with its id: by its own time in SQLite, by its arrival in Redis."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from coe.records import open_log
+from coe.records.codec import encode
+from coe.records.redis import EPOCH_MS, IDS, PER_MS, STREAM
+from tests.records.samples import everything, record, records
+
+pytestmark = pytest.mark.anyio
+URL = "sqlite:///log.db"
+HOUR = 1 / 24
+"""In days."""
+
+
+async def test_sqlite_forgets_by_the_time_of_the_request_when_something_is_appended(tmp_path: Path) -> None:
+    now = time.time()
+    old, new = record(1, time=now - 7_200), record(2, time=now)
+    first, strict = (open_log(URL, base=tmp_path, days=days) for days in (90, HOUR))
+    await first.append([old])
+    assert await everything(strict) == [old]
+    await strict.append([new])
+    assert await everything(first) == [new]
+    await first.append([old])
+    assert await everything(first) == [new, old]
+    await first.aclose()
+    await strict.aclose()
+
+
+async def test_redis_forgets_by_the_time_of_arrival_to_the_record(redis_url: str, tmp_path: Path) -> None:
+    now = int(time.time() * 1_000)
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+        for number, age in enumerate((7_200_000, 7_100_000, 60_000)):
+            await client.xadd(STREAM, {"record": encode(record(number))}, id=f"{now - age}-{number}")
+            await client.zadd(IDS, {record(number).request_id: (now - age - EPOCH_MS) * PER_MS + number})
+        log = open_log(redis_url, base=tmp_path, days=HOUR)
+        assert await log.find(record(0).request_id) == record(0)
+        await log.append([record(3)])
+        assert await everything(log) == [record(2), record(3)]
+        assert await client.zrange(IDS, 0, -1) == [record(n).request_id.encode() for n in (2, 3)]
+        assert await log.find(record(0).request_id) is None
+        await log.aclose()
+
+
+async def test_ids_that_an_earlier_version_left_are_not_too_old(redis_url: str, tmp_path: Path) -> None:
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+        await client.zadd(IDS, {record(0).request_id: 1})
+        await client.xadd(STREAM, {"record": encode(record(0))})
+        log = open_log(redis_url, base=tmp_path, days=HOUR)
+        await log.append(records(2))
+        assert await everything(log) == records(2)
+        await log.aclose()
