@@ -93,7 +93,7 @@ class ArtifactStore:
         files = {path.name: _sealed(path) for path in sorted(draft.iterdir())}
         contents = {"files": files, "data": data, "categories": list(categories)}
         version = hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
         _sealed(draft / MANIFEST)
@@ -171,7 +171,7 @@ class ArtifactStore:
 
     def newest(self) -> str:
         """The version published last. Raises ArtifactError where there is none."""
-        found = [read(path.parent).manifest for path in self._folder.glob(f"[!.]*/{MANIFEST}")]
+        found = [_manifest(path.parent) for path in self._folder.glob(f"[!.]*/{MANIFEST}")]
         if not found:
             raise ArtifactError(f"{self._folder}: no {self._kind} artifact is published yet")
         return max(found, key=lambda manifest: manifest.created).version
@@ -187,19 +187,23 @@ class ArtifactStore:
 
 def read(folder: Path) -> Artifact:
     """Read and verify a published folder. Raises ArtifactError that names the damaged file and the remedy."""
-    try:
-        fields = orjson.loads((folder / MANIFEST).read_bytes())
-        manifest = Manifest(**{**fields, "categories": tuple(fields["categories"])})
-    except (OSError, orjson.JSONDecodeError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
-        ) from error
+    manifest = _manifest(folder)
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise ArtifactError(
                 f"{folder / name}: missing or changed since training; delete {folder.parent} to train anew"
             )
     return Artifact(folder, manifest)
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        fields = orjson.loads((folder / MANIFEST).read_bytes())
+        return Manifest(**{**fields, "categories": tuple(fields["categories"])})
+    except (OSError, orjson.JSONDecodeError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
+        ) from error
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -1,5 +1,9 @@
 """Artifacts: sealed, verified, promoted in one step."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +87,83 @@ def test_a_version_that_is_not_there_cannot_be_promoted(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "router")
     with pytest.raises(ArtifactError, match="no such router artifact"):
         store.promote("nope")
+
+
+def test_a_damaged_version_is_not_promoted_and_nothing_moves(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    first, second = published(store, "one"), published(store, "two")
+    store.promote(first.manifest.version)
+    (second.folder / "weights.bin").write_text("tw")
+    with pytest.raises(ArtifactError, match=r"weights\.bin: missing or changed"):
+        store.promote(second.manifest.version)
+    assert store.current() == first
+    assert [move.version for move in store.history()] == [first.manifest.version]
+
+
+def test_the_way_back_leads_over_what_was_in_use_and_not_forth_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    versions = [published(store, text).manifest.version for text in ("one", "two", "three")]
+    for version in versions:
+        store.promote(version, by="train")
+    for expected in (versions[1], versions[0], None):
+        move = store.before()
+        assert move is not None
+        assert move.was == expected
+        if expected:
+            store.promote(expected, by="rollback")
+            latest = store.latest()
+            assert latest is not None
+            assert (latest.version, latest.by) == (expected, "rollback")
+
+
+DYING = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+from coe import artifacts
+
+store, plain, seen = artifacts.ArtifactStore(pathlib.Path(sys.argv[2]), "router"), artifacts.replace_file, []
+
+def dying(path, content):
+    seen.append(path.name)
+    if sys.argv[4] == "before" and path.name == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain(path, content)
+    if path.name == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+artifacts.replace_file = dying
+store.promote(store.newest(), by="retrain")
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["history.jsonl", "current"])
+def test_a_process_killed_between_two_steps_leaves_the_old_or_the_new_version_and_a_way_back(
+    step: str, when: str, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    old = published(store, "one").manifest.version
+    store.promote(old, by="train")
+    new = published(store, "two").manifest.version
+    command = [sys.executable, "-c", DYING, str(Path(__file__).parents[1]), str(tmp_path), step, when]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    moved = (step, when) == ("current", "after")
+    current, move = store.current(), store.before()
+    assert current is not None
+    assert move is not None
+    assert current.manifest.version == (new if moved else old)
+    assert move.was == (old if moved else None)
+    store.promote(new, by="hand")
+    assert store.in_use() == new
+    assert [path.name for path in (tmp_path / "router").glob(".draft-*")] == []
+
+
+def test_what_a_killed_process_was_drafting_is_cleared_away_after_a_day(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    left, fresh = (tmp_path / "router" / f".draft-{name}" for name in ("old", "new"))
+    for folder in (left, fresh):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    published(store, "one")
+    assert (left.exists(), fresh.exists()) == (False, True)
+    assert store.newest() == published(store, "one").manifest.version

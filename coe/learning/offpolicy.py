@@ -100,8 +100,8 @@ def estimates(logged: Logged, policy: Array) -> Mapping[str, Estimate]:
     """Estimates `ips`, `snips` and `dr` of the mean reward of `policy`, probabilities of shape (n, k).
 
     Inverse propensity scores (Horvitz and Thompson 1952), self-normalised (Swaminathan and Joachims 2015), and doubly
-    robust (Dudik, Langford and Li 2011). Intervals are cut to [0, 1]; what the log could not have shown may be anything
-    in it.
+    robust (Dudik, Langford and Li 2011). Values and intervals are cut to [0, 1]; what the log could not have shown may
+    be anything in it.
     """
     weighed = _Weighed.of(logged, policy)
     return {"ips": _plain(weighed), "snips": _normalised(weighed), "dr": _doubly_robust(weighed)}
@@ -183,7 +183,7 @@ def _interval(method: str, value: float, variance: float, weighed: _Weighed) -> 
     if not weighed.is_difference:
         within = min(max(value, 0.0), 1.0)
         low, high = low - weighed.unsupported * within, high + weighed.unsupported * (1.0 - within)
-        low, high = max(low, 0.0), min(high, 1.0)
+        value, low, high = within, max(low, 0.0), min(high, 1.0)
     square = float((weight**2).sum())
     effective = float(np.abs(weight).sum()) ** 2 / square if square else 0.0
     warning = _warning(effective, weighed)

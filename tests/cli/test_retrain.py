@@ -1,0 +1,195 @@
+"""`coe retrain`, `promote` and `rollback`: from a log in Redis to the plan in use and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from coe.errors import ArtifactError, JobError, LogError
+from coe.learning.one_job import only_job
+from tests.cli.shop import Shop
+
+LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
+
+
+def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Shop) -> None:
+    assert set(shop.choices().values()) == {"generalist"}
+    shop.serve(500)
+    found = shop.retrain()
+    assert found["promoted"], found["sentence"]
+    assert shop.choices() == LEARNT
+    assert shop.store().in_use() == found["version"]
+    folder = Path(found["folder"])
+    assert {path.name for path in folder.iterdir()} == {
+        "assignment.json", "manifest.json", "report.json", "report.md", "report.svg",
+    }  # fmt: skip
+    report = json.loads((folder / "report.json").read_text())
+    assert {row["category"] for row in report["changes"]} == {"cooking", "football"}
+    assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
+    assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
+    latest = shop.store().latest()
+    assert latest is not None
+    assert (latest.by, latest.why) == ("retrain", found["sentence"])
+
+    assert "nothing to learn from: no feedback is new" in shop.run("retrain")
+    assert shop.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
+    assert set(shop.choices().values()) == {"generalist"}
+    with pytest.raises(ArtifactError, match="no assignment was in use before this; name one to `coe promote`"):
+        shop.run("rollback", "assignment")
+    shop.run("promote", "assignment", "--why", "it was right")
+    assert shop.choices() == LEARNT
+
+
+def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(shop: Shop) -> None:
+    shop.serve(400)
+    assert shop.retrain()["promoted"]
+    for number in (1, 2, 3):
+        shop.serve(150)
+        found = shop.retrain()
+        assert not found["promoted"]
+        assert found["sentence"].startswith("kept: not shown to be better")
+        assert found["report"]["round"] == number
+        assert Path(found["folder"]).parent == shop.settings.artifacts / "reports"
+        assert (Path(found["folder"]) / "report.svg").is_file()
+    assert len(list((shop.settings.artifacts / "reports").iterdir())) == 3
+
+
+def test_a_dry_run_judges_and_changes_nothing(shop: Shop) -> None:
+    shop.serve(400)
+    before = sorted(shop.settings.home.rglob("*"))
+    found = shop.retrain("--dry-run")
+    assert found["sentence"].startswith("dry run, nothing is changed; promoted: ")
+    assert found["report"]["promoted"]
+    assert [path for path in sorted(shop.settings.home.rglob("*")) if path.name != "retrain.lock"] == before
+    assert shop.retrain()["promoted"]
+
+
+def test_one_tenant_that_says_the_opposite_is_named_and_teaches_nothing(shop: Shop) -> None:
+    shop.serve(500)
+    assert shop.retrain()["promoted"]
+    shop.serve(800, flipped=("b",))
+    found = shop.retrain()
+    assert not found["promoted"]
+    assert shop.choices() == LEARNT
+    assert [one["tenant"] for one in found["report"]["tenants"] if one["trust"] < 1] == ["b"]
+    assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
+
+
+def test_entries_that_come_twice_and_out_of_order_tell_the_same(shop: Shop) -> None:
+    shop.serve(400)
+    clean = shop.retrain("--dry-run")["report"]
+    with Redis.from_url(shop.url) as client:
+        entries = [fields for _, fields in client.xrange("coe:records")]  # type: ignore[union-attr]
+        client.delete("coe:records")
+        for fields in (*reversed(entries), *entries[:100]):
+            client.xadd("coe:records", fields)
+    found = shop.retrain("--dry-run")["report"]
+    assert found["left_out"] == {"repeated": 100}
+    assert found["requests"] == clean["requests"]
+    np.testing.assert_allclose(found["quality"], clean["quality"])
+
+
+def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(shop: Shop) -> None:
+    shop.serve(30)
+    folder = shop.config.with_name("quality")
+    folder.mkdir()
+    from tests.routers.conftest import examples
+
+    prompts, scores = [], []
+    for number, example in enumerate(examples(count=60)):
+        one = {"benchmark": "own", "prompt_id": str(number)}
+        prompts.append({**one, "prompt": example.prompt, "category": example.category, "label": ""})
+        right = "generalist" if example.category == "astronomy" else "chef"
+        scores += [{**one, "model": name, "score": float(name == right)} for name in ("chef", "generalist")]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    found = shop.retrain("--probes", folder)
+    assert found["promoted"], found["sentence"]
+    assert [one["source"] for one in found["report"]["evidence"]] == ["held-out set"]
+    assert shop.choices() == LEARNT
+    assert "no feedback is new" in shop.retrain("--probes", folder)["sentence"]
+
+
+def test_a_log_without_requests_or_feedback_teaches_nothing_and_is_no_failure(shop: Shop) -> None:
+    assert shop.retrain()["sentence"] == "nothing to learn from: no feedback is new"
+    shop.serve(20, outcome="expert_unavailable")
+    assert "the routing log holds nothing to learn from ({'failed': 20})" in shop.retrain()["sentence"]
+
+
+def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coe.cli import rounds
+
+    shop.serve(400)
+    plain = rounds.retrain
+
+    def slow(*args: object, **options: object) -> object:
+        shop.declare(budget={"max_share": 0.9})
+        return plain(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds, "retrain", slow)
+    with pytest.raises(ArtifactError, match=r"experts\.yaml was changed meanwhile; nothing is promoted"):
+        shop.run("retrain")
+    assert shop.store().in_use() is None
+
+
+def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Shop) -> None:
+    shop.serve(400)
+    with only_job(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"another job is at work \(process"):
+        shop.run("retrain")
+    assert shop.retrain()["promoted"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "says"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
+    ],
+)
+def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
+    broken: tuple[str, ...], mended: tuple[str, ...], says: str, shop: Shop
+) -> None:
+    with Redis.from_url(shop.url) as client:
+        try:
+            client.execute_command(*broken)  # type: ignore[no-untyped-call]
+            with pytest.raises(LogError, match=f"the lock in Redis cannot be had .*{says}"):
+                shop.run("retrain")
+        finally:
+            client.execute_command(*mended)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("content", ["{", '{"assignment": {"in_use": 1}}', "[1]"])
+def test_a_damaged_memory_of_rounds_is_named_with_the_remedy(content: str, shop: Shop) -> None:
+    shop.serve(40)
+    (shop.settings.artifacts / "rounds.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"rounds\.json: cannot be read .*; delete it"):
+        shop.run("retrain")
+
+
+@pytest.mark.parametrize("words", [("retrain", "--since", "soon"), ("retrain", "--every", "0h"), ("promote", "expert")])
+def test_bad_usage_exits_with_2(words: tuple[str, ...], shop: Shop) -> None:
+    from typer.testing import CliRunner
+
+    from coe.cli import app
+
+    assert CliRunner().invoke(app, [*words, "--config", str(shop.config)]).exit_code == 2
+
+
+def test_a_version_that_is_damaged_or_of_another_declaration_is_not_promoted(shop: Shop) -> None:
+    shop.serve(400)
+    found = shop.retrain()
+    shop.run("rollback", "assignment")
+    (Path(found["folder"]) / "report.md").write_text("another page")
+    with pytest.raises(ArtifactError, match=r"report\.md: missing or changed"):
+        shop.run("promote", "assignment", found["version"])
+    with pytest.raises(ArtifactError, match="no such assignment artifact; there are " + found["version"]):
+        shop.run("promote", "assignment", "nonsense")
+    with pytest.raises(ArtifactError, match="no router was in use before"):
+        shop.run("rollback", "router")
+    assert shop.store().in_use() is None

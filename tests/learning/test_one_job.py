@@ -1,0 +1,110 @@
+"""One job at a time: against real processes, one of which is killed, and a lock that is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from coe.errors import JobError, LogError
+from coe.learning.one_job import KEY, only_job
+from tests.records.redis_server import MISSING, RedisServer, installed
+
+SOON = 10.0
+"""Seconds after which waiting is given up."""
+LEASE = 0.3
+HOLDING = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from coe.learning.one_job import only_job
+with only_job(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if not installed():
+        pytest.skip(MISSING)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, redis: RedisServer) -> str:
+    with Redis.from_url(redis.url) as client:
+        client.flushall()
+    return redis.url if request.param == "redis" else "sqlite:///log.db"
+
+
+@contextmanager
+def another_process(url: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+    """That holds the lock until its standard input ends."""
+    command = [sys.executable, "-c", HOLDING, str(Path(__file__).parents[2]), url, str(home), str(LEASE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends(url: str, tmp_path: Path) -> None:
+    with another_process(url, tmp_path) as other:
+        with pytest.raises(JobError, match=rf"another job is at work \(process {other.pid} on "), only_job(
+            url, home=tmp_path
+        ):
+            pytest.fail("two at once")
+        other.communicate("")
+        assert other.returncode == 0
+    with only_job(url, home=tmp_path) as assure:
+        assure()
+
+
+def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(url: str, tmp_path: Path) -> None:
+    with another_process(url, tmp_path) as other:
+        other.kill()
+        other.wait()
+    given_up = time.monotonic() + SOON
+    while True:
+        try:
+            with only_job(url, home=tmp_path):
+                return
+        except JobError:
+            assert time.monotonic() < given_up
+            time.sleep(0.02)
+
+
+def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis: RedisServer, tmp_path: Path) -> None:
+    with Redis.from_url(redis.url) as client, only_job(redis.url, home=tmp_path, lease=LEASE):
+        given_up, left = time.monotonic() + SOON, client.pttl(KEY)
+        while (now := client.pttl(KEY)) <= left:  # type: ignore[operator]
+            left = now
+            assert time.monotonic() < given_up
+            time.sleep(0.01)
+
+
+def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_alone(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    with Redis.from_url(redis.url) as client:
+        with only_job(redis.url, home=tmp_path) as assure:
+            client.set(KEY, "somebody else's")
+            with pytest.raises(JobError, match="the lock was lost .*; nothing is promoted, run it again"):
+                assure()
+        assert client.get(KEY) == b"somebody else's"
+        client.delete(KEY)
+
+
+def test_a_redis_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="the lock in Redis cannot be had"), only_job(
+        "redis://127.0.0.1:1/0", home=tmp_path
+    ):
+        pytest.fail("locked by nobody")
