@@ -7,6 +7,7 @@ CoEError
 │   └── DocumentError      one of many files has no text that can be used  (the job goes on)
 ├── FleetError             a local expert server cannot be run
 ├── LogError               the routing log cannot be read or written
+│   └── DamagedEntry       what stands there is no record and no event of feedback
 ├── RetrievalError         the document store is away, damaged or full
 │   └── IndexMismatch      another encoder made its vectors
 ├── JobError               another job is at work, or took this one's place
@@ -70,6 +71,10 @@ class FleetError(CoEError):
 
 class LogError(CoEError):
     """The routing log could not be opened, read or written."""
+
+
+class DamagedEntry(LogError):
+    """An entry of the log is no record, or no event of feedback."""
 
 
 class RetrievalError(CoEError):

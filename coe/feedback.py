@@ -66,10 +66,12 @@ _VALUES: Mapping[Kind, tuple[str, Callable[[object], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FeedbackPage:
-    """Some events in the order they were stored and the cursor after the last of them."""
+    """Some events in the order they were stored, the cursor after the last of them, and how many entries on the way
+    there were damaged and left out."""
 
     events: tuple[Feedback, ...]
     cursor: str
+    damaged: int = 0
 
 
 class FeedbackLog(Protocol):

@@ -86,10 +86,12 @@ class LogQuery:
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Some records in the order they were appended and the cursor after the last one looked at."""
+    """Some records in the order they were appended, the cursor after the last one looked at, and how many entries on
+    the way there were damaged and left out."""
 
     records: tuple[RoutingRecord, ...]
     cursor: str
+    damaged: int = 0
 
 
 class RoutingLog(Protocol):

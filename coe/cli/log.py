@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
 from coe.cli.log_export import export
+from coe.cli.log_import import import_
 from coe.cli.spans import seconds
 from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_log
@@ -28,8 +28,9 @@ Expert = Annotated[str, typer.Option("--expert")]
 Outcome = Annotated[str, typer.Option("--outcome", help="ok, aborted, or an error code.")]
 
 
-app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export them.")
+app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or carry them.")
 app.command("export")(export)
+app.command("import")(import_)
 
 
 @app.callback()
@@ -44,7 +45,7 @@ def log(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the newest records of the routing log, oldest first; `coe log export` writes them to a file."""
+    """List the newest records of the routing log, oldest first; `export` and `import` carry them to a file and back."""
     if context.invoked_subcommand:
         return
     settings = settings_for(config)
@@ -61,10 +62,10 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
         page = await routing_log.tail(query)
         if not json:
             say(_HEADER)
-        _print(page.records, json)
+        _print(page, json)
         while follow:
             page = await _newer(routing_log, replace(query, after=page.cursor))
-            _print(page.records, json)
+            _print(page, json)
     finally:
         await routing_log.aclose()
 
@@ -81,8 +82,10 @@ _HEADER = (
 )
 
 
-def _print(records: Iterable[RoutingRecord], json: bool) -> None:
-    for record in records:
+def _print(page: LogPage, json: bool) -> None:
+    if page.damaged:
+        say_error(f"{page.damaged} entries of the log are damaged and left out")
+    for record in page.records:
         if json:
             say_json(_plain(record))
         else:

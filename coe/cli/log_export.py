@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.cli.common import Config, say, settings_for
+from coe.cli.common import Config, say, say_error, settings_for
 from coe.cli.spans import seconds
 from coe.errors import DataError
 from coe.feedback import Feedback
-from coe.learning.feedback import RATINGS
+from coe.learning.feedback import RATINGS, rank
 from coe.learning.gathering import identity
 from coe.learning.quality_files import require_parquet
 from coe.learning.reading import open_logs
@@ -43,42 +43,36 @@ def export(file: File, since: Since = "", until: Until = "", category: Category 
         pages = logs.records(since=first, until=last, category=category)
         count = write(file, (_row(record, said) for page in pages for record in page))
     say(f"{file}: {count} records")
+    if logs.damaged:
+        say_error(f"{logs.damaged} entries of the log are damaged and left out")
 
 
 class Said:
-    """The latest rating and the latest corrected category of each request, some 300 bytes for each."""
+    """The surest and then latest rating, and the latest corrected category, of each request: what is learnt from. Some
+    300 bytes for each."""
 
     def __init__(self, events: Iterable[Feedback]) -> None:
-        self._ratings: dict[int, tuple[float, str, float | str | None]] = {}
-        self._corrected: dict[int, tuple[float, str]] = {}
+        self._told: tuple[dict[int, Feedback], dict[int, Feedback]] = {}, {}
         for event in events:
-            key = identity(event.request_id)
-            if event.kind in RATINGS:
-                self._ratings[key] = max(self._ratings.get(key, (-1.0, "", None)), self._told(event), key=_first)
-            elif event.kind == "category":
-                told = (event.time, str(event.value))
-                self._corrected[key] = max(self._corrected.get(key, told), told)
+            if event.kind in (*RATINGS, "category"):
+                known, key = self._told[event.kind == "category"], identity(event.request_id)
+                known[key] = max(known.get(key, event), event, key=_counts)
 
     def columns(self, request_id: str) -> dict[str, Any]:
         """The columns of feedback, None where there is none."""
-        key = identity(request_id)
-        rating, corrected = self._ratings.get(key), self._corrected.get(key)
-        value = rating[2] if rating else None
+        rating, corrected = (known.get(identity(request_id)) for known in self._told)
+        value = rating.value if rating else None
         return {
-            "feedback_kind": rating[1] if rating else None,
+            "feedback_kind": rating.kind if rating else None,
             "feedback_value": value if isinstance(value, int | float) else None,
             "feedback_preferred": value if isinstance(value, str) else None,
-            "feedback_category": corrected[1] if corrected else None,
-            "feedback_time": max(one[0] for one in (rating, corrected) if one) if rating or corrected else None,
+            "feedback_category": corrected.value if corrected else None,
+            "feedback_time": max((one.time for one in (rating, corrected) if one), default=None),
         }
 
-    @staticmethod
-    def _told(event: Feedback) -> tuple[float, str, float | str | None]:
-        return event.time, event.kind, event.value
 
-
-def _first(told: tuple[float, str, float | str | None]) -> float:
-    return told[0]
+def _counts(event: Feedback) -> tuple[int, float, str]:
+    return -rank(event.kind), event.time, event.event_id
 
 
 def _row(record: RoutingRecord, said: Said) -> dict[str, Any]:
@@ -128,11 +122,11 @@ def _schema() -> Any:
     text, number, whole = pa.string(), pa.float64(), pa.int64()
     special = {
         "candidates": pa.list_(text),
-        "worth": pa.list_(pa.float32()),
+        "worth": pa.list_(number),
         "passages": pa.list_(text),
         "exploration": pa.list_(number),
-        "probabilities": pa.map_(text, pa.float32()),
-        "plain": pa.map_(text, pa.float32()),
+        "probabilities": pa.map_(text, number),
+        "plain": pa.map_(text, number),
         "embedding": pa.binary(),
         "stream": pa.bool_(),
     }

@@ -183,12 +183,16 @@ def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:
 
 
 def _gathered(job: Job, tenure: Tenure) -> Gathered:
-    return gather(
+    known = job.logs.damaged
+    found = gather(
         tenure.watched(job.logs.records(since=job.since, until=job.now)),
         job.logs.feedback(since=job.since),
         categories=job.in_use.router.categories,
         experts=job.registry.expert_names,
     )
+    if damaged := job.logs.damaged - known:
+        return replace(found, left_out={**found.left_out, "damaged entries": damaged})
+    return found
 
 
 def _concluded(job: Job, found: Round, report: dict[str, Any], rounds: Rounds, *, began: str | None) -> Outcome:

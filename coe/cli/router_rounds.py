@@ -23,6 +23,7 @@ from coe.learning.plot import plot_training
 from coe.learning.promotion import Judgement
 from coe.learning.prompts import digest
 from coe.learning.round_files import keep_report
+from coe.learning.round_plot import plot_round
 from coe.learning.round_state import Rounds, read_rounds, write_rounds
 from coe.learning.router_round import FEWEST, Schooling, judge_router, lesson_digest, router_page, router_report
 
@@ -123,3 +124,4 @@ def _concluded(job: Job, schooling: Schooling, judgement: Judgement, rounds: Rou
 def _write(folder: Path, report: Mapping[str, Any]) -> None:
     (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     (folder / "report.md").write_text(router_page(report), encoding="utf-8")
+    plot_round(report, folder / "report.svg")

@@ -17,16 +17,19 @@ PAGE = 2_000
 
 
 class Logs:
-    """Both logs, opened. Methods raise LogError."""
+    """Both logs, opened; `damaged` counts the entries that were read so far and are no records, no events. Methods
+    raise LogError."""
 
     def __init__(self, runner: asyncio.Runner, records: RoutingLog, feedback: FeedbackLog) -> None:
         self._runner, self._records, self._feedback = runner, records, feedback
+        self.damaged = 0
 
     def records(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
         """Pages of the records from `since` to `until` (Unix seconds), oldest first; none is empty."""
         query = LogQuery(since=since, category=category, limit=PAGE)
         while True:
             page = self._runner.run(self._records.read(query))
+            self.damaged += page.damaged
             if kept := tuple(record for record in page.records if record.time <= until):
                 yield kept
             if page.cursor == query.after or (page.records and not kept):
@@ -37,6 +40,7 @@ class Logs:
         """Pages of feedback after a cursor, in the order it was stored; none is empty."""
         while True:
             page = self._runner.run(self._feedback.read(after=after, limit=PAGE))
+            self.damaged += page.damaged
             if page.cursor == after:
                 return
             after = page.cursor

@@ -11,14 +11,16 @@ from coe.errors import CoEError
 
 
 def plot_round(report: Mapping[str, Any], path: Path) -> None:
-    """Draw a report as `round_report` makes it; the ending of the file chooses the format (png, svg, pdf)."""
+    """Draw a report as `round_report` or `router_report` makes it; the file's ending chooses the format (png, svg,
+    pdf)."""
     try:
         module = import_module("matplotlib.figure")  # not pyplot, which keeps global state and looks for a screen
     except ImportError as error:
         raise CoEError("plot: matplotlib is not installed; install it, or leave the image out") from error
     figure = module.Figure(figsize=(9, 4), layout="constrained")
-    earned, gained = figure.subplots(1, 2)
-    _estimates(earned, report["estimates"])
+    *earned, gained = figure.subplots(1, 1 + ("estimates" in report), squeeze=False)[0]
+    for axes in earned:
+        _estimates(axes, report["estimates"])
     _evidence(gained, report["evidence"])
     figure.suptitle(f"round {report['round']}: {'promoted' if report['promoted'] else 'kept'} ({report['reason']})")
     figure.savefig(path)

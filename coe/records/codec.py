@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from coe.errors import LogError
+from coe.errors import DamagedEntry, LogError
 from coe.record import RoutingRecord
 
 SCHEMA = 1
@@ -33,7 +33,7 @@ def encode(record: RoutingRecord) -> bytes:
 
 
 def decode(line: bytes | str) -> RoutingRecord:
-    """The record in `line`. Unknown keys are left out. Raises LogError for a newer schema or a damaged line."""
+    """The record in `line`. Unknown keys are left out. Raises LogError for a newer schema, DamagedEntry otherwise."""
     try:
         values = orjson.loads(line)
         schema = values["schema"]
@@ -41,13 +41,21 @@ def decode(line: bytes | str) -> RoutingRecord:
             raise LogError(f"a record has schema {schema}, this CoE reads up to {SCHEMA}; upgrade the CoE that reads")
         return _record(values)
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
-        raise LogError(f"a damaged record ({type(error).__name__}: {error}); remove it from the log") from None
+        raise DamagedEntry(f"a damaged record ({type(error).__name__}: {error}); remove it from the log") from None
+
+
+def intact(line: bytes | str) -> RoutingRecord | None:
+    """The same, None for a damaged line: one entry that somebody else put there does not make a log unreadable."""
+    try:
+        return decode(line)
+    except DamagedEntry:
+        return None
 
 
 def _record(values: dict[str, Any]) -> RoutingRecord:
     missing = _REQUIRED - values.keys()
     if missing:
-        raise LogError(f"a damaged record lacks {', '.join(sorted(missing))}; remove it from the log")
+        raise DamagedEntry(f"a damaged record lacks {', '.join(sorted(missing))}; remove it from the log")
     known = {name: value for name, value in values.items() if name in _KNOWN}
     known["candidates"] = tuple(known["candidates"])
     known["passages"] = tuple(known.get("passages", ()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import fields
 
 import orjson
 
-from coe.errors import InvalidRequest, LogError
-from coe.feedback import Feedback
+from coe.errors import DamagedEntry, InvalidRequest, LogError
+from coe.feedback import Feedback, FeedbackPage
 
 _KNOWN = frozenset(field.name for field in fields(Feedback))
 
@@ -28,8 +29,23 @@ def encode(event: Feedback) -> bytes:
 
 
 def decode(line: bytes) -> Feedback:
-    """The event in `line`. Unknown keys are left out. Raises LogError for a damaged line."""
+    """The event in `line`. Unknown keys are left out. Raises DamagedEntry."""
     try:
         return Feedback(**{name: value for name, value in orjson.loads(line).items() if name in _KNOWN})
     except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
-        raise LogError(f"a damaged event of feedback ({error}); remove it from the log") from None
+        raise DamagedEntry(f"a damaged event of feedback ({error}); remove it from the log") from None
+
+
+def intact(line: bytes) -> Feedback | None:
+    """The same, None for a damaged line."""
+    try:
+        return decode(line)
+    except DamagedEntry:
+        return None
+
+
+def page(lines: Iterable[bytes], *, cursor: str) -> FeedbackPage:
+    """The page of these lines."""
+    found = [intact(line) for line in lines]
+    events = tuple(event for event in found if event is not None)
+    return FeedbackPage(events, cursor, len(found) - len(events))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 
 from coe.errors import LogError
 from coe.record import LogPage, LogQuery, RoutingRecord
-from coe.records.codec import decode, encode
+from coe.records.codec import encode, intact
 from coe.records.connection import Connection
 from coe.records.selection import DAY, filters, matches, page_size
 
@@ -55,7 +55,8 @@ end
 """
 FIRST = 10**12
 
-Entry = tuple[str, RoutingRecord]
+Entry = tuple[str, RoutingRecord | None]
+"""The cursor after it, and the record, None for an entry that is none."""
 
 
 class RedisLog:
@@ -78,33 +79,35 @@ class RedisLog:
             sizes = (self._retention, self._retention + ID_SLACK)
             await self._redis.answer(self._append(keys=[STREAM, IDS], args=[*sizes, *arguments]))
         if records and self._days is not None:
-            arguments = [round(self._days * DAY * 1_000), FIRST]
-            await self._redis.answer(self._forget(keys=[STREAM, IDS], args=arguments))
+            age = round(self._days * DAY * 1_000)
+            await self._redis.answer(self._forget(keys=[STREAM, IDS], args=[age, FIRST]))
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""
-        size, found, cursor = page_size(query.limit), list[RoutingRecord](), query.after
+        size, found, cursor, damaged = page_size(query.limit), list[RoutingRecord](), query.after, 0
         if not size:
             return LogPage((), cursor)
         async with aclosing(self._walk(query, newest_first=False)) as entries:
             async for cursor, record in entries:  # noqa: B007 (the last one looked at is the answer)
-                if matches(record, query):
+                damaged += record is None
+                if record and matches(record, query):
                     found.append(record)
                 if len(found) == size:
                     break
-        return LogPage(tuple(found), cursor)
+        return LogPage(tuple(found), cursor, damaged)
 
     async def tail(self, query: LogQuery) -> LogPage:
         """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
-        size, found, cursor = page_size(query.limit), list[RoutingRecord](), ""
+        size, found, cursor, damaged = page_size(query.limit), list[RoutingRecord](), "", 0
         async with aclosing(self._walk(query, newest_first=True)) as entries:
             async for key, record in entries:
                 cursor = cursor or key
                 if len(found) == size:
                     break
-                if matches(record, query):
+                damaged += record is None
+                if record and matches(record, query):
                     found.append(record)
-        return LogPage(tuple(reversed(found)), cursor or query.after)
+        return LogPage(tuple(reversed(found)), cursor or query.after, damaged)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         """The record of that id; None too for one that an earlier CoE appended. Raises LogError."""
@@ -113,8 +116,8 @@ class RedisLog:
             return None
         key = _key(int(score))
         for _, fields in await self._redis.answer(self._redis.client.xrange(STREAM, min=key, max=key)):
-            record = decode(fields[b"record"])
-            if record.request_id == request_id:
+            record = _record(fields)
+            if record and record.request_id == request_id:
                 return record
         return None
 
@@ -128,7 +131,7 @@ class RedisLog:
         for _ in range(0, SCAN, chunk):
             entries = await self._fetch(start, end, count=chunk, newest_first=newest_first)
             for key, fields in entries:
-                yield key.decode(), decode(fields[b"record"])
+                yield key.decode(), _record(fields)
             if len(entries) < chunk:
                 return
             edge = "(" + entries[-1][0].decode()
@@ -154,6 +157,10 @@ class RedisLog:
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", query.after):
             raise LogError(f"{self._redis.place}: {query.after!r} is no cursor of this log; start again without one")
         return since if _order(since) > _order(query.after) else "(" + query.after
+
+
+def _record(fields: Mapping[bytes, bytes]) -> RoutingRecord | None:
+    return intact(fields.get(b"record", b""))
 
 
 def _order(key: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from coe.feedback import Feedback, FeedbackPage
 from coe.records.connection import Connection
-from coe.records.feedback import decode, encode, slot
+from coe.records.feedback import encode, page, slot
 from coe.records.selection import oldest_kept, page_size, position
 
 EVENTS, ORDER = "{coe:feedback}:events", "{coe:feedback}:order"
@@ -22,8 +22,8 @@ for i = 4, #ARGV, 4 do
   local known = redis.call('HGET', KEYS[1], slot)
   local newer = true
   if known then
-    local old = cjson.decode(known)
-    newer = id ~= old.event_id and (time > old.time or (time == old.time and id > old.event_id))
+    local whole, old = pcall(cjson.decode, known)
+    newer = not whole or id ~= old.event_id and (time > old.time or (time == old.time and id > old.event_id))
   end
   if newer then
     number = number + 1
@@ -33,8 +33,9 @@ for i = 4, #ARGV, 4 do
 end
 for _ = 1, tonumber(ARGV[2]) do
   local oldest = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
-  local event = oldest and redis.call('HGET', KEYS[1], oldest)
-  if not oldest or (event and cjson.decode(event).time >= tonumber(ARGV[3])) then break end
+  if not oldest then break end
+  local whole, event = pcall(cjson.decode, redis.call('HGET', KEYS[1], oldest))
+  if whole and event.time >= tonumber(ARGV[3]) then break end
   redis.call('ZREM', KEYS[2], oldest)
   redis.call('HDEL', KEYS[1], oldest)
 end
@@ -73,7 +74,7 @@ class RedisFeedback:
         if not found:
             return FeedbackPage((), after)
         lines = await self._redis.answer(client.hmget(EVENTS, [slot for slot, _ in found]))
-        return FeedbackPage(tuple(decode(line) for line in lines if line is not None), str(int(found[-1][1])))
+        return page((line for line in lines if line is not None), cursor=str(int(found[-1][1])))
 
     async def aclose(self) -> None:
         await self._redis.aclose()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coe.record import LogPage, LogQuery, RoutingRecord
-from coe.records.codec import decode, encode
+from coe.records.codec import encode, intact
 from coe.records.database import Database, Migration
 from coe.records.selection import oldest_kept, page_size, position
 
@@ -79,7 +79,7 @@ class SqliteLog:
         def work(connection: sqlite3.Connection) -> LogPage:
             rows = _select(connection, query, after=after, order="ASC", size=size)
             seen = rows[-1][0] if len(rows) == size else max(after, _newest(connection))
-            return LogPage(tuple(decode(row[1]) for row in rows), str(seen or ""))
+            return _page(rows, cursor=str(seen or ""))
 
         return await self._database.read(work) if size else LogPage((), query.after)
 
@@ -89,7 +89,7 @@ class SqliteLog:
 
         def work(connection: sqlite3.Connection) -> LogPage:
             rows = _select(connection, query, after=after, order="DESC", size=size)
-            return LogPage(tuple(decode(row[1]) for row in reversed(rows)), str(max(after, _newest(connection)) or ""))
+            return _page(rows[::-1], cursor=str(max(after, _newest(connection)) or ""))
 
         return await self._database.read(work)
 
@@ -98,7 +98,7 @@ class SqliteLog:
 
         def work(connection: sqlite3.Connection) -> RoutingRecord | None:
             row = connection.execute("SELECT record FROM records WHERE request_id = ?", (request_id,)).fetchone()
-            return decode(row[0]) if row else None
+            return intact(row[0]) if row else None
 
         return await self._database.read(work)
 
@@ -108,6 +108,12 @@ class SqliteLog:
 
 def _row(record: RoutingRecord) -> tuple[str, float, str, str, str, bytes]:
     return record.request_id, record.time, record.category, record.expert, record.outcome, encode(record)
+
+
+def _page(rows: Sequence[tuple[int, bytes]], *, cursor: str) -> LogPage:
+    found = [intact(row[1]) for row in rows]
+    records = tuple(record for record in found if record is not None)
+    return LogPage(records, cursor, len(found) - len(records))
 
 
 def _select(

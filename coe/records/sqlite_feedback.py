@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coe.feedback import Feedback, FeedbackPage
 from coe.records.database import Database
-from coe.records.feedback import decode, encode, slot
+from coe.records.feedback import encode, page, slot
 from coe.records.selection import oldest_kept, page_size, position
 from coe.records.sqlite import MIGRATIONS
 
@@ -32,7 +32,8 @@ class SqliteFeedback:
         self._retention, self._days = retention, days
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        """Add the events, all or none, drop those beyond `days`, and now and then those beyond the retention. Raises LogError."""
+        """Add the events, all or none; drop those beyond `days`, and now and then those beyond the retention. Raises
+        LogError."""
 
         def work(connection: sqlite3.Connection) -> None:
             before = _newest(connection)
@@ -50,7 +51,7 @@ class SqliteFeedback:
 
         def work(connection: sqlite3.Connection) -> FeedbackPage:
             rows = connection.execute(SELECT, (start, size)).fetchall()
-            return FeedbackPage(tuple(decode(event) for _, event in rows), str(rows[-1][0]) if rows else after)
+            return page((event for _, event in rows), cursor=str(rows[-1][0]) if rows else after)
 
         return await self._database.read(work)
 

@@ -4,7 +4,7 @@ from coe.registry.access import Access, ApiKey, KeyLimits, Limits
 from coe.registry.policy import Budget, Policy
 from coe.registry.reading import load, schema
 from coe.registry.retrieval import Retrieval
-from coe.registry.specs import AUTO, Category, ExpertSpec, Prices, Registry
+from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 
 __all__ = [
     "AUTO",
@@ -15,6 +15,7 @@ __all__ = [
     "ExpertSpec",
     "KeyLimits",
     "Limits",
+    "LogSpec",
     "Policy",
     "Prices",
     "Registry",

@@ -140,7 +140,7 @@ def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
 
 def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Shop) -> None:
     shop.serve(400)
-    with only_job(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"another job is at work \(process"):
+    with only_job(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is at work \(process"):
         shop.run("retrain")
     assert shop.retrain()["promoted"]
 

@@ -58,8 +58,9 @@ def another_process(url: str, home: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends(url: str, tmp_path: Path) -> None:
     with another_process(url, tmp_path) as other:
-        with pytest.raises(JobError, match=rf"another job is at work \(process {other.pid} on "), only_job(
-            url, home=tmp_path
+        with (
+            pytest.raises(JobError, match=rf"another job is at work \(process {other.pid} on "),
+            only_job(url, home=tmp_path),
         ):
             pytest.fail("two at once")
         other.communicate("")
@@ -97,14 +98,15 @@ def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_
     with Redis.from_url(redis.url) as client:
         with only_job(redis.url, home=tmp_path) as assure:
             client.set(KEY, "somebody else's")
-            with pytest.raises(JobError, match="the lock was lost .*; nothing is promoted, run it again"):
+            with pytest.raises(JobError, match=r"the lock was lost .*; nothing is promoted, run it again"):
                 assure()
         assert client.get(KEY) == b"somebody else's"
         client.delete(KEY)
 
 
 def test_a_redis_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(LogError, match="the lock in Redis cannot be had"), only_job(
-        "redis://127.0.0.1:1/0", home=tmp_path
+    with (
+        pytest.raises(LogError, match="the lock in Redis cannot be had"),
+        only_job("redis://127.0.0.1:1/0", home=tmp_path),
     ):
         pytest.fail("locked by nobody")

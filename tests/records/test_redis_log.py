@@ -13,6 +13,7 @@ from coe.errors import LogError
 from coe.record import LogQuery, RoutingLog
 from coe.records import open_log
 from coe.records.codec import encode
+from coe.records.redis import IDS
 from tests.records.samples import everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
@@ -58,10 +59,22 @@ async def test_a_scan_for_a_rare_record_gives_up_at_its_bound_and_goes_on_from_t
 
 
 async def test_since_does_not_look_at_what_was_appended_long_before(log: RoutingLog, client: Redis) -> None:
-    await client.xadd("coe:records", {"record": "unreadable, so looking at it would fail"}, id="1000-0")
+    await client.xadd("coe:records", {"record": "damaged, so looking at it would count it"}, id="1000-0")
     await log.append(records(2))
-    assert ids((await log.read(LogQuery(since=1_700_000_001.0))).records) == [record(1).request_id]
-    assert ids((await log.tail(LogQuery(since=1_700_000_001.0))).records) == [record(1).request_id]
+    for page in (await log.read(LogQuery(since=1_700_000_001.0)), await log.tail(LogQuery(since=1_700_000_001.0))):
+        assert (ids(page.records), page.damaged) == ([record(1).request_id], 0)
+
+
+async def test_entries_that_are_no_records_are_counted_and_left_out(log: RoutingLog, client: Redis) -> None:
+    await log.append(records(1))
+    await client.xadd("coe:records", {"record": "{"})
+    await client.xadd("coe:records", {"something": "else"})
+    await client.xadd("coe:records", {"record": '{"schema": 1}'})
+    await log.append(records(1, start=1))
+    for page in (await log.read(LogQuery()), await log.tail(LogQuery())):
+        assert (page.records, page.damaged) == (tuple(records(2)), 3)
+    await client.zadd(IDS, {"broken": await client.zscore(IDS, record(1).request_id)})
+    assert await log.find("broken") is None
 
 
 async def test_a_log_that_an_earlier_version_wrote_goes_on(log: RoutingLog, client: Redis) -> None:

@@ -1,0 +1,202 @@
+"""The whole learning line with real processes: a gateway, its clients' feedback, `coe retrain`, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from redis import Redis
+
+from coe.learning.one_job import KEY
+from tests.cli.shop import DECLARED, TRUTH, Shop
+from tests.cli.test_retrain import LEARNT
+from tests.experts.faulty_server import FaultyServer
+from tests.records.redis_server import RedisServer
+from tests.routers.conftest import WORDS, sentences
+
+pytestmark = pytest.mark.anyio
+
+SOON = 10.0
+"""Seconds after which waiting is given up."""
+AT_ONCE = 20
+
+
+@asynccontextmanager
+async def coe(shop: Shop, *words: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process of ours that is told to end, and must end well."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coe.cli", *words, "--config", str(shop.config)),
+        env=os.environ | environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), SOON) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class Gateway:
+    """`coe serve` before one upstream that stands for all experts."""
+
+    def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
+        self._url, self._client = url, client
+
+    async def ask(self, text: str) -> dict[str, str]:
+        """The answer's headers."""
+        body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+        async with self._client.post(f"{self._url}/v1/chat/completions", json=body) as response:
+            await response.read()
+            assert response.status == 200
+            return dict(response.headers)
+
+    async def rate(self, request_id: str, thumb: str) -> None:
+        body = {"request_id": request_id, "thumb": thumb}
+        async with self._client.post(f"{self._url}/v1/feedback", json=body) as response:
+            assert response.status == 200, await response.text()
+
+    async def until_ready(self) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    async with self._client.get(f"{self._url}/health/ready") as response:
+                        if response.status == 200:
+                            return
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.05)
+
+    async def until_answered_by(self, expert: str, category: str) -> None:
+        """And by the plan, not to explore."""
+        async with asyncio.timeout(SOON):
+            while True:
+                headers = await self.ask(sentences(category, count=1, seed=9)[0])
+                if (headers["x-coe-expert"], headers["x-coe-reason"]) == (expert, "routed"):
+                    return
+
+
+@asynccontextmanager
+async def serving(shop: Shop) -> AsyncIterator[Gateway]:
+    upstream = FaultyServer()
+    runner = await upstream.start()
+    shop.declare(experts=[{**expert, "base_url": upstream.url} for expert in DECLARED["experts"]])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    try:
+        async with coe(shop, "serve", COE_PORT=port), aiohttp.ClientSession() as client:
+            gateway = Gateway(f"http://127.0.0.1:{port}", client)
+            await gateway.until_ready()
+            yield gateway
+    finally:
+        await runner.cleanup()
+
+
+async def use(gateway: Gateway, count: int) -> None:
+    """Requests of known categories whose answers are rated by the truth."""
+    rng, places = random.Random(0), asyncio.Semaphore(AT_ONCE)
+    texts = [(name, text) for name in WORDS for text in sentences(name, count=count // len(WORDS), seed=1)]
+
+    async def one(category: str, text: str, luck: float) -> None:
+        async with places:
+            headers = await gateway.ask(text)
+            good = luck < TRUTH[headers["x-coe-expert"]].get(category, 0.2)
+            await gateway.rate(headers["x-request-id"], "up" if good else "down")
+
+    await asyncio.gather(*(one(*pair, rng.random()) for pair in texts))
+
+
+async def test_a_running_gateway_serves_by_what_its_users_taught_it_and_by_the_former_plan_again(shop: Shop) -> None:
+    async with serving(shop) as gateway:
+        await use(gateway, 360)
+        found = await asyncio.to_thread(shop.retrain)
+        assert found["promoted"], found["sentence"]
+        assert found["report"]["feedback"] == {"thumb": 360}
+        for category in WORDS:
+            await gateway.until_answered_by(LEARNT[category], category)
+        await asyncio.to_thread(shop.run, "rollback", "assignment")
+        await gateway.until_answered_by("generalist", "cooking")
+
+
+async def line(stream: asyncio.StreamReader | None) -> str:
+    assert stream is not None
+    return (await asyncio.wait_for(stream.readline(), 60)).decode()
+
+
+async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(shop: Shop, redis: RedisServer) -> None:
+    await asyncio.to_thread(shop.serve, 400)
+    async with coe(shop, "retrain", "--every", "1s") as job:
+        assert (await line(job.stdout)).startswith("assignment: promoted: ")
+        assert "is in use" in await line(job.stdout)
+        while "nothing to learn from" not in await line(job.stdout):
+            pass
+        redis.kill()
+        assert "the lock in Redis cannot be had" in await line(job.stderr)
+        redis.start()
+        assert "nothing to learn from" in await line(job.stdout)
+
+
+async def test_two_jobs_at_once_are_one_job_and_one_refusal(shop: Shop) -> None:
+    await asyncio.to_thread(shop.serve, 400)
+    outcomes = await asyncio.gather(*(retrained(shop) for _ in range(3)))
+    assert sum(code == 0 and "promoted: " in said for code, said in outcomes) == 1
+    for code, said in outcomes:
+        assert code == 0 or "another job is at work (process " in said
+    with Redis.from_url(shop.url) as client:
+        assert client.get(KEY) is None
+    assert len(shop.store().history()) == 1
+
+
+async def retrained(shop: Shop) -> tuple[int | None, str]:
+    """The exit status of `coe retrain` and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coe.cli", "retrain", "--config", str(shop.config)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    return process.returncode, said.decode()
+
+
+def test_a_job_killed_at_any_time_leaves_something_that_serves(shop: Shop, tmp_path: Path) -> None:
+    """What was in use, or the new plan, whole; and the next job goes on."""
+    shop.serve(400)
+    before: Any = shop.choices()
+    for seconds in (0.0, 0.2):
+        asyncio.run(killed_after(shop, seconds))
+        assert shop.choices() in (before, LEARNT)
+    with Redis.from_url(shop.url) as client:  # as if its lease were over
+        client.delete(KEY)
+    shop.retrain()
+    assert shop.choices() == LEARNT
+
+
+async def killed_after(shop: Shop, seconds: float) -> None:
+    """From when it has the lock."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coe.cli", "retrain", "--config", str(shop.config)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    with Redis.from_url(shop.url) as client:
+        client.delete(KEY)
+        async with asyncio.timeout(60):
+            while process.returncode is None and client.get(KEY) is None:
+                await asyncio.sleep(0.01)
+    await asyncio.sleep(seconds)
+    if process.returncode is None:
+        process.kill()
+    await process.wait()

@@ -1,0 +1,131 @@
+"""`coe log export` and `import`: a log goes to parquet and into another log, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import Table, parquet
+from redis import Redis
+
+from coe.errors import DataError
+from coe.feedback import Feedback
+from coe.learning.reading import open_logs
+from coe.record import LogQuery, RoutingRecord
+from coe.records import open_log
+from tests.cli.shop import Shop
+from tests.learning.samples import record
+
+TIME = 1_000_000_000_000.0
+
+
+def everything(shop: Shop) -> tuple[list[RoutingRecord], list[Feedback]]:
+    with open_logs(shop.url, base=shop.settings.home) as logs:
+        records = [one for page in logs.records(until=TIME) for one in page]
+        return records, [one for page in logs.pages() for one in page.events]
+
+
+def plain(events: list[Feedback]) -> list[tuple[Any, ...]]:
+    return sorted((one.request_id, one.kind, one.value, one.tenant, one.time) for one in events)
+
+
+@pytest.fixture
+def file(shop: Shop) -> Path:
+    return shop.config.with_name("log.parquet")
+
+
+def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, file: Path) -> None:
+    shop.serve(40)
+    now = shop.began
+    odd = record(
+        "req_odd",
+        time=now,
+        prompt="né 日本語 🦜",
+        embedding=b"\x00\x3c" * 8,
+        worth=(0.5, float("-inf")),
+        exploration=(0.05, 0.1),
+        first_piece_ms=None,
+        tenant=None,
+        cost=0.25,
+    )
+    said = [
+        Feedback("f1", "req_odd", now + 1, "thumb", -1),
+        Feedback("f2", "req_odd", now + 2, "category", "cooking"),
+        Feedback("f3", "req_odd", now + 2, "preferred", "chef"),  # a thumb is surer
+    ]
+    shop.append([odd, record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)], said)
+    assert "42 records" in shop.run("log", "export", file)
+    records, events = everything(shop)
+
+    shop.url = "sqlite:///other.sqlite"
+    shop.declare()
+    for _ in range(2):  # again changes nothing
+        assert "42 records" in shop.run("log", "import", file)
+    found, told = everything(shop)
+    assert sorted(found, key=lambda one: one.request_id) == sorted(records, key=lambda one: one.request_id)
+    assert plain(told)[:40] == plain([one for one in events if one.request_id != "req_odd"])
+    assert [one[:3] for one in plain(told)[40:]] == [("req_odd", "category", "cooking"), ("req_odd", "thumb", -1)]
+    assert shop.retrain()["report"]["requests"] == 40
+
+
+def test_an_export_may_be_of_a_time_and_a_category_and_what_is_too_old_is_not_imported(shop: Shop, file: Path) -> None:
+    shop.append([record("req_old", time=shop.began - 7_200), record("req_new", time=shop.began, category="cooking")])
+    assert "1 records" in shop.run("log", "export", file, "--category", "cooking")
+    assert "1 records" in shop.run("log", "export", file, "--until", "2h")
+    shop.declare(log={"url": "sqlite:///other.sqlite", "keep_days": 0.05})
+    said = shop.run("log", "import", file)
+    assert "0 records" in said
+    assert "1 records are older than log.keep_days" in said
+
+
+def test_damaged_entries_are_told_and_left_out_everywhere(shop: Shop, file: Path) -> None:
+    shop.serve(400)
+    with Redis.from_url(shop.url) as client:
+        client.xadd("coe:records", {"record": "{"})
+        client.hset("{coe:feedback}:events", "slot", "{")
+        client.zadd("{coe:feedback}:order", {"slot": 10_000})
+    assert "400 records" in shop.run("log", "export", file)
+    assert len(shop.run("log", "-n", "500").splitlines()) == 402
+    found = shop.retrain()
+    assert found["promoted"]
+    assert found["report"]["left_out"] == {"damaged entries": 2}
+
+
+def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(shop: Shop, file: Path) -> None:
+    file.write_text("no parquet")
+    with pytest.raises(DataError, match=r"log\.parquet: cannot be read as parquet"):
+        shop.run("log", "import", file)
+    parquet.write_table(Table.from_pylist([{"request_id": "r", "time": 1.0}]), file)
+    with pytest.raises(DataError, match="no export of a routing log, it lacks attempts, candidates"):
+        shop.run("log", "import", file)
+    shop.append([record("req_newer", time=shop.began)])
+    shop.run("log", "export", file)
+    table = parquet.read_table(file)
+    newer = table.set_column(table.schema.get_field_index("schema"), "schema", [[2]])
+    parquet.write_table(newer, file)
+    with pytest.raises(DataError, match="records of schema 2; upgrade"):
+        shop.run("log", "import", file)
+    with pytest.raises(DataError, match="cannot be written"):
+        shop.run("log", "export", file.parent / "nowhere" / "log.parquet")
+
+
+def test_an_import_into_a_log_that_has_some_of_it_adds_the_rest(shop: Shop, file: Path) -> None:
+    shop.serve(30)
+    shop.run("log", "export", file)
+    with Redis.from_url(shop.url) as client:
+        for key, _ in client.xrange("coe:records", count=10):  # type: ignore[union-attr]
+            client.xdel("coe:records", key)
+        gone = client.zrange("{coe:records}:ids", 0, 9)
+        client.zrem("{coe:records}:ids", *gone)  # type: ignore[misc]
+
+    async def count() -> int:
+        log = open_log(shop.url, base=shop.settings.home)
+        found = len((await log.read(LogQuery(limit=1_000))).records)
+        await log.aclose()
+        return found
+
+    assert asyncio.run(count()) == 20
+    shop.run("log", "import", file)
+    assert asyncio.run(count()) == 30
