@@ -76,8 +76,9 @@ def decide(
         raise InvalidRequest(f"no expert can take this request: {_obstacles(chat, registry)}", code="no_capable_expert")
     _check_one_embedder(chat, able)
     value = expected(assignment, prediction.probabilities)
+    price = assignment.price
     if charge is not None:
-        value = value - charge
+        value, price = value - charge, price + charge
     worth = {assignment.experts[index]: float(value[index]) for index in np.argsort(-value, kind="stable")}
     policy = registry.policy
     ranked = [name for name in worth if name in able]
@@ -104,8 +105,16 @@ def decide(
         first, reason, propensity = _explore(first, free, worth=worth, policy=policy, uniform=uniform)
     ranked.remove(first)
     candidates = (first, *ranked)
+    paid = dict(zip(assignment.experts, price.tolist(), strict=True)) if price.any() else {}
     return Decision(
-        first, category, confidence, reason, candidates, propensity, tuple(worth[name] for name in candidates)
+        first,
+        category,
+        confidence,
+        reason,
+        candidates,
+        propensity,
+        worth=tuple(worth[name] for name in candidates),
+        price=tuple(paid[name] for name in candidates if paid),
     )
 
 

@@ -125,7 +125,8 @@ class Decision:
 
     `category` and `confidence` describe the conversation, `propensity` is the probability with which the policy chose
     the first candidate for it (1.0 where nothing is random). `worth` is the expected quality less price of each
-    candidate, in their order; empty for a pin, which nothing was weighed for.
+    candidate, in their order, and `price` what was taken off for each; both are empty for a pin, which nothing was
+    weighed for, and `price` also where everything is free.
     """
 
     expert: str
@@ -135,6 +136,7 @@ class Decision:
     candidates: tuple[str, ...]
     propensity: float = 1.0
     worth: tuple[float, ...] = ()
+    price: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

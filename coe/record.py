@@ -14,9 +14,10 @@ class RoutingRecord:
     Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
     digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates` and the `worth` of each
     (expected quality less price, to four digits, -inf for one that may not serve the category; empty for a pin), the
-    chosen expert, the propensity of the first candidate, the `exploration` that served (its rate and loss, None where
-    it was off), and the versions of router, configuration and `assignment` (the digest of the plan or of the declared
-    mapping, over the router's categories). Where an overlay of the tenant made the posterior, `overlay` is the version
+    `price` that was taken off for each (by the plan and for thrift; empty where everything is free), the chosen expert,
+    the propensity of the first candidate, the `exploration` that served (its rate and loss, None where it was off), and
+    the versions of router, configuration and `assignment` (the digest of the plan or of the declared mapping, over the
+    router's categories). Where an overlay of the tenant made the posterior, `overlay` is the version
     of the overlays and `plain` the router's own posterior. `digest` is the SHA-256 of the routed text; the text itself
     (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and
     `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
@@ -58,6 +59,7 @@ class RoutingRecord:
     embedding: bytes | None = field(default=None, repr=False)
     assignment: str = ""
     worth: tuple[float, ...] = ()
+    price: tuple[float, ...] = ()
     exploration: tuple[float, float] | None = None
     overlay: str = ""
     plain: Mapping[str, float] | None = None

@@ -199,6 +199,7 @@ class Trace:
             prompt=self.text if registry.log.store_prompts and self.text else None,
             assignment=composition.assignment_digest,
             worth=tuple(round(worth, 4) for worth in decision.worth) if decision else (),
+            price=tuple(round(price, 4) for price in decision.price) if decision else (),
             exploration=(exploration.rate, exploration.loss) if exploration.rate else None,
             retrieval=self.consultation.status,
             gate=self.consultation.probability,

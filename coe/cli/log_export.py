@@ -124,6 +124,7 @@ def _schema() -> Any:
         "candidates": pa.list_(text),
         "worth": pa.list_(number),
         "passages": pa.list_(text),
+        "price": pa.list_(number),
         "exploration": pa.list_(number),
         "probabilities": pa.map_(text, number),
         "plain": pa.map_(text, number),

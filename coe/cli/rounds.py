@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from coe.artifacts import ArtifactStore
+from coe.composition import relative_use
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
 from coe.learning.experience import Experience
@@ -115,7 +116,8 @@ def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experie
         gathered = _gathered(job, tenure)
     except DataError as error:
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
-    current = Current(assignment, tenure.since, known.judged, exploration.rate, exploration.loss)
+    charge = registry.policy.thrift * relative_use(registry)
+    current = Current(assignment, tenure.since, known.judged, exploration.rate, exploration.loss, charge)
     found = retrain(
         gathered.experience,
         current,

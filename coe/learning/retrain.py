@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,19 @@ FEWEST = 100
 @dataclass(frozen=True, slots=True, eq=False)
 class Current:
     """The assignment in use: `since` when (Unix seconds) requests are its own, judged how often since it was promoted,
-    and with what exploration it served."""
+    and with what exploration it served. `charge` is what the declared thrift takes off beside any assignment's prices,
+    a number for each expert or one for all."""
 
     assignment: Assignment
     since: float
     rounds: int
     rate: float
     loss: float
+    charge: Array | float = 0.0
+
+    def charged(self, assignment: Assignment) -> Assignment:
+        """An assignment as it decides requests."""
+        return replace(assignment, price=assignment.price + self.charge)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,12 +85,13 @@ def retrain(
     candidate = plan(fitted)
     evidence = []
     if probes is not None:
-        old, new = ((greedy(probes.seen, a) * probes.scores).sum(axis=1) for a in (current.assignment, candidate))
+        both = (current.charged(one) for one in (current.assignment, candidate))
+        old, new = ((greedy(probes.seen, a) * probes.scores).sum(axis=1) for a in both)
         evidence.append(held_out(old, new, probes.categories, guarded=guarded))
     told = experience.part(experience.telling & (trust_of(experience, fitted.agreements) == 1.0))
 
     def fit(part: Experience) -> Assignment:
-        return plan(refit(part, now=now, base=base, weighting=weighting, found=fitted.agreements))
+        return current.charged(plan(refit(part, now=now, base=base, weighting=weighting, found=fitted.agreements)))
 
     served = _Served.of(told, current, fit)
     if served is not None:
@@ -108,9 +115,10 @@ class _Served:
         if own.sum() < FEWEST:
             return None
         served, new = told.part(own), cross_fitted(told, fit)[own]
-        chances = explored(served, current.assignment, rate=current.rate, loss=current.loss)
+        present = current.charged(current.assignment)
+        chances = explored(served, present, rate=current.rate, loss=current.loss)
         likeliest = tuple(told.categories[index] for index in served.posterior.argmax(axis=1))
-        return cls(Logged.of(served, supported=chances > 0), greedy(served, current.assignment), new, likeliest)
+        return cls(Logged.of(served, supported=chances > 0), greedy(served, present), new, likeliest)
 
     def estimates(self) -> Mapping[str, Mapping[str, Estimate]]:
         return {"current": estimates(self.log, self.old), "candidate": estimates(self.log, self.new)}

@@ -60,6 +60,7 @@ def _record(values: dict[str, Any]) -> RoutingRecord:
     known["candidates"] = tuple(known["candidates"])
     known["passages"] = tuple(known.get("passages", ()))
     known["worth"] = tuple(-math.inf if value is None else float(value) for value in known.get("worth", ()))
+    known["price"] = tuple(map(float, known.get("price", ())))
     if known.get("exploration") is not None:
         rate, loss = known["exploration"]
         known["exploration"] = float(rate), float(loss)

@@ -32,23 +32,22 @@ AT_ONCE = 20
 
 
 @asynccontextmanager
-async def coe(shop: Shop, *words: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process of ours that is told to end, and must end well."""
+async def coe(
+    shop: Shop, *words: str, output: int = asyncio.subprocess.DEVNULL, **environ: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process of ours that is told to end when the block does, and must end well."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "coe.cli", *words, "--config", str(shop.config)),
         env=os.environ | environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=output,
+        stderr=output,
     )
     try:
         yield process
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), SOON) == 0
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 2 * SOON) == 0
 
 
 class Gateway:
@@ -63,7 +62,7 @@ class Gateway:
         async with self._client.post(f"{self._url}/v1/chat/completions", json=body) as response:
             await response.read()
             assert response.status == 200
-            return dict(response.headers)
+            return {name.lower(): value for name, value in response.headers.items()}
 
     async def rate(self, request_id: str, thumb: str) -> None:
         body = {"request_id": request_id, "thumb": thumb}
@@ -138,7 +137,7 @@ async def line(stream: asyncio.StreamReader | None) -> str:
 
 async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(shop: Shop, redis: RedisServer) -> None:
     await asyncio.to_thread(shop.serve, 400)
-    async with coe(shop, "retrain", "--every", "1s") as job:
+    async with coe(shop, "retrain", "--every", "1s", output=asyncio.subprocess.PIPE) as job:
         assert (await line(job.stdout)).startswith("assignment: promoted: ")
         assert "is in use" in await line(job.stdout)
         while "nothing to learn from" not in await line(job.stdout):

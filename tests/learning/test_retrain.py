@@ -67,6 +67,15 @@ def test_probes_alone_can_show_a_plan_better_where_no_request_is_rated() -> None
     assert found.judgement.promote
 
 
+def test_a_round_judges_requests_as_thrift_decides_them() -> None:
+    log = told(900, seed=0)
+    dear = replace(current(np.zeros((3, 3))), charge=np.array([2.0, 0.0, 2.0]))
+    found = retrain(log, dear, now=900.0, plan=plan, probes=probes(300))
+    assert choices(dear.charged(found.candidate)) == [1, 1, 1]
+    assert all(one.overall.value == 0.0 for one in found.judgement.evidence if one.source == "held-out set")
+    assert found.estimates["current"]["dr"].value == pytest.approx(found.estimates["candidate"]["dr"].value)
+
+
 def test_only_requests_that_the_current_plan_served_speak_of_it() -> None:
     log = told(900, seed=2)
     late = replace(current(np.zeros((3, 3))), since=850.0)

@@ -38,6 +38,7 @@ BY_NAME = {
     "prompt": st.none() | TEXT,
     "embedding": st.none() | st.binary(),
     "worth": st.lists(NUMBER | st.just(-math.inf)).map(tuple),
+    "price": st.lists(NUMBER).map(tuple),
     "exploration": st.none() | st.tuples(NUMBER, NUMBER),
     "plain": st.none() | st.dictionaries(TEXT, NUMBER),
     "gate": st.none() | NUMBER,
@@ -46,7 +47,7 @@ BY_NAME = {
     "retrieval_ms": NUMBER,
     "schema": st.just(1),
 }
-COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "worth": tuple}
+COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "worth": tuple, "price": tuple}
 RECORDS = st.builds(RoutingRecord, **{field.name: BY_NAME.get(field.name, TEXT) for field in fields(RoutingRecord)})
 
 
@@ -89,7 +90,7 @@ def test_a_field_that_was_not_there_yet_takes_its_default() -> None:
 
 def test_a_line_from_before_the_worth_of_candidates_was_kept_is_read() -> None:
     values = orjson.loads(encode(record(assignment="abc", worth=(0.5, -math.inf), exploration=(0.05, 0.1))))
-    for name in ("assignment", "worth", "exploration"):
+    for name in ("assignment", "worth", "price", "exploration"):
         del values[name]
     assert decode(orjson.dumps(values)) == record()
 

@@ -1,0 +1,55 @@
+"""A record tells enough to decide its request again, without a model and without the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coe.composition import declared_assignment, relative_use
+from coe.exploration import propensities
+from coe.learning.gathering import gather
+from coe.learning.policies import worth
+from coe.mapping import expected
+from coe.records.codec import decode, encode
+from tests.fakes import gateway_of, registry_of
+
+pytestmark = pytest.mark.anyio
+
+PRICED = {
+    "experts": [
+        {"name": name, "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1", "prices": {"input": n}}
+        for n, name in enumerate(("coder", "painter", "generalist"), start=1)
+    ],
+    "policy": {"thrift": 0.3, "general_below": 0, "exploration": {"rate": 0.4, "loss": 1.0}},
+}
+
+
+@pytest.mark.parametrize("changes", [{}, PRICED])
+async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(changes: dict[str, Any]) -> None:
+    registry = registry_of(**changes)
+    async with gateway_of(registry) as gateway:
+        for text in ("code", "art", "hello there", "code and art"):
+            assert (await gateway.chat(text)).status == 200
+        records = [decode(encode(record)) for record in gateway.records]
+        categories = gateway.current.serving.composition.router.categories
+    assignment = declared_assignment(registry, categories)
+    charge = registry.policy.thrift * relative_use(registry)
+    charged = replace(assignment, price=assignment.price + charge)
+    for record in records:
+        posterior = np.array([record.probabilities[name] for name in categories])
+        value = dict(zip(assignment.experts, expected(charged, posterior), strict=True))
+        np.testing.assert_allclose(record.worth, [value[name] for name in record.candidates], atol=1e-4)
+        paid = dict(zip(assignment.experts, charge, strict=True))
+        assert record.price == pytest.approx([paid[name] for name in record.candidates] if charge.any() else [])
+        if record.reason in ("routed", "explored"):
+            rate, loss = record.exploration or (0.0, 0.0)
+            chances = propensities(np.array(record.worth), rate=rate, loss=loss)
+            assert record.propensity == pytest.approx(chances[0])
+    seen = gather([records], [], categories=categories, experts=assignment.experts).experience
+    again = worth(seen, charged)
+    for row, record in zip(again, records, strict=True):
+        best = assignment.experts[int(row.argmax())]
+        assert (record.reason == "explored") == (record.expert != best)
