@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 import orjson
 
+import routers
 from coe.artifacts import ArtifactStore
+from coe.composition import declared_assignment
 from coe.exploration import choose
 from coe.feedback import Feedback
-from coe.mapping import expected
+from coe.mapping import Assignment, expected
 from coe.record import RoutingRecord
 from coe.records import open_feedback, open_log
+from coe.registry import load
 from coe.settings import Settings
-from gateway.in_use import InUse, read_in_use
 
 BATCH = 5_000
 TENANTS, EXPERTS = 50, 9
@@ -69,12 +71,15 @@ def prepare(folder: Path, router: Path, requests: int) -> Settings:
 
 
 async def fill(settings: Settings, requests: int) -> None:
-    in_use = read_in_use(settings)
+    registry = load(settings.config, environ={})
+    artifact = ArtifactStore(settings.artifacts, "router").current()
+    assert artifact is not None
+    assignment = declared_assignment(registry, routers.load(artifact.folder).categories)
     log, feedback = (opens(URL, base=settings.home, retention=requests) for opens in (open_log, open_feedback))
     random, began = np.random.default_rng(0), time.time() - requests / 10
-    truth = random.random((len(in_use.router.categories), EXPERTS))
+    truth = random.random((len(assignment.categories), EXPERTS))
     for first in range(0, requests, BATCH):
-        made = list(batch(in_use, truth, random, first, began))
+        made = list(batch(assignment, registry.digest, truth, random, first, began))
         await log.append([record for record, _ in made])
         await feedback.append([event for _, event in made if event is not None])
     await feedback.aclose()
@@ -82,9 +87,9 @@ async def fill(settings: Settings, requests: int) -> None:
 
 
 def batch(
-    in_use: InUse, truth: Any, random: np.random.Generator, first: int, began: float
+    assignment: Assignment, config: str, truth: Any, random: np.random.Generator, first: int, began: float
 ) -> Iterator[tuple[RoutingRecord, Feedback | None]]:
-    assignment, names = in_use.assignment, in_use.router.categories
+    names = assignment.categories
     posteriors = random.dirichlet(np.full(len(names), 0.15), BATCH)
     for number, posterior in enumerate(posteriors, start=first):
         index, propensity = choose(
@@ -102,8 +107,8 @@ def batch(
             candidates=(assignment.experts[index], *(n for n in assignment.experts if n != assignment.experts[index])),
             probabilities=dict(zip(names, posterior.round(5).tolist(), strict=True)),
             stage="peek",
-            router=in_use.router.version,
-            config=in_use.registry.digest,
+            router="benchmark",
+            config=config,
             digest="0123456789abcdef" * 4,
             outcome="ok",
             attempts=1,

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from coe.artifacts import ArtifactStore
-from tests.cli.shop import Shop
+from tests.cli.shop import TAUGHT, Shop
 from tests.records.redis_server import MISSING, RedisServer, installed
 from tests.routers.conftest import WORDS, built, tiny_encoder
 
@@ -35,13 +34,9 @@ def shop(tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]], redis: R
         client.flushall()
     made = Shop(tmp_path / "experts.yaml", redis.url)
     made.declare()
-    with_router(made, built[0])
-    return made
-
-
-def with_router(shop: Shop, folder: Path) -> None:
-    store = ArtifactStore(shop.settings.artifacts, "router")
+    store = made.store("router")
     with store.draft() as draft:
-        shutil.copytree(folder, draft, dirs_exist_ok=True)
-        made = store.publish(draft, categories=(*WORDS, "general"), data="d", metrics={})
-    store.promote(made.manifest.version, by="train")
+        shutil.copytree(built[0], draft, dirs_exist_ok=True)
+        artifact = store.publish(draft, categories=(*WORDS, "general"), data=TAUGHT, metrics={})
+    store.promote(artifact.manifest.version, by="train")
+    return made

@@ -17,11 +17,13 @@ from coe.artifacts import ArtifactStore
 from coe.cli import app
 from coe.exploration import choose
 from coe.feedback import Feedback
+from coe.learning.prompts import digest
 from coe.mapping import expected
 from coe.record import RoutingRecord
 from coe.records import open_feedback, open_log
 from coe.settings import Settings
 from gateway.in_use import read_in_use
+from tests.routers.conftest import examples
 
 RATE, LOSS = 0.3, 1.0
 TENANTS = ("a", "b", "c", "d")
@@ -40,6 +42,9 @@ DECLARED: dict[str, Any] = {
     "assignment": {"general": "generalist"},
     "policy": {"general_below": 0, "exploration": {"rate": RATE, "loss": LOSS}},
 }
+PROMPTS = [(one.prompt, one.category) for one in examples(count=60)] + [(f"hello {n}", "general") for n in range(30)]
+TAUGHT = digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
+"""The digest of what its router counts as trained on, where `router.training_data` holds PROMPTS."""
 TRUTH = {"chef": {"cooking": 0.9, "football": 0.9}, "generalist": {"astronomy": 0.9, "general": 0.9}}
 """Chance that an expert's answer is good; .2 for what is not named."""
 
