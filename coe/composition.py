@@ -24,6 +24,7 @@ from coe.mapping import Assignment, expected
 from coe.overlay import Overlays
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
 from coe.retrieval.consulting import Consultant, Consultation, Question
+from coe.thrift import relative_use
 
 CHARACTERS_PER_TOKEN = 8
 """More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
@@ -295,14 +296,3 @@ def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assi
     return Assignment.declared(
         categories, registry.expert_names, registry.assignment, general=registry.assignment[GENERAL]
     )
-
-
-def relative_use(registry: Registry) -> NDArray[np.float64]:
-    """What a request to each expert uses, as a share of the dearest: by prices, or by active parameters where nothing
-    costs money. An expert of unknown size counts as the largest. Shape (n_experts,), 0 to 1."""
-    use = [spec.prices.input + spec.prices.output for spec in registry.experts]
-    if not any(use):
-        sizes = [spec.active_parameters_b for spec in registry.experts]
-        largest = max((size for size in sizes if size is not None), default=0.0)
-        use = [largest if size is None else size for size in sizes]
-    return np.array(use, dtype=np.float64) / (max(use) or 1.0)

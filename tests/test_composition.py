@@ -3,9 +3,9 @@
 import pytest
 
 from coe.affinity import Affinity, conversation_key, is_follow_up
-from coe.composition import relative_use
 from coe.conversation import routing_text, shorten
 from coe.errors import InvalidRequest, ModelNotFound
+from coe.thrift import relative_use
 from tests.deciding import chat_of, decided
 from tests.fakes import registry_of
 

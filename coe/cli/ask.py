@@ -47,8 +47,9 @@ Look = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
 
 
 def _router(config: Path | None) -> Look:
-    from coe.composition import decide, relative_use
+    from coe.composition import decide
     from coe.conversation import routing_text
+    from coe.thrift import relative_use
     from gateway.dialects.chat import parse
     from gateway.in_use import read_in_use
 

@@ -78,7 +78,7 @@ def read_rows(path: Path) -> Iterator[list[Row]]:
 def record_of(row: Row) -> RoutingRecord:
     """The record that a row of the export came from."""
     known = {field.name: row[field.name] for field in _FIELDS if field.name in row}
-    known |= {name: tuple(known.get(name) or ()) for name in ("candidates", "worth", "price")}
+    known |= {name: tuple(known.get(name) or ()) for name in ("candidates", "worth", "price", "passages")}
     known["probabilities"] = dict(known["probabilities"] or ())
     known["plain"] = dict(known["plain"]) if known.get("plain") else None
     known["exploration"] = tuple(known["exploration"]) if known.get("exploration") else None

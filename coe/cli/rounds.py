@@ -14,7 +14,6 @@ import numpy as np
 import orjson
 
 from coe.artifacts import ArtifactStore
-from coe.composition import relative_use
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
 from coe.learning.experience import Experience
@@ -33,6 +32,7 @@ from coe.mapping import Assignment, solve
 from coe.registry import Registry, load
 from coe.scoring import ScoreTable
 from coe.settings import Settings
+from coe.thrift import relative_use
 
 if TYPE_CHECKING:
     from gateway.in_use import InUse

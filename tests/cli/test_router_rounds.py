@@ -52,7 +52,7 @@ def school(shop: Shop, built: tuple[Path, dict[str, Any], list[Any]], monkeypatc
     shop.declare(router={"training_data": "prompts.jsonl"}, log={"url": shop.url, "store_prompts": True})
 
     @contextmanager
-    def building(encoder: str) -> Iterator[router_rounds.Build]:
+    def building(encoder: str, work: object) -> Iterator[router_rounds.Build]:
         def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
             shutil.copytree(built[0], out, dirs_exist_ok=True)
             return {}

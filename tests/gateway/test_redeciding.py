@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.composition import declared_assignment, relative_use
+from coe.composition import declared_assignment
 from coe.exploration import propensities
 from coe.learning.gathering import gather
 from coe.learning.policies import worth
 from coe.mapping import expected
 from coe.records.codec import decode, encode
+from coe.thrift import relative_use
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
