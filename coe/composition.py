@@ -195,7 +195,8 @@ class Composition:
         """The routed text and its posterior, with the tenant's overlay where it has one. Only a look at the sentence
         encoder leaves the event loop; there is none while too many wait for one."""
         text = routing_text(chat)
-        prediction = self.router.peek(text, hurried=not self._leisure)
+        hurried = self.registry.policy.look_timeout == 0 or not self._leisure
+        prediction = self.router.peek(text, hurried=hurried)
         if prediction is None:
             prediction = await self._look(text)
         return text, self._overlays.applied(prediction, tenant)

@@ -24,8 +24,9 @@ class Policy(Declared):
 
     general_below: Probability | None = None
     """Below this confidence the conversation goes to the general expert; left out, as the router's training found."""
-    look_timeout: Positive | None = None
-    """Seconds a look at the sentence encoder may take; later the router's quick answer counts. Left out: no limit."""
+    look_timeout: Annotated[float, Field(ge=0)] | None = None
+    """Seconds a look at the sentence encoder may take; later the router's quick answer counts. Left out: no limit. 0:
+    there is no look."""
     sticky_margin: Annotated[float, Field(ge=0)] = 0.2
     """A follow-up stays with its expert unless another is better by more than this, in expected quality."""
     thrift: Probability = 0.0

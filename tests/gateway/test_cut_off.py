@@ -143,6 +143,15 @@ async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypa
     assert gateway.records[0].stage == "hurried"
 
 
+async def test_where_no_time_is_declared_for_a_look_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    async with gateway_of(registry_of(policy={"look_timeout": 0})) as gateway:
+        response = await gateway.chat("ponder art")
+    assert not gate.reached.is_set()
+    assert response.headers["x-coe-expert"] == "painter"
+    assert gateway.records[0].stage == "hurried"
+
+
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:
     async with serving(tmp_path, policy={"attempts": 1, "piece_timeout": 1}) as served:
         before = served.workers[0].memory_info().rss
