@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -36,6 +37,7 @@ PARTS = 50
 """Fragments (one a write) from which on they are joined."""
 PAGE = 500
 NPROBES = 24
+"""Partitions of the vector index that a search looks into, of as many as the root of the chunks."""
 
 
 class LanceStore:
@@ -172,7 +174,9 @@ class LanceStore:
         stats = await table.index_stats("vector_idx")
         behind = count if stats is None else stats.num_unindexed_rows
         if count >= MANY and behind > count // 4:
-            await table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
+            await table.create_index(
+                "vector", config=IvfFlat(distance_type="cosine", num_partitions=int(count**0.5)), replace=True
+            )
         text = await table.index_stats("text_idx")
         fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
         if fragments > PARTS or (text is not None and text.num_unindexed_rows > max(LAG, LAG_SHARE * count)):
@@ -253,6 +257,7 @@ async def _connect(folder: Path) -> AsyncConnection:
 
 
 def _import() -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # or it warns of its own indexes on standard error
     import lancedb  # takes a second
 
     return lancedb
