@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.plan_gate import plan_gate, told
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
 from coe.learning.quality import read_quality
@@ -53,7 +54,10 @@ def plan(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Find the best expert for every category under the budget, exactly, and put the plan into use."""
+    """Find the best expert for every category under the budget, exactly, and put the plan into use.
+
+    Where the folder has what passages changed (`coe score --retrieval both`), the retrieval gate is fitted too.
+    """
     settings = settings_for(config)
     store = ArtifactStore(settings.artifacts, "assignment")
     if forget:
@@ -75,7 +79,8 @@ def plan(
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
-    report = _report(problem, assignment, rows)
+    gate = plan_gate(settings, registry, scores, dry_run=dry_run)
+    report = _report(problem, assignment, rows) | ({"gate": gate} if gate else {})
     if json:
         say_json(report)
     else:
@@ -163,6 +168,8 @@ def _show(report: Mapping[str, Any], *, kept: bool) -> None:
     for row in report["sweep"]:
         mark = "*" if row["efficient"] else " "
         say(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
+    for line in told(report["gate"]) if "gate" in report else ():
+        say(line)
     say(
         "\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; gateways take it at their next start"
     )

@@ -6,9 +6,9 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ from coe.learning.quality_files import PROMPTS, require_parquet, write_quality
 from coe.learning.sandbox import Sandbox
 from coe.learning.score_report import report_of
 from coe.learning.scores import Column, Run, keys_of, score_columns
+from coe.learning.supplied import GAINS, Supplied, supplied, write_gains
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 
@@ -35,6 +36,10 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data an
 Only = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
 JudgeName = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
+Passages = Annotated[
+    Literal["off", "both"],
+    typer.Option("--retrieval", help="both: ask with passages of the declared store too, to fit a gate."),
+]
 Advance = Callable[[str], None]
 
 
@@ -44,6 +49,7 @@ def score(
     expert: Only = None,
     concurrency: Concurrency = 8,
     judge: JudgeName = None,
+    retrieval: Passages = "off",
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -64,7 +70,9 @@ def score(
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
     keys = {spec.name: keys_of(read, spec, judging) for spec in registry.experts}
-    plan = _Plan(read, keys, asked, judging, concurrency)
+    given = asyncio.run(_given(settings, registry, read)) if retrieval == "both" else []
+    with_ = {spec.name: keys_of([one.probe for one in given], spec, judging) for spec in registry.experts}
+    plan = _Plan(read, keys, asked, judging, concurrency, given, with_)
     with _journal(out) as journal:
         reused = {spec.name: sum(key in journal.scored for key in keys[spec.name]) for spec in asked}
         stopped = False
@@ -74,6 +82,7 @@ def score(
             stopped = True
         _write(plan, registry, journal, out, benchmark=probes.stem)
         report = report_of(read, {spec.name: keys[spec.name] for spec in asked}, journal, reused=reused)
+        report |= _with_passages(plan, journal, report["missing"])
     report |= {"out": str(out), "stopped": stopped}
     say_json(report) if json else _tell(report)
     if report["missing"]:
@@ -82,13 +91,16 @@ def score(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a run is asked to do. `keys` holds, for every declared expert, the key of its cell for every probe."""
+    """What a run is asked to do. `keys` holds, for every declared expert, the key of its cell for every probe, `with_`
+    the same for the probes `given` passages."""
 
     probes: Sequence[Probe]
     keys: Mapping[str, Sequence[str]]
     experts: Sequence[ExpertSpec]
     judge: ExpertSpec | None
     concurrency: int
+    given: Sequence[Supplied] = ()
+    with_: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def _spec_of(registry: Registry, name: str, option: str) -> ExpertSpec:
@@ -137,8 +149,21 @@ async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
 
 
 def _missing(plan: _Plan, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
-    keyed = zip(plan.keys[spec.name], plan.probes, strict=True)
+    probes = [*plan.probes, *(one.probe for one in plan.given)]
+    keyed = zip((*plan.keys[spec.name], *plan.with_.get(spec.name, ())), probes, strict=True)
     return {key: probe for key, probe in keyed if key not in journal.scored}
+
+
+async def _given(settings: Settings, registry: Registry, probes: Sequence[Probe]) -> list[Supplied]:
+    """The probes with what the declared store has for them."""
+    from gateway.in_use import check_router
+    from gateway.index import open_index
+
+    index = open_index(settings, registry, check_router(settings)[1].folder)
+    try:
+        return await supplied(probes, registry.retrieval, retriever=index.store, encoder=index.encoder)
+    finally:
+        await index.store.aclose()
 
 
 def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
@@ -180,6 +205,33 @@ def _write(plan: _Plan, registry: Registry, journal: Journal, out: Path, *, benc
     known = {name for _, name, _ in scores}
     experts = [spec for spec in registry.experts if spec.name in known]
     write_quality(out, benchmark=benchmark, probes=plan.probes, scores=scores, experts=experts)
+    if plan.given:
+        write_gains(out, _gains(plan, journal))
+
+
+def _gains(plan: _Plan, journal: Journal) -> list[tuple[Supplied, str, float, float]]:
+    """Of every probe and expert that has both scores."""
+    found = []
+    for name, keys in plan.with_.items():
+        for one, without, with_ in zip(plan.given, plan.keys[name], keys, strict=True):
+            scores = [cell.score for key in (without, with_) if (cell := journal.scored.get(key)) is not None]
+            known = [score for score in scores if score is not None]
+            if len(known) == 2:
+                found.append((one, name, known[0], known[1]))
+    return found
+
+
+def _with_passages(plan: _Plan, journal: Journal, missing: int) -> dict[str, Any]:
+    """What the report says of the second half of a run, empty where there was none."""
+    if not plan.given:
+        return {}
+    gains, asked = _gains(plan, journal), {spec.name for spec in plan.experts}
+    lacking = sum(key not in journal.scored for name in asked for key in plan.with_[name])
+    means = {}
+    for name in sorted({name for _, name, _, _ in gains}):
+        own = [(without, with_) for _, other, without, with_ in gains if other == name]
+        means[name] = {"without": sum(a for a, _ in own) / len(own), "with": sum(b for _, b in own) / len(own)}
+    return {"retrieval": means, "missing": missing + lacking}
 
 
 # ------------------------------------------------------------------------------------------------------------- telling
@@ -229,6 +281,8 @@ def _tell(report: Mapping[str, Any]) -> None:
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not asked yet"
             say(f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}")
+    for name, means in report.get("retrieval", {}).items():
+        say(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS}")
     state = (
         "stopped; run again to go on"
         if report["stopped"]

@@ -13,6 +13,9 @@ import orjson
 from coe.core import Call, Expert
 from coe.errors import ExpertError, ExpertGarbage
 
+_ALONE = {"x-coe-retrieval": "off"}
+"""An expert that is asked through the gateway answers for itself; whoever asks with passages brings them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -55,7 +58,8 @@ async def ask(expert: Expert, messages: Sequence[Mapping[str, Any]], *, patience
 async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit: float) -> Answer:
     began = time.perf_counter()
     # in one piece: only so do all servers tell the token counts
-    reply = await expert.stream(Call({"messages": list(messages), "stream": False}, False, limit, limit))
+    fields = {"messages": list(messages), "stream": False}
+    reply = await expert.stream(Call(fields, False, limit, limit, headers=_ALONE))
     try:
         body = b"".join([piece async for piece in reply.pieces()])
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,12 +114,12 @@ class Gate:
     def load(cls, path: Path) -> Gate:
         """Raises ArtifactError where the file is something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             if int(found["format"]) != FORMAT:
                 raise ValueError(f"format {found['format']}, not {FORMAT}")
             made = _made(cls, found)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a gate ({error!r}); fit it again with `coe plan`") from error
         return made
 

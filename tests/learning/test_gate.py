@@ -1,0 +1,158 @@
+"""The gate is fitted from answers with and without passages, kept in a file, and reported honestly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import coe.cli.plan_gate
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.errors import ArtifactError, DataError
+from coe.learning.gate import Trials, chances, cross_fitted, fit_gate
+from coe.learning.gate_report import gate_report
+from coe.learning.probe import Probe
+from coe.learning.supplied import GAINS, read_gains, supplied, write_gains
+from coe.registry.retrieval import Retrieval, RetrievalPrice
+from coe.retrieval.gate import Gate
+from routers.calibration import auroc
+from tests.cli.test_plan import config
+from tests.retrieval.gates import FlatEncoder, ListRetriever, gate_of, passage
+
+__all__ = ["config"]
+
+EXPERTS = ("small", "large")
+
+
+def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
+    """Law questions need documents, more so the further along the first axis they lie; the large expert knows half."""
+    random = np.random.default_rng(seed)
+    category = random.integers(0, 3, count)
+    posterior = np.full((count, 3), 0.1)
+    posterior[np.arange(count), category] = 0.8
+    vectors = random.normal(size=(count, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    need = 1 / (1 + np.exp(-6 * vectors[:, 0])) * (category == 1)
+    small = random.random(count) < need
+    large = small & (random.random(count) < 0.3)
+    needs = np.stack([small, large], axis=1).astype(float)
+    return Trials(
+        categories=("code", "law", "general"),
+        experts=EXPERTS,
+        texts=tuple(f"question {number}" for number in range(count)),
+        posterior=posterior,
+        vectors=vectors,
+        without=1 - needs,
+        with_=np.ones((count, 2)),
+        cosine=np.where(category == 1, 0.7, 0.2) + random.normal(scale=0.05, size=count),
+        tokens=np.full(count, 400.0),
+        seconds=np.full(count, 0.01),
+    )
+
+
+def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
+    found = cross_fitted(trials := trials_of())
+    helped = trials.delta > 0
+    assert auroc(found[:, 0].astype(np.float32), helped[:, 0]) > 0.85
+    law = trials.posterior.argmax(axis=1) == 1
+    assert found[law, 0].mean() > found[law, 1].mean() + 0.1
+    assert found[~law].mean() < 0.1
+    assert abs(found.mean() - helped.mean()) < 0.05
+
+
+def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
+    gate = fit_gate(trials := trials_of())
+    code, law = (gate.glanced(trials.posterior[trials.posterior.argmax(axis=1) == row][0]) for row in (0, 1))
+    assert law[0] > 0.3 > 0.1 > code[0]
+    near, far = (gate.looked(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c)[0] for c in (0.8, 0.1))
+    assert near > far
+
+
+def test_it_survives_its_file_and_another_order_of_categories_and_experts(tmp_path: Path) -> None:
+    trials = trials_of(80)
+    gate = fit_gate(trials)
+    gate.save(tmp_path / "gate.npz")
+    read = Gate.load(tmp_path / "gate.npz")
+    assert np.array_equal(chances(read, trials), chances(gate, trials))
+    turned = read.over(("general", "code", "law"), ("new", "large", "small"))
+    other = turned.looked(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
+    assert other[[2, 1]] == pytest.approx(chances(gate, trials)[0])
+    assert turned.gain(other)[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 noise", b"\x93NUMPY"])
+def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "gate.npz").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"gate.npz: not a gate.*coe plan"):
+        Gate.load(tmp_path / "gate.npz")
+    gate = gate_of(0.0)
+    replace(gate, up=np.ones(2)).save(tmp_path / "gate.npz")
+    with pytest.raises(ArtifactError, match="up of another shape"):
+        Gate.load(tmp_path / "gate.npz")
+
+
+def test_too_little_or_nothing_to_learn_is_said() -> None:
+    with pytest.raises(DataError, match="40 questions"):
+        fit_gate(trials_of(20))
+    trials = trials_of(80)
+    with pytest.raises(DataError, match="nothing for a gate to learn"):
+        fit_gate(replace(trials, without=trials.with_))
+
+
+def test_the_report_sets_gated_against_never_and_always() -> None:
+    report = gate_report(trials_of(), RetrievalPrice())
+    found = report["all"]
+    assert found["never"] < found["gated"] <= found["always"] == 1.0
+    assert found["gated"] > 0.97
+    assert found["saved"] > 0.4
+    assert found["saved"] == pytest.approx(1 - found["tokens_gated"] / found["tokens_always"])
+    assert sum(one["count"] for one in report["calibration"]) == 480
+
+
+def probe(number: int) -> Probe:
+    text = f"question {number}"
+    turns = ({"role": "user", "content": text},)
+    return Probe(f"p{number}", turns, text, "law", "contains", "yes", None, 0.0, f"d{number}")
+
+
+@pytest.mark.anyio
+async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_pairs(tmp_path: Path) -> None:
+    retriever = ListRetriever(passage("It is so."), passage("Not like it at all.", score=0.0))
+    (given,) = await supplied([probe(1)], Retrieval(), retriever=retriever, encoder=FlatEncoder())
+    assert "It is so." in given.probe.messages[0]["content"]
+    assert "Not like" not in given.probe.messages[0]["content"]
+    assert (given.cosine, given.probe.digest == probe(1).digest) == (0.6, False)
+    (bare,) = await supplied([probe(2)], Retrieval(), retriever=ListRetriever(), encoder=FlatEncoder())
+    assert (bare.probe, bare.tokens) == (probe(2), 0)
+    write_gains(tmp_path, [(given, "small", 0.0, 1.0), (bare, "large", 1.0, 1.0)])
+    gains = read_gains(tmp_path, EXPERTS)
+    assert gains is not None
+    assert (gains.texts, gains.experts) == (("question 1", "question 2"), EXPERTS)
+    assert gains.columns["with_"][0, 0] == 1.0
+    assert np.isnan(gains.columns["without"][0, 1])
+    assert read_gains(tmp_path / "elsewhere", EXPERTS) is None
+    (tmp_path / GAINS).write_bytes(b"noise")
+    with pytest.raises(DataError, match=r"gains.parquet: not what"):
+        read_gains(tmp_path, EXPERTS)
+
+
+def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config.parent / GAINS).write_bytes(b"pairs")
+    monkeypatch.setattr(coe.cli.plan_gate, "measured", lambda *_: trials_of())
+    words = ["plan", str(config.parent), "--config", str(config)]
+    dry = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
+    store = ArtifactStore(config.parent / ".coe" / "artifacts", "gate")
+    assert "tokens saved" in dry.stdout
+    assert store.in_use() is None
+    report = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)["gate"]
+    current = store.current()
+    assert current is not None
+    assert current.manifest.version == report["version"]
+    assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
