@@ -18,8 +18,8 @@ from coe.learning.feedback import rank, reward
 from coe.record import RoutingRecord
 
 LIMIT = 1_000_000
-"""Requests that are kept, the newest. A million with 14 categories and 9 experts take 250 MB while they are gathered,
-100 MB afterwards, and 550 MB while a round of learning works on them (docs/log.md)."""
+"""Requests that are kept, the newest. A million with 14 categories and 9 experts take 100 MB, twice that while they are
+put in order, and a round of learning on them some 260 MB more (docs/log.md)."""
 UNTENANTED = ""
 """The tenant of requests that came without a key."""
 BY_QUALITY = frozenset(("routed", "explored"))

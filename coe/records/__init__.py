@@ -13,7 +13,7 @@ from coe.records.writer import RecordWriter
 __all__ = ["RETENTION", "RecordWriter", "open_feedback", "open_log"]
 
 RETENTION = 500_000
-"""Records a log keeps unless told otherwise; older ones make room. About 1.6 kB each, so 0.8 GB at most."""
+"""Records a log keeps unless told otherwise; older ones make room. About 2 kB each, so a gigabyte."""
 
 FORMS = "write sqlite:///path/records.db (relative to the configuration), sqlite:////absolute/path.db, or redis://host:6379/0"
 

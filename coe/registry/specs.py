@@ -110,7 +110,7 @@ class LogSpec(Declared):
     url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
     """sqlite:///FILE (relative to the state folder) or redis://HOST:PORT/DB."""
     keep_records: Count = 500_000
-    """Newest records that are kept, and as many events of feedback; a record takes about 1.6 kB."""
+    """Newest records that are kept, and as many events of feedback; a record takes about 2 kB."""
     keep_days: Positive = 90.0
     """Days that they are kept at most."""
     store_prompts: bool = False
