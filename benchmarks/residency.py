@@ -1,0 +1,242 @@
+"""Expert switches and waits of residency policies, simulated on traces with more experts than fit on a device.
+
+    python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 2] [--length 3600] [--experts 150] [--seeds 3]
+
+The policy and its books are those of the service (coe.fleet.residency); only servers and time are simulated. A wait is
+from a request's arrival to the beginning of its work. Policies:
+
+    fcfs_lru  requests begin in the order of arrival; the idle expert used longest ago leaves (the CoE paper's)
+    lru       the same, but a request for an expert that is awake need not wait for those before it
+    coe       the service's: collated by expert, eviction by expected use
+    offline   the service's, told what the next requests are
+
+`bound` is a number of switches that no policy goes below unless somebody waits longer than `coe` lets anybody wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from residency_policies import Oracle, in_order
+from residency_traces import KINDS, Asked, Traffic
+
+from coe.fleet.residency.forecast import Forecast
+from coe.fleet.residency.ledger import Ledger
+from coe.fleet.residency.policy import plan
+from coe.fleet.residency.state import Action, Plan, Resident, State
+
+MEMORY, HOST_MEMORY, MAX_WAIT = 80.0, 2048.0, 30.0
+"""GB of the device and of the host's RAM for experts asleep, and seconds: what the service would be declared with."""
+SMALLEST, LARGEST = 4.0, 12.0
+"""GB of an expert, uniform: 2B to 8B parameters with some room for conversations."""
+WAKE, START = (0.5, 1 / 20), (20.0, 1 / 2)
+"""Seconds, and seconds a GB, until an expert is awake from asleep and from stopped."""
+SLOTS = 8
+"""Requests that one expert works on at a time; more queue at its server."""
+
+
+def residents(count: int, *, seed: int) -> list[tuple[Resident, float, float]]:
+    made = []
+    for index, memory in enumerate(np.random.default_rng(seed + 3).uniform(SMALLEST, LARGEST, size=count)):
+        one = Resident(str(index), float(memory), sleeps=True, host_memory=float(memory))
+        made.append((one, WAKE[0] + WAKE[1] * memory, START[0] + START[1] * memory))
+    return made
+
+
+class Run:
+    """One policy on one trace. `waits` is in seconds, in the order in which work began."""
+
+    def __init__(
+        self, trace: Sequence[Asked], experts: int, *, seed: int, policy: Callable[[State], Plan], forecast: Forecast
+    ) -> None:
+        self._trace = trace
+        made = residents(experts, seed=seed)
+        self._loads = {one.key: {"asleep": asleep, "stopped": stopped} for one, asleep, stopped in made}
+        self._ledger = Ledger(
+            made, memory=MEMORY, host_memory=HOST_MEMORY, max_wait=MAX_WAIT, forecast=forecast, policy=policy
+        )
+        for one, _, _ in made:  # all have run before, as long as there is RAM
+            self._rests(one)
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._count = 0
+        self._queues: dict[str, deque[int]] = {one.key: deque() for one, _, _ in made}
+        self._busy = dict.fromkeys(self._queues, 0)
+        self._tiers: dict[str, str] = {}
+        self.waits: list[float] = []
+
+    def _rests(self, one: Resident) -> None:
+        if self._ledger.state(0.0).host_free >= one.host_memory:
+            self._ledger.left(one.key, "asleep")
+
+    @property
+    def switches(self) -> int:
+        return self._ledger.switches
+
+    def run(self) -> Run:
+        for ticket, asked in enumerate(self._trace):
+            self._at(asked.at, partial(self._arrived, ticket))
+        while self._events:
+            now, _, event = heapq.heappop(self._events)
+            event(now)
+            self._carry_out(now)
+        assert len(self.waits) == len(self._trace)
+        return self
+
+    def _at(self, when: float, event: Callable[[float], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (when, self._count, event))
+
+    def _arrived(self, ticket: int, now: float) -> None:
+        asked = self._trace[ticket]
+        self._ledger.arrived(ticket, str(asked.expert), now, category=str(asked.category))
+
+    def _carry_out(self, now: float) -> None:
+        before = {seat.key: seat.tier for seat in self._ledger.state(now).seats}
+        orders, admitted, again_at = self._ledger.decide(now)
+        for ticket in admitted:
+            key = str(self._trace[ticket].expert)
+            self._queues[key].append(ticket)
+            self._begin(key, now)
+        for order in orders:
+            self._order(order, before[order.key], now)
+        if again_at is not None and not orders:
+            self._at(again_at, lambda _: None)
+
+    def _order(self, order: Action, tier: str, now: float) -> None:
+        if order.verb == "wake":
+            self._at(now + self._loads[order.key][tier], partial(self._ledger.woken, order.key))
+        else:
+            rest = "asleep" if order.verb == "sleep" else "stopped"
+            took = self._loads[order.key]["asleep"] if order.verb == "sleep" else 2.0
+            self._at(now + took, lambda _: self._ledger.left(order.key, rest))
+
+    def _begin(self, key: str, now: float) -> None:
+        while self._queues[key] and self._busy[key] < SLOTS:
+            ticket = self._queues[key].popleft()
+            self._busy[key] += 1
+            self.waits.append(now - self._trace[ticket].at)
+            self._at(now + self._trace[ticket].work, partial(self._done, ticket, key))
+
+    def _done(self, ticket: int, key: str, now: float) -> None:
+        self._busy[key] -= 1
+        self._ledger.ended(ticket, now)
+        self._begin(key, now)
+
+
+def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float) -> int:
+    """Switches that are needed if nobody waits longer than `longest` seconds, whatever the policy knows.
+
+    In a stretch of time from a to b, every expert asked for from a to b - longest is awake at some time; those that do
+    not fit beside each other at a must be woken within. The bound adds up the best partition into stretches.
+    """
+    sizes = [one.memory for one, _, _ in residents(experts, seed=seed)]
+    times = [asked.at for asked in trace]
+    step = max(longest / 4, times[-1] / 400)
+    marks = np.arange(0.0, times[-1] + longest + 2 * step, step)
+    best = np.zeros(len(marks), dtype=np.int64)
+    for first in range(len(marks)):
+        if first:
+            best[first] = max(best[first], best[first - 1])
+        seen: set[int] = set()
+        begin = at = bisect_left(times, marks[first])
+        for last in range(first + 1, len(marks)):
+            until = bisect_right(times, marks[last] - longest)
+            seen.update(asked.expert for asked in trace[at:until])
+            at = max(at, until)
+            fit = int((np.cumsum(sorted(sizes[expert] for expert in seen)) <= MEMORY).sum())
+            best[last] = max(best[last], best[first] + len(seen) - fit)
+            if at > begin and len(seen) >= experts:
+                break
+    return int(best.max())
+
+
+def forecast() -> Forecast:
+    return Forecast({}, now=0.0)
+
+
+def simulate(trace: Sequence[Asked], experts: int, *, seed: int) -> dict[str, Run]:
+    oracle: Any = Oracle(trace, ahead=MAX_WAIT)
+    runs = {
+        "fcfs_lru": (partial(in_order, strict=True), forecast()),
+        "lru": (partial(in_order, strict=False), forecast()),
+        "coe": (plan, forecast()),
+        "offline": (plan, oracle),
+    }
+    return {
+        name: Run(trace, experts, seed=seed, policy=policy, forecast=known).run()
+        for name, (policy, known) in runs.items()
+    }
+
+
+def summary(switches: int, waits: Sequence[float]) -> dict[str, Any]:
+    p50, p95 = np.percentile(waits, (50, 95))
+    return {"switches": switches, "p50_wait_s": round(float(p50), 2), "p95_wait_s": round(float(p95), 2)}
+
+
+def measure(kinds: Sequence[str], traffics: Sequence[Traffic]) -> dict[str, Any]:
+    """By policy: switches and waits over all traces, and under `traces` those of each kind."""
+    runs: dict[str, dict[str, list[Run]]] = {}
+    bounds: dict[str, int] = {}
+    for kind in kinds:
+        for traffic in traffics:
+            trace = list(KINDS[kind](traffic))
+            done = simulate(trace, traffic.experts, seed=traffic.seed)
+            for name, run in done.items():
+                runs.setdefault(name, {}).setdefault(kind, []).append(run)
+            longest = max(done["coe"].waits)
+            bounds[kind] = bounds.get(kind, 0) + bound(trace, traffic.experts, seed=traffic.seed, longest=longest)
+    report: dict[str, Any] = {}
+    for name, by_kind in runs.items():
+        every = [run for found in by_kind.values() for run in found]
+        report[name] = _summed(every) | {"traces": {kind: _summed(found) for kind, found in by_kind.items()}}
+    report["offline"]["bound"] = sum(bounds.values())
+    for kind, number in bounds.items():
+        report["offline"]["traces"][kind]["bound"] = number
+    return report
+
+
+def _summed(runs: Sequence[Run]) -> dict[str, Any]:
+    waits = np.concatenate([run.waits for run in runs])
+    return summary(sum(run.switches for run in runs), waits) | {"longest_wait_s": round(float(waits.max()), 1)}
+
+
+def show(report: dict[str, Any]) -> None:
+    for kind in report["coe"]["traces"]:
+        print(f"\n{kind:12} switches  fewer  p50 wait  p95 wait   longest (s)")
+        base = report["fcfs_lru"]["traces"][kind]["switches"]
+        for name, told in report.items():
+            one = told["traces"][kind]
+            print(
+                f"{name:12} {one['switches']:8} {1 - one['switches'] / base:6.1%} {one['p50_wait_s']:9.2f} "
+                f"{one['p95_wait_s']:9.2f} {one['longest_wait_s']:9.1f}"
+            )
+        print(f"{'bound':12} {report['offline']['traces'][kind]['bound']:8}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
+    parser.add_argument("--length", type=float, default=3600.0, help="seconds")
+    parser.add_argument("--experts", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    kinds = list(KINDS) if given.kind == "all" else [given.kind]
+    report = measure(kinds, [Traffic(given.experts, given.rate, given.length, seed) for seed in range(given.seeds)])
+    show(report)
+    if given.json:
+        given.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What the service's residency policy is compared with: the order of arrival, and a forecast that knows the future."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from residency_traces import Asked
+
+from coe.fleet.residency.state import Action, Plan, Seat, State, held
+
+
+def in_order(state: State, *, strict: bool) -> Plan:
+    """Requests in the order of arrival; `strict`: none overtakes one whose expert is not awake."""
+    actions: list[Action] = []
+    loading = any(seat.tier in ("waking", "leaving") for seat in state.seats)
+    lines = ([(at, index) for at in seat.waiting] for index, seat in enumerate(state.seats) if seat.waiting)
+    for _, index in heapq.merge(*lines):
+        seat = state.seats[index]
+        if seat.tier == "awake":
+            actions.append(Action("admit", seat.key, 1))
+            continue
+        if not loading:
+            actions += _bring(seat, state, busy={action.key for action in actions})
+            loading = True
+        if strict:
+            break
+    return Plan(tuple(actions))
+
+
+def _bring(target: Seat, state: State, *, busy: set[str]) -> list[Action]:
+    """Wake it where there is room, else put the idle that were used longest ago to sleep; nothing while too few are."""
+    room, orders = state.free, []
+    idle = [s for s in state.seats if s.tier == "awake" and not s.in_flight and s.key not in busy]
+    for seat in sorted(idle, key=lambda one: one.last_used):
+        if room >= target.resident.memory:
+            break
+        room += held(seat)
+        asleep = state.host_free >= seat.resident.host_memory * (len(orders) + 1)
+        orders.append(Action("sleep" if asleep else "stop", seat.key))
+    if room < target.resident.memory:
+        return []
+    return orders or [Action("wake", target.key)]
+
+
+class Oracle:
+    """A forecast that has seen the trace: the requests of the next `ahead` seconds, by expert."""
+
+    def __init__(self, trace: Sequence[Asked], *, ahead: float) -> None:
+        self._times = [asked.at for asked in trace]
+        self._experts = [str(asked.expert) for asked in trace]
+        self._ahead = ahead
+
+    def note(self, expert: str, category: str, now: float) -> None:
+        """It knows."""
+
+    def rates(self, now: float) -> dict[str, float]:
+        rates: dict[str, float] = {}
+        for index in range(bisect_right(self._times, now), bisect_right(self._times, now + self._ahead)):
+            expert = self._experts[index]
+            rates[expert] = rates.get(expert, 0.0) + 1 / self._ahead
+        return rates

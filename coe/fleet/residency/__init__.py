@@ -1,0 +1,1 @@
+"""More experts than fit in memory: who is awake is decided purely (`policy`), booked (`ledger`) and carried out apart."""
