@@ -1,6 +1,6 @@
 """Expert switches and waits of residency policies, simulated on traces with more experts than fit on a device.
 
-    python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 2] [--length 3600] [--experts 150] [--seeds 3]
+    python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 4] [--length 600] [--experts 150] [--seeds 2]
 
 The policy and its books are those of the service (coe.fleet.residency); only servers and time are simulated. A wait is
 from a request's arrival to the beginning of its work. Policies:
@@ -34,7 +34,7 @@ from coe.fleet.residency.ledger import Ledger
 from coe.fleet.residency.policy import plan
 from coe.fleet.residency.state import Action, Plan, Resident, State
 
-MEMORY, HOST_MEMORY, MAX_WAIT = 80.0, 2048.0, 30.0
+MEMORY, HOST_MEMORY, MAX_WAIT = 80.0, 2048.0, 60.0
 """GB of the device and of the host's RAM for experts asleep, and seconds: what the service would be declared with."""
 SMALLEST, LARGEST = 4.0, 12.0
 """GB of an expert, uniform: 2B to 8B parameters with some room for conversations."""
@@ -226,10 +226,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
-    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
-    parser.add_argument("--length", type=float, default=3600.0, help="seconds")
+    parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
+    parser.add_argument("--length", type=float, default=600.0, help="seconds")
     parser.add_argument("--experts", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
     report = measure(kinds, [Traffic(given.experts, given.rate, given.length, seed) for seed in range(given.seeds)])

@@ -1,1 +1,1 @@
-"""More experts than fit in memory: who is awake is decided purely (`policy`), booked (`ledger`) and carried out apart."""
+"""More experts than fit in memory: who is awake is decided purely (`policy`), booked (`ledger`), carried out apart."""

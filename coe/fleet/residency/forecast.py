@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 QUICK, SLOW = 120.0, 3600.0
 """Seconds in which the memory of traffic fades to 1/e: of what is asked now, and of who answers a category."""
+FIRST = 30.0
+"""Seconds that a rate is measured over at least, or the first request would look like many."""
 PRIOR = 1.0
 """Requests that the declared expert of a category counts for before any traffic."""
 OWN = 0.5
@@ -53,7 +55,7 @@ class Forecast:
 
     def rates(self, now: float) -> dict[str, float]:
         """The forecast by expert; an expert not named is not expected."""
-        seen = QUICK * -math.expm1(-max(now - self._began, 1.0) / QUICK)  # seconds that a faded count stands for
+        seen = QUICK * -math.expm1(-max(now - self._began, FIRST) / QUICK)  # seconds that a faded count stands for
         rates = {expert: OWN * own.value(now) / seen for expert, own in self._own.items()}
         for category, count in self._categories.items():
             rate = (1 - OWN) * count.value(now) / seen

@@ -4,17 +4,17 @@ Requests for an expert that is awake are admitted at once. Others wait, by exper
 
 1. The expert whose oldest request would soon have waited `max_wait`, the longest overdue first. It gets its memory even
    from busy experts: those take nothing new and leave when their work is done.
-2. Else the expert of greatest *use*, if memory is free, or if its use is greater than that of the idle experts which
-   would have to leave.
+2. Else the expert of greatest *use*, if memory is free, or if its use is more than twice that of the idle experts
+   which would have to leave.
 
 Use is what an expert has to do within `max_wait`: requests that wait or are under way, and those that the forecast
 expects. So a rare expert waits until its requests have gathered or grown old, and does not push out one that is about
 to be needed; with `max_wait` small, whoever is asked for comes at once. Experts with least use leave first, of the like
 the one not used for longest. Nobody with work in flight is ever put to sleep.
 
-While nobody has to be woken, one that is expected to be of use soon is woken ahead. (That queues are served whole before
-a switch is the classical exhaustive discipline of polling systems; expected use in place of recency is after Jain et
-al. 2024, arXiv 2412.01868, and CoServe, Suo et al. 2025, arXiv 2503.02354.)
+While nobody has to be woken, one that is expected to be of use soon is woken ahead. (That queues are served whole
+before a switch is the classical exhaustive discipline of polling systems; expected use in place of recency is after
+Jain et al. 2024, arXiv 2412.01868, and CoServe, Suo et al. 2025, arXiv 2503.02354.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from collections.abc import Iterator, Sequence
 
 from coe.fleet.residency.state import Action, Plan, Seat, State, held
 
-AHEAD = 2.0
-"""An expert that nobody waits for is woken in place of others with less than so much of its use."""
+MARGIN = 2.0
+"""An expert that is not due comes in place of others only with more than so many times their use: two that are asked
+for alike would change places all the time otherwise."""
 
 
 def plan(state: State) -> Plan:
@@ -55,12 +56,12 @@ def _change(state: State) -> tuple[Seat | None, Sequence[Seat]]:
     for seat in sorted(due, key=lambda s: _due(s, state)):
         if (leavers := _leavers(seat, state, busy=True)) is not None:
             return seat, leavers
-    wanted = [(seat, 1.0) for seat in able if seat.waiting or seat.wished]
-    ahead = [(seat, AHEAD) for seat in able if not (seat.waiting or seat.wished) and use(seat, state) >= 1.0]
+    wanted = [seat for seat in able if seat.waiting or seat.wished]
+    ahead = [seat for seat in able if not (seat.waiting or seat.wished) and use(seat, state) >= 1.0]
     for group in (wanted, ahead):
-        for seat, margin in sorted(group, key=lambda one: -use(one[0], state)):
+        for seat in sorted(group, key=lambda s: -use(s, state)):
             leavers = _leavers(seat, state, busy=False)
-            if leavers is not None and use(seat, state) > margin * sum(use(s, state) for s in leavers):
+            if leavers is not None and use(seat, state) > MARGIN * sum(use(s, state) for s in leavers):
                 return seat, leavers
     return None, ()
 
