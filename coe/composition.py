@@ -64,7 +64,8 @@ def decide(
     found, where none is declared. `charge`, shape (n_experts,) in units of quality, is taken off beside the plan's
     prices (below 0: what passages are expected to add). By their `standings` (one not named there is up and idle)
     experts that are down go behind all that are up, and an overloaded choice gives way to one that is expected to be
-    worse by at most the declared `spill_loss`; neither touches a pin. `uniform`, drawn from [0, 1), makes a choice by
+    worse by at most the declared `spill_loss`; neither touches a pin. A declared sibling comes right behind the
+    chosen one. `uniform`, drawn from [0, 1), makes a choice by
     expected quality explore as declared, among experts that are up and not overloaded; the decision then has its exact
     propensity. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
     """
@@ -105,6 +106,8 @@ def decide(
         free = (name for name in trusted if name not in down and standings.get(name, _IDLE).load < 1)
         first, reason, propensity = _explore(first, free, worth=worth, policy=policy, uniform=uniform)
     ranked.remove(first)
+    sibling = registry.expert(first).sibling
+    ranked.sort(key=lambda name: name != sibling)
     candidates = (first, *ranked)
     paid = dict(zip(assignment.experts, price.tolist(), strict=True)) if price.any() else {}
     return Decision(
@@ -277,6 +280,9 @@ class Composition:
             api=chat.api,
             headers=wishes.trace,
             conversation=conversation,
+            category=decision.category,
+            spare=decision.candidates[1] if len(decision.candidates) > 1 else "",
+            hold_until=self._hold_until(until),
         )
         accepted = await first_answer(
             call,
@@ -290,6 +296,13 @@ class Composition:
         if conversation:
             self._affinity.put(conversation, accepted.expert)
         return Answer(decision, accepted.reply, accepted.attempts)
+
+    def _hold_until(self, until: float) -> float:
+        """One wait for all experts of a request: once it is over, only those that are awake are asked."""
+        residency = self.registry.residency
+        if residency is None:
+            return until
+        return min(until, asyncio.get_running_loop().time() + residency.hold)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:

@@ -144,7 +144,9 @@ class Call:
     """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds.
 
     `headers` go to the expert's server beside its own (trace context); `conversation` is the same for every turn of a
-    conversation, so that a replica with its prefix in cache can be found again.
+    conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is
+    not awake is waited for until `hold_until`, by the event loop's clock, unless it has the `spare` one for a sibling;
+    `category` tells what kind of request came.
     """
 
     fields: Mapping[str, Any]
@@ -154,6 +156,9 @@ class Call:
     api: Api = "chat"
     headers: Mapping[str, str] = field(default_factory=dict)
     conversation: bytes = b""
+    category: str = ""
+    spare: str = ""
+    hold_until: float = 0.0
 
 
 class Usage:

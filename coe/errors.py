@@ -31,7 +31,8 @@ CoEError
     ├── DeadlineExceeded   the request's own time is over                  504
     └── ExpertError        the expert's fault; carries `expert`
         ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
-        │   └── ExpertUnreachable  no connection came about                503
+        │   ├── ExpertUnreachable  no connection came about                503
+        │   └── ExpertAsleep       it did not get its turn on a device     503
         ├── ExpertBusy         answered 429                                429
         ├── ExpertTimeout      no first piece in time                      504
         ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
@@ -240,6 +241,14 @@ class ExpertUnavailable(ExpertError):
 
 class ExpertUnreachable(ExpertUnavailable):
     """No connection came about, so the expert never saw the request."""
+
+
+class ExpertAsleep(ExpertUnavailable):
+    """The expert takes turns on a device with others and was not woken in time, so it never saw the request."""
+
+    code = "expert_asleep"
+    asked = False
+    unhealthy = False
 
 
 class ExpertBusy(ExpertError):

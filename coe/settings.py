@@ -37,6 +37,7 @@ class Settings:
     | OTEL_EXPORTER_OTLP_ENDPOINT | an OpenTelemetry collector that gets traces | none |
     | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, with the path | none |
     | COE_ENDPOINTS | where `coe up` serves local experts: JSON {expert: {base_url, model}}, or a file with it | {} |
+    | COE_TURNS | a socket, set by `coe up` where its servers take turns | none |
     """
 
     config: Path
@@ -55,6 +56,8 @@ class Settings:
     endpoints: Mapping[str, Endpoint]
     """At the start; see `served`."""
     endpoints_file: Path | None
+    turns: Path | None
+    """Where to ask for experts that take turns; None: nobody does."""
     environ: Mapping[str, str]
 
     @classmethod
@@ -77,6 +80,7 @@ class Settings:
             traces=_traces(env),
             endpoints=_endpoints(given if file is None else _text(file)),
             endpoints_file=file,
+            turns=Path(env["COE_TURNS"]) if env.get("COE_TURNS") else None,
             environ=env,
         )
 
@@ -91,6 +95,11 @@ class Settings:
     @property
     def models(self) -> Path:
         return self.home / "models"
+
+    @property
+    def turns_link(self) -> Path:
+        """Leads to the socket of the running `coe up`, for `coe status`."""
+        return self.home / "turns.sock"
 
     @property
     def logs(self) -> Path:

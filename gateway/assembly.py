@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 from coe.affinity import Affinity
 from coe.composition import Composition
-from coe.experts import ReplicatedExpert, build_experts
+from coe.experts import ReplicatedExpert, Turns, build_experts
 from coe.experts.client import Client
 from coe.retrieval import DocumentStore
 from coe.settings import Settings
@@ -22,11 +22,14 @@ class Assembly:
     """Holds what every state of a process shares: connections, threads, the use of API keys, and which expert each
     conversation is with. Experts that did not change go on with their breakers and measured times."""
 
-    def __init__(self, settings: Settings, *, session: Client, threads: Executor, limiter: Limiter) -> None:
+    def __init__(
+        self, settings: Settings, *, session: Client, threads: Executor, limiter: Limiter, turns: Turns | None = None
+    ) -> None:
         self._settings = settings
         self._session = session
         self._threads = threads
         self._limiter = limiter
+        self._turns = turns
         self._affinity = Affinity()
         self.experts: dict[str, ReplicatedExpert] = {}
         """Those of the latest state."""
@@ -37,7 +40,9 @@ class Assembly:
     def serving(self, in_use: InUse) -> Serving:
         """Raises ConfigError for a local expert that nobody started, ArtifactError for a damaged gate."""
         registry = in_use.registry
-        experts = build_experts(registry, self._settings.served(), session=self._session, previous=self.experts)
+        experts = build_experts(
+            registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
+        )
         composition = Composition(
             registry,
             router=in_use.router,

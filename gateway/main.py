@@ -36,6 +36,7 @@ from gateway.settling import settle
 from gateway.signals import hearing
 from gateway.stalls import letting_go
 from gateway.tracing import check_tracing
+from gateway.turns import open_turns
 from gateway.watched import Watched
 
 SPOOL = "spool.sqlite"
@@ -99,7 +100,8 @@ async def open_parts(
         limiter = await stack.enter_async_context(open_limiter(registry.access.counters))
         alone = "1 while Redis is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
-        assembly = Assembly(settings, session=session, threads=threads, limiter=limiter)
+        turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
+        assembly = Assembly(settings, session=session, threads=threads, limiter=limiter, turns=turns)
         stack.push_async_callback(assembly.aclose)
         current = Current(assembly.serving(in_use))
         Watched(settings.artifacts / FILE, current).show(observation.metrics)

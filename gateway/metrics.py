@@ -47,6 +47,7 @@ class Metrics:
         )
         self._passages = tallies.counter("coe_retrieval_tokens_total", "Tokens of passages, about.")
         self._feedback = tallies.counter("coe_feedback_total", "Feedback that was kept.", ("kind",))
+        self._hold = tallies.histogram("coe_hold_seconds", "Waits for an expert's turn at its device.", _ANSWER, expert)
         self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
     def observe(self, trace: Trace) -> None:
@@ -83,6 +84,10 @@ class Metrics:
                 self._tokens.add((*expert, "output"), usage.output_tokens)
         if cost := trace.cost:
             self._cost.add(expert, cost)
+
+    def waited(self, expert: str, seconds: float) -> None:
+        """Count one wait for an expert's turn."""
+        self._hold.observe((expert,), seconds)
 
     def feedback(self, kind: Kind) -> None:
         """Count one event that was kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from coe.learning.reading import open_logs
 from coe.learning.round_state import read_rounds
 from coe.learning.traffic import Traffic, embeddings, sample
 from coe.settings import Settings
+from coe.turns import ask_tiers
 
 if TYPE_CHECKING:
     from gateway.in_use import InUse
@@ -63,8 +65,17 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "drift": _drift(traffic, days=int((now - (used["router"]["since"] or now)) // DAY)),
         "alarms": [asdict(alarm) for alarm in alarms],
         "proposed_categories": _proposals(traffic, in_use),
+        "turns": _turns(settings),
         "learning": {kind: asdict(rounds) for kind, rounds in read_rounds(settings.artifacts).items()},
     }
+
+
+def _turns(settings: Settings) -> dict[str, Any]:
+    """By expert that takes turns at a device: its tier, requests held, switches; empty where no `coe up` runs any."""
+    try:
+        return asyncio.run(ask_tiers(settings.turns_link.readlink()))
+    except OSError:  # no link, or nobody behind it; TimeoutError is one
+        return {}
 
 
 def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
@@ -148,6 +159,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         used = report["in_use"][kind]
         since = f", since {_time(used['since'])} by {used['by']}" if used["since"] else ""
         lines.append((kind, f"{used['version'] or 'none, or as declared'}{since}"))
+    lines += [(f"expert {name}", _turn(told)) for name, told in report["turns"].items()]
     lines.append(("requests", f"{traffic['last_hour']} in the last hour, {traffic['last_day']} in the last day"))
     lines.append(("rates", f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"))
     lines += [(name, _said(traffic[name])) for name in ("experts", "categories", "reasons")]
@@ -160,6 +172,11 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     for kind, last in report["learning"].items():
         lines.append((f"learnt: {kind}", f"{_time(last['time'])}: {last['sentence']}"))
     return lines
+
+
+def _turn(told: Mapping[str, Any]) -> str:
+    held = f", {told['held']} requests held" if told["held"] else ""
+    return f"{told['tier']}, woken {told['switches']} times{held}"
 
 
 def _said(shares: Mapping[str, float]) -> str:

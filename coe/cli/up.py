@@ -53,7 +53,7 @@ def _listening(settings: Settings, host: str | None, port: int | None) -> Settin
 
 
 async def _up(settings: Settings) -> None:
-    from coe.fleet import Adapting, Fleet, Pace, local_servers, running_servers
+    from coe.fleet import Adapting, Fleet, Pace, end_leftovers, local_servers, running_servers
     from gateway.access import check_exposure
     from gateway.main import check_port
 
@@ -70,13 +70,22 @@ async def _up(settings: Settings) -> None:
         say=say,
         beside=settings.config.parent,
     )
+    if ended := await asyncio.to_thread(end_leftovers, settings.logs):
+        say(f"ended what an earlier start left running: {', '.join(ended)}")
     if servers:
         say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _tell(settings, endpoints)
-    async with (
-        Fleet(servers, say=say) as experts,
-        Fleet([_gateway(settings)], say=say, pace=Pace(grace=DRAIN)),
-    ):
+    pace = Pace(grace=DRAIN)
+    if registry.residency is not None:
+        from coe.cli.turns import in_turns
+
+        async with (
+            in_turns(settings, registry, servers) as turns,
+            Fleet([_gateway(settings, turns)], say=say, pace=pace),
+        ):
+            say(_welcome(settings, registry))
+            await asyncio.Event().wait()
+    async with Fleet(servers, say=say) as experts, Fleet([_gateway(settings)], say=say, pace=pace):
         say(_welcome(settings, registry))
         adapting = Adapting(
             experts,
@@ -122,7 +131,7 @@ async def _ensure_router(settings: Settings) -> None:
         raise FleetError("the router could not be trained; the reason stands above")
 
 
-def _gateway(settings: Settings) -> ServerSpec:
+def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
     from coe.fleet import ServerSpec
 
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
@@ -131,7 +140,7 @@ def _gateway(settings: Settings) -> ServerSpec:
         argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
         host=_reachable(settings),
         port=settings.port,
-        env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS)},
+        env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS), "COE_TURNS": str(turns or "")},
         model=None,
         log=settings.logs / "gateway.log",
         ready_timeout=60.0,

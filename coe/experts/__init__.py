@@ -2,6 +2,7 @@
 
 from coe.experts.building import build_experts, endpoints_of
 from coe.experts.replicas import Replica, ReplicatedExpert
+from coe.experts.turns import Turns
 from coe.experts.watch import watching
 
-__all__ = ["Replica", "ReplicatedExpert", "build_experts", "endpoints_of", "watching"]
+__all__ = ["Replica", "ReplicatedExpert", "Turns", "build_experts", "endpoints_of", "watching"]

@@ -10,6 +10,7 @@ from coe.errors import ConfigError
 from coe.experts.client import Client
 from coe.experts.http import HttpExpert
 from coe.experts.replicas import Replica, ReplicatedExpert
+from coe.experts.turns import Turns, TurnTaking
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint
 
@@ -20,11 +21,13 @@ def build_experts(
     *,
     session: Client,
     previous: Mapping[str, ReplicatedExpert] | None = None,
+    turns: Turns | None = None,
 ) -> dict[str, ReplicatedExpert]:
     """Every declared expert by name, in the order of the declaration.
 
-    `started` holds the local servers that run (Settings.endpoints). An expert of `previous` whose declaration and
-    addresses are the same is taken over as it is, with its breakers, its requests in flight and its measured times.
+    `started` holds the local servers that run (Settings.endpoints); with `turns` they take turns. An expert of
+    `previous` whose declaration and addresses are the same is taken over as it is, with its breakers, its requests in
+    flight and its measured times.
     Raises ConfigError for a local expert that nobody started.
     """
     experts = {}
@@ -32,7 +35,7 @@ def build_experts(
         endpoints = endpoints_of(spec, started)
         old = (previous or {}).get(spec.name)
         same = old is not None and (old.spec, old.endpoints) == (spec, endpoints)
-        experts[spec.name] = old if old is not None and same else _build(spec, endpoints, session)
+        experts[spec.name] = old if old is not None and same else _build(spec, endpoints, session, turns)
     return experts
 
 
@@ -48,12 +51,18 @@ def endpoints_of(spec: ExpertSpec, started: Mapping[str, Endpoint]) -> tuple[End
     return (started[spec.name],)
 
 
-def _build(spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client) -> ReplicatedExpert:
+def _build(spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, turns: Turns | None) -> ReplicatedExpert:
     if spec.runtime == "litellm":
         replicas = [Replica(_through_litellm(spec, endpoint)) for endpoint in endpoints or (None,)]
     else:
-        replicas = [Replica(_Spoken(spec, endpoint, session), endpoint=endpoint) for endpoint in endpoints]
+        spoken = [(_Spoken(spec, endpoint, session), endpoint) for endpoint in endpoints]
+        turning = None if spec.addresses else turns
+        replicas = [Replica(_in_turn(expert, spec, turning), endpoint=endpoint) for expert, endpoint in spoken]
     return ReplicatedExpert(spec, endpoints, replicas=replicas)
+
+
+def _in_turn(expert: Expert, spec: ExpertSpec, turns: Turns | None) -> Expert:
+    return expert if turns is None else TurnTaking(expert, sibling=spec.sibling, turns=turns)
 
 
 def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:

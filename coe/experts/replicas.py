@@ -80,7 +80,7 @@ class Replica:
             self.breaker.dropped(era)
 
     def _learn(self, error: BaseException, era: int) -> None:
-        if not isinstance(error, ExpertError):
+        if not isinstance(error, ExpertError) or not error.asked:
             self.breaker.dropped(era)
         elif error.unhealthy:
             self.breaker.failed(era)

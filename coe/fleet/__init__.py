@@ -2,6 +2,7 @@
 
 from coe.fleet.adapting import Adapting, running_servers
 from coe.fleet.fleet import Fleet
+from coe.fleet.leftovers import end_leftovers
 from coe.fleet.mistakes import mistakes
 from coe.fleet.pace import Backoff, Pace
 from coe.fleet.planning import local_servers
@@ -17,6 +18,7 @@ __all__ = [
     "Pace",
     "ServerSpec",
     "Vllm",
+    "end_leftovers",
     "free_port",
     "local_servers",
     "mistakes",

@@ -38,7 +38,7 @@ class Fleet:
         try:
             await self._start_all()
         except BaseException:
-            await _to_the_end(self._close())
+            await to_the_end(self._close())
             raise
         self._watchers = [asyncio.create_task(server.watch()) for server in self._servers]
         return self
@@ -46,7 +46,7 @@ class Fleet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _to_the_end(self._close())
+        await to_the_end(self._close())
 
     async def load(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
         """Serve these LoRA folders too, by name, at the server `key`; returns what was new. Raises FleetError."""
@@ -85,7 +85,7 @@ class Fleet:
                 raise outcome
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
     """Finish `work` even when cancelled meanwhile; the cancellation is raised afterwards."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

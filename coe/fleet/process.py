@@ -13,7 +13,7 @@ from contextlib import suppress
 import psutil
 
 from coe.errors import FleetError
-from coe.fleet import warden
+from coe.fleet import leftovers, warden
 from coe.fleet.ports import is_free
 from coe.fleet.specs import ServerSpec
 
@@ -45,7 +45,7 @@ class ServerProcess:
             with spec.log.open("ab") as log:  # appending is what lets logs.cap cut it under the writer
                 self._warden = subprocess.Popen(  # noqa: S603  the declared command line
                     command,
-                    env=os.environ | dict(spec.env),
+                    env=os.environ | dict(spec.env) | leftovers.mark(spec.log.parent),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -37,6 +37,11 @@ class Server:
         self._process: ServerProcess | None = None
         self._log_begins = 0
 
+    @property
+    def running(self) -> bool:
+        """Whether it has a process that lives."""
+        return self._process is not None and self._process.exit_code is None
+
     async def start(self, *, keep_log: bool = False) -> None:
         """Start and return once it has answered. Raises FleetError; what was started is then left to `stop`."""
         begin = time.monotonic()
@@ -69,7 +74,7 @@ class Server:
         delay = 0.0
         while True:
             ready = time.monotonic()
-            trouble = await self._until_trouble()
+            trouble = await self.trouble()
             up = time.monotonic() - ready
             while trouble:
                 await self.stop()
@@ -79,8 +84,9 @@ class Server:
                 up = 0.0
                 trouble = await self._trouble_restarting()
 
-    async def _until_trouble(self) -> str:
-        assert self._process is not None, "watch() follows start()"
+    async def trouble(self) -> str:
+        """Wait until the server dies or stops answering, and say which. After `start`."""
+        assert self._process is not None, "trouble() follows start()"
         misses = 0
         while misses < self._pace.misses:
             code = await self._process.exited_within(self._pace.check_every)

@@ -3,6 +3,7 @@
 from coe.registry.access import Access, ApiKey, KeyLimits, Limits
 from coe.registry.policy import Budget, Policy
 from coe.registry.reading import load, schema
+from coe.registry.residency import Device, Residency
 from coe.registry.retrieval import Retrieval
 from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 
@@ -12,6 +13,7 @@ __all__ = [
     "ApiKey",
     "Budget",
     "Category",
+    "Device",
     "ExpertSpec",
     "KeyLimits",
     "Limits",
@@ -19,6 +21,7 @@ __all__ = [
     "Policy",
     "Prices",
     "Registry",
+    "Residency",
     "Retrieval",
     "load",
     "schema",

@@ -8,6 +8,7 @@ import orjson
 
 from coe.core import GENERAL
 from coe.located import Located, Place
+from coe.registry.residency_checks import residency_checks
 from coe.registry.specs import AUTO, ExpertSpec, Registry
 
 
@@ -33,7 +34,7 @@ def cross_checks(source: Located, registry: Registry) -> list[str]:
     problems += _duplicates(source, ("access", "keys"), tuple(key.name for key in registry.access.keys))
     digests = tuple(key.sha256 for key in registry.access.keys)
     problems += _duplicates(source, ("access", "keys"), digests, field="sha256")
-    return problems + _check_memory(source, registry)
+    return problems + residency_checks(source, registry) + _check_memory(source, registry)
 
 
 def _duplicates(source: Located, section: Place, names: tuple[str, ...], *, field: str = "name") -> list[str]:
@@ -87,7 +88,7 @@ def _check_address(source: Located, place: Place, expert: ExpertSpec) -> list[st
 
 def _check_memory(source: Located, registry: Registry) -> list[str]:
     """Experts that name the same model share one process, so its memory counts once."""
-    if registry.budget.memory_gb is None:
+    if registry.budget.memory_gb is None or registry.residency is not None:
         return []
     servers: dict[tuple[str, str, str, tuple[int, ...]], float] = {}
     for expert in registry.experts:
@@ -99,7 +100,8 @@ def _check_memory(source: Located, registry: Registry) -> list[str]:
         return []
     where = source.at(("budget", "memory_gb"))
     return [
-        f"{where}: the local experts need {needed:g} GB together and memory_gb allows {registry.budget.memory_gb:g}"
+        f"{where}: the local experts need {needed:g} GB together and memory_gb allows {registry.budget.memory_gb:g}; "
+        "raise it, or declare `residency` and let them take turns"
     ]
 
 

@@ -13,6 +13,7 @@ from coe.core import GENERAL, Api, Capability
 from coe.registry.access import Access, Limits
 from coe.registry.declared import Count, Declared, Flag, Name, Positive, Url
 from coe.registry.policy import Budget, Policy
+from coe.registry.residency import Residency
 from coe.registry.retrieval import Retrieval
 
 AUTO = "auto"
@@ -64,6 +65,15 @@ class ExpertSpec(Declared):
     one model, the same options and gpus share a server; adapters come and go without a restart of it."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Devices of the local vLLM server, as nvidia-smi numbers them; over several of them the model is spread."""
+    device: Name | None = None
+    """With `residency`: the device it takes turns on, where there are several."""
+    pinned: bool = False
+    """With `residency`: always awake."""
+    sleep_level: Literal[1, 2] | None = None
+    """With `residency` and runtime vllm: it sleeps instead of being stopped, 1 with its weights in RAM (wakes in a
+    second or so), 2 without them. Its options need enable-sleep-mode: true."""
+    sibling: Name | None = None
+    """With `residency`: a smaller or quantised expert that answers, where it is awake, while this one is woken."""
     context_length: Count = 8192
     """Tokens of prompt and answer together."""
     capabilities: frozenset[Capability] = frozenset()
@@ -86,6 +96,9 @@ class ExpertSpec(Declared):
         """What its server speaks."""
         return self.apis if self.apis is not None else _SPOKEN[self.runtime]
 
+
+_TURNS = ("device", "pinned", "sleep_level", "sibling")
+"""How an expert takes turns, which no plan depends on."""
 
 _SPOKEN: dict[str, frozenset[Api]] = {
     "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
@@ -133,6 +146,8 @@ class Registry(Declared):
     limits: Limits = Limits()
     access: Access = Access()
     log: LogSpec = LogSpec()
+    residency: Residency | None = None
+    """Left out, all local experts are awake all the time."""
     retrieval: Retrieval = Retrieval()
 
     @cached_property
@@ -151,6 +166,12 @@ class Registry(Declared):
         """The declared expert of that name."""
         return self._by_name[name]
 
+    def device_of(self, expert: ExpertSpec) -> str | None:
+        """Where a local expert takes turns; None where none do."""
+        if self.residency is None or expert.runtime not in ("transformers", "vllm"):
+            return None
+        return expert.device or self.residency.devices[0].name
+
     @property
     def general_expert(self) -> str:
         return self.assignment[GENERAL]
@@ -162,12 +183,13 @@ class Registry(Declared):
         plain = self.model_dump(
             mode="json",
             exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis"}},
+                "experts": {"__all__": {"api_key", "capabilities", "apis", *_TURNS}},
                 "policy": {"exploration"},
                 "access": True,
                 "limits": True,
                 "log": True,
                 "retrieval": True,
+                "residency": True,
             },
         )
         plain["sets"] = {e.name: [sorted(e.capabilities), sorted(e.spoken)] for e in self.experts}

@@ -36,6 +36,10 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(503 if self.mode == "sick" else 200, {"status": "as it is"})
 
     def do_POST(self) -> None:
+        if self.path.startswith(("/sleep", "/wake_up")):
+            write(self.path)
+            self.reply(500 if self.mode == "sleepless" else 200, {})
+            return
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if "lora" in self.path:
             write(f"{self.path} {asked['lora_name']}")

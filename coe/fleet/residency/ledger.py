@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.policy import plan
@@ -30,6 +31,7 @@ class _Line:
     last_used: float = 0.0
     rests_until: float = 0.0
     woken: tuple[Tier, float] | None = None
+    switches: int = 0
 
 
 class Ledger:
@@ -96,14 +98,18 @@ class Ledger:
         """A resident is `asleep` or `stopped` now."""
         self._lines[key].tier = tier
 
-    def failed(self, key: str, *, rests_until: float) -> list[Ticket]:
-        """A resident is down, and must not be woken before a time. Gives back who waited for it, refused."""
+    def falls(self, key: str) -> None:
+        """A resident is down and what is left of it is being ended; `failed` follows."""
+        self._lines[key].tier = "leaving"
+
+    def failed(self, key: str, *, rests_until: float, refuse: bool) -> list[Ticket]:
+        """A resident is down, and must not be woken before a time. Gives back who waited for it where they are to be
+        refused; else they wait on."""
         line = self._lines[key]
         line.tier, line.woken, line.wishes, line.rests_until = "stopped", None, 0, rests_until
-        refused = list(line.waiting)
-        line.waiting.clear()
+        refused = list(line.waiting) if refuse else []
         for ticket in refused:
-            del self._owner[ticket]
+            del self._owner[ticket], line.waiting[ticket]
         return refused
 
     # ------------------------------------------------------------------------------------------------ what to do
@@ -141,10 +147,24 @@ class Ledger:
         if action.verb == "wake":
             line.woken, line.tier = (line.tier, now), "waking"
             self.switches += 1
+            line.switches += 1
         else:
             line.tier = "leaving"
 
     # ------------------------------------------------------------------------------------------------ what stands
+
+    def tier(self, key: str) -> Tier:
+        return self._lines[key].tier
+
+    def wake_time(self, key: str) -> float:
+        """Seconds that a resident needs to be awake from where it rests."""
+        line = self._lines[key]
+        return line.loads.get(line.tier, line.loads["asleep" if line.resident.sleeps else "stopped"])
+
+    def told(self, key: str) -> dict[str, Any]:
+        """What operators want to know of a resident."""
+        line = self._lines[key]
+        return {"tier": line.tier, "held": len(line.waiting), "switches": line.switches}
 
     def state(self, now: float) -> State:
         """All of it, frozen."""

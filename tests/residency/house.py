@@ -1,0 +1,53 @@
+"""Fake servers of 10 GB each that take turns on one device."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from coe.fleet.residency.desk import desk
+from coe.fleet.residency.residency import Residency
+from coe.fleet.residency.rooms import Floor, Room
+from coe.fleet.residency.state import Resident
+from coe.settings import Endpoint
+from coe.turns import Turns, taking_turns
+from tests.fleet.fake_fleet import QUICK, Fakes
+
+SIZE = 10.0
+
+
+class House:
+    """A floor of fakes: `modes` by name; those in `sleepers` sleep instead of being stopped."""
+
+    def __init__(self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "") -> None:
+        self.fakes = fakes
+        rooms = []
+        for name, mode in modes.items():
+            sleeps = name in sleepers
+            resident = Resident(name, SIZE, sleeps=sleeps)
+            rooms.append(Room(resident, fakes.spec(mode, key=name), 1 if sleeps else None))
+        self.specs = {room.key: room.spec for room in rooms}
+        self.floor = Floor(memory, 0.0, tuple(rooms), {room.key: room.key for room in rooms})
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        return {name: Endpoint(f"{spec.root}/v1", "a-model") for name, spec in self.specs.items()}
+
+    def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
+        pace = replace(QUICK, misses=20)
+        return Residency([self.floor], assignment={"x": first}, max_wait=max_wait, say=self.fakes.say, pace=pace)
+
+    @asynccontextmanager
+    async def open(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Path]]:
+        """The servers in turns, and where to ask for them."""
+        address = self.fakes.folder / "s"
+        async with self.residency(first=first, max_wait=max_wait) as residency, desk(residency, address):
+            yield residency, address
+
+    @asynccontextmanager
+    async def asked(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Turns]]:
+        """The same, with a gateway's side of it."""
+        async with self.open(first=first, max_wait=max_wait) as (residency, address), taking_turns(address) as turns:
+            yield residency, turns

@@ -1,0 +1,70 @@
+"""Residency in experts.yaml: what does not fit is refused with its place and a remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from coe.errors import ConfigError
+from coe.registry import Registry, load
+
+
+def declared(tmp_path: Path, *, residency: dict[str, Any] | None, **changes: Any) -> Registry:
+    experts = [
+        {"name": "small", "model": "m", "runtime": "vllm", "memory_gb": 10},
+        {"name": "large", "model": "n", "runtime": "vllm", "memory_gb": 40, **changes.pop("large", {})},
+    ]
+    document = {
+        "version": 1,
+        "categories": [{"name": "general", "description": "anything"}],
+        "experts": experts,
+        "assignment": {"general": "small"},
+        **changes,
+    }
+    if residency is not None:
+        document["residency"] = residency
+    path = tmp_path / "experts.yaml"
+    with path.open("w") as file:
+        YAML().dump(document, file)
+    return load(path, environ={})
+
+
+def devices(*memory: float, **more: Any) -> dict[str, Any]:
+    return {"devices": [{"name": f"gpu{index}", "memory_gb": size} for index, size in enumerate(memory)], **more}
+
+
+@pytest.mark.parametrize(
+    ("residency", "changes", "said"),
+    [
+        (devices(20), {}, r"experts.yaml:\d+: 'gpu0' has 20 GB and 'large' alone needs 40; give the device more"),
+        (devices(45), {"large": {"pinned": True}}, "leave 5 GB of 'gpu0', and 'small' needs 10; pin fewer"),
+        (devices(50, 50), {}, "name its device, one of gpu0, gpu1"),
+        (devices(50), {"large": {"device": "gpu1"}}, "name its device, one of gpu0"),
+        (devices(50), {"large": {"memory_gb": None}}, "need memory_gb"),
+        (devices(50), {"large": {"sibling": "smal"}}, "'smal' is no other expert; known: small, large"),
+        (devices(50), {"large": {"sibling": "large"}}, "is no other expert"),
+        (devices(50), {"large": {"runtime": "transformers", "sleep_level": 1}}, "only vLLM servers can sleep"),
+        (devices(50, hold=5, max_wait=30), {}, r"hold must be at least max_wait \(30\)"),
+        (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
+        (None, {"large": {"pinned": True}}, "declare `residency`"),
+        (None, {"budget": {"memory_gb": 45}}, "raise it, or declare `residency`"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, residency: dict[str, Any] | None, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        declared(tmp_path, residency=residency, **changes)
+
+
+def test_with_residency_the_experts_may_need_more_together_than_there_is(tmp_path: Path) -> None:
+    found = declared(tmp_path, residency=devices(45), large={"sibling": "small"}, budget={"memory_gb": 45})
+    assert found.device_of(found.experts[1]) == "gpu0"
+
+
+def test_turns_change_no_digest(tmp_path: Path) -> None:
+    plain = declared(tmp_path, residency=None).digest
+    assert declared(tmp_path, residency=devices(60), large={"pinned": True}).digest == plain

@@ -1,0 +1,52 @@
+"""What a killed supervisor left running is found at the next start, by its mark."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coe.fleet import Fleet, end_leftovers
+from coe.fleet.leftovers import MARK, mark
+from tests.fleet.fake_fleet import QUICK, Fakes
+
+SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
+
+
+def started(marked: dict[str, str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(SLEEP, env=os.environ | marked, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def test_processes_of_a_fleet_that_is_gone_are_ended_and_others_are_left_alone(tmp_path: Path) -> None:
+    gone = {MARK: f"{2**22 - 1}:1.00:{tmp_path}"}
+    elsewhere = {MARK: f"{2**22 - 1}:1.00:{tmp_path / 'other'}"}
+    left, other, ours = started(gone), started(elsewhere), started(mark(tmp_path))
+    try:
+        (name,) = end_leftovers(tmp_path)
+        assert f"({left.pid})" in name
+        assert left.wait(10) != 0
+        assert (other.poll(), ours.poll()) == (None, None)
+        assert end_leftovers(tmp_path) == []
+    finally:
+        for process in (left, other, ours):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.anyio
+async def test_every_process_of_a_server_carries_the_mark(fakes: Fakes) -> None:
+    spec = fakes.spec("family")
+    async with Fleet([spec], say=fakes.say, pace=QUICK):
+        marks = {psutil.Process(pid).environ()[MARK] for pid in fakes.alive()}
+        assert marks == set(mark(spec.log.parent).values())
+        assert await asyncio.to_thread(end_leftovers, spec.log.parent) == []
+        assert len(fakes.alive()) > 1

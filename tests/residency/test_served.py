@@ -1,0 +1,116 @@
+"""The gateway in front of experts that take turns: real processes on both sides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from coe.fleet.residency.residency import Residency
+from tests.fleet.fake_fleet import Fakes
+from tests.gateway.served import Served, chat, serving
+from tests.residency.house import House
+
+pytestmark = pytest.mark.anyio
+
+
+def expert(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "model": name, "runtime": "transformers", "memory_gb": 10, **more}
+
+
+@asynccontextmanager
+async def turning(
+    fakes: Fakes, tmp_path: Path, *, hold: float = 20.0, **more: Any
+) -> AsyncIterator[tuple[Residency, Served]]:
+    house = House(fakes, {"a": "ok", "b": "ok"})
+    async with house.open() as (residency, address):
+        environ = {
+            "COE_ENDPOINTS": orjson.dumps({name: asdict(one) for name, one in house.endpoints.items()}).decode(),
+            "COE_TURNS": str(address),
+        }
+        folder = tmp_path / "gateway"
+        folder.mkdir()
+        declared: dict[str, Any] = {
+            "experts": [expert("a"), expert("b", **more)],
+            "assignment": {"general": "a", "code": "b"},
+            "policy": {},
+            "residency": {"devices": [{"name": "d", "memory_gb": 10}], "max_wait": 0.2, "hold": hold},
+        }
+        async with serving(folder, environ=environ, **declared) as served:
+            yield residency, served
+
+
+async def test_a_request_for_an_expert_that_is_not_awake_is_held_until_it_is(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path) as (residency, served):
+        for name in ("b", "a", "b"):
+            async with served.ask(name) as response:
+                assert response.status == 200, await response.text()
+                assert response.headers["x-coe-expert"] == name
+        assert residency.tiers()["b"]["switches"] == 2
+        assert await served.metric("coe_expert_switches") == 3
+        assert await served.metric("coe_expert_tier") == 3
+        assert await served.metric("coe_hold_seconds_count") == 3
+
+
+async def test_a_pin_that_does_not_get_its_turn_is_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
+        ticket = residency.hold("a", category="", within=60, spare="", granted=lambda: None, refused=lambda *_: None)
+        async with served.ask("b") as response:
+            assert response.status == 503
+            assert (await response.json())["error"]["code"] == "expert_asleep"
+            assert int(response.headers["retry-after"]) >= 1
+        assert ticket is not None
+        residency.end(ticket)
+
+
+async def test_what_is_routed_goes_to_one_that_is_awake_when_its_own_does_not_come(
+    fakes: Fakes, tmp_path: Path
+) -> None:
+    async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
+        ticket = residency.hold("a", category="", within=60, spare="", granted=lambda: None, refused=lambda *_: None)
+        body = chat("auto", text="code code code")
+        async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
+            assert response.status == 200, await response.text()
+            assert (response.headers["x-coe-expert"], response.headers["x-coe-reason"]) == ("a", "fallback")
+        assert ticket is not None
+        residency.end(ticket)
+
+
+async def test_a_sibling_answers_while_the_large_one_is_woken(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path, sibling="a") as (residency, served):
+        body = chat("auto", text="code code code")
+        async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
+            assert response.headers["x-coe-expert"] == "a"
+        async with asyncio.timeout(10):
+            while residency.tiers()["b"]["tier"] != "awake":
+                await asyncio.sleep(0.01)
+
+
+async def test_a_gateway_killed_in_the_middle_leaves_nothing_held(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path) as (residency, served):
+        ticket = residency.hold("a", category="", within=60, spare="", granted=lambda: None, refused=lambda *_: None)
+        waiting = asyncio.create_task(_ignored(served))
+        async with asyncio.timeout(10):
+            while residency.tiers()["b"]["held"] == 0:
+                await asyncio.sleep(0.01)
+        for worker in psutil.Process(served.process.pid).children(recursive=True):
+            worker.kill()
+        async with asyncio.timeout(10):
+            while residency.tiers()["b"]["held"]:
+                await asyncio.sleep(0.01)
+        assert ticket is not None
+        residency.end(ticket)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _ignored(served: Served) -> None:
+    async with served.ask("b"):
+        pass
