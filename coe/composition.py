@@ -75,7 +75,8 @@ def decide(
         _check_pin(chat, registry, able)
         return Decision(chat.model, category, confidence, "pinned", (chat.model,))
     if not able:
-        raise InvalidRequest(f"no expert can take this request: {_obstacles(chat, registry)}", code="no_capable_expert")
+        obstacles = "; ".join(_obstacle(chat, spec) for spec in registry.experts)
+        raise InvalidRequest(f"no expert can take this request: {obstacles}", code="no_capable_expert")
     _check_one_embedder(chat, able)
     value = expected(assignment, prediction.probabilities)
     price = assignment.price
@@ -106,8 +107,7 @@ def decide(
         free = (name for name in trusted if name not in down and standings.get(name, _IDLE).load < 1)
         first, reason, propensity = _explore(first, free, worth=worth, policy=policy, uniform=uniform)
     ranked.remove(first)
-    sibling = registry.expert(first).sibling
-    ranked.sort(key=lambda name: name != sibling)
+    ranked.sort(key=(registry.expert(first).sibling or first).__ne__)
     candidates = (first, *ranked)
     paid = dict(zip(assignment.experts, price.tolist(), strict=True)) if price.any() else {}
     return Decision(
@@ -144,10 +144,6 @@ def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
     if chat.characters > spec.context_length * CHARACTERS_PER_TOKEN:
         return f"{spec.name} reads {spec.context_length} tokens and the chat has {chat.characters} characters"
     return ""
-
-
-def _obstacles(chat: Chat, registry: Registry) -> str:
-    return "; ".join(obstacle for spec in registry.experts if (obstacle := _obstacle(chat, spec)))
 
 
 def _check_one_embedder(chat: Chat, able: list[str]) -> None:
@@ -282,7 +278,7 @@ class Composition:
             conversation=conversation,
             category=decision.category,
             spare=decision.candidates[1] if len(decision.candidates) > 1 else "",
-            hold_until=self._hold_until(until),
+            hold_until=min(until, asyncio.get_running_loop().time() + self.registry.hold),
         )
         accepted = await first_answer(
             call,
@@ -296,13 +292,6 @@ class Composition:
         if conversation:
             self._affinity.put(conversation, accepted.expert)
         return Answer(decision, accepted.reply, accepted.attempts)
-
-    def _hold_until(self, until: float) -> float:
-        """One wait for all experts of a request: once it is over, only those that are awake are asked."""
-        residency = self.registry.residency
-        if residency is None:
-            return until
-        return min(until, asyncio.get_running_loop().time() + residency.hold)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:

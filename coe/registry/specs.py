@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -165,6 +166,11 @@ class Registry(Declared):
     def expert(self, name: str) -> ExpertSpec:
         """The declared expert of that name."""
         return self._by_name[name]
+
+    @property
+    def hold(self) -> float:
+        """Seconds that a request waits for experts to be woken, all of them together."""
+        return math.inf if self.residency is None else self.residency.hold
 
     def device_of(self, expert: ExpertSpec) -> str | None:
         """Where a local expert takes turns; None where none do."""
