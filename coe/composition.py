@@ -64,10 +64,9 @@ def decide(
     found, where none is declared. `charge`, shape (n_experts,) in units of quality, is taken off beside the plan's
     prices (below 0: what passages are expected to add). By their `standings` (one not named there is up and idle)
     experts that are down go behind all that are up, and an overloaded choice gives way to one that is expected to be
-    worse by at most the declared `spill_loss`; neither touches a pin. A declared sibling comes right behind the
-    chosen one. `uniform`, drawn from [0, 1), makes a choice by
-    expected quality explore as declared, among experts that are up and not overloaded; the decision then has its exact
-    propensity. Raises ModelNotFound, or InvalidRequest when no expert can take the chat.
+    worse by at most the declared `spill_loss`; neither touches a pin. The chosen one's sibling comes next. `uniform`,
+    drawn from [0, 1), makes a choice by expected quality explore as declared, among experts that are up and not
+    overloaded; the decision then has its exact propensity. Raises ModelNotFound, or InvalidRequest when none can.
     """
     able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
