@@ -19,7 +19,7 @@ from coe.retrieval import terms
 from coe.retrieval.fusion import candidates, check_encoder, fused
 from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.redis_connection import Connection, Moved, Rebuilding
-from coe.retrieval.redis_values import arguments_of, scored, unit_vector
+from coe.retrieval.redis_values import arguments_of, cosine, scored
 
 PREFIX = "coe:{documents}:"
 INDEX, REBUILDING = f"{PREFIX}index", f"{PREFIX}rebuilding"
@@ -55,7 +55,7 @@ class RedisStore:
         self._draft = draft
         script = self._redis.client.register_script
         self._upsert, self._delete = script(scripts.UPSERT), script(scripts.DELETE)
-        self._words = script(scripts.WORDS)
+        self._words, self._vectors = script(scripts.WORDS), script(scripts.VECTORS)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -113,16 +113,8 @@ class RedisStore:
         """Those of chunks that only their words found; none of chunks that are gone."""
         if not numbers:
             return {}
-        async with self._redis.client.pipeline(transaction=False) as pipe:
-            for number in numbers:
-                for prefix in prefixes:
-                    pipe.execute_command("VEMB", f"{prefix}vectors", number, "RAW")
-            found = await self._redis.answer(pipe.execute())
-        each = len(prefixes)
-        raw = (
-            (number, next(filter(None, found[at * each : (at + 1) * each]), None)) for at, number in enumerate(numbers)
-        )
-        return {number: float(unit_vector(one) @ vector) for number, one in raw if one}
+        found = await self._redis.answer(self._vectors(keys=prefixes, args=numbers))
+        return {number: cosine(raw, vector) for number, raw in zip(numbers, found, strict=True) if raw}
 
     async def _passages(
         self, prefixes: Sequence[str], order: Sequence[int], cosines: Mapping[int, float], parts: Sequence[str]

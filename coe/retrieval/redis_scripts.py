@@ -120,6 +120,22 @@ return found
 """
 """KEYS: prefixes of parts; ARGV: words. Answers word and rows in turn, the rarest words first."""
 
+VECTORS = """
+local found = {}
+for at, number in ipairs(ARGV) do
+  found[at] = ''
+  for _, part in ipairs(KEYS) do
+    local raw = redis.call('VEMB', part .. 'vectors', number, 'RAW')
+    if raw then
+      found[at] = raw[2]
+      break
+    end
+  end
+end
+return found
+"""
+"""KEYS: prefixes of parts; ARGV: chunk numbers. Answers each vector as it is kept, nothing for a chunk that is gone."""
+
 MOVE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[4] then return redis.error_reply('MOVED') end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'dimensions', ARGV[3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,7 @@ def scored(near: Any) -> list[tuple[int, float]]:
     return [(int(number), 2 * float(score) - 1) for number, score in pairs]
 
 
-def unit_vector(raw: Sequence[Any]) -> Vector:
-    """VEMB's raw answer, (kind, bytes, norm, range): the unit vector."""
-    values = np.frombuffer(raw[1], dtype=np.int8 if raw[0] in (b"int8", b"q8") else "<f4").astype(np.float32)
-    found: Vector = values / max(float(np.linalg.norm(values)), 1e-9)
-    return found
+def cosine(raw: bytes, vector: Vector) -> float:
+    """Between a vector as the set keeps it, one byte a dimension, and a unit vector."""
+    kept = np.frombuffer(raw, dtype=np.int8).astype(np.float32)
+    return float(kept @ vector) / max(float(np.linalg.norm(kept)), 1e-9)
