@@ -1,9 +1,12 @@
 """Documents in figures: what the store finds and how fast.
 
     benchmarks/retrieval.py --data DIR --json FILE [--router FOLDER] [--redis URL] [--chunks 100000]
+        [--answers FOLDER]
 
 DIR holds docs.parquet (source, doc_id, text) and questions_train.parquet (source, question, gold_doc). FOLDER is a
-trained router's artifact; left out, the one in use in .coe. The Redis at URL is emptied.
+trained router's artifact; left out, the one in use in .coe. The Redis at URL is emptied. With --answers the gate is
+measured too: a small model answers some 500 questions with and without passages, kept in that folder (DIR lies beside
+quality/ then).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import routers
-from benchmarks import retrieval_store
+from benchmarks import retrieval_gate, retrieval_store
 from coe.artifacts import ArtifactStore
 
 
@@ -24,6 +27,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--router", type=Path)
     parser.add_argument("--redis", help="such as redis://127.0.0.1:6379/0; emptied")
+    parser.add_argument("--answers", type=Path)
     parser.add_argument("--chunks", type=int, default=100_000)
     options = parser.parse_args()
     encoder = routers.load_document_encoder(options.router or _router(), threads=2)
@@ -31,6 +35,9 @@ def main() -> None:
     report: dict[str, Any] = {
         "store": retrieval_store.measure(options.data, encoder, urls=urls, chunks=options.chunks),
     }
+    if options.answers:
+        router = options.router or _router()
+        report["gate"] = retrieval_gate.measure(options.data.parent, router, work=options.answers, ask=True)
     options.json.write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))
 
