@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.affinity import Affinity, conversation_key, is_follow_up
+from coe.affinity import Affinity, conversation_key
 from coe.attempts import first_answer
 from coe.conversation import routing_text
 from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
@@ -185,7 +185,7 @@ class Composition:
         self._doubt = doubt
         self._use = relative_use(registry)
         self._leisure = Leisure()
-        self._affinity = Affinity() if affinity is None else affinity
+        self.affinity = Affinity() if affinity is None else affinity
         self._overlays = overlays or Overlays()
         self._consultant = consultant
 
@@ -213,16 +213,13 @@ class Composition:
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
         explores = self.registry.policy.exploration.rate > 0
-        previous = None
-        if is_follow_up(chat, wishes.session):
-            previous = self._affinity.get(conversation_key(chat, wishes.session))
         return decide(
             chat,
             prediction,
             registry=self.registry,
             assignment=self._assignment,
             doubt=self._doubt,
-            previous=previous,
+            previous=self.affinity.get(chat, wishes.session),
             charge=self._charge(prediction, wishes),
             standings={name: expert.standing for name, expert in self.experts.items()},
             uniform=random.random() if explores else None,  # noqa: S311 (nothing secret hangs on it)
@@ -289,7 +286,7 @@ class Composition:
         if accepted.expert != decision.expert:
             decision = replace(decision, expert=accepted.expert, reason="fallback")
         if conversation:
-            self._affinity.put(conversation, accepted.expert)
+            self.affinity.put(chat, conversation, accepted.expert)
         return Answer(decision, accepted.reply, accepted.attempts)
 
 

@@ -23,14 +23,21 @@ class Assembly:
     conversation is with. Experts that did not change go on with their breakers and measured times."""
 
     def __init__(
-        self, settings: Settings, *, session: Client, threads: Executor, limiter: Limiter, turns: Turns | None = None
+        self,
+        settings: Settings,
+        *,
+        session: Client,
+        threads: Executor,
+        limiter: Limiter,
+        affinity: Affinity,
+        turns: Turns | None = None,
     ) -> None:
         self._settings = settings
         self._session = session
         self._threads = threads
         self._limiter = limiter
         self._turns = turns
-        self._affinity = Affinity()
+        self._affinity = affinity
         self.experts: dict[str, ReplicatedExpert] = {}
         """Those of the latest state."""
         self._timeout = 0.0

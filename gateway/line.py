@@ -84,6 +84,7 @@ class Line:
                 trace.allowed_ms = trace.elapsed_ms()
                 trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
                 trace.classified_ms = trace.elapsed_ms()
+                await composition.affinity.recall(chat, wishes.session)
                 trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
                 trace.routed()
                 chat = await trace.consulted(chat, wishes)  # 5 gate

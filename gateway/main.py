@@ -23,6 +23,7 @@ from coe.watch import FILE
 from gateway.access import check_counters, check_exposure, open_limiter
 from gateway.app import Parts, create_app
 from gateway.assembly import Assembly
+from gateway.conversations import open_affinity
 from gateway.current import Current
 from gateway.drain import Drain
 from gateway.gauges import show_log
@@ -101,7 +102,8 @@ async def open_parts(
         alone = "1 while Redis is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
         turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
-        assembly = Assembly(settings, session=session, threads=threads, limiter=limiter, turns=turns)
+        affinity = await stack.enter_async_context(open_affinity(registry.access.counters))
+        assembly = Assembly(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
         stack.push_async_callback(assembly.aclose)
         current = Current(assembly.serving(in_use))
         Watched(settings.artifacts / FILE, current).show(observation.metrics)

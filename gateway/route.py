@@ -44,6 +44,7 @@ class RouteEndpoint:
 async def _decision(composition: Composition, body: bytes, wishes: Wishes, *, tenant: str | None) -> bytes:
     chat = dialect.parse(body)
     _, prediction = await composition.classify(chat, tenant)
+    await composition.affinity.recall(chat, wishes.session)
     decision = composition.assign(chat, prediction, wishes)
     probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
     return orjson.dumps(

@@ -94,10 +94,41 @@ def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
 
 
 def test_the_conversations_longest_unheard_of_are_forgotten() -> None:
-    affinity = Affinity(limit=2)
-    for key in (b"a", b"b", b"a", b"c"):
-        affinity.put(key, "coder")
-    assert [affinity.get(key) for key in (b"a", b"b", b"c")] == ["coder", None, "coder"]
+    affinity, chat = Affinity(limit=2), chat_of("hello")
+    for session in "abac":
+        affinity.put(chat, conversation_key(chat, session), "coder")
+    assert [affinity.get(chat, session) for session in "abc"] == ["coder", None, "coder"]
+
+
+class Gossip:
+    """An Elsewhere that knows one expert for everything, and counts how often it is asked."""
+
+    def __init__(self, expert: str | None) -> None:
+        self.expert, self.asked, self.told = expert, 0, list[str]()
+
+    def tell(self, key: bytes, expert: str) -> None:
+        self.told.append(expert)
+
+    async def ask(self, key: bytes) -> str | None:
+        self.asked += 1
+        return self.expert
+
+
+@pytest.mark.anyio
+async def test_others_are_asked_about_follow_ups_to_answers_from_elsewhere_alone() -> None:
+    gossip = Gossip("painter")
+    affinity = Affinity(elsewhere=gossip)
+    turns = [chat_of("one"), chat_of("one", "A 1", "two"), chat_of("one", "A 1", "two", "A 2", "three")]
+    fifth = chat_of("one", "A 1", "two", "A 2", "three", "A 3", "four", "A 4", "five")
+    for chat in turns:
+        await affinity.recall(chat, None)
+        affinity.put(chat, conversation_key(chat, None), "coder")
+    assert (gossip.asked, gossip.told, affinity.get(turns[2], None)) == (0, ["coder"] * 3, "coder")
+    await affinity.recall(fifth, None)  # the fourth answer was another gateway's
+    assert (gossip.asked, affinity.get(fifth, None)) == (1, "painter")
+    gossip.expert = None
+    await affinity.recall(turns[1], None)
+    assert (gossip.asked, affinity.get(fifth, None)) == (2, "painter"), "what nobody knows better stays"
 
 
 def test_use_goes_by_price_or_else_by_size_and_the_unknown_counts_as_large() -> None:

@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from coe.errors import ConfigError
 from gateway.access.script import TAKE
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 ANSWER = 0.2
 """Seconds for one step, connecting included; a request waits for it."""
 GRACE = 0.05
 """More seconds for an answer that is there and was not read, since the process itself was held up."""
 CONNECTIONS = 8
+
+
+def client_of(url: str) -> Redis:
+    """A client without time limits of its own: whoever asks sets one. Nothing is connected before the first command.
+    Raises ConfigError when `url` cannot be a Redis address."""
+    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS,
+            timeout=None,
+            socket_connect_timeout=None,
+            socket_timeout=None,
+            retry=Retry(NoBackoff(), 0),  # what may have been done must not be done twice
+        )
+        pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
+    except (ValueError, TypeError):
+        # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
+        raise ConfigError(
+            "access.counters: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
+        ) from None
+    return Redis(connection_pool=pool)
 
 
 class AwayError(Exception):
@@ -24,29 +53,9 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                timeout=None,
-                socket_connect_timeout=None,
-                socket_timeout=None,  # a step has one bound for all of this, here
-                retry=Retry(NoBackoff(), 0),  # a step that may have been done must not be done twice
-            )
-            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
-        except (ValueError, TypeError):
-            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
-            raise ConfigError(
-                "access.counters: not a Redis address; write redis://[user:password@]host:6379/0, the password in "
-                "%-escapes"
-            ) from None
-        options = pool.connection_kwargs
+        self._client = client_of(url)
+        options = self._client.connection_pool.connection_kwargs
         self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        self._client: Redis = Redis(connection_pool=pool)
         self._take = self._client.register_script(TAKE)
 
     async def take(self, key: str, arguments: Sequence[str | float]) -> list[float]:

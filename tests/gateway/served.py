@@ -75,9 +75,9 @@ class Served:
         async with self.client.get(f"{self.url}/health/ready") as response:
             return {**(await response.json()), "http": response.status}
 
-    async def metric(self, name: str) -> float:
-        """The sum over all of its series."""
-        async with self.client.get(f"{self.url}/metrics") as response:
+    async def metric(self, name: str, *, key: str = "none") -> float:
+        """The sum over all of its series, as the API key may see it."""
+        async with self.client.get(f"{self.url}/metrics", headers={"x-api-key": key}) as response:
             lines = (await response.text()).splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + " ", name + "{")))
 

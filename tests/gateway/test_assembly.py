@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from coe.affinity import Affinity
 from coe.composition import declared_assignment
 from coe.experts import ReplicatedExpert
 from coe.experts.client import Client
@@ -35,7 +36,8 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     monkeypatch.setattr(ReplicatedExpert, "aclose", close)
     async with Client() as session, open_limiter("memory") as limiter:
         with ThreadPoolExecutor(1) as threads:
-            assembly = Assembly(Settings.read({}), session=session, threads=threads, limiter=limiter)
+            parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
+            assembly = Assembly(Settings.read({}), **parts)
             assembly.serving(in_use_of(policy={"timeout": 60}))
             before = dict(assembly.experts)
             experts = [dict(spec.model_dump(exclude_none=True, exclude={"api_key"})) for spec in registry_of().experts]

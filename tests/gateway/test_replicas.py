@@ -1,0 +1,143 @@
+"""Two gateways on states of their own behind a real nginx, with one Redis between them; one of them is killed."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.access.samples import key_of
+from tests.experts.faulty_server import FaultyServer
+from tests.gateway import nginx
+from tests.gateway.served import Served, serving
+from tests.records import redis_server
+from tests.records.redis_server import RedisServer
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not redis_server.installed(), reason=redis_server.MISSING),
+    pytest.mark.skipif(nginx.NGINX is None, reason=nginx.MISSING),
+]
+
+LIMIT = 40
+CLIENTS = 12
+
+
+@dataclass
+class Replicas:
+    """Two gateways, and nginx before them at `url`."""
+
+    url: str
+    gateways: list[Served]
+    client: aiohttp.ClientSession
+
+    async def ask(self, text: str, *earlier: str, at: str | None = None, **options: Any) -> tuple[int, dict[str, str]]:
+        """Status and headers of the answer to `text` after earlier turns, through nginx or `at` one gateway."""
+        headers = {"x-api-key": options.pop("key", "bob"), **options.pop("headers", {})}
+        turns = [*earlier, text]
+        messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
+        body = {"model": "auto", "messages": messages, **options}
+        async with self.client.post(f"{at or self.url}/v1/chat/completions", json=body, headers=headers) as response:
+            await response.read()
+            return response.status, dict(response.headers)
+
+
+def declared(upstream: str, redis: str) -> dict[str, Any]:
+    keys = (key_of("alice", limits={"requests_per_minute": LIMIT}), key_of("bob", scopes=("chat", "admin")))
+    names = ("coder", "painter", "generalist")
+    return {
+        "experts": [{"name": name, "model": "good", "runtime": "external", "base_url": upstream} for name in names],
+        "assignment": dict(zip(("code", "art", "general"), names, strict=True)),
+        "policy": {"general_below": 0.5},
+        "access": {"keys": [key.model_dump(mode="json") for key in keys], "counters": f"{redis}"},
+        "log": {"url": redis},
+    }
+
+
+@asynccontextmanager
+async def replicas(folder: Path) -> AsyncIterator[Replicas]:
+    redis, upstream = RedisServer(folder), FaultyServer()
+    redis.start()
+    async with AsyncExitStack() as stack:
+        stack.callback(redis.kill)
+        runner = await upstream.start()
+        stack.push_async_callback(runner.cleanup)
+        for name in ("one", "two", "nginx"):
+            (folder / name).mkdir()
+        both = (serving(folder / name, **declared(upstream.url, redis.url)) for name in ("one", "two"))
+        gateways = list(await asyncio.gather(*map(stack.enter_async_context, both)))
+        url = await stack.enter_async_context(nginx.balancing(folder / "nginx", [one.port for one in gateways]))
+        client = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Replicas(url, gateways, client)
+
+
+async def test_replicas_share_conversations_and_limits_and_one_may_die_under_load(tmp_path: Path) -> None:
+    async with replicas(tmp_path) as service:
+        await keeps_its_expert(service)
+        await limits_hold_together(service)
+        await dies_under_load(service)
+
+
+async def keeps_its_expert(service: Replicas) -> None:
+    one, two = (gateway.url for gateway in service.gateways)
+    session = {"x-session-id": "s"}
+    _, headers = await service.ask("some code", at=one, headers=session)
+    assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("coder", "routed")
+    await asyncio.sleep(0.1)  # as long as a client thinks, and longer than it takes until others know
+    _, headers = await service.ask("and then?", at=two, headers=session)
+    assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("coder", "sticky")
+    _, headers = await service.ask("rather art", at=two, headers=session)
+    assert headers["x-coe-expert"] == "painter"
+    await asyncio.sleep(0.1)
+    _, headers = await service.ask("and then?", at=one, headers=session)
+    assert headers["x-coe-expert"] == "painter", "what this gateway remembers itself is older"
+    _, headers = await service.ask("hello", at=one, model="painter")
+    await asyncio.sleep(0.1)
+    _, headers = await service.ask("go on", "hello", "hi", at=two)
+    assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("painter", "sticky")
+
+
+async def limits_hold_together(service: Replicas) -> None:
+    answers = await asyncio.gather(*(service.ask("hi", key="alice") for _ in range(2 * LIMIT)))
+    statuses = Counter(status for status, _ in answers)
+    assert set(statuses) == {200, 429}
+    assert LIMIT <= statuses[200] <= LIMIT + 10, statuses  # some more come due while it lasts
+
+
+async def dies_under_load(service: Replicas) -> None:
+    """No request stays without an answer, except a stream that was open at the gateway which died."""
+    statuses, torn = Counter[int](), 0
+    more = True
+
+    async def load(number: int) -> None:
+        nonlocal torn
+        while more:
+            try:
+                status, _ = await service.ask("some code", stream=number % 3 == 0)
+                statuses[status] += 1
+            except aiohttp.ClientPayloadError:
+                torn += 1
+
+    clients = [asyncio.create_task(load(number)) for number in range(CLIENTS)]
+    await answered(statuses, 100)
+    victim, survivor = service.gateways
+    assert await victim.metric("coe_requests_total", key="bob") > 10
+    for process in (*victim.workers, victim.process):
+        process.kill()
+    await answered(statuses, statuses.total() + 300)
+    more = False
+    await asyncio.gather(*clients)
+    assert set(statuses) == {200}, statuses
+    assert torn <= CLIENTS / 3
+    assert await survivor.metric("coe_requests_total", key="bob") > 200
+
+
+async def answered(statuses: Counter[int], count: int) -> None:
+    async with asyncio.timeout(20):
+        while statuses.total() < count:
+            await asyncio.sleep(0.01)
