@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -51,6 +51,7 @@ class LanceStore:
         self._pointer = Pointer(folder / "current")
         self._version = version
         self._connection: AsyncConnection | None = None
+        self._wrote = False
         self._open: tuple[str, AsyncTable, EncoderId] | None = None
 
     # ------------------------------------------------------------------------------------------------------- reading
@@ -131,6 +132,7 @@ class LanceStore:
                     await merge.when_not_matched_by_source_delete(known).execute(data)
                 else:
                     await table.add(data)
+                self._wrote = True
                 await self._keep_up(table)
 
     async def delete(self, keys: Sequence[Key]) -> int:
@@ -162,6 +164,12 @@ class LanceStore:
                 await draft.aclose()
 
     async def aclose(self) -> None:
+        """What was written is put into the indexes: a search looks through the rest one by one, words above all."""
+        if self._wrote and self._open is not None:
+            with suppress(RetrievalError), self._telling():
+                async with self._writing():
+                    await self._open[1].checkout_latest()
+                    await self._open[1].optimize(cleanup_older_than=KEPT)
         if self._connection is not None:
             self._connection.close()
             self._connection = self._open = None
