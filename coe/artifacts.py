@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -18,10 +17,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import orjson
 
+from coe.durable import replace_file, sealed, sha256, sync
 from coe.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -32,6 +32,9 @@ KEPT = 1000
 DRAFT = ".draft-"
 STALE = 86_400.0
 """Seconds after which a draft is the remains of a process that was killed."""
+
+KINDS = ("router", "overlays", "assignment", "gate")
+"""What a gateway is served with, in the order in which it is read."""
 
 By = Literal["train", "plan", "retrain", "hand", "rollback"]
 
@@ -68,12 +71,34 @@ class Promotion:
     why: str
 
 
-class ArtifactStore:
-    """The artifacts of one kind under a root folder."""
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What is in use everywhere, and the lines of the history that led there."""
 
-    def __init__(self, root: Path, kind: str) -> None:
+    version: str | None
+    history: bytes = field(repr=False)
+
+
+class Share(Protocol):
+    """Where machines tell each other what is in use. Every failure is an ArtifactError."""
+
+    def put(self, kind: str, version: str | None, folder: Path, history: bytes) -> None: ...
+
+    def stated(self, kind: str) -> Shared | None: ...
+
+    def fetch(self, kind: str, version: str, into: Path) -> None: ...
+
+
+class ArtifactStore:
+    """The artifacts of one kind under a root folder.
+
+    With a `share`, what is put into use here is so everywhere: there first, so that a failure changes nothing.
+    """
+
+    def __init__(self, root: Path, kind: str, share: Share | None = None) -> None:
         self._kind = kind
         self._folder = root / kind
+        self._share = share
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
@@ -90,32 +115,32 @@ class ArtifactStore:
 
     def publish(self, draft: Path, *, categories: Sequence[str], data: str, metrics: Mapping[str, Any]) -> Artifact:
         """Seal a draft with its manifest, on disk, and move it to its version. Same files and data, same version."""
-        files = {path.name: _sealed(path) for path in sorted(draft.iterdir())}
+        files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
         contents = {"files": files, "data": data, "categories": list(categories)}
         version = hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
-        _sealed(draft / MANIFEST)
+        sealed(draft / MANIFEST)
+        return Artifact(self._placed(draft, version), manifest)
+
+    def _placed(self, draft: Path, version: str) -> Path:
         folder = self._folder / version
         if not folder.exists():
             draft.chmod(0o755)
             draft.rename(folder)
-            _sync(self._folder)
-        return Artifact(folder, manifest)
+            sync(self._folder)
+        return folder
 
     def promote(self, version: str, *, by: By = "hand", why: str = "") -> None:
         """Make a published version the one in use; note by whom and why. Raises ArtifactError when it is not there or
         damaged, with nothing changed."""
         self.published(version)
-        with self._moving(version, by, why):
-            replace_file(self._folder / POINTER, version.encode("ascii") + b"\n")
+        self._move(version, by, why)
 
     def forget(self, *, by: By = "hand", why: str = "") -> None:
         """Have no version in use; what was published stays."""
-        with self._moving(None, by, why):
-            (self._folder / POINTER).unlink(missing_ok=True)
-            _sync(self._folder)
+        self._move(None, by, why)
 
     def in_use(self) -> str | None:
         """The version in use, unread; None where none is."""
@@ -151,17 +176,65 @@ class ArtifactStore:
         moves = [move for move in self.history() if move.version == version and counts(move)]
         return moves[-1] if moves else None
 
+    def fetch_shared(self) -> None:
+        """Have what is in use elsewhere in the folder too, verified. Raises ArtifactError."""
+        stated = None if self._share is None else self._share.stated(self._kind)
+        if stated is not None and stated.version is not None:
+            self._fetch(stated.version)
+
+    def take_shared(self) -> None:
+        """Move the pointer to where it is elsewhere, if that is in the folder. Raises ArtifactError."""
+        if self._share is None:
+            return
+        with self._locked():
+            stated = self._share.stated(self._kind)
+            if stated is None or stated.version == self.in_use():
+                return
+            if stated.version is None or self._has(stated.version):
+                self._point(stated.version, stated.history)
+
+    def _fetch(self, version: str) -> None:
+        if self._share is None or self._has(version):
+            return
+        with self.draft() as draft:
+            self._share.fetch(self._kind, version, draft)
+            found = read(draft).manifest
+            if (found.kind, found.version) != (self._kind, version):
+                raise ArtifactError(f"{self._kind} {version} is shared, and holds {found.kind} {found.version}")
+            for path in draft.iterdir():
+                sync(path)
+            with self._locked():
+                self._placed(draft, version)
+
+    def _has(self, version: str) -> bool:
+        return (self._folder / version / MANIFEST).is_file()
+
+    def _move(self, version: str | None, by: By, why: str) -> None:
+        """One move at a time."""
+        with self._locked():
+            known, was = self.history(), self.in_use()
+            if was != version:
+                known = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))[-KEPT:]
+            history = b"".join(orjson.dumps(asdict(move)) + b"\n" for move in known)
+            if self._share is not None:
+                self._share.put(self._kind, version, self._folder / (version or ""), history)
+            self._point(version, history)
+
+    def _point(self, version: str | None, history: bytes) -> None:
+        """Noted before it is made: a process killed in between leaves what was in use, and a line that nothing follows
+        from; the other way round one could not go back."""
+        replace_file(self._folder / HISTORY, history)
+        if version is None:
+            (self._folder / POINTER).unlink(missing_ok=True)
+            sync(self._folder)
+        else:
+            replace_file(self._folder / POINTER, version.encode("ascii") + b"\n")
+
     @contextmanager
-    def _moving(self, version: str | None, by: By, why: str) -> Iterator[None]:
-        """One move at a time, noted before it is made: a process killed in between leaves what was in use, and a line
-        that nothing follows from; the other way round one could not go back."""
+    def _locked(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            known, was = self.history(), self.in_use()
-            if was != version:
-                moves = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))[-KEPT:]
-                replace_file(self._folder / HISTORY, b"".join(orjson.dumps(asdict(m)) + b"\n" for m in moves))
             yield
 
     def current(self) -> Artifact | None:
@@ -178,8 +251,9 @@ class ArtifactStore:
 
     def published(self, version: str) -> Artifact:
         """A published version, verified. Raises ArtifactError, which names the versions that there are."""
+        self._fetch(version)
         folder = self._folder / version
-        if not (folder / MANIFEST).is_file():
+        if not self._has(version):
             known = sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}"))
             raise ArtifactError(f"{folder}: no such {self._kind} artifact; there are {', '.join(known) or 'none'}")
         return read(folder)
@@ -189,7 +263,7 @@ def read(folder: Path) -> Artifact:
     """Read and verify a published folder. Raises ArtifactError that names the damaged file and the remedy."""
     manifest = _manifest(folder)
     for name, digest in manifest.files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise ArtifactError(
                 f"{folder / name}: missing or changed since training; delete {folder.parent} to train anew"
             )
@@ -204,33 +278,3 @@ def _manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
         ) from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file in one step, on disk when this returns: readers see the old one or the new one."""
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    _sync(path.parent)
-
-
-def _sealed(path: Path) -> str:
-    """The file's SHA-256, once its contents are on disk: a power cut must not leave half of what a manifest names."""
-    _sync(path)
-    return _sha256(path)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

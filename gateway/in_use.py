@@ -52,7 +52,7 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
     else:
         router = load_router(registry, artifact)
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
-    assignment = _assignment(settings, registry, router.categories)
+    assignment = assignment_in_use(settings, registry, router.categories)
     overlays = overlays_in_use(settings, router)
     index = _index(settings, registry, artifact.folder, previous)
     return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays, index)
@@ -72,7 +72,7 @@ def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
     """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
     forks. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
-    _assignment(settings, registry, registry.category_names)
+    assignment_in_use(settings, registry, registry.category_names)
     check_store(settings, registry)
     return registry, artifact
 
@@ -156,7 +156,7 @@ def other_router(artifact: Artifact, router: Router) -> str:
     )
 
 
-def _assignment(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:

@@ -26,6 +26,7 @@ from gateway.assembly import Assembly
 from gateway.conversations import open_affinity
 from gateway.current import Current
 from gateway.drain import Drain
+from gateway.following import catch_up, following
 from gateway.gauges import show_log
 from gateway.implicit import ImplicitSignals
 from gateway.in_use import check_in_use, read_in_use
@@ -47,6 +48,7 @@ THREADS = 2
 
 def prepare(settings: Settings) -> None:
     """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
+    catch_up(settings)
     registry, _ = check_in_use(settings)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
@@ -111,6 +113,7 @@ async def open_parts(
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen))
+        await stack.enter_async_context(following(settings, registry.artifacts, observation.metrics))
         observers = (recorder.observe, signals.observe, *observation.observers)
         yield Parts(current, observers, observation.metrics, log, feedback, observation.tracing, reload)
 

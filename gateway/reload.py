@@ -142,6 +142,7 @@ def check_same_process(old: Registry, new: Registry) -> None:
             ("log.keep_records", old.log.keep_records, new.log.keep_records),
             ("log.keep_days", old.log.keep_days, new.log.keep_days),
             ("log.store_embeddings", old.log.store_embeddings, new.log.store_embeddings),
+            ("artifacts", old.artifacts, new.artifacts),
             ("access.counters", old.access.counters, new.access.counters),
         )
         if before != after

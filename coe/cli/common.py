@@ -9,7 +9,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from coe.artifacts import KINDS, ArtifactStore, Share
+from coe.errors import ArtifactError
+from coe.registry import load
 from coe.settings import Settings
+from coe.shared_artifacts import mirror, share_at
 
 Config = Annotated[Path | None, typer.Option("--config", help="The declaration [default: COE_CONFIG or experts.yaml].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -18,6 +22,26 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def settings_for(config: Path | None) -> Settings:
     """The process's settings, with the declaration given on the command line."""
     return Settings.read(config=config)
+
+
+def caught_up(settings: Settings) -> Share | None:
+    """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
+    shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
+    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    if share is not None:
+        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in KINDS])
+    return share
+
+
+def store_of(settings: Settings, kind: str) -> ArtifactStore:
+    """The artifacts of a kind, caught up with other machines as far as that can be: a version that is damaged there
+    must not keep another from being promoted, and where Redis is away nothing can be."""
+    try:
+        return ArtifactStore(settings.artifacts, kind, caught_up(settings))
+    except ArtifactError as error:
+        say_error(f"note: {error}")
+        share = share_at(load(settings.config, environ=settings.environ).artifacts)
+        return ArtifactStore(settings.artifacts, kind, share)
 
 
 def say(text: str) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_error, say_json, settings_for, store_of
 from coe.cli.plan_gate import plan_gate, told
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
@@ -59,7 +58,7 @@ def plan(
     Where the folder has what passages changed (`coe score --retrieval both`), the retrieval gate is fitted too.
     """
     settings = settings_for(config)
-    store = ArtifactStore(settings.artifacts, "assignment")
+    store = store_of(settings, "assignment")
     if forget:
         store.forget(by="plan", why="--forget")
         say("the assignment of experts.yaml is in use; gateways take it at their next start")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coe.artifacts import ArtifactStore
+from coe.cli.common import store_of
 from coe.learning.gate import Trials, fit_gate
 from coe.learning.gate_report import gate_report, plot_calibration
 from coe.learning.supplied import GAINS, read_gains
@@ -30,7 +30,7 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
     report = gate_report(trials, registry.retrieval.price)
     if dry_run:
         return report
-    store = ArtifactStore(settings.artifacts, GATE)
+    store = store_of(settings, GATE)
     with store.draft() as draft:
         gate.save(draft / FILE)
         if find_spec("matplotlib") is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from coe.artifacts import Artifact, ArtifactStore
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.artifacts import Artifact
+from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
 from coe.errors import ArtifactError
 from coe.registry import load
 from coe.settings import Settings
@@ -36,7 +36,7 @@ def promote(
 ) -> None:
     """Put a version into use that was trained, planned or learnt; gateways take it over within a second or two."""
     settings = settings_for(config)
-    store = ArtifactStore(settings.artifacts, kind.value)
+    store = store_of(settings, kind.value)
     was, version = store.in_use(), version or store.newest()
     check_fits(settings, kind, store.published(version))
     store.promote(version, by="hand", why=why)
@@ -46,7 +46,7 @@ def promote(
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
     """Go back to what was in use before; once more, to what was before that."""
     settings = settings_for(config)
-    store = ArtifactStore(settings.artifacts, kind.value)
+    store = store_of(settings, kind.value)
     was, move = store.in_use(), store.before()
     if move is None or (move.was is None and kind is Kind.ROUTER):
         raise ArtifactError(f"rollback: no {kind.value} was in use before {was or 'this'}; name one to `coe promote`")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts import ArtifactStore, Share
+from coe.cli.common import caught_up
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
 from coe.learning.experience import Experience
@@ -32,6 +33,7 @@ from coe.mapping import Assignment, solve
 from coe.registry import Registry, load
 from coe.scoring import ScoreTable
 from coe.settings import Settings
+from coe.shared_artifacts import mirror
 from coe.thrift import relative_use
 
 if TYPE_CHECKING:
@@ -67,18 +69,20 @@ class Job:
     since: float
     now: float
     dry_run: bool
+    share: Share | None = None
 
     @property
     def registry(self) -> Registry:
         return self.in_use.registry
 
     def store(self, kind: str) -> ArtifactStore:
-        return ArtifactStore(self.settings.artifacts, kind)
+        return ArtifactStore(self.settings.artifacts, kind, self.share)
 
     def promote(self, kind: str, version: str | None, *, instead_of: str | None, why: str) -> None:
         """Have the version in use, or none. Raises JobError or ArtifactError, and moves nothing, where anything has
         changed since the job began."""
         declared = load(self.settings.config, environ=self.settings.environ).digest
+        mirror([self.store(kind)])
         if declared != self.registry.digest or self.store(kind).in_use() != instead_of:
             raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
         self.assure()
@@ -95,7 +99,8 @@ def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Ite
 
     url = load(settings.config, environ=settings.environ).log.url
     with only_job(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
-        yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run)
+        share = caught_up(settings)
+        yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
 
 
 def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experience | None]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from coe.artifacts import MANIFEST, Artifact, ArtifactStore
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
 from coe.cli.progress import progress_bar
 from coe.cli.working import Engine, EngineOption, working
 from coe.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ def train(
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
-    store = ArtifactStore(out.absolute() if out else settings.artifacts, "router")
+    store = ArtifactStore(out.absolute(), "router") if out else store_of(settings, "router")
     with working(engine) as work, store.draft() as draft, progress_bar("training") as progress:
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         encoder = encoder or registry.router.encoder

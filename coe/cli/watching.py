@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from coe.artifacts import replace_file
+from coe.durable import replace_file
 from coe.settings import Settings
 from coe.watch import FILE, Watch
 

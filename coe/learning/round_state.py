@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from coe.artifacts import replace_file
+from coe.durable import replace_file
 from coe.errors import ArtifactError
 
 STATE = "rounds.json"

@@ -147,6 +147,9 @@ class Registry(Declared):
     limits: Limits = Limits()
     access: Access = Access()
     log: LogSpec = LogSpec()
+    artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
+    """Where gateways find router, plan and overlays: in the state folder, or on several machines also through
+    redis://HOST:PORT/DB, from where each takes over what is promoted on any of them."""
     residency: Residency | None = None
     """Left out, all local experts are awake all the time."""
     retrieval: Retrieval = Retrieval()
@@ -184,7 +187,7 @@ class Registry(Declared):
 
     @cached_property
     def digest(self) -> str:
-        """Short SHA-256 of what routing depends on, without secrets: not of access, limits, log and retrieval,
+        """Short SHA-256 of what routing depends on, without secrets: not of access, limits, log, artifacts, retrieval,
         nor of exploration, which no plan depends on (records name it)."""
         plain = self.model_dump(
             mode="json",
@@ -194,6 +197,7 @@ class Registry(Declared):
                 "access": True,
                 "limits": True,
                 "log": True,
+                "artifacts": True,
                 "retrieval": True,
                 "residency": True,
             },

@@ -152,3 +152,14 @@ def test_values_that_cannot_be_meant_are_refused(place: tuple[str, ...], value: 
     inner[place[-1]] = value
     with pytest.raises(helm_python.HelmError):
         rendered(values)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "artifacts: folder", "artifacts: redis://redis:6379/0", 'artifacts: "rediss://r"']
+)
+def test_the_notes_warn_where_gateways_would_share_nothing(line: str) -> None:
+    with helm_python.Chart.load(str(CHART)) as chart:
+        notes = chart.render({"experts": f"{EXPERTS}\n{line}\n"}, name="prod", namespace="llm")[
+            "coe/templates/NOTES.txt"
+        ]
+    assert ("each pod keeps its own" in notes) == ("redis" not in line)

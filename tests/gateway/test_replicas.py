@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 import pytest
+from typer.testing import CliRunner
 
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.mapping import Assignment
+from coe.registry import load
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.gateway import nginx
@@ -54,8 +60,9 @@ def declared(upstream: str, redis: str) -> dict[str, Any]:
         "experts": [{"name": name, "model": "good", "runtime": "external", "base_url": upstream} for name in names],
         "assignment": dict(zip(("code", "art", "general"), names, strict=True)),
         "policy": {"general_below": 0.5},
-        "access": {"keys": [key.model_dump(mode="json") for key in keys], "counters": f"{redis}"},
+        "access": {"keys": [key.model_dump(mode="json") for key in keys], "counters": redis},
         "log": {"url": redis},
+        "artifacts": redis,
     }
 
 
@@ -67,7 +74,7 @@ async def replicas(folder: Path) -> AsyncIterator[Replicas]:
         stack.callback(redis.kill)
         runner = await upstream.start()
         stack.push_async_callback(runner.cleanup)
-        for name in ("one", "two", "nginx"):
+        for name in ("one", "two", "nginx", "job"):
             (folder / name).mkdir()
         both = (serving(folder / name, **declared(upstream.url, redis.url)) for name in ("one", "two"))
         gateways = list(await asyncio.gather(*map(stack.enter_async_context, both)))
@@ -80,6 +87,7 @@ async def test_replicas_share_conversations_and_limits_and_one_may_die_under_loa
     async with replicas(tmp_path) as service:
         await keeps_its_expert(service)
         await limits_hold_together(service)
+        await take_over_what_another_machine_promotes(service, tmp_path / "job")
         await dies_under_load(service)
 
 
@@ -107,6 +115,26 @@ async def limits_hold_together(service: Replicas) -> None:
     statuses = Counter(status for status, _ in answers)
     assert set(statuses) == {200, 429}
     assert LIMIT <= statuses[200] <= LIMIT + 10, statuses  # some more come due while it lasts
+
+
+async def take_over_what_another_machine_promotes(service: Replicas, folder: Path) -> None:
+    config = folder / "experts.yaml"
+    config.write_bytes(orjson.dumps(service.gateways[0].declared | {"version": 1}))
+    registry = load(config, environ={})
+    plan = Assignment.declared(
+        registry.category_names, registry.expert_names, {"code": "painter", "art": "coder"}, general="generalist"
+    )
+    store = ArtifactStore(folder / ".coe" / "artifacts", "assignment")
+    with store.draft() as draft:
+        (draft / "assignment.json").write_bytes(plan.to_json())
+        store.publish(draft, categories=plan.categories, data=registry.digest, metrics={})
+    for verb, expert in (("promote", "painter"), ("rollback", "coder")):
+        done = await asyncio.to_thread(CliRunner().invoke, app, [verb, "assignment", "--config", str(config)])
+        assert done.exit_code == 0, done.output
+        async with asyncio.timeout(10):
+            for gateway in service.gateways:
+                while (await service.ask("some code", at=gateway.url))[1]["x-coe-expert"] != expert:
+                    await asyncio.sleep(0.05)
 
 
 async def dies_under_load(service: Replicas) -> None:

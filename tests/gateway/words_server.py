@@ -9,12 +9,11 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.artifacts import POINTER
-from coe.composition import declared_assignment
 from coe.registry import load
 from coe.settings import Settings
 from gateway import processes
 from gateway.app import create_app
-from gateway.in_use import ROUTER, InUse, overlays_in_use
+from gateway.in_use import ROUTER, InUse, assignment_in_use, overlays_in_use
 from gateway.main import open_worker, several
 from tests.fakes import WordRouter
 
@@ -25,7 +24,7 @@ def read(settings: Settings, _: InUse | None = None) -> InUse:
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
         router.version = pointer.read_text()
-    assignment, overlays = declared_assignment(registry, router.categories), overlays_in_use(settings, router)
+    assignment, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
     return InUse(registry, router, assignment, 0.0, settings.home, overlays)
 
 

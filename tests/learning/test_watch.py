@@ -13,9 +13,9 @@ import orjson
 import pytest
 from ruamel.yaml import YAML
 
-from coe.artifacts import replace_file
 from coe.cli.status import status_report
 from coe.cli.watching import publish
+from coe.durable import replace_file
 from coe.learning.proposed import as_declared, telling
 from coe.record import RoutingRecord
 from coe.records import open_log

@@ -1,0 +1,148 @@
+"""What is in use for gateways on several machines: versions and the pointers to them in Redis, mirrored into folders.
+
+`coe:artifacts:KIND` is a hash: `version` (empty where none is in use) and `history`, which move together, and for the
+version in use and the one before it `tar:VERSION` with its `sha256:VERSION`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coe.artifacts import ArtifactStore, Shared
+from coe.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from redis.client import Pipeline
+
+LARGEST = 512 * 2**20
+"""Bytes of a version, which Redis keeps as one value."""
+CONNECT = 2.0
+ANSWER = 5.0
+"""Seconds without a byte; a version takes longer as a whole."""
+FOLDER = "folder"
+
+
+def share_at(address: str) -> RedisArtifacts | None:
+    """What `artifacts` in experts.yaml names; None where every machine has its own folder. Raises ConfigError."""
+    return None if address == FOLDER else RedisArtifacts(address)
+
+
+def mirror(stores: Sequence[ArtifactStore]) -> None:
+    """Take over what is in use elsewhere: everything is fetched and verified before a pointer moves.
+
+    Raises ArtifactError, after which what was in use is so still, when Redis is away or a version is damaged.
+    """
+    for store in stores:
+        store.fetch_shared()
+    for store in stores:
+        store.take_shared()
+
+
+class RedisArtifacts:
+    """A Share in Redis. Nothing is connected before the first call; every failure is an ArtifactError."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError when `url` cannot be a Redis address."""
+        from redis import ConnectionPool, Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        try:
+            pool = ConnectionPool.from_url(
+                url, socket_connect_timeout=CONNECT, socket_timeout=ANSWER, retry=Retry(NoBackoff(), 1)
+            )
+            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
+        except (ValueError, TypeError):
+            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
+            raise ConfigError(
+                "artifacts: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
+            ) from None
+        options = pool.connection_kwargs
+        self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._client: Redis = Redis(connection_pool=pool)
+
+    def put(self, kind: str, version: str | None, folder: Path, history: bytes) -> None:
+        """Have the version in use everywhere, or none, in one step; the one in use until now stays to go back to."""
+        fields: dict[Any, Any] = {"version": version or "", "history": history}
+        if version is not None:
+            packed = _pack(folder)
+            fields |= {f"tar:{version}": packed, f"sha256:{version}": hashlib.sha256(packed).hexdigest()}
+
+        def move(line: Pipeline) -> None:
+            found: Any = line.hget(_name(kind), "version"), line.hkeys(_name(kind))
+            was, known = (found[0] or b"").decode(), [field.decode() for field in found[1]]
+            kept = {f"{part}:{one}" for part in ("tar", "sha256") for one in (version, was)}
+            old = sorted(field for field in known if ":" in field and field not in kept) if was != version else []
+            line.multi()
+            line.hset(_name(kind), mapping=fields)
+            if old:
+                line.hdel(_name(kind), *old)
+
+        with self._answering():
+            self._client.transaction(move, _name(kind))
+
+    def stated(self, kind: str) -> Shared | None:
+        """What is in use; None where nothing was ever said of that kind."""
+        with self._answering():
+            found: Any = self._client.hmget(_name(kind), "version", "history")
+        version, history = found
+        return None if version is None else Shared(version.decode() or None, history or b"")
+
+    def fetch(self, kind: str, version: str, into: Path) -> None:
+        """The files of a version, as they were put."""
+        with self._answering():
+            found: Any = self._client.hmget(_name(kind), f"tar:{version}", f"sha256:{version}")
+        packed, digest = found
+        what = f"{self.place}: {kind} {version}"
+        if packed is None:
+            raise ArtifactError(f"{what} is not there; `coe promote {kind} {version}` where it was made puts it there")
+        if digest is None or hashlib.sha256(packed).hexdigest() != digest.decode():
+            raise ArtifactError(f"{what} is damaged; `coe promote {kind} {version}` where it was made mends it")
+        _unpack(packed, into, what)
+
+    def close(self) -> None:
+        """Connections are made anew where it is asked again."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise ArtifactError(f"artifacts: {self.place}: {error}; check that it runs and has memory") from error
+
+
+def _name(kind: str) -> str:
+    return f"coe:artifacts:{kind}"
+
+
+def _pack(folder: Path) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    if packed.tell() > LARGEST:
+        raise ArtifactError(f"{folder}: {packed.tell() >> 20} MB, more than the {LARGEST >> 20} MB that Redis can keep")
+    return packed.getvalue()
+
+
+def _unpack(packed: bytes, into: Path, what: str) -> None:
+    """Plain files in one folder and nothing else, whatever the archive says."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is None or Path(member.name).name != member.name:
+                    raise ArtifactError(f"{what} holds {member.name!r}, which is no plain file")
+                (into / member.name).write_bytes(content.read())
+    except tarfile.TarError as error:
+        raise ArtifactError(f"{what} is damaged: {error}") from error

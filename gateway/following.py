@@ -1,0 +1,87 @@
+"""Mirrors what is in use for all gateways into this one's state folder, where `artifacts` names a Redis.
+
+From there it is taken over like what is promoted here: `gateway/reload.py` watches the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from coe.artifacts import KINDS, ArtifactStore
+from coe.errors import ArtifactError
+from coe.registry import load
+from coe.settings import Settings
+from coe.shared_artifacts import RedisArtifacts, mirror, share_at
+from gateway.metrics import Metrics
+
+_log = logging.getLogger("gateway")
+
+POLL = 1.0
+"""Seconds between two looks."""
+RETRY = 5.0
+"""Seconds after one that failed, which may have fetched a damaged version."""
+
+
+class Follower:
+    """`behind` tells that what is shared cannot be taken over; what was in use serves on."""
+
+    def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
+        self._share = share
+        self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in KINDS]
+        self.behind = False
+        self._said = ""
+
+    def look(self) -> None:
+        """Take over what is new. Does not fail."""
+        try:
+            mirror(self._stores)
+        except (ArtifactError, OSError) as error:
+            self.behind = True
+            if str(error) != self._said:
+                self._said = str(error)
+                _log.error("what is shared is not taken over, the last good state serves on: %s", error)
+            return
+        if self.behind:
+            _log.warning("what is shared is taken over again")
+        self.behind, self._said = False, ""
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            await asyncio.to_thread(self.look)
+            await asyncio.sleep(RETRY if self.behind else POLL)
+
+    def close(self) -> None:
+        self._share.close()
+
+
+def catch_up(settings: Settings) -> None:
+    """One look, before anything is served: a new machine finds its router there. Raises ConfigError."""
+    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    if share is not None:
+        follower = Follower(settings, share)
+        follower.look()
+        follower.close()
+
+
+@asynccontextmanager
+async def following(settings: Settings, address: str, metrics: Metrics) -> AsyncIterator[None]:
+    """Looks in a task until the block ends, where `address` tells where. Raises ConfigError for one that cannot be."""
+    share = share_at(address)
+    follower = None if share is None else Follower(settings, share)
+    behind = "1 while this gateway cannot take over what is in use for all of them."
+    metrics.gauge("coe_artifacts_behind", behind, lambda: bool(follower and follower.behind), largest=True)
+    if follower is None:
+        yield
+        return
+    task = asyncio.create_task(follower.run(), name="coe-following")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        follower.close()

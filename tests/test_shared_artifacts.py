@@ -1,0 +1,138 @@
+"""Artifacts that machines share through a real Redis."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from coe.artifacts import Artifact, ArtifactStore
+from coe.errors import ArtifactError, ConfigError
+from coe.settings import Settings
+from coe.shared_artifacts import RedisArtifacts, mirror, share_at
+from gateway.following import Follower
+from tests.records.redis_server import MISSING, RedisServer, installed
+
+pytestmark = pytest.mark.skipif(not installed(), reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis(server: RedisServer) -> Iterator[Redis]:
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def share(server: RedisServer, redis: Redis) -> Iterator[RedisArtifacts]:
+    share = RedisArtifacts(server.url)
+    yield share
+    share.close()
+
+
+def made(store: ArtifactStore, content: str) -> str:
+    with store.draft() as draft:
+        (draft / "weights.bin").write_text(content)
+        return store.publish(draft, categories=["a"], data="d", metrics={}).manifest.version
+
+
+def in_use(store: ArtifactStore) -> Artifact | None:
+    mirror([store])
+    return store.current()
+
+
+def test_what_is_promoted_here_is_in_use_there_with_its_history(tmp_path: Path, share: RedisArtifacts) -> None:
+    here, there = (ArtifactStore(tmp_path / name, "router", share) for name in "ab")
+    assert in_use(there) is None
+    first, second = made(here, "one"), made(here, "two")
+    here.promote(first, why="first")
+    here.promote(second, by="train", why="better")
+    found = in_use(there)
+    assert found is not None
+    assert (found.manifest.version, (found.folder / "weights.bin").read_text()) == (second, "two")
+    assert there.history() == here.history()
+    there.promote(there.published(first).manifest.version, by="rollback")  # fetched, as it never was here
+    assert in_use(here) == here.published(first)
+    there.forget()
+    assert in_use(here) is None
+
+
+def test_the_version_in_use_and_the_one_before_are_kept(tmp_path: Path, share: RedisArtifacts, redis: Redis) -> None:
+    store = ArtifactStore(tmp_path, "router", share)
+    versions = [made(store, content) for content in ("one", "two", "three")]
+    for version in (*versions, versions[-1]):
+        store.promote(version)
+    kept = {field.decode() for field in redis.hkeys("coe:artifacts:router") if field.startswith(b"tar:")}
+    assert kept == {f"tar:{version}" for version in versions[1:]}
+    with pytest.raises(ArtifactError, match=f"router {versions[0]} is not there"):
+        ArtifactStore(tmp_path / "new", "router", share).published(versions[0])
+
+
+def test_a_damaged_version_is_refused_and_the_last_good_one_stays(
+    tmp_path: Path, share: RedisArtifacts, redis: Redis
+) -> None:
+    here, there = (ArtifactStore(tmp_path / name, "router", share) for name in "ab")
+    good, bad = made(here, "good"), made(here, "bad")
+    here.promote(good)
+    assert in_use(there) is not None
+    here.promote(bad)
+    whole = redis.hget("coe:artifacts:router", f"tar:{bad}")
+    assert whole
+    redis.hset("coe:artifacts:router", f"tar:{bad}", whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="damaged"):
+        mirror([there])
+    assert there.in_use() == good
+    here.promote(bad)  # which mends it
+    assert in_use(there) == there.published(bad)
+
+
+def test_one_version_under_the_name_of_another_is_refused(tmp_path: Path, share: RedisArtifacts, redis: Redis) -> None:
+    here, there = (ArtifactStore(tmp_path / name, "router", share) for name in "ab")
+    version = made(here, "good")
+    here.promote(version)
+    for part in ("tar", "sha256"):
+        value = redis.hget("coe:artifacts:router", f"{part}:{version}")
+        assert value
+        redis.hset("coe:artifacts:router", f"{part}:other", value)
+    redis.hset("coe:artifacts:router", "version", "other")
+    with pytest.raises(ArtifactError, match=f"holds router {version}"):
+        mirror([there])
+    assert there.in_use() is None
+
+
+def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    share = RedisArtifacts(server.url)
+    settings = Settings.read({"COE_HOME": str(tmp_path / "home")})
+    store = ArtifactStore(settings.artifacts, "router", share)
+    first, second = made(store, "one"), made(store, "two")
+    store.promote(first)
+    follower = Follower(settings, share)
+    follower.look()
+    assert not follower.behind
+    server.kill()
+    with pytest.raises(ArtifactError, match="check that it runs"):
+        store.promote(second)
+    follower.look()
+    assert follower.behind
+    assert store.in_use() == first
+    server.start()  # empty, as it keeps nothing
+    follower.look()
+    assert (follower.behind, store.in_use()) == (False, first)
+    server.kill()
+    share.close()
+
+
+def test_a_folder_is_not_shared_and_a_wrong_address_is_refused() -> None:
+    assert share_at("folder") is None
+    with pytest.raises(ConfigError, match="artifacts: not a Redis address"):
+        share_at("redis://h:port/0")
