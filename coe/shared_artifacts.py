@@ -1,7 +1,8 @@
 """What is in use for gateways on several machines: versions and the pointers to them in Redis, mirrored into folders.
 
 `coe:artifacts:KIND` is a hash: `version` (empty where none is in use) and `history`, which move together, and for the
-version in use and the one before it `tar:VERSION` with its `sha256:VERSION`.
+version in use and the one before it `tar:VERSION` with its `sha256:VERSION`. `coe:artifacts:beside` holds small files
+that lie beside them, by name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.artifacts import ArtifactStore, Shared
+from coe.durable import replace_file
 from coe.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ CONNECT = 2.0
 ANSWER = 5.0
 """Seconds without a byte; a version takes longer as a whole."""
 FOLDER = "folder"
+BESIDE = "coe:artifacts:beside"
 
 
 def share_at(address: str) -> RedisArtifacts | None:
@@ -105,6 +108,22 @@ class RedisArtifacts:
         if digest is None or hashlib.sha256(packed).hexdigest() != digest.decode():
             raise ArtifactError(f"{what} is damaged; `coe promote {kind} {version}` where it was made mends it")
         _unpack(packed, into, what)
+
+    def tell(self, name: str, folder: Path) -> None:
+        """Have the small file of that name in the folder everywhere, if there is one."""
+        path = folder / name
+        if path.is_file():
+            with self._answering():
+                self._client.hset(BESIDE, name, path.read_bytes())
+
+    def hear(self, name: str, folder: Path) -> None:
+        """Have in the folder what was told of it last, if anything was."""
+        with self._answering():
+            content: Any = self._client.hget(BESIDE, name)
+        path = folder / name
+        if content is not None and not (path.is_file() and path.read_bytes() == content):
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content)
 
     def close(self) -> None:
         """Connections are made anew where it is asked again."""

@@ -15,6 +15,7 @@ from coe.errors import ArtifactError
 from coe.registry import load
 from coe.settings import Settings
 from coe.shared_artifacts import RedisArtifacts, mirror, share_at
+from coe.watch import FILE
 from gateway.metrics import Metrics
 
 _log = logging.getLogger("gateway")
@@ -29,7 +30,7 @@ class Follower:
     """`behind` tells that what is shared cannot be taken over; what was in use serves on."""
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
-        self._share = share
+        self._share, self._artifacts = share, settings.artifacts
         self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in KINDS]
         self.behind = False
         self._said = ""
@@ -38,6 +39,7 @@ class Follower:
         """Take over what is new. Does not fail."""
         try:
             mirror(self._stores)
+            self._share.hear(FILE, self._artifacts)
         except (ArtifactError, OSError) as error:
             self.behind = True
             if str(error) != self._said:

@@ -132,6 +132,19 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path) -
     share.close()
 
 
+def test_small_files_beside_them_reach_others_too(tmp_path: Path, share: RedisArtifacts) -> None:
+    here, there = tmp_path / "a", tmp_path / "b"
+    share.hear("rounds.json", there)
+    share.tell("rounds.json", here)
+    assert not there.exists(), "nothing was there to tell"
+    here.mkdir()
+    for content in ("one", "two", "two"):
+        (here / "rounds.json").write_text(content)
+        share.tell("rounds.json", here)
+        share.hear("rounds.json", there)
+        assert (there / "rounds.json").read_text() == content
+
+
 def test_a_folder_is_not_shared_and_a_wrong_address_is_refused() -> None:
     assert share_at("folder") is None
     with pytest.raises(ConfigError, match="artifacts: not a Redis address"):

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.artifacts import KINDS, ArtifactStore, Share
+from coe.artifacts import KINDS, ArtifactStore
 from coe.errors import ArtifactError
 from coe.registry import load
 from coe.settings import Settings
-from coe.shared_artifacts import mirror, share_at
+from coe.shared_artifacts import RedisArtifacts, mirror, share_at
 
 Config = Annotated[Path | None, typer.Option("--config", help="The declaration [default: COE_CONFIG or experts.yaml].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -24,7 +24,7 @@ def settings_for(config: Path | None) -> Settings:
     return Settings.read(config=config)
 
 
-def caught_up(settings: Settings) -> Share | None:
+def caught_up(settings: Settings) -> RedisArtifacts | None:
     """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
     shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
     share = share_at(load(settings.config, environ=settings.environ).artifacts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from coe.artifacts import ArtifactStore, Share
+from coe.artifacts import ArtifactStore
 from coe.cli.common import caught_up
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
@@ -27,13 +27,13 @@ from coe.learning.refit import Refit
 from coe.learning.retrain import Current, Plan, Probes, Round, retrain
 from coe.learning.round_files import keep_report, write_report
 from coe.learning.round_report import round_report
-from coe.learning.round_state import Rounds, read_rounds, write_rounds
+from coe.learning.round_state import STATE, Rounds, read_rounds, write_rounds
 from coe.learning.tenure import Tenure
 from coe.mapping import Assignment, solve
 from coe.registry import Registry, load
 from coe.scoring import ScoreTable
 from coe.settings import Settings
-from coe.shared_artifacts import mirror
+from coe.shared_artifacts import RedisArtifacts, mirror
 from coe.thrift import relative_use
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Job:
     since: float
     now: float
     dry_run: bool
-    share: Share | None = None
+    share: RedisArtifacts | None = None
 
     @property
     def registry(self) -> Registry:
@@ -100,7 +100,13 @@ def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Ite
     url = load(settings.config, environ=settings.environ).log.url
     with only_job(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
         share = caught_up(settings)
-        yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
+        if share is not None:
+            share.hear(STATE, settings.artifacts)
+        try:
+            yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
+        finally:
+            if share is not None:
+                share.tell(STATE, settings.artifacts)
 
 
 def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experience | None]:

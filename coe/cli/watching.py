@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.durable import replace_file
+from coe.registry import load
 from coe.settings import Settings
+from coe.shared_artifacts import share_at
 from coe.watch import FILE, Watch
 
 
 def publish(settings: Settings, report: Mapping[str, Any]) -> None:
-    """Leave it beside the artifacts, where gateways look. `report` is that of `coe status`."""
+    """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     replace_file(settings.artifacts / FILE, Watch.of(report, now=time.time()).to_json())
+    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    if share is not None:
+        share.tell(FILE, settings.artifacts)

@@ -44,6 +44,22 @@ def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Sh
     assert shop.choices() == LEARNT
 
 
+def test_where_one_machine_has_learnt_another_goes_on(shop: Shop, tmp_path: Path) -> None:
+    shop.declare(artifacts=shop.url)
+    shop.run("promote", "router")
+    shop.serve(500)
+    found = shop.retrain()
+    assert found["promoted"], found["sentence"]
+
+    other = Shop(tmp_path / "other" / "experts.yaml", shop.url)
+    other.config.parent.mkdir()
+    other.declare(artifacts=shop.url)
+    assert "nothing to learn from: no feedback is new" in other.run("retrain")
+    assert other.choices() == LEARNT
+    assert other.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
+    assert shop.report("promote", "assignment", found["version"])["was"] is None
+
+
 def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(shop: Shop) -> None:
     shop.serve(400)
     assert shop.retrain()["promoted"]
