@@ -57,7 +57,7 @@ def marked(passages: Sequence[Passage], *, budget: int) -> Block | None:
     end = f"{mark} end of sources\n\n"
     for passage, quoted, label in shown:
         head = f"{mark} [{len(kept) + 1}]{label}\n"
-        left = budget - tokens_of(text + head + end)
+        left = budget - tokens_of(f"{text}{head}\n{end}")
         whole = tokens_of(quoted) <= left
         if not whole and left < SHORTEST:
             break

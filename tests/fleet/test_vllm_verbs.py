@@ -60,7 +60,7 @@ async def standing_in() -> AsyncIterator[tuple[StandIn, Vllm]]:
     for path in ("/sleep", "/wake_up", "/is_sleeping", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
         app.router.add_route("*", path, server.answer)
     app.router.add_post("/collective_rpc", server.answer)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)  # one of its answers never comes
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:

@@ -33,6 +33,7 @@ from tests.observability.pages import names, value
 
 URL = "sqlite:///routing-log.sqlite"
 TIDES = ("when is high tide at the harbour", "tide tables of the harbour for may", "how high is the spring tide")
+KNOTS = ("how is a bowline knot tied", "which knot holds a boat", "undo a wet knot of rope")
 OTHERS = ("write a poem about may", "what is a tensor", "how high is the tower", "code a parser", "sum two numbers")
 
 
@@ -114,14 +115,14 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> list[RoutingRecord]:
-    """Requests of all three categories to one expert, a share of them unsure and about tides."""
-    random = np.random.default_rng(int(start))
-    centre = random.normal(size=16)
+    """Requests of all three categories to one expert, a share of them unsure: about tides, or about knots."""
+    random = np.random.default_rng(count)
+    centres = random.normal(size=(2, 16))
     made = []
     for number in range(count):
         category = ("code", "art", "general")[number % 3]
         odd = number < unsure * count
-        vector = centre + random.normal(size=16) * 0.1 if odd else random.normal(size=16)
+        vector = random.normal(size=16) * (0.1 if odd else 1.0) + (centres[number % 2] if odd else 0.0)
         made.append(
             record(
                 f"{start}-{number}",
@@ -132,7 +133,7 @@ def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> li
                 candidates=("coder", "painter", "generalist"),
                 probabilities={name: 0.9 if name == category else 0.05 for name in ("code", "art", "general")},
                 router="words",
-                prompt=TIDES[number % 3] if odd else OTHERS[number % 5],
+                prompt=(TIDES, KNOTS)[number % 2][number % 3] if odd else OTHERS[number % 5],
                 embedding=(vector / np.linalg.norm(vector)).astype(np.float16).tobytes(),
             )
         )
@@ -152,17 +153,18 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_takes_all
     }
     shifted = {one["aspect"] for one in report["drift"]["findings"] if one["alarm"]}
     assert shifted == {"category mix", "confidence", "embeddings"}
-    (proposed,) = report["proposed_categories"]
-    assert proposed["nearest"] == "general"
-    assert proposed["entry"].startswith("- name: ")
-    assert "tide" in proposed["entry"]
-    assert len(proposed["exemplars"]) == 5
+    proposed = report["proposed_categories"]
+    for one in proposed:
+        assert one["nearest"] == "general"
+        assert one["entry"].startswith("- name: ")
+        assert len(one["exemplars"]) == 5
+    assert sorted("tide" in one["entry"] for one in proposed) == [False, True]
     publish(settings, report)
     found = read_watch(settings.artifacts / FILE)
     assert found is not None
     assert found.alarms["collapse"] == ("coder",)
     assert found.drift["embeddings"]
-    assert found.proposed == 1
+    assert found.proposed == 2
     assert found.time == pytest.approx(now, abs=60)
 
 
