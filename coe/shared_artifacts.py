@@ -109,12 +109,10 @@ class RedisArtifacts:
             raise ArtifactError(f"{what} is damaged; `coe promote {kind} {version}` where it was made mends it")
         _unpack(packed, into, what)
 
-    def tell(self, name: str, folder: Path) -> None:
-        """Have the small file of that name in the folder everywhere, if there is one."""
-        path = folder / name
-        if path.is_file():
-            with self._answering():
-                self._client.hset(BESIDE, name, path.read_bytes())
+    def tell(self, name: str, content: bytes) -> None:
+        """Have a small file of that name everywhere."""
+        with self._answering():
+            self._client.hset(BESIDE, name, content)
 
     def hear(self, name: str, folder: Path) -> None:
         """Have in the folder what was told of it last, if anything was."""

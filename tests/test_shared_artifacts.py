@@ -133,16 +133,12 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path) -
 
 
 def test_small_files_beside_them_reach_others_too(tmp_path: Path, share: RedisArtifacts) -> None:
-    here, there = tmp_path / "a", tmp_path / "b"
-    share.hear("rounds.json", there)
-    share.tell("rounds.json", here)
-    assert not there.exists(), "nothing was there to tell"
-    here.mkdir()
-    for content in ("one", "two", "two"):
-        (here / "rounds.json").write_text(content)
-        share.tell("rounds.json", here)
-        share.hear("rounds.json", there)
-        assert (there / "rounds.json").read_text() == content
+    share.hear("rounds.json", tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "nothing was told yet"
+    for content in (b"one", b"two", b"two"):
+        share.tell("rounds.json", content)
+        share.hear("rounds.json", tmp_path / "new")
+        assert (tmp_path / "new" / "rounds.json").read_bytes() == content
 
 
 def test_a_folder_is_not_shared_and_a_wrong_address_is_refused() -> None:

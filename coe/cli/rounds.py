@@ -105,8 +105,8 @@ def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Ite
         try:
             yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
         finally:
-            if share is not None:
-                share.tell(STATE, settings.artifacts)
+            if share is not None and (state := settings.artifacts / STATE).is_file():
+                share.tell(STATE, state.read_bytes())
 
 
 def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experience | None]:

@@ -41,7 +41,10 @@ FEWEST = 200
 
 def status(publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show what is in use, how the last day's traffic went, drift, alarms, and what was learnt last."""
+    from gateway.following import catch_up
+
     settings = settings_for(config)
+    catch_up(settings)
     report = status_report(settings, now=time.time())
     if publish:
         watching.publish(settings, report)

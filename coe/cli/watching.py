@@ -15,8 +15,9 @@ from coe.watch import FILE, Watch
 
 def publish(settings: Settings, report: Mapping[str, Any]) -> None:
     """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
+    content = Watch.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
-    replace_file(settings.artifacts / FILE, Watch.of(report, now=time.time()).to_json())
     share = share_at(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        share.tell(FILE, settings.artifacts)
+        share.tell(FILE, content)  # first, or a gateway here could put the former one back
+    replace_file(settings.artifacts / FILE, content)

@@ -58,6 +58,7 @@ def test_where_one_machine_has_learnt_another_goes_on(shop: Shop, tmp_path: Path
     assert other.choices() == LEARNT
     assert other.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
     assert shop.report("promote", "assignment", found["version"])["was"] is None
+    assert other.report("status")["in_use"]["assignment"]["version"] == found["version"]
 
 
 def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(shop: Shop) -> None:
