@@ -1,4 +1,4 @@
-"""`coe promote` and `coe rollback`: which router, assignment and overlays are in use, moved by hand in one step."""
+"""`coe promote` and `coe rollback`: which router, assignment, overlays and gate are in use, moved in one step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class Kind(StrEnum):
     ROUTER = "router"
     ASSIGNMENT = "assignment"
     OVERLAYS = "overlays"
+    GATE = "gate"
 
 
-NOTHING = {Kind.ROUTER: "none", Kind.ASSIGNMENT: "as declared in experts.yaml", Kind.OVERLAYS: "none"}
+NOTHING = {kind: "as declared in experts.yaml" if kind is Kind.ASSIGNMENT else "none" for kind in Kind}
 """What is in use where no version is."""
 
 
-KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment or overlays")]
+KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment, overlays or gate")]
 Version = Annotated[str | None, typer.Argument(help="[default: the one made last]")]
 Why = Annotated[str, typer.Option("--why", help="Kept in the history.")]
 
@@ -66,6 +67,9 @@ def check_fits(settings: Settings, kind: Kind, artifact: Artifact) -> None:
     if kind is Kind.OVERLAYS:
         _check_overlays(settings, artifact)
         return
+    if kind is Kind.GATE:
+        _check_gate(settings, artifact)
+        return
     registry = load(settings.config, environ=settings.environ)
     if kind is Kind.ASSIGNMENT:
         read_plan(registry, artifact)
@@ -81,6 +85,14 @@ def _check_overlays(settings: Settings, artifact: Artifact) -> None:
     router = load_router(*check_router(settings))
     if artifact.manifest.data != router.version:
         raise ArtifactError(other_router(artifact, router))
+
+
+def _check_gate(settings: Settings, artifact: Artifact) -> None:
+    from coe.retrieval.gate import FILE, Gate
+
+    declared = load(settings.config, environ=settings.environ).category_names
+    if set(Gate.load(artifact.folder / FILE).categories) != set(declared):
+        raise ArtifactError(f"gate {artifact.manifest.version} is of other categories than experts.yaml declares")
 
 
 def _say(kind: Kind, was: str | None, version: str | None, json: bool) -> None:

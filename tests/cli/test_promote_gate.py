@@ -1,0 +1,48 @@
+"""`coe promote gate` and `coe rollback gate`: the gate to the documents, moved by hand."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.errors import ArtifactError
+from coe.retrieval.gate import FILE
+from tests.fakes import registry_of
+from tests.retrieval.gates import CATEGORIES, gate_of
+
+
+def run(*words: str, config: Path) -> str:
+    result = CliRunner().invoke(app, [*words, "--config", str(config)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    declared = registry_of().model_dump(mode="json", exclude_none=True)
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(declared))
+    return tmp_path / "experts.yaml"
+
+
+def fitted(config: Path, odds: float) -> str:
+    store = ArtifactStore(config.parent / ".coe" / "artifacts", "gate")
+    with store.draft() as draft:
+        gate_of(odds).save(draft / FILE)
+        return store.publish(draft, categories=CATEGORIES, data="", metrics={}).manifest.version
+
+
+def test_a_gate_is_put_into_use_and_taken_back(config: Path) -> None:
+    first, second = fitted(config, 1.0), fitted(config, 2.0)
+    assert first in run("promote", "gate", first, config=config)
+    assert f"{first} -> {second}" in run("promote", "gate", second, config=config)
+    assert f"{second} -> {first}" in run("rollback", "gate", config=config)
+
+
+def test_a_gate_of_other_categories_is_refused(config: Path) -> None:
+    version = fitted(config, 1.0)
+    config.write_bytes(config.read_bytes().replace(b'"art"', b'"craft"'))
+    with pytest.raises(ArtifactError, match="other categories"):
+        run("promote", "gate", version, config=config)
