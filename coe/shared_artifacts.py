@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from coe.artifacts import ArtifactStore, Shared
 from coe.durable import replace_file
-from coe.errors import ArtifactError, ConfigError
+from coe.errors import ArtifactError
+from coe.redis_pool import blocking_redis_pool, place_of
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
@@ -52,22 +53,10 @@ class RedisArtifacts:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        from redis import ConnectionPool, Redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
+        from redis import Redis
 
-        try:
-            pool = ConnectionPool.from_url(
-                url, socket_connect_timeout=CONNECT, socket_timeout=ANSWER, retry=Retry(NoBackoff(), 1)
-            )
-            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
-        except (ValueError, TypeError):
-            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
-            raise ConfigError(
-                "artifacts: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
-            ) from None
-        options = pool.connection_kwargs
-        self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        pool = blocking_redis_pool(url, key="artifacts", connect=CONNECT, answer=ANSWER)
+        self.place = place_of(pool)
         self._client: Redis = Redis(connection_pool=pool)
 
     def put(self, kind: str, version: str | None, folder: Path, history: bytes) -> None:

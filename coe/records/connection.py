@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from coe.errors import ConfigError, LogError
+from coe.errors import LogError
+from coe.redis_pool import place_of, redis_pool
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
@@ -17,29 +18,13 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
+        from redis.asyncio import Redis
         from redis.exceptions import RedisError
 
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                timeout=ANSWER_SECONDS,
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
-                retry=Retry(NoBackoff(), 1),  # a pooled connection may have died since; appending twice is harmless
-            )
-            pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
-        except (ValueError, TypeError):
-            # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
-            raise ConfigError(
-                "routing log: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
-            ) from None
-        self.place = (
-            f"redis at {pool.connection_kwargs.get('host', 'localhost')}:{pool.connection_kwargs.get('port', 6379)}"
-        )
+        pool = redis_pool(
+            url, key="log.url", connections=CONNECTIONS, connect=CONNECT_SECONDS, answer=ANSWER_SECONDS
+        )  # appending twice is harmless
+        self.place = place_of(pool)
         self.client: Redis = Redis(connection_pool=pool)
         self._errors = (RedisError, OSError)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from coe.errors import ConfigError, RetrievalError
+from coe.errors import RetrievalError
+from coe.redis_pool import place_of, redis_pool
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
@@ -25,28 +26,13 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
+        from redis.asyncio import Redis
         from redis.exceptions import RedisError
 
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                timeout=ANSWER_SECONDS,
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
-                retry=Retry(NoBackoff(), 1),
-            )
-            pool.connection_class(**pool.connection_kwargs)
-        except (ValueError, TypeError):  # unnamed: it may quote a part of the password
-            raise ConfigError(
-                "retrieval.store: not a Redis address; write redis://[user:password@]host:6379/0, the password in "
-                "%-escapes"
-            ) from None
-        where = pool.connection_kwargs
-        self.place = f"redis at {where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        pool = redis_pool(
+            url, key="retrieval.store", connections=CONNECTIONS, connect=CONNECT_SECONDS, answer=ANSWER_SECONDS
+        )
+        self.place = place_of(pool)
         self.client: Redis = Redis(connection_pool=pool)
         self._errors = (RedisError, OSError)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coe.errors import ConfigError
+from coe.redis_pool import place_of, redis_pool
 from gateway.access.script import TAKE
 
 if TYPE_CHECKING:
@@ -22,25 +22,11 @@ CONNECTIONS = 8
 def client_of(url: str) -> Redis:
     """A client without time limits of its own: whoever asks sets one. Nothing is connected before the first command.
     Raises ConfigError when `url` cannot be a Redis address."""
-    from redis.asyncio import BlockingConnectionPool, Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
+    from redis.asyncio import Redis
 
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=CONNECTIONS,
-            timeout=None,
-            socket_connect_timeout=None,
-            socket_timeout=None,
-            retry=Retry(NoBackoff(), 0),  # what may have been done must not be done twice
-        )
-        pool.connection_class(**pool.connection_kwargs)  # unknown options in the URL show here, not at night
-    except (ValueError, TypeError):
-        # The cause is not named: where the password has an unescaped / or #, it would quote a part of it.
-        raise ConfigError(
-            "access.counters: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
-        ) from None
+    pool = redis_pool(
+        url, key="access.counters", connections=CONNECTIONS, connect=None, answer=None, retries=0
+    )  # what may have been done must not be done twice
     return Redis(connection_pool=pool)
 
 
@@ -54,8 +40,7 @@ class Connection:
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._client = client_of(url)
-        options = self._client.connection_pool.connection_kwargs
-        self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self.place = place_of(self._client.connection_pool)
         self._take = self._client.register_script(TAKE)
 
     async def take(self, key: str, arguments: Sequence[str | float]) -> list[float]:
