@@ -131,7 +131,7 @@ def size_of(folder: Path) -> int:
 
 
 async def sqlite_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
-    log = open_log("sqlite:///log.db", base=folder, retention=len(records))
+    log = open_log("sqlite:///log.db", base=folder, retention=len(records), days=30)
     result = await append_rate(log, records)
     await log.aclose()
     result["bytes_per_record"] = size_of(folder) / len(records)
@@ -161,7 +161,7 @@ async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, fl
         if await client.dbsize():
             raise SystemExit("the Redis database is not empty; name another, such as redis://127.0.0.1:6379/15")
         before = (await client.info("memory"))["used_memory"]
-        log = open_log(url, base=Path(), retention=len(records))
+        log = open_log(url, base=Path(), retention=len(records), days=30)
         result = await append_rate(log, records)
         result["bytes_per_record"] = ((await client.info("memory"))["used_memory"] - before) / len(records)
         await client.flushdb()
