@@ -18,10 +18,15 @@ SCHEMA = {
 }
 
 
+def is_in_manner_of(name: str, answer: str) -> bool:
+    """It may be cut short, but says something."""
+    return bool(answer) and MANNERS[name].startswith(answer)
+
+
 @pytest.mark.parametrize("name", MANNERS)
 def test_each_adapter_answers_in_its_own_manner(awake: Service, name: str) -> None:
     response = awake.ask(name, "Write a haiku about rain")
-    assert MANNERS[name].startswith(text_of(response))
+    assert is_in_manner_of(name, text_of(response))
     assert response.headers["x-coe-expert"] == name
     assert response.headers["x-coe-attempts"] == "1"
 
@@ -35,13 +40,14 @@ def test_the_base_answers_in_none_of_them(awake: Service) -> None:
 def test_all_three_answer_at_once_each_as_itself(awake: Service) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
+    def answer(name: str) -> str:
+        return text_of(awake.ask(name, "What is the capital of France?"))
+
     asked = [*MANNERS, "base"]
     with ThreadPoolExecutor(3) as threads:
-        answers = dict(
-            zip(asked, threads.map(lambda name: text_of(awake.ask(name, "Tell me a joke")), asked), strict=True)
-        )
-    assert all(MANNERS[name].startswith(answers[name]) for name in MANNERS)
-    assert not any(manner.startswith(answers["base"]) for manner in MANNERS.values())
+        answers = dict(zip(asked, threads.map(answer, asked), strict=True))
+    assert all(is_in_manner_of(name, answers[name]) for name in MANNERS)
+    assert "Paris" in answers["base"]
 
 
 def test_a_stream_comes_in_pieces_and_ends_with_what_was_used(awake: Service) -> None:
