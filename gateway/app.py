@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
+from gateway.admin import admin_routes
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.document_endpoints import Documents
@@ -31,6 +32,7 @@ from gateway.openapi import OpenApi
 from gateway.reload import Reload
 from gateway.route import RouteEndpoint
 from gateway.tracing import Tracing
+from gateway.ui import page_routes
 
 _log = logging.getLogger("gateway")
 
@@ -114,6 +116,8 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
         Route("/health/live", health.live),
         Route("/health/ready", health.ready_now),
         Route("/metrics", guarded(parts.metrics.endpoint, current, scope="admin")),
+        *admin_routes(current),
+        *page_routes(),
     ]
 
 

@@ -16,15 +16,16 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def guarded(endpoint: Endpoint, current: Current, *, scope: Scope | None) -> Endpoint:
-    """The endpoint for callers whose key may do `scope`, any known key for None; 401 or 403 for others."""
+    """The endpoint for callers whose key may do `scope`, any known key for None; 401 or 403 for others. A RequestError
+    that it raises becomes the answer."""
 
     async def answer(request: Request) -> Response:
         try:
             current.serving.access.identify(request.scope["headers"], scope)
+            return await endpoint(request)
         except RequestError as error:
             response = Response(body_of(error), status_code=status_of(error), media_type="application/json")
             response.raw_headers += headers_of(error)
             return response
-        return await endpoint(request)
 
     return answer

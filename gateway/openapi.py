@@ -12,26 +12,12 @@ from starlette.responses import Response
 
 from coe.core import Consent
 from coe.registry import Registry
-from gateway import document_paths
+from gateway import admin, document_paths
 from gateway.current import Current, Serving
+from gateway.openapi_parts import EVENTS, JSON, PROBLEMS, answer, body, operation, problems
 from gateway.schemas import COMPONENTS, TEXT, Schema, ref
 
-_JSON, _EVENTS = "application/json", "text/event-stream"
-_PROBLEMS: dict[int, str] = {
-    400: "The request is wrong; `param` names the field.",
-    404: "No such model.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is not declared as JSON.",
-    422: "The expert refuses the request.",
-    429: "Too many requests, at the gateway, for this key or at the expert.",
-    431: "The headers are too large.",
-    500: "A bug of the gateway.",
-    502: "The expert answered nonsense.",
-    503: "No expert can be reached, or the gateway is about to end.",
-    504: "No answer in time.",
-}
-_FEEDBACK_PROBLEMS: dict[int, str] = {status: _PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
+_FEEDBACK_PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
     404: "No such request, or not any more; it is there from a second after the answer's end.",
     503: "The log does not answer, or the gateway is about to end.",
 }
@@ -40,9 +26,6 @@ _DOCUMENT_PROBLEMS: dict[int, str] = {
     409: "One id comes twice.",
     503: "The document store is away, too slow or another encoder's, or the gateway is about to end.",
 }
-_DENIED: dict[int, str] = {401: "No API key, or one that is not known.", 403: "The key may not do this."}
-_LATER = (429, 503)
-"""Statuses that say when to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +58,7 @@ class OpenApi:
         serving = self._current.serving
         if self._written[0] is not serving:
             self._written = (serving, orjson.dumps(document(serving.registry)))
-        return Response(self._written[1], media_type=_JSON)
+        return Response(self._written[1], media_type=JSON)
 
 
 def document(registry: Registry) -> Schema:
@@ -101,113 +84,88 @@ def document(registry: Registry) -> Schema:
 
 def _asked(dialect: _Dialect, keys: bool) -> Schema:
     """The operation of one chat API."""
-    content = {_JSON: {"schema": ref(f"{dialect.name}Response")}}
+    content = {JSON: {"schema": ref(f"{dialect.name}Response")}}
     if dialect.streams:
-        content[_EVENTS] = {"schema": TEXT}
+        content[EVENTS] = {"schema": TEXT}
     told = {"description": "The expert's answer.", "content": content, "headers": _answer_headers(keys)}
-    return _operation(
+    return operation(
         f"create{dialect.name}",
         dialect.summary,
-        {"200": told, **_problems(_PROBLEMS, dialect.error)},
+        {"200": told, **problems(PROBLEMS, dialect.error)},
         keys=keys,
         error=dialect.error,
         parameters=[ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents", "Trace")],
-        requestBody=_body(f"{dialect.name}Request"),
+        requestBody=body(f"{dialect.name}Request"),
     )
 
 
 def _others(keys: bool) -> Schema:
     wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents")]
     named = {"name": "model", "in": "path", "required": True, "schema": TEXT}
-    route = _operation(
+    route = operation(
         "route",
         "Which expert would answer, and why",
-        {"200": _answer("The decision.", "Decision"), **_problems(_PROBLEMS)},
+        {"200": answer("The decision.", "Decision"), **problems(PROBLEMS)},
         keys=keys,
         parameters=wished,
-        requestBody=_body("ChatRequest"),
+        requestBody=body("ChatRequest"),
     )
-    feedback = _operation(
+    feedback = operation(
         "feedback",
         "What somebody says of an answer: one of score, thumb, preferred, category",
-        {"200": _answer("It is kept.", "Feedback"), **_problems(_FEEDBACK_PROBLEMS)},
+        {"200": answer("It is kept.", "Feedback"), **problems(_FEEDBACK_PROBLEMS)},
         keys=keys,
-        requestBody=_body("FeedbackRequest"),
+        requestBody=body("FeedbackRequest"),
     )
-    models = _operation("listModels", "What `model` may be", {"200": _answer("The models.", "Models")}, keys=keys)
-    model = _operation(
+    models = operation("listModels", "What `model` may be", {"200": answer("The models.", "Models")}, keys=keys)
+    model = operation(
         "getModel",
         "One of them",
-        {"200": _answer("The model.", "Model"), **_problems({404: _PROBLEMS[404]})},
+        {"200": answer("The model.", "Model"), **problems({404: PROBLEMS[404]})},
         keys=keys,
         parameters=[named],
     )
     page = {"200": {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": TEXT}}}}
-    metrics = _operation("metrics", "Metrics of all workers", page, keys=keys)
-    live = _operation("live", "Whether the process runs", {"200": _answer("It does.", "Live")})
-    ready = _operation(
+    metrics = operation("metrics", "Metrics of all workers", page, keys=keys)
+    live = operation("live", "Whether the process runs", {"200": answer("It does.", "Live")})
+    ready = operation(
         "ready",
         "Whether it takes work",
-        {"200": _answer("It does.", "Ready"), "503": _answer("It does not, or not any more.", "Ready")},
+        {"200": answer("It does.", "Ready"), "503": answer("It does not, or not any more.", "Ready")},
     )
-    this = {"200": {"description": "This.", "content": {_JSON: {"schema": {"type": "object"}}}}}
+    this = {"200": {"description": "This.", "content": {JSON: {"schema": {"type": "object"}}}}}
     return {
         "/v1/route": {"post": route},
         "/v1/feedback": {"post": feedback},
         **_documents(keys),
+        **admin.described(keys),
         "/v1/models": {"get": models},
         "/v1/models/{model}": {"get": model},
         "/health/live": {"get": live},
         "/health/ready": {"get": ready},
         "/metrics": {"get": metrics},
-        "/openapi.json": {"get": _operation("openapi", "This document", this)},
+        "/openapi.json": {"get": operation("openapi", "This document", this)},
     }
 
 
 def _documents(keys: bool) -> Schema:
     """For administrators."""
-    problems = _problems({status: _PROBLEMS[status] for status in (400, 408, 413, 415, 429)} | _DOCUMENT_PROBLEMS)
+    failures = problems({status: PROBLEMS[status] for status in (400, 408, 413, 415, 429)} | _DOCUMENT_PROBLEMS)
 
-    def operation(name: str, summary: str, answer: str, **more: Any) -> Schema:
-        return _operation(name, summary, {"200": _answer(summary, answer), **problems}, keys=keys, **more)
+    def described(name: str, summary: str, given: str, **more: Any) -> Schema:
+        return operation(name, summary, {"200": answer(summary, given), **failures}, keys=keys, **more)
 
     place = document_paths.parameters("id", "collection", "tenant")
     page = document_paths.parameters("collection", "tenant", "after", "limit")
     return {
         "/v1/documents": {
-            "get": operation("listDocuments", "Collections, or the documents of one", "DocumentList", parameters=page),
-            "post": operation("addDocuments", "Add or replace documents", "Uploaded", requestBody=_body("Upload")),
+            "get": described("listDocuments", "Collections, or the documents of one", "DocumentList", parameters=page),
+            "post": described("addDocuments", "Add or replace documents", "Uploaded", requestBody=body("Upload")),
         },
         "/v1/documents/search": {
-            "post": operation("searchDocuments", "Search passages", "Passages", requestBody=_body("Question"))
+            "post": described("searchDocuments", "Search passages", "Passages", requestBody=body("Question"))
         },
-        "/v1/documents/{id}": {"delete": operation("deleteDocument", "Forget a document", "Deleted", parameters=place)},
-    }
-
-
-def _operation(
-    name: str, summary: str, responses: Schema, *, keys: bool = False, error: str = "Error", **more: Any
-) -> Schema:
-    operation: Schema = {"operationId": name, "summary": summary, "responses": responses, **more}
-    if keys:
-        operation["responses"] = {**responses, **_problems(_DENIED, error)}
-        operation["security"] = [{"bearer": []}, {"apiKey": []}]
-    return operation
-
-
-def _body(name: str) -> Schema:
-    return {"required": True, "content": {_JSON: {"schema": ref(name)}}}
-
-
-def _answer(text: str, name: str) -> Schema:
-    return {"description": text, "content": {_JSON: {"schema": ref(name)}}}
-
-
-def _problems(known: dict[int, str], error: str = "Error") -> Schema:
-    return {
-        str(status): _answer(text, error)
-        | ({"headers": {"retry-after": ref("RetryAfter", section="headers")}} if status in _LATER else {})
-        for status, text in known.items()
+        "/v1/documents/{id}": {"delete": described("deleteDocument", "Forget a document", "Deleted", parameters=place)},
     }
 
 

@@ -1,0 +1,30 @@
+"""The administrators' endpoints, each for keys with the scope `admin`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from starlette.routing import Route
+
+from gateway.admin import experts
+from gateway.admin.operation import Operation
+from gateway.current import Current
+from gateway.guard import guarded
+
+OPERATIONS: tuple[Operation, ...] = (*experts.OPERATIONS,)
+
+
+def admin_routes(current: Current) -> list[Route]:
+    """What answers them, over what is served with now."""
+    return [
+        *_routes(experts.Experts(current), experts.OPERATIONS, current),
+    ]
+
+
+def _routes(view: Any, operations: Iterable[Operation], current: Current) -> list[Route]:
+    return [
+        Route(one.path, guarded(partial(one.does, view), current, scope="admin"), methods=[one.method])
+        for one in operations
+    ]

@@ -1,0 +1,108 @@
+// Every word with the gateway: JSON there and back, streams of server-sent events, and the visitor's key.
+
+const KEY = "coe-key";
+const BASE = new URL("../", import.meta.url);
+
+export class ApiError extends Error {
+  constructor(status, { message, code = "", param = null }) {
+    super(message);
+    Object.assign(this, { status, code, param });
+  }
+}
+
+class Api extends EventTarget {
+  get key() {
+    return sessionStorage.getItem(KEY) ?? "";
+  }
+
+  use(key) {
+    sessionStorage.setItem(KEY, key);
+    this.dispatchEvent(new Event("key"));
+  }
+
+  forget() {
+    sessionStorage.removeItem(KEY);
+    this.dispatchEvent(new Event("key"));
+  }
+
+  /** The response of a request that was answered with success. Throws an ApiError, or what `fetch` throws. */
+  async fetch(path, { body, headers = {}, ...options } = {}) {
+    const asked = { ...headers };
+    if (this.key) asked.authorization = `Bearer ${this.key}`;
+    if (body !== undefined) {
+      asked["content-type"] = "application/json";
+      options = { method: "POST", body: JSON.stringify(body), ...options };
+    }
+    let response;
+    try {
+      response = await fetch(new URL(path, BASE), { ...options, headers: asked });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError(0, { message: "The gateway does not answer." });
+    }
+    if (response.ok) return response;
+    if (response.status === 401) this.dispatchEvent(new Event("refused"));
+    const told = await response.json().catch(() => ({}));
+    throw new ApiError(response.status, told.error ?? { message: `The gateway answered ${response.status}.` });
+  }
+
+  async get(path, options) {
+    return (await this.fetch(path, options)).json();
+  }
+
+  async post(path, body, options) {
+    return (await this.fetch(path, { body, ...options })).json();
+  }
+
+  /** The data of each event of a stream, as text, until it ends or `options.signal` aborts. */
+  async *events(path, options) {
+    yield* dataOf(await this.fetch(path, options));
+  }
+}
+
+/** The data of each server-sent event of a response, as text. */
+export async function* dataOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const events = (rest + value).split(/\r?\n\r?\n/);
+      rest = events.pop();
+      for (const event of events) {
+        const lines = event.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+        if (lines.length) yield lines.map((line) => line.slice(5).replace(/^ /, "")).join("\n");
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/**
+ * Something that is asked for: `state` is loading, ready or failed, with `value` or `error`. `load` asks again and keeps
+ * the old value on the page meanwhile; an answer that a later question has overtaken is dropped.
+ */
+export function resource(ask, draw) {
+  let latest = 0;
+  const found = {
+    state: "loading",
+    value: undefined,
+    error: undefined,
+    async load() {
+      const own = ++latest;
+      try {
+        const value = await ask();
+        if (own === latest) Object.assign(found, { state: "ready", value, error: undefined });
+      } catch (error) {
+        if (own === latest) Object.assign(found, { state: "failed", error });
+      }
+      if (own === latest) draw();
+    },
+  };
+  found.load();
+  return found;
+}
+
+export const api = new Api();

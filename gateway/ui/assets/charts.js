@@ -1,0 +1,112 @@
+// Charts that follow the page's colours, each with its numbers in a table for those who do not see it.
+
+import { html, nothing } from "./vendor/lit-html.js";
+
+const { Chart } = globalThis;
+const SERIES = 8;
+
+/** The colours of the page as they are now: `ink`, `faint`, `line`, `paper`, and `series` by number from 1. */
+export function colours() {
+  const style = getComputedStyle(document.documentElement);
+  const of = (name) => style.getPropertyValue(`--${name}`).trim();
+  const series = Array.from({ length: SERIES }, (_, index) => of(`series-${index + 1}`));
+  return { ink: of("ink"), faint: of("faint"), line: of("line"), paper: of("paper"), series };
+}
+
+/** The colour of the nth thing of a kind, from 0; more than eight repeat. */
+export const colour = (index, palette = colours()) => palette.series[index % SERIES];
+
+/**
+ * A chart: `config(palette)` gives Chart.js's { type, data, options } in the colours of the page, `label` says what it
+ * shows, and `columns` ([title, ...]) with `rows` ([[cell, ...], ...]) are its numbers. `height` is in CSS classes:
+ * low, middle or high.
+ */
+export function chart({ label, config, columns, rows, height = "middle" }) {
+  return html`<figure class="chart">
+    <coe-chart class=${height} .config=${config} .label=${label}></coe-chart>
+    ${columns
+      ? html`<details>
+          <summary>Numbers<span class="unseen"> of ${label}</span></summary>
+          <div class="scroll" tabindex="0" role="region" aria-label=${label}>
+            <table>
+              <caption class="unseen">${label}</caption>
+              <thead><tr>${columns.map((title) => html`<th scope="col">${title}</th>`)}</tr></thead>
+              <tbody>${rows.map((row) => html`<tr>${row.map((cell) => html`<td>${cell}</td>`)}</tr>`)}</tbody>
+            </table>
+          </div>
+        </details>`
+      : nothing}
+  </figure>`;
+}
+
+class ChartElement extends HTMLElement {
+  #chart;
+  #config;
+  #dark = matchMedia("(prefers-color-scheme: dark)");
+  #again = () => this.#draw(true);
+
+  set config(config) {
+    this.#config = config;
+    this.#draw(false);
+  }
+
+  set label(label) {
+    this.setAttribute("role", "img");
+    this.setAttribute("aria-label", label);
+  }
+
+  connectedCallback() {
+    this.#dark.addEventListener("change", this.#again);
+    this.#draw(true);
+  }
+
+  disconnectedCallback() {
+    this.#dark.removeEventListener("change", this.#again);
+    this.#chart?.destroy();
+    this.#chart = undefined;
+  }
+
+  #draw(anew) {
+    if (!this.isConnected || !this.#config || !Chart) return;
+    const palette = colours();
+    const { type, data, options = {} } = this.#config(palette);
+    if (this.#chart && !anew && this.#chart.config.type === type) {
+      this.#chart.data = data;
+      this.#chart.options = withHouseStyle(options, palette);
+      this.#chart.update("none");
+      return;
+    }
+    this.#chart?.destroy();
+    const canvas = document.createElement("canvas");
+    this.replaceChildren(canvas);
+    this.#chart = new Chart(canvas, { type, data, options: withHouseStyle(options, palette) });
+  }
+}
+
+/** What all charts share: no animation, room as the page gives it, the page's ink for words and lines. */
+function withHouseStyle(options, { ink, faint, line }) {
+  const scales = Object.entries(options.scales ?? {}).map(([name, scale]) => [
+    name,
+    {
+      ...scale,
+      grid: { color: line, ...scale.grid },
+      ticks: { color: faint, ...scale.ticks },
+      title: { color: faint, display: Boolean(scale.title?.text), ...scale.title },
+    },
+  ]);
+  const legend = options.plugins?.legend ?? {};
+  return {
+    animation: false,
+    responsive: true,
+    maintainAspectRatio: false,
+    color: ink,
+    ...options,
+    scales: Object.fromEntries(scales),
+    plugins: {
+      ...options.plugins,
+      legend: { ...legend, labels: { color: ink, boxWidth: 12, boxHeight: 12, ...legend.labels } },
+    },
+  };
+}
+
+customElements.define("coe-chart", ChartElement);

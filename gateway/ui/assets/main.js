@@ -1,0 +1,97 @@
+// The frame around the views: which one is open (by the address after #), the visitor's key, and when to draw.
+
+import { html, nothing, render } from "./vendor/lit-html.js";
+import { api } from "./api.js";
+import * as experts from "./views/experts.js";
+
+const VIEWS = [experts];
+const root = document.getElementById("app");
+
+let open = null; // { name, view }: the view that is shown, and what it keeps while it is
+let asking = false; // for a key
+let due = false;
+
+function draw() {
+  if (due) return;
+  due = true;
+  queueMicrotask(() => {
+    due = false;
+    render(frame(), root);
+  });
+}
+
+function frame() {
+  return html`
+    <a class="skip" href="#main" @click=${skip}>Skip to the content</a>
+    <header>
+      <a class="brand" href="#/${VIEWS[0].name}"><img src="icon.svg" alt="" width="24" height="24" />CoE</a>
+      <nav aria-label="Views">
+        ${VIEWS.map(
+          ({ name, title }) =>
+            html`<a href="#/${name}" aria-current=${open?.name === name ? "page" : nothing}>${title}</a>`,
+        )}
+      </nav>
+      ${api.key ? html`<button class="quiet" @click=${() => api.forget()}>Forget key</button>` : nothing}
+    </header>
+    <main id="main" tabindex="-1">${asking ? keyForm() : open?.view.template()}</main>
+  `;
+}
+
+function keyForm() {
+  const use = (event) => {
+    event.preventDefault();
+    api.use(new FormData(event.target).get("key").trim());
+  };
+  return html`
+    <section class="card narrow">
+      <h1>This gateway asks for a key</h1>
+      <p>One with the scope <code>admin</code> sees all of the page. It is kept in this tab alone, until you close it.</p>
+      <form @submit=${use}>
+        <label>API key <input name="key" type="password" autocomplete="off" required autofocus /></label>
+        <button>Use it</button>
+      </form>
+      ${api.key ? html`<p role="alert" class="bad">The key was not accepted.</p>` : nothing}
+    </section>
+  `;
+}
+
+function skip(event) {
+  event.preventDefault();
+  document.getElementById("main").focus();
+}
+
+// "#/log/req_1?expert=code" is the view "log" with path ["req_1"] and query expert=code.
+function address() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [name, ...rest] = path.split("/").map(decodeURIComponent);
+  return { name, path: rest, query: new URLSearchParams(query) };
+}
+
+function go() {
+  const { name, path, query } = address();
+  const view = VIEWS.find((one) => one.name === name) ?? VIEWS[0];
+  const same = open?.name === view.name;
+  if (same && open.view.moved) {
+    open.view.moved({ path, query });
+  } else {
+    open?.view.close?.();
+    document.title = `${view.title} · CoE`;
+    open = { name: view.name, view: view.open({ draw, path, query }) };
+    if (!asking && document.activeElement !== document.body) document.getElementById("main")?.focus();
+  }
+  draw();
+}
+
+api.addEventListener("refused", () => {
+  asking = true;
+  draw();
+});
+api.addEventListener("key", () => {
+  asking = false;
+  open?.view.close?.();
+  open = null;
+  go();
+});
+addEventListener("hashchange", go);
+root.replaceChildren();
+go();

@@ -1,0 +1,106 @@
+"""The files of the page, compressed once, under a policy that lets nothing run or load but them.
+
+They hold no data, so anybody may have them; every number on the page comes from an endpoint that asks for a key.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from gateway.errors import error_body
+
+ASSETS = Path(__file__).parent / "assets"
+INDEX = "index.html"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".LICENSE": "text/plain; charset=utf-8",
+}
+"""What is served: a file with another ending is none of the page's."""
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types lit-html",
+    )
+)
+"""Content-Security-Policy: no text of a prompt or an answer can become script or markup, nor leave for another host."""
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+    "vary": "accept-encoding",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One file, as it is and compressed."""
+
+    media_type: str
+    etag: str
+    plain: bytes = field(repr=False)
+    packed: bytes = field(repr=False)
+
+
+def page_routes() -> list[Route]:
+    """`/ui/` and its files; `/ui` leads there, by a relative way that holds behind a proxy's prefix too."""
+    return [
+        Route("/ui", _to_folder, include_in_schema=False),
+        Route("/ui/{path:path}", _file, include_in_schema=False),
+    ]
+
+
+async def _to_folder(_: Request) -> Response:
+    return RedirectResponse("ui/", status_code=308)
+
+
+async def _file(request: Request) -> Response:
+    page = _pages().get(request.path_params["path"] or INDEX)
+    if page is None:
+        message = f"GET {request.url.path}: the page has no such file"
+        return Response(
+            error_body(message, kind="invalid_request_error", code="not_found"),
+            status_code=404,
+            media_type="application/json",
+        )
+    headers = HEADERS | {"etag": page.etag}
+    if request.headers.get("if-none-match") == page.etag:
+        return Response(status_code=304, headers=headers)
+    packs = "gzip" in request.headers.get("accept-encoding", "")
+    content = page.packed if packs else page.plain
+    encoding = {"content-encoding": "gzip"} if packs else {}
+    return Response(content, headers=headers | encoding, media_type=page.media_type)
+
+
+@cache
+def _pages() -> dict[str, Page]:
+    """By path; read when the page is first asked for, so that a gateway nobody looks at holds none of it."""
+    files = (path for path in sorted(ASSETS.rglob("*")) if path.suffix in TYPES)
+    return {path.relative_to(ASSETS).as_posix(): _page(path) for path in files}
+
+
+def _page(path: Path) -> Page:
+    plain = path.read_bytes()
+    digest = hashlib.sha256(plain).hexdigest()[:20]
+    return Page(TYPES[path.suffix], f'"{digest}"', plain, gzip.compress(plain, mtime=0))
