@@ -1,8 +1,38 @@
 """What every test may use."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from redis import Redis
+
+from tests.records.redis_server import RedisServer, running
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One for all tests that leave it running; `redis_url` is the way to it."""
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisServer) -> str:
+    """Of an empty Redis."""
+    with Redis.from_url(shared_redis.url) as client:
+        client.flushall()
+        client.config_resetstat()
+    return shared_redis.url
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed or frozen."""
+    (tmp_path / "redis").mkdir()
+    with running(tmp_path / "redis") as server:
+        yield server

@@ -16,24 +16,15 @@ from tests.records.redis_server import MISSING, RedisServer, installed
 pytestmark = pytest.mark.skipif(not installed(), reason=MISSING)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture
-def redis(server: RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(server.url) as client:
-        client.flushall()
+def redis(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url) as client:
         yield client
 
 
 @pytest.fixture
-def share(server: RedisServer, redis: Redis) -> Iterator[RedisArtifacts]:
-    share = RedisArtifacts(server.url)
+def share(redis_url: str) -> Iterator[RedisArtifacts]:
+    share = RedisArtifacts(redis_url)
     yield share
     share.close()
 
@@ -108,10 +99,8 @@ def test_one_version_under_the_name_of_another_is_refused(tmp_path: Path, share:
     assert there.in_use() is None
 
 
-def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
-    server.start()
-    share = RedisArtifacts(server.url)
+def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, redis_server: RedisServer) -> None:
+    share = RedisArtifacts(redis_server.url)
     settings = Settings.read({"COE_HOME": str(tmp_path / "home")})
     store = ArtifactStore(settings.artifacts, "router", share)
     first, second = made(store, "one"), made(store, "two")
@@ -119,16 +108,15 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path) -
     follower = Follower(settings, share)
     follower.look()
     assert not follower.behind
-    server.kill()
+    redis_server.kill()
     with pytest.raises(ArtifactError, match="check that it runs"):
         store.promote(second)
     follower.look()
     assert follower.behind
     assert store.in_use() == first
-    server.start()  # empty, as it keeps nothing
+    redis_server.start()  # empty, as it keeps nothing
     follower.look()
     assert (follower.behind, store.in_use()) == (False, first)
-    server.kill()
     share.close()
 
 

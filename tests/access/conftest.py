@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
-from redis import Redis
 
 from gateway.access.limits import Limiter
 from gateway.access.memory import MemoryLimiter
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import Clock
-from tests.records.redis_server import MISSING, RedisServer, installed
-
-
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if not installed():
-        pytest.skip(MISSING)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def redis_url(server: RedisServer) -> str:
-    """Of an empty Redis."""
-    with Redis.from_url(server.url) as client:
-        client.flushall()
-    return server.url
 
 
 @pytest.fixture

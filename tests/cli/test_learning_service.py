@@ -135,18 +135,20 @@ async def line(stream: asyncio.StreamReader | None) -> str:
     return (await asyncio.wait_for(stream.readline(), 60)).decode()
 
 
-async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(shop: Shop, redis: RedisServer) -> None:
+async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(
+    shop: Shop, shared_redis: RedisServer
+) -> None:
     await asyncio.to_thread(shop.serve, 400)
     async with coe(shop, "retrain", "--every", "1s", output=asyncio.subprocess.PIPE) as job:
         assert (await line(job.stdout)).startswith("assignment: promoted: ")
         while "nothing to learn from" not in await line(job.stdout):
             pass
-        redis.kill()
+        shared_redis.kill()
         try:
             while "next try in about 1s" not in await line(job.stderr):
                 pass
         finally:
-            redis.start()
+            shared_redis.start()
         assert "nothing to learn from" in await line(job.stdout)
 
 

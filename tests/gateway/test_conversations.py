@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -15,14 +13,6 @@ from tests.records.redis_server import MISSING, RedisServer, installed
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISSING)]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
 async def heard(conversations: Conversations, key: bytes) -> str:
     """What is known in the end."""
     async with asyncio.timeout(5):
@@ -31,40 +21,40 @@ async def heard(conversations: Conversations, key: bytes) -> str:
     return expert
 
 
-async def test_what_one_gateway_answered_another_knows_for_an_hour(server: RedisServer) -> None:
-    async with Conversations(server.url) as one, Conversations(server.url) as other:
+async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server: RedisServer) -> None:
+    async with Conversations(redis_server.url) as one, Conversations(redis_server.url) as other:
         assert await other.ask(b"k") is None
         one.tell(b"k", "painter")
         one.tell(b"k", "coder")
         assert await heard(other, b"k") == "coder"
         asked = await asyncio.gather(*(heard(other, b"k") for _ in range(50)))
         assert asked == ["coder"] * 50
-        with Redis.from_url(server.url) as client:
+        with Redis.from_url(redis_server.url) as client:
             assert 0 < client.ttl("coe:with:" + b"k".hex()) <= KEPT
 
 
-async def test_one_that_stops_tells_what_it_knows(server: RedisServer) -> None:
-    async with Conversations(server.url) as one:
+async def test_one_that_stops_tells_what_it_knows(redis_server: RedisServer) -> None:
+    async with Conversations(redis_server.url) as one:
         one.tell(b"k", "coder")
-    async with Conversations(server.url) as other:
+    async with Conversations(redis_server.url) as other:
         assert await heard(other, b"k") == "coder"
 
 
 async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.conversations.RETRY", 0.05)
     monkeypatch.setattr("gateway.conversations.ANSWER", 0.2)
-    async with Conversations(server.url) as one:
+    async with Conversations(redis_server.url) as one:
         one.tell(b"k", "coder")
         assert await heard(one, b"k") == "coder"
-        server.signal(signal.SIGSTOP)
+        redis_server.signal(signal.SIGSTOP)
         assert await one.ask(b"k") is None
-        server.signal(signal.SIGCONT)
+        redis_server.signal(signal.SIGCONT)
         assert await heard(one, b"k") == "coder"
-        server.kill()
+        redis_server.kill()
         assert await one.ask(b"k") is None
-        server.start()
+        redis_server.start()
         one.tell(b"l", "painter")
         async with asyncio.timeout(5):
             while await one.ask(b"l") is None:

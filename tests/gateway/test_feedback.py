@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving
 from tests.observability.pages import value
-from tests.records.redis_server import MISSING, RedisServer, installed
+from tests.records.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -208,16 +207,6 @@ async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
 # ------------------------------------------------------------------------------------------------- on a real port
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    if not installed():
-        pytest.skip(MISSING)
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
 async def ask(served: Served) -> str:
     async with served.ask("good") as response:
         await response.read()
@@ -254,17 +243,17 @@ async def test_feedback_reaches_a_sqlite_log_at_once_after_the_answer(tmp_path: 
 
 
 async def test_feedback_reaches_redis_and_a_redis_that_hangs_delays_nobody_for_long(
-    tmp_path: Path, redis: RedisServer
+    tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    async with serving(tmp_path, log={"url": redis.url}) as served:
+    async with serving(tmp_path, log={"url": redis_server.url}) as served:
         await check(served)
         request_id = await ask(served)
         assert (await post(served, request_id=request_id, score=0.5))[0] == 200
-        redis.signal(signal.SIGSTOP)
+        redis_server.signal(signal.SIGSTOP)
         try:
             async with asyncio.timeout(5):
                 status, body = await post(served, request_id=request_id, score=1)
         finally:
-            redis.signal(signal.SIGCONT)
+            redis_server.signal(signal.SIGCONT)
         assert (status, body["error"]["code"]) == (503, "log_unavailable")
         assert (await post(served, request_id=request_id, score=1))[0] == 200

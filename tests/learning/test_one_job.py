@@ -14,7 +14,6 @@ from redis import Redis
 
 from coe.errors import JobError, LogError
 from coe.learning.one_job import KEY, only_job
-from tests.records.redis_server import MISSING, RedisServer, installed
 
 SOON = 10.0
 """Seconds after which waiting is given up."""
@@ -29,21 +28,9 @@ with only_job(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[
 """
 
 
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if not installed():
-        pytest.skip(MISSING)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture(params=["sqlite", "redis"])
-def url(request: pytest.FixtureRequest, redis: RedisServer) -> str:
-    with Redis.from_url(redis.url) as client:
-        client.flushall()
-    return redis.url if request.param == "redis" else "sqlite:///log.db"
+def url(request: pytest.FixtureRequest, redis_url: str) -> str:
+    return redis_url if request.param == "redis" else "sqlite:///log.db"
 
 
 @contextmanager
@@ -83,8 +70,8 @@ def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(u
             time.sleep(0.02)
 
 
-def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis: RedisServer, tmp_path: Path) -> None:
-    with Redis.from_url(redis.url) as client, only_job(redis.url, home=tmp_path, lease=LEASE):
+def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis_url: str, tmp_path: Path) -> None:
+    with Redis.from_url(redis_url) as client, only_job(redis_url, home=tmp_path, lease=LEASE):
         given_up, left = time.monotonic() + SOON, client.pttl(KEY)
         while (now := client.pttl(KEY)) <= left:  # type: ignore[operator]
             left = now
@@ -93,10 +80,10 @@ def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis: RedisServer, t
 
 
 def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_alone(
-    redis: RedisServer, tmp_path: Path
+    redis_url: str, tmp_path: Path
 ) -> None:
-    with Redis.from_url(redis.url) as client:
-        with only_job(redis.url, home=tmp_path) as assure:
+    with Redis.from_url(redis_url) as client:
+        with only_job(redis_url, home=tmp_path) as assure:
             client.set(KEY, "somebody else's")
             with pytest.raises(JobError, match=r"the lock was lost .*; nothing is promoted, run it again"):
                 assure()

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
 from coe.records import open_feedback, open_log
-from tests.records.redis_server import MISSING, RedisServer, installed
-
-
-@pytest.fixture(scope="package")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not installed():
-        pytest.skip(MISSING)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server.url
-    server.kill()
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -30,8 +18,6 @@ async def log_url(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         return "sqlite:///records/log.db"
     url: str = request.getfixturevalue("redis_url")
-    async with Redis.from_url(url) as client:
-        await client.flushall()
     return url
 
 

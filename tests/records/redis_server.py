@@ -1,11 +1,15 @@
-"""A real redis-server on a free loopback port, for the tests of coe.records."""
+"""A real redis-server on a free loopback port."""
 
 from __future__ import annotations
 
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 MISSING = "redis-server is not installed; on Debian or Ubuntu: apt-get install redis-server"
 
@@ -49,3 +53,16 @@ class RedisServer:
         self._process.wait()
         assert self._process.stdout
         self._process.stdout.close()
+
+
+@contextmanager
+def running(folder: Path, *options: str) -> Iterator[RedisServer]:
+    """A started server until the block ends; skips the test where none is installed."""
+    if not installed():
+        pytest.skip(MISSING)
+    server = RedisServer(folder, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

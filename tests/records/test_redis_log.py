@@ -22,7 +22,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(redis_url) as client:
-        await client.flushall()
         yield client
 
 

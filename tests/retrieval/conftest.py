@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from coe.retrieval import DocumentStore, EncoderId, open_store
-from tests.records.redis_server import MISSING, RedisServer, installed
 from tests.retrieval.samples import DIMENSIONS
 
 WORDS = EncoderId("words", DIMENSIONS)
 Opened = Callable[..., DocumentStore]
-
-
-@pytest.fixture(scope="package")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not installed():
-        pytest.skip(MISSING)
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server.url
-    server.kill()
 
 
 @pytest.fixture(params=["lancedb", "redis"])
@@ -32,8 +20,6 @@ async def store_url(request: pytest.FixtureRequest) -> str:
     if request.param == "lancedb":
         return "lancedb:///documents"
     url: str = request.getfixturevalue("redis_url")
-    async with Redis.from_url(url) as client:
-        await client.flushall()
     return url
 
 

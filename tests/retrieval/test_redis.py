@@ -26,28 +26,21 @@ async def left(url: str) -> set[bytes]:
         return {key.rpartition(b":")[2] for key in await client.keys()}
 
 
-@pytest.fixture
-async def empty_url(redis_url: str) -> str:
-    async with Redis.from_url(redis_url) as client:
-        await client.flushall()
-    return redis_url
-
-
-async def test_what_is_forgotten_leaves_nothing_behind(empty_url: str) -> None:
-    store = RedisStore(empty_url, WORDS)
+async def test_what_is_forgotten_leaves_nothing_behind(redis_url: str) -> None:
+    store = RedisStore(redis_url, WORDS)
     texts = [text(f"t{number}", f"Ants and bees number {number}. " * (number + 1)) for number in range(20)]
     await Indexer(store, WordEncoder()).add(given(*texts))
-    assert "vectors" in str(await left(empty_url))
+    assert "vectors" in str(await left(redis_url))
     assert await store.delete([Key(f"t{number}", "books") for number in range(20)]) == 20
-    assert await left(empty_url) == {b"index", b"next", b"parts"}
+    assert await left(redis_url) == {b"index", b"next", b"parts"}
     await store.aclose()
 
 
-async def test_a_rebuilding_leaves_the_former_version_for_a_while_and_a_failed_one_nothing(empty_url: str) -> None:
-    store = RedisStore(empty_url, WORDS)
+async def test_a_rebuilding_leaves_the_former_version_for_a_while_and_a_failed_one_nothing(redis_url: str) -> None:
+    store = RedisStore(redis_url, WORDS)
     indexer = Indexer(store, WordEncoder())
     await indexer.add(given(text("a", "Ants.")))
-    async with Redis.from_url(empty_url) as client:
+    async with Redis.from_url(redis_url) as client:
         former = (await client.hget(INDEX, "version")).decode()
         await indexer.rebuild()
         kept = await client.keys(f"*:{former}:*")
@@ -66,9 +59,9 @@ class Failing(WordEncoder):
         raise ZeroDivisionError
 
 
-async def test_nobody_writes_while_the_index_is_rebuilt(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_writes_while_the_index_is_rebuilt(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.retrieval.redis.PATIENCE", 0.1)
-    store, other = RedisStore(empty_url, WORDS), RedisStore(empty_url, WORDS)
+    store, other = RedisStore(redis_url, WORDS), RedisStore(redis_url, WORDS)
     await Indexer(store, WordEncoder()).add(given(text("a", "Ants.")))
     async with store.rebuilding():
         with pytest.raises(Rebuilding, match="try again later"):
