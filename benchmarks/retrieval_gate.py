@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import pyarrow.parquet as pq
 
 import routers
 from benchmarks.answered import Asked, asked, questions_of
-from coe.learning.gate import Trials, chances, fit_gate
+from coe.core import Prediction
+from coe.learning.gate import Trials, fit_gate, opened, outlooks
 from coe.learning.gate_report import calibration
 from coe.registry.retrieval import Retrieval, RetrievalPrice
 from coe.retrieval import open_store
-from coe.retrieval.consulting import NEARLY, Consultant
+from coe.retrieval.consulting import Consultant
 from coe.retrieval.indexing import Indexer, Text, encoder_id
 from coe.retrieval.passages import Key
 from routers.calibration import auroc, expected_calibration_error
@@ -38,17 +40,6 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def trials_of(
-    texts: list[str], without: Any, with_: Any, experts: tuple[str, ...], router: Any, encoder: Any
-) -> Trials:
-    posterior = np.stack([found.probabilities for found in router.predict(texts)]).astype(np.float64)
-    vectors = encoder.encode(texts).astype(np.float64)
-    nothing = np.full(len(texts), np.nan)
-    return Trials(
-        router.categories, experts, tuple(texts), posterior, vectors, without, with_, nothing, nothing, nothing
-    )
-
-
 def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
     """5-fold AUROC against needs_retrieval; an expert that fails alone counts as one that passages would help."""
     rows = [row for row in rows_of(data / "retrieval" / "questions_train.parquet") if row["source"] == NATURAL]
@@ -59,7 +50,7 @@ def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
             scores.setdefault(prompts[row["prompt_id"]], {})[row["model"]] = row["score"]
     experts = tuple(sorted({model for found in scores.values() for model in found}))
     alone = np.array([[scores[row["question"].strip()][name] for name in experts] for row in rows])
-    trials = trials_of([row["question"] for row in rows], alone, np.ones_like(alone), experts, router, encoder)
+    trials = _trials([row["question"] for row in rows], router, encoder, experts=experts, without=alone)
     label = np.array([row["needs_retrieval"] for row in rows])
     small = [experts.index(name) for name in SMALL]
     looks, glances, errors = [], [], []
@@ -69,9 +60,9 @@ def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
         folds = _stratified(label, seed)
         for fold in folds:
             gate = fit_gate(trials.part(np.setdiff1d(np.arange(len(rows)), fold)), seed=seed)
-            chance = chances(gate, trials.part(fold))[:, small]
+            chance = outlooks(gate, trials.part(fold)).helps[:, small]
             found[fold] = chance.mean(axis=1)
-            glanced[fold] = [gate.glanced(row)[small].mean() for row in trials.posterior[fold]]
+            glanced[fold] = [gate.glanced(row).helps[small].mean() for row in trials.posterior[fold]]
             told.append((chance.ravel(), alone[np.ix_(fold, small)].ravel() < 0.5))
         looks.append(np.mean([auroc(found[f].astype(np.float32), label[f] == 1) for f in folds]))
         glances.append(np.mean([auroc(glanced[f].astype(np.float32), label[f] == 1) for f in folds]))
@@ -98,50 +89,45 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     store = open_store("lancedb:///store", base=work, encoder=encoder_id(encoder))
     docs = rows_of(data / "retrieval" / "docs.parquet")
     if ask:
-        texts = (Text(Key(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"]) for doc in docs)
-        await Indexer(store, encoder).add(texts)
+        await Indexer(store, encoder).add(_texts(docs))
     questions = questions_of(rows_of(data / "retrieval" / "questions_train.parquet"))
     found = await asked(questions, store, encoder, folder=work, ask=ask)
     await store.aclose()
     fit, judged = ([one for one in found if one.question.train is part] for part in (True, False))
-    gate = fit_gate(_trials(fit, router, encoder))
-    trials = _trials(judged, router, encoder)
-    price = RetrievalPrice()
-    dear = price.thousand_tokens * gate.use.tokens / 1000
-    both = dear + price.second * gate.use.seconds
-    glance = np.stack([gate.glanced(row) for row in trials.posterior])
-    before, after = chances(gate, trials), chances(gate, trials, evidence=True)
-    looked = (gate.gain(glance) >= both * NEARLY)[:, 0]
-    opened = looked & (gate.gain(before) > both)[:, 0] & (gate.gain(after) > dear)[:, 0]
-    report = {"all": _policies(judged, opened)}
+    gate = fit_gate(_tried(fit, router, encoder))
+    trials = _tried(judged, router, encoder)
+    open_ = opened(gate, trials, RetrievalPrice())[:, 0]
+    report = {"all": _policies(judged, open_)}
     for kind in sorted({one.question.kind for one in judged}):
         of = np.array([one.question.kind == kind for one in judged])
-        report[kind] = _policies([one for one, yes in zip(judged, of, strict=True) if yes], opened[of])
+        report[kind] = _policies([one for one, yes in zip(judged, of, strict=True) if yes], open_[of])
     return report | {
         "fitted_to": len(fit),
-        "looked": float(looked.mean()),
-        "calibration": calibration(after[:, 0], (trials.delta > 0)[:, 0]),
+        "calibration": calibration(outlooks(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
     }
 
 
-def _trials(found: list[Asked], router: Any, encoder: Any) -> Trials:
-    texts = [one.question.text for one in found]
+async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[Text]:
+    for doc in docs:
+        yield Text(Key(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
+
+
+def _trials(
+    texts: list[str], router: Any, encoder: Any, *, experts: tuple[str, ...], without: Any, **measured: Any
+) -> Trials:
+    """As served; passages make every answer right where nothing else was `measured`."""
+    nothing = dict.fromkeys(("cosine", "tokens", "seconds"), np.full(len(texts), np.nan))
+    rest = {"experts": experts, "without": without, "with_": np.ones_like(without)} | nothing | measured
+    return Trials.seen(texts, router, encoder.encode(texts), **rest)
+
+
+def _tried(found: list[Asked], router: Any, encoder: Any) -> Trials:
     without, with_ = (np.array([[getattr(one, name)] for one in found]) for name in ("without", "with_"))
-    trials = trials_of(texts, without, with_, ("small",), router, encoder)
-    cosine = np.array([max(one.cosines, default=np.nan) for one in found])
     tokens, seconds = (np.array([float(getattr(one, name)) for one in found]) for name in ("tokens", "seconds"))
-    return Trials(
-        trials.categories,
-        trials.experts,
-        trials.texts,
-        trials.posterior,
-        trials.vectors,
-        without,
-        with_,
-        cosine,
-        tokens,
-        seconds,
-    )
+    cosine = np.array([max(one.cosines, default=np.nan) for one in found])
+    measured = {"with_": with_, "cosine": cosine, "tokens": tokens, "seconds": seconds}
+    texts = [one.question.text for one in found]
+    return _trials(texts, router, encoder, experts=("small",), without=without, **measured)
 
 
 def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
@@ -161,15 +147,14 @@ def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
 def time_when_shut(trials: Trials) -> float:
     """Median milliseconds of what a request pays for a gate that stays shut: its lift and its glance."""
     gate = fit_gate(trials)
-    consultant = Consultant(Retrieval(), retriever=None, encoder=None, threads=None, gate=gate)  # type: ignore[arg-type]
-    from coe.core import Prediction
-
+    nobody: Any = None
+    consultant = Consultant(Retrieval(), retriever=nobody, encoder=nobody, router=nobody, threads=nobody, gate=gate)
     times = []
     for row in np.tile(trials.posterior, (20, 1))[:5000]:
         prediction = Prediction(row.astype(np.float32), "peek")
         began = time.perf_counter()
         consultant.lift(prediction, "auto")
-        gate.gain(gate.glanced(prediction.probabilities))
+        gate.glanced(prediction.probabilities)
         times.append(time.perf_counter() - began)
     return float(np.median(times) * 1000)
 
@@ -193,7 +178,7 @@ def measure(data: Path, folder: Path, *, work: Path, ask: bool) -> dict[str, Any
     rows = rows_of(data / "retrieval" / "questions_train.parquet")
     sample = [row["question"] for row in rows if row["source"] == NATURAL][:100]
     half = np.array([[float(number % 2)] for number in range(100)])
-    report["shut_ms"] = time_when_shut(trials_of(sample, half, np.ones((100, 1)), ("small",), router, encoder))
+    report["shut_ms"] = time_when_shut(_trials(sample, router, encoder, experts=("small",), without=half))
     return report
 
 

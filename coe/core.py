@@ -105,7 +105,9 @@ class Router(Protocol):
 
     `peek` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer, slower
     look is worth it; `predict` always answers and may take milliseconds per text. Where `peek` answers, `predict`
-    gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`.
+    gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`. Whoever has the
+    texts' `vectors`, (n_texts, dimensions) of the router's own encoder, gets the surest answer for each of them, and
+    the encoder is not asked: a fraction of a millisecond more than a peek.
     """
 
     categories: tuple[str, ...]
@@ -113,7 +115,7 @@ class Router(Protocol):
 
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None: ...
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]: ...
+    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]: ...
 
 
 # ----------------------------------------------------------------------------------------------- decision and answer

@@ -26,7 +26,9 @@ def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -
         return None
     gate = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
     declared = in_use.registry.retrieval
-    return Consultant(declared, retriever=index.store, encoder=index.encoder, threads=threads, gate=gate)
+    return Consultant(
+        declared, retriever=index.store, encoder=index.encoder, router=in_use.router, threads=threads, gate=gate
+    )
 
 
 def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> Gate | None:

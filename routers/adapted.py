@@ -87,15 +87,18 @@ class AdaptedRouter:
             return self._joined(replace(guess, stage=HURRIED), odds) if hurried else None
         return self._joined(guess, odds)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open."""
+    def predict(self, texts: Sequence[str], *, vectors: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `vectors` are given:
+        then all heads judge all texts."""
+        if vectors is not None:
+            return self._full(texts, vectors) if texts else []
         found = [self.peek(text) for text in texts]
         unsure = [text for text, prediction in zip(texts, found, strict=True) if prediction is None]
         answers = iter(self._full(unsure) if unsure else ())
         return [prediction or next(answers) for prediction in found]
 
-    def _full(self, texts: Sequence[str]) -> list[Prediction]:
-        study = self._base.study(texts)
+    def _full(self, texts: Sequence[str], vectors: Floats | None = None) -> list[Prediction]:
+        study = self._base.study(texts, vectors=vectors)
         nearest = np.zeros((len(texts), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
             nearest[:, column] = (study.vectors @ own.T).max(axis=1)

@@ -107,13 +107,16 @@ class CascadeRouter:
             return prediction
         return replace(prediction, stage=HURRIED) if hurried else None
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open."""
+    def predict(self, texts: Sequence[str], *, vectors: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `vectors` are given:
+        then all heads judge all texts."""
+        if vectors is not None:
+            return self.conclude(self.study(texts, vectors=vectors)) if texts else []
         glances = [self.glance(text) for text in texts]
         found = [self.guess(glance) for glance in glances]
         unsure = [index for index, prediction in enumerate(found) if not self.sure(prediction)]
         if unsure:
-            study = self.study([texts[index] for index in unsure], [glances[index] for index in unsure])
+            study = self.study([texts[index] for index in unsure], glances=[glances[index] for index in unsure])
             for index, prediction in zip(unsure, self.conclude(study), strict=True):
                 found[index] = prediction
         return found
@@ -133,10 +136,13 @@ class CascadeRouter:
         familiar = self.familiarities.full(study.closeness[:, None])
         return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
 
-    def study(self, texts: Sequence[str], glances: Sequence[Glance] | None = None) -> Study:
-        """One or more texts as all heads see them; `glances` are what the cheap ones saw, where they did already."""
+    def study(
+        self, texts: Sequence[str], *, glances: Sequence[Glance] | None = None, vectors: Floats | None = None
+    ) -> Study:
+        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `vectors` what the encoder
+        did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        vectors = self.encoder.encode(texts)
+        vectors = self.encoder.encode(texts) if vectors is None else vectors
         votes, closeness = self.knn.look(vectors)
         heads = {
             "lexical": np.stack([glance.lexical for glance in glances]),

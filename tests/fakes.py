@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 
 from coe.composition import Composition, declared_assignment
@@ -58,7 +59,7 @@ class WordRouter:
             return self._look(text, "hurried") if hurried else None
         return self._look(text, "peek")
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
 
     def _look(self, text: str, stage: str) -> Prediction:

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coe.cli.common import store_of
 from coe.learning.gate import Trials, fit_gate
 from coe.learning.gate_report import gate_report, plot_calibration
@@ -51,9 +49,8 @@ def measured(settings: Settings, registry: Registry, folder: Path) -> Trials | N
 
     artifact = check_router(settings)[1]
     router = load_router(registry, artifact)
-    posterior = np.stack([found.probabilities for found in router.predict(gains.texts)]).astype(np.float64)
-    vectors = routers.load_document_encoder(artifact.folder).encode(gains.texts).astype(np.float64)
-    return gains.trials(router.categories, posterior, vectors)
+    vectors = routers.load_document_encoder(artifact.folder).encode(gains.texts)
+    return gains.trials(router, vectors)
 
 
 def told(report: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.gate import Trials, cross_fitted, fit_gate
+from coe.learning.gate import Trials, held_out, opened, outlooks
 from coe.registry.retrieval import RetrievalPrice
 from coe.retrieval.gate import Array
 
@@ -22,12 +22,11 @@ BINS = 5
 def gate_report(trials: Trials, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
     """By expert and over all: quality and tokens of the three policies, each question judged by a gate that was fitted
     without it; and bins of equal counts of probability against how often passages helped."""
-    before = cross_fitted(trials, seed=seed)
-    after = cross_fitted(trials, seed=seed, evidence=True)
-    gate = fit_gate(trials, seed=seed)
-    dear = price.thousand_tokens * gate.use.tokens / 1000
-    open_ = (gate.gain(before) > dear + price.second * gate.use.seconds) & (gate.gain(after) > dear)
     known = np.isfinite(trials.delta)
+    open_, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
+    for rows, gate in held_out(trials, seed=seed):
+        part = trials.part(rows)
+        open_[rows], helps[rows] = opened(gate, part, price), outlooks(gate, part, evidence=True).helps
     experts = {
         name: _policies(trials, open_[:, [column]], known[:, [column]], [column])
         for column, name in enumerate(trials.experts)
@@ -37,7 +36,7 @@ def gate_report(trials: Trials, price: RetrievalPrice, *, seed: int = 0) -> dict
         "questions": len(trials),
         "all": _policies(trials, open_, known, list(range(len(trials.experts)))),
         "experts": experts,
-        "calibration": calibration(after[known], improved),
+        "calibration": calibration(helps[known], improved),
     }
 
 

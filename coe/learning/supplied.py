@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from coe.core import Encoder
+from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.learning.gate import Trials
 from coe.learning.probe import Probe
@@ -93,9 +94,9 @@ class Gains:
     experts: tuple[str, ...]
     columns: dict[str, Any]
 
-    def trials(self, categories: Sequence[str], posterior: Any, vectors: Any) -> Trials:
+    def trials(self, router: Router, vectors: NDArray[np.float32]) -> Trials:
         """With what the router and the encoder see of the texts, in their order."""
-        return Trials(tuple(categories), self.experts, self.texts, posterior=posterior, vectors=vectors, **self.columns)
+        return Trials.seen(self.texts, router, vectors, experts=self.experts, **self.columns)
 
 
 def read_gains(folder: Path, experts: Sequence[str]) -> Gains | None:

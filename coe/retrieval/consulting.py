@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coe.core import Chat, Consent, Encoder, Prediction
+from coe.core import Chat, Consent, Encoder, Prediction, Router
 from coe.registry.retrieval import Retrieval
-from coe.retrieval.gate import Array, Gate
+from coe.retrieval.gate import Array, Bars, Gate, Outlook, Use
 from coe.retrieval.insertion import answer_tokens, with_block
 from coe.retrieval.marking import Block, marked, tokens_of
 from coe.retrieval.passages import Passage, Retriever, Vector
@@ -24,8 +25,6 @@ _log = logging.getLogger("gateway")
 Status = Literal["none", "off", "shut", "empty", "failed", "open"]
 """none: nothing to consult, or nowhere to put it; off: the request said so; shut: not worth its price; empty: nothing
 was found that fits; failed: the store was away or late; open: the expert is given passages."""
-NEARLY = 0.5
-"""Part of the price from which on a gain expected at a glance is worth a closer look: some ms, for the vector."""
 REST = 5.0
 """Seconds for which a store that failed is left alone."""
 ANSWER = 512
@@ -68,6 +67,7 @@ class Consultant:
         *,
         retriever: Retriever,
         encoder: Encoder,
+        router: Router,
         threads: Executor,
         gate: Gate | None,
         clock: Callable[[], float] = time.monotonic,
@@ -76,12 +76,11 @@ class Consultant:
         self._declared = declared
         self._retriever = retriever
         self._encoder = encoder
+        self._router = router
         self._threads = threads
         self._clock = clock
         self._resting_until = -1.0
-        used = gate.use if gate else None
-        self._token_price = declared.price.thousand_tokens * used.tokens / 1000 if used else 0.0
-        self._price = self._token_price + (declared.price.second * used.seconds if used else 0.0)
+        self._bars = Bars.of(gate.use if gate else Use(0.0, 0.0), declared.price)
 
     def lift(self, prediction: Prediction, consent: Consent) -> Array | None:
         """What passages would add to each expert's worth, price taken off, shape (k,), at a glance: some ten
@@ -89,7 +88,7 @@ class Consultant:
         gate = self.gate
         if gate is None or consent == "off" or self._clock() < self._resting_until:
             return None
-        net = gate.gain(gate.glanced(prediction.probabilities)) - self._price
+        net = gate.glanced(prediction.probabilities).gain - self._bars.search
         if consent == "on":
             return net
         return np.maximum(net, 0.0) if net.max() > 0 else None
@@ -98,19 +97,18 @@ class Consultant:
         """The chat, with passages where they pay and are found within the deadline, and what became of it."""
         if question.consent == "off":
             return question.chat, Consultation("off")
-        probability = self._glance(question)
-        if question.consent == "auto" and not self._pays(question, probability, self._price * NEARLY):
-            shut = self.gate is not None and question.expert is not None
-            return question.chat, Consultation("shut" if shut else "none", probability)
+        hope = self._glance(question)
+        if question.consent == "auto" and not self._promising(question, hope):
+            return question.chat, Consultation("shut" if hope else "none", _chance(hope))
         if with_block(question.chat.fields, question.chat.api, "") is None:
-            return question.chat, Consultation("none", probability)
+            return question.chat, Consultation("none", _chance(hope))
         if self._clock() < self._resting_until:
-            return question.chat, Consultation("failed", probability)
-        return await self._in_time(question, probability)
+            return question.chat, Consultation("failed", _chance(hope))
+        return await self._in_time(question, hope)
 
-    async def _in_time(self, question: Question, probability: float | None) -> tuple[Chat, Consultation]:
+    async def _in_time(self, question: Question, hope: _Hope | None) -> tuple[Chat, Consultation]:
         began = time.perf_counter()
-        note, chat = Consultation("failed", probability), question.chat
+        note, chat = Consultation("failed", _chance(hope)), question.chat
         try:
             async with asyncio.timeout(self._declared.deadline):
                 chat, note = await self._look(question)
@@ -126,11 +124,11 @@ class Consultant:
 
     async def _look(self, question: Question) -> tuple[Chat, Consultation]:
         """The vector, with which the gate judges again, then the search, after which its price is paid."""
-        loop = asyncio.get_running_loop()
-        vector: Vector = (await loop.run_in_executor(self._threads, self._encoder.encode, [question.text]))[0]
-        probability = self._closer(question, vector, None)
-        if question.consent == "auto" and not self._pays(question, probability, self._price):
-            return question.chat, Consultation("shut", probability)
+        loop, eager = asyncio.get_running_loop(), question.consent == "on"
+        vector, posterior = await loop.run_in_executor(self._threads, self._seen, question)
+        hope = self._closer(question, posterior, vector, None)
+        if not eager and not (hope and hope.gain > self._bars.search):
+            return question.chat, Consultation("shut", _chance(hope))
         declared = self._declared
         found = await self._retriever.search(
             question.text,
@@ -142,29 +140,51 @@ class Consultant:
         like = [passage for passage in found if passage.score >= declared.least_cosine]
         block = marked(like, budget=min(declared.tokens, _room(question))) if like else None
         if block is None:
-            return question.chat, Consultation("empty", probability)
-        probability = self._closer(question, vector, max(passage.score for passage in like))
-        if question.consent == "auto" and not self._pays(question, probability, self._token_price):
-            return question.chat, Consultation("shut", probability)
-        return _given(question.chat, block), Consultation("open", probability, block.passages, block.tokens)
+            return question.chat, Consultation("empty", _chance(hope))
+        hope = self._closer(question, posterior, vector, max(passage.score for passage in like))
+        if not eager and not (hope and hope.gain > self._bars.give):
+            return question.chat, Consultation("shut", _chance(hope))
+        return _given(question.chat, block), Consultation("open", _chance(hope), block.passages, block.tokens)
 
-    def _glance(self, question: Question) -> float | None:
+    def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
+        """The question's vector, and what the router makes of it with that."""
+        vectors = self._encoder.encode([question.text])
+        (prediction,) = self._router.predict([question.text], vectors=vectors)
+        return vectors[0], prediction.probabilities
+
+    def _glance(self, question: Question) -> _Hope | None:
         if self.gate is None or question.expert is None:
             return None
-        return float(self.gate.glanced(question.prediction.probabilities)[question.expert])
+        return _hope(self.gate.glanced(question.prediction.probabilities), question.expert)
 
-    def _closer(self, question: Question, vector: Vector, cosine: float | None) -> float | None:
-        if self.gate is None or question.expert is None:
-            return None
-        seen = self.gate.looked(question.prediction.probabilities, question.text, vector, cosine=cosine)
-        return float(seen[question.expert])
-
-    def _pays(self, question: Question, probability: float | None, price: float) -> bool:
-        """Whether the chosen expert is expected to gain more than the price."""
-        if self.gate is None or question.expert is None or probability is None:
+    def _promising(self, question: Question, hope: _Hope | None) -> bool:
+        if self.gate is None or question.expert is None or hope is None:
             return False
-        up, down = self.gate.up[question.expert], self.gate.down[question.expert]
-        return bool(probability * up - (1 - probability) * down > price)
+        return self.gate.promise(hope.gain, question.expert, self._bars.search) > self._bars.look
+
+    def _closer(
+        self, question: Question, posterior: NDArray[np.float32], vector: Vector, cosine: float | None
+    ) -> _Hope | None:
+        if self.gate is None or question.expert is None:
+            return None
+        return _hope(self.gate.looked(posterior, question.text, vector, cosine=cosine), question.expert)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hope:
+    """What passages are expected to do to the chosen expert's answer: the probability that they improve it, and the
+    change of its quality."""
+
+    chance: float
+    gain: float
+
+
+def _hope(outlook: Outlook, expert: int) -> _Hope:
+    return _Hope(float(outlook.helps[expert]), float(outlook.gain[expert]))
+
+
+def _chance(hope: _Hope | None) -> float | None:
+    return None if hope is None else hope.chance
 
 
 def sources(passages: Sequence[Passage]) -> tuple[str, ...]:

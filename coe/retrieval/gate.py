@@ -8,7 +8,8 @@ differs between experts and categories is an offset, pulled to nothing where lit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from math import erf, exp, pi, sqrt
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,10 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
+from coe.registry.retrieval import RetrievalPrice
 from coe.retrieval.cues import CUES, cues
 
+WORTH = 0.2
+"""Part of the price that a closer look must be expected to find beyond it: a look takes some ms, for the vector."""
+TINY = 1e-9
 FILE = "gate.npz"
-FORMAT = 1
+FORMAT = 2
 Array = NDArray[np.float64]
 
 
@@ -32,35 +37,92 @@ class Use:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gate:
-    """Fitted by `coe.learning.gate`; pure. m categories, k experts.
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Above which a request goes on: what a closer `look` is expected to find above `search`, the gain with which it
+    goes on to that, and the one with which it is given what was found."""
 
-    Log-odds that passages improve expert k's answer: `glance` (m + 1,) x the posterior and its entropy, or where the
-    text was looked at `look` (m + 1 + CUES + dimensions,) x these, its cues and its vector; plus the posterior's
-    mean of `offset` (2, m, k), first for a glance, then for a look. `evidence` (3,) weighs these log-odds, the best
-    passage's cosine and a constant, once that cosine is known. `up` (k,) is what an improved answer gains on average,
-    `down` (k,) what one that is not improved loses, in quality.
+    look: float
+    search: float
+    give: float
+
+    @classmethod
+    def of(cls, use: Use, price: RetrievalPrice) -> Bars:
+        give = price.thousand_tokens * use.tokens / 1000
+        search = give + price.second * use.seconds
+        return cls(WORTH * search, search, give)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Odds:
+    """Log-odds that something becomes of expert k's answer where passages are given. m categories, k experts.
+
+    `glance` (m + 1,) x the posterior and its entropy, or where the text was looked at `look` (m + 1 + CUES +
+    dimensions,) x these, its cues and its vector; plus the posterior's mean of `offset` (2, m, k), first for a glance,
+    then for a look. `evidence` (3,) weighs these log-odds, the best passage's cosine and a constant, once that cosine
+    is known.
     """
 
-    categories: tuple[str, ...]
-    experts: tuple[str, ...]
     glance: Array
     look: Array
     offset: Array
     evidence: Array
-    up: Array
-    down: Array
+
+    def glanced(self, posterior: NDArray[np.floating], seen: Array) -> Array:
+        """Probabilities, shape (k,), of the posterior (m,) and its `shape`."""
+        return _chance(seen @ self.glance + posterior @ self.offset[0])
+
+    def looked(self, posterior: NDArray[np.floating], seen: Array, cosine: float | None) -> Array:
+        """Probabilities, shape (k,), of all that was seen of the text."""
+        odds = seen @ self.look + posterior @ self.offset[1]
+        if cosine is not None:
+            odds = self.evidence[0] * odds + self.evidence[1] * cosine + self.evidence[2]
+        return _chance(odds)
+
+    def over(self, order: list[int], columns: list[int]) -> Odds:
+        """Of the categories and experts at these indices."""
+        m = len(order)
+        return Odds(
+            glance=np.append(self.glance[order], self.glance[-1:]),
+            look=np.concatenate((self.look[order], self.look[m:])),
+            offset=self.offset[:, order][:, :, columns],
+            evidence=self.evidence,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outlook:
+    """What passages are expected to do, shape (k,) each: the probability that they improve an expert's answer, and the
+    change of its quality, -1 to 1. Of graded scores the first is the improvement expected."""
+
+    helps: Array
+    gain: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """Fitted by `coe.learning.gate`; pure. What passages improve and what they spoil is learnt apart: a question that
+    an expert cannot answer alone has nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
+    which nothing is ever expected. `spread` (k,) is how far the gain of a closer look lies from that of a glance (root
+    of the mean square)."""
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    helps: Odds
+    spoils: Odds
+    measured: Array
+    spread: Array
     use: Use
 
     @property
     def dimensions(self) -> int:
         """Of the vectors it was fitted with."""
-        return len(self.look) - len(self.glance) - CUES
+        return len(self.helps.look) - len(self.helps.glance) - CUES
 
-    def glanced(self, posterior: NDArray[np.floating]) -> Array:
-        """Probabilities, shape (k,), from the posterior (m,) alone: some ten microseconds."""
-        return _chance(shape(posterior) @ self.glance + posterior @ self.offset[0])
+    def glanced(self, posterior: NDArray[np.floating]) -> Outlook:
+        """From the router's answer (m,) alone, whichever of its stages gave it: some ten microseconds."""
+        seen = shape(posterior)
+        return self._outlook(self.helps.glanced(posterior, seen), self.spoils.glanced(posterior, seen))
 
     def looked(
         self,
@@ -69,46 +131,50 @@ class Gate:
         vector: NDArray[np.floating],
         *,
         cosine: float | None = None,
-    ) -> Array:
-        """Probabilities, shape (k,), from the text and its vector too, and from the best passage's cosine where the
-        look-up is paid already."""
+    ) -> Outlook:
+        """From the text and its vector too, with which the router's surest posterior comes, and from the best
+        passage's cosine where the look-up is paid already."""
         seen = np.concatenate((shape(posterior), cues(text), vector))
-        odds = seen @ self.look + posterior @ self.offset[1]
-        if cosine is not None:
-            odds = self.evidence[0] * odds + self.evidence[1] * cosine + self.evidence[2]
-        return _chance(odds)
+        helps, spoils = (odds.looked(posterior, seen, cosine) for odds in (self.helps, self.spoils))
+        return self._outlook(helps, spoils)
 
-    def gain(self, probability: Array) -> Array:
-        """Expected change of quality by passages, shape (k,), of probabilities (k,)."""
-        return probability * self.up - (1 - probability) * self.down
+    def promise(self, gain: float, expert: int, bar: float) -> float:
+        """By how much a closer look is expected to find the gain above a bar, counting nothing where it is not, by the
+        gain that a glance gives: its spread taken for normal."""
+        spread = self.spread[expert]
+        if spread < TINY:
+            return max(gain - bar, 0.0)
+        z = (gain - bar) / spread
+        return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
+
+    def _outlook(self, helps: Array, spoils: Array) -> Outlook:
+        return Outlook(helps * self.measured, (helps - spoils) * self.measured)
 
     def over(self, categories: tuple[str, ...], experts: tuple[str, ...]) -> Gate:
         """The same gate with the same categories in another order, and over other experts: one that was not measured
         is never expected to gain anything."""
         order = [self.categories.index(name) for name in categories]
-        rest = len(self.look) - len(order)
-        look = np.concatenate((self.look[order], self.look[len(order) :])) if rest else self.look[order]
         at = {name: index for index, name in enumerate(self.experts)}
         columns = [at.get(name, -1) for name in experts]
-        known = np.array([column >= 0 for column in columns])
-        return replace(
-            self,
+        known = np.array(columns) >= 0
+        return Gate(
             categories=categories,
             experts=experts,
-            glance=np.append(self.glance[order], self.glance[-1:]),
-            look=look,
-            offset=np.where(known, self.offset[:, order][:, :, columns], 0.0),
-            up=np.where(known, self.up[columns], 0.0),
-            down=np.where(known, self.down[columns], 0.0),
+            helps=self.helps.over(order, columns),
+            spoils=self.spoils.over(order, columns),
+            measured=np.where(known, self.measured[columns], 0.0),
+            spread=np.where(known, self.spread[columns], 0.0),
+            use=self.use,
         )
 
     def save(self, path: Path) -> None:
         """Everything in one file, `path`, which ends in .npz."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        odds = {f"{side}.{name}": getattr(getattr(self, side), name) for side in _SIDES for name in _ODDS}
         used = np.array([self.use.tokens, self.use.seconds])
         names = {"categories": np.array(self.categories), "experts": np.array(self.experts)}
-        everything: dict[str, Any] = {"format": np.array(FORMAT), "use": used, **names, **arrays}
-        np.savez(path, **everything)
+        own = {"measured": self.measured, "spread": self.spread}
+        everything: dict[str, Any] = {"format": np.array(FORMAT), "use": used, **own}
+        np.savez(path, **everything | names | odds)
 
     @classmethod
     def load(cls, path: Path) -> Gate:
@@ -130,21 +196,33 @@ def shape(posterior: NDArray[np.floating]) -> Array:
     return np.concatenate((posterior, entropy), axis=-1, dtype=np.float64)
 
 
-_ARRAYS = ("glance", "look", "offset", "evidence", "up", "down")
+_SIDES, _ODDS = ("helps", "spoils"), ("glance", "look", "offset", "evidence")
 
 
 def _made(cls: type[Gate], found: Mapping[str, Any]) -> Gate:
-    assert {field.name for field in fields(cls)} == {*_ARRAYS, "categories", "experts", "use"}
     categories, experts = (tuple(map(str, found[name])) for name in ("categories", "experts"))
-    arrays = {name: found[name].astype(np.float64) for name in _ARRAYS}
     m, k = len(categories), len(experts)
-    wanted = {"glance": (m + 1,), "offset": (2, m, k), "evidence": (3,), "up": (k,), "down": (k,)}
-    if wrong := [name for name, size in wanted.items() if arrays[name].shape != size]:
-        raise ValueError(f"{', '.join(wrong)} of another shape than {m} categories and {k} experts want")
-    if len(arrays["look"]) < m + 1 + CUES or not all(np.isfinite(array).all() for array in arrays.values()):
-        raise ValueError("weights are missing or no numbers")
+    helps, spoils = (_odds(found, side, m, k) for side in _SIDES)
+    measured, spread = (_numbers(found, name, (k,)) for name in ("measured", "spread"))
+    if len(helps.look) != len(spoils.look) or len(helps.look) < m + 1 + CUES:
+        raise ValueError("weights are missing")
     tokens, seconds = (float(value) for value in found["use"])
-    return cls(categories=categories, experts=experts, use=Use(tokens, seconds), **arrays)
+    return cls(categories, experts, helps, spoils, measured, spread, Use(tokens, seconds))
+
+
+def _odds(found: Mapping[str, Any], side: str, m: int, k: int) -> Odds:
+    wanted = {"glance": (m + 1,), "look": (-1,), "offset": (2, m, k), "evidence": (3,)}
+    return Odds(**{name: _numbers(found, f"{side}.{name}", wanted[name]) for name in _ODDS})
+
+
+def _numbers(found: Mapping[str, Any], name: str, wanted: tuple[int, ...]) -> Array:
+    """ValueError where they are none, or of another shape (-1: of any length)."""
+    array: Array = found[name].astype(np.float64)
+    if array.ndim != len(wanted) or any(size not in (-1, had) for had, size in zip(array.shape, wanted, strict=True)):
+        raise ValueError(f"{name} of another shape than the categories and experts want")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: not all are numbers")
+    return array
 
 
 def _chance(odds: Array) -> Array:

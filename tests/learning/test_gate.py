@@ -14,7 +14,7 @@ import coe.cli.plan_gate
 from coe.artifacts import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.learning.gate import Trials, chances, cross_fitted, fit_gate
+from coe.learning.gate import Trials, fit_gate, held_out, outlooks
 from coe.learning.gate_report import gate_report
 from coe.learning.probe import Probe
 from coe.learning.supplied import GAINS, read_gains, supplied, write_gains
@@ -46,6 +46,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
         experts=EXPERTS,
         texts=tuple(f"question {number}" for number in range(count)),
         posterior=posterior,
+        full=posterior,
         vectors=vectors,
         without=1 - needs,
         with_=np.ones((count, 2)),
@@ -56,7 +57,9 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
 
 
 def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
-    found = cross_fitted(trials := trials_of())
+    trials, found = trials_of(), np.zeros((240, 2))
+    for rows, gate in held_out(trials):
+        found[rows] = outlooks(gate, trials.part(rows)).helps
     helped = trials.delta > 0
     assert auroc(found[:, 0].astype(np.float32), helped[:, 0]) > 0.85
     law = trials.posterior.argmax(axis=1) == 1
@@ -67,9 +70,9 @@ def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more()
 
 def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
     gate = fit_gate(trials := trials_of())
-    code, law = (gate.glanced(trials.posterior[trials.posterior.argmax(axis=1) == row][0]) for row in (0, 1))
+    code, law = (gate.glanced(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1))
     assert law[0] > 0.3 > 0.1 > code[0]
-    near, far = (gate.looked(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c)[0] for c in (0.8, 0.1))
+    near, far = (gate.looked(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c).helps[0] for c in (0.8, 0.1))
     assert near > far
 
 
@@ -78,11 +81,11 @@ def test_it_survives_its_file_and_another_order_of_categories_and_experts(tmp_pa
     gate = fit_gate(trials)
     gate.save(tmp_path / "gate.npz")
     read = Gate.load(tmp_path / "gate.npz")
-    assert np.array_equal(chances(read, trials), chances(gate, trials))
+    assert np.array_equal(outlooks(read, trials).gain, outlooks(gate, trials).gain)
     turned = read.over(("general", "code", "law"), ("new", "large", "small"))
     other = turned.looked(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
-    assert other[[2, 1]] == pytest.approx(chances(gate, trials)[0])
-    assert turned.gain(other)[0] == 0
+    assert other.helps[[2, 1]] == pytest.approx(outlooks(gate, trials).helps[0])
+    assert (other.helps[0], other.gain[0]) == (0, 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 noise", b"\x93NUMPY"])
@@ -91,8 +94,8 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
     with pytest.raises(ArtifactError, match=r"gate.npz: not a gate.*coe plan"):
         Gate.load(tmp_path / "gate.npz")
     gate = gate_of(0.0)
-    replace(gate, up=np.ones(2)).save(tmp_path / "gate.npz")
-    with pytest.raises(ArtifactError, match="up of another shape"):
+    replace(gate, measured=np.ones(2)).save(tmp_path / "gate.npz")
+    with pytest.raises(ArtifactError, match="measured of another shape"):
         Gate.load(tmp_path / "gate.npz")
 
 

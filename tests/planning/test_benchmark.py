@@ -32,7 +32,7 @@ class FirstWord:
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
 
     def _posterior(self, word: str) -> NDArray[np.float32]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from coe.registry.retrieval import Retrieval
 from coe.retrieval.consulting import Consultant
 from coe.retrieval.cues import CUES
-from coe.retrieval.gate import Gate, Use
+from coe.retrieval.gate import Gate, Odds, Use
 from coe.retrieval.passages import Passage, Vector
+from tests.fakes import WordRouter
 
 CATEGORIES, EXPERTS = ("code", "art", "general"), ("coder", "painter", "generalist")
 WIDTH = 4
@@ -25,17 +26,11 @@ def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0
     offset = np.full((3, 3), odds if isinstance(odds, float) else -9.0)
     for (category, expert), value in ({} if isinstance(odds, float) else odds).items():
         offset[CATEGORIES.index(category), EXPERTS.index(expert)] = value
-    return Gate(
-        categories=CATEGORIES,
-        experts=EXPERTS,
-        glance=np.zeros(4),
-        look=np.zeros(4 + CUES + WIDTH),
-        offset=np.stack([offset, offset]),
-        evidence=np.array([1.0, 0.0, 0.0]),
-        up=np.full(3, up),
-        down=np.zeros(3),
-        use=Use(tokens, 0.01),
+    helps, never = (
+        Odds(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
+        for own in (offset, np.full((3, 3), -30.0))
     )
+    return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros(3), Use(tokens, 0.01))
 
 
 class FlatEncoder:
@@ -92,6 +87,7 @@ class Consulted:
             Retrieval(**declared),
             retriever=self.retriever,
             encoder=self.encoder,
+            router=WordRouter(),
             threads=ThreadPoolExecutor(1),
             gate=gate,
             clock=lambda: self.now,

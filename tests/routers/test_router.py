@@ -18,6 +18,7 @@ import routers
 from coe.core import Router
 from coe.errors import ArtifactError, DataError
 from routers.calibration import auroc
+from routers.encoders import OnnxEncoder
 from tests.routers.conftest import WORDS, examples, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]
@@ -96,6 +97,18 @@ def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_company(ro
 
 def test_no_texts_give_no_predictions(router: Router) -> None:
     assert router.predict([]) == []
+
+
+def test_with_vectors_every_text_gets_the_surest_answer(router: Router, built: Built, monkeypatch: Any) -> None:
+    texts = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
+    vectors = routers.load_document_encoder(built[0]).encode(texts)
+    before = router.predict(texts)
+    monkeypatch.setattr(OnnxEncoder, "encode_ids", None)  # from here on nobody may ask it
+    found = router.predict(texts, vectors=vectors)
+    assert {prediction.stage for prediction in found} == {"full"}
+    for looked, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "full"]:
+        np.testing.assert_allclose(prediction.probabilities, looked.probabilities, atol=0.05)
+    assert router.predict([], vectors=vectors[:0]) == []
 
 
 def test_unseen_prompts_reach_their_category(router: Router) -> None:

@@ -1,0 +1,85 @@
+"""The gate is served what it was fitted with: the same posteriors, vectors, bars and order of looks."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import orjson
+import pytest
+from numpy.typing import NDArray
+
+from coe.core import Prediction
+from coe.learning.gate import Trials, fit_gate, opened, outlooks
+from coe.registry.retrieval import Retrieval, RetrievalPrice
+from coe.retrieval.consulting import Consultant, Question
+from gateway.dialects import chat
+from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage
+
+pytestmark = pytest.mark.anyio
+
+COSINE = 0.6
+PRICE = RetrievalPrice(thousand_tokens=0.1, second=0)
+
+
+class Scatter:
+    """An encoder whose vectors say nothing of the text but which it is."""
+
+    dimensions = WIDTH
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
+        return np.array([row / np.linalg.norm(row) for row in rows], dtype=np.float32)
+
+
+class Second:
+    """A router that thinks otherwise, and is surer, once it has vectors."""
+
+    categories = CATEGORIES
+    version = "second"
+
+    def peek(self, text: str, *, hurried: bool = False) -> Prediction:
+        return self.predict([text])[0]
+
+    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
+        logits = Scatter().encode(texts)[:, :3] if vectors is None else 4 * vectors[:, [1, 0, 2]]
+        chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return [Prediction(row, "peek" if vectors is None else "full") for row in chances]
+
+
+def tried() -> Trials:
+    """Where the surer answer is the first category, passages mostly help, where it is the second, they mostly spoil."""
+    texts = [f"question {number}" for number in range(240)]
+    vectors = Scatter().encode(texts)
+    likeliest = np.array([found.best for found in Second().predict(texts, vectors=vectors)])
+    as_expected = np.random.default_rng(0).random(len(texts)) < 0.8
+    without = np.where((likeliest == 0) == as_expected, 0.0, 1.0)
+    with_ = np.where((likeliest == 1) == as_expected, 0.0, 1.0)
+    costs = {"cosine": np.full(240, COSINE), "tokens": np.full(240, 400.0), "seconds": np.full(240, 0.01)}
+    sides = {"without": without[:, None], "with_": with_[:, None]}
+    return Trials.seen(texts, Second(), vectors, experts=("small",), **sides, **costs)
+
+
+async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
+    trials = tried()
+    gate = fit_gate(trials)
+    chances, open_ = outlooks(gate, trials, evidence=True).helps[:, 0], opened(gate, trials, PRICE)[:, 0]
+    assert 30 < open_.sum() < 210
+    with ThreadPoolExecutor(1) as threads:
+        consultant = Consultant(
+            Retrieval(price=PRICE),
+            retriever=ListRetriever(passage("A passage.", score=COSINE)),
+            encoder=Scatter(),
+            router=Second(),
+            threads=threads,
+            gate=gate,
+        )
+        for text, chance, yes in zip(trials.texts, chances, open_, strict=True):
+            body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]})
+            question = Question(chat.parse(body), text, Second().peek(text), 0, 4096, None, "auto")
+            _, found = await consultant.consult(question)
+            assert (found.status == "open") == yes
+            if yes:
+                assert found.probability == pytest.approx(chance, abs=1e-6)
