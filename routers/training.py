@@ -57,6 +57,15 @@ class Stages:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
 
+@contextmanager
+def small_fits() -> Iterator[None]:
+    """On one BLAS thread: with two, which mostly wait for each other, such a fit takes twenty times as long."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
 def train(
     examples: Sequence[Example],
     *,
@@ -68,9 +77,7 @@ def train(
     memory: Path | None,
     work: Work,
 ) -> dict[str, Any]:
-    """See `routers.build`. The small fits run on one BLAS thread: more only wait for each other."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
+    """See `routers.build`."""
     stages = Stages(progress)
     lessons = prepare(examples)
     source = locate_encoder(encoder)
@@ -78,16 +85,15 @@ def train(
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with stages.stage("export"):
         export_once(source, network=out / NETWORK, tokenizer=out / TOKENIZER, memory=memory)
-    with stages.stage("embed") as report:
-        opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
-        vectors, quantisation = embed(lessons, out=out, opened=opened, seed=seed, report=report)
+    opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
+    vectors, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
     with stages.stage("distil") as report:
         data = represent(lessons, vectors, out=out, opened=opened, report=report)
-    with stages.stage("held-out") as report, threadpool_limits(1, user_api="blas"):
+    with stages.stage("held-out") as report, small_fits():
         strengths = choose_strengths(data, seed=seed, work=work)
         held_out = cross_fit(data, strengths, seed=seed, work=work, report=report)
         pooling, familiarities = tune(held_out, data.labels)
-    with stages.stage("fit"), threadpool_limits(1, user_api="blas"):
+    with stages.stage("fit"), small_fits():
         write_heads(data, strengths, out=out, seed=seed)
     write_json(
         out / CONFIG,
@@ -111,27 +117,36 @@ def train(
     }
 
 
-def embed(
-    lessons: Lessons, *, out: Path, opened: Opened, seed: int, report: Callable[[float], None]
-) -> tuple[Floats, dict[str, Any]]:
+def embed(lessons: Lessons, *, out: Path, opened: Opened, seed: int, stages: Stages) -> tuple[Floats, dict[str, Any]]:
     """Vectors of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
     full, small = out / NETWORK, out / "encoder.int8.onnx"
-    quantise(full, out=small)
-    vectors = opened(small).encode(lessons.texts, report)
-    sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
-    precise = opened(full)
-    exact = precise.encode([lessons.texts[i] for i in sample], report)
-    labels = lessons.labels[sample]
-    found = {
-        "compared": len(sample),
-        "fp32": _held_out_accuracy(exact, labels, seed=seed),
-        "int8": _held_out_accuracy(vectors[sample], labels, seed=seed),
-    }
+    with stages.stage("embed") as report:
+        quantise(full, out=small)
+        vectors = opened(small).encode(lessons.texts, report)
+    with stages.stage("compare") as report:
+        found = _compare(lessons, vectors, opened(full), seed=seed, report=report)
     if found["fp32"] - found["int8"] <= QUANTISATION_LOSS:
         small.replace(full)
         return vectors, {"kept": "int8", **found}
     small.unlink()
-    return precise.encode(lessons.texts, report), {"kept": "fp32", **found}
+    with stages.stage("embed in fp32") as report:
+        return opened(full).encode(lessons.texts, report), {"kept": "fp32", **found}
+
+
+def _compare(
+    lessons: Lessons,
+    vectors: Floats,
+    precise: OnnxEncoder | RememberingEncoder,
+    *,
+    seed: int,
+    report: Callable[[float], None],
+) -> dict[str, Any]:
+    """Held-out accuracy with the `precise` network and with the one that gave `vectors`, on a sample."""
+    sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
+    exact, labels = precise.encode([lessons.texts[i] for i in sample], report), lessons.labels[sample]
+    with small_fits():
+        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, vectors[sample]))
+    return {"compared": len(sample), "fp32": fp32, "int8": int8}
 
 
 def _held_out_accuracy(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
