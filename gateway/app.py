@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
+from coe.settings import Settings
 from gateway.admin import admin_routes
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
@@ -54,6 +55,7 @@ class Parts:
     metrics: Metrics
     log: RoutingLog
     feedback: FeedbackLog
+    settings: Settings
     tracing: Tracing | None = None
     reload: Reload | None = None
 
@@ -101,7 +103,7 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
     admission = current.admission
     Gauges(current).show(parts.metrics, admission)
     failed = "1 while what is declared or promoted could not be taken over."
-    parts.metrics.gauge("coe_reload_failed", failed, lambda: current.reload_failed, largest=True)
+    parts.metrics.gauge("coe_reload_failed", failed, lambda: current.reload_error is not None, largest=True)
     models, documents = Models(current), Documents(current)
     return [
         *(Route(path, line, methods=["POST"]) for path, line in lines.items()),
@@ -116,7 +118,7 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
         Route("/health/live", health.live),
         Route("/health/ready", health.ready_now),
         Route("/metrics", guarded(parts.metrics.endpoint, current, scope="admin")),
-        *admin_routes(current),
+        *admin_routes(parts),
         *page_routes(),
     ]
 

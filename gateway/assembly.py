@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Executor
 
 from coe.affinity import Affinity
+from coe.artifacts import ArtifactStore
 from coe.composition import Composition
 from coe.experts import ReplicatedExpert, Turns, build_experts
 from coe.experts.client import Client
@@ -13,7 +14,7 @@ from coe.retrieval import DocumentStore
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.current import Serving
-from gateway.documents import consultant_in_use
+from gateway.documents import GATE, consultant_in_use
 from gateway.in_use import InUse
 from gateway.index import Index
 
@@ -50,6 +51,8 @@ class Assembly:
         experts = build_experts(
             registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
         )
+        gate_version = ArtifactStore(self._settings.artifacts, GATE).in_use()
+        consultant = consultant_in_use(self._settings, in_use, threads=self._threads)
         composition = Composition(
             registry,
             router=in_use.router,
@@ -59,9 +62,11 @@ class Assembly:
             doubt=in_use.doubt,
             affinity=self._affinity,
             overlays=in_use.overlays,
-            consultant=consultant_in_use(self._settings, in_use, threads=self._threads),
+            consultant=consultant,
         )
-        serving = Serving(composition, access_of(registry, self._limiter), in_use.index)
+        gate = None if consultant is None or consultant.gate is None else gate_version
+        versions = {**in_use.versions, GATE: gate}
+        serving = Serving(composition, access_of(registry, self._limiter), in_use.index, versions)
         self._go_over(experts, in_use.index)
         self._timeout = registry.policy.timeout
         return serving

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from coe.composition import Composition
 from coe.registry import Registry
@@ -19,6 +20,8 @@ class Serving:
     access: Access
     index: Index | None = None
     """The document store; None where none is declared."""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    """By kind of artifact the version that this was made of, None for none."""
 
     @property
     def registry(self) -> Registry:
@@ -33,8 +36,8 @@ class Current:
         self.admission = Admission(serving.registry.limits)
         self.leaving = False
         """The process is about to end: no balancer should send it work."""
-        self.reload_failed = False
-        """What is declared or promoted now could not be taken over; the last good state serves on."""
+        self.reload_error: str | None = None
+        """Why what is declared or promoted now could not be taken over, so that the last good state serves on."""
 
     def replace(self, serving: Serving) -> None:
         """New requests are served with this; those under way keep what they began with."""

@@ -7,22 +7,19 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.errors import (
     BodyTooLarge,
-    BodyTooSlow,
     ConfigError,
     DocumentNotFound,
     DocumentsConflict,
     DocumentsUnavailable,
     Draining,
-    InvalidRequest,
     Overloaded,
     RequestError,
     RetrievalError,
@@ -30,7 +27,7 @@ from coe.errors import (
 from coe.retrieval.chunking import clean
 from coe.retrieval.indexing import Indexer, Text
 from coe.retrieval.passages import Key
-from gateway.body import read_json_body
+from gateway.checked import arrived, checked
 from gateway.current import Current
 from gateway.cutoff import ClientLeftError
 from gateway.document_bodies import Page, Place, Question, Upload
@@ -38,7 +35,6 @@ from gateway.errors import body_of, headers_of, status_of
 from gateway.index import Index
 
 MAX_BODY = 4 * 2**20
-BODY_SECONDS = 30.0
 SECONDS = 300.0
 """For a whole request; what a cut-off upload wrote stays, and sending it again finishes it."""
 AT_ONCE = 8
@@ -46,7 +42,6 @@ AT_ONCE = 8
 RETRY_AFTER = 5.0
 _log = logging.getLogger("gateway")
 
-Body = TypeVar("Body", bound=BaseModel)
 Work = Callable[[Request, Index], Awaitable[Any]]
 
 
@@ -100,7 +95,7 @@ class Documents:
             self._under_way -= 1
 
     async def _upload(self, request: Request, index: Index) -> Mapping[str, Any]:
-        upload = _checked(Upload, await _body(request))
+        upload = checked(Upload, await _body(request))
         ids = [document.id for document in upload.documents]
         if twice := sorted({one for one in ids if ids.count(one) > 1}):
             raise DocumentsConflict(f"documents: the id {twice[0]!r} comes twice", param="documents")
@@ -109,7 +104,7 @@ class Documents:
         return {"object": "documents", **asdict(tally)}
 
     async def _list(self, request: Request, index: Index) -> Mapping[str, Any]:
-        page = _checked(Page, _query(request))
+        page = checked(Page, _query(request))
         if page.collection is None:
             there = [asdict(one) for one in await index.store.collections()]
             return {"object": "list", "data": there, "has_more": False}
@@ -119,7 +114,7 @@ class Documents:
         return {"object": "list", "data": shown, "has_more": len(rest) > page.limit}
 
     async def _delete(self, request: Request, index: Index) -> Mapping[str, Any]:
-        place, name = _checked(Place, _query(request)), request.path_params["id"]
+        place, name = checked(Place, _query(request)), request.path_params["id"]
         async with self._writing:
             count = await index.store.delete([Key(name, place.collection, place.tenant)])
         if not count:
@@ -129,7 +124,7 @@ class Documents:
         return {"object": "document", "id": name, "deleted": True}
 
     async def _search(self, request: Request, index: Index) -> Mapping[str, Any]:
-        asked = _checked(Question, await _body(request))
+        asked = checked(Question, await _body(request))
         vector = (await asyncio.to_thread(index.encoder.encode, [asked.query]))[0]
         found = await index.store.search(
             asked.query, vector, collections=asked.collections, tenant=asked.tenant, limit=asked.limit
@@ -153,27 +148,13 @@ def _telling() -> Iterator[None]:
 
 async def _body(request: Request) -> bytes:
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await read_json_body(request.scope, request.receive, limit=MAX_BODY)
-    except TimeoutError:
-        raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        return await arrived(request, limit=MAX_BODY)
     except BodyTooLarge:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY // 2**20} MiB that documents may have") from None
 
 
 def _query(request: Request) -> bytes:
     return orjson.dumps(dict(request.query_params))
-
-
-def _checked(kind: type[Body], data: bytes) -> Body:
-    """Raises InvalidRequest, which names the field."""
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(step) for step in first["loc"])[:64]
-        told = first["msg"][0].lower() + first["msg"][1:]
-        raise InvalidRequest(f"{field}: {told}" if field else told, param=field or None) from None
 
 
 async def _texts(upload: Upload) -> AsyncIterator[Text]:

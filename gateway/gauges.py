@@ -11,6 +11,7 @@ from gateway.admission import Admission
 from gateway.current import Current
 from gateway.metrics import Metrics
 
+ARTIFACTS = "coe_artifact_info"
 STATES = {"closed": 0, "resting": 1, "half_open": 2, "open": 3}
 
 
@@ -35,6 +36,8 @@ class Gauges:
         metrics.gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
         metrics.gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         metrics.gauges("coe_router_info", "1 for what is in use.", ("version", "config"), self._in_use, largest=True)
+        versions = "How many workers serve with it; no version is none, or what experts.yaml declares."
+        metrics.gauges(ARTIFACTS, versions, ("kind", "version"), self._versions)
         metrics.gauges("coe_expert_in_flight", "Requests at an expert.", ("expert",), self._in_flight)
         metrics.gauges(
             "coe_breaker_state",
@@ -47,6 +50,9 @@ class Gauges:
     def _in_use(self) -> dict[tuple[str, ...], float]:
         serving = self._current.serving
         return {(serving.composition.router.version, serving.registry.digest): 1}
+
+    def _versions(self) -> dict[tuple[str, ...], float]:
+        return {(kind, version or ""): 1 for kind, version in self._current.serving.versions.items()}
 
     def _replicas(self) -> dict[str, Sequence[_Replica]]:
         experts = self._current.serving.composition.experts

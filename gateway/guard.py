@@ -10,6 +10,7 @@ from starlette.responses import Response
 from coe.core import Scope
 from coe.errors import RequestError
 from gateway.current import Current
+from gateway.cutoff import ClientLeftError
 from gateway.errors import body_of, headers_of, status_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -23,6 +24,8 @@ def guarded(endpoint: Endpoint, current: Current, *, scope: Scope | None) -> End
         try:
             current.serving.access.identify(request.scope["headers"], scope)
             return await endpoint(request)
+        except ClientLeftError:
+            return Response(status_code=400)
         except RequestError as error:
             response = Response(body_of(error), status_code=status_of(error), media_type="application/json")
             response.raw_headers += headers_of(error)

@@ -27,6 +27,6 @@ class Health:
             "status": "ready" if ready else "not ready",
             "router": current.serving.composition.router.version,
             "config": current.serving.registry.digest,
-            "reload_error": current.reload_failed,
+            "reload_error": current.reload_error is not None,
         }
         return Response(orjson.dumps(body), status_code=200 if ready else 503, media_type="application/json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class InUse:
     overlays: Overlays = field(default_factory=Overlays)
     index: Index | None = None
     """The declared document store; None without one."""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    """By kind of artifact, the gate's apart: which was read, None for none."""
 
 
 def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
@@ -52,10 +55,12 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
     else:
         router = load_router(registry, artifact)
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
     assignment = assignment_in_use(settings, registry, router.categories)
     overlays = overlays_in_use(settings, router)
     index = _index(settings, registry, artifact.folder, previous)
-    return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays, index)
+    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: overlays.version or None}
+    return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays, index, versions)
 
 
 def _index(settings: Settings, registry: Registry, folder: Path, previous: InUse | None) -> Index | None:

@@ -115,7 +115,7 @@ async def open_parts(
         await stack.enter_async_context(reload.watching(since=seen))
         await stack.enter_async_context(following(settings, registry.artifacts, observation.metrics))
         observers = (recorder.observe, signals.observe, *observation.observers)
-        yield Parts(current, observers, observation.metrics, log, feedback, observation.tracing, reload)
+        yield Parts(current, observers, observation.metrics, log, feedback, settings, observation.tracing, reload)
 
 
 def serve(settings: Settings) -> None:

@@ -118,7 +118,7 @@ class Reload:
         else:
             self._in_use = in_use
             self._current.replace(serving)
-            self._current.reload_failed = False
+            self._current.reload_error = None
             version = serving.composition.router.version
             await asyncio.to_thread(give_back)  # what the former router took
             _log.warning("reloaded: config %s, router %s", serving.registry.digest, version)
@@ -129,7 +129,7 @@ class Reload:
         check_counters(registry.access, workers=self._settings.workers)
 
     def _failed(self, why: str) -> None:
-        self._current.reload_failed = True
+        self._current.reload_error = why
         _log.error("not reloaded, the last good state serves on: %s", why)
 
 

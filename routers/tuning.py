@@ -122,6 +122,7 @@ def measure(
         "ece": expected_calibration_error(known.confidence, right),
         "reliability": [asdict(found) for found in reliability(known.confidence, right)],
         "risk_coverage": _curve(known.confidence, right),
+        "confusion": {"categories": list(categories), "counts": _confusion(known.posterior, labels)},
         "unknown_auroc": auroc(
             np.concatenate((known.confidence, unknown.confidence)), np.repeat([True, False], len(labels))
         ),
@@ -145,7 +146,17 @@ def _ece_before(views: Views, labels: Labels, escalated: NDArray[np.bool_]) -> f
 
 
 def _curve(confidence: Floats, right: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Risk at 20 coverages."""
+    """Risk at 20 coverages, and the confidence from which on that share is answered."""
     coverage, risk = risk_coverage(confidence, right)
+    surest = np.sort(confidence)[::-1]
     at = np.unique(np.linspace(0, len(risk) - 1, 21).astype(int)[1:])
-    return [{"coverage": float(coverage[i]), "risk": float(risk[i])} for i in at]
+    return [{"coverage": float(coverage[i]), "risk": float(risk[i]), "confidence": float(surest[i])} for i in at]
+
+
+def _confusion(posterior: Floats, labels: Labels) -> list[list[int]]:
+    """How many texts of each category (a row) were taken for which (a column)."""
+    size = posterior.shape[1]
+    found: list[list[int]] = (
+        np.bincount(labels * size + posterior.argmax(axis=1), minlength=size**2).reshape(size, size).tolist()
+    )
+    return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from coe.overlay import Overlays
 from coe.record import RoutingRecord
 from coe.registry import Registry
 from coe.retrieval.consulting import Consultant
+from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
 from gateway.app import Parts, create_app
@@ -30,6 +33,9 @@ from gateway.index import Index
 from gateway.line import Observer
 from gateway.metrics import Metrics
 from gateway.tracing import Tracing
+
+NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
+"""Of a gateway that needs no files: no artifacts, no declaration."""
 
 
 def registry_of(**changes: Any) -> Registry:
@@ -233,9 +239,12 @@ async def gateway_of(
     overlays: Overlays | None = None,
     consultant: Consultant | None = None,
     index: Index | None = None,
+    settings: Settings | None = None,
+    versions: Mapping[str, str | None] = MappingProxyType({}),
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
-    """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`."""
+    """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
+    says it was made of, by kind of artifact."""
     registry = registry or registry_of()
     experts = {
         name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
@@ -256,11 +265,12 @@ async def gateway_of(
                 overlays=overlays,
                 consultant=consultant,
             )
-            current, metrics = Current(Serving(composition, access_of(registry, MemoryLimiter()), index)), Metrics()
+            serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
+            current, metrics = Current(serving), Metrics()
             opened.append(current)
             async with ImplicitSignals(log, count=metrics.feedback) as signals:
                 keep = (metrics.observe, lambda trace: log.records.append(trace.record()), signals.observe)
-                yield Parts(current, (*keep, *observers), metrics, log, log, tracing)
+                yield Parts(current, (*keep, *observers), metrics, log, log, settings or NOWHERE, tracing)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

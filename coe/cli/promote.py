@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe.artifacts import Artifact
 from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
-from coe.errors import ArtifactError
-from coe.registry import load
-from coe.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.promoting import Move
 
 
 class Kind(StrEnum):
@@ -36,67 +35,24 @@ def promote(
     kind: KindArgument, version: Version = None, why: Why = "", config: Config = None, json: Json = False
 ) -> None:
     """Put a version into use that was trained, planned or learnt; gateways take it over within a second or two."""
+    from gateway import promoting
+
     settings = settings_for(config)
     store = store_of(settings, kind.value)
-    was, version = store.in_use(), version or store.newest()
-    check_fits(settings, kind, store.published(version))
-    store.promote(version, by="hand", why=why)
-    _say(kind, was, version, json)
+    _say(promoting.promote(settings, store, kind.value, version or store.newest(), why=why), json)
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
     """Go back to what was in use before; once more, to what was before that."""
+    from gateway import promoting
+
     settings = settings_for(config)
-    store = store_of(settings, kind.value)
-    was, move = store.in_use(), store.before()
-    if move is None or (move.was is None and kind is Kind.ROUTER):
-        raise ArtifactError(f"rollback: no {kind.value} was in use before {was or 'this'}; name one to `coe promote`")
-    if move.was is None:
-        store.forget(by="rollback", why=why)
-    else:
-        check_fits(settings, kind, store.published(move.was))
-        store.promote(move.was, by="rollback", why=why)
-    _say(kind, was, move.was, json)
+    _say(promoting.roll_back(settings, store_of(settings, kind.value), kind.value, why=why), json)
 
 
-def check_fits(settings: Settings, kind: Kind, artifact: Artifact) -> None:
-    """Raises ArtifactError or ConfigError for a version that a gateway with this experts.yaml would refuse."""
-    import routers
-    from gateway.in_use import check_fit, read_plan
-
-    if kind is Kind.OVERLAYS:
-        _check_overlays(settings, artifact)
-        return
-    if kind is Kind.GATE:
-        _check_gate(settings, artifact)
-        return
-    registry = load(settings.config, environ=settings.environ)
-    if kind is Kind.ASSIGNMENT:
-        read_plan(registry, artifact)
-        return
-    check_fit(registry, artifact)
-    routers.check(artifact.folder)
-
-
-def _check_overlays(settings: Settings, artifact: Artifact) -> None:
-    from gateway.in_use import check_router, load_router, other_router, read_overlays
-
-    read_overlays(artifact)
-    router = load_router(*check_router(settings))
-    if artifact.manifest.data != router.version:
-        raise ArtifactError(other_router(artifact, router))
-
-
-def _check_gate(settings: Settings, artifact: Artifact) -> None:
-    from coe.retrieval.gate import FILE, Gate
-
-    declared = load(settings.config, environ=settings.environ).category_names
-    if set(Gate.load(artifact.folder / FILE).categories) != set(declared):
-        raise ArtifactError(f"gate {artifact.manifest.version} is of other categories than experts.yaml declares")
-
-
-def _say(kind: Kind, was: str | None, version: str | None, json: bool) -> None:
+def _say(move: Move, json: bool) -> None:
     if json:
-        say_json({"kind": kind.value, "was": was, "in_use": version})
+        say_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
         return
-    say(f"{kind.value} in use: {was or NOTHING[kind]} -> {version or NOTHING[kind]}")
+    nothing = NOTHING[Kind(move.kind)]
+    say(f"{move.kind} in use: {move.was or nothing} -> {move.in_use or nothing}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
@@ -13,11 +13,15 @@ from gateway.admin.operation import Operation
 from gateway.current import Current
 from gateway.guard import guarded
 
+if TYPE_CHECKING:
+    from gateway.app import Parts
+
 OPERATIONS: tuple[Operation, ...] = (*experts.OPERATIONS,)
 
 
-def admin_routes(current: Current) -> list[Route]:
+def admin_routes(parts: Parts) -> list[Route]:
     """What answers them, over what is served with now."""
+    current = parts.current
     return [
         *_routes(experts.Experts(current), experts.OPERATIONS, current),
     ]

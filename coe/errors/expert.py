@@ -1,0 +1,70 @@
+"""What an expert did instead of answering."""
+
+from __future__ import annotations
+
+from coe.errors.request import RequestError
+
+
+class ExpertError(RequestError):
+    """An expert failed the request. `retryable`: another expert may be asked instead; `attempts`: how many were;
+    `asked`: this one was at all; `unhealthy`: it tells against its server."""
+
+    code = "expert_error"
+    retryable = True
+    asked = True
+    unhealthy = True
+    attempts = 1
+
+    def __init__(self, message: str, *, expert: str) -> None:
+        super().__init__(message)
+        self.expert = expert
+
+
+class ExpertUnavailable(ExpertError):
+    """The expert refused or dropped the connection, answered 5xx before the first piece, or its breaker is open."""
+
+    code = "expert_unavailable"
+
+
+class ExpertUnreachable(ExpertUnavailable):
+    """No connection came about, so the expert never saw the request."""
+
+
+class ExpertAsleep(ExpertUnavailable):
+    """The expert takes turns on a device with others and was not woken in time, so it never saw the request."""
+
+    code = "expert_asleep"
+    asked = False
+    unhealthy = False
+
+
+class ExpertBusy(ExpertError):
+    """The expert answered 429 before the first piece."""
+
+    code = "expert_busy"
+    unhealthy = False
+
+
+class ExpertTimeout(ExpertError):
+    """The expert gave no first piece within the declared time."""
+
+    code = "expert_timeout"
+
+
+class ExpertGarbage(ExpertError):
+    """The expert answered 200 with something that is not the protocol."""
+
+    code = "expert_garbage"
+
+
+class ExpertRejected(ExpertError):
+    """The expert judged the request itself wrong (4xx): every expert may, so none other is asked."""
+
+    code = "expert_rejected"
+    retryable = False
+    unhealthy = False
+
+    def __init__(self, message: str, *, expert: str, status: int, param: str | None = None) -> None:
+        super().__init__(message, expert=expert)
+        self.status = status
+        self.param = param
