@@ -49,7 +49,7 @@ class Cutoff:
         if self._error is not None:
             self._task.uncancel()
             if kind is asyncio.CancelledError:
-                raise self._error from None
+                raise self._taken() from None
 
     def watch(self, receive: Receive) -> None:
         """From now on notice when the client leaves. The body must have been read."""
@@ -61,12 +61,20 @@ class Cutoff:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # its error will hold this cutoff: in a circle, all of the request would wait for the
+            #                       garbage collector
 
     def cut(self, error: RequestError | ClientLeftError) -> None:
         """End the block with this error, unless it is being ended already."""
         if self._error is None:
             self._error = error
             self._task.cancel()
+
+    def _taken(self) -> RequestError | ClientLeftError:
+        """The error, held no more."""
+        taken, self._error = self._error, None
+        assert taken is not None
+        return taken
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

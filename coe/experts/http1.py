@@ -37,7 +37,7 @@ class Answer:
         self._left = 0
         self._inside = False
         self._trailers = 0
-        self._step: Callable[[bytes], bytes] = self._head
+        self._step: Callable[[Answer, bytes], bytes] = Answer._head  # bound to this one it would hold it in a circle
 
     def feed(self, data: bytes) -> bytes:
         """Raises ProtocolError."""
@@ -45,11 +45,11 @@ class Answer:
             raise ProtocolError("bytes after the end of the answer")
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        return self._step(data)
+        return self._step(self, data)
 
     def end(self) -> None:
         """The connection is at its end. Raises ProtocolError unless the answer may end with it."""
-        if self._step != self._rest or not self.status:
+        if self._step is not Answer._rest or not self.status:
             raise ProtocolError("the connection ended in mid-answer")
         self.complete = True
 
@@ -74,26 +74,26 @@ class Answer:
         self.reusable = "close" not in wish and (version == b"HTTP/1.1" or "keep-alive" in wish)
         self._frame()
         rest = data[end + 4 :]
-        return self._step(rest) if rest or self.complete else b""
+        return self._step(self, rest) if rest or self.complete else b""
 
     def _frame(self) -> None:
         """How the body ends."""
         coding, length = self.headers.get("transfer-encoding", "").lower(), self.headers.get("content-length")
         if self.status in (204, 304):
-            self._step, self.complete = self._over, True
+            self._step, self.complete = Answer._over, True
         elif coding:
             if coding != "chunked":
                 raise ProtocolError("a transfer coding other than chunked")
-            self._step = self._chunks
+            self._step = Answer._chunks
         elif length is None:
-            self._step, self.reusable = self._rest, False
+            self._step, self.reusable = Answer._rest, False
         else:
             lengths = {part.strip() for part in length.split(",")}
             size = lengths.pop()
             if lengths or not size.isascii() or not size.isdigit() or len(size) > 18:
                 raise ProtocolError("a content-length that is none")
             self._left = int(size)
-            self._step, self.complete = self._counted, not self._left
+            self._step, self.complete = Answer._counted, not self._left
 
     def _counted(self, data: bytes) -> bytes:
         self._left -= len(data)
@@ -128,7 +128,7 @@ class Answer:
                 break
             self._left, self._inside, at = _chunk_size(data[start:line]), True, line + 1
             if not self._left:
-                self._step = self._trailer
+                self._step = Answer._trailer
                 self._trailer(data[at:])
                 return b"".join(found)
         self._keep(data[at:])

@@ -50,7 +50,8 @@ class Metered(Allowance):
         self._input = chat.characters / CHARACTERS
         self._output = _output_tokens(chat)
         self._prices = prices
-        self._spent = spent
+        self._spent: Spent | None = spent
+        """None once it was asked: it holds the request, which holds this, and such circles keep large bodies."""
         self._taken: Any = None
 
     async def __aenter__(self) -> Allowance:
@@ -59,7 +60,9 @@ class Metered(Allowance):
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate."""
-        if (spent := self._spent()) is None:
+        assert self._spent is not None
+        spent, self._spent = self._spent(), None
+        if spent is None:
             used = Use(1, 0, 0)
         else:
             usage, prices = spent

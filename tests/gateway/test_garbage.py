@@ -1,0 +1,101 @@
+"""A request that is over is gone: nothing of it waits for the garbage collector, or large bodies would gather."""
+
+import asyncio
+import gc
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.core import Chat
+from coe.registry import Registry
+from gateway.cutoff import Cutoff
+from gateway.trace import Trace
+from tests.fakes import Gateway, gateway_of, registry_of
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
+KEY = {"content-type": "application/json", "x-api-key": "sesame"}
+SOON = KEY | {"x-coe-timeout": "0.02"}
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def limited() -> Registry:
+    """With a key that has limits."""
+    key = {"name": "alice", "sha256": hashlib.sha256(b"sesame").hexdigest(), "limits": {"requests_per_minute": 100}}
+    return registry_of(access={"keys": [key]})
+
+
+def body(**fields: Any) -> bytes:
+    return orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}], **fields})
+
+
+def alive() -> Counter[str]:
+    return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, (Trace, Chat, Cutoff)))
+
+
+@asynccontextmanager
+async def gone(**scripts: Any) -> AsyncIterator[Gateway]:
+    """A gateway of which nothing may be left of the requests made in the block."""
+    before = alive()
+    async with gateway_of(limited(), **scripts) as gateway:
+        yield gateway
+        for _ in range(3):  # in which tasks that were cancelled end
+            await asyncio.sleep(0)
+        assert alive() == before
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_an_answer() -> None:
+    async with gone() as gateway:
+        assert (await gateway.post(CHAT, body(), headers=KEY)).status == 200
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_a_look_in_a_thread() -> None:
+    async with gone() as gateway:
+        ponder = [{"role": "user", "content": "ponder art"}]
+        assert (await gateway.post(CHAT, body(messages=ponder), headers=KEY)).status == 200
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_a_stream() -> None:
+    async with gone(coder=[EVENT, EVENT]) as gateway:
+        assert (await gateway.post(CHAT, body(stream=True), headers=KEY)).pieces == [EVENT, EVENT]
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_a_refusal() -> None:
+    async with gone() as gateway:
+        assert (await gateway.post(CHAT, body(model="nobody"), headers=KEY)).status == 404
+        assert (await gateway.post(CHAT, b"{", headers=KEY)).status == 400
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_its_time_was_over() -> None:
+    async with gone(coder=asyncio.Event()) as gateway:
+        assert (await gateway.post(CHAT, body(), headers=SOON)).status == 504
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_its_client_left() -> None:
+    async with gone(coder=[EVENT, asyncio.Event()]) as gateway:
+        asking = asyncio.ensure_future(gateway.post(CHAT, body(stream=True), headers=KEY))
+        await gateway.first_piece.wait()
+        gateway.leave.set()
+        await asking
+        del asking
+        assert gateway.records[0].outcome == "aborted"
