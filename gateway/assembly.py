@@ -66,7 +66,8 @@ class Assembly:
         )
         gate = None if consultant is None or consultant.gate is None else gate_version
         versions = {**in_use.versions, GATE: gate}
-        serving = Serving(composition, access_of(registry, self._limiter), in_use.index, versions)
+        access = access_of(registry, self._limiter, open=self._settings.open)
+        serving = Serving(composition, access, in_use.index, versions)
         self._go_over(experts, in_use.index)
         self._timeout = registry.policy.timeout
         return serving

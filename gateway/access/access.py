@@ -17,13 +17,18 @@ class Access:
     """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
 
     `prices` are the experts', by name: money is reserved by those of the expert that a request pins, and by the
-    dearest where it is routed.
+    dearest where it is routed. `open` says that without keys everybody may administer, from wherever they come.
     """
 
     def __init__(
-        self, spec: AccessSpec, limiter: Limiter | None = None, *, prices: Mapping[str, Prices] | None = None
+        self,
+        spec: AccessSpec,
+        limiter: Limiter | None = None,
+        *,
+        prices: Mapping[str, Prices] | None = None,
+        open: bool = False,  # noqa: A002 (as COE_OPEN)
     ) -> None:
-        self._keys = KeyRing(spec.keys)
+        self._keys = KeyRing(spec.keys, open=open)
         self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
         self._prices = prices or {}
         declared = self._prices.values()
@@ -45,6 +50,7 @@ class Access:
         return Metered(account, chat, prices=self._prices.get(chat.model, self._dearest), spent=spent)
 
 
-def access_of(registry: Registry, limiter: Limiter) -> Access:
+def access_of(registry: Registry, limiter: Limiter, *, open: bool = False) -> Access:  # noqa: A002
     """What a declaration says about access, at work over `limiter`."""
-    return Access(registry.access, limiter, prices={expert.name: expert.prices for expert in registry.experts})
+    prices = {expert.name: expert.prices for expert in registry.experts}
+    return Access(registry.access, limiter, prices=prices, open=open)
