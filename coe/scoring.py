@@ -54,15 +54,16 @@ class ScoreTable:
         return np.asarray((seen + pseudo_count * self.additive()) / (self.count + pseudo_count))
 
     def lower(self, *, deviations: float, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
-        """Lower confidence bounds: `shrunk` less `deviations` standard errors, not below 0.
+        """Lower confidence bounds: `shrunk` less `deviations` standard errors, not below 0."""
+        bound = self.shrunk(pseudo_count=pseudo_count) - deviations * self.error(pseudo_count=pseudo_count)
+        return np.asarray(np.maximum(bound, 0.0))
 
-        A cell's variance is pulled towards that of all scores in the same way as its mean.
-        """
+    def error(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
+        """Standard errors of `shrunk`: a cell's variance is pulled towards that of all scores as its mean is."""
         seen = self.count * np.nan_to_num(self.variance)
         common = float(seen.sum() / max(self.count.sum(), 1e-12))
         total = self.count + pseudo_count
-        error = np.sqrt((seen + pseudo_count * common) / total / total)
-        return np.asarray(np.maximum(self.shrunk(pseudo_count=pseudo_count) - deviations * error, 0.0))
+        return np.asarray(np.sqrt((seen + pseudo_count * common) / total / total))
 
 
 def tabulate(

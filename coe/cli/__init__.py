@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from coe.cli import ask, benchmark, check, index, key, log, plan, promote, retrain, score, status, train, up
+from coe.cli import ask, benchmark, check, index, key, log, plan, promote, retrain, score, solve, status, train, up
 from coe.errors import CoEError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -20,6 +20,7 @@ app.command("route")(ask.route)
 app.command("train")(train.train)
 app.command("score")(score.score)
 app.command("plan")(plan.plan)
+app.command("solve")(solve.solve_lines)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(log.app, name="log")
 app.add_typer(index.app, name="index")

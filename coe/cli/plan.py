@@ -18,12 +18,14 @@ from coe.learning.declared_problem import declared_problem
 from coe.learning.quality import read_quality
 from coe.mapping import (
     Assignment,
+    Basis,
     Budget,
     ParetoRow,
     Problem,
     marginal_values,
     planned_quality,
     planned_use,
+    rounded,
     solve,
     sweep,
 )
@@ -66,8 +68,9 @@ def plan(
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
     registry = load(settings.config, environ=settings.environ)
-    problem, prompts = problem_of(registry, scores, deviations=deviations)
-    assignment = solve(problem, traffic=_traffic(settings, problem, prompts))
+    basis = basis_of(settings, registry, scores, deviations=deviations)
+    problem = basis.problem
+    assignment = solve(problem, traffic=basis.traffic)
     rows = sweep(problem, *_limits(sweep_)) if sweep_ else []
     if plot is not None:
         from coe.learning.plot import plot_sweep
@@ -76,6 +79,7 @@ def plan(
     if not dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
+            basis.save(draft)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
@@ -86,9 +90,8 @@ def plan(
         _show(report, kept=dry_run)
 
 
-def problem_of(registry: Registry, folder: Path, *, deviations: float) -> tuple[Problem, tuple[str, ...]]:
-    """The declared experts and categories with measured quality (lower bounds, pins and budget applied), and the
-    prompts it was measured on.
+def basis_of(settings: Settings, registry: Registry, folder: Path, *, deviations: float) -> Basis:
+    """The declared experts and categories with measured quality: lower bounds, pins and budget applied.
 
     Raises DataError where scores are missing for an expert or name a category that is not declared.
     """
@@ -104,7 +107,8 @@ def problem_of(registry: Registry, folder: Path, *, deviations: float) -> tuple[
     )
     weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
     problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
-    return problem, data.prompts
+    traffic = _traffic(settings, problem, data.prompts)
+    return Basis(problem, table, traffic, deviations, f"{len(data.prompts)} prompts of {folder.name}")
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:
@@ -120,7 +124,7 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
         return None
     sample = np.random.default_rng(0).permutation(len(prompts))[:SAMPLE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
-    return posteriors[:, [router.categories.index(name) for name in problem.categories]].astype(np.float64)
+    return rounded(posteriors[:, [router.categories.index(name) for name in problem.categories]])
 
 
 def _limits(text: str) -> tuple[str, list[float]]:

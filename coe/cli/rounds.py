@@ -16,20 +16,19 @@ import orjson
 from coe.artifacts import ArtifactStore
 from coe.cli.common import caught_up
 from coe.errors import ArtifactError, DataError
-from coe.learning.declared_problem import declared_problem
+from coe.learning.budgeted import Budgeted
 from coe.learning.experience import Experience
 from coe.learning.gathering import Gathered, gather
 from coe.learning.one_job import Assure, only_job
 from coe.learning.probe_parts import probe_parts
 from coe.learning.quality import read_quality
 from coe.learning.reading import Logs, open_logs
-from coe.learning.refit import Refit
-from coe.learning.retrain import Current, Plan, Probes, Round, retrain
+from coe.learning.retrain import Current, Probes, Round, retrain
 from coe.learning.round_files import keep_report, write_report
 from coe.learning.round_report import round_report
 from coe.learning.round_state import STATE, Rounds, read_rounds, write_rounds
 from coe.learning.tenure import Tenure
-from coe.mapping import Assignment, solve
+from coe.mapping import Basis
 from coe.registry import Registry, load
 from coe.scoring import ScoreTable
 from coe.settings import Settings
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from gateway.in_use import InUse
 
 ASSIGNMENT, REPORTS = "assignment", "reports"
-SAMPLE = 4000
-"""Requests whose posteriors the prices are fitted to."""
 NOTHING = "nothing to learn from"
 
 
@@ -129,11 +126,12 @@ def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experie
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
     charge = registry.policy.thrift * relative_use(registry)
     current = Current(assignment, tenure.since, known.judged, exploration.rate, exploration.loss, charge)
+    plan = Budgeted(registry, gathered.experience)
     found = retrain(
         gathered.experience,
         current,
         now=job.now,
-        plan=budgeted(registry, gathered.experience),
+        plan=plan,
         probes=measured.probes,
         base=measured.table,
         guarded=registry.category_names,
@@ -142,25 +140,7 @@ def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experie
     rounds = replace(known, feedback=cursor, promoted=found.judgement.promote, sentence=found.judgement.sentence)
     if found.judgement.evidence:
         rounds = replace(rounds, judged=found.judgement.round_)
-    return _concluded(job, found, report, rounds, began=began), gathered.experience
-
-
-def budgeted(registry: Registry, experience: Experience) -> Plan:
-    """Plans under the declared budget, for the mix of requests that the experience has.
-
-    By shrunk means, not by lower bounds as of measured scores: an expert that is little tried would lose by its bound
-    alone, be explored no more, and stay unknown.
-    """
-    weights = np.maximum(experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
-    sample = np.random.default_rng(0).permutation(len(experience))[:SAMPLE]
-    traffic = experience.posterior[sample].astype(np.float64)
-
-    def plan(refit: Refit) -> Assignment:
-        problem = declared_problem(registry, refit.table, quality=refit.quality, weights=weights)
-        priced = problem.budget.rows().keys() - {"memory_gb"}
-        return solve(problem, traffic=traffic if priced else None)
-
-    return plan
+    return _concluded(job, found, report, rounds, plan.basis(found.refit), began=began), gathered.experience
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +188,9 @@ def _gathered(job: Job, tenure: Tenure) -> Gathered:
     return found
 
 
-def _concluded(job: Job, found: Round, report: dict[str, Any], rounds: Rounds, *, began: str | None) -> Outcome:
+def _concluded(
+    job: Job, found: Round, report: dict[str, Any], rounds: Rounds, basis: Basis, *, began: str | None
+) -> Outcome:
     """Promote, or keep the report, and remember the round."""
     if job.dry_run:
         return Outcome(ASSIGNMENT, False, f"dry run, nothing is changed; {rounds.sentence}", report=report)
@@ -216,6 +198,7 @@ def _concluded(job: Job, found: Round, report: dict[str, Any], rounds: Rounds, *
     if rounds.promoted:
         with job.store(ASSIGNMENT).draft() as draft:
             (draft / f"{ASSIGNMENT}.json").write_bytes(found.candidate.to_json())
+            basis.save(draft)
             write_report(draft, report)
             artifact = job.store(ASSIGNMENT).publish(
                 draft, categories=found.candidate.categories, data=job.registry.digest, metrics={}

@@ -1,19 +1,25 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
 from coe.mapping.assignment import Assignment, expected
-from coe.mapping.plan import ParetoRow, marginal_values, planned_quality, planned_use, solve, sweep
+from coe.mapping.basis import Basis, read_plan_file, read_problem, rounded
+from coe.mapping.plan import ParetoRow, frontiers, marginal_values, planned_quality, planned_use, solve, sweep
 from coe.mapping.problem import Budget, Problem, Uses
 
 __all__ = [
     "Assignment",
+    "Basis",
     "Budget",
     "ParetoRow",
     "Problem",
     "Uses",
     "expected",
+    "frontiers",
     "marginal_values",
     "planned_quality",
     "planned_use",
+    "read_plan_file",
+    "read_problem",
+    "rounded",
     "solve",
     "sweep",
 ]

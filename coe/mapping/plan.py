@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from coe.errors import ConfigError, DataError
 from coe.mapping.assignment import Assignment
 from coe.mapping.prices import prices
-from coe.mapping.problem import USE_OF_ROW, Problem
-from coe.mapping.program import Plan, optimum
+from coe.mapping.problem import USE_OF_ROW, Budget, Problem
+from coe.mapping.program import LARGE, Plan, least, optimum
+
+POINTS = 16
+"""Limits that a row is swept with."""
 
 
 def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> Assignment:
@@ -58,17 +61,25 @@ def _runners_up(
 
 def planned_quality(problem: Problem, assignment: Assignment) -> float:
     """Mean quality when every category goes to its planned expert."""
-    columns = [problem.experts.index(name) for name in assignment.choice]
-    return float(problem.weights @ problem.quality[np.arange(len(columns)), columns])
+    return _quality(problem, _columns(problem, assignment))
 
 
 def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
     """What the plan uses of every row whose use is known of all experts it needs, `max_share` included."""
-    columns = np.array([problem.experts.index(name) for name in assignment.choice])
+    return _use(problem, _columns(problem, assignment), [problem.experts.index(name) for name in assignment.hosted])
+
+
+def _columns(problem: Problem, assignment: Assignment) -> NDArray[np.int64]:
+    return np.array([problem.experts.index(name) for name in assignment.choice], dtype=np.int64)
+
+
+def _quality(problem: Problem, columns: NDArray[np.int64]) -> float:
+    return float(problem.weights @ problem.quality[np.arange(len(columns)), columns])
+
+
+def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) -> dict[str, float]:
     used = {row: float(problem.weights @ problem.use(row)[columns]) for row in USE_OF_ROW if row != "memory_gb"}
-    used["memory_gb"] = float(
-        problem.use("memory_gb")[[problem.experts.index(name) for name in assignment.hosted]].sum()
-    )
+    used["memory_gb"] = float(problem.use("memory_gb")[hosted].sum())
     used["max_share"] = float(np.bincount(columns, weights=problem.weights).max())
     return {row: value for row, value in used.items() if np.isfinite(value)}
 
@@ -77,8 +88,7 @@ def marginal_values(problem: Problem) -> dict[str, float | None]:
     """How much planned quality is lost without each expert; 0 for one not in the plan, None for one it cannot do
     without."""
     plan = optimum(problem)
-    columns = np.arange(len(problem.categories))
-    best = float(problem.weights @ problem.quality[columns, plan.choice])
+    best = _quality(problem, plan.choice)
     lost: dict[str, float | None] = dict.fromkeys(problem.experts, 0.0)
     for column in np.unique(plan.choice):
         name = problem.experts[column]
@@ -88,7 +98,7 @@ def marginal_values(problem: Problem) -> dict[str, float | None]:
         except (ConfigError, DataError):
             lost[name] = None
         else:
-            lost[name] = max(0.0, best - float(problem.weights @ problem.quality[columns, choice]))
+            lost[name] = max(0.0, best - _quality(problem, choice))
     return lost
 
 
@@ -111,11 +121,48 @@ def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow
     for limit in sorted(limits):
         tried = problem.within(**{row: limit})
         try:
-            assignment = solve(tried)
+            plan = optimum(tried)
         except ConfigError:
             continue
-        quality = planned_quality(tried, assignment)
+        quality = _quality(tried, plan.choice)
         better = not rows or quality > max(earlier.quality for earlier in rows) + 1e-9
-        used = planned_use(tried, assignment)
-        rows.append(ParetoRow(limit, quality, used, assignment.hosted, assignment.choice, better))
+        hosted = np.flatnonzero(plan.hosted).tolist()
+        used = _use(tried, plan.choice, hosted)
+        names = tuple(problem.experts[column] for column in hosted)
+        choice = tuple(problem.experts[column] for column in plan.choice)
+        rows.append(ParetoRow(limit, quality, used, names, choice, better))
     return rows
+
+
+def frontiers(problem: Problem, *, points: int = POINTS) -> dict[str, list[ParetoRow]]:
+    """By budget row what its limits give while the rest of the budget stands: from the smallest that can be kept to
+    the one beyond which nothing is gained. Rows are left out whose use is not known of every expert, or that change
+    nothing; of a LARGE problem all but those of its budget."""
+    declared = problem.budget.rows()
+    rows = [field.name for field in fields(Budget)]
+    if problem.quality.size > LARGE:
+        rows = [row for row in rows if row in declared]
+    return {row: found for row in rows if len(found := sweep(problem, row, _limits(problem, row, points))) > 1}
+
+
+def _limits(problem: Problem, row: str, points: int) -> list[float]:
+    if row in USE_OF_ROW and not (problem.use(row) >= 0).all():
+        return []
+    low = least(problem, row)
+    if low is None:  # no limit of this row mends what others ask
+        return []
+    free = problem.within(**{row: None})
+    plan = optimum(free)
+    needed = np.unique(plan.choice)  # without a limit of memory all are hosted, needed or not
+    high = _use(free, plan.choice, needed.tolist())[row]
+    if not high > low * (1 + 1e-6):
+        return []
+    spaced = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
+    between = (float(f"{limit:.4g}") for limit in spaced[1:-1])
+    limits = {low, *between, _above(high), problem.budget.rows().get(row, low)}
+    return sorted(limit for limit in limits if limit > 0)
+
+
+def _above(value: float) -> float:
+    """So that what is reached by sums in another order is still within it."""
+    return value * (1 + 1e-9)

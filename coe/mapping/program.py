@@ -17,6 +17,8 @@ SECONDS = 60.0
 LARGE = 20_000
 """Cells (category x expert) beyond which only each category's likely experts are tried."""
 LIKELY = 10
+LOOSE = {"max_share": 1.0}
+"""Limits that bind nothing, of rows that have a largest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +41,13 @@ def optimum(problem: Problem) -> Plan:
     if problem.budget.memory_gb is None:
         return Plan(choice, np.asarray(np.isfinite(problem.quality).any(axis=0)))
     return Plan(choice, np.isin(np.arange(len(problem.experts)), choice))
+
+
+def least(problem: Problem, row: str) -> float | None:
+    """The smallest limit of `row` that the rest of the budget leaves possible, rounded up; None where there is none."""
+    rows = {**problem.budget.rows(), row: LOOSE.get(row, np.inf)}
+    found = _Program(problem, rows=rows).smallest(row)
+    return None if found is None else float(_up(found))
 
 
 def _choose(problem: Problem) -> NDArray[np.int64] | None:
@@ -178,16 +187,14 @@ class _Program:
 def _diagnosis(problem: Problem) -> list[str]:
     """Which single row, moved how far, would make the budget possible; else that it takes more than one."""
     rows = problem.budget.rows()
-    loose = {"memory_gb": np.inf, "max_share": 1.0}
     lines = []
     for row, limit in rows.items():
-        relaxed = {**rows, row: loose.get(row, np.inf)}
-        if (least := _Program(problem, rows=relaxed).smallest(row)) is not None:
-            lines.append(f"budget: {row} {limit:g} cannot be kept; the smallest that would do is {_up(least)}")
+        if (enough := least(problem, row)) is not None:
+            lines.append(f"budget: {row} {limit:g} cannot be kept; the smallest that would do is {enough:.4g}")
     if lines:
         return lines
-    alone = {row: _Program(problem, rows={row: loose.get(row, np.inf)}).smallest(row) for row in rows}
-    smallest = ", ".join(f"{row} {_up(least)}" for row, least in alone.items() if least is not None)
+    alone = {row: _Program(problem, rows={row: LOOSE.get(row, np.inf)}).smallest(row) for row in rows}
+    smallest = ", ".join(f"{row} {_up(enough)}" for row, enough in alone.items() if enough is not None)
     return [f"budget: no single row is to blame; each alone needs at least {smallest}, and together they need more"]
 
 

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from coe.artifacts import ArtifactStore
 from coe.cli import app
-from coe.errors import DataError
-from coe.mapping import Assignment
+from coe.errors import ArtifactError, DataError
+from coe.mapping import Assignment, read_plan_file
 
 DECLARED = """\
 version: 1
@@ -80,6 +80,29 @@ def test_the_plan_is_put_into_use_unless_it_is_a_dry_run(config: Path) -> None:
     current = store.current()
     assert current is not None
     assert Assignment.from_json((current.folder / "assignment.json").read_bytes()).choice[0] == "large"
+
+
+def test_a_plan_is_kept_with_what_it_was_made_of_and_solved_again_under_another_budget(config: Path) -> None:
+    plan(config)
+    store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
+    current = store.current()
+    assert current is not None
+    kept = read_plan_file(current.folder)
+    assert kept is not None
+    assert kept["source"] == f"120 prompts of {config.parent.name}"
+    assert kept["count"] == [[40, 40], [40, 40], [40, 40]]
+    assert kept["quality"][2][1] is None  # pinned to the small one
+    assert kept["frontiers"]["mean_active_b"][0]["choice"] == ["small"] * 3
+    asked = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_active_b": 1.5}\n{}\n')
+    frugal, free = (json.loads(line)["plan"] for line in asked.stdout.splitlines())
+    assert [row["expert"] for row in frugal["assignment"]] == ["small"] * 3
+    assert free["assignment"][0]["expert"] == "large"
+    assert store.history()[-1].version == current.manifest.version
+
+
+def test_nothing_is_solved_again_before_the_first_plan(config: Path) -> None:
+    with pytest.raises(ArtifactError, match="run `coe plan`"):
+        CliRunner().invoke(app, ["solve", "--config", str(config)], input="{}", catch_exceptions=False)
 
 
 def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:

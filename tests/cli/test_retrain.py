@@ -25,11 +25,12 @@ def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Sh
     assert shop.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
-        "assignment.json", "manifest.json", "report.json", "report.md", "report.svg",
+        "assignment.json", "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert {row["category"] for row in report["changes"]} == {"cooking", "football"}
     assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
+    assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
     assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
     latest = shop.store().latest()
     assert latest is not None

@@ -1,0 +1,78 @@
+"""`coe solve`: the plan in use under other budgets, a line of JSON in, a line out; nothing is published."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, TextIO
+
+import numpy as np
+import orjson
+import typer
+from numpy.typing import NDArray
+
+from coe.artifacts import ArtifactStore
+from coe.cli.common import Config, say_json, settings_for
+from coe.errors import ArtifactError, CoEError, DataError
+from coe.mapping import Budget, Problem, planned_quality, planned_use, read_problem, solve
+
+Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
+LONGEST = 10_000
+"""Characters of a line."""
+
+
+def solve_lines(version: Version = None, config: Config = None) -> None:
+    """Solve a plan again under other budgets: each line on standard input is a JSON object of budget rows, such as
+    {"memory_gb": 24}, that replace the declared budget; each line on standard output is the plan, or why there is
+    none."""
+    store = ArtifactStore(settings_for(config).artifacts, "assignment")
+    version = version or store.in_use()
+    found = None if version is None else read_problem(store.published(version).folder)
+    if found is None:
+        raise ArtifactError("solve: no plan was made of scores yet; run `coe plan`")
+    for answer in answers(_lines(sys.stdin), *found):
+        say_json(answer)
+
+
+def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:
+    """{"plan": ...} or {"error": why not} for each line."""
+    for line in lines:
+        try:
+            yield {"plan": _solved(problem, traffic, _budget(line))}
+        except CoEError as error:
+            yield {"error": str(error)}
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    while line := stream.readline(LONGEST):
+        yield line
+
+
+def _budget(line: str) -> Budget:
+    """Raises DataError for what is no budget, ConfigError for one that is not above 0."""
+    known = list(Budget.__dataclass_fields__)
+    try:
+        rows = orjson.loads(line)
+        if not isinstance(rows, dict) or not set(rows) <= set(known):
+            raise ValueError
+        return Budget(**{row: None if limit is None else float(limit) for row, limit in rows.items()})
+    except (TypeError, ValueError):
+        raise DataError(f"solve: a line is no JSON object of {', '.join(known)}") from None
+
+
+def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:
+    tried = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
+    found = solve(tried, traffic=traffic)
+    columns = zip(found.categories, found.choice, found.runner_up, found.margin, strict=True)
+    return {
+        "budget": budget.rows(),
+        "quality": planned_quality(tried, found),
+        "used": planned_use(tried, found),
+        "hosted": found.hosted,
+        "assignment": [
+            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
+            for category, expert, second, margin in columns
+        ],
+        "prices": dict(zip(found.experts, found.price.tolist(), strict=True)),
+        "duals": dict(found.duals),
+    }

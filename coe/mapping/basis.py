@@ -1,0 +1,121 @@
+"""What a plan was solved from, kept beside it: to look at, and to solve again under other budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.errors import ArtifactError
+from coe.mapping.plan import frontiers, marginal_values
+from coe.mapping.problem import Array, Budget, Problem, Uses
+from coe.scoring import PSEUDO_COUNT, ScoreTable
+
+FILE, TRAFFIC = "plan.json", "traffic.npy"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """The `problem` that was solved, the `table` that its qualities come from, over the same categories and experts,
+    and the sample of posteriors that the prices were fitted to, shape (n_requests, n_categories), None where they are
+    for pure categories.
+
+    `deviations` is how many standard errors below the estimate the problem's qualities are; `source` says in words
+    whence the scores are.
+    """
+
+    problem: Problem
+    table: ScoreTable
+    traffic: Array | None
+    deviations: float
+    source: str
+    pseudo_count: float = PSEUDO_COUNT
+
+    def save(self, folder: Path) -> None:
+        """Write it, with what other budgets would give and what each expert is worth, into a folder that exists."""
+        (folder / FILE).write_bytes(orjson.dumps(self._told(), option=orjson.OPT_SORT_KEYS))
+        if self.traffic is not None:
+            np.save(folder / TRAFFIC, self.traffic.astype(np.float16))
+
+    def _told(self) -> Mapping[str, Any]:
+        problem, table = self.problem, self.table
+        uses = {name: None if (use := getattr(problem.uses, name)) is None else _plain(use) for name in _uses()}
+        return {
+            "version": 1,
+            "categories": problem.categories,
+            "experts": problem.experts,
+            "source": self.source,
+            "deviations": self.deviations,
+            "mean": _plain(table.mean),
+            "count": _plain(table.count),
+            "estimate": _plain(table.shrunk(pseudo_count=self.pseudo_count)),
+            "error": _plain(table.error(pseudo_count=self.pseudo_count)),
+            "quality": _plain(problem.quality),
+            "weights": _plain(problem.weights),
+            "uses": uses,
+            "budget": problem.budget.rows(),
+            "value_of_expert": marginal_values(problem),
+            "frontiers": {row: [asdict(one) for one in found] for row, found in frontiers(problem).items()},
+        }
+
+
+def rounded(traffic: NDArray[np.floating]) -> Array:
+    """As `save` keeps it, so that solving again gives the same prices."""
+    return traffic.astype(np.float16).astype(np.float64)
+
+
+def read_plan_file(folder: Path) -> dict[str, Any] | None:
+    """What `save` wrote beside the assignment; None where nothing was kept. Raises ArtifactError for something else."""
+    path = folder / FILE
+    try:
+        found: dict[str, Any] = orjson.loads(path.read_bytes())
+        if found["version"] != 1:
+            raise ValueError(f"version {found['version']}, not 1")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); make it again with `coe plan`") from error
+    return found
+
+
+def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
+    """The problem and the traffic of a plan's folder; None where nothing was kept. Raises ArtifactError."""
+    if (found := read_plan_file(folder)) is None:
+        return None
+    try:
+        uses = {name: None if use is None else _array(use, np.nan) for name, use in found["uses"].items()}
+        problem = Problem(
+            categories=tuple(found["categories"]),
+            experts=tuple(found["experts"]),
+            quality=_array(found["quality"], -np.inf),
+            weights=_array(found["weights"], np.nan),
+            uses=Uses(**uses),
+            budget=Budget(**found["budget"]),
+        )
+        path = folder / TRAFFIC
+        return problem, np.load(path, allow_pickle=False).astype(np.float64) if path.exists() else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / FILE}: cannot be read ({error}); make it again with `coe plan`") from error
+
+
+def _uses() -> list[str]:
+    return [field.name for field in fields(Uses)]
+
+
+def _plain(values: Array) -> list[Any]:
+    """Nested lists of numbers, null where a number is not finite."""
+    if values.ndim > 1:
+        return [_plain(row) for row in values]
+    return [float(value) if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _array(rows: list[Any], nothing: float) -> Array:
+    def known(value: Any) -> Any:
+        return [known(one) for one in value] if isinstance(value, list) else nothing if value is None else value
+
+    return np.array(known(rows), dtype=np.float64)
