@@ -65,6 +65,22 @@ def test_work_in_flight_is_waited_for_and_nothing_new_begins_there_once_somebody
     assert orders(replace(closing, in_flight=0), due, now=9.5) == [("stop", "a")]
 
 
+def test_one_that_admits_is_not_told_to_leave_by_the_same_plan() -> None:
+    admits, due = Seat(A, "awake", waiting=(0.0,)), Seat(B, "stopped", waiting=(0.0,))
+    assert orders(admits, due, now=9.0) == [("admit", "a"), ("close", "a")]
+
+
+def test_one_that_is_stopped_from_its_sleep_holds_no_more_than_it_did_asleep() -> None:
+    sleeper = replace(A, sleeps=True, asleep_memory=2.0)
+    assert state(Seat(sleeper, "leaving", from_sleep=True)).free == 8.0
+    assert state(Seat(sleeper, "leaving")).free == 0.0
+    ledger = ledger_of([sleeper, B], memory=11.0)
+    ledger.left("a", "asleep")
+    ledger.arrived(1, "b", 0.0)
+    ledger.decide(0.0)
+    assert ledger.state(0.0).free == 9.0
+
+
 def test_one_that_was_closed_opens_again_when_nobody_needs_its_place() -> None:
     assert orders(Seat(A, "closing", in_flight=1), Seat(B, "stopped")) == [("open", "a")]
 
@@ -120,7 +136,7 @@ requests = st.lists(st.tuples(st.floats(0.0, 60.0), keys, st.floats(0.01, WORK))
 sizes = st.lists(st.floats(1.0, 10.0), min_size=5, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(sizes, requests, st.booleans(), st.floats(0.0, 15.0), st.floats(0.5, 20.0))
 def test_never_over_budget_never_leaving_work_and_nobody_starves(
     memories: list[float], asked: list[tuple[float, str, float]], pin: bool, host: float, max_wait: float

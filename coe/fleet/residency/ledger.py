@@ -31,6 +31,7 @@ class _Line:
     last_used: float = 0.0
     rests_until: float = 0.0
     woken: tuple[Tier, float] | None = None
+    from_sleep: bool = False
     switches: int = 0
 
 
@@ -100,7 +101,8 @@ class Ledger:
 
     def falls(self, key: str) -> None:
         """A resident is down and what is left of it is being ended; `failed` follows."""
-        self._lines[key].tier = "leaving"
+        line = self._lines[key]
+        line.from_sleep, line.tier = False, "leaving"
 
     def failed(self, key: str, *, rests_until: float, refuse: bool) -> list[Ticket]:
         """A resident is down, and must not be woken before a time. Gives back who waited for it where they are to be
@@ -149,7 +151,7 @@ class Ledger:
             self.switches += 1
             line.switches += 1
         else:
-            line.tier = "leaving"
+            line.from_sleep, line.tier = line.tier == "asleep", "leaving"
 
     # ------------------------------------------------------------------------------------------------ what stands
 
@@ -184,4 +186,5 @@ class Ledger:
             last_used=line.last_used,
             wake=line.loads.get(line.tier, 0.0),
             rests_until=line.rests_until,
+            from_sleep=line.from_sleep,
         )

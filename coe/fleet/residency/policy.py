@@ -112,7 +112,7 @@ def _farewells(state: State, leavers: Sequence[Seat]) -> Iterator[Action]:
     host = state.host_free
     asleep = sorted((s for s in state.seats if s.tier == "asleep" and s not in leavers), key=lambda s: use(s, state))
     for seat in leavers:
-        if seat.in_flight:
+        if seat.in_flight or (seat.tier == "awake" and seat.waiting):  # who waits there is admitted by the same plan
             if seat.tier == "awake":
                 yield Action("close", seat.key)
         elif seat.tier != "asleep" and seat.resident.sleeps and host >= seat.resident.host_memory:

@@ -31,7 +31,8 @@ class Seat:
 
     `waiting` holds the arrivals of its held requests, oldest first; `wished` counts those that a sibling answers
     meanwhile. `rate` is the forecast in requests a second, `wake` the seconds until it would be awake. It may not be
-    woken before `rests_until`: its last start failed. Times are in seconds of a monotonic clock.
+    woken before `rests_until`: its last start failed. One that is leaving `from_sleep` was asleep. Times are in seconds
+    of a monotonic clock.
     """
 
     resident: Resident
@@ -43,6 +44,7 @@ class Seat:
     last_used: float = 0.0
     wake: float = 1.0
     rests_until: float = 0.0
+    from_sleep: bool = False
 
     @property
     def key(self) -> str:
@@ -74,7 +76,8 @@ def held(seat: Seat) -> float:
     """GB of the device that a seat has or is about to have."""
     if seat.tier == "stopped":
         return 0.0
-    return seat.resident.asleep_memory if seat.tier == "asleep" else seat.resident.memory
+    asleep = seat.tier == "asleep" or (seat.tier == "leaving" and seat.from_sleep)
+    return seat.resident.asleep_memory if asleep else seat.resident.memory
 
 
 Verb = Literal["admit", "wake", "close", "open", "sleep", "stop"]
