@@ -36,7 +36,8 @@ class Settings:
     | COE_ACCESS_LOG | 1: a line for every request, without its text | 0 |
     | OTEL_EXPORTER_OTLP_ENDPOINT | an OpenTelemetry collector that gets traces | none |
     | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, with the path | none |
-    | COE_ENDPOINTS | where `coe up` serves local experts: JSON {expert: {base_url, model}}, or a file with it | {} |
+    | COE_ENDPOINTS | where `coe up` serves local experts: JSON {expert: {base_url, model}}, a list of these for several
+      replicas, or a file with it | {} |
     | COE_TURNS | a socket, set by `coe up` where its servers take turns | none |
     """
 
@@ -53,7 +54,7 @@ class Settings:
     access_log: bool
     traces: str | None
     """Where OpenTelemetry traces go; None: nowhere."""
-    endpoints: Mapping[str, Endpoint]
+    endpoints: Mapping[str, tuple[Endpoint, ...]]
     """At the start; see `served`."""
     endpoints_file: Path | None
     turns: Path | None
@@ -84,7 +85,7 @@ class Settings:
             environ=env,
         )
 
-    def served(self) -> Mapping[str, Endpoint]:
+    def served(self) -> Mapping[str, tuple[Endpoint, ...]]:
         """Where local experts are served now. Raises ConfigError."""
         return self.endpoints if self.endpoints_file is None else _endpoints(_text(self.endpoints_file))
 
@@ -138,8 +139,11 @@ def _text(file: Path) -> str:
         raise ConfigError(f"environment: COE_ENDPOINTS={str(file)!r} cannot be read: {error}") from error
 
 
-def _endpoints(text: str) -> dict[str, Endpoint]:
+def _endpoints(text: str) -> dict[str, tuple[Endpoint, ...]]:
     try:
-        return {name: Endpoint(**value) for name, value in orjson.loads(text).items()}
+        return {
+            name: tuple(Endpoint(**one) for one in (value if isinstance(value, list) else [value]))
+            for name, value in orjson.loads(text).items()
+        }
     except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
         raise ConfigError(f"environment: COE_ENDPOINTS is not JSON {{expert: {{base_url, model}}}}: {error}") from error

@@ -158,7 +158,7 @@ def check_same_process(old: Registry, new: Registry) -> None:
 
 
 def _server(spec: ExpertSpec) -> tuple[object, ...]:
-    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus
+    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas
 
 
 def _watched(settings: Settings) -> tuple[Path, ...]:

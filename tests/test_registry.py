@@ -56,6 +56,11 @@ def test_the_published_schema_is_the_one_of_the_code() -> None:
     [
         ("    base_url:", "    base_ulr:", "experts.yaml:9: unknown key 'base_ulr'; did you mean 'base_url'?"),
         ("version: 1", "version: 1\npolcy: {}", "experts.yaml:2: unknown key 'polcy'; did you mean 'policy'?"),
+        (
+            "    base_url: http",
+            "    replicas: 2\n    base_url: http",
+            "experts.yaml:9: 'small' is not started here; name its replicas in base_urls",
+        ),
         ("  code: small", "  code: smal", "experts.yaml:12: unknown expert 'smal'; did you mean 'small'?"),
         ("  code: small", "  cod: small", "experts.yaml:12: unknown category 'cod'; did you mean 'code'?"),
         ("{name: general", "{name: code", "experts.yaml:4: the name 'code' is already used on line 3"),

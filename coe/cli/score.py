@@ -171,7 +171,7 @@ def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]
     if spec.addresses:
         return spec, Endpoint(spec.addresses[0], spec.model)
     if spec.name in settings.endpoints:
-        return spec, settings.endpoints[spec.name]
+        return spec, settings.endpoints[spec.name][0]
     bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": None})
     return bare, Endpoint(f"{_gateway(settings)}/v1", spec.name)
 

@@ -6,23 +6,27 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, say, settings_for
+from coe.cli.working import Engine
 from coe.errors import FleetError
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 
 if TYPE_CHECKING:
-    from coe.fleet import ServerSpec  # and the rest of it where it is used: what is imported here, a gateway carries
+    from coe.fleet import Adapting, LocalExpert, ServerSpec
+    from coe.fleet.adapting import (
+        Servers,
+    )  # and the rest of it where it is used: what is imported here, a gateway carries
 
 ENDPOINTS = "endpoints.json"
 DRAIN = 55.0
@@ -30,6 +34,8 @@ DRAIN = 55.0
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
+
+Where = Annotated[Engine, typer.Option("--engine", help="Where expert servers run: here, or over a Ray cluster.")]
 
 
 def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
@@ -39,21 +45,26 @@ def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
     run(_listening(settings_for(config), host, port))
 
 
-def up(host: Host = None, port: Port = None, config: Config = None) -> None:
+def up(host: Host = None, port: Port = None, config: Config = None, engine: Where = Engine.LOCAL) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
     settings = _listening(settings_for(config), host, port)
-    try:
-        asyncio.run(_up(settings))
-    except asyncio.CancelledError:
-        say("stopped")
+    with contextlib.ExitStack() as stack:
+        ray = None
+        if engine is Engine.RAY:
+            from coe.cluster import ray_cluster
+
+            ray = stack.enter_context(ray_cluster())  # before our own answers to signals, which it replaces
+        try:
+            asyncio.run(_up(settings, ray))
+        except asyncio.CancelledError:
+            say("stopped")
 
 
 def _listening(settings: Settings, host: str | None, port: int | None) -> Settings:
     return replace(settings, host=host or settings.host, port=port or settings.port)
 
 
-async def _up(settings: Settings) -> None:
-    from coe.fleet import Adapting, Fleet, Pace, end_leftovers, local_servers, running_servers
+async def _up(settings: Settings, ray: Any = None) -> None:
     from gateway.access import check_exposure
     from gateway.main import check_port
 
@@ -62,6 +73,25 @@ async def _up(settings: Settings) -> None:
     check_exposure(settings, registry.access)
     check_port(settings)
     await _ensure_router(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        if ray is not None:
+            await _over_a_cluster(stack, settings, registry, ray)
+        else:
+            await _on_this_machine(stack, settings, registry)
+
+
+async def _over_a_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
+    from coe.cli.spread import spread
+
+    experts = await stack.enter_async_context(spread(settings, registry, ray=ray, tell=partial(_tell, settings)))
+    await _serve(stack, settings, registry)
+    await _adapting(settings, experts.fleet, experts.tell).watch(experts.running, experts.experts)
+
+
+async def _on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
+    from coe.fleet import Fleet, end_leftovers, local_servers
+    from coe.fleet.planning import endpoint_of, shared_by
+
     servers, endpoints = local_servers(
         registry.experts,
         cache=settings.models,
@@ -72,36 +102,53 @@ async def _up(settings: Settings) -> None:
     )
     if ended := await asyncio.to_thread(end_leftovers, settings.logs):
         say(f"ended what an earlier start left running: {', '.join(ended)}")
+    for expert in registry.experts:
+        if expert.replicas > 1:
+            say(f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--engine ray`")
     if servers:
         say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
-    _tell(settings, endpoints)
-    pace = Pace(grace=DRAIN)
+    _tell(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
         from coe.cli.turns import in_turns
 
-        async with (
-            in_turns(settings, registry, servers) as turns,
-            Fleet([_gateway(settings, turns)], say=say, pace=pace),
-        ):
-            say(_welcome(settings, registry))
-            await asyncio.Event().wait()
-    async with Fleet(servers, say=say) as experts, Fleet([_gateway(settings)], say=say, pace=pace):
-        say(_welcome(settings, registry))
-        adapting = Adapting(
-            experts,
-            config=settings.config,
-            read=lambda: load(settings.config, environ=settings.environ).experts,
-            tell=partial(_tell, settings),
-            say=say,
-        )
-        await adapting.watch(running_servers(registry.experts, servers, endpoints), endpoints)
+        await _serve(stack, settings, registry, await stack.enter_async_context(in_turns(settings, registry, servers)))
+        await asyncio.Event().wait()
+    fleet = await stack.enter_async_context(Fleet(servers, say=say))
+    await _serve(stack, settings, registry)
+    by_address = {f"{spec.root}/v1": spec for spec in servers}
+    serving = [expert for expert in registry.experts if expert.name in endpoints]
+    running = {shared_by(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
+
+    def tell(experts: Sequence[LocalExpert]) -> None:
+        _tell(settings, {one.name: (endpoint_of(one, running[shared_by(one)]),) for one in experts})
+
+    await _adapting(settings, fleet, tell).watch({shared: spec.key for shared, spec in running.items()}, serving)
 
 
-def _tell(settings: Settings, endpoints: Mapping[str, Endpoint]) -> None:
+async def _serve(
+    stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, turns: Path | None = None
+) -> None:
+    """Run the gateway until the end, in front of servers that run."""
+    from coe.fleet import Fleet, Pace
+
+    await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Pace(grace=DRAIN)))
+    say(_welcome(settings, registry))
+
+
+def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[LocalExpert]], None]) -> Adapting:
+    from coe.fleet import Adapting
+
+    def read() -> Sequence[LocalExpert]:
+        return load(settings.config, environ=settings.environ).experts
+
+    return Adapting(fleet, config=settings.config, read=read, tell=tell, say=say)
+
+
+def _tell(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
     """Where gateways read which experts are served at which address; moved into place, so that it is always whole."""
     settings.home.mkdir(parents=True, exist_ok=True)
     draft = settings.home / f".{ENDPOINTS}"
-    draft.write_bytes(orjson.dumps({name: asdict(endpoint) for name, endpoint in endpoints.items()}))
+    draft.write_bytes(orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()}))
     draft.replace(settings.home / ENDPOINTS)
 
 

@@ -23,7 +23,7 @@ EngineOption = Annotated[Engine, typer.Option("--engine", help="Where embedding 
 
 
 def working(engine: Engine) -> AbstractContextManager[Work]:
-    """To be entered around the job. Raises JobError where there is no Ray."""
+    """To be entered around the job. Raises ClusterError where there is no Ray."""
     if engine is Engine.RAY:
         from coe.learning.on_ray import on_ray
 

@@ -11,6 +11,7 @@ CoEError
 ├── RetrievalError         the document store is away, damaged or full
 │   └── IndexMismatch      another encoder made its vectors
 ├── JobError               another job is at work, or took this one's place
+├── ClusterError           there is no Ray, or no cluster answers
 └── RequestError           one request cannot be answered
     ├── InvalidRequest     the client's request is wrong                   400
     │   ├── BodyTooLarge                                                   413
@@ -58,6 +59,7 @@ from coe.errors.expert import (
 )
 from coe.errors.process import (
     ArtifactError,
+    ClusterError,
     CoEError,
     ConfigError,
     DamagedEntry,
@@ -101,6 +103,7 @@ __all__ = [
     "ArtifactRefused",
     "BodyTooLarge",
     "BodyTooSlow",
+    "ClusterError",
     "CoEError",
     "ConfigError",
     "DamagedEntry",

@@ -47,5 +47,9 @@ class IndexMismatch(RetrievalError):
     """The vectors in the document store are another encoder's, so questions cannot be compared with them."""
 
 
+class ClusterError(CoEError):
+    """Ray is not installed, or no cluster answers where it should be."""
+
+
 class JobError(CoEError):
     """A job that must be the only one of its kind is not, or cannot tell any longer."""

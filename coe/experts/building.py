@@ -17,7 +17,7 @@ from coe.settings import Endpoint
 
 def build_experts(
     registry: Registry,
-    started: Mapping[str, Endpoint],
+    started: Mapping[str, tuple[Endpoint, ...]],
     *,
     session: Client,
     previous: Mapping[str, ReplicatedExpert] | None = None,
@@ -39,16 +39,16 @@ def build_experts(
     return experts
 
 
-def endpoints_of(spec: ExpertSpec, started: Mapping[str, Endpoint]) -> tuple[Endpoint, ...]:
+def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) -> tuple[Endpoint, ...]:
     """Where an expert is served, one endpoint a replica; none where a provider's own address is meant. Raises
     ConfigError for a local expert that nobody started."""
     if spec.addresses:
         return tuple(Endpoint(address, spec.model) for address in spec.addresses)
     if spec.runtime == "litellm":
         return ()
-    if spec.name not in started:
+    if not started.get(spec.name):
         raise ConfigError(f"expert {spec.name!r} runs locally and is not started; use `coe up`, which starts it")
-    return (started[spec.name],)
+    return started[spec.name]
 
 
 def _build(spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, turns: Turns | None) -> ReplicatedExpert:

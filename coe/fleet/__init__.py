@@ -1,6 +1,6 @@
 """Local expert servers: planned from the declared experts, started together, watched, restarted, and stopped whole."""
 
-from coe.fleet.adapting import Adapting, running_servers
+from coe.fleet.adapting import Adapting
 from coe.fleet.fleet import Fleet
 from coe.fleet.leftovers import end_leftovers
 from coe.fleet.mistakes import mistakes
@@ -22,5 +22,4 @@ __all__ = [
     "free_port",
     "local_servers",
     "mistakes",
-    "running_servers",
 ]

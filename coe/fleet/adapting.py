@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from coe.errors import CoEError, ConfigError, FleetError
-from coe.fleet.fleet import Fleet
 from coe.fleet.mistakes import mistakes
-from coe.fleet.planning import Shared, adapters_of, endpoint_of, shared_by
-from coe.fleet.specs import LocalExpert, ServerSpec
-from coe.settings import Endpoint
+from coe.fleet.planning import Shared, adapters_of, shared_by
+from coe.fleet.specs import LocalExpert
 
 POLL = 0.5
 """Seconds between two looks at the declaration."""
@@ -23,17 +22,33 @@ FAREWELL = 3.0
 Look = tuple[int, int, int] | None
 
 
+class Servers(Protocol):
+    """A fleet whose servers, by key, take LoRA adapters while they run; all raise FleetError."""
+
+    async def load(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serve these folders too, by name; the names that were new."""
+        ...
+
+    def superfluous(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """The adapters that are served beyond these."""
+        ...
+
+    async def unload(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serve no others than these any longer; the names that went."""
+        ...
+
+
 class Adapting:
-    """`read` gives the declared experts or raises ConfigError, `tell` gets where each one is served whenever that
+    """`read` gives the declared experts or raises ConfigError, `tell` gets those that are served whenever that
     changes, `say` a line for each event. Experts whose server does not run are left to the next start."""
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: Servers,
         *,
         config: Path,
         read: Callable[[], Sequence[LocalExpert]],
-        tell: Callable[[Mapping[str, Endpoint]], None],
+        tell: Callable[[Sequence[LocalExpert]], None],
         say: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
@@ -43,9 +58,10 @@ class Adapting:
         self._say = say
         self._said = ""
 
-    async def watch(self, running: Mapping[Shared, ServerSpec], endpoints: Mapping[str, Endpoint]) -> None:
-        """Until cancelled. `running` are the servers by what the experts on each have in common."""
-        followed, now = None, dict(endpoints)
+    async def watch(self, running: Mapping[Shared, str], serving: Sequence[LocalExpert]) -> None:
+        """Until cancelled. `running` are the keys of the servers by what the experts on each have in common, `serving`
+        those that have been told."""
+        followed, now = None, _served(serving, running)
         while True:
             await asyncio.sleep(POLL)
             look = _look(self._config)
@@ -62,8 +78,8 @@ class Adapting:
             followed = look
 
     async def _follow(
-        self, experts: Sequence[LocalExpert], running: Mapping[Shared, ServerSpec], now: dict[str, Endpoint]
-    ) -> dict[str, Endpoint]:
+        self, experts: Sequence[LocalExpert], running: Mapping[Shared, str], now: Mapping[str, str]
+    ) -> dict[str, str]:
         """Load, tell, unload, in this order, so that no gateway asks for what is not there."""
         beside = self._config.parent
         wrong = [f"expert {experts[at].name!r}: {what}" for at, _, what in mistakes(experts, beside=beside)]
@@ -71,15 +87,15 @@ class Adapting:
             raise FleetError(wrong[0])
         served = [expert for expert in experts if shared_by(expert) in running]
         wanted = {
-            spec.key: adapters_of([expert for expert in served if shared_by(expert) == shared], beside=beside)
-            for shared, spec in running.items()
+            key: adapters_of([expert for expert in served if shared_by(expert) == shared], beside=beside)
+            for shared, key in running.items()
         }
         for key, adapters in wanted.items():
             for name in await self._fleet.load(key, adapters):
                 self._say(f"server {key!r} has loaded the adapter {name!r}")
-        there = {expert.name: endpoint_of(expert, running[shared_by(expert)]) for expert in served}
+        there = _served(served, running)
         if there != now:
-            self._tell(there)
+            self._tell(served)
         if any(self._fleet.superfluous(key, adapters) for key, adapters in wanted.items()):
             await asyncio.sleep(FAREWELL)
             for key, adapters in wanted.items():
@@ -94,14 +110,9 @@ class Adapting:
         self._said = line
 
 
-def running_servers(
-    experts: Sequence[LocalExpert], specs: Sequence[ServerSpec], endpoints: Mapping[str, Endpoint]
-) -> dict[Shared, ServerSpec]:
-    """The servers that were started for these experts, by what the experts on each have in common."""
-    by_address = {f"{spec.root}/v1": spec for spec in specs}
-    return {
-        shared_by(expert): by_address[endpoints[expert.name].base_url] for expert in experts if expert.name in endpoints
-    }
+def _served(experts: Sequence[LocalExpert], running: Mapping[Shared, str]) -> dict[str, str]:
+    """By expert, all that its address depends on: its server, and whether it is a model of its own there."""
+    return {one.name: f"{running[shared_by(one)]} {bool(one.adapter)}" for one in experts if shared_by(one) in running}
 
 
 def _look(path: Path) -> Look:

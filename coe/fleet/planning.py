@@ -12,7 +12,7 @@ from coe.fleet import flags, vllm_command, weights
 from coe.fleet.commands import find_command
 from coe.fleet.mistakes import mistakes
 from coe.fleet.ports import HOST, free_port
-from coe.fleet.specs import Flag, LocalExpert, ServerSpec
+from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
 from coe.settings import Endpoint
 
 _log = logging.getLogger(__name__)
@@ -37,12 +37,13 @@ def local_servers(
     python: Path,
     say: Callable[[str], None] = _log.info,
     beside: Path = _HERE,
+    host: str = HOST,
 ) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
     """The servers to start and, by expert name, where each local expert will be served; other experts are left out.
 
-    `python` is the interpreter beside which the servers' commands are installed; folders are relative to `beside`. The
-    first use of a packaged model converts it into `cache`, which takes about 20 s and blocks. Raises FleetError for
-    what cannot be run.
+    `python` is the interpreter beside which the servers' commands are installed; folders are relative to `beside`;
+    `host` is the address of this machine at which they listen. The first use of a packaged model converts it into
+    `cache`, which takes about 20 s and blocks. Raises FleetError for what cannot be run.
     """
     for index, _, what in mistakes(experts, beside=beside):
         raise FleetError(f"expert {experts[index].name!r}: {what}")
@@ -51,13 +52,12 @@ def local_servers(
     for sharers in sharing(experts).values():
         first = next((expert for expert in sharers if not expert.adapter), sharers[0])
         model = weights.resolve(first.model, cache=cache, say=say, beside=beside)
-        port = free_port(avoid={spec.port for spec in specs})
-        log, bin_folder = logs / f"{first.name}.log", python.parent
+        port = free_port(avoid={spec.port for spec in specs}, host=host)
+        place = Place(host, port, log=logs / f"{first.name}.log", bin_folder=python.parent)
         if first.runtime == "vllm":
-            adapters = adapters_of(sharers, beside=beside)
-            spec = vllm_command.plan(first, adapters=adapters, model=model, port=port, log=log, bin_folder=bin_folder)
+            spec = vllm_command.plan(first, adapters=adapters_of(sharers, beside=beside), model=model, place=place)
         else:
-            spec = _transformers(first, model, port=port, log=log, bin_folder=bin_folder)
+            spec = _transformers(first, model, place)
         specs.append(spec)
         endpoints |= {expert.name: endpoint_of(expert, spec) for expert in sharers}
     return specs, {expert.name: endpoints[expert.name] for expert in experts if expert.name in endpoints}
@@ -93,17 +93,19 @@ def _options(expert: LocalExpert) -> dict[str, Flag]:
     return {**_TRANSFORMERS_FLAGS, **given} if expert.runtime == "transformers" else given
 
 
-def _transformers(expert: LocalExpert, model: Path | str, *, port: int, log: Path, bin_folder: Path) -> ServerSpec:
-    command = find_command("transformers", expert=expert.name, bin_folder=bin_folder, extra="coe[local]")
+def _transformers(expert: LocalExpert, model: Path | str, place: Place) -> ServerSpec:
+    command = find_command("transformers", expert=expert.name, bin_folder=place.bin_folder, extra="coe[local]")
+    address = ("--host", place.host, "--port", str(place.port))
     threads = str(max(1, _cores() - 1))  # as many model threads as busy cores fall to a tenth of the speed
     return ServerSpec(
         key=expert.name,
-        argv=(str(command), "serve", str(model), "--host", HOST, "--port", str(port), *flags.words(_options(expert))),
-        port=port,
+        argv=(str(command), "serve", str(model), *address, *flags.words(_options(expert))),
+        host=place.host,
+        port=place.port,
         env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         | weights.offline(model),
         model=str(model),
-        log=log,
+        log=place.log,
         ready_timeout=300.0,
     )
 

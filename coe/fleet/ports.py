@@ -14,13 +14,14 @@ HOST = "127.0.0.1"
 _FIRST, _LAST = 20_000, 32_000
 
 
-def free_port(*, avoid: Container[int] = ()) -> int:
-    """A loopback port nobody listens on and that is not in `avoid`. Raises FleetError when none is found."""
+def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
+    """A port of this address of ours that nobody listens on and that is not in `avoid`. Raises FleetError when none is
+    found."""
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
-        if port not in avoid and is_free(port):
+        if port not in avoid and is_free(port, host=host):
             return port
-    raise FleetError(f"no free port between {_FIRST} and {_LAST} on {HOST}; stop some of the servers listening there")
+    raise FleetError(f"no free port between {_FIRST} and {_LAST} on {host}; stop some of the servers listening there")
 
 
 def is_free(port: int, *, host: str = HOST) -> bool:

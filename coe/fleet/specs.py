@@ -13,6 +13,16 @@ Flag = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server is to listen, what takes its output, and where its command may be installed."""
+
+    host: str
+    port: int
+    log: Path
+    bin_folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSpec:
     """One server process to run.
 

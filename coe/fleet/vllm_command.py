@@ -8,7 +8,7 @@ from pathlib import Path
 from coe.fleet import flags, lora, weights
 from coe.fleet.commands import find_command
 from coe.fleet.ports import HOST
-from coe.fleet.specs import Flag, LocalExpert, ServerSpec
+from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
 from coe.fleet.vllm import ADAPTERS_MAY_CHANGE, VERBS
 
 READY_TIMEOUT = 900.0
@@ -18,22 +18,21 @@ _TOGETHER = 8
 _SERVERS = ("data-parallel-size", "api-server-count")
 
 
-def plan(
-    first: LocalExpert, *, adapters: Mapping[str, Path], model: Path | str, port: int, log: Path, bin_folder: Path
-) -> ServerSpec:
+def plan(first: LocalExpert, *, adapters: Mapping[str, Path], model: Path | str, place: Place) -> ServerSpec:
     """The server of `first` and of all adapters on the same model, options and devices."""
-    command = find_command("vllm", expert=first.name, bin_folder=bin_folder, extra="vllm")
+    command = find_command("vllm", expert=first.name, bin_folder=place.bin_folder, extra="vllm")
     served = first.name if not first.adapter else f"{first.name}-base"
     options = _parallel(first) | flags.named(first.options)
     options |= _lora(options, ranks=[lora.rank(folder) for folder in adapters.values()])
-    address = ("--host", HOST, "--port", str(port), "--served-model-name", served)
+    address = ("--host", place.host, "--port", str(place.port), "--served-model-name", served)
     return ServerSpec(
         key=first.name,
         argv=(*_start(command, str(model)), *address, *flags.words(options)),
-        port=port,
-        env=_environ(first, options) | weights.offline(model),
+        host=place.host,
+        port=place.port,
+        env=_environ(first, options, place) | weights.offline(model),
         model=served,
-        log=log,
+        log=place.log,
         ready_timeout=READY_TIMEOUT,
         adapters=adapters,
     )
@@ -65,9 +64,11 @@ def _lora(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
     return {name: value for name, value in usual.items() if name not in options}
 
 
-def _environ(expert: LocalExpert, options: Mapping[str, Flag]) -> dict[str, str]:
-    """vllm.py needs its endpoints; and nobody is told what this machine serves."""
-    environ = {VERBS: "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+def _environ(expert: LocalExpert, options: Mapping[str, Flag], place: Place) -> dict[str, str]:
+    """vllm.py needs its endpoints, on loopback; and nobody is told what this machine serves."""
+    environ = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if place.host == HOST:
+        environ[VERBS] = "1"
     if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _SERVERS):
         environ[ADAPTERS_MAY_CHANGE] = "1"
     if expert.gpus:  # in the order that nvidia-smi shows

@@ -1,4 +1,4 @@
-"""Runs the heavy parts of a job as tasks of a Ray cluster: the one that RAY_ADDRESS names, or one on this machine."""
+"""Runs the heavy parts of a job as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from coe.cluster import ray_cluster
 from coe.errors import CoEError, JobError
 
 T = TypeVar("T")
@@ -14,20 +15,9 @@ R = TypeVar("R")
 
 @contextmanager
 def on_ray() -> Iterator[RayWork]:
-    """Connected until the block ends; a cluster that was started for it ends with it. Raises JobError without Ray, or
-    where the cluster cannot be reached."""
-    try:
-        import ray
-    except ImportError:
-        raise JobError("ray is not installed; pip install 'coe[ray]', or leave out --engine ray") from None
-    try:
-        ray.init(log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise JobError(f"ray: no cluster ({error}); check RAY_ADDRESS, or unset it to use this machine") from error
-    try:
+    """Connected until the block ends. Raises ClusterError without Ray, or where the cluster cannot be reached."""
+    with ray_cluster() as ray:
         yield RayWork(ray)
-    finally:
-        ray.shutdown()
 
 
 class RayWork:

@@ -81,6 +81,9 @@ def _check_address(source: Located, place: Place, expert: ExpertSpec) -> list[st
     if expert.runtime in ("transformers", "vllm") and expert.addresses:
         where = source.at((*place, "base_url" if expert.base_url else "base_urls"))
         return [f"{where}: {expert.name!r} is started here and gets its own address; use runtime: external instead"]
+    if expert.runtime in ("external", "litellm") and expert.replicas > 1:
+        where = source.at((*place, "replicas"))
+        return [f"{where}: {expert.name!r} is not started here; name its replicas in base_urls"]
     if expert.runtime == "litellm" and len(expert.addresses) > 1:
         return [f"{source.at((*place, 'base_urls'))}: an expert of runtime litellm has one base_url at most"]
     return []

@@ -47,6 +47,8 @@ def _problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
     names = [device.name for device in declared.devices]
     if (expert.device is None and len(names) > 1) or expert.device not in (None, *names):
         return "device", f"name its device, one of {', '.join(names)}"
+    if expert.replicas > 1:
+        return "replicas", "experts that take turns have one server each; leave out `replicas` or `residency`"
     if expert.memory_gb is None:
         return "name", "experts that take turns need memory_gb: what its server takes of the device when awake"
     if expert.sleep_level and expert.runtime != "vllm":

@@ -66,6 +66,8 @@ class ExpertSpec(Declared):
     one model, the same options and gpus share a server; adapters come and go without a restart of it."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Devices of the local vLLM server, as nvidia-smi numbers them; over several of them the model is spread."""
+    replicas: Count = 1
+    """With `coe up --engine ray`: how many servers of it run, spread over the nodes of the cluster."""
     device: Name | None = None
     """With `residency`: the device it takes turns on, where there are several."""
     pinned: bool = False
@@ -98,8 +100,8 @@ class ExpertSpec(Declared):
         return self.apis if self.apis is not None else _SPOKEN[self.runtime]
 
 
-_TURNS = ("device", "pinned", "sleep_level", "sibling")
-"""How an expert takes turns, which no plan depends on."""
+_RUN = ("device", "pinned", "sleep_level", "sibling", "replicas")
+"""How an expert takes turns and how often it is there, which no plan depends on."""
 
 _SPOKEN: dict[str, frozenset[Api]] = {
     "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
@@ -192,7 +194,7 @@ class Registry(Declared):
         plain = self.model_dump(
             mode="json",
             exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", *_TURNS}},
+                "experts": {"__all__": {"api_key", "capabilities", "apis", *_RUN}},
                 "policy": {"exploration"},
                 "access": True,
                 "limits": True,

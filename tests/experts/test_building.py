@@ -23,7 +23,7 @@ def registry(*experts: dict[str, Any]) -> Registry:
 
 
 async def test_an_expert_that_did_not_change_is_taken_over_with_all_it_knows() -> None:
-    started = {"generalist": Endpoint("http://h:1/v1", "m")}
+    started = {"generalist": (Endpoint("http://h:1/v1", "m"),)}
     far = {"name": "far", "model": "m", "runtime": "external", "base_urls": ["http://a/v1", "http://b/v1"]}
     async with Client() as session:
         first = build_experts(registry(LOCAL, far), started, session=session)
@@ -33,7 +33,7 @@ async def test_an_expert_that_did_not_change_is_taken_over_with_all_it_knows() -
         second = build_experts(changed, started, session=session, previous=first)
         assert second["generalist"] is first["generalist"]
         assert second["far"] is not first["far"]
-        moved = {"generalist": Endpoint("http://h:2/v1", "m")}
+        moved = {"generalist": (Endpoint("http://h:2/v1", "m"),)}
         third = build_experts(registry(LOCAL), moved, session=session, previous=second)
         assert list(third) == ["generalist"]
         assert third["generalist"] is not second["generalist"]

@@ -69,7 +69,7 @@ def write(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(port: int, mode: str, pids: Path) -> None:
+def main(port: int, mode: str, pids: Path, host: str = "127.0.0.1") -> None:
     started_before = pids.exists()
     with pids.open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -84,7 +84,7 @@ def main(port: int, mode: str, pids: Path) -> None:
         while pids.read_text().count("\n") < FAMILY_SIZE:
             time.sleep(0.01)
     Handler.mode = mode
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    ThreadingHTTPServer((host, port), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, FleetError
-from coe.fleet import Adapting, Fleet, adapting
+from coe.fleet import Adapting, Fleet, LocalExpert, adapting
 from coe.fleet.planning import shared_by
 from coe.registry import ExpertSpec
-from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
 from tests.fleet.fake_fleet import QUICK, Fakes, ask
 
@@ -44,8 +43,8 @@ class Declared:
             raise ConfigError("experts.yaml:1: not YAML")
         return self.experts
 
-    def tell(self, endpoints: Mapping[str, Endpoint]) -> None:
-        self.told = tuple(endpoints)
+    def tell(self, experts: Sequence[LocalExpert]) -> None:
+        self.told = tuple(expert.name for expert in experts)
         self.fakes.say(f"told {', '.join(self.told)}")
 
     @property
@@ -67,8 +66,7 @@ async def following(
         follower = Adapting(
             fleet, config=tmp_path / "experts.yaml", read=declared.read, tell=declared.tell, say=fakes.say
         )
-        endpoints = {"base": Endpoint(f"{spec.root}/v1", "a-model")}
-        task = asyncio.create_task(follower.watch({shared_by(BASE): spec}, endpoints))
+        task = asyncio.create_task(follower.watch({shared_by(BASE): spec.key}, [BASE]))
         try:
             yield declared, fleet
         finally:

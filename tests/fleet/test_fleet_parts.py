@@ -33,7 +33,7 @@ def test_a_free_port_is_one_a_server_can_take_and_none_to_avoid() -> None:
 
 def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "_LAST", ports._FIRST + 2)
-    monkeypatch.setattr(ports, "is_free", lambda port: True)
+    monkeypatch.setattr(ports, "is_free", lambda port, host: True)
     assert free_port(avoid={ports._FIRST}) == ports._FIRST + 1
     with pytest.raises(FleetError, match="no free port between"):
         free_port(avoid={ports._FIRST, ports._FIRST + 1})

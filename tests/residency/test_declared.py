@@ -49,6 +49,7 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
         (devices(50), {"large": {"runtime": "transformers", "sleep_level": 1}}, "only vLLM servers can sleep"),
         (devices(50, hold=5, max_wait=30), {}, r"hold must be at least max_wait \(30\)"),
         (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
+        (devices(50), {"large": {"replicas": 2}}, "have one server each; leave out `replicas` or `residency`"),
         (None, {"large": {"pinned": True}}, "declare `residency`"),
         (None, {"budget": {"memory_gb": 45}}, "raise it, or declare `residency`"),
     ],
@@ -65,6 +66,7 @@ def test_with_residency_the_experts_may_need_more_together_than_there_is(tmp_pat
     assert found.device_of(found.experts[1]) == "gpu0"
 
 
-def test_turns_change_no_digest(tmp_path: Path) -> None:
+def test_neither_turns_nor_replicas_change_the_digest(tmp_path: Path) -> None:
     plain = declared(tmp_path, residency=None).digest
     assert declared(tmp_path, residency=devices(60), large={"pinned": True}).digest == plain
+    assert declared(tmp_path, residency=None, large={"replicas": 2}).digest == plain

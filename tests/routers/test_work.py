@@ -14,7 +14,7 @@ import pytest
 
 import routers
 from coe.artifacts import ArtifactStore
-from coe.errors import ArtifactError, JobError
+from coe.errors import ArtifactError, ClusterError
 from coe.learning.on_ray import on_ray
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
@@ -64,5 +64,5 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(JobError, match=r"pip install 'coe\[ray\]'"), on_ray():
+    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), on_ray():
         pass

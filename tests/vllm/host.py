@@ -1,4 +1,4 @@
-"""`coe up` with a router that needs no training: `host.py CONFIG PORT`. All else is the real thing."""
+"""`coe up` with a router that needs no training: `host.py CONFIG PORT [ENGINE]`. All else is the real thing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cli import up
+from coe.cli.working import Engine
 from coe.fleet import ServerSpec
 from coe.settings import Settings
 
 real = up._gateway
 
 
-def gateway(settings: Settings) -> ServerSpec:
-    spec = real(settings)
+def gateway(settings: Settings, turns: Path | None) -> ServerSpec:
+    spec = real(settings, turns)
     environ = {"COE_CONFIG": str(settings.config), "COE_PORT": str(settings.port)}
     return replace(spec, argv=(sys.executable, "-m", "tests.gateway.words_server"), env={**spec.env, **environ})
 
@@ -25,4 +26,4 @@ async def no_training(_: Settings) -> None:
 
 if __name__ == "__main__":
     up._gateway, up._ensure_router = gateway, no_training
-    up.up(port=int(sys.argv[2]), config=Path(sys.argv[1]))
+    up.up(port=int(sys.argv[2]), config=Path(sys.argv[1]), engine=Engine((sys.argv[3:] or ["local"])[0]))

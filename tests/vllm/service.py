@@ -17,6 +17,7 @@ import orjson
 import psutil
 
 from coe.fleet import free_port
+from coe.fleet.leftovers import MARK
 
 ROOT = Path(__file__).parent.parent.parent
 START = 300.0
@@ -68,10 +69,10 @@ class Service:
     def _spare_url(self) -> str:
         return f"http://127.0.0.1:{self._spare_port}/v1"
 
-    def start(self) -> None:
+    def start(self, *, engine: str = "local") -> None:
         spare = (sys.executable, "tests/fleet/fake_server.py", str(self._spare_port), "ok", str(self.folder / "pids"))
         self._run(*spare, OMP_NUM_THREADS="1")
-        host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port))
+        host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port), engine)
         process = self._run(*host, PATH=f"{self._bin_folder}:{os.environ['PATH']}")
         deadline = time.monotonic() + START
         while "CoE answers at" not in self.said:
@@ -112,21 +113,42 @@ class Service:
 
     @property
     def server(self) -> str:
-        """Where the vLLM server is; nobody but this process's kind should know."""
-        endpoints = orjson.loads((self.folder / ".coe" / "endpoints.json").read_bytes())
-        return str(endpoints["base"]["base_url"]).removesuffix("/v1")
+        """Where the server of the base is; nobody but this process's kind should know."""
+        return self.servers[0]
 
-    def metric(self, name: str) -> float:
+    @property
+    def servers(self) -> list[str]:
+        """All of its replicas."""
+        endpoints = orjson.loads((self.folder / ".coe" / "endpoints.json").read_bytes())
+        return [str(one["base_url"]).removesuffix("/v1") for one in endpoints["base"]]
+
+    def metric(self, name: str, *, server: str = "") -> float:
         """Of the vLLM server itself, summed over its series."""
-        lines = httpx.get(f"{self.server}/metrics").text.splitlines()
+        lines = httpx.get(f"{server or self.server}/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+
+    @property
+    def host(self) -> subprocess.Popen[bytes]:
+        """The process of `coe up`."""
+        return self._processes[1]
+
+    def family(self) -> list[psutil.Process]:
+        """The processes of its servers, wherever they run on this machine, by the mark that all of them carry."""
+        return [one for one in psutil.process_iter() if str(self.folder) in _mark(one)]
 
     def process(self, word: str) -> psutil.Process:
         """The vLLM process whose command line holds this word."""
-        family = psutil.Process(self._processes[1].pid).children(recursive=True)
+        family = psutil.Process(self.host.pid).children(recursive=True)
         return next(
             one for one in family if word in " ".join(one.cmdline()) and "warden" not in " ".join(one.cmdline())
         )
+
+
+def _mark(process: psutil.Process) -> str:
+    try:
+        return process.environ().get(MARK, "")
+    except psutil.Error:
+        return ""
 
 
 def text_of(response: httpx.Response) -> str:

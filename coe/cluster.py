@@ -1,0 +1,47 @@
+"""Connects to a Ray cluster: the one that RAY_ADDRESS names, or one that is started on this machine meanwhile."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from coe.errors import ClusterError
+
+PATIENCE = 5.0
+"""Seconds for the head of the cluster to take a connection; Ray itself tries for more than two minutes."""
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """The module `ray`, connected until the block ends; a cluster that was started for it ends with it. Raises
+    ClusterError without Ray, or where the cluster cannot be reached."""
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError("ray is not installed; pip install 'coe[ray]', or leave out --engine ray") from None
+    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+    try:
+        ray.init(log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"ray: no cluster ({error}); check RAY_ADDRESS, or unset it to use this machine") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Addresses without a port (`auto`, `local`) are looked up by Ray, at once."""
+    host, _, port = address.partition("://")[2 if "://" in address else 0].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"ray: nothing answers at RAY_ADDRESS={address} ({error}); is the head of the cluster running? "
+            "Unset it to use this machine"
+        ) from None

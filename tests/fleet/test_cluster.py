@@ -1,0 +1,263 @@
+"""Experts over a Ray cluster: spread, restarted where they are, moved when their node is gone, and gone themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from coe.cluster import ray_cluster
+from coe.errors import ClusterError, FleetError
+from coe.fleet.cluster import station
+from coe.fleet.cluster.fleet import ClusterFleet
+from coe.fleet.cluster.order import Order, orders
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.fleet.adapters import adapter
+from tests.fleet.cluster import Nodes, cluster
+from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes
+from tests.vllm.service import Service
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings(
+        "ignore:subprocess .* is still running:ResourceWarning"
+    ),  # Ray does not wait for its own
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+BASE = ExpertSpec(name="base", model="org/model", runtime="vllm", replicas=2)
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from coe.cluster import ray_cluster
+from coe.fleet.cluster.fleet import ClusterFleet
+from tests.fleet.fake_fleet import QUICK
+from tests.fleet.test_cluster import BASE, ordered
+
+async def main(ray):
+    async with ClusterFleet(ordered(Path(sys.argv[1]), BASE), ray=ray, say=lambda line: None, pace=QUICK):
+        print("ready", flush=True)
+        await asyncio.sleep(600)
+
+with ray_cluster() as ray:
+    asyncio.run(main(ray))
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two, of one processor each."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        nodes.join()
+        yield nodes
+
+
+@pytest.fixture
+def there(nodes: Nodes) -> Iterator[Fakes]:
+    """The processes of the servers on all nodes, of which none may be left."""
+    nodes.set("ok")
+    fakes = Fakes(nodes.folder)
+    yield fakes
+    left = fakes.alive()
+    for pid in left:
+        psutil.Process(pid).kill()
+    (nodes.folder / "vllm.pids").unlink(missing_ok=True)
+    assert not left
+
+
+def ordered(folder: Path, *experts: ExpertSpec) -> list[Order]:
+    return list(orders(experts, beside=folder, models=folder / "models", logs=folder / "logs", gpus_there=False))
+
+
+@asynccontextmanager
+async def fleet_of(fakes: Fakes, *experts: ExpertSpec, room_within: float = DEADLINE) -> AsyncIterator[ClusterFleet]:
+    wanted = ordered(fakes.folder, *experts)
+    with ray_cluster() as connected:
+        async with ClusterFleet(wanted, ray=connected, say=fakes.say, pace=QUICK, room_within=room_within) as fleet:
+            yield fleet
+        assert actors() == []
+
+
+def actors() -> list[str]:
+    """Those that live."""
+    from ray._private.state import actors
+
+    return [actor["State"] for actor in actors().values() if actor["State"] != "DEAD"]
+
+
+def told(fleet: ClusterFleet) -> Mapping[str, tuple[Endpoint, ...]]:
+    return fleet.endpoints([BASE], ["base"])
+
+
+async def test_replicas_are_spread_over_the_nodes_and_each_answers(there: Fakes) -> None:
+    async with fleet_of(there, BASE) as fleet:
+        first, second = told(fleet)["base"]
+        assert first.base_url != second.base_url
+        assert {first.model, second.model} == {"base"}
+        assert len(there.alive()) == 2
+        places = {actor["Address"]["NodeID"] for actor in ray._private.state.actors().values() if alive(actor)}
+        assert len(places) == 2
+    assert there.alive() == []
+
+
+def alive(actor: Mapping[str, Any]) -> bool:
+    return bool(actor["State"] == "ALIVE")
+
+
+async def test_a_server_that_dies_is_restarted_where_it_was_and_said_so(there: Fakes) -> None:
+    async with fleet_of(there, BASE) as fleet:
+        before = told(fleet)
+        psutil.Process(there.alive()[0]).kill()
+        await there.heard("was killed by SIGKILL")
+        await there.heard("is ready", times=3)
+        assert told(fleet) == before
+        assert any(line.startswith("node ") and "restarting in" in line for line in there.lines)
+
+
+async def test_adapters_come_and_go_at_every_replica(there: Fakes) -> None:
+    poet = str(adapter(there.folder / "poet"))
+    wanted = BASE.model_copy(update={"name": "poet", "adapter": poet})
+    async with fleet_of(there, BASE, wanted) as fleet:
+        more = {"poet": Path(poet), "clerk": Path(poet)}
+        assert await fleet.load("base", more) == ["clerk"]
+        assert fleet.superfluous("base", {"poet": Path(poet)}) == ["clerk"]
+        assert await fleet.unload("base", {"poet": Path(poet)}) == ["clerk"]
+        assert [one.model for one in fleet.endpoints([wanted], ["base"])["poet"]] == ["poet", "poet"]
+    for number in (1, 2):
+        log = (there.folder / "logs" / f"base-{number}.log").read_text()
+        assert "/v1/load_lora_adapter clerk" in log
+        assert "/v1/unload_lora_adapter clerk" in log
+
+
+async def test_a_node_that_dies_gives_its_replica_to_another_and_the_addresses_follow(
+    nodes: Nodes, there: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station, "HUSH", 0.5)
+    doomed = nodes.join(resources={"doomed": 1})
+    three = BASE.model_copy(update={"replicas": 3})
+    async with fleet_of(there, three, room_within=60.0) as fleet:
+        changes: list[int] = []
+        fleet.changed = lambda: changes.append(len(told(fleet)["base"]))
+        assert len(told(fleet)["base"]) == 3
+        nodes.lose(doomed)
+        await there.heard("is lost with its place on node")
+        await there.heard(
+            "room: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU, of which 0 CPU are free (missing"
+        )
+        assert len(there.alive()) == 2
+        assert len(told(fleet)["base"]) == 2
+        new = nodes.join()
+        await there.heard("serves at", times=4)
+        assert changes == [2, 3]
+        assert len(there.alive()) == 3
+    nodes.lose(new, gracefully=True)
+
+
+async def test_too_little_room_is_named_in_time(there: Fakes) -> None:
+    three = BASE.model_copy(update={"replicas": 3})
+    with pytest.raises(FleetError) as caught:
+        async with fleet_of(there, three, room_within=2.0):
+            pytest.fail("there are two nodes of one CPU")
+    assert "found no room within 2 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
+    assert "(missing: 1 CPU); add nodes, or declare fewer replicas" in str(caught.value)
+    assert there.alive() == []
+
+
+async def test_a_server_that_dies_at_start_fails_with_the_end_of_its_log(nodes: Nodes, there: Fakes) -> None:
+    nodes.set("dies")
+    with pytest.raises(FleetError) as caught:
+        async with fleet_of(there, BASE):
+            pytest.fail("it does not start")
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith("node ")
+    assert first.endswith("exited with code 1 before it was ready: ValueError: no such weights")
+    assert any("last lines of" in line for line in rest)
+    assert there.alive() == []
+
+
+async def test_killing_the_parent_leaves_neither_actor_nor_server(there: Fakes) -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, str(there.folder), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(60):
+        assert await parent.stdout.readline() == b"ready\n"
+    processes = [psutil.Process(pid) for pid in there.alive()]
+    assert len(processes) == 2
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+    assert psutil.wait_procs(processes, DEADLINE)[1] == []
+    with ray_cluster():
+        async with asyncio.timeout(DEADLINE):
+            while actors():
+                await asyncio.sleep(0.1)
+
+
+def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_all_is_gone_at_the_end(
+    nodes: Nodes, there: Fakes, tmp_path: Path
+) -> None:
+    doomed = nodes.join()
+    three = {"name": "base", "model": "org/model", "runtime": "vllm", "replicas": 3}
+    with Service(tmp_path, bin_folder=nodes.folder / "bin") as service:
+        service.declare(three)
+        service.start(engine="ray")
+        before = service.servers
+        assert len(before) == 3
+        nodes.lose(doomed)
+        service.heard("is lost with its place on node")
+        new = nodes.join()
+        service.heard("serves at", times=4)
+        assert len(set(service.servers) - set(before)) == 1
+        for number in range(6):  # by conversation they go to all of them
+            answer = service.ask("base", f"Hello {number}")
+            assert (answer.status_code, answer.headers["x-coe-attempts"]) == (200, "1")
+    nodes.lose(new, gracefully=True)
+    assert "stopped" in service.said
+    assert there.alive() == []
+
+
+def test_needs_follow_from_the_declaration(tmp_path: Path) -> None:
+    spread = BASE.model_copy(update={"name": "spread", "model": "org/other", "options": {"tensor-parallel-size": 4}})
+    named = BASE.model_copy(update={"name": "named", "model": "org/third", "gpus": (2, 5), "memory_gb": 40.0})
+    rented = BASE.model_copy(update={"name": "rented", "runtime": "external", "replicas": 1})
+    plain = BASE.model_copy(update={"memory_gb": 3.0})
+    places = {"beside": tmp_path, "models": tmp_path, "logs": tmp_path}
+    found = list(orders([plain, spread, named, rented], **places, gpus_there=False))
+    assert [one.name for one in found] == ["base-1", "base-2", "spread-1", "spread-2", "named-1", "named-2"]
+    assert [one.need.gpus for one in found[::2]] == [0, 4, 2]
+    assert [one.need.memory for one in found[::2]] == [3 * 2**30, 0, 0]
+    assert next(orders([plain], **places, gpus_there=True)).need.gpus == 1
+
+
+def test_where_there_is_no_cluster_the_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ClusterError, match=f"nothing answers at RAY_ADDRESS={address} .*Unset it"), ray_cluster():
+            pytest.fail("there is none")
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def refusing(name: str, *rest: Any) -> Any:
+        if name == "ray":
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), contextlib.ExitStack() as stack:
+        stack.enter_context(ray_cluster())
