@@ -95,9 +95,9 @@ async def asked(
             for done, question in enumerate(questions):
                 if not kept.complete(question):
                     block, cosines, seconds = await _block(question, retriever, encoder)
-                    for text in (question.text, (block.text if block else "") + question.text):
-                        answer = await _answer(session, endpoint, text)
-                        kept.add(question, text, answer, block, cosines, seconds)
+                    texts = (question.text, (block.text if block else "") + question.text)
+                    answers = [await _answer(session, endpoint, text) for text in texts]
+                    kept.add(question, texts, answers, block, cosines, seconds)
                     if done % 20 == 0:
                         print(f"{done}/{len(questions)}", flush=True)
                 found.append(_asked(question, kept))
@@ -115,16 +115,24 @@ class _Kept:
             self.rows.setdefault(row["key"], []).append(row)
 
     def complete(self, question: Question) -> bool:
-        return len(self.rows.get(_key(question), ())) == 2
+        return len(self.rows.get(_key(question), ())) >= 2
 
     def add(
-        self, question: Question, text: str, answer: str, block: Block | None, cosines: Sequence[float], seconds: float
+        self,
+        question: Question,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        block: Block | None,
+        cosines: Sequence[float],
+        seconds: float,
     ) -> None:
-        row = {"key": _key(question), "text": text, "answer": answer, "cosines": list(cosines), "seconds": seconds}
-        row["tokens"] = block.tokens if block else 0
-        self.rows.setdefault(row["key"], []).append(row)
+        """Both at once, without passages and with them; a run that was killed may leave half of it."""
+        key, tokens = _key(question), block.tokens if block else 0
+        found = {"cosines": list(cosines), "seconds": seconds, "tokens": tokens}
+        rows = [{"key": key, "text": t, "answer": a, **found} for t, a in zip(texts, answers, strict=True)]
+        self.rows.setdefault(key, []).extend(rows)
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _key(question: Question) -> str:
@@ -133,7 +141,7 @@ def _key(question: Question) -> str:
 
 
 def _asked(question: Question, kept: _Kept) -> Asked:
-    without, with_ = kept.rows[_key(question)]
+    without, with_ = kept.rows[_key(question)][-2:]
     scores = [max(contains(row["answer"], answer) for answer in question.answers) for row in (without, with_)]
     return Asked(question, *scores, with_["tokens"], tuple(with_["cosines"]), with_["seconds"])
 

@@ -255,7 +255,7 @@ class Composition:
         question = Question(chat, text, prediction, expert, context, tenant, wishes.retrieval)
         counted_on = consultant.lift(prediction, wishes.retrieval) is not None
         given, found = await consultant.consult(question)
-        if counted_on and found.status != "open" and decision.reason in ("routed", "spilled"):
+        if counted_on and found.status not in ("open", "held") and decision.reason in ("routed", "spilled"):
             decision = self.assign(chat, prediction, replace(wishes, retrieval="off"))
         return given, decision, found
 

@@ -21,9 +21,11 @@ class RoutingRecord:
     of the overlays and `plain` the router's own posterior. `digest` is the SHA-256 of the routed text; the text itself
     (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and
     `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
-    `retrieval` says whether documents were consulted (none, off, shut, empty, failed, open), `gate` how probable it is
-    that they improve this expert's answer, None where no gate was asked, `passages` the ids of those it was given,
-    `passage_tokens` about how many tokens they are, `retrieval_ms` how long the consultation took.
+    `retrieval` says whether documents were consulted (none, off, shut, empty, failed, held, open), `gate` how probable
+    it is that they improve this expert's answer and `gain` how much quality is expected of them, None where no gate was
+    asked, `trial` the version of the gate where a coin decided between held and open in its place, `passages` the ids
+    of those it was given, `passage_tokens` about how many tokens they are, `retrieval_ms` how long the consultation
+    took.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
@@ -65,6 +67,8 @@ class RoutingRecord:
     plain: Mapping[str, float] | None = None
     retrieval: str = "none"
     gate: float | None = None
+    gain: float | None = None
+    trial: str = ""
     passages: tuple[str, ...] = ()
     passage_tokens: int = 0
     retrieval_ms: float = 0.0

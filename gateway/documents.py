@@ -24,19 +24,24 @@ def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -
     index = in_use.index
     if index is None:
         return None
-    gate = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
-    declared = in_use.registry.retrieval
+    gate, version = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
     return Consultant(
-        declared, retriever=index.store, encoder=index.encoder, router=in_use.router, threads=threads, gate=gate
+        in_use.registry.retrieval,
+        retriever=index.store,
+        encoder=index.encoder,
+        router=in_use.router,
+        threads=threads,
+        gate=gate,
+        version=version,
     )
 
 
-def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> Gate | None:
-    """The gate over the router's categories and the declared experts; None before the first one, or where it was fitted
-    to other categories or another encoder. Raises ArtifactError where it is damaged."""
+def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> tuple[Gate | None, str]:
+    """The gate over the router's categories and the declared experts, and its version; None before the first one, or
+    where it was fitted to other categories or another encoder. Raises ArtifactError where it is damaged."""
     artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:
-        return None
+        return None, ""
     gate = Gate.load(artifact.folder / FILE)
     if set(gate.categories) != set(in_use.router.categories) or gate.dimensions != dimensions:
         _log.warning(
@@ -44,5 +49,5 @@ def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> Gate |
             "one; it stays unused",
             artifact.manifest.version,
         )
-        return None
-    return gate.over(in_use.router.categories, in_use.registry.expert_names)
+        return None, ""
+    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

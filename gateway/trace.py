@@ -203,6 +203,8 @@ class Trace:
             exploration=(exploration.rate, exploration.loss) if exploration.rate else None,
             retrieval=self.consultation.status,
             gate=self.consultation.probability,
+            gain=self.consultation.gain,
+            trial=self.consultation.trial,
             passages=sources(self.consultation.passages),
             passage_tokens=self.consultation.tokens,
             retrieval_ms=round(self.consultation.ms, 3),

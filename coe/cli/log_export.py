@@ -132,7 +132,7 @@ def _schema() -> Any:
         "stream": pa.bool_(),
     }
     numbers = {"time", "confidence", "propensity", "routing_ms", "first_piece_ms", "total_ms"}
-    numbers |= {"familiarity", "thrift", "cost", "gate", "retrieval_ms", "feedback_value", "feedback_time"}
+    numbers |= {"familiarity", "thrift", "cost", "gate", "gain", "retrieval_ms", "feedback_value", "feedback_time"}
     wholes = {"passage_tokens", "attempts", "input_tokens", "output_tokens", "schema"}
     names = (*RoutingRecord.__dataclass_fields__, "feedback_kind", "feedback_value", "feedback_preferred")
     return pa.schema(

@@ -1,4 +1,4 @@
-"""`coe retrain`: what was logged and said about it becomes a better assignment and router, where that is proven."""
+"""`coe retrain`: what was logged and said about it becomes a better assignment, router and gate, where it is proven."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.gate_rounds import learn_gate
 from coe.cli.overlay_rounds import learn_overlays
 from coe.cli.rounds import Outcome, begun, learn_assignment
 from coe.cli.router_rounds import learn_router
@@ -70,7 +71,8 @@ def learn(
             return [found]
         router = learn_router(job, experience, work=work)
         overlays = None if router and router.promoted else learn_overlays(job, experience)  # they go with their router
-        return [found, *(one for one in (router, overlays) if one is not None)]
+        gate = None if router and router.promoted else learn_gate(job)
+        return [found, *(one for one in (router, overlays, gate) if one is not None)]
 
 
 def _watch(settings: Settings, dry_run: bool) -> None:

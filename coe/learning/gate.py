@@ -90,6 +90,7 @@ def fit_gate(trials: Trials, *, seed: int = 0) -> Gate:
         helps=_odds(trials, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
         spoils=_odds(trials, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
+        shift=np.zeros((len(trials.categories), len(trials.experts))),
         spread=np.zeros(len(trials.experts)),
         use=Use(_known_mean(trials.tokens), _known_mean(trials.seconds)),
     )

@@ -33,3 +33,6 @@ class Retrieval(Declared):
     deadline: Positive = 0.5
     """Seconds for a consultation; a store that takes longer is done without."""
     price: RetrievalPrice = RetrievalPrice()
+    exploration: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the requests that the gate judges for which a coin decides in its place whether they are given what was
+    found, so that feedback tells what passages change; `coe retrain` learns from these alone."""

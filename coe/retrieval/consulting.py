@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -22,9 +23,10 @@ from coe.retrieval.passages import Passage, Retriever, Vector
 
 _log = logging.getLogger("gateway")
 
-Status = Literal["none", "off", "shut", "empty", "failed", "open"]
+Status = Literal["none", "off", "shut", "empty", "failed", "held", "open"]
 """none: nothing to consult, or nowhere to put it; off: the request said so; shut: not worth its price; empty: nothing
-was found that fits; failed: the store was away or late; open: the expert is given passages."""
+was found that fits; failed: the store was away or late; held: found, but a coin held it back, to learn what passages
+change; open: the expert is given passages."""
 REST = 5.0
 """Seconds for which a store that failed is left alone."""
 ANSWER = 512
@@ -33,12 +35,15 @@ ANSWER = 512
 
 @dataclass(frozen=True, slots=True)
 class Consultation:
-    """What became of it. `probability` is the gate's that passages improve the chosen expert's answer, None where it
-    was not asked; `passages` are those that were given, in the order of their numbers; `tokens` about how many they
-    are; `ms` how long it took."""
+    """What became of it. `probability` is the gate's that passages improve the chosen expert's answer and `gain` the
+    quality that it expects of them, None where it was not asked; `trial` is the version of the gate in whose place a
+    coin decided; `passages` are those that were given, in the order of their numbers; `tokens` about how many they are;
+    `ms` how long it took."""
 
     status: Status = "none"
     probability: float | None = None
+    gain: float | None = None
+    trial: str = ""
     passages: tuple[Passage, ...] = ()
     tokens: int = 0
     ms: float = 0.0
@@ -59,7 +64,8 @@ class Question:
 
 
 class Consultant:
-    """Gate, store and encoder put together; owns none of them. For one event loop."""
+    """Gate, store, encoder and router put together; owns none of them. For one event loop. `version` is the gate's,
+    and `uniform` draws from [0, 1)."""
 
     def __init__(
         self,
@@ -70,6 +76,8 @@ class Consultant:
         router: Router,
         threads: Executor,
         gate: Gate | None,
+        version: str = "",
+        uniform: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.gate = gate
@@ -80,6 +88,7 @@ class Consultant:
         self._threads = threads
         self._clock = clock
         self._resting_until = -1.0
+        self._version, self._uniform = version, uniform
         self._bars = Bars.of(gate.use if gate else Use(0.0, 0.0), declared.price)
 
     def lift(self, prediction: Prediction, consent: Consent) -> Array | None:
@@ -98,20 +107,21 @@ class Consultant:
         if question.consent == "off":
             return question.chat, Consultation("off")
         hope = self._glance(question)
-        if question.consent == "auto" and not self._promising(question, hope):
-            return question.chat, Consultation("shut" if hope else "none", _chance(hope))
+        trial = bool(hope) and question.consent == "auto" and self._uniform() < self._declared.exploration
+        if question.consent == "auto" and not trial and not self._promising(question, hope):
+            return question.chat, _noted("shut" if hope else "none", hope)
         if with_block(question.chat.fields, question.chat.api, "") is None:
-            return question.chat, Consultation("none", _chance(hope))
+            return question.chat, _noted("none", hope)
         if self._clock() < self._resting_until:
-            return question.chat, Consultation("failed", _chance(hope))
-        return await self._in_time(question, hope)
+            return question.chat, _noted("failed", hope)
+        return await self._in_time(question, hope, trial)
 
-    async def _in_time(self, question: Question, hope: _Hope | None) -> tuple[Chat, Consultation]:
+    async def _in_time(self, question: Question, hope: _Hope | None, trial: bool) -> tuple[Chat, Consultation]:
         began = time.perf_counter()
-        note, chat = Consultation("failed", _chance(hope)), question.chat
+        note, chat = _noted("failed", hope), question.chat
         try:
             async with asyncio.timeout(self._declared.deadline):
-                chat, note = await self._look(question)
+                chat, note = await self._look(question, trial)
         except TimeoutError:
             self._fail(f"took longer than {self._declared.deadline:g} s")
         except Exception as error:  # whatever a store has, the answer is worth more than its passages
@@ -122,13 +132,14 @@ class Consultant:
         self._resting_until = self._clock() + REST
         _log.warning("documents were not consulted, nor are they for %g s: %s", REST, why)
 
-    async def _look(self, question: Question) -> tuple[Chat, Consultation]:
-        """The vector, with which the gate judges again, then the search, after which its price is paid."""
-        loop, eager = asyncio.get_running_loop(), question.consent == "on"
+    async def _look(self, question: Question, trial: bool) -> tuple[Chat, Consultation]:
+        """The vector, with which the gate judges again, then the search, after which its price is paid. In a trial all
+        of it is done, and a coin decides in the end."""
+        loop, eager = asyncio.get_running_loop(), trial or question.consent == "on"
         vector, posterior = await loop.run_in_executor(self._threads, self._seen, question)
         hope = self._closer(question, posterior, vector, None)
         if not eager and not (hope and hope.gain > self._bars.search):
-            return question.chat, Consultation("shut", _chance(hope))
+            return question.chat, _noted("shut", hope)
         declared = self._declared
         found = await self._retriever.search(
             question.text,
@@ -140,11 +151,15 @@ class Consultant:
         like = [passage for passage in found if passage.score >= declared.least_cosine]
         block = marked(like, budget=min(declared.tokens, _room(question))) if like else None
         if block is None:
-            return question.chat, Consultation("empty", _chance(hope))
+            return question.chat, _noted("empty", hope)
         hope = self._closer(question, posterior, vector, max(passage.score for passage in like))
         if not eager and not (hope and hope.gain > self._bars.give):
-            return question.chat, Consultation("shut", _chance(hope))
-        return _given(question.chat, block), Consultation("open", _chance(hope), block.passages, block.tokens)
+            return question.chat, _noted("shut", hope)
+        version = self._version if trial else ""
+        if trial and self._uniform() < 0.5:
+            return question.chat, replace(_noted("held", hope), trial=version)
+        note = replace(_noted("open", hope), trial=version, passages=block.passages, tokens=block.tokens)
+        return _given(question.chat, block), note
 
     def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
         """The question's vector, and what the router makes of it with that."""
@@ -183,8 +198,8 @@ def _hope(outlook: Outlook, expert: int) -> _Hope:
     return _Hope(float(outlook.helps[expert]), float(outlook.gain[expert]))
 
 
-def _chance(hope: _Hope | None) -> float | None:
-    return None if hope is None else hope.chance
+def _noted(status: Status, hope: _Hope | None) -> Consultation:
+    return Consultation(status, hope.chance, hope.gain) if hope else Consultation(status)
 
 
 def sources(passages: Sequence[Passage]) -> tuple[str, ...]:

@@ -103,7 +103,8 @@ class Outlook:
 class Gate:
     """Fitted by `coe.learning.gate`; pure. What passages improve and what they spoil is learnt apart: a question that
     an expert cannot answer alone has nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
-    which nothing is ever expected. `spread` (k,) is how far the gain of a closer look lies from that of a glance (root
+    which nothing is ever expected. `shift` (m, k), times the posterior, is what feedback taught since the fit: added to
+    the gain. `spread` (k,) is how far the gain of a closer look lies from that of a glance (root
     of the mean square)."""
 
     categories: tuple[str, ...]
@@ -111,6 +112,7 @@ class Gate:
     helps: Odds
     spoils: Odds
     measured: Array
+    shift: Array
     spread: Array
     use: Use
 
@@ -122,7 +124,7 @@ class Gate:
     def glanced(self, posterior: NDArray[np.floating]) -> Outlook:
         """From the router's answer (m,) alone, whichever of its stages gave it: some ten microseconds."""
         seen = shape(posterior)
-        return self._outlook(self.helps.glanced(posterior, seen), self.spoils.glanced(posterior, seen))
+        return self._outlook(self.helps.glanced(posterior, seen), self.spoils.glanced(posterior, seen), posterior)
 
     def looked(
         self,
@@ -136,7 +138,7 @@ class Gate:
         passage's cosine where the look-up is paid already."""
         seen = np.concatenate((shape(posterior), cues(text), vector))
         helps, spoils = (odds.looked(posterior, seen, cosine) for odds in (self.helps, self.spoils))
-        return self._outlook(helps, spoils)
+        return self._outlook(helps, spoils, posterior)
 
     def promise(self, gain: float, expert: int, bar: float) -> float:
         """By how much a closer look is expected to find the gain above a bar, counting nothing where it is not, by the
@@ -147,8 +149,9 @@ class Gate:
         z = (gain - bar) / spread
         return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
 
-    def _outlook(self, helps: Array, spoils: Array) -> Outlook:
-        return Outlook(helps * self.measured, (helps - spoils) * self.measured)
+    def _outlook(self, helps: Array, spoils: Array, posterior: NDArray[np.floating]) -> Outlook:
+        gain = helps - spoils + posterior @ self.shift
+        return Outlook(helps * self.measured, gain * self.measured)
 
     def over(self, categories: tuple[str, ...], experts: tuple[str, ...]) -> Gate:
         """The same gate with the same categories in another order, and over other experts: one that was not measured
@@ -163,6 +166,7 @@ class Gate:
             helps=self.helps.over(order, columns),
             spoils=self.spoils.over(order, columns),
             measured=np.where(known, self.measured[columns], 0.0),
+            shift=np.where(known, self.shift[order][:, columns], 0.0),
             spread=np.where(known, self.spread[columns], 0.0),
             use=self.use,
         )
@@ -172,7 +176,7 @@ class Gate:
         odds = {f"{side}.{name}": getattr(getattr(self, side), name) for side in _SIDES for name in _ODDS}
         used = np.array([self.use.tokens, self.use.seconds])
         names = {"categories": np.array(self.categories), "experts": np.array(self.experts)}
-        own = {"measured": self.measured, "spread": self.spread}
+        own = {"measured": self.measured, "shift": self.shift, "spread": self.spread}
         everything: dict[str, Any] = {"format": np.array(FORMAT), "use": used, **own}
         np.savez(path, **everything | names | odds)
 
@@ -204,10 +208,11 @@ def _made(cls: type[Gate], found: Mapping[str, Any]) -> Gate:
     m, k = len(categories), len(experts)
     helps, spoils = (_odds(found, side, m, k) for side in _SIDES)
     measured, spread = (_numbers(found, name, (k,)) for name in ("measured", "spread"))
+    shift = _numbers(found, "shift", (m, k))
     if len(helps.look) != len(spoils.look) or len(helps.look) < m + 1 + CUES:
         raise ValueError("weights are missing")
     tokens, seconds = (float(value) for value in found["use"])
-    return cls(categories, experts, helps, spoils, measured, spread, Use(tokens, seconds))
+    return cls(categories, experts, helps, spoils, measured, shift, spread, Use(tokens, seconds))
 
 
 def _odds(found: Mapping[str, Any], side: str, m: int, k: int) -> Odds:

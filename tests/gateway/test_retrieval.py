@@ -77,6 +77,22 @@ async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
 
 
+async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_record_says_so() -> None:
+    consulted = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 3.0}), exploration=0.1)
+    consulted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
+    async with gateway_of(consultant=consulted.consultant) as gateway:
+        texts = ("general: a", "general: b", "general: c", "code: d")
+        states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
+        asked_for = await asked(gateway, "on")
+    assert states == ["open", "held", "shut", "held"]
+    assert asked_for.headers["x-coe-retrieval"].startswith("open")
+    assert [record.trial for record in gateway.records] == ["g1", "g1", "", "g1", ""]
+    assert [record.expert for record in gateway.records][3] == "coder"
+    assert gateway.records[3].gain == pytest.approx(0.95, abs=0.01)
+    assert [record.passages for record in gateway.records][:2] == [("id-The towe",), ()]
+    assert said(gateway, "coder") == "code: d"
+
+
 async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
     consulted = Consulted(passage(TOWER), gate=gate_of(-9.0))
     async with gateway_of(consultant=consulted.consultant) as gateway:

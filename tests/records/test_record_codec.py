@@ -42,6 +42,7 @@ BY_NAME = {
     "exploration": st.none() | st.tuples(NUMBER, NUMBER),
     "plain": st.none() | st.dictionaries(TEXT, NUMBER),
     "gate": st.none() | NUMBER,
+    "gain": st.none() | NUMBER,
     "passages": st.lists(TEXT).map(tuple),
     "passage_tokens": COUNT,
     "retrieval_ms": NUMBER,

@@ -30,7 +30,7 @@ def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0
         Odds(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
         for own in (offset, np.full((3, 3), -30.0))
     )
-    return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros(3), Use(tokens, 0.01))
+    return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros((3, 3)), np.zeros(3), Use(tokens, 0.01))
 
 
 class FlatEncoder:
@@ -83,6 +83,7 @@ class Consulted:
         self.retriever = ListRetriever(*passages)
         self.encoder = FlatEncoder()
         self.now = 0.0
+        self.draws = [1.0] * 100
         self.consultant = Consultant(
             Retrieval(**declared),
             retriever=self.retriever,
@@ -90,5 +91,7 @@ class Consulted:
             router=WordRouter(),
             threads=ThreadPoolExecutor(1),
             gate=gate,
+            version="g1",
+            uniform=lambda: self.draws.pop(0),
             clock=lambda: self.now,
         )
