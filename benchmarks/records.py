@@ -91,7 +91,7 @@ class NowhereLog:
     async def read(self, query: LogQuery) -> LogPage:
         return LogPage((), query.after)
 
-    tail = read
+    tail = back = read
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         return None

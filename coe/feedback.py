@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -83,11 +83,14 @@ class FeedbackLog(Protocol):
     whoever reads on from a cursor gets it.
 
     `read` returns at most `limit` events after the cursor `after`, oldest first, and an empty page with the same cursor
-    when nothing is new.
+    when nothing is new. `about` returns what the API keys of those names (None: no key) said of one request, oldest
+    first by `time`.
     """
 
     async def append(self, events: Sequence[Feedback]) -> None: ...
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage: ...
+
+    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]: ...
 
     async def aclose(self) -> None: ...

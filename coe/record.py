@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,6 +27,7 @@ class RoutingRecord:
     asked, `trial` the version of the gate where a coin decided between held and open in its place, `passages` the ids
     of those it was given, `passage_tokens` about how many tokens they are, `retrieval_ms` how long the consultation
     took.
+    `needs` are the capabilities that the request asked of an expert, None in records of before they were written down.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
     """
 
@@ -72,28 +74,37 @@ class RoutingRecord:
     passages: tuple[str, ...] = ()
     passage_tokens: int = 0
     retrieval_ms: float = 0.0
+    needs: tuple[str, ...] | None = None
     schema: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which records to read, oldest first. Empty fields match everything; `since` is in Unix seconds.
+    """Which records to read. Empty fields match everything; `since` and `until` are in Unix seconds, both included.
 
-    `after` is the cursor of the last record already seen, as returned by `RoutingLog.read`.
+    `after` is the cursor of the last record already seen, as returned by `RoutingLog.read`; `before` that of the oldest
+    one, as returned by `RoutingLog.back`. `request_id` is how the id begins. A record that came into the log more than
+    an hour after its time may be missed by `until`.
     """
 
     after: str = ""
+    before: str = ""
     since: float = 0.0
+    until: float = math.inf
     category: str = ""
     expert: str = ""
     outcome: str = ""
+    reason: str = ""
+    session: str = ""
+    tenant: str = ""
+    request_id: str = ""
     limit: int = 100
 
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Some records in the order they were appended, the cursor after the last one looked at, and how many entries on
-    the way there were damaged and left out."""
+    """Some records in the order they were appended (`back`: the newest first), the cursor after the last one looked at,
+    and how many entries on the way there were damaged and left out."""
 
     records: tuple[RoutingRecord, ...]
     cursor: str
@@ -104,8 +115,10 @@ class RoutingLog(Protocol):
     """Where records live. Appending the same request_id twice keeps one. Raises LogError when the store cannot be used.
 
     `tail` returns the newest `limit` matching records, oldest of them first; `read` walks forward from a cursor and
-    returns an empty page with the same cursor when nothing is new; `find` returns one record, None where it is not
-    there or not there any more.
+    returns an empty page with the same cursor when nothing is new; `back` walks backward from a cursor, newest first,
+    and returns an empty cursor when nothing older is left. It looks at so many entries a call at most, and may return
+    few or none with a cursor to go on from. `find` returns one record, None where it is not there or not there any
+    more.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
@@ -113,6 +126,8 @@ class RoutingLog(Protocol):
     async def read(self, query: LogQuery) -> LogPage: ...
 
     async def tail(self, query: LogQuery) -> LogPage: ...
+
+    async def back(self, query: LogQuery) -> LogPage: ...
 
     async def find(self, request_id: str) -> RoutingRecord | None: ...
 

@@ -208,6 +208,7 @@ class Trace:
             passages=sources(self.consultation.passages),
             passage_tokens=self.consultation.tokens,
             retrieval_ms=round(self.consultation.ms, 3),
+            needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay if prediction is not None else "",
             plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
         )

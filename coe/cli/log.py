@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -25,8 +26,12 @@ Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on with new rec
 Since = Annotated[str, typer.Option("--since", help="Not older than this, such as 30s, 15m, 2h, 7d.")]
 Category = Annotated[str, typer.Option("--category")]
 Expert = Annotated[str, typer.Option("--expert")]
+Until = Annotated[str, typer.Option("--until", help="Older than this, such as 2h.")]
 Outcome = Annotated[str, typer.Option("--outcome", help="ok, aborted, or an error code.")]
-
+Reason = Annotated[str, typer.Option("--reason", help="routed, uncertain, sticky, fallback, ...")]
+Session = Annotated[str, typer.Option("--session", help="What the client sent as x-session-id.")]
+Tenant = Annotated[str, typer.Option("--tenant")]
+Id = Annotated[str, typer.Option("--id", help="How the request's id begins.")]
 
 app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or carry them.")
 app.command("export")(export)
@@ -39,9 +44,14 @@ def log(
     limit: Count = 20,
     follow: Follow = False,
     since: Since = "",
+    until: Until = "",
     category: Category = "",
     expert: Expert = "",
     outcome: Outcome = "",
+    reason: Reason = "",
+    session: Session = "",
+    tenant: Tenant = "",
+    id: Id = "",  # noqa: A002 (the option's name)
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -50,7 +60,18 @@ def log(
         return
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
-    query = LogQuery(category=category, expert=expert, outcome=outcome, limit=limit, since=_since(since))
+    query = LogQuery(
+        since=_ago(since, option="--since"),
+        until=_ago(until, option="--until", otherwise=math.inf),
+        category=category,
+        expert=expert,
+        outcome=outcome,
+        reason=reason,
+        session=session,
+        tenant=tenant,
+        request_id=id,
+        limit=limit,
+    )
     try:
         asyncio.run(_show(open_log(registry.log.url, base=settings.home), query, follow=follow, json=json))
     except KeyboardInterrupt:
@@ -109,5 +130,5 @@ def _or_dash(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _since(text: str) -> float:
-    return time.time() - seconds(text, option="--since") if text else 0.0
+def _ago(text: str, *, option: str, otherwise: float = 0.0) -> float:
+    return time.time() - seconds(text, option=option) if text else otherwise

@@ -61,6 +61,8 @@ def _record(values: dict[str, Any]) -> RoutingRecord:
     known["passages"] = tuple(known.get("passages", ()))
     known["worth"] = tuple(-math.inf if value is None else float(value) for value in known.get("worth", ()))
     known["price"] = tuple(map(float, known.get("price", ())))
+    if known.get("needs") is not None:
+        known["needs"] = tuple(known["needs"])
     if known.get("exploration") is not None:
         rate, loss = known["exploration"]
         known["exploration"] = float(rate), float(loss)

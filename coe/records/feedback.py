@@ -9,15 +9,23 @@ from dataclasses import fields
 import orjson
 
 from coe.errors import DamagedEntry, InvalidRequest, LogError
-from coe.feedback import Feedback, FeedbackPage
+from coe.feedback import KINDS, Feedback, FeedbackPage, Kind
 
 _KNOWN = frozenset(field.name for field in fields(Feedback))
 
 
 def slot(event: Feedback) -> bytes:
     """What it shares with those that it replaces, or that replace it: request, kind and API key, in 16 bytes."""
-    shared = orjson.dumps((event.request_id, event.kind, event.key))
-    return hashlib.blake2b(shared, digest_size=16).digest()
+    return _slot(event.request_id, event.kind, event.key)
+
+
+def slots(request_id: str, keys: Iterable[str | None]) -> list[bytes]:
+    """All that events of those keys about one request may have."""
+    return [_slot(request_id, kind, key) for key in keys for kind in KINDS]
+
+
+def _slot(request_id: str, kind: Kind, key: str | None) -> bytes:
+    return hashlib.blake2b(orjson.dumps((request_id, kind, key)), digest_size=16).digest()
 
 
 def encode(event: Feedback) -> bytes:
@@ -42,6 +50,12 @@ def intact(line: bytes) -> Feedback | None:
         return decode(line)
     except DamagedEntry:
         return None
+
+
+def in_order(lines: Iterable[bytes]) -> tuple[Feedback, ...]:
+    """The events in these lines, oldest first."""
+    found = [event for line in lines if (event := intact(line)) is not None]
+    return tuple(sorted(found, key=lambda event: (event.time, event.event_id)))
 
 
 def page(lines: Iterable[bytes], *, cursor: str) -> FeedbackPage:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 
 from coe.errors import LogError
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import encode, intact
 from coe.records.connection import Connection
+from coe.records.redis_scan import SCAN, Looked, Walked, conditions
 from coe.records.selection import DAY, filters, matches, page_size
 
 STREAM = "coe:records"
@@ -18,8 +19,8 @@ IDS = "{coe:records}:ids"
 
 SCRIPT = 500  # records in one script call: some milliseconds in which the server serves nobody else
 SCRIPT_BYTES = 4_000_000  # and their size, which matters where prompts are kept
-CHUNK = 1_000  # entries fetched at a time while filtering
-SCAN = 50_000  # entries one filtered call looks at, at most
+CHUNK = 500  # entries looked at in one script call while filtering, for the same reason
+SCANNED = 50_000  # entries one call looks at, at most
 SKEW_MS = 3_600_000  # how far the gateways' clocks and the server's may differ
 
 EPOCH_MS = 1_700_000_000_000
@@ -55,15 +56,12 @@ end
 """
 FIRST = 10**12
 
-Entry = tuple[str, RoutingRecord | None]
-"""The cursor after it, and the record, None for an entry that is none."""
-
 
 class RedisLog:
     """A RoutingLog whose cursor is the stream id. Nothing is connected before the first call.
 
-    Redis filters nothing by itself: a filtered call looks at SCAN entries at most, so `read` may return few records or
-    none with a cursor that moved on (read again from it), and `tail` finds only what is that near to the end.
+    There is no index: a filtered call looks at SCANNED entries at most, so `read` may return few records or none with a
+    cursor that moved on (read again from it), and `tail` finds only what is that near to the end.
     """
 
     def __init__(self, url: str, *, retention: int, days: float | None) -> None:
@@ -71,6 +69,7 @@ class RedisLog:
         self._redis = Connection(url)
         self._append = self._redis.client.register_script(APPEND)
         self._forget = self._redis.client.register_script(FORGET)
+        self._scan = self._redis.client.register_script(SCAN)
         self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
@@ -84,30 +83,24 @@ class RedisLog:
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""
-        size, found, cursor, damaged = page_size(query.limit), list[RoutingRecord](), query.after, 0
+        size = page_size(query.limit)
         if not size:
-            return LogPage((), cursor)
-        async with aclosing(self._walk(query, newest_first=False)) as entries:
-            async for cursor, record in entries:  # noqa: B007 (the last one looked at is the answer)
-                damaged += record is None
-                if record and matches(record, query):
-                    found.append(record)
-                if len(found) == size:
-                    break
-        return LogPage(tuple(found), cursor, damaged)
+            return LogPage((), query.after)
+        walked = await self._walk(query, size, newest_first=False)
+        return LogPage(walked.records, walked.last or query.after, walked.damaged)
 
     async def tail(self, query: LogQuery) -> LogPage:
         """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
-        size, found, cursor, damaged = page_size(query.limit), list[RoutingRecord](), "", 0
-        async with aclosing(self._walk(query, newest_first=True)) as entries:
-            async for key, record in entries:
-                cursor = cursor or key
-                if len(found) == size:
-                    break
-                damaged += record is None
-                if record and matches(record, query):
-                    found.append(record)
-        return LogPage(tuple(reversed(found)), cursor or query.after, damaged)
+        walked = await self._walk(query, page_size(query.limit), newest_first=True)
+        return LogPage(walked.records[::-1], walked.first or query.after, walked.damaged)
+
+    async def back(self, query: LogQuery) -> LogPage:
+        """The matching records before the cursor, newest first. Raises LogError."""
+        size = page_size(query.limit)
+        if not size:
+            return LogPage((), query.before)
+        walked = await self._walk(query, size, newest_first=True)
+        return LogPage(walked.records, "" if walked.ended else walked.last, walked.damaged)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         """The record of that id; None too for one that an earlier CoE appended. Raises LogError."""
@@ -116,7 +109,7 @@ class RedisLog:
             return None
         key = _key(int(score))
         for _, fields in await self._redis.answer(self._redis.client.xrange(STREAM, min=key, max=key)):
-            record = _record(fields)
+            record = intact(fields.get(b"record", b""))
             if record and record.request_id == request_id:
                 return record
         return None
@@ -124,43 +117,57 @@ class RedisLog:
     async def aclose(self) -> None:
         await self._redis.aclose()
 
-    async def _walk(self, query: LogQuery, *, newest_first: bool) -> AsyncGenerator[Entry]:
-        """Entries after the query's cursor, SCAN of them at most, in chunks."""
-        start, end = self._start(query), "+"
-        chunk = CHUNK if filters(query) else min(CHUNK, page_size(query.limit) + 1)
-        for _ in range(0, SCAN, chunk):
-            entries = await self._fetch(start, end, count=chunk, newest_first=newest_first)
-            for key, fields in entries:
-                yield key.decode(), _record(fields)
-            if len(entries) < chunk:
-                return
-            edge = "(" + entries[-1][0].decode()
+    async def _walk(self, query: LogQuery, size: int, *, newest_first: bool) -> Walked:
+        """The first `size` matching records between the query's cursors, SCAN entries looked at at most."""
+        found, first, last, damaged = list[RoutingRecord](), "", "", 0
+        kept = "", 0
+        start, end = self._start(query), self._end(query)
+        chunk = CHUNK if filters(query) else min(CHUNK, size + 1)
+        for _ in range(0, SCANNED, chunk):
+            looked = await self._look(query, start, end, count=chunk, newest_first=newest_first)
+            first, last = first or looked.first, looked.last or last
+            for key, line in looked.entries:
+                record = intact(line)
+                damaged += record is None
+                if record is None or not matches(record, query):
+                    continue
+                if len(found) == size:
+                    return Walked(tuple(found), first, *kept, ended=False)
+                found.append(record)
+                kept = key, damaged
+            if looked.count < chunk:
+                return Walked(tuple(found), first, last, damaged, ended=True)
+            edge = "(" + last
             start, end = (start, edge) if newest_first else (edge, end)
+        return Walked(tuple(found), first, last, damaged, ended=False)
 
-    async def _fetch(
-        self, start: str, end: str, *, count: int, newest_first: bool
-    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        client = self._redis.client
-        command = (
-            client.xrevrange(STREAM, max=end, min=start, count=count)
-            if newest_first
-            else client.xrange(STREAM, min=start, max=end, count=count)
-        )
-        entries = await self._redis.answer(command)
-        return list(entries)
+    async def _look(self, query: LogQuery, start: str, end: str, *, count: int, newest_first: bool) -> Looked:
+        way = ("XREVRANGE", end, start) if newest_first else ("XRANGE", start, end)
+        answer = self._scan(keys=[STREAM], args=[*way, count, *conditions(query)])
+        found, first, last, *flat = await self._redis.answer(answer)
+        entries = tuple((key.decode(), line) for key, line in zip(flat[::2], flat[1::2], strict=True))
+        return Looked(int(found), first.decode(), last.decode(), entries)
 
     def _start(self, query: LogQuery) -> str:
         """Where the walk begins: after the cursor, and not before `since`, as no record is appended before its time."""
         since = f"{max(0, int(query.since * 1_000) - SKEW_MS)}-0"
         if not query.after:
             return since
-        if not re.fullmatch(r"\d{1,19}-\d{1,19}", query.after):
-            raise LogError(f"{self._redis.place}: {query.after!r} is no cursor of this log; start again without one")
-        return since if _order(since) > _order(query.after) else "(" + query.after
+        after = self._cursor(query.after)
+        return since if _order(since) > _order(after) else "(" + after
 
+    def _end(self, query: LogQuery) -> str:
+        """Where it ends: before the cursor, and not long after `until`."""
+        until = "+" if query.until == math.inf else f"{max(0, int(query.until * 1_000) + SKEW_MS)}-0"
+        if not query.before:
+            return until
+        before = self._cursor(query.before)
+        return until if until != "+" and _order(until) < _order(before) else "(" + before
 
-def _record(fields: Mapping[bytes, bytes]) -> RoutingRecord | None:
-    return intact(fields.get(b"record", b""))
+    def _cursor(self, cursor: str) -> str:
+        if not re.fullmatch(r"\d{1,19}-\d{1,19}", cursor):
+            raise LogError(f"{self._redis.place}: {cursor!r} is no cursor of this log; start again without one")
+        return cursor
 
 
 def _order(key: str) -> tuple[int, int]:

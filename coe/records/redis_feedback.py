@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from coe.feedback import Feedback, FeedbackPage
 from coe.records.connection import Connection
-from coe.records.feedback import encode, page, slot
+from coe.records.feedback import encode, in_order, page, slot, slots
 from coe.records.selection import oldest_kept, page_size, position
 
 EVENTS, ORDER = "{coe:feedback}:events", "{coe:feedback}:order"
@@ -75,6 +75,12 @@ class RedisFeedback:
             return FeedbackPage((), after)
         lines = await self._redis.answer(client.hmget(EVENTS, [slot for slot, _ in found]))
         return page((line for line in lines if line is not None), cursor=str(int(found[-1][1])))
+
+    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+        """What those keys said of the request. Raises LogError."""
+        wanted = slots(request_id, keys)
+        lines = await self._redis.answer(self._redis.client.hmget(EVENTS, wanted)) if wanted else ()
+        return in_order(line for line in lines if line is not None)
 
     async def aclose(self) -> None:
         await self._redis.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from coe.errors import LogError
@@ -9,9 +10,9 @@ from coe.record import LogQuery, RoutingRecord
 
 PAGE = 10_000
 """Records in one page at most, whatever the query asks for."""
-
-
 DAY = 86_400.0
+EXACT = ("session", "tenant", "category", "expert", "reason", "outcome")
+"""What a query may name of a record, beside its time and its id."""
 
 
 def oldest_kept(days: float | None) -> float:
@@ -33,16 +34,20 @@ def position(cursor: str, *, place: str) -> int:
     return int(cursor)
 
 
+def named(query: LogQuery) -> dict[str, str]:
+    """The fields that a record must have exactly, with their values."""
+    return {name: value for name in EXACT if (value := getattr(query, name))}
+
+
 def filters(query: LogQuery) -> bool:
     """Whether the query leaves any record out."""
-    return bool(query.since or query.category or query.expert or query.outcome)
+    return bool(query.since or query.until < math.inf or query.request_id or named(query))
 
 
 def matches(record: RoutingRecord, query: LogQuery) -> bool:
-    """Whether the query wants this record; cursor and limit are the store's part."""
+    """Whether the query wants this record; cursors and limit are the store's part."""
     return (
-        record.time >= query.since
-        and query.category in ("", record.category)
-        and query.expert in ("", record.expert)
-        and query.outcome in ("", record.outcome)
+        query.since <= record.time <= query.until
+        and record.request_id.startswith(query.request_id)
+        and all(getattr(record, name) == value for name, value in named(query).items())
     )

@@ -8,43 +8,16 @@ from pathlib import Path
 
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import encode, intact
-from coe.records.database import Database, Migration
+from coe.records.database import Database
 from coe.records.selection import oldest_kept, page_size, position
+from coe.records.sqlite_rows import Row, newest, oldest, select, window
+from coe.records.tables import MIGRATIONS
 
-# An index on one column also orders its rows by seq, so a filtered page needs no sorting.
-MIGRATIONS: tuple[Migration, ...] = (
-    (
-        """CREATE TABLE records (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            request_id TEXT NOT NULL UNIQUE,
-            time REAL NOT NULL,
-            category TEXT NOT NULL,
-            expert TEXT NOT NULL,
-            outcome TEXT NOT NULL,
-            record BLOB NOT NULL
-        )""",
-        "CREATE INDEX records_time ON records (time)",
-        "CREATE INDEX records_category ON records (category)",
-        "CREATE INDEX records_expert ON records (expert)",
-        "CREATE INDEX records_outcome ON records (outcome)",
-    ),
-    (
-        """CREATE TABLE feedback (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            slot BLOB NOT NULL UNIQUE,
-            event_id TEXT NOT NULL,
-            time REAL NOT NULL,
-            event BLOB NOT NULL
-        )""",
-    ),
-    ("CREATE INDEX feedback_time ON feedback (time)",),
-)
-"""Of the file, which holds the feedback too."""
-
-INSERT = "INSERT OR IGNORE INTO records (request_id, time, category, expert, outcome, record) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT = """INSERT OR IGNORE INTO records
+(request_id, time, category, expert, outcome, session, tenant, reason, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 TOGETHER = 16
 """Rows a statement inserts: each takes the interpreter's lock from requests under way only once."""
-INSERT_TOGETHER = INSERT + ", (?, ?, ?, ?, ?, ?)" * (TOGETHER - 1)
+INSERT_TOGETHER = INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (TOGETHER - 1)
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
 FORGET = "DELETE FROM records WHERE time < ?"
 
@@ -74,24 +47,38 @@ class SqliteLog:
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""
-        after, size = position(query.after, place=str(self._database.path)), page_size(query.limit)
+        (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
-            rows = _select(connection, query, after=after, order="ASC", size=size)
-            seen = rows[-1][0] if len(rows) == size else max(after, _newest(connection))
+            rows = select(connection, query, after=after, before=before, order="ASC", size=size)
+            seen = rows[-1][0] if len(rows) == size else max(after, newest(connection))
             return _page(rows, cursor=str(seen or ""))
 
         return await self._database.read(work) if size else LogPage((), query.after)
 
     async def tail(self, query: LogQuery) -> LogPage:
         """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
-        after, size = position(query.after, place=str(self._database.path)), page_size(query.limit)
+        (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
-            rows = _select(connection, query, after=after, order="DESC", size=size)
-            return _page(rows[::-1], cursor=str(max(after, _newest(connection)) or ""))
+            rows = select(connection, query, after=after, before=before, order="DESC", size=size)
+            return _page(rows[::-1], cursor=str(max(after, newest(connection)) or ""))
 
         return await self._database.read(work)
+
+    async def back(self, query: LogQuery) -> LogPage:
+        """The matching records before the cursor, newest first. Raises LogError."""
+        (after, before), size = self._ends(query), page_size(query.limit)
+
+        def work(connection: sqlite3.Connection) -> LogPage:
+            edge = window(connection, query, after=after, before=before)
+            rows = select(connection, query, after=edge, before=before, order="DESC", size=size + 1)
+            if len(rows) > size:
+                return _page(rows[:-1], cursor=str(rows[-2][0]))
+            more = edge > after and edge >= oldest(connection)
+            return _page(rows, cursor=str(edge + 1) if more else "")
+
+        return await self._database.read(work) if size else LogPage((), query.before)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         """The record of that id. Raises LogError."""
@@ -105,36 +92,27 @@ class SqliteLog:
     async def aclose(self) -> None:
         await self._database.aclose()
 
+    def _ends(self, query: LogQuery) -> tuple[int, int]:
+        """The rows that its cursors stand for. Raises LogError."""
+        place = str(self._database.path)
+        return position(query.after, place=place), position(query.before, place=place)
 
-def _row(record: RoutingRecord) -> tuple[str, float, str, str, str, bytes]:
-    return record.request_id, record.time, record.category, record.expert, record.outcome, encode(record)
+
+def _row(record: RoutingRecord) -> tuple[str | float | bytes | None, ...]:
+    return (
+        record.request_id,
+        record.time,
+        record.category,
+        record.expert,
+        record.outcome,
+        record.session,
+        record.tenant,
+        record.reason,
+        encode(record),
+    )
 
 
-def _page(rows: Sequence[tuple[int, bytes]], *, cursor: str) -> LogPage:
+def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
     found = [intact(row[1]) for row in rows]
     records = tuple(record for record in found if record is not None)
     return LogPage(records, cursor, len(found) - len(records))
-
-
-def _select(
-    connection: sqlite3.Connection, query: LogQuery, *, after: int, order: str, size: int
-) -> list[tuple[int, bytes]]:
-    wanted: list[tuple[str, float | str]] = [("seq > ?", after)]
-    if query.since:
-        wanted.append(("time >= ?", query.since))
-        if not after:  # times rise with seq, all but a little, so this skips what is older without reading it
-            wanted.append(
-                ("seq >= (SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?)", query.since)
-            )
-    wanted += [
-        (f"{column} = ?", value)
-        for column, value in (("category", query.category), ("expert", query.expert), ("outcome", query.outcome))
-        if value
-    ]
-    where = " AND ".join(condition for condition, _ in wanted)
-    select = f"SELECT seq, record FROM records WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (our own words)
-    return connection.execute(select, (*(value for _, value in wanted), size)).fetchall()
-
-
-def _newest(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT max(seq) FROM records").fetchone()[0] or 0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from coe.feedback import Feedback, FeedbackPage
 from coe.records.database import Database
-from coe.records.feedback import encode, page, slot
+from coe.records.feedback import encode, in_order, page, slot, slots
 from coe.records.selection import oldest_kept, page_size, position
-from coe.records.sqlite import MIGRATIONS
+from coe.records.tables import MIGRATIONS
 
 # A replacement is a new row, so that it comes at the end again.
 PUT = """INSERT OR REPLACE INTO feedback (slot, event_id, time, event)
@@ -52,6 +52,18 @@ class SqliteFeedback:
         def work(connection: sqlite3.Connection) -> FeedbackPage:
             rows = connection.execute(SELECT, (start, size)).fetchall()
             return page((event for _, event in rows), cursor=str(rows[-1][0]) if rows else after)
+
+        return await self._database.read(work)
+
+    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+        """What those keys said of the request. Raises LogError."""
+        wanted = slots(request_id, keys)
+
+        def work(connection: sqlite3.Connection) -> tuple[Feedback, ...]:
+            lines = (
+                connection.execute("SELECT event FROM feedback WHERE slot = ?", (one,)).fetchone() for one in wanted
+            )
+            return in_order(line[0] for line in lines if line)
 
         return await self._database.read(work)
 

@@ -99,6 +99,8 @@ def test_log_lists_filters_and_prints_json(config: Path) -> None:
     only = run("log", "--config", config, "--outcome", "expert_timeout", "--json")
     assert json.loads(only)["request_id"] == "req_2"
     assert "req" not in run("log", "--config", config, "--since", "5s")
+    assert "req" not in run("log", "--config", config, "--session", "s")
+    assert "req_2" in run("log", "--config", config, "--until", "5s", "--reason", "routed", "--id", "req_2")
 
 
 def test_log_of_a_service_that_never_ran_is_empty(config: Path) -> None:

@@ -99,6 +99,9 @@ class WatchedLog:
     async def tail(self, query: LogQuery) -> LogPage:
         raise LogError("only written to in these tests")
 
+    async def back(self, query: LogQuery) -> LogPage:
+        raise LogError("only written to in these tests")
+
     async def find(self, request_id: str) -> RoutingRecord | None:
         raise LogError("only written to in these tests")
 

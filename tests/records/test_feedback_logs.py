@@ -194,3 +194,17 @@ async def test_a_full_redis_refuses_feedback_with_the_remedy(full: Redis, redis_
     await log.append([event(1)])
     assert await events(log) == [event(1)]
     await log.aclose()
+
+
+async def test_what_is_said_of_one_request_is_found_by_the_keys_that_may_have(feedback: FeedbackLog) -> None:
+    said = [
+        event(1, kind="category", value="law", event_id="later", time=1_700_000_009.0),
+        event(1, kind="thumb", value=1, event_id="first", time=1_700_000_000.0),
+        event(1, key=None, tenant=None),
+        event(1, key="somebody else"),
+    ]
+    await feedback.append([*said, event(2)])
+    request_id = record(1).request_id
+    assert await feedback.about(request_id, keys=("shop", None)) == (said[1], said[2], said[0])
+    assert await feedback.about(request_id, keys=()) == ()
+    assert await feedback.about("nobody's", keys=("shop", None)) == ()

@@ -46,6 +46,7 @@ BY_NAME = {
     "passages": st.lists(TEXT).map(tuple),
     "passage_tokens": COUNT,
     "retrieval_ms": NUMBER,
+    "needs": st.none() | st.lists(TEXT).map(tuple),
     "schema": st.just(1),
 }
 COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "worth": tuple, "price": tuple}

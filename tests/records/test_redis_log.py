@@ -47,7 +47,7 @@ async def test_a_scan_for_a_rare_record_gives_up_at_its_bound_and_goes_on_from_t
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coe.records.redis.CHUNK", 10)
-    monkeypatch.setattr("coe.records.redis.SCAN", 50)
+    monkeypatch.setattr("coe.records.redis.SCANNED", 50)
     await log.append([*records(120), record(120, category="law"), *records(60, start=121)])
     query, sizes = LogQuery(category="law"), []
     while (page := await log.read(query)).cursor != query.after:

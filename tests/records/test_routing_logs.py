@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -64,15 +65,92 @@ async def test_at_the_end_the_page_is_empty_and_the_cursor_stays(log: RoutingLog
         (LogQuery(category="law", expert="größer"), [4]),
         (LogQuery(category="law", since=1_700_000_002.0, outcome="ok"), [4]),
         (LogQuery(category="' OR 1=1 --"), []),
+        (LogQuery(reason="fallback"), [0, 3]),
+        (LogQuery(session='s"1'), [2, 3]),
+        (LogQuery(tenant="retail"), [1]),
+        (LogQuery(session='s"1', reason="fallback"), [3]),
+        (LogQuery(request_id="request-000003"), [3]),
+        (LogQuery(request_id="request-0000", outcome="aborted"), [3]),
+        (LogQuery(request_id="req"), [0, 1, 2, 3, 4]),
+        (LogQuery(request_id="equest"), []),
     ],
 )
 async def test_a_filter_lets_through_what_it_names(log: RoutingLog, query: LogQuery, expected: list[int]) -> None:
-    changes = {1: {"category": "law"}, 2: {"expert": "größer"}, 3: {"outcome": "aborted"}}
+    changes: dict[int, dict[str, object]] = {
+        0: {"reason": "fallback"},
+        1: {"category": "law", "tenant": "retail", "prompt": '"session":"s\\"1","tenant":"retail"'},
+        2: {"expert": "größer", "session": 's"1'},
+        3: {"outcome": "aborted", "session": 's"1', "reason": "fallback"},
+    }
     changes[4] = {"category": "law", "expert": "größer"}
     await log.append([record(number, **changes.get(number, {})) for number in range(5)])
     wanted = [record(number).request_id for number in expected]
     assert ids((await log.read(query)).records) == wanted
     assert ids((await log.tail(query)).records) == wanted
+    assert ids((await log.back(query)).records) == wanted[::-1]
+
+
+async def test_a_time_span_lets_through_what_lies_in_it(log: RoutingLog) -> None:
+    now = time.time()
+    await log.append(
+        [record(number, time=now + number, category="law" if number % 2 else "code") for number in range(9)]
+    )
+    for query, expected in (
+        (LogQuery(until=now + 3), [0, 1, 2, 3]),
+        (LogQuery(since=now + 2, until=now + 5), [2, 3, 4, 5]),
+        (LogQuery(since=now + 2, until=now + 6, category="law"), [3, 5]),
+        (LogQuery(until=now - 1), []),
+    ):
+        wanted = [record(number).request_id for number in expected]
+        assert ids((await log.read(query)).records) == wanted
+        assert ids((await log.tail(query)).records) == wanted
+        assert ids((await log.back(query)).records) == wanted[::-1]
+
+
+async def test_walking_back_sees_every_match_once_and_ends(log: RoutingLog) -> None:
+    await log.append([record(number, category="law" if number % 3 else "code") for number in range(40)])
+    for query, expected in (
+        (LogQuery(limit=7), list(range(39, -1, -1))),
+        (LogQuery(limit=20), list(range(39, -1, -1))),
+        (LogQuery(category="code", limit=4), list(range(39, -1, -3))),
+        (LogQuery(category="code", outcome="ok", limit=7), list(range(39, -1, -3))),
+    ):
+        found = []
+        while True:
+            page = await log.back(query)
+            found += ids(page.records)
+            if not page.cursor:
+                break
+            assert len(page.records) == query.limit
+            query = replace(query, before=page.cursor)
+        assert found == [record(number).request_id for number in expected]
+
+
+async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> None:
+    await log.append(records(5))
+    seen = (await log.read(LogQuery(limit=2))).cursor
+    page = await log.back(LogQuery(after=seen))
+    assert (ids(page.records), page.cursor) == (ids(records(3, start=2))[::-1], "")
+    assert await log.back(LogQuery(limit=0)) == replace(page, records=(), cursor="")
+
+
+async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
+    log: RoutingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.records.redis.SCANNED", 20)
+    monkeypatch.setattr("coe.records.redis.CHUNK", 10)
+    monkeypatch.setattr("coe.records.sqlite_rows.SCAN", 20)
+    old = record(0, expert="large", category="law")
+    await log.append(
+        [old] + [record(n, **({"expert": "large"} if n % 2 else {"category": "law"})) for n in range(1, 50)]
+    )
+    query, pages = LogQuery(expert="large", category="law"), []
+    while True:
+        pages.append(page := await log.back(query))
+        if not page.cursor:
+            break
+        query = replace(query, before=page.cursor)
+    assert [ids(page.records) for page in pages] == [[], [], [old.request_id]]
 
 
 async def test_a_filtered_walk_sees_every_match_once(log: RoutingLog) -> None:
@@ -126,9 +204,11 @@ async def test_one_page_is_bounded_whatever_the_query_asks_for(
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2-3", "1; DROP TABLE records", "٣"])
 async def test_a_cursor_from_elsewhere_is_refused_by_name(log: RoutingLog, cursor: str) -> None:
     await log.append(records(1))
-    for look in (log.read, log.tail):
+    for look in (log.read, log.tail, log.back):
         with pytest.raises(LogError, match="no cursor of this log"):
             await look(LogQuery(after=cursor))
+        with pytest.raises(LogError, match="no cursor of this log"):
+            await look(LogQuery(before=cursor))
 
 
 async def test_a_record_of_a_newer_schema_is_refused_with_the_remedy(log: RoutingLog) -> None:
