@@ -6,8 +6,8 @@ import asyncio
 import random
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from coe.affinity import Affinity, conversation_key
 from coe.attempts import first_answer
+from coe.classifying import Classifier
 from coe.conversation import routing_text
 from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
 from coe.errors import InvalidRequest, ModelNotFound
 from coe.exploration import choose
-from coe.leisure import Leisure
-from coe.mapping import Assignment, expected
+from coe.mapping import Assignment, expected, stake
 from coe.overlay import Overlays
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
 from coe.retrieval.consulting import Consultant, Consultation, Question
@@ -28,6 +28,9 @@ from coe.thrift import relative_use
 
 CHARACTERS_PER_TOKEN = 8
 """More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
+STAKE = 0.3
+"""The probability that a surer posterior would choose another expert from which on it is worth a look: below, on public
+prompts, looks were as often wrong as right."""
 _IDLE = Standing()
 NOT_CONSULTED = Consultation()
 _TRANSLATED = frozenset({"responses", "messages"})
@@ -181,34 +184,29 @@ class Composition:
         self._assignment = assignment
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
-        self._threads = threads
-        self._doubt = doubt
+        self._doubt = doubt if registry.policy.general_below is None else registry.policy.general_below
         self._use = relative_use(registry)
-        self._leisure = Leisure()
         self.affinity = Affinity() if affinity is None else affinity
-        self._overlays = overlays or Overlays()
+        self._classifier = Classifier(
+            router, overlays=overlays or Overlays(), threads=threads, look_timeout=registry.policy.look_timeout
+        )
         self._consultant = consultant
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
-        """The routed text and its posterior, with the tenant's overlay where it has one. Only a look at the sentence
-        encoder leaves the event loop; there is none while too many wait for one."""
+        """The routed text and its posterior, with the tenant's overlay where it has one."""
         text = routing_text(chat)
-        hurried = self.registry.policy.look_timeout == 0 or not self._leisure
-        prediction = self.router.peek(text, hurried=hurried)
-        if prediction is None:
-            prediction = await self._look(text)
-        return text, self._overlays.applied(prediction, tenant)
+        return text, await self._classifier.classify(text, tenant, at_stake=partial(self._at_stake, chat))
 
-    async def _look(self, text: str) -> Prediction:
-        """What the sentence encoder makes of it; the quick answer where that takes longer than the policy allows."""
-        with self._leisure.look(), suppress(TimeoutError):
-            async with asyncio.timeout(self.registry.policy.look_timeout):
-                look = asyncio.get_running_loop().run_in_executor(self._threads, self.router.predict, (text,))
-                (prediction,) = await look
-                return prediction
-        quick = self.router.peek(text, hurried=True)
-        assert quick is not None
-        return quick
+    def _at_stake(self, chat: Chat, prediction: Prediction) -> bool:
+        """Whether a surer posterior might change the choice of the expert, or of passages for it."""
+        if self._consultant is not None:
+            return True
+        if chat.model != AUTO:
+            return False
+        able = [index for index, spec in enumerate(self.registry.experts) if not _obstacle(chat, spec)]
+        if len(able) < 2:
+            return False
+        return prediction.confidence < self._doubt or stake(self._assignment, prediction.probabilities, able) > STAKE
 
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""

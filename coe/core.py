@@ -100,6 +100,10 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
+HURRIED = "hurried"
+"""The stage of an unsure quick answer."""
+
+
 class Router(Protocol):
     """A category router: text to a posterior over `categories`. Thread-safe; every implementation passes one suite.
 

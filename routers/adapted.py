@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, Prediction, Router
+from coe.core import GENERAL, HURRIED, Prediction, Router
 from routers.calibration import Floats
-from routers.cascade import HURRIED, CascadeRouter
+from routers.cascade import CascadeRouter
 from routers.familiarity import unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from coe.core import Encoder, Prediction
+from coe.core import HURRIED, Encoder, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.cheap import CheapHeads, Glance, Places
@@ -24,8 +24,6 @@ from routers.pieces import WordPieces, load_tokenizer
 FORMAT = 2
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
-HURRIED = "hurried"
-"""The stage of an unsure cheap answer that had to do."""
 TABLES = (TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 

@@ -62,15 +62,15 @@ class WordRouter:
 
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
         if "ponder" in text:
-            return self._look(text, "hurried") if hurried else None
+            return self._look(text, "hurried", doubt=1.0) if hurried else None
         return self._look(text, "peek")
 
     def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
 
-    def _look(self, text: str, stage: str) -> Prediction:
+    def _look(self, text: str, stage: str, *, doubt: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]
-        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + 0.01
+        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + doubt
         return Prediction(scores / scores.sum(), stage)
 
 

@@ -4,6 +4,7 @@ from coe.mapping.assignment import Assignment, expected
 from coe.mapping.basis import Basis, read_plan_file, read_problem, rounded
 from coe.mapping.plan import ParetoRow, frontiers, marginal_values, planned_quality, planned_use, solve, sweep
 from coe.mapping.problem import Budget, Problem, Uses
+from coe.mapping.stakes import stake
 
 __all__ = [
     "Assignment",
@@ -21,5 +22,6 @@ __all__ = [
     "read_problem",
     "rounded",
     "solve",
+    "stake",
     "sweep",
 ]

@@ -53,6 +53,28 @@ async def test_a_slow_look_at_the_text_gives_the_answer_of_predict() -> None:
     assert gateway.records[0].stage == "predict"
 
 
+async def test_there_is_no_slow_look_where_it_could_change_nothing() -> None:
+    everything_to_one = registry_of(assignment={"code": "generalist", "art": "generalist", "general": "generalist"})
+    async with gateway_of(everything_to_one) as gateway:
+        await gateway.chat("ponder art")
+    async with gateway_of() as pinned:
+        await pinned.chat("ponder art", model="coder")
+        await pinned.chat("ponder code", tools=[{"type": "function"}])  # which one expert has
+    records = [*gateway.records, *pinned.records]
+    assert [(record.stage, record.expert) for record in records] == [
+        ("settled", "generalist"),
+        ("settled", "coder"),
+        ("settled", "coder"),
+    ]
+
+
+async def test_an_answer_in_doubt_is_looked_at_though_one_expert_has_most_of_it() -> None:
+    assignment = {"code": "generalist", "art": "generalist", "general": "generalist"}
+    async with gateway_of(registry_of(assignment=assignment, policy={"general_below": 0.8})) as gateway:
+        await gateway.chat("ponder art")
+    assert gateway.records[0].stage == "predict"
+
+
 async def test_an_experts_name_as_model_pins_it() -> None:
     async with gateway_of() as gateway:
         response = await gateway.chat("art", model="coder")
