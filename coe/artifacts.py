@@ -23,12 +23,15 @@ import orjson
 
 from coe.durable import replace_file, sealed, sha256, sync
 from coe.errors import ArtifactError
+from coe.outdated import outdated
 
 MANIFEST = "manifest.json"
 POINTER = "current"
 HISTORY = "history.jsonl"
 KEPT = 1000
 """Lines of history that are kept, the newest."""
+RECALLED = 20
+"""Latest moves whose versions are kept, to go back to."""
 DRAFT = ".draft-"
 STALE = 86_400.0
 """Seconds after which a draft is the remains of a process that was killed."""
@@ -114,7 +117,8 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, draft: Path, *, categories: Sequence[str], data: str, metrics: Mapping[str, Any]) -> Artifact:
-        """Seal a draft with its manifest, on disk, and move it to its version. Same files and data, same version."""
+        """Seal a draft with its manifest, on disk, and move it to its version. Same files and data, same version.
+        Versions that nobody will ask for again make room."""
         files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
         contents = {"files": files, "data": data, "categories": list(categories)}
         version = hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
@@ -122,7 +126,19 @@ class ArtifactStore:
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
         sealed(draft / MANIFEST)
-        return Artifact(self._placed(draft, version), manifest)
+        artifact = Artifact(self._placed(draft, version), manifest)
+        self._make_room(but=version)
+        return artifact
+
+    def _make_room(self, *, but: str) -> None:
+        with self._locked():
+            moves = self.history()[-RECALLED:]
+            wanted = {but, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
+            published = {path.parent.name: path.stat().st_mtime for path in self._folder.glob(f"[!.]*/{MANIFEST}")}
+            for version in outdated(published, wanted, now=time.time()):
+                gone = self._folder / f"{DRAFT}{version}"  # taken away in one step, and by the next draft if not now
+                (self._folder / version).rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def _placed(self, draft: Path, version: str) -> Path:
         folder = self._folder / version

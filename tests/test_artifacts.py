@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from coe.artifacts import Artifact, ArtifactStore
+from coe.artifacts import MANIFEST, Artifact, ArtifactStore
 from coe.errors import ArtifactError
+from coe.outdated import KEPT
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:
@@ -167,3 +169,29 @@ def test_what_a_killed_process_was_drafting_is_cleared_away_after_a_day(tmp_path
     published(store, "one")
     assert (left.exists(), fresh.exists()) == (False, True)
     assert store.newest() == published(store, "one").manifest.version
+
+
+def aged(store: ArtifactStore, folder: Path, content: str, *, days: float) -> str:
+    version = published(store, content).manifest.version
+    then = time.time() - 86_400 * days
+    os.utime(folder / "router" / version / MANIFEST, (then, then))
+    return version
+
+
+def test_old_versions_make_room_but_those_in_use_and_the_way_back_stay(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    before, served = (aged(store, tmp_path, name, days=90) for name in ("before", "served"))
+    store.promote(before)
+    store.promote(served)
+    never = [aged(store, tmp_path, f"candidate {number}", days=80 - number) for number in range(KEPT + 3)]
+    latest = published(store, "latest").manifest.version
+    kept = {path.name for path in (tmp_path / "router").iterdir() if path.is_dir()}
+    assert kept == {before, served, latest, *never[-KEPT + 1 :]}
+    store.promote(before, by="rollback")
+    assert store.current() is not None
+
+
+def test_versions_of_today_are_never_cleared_away(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    versions = {published(store, f"candidate {number}").manifest.version for number in range(KEPT + 3)}
+    assert {path.name for path in (tmp_path / "router").iterdir() if path.is_dir()} == versions
