@@ -43,6 +43,10 @@ class Classifier:
         looked = await self._look(text)
         return given if looked is None else self._overlays.applied(looked, tenant)
 
+    def overlaid(self, prediction: Prediction, tenant: str | None) -> Prediction:
+        """A posterior of the router's as the tenant has it."""
+        return self._overlays.applied(prediction, tenant)
+
     async def _look(self, text: str) -> Prediction | None:
         """What the sentence encoder makes of it; None where that takes too long."""
         with self._leisure.look(), suppress(TimeoutError):

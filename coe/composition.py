@@ -13,28 +13,25 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.abilities import check_one_embedder, check_pin, obstacle
 from coe.affinity import Affinity, conversation_key
 from coe.attempts import first_answer
 from coe.classifying import Classifier
 from coe.conversation import routing_text
 from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
-from coe.errors import InvalidRequest, ModelNotFound
+from coe.errors import InvalidRequest
 from coe.exploration import choose
 from coe.mapping import Assignment, expected, stake
 from coe.overlay import Overlays
-from coe.registry import AUTO, ExpertSpec, Policy, Registry
+from coe.registry import AUTO, Policy, Registry
 from coe.retrieval.consulting import Consultant, Consultation, Question
 from coe.thrift import relative_use
 
-CHARACTERS_PER_TOKEN = 8
-"""More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
 STAKE = 0.3
 """The probability that a surer posterior would choose another expert from which on it is worth a look: below, on public
 prompts, looks were as often wrong as right."""
 _IDLE = Standing()
 NOT_CONSULTED = Consultation()
-_TRANSLATED = frozenset({"responses", "messages"})
-"""APIs that reach an expert which speaks chat alone through a translation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +68,15 @@ def decide(
     drawn from [0, 1), makes a choice by expected quality explore as declared, among experts that are up and not
     overloaded; the decision then has its exact propensity. Raises ModelNotFound, or InvalidRequest when none can.
     """
-    able = [spec.name for spec in registry.experts if not _obstacle(chat, spec)]
+    able = [spec.name for spec in registry.experts if not obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if chat.model != AUTO:
-        _check_pin(chat, registry, able)
+        check_pin(chat, registry, able)
         return Decision(chat.model, category, confidence, "pinned", (chat.model,))
     if not able:
-        obstacles = "; ".join(_obstacle(chat, spec) for spec in registry.experts)
+        obstacles = "; ".join(obstacle(chat, spec) for spec in registry.experts)
         raise InvalidRequest(f"no expert can take this request: {obstacles}", code="no_capable_expert")
-    _check_one_embedder(chat, able)
+    check_one_embedder(chat, able)
     value = expected(assignment, prediction.probabilities)
     price = assignment.price
     if charge is not None:
@@ -137,32 +134,6 @@ def _explore(
     return names[index], "explored" if index else "routed", propensity
 
 
-def _obstacle(chat: Chat, spec: ExpertSpec) -> str:
-    """Why an expert cannot take a chat; empty when it can."""
-    if chat.api not in spec.spoken and not (chat.api in _TRANSLATED and "chat" in spec.spoken):
-        return f"{spec.name} does not speak the {chat.api} API"
-    if missing := chat.needs - spec.capabilities:
-        return f"{spec.name} has no {', no '.join(sorted(missing))}"
-    if chat.characters > spec.context_length * CHARACTERS_PER_TOKEN:
-        return f"{spec.name} reads {spec.context_length} tokens and the chat has {chat.characters} characters"
-    return ""
-
-
-def _check_one_embedder(chat: Chat, able: list[str]) -> None:
-    if chat.api == "embeddings" and len(able) > 1:
-        message = f"vectors of different models do not mix: write as model one of {', '.join(able)}"
-        raise InvalidRequest(message, param="model", code="ambiguous_model")
-
-
-def _check_pin(chat: Chat, registry: Registry, able: list[str]) -> None:
-    if chat.model not in registry.expert_names:
-        known = ", ".join((AUTO, *registry.expert_names))
-        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {known}", param="model")
-    if chat.model not in able:
-        spec = registry.experts[registry.expert_names.index(chat.model)]
-        raise InvalidRequest(_obstacle(chat, spec), param="model", code="no_capable_expert")
-
-
 class Composition:
     """Router, assignment and experts put together. Thread-safe as far as its router is; owns none of its parts."""
 
@@ -195,7 +166,15 @@ class Composition:
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
         """The routed text and its posterior, with the tenant's overlay where it has one."""
         text = routing_text(chat)
-        return text, await self._classifier.classify(text, tenant, at_stake=partial(self._at_stake, chat))
+        return text, await self.read(text, chat, tenant)
+
+    async def read(self, text: str, chat: Chat, tenant: str | None) -> Prediction:
+        """The same of a text that was made of the chat before."""
+        return await self._classifier.classify(text, tenant, at_stake=partial(self._at_stake, chat))
+
+    def overlaid(self, prediction: Prediction, tenant: str | None) -> Prediction:
+        """The router's own posterior, as the tenant's overlay has it."""
+        return self._classifier.overlaid(prediction, tenant)
 
     def _at_stake(self, chat: Chat, prediction: Prediction) -> bool:
         """Whether a surer posterior might change the choice of the expert, or of passages for it."""
@@ -203,7 +182,7 @@ class Composition:
             return True
         if chat.model != AUTO:
             return False
-        able = [index for index, spec in enumerate(self.registry.experts) if not _obstacle(chat, spec)]
+        able = [index for index, spec in enumerate(self.registry.experts) if not obstacle(chat, spec)]
         if len(able) < 2:
             return False
         return prediction.confidence < self._doubt or stake(self._assignment, prediction.probabilities, able) > STAKE
@@ -211,16 +190,29 @@ class Composition:
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
         explores = self.registry.policy.exploration.rate > 0
+        uniform = random.random() if explores else None  # noqa: S311 (nothing secret hangs on it)
+        return self.weigh(chat, prediction, wishes, previous=self.affinity.get(chat, wishes.session), uniform=uniform)
+
+    def weigh(
+        self,
+        chat: Chat,
+        prediction: Prediction,
+        wishes: Wishes,
+        *,
+        previous: str | None = None,
+        uniform: float | None = None,
+    ) -> Decision:
+        """The same where it is known with whom the conversation is, and what chance says."""
         return decide(
             chat,
             prediction,
             registry=self.registry,
             assignment=self._assignment,
             doubt=self._doubt,
-            previous=self.affinity.get(chat, wishes.session),
+            previous=previous,
             charge=self._charge(prediction, wishes),
             standings={name: expert.standing for name, expert in self.experts.items()},
-            uniform=random.random() if explores else None,  # noqa: S311 (nothing secret hangs on it)
+            uniform=uniform,
         )
 
     def _charge(self, prediction: Prediction, wishes: Wishes) -> NDArray[np.float64] | None:

@@ -15,6 +15,8 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.HeadersTooLarge, 431, "invalid_request_error"),
     (errors.ModelNotFound, 404, "invalid_request_error"),
     (errors.UnknownRequest, 404, "invalid_request_error"),
+    (errors.RecordNotFound, 404, "invalid_request_error"),
+    (errors.NotClassified, 409, "invalid_request_error"),
     (errors.DocumentNotFound, 404, "invalid_request_error"),
     (errors.DocumentsConflict, 409, "invalid_request_error"),
     (errors.ArtifactNotFound, 404, "invalid_request_error"),

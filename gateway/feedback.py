@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -33,14 +33,13 @@ from gateway.body import read_json_body
 from gateway.current import Current
 from gateway.cutoff import ClientLeftError
 from gateway.errors import body_of, headers_of, status_of
+from gateway.lookup import found_soon
 from gateway.relay import respond
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 5.0
 LOG_SECONDS = 2.0
 """For looking up the request and keeping what is said of it."""
-LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4)
-"""Seconds before each look for a request: its record may still be on its way into the log."""
 AT_ONCE = 64
 """Requests that are worked on at a time; they need no permit, since no expert has to do with them."""
 RETRY_AFTER = 1.0
@@ -48,13 +47,12 @@ SAYS = ("score", "thumb", "preferred", "category")
 THUMBS = {"up": 1, "down": -1}
 
 _FIELDS = frozenset(("request_id", "event_id", *SAYS))
-_REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 _log = logging.getLogger("gateway")
 
 
 class FeedbackEndpoint:
     """Feedback is kept once, however often it is sent. A request of another tenant is as unknown as one that never was,
-    and takes as long to be."""
+    and takes as long to be; but not to a key that may administer too."""
 
     def __init__(
         self, current: Current, *, log: RoutingLog, feedback: FeedbackLog, count: Callable[[Kind], None]
@@ -71,7 +69,8 @@ class FeedbackEndpoint:
             caller = serving.access.identify(scope["headers"], "feedback")
             with self._place():
                 event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
-                await self._keep(event, serving.registry)
+                administers = serving.access.administers(scope["headers"])
+                await self._keep(event, serving.registry, administers=administers)
             self._count(event.kind)
             await respond(send, status=200, body=_kept(event))
         except RequestError as error:
@@ -91,30 +90,26 @@ class FeedbackEndpoint:
         finally:
             self._under_way -= 1
 
-    async def _keep(self, event: Feedback, registry: Registry) -> None:
-        """Within LOG_SECONDS. Raises UnknownRequest, InvalidRequest or LogUnavailable."""
+    async def _keep(self, event: Feedback, registry: Registry, *, administers: bool) -> None:
+        """Within LOG_SECONDS. What an administrator says of a tenant's request counts among what that tenant says, with
+        its weight and its bounds, under the administrator's key. Raises UnknownRequest, InvalidRequest or
+        LogUnavailable."""
         try:
             async with asyncio.timeout(LOG_SECONDS):
-                if not await self._is_known(event):
+                record = await found_soon(
+                    self._records, event.request_id, counts=lambda one: administers or one.tenant == event.tenant
+                )
+                if record is None:
                     raise UnknownRequest(
                         f"no request {event.request_id!r} is in the routing log: send what the answer's header "
                         "x-request-id said, from a second after its end until the log forgets it",
                         param="request_id",
                     )
                 _check_name(event, registry)
-                await self._feedback.append([event])
+                await self._feedback.append([replace(event, tenant=record.tenant)])
         except (LogError, TimeoutError) as error:
             _log.warning("feedback is not kept: %s", str(error) or f"no answer within {LOG_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be kept now; send it again", retry_after=RETRY_AFTER) from error
-
-    async def _is_known(self, event: Feedback) -> bool:
-        """Whether the request was this tenant's. An id that no gateway gives is not waited for."""
-        for pause in LOOKS if _REQUEST_ID.fullmatch(event.request_id) else LOOKS[:1]:
-            await asyncio.sleep(pause)
-            record = await self._records.find(event.request_id)
-            if record is not None and record.tenant == event.tenant:
-                return True
-        return False
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ from coe.composition import Composition, declared_assignment
 from coe.core import Call, Prediction, Standing, Usage
 from coe.feedback import Feedback
 from coe.overlay import Overlays
-from coe.record import RoutingRecord
+from coe.record import LogPage, LogQuery, RoutingRecord
+from coe.records.selection import matches
 from coe.registry import Registry
 from coe.retrieval.consulting import Consultant
 from coe.settings import Settings
@@ -87,6 +88,18 @@ class ListLog:
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         return next((record for record in self.records if record.request_id == request_id), None)
+
+    async def back(self, query: LogQuery) -> LogPage:
+        if self.fails:
+            raise self.fails
+        newest_first = list(enumerate(self.records))[: int(query.before.split("-")[0]) if query.before else None][::-1]
+        found = [(place, record) for place, record in newest_first if matches(record, query)]
+        page = found[: query.limit]
+        return LogPage(tuple(record for _, record in page), str(page[-1][0]) if len(found) > len(page) else "")
+
+    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+        known = set(keys)
+        return tuple(event for event in self.events if event.request_id == request_id and event.key in known)
 
     async def append(self, events: Sequence[Feedback]) -> None:
         self.asked.set()

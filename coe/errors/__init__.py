@@ -7,7 +7,8 @@ CoEError
 │   └── DocumentError      one of many files has no text that can be used  (the job goes on)
 ├── FleetError             a local expert server cannot be run
 ├── LogError               the routing log cannot be read or written
-│   └── DamagedEntry       what stands there is no record and no event of feedback
+│   ├── DamagedEntry       what stands there is no record and no event of feedback
+│   └── UnknownCursor      no place in this log
 ├── RetrievalError         the document store is away, damaged or full
 │   └── IndexMismatch      another encoder made its vectors
 ├── JobError               another job is at work, or took this one's place
@@ -20,6 +21,8 @@ CoEError
     │   ├── HeadersTooLarge                                                431
     │   ├── ModelNotFound                                                  404
     │   ├── UnknownRequest feedback for a request that is not in the log   404
+    │   ├── RecordNotFound the log has no record of a request               404
+    │   ├── NotClassified  the request ended before it had a category       409
     │   ├── DocumentNotFound   no such document, or no store of any         404
     │   ├── DocumentsConflict  one id twice in a request                    409
     │   ├── ArtifactNotFound   no such kind or version of artifact          404
@@ -70,6 +73,7 @@ from coe.errors.process import (
     JobError,
     LogError,
     RetrievalError,
+    UnknownCursor,
 )
 from coe.errors.request import (
     ArtifactNotFound,
@@ -88,9 +92,11 @@ from coe.errors.request import (
     LimitReached,
     LogUnavailable,
     ModelNotFound,
+    NotClassified,
     NothingMeasured,
     NotInstalled,
     Overloaded,
+    RecordNotFound,
     RequestError,
     Unauthorized,
     UnknownRequest,
@@ -133,12 +139,15 @@ __all__ = [
     "LogError",
     "LogUnavailable",
     "ModelNotFound",
+    "NotClassified",
     "NotInstalled",
     "NothingMeasured",
     "Overloaded",
+    "RecordNotFound",
     "RequestError",
     "RetrievalError",
     "Unauthorized",
+    "UnknownCursor",
     "UnknownRequest",
     "WrongMediaType",
 ]

@@ -39,6 +39,10 @@ class DamagedEntry(LogError):
     """An entry of the log is no record, or no event of feedback."""
 
 
+class UnknownCursor(LogError):
+    """A cursor that this log never gave."""
+
+
 class RetrievalError(CoEError):
     """The document store could not be opened, read or written."""
 

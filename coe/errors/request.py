@@ -59,6 +59,18 @@ class UnknownRequest(InvalidRequest):
     code = "feedback_unknown_request"
 
 
+class RecordNotFound(InvalidRequest):
+    """The routing log has no record of that request."""
+
+    code = "record_not_found"
+
+
+class NotClassified(InvalidRequest):
+    """The request ended before it had a category, so there is nothing to decide again."""
+
+    code = "not_classified"
+
+
 class DocumentNotFound(InvalidRequest):
     """The document store holds no such document, or none is declared."""
 

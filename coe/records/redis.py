@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from coe.errors import LogError
+from coe.errors import UnknownCursor
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import encode, intact
 from coe.records.connection import Connection
@@ -166,7 +166,7 @@ class RedisLog:
 
     def _cursor(self, cursor: str) -> str:
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", cursor):
-            raise LogError(f"{self._redis.place}: {cursor!r} is no cursor of this log; start again without one")
+            raise UnknownCursor(f"{self._redis.place}: {cursor!r} is no cursor of this log; start again without one")
         return cursor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from coe.errors import LogError
+from coe.errors import UnknownCursor
 from coe.record import LogQuery, RoutingRecord
 
 PAGE = 10_000
@@ -26,11 +26,11 @@ def page_size(limit: int) -> int:
 
 
 def position(cursor: str, *, place: str) -> int:
-    """A cursor that is a number, 0 for none. Raises LogError for what no log at `place` gave."""
+    """A cursor that is a number, 0 for none. Raises UnknownCursor for what no log at `place` gave."""
     if not cursor:
         return 0
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise LogError(f"{place}: {cursor!r} is no cursor of this log; start again without one")
+        raise UnknownCursor(f"{place}: {cursor!r} is no cursor of this log; start again without one")
     return int(cursor)
 
 

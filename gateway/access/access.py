@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from coe.core import Chat, Scope
+from coe.errors import RequestError
 from coe.registry import Access as AccessSpec
 from coe.registry import Prices, Registry
 from gateway.access.allowance import FREE, Allowance, Metered, Spent
@@ -40,6 +41,14 @@ class Access:
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller whose key may do `scope`; any known key may do None. Raises Unauthorized or Forbidden."""
         return self._keys.identify(headers, scope)
+
+    def administers(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the caller's key may administer, all tenants."""
+        try:
+            self._keys.identify(headers, "admin")
+        except RequestError:
+            return False
+        return True
 
     def allowance(self, caller: Caller, chat: Chat, spent: Spent) -> Allowance:
         """What one request may use, to be entered with `async with`, which raises LimitReached. `spent` is asked on

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from gateway.admin import experts
+from gateway.admin import experts, records
 from gateway.admin.operation import Operation
 from gateway.current import Current
 from gateway.guard import guarded
@@ -16,7 +16,7 @@ from gateway.guard import guarded
 if TYPE_CHECKING:
     from gateway.app import Parts
 
-OPERATIONS: tuple[Operation, ...] = (*experts.OPERATIONS,)
+OPERATIONS: tuple[Operation, ...] = (*experts.OPERATIONS, *records.OPERATIONS)
 
 
 def admin_routes(parts: Parts) -> list[Route]:
@@ -24,6 +24,7 @@ def admin_routes(parts: Parts) -> list[Route]:
     current = parts.current
     return [
         *_routes(experts.Experts(current), experts.OPERATIONS, current),
+        *_routes(records.Records(parts), records.OPERATIONS, current),
     ]
 
 

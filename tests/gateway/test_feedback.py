@@ -13,8 +13,10 @@ import pytest
 
 from coe.errors import LogError
 from coe.feedback import Feedback
+from coe.learning.gathering import gather
 from coe.records import open_feedback
 from gateway import feedback as endpoint
+from gateway import lookup
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving
@@ -24,6 +26,7 @@ from tests.records.redis_server import RedisServer
 pytestmark = pytest.mark.anyio
 
 PATH = "/v1/feedback"
+EXPERTS = ("coder", "painter", "generalist")
 NOBODY = "req_" + "0" * 32
 
 
@@ -112,7 +115,7 @@ async def test_a_body_is_bounded_in_size_and_must_be_json() -> None:
 
 
 async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "LOOKS", (0.0, 0.0))
+    monkeypatch.setattr(lookup, "LOOKS", (0.0, 0.0))
     async with gateway_of() as gateway:
         for request_id in (NOBODY, "of somebody else's making"):
             response = await say(gateway, request_id=request_id, score=1)
@@ -153,7 +156,7 @@ async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest
             looks.append(request_id)
             return await find(request_id)
 
-        monkeypatch.setattr(endpoint, "LOOKS", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(lookup, "LOOKS", (0.0, 0.0, 0.0))
         monkeypatch.setattr(gateway.log, "find", looking)
         foreign = await say(gateway, key="bob", request_id=request_id, score=0)
         unknown = await say(gateway, key="bob", request_id=NOBODY, score=0)
@@ -166,6 +169,25 @@ async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest
     assert colleague.status == 200
     (event,) = gateway.log.events
     assert (event.tenant, event.key) == ("a", "anna")
+
+
+async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> None:
+    keys = [
+        key_of("alice", tenant="a"),
+        key_of("boss", scopes=("admin", "feedback")),
+        key_of("mute", scopes=("admin",)),
+    ]
+    registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
+    async with gateway_of(registry) as gateway:
+        body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+        headers = {"content-type": "application/json", "x-api-key": "alice"}
+        request_id = (await gateway.post("/v1/chat/completions", body, headers=headers)).headers["x-request-id"]
+        assert (await say(gateway, key="alice", request_id=request_id, score=1)).status == 200
+        assert (await say(gateway, key="boss", request_id=request_id, score=0)).status == 200
+        assert (await say(gateway, key="mute", request_id=request_id, score=0)).status == 403
+        seen = gather([gateway.records], [gateway.log.events], categories=("code", "art", "general"), experts=EXPERTS)
+    assert [(event.tenant, event.key) for event in gateway.log.events] == [("a", "alice"), ("a", "boss")]
+    assert dict(seen.left_out) == {}
 
 
 async def test_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
