@@ -14,6 +14,9 @@ it. A preexec function would run Python between fork and exec in a process that 
 Not covered: a SIGKILL aimed at the warden itself ends the server too, but not the server's workers; and elsewhere than
 on Linux the death of the parent by SIGKILL goes unnoticed.
 
+Where the starting process may end its own children by SIGKILL, one warden runs another, whose PARENT is 0: that one
+gets SIGKILL with the first until it has asked for SIGTERM instead, so that none is lost.
+
 Run as a script, by path: it imports nothing of ours and starts in some 50 ms.
 """
 
@@ -39,7 +42,7 @@ def main(parent: int, grace: float, argv: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # held back until sigwait asks, so none is missed
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the line above
+    if parent and os.getppid() != parent:  # it died before the line above
         return 128 + signal.SIGTERM
     try:
         # This process has one thread, so a preexec function is safe here.

@@ -58,7 +58,7 @@ class Nodes:
     def join(self, **resources: Any) -> Any:
         args = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20, **resources}
         if self._cluster is None:
-            quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+            quick = {"health_check_period_ms": 500}
             self._cluster = Cluster(initialize_head=True, head_node_args={**args, "_system_config": quick})
             return self._cluster.head_node
         return self._cluster.add_node(**args)

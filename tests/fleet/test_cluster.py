@@ -27,6 +27,7 @@ from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
 from tests.fleet.cluster import Nodes, cluster
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes
+from tests.fleet.fake_server import FAMILY_SIZE
 from tests.vllm.service import Service
 
 pytestmark = [
@@ -37,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 BASE = ExpertSpec(name="base", model="org/model", runtime="vllm", replicas=2)
+ONE = BASE.model_copy(update={"replicas": 1})
 
 PARENT = """
 import asyncio, sys
@@ -44,10 +46,10 @@ from pathlib import Path
 from coe.cluster import ray_cluster
 from coe.fleet.cluster.fleet import ClusterFleet
 from tests.fleet.fake_fleet import QUICK
-from tests.fleet.test_cluster import BASE, ordered
+from tests.fleet.test_cluster import ONE, ordered
 
 async def main(ray):
-    async with ClusterFleet(ordered(Path(sys.argv[1]), BASE), ray=ray, say=lambda line: None, pace=QUICK):
+    async with ClusterFleet(ordered(Path(sys.argv[1]), ONE), ray=ray, say=lambda line: None, pace=QUICK):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
@@ -187,7 +189,8 @@ async def test_a_server_that_dies_at_start_fails_with_the_end_of_its_log(nodes: 
     assert there.alive() == []
 
 
-async def test_killing_the_parent_leaves_neither_actor_nor_server(there: Fakes) -> None:
+async def test_killing_the_parent_leaves_neither_actor_nor_any_process_of_a_server(nodes: Nodes, there: Fakes) -> None:
+    nodes.set("family")
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PARENT, str(there.folder), stdout=asyncio.subprocess.PIPE
     )
@@ -195,7 +198,7 @@ async def test_killing_the_parent_leaves_neither_actor_nor_server(there: Fakes) 
     async with asyncio.timeout(60):
         assert await parent.stdout.readline() == b"ready\n"
     processes = [psutil.Process(pid) for pid in there.alive()]
-    assert len(processes) == 2
+    assert len(processes) == FAMILY_SIZE
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
     assert psutil.wait_procs(processes, DEADLINE)[1] == []

@@ -1,6 +1,6 @@
 """Runs one server on a node of the cluster: planned, made ready, watched, restarted; ended with its actor.
 
-A class of plain Python; `station.py` makes a Ray actor of it. The actor's process is the parent of the server's warden
+A class of plain Python; `station.py` makes a Ray actor of it. The actor's process is the parent of the server's wardens
 (warden.py), so that the server ends with it, however it ends: when `coe up` does, when the node dies or leaves.
 """
 
@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coe.fleet import probe
+from coe.fleet import probe, warden
 from coe.fleet.cluster.order import Order
 from coe.fleet.pace import Pace
 from coe.fleet.planning import local_servers
 from coe.fleet.server import Server
+from coe.fleet.specs import ServerSpec
 
 BEAT = 5.0
 """Seconds after which `said` returns though nothing was said: a sign of life."""
@@ -61,7 +62,9 @@ class Outpost:
             beside=order.beside,
             host=host,
         )
-        spec = replace(specs[0], key=order.name, log=order.logs / f"{order.name}.log", adapters=adapters)
+        spec = replace(
+            _sheltered(specs[0], self._pace), key=order.name, log=order.logs / f"{order.name}.log", adapters=adapters
+        )
         assert spec.model is not None
         self._server = Server(spec, session=probe.open_session(), say=self._lines.put_nowait, pace=self._pace)
         await self._server.start()
@@ -103,6 +106,13 @@ class Outpost:
             await asyncio.gather(self._watcher, return_exceptions=True)
         if self._server is not None:
             await self._server.stop()
+
+
+def _sheltered(spec: ServerSpec, pace: Pace) -> ServerSpec:
+    """Under a warden of a warden: Ray ends the children of an actor by SIGKILL when that ends, the first warden among
+    them, and with it alone the server's workers would be nobody's."""
+    shelter = (sys.executable, "-P", warden.__file__, "0", str(pace.grace))
+    return replace(spec, argv=(*shelter, *spec.argv))
 
 
 def _devices() -> tuple[int, ...]:

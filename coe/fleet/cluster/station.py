@@ -62,12 +62,19 @@ class Station:
         )
         self._actor = remote.remote(self.order, self._pace)
         asked = asyncio.ensure_future(_as_future(self._actor.node.remote()))
+        try:
+            self._node = await self._placed(asked)
+        finally:
+            asked.cancel()  # or its error, once the actor has been ended, would be nobody's
+
+    async def _placed(self, asked: asyncio.Future[str]) -> str:
+        need = self.order.need
         done, _ = await asyncio.wait({asked}, timeout=min(HUSH, self._room_within))
         if not done:
             self._say(f"{self._name} waits up to {self._room_within:g} s for room: {shortage(need, self._ray)}")
         try:
             async with asyncio.timeout(max(0.0, self._room_within - HUSH)):
-                self._node = await self._asked(asked)
+                return str(await self._asked(asked))
         except TimeoutError:
             what = f"found no room within {self._room_within:g} s: {shortage(need, self._ray)}"
             raise FleetError(f"{self._name} {what}; add nodes, or declare fewer replicas") from None
