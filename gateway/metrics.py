@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.feedback import Kind
-from gateway.tallies import Labels, Tallies, page
+from gateway.tallies import Family, Labels, Tallies, joined, page
 from gateway.trace import Trace
 from gateway.workers import Siblings
 
@@ -111,5 +111,11 @@ class Metrics:
 
     async def endpoint(self, _: Request) -> Response:
         """`GET /metrics`."""
-        others = await self.siblings() if self.siblings else []
-        return Response(page([self.tallies.families(), *others]), media_type=_TEXT)
+        return Response(page(await self._processes()), media_type=_TEXT)
+
+    async def families(self) -> dict[str, Family]:
+        """By name, over all workers."""
+        return joined(await self._processes())
+
+    async def _processes(self) -> list[list[Family]]:
+        return [self.tallies.families(), *(await self.siblings() if self.siblings else [])]

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
+from uuid import uuid4
 
 import orjson
 from prometheus_client.process_collector import ProcessCollector
@@ -49,10 +50,12 @@ Gauge = tuple[Family, Callable[[], Mapping[Labels, float]]]
 
 
 class Tallies:
-    """The families of one process. `worker` tells this process from its siblings."""
+    """The families of one process. `worker` tells this process from its siblings; `gateway` is the same for all of
+    them, and another one when counting begins anew."""
 
     def __init__(self) -> None:
         self.worker = 0
+        self.gateway = uuid4().hex[:8]
         self._lasting: list[Family] = []
         self._gauges: list[Gauge] = []
         self._process = ProcessCollector(registry=None)
@@ -128,8 +131,8 @@ def merge(cells: Cells, more: Mapping[Labels, list[float]], *, largest: bool) ->
             cells[labels] = [sum(pair) for pair in zip(known, cell, strict=True)]
 
 
-def page(processes: Iterable[Iterable[Family]]) -> bytes:
-    """Prometheus's text format, over all processes together."""
+def joined(processes: Iterable[Iterable[Family]]) -> dict[str, Family]:
+    """By name, over all processes together."""
     total: dict[str, Family] = {}
     for families in processes:
         for family in families:
@@ -137,7 +140,12 @@ def page(processes: Iterable[Iterable[Family]]) -> bytes:
                 merge(total[family.name].cells, family.cells, largest=family.largest)
             else:
                 total[family.name] = replace(family, cells=dict(family.cells))
-    return "".join(line for family in total.values() for line in _lines(family)).encode()
+    return total
+
+
+def page(processes: Iterable[Iterable[Family]]) -> bytes:
+    """Prometheus's text format, over all processes together."""
+    return "".join(line for family in joined(processes).values() for line in _lines(family)).encode()
 
 
 def _lines(family: Family) -> Iterator[str]:

@@ -11,7 +11,7 @@ from gateway.metrics import Metrics
 from gateway.tallies import Labels
 
 TIERS = {"stopped": 0, "asleep": 1, "awake": 3}
-_ON_ITS_WAY = 2
+ON_ITS_WAY = 2
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ def _show(metrics: Metrics, turns: Turns | None) -> None:
     def tiers() -> dict[Labels, float]:
         if turns is None:
             return {}
-        return {(name,): float(TIERS.get(told["tier"], _ON_ITS_WAY)) for name, told in turns.tiers.items()}
+        return {(name,): float(TIERS.get(told["tier"], ON_ITS_WAY)) for name, told in turns.tiers.items()}
 
     expert = ("expert",)
     metrics.gauges(

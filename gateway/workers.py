@@ -29,7 +29,7 @@ Siblings = Callable[[], Awaitable[list[list[Family]]]]
 async def among_workers(folder: Path, tallies: Tallies) -> AsyncIterator[Siblings]:
     """Be one of the workers that share `folder`."""
     number, lock = _claim(folder)
-    tallies.worker = number
+    tallies.worker, tallies.gateway = number, folder.name
     last = _last(folder, number)
     with suppress(FileNotFoundError):
         tallies.resume(last.read_bytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.admin.operation import Operation
+from gateway.admin.operation import Operation, whole
 from gateway.admin.routes import OPERATIONS
 from gateway.openapi_parts import EVENTS, JSON, PROBLEMS, operation, problems
 from gateway.schemas import TEXT, Schema
@@ -15,6 +15,8 @@ _PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 4
     503: "What this asks is away or too slow, or the gateway is about to end.",
     504: PROBLEMS[504],
 }
+_EVENT: Schema = whole({"data": TEXT})
+"""Of a stream, one event after another."""
 
 
 def described(keys: bool) -> Schema:
@@ -26,7 +28,7 @@ def described(keys: bool) -> Schema:
 
 
 def _administered(one: Operation, keys: bool) -> Schema:
-    content = {EVENTS: {"schema": TEXT}} if one.answer is None else {JSON: {"schema": one.answer}}
+    content = {EVENTS: {"schema": _EVENT}} if one.answer is None else {JSON: {"schema": one.answer}}
     more: Schema = {"parameters": parameters} if (parameters := one.parameters()) else {}
     if one.body is not None:
         more["requestBody"] = {"required": True, "content": {JSON: {"schema": one.body.model_json_schema()}}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from gateway.admin import experts, records
+from gateway.admin import experts, records, stats
 from gateway.admin.operation import Operation
 from gateway.current import Current
 from gateway.guard import guarded
@@ -16,13 +16,14 @@ from gateway.guard import guarded
 if TYPE_CHECKING:
     from gateway.app import Parts
 
-OPERATIONS: tuple[Operation, ...] = (*experts.OPERATIONS, *records.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (*stats.OPERATIONS, *records.OPERATIONS, *experts.OPERATIONS)
 
 
 def admin_routes(parts: Parts) -> list[Route]:
     """What answers them, over what is served with now."""
     current = parts.current
     return [
+        *_routes(stats.Stats(parts), stats.OPERATIONS, current),
         *_routes(experts.Experts(current), experts.OPERATIONS, current),
         *_routes(records.Records(parts), records.OPERATIONS, current),
     ]
