@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coe.core import Call, Expert, Reply
-from coe.errors import ExpertBusy, ExpertError, ExpertGarbage, ExpertTimeout, ExpertUnavailable
+from coe.errors import ExpertBusy, ExpertError, ExpertGarbage, ExpertTimeout, ExpertUnavailable, ExpertUnreachable
 
 LONGEST_PAUSE = 10.0
 """Seconds that a request waits for an expert that said when to come again."""
@@ -39,11 +39,12 @@ async def first_answer(
 ) -> Accepted:
     """Ask the experts in turn, `attempts` times in all, until one gives a first piece.
 
-    One with other replicas ready is asked a second time before the next in line. When all have failed, the one that
-    named the soonest time to come again is waited for, if that is before `until` (by the event loop's clock); a lone
-    expert that refused or broke off is asked again after a short pause. With `hedge`, an expert whose stream begins
-    later than 95 % of its latest ones did gets company: the first piece of either counts, the other one is given up.
-    Raises at once what another expert could not help, else the most telling error.
+    An expert at a server that just took no connection is passed over, at no attempt. One with other replicas ready is
+    asked a second time before the next in line. When all have failed, the one that named the soonest time to come again
+    is waited for, if that is before `until` (by the event loop's clock); a lone expert that refused or broke off is
+    asked again after a short pause. With `hedge`, an expert whose stream begins later than 95 % of its latest ones did
+    gets company: the first piece of either counts, the other one is given up. Raises at once what another expert could
+    not help, else the most telling error.
     """
     tries = _Tries(call, experts, attempts)
     loop = asyncio.get_running_loop()
@@ -85,6 +86,7 @@ class _Tries:
         self._line = iter(experts)
         self._second: _Turn | None = None
         self._lone = len(experts) == 1
+        self._away: frozenset[str] = frozenset()
         self._left = attempts
         self._asks = 0
         self._pause = FIRST_PAUSE
@@ -98,13 +100,14 @@ class _Tries:
         turn, self._second = self._second, None
         if turn is None:
             expert = next(self._line, None)
-            turn = _Turn(expert, self._call) if expert is not None else None
+            call = replace(self._call, but=self._away) if self._away else self._call
+            turn = _Turn(expert, call) if expert is not None else None
         return self._spent(turn) if turn is not None else None
 
     def company(self, turn: _Turn) -> _Turn | None:
         """Who is asked beside one that is slow: another replica of it, or else the next in line."""
         if self._left and not turn.again and turn.expert.standing.ready > 1:
-            return self._spent(_again(turn))
+            return self._spent(_again(turn, but=self._away))
         return self.next()
 
     def accepted(self, turn: _Turn, reply: Reply) -> Accepted:
@@ -118,10 +121,12 @@ class _Tries:
         if not error.retryable:
             error.attempts = self._asks
             raise error
+        if isinstance(error, ExpertUnreachable):
+            self._away |= error.servers
         self._errors.append(error)
         self._failures.append((turn, error))
         if not turn.again and turn.expert.standing.ready > 1:
-            self._second = _again(turn)
+            self._second = _again(turn, but=self._away)
 
     def later(self, remaining: float) -> tuple[_Turn, float]:
         """Whom to ask again and after how many seconds. Raises the most telling error where nobody is worth it.
@@ -157,8 +162,9 @@ class _Tries:
         return telling
 
 
-def _again(turn: _Turn) -> _Turn:
-    return _Turn(turn.expert, replace(turn.call, conversation=b""), again=True)
+def _again(turn: _Turn, *, but: frozenset[str] = frozenset()) -> _Turn:
+    """With none left out after a pause: a server that took no connection may be back."""
+    return _Turn(turn.expert, replace(turn.call, conversation=b"", but=but), again=True)
 
 
 def _how_telling(error: ExpertError) -> tuple[bool, int]:

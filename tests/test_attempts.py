@@ -11,8 +11,13 @@ from coe.errors import (
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
+    ExpertUnreachable,
     InvalidRequest,
 )
+from coe.experts.replicas import Replica, ReplicatedExpert
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.fakes import ScriptedExpert
 from tests.stepping import Steps, ask, failed
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +48,36 @@ async def test_no_more_are_asked_than_allowed() -> None:
         await ask(*experts, attempts=3)
     assert [len(expert.calls) for expert in experts] == [1, 1, 1, 0]
     assert raised.value.attempts == 3
+
+
+async def test_experts_at_a_server_that_takes_no_connection_use_up_no_attempts() -> None:
+    away = Replica(ScriptedExpert("away", failed(ExpertUnreachable)), endpoint=Endpoint("http://dead:1/v1", "m"))
+    servers = [ScriptedExpert(name, (b"one",)) for name in "bcd"]
+    beside = [Replica(server, endpoint=Endpoint("http://dead:1/v1", "m")) for server in servers]
+    elsewhere = Replica(ScriptedExpert("e", (b"one",)), endpoint=Endpoint("http://alive:1/v1", "m"))
+    experts = [
+        ReplicatedExpert(ExpertSpec(name=name, model="m", runtime="vllm"), replicas=[replica])
+        for name, replica in zip("abcde", [away, *beside, elsewhere], strict=True)
+    ]
+    accepted = await ask(*experts, attempts=2)
+    assert (accepted.expert, accepted.attempts) == ("e", 2)
+    assert not any(server.calls for server in servers)
+    assert all(replica.breaker.calm for replica in beside), "nothing was learnt about those that were not asked"
+
+
+async def test_when_all_are_at_a_server_that_takes_no_connection_that_is_what_is_told() -> None:
+    experts = [
+        ReplicatedExpert(
+            ExpertSpec(name=name, model="m", runtime="vllm"),
+            replicas=[
+                Replica(ScriptedExpert(name, failed(ExpertUnreachable)), endpoint=Endpoint("http://dead:1/v1", "m"))
+            ],
+        )
+        for name in "ab"
+    ]
+    with pytest.raises(ExpertUnreachable, match="no") as raised:
+        await ask(*experts)
+    assert (raised.value.expert, raised.value.attempts) == ("x", 1)
 
 
 @pytest.mark.parametrize("error", [failed(ExpertRejected), InvalidRequest("deep")])

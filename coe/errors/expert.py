@@ -27,7 +27,9 @@ class ExpertUnavailable(ExpertError):
 
 
 class ExpertUnreachable(ExpertUnavailable):
-    """No connection came about, so the expert never saw the request."""
+    """No connection came about with its `servers`, by address, so the expert never saw the request."""
+
+    servers: frozenset[str] = frozenset()
 
 
 class ExpertAsleep(ExpertUnavailable):

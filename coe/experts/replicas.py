@@ -128,7 +128,8 @@ class _Held:
 class ReplicatedExpert:
     """Asks the replica that suits a call best; the only Expert that composition sees.
 
-    A replica that no connection reaches is passed over for another one within the same call. When none may be asked
+    A replica that no connection reaches is passed over for another one within the same call, and one at a server that
+    none has reached for the same request (call.but) is not tried. When none may be asked
     the answer is an ExpertBusy (all are resting) or ExpertUnavailable at once, with the time of the next trial.
     """
 
@@ -163,7 +164,9 @@ class ReplicatedExpert:
     async def stream(self, call: Call) -> Reply:
         """Ask the best replica, and return once the first piece is there. Raises an ExpertError, or InvalidRequest."""
         failure: ExpertUnreachable | None = None
-        passed: tuple[Replica, ...] = ()
+        passed = tuple(replica for replica in self.replicas if replica.address in call.but)
+        if len(passed) == len(self.replicas):
+            raise self._known_to_be_away(call)
         while call.first_piece_timeout > 0 and (ready := self._ready(passed)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
@@ -176,6 +179,8 @@ class ReplicatedExpert:
                 if call.stream:  # a plain answer's first piece is its last: it tells how much was said
                     self.first_pieces.note(self._clock() - began)
                 return reply
+        if failure is not None:
+            failure.servers = frozenset(replica.address for replica in passed if replica.root)
         raise failure or self._nobody()
 
     def _ready(self, but: Collection[Replica]) -> Sequence[Replica]:
@@ -205,6 +210,13 @@ class ReplicatedExpert:
         turn = self._turn % len(ready)
         ready = [*ready[turn:], *ready[:turn]]  # of the equally idle each in turn
         return min(ready, key=_work)
+
+    def _known_to_be_away(self, call: Call) -> ExpertUnreachable:
+        error = ExpertUnreachable(
+            f"expert {self.name!r} is at a server that just could not be reached", expert=self.name
+        )
+        error.servers, error.asked = call.but, False
+        return error
 
     def _nobody(self) -> ExpertError:
         now = self._clock()

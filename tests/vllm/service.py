@@ -59,7 +59,6 @@ class Service:
             "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
             "experts": [*experts, spare],
             "assignment": {"general": experts[0]["name"]},
-            "policy": {"attempts": 4},
         }
         draft = self.folder / "draft"
         draft.write_bytes(orjson.dumps(declared))
