@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,37 +77,20 @@ def decide(
         obstacles = "; ".join(obstacle(chat, spec) for spec in registry.experts)
         raise InvalidRequest(f"no expert can take this request: {obstacles}", code="no_capable_expert")
     check_one_embedder(chat, able)
-    value = expected(assignment, prediction.probabilities)
-    price = assignment.price
+    value, price = expected(assignment, prediction.probabilities), assignment.price
     if charge is not None:
         value, price = value - charge, price + charge
     worth = {assignment.experts[index]: float(value[index]) for index in np.argsort(-value, kind="stable")}
+    field = _Field.of([name for name in worth if name in able], worth, standings)
     policy = registry.policy
-    ranked = [name for name in worth if name in able]
-    down = [name for name, standing in standings.items() if not standing.up]
-    trusted = ranked
-    if down:
-        trusted = [name for name in ranked if name not in down] or ranked
-        ranked.sort(key=down.__contains__)
-    first = trusted[0]
-    reason: Reason = "routed"
     unsure = confidence < (doubt if policy.general_below is None else policy.general_below)
-    if previous in trusted and (unsure or worth[first] - worth[previous] <= policy.sticky_margin):
-        first, reason = previous, "sticky"
-    elif unsure and registry.general_expert in trusted:
-        first, reason = registry.general_expert, "uncertain"
-    if standings.get(first, _IDLE).load >= 1:
-        free = (name for name in trusted if name not in down and standings.get(name, _IDLE).load < 1)
-        spare = next(free, first)
-        if spare != first and worth[first] - worth[spare] <= policy.spill_loss:
-            first, reason = spare, "spilled"
+    general = registry.general_expert if unsure else None
+    first, reason = _chosen(field, previous=previous, general=general, policy=policy)
     propensity = 1.0
     if uniform is not None and reason == "routed":
-        free = (name for name in trusted if name not in down and standings.get(name, _IDLE).load < 1)
-        first, reason, propensity = _explore(first, free, worth=worth, policy=policy, uniform=uniform)
-    ranked.remove(first)
-    ranked.sort(key=(registry.expert(first).sibling or first).__ne__)
-    candidates = (first, *ranked)
+        first, reason, propensity = _explored(first, field, policy=policy, uniform=uniform)
+    sibling = registry.expert(first).sibling
+    candidates = (first, *sorted((name for name in field.ranked if name != first), key=(sibling or first).__ne__))
     paid = dict(zip(assignment.experts, price.tolist(), strict=True)) if price.any() else {}
     return Decision(
         first,
@@ -121,12 +104,42 @@ def decide(
     )
 
 
-def _explore(
-    best: str, free: Iterable[str], *, worth: Mapping[str, float], policy: Policy, uniform: float
-) -> tuple[str, Reason, float]:
-    """The expert that is asked, why, and how likely that was; `best` may be among the `free`."""
-    names = tuple(dict.fromkeys((best, *free)))
-    values = np.array([worth[name] for name in names])
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """The able experts: `ranked` by `worth`, those that are down behind all that are up; `trusted` are those that are
+    up, or all where none is; `free` are up and not overloaded."""
+
+    worth: Mapping[str, float]
+    ranked: tuple[str, ...]
+    trusted: tuple[str, ...]
+    free: tuple[str, ...]
+
+    @classmethod
+    def of(cls, able: Sequence[str], worth: Mapping[str, float], standings: Mapping[str, Standing]) -> _Field:
+        """`able` from the worthiest to the least worth."""
+        up = tuple(name for name in able if standings.get(name, _IDLE).up)
+        down = tuple(name for name in able if name not in up)
+        free = tuple(name for name in up if standings.get(name, _IDLE).load < 1)
+        return cls(worth, (*up, *down), up or down, free)
+
+
+def _chosen(field: _Field, *, previous: str | None, general: str | None, policy: Policy) -> tuple[str, Reason]:
+    """Who is asked, and why. `general` is the expert for doubt, None where there is none."""
+    worth, first = field.worth, field.trusted[0]
+    reason: Reason = "routed"
+    if previous in field.trusted and (general or worth[first] - worth[previous] <= policy.sticky_margin):
+        first, reason = previous, "sticky"
+    elif general in field.trusted:
+        first, reason = general, "uncertain"
+    if first not in field.free and field.free and worth[first] - worth[field.free[0]] <= policy.spill_loss:
+        first, reason = field.free[0], "spilled"
+    return first, reason
+
+
+def _explored(best: str, field: _Field, *, policy: Policy, uniform: float) -> tuple[str, Reason, float]:
+    """The expert that is asked, why, and how likely that was."""
+    names = tuple(dict.fromkeys((best, *field.free)))
+    values = np.array([field.worth[name] for name in names])
     if np.isneginf(values[0]):  # the plan has nobody for this among those who can
         return best, "routed", 1.0
     exploration = policy.exploration

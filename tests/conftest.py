@@ -14,9 +14,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for all tests that leave it running; `redis_url` is the way to it."""
+    """One for a module's tests that leave it running; `redis_url` is the way to it. Gone before the next module, some
+    of which check that no process is left."""
     with running(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
