@@ -94,12 +94,12 @@ def row(record: RoutingRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in SHOWN}
 
 
-def whole(record: RoutingRecord, said: tuple[Feedback, ...]) -> dict[str, Any]:
-    """All but the embedding."""
+def whole(record: RoutingRecord, said: tuple[Feedback, ...], registry: Registry) -> dict[str, Any]:
+    """All but the embedding, and what a label may say."""
     told = asdict(record)
     del told["embedding"]
     feedback = [{name: getattr(event, name) for name in ("kind", "value", "time", "tenant", "key")} for event in said]
-    return {"object": "record", **told, "feedback": feedback}
+    return {"object": "record", **told, "feedback": feedback, "choices": choices(registry)}
 
 
 def compared(record: RoutingRecord, again: Again, *, categories: tuple[str, ...], versions: Schema) -> dict[str, Any]:

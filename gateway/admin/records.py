@@ -67,7 +67,7 @@ class Records:
         async with self._asking():
             record = await self._found(request)
             said = await self._feedback.about(record.request_id, keys=self._keys(record))
-        return _answer(told(record, said))
+        return _answer(told(record, said, self._current.serving.registry))
 
     async def decide(self, request: Request) -> Response:
         """With what this process serves with now, and the experts as it sees them."""

@@ -50,7 +50,7 @@ class Api extends EventTarget {
     return (await this.fetch(path, options)).json();
   }
 
-  async post(path, body, options) {
+  async post(path, body = {}, options) {
     return (await this.fetch(path, { body, ...options })).json();
   }
 

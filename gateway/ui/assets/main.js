@@ -3,8 +3,9 @@
 import { html, nothing, render } from "./vendor/lit-html.js";
 import { api } from "./api.js";
 import * as experts from "./views/experts.js";
+import * as log from "./views/log.js";
 
-const VIEWS = [experts];
+const VIEWS = [log, experts];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the view that is shown, and what it keeps while it is

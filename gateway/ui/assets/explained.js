@@ -1,0 +1,162 @@
+// Why a request went where it went: what a record (or a decision) says, in bars, tables and a plain sentence.
+
+import { html, nothing, svg } from "./vendor/lit-html.js";
+import { badge, bars, milliseconds, number, percent } from "./parts.js";
+
+const KINDS = { ok: "good", aborted: "warn" };
+
+/** How it ended, as a badge. */
+export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
+
+/** The reason for the choice, as a sentence. */
+export function sentence({ reason, expert, category, confidence, candidates, attempts, propensity, worth, price }) {
+  if (!expert) return "It ended before an expert was chosen.";
+  const sure = `${category}, ${percent(confidence)} sure`;
+  switch (reason) {
+    case "routed":
+      return `${expert} is expected to answer best (${sure}).${cheaper({ expert, candidates, worth, price })}`;
+    case "explored":
+      return `${expert} was tried in order to learn, by a chance of ${percent(propensity)} (${sure}).`;
+    case "uncertain":
+      return `The router was not sure (${sure}), so the general expert ${expert} was asked.`;
+    case "sticky":
+      return `The conversation stays with ${expert}: no other is clearly better (${sure}).`;
+    case "pinned":
+      return `${expert} was asked for by name; the router would call it ${category} (${percent(confidence)}).`;
+    case "spilled":
+      return `The best expert had too much to do, and ${expert} is expected to be hardly worse (${sure}).`;
+    case "fallback":
+      return `${candidates[0]} did not answer, so ${expert} did, at attempt ${attempts} (${sure}).`;
+    default:
+      return `${expert} was chosen (${reason}; ${sure}).`;
+  }
+}
+
+/** Where another is better and its price takes more than that. */
+function cheaper({ expert, candidates, worth, price }) {
+  const all = qualities({ candidates, worth, price });
+  const own = all.find((one) => one.name === expert);
+  const better = all.find((one) => own && one.quality != null && one.quality > own.quality + 0.0005);
+  return better ? ` ${better.name} is expected to be better, but not by as much as it costs more.` : "";
+}
+
+/** Each candidate with its worth, the price that was taken off, and their sum, which is the expected quality. */
+export function qualities({ candidates = [], worth = [], price = [] }) {
+  return candidates.map((name, index) => ({
+    name,
+    worth: worth[index],
+    price: price[index] ?? 0,
+    quality: worth[index] == null ? null : worth[index] + (price[index] ?? 0),
+  }));
+}
+
+/** The posterior as bars, the chosen category marked. */
+export function posterior({ probabilities, category }, { limit = 6 } = {}) {
+  const count = Object.keys(probabilities ?? {}).length;
+  if (!count) return html`<p class="faint">It was not classified.</p>`;
+  const caption = "Probability of each category";
+  const told = { chosen: category, text: percent };
+  if (count <= limit + 1) return bars(caption, probabilities, told);
+  return html`${bars(caption, probabilities, { ...told, limit })}
+    <details>
+      <summary>All ${count} categories</summary>
+      ${bars("Probability of all categories", probabilities, told)}
+    </details>`;
+}
+
+const three = (value) => (value == null || !Number.isFinite(value) ? "–" : value.toFixed(3));
+
+/**
+ * Whom it could have gone to, in the order of asking. `standings` (by name, { up, load }) are told where they are
+ * known.
+ */
+export function considered({ candidates = [], worth = [], price = [], expert }, standings) {
+  if (!candidates.length) return html`<p class="faint">Nobody was considered.</p>`;
+  if (!worth.length) return html`<p class="faint">Nothing was weighed: it was asked for by name.</p>`;
+  const priced = price.length > 0;
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Experts considered">
+    <table class="considered">
+      <caption class="unseen">Experts considered, in the order of asking</caption>
+      <thead>
+        <tr>
+          <th scope="col">Expert</th>
+          <th scope="col" class="number">Quality</th>
+          ${priced ? html`<th scope="col" class="number">Price</th><th scope="col" class="number">Worth</th>` : nothing}
+          ${standings ? html`<th scope="col" class="number">Load</th>` : nothing}
+        </tr>
+      </thead>
+      <tbody>
+        ${qualities({ candidates, worth, price }).map(
+          (one) => html`<tr class=${one.name === expert ? "chosen" : nothing}>
+            <th scope="row">${one.name}${one.name === expert ? html`<span class="unseen"> (chosen)</span>` : nothing}</th>
+            <td class="number">${three(one.quality)}</td>
+            ${priced ? html`<td class="number">${three(one.price)}</td><td class="number">${three(one.worth)}</td>` : nothing}
+            ${standings ? html`<td class="number">${standing(standings[one.name])}</td>` : nothing}
+          </tr>`,
+        )}
+      </tbody>
+    </table>
+  </div>`;
+}
+
+function standing(one) {
+  if (!one) return "–";
+  return one.up ? percent(one.load) : badge("down", "bad");
+}
+
+/** Stretches of time, [{ name, ms }], one after the other: a bar of their shares, and each with its number. */
+export function timeline(caption, stretches) {
+  const known = stretches.filter(({ ms }) => ms != null);
+  const total = known.reduce((sum, { ms }) => sum + ms, 0) || 1;
+  let begun = 0;
+  const place = (ms) => {
+    const x = `${(100 * begun) / total}%`;
+    begun += ms;
+    return x;
+  };
+  return html`<svg class="timeline" aria-hidden="true">
+      ${known.map(
+        ({ ms }, index) =>
+          svg`<rect x=${place(ms)} width="${(100 * ms) / total}%" height="100%" class="series-${index + 1}"></rect>`,
+      )}
+    </svg>
+    <dl class="steps" aria-label=${caption}>
+      ${stretches.map(
+        ({ name, ms, note }) => html`<div>
+          <dt>${ms == null ? nothing : swatch(known.findIndex((one) => one.name === name))}${name}</dt>
+          <dd>${ms == null ? (note ?? "–") : milliseconds(ms)}</dd>
+        </div>`,
+      )}
+    </dl>`;
+}
+
+const swatch = (index) =>
+  html`<svg class="swatch" aria-hidden="true">${svg`<rect width="100%" height="100%" rx="2" class="series-${index + 1}"></rect>`}</svg>`;
+
+const GATES = {
+  none: "No documents are declared for this, or the request has no place for passages.",
+  off: "The request asked for none.",
+  shut: "The gate stayed shut: passages would not improve this answer by more than they cost.",
+  empty: "The gate was open, but nothing that fits was found.",
+  failed: "The document store was away or too slow.",
+  held: "Passages were found and held back by a coin, to learn what they change.",
+  open: "The gate was open, and the expert was given passages.",
+};
+
+/** Whether documents were consulted, and what came of it. */
+export function documents({ retrieval, gate, gain, passages = [], passage_tokens: tokens, retrieval_ms: ms }) {
+  return html`<p>${GATES[retrieval] ?? retrieval}</p>
+    <dl class="pairs">
+      ${gate == null ? nothing : html`<dt>Chance that they help</dt><dd>${percent(gate)}</dd>`}
+      ${gain == null ? nothing : html`<dt>Expected gain</dt><dd>${three(gain)}</dd>`}
+      ${passages.length ? html`<dt>Passages</dt><dd>${passages.map((id) => html`<div class="code">${id}</div>`)}</dd>` : nothing}
+      ${tokens ? html`<dt>Their tokens</dt><dd>about ${number(tokens)}</dd>` : nothing}
+      ${ms ? html`<dt>Took</dt><dd>${milliseconds(ms)}</dd>` : nothing}
+    </dl>`;
+}
+
+/** Tokens a second while the answer streamed. */
+export function speed({ output_tokens: tokens, first_piece_ms: first, total_ms: total, stream }) {
+  if (!tokens || first == null || !stream || total - first < 1) return null;
+  return (1000 * tokens) / (total - first);
+}

@@ -1,0 +1,193 @@
+// Log: the routing records, newest first, by filters that stand in the address; a record has a page of its own.
+
+import { html, nothing } from "../vendor/lit-html.js";
+import { api, resource } from "../api.js";
+import { dollars, milliseconds, number, percent, shown } from "../parts.js";
+import { outcome } from "../explained.js";
+import { openRecord } from "./log/record.js";
+
+export const name = "log";
+export const title = "Log";
+
+const FIELDS = ["category", "expert", "reason", "outcome", "session", "tenant", "id"];
+const SPANS = { "15m": 900, "1h": 3600, "1d": 86400, "7d": 604800 };
+const SPAN_NAMES = { "15m": "Last 15 minutes", "1h": "Last hour", "1d": "Last day", "7d": "Last 7 days" };
+
+export function open({ draw, path, query }) {
+  let at = null;
+  at = place({ path, query });
+  function place(address) {
+    return address.path.length ? openRecord(address.path.join("/"), draw) : openList(address.query, draw, at?.choices);
+  }
+  return {
+    template: () => at.template(),
+    moved: (address) => (at = place(address)),
+  };
+}
+
+function openList(query, draw, known) {
+  const records = resource(() => api.get(`v1/records?${asked(query)}`), draw);
+  const list = {
+    choices: known,
+    template() {
+      list.choices = records.value?.choices ?? list.choices;
+      return html`
+        <div class="row">
+          <h1>Log</h1>
+          <button class="quiet" @click=${() => records.load()}>Refresh</button>
+        </div>
+        ${filters(query, list.choices)}
+        ${shown(records, (found) => page(found, query), {
+          isEmpty: ({ data, cursor }) => !data.length && !cursor,
+          empty: nothingFound(query),
+        })}
+      `;
+    },
+  };
+  return list;
+}
+
+/** What the endpoint is asked, from what the address says. */
+function asked(query) {
+  const parameters = new URLSearchParams();
+  for (const field of [...FIELDS, "before"]) if (query.get(field)) parameters.set(field, query.get(field));
+  const span = SPANS[query.get("within")];
+  if (span) parameters.set("since", Date.now() / 1000 - span);
+  for (const end of ["since", "until"]) {
+    const seconds = Date.parse(query.get(end) ?? "") / 1000;
+    if (seconds > 0) parameters.set(end, seconds);
+  }
+  return parameters;
+}
+
+function filters(query, choices = {}) {
+  const change = (event) => {
+    const form = new FormData(event.currentTarget);
+    const next = new URLSearchParams([...form].filter(([, value]) => value.trim()).map(([key, value]) => [key, value.trim()]));
+    if (next.get("within") !== "between") ["since", "until"].forEach((end) => next.delete(end));
+    location.hash = `#/log${next.size ? `?${next}` : ""}`;
+  };
+  const filtered = [...FIELDS, "within", "since", "until"].some((field) => query.get(field));
+  const between = query.get("within") === "between";
+  return html`<form class="filters" role="search" aria-label="Filter the log" @change=${change} @submit=${stay}>
+    ${choice("Category", "category", query, choices.category)} ${choice("Expert", "expert", query, choices.expert)}
+    ${choice("Reason", "reason", query, choices.reason)} ${choice("Outcome", "outcome", query, choices.outcome)}
+    <label>When
+      <select name="within">
+        <option value="">Any time</option>
+        ${Object.entries(SPAN_NAMES).map(([span, text]) => html`<option value=${span} .selected=${query.get("within") === span}>${text}</option>`)}
+        <option value="between" .selected=${between}>From … until …</option>
+      </select>
+    </label>
+    ${between ? html`${when("From", "since", query)} ${when("Until", "until", query)}` : nothing}
+    ${text("Session", "session", query)} ${text("Tenant", "tenant", query)} ${text("Request id", "id", query, "req_…")}
+    ${filtered ? html`<a class="clear" href="#/log">Clear</a>` : nothing}
+  </form>`;
+}
+
+const stay = (event) => event.preventDefault(); // Enter changes the field, which is enough
+
+/** A select of what is declared; a value of the address that is not among them is offered too. */
+function choice(label, field, query, values = []) {
+  const chosen = query.get(field) ?? "";
+  const offered = !chosen || values.includes(chosen) ? values : [...values, chosen];
+  return html`<label>${label}
+    <select name=${field}>
+      <option value="">Any</option>
+      ${offered.map((value) => html`<option value=${value} .selected=${value === chosen}>${value}</option>`)}
+    </select>
+  </label>`;
+}
+
+const text = (label, field, query, placeholder = "") =>
+  html`<label>${label}<input name=${field} .value=${query.get(field) ?? ""} placeholder=${placeholder} maxlength="128" autocomplete="off" spellcheck="false" /></label>`;
+
+const when = (label, field, query) =>
+  html`<label>${label}<input type="datetime-local" name=${field} .value=${query.get(field) ?? ""} /></label>`;
+
+function page({ data, cursor, damaged }, query) {
+  return html`
+    <p class="faint" role="status">${told(data, cursor)}${damaged ? ` ${damaged} damaged entries are left out.` : ""}</p>
+    ${data.length ? rows(data) : nothing}
+    <nav class="pages" aria-label="Pages of the log">
+      ${query.get("before") ? html`<a href=${address(query, "")}>Newest</a>` : html`<span></span>`}
+      ${cursor ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Look further back"}</a>` : nothing}
+    </nav>
+  `;
+}
+
+function told(data, cursor) {
+  if (!data.length) return "Nothing that fits in as much of the log as one look takes.";
+  const many = data.length === 1 ? "1 record" : `${data.length} records`;
+  return `${many}, from ${clock(data.at(-1).time)} to ${clock(data[0].time)}${cursor ? "" : "; there is nothing older"}.`;
+}
+
+const clock = (seconds) => new Date(seconds * 1000).toLocaleString();
+
+/** The time of day, with the date where that is another than today's. */
+function shortly(seconds) {
+  const then = new Date(seconds * 1000);
+  const time = then.toLocaleTimeString();
+  const date = then.toLocaleDateString([], { month: "short", day: "numeric" });
+  const text = then.toDateString() === new Date().toDateString() ? time : `${date}, ${time}`;
+  return html`<time datetime=${then.toISOString()} title=${then.toLocaleString()}>${text}</time>`;
+}
+
+function address(query, before) {
+  const next = new URLSearchParams(query);
+  next.delete("before");
+  if (before) next.set("before", before);
+  return `#/log${next.size ? `?${next}` : ""}`;
+}
+
+function rows(records) {
+  return html`<div class="scroll card flush" tabindex="0" role="region" aria-label="Records">
+    <table class="records">
+      <caption class="unseen">Records, the newest first</caption>
+      <thead>
+        <tr>
+          <th scope="col">Time</th>
+          <th scope="col">Category</th>
+          <th scope="col" class="number wide">Sure</th>
+          <th scope="col">Expert</th>
+          <th scope="col" class="wide">Reason</th>
+          <th scope="col">Outcome</th>
+          <th scope="col" class="number wide">Tokens in</th>
+          <th scope="col" class="number wide">out</th>
+          <th scope="col" class="number wide">Cost</th>
+          <th scope="col" class="number wide">First piece</th>
+          <th scope="col" class="number">Total</th>
+        </tr>
+      </thead>
+      <tbody>
+        ${records.map(
+          (one) => html`<tr @click=${(event) => follow(event)}>
+            <th scope="row"><a href="#/log/${encodeURIComponent(one.request_id)}">${shortly(one.time)}</a></th>
+            <td>${one.category || "–"}</td>
+            <td class="number wide">${one.category ? percent(one.confidence) : "–"}</td>
+            <td>${one.expert || "–"}</td>
+            <td class="wide">${one.reason || "–"}</td>
+            <td>${outcome(one.outcome)}</td>
+            <td class="number wide">${number(one.input_tokens, 6)}</td>
+            <td class="number wide">${number(one.output_tokens, 6)}</td>
+            <td class="number wide">${dollars(one.cost)}</td>
+            <td class="number wide">${milliseconds(one.first_piece_ms)}</td>
+            <td class="number">${milliseconds(one.total_ms)}</td>
+          </tr>`,
+        )}
+      </tbody>
+    </table>
+  </div>`;
+}
+
+/** A click anywhere in a row is one on its link, unless text is being selected. */
+function follow(event) {
+  if (event.target.closest("a") || getSelection().toString()) return;
+  event.currentTarget.querySelector("a").click();
+}
+
+function nothingFound(query) {
+  if ([...query.keys()].length) return html`<p>No record fits.</p><p><a href="#/log">Show all</a></p>`;
+  return html`<p>No request has come yet.</p>
+    <p>Ask something in the <a href="#/playground">playground</a>, or with any OpenAI client; it is here a moment after its answer.</p>`;
+}

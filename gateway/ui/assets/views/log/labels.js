@@ -1,0 +1,91 @@
+// What was said of an answer, and saying it: thumb, score, the right category, the expert that should have answered.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { api } from "../../api.js";
+import { moment, number } from "../../parts.js";
+
+const KINDS = {
+  thumb: "Thumb",
+  score: "Score",
+  preferred: "Should have been",
+  category: "Category",
+  regenerated: "Asked again",
+  abandoned: "Left in mid-answer",
+};
+
+export function openLabels(id, draw, changed) {
+  let told = null; // { good, text }: how the last one went
+  async function say(fields) {
+    try {
+      await api.post("v1/feedback", { request_id: id, ...fields });
+      told = { good: true, text: "It is kept, for the next round of learning." };
+      changed();
+    } catch (error) {
+      told = { good: false, text: error.message };
+    }
+    draw();
+  }
+  return {
+    template: (record) => html`<section class="card">
+      <h2>Feedback</h2>
+      ${record.feedback.length ? said(record.feedback) : html`<p class="faint">Nobody has said anything of this answer.</p>`}
+      <h3>Label it</h3>
+      ${forms(record, say)}
+      <p role="status" class=${told?.good === false ? "bad" : "good"}>${told?.text ?? nothing}</p>
+    </section>`,
+  };
+}
+
+function said(feedback) {
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Feedback"><table class="said">
+    <caption class="unseen">What was said of this answer</caption>
+    <thead><tr><th scope="col">What</th><th scope="col">Said</th><th scope="col">By</th><th scope="col">When</th></tr></thead>
+    <tbody>
+      ${feedback.map(
+        ({ kind, value, key, time }) => html`<tr>
+          <td>${KINDS[kind] ?? kind}</td>
+          <td>${spoken(kind, value)}</td>
+          <td>${key ?? "–"}</td>
+          <td>${moment(time)}</td>
+        </tr>`,
+      )}
+    </tbody>
+  </table></div>`;
+}
+
+function spoken(kind, value) {
+  if (kind === "thumb") return value > 0 ? "up" : "down";
+  return typeof value === "number" ? number(value) : (value ?? "–");
+}
+
+function forms({ choices, category, expert }, say) {
+  const form = (name, read) => (event) => {
+    event.preventDefault();
+    say({ [name]: read(new FormData(event.target).get(name)) });
+  };
+  const select = (name, label, values, current) => html`<form class="pair" @submit=${form(name, String)}>
+    <label>${label}
+      <select name=${name} required>
+        ${values.map((value) => html`<option value=${value} ?selected=${value === current}>${value}</option>`)}
+      </select>
+    </label>
+    <button class="quiet">Save</button>
+  </form>`;
+  return html`<div class="labels">
+    <fieldset>
+      <legend>Was it good?</legend>
+      <div class="row">
+        <button class="quiet" @click=${() => say({ thumb: "up" })}>Good</button>
+        <button class="quiet" @click=${() => say({ thumb: "down" })}>Bad</button>
+      </div>
+    </fieldset>
+    <form class="pair" @submit=${form("score", Number)}>
+      <label>Score from 0 to 1
+        <input type="number" name="score" min="0" max="1" step="0.05" value="0.5" required />
+      </label>
+      <button class="quiet">Save</button>
+    </form>
+    ${select("category", "Right category", choices.category, category)}
+    ${select("preferred", "Should have been answered by", choices.expert, expert)}
+  </div>`;
+}

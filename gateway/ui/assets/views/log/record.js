@@ -1,0 +1,111 @@
+// A record's page: all that the log says of one request, laid out; what was said of it; and two things to do with it.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { api, resource } from "../../api.js";
+import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
+import { considered, documents, outcome, posterior, sentence, speed, timeline } from "../../explained.js";
+import { openAgain } from "./again.js";
+import { openLabels } from "./labels.js";
+
+export function openRecord(id, draw) {
+  const at = `v1/records/${encodeURIComponent(id)}`;
+  const record = resource(() => api.get(at), draw);
+  const again = openAgain(`${at}/decision`, draw);
+  const labels = openLabels(id, draw, () => record.load());
+  return {
+    template: () => html`
+      <p class="crumb"><a href="#/log">Log</a></p>
+      <article class="record">
+        <h1 class="code">${id}</h1>
+        ${shown(record, (found) => whole(found, again, labels))}
+      </article>
+    `,
+  };
+}
+
+function whole(record, again, labels) {
+  return html`
+    <p class="lead">${outcome(record.outcome)} ${sentence(record)}</p>
+    <dl class="figures">
+      ${figure("Category", record.category || "–", `${percent(record.confidence)} sure`)}
+      ${figure("Expert", record.expert || "–", record.reason || nothing)}
+      ${figure("First piece", milliseconds(record.first_piece_ms))} ${figure("Total", milliseconds(record.total_ms))}
+      ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
+      ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}
+    </dl>
+    <div class="columns">
+      <div>
+        ${card("Category", html`${posterior(record)} ${classified(record)}`)}
+        ${card("Experts considered", considered(record))} ${card("Time", timeline("Time", stretches(record)))}
+        ${card("Documents", documents(record))} ${card("Versions", versions(record))}
+      </div>
+      <div>
+        ${card("Request", request(record))} ${record.prompt == null ? nothing : card("Text", kept(record.prompt))}
+        ${again.template(record)} ${labels.template(record)}
+      </div>
+    </div>
+  `;
+}
+
+const card = (title, content) => html`<section class="card"><h2>${title}</h2>${content}</section>`;
+
+const kept = (text) => html`<div class="kept" tabindex="0" role="region" aria-label="The text that was classified">
+  <pre class="text" dir="auto">${text}</pre>
+</div>`;
+
+const speedOf = (record) => number(speed(record));
+
+/** From arrival to the last byte. Routing includes reading the body; retrieval lies between it and the expert. */
+function stretches(record) {
+  const { routing_ms: routing, retrieval_ms: retrieval, first_piece_ms: first, total_ms: total } = record;
+  if (first == null) return [{ name: "Until the decision", ms: routing }, { name: "Until its end", ms: total - routing }];
+  return [
+    { name: "Until the decision", ms: routing },
+    ...(retrieval ? [{ name: "Documents", ms: retrieval }] : []),
+    { name: "Until the first piece", ms: Math.max(0, first - routing - retrieval) },
+    { name: record.stream ? "Streaming" : "Until its end", ms: Math.max(0, total - first) },
+  ];
+}
+
+const STAGES = {
+  cheap: "its quick heads were sure",
+  full: "its sentence encoder was asked",
+  hurried: "its quick heads, unsure, as there was no time for more",
+  settled: "its quick heads, unsure, but every answer led to the same expert",
+};
+
+function classified(record) {
+  if (!record.category) return nothing;
+  return html`<dl class="pairs">
+    <dt>Familiar</dt>
+    <dd>${percent(record.familiarity)} probable that it is of a kind the router knows</dd>
+    <dt>By</dt>
+    <dd>${STAGES[record.stage] ?? record.stage}</dd>
+    ${record.overlay ? html`<dt>Overlay</dt><dd>the tenant's own, <span class="code">${record.overlay}</span></dd>` : nothing}
+  </dl>`;
+}
+
+function request(record) {
+  const filter = (field) =>
+    record[field] == null ? "–" : html`<a href="#/log?${new URLSearchParams({ [field]: record[field] })}">${record[field]}</a>`;
+  return html`<dl class="pairs">
+    <dt>Time</dt><dd>${moment(record.time)}</dd>
+    <dt>API</dt><dd>${record.api}${record.stream ? ", streamed" : ""}</dd>
+    <dt>Session</dt><dd>${filter("session")}</dd>
+    <dt>Tenant</dt><dd>${filter("tenant")}</dd>
+    <dt>Key</dt><dd>${record.key ?? "–"}</dd>
+    <dt>Needs</dt><dd>${record.needs == null ? "not written down" : record.needs.join(", ") || "nothing special"}</dd>
+    <dt>Attempts</dt><dd>${record.attempts}</dd>
+    <dt>Thrift</dt><dd>${number(record.thrift)}</dd>
+    ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, at a loss of ${number(record.exploration[1])}; this choice had a chance of ${percent(record.propensity)}</dd>` : nothing}
+  </dl>`;
+}
+
+function versions(record) {
+  return html`<dl class="pairs">
+    <dt>Router</dt><dd class="code">${record.router || "–"}</dd>
+    <dt>Plan</dt><dd class="code">${record.assignment || "–"}</dd>
+    <dt>experts.yaml</dt><dd class="code">${record.config || "–"}</dd>
+    <dt>Text (SHA-256)</dt><dd class="code">${record.digest || "–"}</dd>
+  </dl>`;
+}

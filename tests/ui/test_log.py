@@ -1,0 +1,211 @@
+"""The log's view: the list by its filters, a record's page, deciding again and labelling."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from coe.record import RoutingRecord
+from coe.records import open_feedback, open_log
+from tests.gateway.served import SQLITE, Served, serving
+from tests.records.samples import record
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+
+pytestmark = [pytest.mark.anyio, needs_browser]
+
+HARM = (
+    "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'> \"quoted\" 'too' \u202egnp.exe \x00\x07"
+)
+LONG = "word " * 20_000
+POSTERIOR = {"code": 0.75, "art": 0.15, "general": 0.1}
+
+
+def made(number: int, **changes: Any) -> RoutingRecord:
+    usual = {
+        "request_id": f"req_{number:032x}",
+        "time": time.time() - 3_600 + number,
+        "expert": "good",
+        "candidates": ("good", "drips", "silent"),
+        "worth": (0.8, 0.7, float("-inf")),
+        "price": (0.01, 0.0, 0.0),
+        "probabilities": POSTERIOR,
+        "needs": (),
+        "cost": 0.0012,
+    }
+    return record(number, **(usual | changes))
+
+
+SPECIAL = {
+    10: {"category": "art", "expert": "drips", "reason": "fallback", "attempts": 2, "prompt": "a picture of code"},
+    11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
+    12: {"prompt": LONG, "retrieval": "open", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
+    13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "worth": (), "price": ()},
+}
+COUNT = 130
+
+
+@dataclass(frozen=True)
+class Shop:
+    served: Served
+    records: list[RoutingRecord]
+
+    def url(self, rest: str = "") -> str:
+        return f"{self.served.url}/ui/#/log{rest}"
+
+
+@pytest.fixture(scope="module")
+async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
+    folder = tmp_path_factory.mktemp("shop")
+    records = [made(number, **SPECIAL.get(number, {})) for number in range(COUNT)]
+    log = open_log(SQLITE, base=folder / ".coe")
+    await log.append(records)
+    await log.aclose()
+    async with serving(folder) as served:
+        yield Shop(served, records)
+
+
+def rows(page: Page) -> Any:
+    return page.locator("table.records tbody tr")
+
+
+async def unharmed(page: Page) -> None:
+    assert await page.evaluate("window.harmed") is None
+
+
+async def test_the_newest_come_first_and_pages_lead_back_to_the_oldest(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url()) as page:
+        await expect(rows(page)).to_have_count(50)
+        for _ in range(2):
+            await page.get_by_role("link", name="Older").click()
+            await expect(page.get_by_role("link", name="Newest")).to_be_visible()
+        await expect(rows(page)).to_have_count(30)
+        await expect(page.get_by_text("there is nothing older")).to_be_visible()
+        await page.go_back()
+        await expect(rows(page)).to_have_count(50)
+        await page.get_by_role("link", name="Newest").click()
+        await expect(rows(page).first.locator("a")).to_have_attribute("href", f"#/log/{shop.records[-1].request_id}")
+
+
+async def test_filters_stand_in_the_address_and_come_from_it(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url()) as page:
+        await expect(rows(page)).to_have_count(50)
+        await page.get_by_label("Reason").select_option("fallback")
+        await expect(rows(page)).to_have_count(1)
+        assert page.url.endswith("#/log?reason=fallback")
+        await page.get_by_label("Tenant").fill("nobody")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("No record fits.")).to_be_visible()
+        await expect(page.get_by_label("Tenant")).to_be_focused()
+        await page.get_by_role("link", name="Clear").click()
+        await expect(rows(page)).to_have_count(50)
+        await expect(page.get_by_label("Reason")).to_have_value("")
+        await page.goto(shop.url("?tenant=retail&within=1d"))
+        await expect(rows(page)).to_have_count(1)
+        await expect(page.get_by_label("When")).to_have_value("1d")
+        await page.goto(shop.url("?within=between&since=2001-01-01T00:00&until=2001-01-02T00:00"))
+        await expect(page.get_by_text("No record fits.")).to_be_visible()
+        await expect(page.get_by_label("From", exact=True)).to_have_value("2001-01-01T00:00")
+
+
+async def test_a_search_that_is_refused_says_why(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url("?before=elsewhere")) as page:
+        await expect(page.get_by_role("heading", name="That did not work")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_contain_text("before")
+
+
+async def test_a_row_leads_to_its_record_and_the_record_tells_all(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url("?reason=fallback")) as page:
+        await rows(page).first.locator("td").nth(1).click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text(shop.records[10].request_id)
+        for text in (
+            "good did not answer, so drips did, at attempt 2",
+            "No documents are declared",
+            "a picture of code",
+            "$0.0012",
+            "Nobody has said anything",
+        ):
+            await expect(page.get_by_text(text).first).to_be_visible()
+        considered = page.get_by_role("region", name="Experts considered").locator("tbody tr")
+        assert await considered.nth(0).inner_text() == "good\t0.810\t0.010\t0.800"
+        assert await considered.nth(2).inner_text() == "silent\t–\t0.000\t–"
+        await expect(considered.nth(1)).to_contain_text("(chosen)")
+
+
+async def test_a_request_is_decided_again_beside_what_was(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url(f"/{shop.records[10].request_id}")) as page:
+        await page.get_by_role("button", name="Decide again").click()
+        await expect(page.get_by_text("the router in use has classified it anew")).to_be_visible()
+        table = page.get_by_role("table", name="The decision then and now")
+        await expect(table.get_by_role("row", name="Expert")).to_have_text("Expert drips good")
+        await expect(table.get_by_role("row", name="Router")).to_contain_text("words")
+        await check_accessible(page)
+        await page.goto(shop.url(f"/{shop.records[0].request_id}"))
+        await page.get_by_role("button", name="Decide again").click()
+        await expect(page.get_by_text("The log kept no text")).to_be_visible()
+        await page.goto(shop.url(f"/{shop.records[13].request_id}"))
+        await expect(page.get_by_role("button", name="Decide again")).to_be_disabled()
+
+
+async def test_labels_are_kept_and_shown(browser: Browser, shop: Shop) -> None:
+    request_id = shop.records[20].request_id
+    async with visiting(browser, shop.url(f"/{request_id}")) as page:
+        await page.get_by_role("button", name="Bad").click()
+        await expect(page.get_by_text("It is kept")).to_be_visible()
+        await page.get_by_label("Right category").select_option("art")
+        await page.locator("form", has=page.get_by_label("Right category")).get_by_role("button").click()
+        said = page.get_by_role("region", name="Feedback").locator("tbody tr")
+        await expect(said).to_have_count(2)
+        await expect(said.nth(0)).to_contain_text("down")
+        await expect(said.nth(1)).to_contain_text("art")
+    log = open_feedback(SQLITE, base=shop.served.folder / ".coe")
+    kept = {(event.kind, event.value) for event in await log.about(request_id, keys=(None,))}
+    await log.aclose()
+    assert kept == {("thumb", -1), ("category", "art")}
+
+
+@pytest.mark.parametrize("number", [11, 12])
+async def test_what_a_prompt_contains_is_text(browser: Browser, shop: Shop, number: int) -> None:
+    one = shop.records[number]
+    async with visiting(browser, shop.url(f"/{one.request_id}"), phone=True) as page:
+        shown = page.get_by_role("region", name="The text that was classified").locator("pre")
+        await expect(shown).to_be_visible()
+        assert one.prompt is not None
+        assert (await shown.evaluate("node => node.textContent")).replace("\ufffd", "\x00") == one.prompt
+        await check_no_sideways_scroll(page)
+        if number == 11:
+            await page.get_by_role("link", name="window.harmed").click()
+            await expect(rows(page)).to_have_count(1)
+        await unharmed(page)
+
+
+async def test_a_request_that_is_not_there_says_so(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url("/nobody")) as page:
+        await expect(page.get_by_role("alert")).to_contain_text("in the routing log")
+
+
+async def test_an_empty_log_says_how_to_fill_it(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+    async with (
+        serving(tmp_path_factory.mktemp("empty")) as served,
+        visiting(browser, f"{served.url}/ui/#/log") as page,
+    ):
+        await expect(page.get_by_text("No request has come yet.")).to_be_visible()
+        await check_accessible(page)
+
+
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("dark", [False, True])
+async def test_list_and_record_fit_and_are_accessible(browser: Browser, shop: Shop, phone: bool, dark: bool) -> None:
+    async with visiting(browser, shop.url(), phone=phone, dark=dark) as page:
+        await expect(rows(page)).to_have_count(50)
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
+        await rows(page).first.locator("a").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Feedback")).to_be_visible()
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
