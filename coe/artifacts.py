@@ -21,11 +21,11 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from coe.durable import replace_file, sealed, sha256, sync
+from coe.durable import replace_file, sealed, sync
 from coe.errors import ArtifactError
+from coe.manifest import MANIFEST, Artifact, Manifest, read, read_manifest
 from coe.outdated import outdated
 
-MANIFEST = "manifest.json"
 POINTER = "current"
 HISTORY = "history.jsonl"
 KEPT = 1000
@@ -40,27 +40,6 @@ KINDS = ("router", "overlays", "assignment", "gate")
 """What a gateway is served with, in the order in which it is read."""
 
 By = Literal["train", "plan", "retrain", "hand", "rollback"]
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a folder holds and whence. `files` maps names to SHA-256; `version` is the digest of both and of `data`."""
-
-    kind: str
-    version: str
-    created: str
-    categories: tuple[str, ...]
-    data: str
-    metrics: Mapping[str, Any] = field(repr=False)
-    files: Mapping[str, str] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A published folder and its manifest."""
-
-    folder: Path
-    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +113,7 @@ class ArtifactStore:
         with self._locked():
             moves = self.history()[-RECALLED:]
             wanted = {but, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
-            published = {path.parent.name: path.stat().st_mtime for path in self._folder.glob(f"[!.]*/{MANIFEST}")}
+            published = {one: (self._folder / one / MANIFEST).stat().st_mtime for one in self.versions()}
             for version in outdated(published, wanted, now=time.time()):
                 gone = self._folder / f"{DRAFT}{version}"  # taken away in one step, and by the next draft if not now
                 (self._folder / version).rename(gone)
@@ -258,9 +237,17 @@ class ArtifactStore:
         version = self.in_use()
         return None if version is None else read(self._folder / version)
 
+    def versions(self) -> tuple[str, ...]:
+        """All that are published, as their names sort."""
+        return tuple(sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}")))
+
+    def manifest(self, version: str) -> Manifest:
+        """Of one of `versions`, nothing else of it read. Raises ArtifactError."""
+        return read_manifest(self._folder / version)
+
     def newest(self) -> str:
         """The version published last. Raises ArtifactError where there is none."""
-        found = [_manifest(path.parent) for path in self._folder.glob(f"[!.]*/{MANIFEST}")]
+        found = [self.manifest(version) for version in self.versions()]
         if not found:
             raise ArtifactError(f"{self._folder}: no {self._kind} artifact is published yet")
         return max(found, key=lambda manifest: manifest.created).version
@@ -270,27 +257,6 @@ class ArtifactStore:
         self._fetch(version)
         folder = self._folder / version
         if not self._has(version):
-            known = sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}"))
-            raise ArtifactError(f"{folder}: no such {self._kind} artifact; there are {', '.join(known) or 'none'}")
+            known = ", ".join(self.versions()) or "none"
+            raise ArtifactError(f"{folder}: no such {self._kind} artifact; there are {known}")
         return read(folder)
-
-
-def read(folder: Path) -> Artifact:
-    """Read and verify a published folder. Raises ArtifactError that names the damaged file and the remedy."""
-    manifest = _manifest(folder)
-    for name, digest in manifest.files.items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise ArtifactError(
-                f"{folder / name}: missing or changed since training; delete {folder.parent} to train anew"
-            )
-    return Artifact(folder, manifest)
-
-
-def _manifest(folder: Path) -> Manifest:
-    try:
-        fields = orjson.loads((folder / MANIFEST).read_bytes())
-        return Manifest(**{**fields, "categories": tuple(fields["categories"])})
-    except (OSError, orjson.JSONDecodeError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
-        ) from error

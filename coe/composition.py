@@ -165,7 +165,7 @@ class Composition:
     ) -> None:
         self.registry = registry
         self.router = router
-        self._assignment = assignment
+        self.assignment = assignment
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
         self._doubt = doubt if registry.policy.general_below is None else registry.policy.general_below
@@ -198,7 +198,7 @@ class Composition:
         able = [index for index, spec in enumerate(self.registry.experts) if not obstacle(chat, spec)]
         if len(able) < 2:
             return False
-        return prediction.confidence < self._doubt or stake(self._assignment, prediction.probabilities, able) > STAKE
+        return prediction.confidence < self._doubt or stake(self.assignment, prediction.probabilities, able) > STAKE
 
     def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
@@ -220,7 +220,7 @@ class Composition:
             chat,
             prediction,
             registry=self.registry,
-            assignment=self._assignment,
+            assignment=self.assignment,
             doubt=self._doubt,
             previous=previous,
             charge=self._charge(prediction, wishes),

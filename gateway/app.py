@@ -23,15 +23,17 @@ from gateway.dialects import Dialect, chat, completions, embeddings, messages, r
 from gateway.document_endpoints import Documents
 from gateway.errors import error_body
 from gateway.feedback import FeedbackEndpoint
-from gateway.gauges import Gauges
+from gateway.gauges import RELOAD_FAILED, Gauges
 from gateway.guard import guarded
 from gateway.health import Health
+from gateway.jobs import Jobs
 from gateway.line import Line, Observer
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.openapi import OpenApi
 from gateway.reload import Reload
 from gateway.route import RouteEndpoint
+from gateway.solver import Solver
 from gateway.tracing import Tracing
 from gateway.ui import page_routes
 
@@ -56,6 +58,8 @@ class Parts:
     log: RoutingLog
     feedback: FeedbackLog
     settings: Settings
+    jobs: Jobs
+    solver: Solver
     tracing: Tracing | None = None
     reload: Reload | None = None
 
@@ -103,7 +107,7 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
     admission = current.admission
     Gauges(current).show(parts.metrics, admission)
     failed = "1 while what is declared or promoted could not be taken over."
-    parts.metrics.gauge("coe_reload_failed", failed, lambda: current.reload_error is not None, largest=True)
+    parts.metrics.gauge(RELOAD_FAILED, failed, lambda: current.reload_error is not None, largest=True)
     models, documents = Models(current), Documents(current)
     return [
         *(Route(path, line, methods=["POST"]) for path, line in lines.items()),

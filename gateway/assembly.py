@@ -15,7 +15,7 @@ from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.current import Serving
 from gateway.documents import GATE, consultant_in_use
-from gateway.in_use import InUse
+from gateway.in_use import OVERLAYS, InUse
 from gateway.index import Index
 
 
@@ -51,7 +51,7 @@ class Assembly:
         experts = build_experts(
             registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
         )
-        gate_version = ArtifactStore(self._settings.artifacts, GATE).in_use()
+        gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
         consultant = consultant_in_use(self._settings, in_use, threads=self._threads)
         composition = Composition(
             registry,
@@ -64,10 +64,11 @@ class Assembly:
             overlays=in_use.overlays,
             consultant=consultant,
         )
-        gate = None if consultant is None or consultant.gate is None else gate_version
         versions = {**in_use.versions, GATE: gate}
+        used = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(consultant and consultant.gate)}
+        unused = frozenset(kind for kind, there in used.items() if versions.get(kind) and not there)
         access = access_of(registry, self._limiter, open=self._settings.open)
-        serving = Serving(composition, access, in_use.index, versions)
+        serving = Serving(composition, access, in_use.index, versions, unused)
         self._go_over(experts, in_use.index)
         self._timeout = registry.policy.timeout
         return serving

@@ -21,7 +21,9 @@ class Serving:
     index: Index | None = None
     """The document store; None where none is declared."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
-    """By kind of artifact the version that this was made of, None for none."""
+    """By kind of artifact which was in use when this was made, None for none."""
+    unused: frozenset[str] = frozenset()
+    """The kinds of which it fits nothing else that is in use, so that it does without."""
 
     @property
     def registry(self) -> Registry:

@@ -11,7 +11,7 @@ from gateway.admission import Admission
 from gateway.current import Current
 from gateway.metrics import Metrics
 
-ARTIFACTS = "coe_artifact_info"
+ARTIFACTS, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
 STATES = {"closed": 0, "resting": 1, "half_open": 2, "open": 3}
 
 

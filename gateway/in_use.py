@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 import routers
-from coe.artifacts import Artifact, ArtifactStore
+from coe.artifacts import ArtifactStore
 from coe.composition import declared_assignment
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
+from coe.manifest import Artifact
 from coe.mapping import Assignment
 from coe.overlay import FILE, Overlay, Overlays
 from coe.registry import Registry, load
@@ -57,9 +58,10 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
     assignment = assignment_in_use(settings, registry, router.categories)
+    heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
     overlays = overlays_in_use(settings, router)
     index = _index(settings, registry, artifact.folder, previous)
-    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: overlays.version or None}
+    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: heads}
     return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays, index, versions)
 
 

@@ -30,12 +30,14 @@ from gateway.following import catch_up, following
 from gateway.gauges import show_log
 from gateway.implicit import ImplicitSignals
 from gateway.in_use import check_in_use, read_in_use
+from gateway.jobs import Jobs
 from gateway.logs import log_uncaught, logged
 from gateway.observation import open_observation
 from gateway.recorder import Recorder
 from gateway.reload import Reader, Reload, look_at
 from gateway.settling import settle
 from gateway.signals import hearing
+from gateway.solver import Solver
 from gateway.stalls import letting_go
 from gateway.tracing import check_tracing
 from gateway.turns import open_turns
@@ -115,7 +117,10 @@ async def open_parts(
         await stack.enter_async_context(reload.watching(since=seen))
         await stack.enter_async_context(following(settings, registry.artifacts, observation.metrics))
         observers = (recorder.observe, signals.observe, *observation.observers)
-        yield Parts(current, observers, observation.metrics, log, feedback, settings, observation.tracing, reload)
+        jobs = await stack.enter_async_context(Jobs(settings))
+        solver = await stack.enter_async_context(Solver(settings))
+        metrics, tracing = observation.metrics, observation.tracing
+        yield Parts(current, observers, metrics, log, feedback, settings, jobs, solver, tracing, reload)
 
 
 def serve(settings: Settings) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import routers
-from coe.artifacts import Artifact, ArtifactStore
+from coe.artifacts import ArtifactStore
 from coe.errors import ArtifactError
+from coe.manifest import Artifact
 from coe.registry import load
 from coe.retrieval.gate import FILE, Gate
 from coe.settings import Settings

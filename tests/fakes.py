@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from coe.composition import Composition, declared_assignment
 from coe.core import Call, Prediction, Standing, Usage
 from coe.feedback import Feedback
+from coe.mapping import Assignment
 from coe.overlay import Overlays
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import matches
@@ -31,8 +32,10 @@ from gateway.app import Parts, create_app
 from gateway.current import Current, Serving
 from gateway.implicit import ImplicitSignals
 from gateway.index import Index
+from gateway.jobs import Jobs
 from gateway.line import Observer
 from gateway.metrics import Metrics
+from gateway.solver import Solver
 from gateway.tracing import Tracing
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
@@ -254,10 +257,13 @@ async def gateway_of(
     index: Index | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
+    assignment: Assignment | None = None,
+    jobs: Any = None,
+    solver: Any = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
-    says it was made of, by kind of artifact."""
+    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it."""
     registry = registry or registry_of()
     experts = {
         name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
@@ -272,7 +278,7 @@ async def gateway_of(
             composition = Composition(
                 registry,
                 router=router,
-                assignment=declared_assignment(registry, router.categories),
+                assignment=assignment or declared_assignment(registry, router.categories),
                 experts=experts,
                 threads=threads,
                 overlays=overlays,
@@ -283,7 +289,10 @@ async def gateway_of(
             opened.append(current)
             async with ImplicitSignals(log, count=metrics.feedback) as signals:
                 keep = (metrics.observe, lambda trace: log.records.append(trace.record()), signals.observe)
-                yield Parts(current, (*keep, *observers), metrics, log, log, settings or NOWHERE, tracing)
+                where = settings or NOWHERE
+                async with Jobs(where) as own_jobs, Solver(where) as own_solver:
+                    helped = jobs or own_jobs, solver or own_solver
+                    yield Parts(current, (*keep, *observers), metrics, log, log, where, *helped, tracing)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.artifacts import Artifact, ArtifactStore
+from coe.artifacts import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
+from coe.manifest import Artifact
 from coe.settings import Settings
 from coe.shared_artifacts import RedisArtifacts, mirror, share_at
 from gateway.following import Follower

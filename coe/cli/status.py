@@ -24,7 +24,7 @@ from coe.learning.novelty import Proposal, propose
 from coe.learning.proposed import as_declared
 from coe.learning.reading import open_logs
 from coe.learning.round_state import read_rounds
-from coe.learning.traffic import Traffic, embeddings, sample
+from coe.learning.traffic import Traffic, compared, embeddings, sample
 from coe.settings import Settings
 from coe.turns import ask_tiers
 
@@ -109,12 +109,14 @@ def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
 def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:
     """The last day against the first traffic that the router served. A day is one look, so that asking often neither
     raises false alarms nor blunts the tests."""
+    both = compared(traffic)
     if min(len(traffic.first), len(traffic.latest)) < FEWEST:
         told = f"{len(traffic.first)} earlier requests of this router in the week and {len(traffic.latest)} of the day"
-        return {"reference": f"too little to compare: {told}, {FEWEST} of each are needed", "findings": []}
+        reference = f"too little to compare: {told}, {FEWEST} of each are needed"
+        return {"reference": reference, "findings": [], "compared": both}
     found = watch(sample(traffic.first), sample(list(traffic.latest)), categories=traffic.categories, look=days + 1)
     reference = f"the first {len(traffic.first)} requests of this router that the week's log has"
-    return {"reference": reference, "findings": [asdict(one) for one in found]}
+    return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
 
 
 def _proposals(traffic: Traffic, in_use: InUse) -> list[dict[str, Any]]:

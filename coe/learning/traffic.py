@@ -14,6 +14,7 @@ from coe.record import RoutingRecord
 
 KEPT = 5_000
 """Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
+TENTHS = 10
 
 Looked = tuple[int, float, bytes | None, str, str]
 """Category index, confidence, embedding, prompt (empty where the log keeps none) and request id."""
@@ -96,6 +97,31 @@ def sample(looked: Sequence[Looked]) -> Sample:
         np.array([one[1] for one in looked], dtype=np.float64),
         embeddings(looked)[0],
     )
+
+
+def compared(traffic: Traffic) -> Mapping[str, object] | None:
+    """The two sides that drift is looked for between, as shares (0 to 1) by category and by tenth of confidence; None
+    where one of them is empty. JSON-able."""
+    sides = {"before": traffic.first, "now": list(traffic.latest)}
+    if not all(sides.values()):
+        return None
+    return {
+        "requests": {name: len(side) for name, side in sides.items()},
+        "categories": {
+            name: dict(zip(traffic.categories, _parts([one[0] for one in side], len(traffic.categories)), strict=True))
+            for name, side in sides.items()
+        },
+        "confidence": {name: _parts([_tenth(one[1]) for one in side], TENTHS) for name, side in sides.items()},
+    }
+
+
+def _tenth(confidence: float) -> int:
+    return min(int(confidence * TENTHS), TENTHS - 1)
+
+
+def _parts(places: Sequence[int], count: int) -> list[float]:
+    shares: list[float] = (np.bincount(places, minlength=count) / len(places)).round(5).tolist()
+    return shares
 
 
 def embeddings(looked: Sequence[Looked]) -> tuple[NDArray[np.float32], list[int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from gateway.admin import experts, records, stats
+from gateway.admin import artifacts, experts, mapping, records, stats, status
 from gateway.admin.operation import Operation
 from gateway.current import Current
 from gateway.guard import guarded
@@ -16,7 +16,14 @@ from gateway.guard import guarded
 if TYPE_CHECKING:
     from gateway.app import Parts
 
-OPERATIONS: tuple[Operation, ...] = (*stats.OPERATIONS, *records.OPERATIONS, *experts.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (
+    *stats.OPERATIONS,
+    *records.OPERATIONS,
+    *mapping.OPERATIONS,
+    *artifacts.OPERATIONS,
+    *status.OPERATIONS,
+    *experts.OPERATIONS,
+)
 
 
 def admin_routes(parts: Parts) -> list[Route]:
@@ -24,6 +31,9 @@ def admin_routes(parts: Parts) -> list[Route]:
     current = parts.current
     return [
         *_routes(stats.Stats(parts), stats.OPERATIONS, current),
+        *_routes(mapping.Map(parts), mapping.OPERATIONS, current),
+        *_routes(artifacts.Artifacts(parts), artifacts.OPERATIONS, current),
+        *_routes(status.Status(parts), status.OPERATIONS, current),
         *_routes(experts.Experts(current), experts.OPERATIONS, current),
         *_routes(records.Records(parts), records.OPERATIONS, current),
     ]

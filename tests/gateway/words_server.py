@@ -8,12 +8,12 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from coe.artifacts import POINTER
+from coe.artifacts import POINTER, ArtifactStore
 from coe.registry import load
 from coe.settings import Settings
 from gateway import processes
 from gateway.app import create_app
-from gateway.in_use import ROUTER, InUse, assignment_in_use, overlays_in_use
+from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, InUse, assignment_in_use, overlays_in_use
 from gateway.main import open_worker, several
 from tests.fakes import WordRouter
 
@@ -25,7 +25,8 @@ def read(settings: Settings, _: InUse | None = None) -> InUse:
     if pointer.exists():
         router.version = pointer.read_text()
     assignment, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
-    return InUse(registry, router, assignment, 0.0, settings.home, overlays)
+    kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
+    return InUse(registry, router, assignment, 0.0, settings.home, overlays, versions=kinds)
 
 
 def build(settings: Settings, workers: Path | None) -> Starlette:

@@ -153,6 +153,11 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_takes_all
     }
     shifted = {one["aspect"] for one in report["drift"]["findings"] if one["alarm"]}
     assert shifted == {"category mix", "confidence", "embeddings"}
+    both = report["drift"]["compared"]
+    assert both["requests"] == {"before": 600, "now": 600}
+    assert both["categories"]["before"] == pytest.approx(dict.fromkeys(("code", "art", "general"), 1 / 3), abs=1e-4)
+    assert both["categories"]["now"]["general"] == pytest.approx(0.4 + 0.6 / 3, abs=1e-4)
+    assert both["confidence"]["now"] == [0, 0, 0, 0.4, 0, 0, 0, 0, 0, 0.6]
     proposed = report["proposed_categories"]
     for one in proposed:
         assert one["nearest"] == "general"
@@ -180,4 +185,5 @@ def test_the_same_traffic_as_ever_is_no_drift_and_proposes_nothing(settings: Set
 def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
     report = status_report(settings, now=time.time())
     assert (report["alarms"], report["proposed_categories"], report["drift"]["findings"]) == ([], [], [])
+    assert report["drift"]["compared"] is None
     assert Watch.of(report, now=1.0) == Watch(1.0)

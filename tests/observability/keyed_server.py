@@ -20,6 +20,7 @@ from coe.registry import Registry
 from coe.retrieval.indexing import encoder_id
 from coe.retrieval.lance import LanceStore
 from gateway.index import Index
+from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
 
@@ -47,7 +48,8 @@ class Served:
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         with TemporaryDirectory() as folder:
             store = LanceStore(Path(folder), encoder_id(encoder := WordEncoder()))
-            async with gateway_of(self._registry, index=Index(store, encoder)) as self._gateway:
+            jobs = ScriptedJobs({"alarms": []})
+            async with gateway_of(self._registry, index=Index(store, encoder), jobs=jobs) as self._gateway:
                 yield
             await store.aclose()
 

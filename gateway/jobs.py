@@ -1,0 +1,100 @@
+"""Runs verbs of `coe` in processes of their own, since what they import has no place in the one that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from coe.errors import JobUnavailable, NotInstalled
+from coe.settings import Settings
+
+RETRY_AFTER = 5.0
+MOST_WAITING = 8
+"""Requests for a job, the one under way included."""
+_TOLD = 500
+"""Characters of a failed job's last words that are passed on."""
+
+
+class Jobs:
+    """One at a time, each with a time of its own; what is under way ends with the block that this is entered for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    async def report(self, *words: str, seconds: float, needs: tuple[str, ...]) -> Any:
+        """What `coe WORDS --json` prints. `needs` are the packages without which it cannot. Raises NotInstalled, or
+        JobUnavailable where it fails, takes too long, or too many ask."""
+        check_installed(words[0], needs)
+        if self._waiting >= MOST_WAITING:
+            raise JobUnavailable(f"{MOST_WAITING} others ask for a job already", retry_after=RETRY_AFTER)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await asyncio.to_thread(self._run, words, seconds)
+        finally:
+            self._waiting -= 1
+
+    def _run(self, words: tuple[str, ...], seconds: float) -> Any:
+        verb = f"coe {words[0]}"
+        with start(self._settings, *words, "--json", stdin=subprocess.DEVNULL) as process:
+            self._process = process
+            try:
+                told, complaint = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                message = f"`{verb}` took more than {seconds:g} s and was ended; run it by hand"
+                raise JobUnavailable(message, retry_after=RETRY_AFTER) from None
+            finally:
+                process.kill()
+                self._process = None
+        try:
+            if process.returncode == 0:
+                return orjson.loads(told)
+        except orjson.JSONDecodeError:
+            complaint = b"it printed no JSON"
+        raise JobUnavailable(f"`{verb}` failed: {last_words(complaint)}", retry_after=RETRY_AFTER)
+
+
+def check_installed(verb: str, needs: tuple[str, ...]) -> None:
+    """Raises NotInstalled, with the remedy."""
+    if missing := [name for name in needs if find_spec(name) is None]:
+        raise NotInstalled(
+            f"`coe {verb}` needs {', '.join(missing)}, which is not installed where this gateway runs; "
+            "pip install 'coe[train]' there, or run it elsewhere"
+        )
+
+
+def start(settings: Settings, *words: str, stdin: int) -> subprocess.Popen[bytes]:
+    """`coe WORDS` over the gateway's own declaration and state, behind everything else that wants the processor; in a
+    thread, as a fork takes its time."""
+    polite = ("nice", "-n", "10") if shutil.which("nice") else ()
+    return subprocess.Popen(  # noqa: S603  our own verb; the words are a verb's and versions that there are
+        [*polite, sys.executable, "-m", "coe.cli", *words, "--config", str(settings.config)],
+        env={**os.environ, "COE_HOME": str(settings.home)},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def last_words(complaint: bytes) -> str:
+    """The end of what a process said of its failure."""
+    lines = complaint.decode(errors="replace").strip().splitlines()
+    return " ".join(lines[-3:])[-_TOLD:] or "it said nothing"

@@ -1,0 +1,96 @@
+"""Artifacts as training, planning and learning leave them, for gateways in the process of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from coe.artifacts import ArtifactStore
+from coe.learning.declared_problem import declared_problem
+from coe.mapping import Assignment, Basis, rounded, solve
+from coe.registry import Registry
+from coe.scoring import tabulate_softly
+from coe.settings import Settings
+from gateway.in_use import ASSIGNMENT, ROUTER
+from routers.cascade import CONFIG, FORMAT
+from tests.fakes import registry_of
+
+CATEGORIES = ("code", "art", "general")
+SIZES = {"coder": 7.0, "painter": 30.0, "generalist": 2.0}
+SCORES = {"coder": (0.9, 0.3, 0.4), "painter": (0.6, 0.8, 0.7), "generalist": (0.4, 0.4, 0.6)}
+"""Mean score by category."""
+
+
+def measured_registry(**changes: Any) -> Registry:
+    """That of the fakes, with sizes, and the plan free to choose."""
+    experts = [
+        {"name": name, "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+        | {"active_parameters_b": size, "prices": {"input": size / 10, "output": size / 5}}
+        for name, size in SIZES.items()
+    ]
+    return registry_of(**{"experts": experts, "assignment": {"general": "generalist"}} | changes)
+
+
+def settings_in(folder: Path, registry: Registry) -> Settings:
+    """With the registry declared there; subprocesses find this checkout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    declared = registry.model_dump(mode="json", exclude_none=True)
+    (folder / "experts.yaml").write_bytes(orjson.dumps(declared))
+    return Settings.read({}, config=folder / "experts.yaml")
+
+
+def planned(
+    settings: Settings, registry: Registry, *, keep: bool = True, deviations: float = 1.0
+) -> tuple[str, Assignment]:
+    """A plan on made scores, published and promoted; without `keep` as an older CoE left it."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (80, 40, 12))
+    means = np.array([SCORES[name] for name in registry.expert_names]).T[labels]
+    scores = (rng.random(means.shape) < means).astype(np.float64)
+    table = tabulate_softly(CATEGORIES, registry.expert_names, np.eye(3)[labels], scores)
+    weights = table.count.max(axis=1)
+    problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
+    basis = Basis(problem, table, rounded(np.eye(3)[labels] * 0.9 + 0.1 / 3), deviations, "132 prompts of probes")
+    assignment = solve(problem, traffic=basis.traffic)
+    store = ArtifactStore(settings.artifacts, ASSIGNMENT)
+    with store.draft() as draft:
+        (draft / "assignment.json").write_bytes(assignment.to_json())
+        if keep:
+            basis.save(draft)
+        artifact = store.publish(draft, categories=CATEGORIES, data=registry.digest, metrics={})
+    store.promote(artifact.manifest.version, by="plan", why="planned on probes")
+    return artifact.manifest.version, assignment
+
+
+def router_published(
+    settings: Settings, mark: str, *, categories: tuple[str, ...] = CATEGORIES, metrics: Mapping[str, Any] | None = None
+) -> str:
+    """A router's folder that passes the checks before it is loaded, and is none."""
+    store = ArtifactStore(settings.artifacts, ROUTER)
+    with store.draft() as draft:
+        config = {"format": FORMAT, "kind": "cascade", "categories": list(categories), "mark": mark}
+        (draft / CONFIG).write_bytes(orjson.dumps(config))
+        artifact = store.publish(draft, categories=categories, data=mark, metrics=metrics or {})
+    return artifact.manifest.version
+
+
+class ScriptedJobs:
+    """Reports what it was given, an error to raise or JSON, and remembers what was asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, ...]] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def report(self, *words: str, seconds: float, needs: tuple[str, ...]) -> Any:
+        self.asked.append(words)
+        await self.go.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer

@@ -1,0 +1,44 @@
+"""`/v1/status`: one look at a time, shown again for a minute; failures are told and not remembered."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from coe.errors import JobUnavailable, NotInstalled
+from tests.admin.samples import ScriptedJobs
+from tests.fakes import Gateway, Response, gateway_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def status(gateway: Gateway) -> Response:
+    return await gateway.post("/v1/status", method="GET")
+
+
+async def test_those_who_ask_together_and_within_a_minute_get_one_look() -> None:
+    jobs = ScriptedJobs({"alarms": []})
+    jobs.go.clear()
+    async with gateway_of(jobs=jobs) as gateway:
+        both = asyncio.gather(status(gateway), status(gateway))
+        await asyncio.sleep(0)
+        jobs.go.set()
+        first, second = await both
+        third = await status(gateway)
+    assert jobs.asked == [("status",)]
+    assert first.json["report"] == {"alarms": []}
+    assert first.body == second.body == third.body
+
+
+@pytest.mark.parametrize(
+    ("error", "status_code"), [(JobUnavailable("away", retry_after=5), 503), (NotInstalled("no scipy"), 501)]
+)
+async def test_a_failed_look_is_told_and_the_next_one_looks_again(error: Exception, status_code: int) -> None:
+    jobs = ScriptedJobs(error)
+    async with gateway_of(jobs=jobs) as gateway:
+        failed = await status(gateway)
+        jobs.answer = {"alarms": []}
+        again = await status(gateway)
+    assert (failed.status, failed.error["message"]) == (status_code, str(error))
+    assert again.status == 200

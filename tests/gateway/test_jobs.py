@@ -1,0 +1,125 @@
+"""Processes beside the gateway: bounded, one at a time, and gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coe.errors import InvalidRequest, JobUnavailable, NotInstalled
+from coe.settings import Settings
+from gateway import jobs as jobs_module
+from gateway import solver as solver_module
+from gateway.jobs import Jobs
+from gateway.solver import Solver
+from tests.admin.samples import measured_registry, planned, settings_in
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent))
+    return settings_in(tmp_path, measured_registry())
+
+
+def children() -> list[psutil.Process]:
+    """Processes of verbs that run; one that has ended and was not waited for yet is none."""
+    there = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in there if "coe.cli" in " ".join(one.cmdline())]
+
+
+async def test_a_verb_reports_as_it_would_on_the_command_line(settings: Settings) -> None:
+    async with Jobs(settings) as jobs:
+        found = await jobs.report("check", seconds=60, needs=())
+    assert found["experts"] == ["coder", "painter", "generalist"]
+
+
+async def test_a_failure_is_told_in_the_verbs_own_words(settings: Settings) -> None:
+    async with Jobs(settings) as jobs:
+        with pytest.raises(JobUnavailable, match=r"`coe status` failed: .*no router is trained yet; run `coe train`"):
+            await jobs.report("status", seconds=60, needs=())
+        with pytest.raises(JobUnavailable, match="failed: it printed no JSON"):
+            await jobs.report("check", "--help", seconds=60, needs=())
+
+
+async def test_what_takes_too_long_is_ended(settings: Settings) -> None:
+    async with Jobs(settings) as jobs:
+        with pytest.raises(JobUnavailable, match=r"`coe check` took more than 0\.01 s"):
+            await jobs.report("check", seconds=0.01, needs=())
+    assert children() == []
+
+
+async def test_a_missing_package_is_named_before_anything_is_started(settings: Settings) -> None:
+    async with Jobs(settings) as jobs:
+        with pytest.raises(NotInstalled, match=r"`coe status` needs no_such_package.*pip install 'coe\[train\]'"):
+            await jobs.report("status", seconds=60, needs=("orjson", "no_such_package"))
+
+
+async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MOST_WAITING", 1)
+    async with Jobs(settings) as jobs:
+        first = asyncio.create_task(jobs.report("check", seconds=60, needs=()))
+        await asyncio.sleep(0)
+        with pytest.raises(JobUnavailable, match="others ask"):
+            await jobs.report("check", seconds=60, needs=())
+        await first
+
+
+async def test_the_process_of_a_plan_answers_one_after_the_other_and_is_gone_in_the_end(settings: Settings) -> None:
+    version, _ = planned(settings, measured_registry())
+    async with Solver(settings) as solver:
+        first = await solver.solve(version, {"mean_active_b": 5})
+        (process,) = children()
+        with pytest.raises(InvalidRequest, match="the smallest that would do"):
+            await solver.solve(version, {"mean_active_b": 0.1})
+        assert await solver.solve(version, {"mean_active_b": 5}) == first
+        assert children() == [process]
+        other, _ = planned(settings, measured_registry(), deviations=0.0)
+        await solver.solve(other, {})
+        assert process not in children()
+    assert children() == []
+
+
+async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings) -> None:
+    version, _ = planned(settings, measured_registry())
+    async with Solver(settings) as solver:
+        asked = [asyncio.create_task(solver.solve(version, {"mean_active_b": limit})) for limit in (3, 4, 5)]
+        await asyncio.wait(asked)
+    told = [one.exception() or one.result()["budget"] for one in asked]
+    assert [str(one) for one in told[:2]] == ["a newer budget was asked for meanwhile"] * 2
+    assert told[2] == {"mean_active_b": 5.0}
+
+
+async def test_one_who_leaves_does_not_spoil_the_answer_of_the_next(settings: Settings) -> None:
+    version, _ = planned(settings, measured_registry())
+    async with Solver(settings) as solver:
+        leaving = asyncio.create_task(solver.solve(version, {"mean_active_b": 3}))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        assert (await solver.solve(version, {"mean_active_b": 5}))["budget"] == {"mean_active_b": 5.0}
+
+
+async def test_a_plan_that_is_not_there_or_takes_too_long_is_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Solver(settings) as solver:
+        with pytest.raises(JobUnavailable, match="no such assignment artifact"):
+            await solver.solve("nothing", {})
+        version, _ = planned(settings, measured_registry())
+        monkeypatch.setattr(solver_module, "SECONDS", 0.01)
+        with pytest.raises(JobUnavailable, match="it took more than"):
+            await solver.solve(version, {})
+        assert children() == []
+
+
+async def test_an_idle_process_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    version, _ = planned(settings, measured_registry())
+    monkeypatch.setattr(solver_module, "IDLE", 0.0)
+    async with Solver(settings) as solver:
+        await solver.solve(version, {})
+        async with asyncio.timeout(10):
+            while children():
+                await asyncio.sleep(0.01)
