@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +35,7 @@ class Served:
     process: asyncio.subprocess.Process
     folder: Path
     declared: dict[str, Any] = field(repr=False)
+    settings: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def url(self) -> str:
@@ -69,6 +70,18 @@ class Served:
         pointer = self.folder / ".coe" / "artifacts" / "router" / POINTER
         pointer.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(pointer)
+
+    async def kill(self) -> None:
+        """End all its processes at once."""
+        for one in (*self.workers, psutil.Process(self.process.pid)):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        await self.process.wait()
+
+    async def start(self) -> None:
+        """Start it again, as it was started first."""
+        self.process = await _started(self.settings)
+        await until_ready(self)
 
     async def ready(self) -> dict[str, Any]:
         """What /health/ready says, with its status."""
@@ -130,23 +143,26 @@ async def serving(
     config = folder / "experts.yaml"
     config.write_bytes(orjson.dumps(declared))
     settings = {"COE_CONFIG": str(config), "COE_PORT": str(port), **(environ or {})}
-    command = (sys.executable, "-m", "tests.gateway.words_server")
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=os.environ | settings, stderr=stderr)
+    client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+    process = await _started(settings, stderr)
+    served = Served(port, upstream, client, process, folder, declared, settings)
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as client:
-            served = Served(port, upstream, client, process, folder, declared)
+        async with client:
             await until_ready(served)
             yield served
     finally:
-        if process.returncode is None:
-            process.terminate()
+        if served.process.returncode is None:
+            served.process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), 10)
+                await asyncio.wait_for(served.process.wait(), 10)
             except TimeoutError:
-                for one in (*psutil.Process(process.pid).children(), psutil.Process(process.pid)):
-                    one.kill()
-                await process.wait()
+                await served.kill()
         await runner.cleanup()
+
+
+async def _started(settings: dict[str, str], stderr: IO[bytes] | None = None) -> asyncio.subprocess.Process:
+    command = (sys.executable, "-m", "tests.gateway.words_server")
+    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=os.environ | settings, stderr=stderr)
 
 
 async def until_ready(served: Served) -> None:

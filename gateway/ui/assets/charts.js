@@ -3,18 +3,23 @@
 import { html, nothing } from "./vendor/lit-html.js";
 
 const { Chart } = globalThis;
-const SERIES = 8;
+const SERIES = Array.from({ length: 8 }, (_, index) => `series-${index + 1}`);
+const NAMES = ["ink", "faint", "line", "paper", "good", "warn", "bad"];
 
-/** The colours of the page as they are now: `ink`, `faint`, `line`, `paper`, and `series` by number from 1. */
+// Known to be colours, they are told as they look now, and not as light-dark(…), which a canvas may not understand.
+for (const name of [...NAMES, ...SERIES]) {
+  CSS.registerProperty({ name: `--${name}`, syntax: "<color>", inherits: true, initialValue: "gray" });
+}
+
+/** The colours of the page as they are now: ink, faint, line, paper, good, warn, bad, and `series` in their order. */
 export function colours() {
   const style = getComputedStyle(document.documentElement);
   const of = (name) => style.getPropertyValue(`--${name}`).trim();
-  const series = Array.from({ length: SERIES }, (_, index) => of(`series-${index + 1}`));
-  return { ink: of("ink"), faint: of("faint"), line: of("line"), paper: of("paper"), series };
+  return { ...Object.fromEntries(NAMES.map((name) => [name, of(name)])), series: SERIES.map(of) };
 }
 
 /** The colour of the nth thing of a kind, from 0; more than eight repeat. */
-export const colour = (index, palette = colours()) => palette.series[index % SERIES];
+export const colour = (index, palette = colours()) => palette.series[index % SERIES.length];
 
 /**
  * A chart: `config(palette)` gives Chart.js's { type, data, options } in the colours of the page, `label` says what it

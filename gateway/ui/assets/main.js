@@ -3,9 +3,10 @@
 import { html, nothing, render } from "./vendor/lit-html.js";
 import { api } from "./api.js";
 import * as experts from "./views/experts.js";
+import * as live from "./views/live.js";
 import * as log from "./views/log.js";
 
-const VIEWS = [log, experts];
+const VIEWS = [live, log, experts];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the view that is shown, and what it keeps while it is

@@ -72,7 +72,7 @@ export const badge = (text, kind = "plain") => html`<span class="badge ${kind}">
 export const figure = (name, value, note = nothing) =>
   html`<div class="figure"><dt>${name}</dt><dd>${value}</dd>${note === nothing ? nothing : html`<dd class="faint">${note}</dd>`}</div>`;
 
-export const percent = (share) => (share == null ? "–" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
+export const percent = (share) => (share == null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`);
 
 /** With three digits that count: 0.0123, 1.23, 12.3, 1,230. */
 export function number(value, digits = 3) {

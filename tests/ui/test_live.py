@@ -1,0 +1,161 @@
+"""The live view in a real browser, before a real gateway of two processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.gateway.served import Served, serving
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+
+pytestmark = [pytest.mark.anyio, needs_browser]
+HIDE = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+SEEN = "document.dispatchEvent(new Event('visibilitychange'))"
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    async with serving(tmp_path_factory.mktemp("served"), environ={"COE_WORKERS": "2"}) as served:
+        for name in ["good"] * 6 + ["slow-start"] * 2 + ["status-500"] * 2:
+            await (await served.ask(name)).read()
+        yield served
+
+
+async def since_the_start(page: Page) -> None:
+    await page.get_by_role("combobox", name="Over").select_option(label="since the start")
+
+
+async def says(page: Page, state: str) -> None:
+    await expect(page.get_by_role("status").first).to_have_text(state)
+
+
+async def in_all(page: Page, count: int) -> None:
+    await expect(page.get_by_text(f"{count} in all")).to_be_visible()
+
+
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("dark", [False, True])
+async def test_it_fits_and_is_accessible(browser: Browser, served: Served, phone: bool, dark: bool) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/live", phone=phone, dark=dark) as page:
+        await since_the_start(page)
+        await says(page, "Live")
+        await expect(page.get_by_role("img", name="Requests from category to expert")).to_be_visible()
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
+
+
+async def test_requests_of_all_processes_are_told_by_expert_and_by_what_they_came_to(
+    browser: Browser, served: Served
+) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/live") as page:
+        await since_the_start(page)
+        row = page.get_by_role("table", name="Experts").get_by_role("row")
+        await expect(row.filter(has_text="good")).to_contain_text("60 %")
+        await expect(row.filter(has_text="status-500")).to_contain_text("20 %")
+        ended = page.get_by_role("table", name="Ended as").get_by_role("row")
+        await expect(ended.filter(has_text="expert_unavailable")).to_contain_text("20 %")
+        facts = page.get_by_role("region", name="Gateway")
+        await expect(facts).to_contain_text("Workers 2")
+
+
+async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/live") as page:
+        await says(page, "Live")
+        async with page.expect_event("requestfailed", lambda request: "stats/stream" in request.url):
+            await page.get_by_role("button", name="Pause").click()
+        await says(page, "Paused")
+        before = await page.get_by_text("in all").text_content()
+        await (await served.ask("good")).read()
+        await page.get_by_role("heading", level=1).click()  # the focus is nowhere
+        await page.keyboard.press("Space")
+        await says(page, "Live")
+        await expect(page.get_by_text("in all")).not_to_have_text(before or "")
+        await page.keyboard.press("Space")
+        await says(page, "Paused")
+
+
+async def test_a_hidden_tab_listens_to_nothing(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/live") as page:
+        await says(page, "Live")
+        async with page.expect_event("requestfailed", lambda request: "stats/stream" in request.url):
+            await page.evaluate(HIDE % "true" + SEEN)
+        async with page.expect_request("**/v1/stats/stream"):
+            await page.evaluate(HIDE % "false" + SEEN)
+        await says(page, "Live")
+
+
+async def test_without_requests_it_says_how_to_send_one_and_shows_the_first(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
+        await expect(page.get_by_role("heading", name="No requests yet")).to_be_visible()
+        await check_accessible(page)
+        await (await served.ask("good")).read()
+        await in_all(page, 1)
+        await expect(page.get_by_role("heading", name="No requests yet")).to_be_hidden()
+
+
+async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
+        for _ in range(3):
+            await (await served.ask("good")).read()
+        await in_all(page, 3)
+        await served.kill()
+        await says(page, "The gateway is away; trying again")
+        await in_all(page, 3)
+        await served.start()
+        await (await served.ask("good")).read()
+        await says(page, "Live")
+        await in_all(page, 1)
+        await since_the_start(page)
+        await expect(
+            page.get_by_role("table", name="Experts").get_by_role("row").filter(has_text="good")
+        ).to_contain_text("100 %")
+
+
+async def test_quantiles_and_differences_are_right(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/live") as page:
+        found = await page.evaluate(
+            """async () => {
+                const { quantile, less, margins, failures } = await import("/ui/views/live/sums.js");
+                const bounds = [0.1, 0.2, 0.4];
+                return [
+                    quantile(bounds, [0, 0, 0, 0], 0.5),
+                    quantile(bounds, [4, 0, 0, 0], 0.5),
+                    quantile(bounds, [2, 2, 4, 0], 0.75),
+                    quantile(bounds, [0, 0, 0, 3], 0.5),
+                    less({ a: 3, b: 2, c: 1 }, { a: 1, b: 2 }),
+                    margins({ code: { x: 2, y: 1 }, art: { x: 4 } }),
+                    failures({ ok: 5, aborted: 2, expert_busy: 3, draining: 1 }),
+                ];
+            }"""
+        )
+    assert found == [
+        None,
+        pytest.approx(50),
+        pytest.approx(300),
+        pytest.approx(400),
+        {"a": 2, "c": 1},
+        {"categories": {"code": 3, "art": 4}, "experts": {"x": 6, "y": 1}},
+        4,
+    ]
+
+
+async def test_whichever_process_answers_tells_the_same(served: Served) -> None:
+    async def totals() -> set[int]:
+        """As several looks tell them, each over a connection of its own."""
+        found = set()
+        for _ in range(12):
+            async with served.client.get(f"{served.url}/v1/stats") as response:
+                look = await response.json()
+            assert [worker["worker"] for worker in look["workers"]] == [0, 1]
+            found.add(look["requests"]["total"])
+        return found
+
+    (before,) = await totals()
+    await (await served.ask("good")).read()
+    async with asyncio.timeout(10):
+        while await totals() != {before + 1}:
+            pass
