@@ -40,7 +40,9 @@ class Glance:
 class CheapHeads:
     """Text to Glance. Thread-safe: nothing changes after construction but what `pieces` remembers.
 
-    Static vectors stay as narrow as files hold them: half the memory of a worker's largest table for 7 microseconds.
+    Static vectors are whole numbers of 16 bits with a scale for each piece, which are summed in a third of the time of
+    the files' float16 and in as little memory; the error, 1.5e-5 of a piece's largest component, is that of float16 or
+    less.
     """
 
     def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: Places) -> None:
@@ -48,10 +50,9 @@ class CheapHeads:
         self._pieces = lexical.features.pieces
         self._features = lexical.features
         self._classes = classes
-        self._dimensions = static.tokens.shape[1]
         self._terms = np.column_stack((lexical.weights, lexical.idf, lexical.known)).astype(np.float32)
-        flags = lexical.features.function_words.astype(np.float16)
-        self._tokens = np.column_stack((static.tokens.astype(np.float16, copy=False), flags))
+        self._steps, scales = _whole(static.tokens)
+        self._known_pieces = np.column_stack((scales, lexical.features.function_words))
         self._directions = np.concatenate((head.weights.T, places.centroids))
         self._bias = head.bias
         self._start, self._scripts, self._words = lexical.bias, lexical.traits[:-2], lexical.traits[-2:]
@@ -61,15 +62,15 @@ class CheapHeads:
     def __call__(self, text: str) -> Glance:
         text = cut(text, characters=CHARACTERS)
         ids = self._pieces(text)
-        total = np.add.reduce(self._tokens.take(ids, axis=0), axis=0, dtype=np.float32)
-        vector = total[: self._dimensions]
+        known_pieces = self._known_pieces.take(ids, axis=0)
+        vector = known_pieces[:, 0] @ self._steps.take(ids, axis=0).astype(np.float32)
         length = float(vector @ vector) ** 0.5
         if length:
             vector = vector / np.float32(length)
         along = self._directions @ vector
         static = along[: self._classes] + self._bias
         nearest = float(np.maximum.reduce(along[self._classes :]))
-        lexical, known = self._look(text, ids, total[self._dimensions :])
+        lexical, known = self._look(text, ids, np.add.reduce(known_pieces[:, 1:], axis=0))
         return Glance(lexical, static, vector, (nearest, known))
 
     def _look(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
@@ -87,6 +88,13 @@ class CheapHeads:
         logits = logits + (function_words @ self._words) / np.float32(count)
         logits += (weights @ found[:, :-2]) / np.float32(norm**0.5)
         return logits, float(squares @ found[:, -1]) / norm
+
+
+def _whole(vectors: Floats) -> tuple[NDArray[np.int16], Floats]:
+    """The vectors (n, dimensions) as whole numbers, and by what to multiply each (n,)."""
+    largest = np.abs(vectors).max(axis=1).astype(np.float32)
+    scales = (np.where(largest > 0, largest, 1) / (2**15 - 1)).astype(np.float32)
+    return np.rint(vectors / scales[:, None]).astype(np.int16), scales
 
 
 def _distinct(ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
