@@ -36,8 +36,9 @@ class DocumentEncoder:
     @classmethod
     def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> DocumentEncoder:
         """Raises ArtifactError when either file cannot be used."""
-        encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=TOKENS, characters=16 * TOKENS)
-        return cls(encoder, load_tokenizer(tokenizer), digest=_digest(network, tokenizer))
+        found = load_tokenizer(tokenizer)
+        encoder = OnnxEncoder(network, found, threads=threads, tokens=TOKENS, characters=16 * TOKENS)
+        return cls(encoder, found, digest=_digest(network, tokenizer))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 (n_texts, dimensions)."""

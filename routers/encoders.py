@@ -44,7 +44,6 @@ class OnnxEncoder:
         self._threads, self._tokens = threads, tokens
         self._session = _session(network, threads=threads)
         self._tokenizer = tokenizer
-        self._tokenizer.enable_truncation(tokens)
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         self.dimensions: int = self._session.get_outputs()[0].shape[1]
 
@@ -74,7 +73,11 @@ class OnnxEncoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, cut, special tokens included."""
         shown = [readable(cut(text, characters=self._characters)) for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(shown)]
+        encodings = self._tokenizer.encode_batch(shown, add_special_tokens=False)
+        room = max(0, self._tokens - self._tokenizer.num_special_tokens_to_add(is_pair=False))
+        for encoding in encodings:  # not by the tokenizer, which others may share
+            encoding.truncate(room)
+        return [self._tokenizer.post_process(encoding).ids for encoding in encodings]
 
     def encode_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
