@@ -53,13 +53,14 @@ class Chat:
 class Wishes:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
     should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
-    may be consulted for it."""
+    may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that."""
 
     session: str | None = None
     thrift: float = 0.0
     timeout: float = 600.0
     trace: Mapping[str, str] = field(default_factory=dict)
     retrieval: Consent = "auto"
+    explain: bool = False
 
 
 # ----------------------------------------------------------------------------------------------- classification
@@ -104,6 +105,16 @@ HURRIED = "hurried"
 """The stage of an unsure quick answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A text that the router was trained on: its category, the cosine to it, and the digest by which somebody who has
+    the texts finds it (`routers.digest_of`), empty where the router does not know it."""
+
+    category: str
+    closeness: float
+    digest: str = ""
+
+
 class Router(Protocol):
     """A category router: text to a posterior over `categories`. Thread-safe; every implementation passes one suite.
 
@@ -111,7 +122,8 @@ class Router(Protocol):
     look is worth it; `predict` always answers and may take milliseconds per text. Where `peek` answers, `predict`
     gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`. Whoever has the
     texts' `vectors`, (n_texts, dimensions) of the router's own encoder, gets the surest answer for each of them, and
-    the encoder is not asked: a fraction of a millisecond more than a peek.
+    the encoder is not asked: a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest
+    to one, the nearest first, as far as the router keeps any; it takes as long as `predict`.
     """
 
     categories: tuple[str, ...]
@@ -120,6 +132,8 @@ class Router(Protocol):
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None: ...
 
     def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]: ...
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]: ...
 
 
 # ----------------------------------------------------------------------------------------------- decision and answer

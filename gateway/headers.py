@@ -18,11 +18,11 @@ _PROPAGATED = (b"traceparent", b"tracestate")
 
 
 def read_wishes(scope: Scope, policy: Policy) -> Wishes:
-    """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval and the trace context; what is declared without
-    them. Raises InvalidRequest for a word that is none, or a number outside the declared limits."""
+    """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval, x-coe-explain and the trace context; what is
+    declared without them. Raises InvalidRequest for a word that is none, or a number outside the declared limits."""
     session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
     retrieval: Consent = "auto"
-    trace = {}
+    explain, trace = False, {}
     for name, value in scope["headers"]:
         size += len(name) + len(value)
         if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION:
@@ -33,11 +33,13 @@ def read_wishes(scope: Scope, policy: Policy) -> Wishes:
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
         elif name == b"x-coe-retrieval":
             retrieval = _consent(value)
+        elif name == b"x-coe-explain":
+            explain = _flag(value, "x-coe-explain")
         elif name in _PROPAGATED:
             trace[name.decode()] = value.decode("latin-1")
     if size > MAX_HEADERS:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return Wishes(session, thrift, timeout, trace, retrieval)
+    return Wishes(session, thrift, timeout, trace, retrieval, explain)
 
 
 def _consent(value: bytes) -> Consent:
@@ -45,6 +47,12 @@ def _consent(value: bytes) -> Consent:
         if value == known.encode():
             return known  # type: ignore[no-any-return]
     raise InvalidRequest(f"x-coe-retrieval must be one of {', '.join(get_args(Consent))}", param="x-coe-retrieval")
+
+
+def _flag(value: bytes, name: str) -> bool:
+    if value not in (b"0", b"1"):
+        raise InvalidRequest(f"{name} must be 0 or 1", param=name)
+    return value == b"1"
 
 
 def _number(value: bytes, name: str, low: float, high: float) -> float:

@@ -19,6 +19,7 @@ from gateway.dialects import Dialect
 from gateway.errors import headers_of, status_of
 from gateway.headers import read_wishes
 from gateway.relay import EVENT_STREAM, relay, respond
+from gateway.timing import headers_of as told
 from gateway.trace import Trace
 from gateway.tracing import Tracing
 
@@ -91,7 +92,7 @@ class Line:
                 answer = await composition.call(chat, trace.decision, wishes, until=cutoff.until)  # 6 call
                 try:
                     trace.answered(answer)
-                    await relay(cited(answer.reply, trace), send, headers=trace.headers())  # 7 relay
+                    await relay(cited(answer.reply, trace), send, headers=told(trace))  # 7 relay
                     cutoff.over()
                     trace.outcome = "ok"
                 finally:
@@ -105,6 +106,6 @@ class Line:
                 async with asyncio.timeout(LAST_EVENT):
                     await send(last)
             return
-        headers = [*trace.headers(), *headers_of(error)]
+        headers = [*told(trace), *headers_of(error)]
         trace.status = status_of(error)
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)

@@ -28,6 +28,10 @@ _DOCUMENT_PROBLEMS: dict[int, str] = {
 }
 
 
+_ASKED = ("Session", "Thrift", "Timeout", "Documents", "Explain", "Trace")
+"""Headers that requests of all chat APIs may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Dialect:
     path: str
@@ -94,13 +98,13 @@ def _asked(dialect: _Dialect, keys: bool) -> Schema:
         {"200": told, **problems(PROBLEMS, dialect.error)},
         keys=keys,
         error=dialect.error,
-        parameters=[ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents", "Trace")],
+        parameters=[ref(name, section="parameters") for name in _ASKED],
         requestBody=body(f"{dialect.name}Request"),
     )
 
 
 def _others(keys: bool) -> Schema:
-    wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents")]
+    wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents", "Explain")]
     named = {"name": "model", "in": "path", "required": True, "schema": TEXT}
     route = operation(
         "route",
@@ -184,6 +188,7 @@ _HEADERS: Schema = {
         "many passages of about how many tokens the expert was given.",
         "schema": TEXT,
     },
+    "Timing": {"description": "Milliseconds of each step, where x-coe-explain asks for it.", "schema": TEXT},
     "Overhead": {"description": "Milliseconds until the decision.", "schema": {"type": "number", "minimum": 0}},
 }
 
@@ -199,6 +204,7 @@ def _answer_headers(keys: bool) -> Schema:
         "x-coe-attempts": "Attempts",
         "x-coe-overhead-ms": "Overhead",
         "x-coe-retrieval": "Retrieval",
+        "server-timing": "Timing",
     }
     if keys:
         kinds = [f"{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
@@ -224,6 +230,12 @@ def _parameters(registry: Registry) -> Schema:
             "x-coe-retrieval",
             "Whether documents may be consulted: where it pays (auto), in any case, or never.",
             {"type": "string", "enum": list(get_args(Consent))},
+        ),
+        "Explain": _header(
+            "x-coe-explain",
+            "1 for more about the decision: the answer's header server-timing tells the steps; /v1/route, for "
+            "administrators, the nearest training examples and what the experts were weighed by.",
+            {"type": "string", "enum": ["0", "1"]},
         ),
         "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
     }

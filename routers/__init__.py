@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.resources
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,21 @@ class Example:
 
     prompt: str
     category: str
+
+
+def digest_of(prompt: str) -> str:
+    """By which a router remembers an exemplar, without its text."""
+    from routers.examples import prepared
+
+    return hashlib.blake2b(prepared(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def shipped() -> list[Example]:
+    """The labelled prompts that come with this package."""
+    lines = (
+        (importlib.resources.files("routers") / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    return [Example(**json.loads(line)) for line in lines]
 
 
 def load(folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1) -> Router:
@@ -98,4 +116,14 @@ def build(
     )
 
 
-__all__ = ["DEFAULT_ENCODER", "Example", "build", "check", "load", "load_document_encoder", "load_encoder"]
+__all__ = [
+    "DEFAULT_ENCODER",
+    "Example",
+    "build",
+    "check",
+    "digest_of",
+    "load",
+    "load_document_encoder",
+    "load_encoder",
+    "shipped",
+]

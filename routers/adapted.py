@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, HURRIED, Prediction, Router
+from coe.core import GENERAL, HURRIED, Neighbour, Prediction, Router
+from routers import digest_of
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter
 from routers.familiarity import unit_mean
@@ -54,7 +56,8 @@ class AdaptedRouter:
     """A coe.core.Router. Thread-safe: nothing changes after construction.
 
     `targets` (n_base_categories,) says where each of the base's categories goes among `categories`, `new` (n_new,)
-    where the new ones stand; `exemplars` holds the vectors (n_texts, dimensions) of each new category's texts.
+    where the new ones stand; `exemplars` holds the vectors (n_texts, dimensions) of each new category's texts, and
+    `digests` what those texts are known by.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class AdaptedRouter:
         static: Newcomers,
         semantic: Newcomers,
         exemplars: Sequence[Floats],
+        digests: Sequence[Sequence[str]],
     ) -> None:
         self.categories = categories
         self.version = version
@@ -77,6 +81,7 @@ class AdaptedRouter:
         self._static = static
         self._semantic = semantic
         self._exemplars = exemplars
+        self._digests = digests
 
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
         """The base's cheap answer, unless it is unsure or a new category may be near and nobody is in a hurry."""
@@ -96,6 +101,17 @@ class AdaptedRouter:
         unsure = [text for text, prediction in zip(texts, found, strict=True) if prediction is None]
         answers = iter(self._full(unsure) if unsure else ())
         return [prediction or next(answers) for prediction in found]
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
+        (vector,) = self._base.encoder.encode([text])
+        found = [
+            Neighbour(self.categories[int(self._targets[label])], closeness, digest)
+            for label, closeness, digest in self._base.knn.nearest(vector, limit=limit)
+        ]
+        for place, own, digests in zip(self._new, self._exemplars, self._digests, strict=True):
+            found += map(partial(Neighbour, self.categories[int(place)]), (own @ vector).tolist(), digests)
+        return sorted(found, key=lambda one: -one.closeness)[:limit]
 
     def _full(self, texts: Sequence[str], vectors: Floats | None = None) -> list[Prediction]:
         study = self._base.study(texts, vectors=vectors)
@@ -138,6 +154,7 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         static=Newcomers.of(glanced, [base.places.means[[i]] for i in kept], np.zeros_like(base.places.means[0])),
         semantic=Newcomers.of(encoded, exemplars, base.knn.vectors.mean(axis=0)),
         exemplars=encoded,
+        digests=[[digest_of(text) for text in declared[name]] for name in new],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from coe.core import HURRIED, Encoder, Prediction
+from coe.core import HURRIED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.cheap import CheapHeads, Glance, Places
@@ -24,6 +24,8 @@ from routers.pieces import WordPieces, load_tokenizer
 FORMAT = 2
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
+EXEMPLARS = "exemplars.json"
+"""Digests of the texts behind the vectors of SEMANTIC, for explanations alone."""
 TABLES = (TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 
@@ -119,6 +121,12 @@ class CascadeRouter:
                 found[index] = prediction
         return found
 
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        """The exemplars of the encoder's space."""
+        (vector,) = self.encoder.encode([text])
+        found = self.knn.nearest(vector, limit=limit)
+        return [Neighbour(self.categories[label], closeness, digest) for label, closeness, digest in found]
+
     def sure(self, prediction: Prediction) -> bool:
         """Whether the cheap stage's answer may stand."""
         return prediction.confidence >= self.pooling.threshold
@@ -203,8 +211,18 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
         familiarities=familiarities,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
-        knn=KnnHead(vectors=semantic["vectors"], labels=semantic["labels"].astype(np.int64), classes=classes),
+        knn=KnnHead(semantic["vectors"], semantic["labels"].astype(np.int64), classes, _digests(folder, semantic)),
     )
+
+
+def _digests(folder: Path, semantic: Arrays) -> tuple[str, ...]:
+    """Of the exemplars' texts; empty where the router was trained before they were written down."""
+    if not (folder / EXEMPLARS).exists():
+        return ()
+    digests = read_json(folder / EXEMPLARS).get("digests")
+    if not isinstance(digests, list) or len(digests) != len(semantic["labels"]):
+        raise ArtifactError(f"{folder / EXEMPLARS}: not one digest an exemplar; train the router again")
+    return tuple(map(str, digests))
 
 
 def _check_shapes(

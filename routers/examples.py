@@ -27,12 +27,17 @@ class Lessons:
     dropped: dict[str, int]
 
 
+def prepared(prompt: str) -> str:
+    """What of a prompt is learnt from."""
+    return readable(prompt[:KEPT]).strip()
+
+
 def prepare(examples: Sequence[Example]) -> Lessons:
     """Raises DataError when fewer than two categories, or fewer than two prompts of a category, are left."""
     labels: dict[str, set[str]] = {}
     blank = 0
     for example in examples:
-        text = readable(example.prompt[:KEPT]).strip()
+        text = prepared(example.prompt)
         if text:
             labels.setdefault(text, set()).add(example.category)
         else:

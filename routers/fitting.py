@@ -202,6 +202,12 @@ def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> No
     write_arrays(out / SEMANTIC, {**linear.arrays(), **_knn(data, everything, seed=seed).arrays()})
 
 
+def exemplar_rows(data: Data, rows: Labels, *, seed: int) -> Labels:
+    """Which of the rows the nearest-neighbour head keeps, in its order."""
+    each = max(1, EXEMPLARS // data.classes)
+    return rows[choose_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
+
+
 def held_out_right(vectors: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
     """Which texts a linear head on `vectors` gets right, over folds."""
     names, labels = np.unique(labels, return_inverse=True)
@@ -227,8 +233,7 @@ def _linear(vectors: Floats, data: Data, rows: Labels, strength: float) -> Linea
 
 
 def _knn(data: Data, rows: Labels, *, seed: int) -> KnnHead:
-    each = max(1, EXEMPLARS // data.classes)
-    chosen = rows[choose_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
+    chosen = exemplar_rows(data, rows, seed=seed)
     return KnnHead(data.vectors[chosen], data.labels[chosen], data.classes)
 
 

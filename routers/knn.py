@@ -18,11 +18,13 @@ PRIOR = 0.02
 
 @dataclass(frozen=True, slots=True)
 class KnnHead:
-    """Unit `vectors` (n_exemplars, dimensions), their `labels` and the number of `classes`."""
+    """Unit `vectors` (n_exemplars, dimensions), their `labels`, the number of `classes`, and the digests of their texts
+    where they are known."""
 
     vectors: NDArray[np.float32]
     labels: NDArray[np.int64]
     classes: int
+    digests: tuple[str, ...] = ()
 
     def look(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Log votes (n_texts, classes) and the mean cosine to the three nearest exemplars (n_texts,)."""
@@ -37,6 +39,12 @@ class KnnHead:
         shares = votes / votes.sum(axis=1, keepdims=True)
         closeness = np.sort(near, axis=1)[:, -3:].mean(axis=1)
         return np.log(shares + PRIOR).astype(np.float32), closeness.astype(np.float32)
+
+    def nearest(self, vector: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
+        """Label, cosine to a unit vector (dimensions,) and digest of the exemplars nearest to it, the nearest first."""
+        cosines = self.vectors @ vector
+        order = np.argsort(-cosines)[:limit].tolist()
+        return [(int(self.labels[i]), float(cosines[i]), self.digests[i] if self.digests else "") for i in order]
 
     def without(self, label: int) -> KnnHead:
         """The same without the exemplars of one category."""

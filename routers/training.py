@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routers import Example
+from routers import Example, digest_of
 from routers.calibration import Floats
-from routers.cascade import CONFIG, FORMAT, NETWORK, TOKENIZER
+from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
 from routers.distill import distil
 from routers.encoders import TOKENS, OnnxEncoder
 from routers.examples import Lessons, prepare
 from routers.export import locate_encoder, quantise
 from routers.files import write_json
-from routers.fitting import Data, choose_strengths, cross_fit, held_out_right, write_heads
+from routers.fitting import Data, choose_strengths, cross_fit, exemplar_rows, held_out_right, write_heads
 from routers.lexical import LexicalFeatures, lexical_matrix
 from routers.memory import RememberingEncoder, export_once, open_encoder
 from routers.pieces import CHARACTERS, WordPieces, cut, load_tokenizer
@@ -95,6 +95,8 @@ def train(
         pooling, familiarities = tune(held_out, data.labels)
     with stages.stage("fit"), small_fits():
         write_heads(data, strengths, out=out, seed=seed)
+        rows = exemplar_rows(data, np.arange(len(data.labels)), seed=seed)
+        write_json(out / EXEMPLARS, {"digests": [digest_of(lessons.texts[row]) for row in rows]})
     write_json(
         out / CONFIG,
         {

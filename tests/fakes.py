@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 
 from coe.composition import Composition, declared_assignment
-from coe.core import Call, Prediction, Standing, Usage
+from coe.core import Call, Neighbour, Prediction, Standing, Usage
 from coe.feedback import Feedback
 from coe.mapping import Assignment
 from coe.overlay import Overlays
@@ -37,6 +37,7 @@ from gateway.line import Observer
 from gateway.metrics import Metrics
 from gateway.solver import Solver
 from gateway.tracing import Tracing
+from routers import digest_of
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
 """Of a gateway that needs no files: no artifacts, no declaration."""
@@ -71,6 +72,12 @@ class WordRouter:
 
     def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        """A category's own description is as near as the router believes in it."""
+        shares = zip(self.categories, self._look(text, "peek").probabilities.tolist(), strict=True)
+        nearest = sorted(shares, key=lambda share: -share[1])[:limit]
+        return [Neighbour(name, share, digest_of(name)) for name, share in nearest]
 
     def _look(self, text: str, stage: str, *, doubt: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]

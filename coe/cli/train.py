@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +54,8 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pair
 
     Raises DataError for a category that only one side knows; shipped prompts of undeclared categories are left out.
     """
+    import routers
+
     if data is None and registry.router.training_data:
         data = base / registry.router.training_data
     if data is not None:
@@ -62,8 +63,8 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pair
         if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
             raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     else:
-        with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
-            pairs = [pair for pair in read_prompts(shipped) if pair[1] in registry.category_names]
+        kept = (one for one in routers.shipped() if one.category in registry.category_names)
+        pairs = [(one.prompt, one.category) for one in kept]
     pairs += [(example, category.name) for category in registry.categories for example in category.examples]
     counts = Counter(category for _, category in pairs)
     if bare := [name for name in registry.category_names if not counts[name]]:

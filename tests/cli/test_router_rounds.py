@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.cli import router_rounds
-from coe.core import Prediction
+from coe.core import Neighbour, Prediction
 from coe.feedback import Feedback
 from coe.learning.corrections import Pair
 from tests.cli.shop import PROMPTS, Shop
@@ -43,6 +43,9 @@ class Remembering:
 
     def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [self.peek(text) for text in texts]
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        return []
 
 
 @pytest.fixture

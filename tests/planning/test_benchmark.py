@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.core import Prediction
+from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.learning.benchmark import benchmark
 from coe.learning.frontier import Point, hull, hull_area
@@ -34,6 +34,9 @@ class FirstWord:
 
     def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        return []
 
     def _posterior(self, word: str) -> NDArray[np.float32]:
         certain = [float(category == word) or 0.01 for category in self.categories]

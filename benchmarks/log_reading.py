@@ -1,0 +1,119 @@
+"""How fast the log is looked through: pages of the newest records by each filter, and far back, in SQLite and Redis.
+
+    python -m benchmarks.log_reading [--records 100000] [--redis redis://127.0.0.1:6379/15]
+
+Prints JSON: milliseconds for one page of 50, the median of five, and `calls` where a page takes more than one. The
+Redis database named is emptied afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records import sample
+from coe.record import LogQuery, RoutingLog, RoutingRecord
+from coe.records import open_log
+
+BATCH = 2_000
+TURNS = 5
+
+
+def traffic(count: int) -> list[RoutingRecord]:
+    """The same 10,000 posteriors again and again, a second apart, with what is common and what is rare."""
+    shapes, begin = sample(min(count, 10_000)), time.time() - count
+    return [
+        replace(
+            shapes[n % len(shapes)],
+            request_id=f"req_{hashlib.md5(b'%d' % n).hexdigest()}",
+            time=begin + n,
+            expert=f"expert-{n % 7}",
+            reason="fallback" if n % 5_000 == 0 else "routed",
+            outcome="expert_timeout" if n % 999 == 0 else "ok",
+            session=f"session-{n // 20}",
+            tenant=f"tenant-{n % 40}",
+        )
+        for n in range(count)
+    ]
+
+
+def queries(records: Sequence[RoutingRecord]) -> Mapping[str, LogQuery]:
+    old = records[len(records) // 10]
+    return {
+        "newest": LogQuery(limit=50),
+        "category": LogQuery(category=old.category, limit=50),
+        "expert": LogQuery(expert=old.expert, limit=50),
+        "tenant": LogQuery(tenant=old.tenant or "", limit=50),
+        "a rare reason": LogQuery(reason="fallback", limit=50),
+        "a rare outcome": LogQuery(outcome="expert_timeout", limit=50),
+        "an old session": LogQuery(session=old.session or "", limit=50),
+        "an old id": LogQuery(request_id=old.request_id[:24], limit=50),
+        "the last hour": LogQuery(since=time.time() - 3_600, limit=50),
+        "until long ago": LogQuery(until=old.time, limit=50),
+        "category and expert": LogQuery(category=old.category, expert=old.expert, limit=50),
+        "rare and rare": LogQuery(reason="fallback", outcome="expert_timeout", limit=50),
+        "what is met nowhere": LogQuery(expert=old.expert, tenant="nobody", limit=50),
+    }
+
+
+async def page(log: RoutingLog, query: LogQuery) -> tuple[float, int]:
+    """Milliseconds until a page is full or the log at its beginning, and how many calls that took."""
+    began, found, calls = time.perf_counter(), 0, 0
+    while True:
+        part = await log.back(replace(query, limit=query.limit - found))
+        found, calls = found + len(part.records), calls + 1
+        if not part.cursor or found == query.limit:
+            return (time.perf_counter() - began) * 1_000, calls
+        query = replace(query, before=part.cursor)
+
+
+async def measure(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict[str, Any]:
+    for first in range(0, len(records), BATCH):
+        await log.append(records[first : first + BATCH])
+    result: dict[str, Any] = {}
+    for name, query in queries(records).items():
+        taken = [await page(log, query) for _ in range(TURNS)]
+        calls = {"calls": taken[0][1]} if taken[0][1] > 1 else {}
+        result[name] = {"ms": round(statistics.median(ms for ms, _ in taken), 2)} | calls
+    return result
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--redis")
+    options = parser.parse_args()
+    records = traffic(options.records)
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        log = open_log("sqlite:///log.db", base=Path(folder), retention=2 * options.records)
+        result["sqlite"] = await measure(log, records)
+        await log.aclose()
+    if options.redis:
+        log = open_log(options.redis, base=Path(), retention=2 * options.records)
+        try:
+            result["redis"] = await measure(log, records)
+        finally:
+            await log.aclose()
+            await _empty(options.redis)
+    print(json.dumps(result, indent=1))
+
+
+async def _empty(url: str) -> None:
+    from redis.asyncio import Redis
+
+    async with Redis.from_url(url) as client:
+        await client.flushdb()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,80 @@
+"""x-coe-explain: the steps' times beside an answer, and what `/v1/route` adds for administrators."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from coe.core import Standing
+from coe.errors import ExpertUnavailable
+from tests.access.samples import key_of
+from tests.fakes import Gateway, Response, gateway_of, registry_of
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"content-type": "application/json"}
+WHY = JSON | {"x-coe-explain": "1"}
+STEPS = ["admit", "parse", "classify", "assign", "gate", "call"]
+
+
+async def ask(gateway: Gateway, path: str, headers: dict[str, str], **fields: object) -> Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": "code"}], **fields}
+    return await gateway.post(path, orjson.dumps(body), headers=headers)
+
+
+def steps(response: Response) -> list[str]:
+    told = response.headers["server-timing"].split(", ")
+    assert all(float(step.split(";dur=")[1]) >= 0 for step in told)
+    return [step.split(";")[0] for step in told]
+
+
+async def test_who_asks_gets_the_times_of_the_steps_and_nobody_else_does() -> None:
+    async with gateway_of() as gateway:
+        told = await ask(gateway, "/v1/chat/completions", WHY)
+        silent = [
+            await ask(gateway, "/v1/chat/completions", headers) for headers in (JSON, WHY | {"x-coe-explain": "0"})
+        ]
+        wrong = await ask(gateway, "/v1/chat/completions", WHY | {"x-coe-explain": "please"})
+    assert steps(told) == STEPS
+    assert all("server-timing" not in response.headers for response in silent)
+    assert (wrong.status, wrong.error["param"]) == (400, "x-coe-explain")
+
+
+async def test_a_request_that_failed_tells_how_far_it_came() -> None:
+    failed = ExpertUnavailable("away", expert="coder")
+    async with gateway_of(coder=failed, painter=failed, generalist=failed) as gateway:
+        response = await ask(gateway, "/v1/chat/completions", WHY)
+    assert response.status == 503
+    assert steps(response) == STEPS[:-1]
+
+
+async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> None:
+    registry = registry_of(
+        categories=[
+            {"name": "code", "description": "code", "examples": ["code", "write code"]},
+            {"name": "art", "description": "of another text"},
+            {"name": "general", "description": "general"},
+        ]
+    )
+    async with gateway_of(registry) as gateway:
+        gateway.experts["painter"].standing = Standing(up=False, load=0.5)
+        told = (await ask(gateway, "/v1/route", WHY)).json
+        plain = (await ask(gateway, "/v1/route", JSON)).json
+    assert told["candidates"][0] == "coder"
+    assert told["worth"][0] > told["worth"][1]
+    assert len(told["worth"]) == 3
+    assert told["standings"]["painter"] == {"up": False, "load": 0.5}
+    assert [(near["category"], near["text"]) for near in told["neighbours"]] == [
+        ("code", "code"),
+        ("art", None),  # a text that neither the package nor experts.yaml has is not told
+        ("general", "general"),
+    ]
+    assert not {"neighbours", "standings", "worth"} & plain.keys()
+
+
+async def test_only_administrators_are_told_why() -> None:
+    keys = [key_of("reader", scopes=("route",)), key_of("boss", scopes=("route", "admin"))]
+    async with gateway_of(registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})) as gateway:
+        assert (await ask(gateway, "/v1/route", WHY | {"x-api-key": "reader"})).status == 403
+        assert (await ask(gateway, "/v1/route", JSON | {"x-api-key": "reader"})).status == 200
+        assert (await ask(gateway, "/v1/route", WHY | {"x-api-key": "boss"})).status == 200

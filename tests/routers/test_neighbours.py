@@ -1,0 +1,61 @@
+"""The training texts nearest to a text: which they are, and by what they are found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import routers
+from coe.errors import ArtifactError
+from routers.cascade import EXEMPLARS
+from tests.routers.conftest import WORDS, examples, sentences
+
+Built = tuple[Path, dict[str, Any], list[Any]]
+
+
+def test_a_text_of_the_training_is_its_own_nearest_and_found_by_its_digest(built: Built) -> None:
+    router = routers.load(built[0])
+    learnt = {routers.digest_of(one.prompt): one for one in examples()}
+    one = examples()[7]
+    found = router.neighbours(one.prompt, limit=5)
+    assert len(found) == 5
+    assert found[0].closeness == pytest.approx(1.0, abs=0.02)  # the tables are float16
+    assert [near.closeness for near in found] == sorted((near.closeness for near in found), reverse=True)
+    assert one.prompt in {learnt[near.digest].prompt for near in found}
+    assert all(learnt[near.digest].category == near.category for near in found)
+
+
+def test_new_categories_have_neighbours_too_and_dropped_ones_are_general(built: Built) -> None:
+    chess = sentences("chess", count=8, seed=9)
+    kept = sorted(WORDS)[1:]
+    router = routers.load(built[0], declared=dict.fromkeys(kept, ()) | {"general": (), "chess": chess})
+    (nearest, *_) = router.neighbours(chess[0], limit=3)
+    assert (nearest.category, nearest.digest) == ("chess", routers.digest_of(chess[0]))
+    dropped = next(one.prompt for one in examples() if one.category == sorted(WORDS)[0])
+    assert {near.category for near in router.neighbours(dropped, limit=3)} <= {"general", "chess", *kept}
+
+
+def test_digests_are_of_what_is_learnt_of_a_prompt() -> None:
+    assert routers.digest_of("  a word\n") == routers.digest_of("a word")
+    assert routers.digest_of("a word") != routers.digest_of("another")
+    assert len(routers.digest_of("\ud800")) == 24
+
+
+def test_the_starter_prompts_are_shipped_with_their_categories() -> None:
+    found = routers.shipped()
+    assert len(found) > 3_000
+    assert {"code", "general"} <= {one.category for one in found}
+
+
+def test_a_router_of_before_has_neighbours_without_digests(folder: Path) -> None:
+    (folder / EXEMPLARS).unlink()
+    assert {near.digest for near in routers.load(folder).neighbours("anything", limit=3)} == {""}
+
+
+def test_digests_that_do_not_fit_the_vectors_are_refused(folder: Path) -> None:
+    (folder / EXEMPLARS).write_text(json.dumps({"digests": ["one"]}))
+    with pytest.raises(ArtifactError, match="train the router again"):
+        routers.load(folder)
