@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,11 +18,8 @@ from starlette.applications import Starlette
 
 from coe.composition import Composition, declared_assignment
 from coe.core import Call, Neighbour, Prediction, Standing, Usage
-from coe.feedback import Feedback
 from coe.mapping import Assignment
 from coe.overlay import Overlays
-from coe.record import LogPage, LogQuery, RoutingRecord
-from coe.records.selection import matches
 from coe.registry import Registry
 from coe.retrieval.consulting import Consultant
 from coe.settings import Settings
@@ -38,6 +35,7 @@ from gateway.metrics import Metrics
 from gateway.solver import Solver
 from gateway.tracing import Tracing
 from routers import digest_of
+from tests.listed import ListLog
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
 """Of a gateway that needs no files: no artifacts, no declaration."""
@@ -83,40 +81,6 @@ class WordRouter:
         named = [float(name in text) for name in self.categories]
         scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + doubt
         return Prediction(scores / scores.sum(), stage)
-
-
-class ListLog:
-    """The records and the feedback of a gateway under test, where its `fails` is not raised."""
-
-    def __init__(self, records: list[RoutingRecord]) -> None:
-        self.records = records
-        self.events: list[Feedback] = []
-        self.fails: Exception | None = None
-        self.asked = asyncio.Event()
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def find(self, request_id: str) -> RoutingRecord | None:
-        return next((record for record in self.records if record.request_id == request_id), None)
-
-    async def back(self, query: LogQuery) -> LogPage:
-        if self.fails:
-            raise self.fails
-        newest_first = list(enumerate(self.records))[: int(query.before.split("-")[0]) if query.before else None][::-1]
-        found = [(place, record) for place, record in newest_first if matches(record, query)]
-        page = found[: query.limit]
-        return LogPage(tuple(record for _, record in page), str(page[-1][0]) if len(found) > len(page) else "")
-
-    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
-        known = set(keys)
-        return tuple(event for event in self.events if event.request_id == request_id and event.key in known)
-
-    async def append(self, events: Sequence[Feedback]) -> None:
-        self.asked.set()
-        await self.gate.wait()
-        if self.fails:
-            raise self.fails
-        self.events += events
 
 
 class ScriptedReply:
