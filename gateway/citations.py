@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -11,13 +10,12 @@ import orjson
 
 from coe.core import Api, Reply
 from coe.experts import sse
-from coe.retrieval.passages import Passage
+from gateway.annotations import Passages, annotations_of, flat
 from gateway.relay import EVENT_STREAM
+from gateway.streamed_citations import Annotated
 from gateway.trace import Trace
 
-_CITED = re.compile(r"\[(\d{1,2})\]")
 Answer = dict[str, Any]
-Passages = Sequence[Passage]
 
 
 def cited(reply: Reply, trace: Trace) -> Reply:
@@ -28,7 +26,8 @@ def cited(reply: Reply, trace: Trace) -> Reply:
     if reply.media_type != EVENT_STREAM:
         annotate = _PLAIN.get(trace.api)
         return reply if annotate is None else _Cited(reply, passages, annotate)
-    return _Announced(reply, passages) if trace.api == "chat" else reply
+    streamed = _STREAMED.get(trace.api)
+    return reply if streamed is None else streamed(reply, passages)
 
 
 class _Cited:
@@ -81,7 +80,7 @@ class _Announced:
         if not isinstance(event, dict):
             return b""
         head = {name: event[name] for name in ("id", "created", "model") if name in event}
-        delta = {"role": "assistant", "content": "", "annotations": _annotations("", self._passages)}
+        delta = {"role": "assistant", "content": "", "annotations": annotations_of("", self._passages)}
         choice = {"index": 0, "delta": delta, "finish_reason": None}
         return b"data: %b\n\n" % orjson.dumps({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
@@ -94,7 +93,7 @@ def _chat(answer: Answer, passages: Passages) -> None:
         message = choice["message"]
         message["annotations"] = [
             *(message.get("annotations") or []),
-            *_annotations(message.get("content") or "", passages),
+            *annotations_of(message.get("content") or "", passages),
         ]
 
 
@@ -102,37 +101,9 @@ def _responses(answer: Answer, passages: Passages) -> None:
     for item in answer["output"]:
         for part in item.get("content") or []:
             if part.get("type") == "output_text":
-                found = [_flat(one) for one in _annotations(part["text"], passages)]
+                found = [flat(one) for one in annotations_of(part["text"], passages)]
                 part["annotations"] = [*(part.get("annotations") or []), *found]
 
 
 _PLAIN: dict[Api, Callable[[Answer, Passages], None]] = {"chat": _chat, "responses": _responses}
-
-
-def _annotations(text: str, passages: Passages) -> list[dict[str, Any]]:
-    mentions: dict[int, list[tuple[int, int]]] = {}
-    for found in _CITED.finditer(text):
-        mentions.setdefault(int(found[1]), []).append(found.span())
-    return [
-        _annotation(passage, span)
-        for number, passage in enumerate(passages, 1)
-        for span in mentions.get(number, [(len(text), len(text))])
-    ]
-
-
-def _annotation(passage: Passage, span: tuple[int, int]) -> dict[str, Any]:
-    """A page is cited by its address, a file by the passage's id and its name."""
-    title, source = passage.title or passage.source, passage.source
-    place = {"start_index": span[0], "end_index": span[1]}
-    if source.startswith(("http://", "https://")):
-        return {"type": "url_citation", "url_citation": {"url": source, "title": title, **place}}
-    return {"type": "file_citation", "file_citation": {"file_id": passage.id, "filename": title, **place}}
-
-
-def _flat(annotation: dict[str, Any]) -> dict[str, Any]:
-    """As the Responses API writes it, without the inner object; a file is cited at one place."""
-    kind = annotation["type"]
-    inner = dict(annotation[kind])
-    if kind == "file_citation":
-        inner = {"file_id": inner["file_id"], "filename": inner["filename"], "index": inner["end_index"]}
-    return {"type": kind, **inner}
+_STREAMED: dict[Api, Callable[[Reply, Passages], Reply]] = {"chat": _Announced, "responses": Annotated}

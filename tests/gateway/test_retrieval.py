@@ -188,6 +188,48 @@ async def test_a_stream_begins_with_a_chunk_that_names_the_sources() -> None:
     assert len(rest) == 1
 
 
+async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done() -> None:
+    text, place = "In 1889 [1].", {"item_id": "m1", "output_index": 0, "content_index": 0}
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"id": "m1", "type": "message", "role": "assistant", "content": [part]}
+    told = [
+        {"type": "response.output_text.delta", "delta": text, **place},
+        {"type": "response.output_text.done", "text": text, **place},
+        {"type": "response.content_part.done", "part": part, **place},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": {"id": "r1", "output": [item]}},
+    ]
+    script = [
+        b"event: %b\ndata: %b\n\n" % (one["type"].encode(), orjson.dumps({**one, "sequence_number": number}))
+        for number, one in enumerate(told)
+    ]
+    consulted = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
+    async with gateway_of(
+        consultant=consulted.consultant, generalist=(script[0], b"".join(script[1:4]), script[4])
+    ) as gateway:
+        body = {"model": "auto", "input": "general: when?", "stream": True}
+        response = await gateway.post("/v1/responses", orjson.dumps(body))
+    assert response.body.startswith(script[0])
+    found = events(response.body)
+    assert [one["type"].removeprefix("response.") for one in found] == [
+        *("output_text.delta", "output_text.annotation.added", "output_text.done"),
+        *("content_part.done", "output_item.done", "completed"),
+    ]
+    assert [one["sequence_number"] for one in found] == list(range(6))
+    cited = {"type": "url_citation", "url": "https://example.org/tower", "title": "Notes"}
+    cited |= {"start_index": 8, "end_index": 11}
+    assert found[1] == {
+        "type": "response.output_text.annotation.added",
+        "annotation": cited,
+        "annotation_index": 0,
+        "sequence_number": 1,
+        **place,
+    }
+    assert found[3]["part"]["annotations"] == [cited]
+    assert found[4]["item"]["content"][0]["annotations"] == [cited]
+    assert found[5]["response"]["output"][0]["content"][0]["annotations"] == [cited]
+
+
 async def test_an_answer_of_another_form_goes_as_it_came() -> None:
     consulted = Consulted(passage(TOWER), gate=gate_of(3.0))
     async with gateway_of(consultant=consulted.consultant, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
