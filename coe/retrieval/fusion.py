@@ -29,8 +29,18 @@ def fused(cosines: Mapping[Id, float], words: Mapping[Id, float]) -> list[Id]:
     `cosines` holds every candidate, `words` the best by words alone; where as many came as were asked for, the others
     may have as much as the last of them, and are taken to.
     """
-    least = min(words.values()) if len(words) >= CANDIDATES else 0.0
-    return sorted(cosines, key=lambda one: -(cosines[one] + WORDS * words.get(one, least)))
+    worths = _worths(cosines, words)
+    return sorted(cosines, key=lambda one: -worths[one])
+
+
+def contenders(cosines: Mapping[Id, float], words: Mapping[Id, float], *, wanted: int) -> list[Id]:
+    """Those that only their words found and that may still be among the `wanted` best, `cosines` being the nearest by
+    vector: what is not among these is no nearer than the furthest of them."""
+    alone = [one for one in words if one not in cosines]
+    if not alone or len(cosines) < max(CANDIDATES, wanted):
+        return alone
+    furthest, bar = min(cosines.values()), sorted(_worths(cosines, words).values())[-wanted]
+    return [one for one in alone if furthest + WORDS * words[one] >= bar]
 
 
 def check_encoder(place: str, *, made_by: EncoderId, now: EncoderId) -> None:
@@ -40,3 +50,8 @@ def check_encoder(place: str, *, made_by: EncoderId, now: EncoderId) -> None:
             f"{place}: its vectors are of encoder {made_by.digest} ({made_by.dimensions} dimensions), the router in "
             f"use has {now.digest} ({now.dimensions}); run `coe index rebuild`, which embeds anew what is stored"
         )
+
+
+def _worths(cosines: Mapping[Id, float], words: Mapping[Id, float]) -> dict[Id, float]:
+    least = min(words.values()) if len(words) >= CANDIDATES else 0.0
+    return {one: cosine + WORDS * words.get(one, least) for one, cosine in cosines.items()}

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from coe.errors import RetrievalError
 from coe.retrieval import rows
-from coe.retrieval.fusion import candidates, check_encoder, fused
+from coe.retrieval.fusion import check_encoder
+from coe.retrieval.lance_search import passages
 from coe.retrieval.passages import Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.pointer import Pointer, writing
 
@@ -35,9 +36,9 @@ LAG, LAG_SHARE = 1_000, 0.05
 """Chunks, or the share of all, that may lie outside of the indexes; they are looked through one by one."""
 PARTS = 50
 """Fragments (one a write) from which on they are joined."""
+SEGMENTS = 2
+"""Of the vector index; each is looked through, so where joining made more of them it is made anew."""
 PAGE = 500
-NPROBES = 24
-"""Partitions of the vector index that a search looks into, of as many as the root of the chunks."""
 
 
 class LanceStore:
@@ -65,23 +66,12 @@ class LanceStore:
         tenant: str | None = None,
         limit: int,
     ) -> Sequence[Passage]:
-        """As Retriever.search: the table is asked for both ranks at once."""
-        most = candidates(limit)
+        """As Retriever.search."""
         with self._telling():
             table = await self._checked()
             if table is None:
                 return ()
-            where = rows.visible(collections, tenant)
-            dense = table.vector_search(vector).distance_type("cosine").nprobes(NPROBES).where(where)
-            lexical = table.query().nearest_to_text(rows.words(text), columns=["text"]).where(where)
-            found = await asyncio.gather(
-                dense.select([*rows.FOUND, "_distance"]).limit(most).to_list(),
-                lexical.select([*rows.FOUND, "_score"]).limit(most).to_list(),
-            )
-        passages = {row["id"]: rows.passage(row, vector) for rank in found for row in rank}
-        cosines = {name: passage.score for name, passage in passages.items()}
-        order = fused(cosines, {row["id"]: row["_score"] for row in found[1]})
-        return [passages[name] for name in order[:limit]]
+            return await passages(table, text, vector, collections=collections, tenant=tenant, limit=limit)
 
     async def collections(self) -> Sequence[Collection]:
         counts: dict[tuple[str, str], list[int]] = {}
@@ -164,31 +154,47 @@ class LanceStore:
                 await draft.aclose()
 
     async def aclose(self) -> None:
-        """What was written is put into the indexes: a search looks through the rest one by one, words above all."""
+        """What was written is put into the indexes and joined: a search looks through the rest one by one, words above
+        all, and what lies in several segments of an index cannot be joined."""
         if self._wrote and self._open is not None:
             with suppress(RetrievalError), self._telling():
                 async with self._writing():
-                    await self._open[1].checkout_latest()
-                    await self._open[1].optimize(cleanup_older_than=KEPT)
+                    table = self._open[1]
+                    await table.checkout_latest()
+                    if not await self._indexed(table, await table.count_rows()):
+                        await table.optimize(cleanup_older_than=KEPT)
         if self._connection is not None:
             self._connection.close()
             self._connection = self._open = None
 
     async def _keep_up(self, table: AsyncTable) -> None:
         """Bring the indexes up to what was written, once that is worth it."""
-        from lancedb.index import IvfFlat
-
         count = await table.count_rows()
-        stats = await table.index_stats("vector_idx")
-        behind = count if stats is None else stats.num_unindexed_rows
-        if count >= MANY and behind > count // 4:
-            await table.create_index(
-                "vector", config=IvfFlat(distance_type="cosine", num_partitions=int(count**0.5)), replace=True
-            )
         text = await table.index_stats("text_idx")
         fragments = (await table.stats())["fragment_stats"]["num_small_fragments"]
-        if fragments > PARTS or (text is not None and text.num_unindexed_rows > max(LAG, LAG_SHARE * count)):
+        late = text is not None and text.num_unindexed_rows > max(LAG, LAG_SHARE * count)
+        if not await self._indexed(table, count) and (fragments > PARTS or late):
             await table.optimize(cleanup_older_than=KEPT)
+
+    async def _indexed(self, table: AsyncTable, count: int) -> bool:
+        """Join all and make the vectors' index anew, where there are enough of them and it is behind or in pieces.
+
+        Rows under different pieces of an index are never joined, and one that is carried over to joined rows is looked
+        through in twice the time (four times without quantising); so the former is dropped first, and searches compare
+        one by one meanwhile.
+        """
+        from lancedb.index import IvfSq
+
+        stats = await table.index_stats("vector_idx")
+        behind, pieces = (count, 0) if stats is None else (stats.num_unindexed_rows, stats.num_indices or 1)
+        if count < MANY or (behind <= count // 4 and pieces <= SEGMENTS):
+            return False
+        if stats is not None:
+            await table.drop_index("vector_idx")
+        await table.optimize(cleanup_older_than=KEPT)
+        partitions = int(count**0.5)
+        await table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=partitions))
+        return True
 
     # ------------------------------------------------------------------------------------------------------- opening
 

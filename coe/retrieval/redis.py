@@ -15,25 +15,24 @@ from numpy.typing import NDArray
 
 from coe.errors import RetrievalError
 from coe.retrieval import redis_scripts as scripts
-from coe.retrieval import terms
-from coe.retrieval.fusion import candidates, check_encoder, fused
 from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.redis_connection import Connection, Moved, Rebuilding
-from coe.retrieval.redis_values import arguments_of, cosine, scored
+from coe.retrieval.redis_search import INDEX, PREFIX, RedisSearch
+from coe.retrieval.redis_values import arguments_of
 
-PREFIX = "coe:{documents}:"
-INDEX, REBUILDING = f"{PREFIX}index", f"{PREFIX}rebuilding"
+REBUILDING = f"{PREFIX}rebuilding"
 PATIENCE = 30.0
 """Seconds that a writer waits for a rebuilding to end."""
 HELD_MS = 60_000
 """How long a rebuilding that died keeps writers out; it renews this three times as often."""
 KEPT = 60
 """Seconds that a former version stays for the searches that began with it."""
-SPARE = 10
-"""Candidates fetched beyond those that are wanted: some may have gone since."""
-EFFORT = 200
-"""EF of VSIM: candidates that the search through the graph keeps in view."""
+BATCH = 32
+"""Documents that are written on one way to the server and back."""
 _POLL = 0.05
+
+_Write = tuple[Key, tuple[bytes | str, ...]]
+"""A document and what the script is told of it."""
 
 
 class RedisStore:
@@ -55,7 +54,7 @@ class RedisStore:
         self._draft = draft
         script = self._redis.client.register_script
         self._upsert, self._delete = script(scripts.UPSERT), script(scripts.DELETE)
-        self._words, self._vectors = script(scripts.WORDS), script(scripts.VECTORS)
+        self._search = RedisSearch(self._redis, encoder, version=draft[0] if draft else None)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -68,70 +67,8 @@ class RedisStore:
         tenant: str | None = None,
         limit: int,
     ) -> Sequence[Passage]:
-        """As Retriever.search: dense and lexical candidates first, then the vectors and records that are missing."""
-        most = candidates(limit)
-        version = await self._checked()
-        base = f"{PREFIX}{version}:"
-        visible = {"", tenant or ""}
-        parts = [
-            part
-            for part in await self._parts(base)
-            if part.partition("/")[0] in visible and (not collections or part.partition("/")[2] in collections)
-        ]
-        if version is None or not parts:
-            return ()
-        prefixes = [f"{base}{part}:" for part in parts]
-        dense, rows, chunks = await self._candidates(prefixes, vector, text, most)
-        words = terms.best(rows, chunks=chunks, most=most)
-        cosines = dense | await self._cosines(prefixes, [number for number in words if number not in dense], vector)
-        order = fused(cosines, {number: score for number, score in words.items() if number in cosines})
-        return (await self._passages(prefixes, order[: limit + SPARE], cosines, parts))[:limit]
-
-    async def _candidates(
-        self, prefixes: Sequence[str], vector: Vector, text: str, most: int
-    ) -> tuple[dict[int, float], dict[str, list[bytes]], int]:
-        """Chunk -> cosine of the nearest, packed rows of the question's words, and how many chunks there are."""
-        async with self._redis.client.pipeline(transaction=False) as pipe:
-            for prefix in prefixes:
-                blob = vector.astype("<f4").tobytes()
-                pipe.execute_command(
-                    *("VSIM", f"{prefix}vectors", "FP32", blob, "WITHSCORES", "COUNT", most, "EF", EFFORT)
-                )
-                pipe.execute_command("VCARD", f"{prefix}vectors")
-            found, words = await asyncio.gather(
-                self._redis.answer(pipe.execute()),
-                self._redis.answer(self._words(keys=prefixes, args=terms.asked(text))),
-            )
-        nearest = {number: cosine for near in found[::2] for number, cosine in scored(near)}
-        kept = sorted(nearest, key=lambda number: -nearest[number])[:most]
-        rows: dict[str, list[bytes]] = {}
-        for word, packed in zip(words[::2], words[1::2], strict=True):
-            rows.setdefault(word.decode(), []).append(packed)
-        return {number: nearest[number] for number in kept}, rows, sum(found[1::2])
-
-    async def _cosines(self, prefixes: Sequence[str], numbers: Sequence[int], vector: Vector) -> dict[int, float]:
-        """Those of chunks that only their words found; none of chunks that are gone."""
-        if not numbers:
-            return {}
-        found = await self._redis.answer(self._vectors(keys=prefixes, args=numbers))
-        return {number: cosine(raw, vector) for number, raw in zip(numbers, found, strict=True) if raw}
-
-    async def _passages(
-        self, prefixes: Sequence[str], order: Sequence[int], cosines: Mapping[int, float], parts: Sequence[str]
-    ) -> Sequence[Passage]:
-        if not order:
-            return ()
-        async with self._redis.client.pipeline(transaction=False) as pipe:
-            for prefix in prefixes:
-                pipe.hmget(f"{prefix}chunks", order)
-            found = await self._redis.answer(pipe.execute())
-        passages = []
-        for at, number in enumerate(order):
-            for part, records in zip(parts, found, strict=True):
-                if records[at]:
-                    name, text, source, title = orjson.loads(records[at])
-                    passages.append(Passage(name, text, source, title, part.partition("/")[2], cosines[number]))
-        return passages
+        """As Retriever.search."""
+        return await self._search.passages(text, vector, collections=collections, tenant=tenant, limit=limit)
 
     async def collections(self) -> Sequence[Collection]:
         base = f"{PREFIX}{await self._version()}:"
@@ -182,36 +119,40 @@ class RedisStore:
         if not documents:
             return
         await self._create()
-        at = 0
+        writes, at = list[_Write](), 0
         for document in documents:
             rows = vectors[at : at + len(document.chunks)]
             at += len(document.chunks)
             head = orjson.dumps([document.digest, document.source, document.title])
-            await self._write(
-                self._upsert, document.key, document.key.id, head, *arguments_of(document, rows), new=True
-            )
+            writes.append((document.key, (document.key.id, head, *arguments_of(document, rows))))
+        for start in range(0, len(writes), BATCH):
+            await self._write(self._upsert, writes[start : start + BATCH], new=True)
 
     async def delete(self, keys: Sequence[Key]) -> int:
         if await self._version() is None:
             return 0
-        return sum([await self._write(self._delete, key, key.id) for key in dict.fromkeys(keys)])
+        return sum([await self._write(self._delete, [(key, (key.id,))]) for key in dict.fromkeys(keys)])
 
-    async def _write(self, script: Any, key: Key, *arguments: Any, new: bool = False) -> int:
-        """Run a script on a document's part, once nobody rebuilds. Raises Rebuilding after PATIENCE."""
+    async def _write(self, script: Any, writes: Sequence[_Write], *, new: bool = False) -> int:
+        """Run a script on the part of each document, on one way there and back, once nobody rebuilds: all of them again
+        where somebody began meanwhile. What they answer in sum. Raises Rebuilding after PATIENCE."""
         until = asyncio.get_running_loop().time() + PATIENCE
-        part = f"{key.tenant or ''}/{key.collection}"
+        holder = self._draft[1] if self._draft else ""
         while True:
-            version = await self._checked() if new else await self._version()
+            version = await self._search.version() if new else await self._version()
             base = f"{PREFIX}{version}:"
-            places = (base, part) if new else ()
-            holder = self._draft[1] if self._draft else ""
-            call = script(keys=[INDEX, REBUILDING], args=[version, holder, f"{base}{part}:", *places, *arguments])
-            try:
-                return int(await self._redis.answer(call) or 0)
-            except (Rebuilding, Moved):
-                if self._draft or asyncio.get_running_loop().time() > until:
-                    raise
-                await asyncio.sleep(_POLL)
+            async with self._redis.client.pipeline(transaction=False) as pipe:
+                for key, arguments in writes:
+                    part = f"{key.tenant or ''}/{key.collection}"
+                    places = (base, part) if new else ()
+                    args = [version, holder, f"{base}{part}:", *places, *arguments]
+                    await script(keys=[INDEX, REBUILDING], args=args, client=pipe)
+                try:
+                    return sum(int(answer or 0) for answer in await self._redis.answer(pipe.execute()))
+                except (Rebuilding, Moved):
+                    if self._draft or asyncio.get_running_loop().time() > until:
+                        raise
+            await asyncio.sleep(_POLL)
 
     @asynccontextmanager
     async def rebuilding(self) -> AsyncIterator[RedisStore]:
@@ -275,17 +216,6 @@ class RedisStore:
             return self._draft[0]
         version = await self._redis.answer(self._redis.client.hget(INDEX, "version"))
         return version.decode() if version else None
-
-    async def _checked(self) -> str | None:
-        """The version in use, made by this store's encoder; None before the first write."""
-        if self._draft:
-            return self._draft[0]
-        found = await self._redis.answer(self._redis.client.hmget(INDEX, "version", "digest", "dimensions"))
-        if found[0] is None:
-            return None
-        made_by = EncoderId(found[1].decode(), int(found[2]))
-        check_encoder(self._redis.place, made_by=made_by, now=self._encoder)
-        return str(found[0].decode())
 
     async def _parts(self, base: str) -> list[str]:
         parts = await self._redis.answer(self._redis.client.smembers(f"{base}parts"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval.passages import Chunk, Document, EncoderId, Key, Passage, Vector
+from coe.retrieval.passages import Chunk, Document, EncoderId, Key, Passage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 KEYS = ["document", "collection", "tenant"]
 DIGESTS = ["document", "digest"]
 STORED = [*KEYS, "id", "text", "source", "title", "digest", "position"]
-FOUND = ["id", "text", "source", "title", "collection", "vector"]
+FOUND = ["id", "text", "source", "title", "collection"]
 SHARED = ""
 """The tenant of documents that are everybody's."""
 LONGEST_QUESTION = 2_000
@@ -68,9 +68,8 @@ def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa
     return pa.Table.from_arrays(columns, schema=shape)
 
 
-def passage(row: Row, vector: Vector) -> Passage:
-    """A found row as the passage that a question's `vector` found."""
-    score = float(np.dot(np.asarray(row["vector"], dtype=np.float32), vector))
+def passage(row: Row, score: float) -> Passage:
+    """A found row as the passage that it is."""
     return Passage(row["id"], row["text"], row["source"], row["title"], row["collection"], score)
 
 

@@ -65,8 +65,10 @@ def best(rows: Mapping[str, Sequence[bytes]], *, chunks: int, most: int) -> dict
     for row in found.values():
         rarity = math.log(1 + max(0.0, chunks - len(row) + 0.5) / (len(row) + 0.5))
         scores[row["chunk"]] += row["weight"] * np.float32(rarity / UNIT)
-    top = np.argpartition(scores, -most)[-most:] if len(scores) > most else np.arange(len(scores))
-    return {int(chunk): float(scores[chunk]) for chunk in top if scores[chunk] > 0}
+    top = np.flatnonzero(scores)  # ordering all the zeros would take ten times as long
+    if len(top) > most:
+        top = top[np.argpartition(scores[top], -most)[-most:]]
+    return {int(chunk): float(scores[chunk]) for chunk in top}
 
 
 def _of(word: str) -> Iterable[str]:

@@ -12,8 +12,9 @@ from coe.errors import ConfigError, RetrievalError
 from coe.retrieval import open_store
 from coe.retrieval.indexing import Indexer, encoder_id
 from coe.retrieval.passages import Key
-from coe.retrieval.redis import INDEX, RedisStore
+from coe.retrieval.redis import RedisStore
 from coe.retrieval.redis_connection import Connection, Rebuilding
+from coe.retrieval.redis_search import INDEX
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import WordEncoder
 from tests.retrieval.test_indexing import given, text

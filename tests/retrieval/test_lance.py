@@ -1,0 +1,51 @@
+"""What only the store in a folder has to show: its indexes stay whole, and it keeps to few files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lancedb
+import pytest
+
+from coe.retrieval.lance import SEGMENTS, LanceStore
+from tests.retrieval.conftest import WORDS
+from tests.retrieval.samples import document
+from tests.retrieval.test_stores import ask, put
+
+pytestmark = pytest.mark.anyio
+
+
+async def pieces(folder: Path) -> tuple[int, int, int]:
+    """Fragments, segments of the vectors' index, and rows outside of it."""
+    connection = await lancedb.connect_async(folder)
+    table = await connection.open_table((folder / "current").read_text().strip())
+    stats = await table.index_stats("vector_idx")
+    assert stats is not None
+    count = (await table.stats())["fragment_stats"]["num_fragments"]
+    connection.close()
+    return count, stats.num_indices or 0, stats.num_unindexed_rows
+
+
+async def test_what_was_written_in_parts_is_joined_under_one_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.retrieval.lance.MANY", 300)
+    store, number = LanceStore(tmp_path, WORDS), 0
+    for _ in range(5):
+        await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 80)))
+        number += 80
+    await store.aclose()
+    seen = []
+    for _ in range(SEGMENTS + 3):
+        seen.append(await pieces(tmp_path))
+        store = LanceStore(tmp_path, WORDS)
+        await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 5)))
+        number += 5
+        await store.aclose()
+    assert (1, 1, 0) in seen
+    assert max(seen) <= (SEGMENTS + 2, SEGMENTS + 1, 0)
+    assert {outside for _, _, outside in seen} == {0}
+    reader = LanceStore(tmp_path, WORDS)
+    for asked in (7, number - 1):
+        assert (await ask(reader, f"word{asked}", limit=1))[0].source == f"d{asked}.md"
+    await reader.aclose()
