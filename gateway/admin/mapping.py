@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from starlette.responses import Response
 
 from coe.artifacts import ArtifactStore, Promotion
 from coe.errors import ArtifactError, NothingMeasured
-from coe.mapping import Assignment, read_plan_file
+from coe.mapping import Assignment, planned_quality, planned_use, read_plan_file, read_problem
 from gateway.admin.operation import Operation, Schema, listed, whole
 from gateway.checked import arrived, checked
 from gateway.current import Serving
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_BODY = 4 * 1024
 _BY_CELL = ("mean", "count", "estimate", "error", "quality")
-_GOES_ON = ("source", "deviations", "uses", "budget", "value_of_expert")
+_GOES_ON = ("source", "deviations", "uses", "budget", "value_of_expert", "planned")
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
@@ -81,11 +82,21 @@ class Map:
             return None, None
         try:
             if self._kept[0] != version:
-                self._kept = version, read_plan_file(self._store.published(version).folder)
+                self._kept = version, _kept(self._store.published(version).folder)
             move = self._store.latest()
         except ArtifactError:  # damaged since it was taken over: what is served goes on
             return None, None
         return self._kept[1], move if move and move.version == version else None
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    """With what the plan comes to."""
+    found, problem = read_plan_file(folder), read_problem(folder)
+    if found is None or problem is None:
+        return None
+    plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
+    planned = {"quality": planned_quality(problem[0], plan), "used": planned_use(problem[0], plan)}
+    return found | {"planned": planned}
 
 
 def _told(serving: Serving, kept: dict[str, Any] | None) -> dict[str, Any]:

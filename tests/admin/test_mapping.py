@@ -79,6 +79,10 @@ async def test_a_plan_is_shown_with_what_it_was_solved_from(gateway: Gateway) ->
     assert set(measured["frontiers"]) == {"mean_active_b", "mean_cost"}
     assert set(measured["frontiers"]["mean_cost"][0]) == {"limit", "quality", "used", "efficient"}
     assert measured["value_of_expert"]["generalist"] is None
+    best = zip(measured["weights"], measured["quality"], found["assignment"], strict=True)
+    expected = sum(weight * row[found["experts"].index(one["expert"])] for weight, row, one in best)
+    assert measured["planned"]["quality"] == pytest.approx(expected)
+    assert measured["planned"]["used"]["mean_active_b"] <= 12
     assert found["prices"]["painter"] > found["prices"]["generalist"] >= 0
 
 

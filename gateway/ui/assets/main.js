@@ -5,8 +5,9 @@ import { api } from "./api.js";
 import * as experts from "./views/experts.js";
 import * as live from "./views/live.js";
 import * as log from "./views/log.js";
+import * as map from "./views/map.js";
 
-const VIEWS = [live, log, experts];
+const VIEWS = [live, log, map, experts];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the view that is shown, and what it keeps while it is

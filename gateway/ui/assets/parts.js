@@ -68,6 +68,20 @@ export function bars(caption, shares, { chosen, limit = Infinity, text = percent
 /** A word in a coloured box: `kind` is good, warn, bad or plain. */
 export const badge = (text, kind = "plain") => html`<span class="badge ${kind}">${text}</span>`;
 
+/** Text to take along, with a button that copies it where the browser lets it. */
+export function copyable(text) {
+  const copy = async (event) => {
+    const button = event.currentTarget;
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  };
+  return html`<div class="copyable">
+    <pre class="code" tabindex="0">${text}</pre>
+    ${navigator.clipboard ? html`<button class="quiet" @click=${copy}>Copy</button>` : nothing}
+  </div>`;
+}
+
 /** A named number in large. */
 export const figure = (name, value, note = nothing) =>
   html`<div class="figure"><dt>${name}</dt><dd>${value}</dd>${note === nothing ? nothing : html`<dd class="faint">${note}</dd>`}</div>`;

@@ -1,0 +1,115 @@
+// Map: who answers what, how well that is known, and what other budgets would give.
+
+import { html, nothing } from "../vendor/lit-html.js";
+import { api, resource } from "../api.js";
+import { badge, moment, shown } from "../parts.js";
+import { heat, heatmap, scale, spot } from "../heat.js";
+import { openBudget } from "./map/budget.js";
+import { assignment, worth } from "./map/assignment.js";
+import { points } from "./map/rows.js";
+
+export const name = "map";
+export const title = "Map";
+
+export function open({ draw }) {
+  const map = resource(() => api.get("v1/map"), draw);
+  const at = spot(draw);
+  let budget = null;
+  const budgetOf = (found) => {
+    if (budget?.map !== found) budget = openBudget(found, draw);
+    return budget;
+  };
+  return {
+    template: () => html`
+      <div class="row">
+        <h1>Map</h1>
+        <button class="quiet" @click=${() => map.load()}>Refresh</button>
+      </div>
+      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))}
+    `,
+  };
+}
+
+function whole(map, at, budget) {
+  return html`
+    <p class="lead">${whence(map)}</p>
+    ${map.measured ? html`<section class="card"><h2>Expected quality</h2>${qualities(map, at)}</section>` : unmeasured(map)}
+    ${budget?.template()}
+    <section class="card wide-names">
+      <h2>Assignment</h2>
+      ${assignment(map)}
+    </section>
+    ${map.measured ? html`<section class="card wide-names"><h2>What each expert is worth</h2>${worth(map)}</section>` : nothing}
+  `;
+}
+
+function whence({ version, move, measured }) {
+  if (!version) return html`${badge("declared")} The assignment in use is the one of experts.yaml.`;
+  const made = { plan: "planned", retrain: "learnt from traffic", hand: "put into use by hand", rollback: "gone back to" };
+  return html`${badge("planned", "good")} Plan <code>${version}</code>${move
+    ? html`, ${made[move.by] ?? move.by} ${moment(move.time)}${move.why && move.by !== "plan" ? html`: ${move.why}` : nothing}`
+    : nothing}.${measured ? html` Its scores: ${measured.source}.` : nothing}`;
+}
+
+function unmeasured({ version }) {
+  return html`<section class="card">
+    <h2>${version ? "Nobody kept what this plan was made of" : "The experts are not measured yet"}</h2>
+    <p>
+      ${version
+        ? html`It is older than this page. Plan again, and the qualities, their bounds and other budgets are shown here.`
+        : html`Ask every expert the same questions, check the answers, and let the plan decide who answers what. Pins under
+            <code>assignment</code> in experts.yaml stay; leave out what the plan may decide.`}
+    </p>
+    <pre class="code steps">${version ? "" : "coe score probes.jsonl --out quality\n"}coe plan quality</pre>
+  </section>`;
+}
+
+function qualities(map, at) {
+  const { categories, experts, measured } = map;
+  const all = measured.estimate.flat();
+  const [low, high] = [Math.min(...all), Math.max(...all)];
+  const chosen = map.assignment.map(({ expert, runner_up }) => [experts.indexOf(expert), experts.indexOf(runner_up)]);
+  const cell = (y, x) => {
+    const [estimate, error, count] = [measured.estimate[y][x], measured.error[y][x], measured.count[y][x]];
+    const kinds = [heat((estimate - low) / (high - low || 1))];
+    if (count === 0) kinds.push("guessed");
+    if (map.trusted[y][x] === null) kinds.push("shut");
+    if (chosen[y][0] === x) kinds.push("first");
+    if (chosen[y][1] === x) kinds.push("second");
+    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), told: told(map, y, x, chosen[y]) };
+  };
+  return html`
+    <p class="faint legend">
+      ${scale(points(low), points(high))}
+      <span><span class="key first">0.0</span> answers</span>
+      <span><span class="key second">0.0</span> runner-up</span>
+      <span><span class="key guessed">0.0</span> never asked, estimated</span>
+      <span><span class="key shut">0.0</span> may not answer</span>
+    </p>
+    ${heatmap(at, {
+      label: "Expected quality by category and expert",
+      corner: "",
+      rows: categories,
+      columns: experts,
+      cell,
+      idle: "Point at a cell, or go through them with the arrow keys, to see how it is known.",
+    })}
+  `;
+}
+
+function told({ categories, experts, measured, trusted, pinned }, y, x, [first, second]) {
+  const scores = measured.count[y][x];
+  const known = scores
+    ? `mean ${points(measured.mean[y][x], 3)} of ${Math.round(scores).toLocaleString("en")} scores`
+    : "no scores: estimated from the expert's other categories and the category's other experts";
+  const part = x === first ? " It answers this category." : x === second ? " It is the runner-up." : "";
+  const shut =
+    pinned[categories[y]] !== undefined && pinned[categories[y]] !== experts[x]
+      ? ` experts.yaml pins the category to ${pinned[categories[y]]}.`
+      : " It is not hosted under this budget, or may not answer.";
+  const trust = trusted[y][x] === null ? shut : ` Trusted with ${points(trusted[y][x], 3)}${bound(measured.deviations)}.`;
+  return `${categories[y]}, ${experts[x]}: ${points(measured.estimate[y][x], 3)} ± ${points(measured.error[y][x], 3)}, ${known}.${trust}${part}`;
+}
+
+const bound = (deviations) =>
+  deviations ? `, ${deviations} standard error${deviations === 1 ? "" : "s"} below what is expected` : "";

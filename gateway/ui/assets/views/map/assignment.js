@@ -1,0 +1,67 @@
+// The assignment in use by category, and what each expert is worth in it.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { badge, bar, table } from "../../parts.js";
+import { ROWS, points, share } from "./rows.js";
+
+/** Who answers each category. */
+export function assignment(map) {
+  const { measured, experts } = map;
+  const row = new Map(map.assignment.map(({ category }, index) => [category, index]));
+  const largest = Math.max(...(measured?.weights ?? [1]));
+  const columns = [
+    { title: "Category", cell: ({ category }) => category },
+    measured && {
+      title: "Share",
+      number: true,
+      cell: ({ category }) => shareOf(measured.weights[row.get(category)], largest),
+    },
+    { title: "Expert", cell: ({ category, expert }) => html`<strong>${expert}</strong> ${map.pinned[category] === expert ? badge("pinned") : nothing}` },
+    measured && {
+      title: "Quality",
+      number: true,
+      cell: ({ category, expert }) => points(map.trusted[row.get(category)][experts.indexOf(expert)]),
+    },
+    measured && { title: "Runner-up", cell: ({ runner_up }) => runner_up ?? "–" },
+    measured && { title: "Margin", number: true, cell: margin },
+  ].filter(Boolean);
+  return html`${table("Who answers each category", columns, map.assignment)}
+    ${measured
+      ? html`<p class="faint">Quality is what decisions trust. The margin is how far the runner-up is behind, prices taken off; below zero the
+          budget gives the category to a second best.</p>`
+      : nothing}`;
+}
+
+const shareOf = (weight, largest) =>
+  html`<span class="withbar">${bar(weight / largest, 8)}<span>${share(weight)}</span></span>`;
+
+const margin = ({ margin: value, runner_up }) => {
+  if (!runner_up) return html`<span class="faint">alone</span>`;
+  return html`<span class=${value < 0 ? "warn" : nothing}>${value < 0 ? "−" : ""}${Math.abs(value).toFixed(3)}</span>`;
+};
+
+/** By expert what it uses, what a request to it costs in quality, and what would be lost without it. */
+export function worth(map) {
+  const { measured, experts, hosted, prices } = map;
+  const most = Math.max(...experts.map((name) => measured.value_of_expert[name] ?? 0), 1e-9);
+  const uses = Object.values(ROWS).filter(({ use }) => use && measured.uses[use]?.some((value) => value));
+  const columns = [
+    { title: "Expert", cell: (name) => html`<strong>${name}</strong> ${hosted.includes(name) ? nothing : badge("not hosted")}` },
+    { title: "Quality lost without it", number: true, cell: (name) => lost(measured.value_of_expert[name], most) },
+    { title: "Price", number: true, cell: (name) => (prices[name] ? prices[name].toFixed(4) : "0") },
+    ...uses.map(({ title, text, use }) => ({
+      title,
+      number: true,
+      cell: (name) => text(measured.uses[use][experts.indexOf(name)]),
+    })),
+  ];
+  return html`${table("What each expert is worth", columns, experts)}
+    <p class="faint">Lost is the planned quality that the best plan without the expert would have less. The price is in quality too: what decisions take
+      off for a request, so that the budget is kept.</p>`;
+}
+
+const lost = (value, most) => {
+  if (value === null) return html`<span class="warn">no plan without it</span>`;
+  if (!value) return html`<span class="faint">nothing</span>`;
+  return html`<span class="withbar">${bar(value / most)}<span>${value < 0.00005 ? "< 0.0001" : value.toFixed(4)}</span></span>`;
+};

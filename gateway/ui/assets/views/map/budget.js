@@ -1,0 +1,186 @@
+// Another budget: a slider over what its limits give, solved again as it moves; nothing is put into use.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { api } from "../../api.js";
+import { chart } from "../../charts.js";
+import { copyable, figure } from "../../parts.js";
+import { ROWS, difference } from "./rows.js";
+
+const STEPS = 200; // of the slider
+
+/** The budget in hand over `map`; `plan` is what it gives, once it was moved. */
+export function openBudget(map, draw) {
+  const { frontiers, budget } = map.measured;
+  const names = Object.keys(ROWS).filter((row) => frontiers[row]);
+  const self = { map, row: names.find((row) => budget[row]) ?? names[0], limit: 0, plan: null, error: null, asking: false, config: null, template };
+  let again = false;
+  choose(self.row);
+
+  function choose(row) {
+    if (!row) return;
+    const limits = frontiers[row].map(({ limit }) => limit);
+    Object.assign(self, { row, low: limits[0], high: limits.at(-1), plan: null, error: null });
+    self.limit = budget[row] ? Math.min(Math.max(budget[row], self.low), self.high) : self.high;
+    picture();
+    draw();
+  }
+
+  function move(step) {
+    self.limit = step >= STEPS ? self.high : step <= 0 ? self.low : rounded(limitAt(self, step / STEPS));
+    draw();
+    ask();
+  }
+
+  async function ask() {
+    again = self.asking;
+    if (again) return; // the newest follows the one under way
+    self.asking = true;
+    draw();
+    try {
+      do {
+        again = false;
+        await solve();
+      } while (again);
+    } finally {
+      self.asking = false;
+      draw();
+    }
+  }
+
+  async function solve() {
+    try {
+      self.plan = await api.post("v1/map/solve", { ...budget, [self.row]: self.limit });
+      self.error = null;
+    } catch (error) {
+      Object.assign(self, { plan: null, error });
+    }
+    picture();
+    draw();
+  }
+
+  /** Anew only where its numbers change, as charts are drawn again for a new one. */
+  function picture() {
+    self.config = pictured(self);
+  }
+
+  function template() {
+    if (!names.length) return nothing;
+    return html`<section class="card">
+      <div class="row">
+        <h2>Another budget</h2>
+        <label>Limit of
+          <select @change=${(event) => choose(event.target.value)}>
+            ${names.map((row) => html`<option value=${row} .selected=${row === self.row}>${ROWS[row].title}</option>`)}
+          </select>
+        </label>
+      </div>
+      ${slider(self, move)} ${frontier(self)} ${outcome(self, ask)}
+    </section>`;
+  }
+
+  return self;
+}
+
+// Limits lie evenly by their ratio: from 2 to 4 is as far as from 20 to 40.
+const limitAt = ({ low, high }, share) => low * (high / low) ** share;
+const shareAt = ({ low, high, limit }) => Math.log(limit / low) / Math.log(high / low);
+const rounded = (value) => Number(value.toPrecision(3));
+
+function slider(self, move) {
+  const { title, told, text } = ROWS[self.row];
+  return html`<label class="slider">
+    <span>${title} ${told}: at most <output>${text(self.limit)}</output></span>
+    <input
+      type="range"
+      min="0"
+      max=${STEPS}
+      .value=${String(Math.round(shareAt(self) * STEPS))}
+      aria-valuetext=${text(self.limit)}
+      @input=${(event) => move(Number(event.target.value))}
+    />
+    <span class="ends faint"><span>${text(self.low)}, the least that can be kept</span><span>${text(self.high)}, enough for the best</span></span>
+  </label>`;
+}
+
+function frontier({ map, row, config }) {
+  const { text, title } = ROWS[row];
+  const found = map.measured.frontiers[row];
+  return chart({
+    label: `Planned quality by limit of ${title.toLowerCase()}`,
+    config,
+    columns: ["Limit", "Planned quality", "Used"],
+    rows: found.filter(({ efficient }) => efficient).map(({ limit, quality, used }) => [text(limit), quality.toFixed(4), text(used[row])]),
+  });
+}
+
+function pictured({ map, row, plan, limit }) {
+  const { text, title, told } = ROWS[row];
+  const { frontiers, planned, budget } = map.measured;
+  const line = frontiers[row].map((one) => ({ x: one.limit, y: one.quality }));
+  const now = [{ x: budget[row] ?? planned.used[row], y: planned.quality }];
+  const then = plan ? [{ x: limit, y: plan.quality }] : [];
+  const wide = line.at(-1).x / line[0].x > 8;
+  const ticks = { callback: (value) => text(value), maxTicksLimit: 8 };
+  return (palette) => ({
+    type: "scatter",
+    data: {
+      datasets: [
+        dots("This budget", then, palette.series[1], { pointStyle: "rectRot", pointRadius: 8 }),
+        dots("In use", now, palette.ink, { pointRadius: 6 }),
+        { ...dots("Best plan", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
+      ],
+    },
+    options: {
+      scales: {
+        x: { type: wide ? "logarithmic" : "linear", title: { text: `${title} ${told}, limit` }, ticks },
+        y: { title: { text: "Planned quality" } },
+      },
+      plugins: {
+        legend: { reverse: true, labels: { usePointStyle: true, boxWidth: 8, boxHeight: 8 } },
+        tooltip: { callbacks: { label: ({ dataset, raw }) => `${dataset.label}: ${raw.y.toFixed(4)} at ${text(raw.x)}` } },
+      },
+    },
+  });
+}
+
+const dots = (label, data, shade, more) => ({ label, data, borderColor: shade, backgroundColor: shade, ...more });
+
+function outcome({ map, plan, error, asking }, ask) {
+  if (error) {
+    return html`<div role="alert" class="bad">
+      <p>${error.message}</p>
+      ${error.status >= 500 && error.status !== 501 ? html`<button class="quiet" @click=${ask}>Try again</button>` : nothing}
+    </div>`;
+  }
+  if (!plan) {
+    const told = asking ? "Solving…" : "Move the slider to see what another limit would give. Nothing is put into use.";
+    return html`<p class="faint" role="status">${told}</p>`;
+  }
+  const { planned } = map.measured;
+  const was = new Map(map.assignment.map(({ category, expert }) => [category, expert]));
+  const changes = plan.assignment.filter(({ category, expert }) => was.get(category) !== expert);
+  return html`
+    <p role="status">
+      ${changes.length
+        ? html`<strong>${changes.length} of ${plan.assignment.length} categories change.</strong>`
+        : html`<strong>Nothing changes</strong> against the plan in use.`}
+    </p>
+    <dl class="figures">
+      ${figure("Planned quality", points3(plan.quality), `${difference(plan.quality - planned.quality)} against ${points3(planned.quality)}`)}
+      ${Object.entries(ROWS)
+        .filter(([row]) => plan.used[row])
+        .map(([row, { title, text }]) => figure(title, text(plan.used[row]), `${text(planned.used[row])} now`))}
+    </dl>
+    ${changes.length
+      ? html`<ul class="changes">
+          ${changes.map(({ category, expert }) => html`<li>${category}: <span class="faint">${was.get(category)} →</span> <strong>${expert}</strong></li>`)}
+        </ul>`
+      : nothing}
+    <p class="faint">To use it, write this into experts.yaml and run <code>coe plan</code> on the same scores:</p>
+    ${copyable(yaml(plan.budget))}
+  `;
+}
+
+const points3 = (value) => value.toFixed(3);
+
+const yaml = (rows) => ["budget:", ...Object.entries(rows).map(([row, limit]) => `  ${row}: ${limit}`)].join("\n");

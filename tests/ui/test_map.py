@@ -1,0 +1,136 @@
+"""The map's view: measured by nobody, planned, and solved again under another budget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from coe.artifacts import ArtifactStore
+from coe.registry import Registry, load
+from coe.settings import Settings
+from tests.admin.samples import measured_registry, planned
+from tests.gateway.served import Served, serving
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+
+pytestmark = [pytest.mark.anyio, needs_browser]
+
+
+def declared(**changes: Any) -> dict[str, Any]:
+    """For `serving`: experts of known sizes, one category pinned."""
+    found = measured_registry(**changes).model_dump(mode="json", exclude_none=True)
+    return {name: found[name] for name in ("experts", "assignment", "budget")}
+
+
+@dataclass(frozen=True)
+class Planned:
+    served: Served
+    settings: Settings
+    registry: Registry
+    version: str
+
+    @property
+    def url(self) -> str:
+        return f"{self.served.url}/ui/#/map"
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Planned]:
+    folder = tmp_path_factory.mktemp("planned")
+    async with serving(folder, **declared(budget={"mean_active_b": 15})) as served:
+        settings = Settings.read({}, config=folder / "experts.yaml")
+        registry = load(settings.config, environ={})
+        version, _ = planned(settings, registry)
+        await taken_over(served, version)
+        yield Planned(served, settings, registry, version)
+
+
+async def taken_over(served: Served, version: str) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            async with served.client.get(f"{served.url}/v1/map") as answer:
+                if (await answer.json())["version"] == version:
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def shown(page: Page) -> None:
+    await expect(page.get_by_role("heading", name="What each expert is worth")).to_be_visible()
+    await expect(page.locator("coe-chart canvas")).to_be_visible()
+
+
+async def test_a_declared_assignment_says_how_to_measure(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/map") as page:
+        await expect(page.get_by_role("heading", name="The experts are not measured yet")).to_be_visible()
+        await expect(page.get_by_text("coe plan quality")).to_be_visible()
+        row = page.get_by_role("row", name="code good")
+        await expect(row).to_be_visible()
+        await check_accessible(page)
+
+
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("dark", [False, True])
+async def test_a_plan_fits_and_is_accessible(browser: Browser, service: Planned, phone: bool, dark: bool) -> None:
+    async with visiting(browser, service.url, phone=phone, dark=dark) as page:
+        await shown(page)
+        await expect(page.get_by_text(service.version)).to_be_visible()
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
+
+
+async def test_cells_are_told_in_words_and_gone_through_by_arrow_keys(browser: Browser, service: Planned) -> None:
+    async with visiting(browser, service.url) as page:
+        await shown(page)
+        first = page.get_by_role("button", name="code, coder:")
+        await first.focus()
+        told = page.locator(".heat-told")
+        await expect(told).to_contain_text("of 80 scores")
+        await expect(told).to_contain_text("1 standard error below what is expected")
+        await page.keyboard.press("ArrowDown")
+        await page.keyboard.press("ArrowRight")
+        await expect(page.get_by_role("button", name="art, painter:")).to_be_focused()
+        await expect(told).to_contain_text("of 40 scores")
+        await page.keyboard.press("End")
+        await page.keyboard.press("ArrowDown")
+        await expect(page.get_by_role("button", name="general, generalist:")).to_be_focused()
+        await expect(page.locator(".heat .cell[tabindex='0']")).to_have_count(1)
+        await page.get_by_role("button", name="general, coder:").hover()
+        await expect(told).to_contain_text("experts.yaml pins the category to generalist")
+
+
+async def test_the_slider_solves_again_and_puts_nothing_into_use(browser: Browser, service: Planned) -> None:
+    async with visiting(browser, service.url) as page:
+        await shown(page)
+        slider = page.get_by_role("slider")
+        await slider.focus()
+        await page.keyboard.press("Home")
+        await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible(timeout=20_000)
+        await expect(slider).to_have_attribute("aria-valuetext", "2 B")
+        await expect(page.locator(".changes li")).to_have_text(
+            ["code: coder → generalist", "art: painter → generalist"]
+        )
+        await expect(page.locator(".copyable pre")).to_have_text("budget:\n  mean_active_b: 2")
+        await expect(slider).to_be_focused()
+        await page.keyboard.press("End")
+        await expect(page.get_by_text("Nothing changes")).to_be_visible()
+        await page.get_by_role("combobox").select_option("Cost")
+        await expect(page.get_by_text("Move the slider")).to_be_visible()
+        await page.get_by_role("slider").focus()
+        await page.keyboard.press("Home")
+        await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible()
+        await expect(page.locator(".copyable pre")).to_contain_text("mean_active_b: 15")
+    assert ArtifactStore(service.settings.artifacts, "assignment").in_use() == service.version
+
+
+async def test_a_plan_of_which_nothing_was_kept_says_to_plan_again(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path, **declared()) as served:
+        settings = Settings.read({}, config=tmp_path / "experts.yaml")
+        version, _ = planned(settings, load(settings.config, environ={}), keep=False)
+        await taken_over(served, version)
+        async with visiting(browser, f"{served.url}/ui/#/map") as page:
+            await expect(page.get_by_role("heading", name="Nobody kept what this plan was made of")).to_be_visible()
