@@ -51,14 +51,16 @@ class Service:
                 process.kill()
                 process.wait()
 
-    def declare(self, *experts: dict[str, Any]) -> None:
-        """Write experts.yaml: these experts, and the spare one."""
+    def declare(self, *experts: dict[str, Any], **more: Any) -> None:
+        """Write experts.yaml: these experts, and the spare one, with more sections."""
         spare = {"name": "spare", "model": "a-model", "runtime": "external", "base_url": self._spare_url}
         declared = {
             "version": 1,
             "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
             "experts": [*experts, spare],
             "assignment": {"general": experts[0]["name"]},
+            "policy": {"attempts": 4},  # a full server answers for each of its experts
+            **more,
         }
         draft = self.folder / "draft"
         draft.write_bytes(orjson.dumps(declared))

@@ -1,0 +1,43 @@
+"""Real vLLM servers on a Ray cluster of two nodes: one replica on each, behind the gateway of `coe up --engine ray`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fleet.cluster import cluster
+from tests.vllm.conftest import OPTIONS
+from tests.vllm.manners import MANNERS
+from tests.vllm.service import Service, text_of
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:subprocess .* is still running:ResourceWarning"
+    ),  # Ray does not wait for its own
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+def test_a_replica_on_each_of_two_nodes_answers_as_every_adapter_and_none_is_left(
+    model: Path, adapters: Path, python: Path, tmp_path: Path
+) -> None:
+    base = {"model": str(model), "runtime": "vllm", "options": {**OPTIONS, "max-num-seqs": 2}, "replicas": 2}
+    with cluster(tmp_path, bin_folder=python.parent) as nodes, Service(tmp_path, bin_folder=python.parent) as service:
+        nodes.join()
+        service.declare({"name": "base", **base}, {"name": "pirate", "adapter": str(adapters / "pirate"), **base})
+        service.start(engine="ray")
+        servers = service.servers
+        assert len(servers) == 2
+        for number in range(8):  # by conversation, so that both are asked
+            answer = service.ask("pirate", f"Hello {number}")
+            assert MANNERS["pirate"].startswith(text_of(answer))
+            assert answer.headers["x-coe-attempts"] == "1"
+        assert all(service.metric("vllm:request_success_total", server=server) > 1 for server in servers)
+        family = service.family()
+        assert len(family) >= 2 * 3, "three processes a server"
+        service.host.send_signal(signal.SIGKILL)
+        service.host.wait()
+        assert psutil.wait_procs(family, 60)[1] == []
