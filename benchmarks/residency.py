@@ -1,6 +1,7 @@
 """Expert switches and waits of residency policies, simulated on traces with more experts than fit on a device.
 
     python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 4] [--length 600] [--experts 150] [--seeds 2]
+                                   [--loads FILE --memory GB]
 
 The policy and its books are those of the service (coe.fleet.residency); only servers and time are simulated. A wait is
 from a request's arrival to the beginning of its work. Policies:
@@ -10,7 +11,9 @@ from a request's arrival to the beginning of its work. Policies:
     coe       the service's: collated by expert, eviction by expected use
     offline   the service's, told what the next requests are
 
-`bound` is a number of switches that no policy goes below unless somebody waits longer than `coe` lets anybody wait.
+Sizes and times of experts are stated below, or those of real servers that load_times.py has measured (`--loads`), each
+in turn. `bound` is a number of switches that no policy goes below unless somebody waits longer than `coe` lets anybody
+wait.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from residency_loads import MEMORY, Host, read_loads
 from residency_policies import Oracle, in_order
 from residency_traces import KINDS, Asked, Traffic
 
@@ -34,47 +38,50 @@ from coe.fleet.residency.ledger import Ledger
 from coe.fleet.residency.policy import plan
 from coe.fleet.residency.state import Action, Plan, Resident, State
 
-MEMORY, HOST_MEMORY, MAX_WAIT = 80.0, 2048.0, 60.0
-"""GB of the device and of the host's RAM for experts asleep, and seconds: what the service would be declared with."""
-SMALLEST, LARGEST = 4.0, 12.0
-"""GB of an expert, uniform: 2B to 8B parameters with some room for conversations."""
-WAKE, START = (0.5, 1 / 20), (20.0, 1 / 2)
-"""Seconds, and seconds a GB, until an expert is awake from asleep and from stopped."""
+HOST_MEMORY, MAX_WAIT = 2048.0, 60.0
+"""GB of the host's RAM for experts asleep, and seconds: what the service would be declared with."""
 SLOTS = 8
 """Requests that one expert works on at a time; more queue at its server."""
-
-
-def residents(count: int, *, seed: int) -> list[tuple[Resident, float, float]]:
-    made = []
-    for index, memory in enumerate(np.random.default_rng(seed + 3).uniform(SMALLEST, LARGEST, size=count)):
-        one = Resident(str(index), float(memory), sleeps=True, host_memory=float(memory))
-        made.append((one, WAKE[0] + WAKE[1] * memory, START[0] + START[1] * memory))
-    return made
 
 
 class Run:
     """One policy on one trace. `waits` is in seconds, in the order in which work began."""
 
     def __init__(
-        self, trace: Sequence[Asked], experts: int, *, seed: int, policy: Callable[[State], Plan], forecast: Forecast
+        self,
+        trace: Sequence[Asked],
+        experts: int,
+        *,
+        seed: int,
+        policy: Callable[[State], Plan],
+        forecast: Forecast,
+        host: Host,
     ) -> None:
         self._trace = trace
-        made = residents(experts, seed=seed)
-        self._loads = {one.key: {"asleep": asleep, "stopped": stopped} for one, asleep, stopped in made}
+        self._loads = {str(index): load for index, load in enumerate(host.loads(experts, seed=seed))}
+        made = [
+            Resident(key, one.memory_gb, sleeps=one.sleeps, host_memory=one.memory_gb if one.sleeps else 0.0)
+            for key, one in self._loads.items()
+        ]
         self._ledger = Ledger(
-            made, memory=MEMORY, host_memory=HOST_MEMORY, max_wait=MAX_WAIT, forecast=forecast, policy=policy
+            [(one, self._loads[one.key].wake_s, self._loads[one.key].start_s) for one in made],
+            memory=host.memory,
+            host_memory=HOST_MEMORY,
+            max_wait=MAX_WAIT,
+            forecast=forecast,
+            policy=policy,
         )
-        for one, _, _ in made:  # all have run before, as long as there is RAM
+        for one in made:  # all have run before, as long as there is RAM
             self._rests(one)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = 0
-        self._queues: dict[str, deque[int]] = {one.key: deque() for one, _, _ in made}
+        self._queues: dict[str, deque[int]] = {one.key: deque() for one in made}
         self._busy = dict.fromkeys(self._queues, 0)
         self._tiers: dict[str, str] = {}
         self.waits: list[float] = []
 
     def _rests(self, one: Resident) -> None:
-        if self._ledger.state(0.0).host_free >= one.host_memory:
+        if one.sleeps and self._ledger.state(0.0).host_free >= one.host_memory:
             self._ledger.left(one.key, "asleep")
 
     @property
@@ -112,11 +119,13 @@ class Run:
             self._at(again_at, lambda _: None)
 
     def _order(self, order: Action, tier: str, now: float) -> None:
+        load = self._loads[order.key]
         if order.verb == "wake":
-            self._at(now + self._loads[order.key][tier], partial(self._ledger.woken, order.key))
+            took = load.wake_s if tier == "asleep" else load.start_s
+            self._at(now + took, partial(self._ledger.woken, order.key))
         else:
             rest = "asleep" if order.verb == "sleep" else "stopped"
-            took = self._loads[order.key]["asleep"] if order.verb == "sleep" else 2.0
+            took = load.sleep_s if order.verb == "sleep" else load.stop_s
             self._at(now + took, lambda _: self._ledger.left(order.key, rest))
 
     def _begin(self, key: str, now: float) -> None:
@@ -132,13 +141,13 @@ class Run:
         self._begin(key, now)
 
 
-def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float) -> int:
+def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, host: Host) -> int:
     """Switches that are needed if nobody waits longer than `longest` seconds, whatever the policy knows.
 
     In a stretch of time from a to b, every expert asked for from a to b - longest is awake at some time; those that do
     not fit beside each other at a must be woken within. The bound adds up the best partition into stretches.
     """
-    sizes = [one.memory for one, _, _ in residents(experts, seed=seed)]
+    sizes = [one.memory_gb for one in host.loads(experts, seed=seed)]
     times = [asked.at for asked in trace]
     step = max(longest / 4, times[-1] / 400)
     marks = np.arange(0.0, times[-1] + longest + 2 * step, step)
@@ -152,7 +161,7 @@ def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float) ->
             until = bisect_right(times, marks[last] - longest)
             seen.update(asked.expert for asked in trace[at:until])
             at = max(at, until)
-            fit = int((np.cumsum(sorted(sizes[expert] for expert in seen)) <= MEMORY).sum())
+            fit = int((np.cumsum(sorted(sizes[expert] for expert in seen)) <= host.memory).sum())
             best[last] = max(best[last], best[first] + len(seen) - fit)
             if at > begin and len(seen) >= experts:
                 break
@@ -163,7 +172,7 @@ def forecast() -> Forecast:
     return Forecast({}, now=0.0)
 
 
-def simulate(trace: Sequence[Asked], experts: int, *, seed: int) -> dict[str, Run]:
+def simulate(trace: Sequence[Asked], experts: int, *, seed: int, host: Host) -> dict[str, Run]:
     oracle: Any = Oracle(trace, ahead=MAX_WAIT)
     runs = {
         "fcfs_lru": (partial(in_order, strict=True), forecast()),
@@ -172,7 +181,7 @@ def simulate(trace: Sequence[Asked], experts: int, *, seed: int) -> dict[str, Ru
         "offline": (plan, oracle),
     }
     return {
-        name: Run(trace, experts, seed=seed, policy=policy, forecast=known).run()
+        name: Run(trace, experts, seed=seed, policy=policy, forecast=known, host=host).run()
         for name, (policy, known) in runs.items()
     }
 
@@ -182,18 +191,19 @@ def summary(switches: int, waits: Sequence[float]) -> dict[str, Any]:
     return {"switches": switches, "p50_wait_s": round(float(p50), 2), "p95_wait_s": round(float(p95), 2)}
 
 
-def measure(kinds: Sequence[str], traffics: Sequence[Traffic]) -> dict[str, Any]:
+def measure(kinds: Sequence[str], traffics: Sequence[Traffic], host: Host) -> dict[str, Any]:
     """By policy: switches and waits over all traces, and under `traces` those of each kind."""
     runs: dict[str, dict[str, list[Run]]] = {}
     bounds: dict[str, int] = {}
     for kind in kinds:
         for traffic in traffics:
             trace = list(KINDS[kind](traffic))
-            done = simulate(trace, traffic.experts, seed=traffic.seed)
+            done = simulate(trace, traffic.experts, seed=traffic.seed, host=host)
             for name, run in done.items():
                 runs.setdefault(name, {}).setdefault(kind, []).append(run)
             longest = max(done["coe"].waits)
-            bounds[kind] = bounds.get(kind, 0) + bound(trace, traffic.experts, seed=traffic.seed, longest=longest)
+            least = bound(trace, traffic.experts, seed=traffic.seed, longest=longest, host=host)
+            bounds[kind] = bounds.get(kind, 0) + least
     report: dict[str, Any] = {}
     for name, by_kind in runs.items():
         every = [run for found in by_kind.values() for run in found]
@@ -230,9 +240,12 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=600.0, help="seconds")
     parser.add_argument("--experts", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--loads", type=Path, metavar="FILE", help="measured ones, of load_times.py")
+    parser.add_argument("--memory", type=float, default=MEMORY, help="GB of the device")
     given = parser.parse_args()
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
-    report = measure(kinds, [Traffic(given.experts, given.rate, given.length, seed) for seed in range(given.seeds)])
+    traffics = [Traffic(given.experts, given.rate, given.length, seed) for seed in range(given.seeds)]
+    report = measure(kinds, traffics, Host(given.memory, read_loads(given.loads) if given.loads else ()))
     show(report)
     if given.json:
         given.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

@@ -6,19 +6,35 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 ROOT = Path(__file__).parent.parent.parent
+SLEEPS = {"memory_gb": 8.0, "start_s": 30.0, "stop_s": 1.0, "wake_s": 0.5, "sleep_s": 0.2}
+STOPS = {"memory_gb": 8.0, "start_s": 3.0, "stop_s": 1.0, "wake_s": None, "sleep_s": None}
+
+
+def simulated(folder: Path, *more: str) -> dict[str, Any]:
+    out = folder / "report.json"
+    small = ("--experts", "30", "--length", "90", "--rate", "4", "--seeds", "1", "--kind", "poisson")
+    command = (sys.executable, str(ROOT / "benchmarks" / "residency.py"), *small, *more, "--json", str(out))
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL, timeout=60)
+    return dict(orjson.loads(out.read_bytes()))
 
 
 def test_the_service_switches_less_than_the_order_of_arrival_and_never_below_the_bound(tmp_path: Path) -> None:
-    out = tmp_path / "report.json"
-    small = ("--experts", "30", "--length", "90", "--rate", "4", "--seeds", "1", "--kind", "poisson")
-    command = (sys.executable, str(ROOT / "benchmarks" / "residency.py"), *small, "--json", str(out))
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, env=environ, stdout=subprocess.DEVNULL, timeout=60)
-    report = orjson.loads(out.read_bytes())
+    report = simulated(tmp_path)
     assert set(report) == {"fcfs_lru", "lru", "coe", "offline"}
     assert report["offline"]["bound"] <= report["coe"]["switches"] < 0.5 * report["fcfs_lru"]["switches"]
     assert report["coe"]["p50_wait_s"] <= report["coe"]["p95_wait_s"] <= report["fcfs_lru"]["p95_wait_s"]
+
+
+def test_measured_servers_take_the_time_that_they_took(tmp_path: Path) -> None:
+    waits = []
+    for name, server in (("sleeps", SLEEPS), ("stops", STOPS)):
+        file = tmp_path / name
+        file.write_bytes(orjson.dumps({name: server}))
+        waits.append(simulated(tmp_path, "--loads", str(file))["fcfs_lru"]["p95_wait_s"])
+    assert waits[0] < 0.5 * waits[1]
