@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coe.core import Call, Expert, Reply
-from coe.errors import ExpertBusy, ExpertError, ExpertGarbage, ExpertTimeout, ExpertUnavailable, ExpertUnreachable
+from coe.errors import ExpertBusy, ExpertError, ExpertGarbage, ExpertTimeout, ExpertUnavailable
 
 LONGEST_PAUSE = 10.0
 """Seconds that a request waits for an expert that said when to come again."""
@@ -39,12 +39,12 @@ async def first_answer(
 ) -> Accepted:
     """Ask the experts in turn, `attempts` times in all, until one gives a first piece.
 
-    An expert at a server that just took no connection is passed over, at no attempt. One with other replicas ready is
-    asked a second time before the next in line. When all have failed, the one that named the soonest time to come again
-    is waited for, if that is before `until` (by the event loop's clock); a lone expert that refused or broke off is
-    asked again after a short pause. With `hedge`, an expert whose stream begins later than 95 % of its latest ones did
-    gets company: the first piece of either counts, the other one is given up. Raises at once what another expert could
-    not help, else the most telling error.
+    An expert at a server that just took no connection, or that was started here and is full, is passed over, at no
+    attempt. One with other replicas ready is asked a second time before the next in line. When all have failed, the one
+    that named the soonest time to come again is waited for, if that is before `until` (by the event loop's clock); a
+    lone expert that refused or broke off is asked again after a short pause. With `hedge`, an expert whose stream
+    begins later than 95 % of its latest ones did gets company: the first piece of either counts, the other one is given
+    up. Raises at once what another expert could not help, else the most telling error.
     """
     tries = _Tries(call, experts, attempts)
     loop = asyncio.get_running_loop()
@@ -121,7 +121,7 @@ class _Tries:
         if not error.retryable:
             error.attempts = self._asks
             raise error
-        if isinstance(error, ExpertUnreachable):
+        if isinstance(error, ExpertUnavailable):
             self._away |= error.servers
         self._errors.append(error)
         self._failures.append((turn, error))
@@ -163,7 +163,7 @@ class _Tries:
 
 
 def _again(turn: _Turn, *, but: frozenset[str] = frozenset()) -> _Turn:
-    """With none left out after a pause: a server that took no connection may be back."""
+    """With none left out after a pause: a server that could not be had may be back."""
     return _Turn(turn.expert, replace(turn.call, conversation=b"", but=but), again=True)
 
 

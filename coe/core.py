@@ -166,7 +166,8 @@ class Call:
     `headers` go to the expert's server beside its own (trace context); `conversation` is the same for every turn of a
     conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is
     not awake is waited for until `hold_until`, by the event loop's clock, unless it has the `spare` one for a sibling;
-    `category` tells what kind of request came. Servers at the addresses `but` took no connection for the same request.
+    `category` tells what kind of request came. Servers at the addresses `but` took no connection, or were full, for the
+    same request.
     """
 
     fields: Mapping[str, Any]

@@ -50,19 +50,32 @@ async def test_no_more_are_asked_than_allowed() -> None:
     assert raised.value.attempts == 3
 
 
-async def test_experts_at_a_server_that_takes_no_connection_use_up_no_attempts() -> None:
-    away = Replica(ScriptedExpert("away", failed(ExpertUnreachable)), endpoint=Endpoint("http://dead:1/v1", "m"))
-    servers = [ScriptedExpert(name, (b"one",)) for name in "bcd"]
-    beside = [Replica(server, endpoint=Endpoint("http://dead:1/v1", "m")) for server in servers]
-    elsewhere = Replica(ScriptedExpert("e", (b"one",)), endpoint=Endpoint("http://alive:1/v1", "m"))
+@pytest.mark.parametrize("error", [failed(ExpertUnreachable), failed(ExpertUnavailable, full=True)])
+async def test_experts_at_a_server_that_takes_no_connection_or_is_full_use_up_no_attempts(error: Exception) -> None:
+    servers = [ScriptedExpert(name, (b"one",)) for name in "bcde"]
+    first = Replica(ScriptedExpert("a", error), endpoint=Endpoint("http://dead:1/v1", "m"))
+    beside = [Replica(server, endpoint=Endpoint("http://dead:1/v1", "m")) for server in servers[:3]]
+    elsewhere = Replica(servers[3], endpoint=Endpoint("http://alive:1/v1", "m"))
     experts = [
         ReplicatedExpert(ExpertSpec(name=name, model="m", runtime="vllm"), replicas=[replica])
-        for name, replica in zip("abcde", [away, *beside, elsewhere], strict=True)
+        for name, replica in zip("abcde", [first, *beside, elsewhere], strict=True)
     ]
     accepted = await ask(*experts, attempts=2)
     assert (accepted.expert, accepted.attempts) == ("e", 2)
-    assert not any(server.calls for server in servers)
+    assert not any(server.calls for server in servers[:3])
     assert all(replica.breaker.calm for replica in beside), "nothing was learnt about those that were not asked"
+
+
+async def test_a_server_elsewhere_may_be_full_for_one_of_its_models_alone() -> None:
+    urls = ("http://proxy:1/v1",)
+    experts = [
+        ReplicatedExpert(
+            ExpertSpec(name=name, model=name, runtime="external", base_urls=urls),
+            replicas=[Replica(ScriptedExpert(name, script), endpoint=Endpoint(urls[0], name))],
+        )
+        for name, script in (("a", failed(ExpertUnavailable, full=True)), ("b", (b"one",)))
+    ]
+    assert (await ask(*experts)).expert == "b"
 
 
 async def test_when_all_are_at_a_server_that_takes_no_connection_that_is_what_is_told() -> None:

@@ -21,15 +21,18 @@ class ExpertError(RequestError):
 
 
 class ExpertUnavailable(ExpertError):
-    """The expert refused or dropped the connection, answered 5xx before the first piece, or its breaker is open."""
+    """The expert refused or dropped the connection, answered 5xx before the first piece, or its breaker is open.
+
+    `full`: its server answered 503; `servers`: the addresses at which nothing can be had for the same request.
+    """
 
     code = "expert_unavailable"
+    full = False
+    servers: frozenset[str] = frozenset()
 
 
 class ExpertUnreachable(ExpertUnavailable):
-    """No connection came about with its `servers`, by address, so the expert never saw the request."""
-
-    servers: frozenset[str] = frozenset()
+    """No connection came about, so the expert never saw the request."""
 
 
 class ExpertAsleep(ExpertUnavailable):

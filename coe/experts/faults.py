@@ -63,6 +63,8 @@ class Faults:
         message = f"answered HTTP {status}: {told}"
         busy = ExpertBusy(f"expert {self.expert!r} {message}", expert=self.expert) if status == 429 else None
         error = busy or self.broken(message)
+        if isinstance(error, ExpertUnavailable):
+            error.full = status == 503
         error.retry_after = retry_after(headers.get("retry-after", ""), now=time.time())
         if api != "chat" and status in _NOT_OFFERED:
             error.unhealthy = False

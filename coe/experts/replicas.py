@@ -129,7 +129,7 @@ class ReplicatedExpert:
     """Asks the replica that suits a call best; the only Expert that composition sees.
 
     A replica that no connection reaches is passed over for another one within the same call, and one at a server that
-    none has reached for the same request (call.but) is not tried. When none may be asked
+    could not be had for the same request (call.but) is not tried. When none may be asked
     the answer is an ExpertBusy (all are resting) or ExpertUnavailable at once, with the time of the next trial.
     """
 
@@ -175,6 +175,10 @@ class ReplicatedExpert:
             except ExpertUnreachable as error:
                 failure, passed = error, (*passed, replica)
                 call = replace(call, first_piece_timeout=call.first_piece_timeout - (self._clock() - began))
+            except ExpertUnavailable as error:
+                if error.full and not self.spec.addresses:  # started here: one queue for all experts on it
+                    error.servers = call.but | {replica.address}
+                raise
             else:
                 if call.stream:  # a plain answer's first piece is its last: it tells how much was said
                     self.first_pieces.note(self._clock() - began)
@@ -213,7 +217,7 @@ class ReplicatedExpert:
 
     def _known_to_be_away(self, call: Call) -> ExpertUnreachable:
         error = ExpertUnreachable(
-            f"expert {self.name!r} is at a server that just could not be reached", expert=self.name
+            f"expert {self.name!r} is at a server that just could not be reached or was full", expert=self.name
         )
         error.servers, error.asked = call.but, False
         return error

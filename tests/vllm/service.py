@@ -59,7 +59,6 @@ class Service:
             "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
             "experts": [*experts, spare],
             "assignment": {"general": experts[0]["name"]},
-            "policy": {"attempts": 4},  # a full server answers for each of its experts
             **more,
         }
         draft = self.folder / "draft"
