@@ -4,9 +4,9 @@ const KEY = "coe-key";
 const BASE = new URL("../", import.meta.url);
 
 export class ApiError extends Error {
-  constructor(status, { message, code = "", param = null }) {
+  constructor(status, { message, code = "", param = null }, headers = new Headers()) {
     super(message);
-    Object.assign(this, { status, code, param });
+    Object.assign(this, { status, code, param, headers });
   }
 }
 
@@ -43,7 +43,7 @@ class Api extends EventTarget {
     if (response.ok) return response;
     if (response.status === 401) this.dispatchEvent(new Event("refused"));
     const told = await response.json().catch(() => ({}));
-    throw new ApiError(response.status, told.error ?? { message: `The gateway answered ${response.status}.` });
+    throw new ApiError(response.status, told.error ?? { message: `The gateway answered ${response.status}.` }, response.headers);
   }
 
   async get(path, options) {

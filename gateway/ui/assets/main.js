@@ -6,8 +6,9 @@ import * as experts from "./views/experts.js";
 import * as live from "./views/live.js";
 import * as log from "./views/log.js";
 import * as map from "./views/map.js";
+import * as playground from "./views/playground.js";
 
-const VIEWS = [live, log, map, experts];
+const VIEWS = [playground, live, log, map, experts];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the view that is shown, and what it keeps while it is

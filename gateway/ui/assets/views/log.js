@@ -69,7 +69,7 @@ function filters(query, choices = {}) {
   };
   const filtered = [...FIELDS, "within", "since", "until"].some((field) => query.get(field));
   const between = query.get("within") === "between";
-  return html`<form class="filters" role="search" aria-label="Filter the log" @change=${change} @submit=${stay}>
+  return html`<form class="fields filters" role="search" aria-label="Filter the log" @change=${change} @submit=${stay}>
     ${choice("Category", "category", query, choices.category)} ${choice("Expert", "expert", query, choices.expert)}
     ${choice("Reason", "reason", query, choices.reason)} ${choice("Outcome", "outcome", query, choices.outcome)}
     <label>When

@@ -1,0 +1,32 @@
+"""Experts to talk to: one that says again what it was told, one that breaks off when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from aiohttp import web
+
+from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
+
+
+class Echo(FaultyServer):
+    """A FaultyServer whose model `echo` streams the last message back, in pieces of a thousand characters, and whose
+    model `breaks` says one word, and an error once it `may_break`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_break = asyncio.Event()
+
+    async def _echo(self, request: web.Request, _: str) -> web.StreamResponse:
+        text = self.seen[-1]["messages"][-1]["content"]
+        pieces = [text[first : first + 1_000] for first in range(0, len(text), 1_000)]
+        deltas = ({"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces)
+        return await self._events(request, *(b"data: %s\n\n" % orjson.dumps(delta) for delta in deltas), LAST, DONE)
+
+    async def _breaks(self, request: web.Request, _: str) -> web.StreamResponse:
+        response = await self._events(request, CHUNK % b"m", end=False)
+        await self.may_break.wait()
+        await response.write(b'data: {"error":{"message":"cuda died"}}\n\n')
+        await response.write_eof()
+        return response

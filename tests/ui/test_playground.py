@@ -1,0 +1,289 @@
+"""The playground: a conversation streams, side by side, is stopped, fails, survives a reload, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from playwright.async_api import Browser, Locator, Page, Route, expect
+
+from coe.records import open_feedback, open_log
+from tests.gateway.served import SQLITE, Served, serving
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.echo import Echo
+
+pytestmark = [pytest.mark.anyio, needs_browser]
+
+MODELS = {
+    "coder": "echo",
+    "painter": "echo",
+    "broken": "status:500",
+    "busy": "retry:429:70",
+    "breaks": "breaks",
+    "stalls": "stalls",
+}
+HARM = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'> \"quoted\" \u202egnp.exe"
+
+
+@dataclass(frozen=True)
+class Room:
+    served: Served
+    echo: Echo
+
+    @property
+    def url(self) -> str:
+        return f"{self.served.url}/ui/#/playground"
+
+
+@pytest.fixture(scope="module")
+async def room(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Room]:
+    echo = Echo()
+    runner = await echo.start()
+    usual = {"runtime": "external", "base_url": echo.url, "prices": {"output": 2.0}, "context_length": 10**6}
+    experts = [{"name": name, "model": model, **usual} for name, model in MODELS.items()]
+    assignment = {"code": "coder", "art": "painter", "general": "coder"}
+    async with serving(tmp_path_factory.mktemp("room"), experts=experts, assignment=assignment) as served:
+        yield Room(served, echo)
+    await runner.cleanup()
+
+
+async def say(page: Page, text: str) -> None:
+    await page.get_by_label("Your message").fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def done(page: Page) -> None:
+    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def answers(page: Page) -> Locator:
+    return page.locator("article.answer")
+
+
+async def choose(page: Page, model: str, second: str = "") -> None:
+    await page.get_by_label("Model").select_option(model)
+    await page.get_by_label("Side by side with").select_option(second)
+
+
+async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        await say(page, "code, please")
+        await expect(answers(page)).to_contain_text("code, please")
+        why = page.get_by_role("complementary", name="Why")
+        await expect(why.get_by_text("coder is expected to answer best (code")).to_be_visible()
+        await expect(why.get_by_role("link", name="Its record in the log")).to_be_visible()
+        considered = why.get_by_role("region", name="Experts considered").locator("tbody tr")
+        await expect(considered).to_have_count(len(MODELS))
+        await expect(considered.first).to_contain_text("coder (chosen)")
+        await expect(why.locator(".steps dt")).to_have_text(
+            ["admit", "parse", "classify", "assign", "gate", "call", "relay", "record"]
+        )
+        for place, value in enumerate(await why.locator(".steps dd").all_inner_texts()):
+            assert value.endswith(" ms") == (place < 7)
+        await expect(why.locator(".neighbours li").first).to_contain_text("code")
+        await expect(why.get_by_text("2 + 4")).to_be_visible()
+        await why.get_by_role("link", name="Its record in the log").click()
+        await expect(page.get_by_role("heading", name="Experts considered")).to_be_visible()
+        await page.go_back()
+        await expect(answers(page)).to_contain_text("code, please")
+
+
+async def test_two_answer_the_same_side_by_side_each_in_its_own_way(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        await choose(page, "auto", "broken")
+        await say(page, "art for all")
+        await done(page)
+        first, second = answers(page).nth(0), answers(page).nth(1)
+        await expect(first).to_contain_text("art for all")
+        await expect(second.get_by_role("alert")).to_contain_text("503")
+        await expect(second.get_by_role("alert")).to_contain_text("because I say so")
+        await first.get_by_text("Why?").click()
+        await expect(first.get_by_text("painter is expected to answer best")).to_be_visible()
+        await choose(page, "auto", "coder")
+        await say(page, "and again")
+        await expect(answers(page).nth(3)).to_contain_text("and again")
+        await done(page)
+    for body in room.echo.seen[-2:]:
+        assert [one["content"] for one in body["messages"]] == ["art for all", "art for all", "and again"]
+
+
+async def test_settings_go_with_each_request_and_the_conversation_too(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        await page.get_by_text("More", exact=True).click()
+        await page.get_by_label("System prompt").fill("be brief")
+        await page.get_by_label("Temperature").fill("0.3")
+        await page.get_by_label("Most tokens").fill("77")
+        await page.get_by_label("Thrift").fill("0.5")
+        await page.get_by_label("Documents").select_option("off")
+        await say(page, "code one")
+        await done(page)
+        async with page.expect_request("**/v1/chat/completions") as asked:
+            await say(page, "code two")
+        assert (await asked.value).headers["x-coe-retrieval"] == "off"
+        await expect(answers(page).nth(1)).to_contain_text("code two")
+        link = page.get_by_role("link", name="Its record in the log")
+        request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
+    body = room.echo.seen[-1]
+    assert (body["temperature"], body["max_tokens"], body["stream"]) == (0.3, 77, True)
+    assert [(one["role"], one["content"]) for one in body["messages"]] == [
+        ("system", "be brief"),
+        ("user", "code one"),
+        ("assistant", "code one"),
+        ("user", "code two"),
+    ]
+    log = open_log(SQLITE, base=room.served.folder / ".coe")
+    record = await log.find(request_id)
+    await log.aclose()
+    assert record is not None
+    assert (record.thrift, record.reason) == (0.5, "sticky")
+    assert (record.session or "").startswith("playground-")
+
+
+async def test_an_answer_is_stopped_and_asked_again(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        await choose(page, "stalls")
+        await say(page, "hello")
+        await expect(answers(page)).to_contain_text("hi")
+        await page.get_by_role("button", name="Stop").click()
+        await expect(answers(page)).to_contain_text("Stopped.")
+        await page.get_by_role("button", name="Ask again").click()
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
+        await expect(answers(page)).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("broken", ["503", "because I say so"]),
+        ("busy", ["429", "Try again in 70 s."]),
+    ],
+)
+async def test_what_goes_wrong_stands_where_the_answer_would(
+    browser: Browser, room: Room, model: str, told: list[str]
+) -> None:
+    async with visiting(browser, room.url) as page:
+        await choose(page, model)
+        await say(page, "hello")
+        await expect(page.get_by_role("alert")).to_be_visible()
+        for text in told:
+            await expect(answers(page)).to_contain_text(text)
+        await check_accessible(page)
+
+
+async def test_a_stream_that_breaks_off_says_so_below_what_came(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        await choose(page, "breaks")
+        await say(page, "hello")
+        await expect(answers(page)).to_contain_text("hi")
+        room.echo.may_break.set()
+        await expect(page.get_by_role("alert")).to_contain_text("broken off")
+        await expect(page.get_by_role("alert")).to_contain_text("cuda died")
+        await expect(answers(page)).to_contain_text("hi")
+
+
+async def test_a_gateway_that_is_away_loses_nothing_of_the_conversation(browser: Browser, room: Room) -> None:
+    async def away(route: Route) -> None:
+        await route.abort()
+
+    async with visiting(browser, room.url) as page:
+        await say(page, "code one")
+        await done(page)
+        await page.route("**/v1/**", away)
+        await say(page, "code two")
+        await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
+        await page.unroute("**/v1/**")
+        await page.get_by_role("button", name="Ask again").click()
+        await expect(answers(page).nth(1)).to_contain_text("code two")
+        await done(page)
+    assert [one["content"] for one in room.echo.seen[-1]["messages"]] == ["code one", "code one", "code two"]
+
+
+async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begins_on_demand(
+    browser: Browser, room: Room
+) -> None:
+    async with visiting(browser, room.url) as page:
+        await choose(page, "painter")
+        await say(page, "keep me")
+        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
+        await page.get_by_label("Your message").fill("half a thought")
+        await page.reload()
+        await expect(answers(page)).to_contain_text("keep me")
+        await expect(page.get_by_label("Model")).to_have_value("painter")
+        await expect(page.get_by_label("Your message")).to_have_value("half a thought")
+        await expect(page.get_by_text("painter was asked for by name")).to_be_visible()
+        await page.get_by_role("button", name="New conversation").click()
+        await expect(answers(page)).to_have_count(0)
+        await page.reload()
+        await expect(page.get_by_role("button", name="Write a haiku about rain")).to_be_visible()
+        assert await page.evaluate("sessionStorage.getItem('coe-playground').includes('keep me')") is False
+
+
+async def test_thumbs_are_kept(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        await say(page, "code")
+        await done(page)
+        await page.get_by_role("button", name="Good").click()
+        await expect(page.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
+        link = page.get_by_role("link", name="Its record in the log")
+        request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
+    log = open_feedback(SQLITE, base=room.served.folder / ".coe")
+    said = await log.about(request_id, keys=(None,))
+    await log.aclose()
+    assert [(event.kind, event.value) for event in said] == [("thumb", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (HARM, [HARM]),
+        ("x" * 100_000, ["x" * 100_000]),
+        (f"before\n```html\n{HARM}\n```\nafter", ["before", HARM, "after"]),
+        ("```\nnever closed", ["never closed"]),
+    ],
+    ids=["markup", "long", "fenced", "unclosed"],
+)
+async def test_what_prompts_and_answers_contain_is_text(
+    browser: Browser, room: Room, text: str, parts: list[str]
+) -> None:
+    async with visiting(browser, room.url, phone=True) as page:
+        await say(page, text)
+        await done(page)
+        shown = answers(page).locator(":scope > .text, :scope > .fenced code")
+        assert await shown.all_text_contents() == parts
+        assert await page.locator(".prompt .text").text_content() == text
+        assert await page.evaluate("window.harmed") is None
+        await check_no_sideways_scroll(page)
+
+
+async def test_more_than_the_tab_may_keep_gives_way_from_the_oldest(browser: Browser, room: Room) -> None:
+    async with visiting(browser, room.url) as page:
+        for number in range(4):
+            await say(page, f"{number} code " + "y" * 180_000)
+            await expect(answers(page)).to_have_count(number + 1)
+            await done(page)
+        await page.reload()
+        await expect(answers(page)).to_have_count(2)
+        await expect(answers(page).last).to_contain_text("3 code")
+
+
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("dark", [False, True])
+async def test_it_fits_and_is_accessible(browser: Browser, room: Room, phone: bool, dark: bool) -> None:
+    async with visiting(browser, room.url, phone=phone, dark=dark) as page:
+        await expect(page.get_by_text("Ask something.")).to_be_visible()
+        await check_accessible(page)
+        await say(page, "code:\n```python\nprint(1)\n```")
+        await done(page)
+        if phone:
+            await answers(page).get_by_text("Why?").click()
+        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
+        await choose(page, "coder", "painter")
+        await say(page, "art")
+        await done(page)
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
