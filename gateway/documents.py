@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from coe.artifacts import ArtifactStore
 from coe.retrieval.consulting import Consultant
-from coe.retrieval.gate import FILE, Gate
+from coe.retrieval.gate import FILE, Gate, OutdatedGate
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,11 +38,16 @@ def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -
 
 def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> tuple[Gate | None, str]:
     """The gate over the router's categories and the declared experts, and its version; None before the first one, or
-    where it was fitted to other categories or another encoder. Raises ArtifactError where it is damaged."""
+    where it was fitted to other categories, another encoder or by an earlier CoE. Raises ArtifactError where it is
+    damaged."""
     artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:
         return None, ""
-    gate = Gate.load(artifact.folder / FILE)
+    try:
+        gate = Gate.load(artifact.folder / FILE)
+    except OutdatedGate as error:
+        _log.warning("%s; it stays unused", error)
+        return None, ""
     if set(gate.categories) != set(in_use.router.categories) or gate.dimensions != dimensions:
         _log.warning(
             "gate %s is of other categories or another encoder: `coe score --retrieval both` and `coe plan` make a new "

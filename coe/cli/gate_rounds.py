@@ -18,7 +18,7 @@ from coe.learning.gathering import gather
 from coe.learning.promotion import Judgement
 from coe.learning.round_files import keep_report
 from coe.learning.round_state import Rounds, read_rounds, write_rounds
-from coe.retrieval.gate import FILE, Bars, Gate
+from coe.retrieval.gate import FILE, Bars, Gate, OutdatedGate
 
 GATE = "gate"
 
@@ -28,7 +28,11 @@ def learn_gate(job: Job) -> Outcome | None:
     artifact = job.store(GATE).current()
     if job.registry.retrieval.store is None or artifact is None:
         return None
-    gate, began = Gate.load(artifact.folder / FILE), artifact.manifest.version
+    began = artifact.manifest.version
+    try:
+        gate = Gate.load(artifact.folder / FILE)
+    except OutdatedGate as error:
+        return Outcome(GATE, False, f"{NOTHING}: {error}")
     if set(gate.categories) != set(job.in_use.router.categories):
         return None
     trials = _trials(job, began)

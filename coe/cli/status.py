@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts import KINDS, ArtifactStore
 from coe.cli import watching
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.errors import DataError
@@ -61,7 +61,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     in_use = read_in_use(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY, hour=now - HOUR)
     alarms = _alarms(settings, in_use, traffic, now=now)
-    used = {kind: _in_use(settings, kind) for kind in ("router", "assignment", "overlays")}
+    used = {kind: _in_use(settings, kind) for kind in KINDS}
     return {
         "in_use": {"config": in_use.registry.digest, **used},
         "traffic": traffic.summary(),
@@ -160,7 +160,7 @@ def _show(report: Mapping[str, Any]) -> None:
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     traffic, drift = report["traffic"], report["drift"]
     lines = [("config", report["in_use"]["config"])]
-    for kind in ("router", "assignment", "overlays"):
+    for kind in KINDS:
         used = report["in_use"][kind]
         since = f", since {_time(used['since'])} by {used['by']}" if used["since"] else ""
         lines.append((kind, f"{used['version'] or 'none, or as declared'}{since}"))

@@ -25,8 +25,12 @@ WORTH = 0.2
 """Part of the price that a closer look must be expected to find beyond it: a look takes some ms, for the vector."""
 TINY = 1e-9
 FILE = "gate.npz"
-FORMAT = 2
+FORMAT = 3
 Array = NDArray[np.float64]
+
+
+class OutdatedGate(ArtifactError):
+    """A gate as it was fitted before; nothing is wrong with it but that it is not read any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +186,13 @@ class Gate:
 
     @classmethod
     def load(cls, path: Path) -> Gate:
-        """Raises ArtifactError where the file is something else."""
+        """Raises OutdatedGate for one of an earlier format, ArtifactError where the file is something else."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            if int(found["format"]) != FORMAT:
+            if int(found["format"]) < FORMAT:
+                raise OutdatedGate(f"{path}: of an earlier CoE; fit it again with `coe score` and `coe plan`")
+            if int(found["format"]) > FORMAT:
                 raise ValueError(f"format {found['format']}, not {FORMAT}")
             made = _made(cls, found)
         except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -19,7 +19,7 @@ from coe.learning.gate_report import gate_report
 from coe.learning.probe import Probe
 from coe.learning.supplied import GAINS, read_gains, supplied, write_gains
 from coe.registry.retrieval import Retrieval, RetrievalPrice
-from coe.retrieval.gate import Gate
+from coe.retrieval.gate import Gate, OutdatedGate
 from routers.calibration import auroc
 from tests.cli.test_plan import config
 from tests.retrieval.gates import FlatEncoder, ListRetriever, gate_of, passage
@@ -96,6 +96,15 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
     gate = gate_of(0.0)
     replace(gate, measured=np.ones(2)).save(tmp_path / "gate.npz")
     with pytest.raises(ArtifactError, match="measured of another shape"):
+        Gate.load(tmp_path / "gate.npz")
+
+
+def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    gate_of(0.0).save(tmp_path / "gate.npz")
+    with np.load(tmp_path / "gate.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "gate.npz", **arrays | {"format": np.array(1)})
+    with pytest.raises(OutdatedGate, match="fit it again"):
         Gate.load(tmp_path / "gate.npz")
 
 
