@@ -38,6 +38,8 @@ PARTS = 50
 """Fragments (one a write) from which on they are joined."""
 SEGMENTS = 2
 """Of the vector index; each is looked through, so where joining made more of them it is made anew."""
+FEW_SHARE = 0.01
+"""Chunks written by one store, as a share of all, up to which its end leaves the vectors' index as it is."""
 PAGE = 500
 
 
@@ -52,7 +54,7 @@ class LanceStore:
         self._pointer = Pointer(folder / "current")
         self._version = version
         self._connection: AsyncConnection | None = None
-        self._wrote = False
+        self._written = 0
         self._open: tuple[str, AsyncTable, EncoderId] | None = None
 
     # ------------------------------------------------------------------------------------------------------- reading
@@ -122,7 +124,7 @@ class LanceStore:
                     await merge.when_not_matched_by_source_delete(known).execute(data)
                 else:
                     await table.add(data)
-                self._wrote = True
+                self._written += len(vectors)
                 await self._keep_up(table)
 
     async def delete(self, keys: Sequence[Key]) -> int:
@@ -156,12 +158,12 @@ class LanceStore:
     async def aclose(self) -> None:
         """What was written is put into the indexes and joined: a search looks through the rest one by one, words above
         all, and what lies in several segments of an index cannot be joined."""
-        if self._wrote and self._open is not None:
+        if self._written and self._open is not None:
             with suppress(RetrievalError), self._telling():
                 async with self._writing():
                     table = self._open[1]
                     await table.checkout_latest()
-                    if not await self._indexed(table, await table.count_rows()):
+                    if not await self._indexed(table, await table.count_rows(), settling=True):
                         await table.optimize(cleanup_older_than=KEPT)
         if self._connection is not None:
             self._connection.close()
@@ -176,8 +178,9 @@ class LanceStore:
         if not await self._indexed(table, count) and (fragments > PARTS or late):
             await table.optimize(cleanup_older_than=KEPT)
 
-    async def _indexed(self, table: AsyncTable, count: int) -> bool:
-        """Join all and make the vectors' index anew, where there are enough of them and it is behind or in pieces.
+    async def _indexed(self, table: AsyncTable, count: int, *, settling: bool = False) -> bool:
+        """Join all and make the vectors' index anew, where there are enough of them and it is behind or in pieces, or
+        in the end of more than a few writes: bringing one up to date leaves it in few large partitions.
 
         Rows under different pieces of an index are never joined, and one that is carried over to joined rows is looked
         through in twice the time (four times without quantising); so the former is dropped first, and searches compare
@@ -187,11 +190,13 @@ class LanceStore:
 
         stats = await table.index_stats("vector_idx")
         behind, pieces = (count, 0) if stats is None else (stats.num_unindexed_rows, stats.num_indices or 1)
-        if count < MANY or (behind <= count // 4 and pieces <= SEGMENTS):
+        much = settling and self._written > FEW_SHARE * count
+        if count < MANY or not (much or behind > count // 4 or pieces > SEGMENTS):
             return False
         if stats is not None:
             await table.drop_index("vector_idx")
-        await table.optimize(cleanup_older_than=KEPT)
+        for _ in range(2):  # rows are joined only where the index of words has them already
+            await table.optimize(cleanup_older_than=KEPT)
         partitions = int(count**0.5)
         await table.create_index("vector", config=IvfSq(distance_type="cosine", num_partitions=partitions))
         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 LONG = 20_000 * 6
 """Bytes of a word's rows from which on it is too common to look for where there are rarer ones."""
-RAREST = 12
+RAREST = 8
 """Words that are looked for, of a question's."""
 
 CREATE = """
