@@ -19,7 +19,7 @@ IDS = "{coe:records}:ids"
 
 SCRIPT = 500  # records in one script call: some milliseconds in which the server serves nobody else
 SCRIPT_BYTES = 4_000_000  # and their size, which matters where prompts are kept
-CHUNK = 500  # entries looked at in one script call while filtering, for the same reason
+CHUNK = 200  # entries looked at in one script call while filtering: one or two milliseconds of the server's
 SCANNED = 50_000  # entries one call looks at, at most
 SKEW_MS = 3_600_000  # how far the gateways' clocks and the server's may differ
 

@@ -22,8 +22,11 @@ for _, entry in ipairs(entries) do
   for i = 1, #entry[2], 2 do
     if entry[2][i] == 'record' then record = entry[2][i + 1] end
   end
-  local time = tonumber(string.match(record, '"time":([%d.eE+-]+)') or '')
-  local wanted = not time or (not since or time >= since) and (not until_ or time <= until_)
+  local wanted = true
+  if since or until_ then
+    local time = tonumber(string.match(record, '"time":([%d.eE+-]+)') or '')
+    wanted = not time or (not since or time >= since) and (not until_ or time <= until_)
+  end
   for i = 7, #ARGV do
     if not wanted then break end
     wanted = string.find(record, ARGV[i], 1, true)

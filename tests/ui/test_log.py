@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from coe.record import RoutingRecord
 from coe.records import open_feedback, open_log
@@ -209,3 +209,27 @@ async def test_list_and_record_fit_and_are_accessible(browser: Browser, shop: Sh
         await expect(page.get_by_role("heading", name="Feedback")).to_be_visible()
         await check_no_sideways_scroll(page)
         await check_accessible(page)
+
+
+async def test_what_one_look_does_not_reach_is_looked_for_further_back(browser: Browser, shop: Shop) -> None:
+    asked: list[str] = []
+
+    async def in_steps(route: Route) -> None:
+        """As a log without indexes answers: a little at a time, sometimes nothing."""
+        asked.append(route.request.url)
+        answer = await route.fetch()
+        told = await answer.json()
+        step = len(asked)
+        told["data"] = told["data"][:1] if step % 2 else []
+        told["cursor"] = str(COUNT - step) if step < 4 else ""
+        await route.fulfill(response=answer, json=told)
+
+    async with visiting(browser, shop.url("?reason=routed")) as page:
+        await expect(rows(page)).to_have_count(50)
+        await page.route("**/v1/records?*", in_steps)
+        await page.get_by_role("button", name="Refresh").click()
+        await expect(rows(page)).to_have_count(2)
+        await expect(page.get_by_text("there is nothing older")).to_be_visible()
+    assert len(asked) == 4
+    assert f"before={COUNT - 3}" in asked[3]
+    assert "limit=48" in asked[3]

@@ -9,6 +9,8 @@ import { openRecord } from "./log/record.js";
 export const name = "log";
 export const title = "Log";
 
+const PAGE = 50;
+const LOOKS = 50; // one after the other, for what is rare in a log without indexes
 const FIELDS = ["category", "expert", "reason", "outcome", "session", "tenant", "id"];
 const SPANS = { "15m": 900, "1h": 3600, "1d": 86400, "7d": 604800 };
 const SPAN_NAMES = { "15m": "Last 15 minutes", "1h": "Last hour", "1d": "Last day", "7d": "Last 7 days" };
@@ -21,14 +23,28 @@ export function open({ draw, path, query }) {
   }
   return {
     template: () => at.template(),
-    moved: (address) => (at = place(address)),
+    moved(address) {
+      at.close?.();
+      at = place(address);
+    },
+    close: () => at.close?.(),
   };
 }
 
 function openList(query, draw, known) {
-  const records = resource(() => api.get(`v1/records?${asked(query)}`), draw);
+  let latest = 0; // search; an older one ends where a newer has begun, or the list is left
+  const progress = (found) => {
+    records.value = { ...found, looking: true };
+    draw();
+  };
+  const ask = () => {
+    const own = ++latest;
+    return search(asked(query), progress, () => own !== latest);
+  };
+  const records = resource(ask, draw);
   const list = {
     choices: known,
+    close: () => (latest += 1),
     template() {
       list.choices = records.value?.choices ?? list.choices;
       return html`
@@ -38,13 +54,29 @@ function openList(query, draw, known) {
         </div>
         ${filters(query, list.choices)}
         ${shown(records, (found) => page(found, query), {
-          isEmpty: ({ data, cursor }) => !data.length && !cursor,
+          isEmpty: ({ data, cursor, looking }) => !data.length && !cursor && !looking,
           empty: nothingFound(query),
         })}
       `;
     },
   };
   return list;
+}
+
+/**
+ * A full page, or all there is: a look goes only so far back, so one follows the other until the search is `over`, and
+ * `progress` is told what is found so far.
+ */
+async function search(parameters, progress, over) {
+  let found = await api.get(`v1/records?${parameters}`);
+  for (let looks = 1; looks < LOOKS && found.cursor && found.data.length < PAGE && !over(); looks += 1) {
+    progress(found);
+    parameters.set("before", found.cursor);
+    parameters.set("limit", PAGE - found.data.length);
+    const more = await api.get(`v1/records?${parameters}`);
+    found = { ...more, data: [...found.data, ...more.data], damaged: found.damaged + more.damaged };
+  }
+  return found;
 }
 
 /** What the endpoint is asked, from what the address says. */
@@ -105,19 +137,19 @@ const text = (label, field, query, placeholder = "") =>
 const when = (label, field, query) =>
   html`<label>${label}<input type="datetime-local" name=${field} .value=${query.get(field) ?? ""} /></label>`;
 
-function page({ data, cursor, damaged }, query) {
+function page({ data, cursor, damaged, looking }, query) {
   return html`
-    <p class="faint" role="status">${told(data, cursor)}${damaged ? ` ${damaged} damaged entries are left out.` : ""}</p>
+    <p class="faint" role="status">${looking ? "Looking further back…" : told(data, cursor)}${damaged ? ` ${damaged} damaged entries are left out.` : ""}</p>
     ${data.length ? rows(data) : nothing}
     <nav class="pages" aria-label="Pages of the log">
       ${query.get("before") ? html`<a href=${address(query, "")}>Newest</a>` : html`<span></span>`}
-      ${cursor ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Look further back"}</a>` : nothing}
+      ${cursor && !looking ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Look further back"}</a>` : nothing}
     </nav>
   `;
 }
 
 function told(data, cursor) {
-  if (!data.length) return "Nothing that fits in as much of the log as one look takes.";
+  if (!data.length) return "Nothing that fits in as much of the log as was looked at.";
   const many = data.length === 1 ? "1 record" : `${data.length} records`;
   return `${many}, from ${clock(data.at(-1).time)} to ${clock(data[0].time)}${cursor ? "" : "; there is nothing older"}.`;
 }
