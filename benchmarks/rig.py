@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -41,6 +42,8 @@ ACCESS = f"""access:
       sha256: {hashlib.sha256(KEY.encode()).hexdigest()}
       limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000, concurrent_requests: 100000}}
 """
+FAILURES = ("connect", "read", "write", "status", "timeout")
+"""Ways in which wrk sees a request fail: on its socket, by a status of 400 or more, or after two seconds."""
 LUA = """
 local bodies = {{}}
 for line in io.lines("{bodies}") do bodies[#bodies + 1] = line end
@@ -54,22 +57,29 @@ request = function()
   return wrk.format(nil, "/v1/chat/completions", nil, bodies[at])
 end
 done = function(summary, latency)
-  local errors = summary.errors
-  local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  print(string.format("RESULT %f %f %f %d", latency:percentile(50) / 1000, latency:percentile(99) / 1000,
-    summary.requests / summary.duration * 1e6, bad))
+  local bad = summary.errors
+  print(string.format("RESULT %f %f %f %d %d %d %d %d", latency:percentile(50) / 1000, latency:percentile(99) / 1000,
+    summary.requests / summary.duration * 1e6, bad.connect, bad.read, bad.write, bad.status, bad.timeout))
 end
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One run of wrk: percentiles in ms, requests per second, requests that failed."""
+    """One run of wrk: percentiles in ms, requests per second, and how many requests failed in which way.
+
+    The percentiles are those of requests that come at an even pace: wrk counts a late answer also for those that it
+    held up (coordinated omission).
+    """
 
     p50: float
     p99: float
     rps: float
-    failed: float
+    failures: Mapping[str, int]
+
+    @property
+    def failed(self) -> int:
+        return sum(self.failures.values())
 
 
 class NothingAnswers(SystemExit):
@@ -112,9 +122,10 @@ def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = No
 def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+)", output)
+    found = re.search(r"RESULT (\S+) (\S+) (\S+) (.*)", output)
     assert found is not None, output
-    return Load(*(float(found[i]) for i in (1, 2, 3, 4)))
+    failures = dict(zip(FAILURES, map(int, found[4].split()), strict=True))
+    return Load(float(found[1]), float(found[2]), float(found[3]), {kind: n for kind, n in failures.items() if n})
 
 
 @contextmanager
@@ -166,6 +177,12 @@ def gateway(folder: Path, *, workers: int, home: Path, base_url: str) -> Iterato
         begin = time.monotonic()
         with running(command, ready=f"http://127.0.0.1:{GATEWAY_PORT}/health/ready", env=env) as process:
             yield process, time.monotonic() - begin
+
+
+def outcomes(folder: Path) -> dict[str, int]:
+    """How the requests to a `gateway` of that folder ended, as its routing log has it so far."""
+    with closing(sqlite3.connect(folder / "state" / "routing-log.sqlite")) as log:
+        return dict(log.execute("SELECT outcome, count(*) FROM records GROUP BY outcome"))
 
 
 @contextmanager

@@ -6,7 +6,8 @@
 longest pause between two events of any of the streams, of which the upstream sends one a second each, less the same
 without the gateway. `leaving_ms`: from a client's leaving to its expert's server seeing it. `chunk_us`: the worker's
 processor time for an event. `body`: processor time of a request of 1 MB in as many parses of it. `rss_mb`: of the
-worker after a tenth of the requests and after all. Needs nginx and wrk.
+worker after a tenth of the requests and after all; `many`: how those failed as the client saw it, and ended as the
+routing log has it. Needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -37,6 +39,7 @@ from benchmarks.rig import (
     gateway,
     head,
     load_script,
+    outcomes,
     require,
     rss_mb,
     running,
@@ -94,13 +97,17 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
         body = large_body()
         parse = best_of(lambda: orjson.loads(body))
         spent = uvloop.run(large(worker_of(process), body, count=100))
-        script, memory, done = load_script(folder, STARTER), {}, 0.0
+        script, memory, done, failures = load_script(folder, STARTER), {}, 0.0, Counter[str]()
         for share in (requests // 10, requests):
             while done < share:
-                done += wrk(GATEWAY_PORT, script, connections=32, seconds=5).rps * 5
+                run = wrk(GATEWAY_PORT, script, connections=32, seconds=5)
+                done += run.rps * 5
+                failures.update(run.failures)
             memory[str(share)] = rss_mb(process)
+        ended = outcomes(folder)
     costs = {"megabytes": round(len(body) / 1e6, 2), "parse_ms": round(parse * 1e3, 2), "cpu_ms": round(spent * 1e3, 2)}
-    return {"body": costs | {"parses": round(spent / parse, 2)}, "rss_mb": memory}
+    told = {"requests": round(done), "failed": failures, "outcomes": ended}
+    return {"body": costs | {"parses": round(spent / parse, 2)}, "rss_mb": memory, "many": told}
 
 
 def large_body() -> bytes:
