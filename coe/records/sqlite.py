@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from coe.record import LogPage, LogQuery, RoutingRecord
@@ -14,10 +15,11 @@ from coe.records.sqlite_rows import Row, newest, oldest, select, window
 from coe.records.tables import MIGRATIONS
 
 INSERT = """INSERT OR IGNORE INTO records
-(request_id, time, category, expert, outcome, session, tenant, reason, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-TOGETHER = 16
-"""Rows a statement inserts: each takes the interpreter's lock from requests under way only once."""
-INSERT_TOGETHER = INSERT + ", (?, ?, ?, ?, ?, ?, ?, ?, ?)" * (TOGETHER - 1)
+(request_id, time, category, expert, outcome, session, tenant, reason, record) VALUES """
+VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+TOGETHER = 64
+"""Rows that a statement inserts at most: each takes the interpreter's lock from requests under way once. The connection
+keeps those of all shorter lengths prepared too."""
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
 FORGET = "DELETE FROM records WHERE time < ?"
 
@@ -34,11 +36,9 @@ class SqliteLog:
 
         def work(connection: sqlite3.Connection) -> None:
             rows = [_row(record) for record in records]
-            whole = len(rows) - len(rows) % TOGETHER
-            connection.executemany(
-                INSERT_TOGETHER, (sum(rows[i : i + TOGETHER], ()) for i in range(0, whole, TOGETHER))
-            )
-            connection.executemany(INSERT, rows[whole:])
+            for start in range(0, len(rows), TOGETHER):
+                some = rows[start : start + TOGETHER]
+                connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
             connection.execute(TRIM, (self._retention,))
             connection.execute(FORGET, (oldest_kept(self._days),))
 
