@@ -7,8 +7,9 @@ import * as live from "./views/live.js";
 import * as log from "./views/log.js";
 import * as map from "./views/map.js";
 import * as playground from "./views/playground.js";
+import * as router from "./views/router.js";
 
-const VIEWS = [playground, live, log, map, experts];
+const VIEWS = [playground, live, log, map, router, experts];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the view that is shown, and what it keeps while it is

@@ -1,0 +1,81 @@
+// Router: what was trained, planned and learnt, how good it is, what is in use and how it is moved; and the traffic.
+
+import { html, nothing } from "../vendor/lit-html.js";
+import { api, resource } from "../api.js";
+import { shown } from "../parts.js";
+import { spot } from "../heat.js";
+import { card, versions } from "./router/versions.js";
+import { openMove } from "./router/move.js";
+import { KINDS } from "./router/kinds.js";
+import { report } from "./router/report.js";
+import { traffic } from "./router/traffic.js";
+
+export const name = "router";
+export const title = "Router";
+
+export function open({ draw, path, query }) {
+  const list = resource(() => api.get("v1/artifacts"), draw);
+  const status = resource(() => api.get("v1/status"), draw);
+  const move = openMove(list, draw);
+  const reports = new Map();
+  const at = spot(draw);
+  let address = addressOf(path, query);
+
+  /** The report of a version, asked for once: what is published does not change. */
+  function reportOf(kind, version) {
+    const key = `${kind}/${version}`;
+    if (!reports.has(key)) reports.set(key, resource(() => api.get(`v1/artifacts/${key}`), draw));
+    return reports.get(key);
+  }
+
+  function chosen({ data }) {
+    const kind = data.find((one) => one.kind === address.kind) ?? data[0];
+    const version = address.version ?? kind.in_use ?? kind.versions[0]?.version;
+    return { kind, version, other: address.other };
+  }
+
+  return {
+    template: () => html`
+      <div class="row">
+        <h1>Router</h1>
+        <button class="quiet" @click=${() => refresh(list, status)}>Refresh</button>
+      </div>
+      ${shown(list, (found) => whole(found, chosen(found), { reportOf, move, at }))}
+      <section class="card">
+        <h2>Traffic of the last week</h2>
+        ${shown(status, traffic)}
+      </section>
+      ${move.template()}
+    `,
+    moved: ({ path: to, query: asked }) => {
+      address = addressOf(to, asked);
+      draw();
+    },
+    close: () => move.close(),
+  };
+}
+
+const addressOf = ([kind = "router", version], query) => ({ kind, version, other: query.get("with") });
+
+function refresh(...resources) {
+  for (const one of resources) one.load();
+}
+
+function whole(found, { kind, version, other }, { reportOf, move, at }) {
+  return html`
+    ${found.reload_error ? html`<p class="card bad" role="alert">What is in use could not be taken over, and the last good state serves on: ${found.reload_error}</p>` : nothing}
+    ${move.told()}
+    <div class="cards">${found.data.map((one) => card(one, move))}</div>
+    <nav class="kinds" aria-label="Kinds of artifacts">
+      ${found.data.map(
+        (one) => html`<a href="#/router/${one.kind}" aria-current=${one === kind ? "true" : nothing}>${KINDS[one.kind].title}</a>`,
+      )}
+    </nav>
+    ${versions(kind, version, move)}
+    ${version
+      ? shown(reportOf(kind.kind, version), (whole) =>
+          report(kind, whole, other ? reportOf(kind.kind, other) : null, at),
+        )
+      : nothing}
+  `;
+}

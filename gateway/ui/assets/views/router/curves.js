@@ -1,0 +1,119 @@
+// Reliability, and risk by coverage, of one router or of two.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { chart } from "../../charts.js";
+import { percent } from "../../parts.js";
+
+const kept = new WeakMap(); // configurations by what they show, so that nothing is drawn anew for nothing
+
+/** Both curves of `metrics`, beside those of `other`, which may be none. */
+export function curves(metrics, other, version, beside) {
+  if (!metrics.reliability || !metrics.risk_coverage) return nothing;
+  const sides = [{ metrics, version }, ...(other?.reliability ? [{ metrics: other, version: beside }] : [])];
+  const { reliability, risk } = configured(metrics, sides);
+  return html`<div class="columns">
+    <section>
+      <h3>Reliability</h3>
+      <p class="faint">Are prompts of a confidence right that often? On the line they are; the larger a point, the more prompts.</p>
+      ${chart({
+        label: "Share right by confidence",
+        config: reliability,
+        columns: ["Version", "Confidence", "Right", "Prompts"],
+        rows: sides.flatMap((side) =>
+          side.metrics.reliability.map(({ confidence, accuracy, count }) => [side.version, confidence.toFixed(2), percent(accuracy), count]),
+        ),
+      })}
+    </section>
+    <section>
+      <h3>Risk and coverage</h3>
+      <p class="faint">
+        How often it is wrong where only the surest prompts are answered. Below a confidence of ${metrics.general_below?.toFixed(2)} (the upright line) training
+        suggests the general expert; <code>policy.general_below</code> may say otherwise.
+      </p>
+      ${chart({
+        label: "Error rate by share answered",
+        config: risk,
+        columns: ["Version", "Answered", "Wrong", "From confidence"],
+        rows: sides.flatMap((side) =>
+          side.metrics.risk_coverage.map((one) => [side.version, percent(one.coverage), percent(one.risk), one.confidence?.toFixed(2) ?? "–"]),
+        ),
+      })}
+    </section>
+  </div>`;
+}
+
+function configured(metrics, sides) {
+  const known = kept.get(metrics);
+  if (known && known.beside === sides[1]?.metrics) return known;
+  const made = { beside: sides[1]?.metrics, reliability: reliable(sides), risk: risky(sides) };
+  kept.set(metrics, made);
+  return made;
+}
+
+const legend = { position: "bottom", labels: { usePointStyle: true, boxWidth: 10, boxHeight: 8 } };
+const shares = { min: 0, max: 1, ticks: { callback: (value) => `${Math.round(100 * value)} %` } };
+
+function reliable(sides) {
+  const most = Math.max(...sides.flatMap(({ metrics }) => metrics.reliability.map(({ count }) => count)));
+  return (palette) => ({
+    type: "scatter",
+    data: {
+      datasets: [
+        ...sides.map(({ metrics, version }, index) => ({
+          label: version,
+          data: metrics.reliability.map(({ confidence, accuracy, count }) => ({ x: confidence, y: accuracy, count })),
+          pointRadius: metrics.reliability.map(({ count }) => 2.5 + 8 * Math.sqrt(count / most)),
+          ...line(palette.series[index]),
+        })),
+        { label: "as sure as right", data: [{ x: 0, y: 0 }, { x: 1, y: 1 }], ...dashed(palette.faint) },
+      ],
+    },
+    options: {
+      scales: {
+        x: { ...shares, title: { text: "Confidence" } },
+        y: { ...shares, title: { text: "Right" } },
+      },
+      plugins: {
+        legend,
+        tooltip: { callbacks: { label: ({ raw }) => `${percent(raw.y)} right at ${percent(raw.x)}${raw.count ? `, ${raw.count} prompts` : ""}` } },
+      },
+    },
+  });
+}
+
+function risky(sides) {
+  const [{ metrics }] = sides;
+  const top = Math.max(...sides.flatMap((side) => side.metrics.risk_coverage.map(({ risk }) => risk)));
+  const threshold = metrics.doubted == null ? [] : [{ x: 1 - metrics.doubted, y: 0 }, { x: 1 - metrics.doubted, y: top }];
+  return (palette) => ({
+    type: "scatter",
+    data: {
+      datasets: [
+        ...sides.map((side, index) => ({
+          label: side.version,
+          data: side.metrics.risk_coverage.map(({ coverage, risk, confidence }) => ({ x: coverage, y: risk, confidence })),
+          pointRadius: 2.5,
+          ...line(palette.series[index]),
+        })),
+        { label: "general below", data: threshold, ...dashed(palette.faint) },
+      ],
+    },
+    options: {
+      scales: {
+        x: { ...shares, title: { text: "Answered, the surest first" } },
+        y: { ...shares, max: undefined, title: { text: "Wrong" } },
+      },
+      plugins: {
+        legend,
+        tooltip: {
+          callbacks: {
+            label: ({ raw }) => `${percent(raw.y)} wrong of ${percent(raw.x)}${raw.confidence ? `, from confidence ${raw.confidence.toFixed(2)}` : ""}`,
+          },
+        },
+      },
+    },
+  });
+}
+
+const line = (shade) => ({ showLine: true, borderColor: shade, backgroundColor: shade, borderWidth: 2 });
+const dashed = (shade) => ({ ...line(shade), borderDash: [4, 4], pointRadius: 0, pointStyle: "line" });

@@ -1,0 +1,102 @@
+// Putting a version into use, or going back: asked for in a dialog, done by the gateway, and looked after until it is.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { api } from "../../api.js";
+import { KINDS, takenOver, versionOf } from "./kinds.js";
+
+const EVERY = 700; // milliseconds between looks
+const LOOKS = 40;
+
+/** `list` is the resource of all kinds; `ask` opens the dialog. */
+export function openMove(list, draw) {
+  const self = { ask, template, told, close };
+  let wanted = null; // { kind, was, version, back }
+  let error = null;
+  let busy = false;
+  let done = null; // the move that was made: { kind, in_use, looks }
+  let timer = 0;
+
+  function ask(move) {
+    [wanted, error, done] = [move, null, null];
+    draw();
+    requestAnimationFrame(() => document.getElementById("move")?.showModal());
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    const dialog = event.target.closest("dialog");
+    const why = new FormData(event.target).get("why").trim();
+    if (!why || busy) return;
+    busy = true;
+    draw();
+    try {
+      const made = await api.post(`v1/artifacts/${wanted.kind}/${wanted.back ? "rollback" : "promote"}`, body(wanted, why));
+      done = { ...made, looks: 0 };
+      dialog.close();
+      look();
+    } catch (problem) {
+      error = problem;
+    } finally {
+      busy = false;
+      draw();
+    }
+  }
+
+  async function look() {
+    await list.load();
+    draw();
+    if (done && !served() && done.looks++ < LOOKS) timer = setTimeout(look, EVERY);
+  }
+
+  const entry = () => list.value?.data.find(({ kind }) => kind === done.kind);
+  const served = () => entry() && entry().in_use === done.in_use && takenOver(entry());
+
+  function told() {
+    if (!done) return nothing;
+    const version = versionOf(done.kind, done.in_use);
+    const title = KINDS[done.kind].title;
+    const text = served()
+      ? `${title} in use: ${version}. The gateway serves with it.`
+      : done.looks > LOOKS
+        ? `${title} in use: ${version}. This gateway has not taken it over yet; its log says why.`
+        : `${title} in use: ${version}. The gateway is taking it over…`;
+    return html`<p class="card done" role="status">${text}</p>`;
+  }
+
+  function template() {
+    return html`<dialog id="move" aria-labelledby="move-title" @close=${() => draw()}>${wanted ? form() : nothing}</dialog>`;
+  }
+
+  function form() {
+    const { kind, was, version, back } = wanted;
+    const { title, told: more } = KINDS[kind];
+    return html`<form @submit=${submit}>
+      <h2 id="move-title">${back ? `Go back to the ${title.toLowerCase()} of before?` : `Put this ${title.toLowerCase()} into use?`}</h2>
+      <dl class="pairs">
+        <dt>Now</dt>
+        <dd class="code">${versionOf(kind, was)}</dd>
+        <dt>Then</dt>
+        <dd class="code">${versionOf(kind, version)}</dd>
+      </dl>
+      <p>Gateways take it over within a second or two; requests under way end as they began. ${more}</p>
+      <label class="why">Why <input name="why" required maxlength="500" autocomplete="off" autofocus /></label>
+      ${error ? html`<p class="bad" role="alert">${error.message}</p>` : nothing}
+      <div class="row ends">
+        <button type="button" class="quiet" @click=${(event) => event.target.closest("dialog").close()}>Cancel</button>
+        <button ?disabled=${busy}>${back ? "Go back" : "Put into use"}</button>
+      </div>
+    </form>`;
+  }
+
+  function close() {
+    clearTimeout(timer);
+    done = null;
+  }
+
+  return self;
+}
+
+/** What was in use when the visitor decided goes with it: where that has changed meanwhile, nothing is moved. */
+function body({ was, version, back }, why) {
+  return { why, ...(was ? { instead_of: was } : {}), ...(back ? {} : { version }) };
+}

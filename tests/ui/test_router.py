@@ -1,0 +1,182 @@
+"""The router's view: versions and their reports, moving them, and what was found in the traffic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from coe.artifacts import ArtifactStore
+from coe.cli.status import status_report
+from coe.settings import Settings
+from tests.admin.samples import router_published
+from tests.gateway.served import Served, serving
+from tests.gateway.test_overlays import published, swapping
+from tests.learning.test_watch import logged, settings, traffic
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+
+__all__ = ["settings"]
+pytestmark = [pytest.mark.anyio, needs_browser]
+
+HARM = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'> \"quoted\" 'too' \u202egnp.exe"
+CATEGORIES = ("code", "art", "general")
+
+
+def measured(accuracy: float) -> dict[str, object]:
+    """As training tells it."""
+    return {
+        "examples": 300,
+        "accuracy": accuracy,
+        "accuracy_by_category": dict.fromkeys(CATEGORIES, accuracy),
+        "escalated": 0.3,
+        "ece": 0.02,
+        "ece_before": 0.2,
+        "unknown_auroc": 0.8,
+        "general_below": 0.45,
+        "doubted": 0.05,
+        "doubted_unknown": 0.3,
+        "reliability": [
+            {"count": 100, "confidence": 0.3, "accuracy": 0.4},
+            {"count": 200, "confidence": 0.9, "accuracy": 0.9},
+        ],
+        "risk_coverage": [
+            {"coverage": 0.5, "risk": 0.02, "confidence": 0.9},
+            {"coverage": 1.0, "risk": 0.2, "confidence": 0.1},
+        ],
+        "confusion": {"categories": list(CATEGORIES), "counts": [[80, 15, 5], [10, 88, 2], [0, 0, 100]]},
+    }
+
+
+@dataclass(frozen=True)
+class Shop:
+    served: Served
+    settings: Settings
+    old: str
+    new: str
+    foreign: str
+
+    def url(self, rest: str = "") -> str:
+        return f"{self.served.url}/ui/#/router{rest}"
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.settings.artifacts, "router")
+
+
+@pytest.fixture(scope="module")
+async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
+    folder = tmp_path_factory.mktemp("shop")
+    settings = Settings.read({}, config=folder / "experts.yaml")
+    old = router_published(settings, "old", metrics=measured(0.8))
+    new = router_published(settings, "new", metrics=measured(0.9))
+    foreign = router_published(settings, "foreign", categories=("law",))
+    store = ArtifactStore(settings.artifacts, "router")
+    store.promote(new, by="train", why="trained on 300 prompts")
+    ArtifactStore(settings.artifacts, "overlays").promote(published(settings, swapping(HARM[:64])), by="retrain")
+    async with serving(folder) as served:
+        yield Shop(served, settings, old, new, foreign)
+
+
+async def move(page: Page, button: str, why: str) -> None:
+    await page.get_by_role("button", name=button).click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_label("Why")).to_be_focused()
+    await page.keyboard.type(why)
+    await page.keyboard.press("Enter")
+
+
+async def test_before_anything_is_trained_it_says_what_makes_each_kind(browser: Browser, tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/router") as page:
+        await expect(page.get_by_text("None yet; coe train makes one.")).to_be_visible()
+        await page.get_by_role("link", name="Assignment").click()
+        await expect(page.get_by_text("None yet; coe plan makes one.")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet", timeout=20_000)
+        await check_accessible(page)
+
+
+@pytest.mark.parametrize("phone", [False, True])
+@pytest.mark.parametrize("dark", [False, True])
+async def test_two_versions_side_by_side_fit_and_are_accessible(
+    browser: Browser, shop: Shop, phone: bool, dark: bool
+) -> None:
+    async with visiting(browser, shop.url(f"/router/{shop.new}?with={shop.old}"), phone=phone, dark=dark) as page:
+        await expect(page.get_by_role("row", name="Right answers").first).to_contain_text("90.0 %80.0 %+10.0 %")
+        await expect(page.locator("coe-chart canvas")).to_have_count(2)
+        cell = page.get_by_role("button", name="15 of 100 prompts of code were taken for art")
+        await cell.focus()
+        await expect(page.locator(".heat-told")).to_contain_text("(15 %)")
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
+
+
+async def test_a_version_is_put_into_use_with_why_and_gone_back_from(browser: Browser, shop: Shop) -> None:
+    was = shop.store.in_use()
+    to = shop.old if was == shop.new else shop.new
+    async with visiting(browser, shop.url()) as page:
+        await page.get_by_role("button", name=f"Put into use {to}").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog.locator("dd")).to_have_text([str(was), to])
+        await check_accessible(page)
+        await page.keyboard.press("Enter")  # nothing said why
+        await expect(dialog).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+        assert shop.store.in_use() == was
+        await move(page, f"Put into use {to}", HARM)
+        await expect(page.get_by_text(f"Router in use: {to}. The gateway serves with it.")).to_be_visible()
+        assert (shop.store.in_use(), shop.store.history()[-1].why) == (to, HARM)
+        await page.get_by_text("How they came into use").click()
+        await expect(page.get_by_role("cell", name="<script>window.harmed = 1</script>").first).to_be_visible()
+        assert await page.evaluate("window.harmed") is None
+        await move(page, f"Go back to {was}", "it was worse")
+        await expect(page.get_by_text(f"Router in use: {was}. The gateway serves with it.")).to_be_visible()
+        assert shop.store.history()[-1].by == "rollback"
+
+
+async def test_what_does_not_fit_is_refused_in_the_dialog(browser: Browser, shop: Shop) -> None:
+    was = shop.store.in_use()
+    async with visiting(browser, shop.url()) as page:
+        await move(page, f"Put into use {shop.foreign}", "a try")
+        alert = page.get_by_role("dialog").get_by_role("alert")
+        await expect(alert).to_contain_text("knows none of the categories in experts.yaml")
+        await check_accessible(page)
+    assert shop.store.in_use() == was
+
+
+async def test_overlays_of_another_router_are_shown_as_unused(browser: Browser, shop: Shop) -> None:
+    async with visiting(browser, shop.url("/overlays")) as page:
+        card = page.get_by_role("region", name="Overlays", exact=True)
+        await expect(card).to_contain_text("They were fitted to another router")
+        await expect(page.get_by_role("cell", name=HARM[:30])).to_be_visible()
+        assert await page.evaluate("window.harmed") is None
+
+
+@pytest.fixture
+def found(settings: Settings) -> dict[str, Any]:
+    """What `GET /v1/status` says of traffic that has shifted; the served gateway has no router for `coe status`."""
+    now = time.time()
+    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder", unsure=0.4))
+    report = orjson.loads(orjson.dumps(status_report(settings, now=now)))
+    return {"object": "status", "time": now, "report": report}
+
+
+async def test_what_was_found_in_the_traffic_is_told_with_the_entry_to_copy(
+    browser: Browser, shop: Shop, found: dict[str, Any]
+) -> None:
+    async with visiting(browser, shop.url()) as page:
+        await page.route("**/v1/status", lambda route: route.fulfill(json=found))
+        await page.get_by_role("button", name="Refresh").click()
+        await expect(page.get_by_text("coder answered 100% of the last 600 requests")).to_be_visible()
+        await expect(page.get_by_text("category mix has shifted")).to_be_visible()
+        await expect(page.locator(".proposals pre")).to_have_count(2)
+        await expect(page.locator(".proposals pre").first).to_contain_text("- name: ")
+        await expect(page.locator("coe-chart canvas")).to_have_count(4)
+        await check_accessible(page)
+        await check_no_sideways_scroll(page)
