@@ -122,6 +122,7 @@ async def _at_size(
         made = [_mixed(rng, corpus) for _ in range(min(BATCH, count - start))]
         documents = [_document(start + at, text) for at, (text, _) in enumerate(made)]
         await store.upsert(documents, np.array([vector for _, vector in made], dtype=np.float32))
+    await store.aclose()  # as `coe index add` ends; the next verb opens it again
     built = time.perf_counter() - began
     times = []
     for question, vector in list(zip(questions, vectors, strict=True))[: ASKED + 50]:

@@ -165,6 +165,7 @@ class LanceStore:
                     await table.checkout_latest()
                     if not await self._indexed(table, await table.count_rows(), settling=True):
                         await table.optimize(cleanup_older_than=KEPT)
+        self._written = 0
         if self._connection is not None:
             self._connection.close()
             self._connection = self._open = None
