@@ -1,0 +1,57 @@
+"""Which gate a gateway serves: the one in use, where it fits router, encoder and format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coe.artifacts import ArtifactStore
+from coe.composition import declared_assignment
+from coe.errors import ArtifactError
+from coe.retrieval.gate import FILE, Gate
+from coe.settings import Settings
+from gateway.documents import gate_in_use
+from gateway.in_use import InUse
+from tests.fakes import WordRouter, registry_of
+from tests.retrieval.gates import CATEGORIES, WIDTH, gate_of
+
+
+def put(settings: Settings, **changes: object) -> str:
+    """A gate with something else in its file, put into use."""
+    store = ArtifactStore(settings.artifacts, "gate")
+    with store.draft() as draft:
+        gate_of(1.0).save(draft / FILE)
+        with np.load(draft / FILE) as file:
+            arrays = dict(file)
+        np.savez(draft / FILE, **arrays | changes)
+        version = store.publish(draft, categories=CATEGORIES, data=str(changes), metrics={}).manifest.version
+    store.promote(version)
+    return version
+
+
+def served(settings: Settings, dimensions: int = WIDTH) -> tuple[Gate | None, str]:
+    registry = registry_of()
+    assignment = declared_assignment(registry, CATEGORIES)
+    in_use = InUse(registry, WordRouter(), assignment, 0.0, settings.home)
+    return gate_in_use(settings, in_use, dimensions=dimensions)
+
+
+def test_a_gate_is_served_where_it_fits_and_else_the_service_goes_on_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
+    assert served(settings) == (None, "")
+    version = put(settings)
+    gate, told = served(settings)
+    assert gate is not None
+    assert (gate.experts, told) == (registry_of().expert_names, version)
+    assert served(settings, dimensions=WIDTH + 1) == (None, "")
+    assert "another encoder" in caplog.text
+    put(settings, format=np.array(1))
+    assert served(settings) == (None, "")
+    assert "fit it again" in caplog.text
+    put(settings, measured=np.ones(2))
+    with pytest.raises(ArtifactError, match="not a gate"):
+        served(settings)
