@@ -76,10 +76,10 @@ async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: 
         considered = why.get_by_role("region", name="Experts considered").locator("tbody tr")
         await expect(considered).to_have_count(len(MODELS))
         await expect(considered.first).to_contain_text("coder (chosen)")
-        await expect(why.locator(".steps dt")).to_have_text(
+        await expect(why.locator(".stretches dt")).to_have_text(
             ["admit", "parse", "classify", "assign", "gate", "call", "relay", "record"]
         )
-        for place, value in enumerate(await why.locator(".steps dd").all_inner_texts()):
+        for place, value in enumerate(await why.locator(".stretches dd").all_inner_texts()):
             assert value.endswith(" ms") == (place < 7)
         await expect(why.locator(".neighbours li").first).to_contain_text("code")
         await expect(why.get_by_text("2 + 4")).to_be_visible()

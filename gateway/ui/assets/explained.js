@@ -3,6 +3,7 @@
 import { html, nothing, svg } from "./vendor/lit-html.js";
 import { badge, bars, milliseconds, number, percent } from "./parts.js";
 
+const SEEN = 0.005; // probability below which a bar cannot be seen
 const KINDS = { ok: "good", aborted: "warn" };
 
 /** How it ended, as a badge. */
@@ -52,12 +53,14 @@ export function qualities({ candidates = [], worth = [], price = [] }) {
 
 /** The posterior as bars, the chosen category marked. */
 export function posterior({ probabilities, category }, { limit = 6 } = {}) {
-  const count = Object.keys(probabilities ?? {}).length;
+  const shares = Object.values(probabilities ?? {});
+  const count = shares.length;
   if (!count) return html`<p class="faint">It was not classified.</p>`;
   const caption = "Probability of each category";
   const told = { chosen: category, text: percent };
-  if (count <= limit + 1) return bars(caption, probabilities, told);
-  return html`${bars(caption, probabilities, { ...told, limit })}
+  if (count <= limit) return bars(caption, probabilities, told);
+  const likely = Math.max(3, Math.min(limit, shares.filter((share) => share >= SEEN).length));
+  return html`${bars(caption, probabilities, { ...told, limit: likely })}
     <details>
       <summary>All ${count} categories</summary>
       ${bars("Probability of all categories", probabilities, told)}
@@ -120,7 +123,7 @@ export function timeline(caption, stretches) {
           svg`<rect x=${place(ms)} width="${(100 * ms) / total}%" height="100%" class="series-${index + 1}"></rect>`,
       )}
     </svg>
-    <dl class="steps" aria-label=${caption}>
+    <dl class="stretches" aria-label=${caption}>
       ${stretches.map(
         ({ name, ms, note }) => html`<div>
           <dt>${ms == null ? nothing : swatch(known.findIndex((one) => one.name === name))}${name}</dt>

@@ -52,7 +52,7 @@ function everything(experts, view, draw) {
       <div class="talk">
         ${room.turns.length ? conversation({ beside, turn, view, draw }) : welcome(draw)} ${composer(draw)}
       </div>
-      ${beside && turn ? html`<aside class="card why" aria-label="Why"><h2>Why ${turn === room.turns.at(-1) ? "" : "(an earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
+      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === room.turns.at(-1) ? "" : "(an earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
     </div>
   `;
 }

@@ -1,7 +1,7 @@
 // Why an answer came from where it came: the router's posterior, neighbours, experts, documents, and where time went.
 
 import { html, nothing } from "../../vendor/lit-html.js";
-import { bar, dollars, milliseconds, number, percent } from "../../parts.js";
+import { bar, dollars, milliseconds, number } from "../../parts.js";
 import { considered, documents, posterior, sentence, speed, timeline } from "../../explained.js";
 
 /** The panel of one answer. `heading` is the level of its headings' tags: html`<h2>` or deeper. */
@@ -65,7 +65,7 @@ function neighbours(asked) {
           ? html`<span class="faint">Its text is not kept here.</span>`
           : html`<span class="text" dir="auto">${text}</span>`}
         <span class="near">
-          <span>${category}</span>${bar(closeness, 8)}<span class="number">${percent(Math.max(0, closeness))}<span class="unseen"> alike</span></span>
+          <span>${category}</span>${bar(closeness, 8)}<span class="number">${closeness.toFixed(2)}<span class="unseen"> alike (cosine)</span></span>
         </span>
       </li>`,
     )}
