@@ -59,6 +59,7 @@ class Service:
             "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
             "experts": [*experts, spare],
             "assignment": {"general": experts[0]["name"]},
+            "policy": {"attempts": 4},  # a server that is just dying breaks off each of its experts' connections
             **more,
         }
         draft = self.folder / "draft"
@@ -107,7 +108,7 @@ class Service:
     def until_answered(self, model: str) -> None:
         """Until the expert itself gives an answer."""
         deadline = time.monotonic() + START
-        while (response := self.ask(model, max_tokens=1)).headers.get("x-coe-expert") != model:
+        while not _is_of(model, response := self.ask(model, max_tokens=1)):
             assert time.monotonic() < deadline, f"{model} does not come back: {response.text}\n{self.said}"
             time.sleep(0.5)
 
@@ -142,6 +143,10 @@ class Service:
         return next(
             one for one in family if word in " ".join(one.cmdline()) and "warden" not in " ".join(one.cmdline())
         )
+
+
+def _is_of(model: str, response: httpx.Response) -> bool:
+    return response.status_code == 200 and response.headers["x-coe-expert"] == model
 
 
 def _mark(process: psutil.Process) -> str:
