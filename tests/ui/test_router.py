@@ -87,6 +87,7 @@ async def move(page: Page, button: str, why: str) -> None:
     await page.get_by_role("button", name=button).click()
     dialog = page.get_by_role("dialog")
     await expect(dialog.get_by_label("Why")).to_be_focused()
+    await expect(dialog.get_by_label("Why")).to_have_value("")
     await page.keyboard.type(why)
     await page.keyboard.press("Enter")
 

@@ -32,7 +32,7 @@ export function open({ draw }) {
 
 function whole(map, at, budget) {
   return html`
-    <p class="lead">${whence(map)}</p>
+    <p class="whence">${whence(map)}</p>
     ${map.measured ? html`<section class="card"><h2>Expected quality</h2>${qualities(map, at)}</section>` : unmeasured(map)}
     ${budget?.template()}
     <section class="card wide-names">
@@ -60,7 +60,7 @@ function unmeasured({ version }) {
         : html`Ask every expert the same questions, check the answers, and let the plan decide who answers what. Pins under
             <code>assignment</code> in experts.yaml stay; leave out what the plan may decide.`}
     </p>
-    <pre class="code steps">${version ? "" : "coe score probes.jsonl --out quality\n"}coe plan quality</pre>
+    <pre class="code shell">${version ? "" : "coe score probes.jsonl --out quality\n"}coe plan quality</pre>
   </section>`;
 }
 

@@ -115,5 +115,5 @@ function risky(sides) {
   });
 }
 
-const line = (shade) => ({ showLine: true, borderColor: shade, backgroundColor: shade, borderWidth: 2 });
+const line = (shade) => ({ clip: 12, showLine: true, borderColor: shade, backgroundColor: shade, borderWidth: 2 });
 const dashed = (shade) => ({ ...line(shade), borderDash: [4, 4], pointRadius: 0, pointStyle: "line" });

@@ -19,7 +19,11 @@ export function openMove(list, draw) {
   function ask(move) {
     [wanted, error, done] = [move, null, null];
     draw();
-    requestAnimationFrame(() => document.getElementById("move")?.showModal());
+    requestAnimationFrame(() => {
+      const dialog = document.getElementById("move");
+      dialog?.querySelector("form").reset();
+      dialog?.showModal();
+    });
   }
 
   async function submit(event) {
@@ -79,7 +83,7 @@ export function openMove(list, draw) {
         <dd class="code">${versionOf(kind, version)}</dd>
       </dl>
       <p>Gateways take it over within a second or two; requests under way end as they began. ${more}</p>
-      <label class="why">Why <input name="why" required maxlength="500" autocomplete="off" autofocus /></label>
+      <label>Why <input name="why" required maxlength="500" autocomplete="off" /></label>
       ${error ? html`<p class="bad" role="alert">${error.message}</p>` : nothing}
       <div class="row ends">
         <button type="button" class="quiet" @click=${(event) => event.target.closest("dialog").close()}>Cancel</button>

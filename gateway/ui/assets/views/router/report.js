@@ -91,7 +91,7 @@ function figures(caption, version, rows, other) {
 function difference({ own, beside, text, good }) {
   if (own == null || beside == null) return "–";
   const by = own - beside;
-  if (Math.abs(by) < 1e-9) return html`<span class="faint">same</span>`;
+  if (text(Math.abs(by)) === text(0)) return html`<span class="faint">same</span>`;
   const kind = good * by > 0 ? "good" : good * by < 0 ? "bad" : "faint";
   return html`<span class=${kind}>${by < 0 ? "−" : "+"}${text(Math.abs(by))}</span>`;
 }
@@ -133,7 +133,7 @@ function overlays({ tenants }) {
   return table(
     "Overlays by tenant",
     [
-      { title: "Tenant", cell: ({ tenant }) => html`<span class="why">${tenant}</span>` },
+      { title: "Tenant", cell: ({ tenant }) => html`<span class="wraps">${tenant}</span>` },
       { title: "More often right by", number: true, cell: ({ gain }) => share(gain) },
       { title: "Fitted to requests", number: true, cell: ({ requests }) => whole(requests) },
       { title: "Until", cell: ({ until }) => (until ? moment(until) : "–") },

@@ -93,5 +93,5 @@ const moves = (kind) => [
   { title: "From", cell: ({ was }) => html`<code>${versionOf(kind, was)}</code>` },
   { title: "To", cell: ({ version }) => html`<code>${versionOf(kind, version)}</code>` },
   { title: "How", cell: ({ by }) => BY[by] ?? by },
-  { title: "Why", cell: ({ why }) => html`<span class="why">${why || "–"}</span>` },
+  { title: "Why", cell: ({ why }) => html`<span class="wraps">${why || "–"}</span>` },
 ];
