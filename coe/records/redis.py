@@ -21,6 +21,7 @@ SCRIPT = 500  # records in one script call: some milliseconds in which the serve
 SCRIPT_BYTES = 4_000_000  # and their size, which matters where prompts are kept
 CHUNK = 200  # entries looked at in one script call while filtering: one or two milliseconds of the server's
 SCANNED = 50_000  # entries one call looks at, at most
+BACK = 10_000  # and one of `back`, whose callers go on by themselves and may want to stop
 SKEW_MS = 3_600_000  # how far the gateways' clocks and the server's may differ
 
 EPOCH_MS = 1_700_000_000_000
@@ -99,7 +100,7 @@ class RedisLog:
         size = page_size(query.limit)
         if not size:
             return LogPage((), query.before)
-        walked = await self._walk(query, size, newest_first=True)
+        walked = await self._walk(query, size, newest_first=True, scanned=BACK)
         return LogPage(walked.records, "" if walked.ended else walked.last, walked.damaged)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
@@ -117,13 +118,13 @@ class RedisLog:
     async def aclose(self) -> None:
         await self._redis.aclose()
 
-    async def _walk(self, query: LogQuery, size: int, *, newest_first: bool) -> Walked:
-        """The first `size` matching records between the query's cursors, SCAN entries looked at at most."""
+    async def _walk(self, query: LogQuery, size: int, *, newest_first: bool, scanned: int | None = None) -> Walked:
+        """The first `size` matching records between the query's cursors, `scanned` entries looked at at most."""
         found, first, last, damaged = list[RoutingRecord](), "", "", 0
         kept = "", 0
         start, end = self._start(query), self._end(query)
         chunk = CHUNK if filters(query) else min(CHUNK, size + 1)
-        for _ in range(0, SCANNED, chunk):
+        for _ in range(0, scanned or SCANNED, chunk):
             looked = await self._look(query, start, end, count=chunk, newest_first=newest_first)
             first, last = first or looked.first, looked.last or last
             for key, line in looked.entries:
