@@ -1,4 +1,4 @@
-"""The service as a newcomer meets it: a clean clone, `make serve`, the README's example, the official client, Ctrl-C.
+"""The service as a newcomer meets it: a clean clone, `make serve`, README's example, the official client, the page.
 
     .venv/bin/python scripts/end_to_end.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ def main() -> None:
             experts = _ask_two_questions(port)
             _run_readme_example(clone, port)
             _check_log(clone, experts)
+            _walk_through_the_page(clone, port)
         with _serving(clone, port, "second"):
             _ask_two_questions(port)
     sys.stdout.write("end to end: all good\n")
@@ -116,6 +118,15 @@ def _check_log(clone: Path, experts: set[str]) -> None:
     told = _run(str(clone / ".venv" / "bin" / "coe"), "route", "Prove that sqrt(2) is irrational", cwd=clone)
     _expect("math" in told, f"coe route says: {told}")
     _run(str(clone / ".venv" / "bin" / "coe"), "check", cwd=clone)
+
+
+def _walk_through_the_page(clone: Path, port: int) -> None:
+    """In a real browser, where there is one."""
+    if shutil.which("chromium") is None:
+        sys.stdout.write("end to end: chromium is not installed, so the page is not looked at\n")
+        return
+    python = str(clone / ".venv" / "bin" / "python")
+    _run(python, "-m", "tests.ui.walk", f"http://127.0.0.1:{port}", cwd=clone)
 
 
 def _processes_of(clone: Path) -> list[psutil.Process]:

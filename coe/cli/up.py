@@ -198,9 +198,11 @@ def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
 
 
 def _welcome(settings: Settings, registry: Registry) -> str:
-    url = f"http://{_reachable(settings)}:{settings.port}/v1"
+    here = f"http://{_reachable(settings)}:{settings.port}"
+    url = f"{here}/v1"
     return f"""
 CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
+Look at it and try it at {here}/ui/
 
   curl {url}/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
