@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from coe.errors import ConfigError
 
@@ -22,14 +23,19 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A parsed file: its plain `value` and the 1-based line of each place in it."""
+    """A parsed file: its plain `value` and the 1-based line of each place in it. `parts` are what came to a place from
+    somewhere else."""
 
     file: str
     value: Any
     lines: Mapping[Place, int]
+    parts: Mapping[Place, Located] = field(default_factory=dict)
 
     def at(self, place: Place) -> str:
         """`file:line` of a place, or of the nearest enclosing one that stands in the file."""
+        for start, part in self.parts.items():
+            if place[: len(start)] == start:
+                return part.at(place[len(start) :])
         for length in range(len(place), -1, -1):
             if (line := self.lines.get(place[:length])) is not None:
                 return f"{self.file}:{line}"
@@ -39,21 +45,62 @@ class Located:
 def read(path: Path) -> Located:
     """Parse one YAML 1.2 file. Raises ConfigError with file:line for anything that is not YAML or repeats a key."""
     try:
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; `coe` looks for experts.yaml here, or give one with --config"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return parsed(text, path.name)
+
+
+def parsed(text: str, file: str) -> Located:
+    """The same of a text that `file` names."""
+    try:
+        tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "not YAML").split("\n")[0]
-        raise ConfigError(f"{path.name}:{line}: {problem}") from None
+        raise ConfigError(f"{file}:{line}: {problem}") from None
     except YAMLError as error:
-        raise ConfigError(f"{path.name}:1: not YAML: {error}") from None
+        raise ConfigError(f"{file}:1: not YAML: {error}") from None
     lines: dict[Place, int] = {(): 1}
-    return Located(path.name, _plain(tree, (), lines), lines)
+    return Located(file, _plain(tree, (), lines), lines)
+
+
+def simple(text: str, file: str, *, depth: int) -> Located:
+    """The same of a text that a stranger may have sent: without aliases, by which a few lines stand for gigabytes, and
+    nested at most `depth` deep."""
+    level = 0
+    try:
+        for event in YAML(typ="rt").parse(text):
+            level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if isinstance(event, AliasEvent) or level > depth:
+                what = "aliases are not understood here" if level <= depth else f"nested more than {depth} deep"
+                raise ConfigError(f"{file}:{event.start_mark.line + 1}: {what}")
+        return parsed(text, file)
+    except YAMLError:
+        return parsed(text, file)  # says where
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}:1: not YAML: {error}") from None
+
+
+def extended(base: Located, section: str, part: Located) -> Located:
+    """`base` with one item more in a list of its own."""
+    items = [*base.value[section], part.value]
+    value = {**base.value, section: items}
+    return Located(base.file, value, base.lines, {**base.parts, (section, len(items) - 1): part})
+
+
+def inside(whole: Located, place: Place) -> Located:
+    """What stands at a place, as a whole of its own."""
+    value = whole.value
+    for step in place:
+        value = value[step]
+    length = len(place)
+    lines = {one[length:]: line for one, line in whole.lines.items() if one[:length] == place}
+    return Located(whole.file, value, lines)
 
 
 def _plain(node: Any, place: Place, lines: dict[Place, int]) -> Any:
@@ -94,4 +141,9 @@ def with_variables(located: Located, environ: Mapping[str, str]) -> tuple[Locate
 
         return _VARIABLE.sub(look_up, value)
 
-    return Located(located.file, fill(located.value, ()), located.lines), problems
+    return Located(located.file, fill(located.value, ()), located.lines, located.parts), problems
+
+
+def variables(text: str) -> tuple[str, ...]:
+    """The names of the environment that a text mentions, each once."""
+    return tuple(dict.fromkeys(match[1] or match[2] for match in _VARIABLE.finditer(text)))

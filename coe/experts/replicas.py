@@ -25,11 +25,12 @@ class Replica:
     """One server of an expert.
 
     `in_flight` counts our requests there, each to its last byte; `waiting` is the length of the server's own queue,
-    None where it shows none (only vLLM does). `address` names it without credentials; pages beside its API are under
+    None where it shows none (only vLLM does). `alive` is whether its server answered when it was last looked for, as is
+    done when it is new or failed; None before. `address` names it without credentials; pages beside its API are under
     `root`, which is empty for a provider's own address.
     """
 
-    __slots__ = ("_expert", "address", "breaker", "in_flight", "root", "seed", "waiting")
+    __slots__ = ("_expert", "address", "alive", "breaker", "in_flight", "root", "seed", "waiting")
 
     def __init__(
         self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Callable[[], float] = time.monotonic
@@ -42,6 +43,7 @@ class Replica:
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
         self.waiting: int | None = None
+        self.alive: bool | None = None
 
     @property
     def state(self) -> State:

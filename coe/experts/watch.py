@@ -89,11 +89,12 @@ class Watch:
         alive = 0 < status < 500
         if alive and not seen.alive:
             replica.breaker.hurry()
-        seen.alive = alive
+        seen.alive = replica.alive = alive
 
     async def _look_at_queue(self, replica: Replica, seen: _Seen) -> None:
         seen.alive = True
         status, page = await self._page(f"{replica.root}/metrics")
+        replica.alive = status > 0
         if 200 <= status < 500:
             seen.shows = status == 200 and b"vllm:" in page
         replica.waiting = waiting(page) if status == 200 and seen.shows else None

@@ -2,13 +2,14 @@
 
 from coe.registry.access import Access, ApiKey, KeyLimits, Limits
 from coe.registry.policy import Budget, Policy
-from coe.registry.reading import load, schema
+from coe.registry.reading import ENTRY, load, load_with, schema
 from coe.registry.residency import Device, Residency
 from coe.registry.retrieval import Retrieval
 from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 
 __all__ = [
     "AUTO",
+    "ENTRY",
     "Access",
     "ApiKey",
     "Budget",
@@ -24,5 +25,6 @@ __all__ = [
     "Residency",
     "Retrieval",
     "load",
+    "load_with",
     "schema",
 ]

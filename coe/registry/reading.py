@@ -14,10 +14,36 @@ from coe.located import Located, Place
 from coe.registry.checks import cross_checks, nearest
 from coe.registry.specs import Registry
 
+ENTRY = "entry"
+"""What the problems of a new expert's entry are named by, in place of a file."""
+DEEPEST = 12
+
 
 def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
     """Read and check a declaration. Raises ConfigError holding every problem found, each `file:line: what`."""
+    return _checked(*located.with_variables(located.read(path), environ))
+
+
+def load_with(path: Path, entry: str, *, environ: Mapping[str, str]) -> Registry:
+    """What would be declared with one expert more, whose `entry` is YAML as it would stand under `experts`. Variables
+    in it stay as they stand, so nothing of the environment can be asked through it. Raises ConfigError as `load` does;
+    problems of the entry are `entry:line: what`."""
     source, problems = located.with_variables(located.read(path), environ)
+    if not isinstance(source.value, dict) or not isinstance(source.value.get("experts"), list):
+        return _checked(source, problems)
+    return _checked(located.extended(source, "experts", _one(entry)), problems)
+
+
+def _one(entry: str) -> Located:
+    part = located.simple(entry, ENTRY, depth=DEEPEST)
+    if isinstance(part.value, list) and len(part.value) == 1:
+        part = located.inside(part, (0,))
+    if not isinstance(part.value, dict):
+        raise ConfigError(f"{ENTRY}:1: expected one expert: `- name: ...` and its other keys below")
+    return part
+
+
+def _checked(source: Located, problems: list[str]) -> Registry:
     if not isinstance(source.value, dict):
         raise ConfigError(f"{source.file}:1: expected the keys {', '.join(Registry.model_fields)}")
     try:  # a section whose lines are all commented out is an empty one

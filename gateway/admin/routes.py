@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from gateway.admin import artifacts, experts, mapping, records, stats, status
+from gateway.admin import adding, artifacts, experts, mapping, records, stats, status
 from gateway.admin.operation import Operation
 from gateway.current import Current
 from gateway.guard import guarded
@@ -22,6 +22,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *mapping.OPERATIONS,
     *artifacts.OPERATIONS,
     *status.OPERATIONS,
+    *adding.OPERATIONS,
     *experts.OPERATIONS,
 )
 
@@ -34,7 +35,8 @@ def admin_routes(parts: Parts) -> list[Route]:
         *_routes(mapping.Map(parts), mapping.OPERATIONS, current),
         *_routes(artifacts.Artifacts(parts), artifacts.OPERATIONS, current),
         *_routes(status.Status(parts), status.OPERATIONS, current),
-        *_routes(experts.Experts(current), experts.OPERATIONS, current),
+        *_routes(adding.Adding(parts), adding.OPERATIONS, current),
+        *_routes(experts.Experts(parts), experts.OPERATIONS, current),
         *_routes(records.Records(parts), records.OPERATIONS, current),
     ]
 

@@ -154,3 +154,19 @@ async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
     await anyio.lowlevel.checkpoint()
     assert rounds == ended
     assert "a bug" in caplog.text
+
+
+async def test_whether_a_server_answers_is_known_after_the_first_look_and_again_once_it_failed(
+    server: FaultyServer, session: Client
+) -> None:
+    there, replica = expert_at(server.url)
+    gone, other = expert_at("http://127.0.0.1:1/v1")
+    watch = Watch(session)
+    assert replica.alive is None
+    await watch.look([there, gone])
+    assert (replica.alive, other.alive) == (True, False)
+    trip(replica)
+    server.healthy = 500
+    for _ in range(SELDOM):
+        await watch.look([there, gone])
+    assert replica.alive is False

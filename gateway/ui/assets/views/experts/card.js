@@ -1,0 +1,105 @@
+// One expert on a card: how it stands, what it is, what it did, and how it failed lately.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { badge, dollars, failure, milliseconds, moment, number, percent, shown } from "../../parts.js";
+import { quantile } from "../live/sums.js";
+import { breakers, tier } from "../live/tables.js";
+
+const STATES = { closed: "closed", open: "open", half_open: "on trial", resting: "resting" };
+
+/** `failures` is the resource of its failures once they are asked for; `ask` is called when they first are. */
+export function card(expert, { failures, ask, chosen }) {
+  return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
+    <div class="row">
+      <h2 id="expert-${expert.id}">${expert.id}</h2>
+      ${expert.tier ? tier(expert.tier) : nothing}
+      ${breakers(Object.fromEntries(expert.replicas.map((one) => [one.address, one.state])))}
+    </div>
+    <dl class="doing">
+      ${doing("Requests", expert.requests.toLocaleString("en"))}
+      ${doing("Failed", expert.requests ? percent(expert.failed / expert.requests) : "–", expert.failed ? "bad" : "")}
+      ${doing("First byte p95", milliseconds(quantile(expert.first_byte_bounds, expert.first_byte, 0.95)))}
+      ${doing("In flight", number(expert.in_flight))}
+    </dl>
+    <dl class="pairs">
+      <dt>Model</dt>
+      <dd class="code">${expert.model}</dd>
+      ${expert.adapter ? html`<dt>Adapter</dt><dd class="code">${expert.adapter}</dd>` : nothing}
+      <dt>Runtime</dt>
+      <dd>${expert.runtime}</dd>
+      ${size(expert)}
+      <dt>Context</dt>
+      <dd>${expert.context_length.toLocaleString("en")} tokens</dd>
+      <dt>Can</dt>
+      <dd>${[...expert.apis, ...expert.capabilities].join(", ")}</dd>
+      <dt>Price</dt>
+      <dd>${price(expert.prices)}</dd>
+      ${expert.cost ? html`<dt>Spent</dt><dd>${dollars(expert.cost)}</dd>` : nothing}
+      <dt>Tokens</dt>
+      <dd>${number(expert.tokens.input ?? 0)} in, ${number(expert.tokens.output ?? 0)} out</dd>
+      <dt>Replaced</dt>
+      <dd>${expert.fallbacks ? `${expert.fallbacks.toLocaleString("en")} times by another expert` : "never"}</dd>
+      ${expert.tier ? html`<dt>Turns</dt><dd>${number(expert.held)} waiting, woken ${number(expert.switches)} times</dd>` : nothing}
+      ${told(expert)}
+    </dl>
+    ${servers(expert.replicas)} ${answers(expert.answers)}
+    <details class="failures" ?open=${chosen} @toggle=${(event) => event.target.open && ask()}>
+      <summary>Recent failures<span class="unseen"> of ${expert.id}</span></summary>
+      ${failures ? shown(failures, list, { isEmpty: ({ data }) => !data.length, empty: "None in the log." }) : nothing}
+    </details>
+  </section>`;
+}
+
+const doing = (name, value, kind = "") => html`<div><dt>${name}</dt><dd class=${kind}>${value}</dd></div>`;
+
+function size({ active_parameters_b: active, memory_gb: memory }) {
+  const facts = [active ? `${number(active)} B active` : "", memory ? `${number(memory)} GB` : ""].filter(Boolean);
+  return facts.length ? html`<dt>Size</dt><dd>${facts.join(", ")}</dd>` : nothing;
+}
+
+const price = ({ input, output }) =>
+  input || output ? `${dollars(input)} in, ${dollars(output)} out per million tokens` : "free";
+
+/** What it is told beside the request. */
+function told({ parameters, system_prompt: prompt }) {
+  const facts = Object.entries(parameters).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`);
+  if (prompt) facts.unshift("a system prompt");
+  return facts.length ? html`<dt>Told</dt><dd>${facts.join(", ")}</dd>` : nothing;
+}
+
+function servers(replicas) {
+  return html`<h3>${replicas.length > 1 ? `${replicas.length} servers` : "Server"}</h3>
+    <ul class="bare">
+      ${replicas.map(
+        ({ address, state, alive, waiting }) => html`<li>
+          <code>${address}</code>
+          <span class="faint">
+            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>, `}${life(alive)}${waiting ? `, ${number(waiting)} in its queue` : ""}
+          </span>
+        </li>`,
+      )}
+    </ul>`;
+}
+
+/** Whether it answered when it was last looked for. */
+const life = (alive) => (alive === null ? "not looked for yet" : alive ? "answers" : html`<span class="bad">does not answer</span>`);
+
+function answers(rows) {
+  return html`<h3>Answers</h3>
+    ${rows.length
+      ? html`<ul class="chips">
+          ${rows.map(
+            ({ category, runner_up: second, margin }) =>
+              html`<li>${category}${second && margin ? html` <span class="faint">+${number(margin, 2)} over ${second}</span>` : nothing}</li>`,
+          )}
+        </ul>`
+      : html`<p class="faint">No category is its own; requests may name it as their model.</p>`}`;
+}
+
+const list = ({ data }) => html`<ul class="bare">
+  ${data.map(
+    ({ request_id: id, time, outcome, category }) => html`<li class="failure">
+      <a href="#/log/${id}">${moment(time)}</a> ${badge(outcome, "bad")} <span class="faint">${category}</span>
+    </li>`,
+  )}
+</ul>`;
