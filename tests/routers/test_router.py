@@ -18,6 +18,7 @@ import routers
 from coe.core import Router
 from coe.errors import ArtifactError, DataError
 from routers.calibration import auroc
+from routers.cascade import EXEMPLARS
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import WORDS, examples, sentences
 
@@ -246,7 +247,7 @@ def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
     assert 0 < metrics["general_below"] < 1
     assert metrics["doubted"] <= 0.05 < metrics["doubted_unknown"]
     assert metrics["quantisation"]["kept"] in ("int8", "fp32")
-    assert metrics["bytes"].keys() == set(FILES)
+    assert metrics["bytes"].keys() == {*FILES, EXEMPLARS}
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(0.0, "int8"), (0.0025, "int8"), (0.005, "fp32")])
