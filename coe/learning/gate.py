@@ -27,7 +27,9 @@ SCALES = (0.15, 0.2, 0.05)
 """Of the posterior, its entropy and the cues, each brought to unit spread, beside a unit vector."""
 PAIRS, CATEGORIES = 0.03, 0.1
 """Scales of the offsets of pairs and of categories, beside 1 for experts."""
-FEWEST = 40
+FEWEST = 50
+"""Questions that a gate takes, so that four fifths of them, without which it is judged on the rest, are LEAST."""
+LEAST = FEWEST * (FOLDS - 1) // FOLDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +81,7 @@ def fit_gate(trials: Trials, *, seed: int = 0) -> Gate:
     """Raises DataError where too few questions were answered both ways, or passages never or always helped."""
     delta = trials.delta
     known = np.isfinite(delta)
-    if known.any(axis=1).sum() < FEWEST:
+    if known.any(axis=1).sum() < LEAST:
         raise DataError(f"a gate needs {FEWEST} questions or more that were answered with and without passages")
     if len(np.unique(delta[known] > 0)) < 2:
         raise DataError("passages always or never improved the answers: there is nothing for a gate to learn")
@@ -209,7 +211,7 @@ def _offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]
 def _evidence(odds: Array, cosine: Array, label: Array) -> Array:
     """Weights of log-odds (n, k), cosine and a constant; nothing changes where no cosine is known."""
     known = np.isfinite(label) & np.isfinite(cosine)[:, None]
-    if known.sum() < FEWEST:
+    if known.sum() < LEAST:
         return np.array([1.0, 0.0, 0.0])
     rows, columns = np.nonzero(known)
     found, constant = _logistic(np.stack([odds[rows, columns], 5 * cosine[rows]], axis=1), label[rows, columns])

@@ -109,8 +109,11 @@ def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) 
 
 
 def test_too_little_or_nothing_to_learn_is_said() -> None:
-    with pytest.raises(DataError, match="40 questions"):
+    with pytest.raises(DataError, match="50 questions"):
         fit_gate(trials_of(20))
+    with pytest.raises(DataError, match="50 questions"):
+        gate_report(trials_of(49), RetrievalPrice())
+    assert gate_report(trials_of(50), RetrievalPrice())["questions"] == 50
     trials = trials_of(80)
     with pytest.raises(DataError, match="nothing for a gate to learn"):
         fit_gate(replace(trials, without=trials.with_))

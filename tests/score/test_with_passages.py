@@ -1,0 +1,111 @@
+"""`coe score --retrieval both` and what follows it, whole: a real store, router and model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from coe.artifacts import ArtifactStore
+from coe.fleet import Fleet, local_servers
+from coe.registry import ExpertSpec
+from coe.retrieval.gate import FILE, Gate
+from coe.settings import Endpoint
+from tests.cli.shop import TAUGHT
+from tests.routers.conftest import WORDS, built, tiny_encoder
+from tests.score.answering import AnsweringServer
+
+__all__ = ["built", "tiny_encoder"]
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+NAMES = ("Alda", "Bero", "Cato", "Dina", "Edo", "Fara", "Gilo", "Hanne", "Ivo", "Jule", "Kato", "Lena", "Mato", "Nele")
+COLOURS = ("green", "white", "black", "yellow")
+FACTS = [
+    (f"{name} {kind}", COLOURS[(at + len(kind)) % 4])
+    for at, name in enumerate(NAMES)
+    for kind in ("hat", "boat", "car", "coat")
+]
+
+
+def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
+    """Declared, with a router in use, documents to index and probes that only these answer."""
+    categories = [{"name": name, "description": name} for name in (*WORDS, "general")]
+    small: dict[str, Any] = {"name": "small", "model": served.model, "base_url": served.base_url}
+    small["parameters"] = {"max_tokens": 12, "temperature": 0}
+    reader = {"name": "reader", "model": "reader", "base_url": f"http://127.0.0.1:{other}/v1"}
+    experts = [{"runtime": "external", **one} for one in (small, reader)]
+    declared: dict[str, Any] = {"version": 1, "categories": categories, "experts": experts}
+    declared |= {"assignment": {"general": "small"}}
+    declared["retrieval"] = {"store": "lancedb:///documents", "passages": 1, "least_cosine": -1, "tokens": 128}
+    (folder / "experts.yaml").write_text(json.dumps(declared))
+    store = ArtifactStore(folder / ".coe" / "artifacts", "router")
+    with store.draft() as draft:
+        shutil.copytree(router, draft, dirs_exist_ok=True)
+        artifact = store.publish(draft, categories=(*WORDS, "general"), data=TAUGHT, metrics={})
+    store.promote(artifact.manifest.version, by="train")
+    (folder / "facts").mkdir()
+    for what, colour in FACTS:
+        (folder / "facts" / f"{what.replace(' ', '-')}.txt").write_text(f"The {what} has the colour {colour}.")
+    lines = [
+        {"id": f"p{at}", "prompt": f"Which colour has the {what}?", "category": "general", "checker": "contains"}
+        | {"reference": colour}
+        for at, (what, colour) in enumerate(FACTS)
+    ]
+    (folder / "probes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+async def run(folder: Path, *words: str) -> Any:
+    """What the command reports."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coe.cli", *words, "--config", str(folder / "experts.yaml"), "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=folder,
+    )
+    async with asyncio.timeout(400):
+        told, _ = await process.communicate()
+    assert process.returncode == 0, told
+    return json.loads(told)
+
+
+async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fitted_to_it(
+    tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]]
+) -> None:
+    specs, endpoints = local_servers(
+        [ExpertSpec(name="small", model="SmolLM2-135M-Instruct", runtime="transformers")],
+        cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
+        logs=tmp_path / "logs",
+        python=Path(sys.executable),
+        say=print,
+    )
+    folder, out = tmp_path / "service", tmp_path / "quality"
+    folder.mkdir()
+    reader = AnsweringServer({"reader": lambda text: text if "sources" in text else "I cannot know."})
+    async with reader.running(), Fleet(specs, say=print):
+        made(folder, built[0], endpoints["small"], reader.port)
+        indexed = await run(folder, "index", "add", "facts")
+        scored = await run(folder, "score", "probes.jsonl", "--out", str(out), "--retrieval", "both")
+    assert indexed["added"] == len(FACTS)
+    assert scored["missing"] == 0
+    pairs = parquet.read_table(out / "gains.parquet").to_pylist()
+    assert len(pairs) == 2 * len(FACTS)
+    assert all(0 < pair["tokens"] <= 128 and -1 <= pair["cosine"] <= 1 for pair in pairs)
+    means = scored["retrieval"]
+    assert means["small"]["with"] > means["small"]["without"]
+    assert means["reader"]["without"] == 0.0
+    assert means["reader"]["with"] > 0.8  # the encoder here is untrained
+    planned = await run(folder, "plan", str(out))
+    artifact = ArtifactStore(folder / ".coe" / "artifacts", "gate").current()
+    assert artifact is not None
+    assert artifact.manifest.version == planned["gate"]["version"]
+    assert set(Gate.load(artifact.folder / FILE).experts) == {"small", "reader"}
+    told = planned["gate"]["experts"]
+    assert told["small"]["always"] == pytest.approx(means["small"]["with"])
+    assert told["reader"]["gated"] == pytest.approx(means["reader"]["with"], abs=0.1)
