@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.feedback import Kind
-from gateway.tallies import Family, Labels, Tallies, joined, page
+from gateway.tallies import Family, Labels, Tallies, join, page
 from gateway.trace import Trace
 from gateway.workers import Siblings
 
@@ -115,7 +116,11 @@ class Metrics:
 
     async def families(self) -> dict[str, Family]:
         """By name, over all workers."""
-        return joined(await self._processes())
+        total: dict[str, Family] = {}
+        for families in await self._processes():
+            join(total, families)
+            await asyncio.sleep(0)  # a millisecond or two each, which streams need not wait for together
+        return total
 
     async def _processes(self) -> list[list[Family]]:
         return [self.tallies.families(), *(await self.siblings() if self.siblings else [])]

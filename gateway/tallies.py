@@ -135,12 +135,17 @@ def joined(processes: Iterable[Iterable[Family]]) -> dict[str, Family]:
     """By name, over all processes together."""
     total: dict[str, Family] = {}
     for families in processes:
-        for family in families:
-            if family.name in total:
-                merge(total[family.name].cells, family.cells, largest=family.largest)
-            else:
-                total[family.name] = replace(family, cells=dict(family.cells))
+        join(total, families)
     return total
+
+
+def join(total: dict[str, Family], families: Iterable[Family]) -> None:
+    """Add one process's to those of others."""
+    for family in families:
+        if family.name in total:
+            merge(total[family.name].cells, family.cells, largest=family.largest)
+        else:
+            total[family.name] = replace(family, cells=dict(family.cells))
 
 
 def page(processes: Iterable[Iterable[Family]]) -> bytes:

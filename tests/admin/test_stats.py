@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from coe.errors import ExpertUnavailable
 from gateway.admin import events, stats
 from gateway.admin.looks import Looks
 from tests.fakes import Gateway, Response, gateway_of
+from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -164,3 +166,15 @@ async def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> N
     async with asyncio.timeout(10):
         await events.EventStream(told(), over=over.set)({}, receive, send)
     assert over.is_set()
+
+
+async def test_a_served_stream_ends_when_its_gateway_is_told_to_stop_and_holds_it_up_no_longer(tmp_path: Path) -> None:
+    async with serving(tmp_path, environ={"COE_WORKERS": "2"}) as served:
+        responses = [await served.client.get(f"{served.url}/v1/stats/stream?interval=60") for _ in range(4)]
+        for response in responses:
+            assert (await response.content.readuntil(b"\n\n")).startswith(b"data: {")
+        served.process.terminate()
+        async with asyncio.timeout(15):
+            for response in responses:
+                assert await response.content.read() == b""
+            assert await served.process.wait() == 0
