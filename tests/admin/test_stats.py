@@ -13,8 +13,10 @@ import pytest
 
 from coe.errors import ExpertUnavailable
 from gateway.admin import events, stats
+from gateway.admin.counts import Counts, experts_told
 from gateway.admin.looks import Looks
-from tests.fakes import Gateway, Response, gateway_of
+from gateway.metrics import Metrics
+from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +80,21 @@ async def test_of_a_gateway_nobody_asked_yet_everything_is_there_and_zero() -> N
     assert all(sum(expert["first_byte"]) == 0 for expert in found["experts"])
     assert found["serving"][0]["router"] == "words"
     assert found["troubles"] == []
+
+
+async def test_turns_are_told_of_experts_that_take_them() -> None:
+    metrics = Metrics()
+
+    def say(name: str, number: float) -> None:
+        metrics.gauges(name, "", ("expert",), lambda: {("coder",): number})
+
+    say("coe_expert_tier", 2)
+    say("coe_expert_held", 3)
+    say("coe_expert_switches", 5)
+    found = experts_told(Counts(await metrics.families()), registry_of())
+    turns = {name: found["coder"][name] for name in ("tier", "held", "switches")}
+    assert turns == {"tier": "switching", "held": 3, "switches": 5}
+    assert "tier" not in found["painter"]
 
 
 async def test_a_stream_tells_at_once_and_ends_after_the_events_asked_for() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import orjson
 import pytest
 from playwright.async_api import Browser, Page, expect
 
@@ -113,6 +114,28 @@ async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browse
         await expect(
             page.get_by_role("table", name="Experts").get_by_role("row").filter(has_text="good")
         ).to_contain_text("100 %")
+
+
+async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser: Browser, served: Served) -> None:
+    async with served.client.get(f"{served.url}/v1/stats") as response:
+        look = await response.json()
+    look["troubles"] = ["log_failing", "reload_failed"]
+    turns = {"tier": "asleep", "held": 4, "switches": 7}
+    look["experts"][0] |= turns | {"replicas": {"a:1": "open", "b:1": "closed", "c:1": "open"}}
+    look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}
+    later = look | {"time": look["time"] + 1}
+    events = "".join(f"data: {orjson.dumps(one).decode()}\n\n" for one in (look, later))
+    async with visiting(browser, f"{served.url}/ui/#/experts") as page:
+        await page.route(
+            "**/v1/stats/stream", lambda route: route.fulfill(body=events, content_type="text/event-stream")
+        )
+        await page.get_by_role("link", name="Live").click()
+        row = page.get_by_role("table", name="Experts").get_by_role("row")
+        await expect(row.filter(has_text="good")).to_contain_text("open 2 of 3")
+        await expect(row.filter(has_text="good")).to_contain_text("asleep")
+        await expect(row.filter(has_text="silent")).to_contain_text("switching")
+        await expect(page.get_by_role("alert")).to_have_count(2)
+        await check_accessible(page)
 
 
 async def test_quantiles_and_differences_are_right(browser: Browser, served: Served) -> None:
