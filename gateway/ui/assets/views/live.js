@@ -172,7 +172,7 @@ function traffic(look, shown, chosen) {
 
 const nobody = () => html`<section class="card note">
   <h2>No requests yet</h2>
-  <p>They show here as they come. Send one from the playground, or with any OpenAI client:</p>
+  <p>They show here as they come. Send one from the <a href="#/playground">playground</a>, or with any OpenAI client:</p>
   <p><code>curl ${new URL("../v1/chat/completions", document.baseURI).href} -H 'content-type: application/json' -d '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'</code></p>
 </section>`;
 
