@@ -35,7 +35,7 @@ from gateway.logs import log_uncaught, logged
 from gateway.observation import open_observation
 from gateway.recorder import Recorder
 from gateway.reload import Reader, Reload, look_at
-from gateway.settling import settle
+from gateway.settling import giving_back, settle
 from gateway.signals import hearing
 from gateway.solver import Solver
 from gateway.stalls import letting_go
@@ -74,7 +74,8 @@ async def open_worker(
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
         stalled = parts.current.serving.registry.policy.piece_timeout
-        async with hearing(leave=drain.begin, reload=parts.reload.ask), letting_go(after=stalled):
+        hear = hearing(leave=drain.begin, reload=parts.reload.ask)
+        async with hear, letting_go(after=stalled), giving_back():
             settle()
             yield parts
 

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
+
+import pytest
+
+from gateway import settling
 
 
 def test_what_is_loaded_is_no_longer_looked_through() -> None:
     code = "import gc; from gateway.settling import settle; settle(); print(gc.get_freeze_count() > 1000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+@pytest.mark.anyio
+async def test_memory_is_given_back_time_and_again_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, again, threads = asyncio.get_running_loop(), asyncio.Event(), list[int]()
+
+    def give_back() -> None:
+        threads.append(threading.get_ident())
+        if len(threads) == 3:
+            loop.call_soon_threadsafe(again.set)
+
+    monkeypatch.setattr(settling, "give_back", give_back)
+    async with settling.giving_back(every=0.001):
+        await asyncio.wait_for(again.wait(), 5)
+    assert threading.get_ident() not in threads
