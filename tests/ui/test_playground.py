@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from coe.records import open_feedback, open_log
+from tests.access.samples import key_of
 from tests.gateway.served import SQLITE, Served, serving
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 from tests.ui.echo import Echo
@@ -287,3 +289,26 @@ async def test_it_fits_and_is_accessible(browser: Browser, room: Room, phone: bo
         await done(page)
         await check_no_sideways_scroll(page)
         await check_accessible(page)
+
+
+async def test_a_key_that_may_not_chat_is_told_so_and_forgetting_it_forgets_the_conversation(
+    browser: Browser, tmp_path: Path
+) -> None:
+    keys = [key_of("looker", scopes=("admin",)).model_dump(mode="json")]
+    async with (
+        serving(tmp_path, access={"keys": keys}) as served,
+        visiting(browser, f"{served.url}/ui/#/playground") as page,
+    ):
+        await page.get_by_label("API key").fill("looker")
+        await page.keyboard.press("Enter")
+        await say(page, "a secret of code")
+        await expect(page.get_by_role("alert")).to_contain_text("403")
+        await expect(page.get_by_role("alert")).to_contain_text("lacks the scope 'chat'")
+        await expect(page.get_by_text("lacks the scope 'route'")).to_be_visible()
+        await check_accessible(page)
+        await page.get_by_role("button", name="Forget key").click()
+        await expect(page.get_by_label("API key")).to_be_visible()
+        assert "secret" not in await page.evaluate("JSON.stringify(sessionStorage)")
+        await page.get_by_label("API key").fill("looker")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("Ask something.")).to_be_visible()
