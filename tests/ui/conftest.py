@@ -8,9 +8,16 @@ import pytest
 from playwright.async_api import Browser
 
 from tests.ui.browsing import browsing
+from tests.ui.talking import Room, talking
 
 
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with browsing() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+async def room(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Room]:
+    async with talking(tmp_path_factory.mktemp("room")) as room:
+        yield room

@@ -1,71 +1,18 @@
-"""The playground: a conversation streams, side by side, is stopped, fails, survives a reload, and says why."""
+"""The playground: a conversation streams, side by side too, survives a reload, and says why."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-from playwright.async_api import Browser, Locator, Page, Route, expect
+from playwright.async_api import Browser, expect
 
 from coe.records import open_feedback, open_log
-from tests.access.samples import key_of
-from tests.gateway.served import SQLITE, Served, serving
+from tests.gateway.served import SQLITE
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
-from tests.ui.echo import Echo
+from tests.ui.talking import MODELS, Room, answers, choose, done, say
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
-MODELS = {
-    "coder": "echo",
-    "painter": "echo",
-    "broken": "status:500",
-    "busy": "retry:429:70",
-    "breaks": "breaks",
-    "stalls": "stalls",
-}
 HARM = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'> \"quoted\" \u202egnp.exe"
-
-
-@dataclass(frozen=True)
-class Room:
-    served: Served
-    echo: Echo
-
-    @property
-    def url(self) -> str:
-        return f"{self.served.url}/ui/#/playground"
-
-
-@pytest.fixture(scope="module")
-async def room(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Room]:
-    echo = Echo()
-    runner = await echo.start()
-    usual = {"runtime": "external", "base_url": echo.url, "prices": {"output": 2.0}, "context_length": 10**6}
-    experts = [{"name": name, "model": model, **usual} for name, model in MODELS.items()]
-    assignment = {"code": "coder", "art": "painter", "general": "coder"}
-    async with serving(tmp_path_factory.mktemp("room"), experts=experts, assignment=assignment) as served:
-        yield Room(served, echo)
-    await runner.cleanup()
-
-
-async def say(page: Page, text: str) -> None:
-    await page.get_by_label("Your message").fill(text)
-    await page.keyboard.press("Enter")
-
-
-async def done(page: Page) -> None:
-    await expect(page.get_by_role("button", name="Send")).to_be_visible()
-
-
-def answers(page: Page) -> Locator:
-    return page.locator("article.answer")
-
-
-async def choose(page: Page, model: str, second: str = "") -> None:
-    await page.get_by_label("Model").select_option(model)
-    await page.get_by_label("Side by side with").select_option(second)
 
 
 async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: Room) -> None:
@@ -142,67 +89,6 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
     assert (record.session or "").startswith("playground-")
 
 
-async def test_an_answer_is_stopped_and_asked_again(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
-        await choose(page, "stalls")
-        await say(page, "hello")
-        await expect(answers(page)).to_contain_text("hi")
-        await page.get_by_role("button", name="Stop").click()
-        await expect(answers(page)).to_contain_text("Stopped.")
-        await page.get_by_role("button", name="Ask again").click()
-        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
-        await page.get_by_role("button", name="Stop").click()
-        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
-        await expect(answers(page)).to_have_count(1)
-
-
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        ("broken", ["503", "because I say so"]),
-        ("busy", ["429", "Try again in 70 s."]),
-    ],
-)
-async def test_what_goes_wrong_stands_where_the_answer_would(
-    browser: Browser, room: Room, model: str, told: list[str]
-) -> None:
-    async with visiting(browser, room.url) as page:
-        await choose(page, model)
-        await say(page, "hello")
-        await expect(page.get_by_role("alert")).to_be_visible()
-        for text in told:
-            await expect(answers(page)).to_contain_text(text)
-        await check_accessible(page)
-
-
-async def test_a_stream_that_breaks_off_says_so_below_what_came(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
-        await choose(page, "breaks")
-        await say(page, "hello")
-        await expect(answers(page)).to_contain_text("hi")
-        room.echo.may_break.set()
-        await expect(page.get_by_role("alert")).to_contain_text("broken off")
-        await expect(page.get_by_role("alert")).to_contain_text("cuda died")
-        await expect(answers(page)).to_contain_text("hi")
-
-
-async def test_a_gateway_that_is_away_loses_nothing_of_the_conversation(browser: Browser, room: Room) -> None:
-    async def away(route: Route) -> None:
-        await route.abort()
-
-    async with visiting(browser, room.url) as page:
-        await say(page, "code one")
-        await done(page)
-        await page.route("**/v1/**", away)
-        await say(page, "code two")
-        await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
-        await page.unroute("**/v1/**")
-        await page.get_by_role("button", name="Ask again").click()
-        await expect(answers(page).nth(1)).to_contain_text("code two")
-        await done(page)
-    assert [one["content"] for one in room.echo.seen[-1]["messages"]] == ["code one", "code one", "code two"]
-
-
 async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begins_on_demand(
     browser: Browser, room: Room
 ) -> None:
@@ -260,17 +146,6 @@ async def test_what_prompts_and_answers_contain_is_text(
         await check_no_sideways_scroll(page)
 
 
-async def test_more_than_the_tab_may_keep_gives_way_from_the_oldest(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
-        for number in range(4):
-            await say(page, f"{number} code " + "y" * 180_000)
-            await expect(answers(page)).to_have_count(number + 1)
-            await done(page)
-        await page.reload()
-        await expect(answers(page)).to_have_count(2)
-        await expect(answers(page).last).to_contain_text("3 code")
-
-
 @pytest.mark.parametrize("phone", [False, True])
 @pytest.mark.parametrize("dark", [False, True])
 async def test_it_fits_and_is_accessible(browser: Browser, room: Room, phone: bool, dark: bool) -> None:
@@ -289,26 +164,3 @@ async def test_it_fits_and_is_accessible(browser: Browser, room: Room, phone: bo
         await done(page)
         await check_no_sideways_scroll(page)
         await check_accessible(page)
-
-
-async def test_a_key_that_may_not_chat_is_told_so_and_forgetting_it_forgets_the_conversation(
-    browser: Browser, tmp_path: Path
-) -> None:
-    keys = [key_of("looker", scopes=("admin",)).model_dump(mode="json")]
-    async with (
-        serving(tmp_path, access={"keys": keys}) as served,
-        visiting(browser, f"{served.url}/ui/#/playground") as page,
-    ):
-        await page.get_by_label("API key").fill("looker")
-        await page.keyboard.press("Enter")
-        await say(page, "a secret of code")
-        await expect(page.get_by_role("alert")).to_contain_text("403")
-        await expect(page.get_by_role("alert")).to_contain_text("lacks the scope 'chat'")
-        await expect(page.get_by_text("lacks the scope 'route'")).to_be_visible()
-        await check_accessible(page)
-        await page.get_by_role("button", name="Forget key").click()
-        await expect(page.get_by_label("API key")).to_be_visible()
-        assert "secret" not in await page.evaluate("JSON.stringify(sessionStorage)")
-        await page.get_by_label("API key").fill("looker")
-        await page.keyboard.press("Enter")
-        await expect(page.get_by_text("Ask something.")).to_be_visible()

@@ -1,0 +1,63 @@
+"""A gateway to talk with in the playground, and what a visitor does there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.async_api import Locator, Page, expect
+
+from tests.gateway.served import Served, serving
+from tests.ui.echo import Echo
+
+MODELS = {
+    "coder": "echo",
+    "painter": "echo",
+    "broken": "status:500",
+    "busy": "retry:429:70",
+    "breaks": "breaks",
+    "stalls": "stalls",
+}
+
+
+@dataclass(frozen=True)
+class Room:
+    served: Served
+    echo: Echo
+
+    @property
+    def url(self) -> str:
+        return f"{self.served.url}/ui/#/playground"
+
+
+@asynccontextmanager
+async def talking(folder: Path) -> AsyncIterator[Room]:
+    """A gateway over all of MODELS."""
+    echo = Echo()
+    runner = await echo.start()
+    usual = {"runtime": "external", "base_url": echo.url, "prices": {"output": 2.0}, "context_length": 10**6}
+    experts = [{"name": name, "model": model, **usual} for name, model in MODELS.items()]
+    assignment = {"code": "coder", "art": "painter", "general": "coder"}
+    async with serving(folder, experts=experts, assignment=assignment) as served:
+        yield Room(served, echo)
+    await runner.cleanup()
+
+
+async def say(page: Page, text: str) -> None:
+    await page.get_by_label("Your message").fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def done(page: Page) -> None:
+    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def answers(page: Page) -> Locator:
+    return page.locator("article.answer")
+
+
+async def choose(page: Page, model: str, second: str = "") -> None:
+    await page.get_by_label("Model").select_option(model)
+    await page.get_by_label("Side by side with").select_option(second)
