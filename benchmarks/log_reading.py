@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,30 @@ BATCH = 2_000
 TURNS = 5
 
 
-def traffic(count: int) -> list[RoutingRecord]:
+class Traffic:
     """The same 10,000 posteriors again and again, a second apart, with what is common and what is rare."""
-    shapes, begin = sample(min(count, 10_000)), time.time() - count
-    return [
-        replace(
-            shapes[n % len(shapes)],
+
+    def __init__(self, count: int) -> None:
+        self.count, self._begin, self._shapes = count, time.time() - count, sample(min(count, 10_000))
+
+    def batch(self, first: int) -> list[RoutingRecord]:
+        return [self.record(n) for n in range(first, min(first + BATCH, self.count))]
+
+    def record(self, n: int) -> RoutingRecord:
+        return replace(
+            self._shapes[n % len(self._shapes)],
             request_id=f"req_{hashlib.md5(b'%d' % n).hexdigest()}",
-            time=begin + n,
+            time=self._begin + n,
             expert=f"expert-{n % 7}",
             reason="fallback" if n % 5_000 == 0 else "routed",
             outcome="expert_timeout" if n % 999 == 0 else "ok",
             session=f"session-{n // 20}",
             tenant=f"tenant-{n % 40}",
         )
-        for n in range(count)
-    ]
 
 
-def queries(records: Sequence[RoutingRecord]) -> Mapping[str, LogQuery]:
-    old = records[len(records) // 10]
+def queries(traffic: Traffic) -> Mapping[str, LogQuery]:
+    old = traffic.record(traffic.count // 10)
     return {
         "newest": LogQuery(limit=50),
         "category": LogQuery(category=old.category, limit=50),
@@ -76,11 +80,11 @@ async def page(log: RoutingLog, query: LogQuery) -> tuple[float, int]:
         query = replace(query, before=part.cursor)
 
 
-async def measure(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict[str, Any]:
-    for first in range(0, len(records), BATCH):
-        await log.append(records[first : first + BATCH])
+async def measure(log: RoutingLog, traffic: Traffic) -> dict[str, Any]:
+    for first in range(0, traffic.count, BATCH):
+        await log.append(traffic.batch(first))
     result: dict[str, Any] = {}
-    for name, query in queries(records).items():
+    for name, query in queries(traffic).items():
         taken = [await page(log, query) for _ in range(TURNS)]
         calls = {"calls": taken[0][1]} if taken[0][1] > 1 else {}
         result[name] = {"ms": round(statistics.median(ms for ms, _ in taken), 2)} | calls
@@ -92,16 +96,16 @@ async def main() -> None:
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--redis")
     options = parser.parse_args()
-    records = traffic(options.records)
+    traffic = Traffic(options.records)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         log = open_log("sqlite:///log.db", base=Path(folder), retention=2 * options.records)
-        result["sqlite"] = await measure(log, records)
+        result["sqlite"] = await measure(log, traffic)
         await log.aclose()
     if options.redis:
         log = open_log(options.redis, base=Path(), retention=2 * options.records)
         try:
-            result["redis"] = await measure(log, records)
+            result["redis"] = await measure(log, traffic)
         finally:
             await log.aclose()
             await _empty(options.redis)
