@@ -54,8 +54,9 @@ async def once(spec: ServerSpec, *, sleeps: bool) -> dict[str, float | None]:
     async with probe.open_session() as session:
         server = Server(spec, session=session, say=lambda _: None, pace=Pace())
         vllm = Vllm(spec.root, session=session)
+        found: dict[str, float | None] = {}
         try:
-            found: dict[str, float | None] = {"start_s": await seconds(server.start())}
+            found["start_s"] = await seconds(server.start())
             found["memory_gb"] = memory_gb(spec.log.parent)
             found["sleep_s"] = await seconds(vllm.sleep()) if sleeps else None
             found["wake_s"] = await seconds(_woken(vllm, spec, session)) if sleeps else None
