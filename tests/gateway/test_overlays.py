@@ -97,8 +97,9 @@ async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenant
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.in_use.read_in_use", words_server.read)
-    monkeypatch.setattr("gateway.in_use.check_router", lambda settings: (None, None))
-    monkeypatch.setattr("gateway.in_use.load_router", lambda *_: WordRouter())
+    for module in ("gateway.in_use", "gateway.promoting"):
+        monkeypatch.setattr(f"{module}.check_router", lambda settings: (None, None))
+        monkeypatch.setattr(f"{module}.load_router", lambda *_: WordRouter())
     assignment = {"code": "good", "art": "slow-start", "general": "good"}
     async with serving(tmp_path, access={"keys": KEYS}, assignment=assignment) as served:
         settings = Settings.read({}, config=tmp_path / "experts.yaml")
