@@ -38,7 +38,7 @@ function frame() {
       </nav>
       ${api.key ? html`<button class="quiet" @click=${() => api.forget()}>Forget key</button>` : nothing}
     </header>
-    <main id="main" tabindex="-1">${asking ? keyForm() : open?.view.template()}</main>
+    <main id="main" tabindex="-1" class=${asking || !open ? nothing : open.name}>${asking ? keyForm() : open?.view.template()}</main>
   `;
 }
 
