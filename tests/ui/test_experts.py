@@ -80,6 +80,7 @@ async def test_an_entry_is_made_checked_and_its_steps_ticked_off_as_they_are_don
         step = page.get_by_role("listitem")
         await expect(step.filter(has_text="Declared: to do")).to_be_visible()
         new = {"name": "second", "model": "good", "runtime": "external", "base_url": served.upstream.url}
+        new |= {"concurrent_requests": 8}
         served.declare(experts=[*served.declared["experts"], new])
         await expect(step.filter(has_text="Declared: done")).to_be_visible()
         await expect(step.filter(has_text="Served: done")).to_be_visible()
@@ -88,6 +89,8 @@ async def test_an_entry_is_made_checked_and_its_steps_ticked_off_as_they_are_don
         await expect(step.filter(has_text="Receives traffic: done")).to_be_visible()
         await expect(step.filter(has_text="Reachable: done")).to_be_visible()
         await expect(step.filter(has_text="In the plan: to do")).to_be_visible()
+        await page.reload()
+        await expect(page.get_by_role("region", name="second", exact=True)).to_contain_text("In flight0 of 8")
 
 
 async def test_an_address_that_is_only_in_an_entry_is_never_called(browser: Browser, served: Served) -> None:

@@ -19,7 +19,7 @@ export function card(expert, { failures, ask, chosen }) {
       ${doing("Requests", expert.requests.toLocaleString("en"))}
       ${doing("Failed", expert.requests ? percent(expert.failed / expert.requests) : "–", expert.failed ? "bad" : "")}
       ${doing("First byte p95", milliseconds(quantile(expert.first_byte_bounds, expert.first_byte, 0.95)))}
-      ${doing("In flight", number(expert.in_flight))}
+      ${doing("In flight", busy(expert))}
     </dl>
     <dl class="pairs">
       <dt>Model</dt>
@@ -51,6 +51,10 @@ export function card(expert, { failures, ask, chosen }) {
 }
 
 const doing = (name, value, kind = "") => html`<div><dt>${name}</dt><dd class=${kind}>${value}</dd></div>`;
+
+/** Of how many at once, where that is declared: for each server. */
+const busy = ({ in_flight: now, concurrent_requests: most, replicas }) =>
+  most ? `${number(now)} of ${number(most * replicas.length)}` : number(now);
 
 function size({ active_parameters_b: active, memory_gb: memory }) {
   const facts = [active ? `${number(active)} B active` : "", memory ? `${number(memory)} GB` : ""].filter(Boolean);
