@@ -23,8 +23,7 @@ TOKENS = 256
 class DocumentEncoder:
     """A coe.core.Encoder with its tokenizer. Thread-safe.
 
-    `digest` tells encoders apart: of the network's and the tokenizer's files. Every text is encoded by itself, so that
-    its vector does not depend on its company (a quantised network scales a whole batch at once).
+    `digest` tells encoders apart: of the network's and the tokenizer's files.
     """
 
     def __init__(self, encoder: OnnxEncoder, tokenizer: Tokenizer, *, digest: str) -> None:
@@ -42,8 +41,7 @@ class DocumentEncoder:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32 (n_texts, dimensions)."""
-        rows = [self._encoder.encode_ids([tokens])[0] for tokens in self._encoder.tokenize(texts)]
-        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
+        return self._encoder.encode(texts)
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters; special tokens left out."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,17 @@ TOKENS = 128
 the router loses .002 of accuracy on public prompts, to 64 .008."""
 CHARACTERS_PER_TOKEN = 4
 """A text is cut to so many before tokenization, so that its tail is read too; about right for English."""
-BATCH_TOKENS = 256
-"""Most tokens, padding included, that one run of the network sees; on CPUs larger batches leave the caches."""
-GROUP = 64
-"""Batches that are handed over together: where work runs elsewhere, the network is loaded anew for each group."""
+GROUP = 512
+"""Texts that are handed over together: where work runs elsewhere, the network is loaded anew for each group."""
 
 
 class OnnxEncoder:
-    """Texts to unit vectors, mean-pooled inside the network. Thread-safe; pickled with its network to run elsewhere."""
+    """Texts to unit vectors, mean-pooled inside the network. Thread-safe; pickled with its network to run elsewhere.
+
+    Each text is embedded alone, `threads` of them at a time. A quantised network scales all that it is given at once,
+    so a vector computed among other texts is not the one that serving sees (cosine .993), and a router that is trained
+    on such loses .003 of accuracy (docs/log.md). Nor is a batch faster on a CPU.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,7 @@ class OnnxEncoder:
     ) -> None:
         self._network, self._work = network, work or Here()
         self._threads, self._tokens = threads, tokens
-        self._session = _session(network, threads=threads)
+        self._session = _session(network)
         self._tokenizer = tokenizer
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         self.dimensions: int = self._session.get_outputs()[0].shape[1]
@@ -67,7 +71,7 @@ class OnnxEncoder:
         return _revived, (network, self._tokenizer, self._threads, self._tokens, self._characters)
 
     def encode(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
-        """Shape (n_texts, dimensions), float32; runs in batches of texts of like length."""
+        """Shape (n_texts, dimensions), float32."""
         return self.encode_ids(self.tokenize(texts), progress)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -82,59 +86,40 @@ class OnnxEncoder:
     def encode_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
-        """As `encode`, from token ids (special tokens included).
-
-        A quantised network scales a whole batch at once, so the batches are the same wherever they run.
-        """
+        """As `encode`, from token ids (special tokens included)."""
         vectors = np.zeros((len(tokens), self.dimensions), dtype=np.float32)
-        batches = list(_batches(tokens))
-        groups = [batches[start : start + GROUP] for start in range(0, len(batches), GROUP)]
-        wanted = ([[tokens[i] for i in batch] for batch in group] for group in groups)
+        groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
         done = 0
-        for group, found in zip(groups, self._work.map(self._run_all, wanted), strict=True):
-            rows = [row for batch in group for row in batch]
-            vectors[rows] = found
-            done += len(rows)
+        for found in self._work.map(self._run_all, groups):
+            vectors[done : done + len(found)] = found
+            done += len(found)
             if progress:
                 progress(done / len(tokens))
         return vectors
 
-    def _run_all(self, batches: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.float32]:
-        return np.concatenate([self._run(batch) for batch in batches])
+    def _run_all(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        if self._threads == 1 or len(texts) == 1:
+            return np.concatenate([self._run(tokens) for tokens in texts])
+        with ThreadPoolExecutor(self._threads) as pool:
+            return np.concatenate(list(pool.map(self._run, texts)))
 
-    def _run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        width = max(1, len(batch[0]))
-        ids = np.zeros((len(batch), width), dtype=np.int64)
-        mask = np.zeros((len(batch), width), dtype=np.int64)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
+    def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        ids = np.array([tokens or [0]], dtype=np.int64)
+        mask = np.full_like(ids, bool(tokens))
         vectors: NDArray[np.float32] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return vectors
-
-
-def _batches(tokens: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """The rows of each run of the network, those of like length together, the longest first."""
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-    start = 0
-    while start < len(order):
-        width = max(1, len(tokens[order[start]]))
-        batch = order[start : start + max(1, BATCH_TOKENS // width)]
-        yield batch
-        start += len(batch)
 
 
 def _revived(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, characters: int) -> OnnxEncoder:
     return OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, characters=characters)
 
 
-def _session(network: Path | bytes, *, threads: int) -> Any:
+def _session(network: Path | bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
     options.log_severity_level = 3
     if isinstance(network, Path) and not network.is_file():
         raise ArtifactError(f"{network}: missing; train the router again or name its folder")

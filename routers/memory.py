@@ -39,11 +39,7 @@ def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | N
 
 
 class RememberingEncoder:
-    """A coe.core.Encoder that asks `encoder` only for token sequences whose vectors `file` lacks, and adds them.
-
-    A quantised network scales a whole batch at once, so a vector that was computed among other texts is not quite the
-    fresh one (cosine .996 on average).
-    """
+    """A coe.core.Encoder that asks `encoder` only for token sequences whose vectors `file` lacks, and adds them."""
 
     def __init__(self, encoder: OnnxEncoder, file: Path) -> None:
         self._encoder = encoder
