@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, expect
 
 from tests.access.samples import key_of
 from tests.gateway.served import serving
 from tests.ui.browsing import check_accessible, needs_browser, visiting
-from tests.ui.talking import Room, answers, choose, done, say
+from tests.ui.talking import Room, answers, choose, done, say, talking
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -59,20 +59,21 @@ async def test_a_stream_that_breaks_off_says_so_below_what_came(browser: Browser
         await expect(answers(page)).to_contain_text("hi")
 
 
-async def test_a_gateway_that_is_away_loses_nothing_of_the_conversation(browser: Browser, room: Room) -> None:
-    async def away(route: Route) -> None:
-        await route.abort()
-
-    async with visiting(browser, room.url) as page:
+async def test_a_gateway_that_is_killed_and_started_again_loses_nothing_of_the_conversation(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with talking(tmp_path) as room, visiting(browser, room.url) as page:
         await say(page, "code one")
         await done(page)
-        await page.route("**/v1/**", away)
+        await room.served.kill()
         await say(page, "code two")
         await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
-        await page.unroute("**/v1/**")
+        await room.served.start()
         await page.get_by_role("button", name="Ask again").click()
         await expect(answers(page).nth(1)).to_contain_text("code two")
         await done(page)
+        await page.reload()
+        await expect(answers(page)).to_have_count(2)
     assert [one["content"] for one in room.echo.seen[-1]["messages"]] == ["code one", "code one", "code two"]
 
 
