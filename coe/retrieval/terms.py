@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import Stemmer
 
 LONGEST = 40
 """Characters of a word; longer ones are cut."""
@@ -30,13 +31,14 @@ _STOP = frozenset(
     )
 )
 _WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]+|[^\W_]+")
-_ENDING = re.compile(r"(?:ing|edly|ed|es|s|ly)$")
+_STEM = Stemmer.Stemmer("english").stemWord
+"""Snowball's, as in LanceDB's index of words."""
 _PAIRED = "぀"
 """From this letter on scripts are written without spaces: their words are all pairs of letters."""
 
 
 def terms(text: str) -> list[str]:
-    """The words of a text, folded and without their endings; those that every text has are left out."""
+    """The stems of a text's words, folded; words that every text has are left out."""
     plain = unicodedata.normalize("NFKD", text.lower())
     plain = "".join(letter for letter in plain if not "\u0300" <= letter <= "\u036f")
     return [term for word in _WORD.findall(unicodedata.normalize("NFC", plain)) for term in _of(word[:LONGEST])]
@@ -74,5 +76,4 @@ def best(rows: Mapping[str, Sequence[bytes]], *, chunks: int, most: int) -> dict
 def _of(word: str) -> Iterable[str]:
     if word >= _PAIRED:
         return [word[at : at + 2] for at in range(max(1, len(word) - 1))]
-    stem = _ENDING.sub("", word) if len(word) > 4 else word
-    return () if word in _STOP else (stem,)
+    return () if word in _STOP else (_STEM(word),)

@@ -11,7 +11,7 @@ from coe.retrieval.terms import ROW, UNIT, asked, best, terms, weights
 
 
 def test_words_are_folded_stemmed_and_without_what_every_text_has() -> None:
-    assert terms("The Ärzte in München are testing E-4711!") == ["arzte", "munchen", "test", "e", "4711"]
+    assert terms("The Ärzte in München are testing E-4711!") == ["arzt", "munchen", "test", "e", "4711"]
     assert terms("日本語です 你好 水") == ["日本", "本語", "語で", "です", "你好", "水"]
     assert terms("x" * 100) == ["x" * 40]
     assert terms("the of and \x00 ...") == []
@@ -19,7 +19,7 @@ def test_words_are_folded_stemmed_and_without_what_every_text_has() -> None:
 
 def test_a_question_is_bounded() -> None:
     assert len(asked(" ".join(f"word{number}" for number in range(1000)))) == 64
-    assert asked("ants ants Ants") == ["ants"]
+    assert asked("ants ants Ants") == ["ant"]
 
 
 def test_scores_are_those_of_bm25() -> None:
