@@ -39,7 +39,7 @@ def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
     """Declared, with a router in use, documents to index and probes that only these answer."""
     categories = [{"name": name, "description": name} for name in (*WORDS, "general")]
     small: dict[str, Any] = {"name": "small", "model": served.model, "base_url": served.base_url}
-    small["parameters"] = {"max_tokens": 12, "temperature": 0}
+    small["parameters"] = {"max_tokens": 8, "temperature": 0}
     reader = {"name": "reader", "model": "reader", "base_url": f"http://127.0.0.1:{other}/v1"}
     experts = [{"runtime": "external", **one} for one in (small, reader)]
     declared: dict[str, Any] = {"version": 1, "categories": categories, "experts": experts}
