@@ -85,6 +85,7 @@ function go() {
     if (!asking && document.activeElement !== document.body) document.getElementById("main")?.focus();
   }
   draw();
+  queueMicrotask(() => document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }));
 }
 
 api.addEventListener("refused", () => {
