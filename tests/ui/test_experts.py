@@ -62,6 +62,14 @@ async def test_a_card_tells_requests_of_all_processes_and_leads_to_the_records_o
         await expect(page.get_by_text(identity).first).to_be_visible()
 
 
+async def test_an_address_leads_to_its_card_however_far_down(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/experts", phone=True) as page:
+        card = page.get_by_role("heading", name="floods", exact=True)
+        await expect(card).not_to_be_in_viewport()
+        await page.evaluate("location.hash = '#/experts/floods'")
+        await expect(card).to_be_in_viewport()
+
+
 async def test_an_entry_is_made_checked_and_its_steps_ticked_off_as_they_are_done(
     browser: Browser, tmp_path: Path
 ) -> None:

@@ -66,3 +66,12 @@ async def test_one_record_among_all_is_found_by_its_category(browser: Browser, s
 async def test_the_newest_failures_of_an_expert_are_told(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts/good") as page:
         await expect(page.locator(".failure")).to_have_count(10)
+
+
+async def test_another_tab_of_a_view_leaves_the_page_where_it_is(browser: Browser, served: Served) -> None:
+    async with visiting(browser, f"{served.url}/ui/#/router", phone=True) as page:
+        await expect(page.get_by_role("alert")).to_be_visible()  # all of it is there
+        await page.evaluate("scrollTo(0, 150)")
+        await page.get_by_role("link", name="Gate").click()
+        await expect(page.get_by_role("heading", name="Gate: versions")).to_be_visible()
+        assert await page.evaluate("scrollY") == 150

@@ -85,7 +85,15 @@ function go() {
     if (!asking && document.activeElement !== document.body) document.getElementById("main")?.focus();
   }
   draw();
-  queueMicrotask(() => document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }));
+  queueMicrotask(showLink); // once it is drawn
+}
+
+// On a phone the links do not fit: the open view's comes to the middle. The page itself stays where it is.
+function showLink() {
+  const link = document.querySelector("nav [aria-current]");
+  if (!link) return;
+  const nav = link.parentElement;
+  nav.scrollLeft = link.offsetLeft - nav.offsetLeft - (nav.clientWidth - link.offsetWidth) / 2;
 }
 
 api.addEventListener("refused", () => {
