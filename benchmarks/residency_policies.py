@@ -31,13 +31,14 @@ def in_order(state: State, *, strict: bool) -> Plan:
 
 def _bring(target: Seat, state: State, *, busy: set[str]) -> list[Action]:
     """Wake it where there is room, else put the idle that were used longest ago to sleep; nothing while too few are."""
-    room, orders = state.free, []
+    room, host, orders = state.free, state.host_free, []
     idle = [s for s in state.seats if s.tier == "awake" and not s.in_flight and s.key not in busy]
     for seat in sorted(idle, key=lambda one: one.last_used):
         if room >= target.resident.memory:
             break
         room += held(seat)
-        asleep = state.host_free >= seat.resident.host_memory * (len(orders) + 1)
+        asleep = seat.resident.sleeps and host >= seat.resident.host_memory
+        host -= seat.resident.host_memory if asleep else 0.0
         orders.append(Action("sleep" if asleep else "stop", seat.key))
     if room < target.resident.memory:
         return []
