@@ -1,7 +1,7 @@
 """Expert switches and waits of residency policies, simulated on traces with more experts than fit on a device.
 
     python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 4] [--length 600] [--experts 150] [--seeds 2]
-                                   [--max-wait 60] [--loads FILE --memory GB]
+                                   [--max-wait 90] [--loads FILE --memory GB]
 
 The policy and its books are those of the service (coe.fleet.residency); only servers and time are simulated. A wait is
 from a request's arrival to the beginning of its work. Policies:
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=600.0, help="seconds")
     parser.add_argument("--experts", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--max-wait", type=float, default=60.0, help="as declared, seconds")
+    parser.add_argument("--max-wait", type=float, default=90.0, help="as declared, seconds")
     parser.add_argument("--loads", type=Path, metavar="FILE", help="measured ones, of load_times.py")
     parser.add_argument("--memory", type=float, default=MEMORY, help="GB of the device")
     given = parser.parse_args()

@@ -80,8 +80,9 @@ def decide(
     value, price = expected(assignment, prediction.probabilities), assignment.price
     if charge is not None:
         value, price = value - charge, price + charge
-    worth = {assignment.experts[index]: float(value[index]) for index in np.argsort(-value, kind="stable")}
-    field = _Field.of([name for name in worth if name in able], worth, standings)
+    worth = dict(zip(assignment.experts, value.tolist(), strict=True))
+    ranked = sorted((name for name in worth if name in able), key=worth.__getitem__, reverse=True)
+    field = _Field.of(ranked, worth, standings)
     policy = registry.policy
     unsure = confidence < (doubt if policy.general_below is None else policy.general_below)
     general = registry.general_expert if unsure else None
@@ -91,7 +92,8 @@ def decide(
         first, reason, propensity = _explored(first, field, policy=policy, uniform=uniform)
     sibling = registry.expert(first).sibling
     candidates = (first, *sorted((name for name in field.ranked if name != first), key=(sibling or first).__ne__))
-    paid = dict(zip(assignment.experts, price.tolist(), strict=True)) if price.any() else {}
+    prices = price.tolist()
+    paid = dict(zip(assignment.experts, prices, strict=True)) if any(prices) else {}
     return Decision(
         first,
         category,

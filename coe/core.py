@@ -90,7 +90,7 @@ class Prediction:
     @property
     def confidence(self) -> float:
         """Probability that the likeliest category is right: the text is of a known kind, and of this one."""
-        return float(self.probabilities.max()) * self.familiarity
+        return float(self.probabilities[self.probabilities.argmax()]) * self.familiarity
 
 
 class Encoder(Protocol):

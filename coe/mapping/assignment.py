@@ -33,16 +33,16 @@ class Assignment:
     margin: tuple[float, ...]
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
-    _may: NDArray[np.bool_] = field(init=False, repr=False)
     _worth: NDArray[np.float64] = field(init=False, repr=False)
+    _barred: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         may = np.isfinite(self.quality)
         arrays = {
             "quality": self.quality.copy(),
             "price": self.price.copy(),
-            "_may": may,
             "_worth": np.where(may, self.quality, 0.0),
+            "_barred": np.where(may, 0.0, -np.inf),
         }
         for name, array in arrays.items():
             array.setflags(write=False)
@@ -131,4 +131,4 @@ def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray
     -inf for an expert that may not serve the likeliest category; in the others' share it counts with quality 0.
     """
     scores: NDArray[np.float64] = posterior @ assignment._worth - assignment.price
-    return np.where(assignment._may[int(posterior.argmax())], scores, -np.inf)
+    return scores + assignment._barred[int(posterior.argmax())]
