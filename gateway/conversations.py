@@ -20,7 +20,7 @@ _log = logging.getLogger("gateway")
 
 LOOK = 0.005
 """Seconds that a request waits at most to hear of its conversation."""
-TICK = 0.02
+TICK = 0.05
 """Seconds until an answer that began here is known elsewhere."""
 KEPT = 3600
 """Seconds that a silent conversation is remembered: prefix caches forget sooner. About 130 bytes each in Redis."""
@@ -30,6 +30,8 @@ ANSWER = 1.0
 """Seconds for one exchange with Redis, connecting included."""
 RETRY = 1.0
 """Seconds between two looks whether Redis is back."""
+_TELL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end"
+"""One command for all that is told: the client library takes four times as long for one each."""
 
 
 @asynccontextmanager
@@ -129,14 +131,15 @@ class Conversations:
 
     async def _send(self, told: Mapping[bytes, str], asked: Iterable[bytes]) -> list[bytes | None]:
         """One round trip; what was asked, in order."""
-        line = self._client.pipeline(transaction=False)
-        for key, expert in told.items():
-            line.set(_name(key), expert, ex=KEPT)
-        line.ping()  # or nothing would be sent where nothing waits, and a Redis that is away would seem to be back
-        for key in asked:
-            line.get(_name(key))
-        answers = await line.execute()
-        return list(answers[len(told) + 1 :])
+        line, names = self._client.pipeline(transaction=False), [_name(key) for key in asked]
+        if told:
+            line.eval(_TELL, len(told), *map(_name, told), KEPT, *told.values())
+        if names:
+            line.mget(names)
+        else:  # or nothing would be sent where nothing waits, and a Redis that is away would seem to be back
+            line.ping()
+        found = (await line.execute())[-1]
+        return found if names else []
 
 
 def _name(key: bytes) -> str:
