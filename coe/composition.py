@@ -81,8 +81,7 @@ def decide(
     if charge is not None:
         value, price = value - charge, price + charge
     worth = dict(zip(assignment.experts, value.tolist(), strict=True))
-    ranked = sorted((name for name in worth if name in able), key=worth.__getitem__, reverse=True)
-    field = _Field.of(ranked, worth, standings)
+    field = _Field.of(able, worth, standings)
     policy = registry.policy
     unsure = confidence < (doubt if policy.general_below is None else policy.general_below)
     general = registry.general_expert if unsure else None
@@ -92,8 +91,7 @@ def decide(
         first, reason, propensity = _explored(first, field, policy=policy, uniform=uniform)
     sibling = registry.expert(first).sibling
     candidates = (first, *sorted((name for name in field.ranked if name != first), key=(sibling or first).__ne__))
-    prices = price.tolist()
-    paid = dict(zip(assignment.experts, prices, strict=True)) if any(prices) else {}
+    paid = dict(zip(assignment.experts, price.tolist(), strict=True))
     return Decision(
         first,
         category,
@@ -102,7 +100,7 @@ def decide(
         candidates,
         propensity,
         worth=tuple(worth[name] for name in candidates),
-        price=tuple(paid[name] for name in candidates if paid),
+        price=tuple(paid[name] for name in candidates) if any(paid.values()) else (),
     )
 
 
@@ -118,9 +116,9 @@ class _Field:
 
     @classmethod
     def of(cls, able: Sequence[str], worth: Mapping[str, float], standings: Mapping[str, Standing]) -> _Field:
-        """`able` from the worthiest to the least worth."""
-        up = tuple(name for name in able if standings.get(name, _IDLE).up)
-        down = tuple(name for name in able if name not in up)
+        ranked = sorted((name for name in worth if name in able), key=worth.__getitem__, reverse=True)
+        up = tuple(name for name in ranked if standings.get(name, _IDLE).up)
+        down = tuple(name for name in ranked if name not in up)
         free = tuple(name for name in up if standings.get(name, _IDLE).load < 1)
         return cls(worth, (*up, *down), up or down, free)
 

@@ -13,8 +13,10 @@ Floats = NDArray[np.float32]
 
 def softmax(logits: Floats) -> Floats:
     """Over the last axis."""
-    shifted = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
-    result: Floats = shifted / np.add.reduce(shifted, axis=-1, keepdims=True)
+    largest: Floats = np.maximum.reduce(logits, axis=-1, keepdims=True)
+    shifted = np.exp(logits - largest)
+    total: Floats = np.add.reduce(shifted, axis=-1, keepdims=True)
+    result: Floats = shifted / total
     return result
 
 

@@ -130,5 +130,6 @@ def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray
 
     -inf for an expert that may not serve the likeliest category; in the others' share it counts with quality 0.
     """
-    scores: NDArray[np.float64] = posterior @ assignment._worth - assignment.price
-    return scores + assignment._barred[int(posterior.argmax())]
+    barred = assignment._barred[int(posterior.argmax())]
+    scores: NDArray[np.float64] = posterior @ assignment._worth - assignment.price + barred
+    return scores
