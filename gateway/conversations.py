@@ -31,7 +31,7 @@ ANSWER = 1.0
 RETRY = 1.0
 """Seconds between two looks whether Redis is back."""
 _TELL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end"
-"""One command for all that is told: the client library takes four times as long for one each."""
+"""One command for all that is told: the client library takes two to three times as long for one each."""
 
 
 @asynccontextmanager

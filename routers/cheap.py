@@ -40,8 +40,9 @@ class Glance:
 class CheapHeads:
     """Text to Glance. Thread-safe: nothing changes after construction but what `pieces` remembers.
 
-    Static vectors are whole numbers of 8 bits with a scale for each piece: half the memory of the files' float16, and
-    summed in a third of the time. The error is at most 1/254 of a piece's largest component; posteriors move by .001.
+    Terms stay in the files' float16. Static vectors are whole numbers of 8 bits with a scale for each piece, half the
+    memory and summed in a third of the time; the error is at most 1/254 of a piece's largest component, and posteriors
+    move by .001.
     """
 
     def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: Places) -> None:
@@ -49,7 +50,7 @@ class CheapHeads:
         self._pieces = lexical.features.pieces
         self._features = lexical.features
         self._classes = classes
-        self._terms = np.column_stack((lexical.weights, lexical.idf, lexical.known)).astype(np.float32)
+        self._terms = np.column_stack((lexical.weights, lexical.idf, lexical.known)).astype(np.float16)
         self._steps, scales = _whole(static.tokens)
         self._known_pieces = np.column_stack((scales, lexical.features.function_words))
         self._directions = np.concatenate((head.weights.T, places.centroids))
@@ -80,7 +81,7 @@ class CheapHeads:
         if not count:
             return logits, 0.0
         rows, counts = _distinct(ids, self._features.pairs(ids))
-        found = self._terms.take(rows, axis=0)
+        found = self._terms.take(rows, axis=0).astype(np.float32)
         weights = self._frequency.take(counts, mode="clip") * found[:, -2]
         squares = weights * weights
         norm = float(np.add.reduce(squares))
