@@ -63,6 +63,7 @@ class Conversations:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._tend(), name="coe-conversations")
+        self._wake.set()  # connects: the first who asks would wait longer for that than LOOK
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
