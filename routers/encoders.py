@@ -49,6 +49,7 @@ class OnnxEncoder:
         self._session = _session(network)
         self._tokenizer = tokenizer
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
+        self._masked = len(self._session.get_inputs()) > 1  # networks of before could take padded batches
         self.dimensions: int = self._session.get_outputs()[0].shape[1]
 
     @classmethod
@@ -104,9 +105,11 @@ class OnnxEncoder:
             return np.concatenate(list(pool.map(self._run, texts)))
 
     def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        ids = np.array([tokens or [0]], dtype=np.int64)
-        mask = np.full_like(ids, bool(tokens))
-        vectors: NDArray[np.float32] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        if not tokens:
+            return np.zeros((1, self.dimensions), dtype=np.float32)
+        ids = np.array([tokens], dtype=np.int64)
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)} if self._masked else {"input_ids": ids}
+        vectors: NDArray[np.float32] = self._session.run(None, feed)[0]
         return vectors
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from coe.errors import ArtifactError
 from routers.calibration import Floats
 from routers.encoders import TOKENS, OnnxEncoder
-from routers.export import export_encoder
+from routers.export import OPSET, export_encoder
 from routers.work import Work
 
 Progress = Callable[[float], None]
@@ -25,7 +25,7 @@ def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | N
     if memory is None or not Path(source).is_dir():
         export_encoder(source, network=network, tokenizer=tokenizer)
         return
-    kept = memory / f"export-{_digest_of_folder(Path(source))}"
+    kept = memory / f"export-{OPSET}-{_digest_of_folder(Path(source))}"
     if not kept.is_dir():
         memory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=memory) as draft:

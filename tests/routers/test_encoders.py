@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from routers.encoders import OnnxEncoder
 from routers.export import quantise
 
+INPUTS = ["input_ids", "attention_mask"]
 TEXTS = ["bake the stew", "orbit", "a star that a telescope sees " * 8, "", "bake the stew"]
 
 
@@ -33,3 +36,27 @@ def test_a_vector_depends_neither_on_company_nor_on_threads(
     np.testing.assert_array_equal(encoder.encode(TEXTS, told.append), expected)
     assert told == [0.4, 0.8, 1.0]
     assert encoder.encode([]).shape == (0, encoder.dimensions)
+
+
+def test_a_network_that_asks_for_a_mask_as_well_gets_one(built: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    """Routers trained with earlier versions hold such networks."""
+    encoder = OnnxEncoder.load(padding_network(tmp_path / "padding.onnx"), built[0] / "tokenizer.json")
+    ids = [[2, 5, 3], [2, 3], []]
+    np.testing.assert_array_equal(encoder.encode_ids(ids), [[10, 3], [5, 2], [0, 0]])
+
+
+def padding_network(path: Path) -> Path:
+    """The sum of a text's ids that its mask shows, and how many it shows."""
+    shapes = {name: helper.make_tensor_value_info(name, TensorProto.INT64, [1, "n"]) for name in INPUTS}
+    nodes = [
+        helper.make_node("Mul", INPUTS, ["shown"]),
+        helper.make_node("ReduceSum", ["shown", "axis"], ["sum"]),
+        helper.make_node("ReduceSum", ["attention_mask", "axis"], ["count"]),
+        helper.make_node("Concat", ["sum", "count"], ["both"], axis=1),
+        helper.make_node("Cast", ["both"], ["vectors"], to=TensorProto.FLOAT),
+    ]
+    axis = numpy_helper.from_array(np.array([1]), "axis")
+    out = helper.make_tensor_value_info("vectors", TensorProto.FLOAT, [1, 2])
+    graph = helper.make_graph(nodes, "padding", list(shapes.values()), [out], [axis])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    return path
