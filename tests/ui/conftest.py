@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser
 
+from gateway.ui.pages import ASSETS
 from tests.ui.browsing import browsing
 from tests.ui.talking import Room, talking
 
 
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
+    assert (ASSETS / "vendor" / "versions.json").exists(), (
+        "what the page takes from others is missing: run scripts/vendor.py"
+    )
     async with browsing() as browser:
         yield browser
 
