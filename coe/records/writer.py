@@ -43,7 +43,7 @@ class RecordWriter:
         spool: Path | None,
         capacity: int = 10_000,
         batch: int = 500,
-        interval: float = 0.05,
+        interval: float = 0.02,
         patience: float = 10.0,
         deadline: float = 5.0,
         first_retry: float = 0.5,
