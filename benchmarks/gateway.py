@@ -5,9 +5,12 @@
 
 Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH (`apt-get install nginx-light wrk
 redis-server`); a router is trained where `--home` has none. All targets alternate in every round, since the machine's
-speed drifts; medians are reported. In the gateway, routing, a declared key with its limits, metrics and the routing log
-(SQLite) are on; several workers share the key's limits through Redis. Prompts rotate over the starter prompts, which
-the router has learned, or over FILE (JSONL, field prompt): of fresh ones a third goes through the sentence encoder.
+speed drifts; medians are reported. wrk counts a late answer also for the requests that a steady client would have sent
+meanwhile; `p99_ms_in_turn` is of a client that asks for the next when it has an answer.
+
+In the gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on; several workers
+share the key's limits through Redis. Prompts rotate over the starter prompts, which the router has learned, or over
+FILE (JSONL, field prompt): of fresh ones a third goes through the sentence encoder.
 
 Peers are looked for on PATH, beside this Python, and where `--peer-bin` says; one that is not there, or does not start,
 is left out. Each has its own packages, best apart from the project's:
@@ -27,14 +30,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import quantiles
 
 import psutil
 
 from benchmarks import peers
 from benchmarks.rig import (
+    BODIES,
     GATEWAY_PORT,
     KEY,
     ROOT,
@@ -42,6 +48,7 @@ from benchmarks.rig import (
     UPSTREAM_PORT,
     NothingAnswers,
     gateway,
+    in_turn,
     load_script,
     median,
     require,
@@ -60,6 +67,7 @@ class Target:
     port: int
     script: Path
     process: psutil.Process | None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -69,6 +77,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(upstream(folder))
         targets, ready = _targets(stack, folder, options)
+        bodies = (folder / BODIES).read_bytes().splitlines()
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
         for target in targets.values():
             wrk(target.port, target.script, connections=8, seconds=2)  # warm up
@@ -76,7 +85,9 @@ def main() -> None:
             for name, target in targets.items():
                 one = wrk(target.port, target.script, connections=1, seconds=options.seconds)
                 many = wrk(target.port, target.script, connections=32, seconds=options.seconds)
-                figures = {"p50_ms_c1": one.p50, "p99_ms_c1": one.p99, "rps_c32": many.rps}
+                turns = in_turn(target.port, bodies, target.headers, seconds=options.seconds)
+                figures = {"p50_ms_c1": one.p50, "p99_ms_c1": one.p99, "p99_ms_in_turn": quantiles(turns, n=100)[98]}
+                figures["rps_c32"] = many.rps
                 rounds[name].append(figures | {"failed": one.failed + many.failed})
         result = {name: {key: median(found, key) for key in found[0]} for name, found in rounds.items()}
         for name, target in targets.items():
@@ -85,7 +96,7 @@ def main() -> None:
         result["coe"] |= {"ready_s": round(ready, 2), "workers": options.workers}
     for name, found in result.items():
         if name != "direct":
-            for key in ("p50_ms_c1", "p99_ms_c1"):
+            for key in ("p50_ms_c1", "p99_ms_c1", "p99_ms_in_turn"):
                 found[f"added_{key}"] = round(found[key] - result["direct"][key], 3)
         print(name, "  ".join(f"{key}={value:g}" for key, value in found.items()))
     if options.json:
@@ -134,7 +145,8 @@ def _targets(stack: ExitStack, folder: Path, options: argparse.Namespace) -> tup
         except NothingAnswers as silent:
             print(f"{name} does not start and is left out: {' '.join(other.command)}: {silent}", file=sys.stderr)
             continue
-        targets[name] = Target(peers.PORTS[name], load_script(folder, options.prompts, other.headers), process)
+        script = load_script(folder, options.prompts, other.headers)
+        targets[name] = Target(peers.PORTS[name], script, process, other.headers)
     return targets, ready
 
 

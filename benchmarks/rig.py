@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -42,6 +44,7 @@ ACCESS = f"""access:
       sha256: {hashlib.sha256(KEY.encode()).hexdigest()}
       limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000, concurrent_requests: 100000}}
 """
+BODIES = "bodies.jsonl"
 FAILURES = ("connect", "read", "write", "status", "timeout")
 """Ways in which wrk sees a request fail: on its socket, by a status of 400 or more, or after two seconds."""
 LUA = """
@@ -109,7 +112,7 @@ def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = No
     lines = prompts.read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["prompt"] for line in lines if line]
     Random(0).shuffle(texts)
-    bodies = folder / "bodies.jsonl"
+    bodies = folder / BODIES
     bodies.write_text(
         "".join(json.dumps({"model": "auto", "messages": [{"role": "user", "content": t}]}) + "\n" for t in texts)
     )
@@ -126,6 +129,26 @@ def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
     assert found is not None, output
     failures = dict(zip(FAILURES, map(int, found[4].split()), strict=True))
     return Load(float(found[1]), float(found[2]), float(found[3]), {kind: n for kind, n in failures.items() if n})
+
+
+def in_turn(port: int, bodies: Sequence[bytes], headers: Mapping[str, str], *, seconds: float) -> list[float]:
+    """Milliseconds until each answer, over one connection that asks for the next when it has one: no answer counts for
+    requests that were never sent, as in `wrk`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    sent = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
+    times: list[float] = []
+    with closing(connection):
+        end = time.perf_counter() + seconds
+        for body in cycle(bodies):
+            began = time.perf_counter()
+            connection.request("POST", "/v1/chat/completions", body, sent)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200, answer.status
+            times.append(1000 * (time.perf_counter() - began))
+            if time.perf_counter() > end:
+                break
+    return times
 
 
 @contextmanager
