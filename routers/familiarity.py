@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats
 
-CENTROIDS = 128
-"""Centroids of static vectors, shared evenly among the categories. `peek` reads them all: 512 would cost it 15 us
-more and half of a core's cache, and tell no better what is familiar."""
-EACH = 3
-"""Centroids of a category, where there are so many categories that it would have fewer."""
+CENTROIDS = 512
+"""Most centroids of static vectors, shared evenly among the categories; more would slow `peek`."""
 UNKNOWN = 0.03
 """Share of requests taken to be of unknown kind. Their number is not in the data; a higher one costs calibration."""
 
@@ -57,7 +54,7 @@ def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple
     found = []
     for name in names:
         own = vectors[labels == name]
-        count = max(1, min(max(EACH, CENTROIDS // len(names)), len(own) // 2))
+        count = max(1, min(CENTROIDS // len(names), len(own) // 2))
         means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed).fit(own).cluster_centers_
         found.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
     return np.concatenate(found).astype(np.float32), np.repeat(names, [len(means) for means in found])
