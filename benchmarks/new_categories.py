@@ -113,6 +113,7 @@ def write_without(
         classes=data.classes - 1,
         lexical=LexicalMatrix(matrix=data.lexical.matrix[seen], idf=data.lexical.idf),
         static=data.static[seen],
+        readings=data.readings[seen],
         vectors=data.vectors[seen],
     )
     write_heads(part, strengths, out=folder, seed=SEED)

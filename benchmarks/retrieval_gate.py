@@ -118,7 +118,7 @@ def _trials(
     """As served; passages make every answer right where nothing else was `measured`."""
     nothing = dict.fromkeys(("cosine", "tokens", "seconds"), np.full(len(texts), np.nan))
     rest = {"experts": experts, "without": without, "with_": np.ones_like(without)} | nothing | measured
-    return Trials.seen(texts, router, encoder.encode(texts), **rest)
+    return Trials.seen(texts, router, encoder, **rest)
 
 
 def _tried(found: list[Asked], router: Any, encoder: Any) -> Trials:

@@ -94,11 +94,14 @@ class Prediction:
 
 
 class Encoder(Protocol):
-    """Texts to vectors. Rows are unit length, float32, shape (n_texts, dimensions)."""
+    """Texts to vectors, float32: `encode` gives rows of unit length, shape (n_texts, dimensions), `read` wider ones
+    that begin with these and go on with what else a router takes from its encoder."""
 
     dimensions: int
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+    def read(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
 HURRIED = "hurried"
@@ -121,7 +124,7 @@ class Router(Protocol):
     `peek` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer, slower
     look is worth it; `predict` always answers and may take milliseconds per text. Where `peek` answers, `predict`
     gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`. Whoever has the
-    texts' `vectors`, (n_texts, dimensions) of the router's own encoder, gets the surest answer for each of them, and
+    texts' `readings` by the router's own encoder gets the surest answer for each of them, and
     the encoder is not asked: a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest
     to one, the nearest first, as far as the router keeps any; it takes as long as `predict`.
     """
@@ -131,7 +134,7 @@ class Router(Protocol):
 
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None: ...
 
-    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]: ...
+    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]: ...
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]: ...
 

@@ -92,11 +92,11 @@ class AdaptedRouter:
             return self._joined(replace(guess, stage=HURRIED), odds) if hurried else None
         return self._joined(guess, odds)
 
-    def predict(self, texts: Sequence[str], *, vectors: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `vectors` are given:
+    def predict(self, texts: Sequence[str], *, readings: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `readings` are given:
         then all heads judge all texts."""
-        if vectors is not None:
-            return self._full(texts, vectors) if texts else []
+        if readings is not None:
+            return self._full(texts, readings) if texts else []
         found = [self.peek(text) for text in texts]
         unsure = [text for text, prediction in zip(texts, found, strict=True) if prediction is None]
         answers = iter(self._full(unsure) if unsure else ())
@@ -113,8 +113,8 @@ class AdaptedRouter:
             found += map(partial(Neighbour, self.categories[int(place)]), (own @ vector).tolist(), digests)
         return sorted(found, key=lambda one: -one.closeness)[:limit]
 
-    def _full(self, texts: Sequence[str], vectors: Floats | None = None) -> list[Prediction]:
-        study = self._base.study(texts, vectors=vectors)
+    def _full(self, texts: Sequence[str], readings: Floats | None = None) -> list[Prediction]:
+        study = self._base.study(texts, readings=readings)
         nearest = np.zeros((len(texts), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
             nearest[:, column] = (study.vectors @ own.T).max(axis=1)

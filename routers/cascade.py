@@ -67,7 +67,8 @@ class Familiarities:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all heads see of some texts: logits (n_texts, n_categories) by name, vectors, closeness (n_texts,)."""
+    """What all heads see of some texts: logits (n_texts, n_categories) by name, the encoder's vectors, closeness
+    (n_texts,)."""
 
     heads: dict[str, Floats]
     vectors: Floats
@@ -107,11 +108,11 @@ class CascadeRouter:
             return prediction
         return replace(prediction, stage=HURRIED) if hurried else None
 
-    def predict(self, texts: Sequence[str], *, vectors: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `vectors` are given:
+    def predict(self, texts: Sequence[str], *, readings: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `readings` are given:
         then all heads judge all texts."""
-        if vectors is not None:
-            return self.conclude(self.study(texts, vectors=vectors)) if texts else []
+        if readings is not None:
+            return self.conclude(self.study(texts, readings=readings)) if texts else []
         glances = [self.glance(text) for text in texts]
         found = [self.guess(glance) for glance in glances]
         unsure = [index for index, prediction in enumerate(found) if not self.sure(prediction)]
@@ -143,17 +144,18 @@ class CascadeRouter:
         return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
 
     def study(
-        self, texts: Sequence[str], *, glances: Sequence[Glance] | None = None, vectors: Floats | None = None
+        self, texts: Sequence[str], *, glances: Sequence[Glance] | None = None, readings: Floats | None = None
     ) -> Study:
-        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `vectors` what the encoder
+        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `readings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        vectors = self.encoder.encode(texts) if vectors is None else vectors
+        readings = self.encoder.read(texts) if readings is None else readings
+        vectors = readings[:, : self.encoder.dimensions]
         votes, closeness = self.knn.look(vectors)
         heads = {
             "lexical": np.stack([glance.lexical for glance in glances]),
             "static": np.stack([glance.static for glance in glances]),
-            "linear": self._linear.logits(vectors),
+            "linear": self._linear.logits(readings),
             "knn": votes,
         }
         return Study(heads, vectors, closeness)
@@ -194,7 +196,7 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
         SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels"),
     }
     features, classes = LexicalFeatures(pieces), len(categories)
-    _check_shapes(folder, tables, features=features, dimensions=encoder.dimensions, classes=classes)
+    _check_shapes(folder, tables, features=features, width=encoder.width, classes=classes)
     static, semantic = tables[STATIC], tables[SEMANTIC]
     places = Places(centroids=static["centroids"], means=static["means"])
     return CascadeRouter(
@@ -226,14 +228,14 @@ def _digests(folder: Path, semantic: Arrays) -> tuple[str, ...]:
 
 
 def _check_shapes(
-    folder: Path, tables: Mapping[str, Arrays], *, features: LexicalFeatures, dimensions: int, classes: int
+    folder: Path, tables: Mapping[str, Arrays], *, features: LexicalFeatures, width: int, classes: int
 ) -> None:
     """ArtifactError unless the tables fit the tokenizer, the encoder and the categories."""
     lexical, static, semantic = (tables[name] for name in (LEXICAL, STATIC, SEMANTIC))
     expected = {
         LEXICAL: (lexical["weights"].shape, (features.rows, classes)),
         STATIC: ((len(static["tokens"]), len(static["bias"])), (features.pieces.size, classes)),
-        SEMANTIC: (semantic["weights"].shape, (dimensions, classes)),
+        SEMANTIC: (semantic["weights"].shape, (width, classes)),
         f"{STATIC}: means": (static["means"].shape, (classes, static["tokens"].shape[1])),
     }
     for name, (found, wanted) in expected.items():

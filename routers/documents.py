@@ -43,6 +43,10 @@ class DocumentEncoder:
         """Unit vectors, float32 (n_texts, dimensions)."""
         return self._encoder.encode(texts)
 
+    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Their readings, as a router takes them, float32 (n_texts, width)."""
+        return self._encoder.read(texts)
+
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters; special tokens left out."""
         shown = [readable(text) for text in texts]

@@ -1,4 +1,4 @@
-"""A sentence encoder served from ONNX: tokenizer.json and encoder.onnx in, unit vectors out."""
+"""A sentence encoder served from ONNX: tokenizer.json and encoder.onnx in, vectors out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ GROUP = 512
 
 
 class OnnxEncoder:
-    """Texts to unit vectors, mean-pooled inside the network. Thread-safe; pickled with its network to run elsewhere.
+    """Texts to vectors, pooled inside the network. Thread-safe; pickled with its network to run elsewhere.
+
+    A *reading* of a text is its sentence vector (`dimensions`) and, beside it, the means of inner layers where the
+    network gives them (`width` in all), each of unit length.
 
     Each text is embedded alone, `threads` of them at a time. A quantised network scales all that it is given at once,
     so a vector computed among other texts is not the one that serving sees (cosine .993), and a router that is trained
@@ -50,7 +53,9 @@ class OnnxEncoder:
         self._tokenizer = tokenizer
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         self._masked = len(self._session.get_inputs()) > 1  # networks of before could take padded batches
-        self.dimensions: int = self._session.get_outputs()[0].shape[1]
+        widths = [output.shape[1] for output in self._session.get_outputs()]
+        self.dimensions: int = widths[0]
+        self.width: int = sum(widths)
 
     @classmethod
     def load(
@@ -71,9 +76,13 @@ class OnnxEncoder:
         network = self._network.read_bytes() if isinstance(self._network, Path) else self._network
         return _revived, (network, self._tokenizer, self._threads, self._tokens, self._characters)
 
-    def encode(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
-        """Shape (n_texts, dimensions), float32."""
-        return self.encode_ids(self.tokenize(texts), progress)
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The texts' vectors, shape (n_texts, dimensions), float32."""
+        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+
+    def read(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
+        """Readings of the texts, shape (n_texts, width), float32."""
+        return self.read_ids(self.tokenize(texts), progress)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, cut, special tokens included."""
@@ -84,19 +93,19 @@ class OnnxEncoder:
             encoding.truncate(room)
         return [self._tokenizer.post_process(encoding).ids for encoding in encodings]
 
-    def encode_ids(
+    def read_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
-        """As `encode`, from token ids (special tokens included)."""
-        vectors = np.zeros((len(tokens), self.dimensions), dtype=np.float32)
+        """As `read`, from token ids (special tokens included)."""
+        readings = np.zeros((len(tokens), self.width), dtype=np.float32)
         groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
         done = 0
         for found in self._work.map(self._run_all, groups):
-            vectors[done : done + len(found)] = found
+            readings[done : done + len(found)] = found
             done += len(found)
             if progress:
                 progress(done / len(tokens))
-        return vectors
+        return readings
 
     def _run_all(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         if self._threads == 1 or len(texts) == 1:
@@ -106,11 +115,10 @@ class OnnxEncoder:
 
     def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         if not tokens:
-            return np.zeros((1, self.dimensions), dtype=np.float32)
+            return np.zeros((1, self.width), dtype=np.float32)
         ids = np.array([tokens], dtype=np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)} if self._masked else {"input_ids": ids}
-        vectors: NDArray[np.float32] = self._session.run(None, feed)[0]
-        return vectors
+        return np.concatenate(self._session.run(None, feed), axis=1)
 
 
 def _revived(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, characters: int) -> OnnxEncoder:

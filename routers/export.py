@@ -17,6 +17,11 @@ from routers.encoders import OnnxEncoder
 
 OPSET = 23
 """The first in which attention is one operator."""
+DEPTHS = (2 / 3, 1 / 3)
+"""The inner layers that are read, by their depth. The middle of such a network tells topics apart better than its end,
+which is made for closeness (docs/log.md; Skean et al. 2025, arXiv 2502.02013, find the same of many)."""
+LAYOUT = f"{OPSET}-sentence-inner"
+"""By which an export kept from before is known to be as this module makes it."""
 PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
 """Texts of unlike length: the export is traced with the first and checked on all."""
 
@@ -37,7 +42,8 @@ def locate_encoder(encoder: str) -> str:
 
 
 def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
-    """Write `encoder` as fp32 ONNX (input_ids of one text -> its vector, unit length) and its tokenizer.json.
+    """Write `encoder` as fp32 ONNX and its tokenizer.json. The network takes input_ids of one text to its `vectors`
+    (1, dimensions), unit length, and, where its layers can be seen, their means, `inner` (1, dimensions for each).
 
     One text at a time is all that OnnxEncoder asks for, and a network that knows so, with attention as one operator,
     takes a tenth less time than one for padded batches.
@@ -49,23 +55,23 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     if fast is None:
         raise DataError(f"encoder {encoder!r}: has no fast tokenizer (tokenizer.json); choose another encoder")
     fast.save(str(tokenizer))
-    vectors, texts = _as_module(model), [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
+    reader, texts = _as_module(model), [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
     with warnings.catch_warnings(), _quiet("torch.onnx"):  # the exporter talks about its own internals
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            vectors,
+            reader,
             (texts[0],),
             str(network),
             input_names=["input_ids"],
-            output_names=["vectors"],
+            output_names=["vectors", "inner"][: len(reader(texts[0]))],
             dynamic_shapes={"input_ids": {1: torch.export.Dim("length")}},
             dynamo=True,
             external_data=False,
             opset_version=OPSET,
             verbose=False,
         )
-        expected = np.concatenate([vectors(text).detach().numpy() for text in texts])
-    found = OnnxEncoder.load(network, tokenizer).encode(PROBES)
+        expected = np.concatenate([torch.cat(reader(text), dim=1).detach().numpy() for text in texts])
+    found = OnnxEncoder.load(network, tokenizer).read(PROBES)
     if np.abs(found - expected).max() > 1e-3:
         raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
 
@@ -86,17 +92,27 @@ def _load(encoder: str) -> Any:
 def _as_module(model: Any) -> Any:
     import torch
 
-    class Vectors(torch.nn.Module):  # type: ignore[misc]
+    if model.transformers_model is not None:
+        model.transformers_model.config.output_hidden_states = True
+
+    class Reader(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Any) -> Any:
-            text = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-            pooled = self.model(text)["sentence_embedding"]
-            return torch.nn.functional.normalize(pooled, dim=1)
+        def forward(self, input_ids: Any) -> tuple[Any, ...]:
+            found = self.model({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+            states = found.get("all_layer_embeddings") or ()  # the embeddings, then each layer's
+            inner = [states[layer].mean(dim=1) for layer in inner_layers(len(states) - 1)]
+            unit = [torch.nn.functional.normalize(one, dim=1) for one in (found["sentence_embedding"], *inner)]
+            return (unit[0], torch.cat(unit[1:], dim=1)) if inner else (unit[0],)
 
-    return Vectors().eval()
+    return Reader().eval()
+
+
+def inner_layers(layers: int) -> list[int]:
+    """Which of so many layers are read besides the last, the deepest first."""
+    return sorted({round(depth * layers) for depth in DEPTHS} & set(range(1, layers)), reverse=True)
 
 
 def quantise(network: Path, *, out: Path) -> None:

@@ -36,7 +36,8 @@ LEFT_OUT = -1e4
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A training set as the heads see it."""
+    """A training set as the heads see it: the linear head sees the encoder's `readings`, of which `vectors` are the
+    sentence vectors, the neighbours these alone."""
 
     labels: Labels
     classes: int
@@ -44,6 +45,7 @@ class Data:
     lexical: LexicalMatrix
     tokens: StaticVectors
     static: Floats
+    readings: Floats
     vectors: Floats
 
 
@@ -128,7 +130,7 @@ def _trial(data: Data, fold: tuple[Labels, Labels], trial: tuple[str, float]) ->
 def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength: float) -> Floats:
     if head == "lexical":
         return _lexical_logits(_lexical(data, rest, strength), data, held)
-    vectors = data.static if head == "static" else data.vectors
+    vectors = data.static if head == "static" else data.readings
     return _linear(vectors, data, rest, strength).logits(vectors[held])
 
 
@@ -193,7 +195,7 @@ def _view_near(found: HeldOut, data: Data, rest: Labels, held: Labels, *, seed: 
 def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> None:
     """Fit every head on all texts and write its table."""
     everything = np.arange(len(data.labels))
-    linear = _linear(data.vectors, data, everything, strengths.linear)
+    linear = _linear(data.readings, data, everything, strengths.linear)
     static = _linear(data.static, data, everything, strengths.static)
     write_arrays(out / LEXICAL, _lexical(data, everything, strengths.lexical).arrays())
     means, _ = centroids(data.static, data.labels, seed=seed)

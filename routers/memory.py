@@ -1,4 +1,4 @@
-"""Exports and vectors kept in a folder, so that training again on the same encoder does not compute them again."""
+"""Exports and readings kept in a folder, so that training again on the same encoder does not compute them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from coe.errors import ArtifactError
 from routers.calibration import Floats
 from routers.encoders import TOKENS, OnnxEncoder
-from routers.export import OPSET, export_encoder
+from routers.export import LAYOUT, export_encoder
 from routers.work import Work
 
 Progress = Callable[[float], None]
@@ -25,7 +25,7 @@ def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | N
     if memory is None or not Path(source).is_dir():
         export_encoder(source, network=network, tokenizer=tokenizer)
         return
-    kept = memory / f"export-{OPSET}-{_digest_of_folder(Path(source))}"
+    kept = memory / f"export-{LAYOUT}-{_digest_of_folder(Path(source))}"
     if not kept.is_dir():
         memory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=memory) as draft:
@@ -39,34 +39,38 @@ def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | N
 
 
 class RememberingEncoder:
-    """A coe.core.Encoder that asks `encoder` only for token sequences whose vectors `file` lacks, and adds them."""
+    """A coe.core.Encoder that asks `encoder` only for token sequences whose readings `file` lacks, and adds them."""
 
     def __init__(self, encoder: OnnxEncoder, file: Path) -> None:
         self._encoder = encoder
         self._file = file
-        self.dimensions = encoder.dimensions
+        self.dimensions, self.width = encoder.dimensions, encoder.width
 
-    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
+    def encode(self, texts: Sequence[str]) -> Floats:
         """As OnnxEncoder.encode. Raises ArtifactError when the file is damaged."""
-        return self.encode_ids(self._encoder.tokenize(texts), progress)
+        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
 
-    def encode_ids(self, tokens: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:
-        """As OnnxEncoder.encode_ids. Raises ArtifactError when the file is damaged."""
+    def read(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
+        """As OnnxEncoder.read. Raises ArtifactError when the file is damaged."""
+        return self.read_ids(self._encoder.tokenize(texts), progress)
+
+    def read_ids(self, tokens: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:
+        """As OnnxEncoder.read_ids. Raises ArtifactError when the file is damaged."""
         keys = [hashlib.blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).digest() for ids in tokens]
         known = self._read()
         new = {key: ids for key, ids in zip(keys, tokens, strict=True) if key not in known}
         if new:
-            known |= zip(new, self._encoder.encode_ids(list(new.values()), progress), strict=True)
+            known |= zip(new, self._encoder.read_ids(list(new.values()), progress), strict=True)
             self._write(known)
-        return np.array([known[key] for key in keys], dtype=np.float32).reshape(len(keys), self.dimensions)
+        return np.array([known[key] for key in keys], dtype=np.float32).reshape(len(keys), self.width)
 
     def _read(self) -> dict[bytes, Floats]:
         if not self._file.is_file():
             return {}
         try:
             with np.load(self._file, allow_pickle=False) as archive:
-                keys, vectors = archive["keys"], archive["vectors"]
-            return {row.tobytes(): vector for row, vector in zip(keys, vectors, strict=True)}
+                keys, readings = archive["keys"], archive["readings"]
+            return {row.tobytes(): reading for row, reading in zip(keys, readings, strict=True)}
         except Exception as error:  # zipfile, zlib, KeyError and ValueError all mean the same here
             raise ArtifactError(f"{self._file}: damaged ({error}); delete it") from error
 
@@ -74,8 +78,8 @@ class RememberingEncoder:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
         with tempfile.TemporaryDirectory(dir=self._file.parent) as draft:
-            written = Path(draft) / "vectors.npz"
-            np.savez(written, allow_pickle=False, keys=keys, vectors=np.stack(list(known.values())))
+            written = Path(draft) / "readings.npz"
+            np.savez(written, allow_pickle=False, keys=keys, readings=np.stack(list(known.values())))
             written.replace(self._file)
 
 
@@ -88,12 +92,12 @@ def open_encoder(
     tokens: int = TOKENS,
     work: Work | None = None,
 ) -> OnnxEncoder | RememberingEncoder:
-    """The encoder in these two files, with the vectors that `memory` holds of the same two."""
+    """The encoder in these two files, with the readings that `memory` holds of the same two."""
     encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens, work=work)
     if memory is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]
-    return RememberingEncoder(encoder, memory / f"vectors-{digest}.npz")
+    return RememberingEncoder(encoder, memory / f"readings-{digest}.npz")
 
 
 def _digest_of_folder(folder: Path) -> str:

@@ -86,9 +86,9 @@ def train(
     with stages.stage("export"):
         export_once(source, network=out / NETWORK, tokenizer=out / TOKENIZER, memory=memory)
     opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
-    vectors, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
+    readings, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
     with stages.stage("distil") as report:
-        data = represent(lessons, vectors, out=out, opened=opened, report=report)
+        data = represent(lessons, readings, out=out, opened=opened, report=report)
     with stages.stage("held-out") as report, small_fits():
         strengths = choose_strengths(data, seed=seed, work=work)
         held_out = cross_fit(data, strengths, seed=seed, work=work, report=report)
@@ -120,39 +120,39 @@ def train(
 
 
 def embed(lessons: Lessons, *, out: Path, opened: Opened, seed: int, stages: Stages) -> tuple[Floats, dict[str, Any]]:
-    """Vectors of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
+    """Readings of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
     full, small = out / NETWORK, out / "encoder.int8.onnx"
     with stages.stage("embed") as report:
         quantise(full, out=small)
-        vectors = opened(small).encode(lessons.texts, report)
+        readings = opened(small).read(lessons.texts, report)
     with stages.stage("compare") as report:
-        found = _compare(lessons, vectors, opened(full), seed=seed, report=report)
+        found = _compare(lessons, readings, opened(full), seed=seed, report=report)
     if found["fp32"] - found["int8"] <= QUANTISATION_LOSS:
         small.replace(full)
-        return vectors, {"kept": "int8", **found}
+        return readings, {"kept": "int8", **found}
     small.unlink()
     with stages.stage("embed in fp32") as report:
-        return opened(full).encode(lessons.texts, report), {"kept": "fp32", **found}
+        return opened(full).read(lessons.texts, report), {"kept": "fp32", **found}
 
 
 def _compare(
     lessons: Lessons,
-    vectors: Floats,
+    readings: Floats,
     precise: OnnxEncoder | RememberingEncoder,
     *,
     seed: int,
     report: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Held-out accuracy with the `precise` network and with the one that gave `vectors`, on a sample."""
+    """Held-out accuracy with the `precise` network and with the one that gave `readings`, on a sample."""
     sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
-    exact, labels = precise.encode([lessons.texts[i] for i in sample], report), lessons.labels[sample]
+    exact, labels = precise.read([lessons.texts[i] for i in sample], report), lessons.labels[sample]
     with small_fits():
-        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, vectors[sample]))
+        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, readings[sample]))
     return {"compared": len(sample), "fp32": fp32, "int8": int8}
 
 
-def _held_out_accuracy(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
-    return float(np.mean([held_out_right(vectors, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
+def _held_out_accuracy(readings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
+    return float(np.mean([held_out_right(readings, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
 
 
 def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
@@ -162,7 +162,9 @@ def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
     return np.array(order[:count], dtype=np.int64)
 
 
-def represent(lessons: Lessons, vectors: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]) -> Data:
+def represent(
+    lessons: Lessons, readings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
+) -> Data:
     """Word pieces, static token vectors distilled from the encoder, and the lexical matrix."""
     pieces = WordPieces(load_tokenizer(out / TOKENIZER))
     features = LexicalFeatures(pieces)
@@ -171,8 +173,9 @@ def represent(lessons: Lessons, vectors: Floats, *, out: Path, opened: Opened, r
     encoder = opened(out / NETWORK)
     frame = load_tokenizer(out / TOKENIZER).encode("").ids
     ends = len(frame) // 2
+    vectors = slice(encoder.dimensions)
     tokens = distil(
-        lambda tokens: encoder.encode_ids([[*frame[:ends], int(t), *frame[ends:]] for t in tokens], report),
+        lambda tokens: encoder.read_ids([[*frame[:ends], int(t), *frame[ends:]] for t in tokens], report)[:, vectors],
         np.bincount(np.concatenate(ids), minlength=pieces.size),
     )
     return Data(
@@ -182,5 +185,6 @@ def represent(lessons: Lessons, vectors: Floats, *, out: Path, opened: Opened, r
         lexical=lexical_matrix(texts, ids, features),
         tokens=tokens,
         static=tokens.vectors(ids),
-        vectors=vectors,
+        readings=readings,
+        vectors=readings[:, vectors],
     )

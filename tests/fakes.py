@@ -68,7 +68,7 @@ class WordRouter:
             return self._look(text, "hurried", doubt=1.0) if hurried else None
         return self._look(text, "peek")
 
-    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:

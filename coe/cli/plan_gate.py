@@ -49,8 +49,7 @@ def measured(settings: Settings, registry: Registry, folder: Path) -> Trials | N
 
     artifact = check_router(settings)[1]
     router = load_router(registry, artifact)
-    vectors = routers.load_document_encoder(artifact.folder).encode(gains.texts)
-    return gains.trials(router, vectors)
+    return gains.trials(router, routers.load_document_encoder(artifact.folder))
 
 
 def told(report: dict[str, Any]) -> list[str]:

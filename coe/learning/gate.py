@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Router
+from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
 from coe.retrieval.cues import CUES, cues
@@ -54,14 +54,15 @@ class Trials:
     seconds: Array
 
     @classmethod
-    def seen(cls, texts: Sequence[str], router: Router, vectors: NDArray[np.float32], **rest: Any) -> Trials:
-        """With what serving has of the texts: the router's answers, before and after the `vectors` are there."""
+    def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> Trials:
+        """With what serving has of the texts: the router's answers, before and after the encoder has read them."""
+        readings = encoder.read(texts)
         posterior, full = (
-            np.stack([found.probabilities for found in router.predict(texts, vectors=known)]).astype(np.float64)
-            for known in (None, vectors)
+            np.stack([found.probabilities for found in router.predict(texts, readings=known)]).astype(np.float64)
+            for known in (None, readings)
         )
-        seen = vectors.astype(np.float64)
-        return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=seen, **rest)
+        vectors = readings[:, : encoder.dimensions].astype(np.float64)
+        return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=vectors, **rest)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from coe.core import Encoder, Router
 from coe.errors import DataError
@@ -94,9 +93,9 @@ class Gains:
     experts: tuple[str, ...]
     columns: dict[str, Any]
 
-    def trials(self, router: Router, vectors: NDArray[np.float32]) -> Trials:
+    def trials(self, router: Router, encoder: Encoder) -> Trials:
         """With what the router and the encoder see of the texts, in their order."""
-        return Trials.seen(self.texts, router, vectors, experts=self.experts, **self.columns)
+        return Trials.seen(self.texts, router, encoder, experts=self.experts, **self.columns)
 
 
 def read_gains(folder: Path, experts: Sequence[str]) -> Gains | None:

@@ -163,9 +163,9 @@ class Consultant:
 
     def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
         """The question's vector, and what the router makes of it with that."""
-        vectors = self._encoder.encode([question.text])
-        (prediction,) = self._router.predict([question.text], vectors=vectors)
-        return vectors[0], prediction.probabilities
+        readings = self._encoder.read([question.text])
+        (prediction,) = self._router.predict([question.text], readings=readings)
+        return readings[0, : self._encoder.dimensions], prediction.probabilities
 
     def _glance(self, question: Question) -> _Hope | None:
         if self.gate is None or question.expert is None:

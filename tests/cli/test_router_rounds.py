@@ -41,7 +41,7 @@ class Remembering:
         scores = votes.sum(axis=0) + 0.01 if len(votes) else np.ones(len(CATEGORIES))
         return Prediction((scores / scores.sum()).astype(np.float32), "words")
 
-    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [self.peek(text) for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:

@@ -32,7 +32,7 @@ class FirstWord:
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str], *, vectors: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:

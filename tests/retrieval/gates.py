@@ -45,6 +45,8 @@ class FlatEncoder:
         self.asked += len(texts)
         return np.full((len(texts), WIDTH), 0.5, dtype=np.float32)
 
+    read = encode
+
 
 def passage(text: str, *, source: str = "notes.md", title: str = "Notes", score: float = 0.6) -> Passage:
     return Passage(f"id-{text[:8]}", text, source, title, "default", score)

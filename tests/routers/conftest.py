@@ -79,7 +79,7 @@ def examples(*, count: int = 40, seed: int = 0) -> list[routers.Example]:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of one layer with random weights, saved as sentence-transformers saves models."""
+    """A BERT of three layers with random weights, saved as sentence-transformers saves models."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -91,14 +91,15 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
     vocabulary = list(dict.fromkeys(vocabulary))
     (base / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=3,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=512,
+        initializer_range=0.003,  # so that a layer changes little of what words say
     )
     BertModel(config).eval().save_pretrained(base)
     BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)

@@ -38,7 +38,7 @@ def test_a_router_is_the_same_with_a_new_memory_a_used_one_and_none(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(remembered, "export_encoder", refuse)
-    monkeypatch.setattr(OnnxEncoder, "encode_ids", refuse)
+    monkeypatch.setattr(OnnxEncoder, "read_ids", refuse)
     assert build(tmp_path / "used", encoder=tiny_encoder, memory=tmp_path / "memory") == without
     for name, arrays in TABLES.items():
         for other in ("new", "used"):
@@ -52,15 +52,15 @@ class Counted:
 
     def __init__(self, folder: Path) -> None:
         self._encoder = OnnxEncoder.load(folder / "encoder.onnx", folder / "tokenizer.json")
-        self.dimensions = self._encoder.dimensions
+        self.dimensions, self.width = self._encoder.dimensions, self._encoder.width
         self.asked: list[int] = []
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return self._encoder.tokenize(texts)
 
-    def encode_ids(self, tokens: Sequence[Sequence[int]], progress: object = None) -> Any:
+    def read_ids(self, tokens: Sequence[Sequence[int]], progress: object = None) -> Any:
         self.asked.append(len(tokens))
-        return self._encoder.encode_ids(tokens)
+        return self._encoder.read_ids(tokens)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def counted(built: tuple[Path, dict[str, Any], list[Any]]) -> Any:
 
 
 def test_only_texts_not_met_before_are_embedded_and_rows_keep_their_order(counted: Any, tmp_path: Path) -> None:
-    first = remembered.RememberingEncoder(counted, tmp_path / "vectors.npz")
+    first = remembered.RememberingEncoder(counted, tmp_path / "readings.npz")
     stew, star = first.encode(["bake the stew", "orbit a star"])
-    again = remembered.RememberingEncoder(counted, tmp_path / "vectors.npz")
+    again = remembered.RememberingEncoder(counted, tmp_path / "readings.npz")
     rows = again.encode(["orbit a star", "a new one", "bake the stew", "orbit a star"])
     assert counted.asked == [2, 1]
     np.testing.assert_array_equal(rows[[0, 2, 3]], [star, stew, star])
@@ -86,11 +86,11 @@ def test_another_encoder_does_not_take_these_vectors(
     other = tmp_path / "tokenizer.json"
     other.write_bytes(tokenizer.read_bytes() + b"\n")
     remembered.open_encoder(network, other, threads=1, memory=tmp_path).encode(["a star"])
-    assert len(list(tmp_path.glob("vectors-*.npz"))) == 2
+    assert len(list(tmp_path.glob("readings-*.npz"))) == 2
 
 
 def test_a_damaged_memory_is_named(counted: Any, tmp_path: Path) -> None:
-    (tmp_path / "vectors.npz").write_bytes(b"not an archive")
-    encoder = remembered.RememberingEncoder(counted, tmp_path / "vectors.npz")
-    with pytest.raises(ArtifactError, match=r"vectors\.npz: damaged .*delete it"):
+    (tmp_path / "readings.npz").write_bytes(b"not an archive")
+    encoder = remembered.RememberingEncoder(counted, tmp_path / "readings.npz")
+    with pytest.raises(ArtifactError, match=r"readings\.npz: damaged .*delete it"):
         encoder.encode(["a star"])

@@ -100,16 +100,16 @@ def test_no_texts_give_no_predictions(router: Router) -> None:
     assert router.predict([]) == []
 
 
-def test_with_vectors_every_text_gets_the_surest_answer(router: Router, built: Built, monkeypatch: Any) -> None:
+def test_with_readings_every_text_gets_the_surest_answer(router: Router, built: Built, monkeypatch: Any) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
-    vectors = routers.load_document_encoder(built[0]).encode(texts)
+    readings = routers.load_document_encoder(built[0]).read(texts)
     before = router.predict(texts)
-    monkeypatch.setattr(OnnxEncoder, "encode_ids", None)  # from here on nobody may ask it
-    found = router.predict(texts, vectors=vectors)
+    monkeypatch.setattr(OnnxEncoder, "read_ids", None)  # from here on nobody may ask it
+    found = router.predict(texts, readings=readings)
     assert {prediction.stage for prediction in found} == {"full"}
     for looked, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "full"]:
         np.testing.assert_allclose(prediction.probabilities, looked.probabilities, atol=0.05)
-    assert router.predict([], vectors=vectors[:0]) == []
+    assert router.predict([], readings=readings[:0]) == []
 
 
 def test_unseen_prompts_reach_their_category(router: Router) -> None:
