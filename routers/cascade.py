@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from coe.core import HURRIED, Encoder, Neighbour, Prediction
+from coe.core import HURRIED, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.cheap import CheapHeads, Glance, Places
 from routers.distill import StaticVectors
+from routers.encoders import OnnxEncoder
 from routers.familiarity import Familiarity
 from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.knn import KnnHead
@@ -85,7 +86,7 @@ class CascadeRouter:
         version: str,
         cheap: CheapHeads,
         places: Places,
-        encoder: Encoder,
+        encoder: OnnxEncoder,
         linear: LinearHead,
         knn: KnnHead,
         pooling: Pooling,
@@ -149,7 +150,8 @@ class CascadeRouter:
         """One or more texts as all heads see them; `glances` are what the cheap ones saw, `readings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        readings = self.encoder.read(texts) if readings is None else readings
+        if readings is None:
+            readings = self.encoder.read_ids([self.encoder.framed(glance.ids.tolist()) for glance in glances])
         vectors = readings[:, : self.encoder.dimensions]
         votes, closeness = self.knn.look(vectors)
         heads = {
@@ -177,8 +179,6 @@ def tokens_read(config: Mapping[str, Any]) -> int:
 
 def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
     """The CascadeRouter in `folder`; ArtifactError when a file is missing, damaged or of another format."""
-    from routers.encoders import OnnxEncoder
-
     config = read_config(folder)
     version = content_version(folder, [CONFIG, *TABLES])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB

@@ -20,7 +20,7 @@ OPSET = 23
 DEPTHS = (2 / 3, 1 / 3)
 """The inner layers that are read, by their depth. The middle of such a network tells topics apart better than its end,
 which is made for closeness (docs/log.md; Skean et al. 2025, arXiv 2502.02013, find the same of many)."""
-LAYOUT = f"{OPSET}-sentence-inner"
+LAYOUT = f"{OPSET}-sentence-inner-heads"
 """By which an export kept from before is known to be as this module makes it."""
 PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
 """Texts of unlike length: the export is traced with the first and checked on all."""
@@ -50,6 +50,8 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     """
     import torch
 
+    from routers.attention import leave_heads_to_attention
+
     model = _load(encoder)
     fast = getattr(model.tokenizer, "backend_tokenizer", None)
     if fast is None:
@@ -58,18 +60,18 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     reader, texts = _as_module(model), [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
     with warnings.catch_warnings(), _quiet("torch.onnx"):  # the exporter talks about its own internals
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             reader,
             (texts[0],),
-            str(network),
             input_names=["input_ids"],
             output_names=["vectors", "inner"][: len(reader(texts[0]))],
             dynamic_shapes={"input_ids": {1: torch.export.Dim("length")}},
             dynamo=True,
-            external_data=False,
             opset_version=OPSET,
             verbose=False,
         )
+        program.model = leave_heads_to_attention(program.model)
+        program.save(str(network))
         expected = np.concatenate([torch.cat(reader(text), dim=1).detach().numpy() for text in texts])
     found = OnnxEncoder.load(network, tokenizer).read(PROBES)
     if np.abs(found - expected).max() > 1e-3:

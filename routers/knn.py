@@ -12,6 +12,7 @@ from routers.files import Arrays
 NEIGHBOURS = 20
 SHARPNESS = 15.0
 """Neighbours weigh exp(SHARPNESS * cosine)."""
+CLOSEST = 3
 PRIOR = 0.02
 """Added to every category's share of the votes, so that a logarithm exists."""
 
@@ -27,18 +28,17 @@ class KnnHead:
     digests: tuple[str, ...] = ()
 
     def look(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Log votes (n_texts, classes) and the mean cosine to the three nearest exemplars (n_texts,)."""
+        """Log votes (n_texts, classes) and the mean cosine to the CLOSEST exemplars (n_texts,)."""
         cosines = queries @ self.vectors.T
-        k = min(NEIGHBOURS, len(self.vectors))
-        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        k, few = min(NEIGHBOURS, len(self.vectors)), min(CLOSEST, len(self.vectors))
+        nearest = cosines.argpartition(-k, axis=1)[:, -k:]
         near = np.take_along_axis(cosines, nearest, axis=1)
         weights = np.exp(SHARPNESS * (near - near.max(axis=1, keepdims=True)))
-        votes = np.zeros((len(queries), self.classes), dtype=np.float32)
-        rows = np.repeat(np.arange(len(queries)), k)
-        np.add.at(votes, (rows, self.labels[nearest].ravel()), weights.ravel())
-        shares = votes / votes.sum(axis=1, keepdims=True)
-        closeness = np.sort(near, axis=1)[:, -3:].mean(axis=1)
-        return np.log(shares + PRIOR).astype(np.float32), closeness.astype(np.float32)
+        cells = self.labels[nearest] + self.classes * np.arange(len(queries))[:, None]
+        votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * self.classes)
+        shares = votes.reshape(len(queries), self.classes) / weights.sum(axis=1, keepdims=True)
+        closeness = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
+        return np.log(shares + PRIOR).astype(np.float32), closeness
 
     def nearest(self, vector: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
         """Label, cosine to a unit vector (dimensions,) and digest of the exemplars nearest to it, the nearest first."""

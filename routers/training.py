@@ -171,11 +171,9 @@ def represent(
     texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
     ids = [pieces(text) for text in texts]
     encoder = opened(out / NETWORK)
-    frame = load_tokenizer(out / TOKENIZER).encode("").ids
-    ends = len(frame) // 2
     vectors = slice(encoder.dimensions)
     tokens = distil(
-        lambda tokens: encoder.read_ids([[*frame[:ends], int(t), *frame[ends:]] for t in tokens], report)[:, vectors],
+        lambda tokens: encoder.read_ids([encoder.framed([int(t)]) for t in tokens], report)[:, vectors],
         np.bincount(np.concatenate(ids), minlength=pieces.size),
     )
     return Data(

@@ -83,3 +83,11 @@ def padding_network(path: Path) -> Path:
     graph = helper.make_graph(nodes, "padding", list(shapes.values()), [out], [axis])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
     return path
+
+
+def test_attention_cuts_its_heads_by_itself(built: tuple[Path, Any, Any]) -> None:
+    nodes = onnx.load(built[0] / "encoder.onnx").graph.node
+    (first, *_) = attention = [node for node in nodes if node.op_type == "Attention"]
+    assert len(attention) == 3
+    assert {one.name: one.i for one in first.attribute}["q_num_heads"] == 2
+    assert not [node for node in nodes if node.op_type == "Transpose"]
