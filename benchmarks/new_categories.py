@@ -68,8 +68,8 @@ def base_of(lessons: Lessons, folder: Path) -> tuple[Data, Strengths]:
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
     opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
-    vectors = opened(folder / NETWORK).encode(lessons.texts)
-    data = represent(lessons, vectors, out=folder, opened=opened, report=lambda share: None)
+    readings = opened(folder / NETWORK).read(lessons.texts)
+    data = represent(lessons, readings, out=folder, opened=opened, report=lambda share: None)
     return data, choose_strengths(data, seed=SEED, work=Here())
 
 
@@ -114,7 +114,6 @@ def write_without(
         lexical=LexicalMatrix(matrix=data.lexical.matrix[seen], idf=data.lexical.idf),
         static=data.static[seen],
         readings=data.readings[seen],
-        vectors=data.vectors[seen],
     )
     write_heads(part, strengths, out=folder, seed=SEED)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -97,7 +97,7 @@ def build(
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-able).
 
     `encoder` is a folder, an installed package that holds one, or a hub name. `progress` hears the stage and the share
-    done, 0 to 1. In the folder `memory` exports and vectors are kept, so that other builds that name it do not compute
+    done, 0 to 1. In the folder `memory` exports and readings are kept, so that other builds that name it do not compute
     them again; it grows with every new text. `work` takes the network's runs and the held-out fits elsewhere; the
     router is the same. Raises DataError when the examples cannot make a router.
     """

@@ -27,8 +27,12 @@ def _exported(op: Any, queries: Any, keys: Any, values: Any, own: Any, shared: A
     return op.Reshape(op.Transpose(found, perm=TURN), flat)
 
 
-def _known(_: Any, own: Any, shared: Any, **__: Any) -> bool:
-    return all(shape.const_value is not None and shape.const_value.size == len(TURN) for shape in (own, shared))
+def _known(_: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, flat: Any, **__: Any) -> bool:
+    """Whether all have three dimensions before and after, and the numbers of heads are in the graph."""
+    if any(whole.shape is None or len(whole.shape) != 3 for whole in (queries, keys, values)):
+        return False
+    sizes = [shape.const_value.size if shape.const_value is not None else 0 for shape in (own, shared, flat)]
+    return sizes == [4, 4, 3] and all(shape.const_value.numpy()[2] > 0 for shape in (own, shared))
 
 
 def _rewritten(op: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, attention: Any, **_: Any) -> Any:

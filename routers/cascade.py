@@ -9,12 +9,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from coe.core import HURRIED, Neighbour, Prediction
+from coe.core import HURRIED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.cheap import CheapHeads, Glance, Places
 from routers.distill import StaticVectors
-from routers.encoders import OnnxEncoder
 from routers.familiarity import Familiarity
 from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.knn import KnnHead
@@ -22,7 +21,8 @@ from routers.lexical import LexicalFeatures, LexicalHead
 from routers.linear import LinearHead
 from routers.pieces import WordPieces, load_tokenizer
 
-FORMAT = 2
+FORMAT = 3
+"""In 2 the linear head sees sentence vectors alone; such routers are served as well."""
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
 EXEMPLARS = "exemplars.json"
@@ -77,7 +77,7 @@ class Study:
 
 
 class CascadeRouter:
-    """A coe.core.Router over four heads. Thread-safe: nothing changes after construction."""
+    """A coe.core.Router over four heads. Thread-safe."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class CascadeRouter:
         version: str,
         cheap: CheapHeads,
         places: Places,
-        encoder: OnnxEncoder,
+        encoder: Encoder,
         linear: LinearHead,
         knn: KnnHead,
         pooling: Pooling,
@@ -150,8 +150,7 @@ class CascadeRouter:
         """One or more texts as all heads see them; `glances` are what the cheap ones saw, `readings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        if readings is None:
-            readings = self.encoder.read_ids([self.encoder.framed(glance.ids.tolist()) for glance in glances])
+        readings = self.encoder.read(texts) if readings is None else readings
         vectors = readings[:, : self.encoder.dimensions]
         votes, closeness = self.knn.look(vectors)
         heads = {
@@ -166,7 +165,7 @@ class CascadeRouter:
 def read_config(folder: Path) -> dict[str, Any]:
     """router.json; ArtifactError when it is missing, damaged or of another format."""
     config = read_json(folder / CONFIG)
-    if config.get("format") != FORMAT:
+    if config.get("format") not in (2, FORMAT):
         found = f"{folder / CONFIG}: format {config.get('format')!r}, not {FORMAT}"
         raise ArtifactError(f"{found}; train the router again with `coe train`")
     return config
@@ -179,6 +178,8 @@ def tokens_read(config: Mapping[str, Any]) -> int:
 
 def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
     """The CascadeRouter in `folder`; ArtifactError when a file is missing, damaged or of another format."""
+    from routers.encoders import OnnxEncoder
+
     config = read_config(folder)
     version = content_version(folder, [CONFIG, *TABLES])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB

@@ -29,10 +29,8 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """What the cheap heads see of one text: the ids of its pieces, logits (n_categories,), its static vector, and its
-    closeness (2,)."""
+    """What the cheap heads see of one text: logits (n_categories,), its static vector, and its closeness (2,)."""
 
-    ids: NDArray[np.int64]
     lexical: Floats
     static: Floats
     vector: Floats
@@ -64,13 +62,13 @@ class CheapHeads:
         self._last: tuple[str, Glance] | None = None
 
     def __call__(self, text: str) -> Glance:
+        text = cut(text, characters=CHARACTERS)
         last = self._last
         if last is None or last[0] != text:
             last = self._last = (text, self._see(text))
         return last[1]
 
     def _see(self, text: str) -> Glance:
-        text = cut(text, characters=CHARACTERS)
         ids = self._pieces(text)
         known_pieces = self._known_pieces.take(ids, axis=0)
         vector = known_pieces[:, 0] @ self._steps.take(ids, axis=0).astype(np.float32)
@@ -81,7 +79,7 @@ class CheapHeads:
         static = along[: self._classes] + self._bias
         nearest = float(np.maximum.reduce(along[self._classes :]))
         lexical, known = self._look(text, ids, np.add.reduce(known_pieces[:, 1:], axis=0))
-        return Glance(ids, lexical, static, vector, (nearest, known))
+        return Glance(lexical, static, vector, (nearest, known))
 
     def _look(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
         """As LexicalHead.look, with the function words, foreign and English, counted."""

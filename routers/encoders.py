@@ -11,18 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.pieces import CHARACTERS, cut, frame, load_tokenizer, readable
+from routers.pieces import cut, load_tokenizer, readable
 from routers.work import Here, Work
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+TOKENS = 128
+"""Texts are cut to this many tokens, special tokens included, since the network's time grows with them. From 256 to 128
+the router loses .002 of accuracy on public prompts, to 64 .008."""
 CHARACTERS_PER_TOKEN = 4
 """A text is cut to so many before tokenization, so that its tail is read too; about right for English."""
-TOKENS = CHARACTERS // CHARACTERS_PER_TOKEN
-"""Texts are cut to this many tokens (128), special tokens included, since the network's time grows with them: to as
-much as the cheap heads read, whose word pieces a look begins with. From 256 to 128 the router loses .002 of accuracy on
-public prompts, to 64 .008."""
 GROUP = 512
 """Texts that are handed over together: where work runs elsewhere, the network is loaded anew for each group."""
 
@@ -52,7 +51,6 @@ class OnnxEncoder:
         self._threads, self._tokens = threads, tokens
         self._session = _session(network)
         self._tokenizer = tokenizer
-        self._before, self._behind = frame(tokenizer)
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         self._masked = len(self._session.get_inputs()) > 1  # networks of before could take padded batches
         widths = [output.shape[1] for output in self._session.get_outputs()]
@@ -89,12 +87,11 @@ class OnnxEncoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, cut, special tokens included."""
         shown = [readable(cut(text, characters=self._characters)) for text in texts]
-        return [self.framed(found.ids) for found in self._tokenizer.encode_batch(shown, add_special_tokens=False)]
-
-    def framed(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a text's pieces as the network takes them: cut, between special tokens."""
-        room = max(0, self._tokens - len(self._before) - len(self._behind))
-        return [*self._before, *ids[:room], *self._behind]
+        encodings = self._tokenizer.encode_batch(shown, add_special_tokens=False)
+        room = max(0, self._tokens - self._tokenizer.num_special_tokens_to_add(is_pair=False))
+        for encoding in encodings:  # not by the tokenizer, which others may share
+            encoding.truncate(room)
+        return [self._tokenizer.post_process(encoding).ids for encoding in encodings]
 
     def read_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None

@@ -20,7 +20,7 @@ OPSET = 23
 DEPTHS = (2 / 3, 1 / 3)
 """The inner layers that are read, by their depth. The middle of such a network tells topics apart better than its end,
 which is made for closeness (docs/log.md; Skean et al. 2025, arXiv 2502.02013, find the same of many)."""
-LAYOUT = f"{OPSET}-sentence-inner-heads"
+LAYOUT = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in DEPTHS)}-heads"
 """By which an export kept from before is known to be as this module makes it."""
 PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
 """Texts of unlike length: the export is traced with the first and checked on all."""
@@ -43,7 +43,7 @@ def locate_encoder(encoder: str) -> str:
 
 def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     """Write `encoder` as fp32 ONNX and its tokenizer.json. The network takes input_ids of one text to its `vectors`
-    (1, dimensions), unit length, and, where its layers can be seen, their means, `inner` (1, dimensions for each).
+    (1, dimensions) and, where its layers can be seen, to the means of some side by side, `inner`: unit length, each.
 
     One text at a time is all that OnnxEncoder asks for, and a network that knows so, with attention as one operator,
     takes a tenth less time than one for padded batches.

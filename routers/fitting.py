@@ -36,8 +36,8 @@ LEFT_OUT = -1e4
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A training set as the heads see it: the linear head sees the encoder's `readings`, of which `vectors` are the
-    sentence vectors, the neighbours these alone."""
+    """A training set as the heads see it: the linear one sees the encoder's `readings`, the neighbours the sentence
+    vectors, their first `dimensions` columns, alone."""
 
     labels: Labels
     classes: int
@@ -46,7 +46,11 @@ class Data:
     tokens: StaticVectors
     static: Floats
     readings: Floats
-    vectors: Floats
+    dimensions: int
+
+    @property
+    def vectors(self) -> Floats:
+        return self.readings[:, : self.dimensions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +214,13 @@ def exemplar_rows(data: Data, rows: Labels, *, seed: int) -> Labels:
     return rows[choose_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
 
 
-def held_out_right(vectors: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
-    """Which texts a linear head on `vectors` gets right, over folds."""
+def held_out_right(readings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
+    """Which texts a linear head on `readings` gets right, over folds."""
     names, labels = np.unique(labels, return_inverse=True)
     right = np.zeros(len(labels), dtype=bool)
     for rest, held in folds(labels, seed=seed):
-        head = fit_linear(vectors[rest], labels[rest], strength=3.0, classes=len(names))
-        right[held] = head.logits(vectors[held]).argmax(axis=1) == labels[held]
+        head = fit_linear(readings[rest], labels[rest], strength=3.0, classes=len(names))
+        right[held] = head.logits(readings[held]).argmax(axis=1) == labels[held]
     return right
 
 

@@ -13,6 +13,7 @@ NEIGHBOURS = 20
 SHARPNESS = 15.0
 """Neighbours weigh exp(SHARPNESS * cosine)."""
 CLOSEST = 3
+"""Exemplars whose mean cosine says how close a text is to the training data."""
 PRIOR = 0.02
 """Added to every category's share of the votes, so that a logarithm exists."""
 

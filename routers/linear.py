@@ -1,4 +1,4 @@
-"""A linear head: logistic regression on unit-length vectors."""
+"""A linear head: logistic regression on vectors."""
 
 from __future__ import annotations
 

@@ -54,10 +54,6 @@ class RememberingEncoder:
         """As OnnxEncoder.read. Raises ArtifactError when the file is damaged."""
         return self.read_ids(self._encoder.tokenize(texts), progress)
 
-    def framed(self, ids: Sequence[int]) -> list[int]:
-        """As OnnxEncoder.framed."""
-        return self._encoder.framed(ids)
-
     def read_ids(self, tokens: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:
         """As OnnxEncoder.read_ids. Raises ArtifactError when the file is damaged."""
         keys = [hashlib.blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).digest() for ids in tokens]

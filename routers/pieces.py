@@ -48,13 +48,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that it puts before and behind the ids of a text."""
-    bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    before = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
-    return framed[:before], framed[before + len(bare) :]
-
-
 class WordPieces:
     """Texts to word-piece ids, int64 (n_pieces,), special tokens left out. Thread-safe.
 

@@ -112,6 +112,7 @@ def train(
         "examples": len(lessons.texts),
         "dropped": lessons.dropped,
         "quantisation": quantisation,
+        "encoder": {"dimensions": data.dimensions, "width": data.readings.shape[1]},
         "strengths": asdict(strengths),
         **measure(held_out, data.labels, lessons.categories, pooling, familiarities),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
@@ -171,9 +172,10 @@ def represent(
     texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
     ids = [pieces(text) for text in texts]
     encoder = opened(out / NETWORK)
-    vectors = slice(encoder.dimensions)
+    frame = load_tokenizer(out / TOKENIZER).encode("").ids
+    ends, vectors = len(frame) // 2, slice(encoder.dimensions)
     tokens = distil(
-        lambda tokens: encoder.read_ids([encoder.framed([int(t)]) for t in tokens], report)[:, vectors],
+        lambda tokens: encoder.read_ids([[*frame[:ends], int(t), *frame[ends:]] for t in tokens], report)[:, vectors],
         np.bincount(np.concatenate(ids), minlength=pieces.size),
     )
     return Data(
@@ -184,5 +186,5 @@ def represent(
         tokens=tokens,
         static=tokens.vectors(ids),
         readings=readings,
-        vectors=readings[:, vectors],
+        dimensions=encoder.dimensions,
     )

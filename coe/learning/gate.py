@@ -19,7 +19,7 @@ from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
 from coe.retrieval.cues import CUES, cues
-from coe.retrieval.gate import Array, Bars, Gate, Odds, Outlook, Use, shape
+from coe.retrieval.gate import Array, Bars, Gate, Odds, Outlook, Use, shape, tempered
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -104,7 +104,8 @@ def _odds(trials: Trials, label: Array, folds: Sequence[NDArray[np.int64]]) -> O
     """Of a label (n, k), 0 to 1, NaN where it is not known."""
     target, m = _target(label), len(trials.categories)
     parts = []
-    for seen, posterior in ((shape(trials.posterior), trials.posterior), (_features(trials), trials.full)):
+    glanced, looked = tempered(trials.posterior), tempered(trials.full)
+    for seen, posterior in ((shape(glanced), glanced), (_features(trials, looked), looked)):
         weights, held_out = _ridge(seen, _scale(seen, m), target, folds)
         slope, offset = _offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
@@ -155,10 +156,10 @@ def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
 
 
-def _features(trials: Trials) -> Array:
+def _features(trials: Trials, looked: Array) -> Array:
     """As the gate reads them: (n, m + 1 + CUES + dimensions)."""
     said = np.stack([cues(text) for text in trials.texts])
-    return np.hstack([shape(trials.full), said, trials.vectors]).astype(np.float64)
+    return np.hstack([shape(looked), said, trials.vectors]).astype(np.float64)
 
 
 def _scale(seen: Array, categories: int) -> Array:

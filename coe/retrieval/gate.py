@@ -25,7 +25,7 @@ WORTH = 0.2
 """Part of the price that a closer look must be expected to find beyond it: a look takes some ms, for the vector."""
 TINY = 1e-9
 FILE = "gate.npz"
-FORMAT = 3
+FORMAT = 4
 Array = NDArray[np.float64]
 
 
@@ -61,7 +61,7 @@ class Bars:
 class Odds:
     """Log-odds that something becomes of expert k's answer where passages are given. m categories, k experts.
 
-    `glance` (m + 1,) x the posterior and its entropy, or where the text was looked at `look` (m + 1 + CUES +
+    `glance` (m + 1,) x the `tempered` posterior and its entropy, or where the text was looked at `look` (m + 1 + CUES +
     dimensions,) x these, its cues and its vector; plus the posterior's mean of `offset` (2, m, k), first for a glance,
     then for a look. `evidence` (3,) weighs these log-odds, the best passage's cosine and a constant, once that cosine
     is known.
@@ -127,8 +127,9 @@ class Gate:
 
     def glanced(self, posterior: NDArray[np.floating]) -> Outlook:
         """From the router's answer (m,) alone, whichever of its stages gave it: some ten microseconds."""
-        seen = shape(posterior)
-        return self._outlook(self.helps.glanced(posterior, seen), self.spoils.glanced(posterior, seen), posterior)
+        soft = tempered(posterior)
+        seen = shape(soft)
+        return self._outlook(self.helps.glanced(soft, seen), self.spoils.glanced(soft, seen), posterior)
 
     def looked(
         self,
@@ -140,8 +141,9 @@ class Gate:
     ) -> Outlook:
         """From the text and its vector too, with which the router's surest posterior comes, and from the best
         passage's cosine where the look-up is paid already."""
-        seen = np.concatenate((shape(posterior), cues(text), vector))
-        helps, spoils = (odds.looked(posterior, seen, cosine) for odds in (self.helps, self.spoils))
+        soft = tempered(posterior)
+        seen = np.concatenate((shape(soft), cues(text), vector))
+        helps, spoils = (odds.looked(soft, seen, cosine) for odds in (self.helps, self.spoils))
         return self._outlook(helps, spoils, posterior)
 
     def promise(self, gain: float, expert: int, bar: float) -> float:
@@ -198,6 +200,13 @@ class Gate:
         except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a gate ({error!r}); fit it again with `coe plan`") from error
         return made
+
+
+def tempered(posterior: NDArray[np.floating]) -> Array:
+    """The posterior (..., m) at half its logits: on questions unlike its training a router is surer than it is right,
+    and what it thinks of next says more of the question (docs/log.md)."""
+    soft = np.sqrt(posterior, dtype=np.float64)
+    return np.asarray(soft / soft.sum(axis=-1, keepdims=True))
 
 
 def shape(posterior: NDArray[np.floating]) -> Array:

@@ -19,7 +19,7 @@ from coe.learning.gate_report import gate_report
 from coe.learning.probe import Probe
 from coe.learning.supplied import GAINS, read_gains, supplied, write_gains
 from coe.registry.retrieval import Retrieval, RetrievalPrice
-from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.gate import Gate, OutdatedGate, tempered
 from routers.calibration import auroc
 from tests.cli.test_plan import config
 from tests.retrieval.gates import FlatEncoder, ListRetriever, gate_of, passage
@@ -171,3 +171,8 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     assert current is not None
     assert current.manifest.version == report["version"]
     assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
+
+
+def test_the_gate_reads_a_posterior_at_half_its_logits() -> None:
+    soft = tempered(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

@@ -33,6 +33,11 @@ def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0
     return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros((3, 3)), np.zeros(3), Use(tokens, 0.01))
 
 
+def wider(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Readings that begin with these vectors."""
+    return np.hstack((vectors, np.full((len(vectors), 2), 9.0, dtype=np.float32)))
+
+
 class FlatEncoder:
     """The same vector for everything; counts what it was asked."""
 
@@ -45,7 +50,8 @@ class FlatEncoder:
         self.asked += len(texts)
         return np.full((len(texts), WIDTH), 0.5, dtype=np.float32)
 
-    read = encode
+    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return wider(self.encode(texts))
 
 
 def passage(text: str, *, source: str = "notes.md", title: str = "Notes", score: float = 0.6) -> Passage:

@@ -33,8 +33,6 @@ class WordEncoder:
                 vectors[row, place % self.dimensions] += 1
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    read = encode
-
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         return [[found.span() for found in re.finditer(r"\w+|[^\w\s]", text)] for text in texts]
 

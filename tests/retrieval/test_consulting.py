@@ -16,7 +16,7 @@ from coe.learning.gate import Trials, fit_gate, opened, outlooks
 from coe.registry.retrieval import Retrieval, RetrievalPrice
 from coe.retrieval.consulting import Consultant, Question
 from gateway.dialects import chat
-from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage
+from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,8 @@ class Scatter:
         rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
         return np.array([row / np.linalg.norm(row) for row in rows], dtype=np.float32)
 
-    read = encode
+    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return wider(self.encode(texts))
 
 
 class Second:

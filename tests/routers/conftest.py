@@ -79,13 +79,17 @@ def examples(*, count: int = 40, seed: int = 0) -> list[routers.Example]:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of three layers with random weights, saved as sentence-transformers saves models."""
+    """One of three layers that change little of what words say."""
+    return save_bert(tmp_path_factory.mktemp("bert"), layers=3, spread=0.003)
+
+
+def save_bert(base: Path, *, layers: int, spread: float) -> Path:
+    """A BERT with random weights of that standard deviation, saved as sentence-transformers saves models."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    base = tmp_path_factory.mktemp("bert")
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
     words = [*COMMON, *UNTAUGHT, *(word for found in WORDS.values() for word in found)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
@@ -95,11 +99,11 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=512,
-        initializer_range=0.003,  # so that a layer changes little of what words say
+        initializer_range=spread,
     )
     BertModel(config).eval().save_pretrained(base)
     BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)

@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
+from routers.attention import leave_heads_to_attention
 from routers.encoders import OnnxEncoder
 from routers.export import export_encoder, inner_layers, quantise
+from tests.routers.conftest import save_bert
 
 INPUTS = ["input_ids", "attention_mask"]
 TEXTS = ["bake the stew", "orbit", "a star that a telescope sees " * 8, "", "bake the stew"]
@@ -42,18 +47,20 @@ def test_a_vector_depends_neither_on_company_nor_on_threads(
     assert encoder.read([]).shape == (0, encoder.width)
 
 
-def test_a_reading_is_the_sentence_vector_and_the_means_of_the_inner_layers(tiny_encoder: Path, tmp_path: Path) -> None:
-    export_encoder(str(tiny_encoder), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_reading_is_the_sentence_vector_and_the_means_of_the_inner_layers(layers: int, tmp_path: Path) -> None:
+    source = save_bert(tmp_path, layers=layers, spread=0.3)  # such that attention matters
+    export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees"
-    (reading,) = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer").read([text])
-    model = SentenceTransformer(str(tiny_encoder), device="cpu")
+    encoder = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer")
+    model = SentenceTransformer(str(source), device="cpu")
     with torch.no_grad():
         states = model.transformers_model(**model.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-    sentence, *inner = np.split(reading, 3)
-    np.testing.assert_allclose(sentence, model.encode(text, normalize_embeddings=True), atol=2e-6)
-    for layer, found in zip((2, 1), inner, strict=True):
-        mean = states.hidden_states[layer].mean(dim=1)
-        np.testing.assert_allclose(found, torch.nn.functional.normalize(mean, dim=1).numpy()[0], atol=2e-6)
+    means = [states.hidden_states[layer].mean(dim=1) for layer in inner_layers(layers)]
+    inner = [torch.nn.functional.normalize(mean, dim=1).numpy()[0] for mean in means]
+    expected = np.concatenate([model.encode(text, normalize_embeddings=True), *inner])
+    np.testing.assert_allclose(encoder.read([text])[0], expected, atol=1e-4)
+    assert (encoder.dimensions, encoder.width) == (32, 96 if layers == 3 else 32)
 
 
 @pytest.mark.parametrize(("layers", "inner"), [(1, []), (2, [1]), (3, [2, 1]), (6, [4, 2]), (12, [8, 4])])
@@ -89,5 +96,45 @@ def test_attention_cuts_its_heads_by_itself(built: tuple[Path, Any, Any]) -> Non
     nodes = onnx.load(built[0] / "encoder.onnx").graph.node
     (first, *_) = attention = [node for node in nodes if node.op_type == "Attention"]
     assert len(attention) == 3
-    assert {one.name: one.i for one in first.attribute}["q_num_heads"] == 2
+    told = {one.name: one.i for one in first.attribute}
+    assert (told["q_num_heads"], told["kv_num_heads"]) == (2, 2)
     assert not [node for node in nodes if node.op_type == "Transpose"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "flat", "rewritten"),
+    [([1, "n", 32], [1, -1, 32], True), (["n", 32], [1, -1, 32], False), ([1, "n", 32], [-1, 32], False)],
+)
+def test_attention_is_told_its_heads_only_where_three_dimensions_come_and_go(
+    tmp_path: Path, shape: list[int | str], flat: list[int], rewritten: bool
+) -> None:
+    """Four heads that share two of keys and values."""
+    text = f"""<ir_version: 10, opset_import: ["": 23]>
+    g (float[{", ".join(map(str, shape))}] q, float[{", ".join(map(str, [*shape[:-1], 16]))}] k) => (float[m, p, r] y)
+    <int64[4] own = {{1, -1, 4, 8}}, int64[4] shared = {{1, -1, 2, 8}}, int64[{len(flat)}] flat = {{{str(flat)[1:-1]}}}>
+    {{
+        a = Reshape(q, own)
+        b = Transpose<perm=[0, 2, 1, 3]>(a)
+        c = Reshape(k, shared)
+        d = Transpose<perm=[0, 2, 1, 3]>(c)
+        e = Transpose<perm=[0, 2, 1, 3]>(c)
+        f = Attention<scale=3.0>(b, d, e)
+        h = Transpose<perm=[0, 2, 1, 3]>(f)
+        i = Reshape(h, flat)
+        y = Unsqueeze(i, z)
+    }}"""
+    text = text if len(flat) == 2 else text.replace("y = Unsqueeze(i, z)", "y = Identity(i)")
+    text = text.replace("<int64[4] own", "<int64[1] z = {0}, int64[4] own")
+    before = ir.from_proto(onnx.parser.parse_model(text))
+    random = np.random.default_rng(0)
+    sizes = [1, 5] if len(shape) == 3 else [5]
+    feed = {name: random.normal(size=(*sizes, width)).astype(np.float32) for name, width in (("q", 32), ("k", 16))}
+    expected, found = (_run(model, feed, tmp_path) for model in (before, leave_heads_to_attention(before.clone())))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    kept = [node.op_type for node in leave_heads_to_attention(before.clone()).graph]
+    assert ("Transpose" not in kept) == rewritten
+
+
+def _run(model: Any, feed: dict[str, Any], folder: Path) -> Any:
+    ir.save(model, folder / "one.onnx")
+    return onnxruntime.InferenceSession(folder / "one.onnx").run(None, feed)[0]
