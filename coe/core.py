@@ -124,9 +124,9 @@ class Router(Protocol):
     `peek` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer, slower
     look is worth it; `predict` always answers and may take milliseconds per text. Where `peek` answers, `predict`
     gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`. Whoever has the
-    texts' `readings` by the router's own encoder gets the surest answer for each of them, and
-    the encoder is not asked: a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest
-    to one, the nearest first, as far as the router keeps any; it takes as long as `predict`.
+    texts' `readings` by the router's own encoder gets the surest answer for each of them, and the encoder is not asked:
+    a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest to one, the nearest first,
+    as far as the router keeps any; it takes as long as `predict`.
     """
 
     categories: tuple[str, ...]

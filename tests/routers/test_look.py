@@ -1,4 +1,4 @@
-"""A look at the encoder begins with what a glance has seen."""
+"""A look at the encoder begins with what a glance has seen, by routers of this and the former format."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ def test_a_text_is_glanced_at_once_and_no_more_of_it_kept_than_is_read(
             assert len(router.glance._last[0]) < 600
         router.predict([text])
     assert seen == ["bake", "orbit", "bake"]
+
+
+def test_a_router_of_the_former_format_is_served(folder: Path) -> None:
+    config = (folder / "router.json").read_text()
+    (folder / "router.json").write_text(config.replace('"format": 3', '"format": 2'))
+    assert '"format": 2' in (folder / "router.json").read_text()
+    routers.check(folder)
+    assert routers.load(folder).predict(["bake the bread"])
