@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import routers
 from coe.core import Router
 from coe.registry import load
-from routers.cascade import CONFIG, NETWORK, TOKENIZER
+from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 from routers.examples import Lessons, prepare
 from routers.fitting import Data, Strengths, choose_strengths, folds, write_heads
@@ -116,6 +116,7 @@ def write_without(
         readings=data.readings[seen],
     )
     write_heads(part, strengths, out=folder, seed=SEED)
+    (folder / EXEMPLARS).unlink(missing_ok=True)  # of other exemplars
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["categories"] = [name for index, name in enumerate(lessons.categories) if index != left]
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
