@@ -79,14 +79,14 @@ async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_g
 
 async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
     spec = fakes.spec()
-    async with Fleet([spec], say=fakes.say, pace=QUICK):
+    async with Fleet([spec], say=fakes.say, pace=replace(QUICK, misses=2)):
         await ask(spec, "/freeze")
         await fakes.heard("is ready", times=2)
     assert "failed 2 health checks in a row" in fakes.lines[1]
 
 
 async def test_a_server_that_calls_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
-    async with Fleet([fakes.spec("sick")], say=fakes.say, pace=QUICK):
+    async with Fleet([fakes.spec("sick")], say=fakes.say, pace=replace(QUICK, misses=2)):
         await fakes.heard("failed 2 health checks in a row")
 
 

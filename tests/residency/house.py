@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from coe.fleet.residency.desk import desk
@@ -36,8 +35,7 @@ class House:
         return {name: Endpoint(f"{spec.root}/v1", "a-model") for name, spec in self.specs.items()}
 
     def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
-        pace = replace(QUICK, misses=20)
-        return Residency([self.floor], assignment={"x": first}, max_wait=max_wait, say=self.fakes.say, pace=pace)
+        return Residency([self.floor], assignment={"x": first}, max_wait=max_wait, say=self.fakes.say, pace=QUICK)
 
     @asynccontextmanager
     async def open(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Path]]:
