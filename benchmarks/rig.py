@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -45,19 +45,32 @@ ACCESS = f"""access:
       limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000, concurrent_requests: 100000}}
 """
 BODIES = "bodies.jsonl"
+CLOSE = '"}]}'
+"""How each of them ends, after the prompt."""
+BITS, PASSES = 20, 2**8
+"""White space after a prompt has so many characters, other ones in every pass over the prompts, of which a run has at
+most so many: a gateway may take a conversation that comes again for a second try, and write that down."""
+_runs = count()
 FAILURES = ("connect", "read", "write", "status", "timeout")
 """Ways in which wrk sees a request fail: on its socket, by a status of 400 or more, or after two seconds."""
 LUA = """
 local bodies = {{}}
-for line in io.lines("{bodies}") do bodies[#bodies + 1] = line end
-local at = 0
+for line in io.lines("{bodies}") do bodies[#bodies + 1] = line:sub(1, -{tail} - 1) end
+local at, pass, blanks = 0, 0, ""
+function init(arguments)
+  pass = tonumber(arguments[1]) * {passes}
+end
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"
 wrk.headers["authorization"] = "Bearer {key}"
 {headers}
 request = function()
-  at = at % #bodies + 1
-  return wrk.format(nil, "/v1/chat/completions", nil, bodies[at])
+  if at % #bodies == 0 then
+    at, pass, blanks = 0, pass + 1, ""
+    for bit = 0, {bits} - 1 do blanks = blanks .. (math.floor(pass / 2 ^ bit) % 2 == 0 and " " or "\\\\t") end
+  end
+  at = at + 1
+  return wrk.format(nil, "/v1/chat/completions", nil, bodies[at] .. blanks .. '{close}')
 end
 done = function(summary, latency)
   local bad = summary.errors
@@ -108,7 +121,7 @@ def head(length: int) -> bytes:
 
 
 def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = None) -> Path:
-    """A script for wrk that asks the `prompts` (JSONL) in turn."""
+    """A script for wrk that asks the `prompts` (JSONL) in turn, and no conversation twice."""
     lines = prompts.read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["prompt"] for line in lines if line]
     Random(0).shuffle(texts)
@@ -118,13 +131,15 @@ def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = No
     )
     own = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in (headers or {}).items())
     script = folder / f"load-{len(list(folder.glob('load-*')))}.lua"
-    script.write_text(LUA.format(bodies=bodies, key=KEY, headers=own))
+    script.write_text(
+        LUA.format(bodies=bodies, key=KEY, headers=own, close=CLOSE, tail=len(CLOSE), bits=BITS, passes=PASSES)
+    )
     return script
 
 
 def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{port}"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([*command, str(next(_runs))], capture_output=True, text=True, check=True).stdout
     found = re.search(r"RESULT (\S+) (\S+) (\S+) (.*)", output)
     assert found is not None, output
     failures = dict(zip(FAILURES, map(int, found[4].split()), strict=True))
@@ -133,13 +148,13 @@ def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
 
 def in_turn(port: int, bodies: Sequence[bytes], headers: Mapping[str, str], *, seconds: float) -> list[float]:
     """Milliseconds until each answer, over one connection that asks for the next when it has one: no answer counts for
-    requests that were never sent, as in `wrk`."""
+    requests that were never sent, as in `wrk`. No conversation is asked twice."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     sent = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
     times: list[float] = []
     with closing(connection):
         end = time.perf_counter() + seconds
-        for body in cycle(bodies):
+        for body in _unlike(bodies):
             began = time.perf_counter()
             connection.request("POST", "/v1/chat/completions", body, sent)
             answer = connection.getresponse()
@@ -149,6 +164,14 @@ def in_turn(port: int, bodies: Sequence[bytes], headers: Mapping[str, str], *, s
             if time.perf_counter() > end:
                 break
     return times
+
+
+def _unlike(bodies: Sequence[bytes]) -> Iterator[bytes]:
+    """The bodies again and again, in every pass as in none before."""
+    for number in count(next(_runs) * PASSES + 1):
+        blanks = f"{number:0{BITS}b}"[::-1].replace("0", " ").replace("1", "\\t").encode()
+        for body in bodies:
+            yield body.removesuffix(CLOSE.encode()) + blanks + CLOSE.encode()
 
 
 @contextmanager

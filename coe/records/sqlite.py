@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,9 +18,11 @@ from coe.records.tables import MIGRATIONS
 INSERT = """INSERT OR IGNORE INTO records
 (request_id, time, category, expert, outcome, session, tenant, reason, record) VALUES """
 VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
-TOGETHER = 64
-"""Rows that a statement inserts at most: each takes the interpreter's lock from requests under way once. The connection
-keeps those of all shorter lengths prepared too."""
+TOGETHER = 8
+"""Rows that a statement inserts at most: some .3 ms in which its thread may keep a core that a request waits for. The
+connection keeps those of all shorter lengths prepared too."""
+PAUSE = 0.0001
+"""Seconds between two statements, in which that request gets the core: else the system would let the batch end."""
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
 FORGET = "DELETE FROM records WHERE time < ?"
 
@@ -38,6 +41,8 @@ class SqliteLog:
             rows = [_row(record) for record in records]
             for start in range(0, len(rows), TOGETHER):
                 some = rows[start : start + TOGETHER]
+                if start:
+                    time.sleep(PAUSE)  # in the file's own thread
                 connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
             connection.execute(TRIM, (self._retention,))
             connection.execute(FORGET, (oldest_kept(self._days),))
