@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, HURRIED, Neighbour, Prediction, Router
 from routers import digest_of
 from routers.calibration import Floats
-from routers.cascade import CascadeRouter
+from routers.cascade import CascadeRouter, Study
+from routers.cheap import Glance
 from routers.familiarity import unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
@@ -85,22 +86,22 @@ class AdaptedRouter:
 
     def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
         """The base's cheap answer, unless it is unsure or a new category may be near and nobody is in a hurry."""
-        glance = self._base.glance(text)
-        guess = self._base.guess(glance)
-        odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
-        if guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold:
-            return self._joined(replace(guess, stage=HURRIED), odds) if hurried else None
-        return self._joined(guess, odds)
+        found = self._guess(self._base.glance(text))
+        return found if hurried or found.stage != HURRIED else None
 
     def predict(self, texts: Sequence[str], *, readings: Floats | None = None) -> list[Prediction]:
         """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `readings` are given:
         then all heads judge all texts."""
         if readings is not None:
-            return self._full(texts, readings) if texts else []
-        found = [self.peek(text) for text in texts]
-        unsure = [text for text, prediction in zip(texts, found, strict=True) if prediction is None]
-        answers = iter(self._full(unsure) if unsure else ())
-        return [prediction or next(answers) for prediction in found]
+            return self._full(self._base.study(texts, readings=readings)) if texts else []
+        glances = [self._base.glance(text) for text in texts]
+        found = [self._guess(glance) for glance in glances]
+        unsure = [index for index, prediction in enumerate(found) if prediction.stage == HURRIED]
+        if unsure:
+            study = self._base.study([texts[index] for index in unsure], glances=[glances[index] for index in unsure])
+            for index, prediction in zip(unsure, self._full(study), strict=True):
+                found[index] = prediction
+        return found
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
@@ -113,9 +114,15 @@ class AdaptedRouter:
             found += map(partial(Neighbour, self.categories[int(place)]), (own @ vector).tolist(), digests)
         return sorted(found, key=lambda one: -one.closeness)[:limit]
 
-    def _full(self, texts: Sequence[str], readings: Floats | None = None) -> list[Prediction]:
-        study = self._base.study(texts, readings=readings)
-        nearest = np.zeros((len(texts), len(self._new)), dtype=np.float32)
+    def _guess(self, glance: Glance) -> Prediction:
+        """The cheap answer, hurried where it should not stand."""
+        guess = self._base.guess(glance)
+        odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
+        unsure = guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold
+        return self._joined(replace(guess, stage=HURRIED) if unsure else guess, odds)
+
+    def _full(self, study: Study) -> list[Prediction]:
+        nearest = np.zeros((len(study.vectors), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
             nearest[:, column] = (study.vectors @ own.T).max(axis=1)
         logits = MEAN_WEIGHT * self._semantic.margins(study.vectors)
