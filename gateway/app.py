@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -38,6 +39,9 @@ from gateway.tracing import Tracing
 from gateway.ui import page_routes
 
 _log = logging.getLogger("gateway")
+
+RECORDING = 5.0
+"""Seconds at most that the end waits for requests whose last byte is out and whose record is not yet written down."""
 
 DIALECTS: Mapping[str, Dialect] = {
     "/v1/chat/completions": chat,
@@ -78,6 +82,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
                 yield
             finally:
                 health.ready = False
+                await app.settled()
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _bug})
 
@@ -86,12 +91,24 @@ class _App(Starlette):
     """Hands the hot paths straight to their lines, which answer for all their errors; the rest is for Starlette."""
 
     lines: Mapping[str, Line] = {}
+    under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and (line := self.lines.get(scope["path"])):
-            await line(scope, receive, send)
+            self.under_way += 1
+            try:
+                await line(scope, receive, send)
+            finally:
+                self.under_way -= 1
         else:
             await super().__call__(scope, receive, send)
+
+    async def settled(self) -> None:
+        """Return once no line has a request: to the server one is over with its last byte, its record comes after."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECORDING):
+                while self.under_way:  # noqa: ASYNC110  (once, at the end)
+                    await asyncio.sleep(0.005)
 
 
 def _lines(parts: Parts) -> dict[str, Line]:

@@ -63,7 +63,7 @@ def plan(
     store = store_of(settings, "assignment")
     if forget:
         store.forget(by="plan", why="--forget")
-        say("the assignment of experts.yaml is in use; gateways take it at their next start")
+        say("the assignment of experts.yaml is in use; running gateways take it over soon")
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
@@ -95,9 +95,9 @@ def basis_of(settings: Settings, registry: Registry, folder: Path, *, deviations
 
     Raises DataError where scores are missing for an expert or name a category that is not declared.
     """
-    data = read_quality(folder)
-    if absent := [name for name in registry.expert_names if name not in data.models]:
-        raise DataError(f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them")
+    data = read_quality(folder, only=registry.expert_names)
+    if data.left_out:
+        say_error(f"note: {data.left_out} prompts are left out, since not every expert has a score there")
     if unknown := sorted(set(data.categories) - set(registry.category_names)):
         raise DataError(f"{folder}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     member = np.array([[name == category for name in registry.category_names] for category in data.categories])
@@ -173,6 +173,4 @@ def _show(report: Mapping[str, Any], *, kept: bool) -> None:
         say(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
     for line in told(report["gate"]) if "gate" in report else ():
         say(line)
-    say(
-        "\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; gateways take it at their next start"
-    )
+    say("\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; running gateways take it over soon")

@@ -10,8 +10,8 @@ from coe.core import Api, Call, Reply, Standing
 from coe.errors import InvalidRequest
 from coe.experts.client import Client, Response, Target, Unreachable
 from coe.experts.faults import Faults
-from coe.experts.replies import Plain, Streamed
-from coe.experts.wire import WIRES, Fields
+from coe.experts.replies import Echo, Plain, Streamed
+from coe.experts.wire import WIRES, Fields, unsaid
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -29,8 +29,7 @@ class HttpExpert:
         self.name = spec.name
         self._urls = {api: f"{endpoint.base_url.rstrip('/')}/{wire.path}" for api, wire in WIRES.items()}
         self._model = endpoint.model
-        theirs, ours = orjson.dumps(endpoint.model), orjson.dumps(spec.name)
-        self._echoes = [(key + theirs, key + ours) for key in (b'"model":', b'"model": ')]
+        self._echo = Echo(theirs=endpoint.model, ours=spec.name)
         self._defaults: dict[Api, Fields] = {api: wire.defaults(spec.parameters) for api, wire in WIRES.items()}
         if spec.spoken != {"embeddings"}:
             self._defaults["embeddings"] = {}  # what is declared is meant for chats
@@ -74,14 +73,8 @@ class HttpExpert:
             target = self._targets[api] = Target(self._urls[api], self._headers[api])
         return target
 
-    def _renamed(self, piece: bytes) -> bytes:
-        """The client knows the expert by its name, not by what the server calls the model (often a folder)."""
-        for theirs, ours in self._echoes:
-            piece = piece.replace(theirs, ours)
-        return piece
-
     def _body(self, call: Call) -> bytes:
-        body = {**self._defaults[call.api], **call.fields, "model": self._model}
+        body = {**unsaid(self._defaults[call.api], call.fields), **call.fields, "model": self._model}
         if self._system_prompt:
             body |= WIRES[call.api].prompted(call.fields, self._system_prompt)
         try:
@@ -90,10 +83,10 @@ class HttpExpert:
             raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
     def _reply(self, call: Call, response: Response) -> Plain | Streamed:
-        wire, faults, renamed = WIRES[call.api], self._faults, self._renamed
+        wire, faults, echo = WIRES[call.api], self._faults, self._echo
         if not call.stream:
-            return Plain(response, wire=wire, faults=faults, renamed=renamed)
-        return Streamed(response, wire=wire, faults=faults, renamed=renamed, piece_timeout=call.piece_timeout)
+            return Plain(response, wire=wire, faults=faults, echo=echo)
+        return Streamed(response, wire=wire, faults=faults, echo=echo, piece_timeout=call.piece_timeout)
 
 
 def _headers(api: Api, key: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
@@ -24,7 +24,26 @@ DRAIN = 0.05
 """Seconds to wait for the formal end of a stream, without which its connection cannot be used again."""
 _EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
-Renaming = Callable[[bytes], bytes]
+
+class Echo:
+    """The client knows an expert by its name, not by what the server calls the model (often a folder)."""
+
+    def __init__(self, *, theirs: str, ours: str) -> None:
+        self._theirs, self._ours = theirs, ours
+        pair = orjson.dumps(theirs), orjson.dumps(ours)
+        self._pairs = [(key + pair[0], key + pair[1]) for key in (b'"model":', b'"model": ')]
+
+    def in_events(self, events: bytes) -> bytes:
+        """Events with the name; what models write comes in them as text, so that nothing else reads like it."""
+        for theirs, ours in self._pairs:
+            events = events.replace(theirs, ours)
+        return events
+
+    def in_answer(self, body: bytes, answer: dict[str, Any]) -> bytes:
+        """A whole answer with the name at its top: a tool's arguments may have a `model` of their own."""
+        if body.count(b'"model"') < 2:
+            return self.in_events(body)
+        return orjson.dumps({**answer, "model": self._ours}) if answer.get("model") == self._theirs else body
 
 
 class Plain:
@@ -32,11 +51,11 @@ class Plain:
 
     media_type = "application/json"
 
-    def __init__(self, response: Response, *, wire: Wire, faults: Faults, renamed: Renaming) -> None:
+    def __init__(self, response: Response, *, wire: Wire, faults: Faults, echo: Echo) -> None:
         self._response = response
         self._wire = wire
         self._faults = faults
-        self._renamed = renamed
+        self._echo = echo
         self._body = b""
         self.usage = Usage()
 
@@ -59,9 +78,10 @@ class Plain:
         if not isinstance(answer, dict) or self._wire.answer not in answer:
             raise self._faults.garbage(f"JSON without {self._wire.answer}")
         count(self.usage, answer.get("usage"))
+        self._body = self._echo.in_answer(self._body, answer)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        yield self._renamed(self._body)
+        yield self._body
 
     async def aclose(self) -> None:
         self._response.release()
@@ -78,13 +98,13 @@ class Streamed:
         *,
         wire: Wire,
         faults: Faults,
-        renamed: Renaming,
+        echo: Echo,
         piece_timeout: float,
     ) -> None:
         self._response = response
         self._wire = wire
         self._faults = faults
-        self._renamed = renamed
+        self._echo = echo
         self._piece_timeout = piece_timeout
         self._buffer = sse.EventBuffer()
         self._first = b""
@@ -124,7 +144,7 @@ class Streamed:
         return event
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        yield self._renamed(self._first)
+        yield self._echo.in_events(self._first)
         try:
             while not self._done:
                 async with asyncio.timeout(self._piece_timeout):
@@ -132,10 +152,13 @@ class Streamed:
                 if not chunk:
                     break
                 if events := self._complete(chunk):
-                    if told := self._wire.failure(events):
+                    told = self._wire.failure(events)
+                    good = sse.before(self._wire.failure, events) if told else events
+                    self._note(good)
+                    if good:
+                        yield self._echo.in_events(good)
+                    if told:
                         raise self._faults.failed("failed in mid-answer", told)
-                    self._note(events)
-                    yield self._renamed(events)
         except TimeoutError:
             raise self._faults.late(f"fell silent for {self._piece_timeout:g} s") from None
         except OSError as error:

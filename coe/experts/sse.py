@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -11,6 +11,7 @@ import orjson
 DONE = b"data: [DONE]\n\n"
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_BLANK = re.compile(rb"\r?\n\r?\n")
 _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
 
 
@@ -88,6 +89,16 @@ def done(events: bytes) -> bool:
 def error(events: bytes) -> Any:
     """What the first error event among them carries, None without one."""
     return _holding("error", events)
+
+
+def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
+    """The events before the first one that has `failed`."""
+    good = 0
+    for blank in _BLANK.finditer(events):
+        if failed(events[good : blank.end()]):
+            break
+        good = blank.end()
+    return events[:good]
 
 
 def finished(events: bytes) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coe.core import Api, Call
 from coe.errors import InvalidRequest
-from coe.experts.wire import WIRES
+from coe.experts.wire import WIRES, unsaid
 from coe.registry import ExpertSpec
 
 MAX_TOKENS = 4096
@@ -29,6 +29,13 @@ that is not of the API must never reach it, or a client could send the expert's 
 
 _KEPT_STATE = ("previous_response_id", "conversation", "prompt")
 _TOOLS = (None, "function", "custom")
+_SHAPES: Mapping[str, Mapping[str, type]] = {
+    "responses": {"tools": list, "reasoning": dict, "text": dict},
+    "messages": {"tools": list, "tool_choice": dict, "thinking": dict, "stop_sequences": list},
+}
+"""What litellm would stumble over, as if the expert had answered nonsense."""
+_BLOCKS = ("text", "image", "document", "tool_use", "tool_result", "thinking", "redacted_thinking")
+"""Of a Messages request, what it translates; the rest it would leave out without a word."""
 
 
 def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
@@ -36,9 +43,10 @@ def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     what cannot be translated."""
     if call.api not in FIELDS:
         raise _unsupported(f"expert {spec.name!r} cannot answer the {call.api} API", "model")
-    _check(call.fields, spec)
+    _check(call.api, call.fields, spec)
     wire, known = WIRES[call.api], FIELDS[call.api]
-    found = {**wire.defaults(spec.parameters), **{name: call.fields[name] for name in known & call.fields.keys()}}
+    said = {name: call.fields[name] for name in known & call.fields.keys()}
+    found = {**unsaid(wire.defaults(spec.parameters), said), **said}
     if call.api == "messages":
         found.setdefault("max_tokens", MAX_TOKENS)
         config = call.fields.get("output_config")
@@ -53,17 +61,39 @@ def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     return found
 
 
-def _check(fields: Mapping[str, Any], spec: ExpertSpec) -> None:
+def _check(api: Api, fields: Mapping[str, Any], spec: ExpertSpec) -> None:
     for name in _KEPT_STATE:
         if fields.get(name):
             message = f"expert {spec.name!r} keeps no state between requests: send the conversation without {name}"
             raise _unsupported(message, name)
+    for name, shape in _SHAPES.get(api, {}).items():
+        if fields.get(name) is not None and not isinstance(fields[name], shape):
+            raise InvalidRequest(f"{name} must be {'a list' if shape is list else 'an object'}", param=name)
+    items = fields.get("input")
+    for index, item in enumerate(items if api == "responses" and isinstance(items, list) else ()):
+        if isinstance(item, dict) and item.get("type") == "item_reference":
+            message = f"expert {spec.name!r} keeps no state between requests: send the item itself"
+            raise _unsupported(message, f"input[{index}].type")
+    if api == "messages":
+        _check_blocks(fields["messages"], spec)
     tools = fields.get("tools")
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
         kind = tool.get("type") if isinstance(tool, dict) else ""
         if kind not in _TOOLS:
             message = f"expert {spec.name!r} has no built-in tools: tools[{index}].type must be function or custom"
             raise _unsupported(message, f"tools[{index}].type")
+
+
+def _check_blocks(messages: Sequence[Any], spec: ExpertSpec) -> None:
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        for index, block in enumerate(content if isinstance(content, list) else ()):
+            kind, source, where = block.get("type"), block.get("source"), f"messages[{number}].content[{index}]"
+            if kind not in _BLOCKS:
+                raise _unsupported(f"expert {spec.name!r} cannot be given a block of type {kind!r}", f"{where}.type")
+            if kind == "document" and (not isinstance(source, dict) or source.get("type") != "base64"):
+                told = f"expert {spec.name!r} is given documents as base64 alone: send {where} as a block of type text"
+                raise _unsupported(told, f"{where}.source.type")
 
 
 def _unsupported(message: str, param: str) -> InvalidRequest:

@@ -10,6 +10,8 @@ from coe.core import Api, Usage
 from coe.experts import sse
 
 Fields = Mapping[str, Any]
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Names of what bounds an answer's tokens."""
 
 _RESPONSES_PREAMBLE = sse.Types("response.created", "response.queued", "response.in_progress")
 _RESPONSES_END = sse.Types("response.completed", "response.incomplete")
@@ -47,6 +49,14 @@ def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict
     if head["role"] not in ("system", "developer"):
         return [{"role": "system", "content": prompt}, *messages]
     return [{**head, "content": _joined(prompt, head.get("content"))}, *messages[1:]]
+
+
+def unsaid(defaults: Fields, fields: Fields) -> Fields:
+    """The declared parameters without a limit on the answer's length where the request has one: it may go by another
+    name, and servers refuse two or obey the wrong one."""
+    if all(fields.get(name) is None for name in LENGTHS):
+        return defaults
+    return {name: value for name, value in defaults.items() if name not in LENGTHS}
 
 
 def count(usage: Usage, told: Any) -> None:

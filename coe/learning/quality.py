@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +39,18 @@ class Quality:
 
 
 def read_quality(
-    folder: Path, *, benchmark: str | None = None, max_active_b: float | None = None, open_only: bool = False
+    folder: Path,
+    *,
+    benchmark: str | None = None,
+    max_active_b: float | None = None,
+    open_only: bool = False,
+    only: Sequence[str] = (),
 ) -> Quality:
     """Read `prompts`, `scores` and `models` (.parquet, .jsonl or .csv each; `models` may be absent) of one benchmark.
 
-    `max_active_b` keeps models of at most so many billions of active parameters, `open_only` those of known size. The
-    category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the file,
-    what is wrong and how often.
+    `max_active_b` keeps models of at most so many billions of active parameters, `open_only` those of known size,
+    `only` those named, each of which must have scores. The category of a prompt is its `label`, or its `category` where
+    there is no label. Raises DataError with the file, what is wrong and how often.
     """
     folder = Path(folder)
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
@@ -53,7 +59,10 @@ def read_quality(
     prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
     number = _numbers(prompts)
     active_b = _sizes(folder, name)
-    models = _pool(sorted(set(scores.texts("model"))), active_b, max_active_b, open_only, scores.path)
+    scored = set(scores.texts("model"))
+    if absent := [model for model in only if model not in scored]:
+        raise DataError(f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them")
+    models = _pool(sorted(scored & set(only or scored)), active_b, max_active_b, open_only, scores.path)
     matrix = _matrix(scores, number, models)
     whole = np.asarray(np.isfinite(matrix).all(axis=1))
     if not whole.any():

@@ -66,15 +66,15 @@ def _dearer(gain: Array, mass: Array, uses: Array, limits: Array, duals: Array) 
     At the exact duals a crowd of like requests (a whole category of which the router is sure) may be indifferent;
     all of them would fall on the same side, and that must not be the dear one.
     """
-    step = 1e-4
+    step, raised = 1e-4, duals
     for _ in range(RAISES):
-        choice = (gain - duals @ uses).argmax(axis=1)
+        choice = (gain - raised @ uses).argmax(axis=1)
         over = uses[:, choice] @ mass > (1 + SLACK) * limits
         if not over.any():
-            break
-        duals = duals + np.where(over, step * (duals + 0.01 / limits), 0.0)
+            return raised
+        raised = raised + np.where(over, step * (raised + 0.01 / limits), 0.0)
         step *= 1.2
-    return duals
+    return duals  # no price parts a crowd that is larger than the limit, and higher ones only drive it to and fro
 
 
 def lagrangian(gain: Array, mass: Array, uses: Array, limits: Array) -> Array:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from types import TracebackType
 from typing import Any, TypeGuard
 
 from coe.core import Chat, Usage
+from coe.experts.wire import LENGTHS
 from coe.registry import Prices
 from gateway.access.levels import MINUTE
 from gateway.access.limits import Account, Use
+from gateway.dialects.parts import prompts_of
 
 CHARACTERS = 4
 """Of text in a token, about."""
 OUTPUT = 512
 """Tokens of an answer whose length the request does not bound."""
-_OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
 Spent = Callable[[], tuple[Usage, Prices] | None]
@@ -47,7 +49,7 @@ class Metered(Allowance):
 
     def __init__(self, account: Account, chat: Chat, *, prices: Prices, spent: Spent) -> None:
         self._account = account
-        self._input = chat.characters / CHARACTERS
+        self._input = _input_tokens(chat)
         self._output = _output_tokens(chat)
         self._prices = prices
         self._spent: Spent | None = spent
@@ -96,16 +98,28 @@ def _output_tokens(chat: Chat) -> float:
     """At most, as far as the request says; its `n` answers together."""
     if chat.api == "embeddings":
         return 0
-    fields, longest = chat.fields, OUTPUT
-    for name in _OUTPUT_FIELDS:
-        if _is_count(value := fields.get(name)):
-            longest = value
-            break
-    return longest * n if _is_count(n := fields.get("n")) else longest
+    fields = chat.fields
+    longest = max([value for name in LENGTHS if _is_count(value := fields.get(name))], default=OUTPUT)
+    answers = max([value for name in ("n", "best_of") if _is_count(value := fields.get(name))], default=1)
+    return longest * answers * (len(_prompts(chat)) or 1)
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and value > 0
+def _input_tokens(chat: Chat) -> float:
+    """Of all that is sent; `chat.characters` of several prompts are those of the longest, which the context bounds."""
+    prompts = _prompts(chat)
+    if not prompts:
+        return chat.characters / CHARACTERS
+    return sum(len(one) / CHARACTERS if isinstance(one, str) else len(one) for one in prompts)
+
+
+def _prompts(chat: Chat) -> list[str | list[Any]]:
+    """The several texts, or lists of tokens, of one request; none where it is a conversation."""
+    name = {"completions": "prompt", "embeddings": "input"}.get(chat.api)
+    return prompts_of(chat.fields.get(name), name) if name else []
+
+
+def _is_count(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and 0 < value < inf
 
 
 def _duration(seconds: float) -> bytes:

@@ -8,10 +8,12 @@ import pytest
 
 from coe.core import Chat
 from coe.errors import ExpertRejected, Unauthorized
-from coe.registry import Registry
+from coe.registry import Prices, Registry
 from gateway.access import access_of
+from gateway.access.allowance import Metered
 from gateway.access.memory import MemoryLimiter
-from tests.access.samples import key_of
+from gateway.dialects import Dialect, completions, embeddings
+from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +189,9 @@ async def test_a_stream_is_counted_by_what_it_used() -> None:
         ({"max_completion_tokens": 100}, 100),
         ({"max_tokens": 100, "n": 3}, 300),
         ({"max_output_tokens": 50}, 50),
+        ({"max_tokens": 100.0, "n": 2}, 200),
+        ({"max_completion_tokens": 1, "max_tokens": 100}, 100),
+        ({"max_tokens": 100, "best_of": 3}, 300),
         ({"max_tokens": "many"}, 512),
         ({"max_tokens": -5, "n": True}, 512),
     ],
@@ -195,6 +200,23 @@ async def test_tokens_are_reserved_by_the_length_asked_for(fields: dict[str, Any
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000})) as gateway:
         response = await ask(gateway, **fields)
     assert int(response.headers["x-ratelimit-remaining-tokens"]) == 999 - reserved
+
+
+@pytest.mark.parametrize(
+    ("api", "fields", "reserved"),
+    [
+        (completions, {"prompt": ["abcd", "abcdefgh"], "max_tokens": 10}, 1 + 2 + 20),
+        (completions, {"prompt": [[1, 2, 3], [4]], "max_tokens": 10}, 3 + 1 + 20),
+        (completions, {"prompt": "abcd", "max_tokens": 10}, 1 + 10),
+        (embeddings, {"input": ["abcd"] * 300}, 300),
+        (embeddings, {"input": [1, 2]}, 2),
+    ],
+)
+async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: dict[str, Any], reserved: int) -> None:
+    account = account_of(MemoryLimiter(), tokens_per_minute=1000)
+    chat = api.parse(orjson.dumps({"model": "auto", **fields}))
+    async with Metered(account, chat, prices=Prices(), spent=lambda: None) as allowance:
+        assert (b"x-ratelimit-remaining-tokens", b"%d" % (1000 - reserved)) in allowance.headers()
 
 
 async def test_a_longer_answer_than_the_limit_ever_allows_is_400() -> None:

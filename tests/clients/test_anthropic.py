@@ -20,6 +20,10 @@ EXPERTS = ("native", "chatty", "claude")
 """By pass-through, by translation, and a provider through litellm."""
 
 
+def _asked(block: dict[str, Any]) -> Any:
+    return [{"role": "user", "content": [block, {"type": "text", "text": "What does it say?"}]}]
+
+
 @pytest.fixture
 def client(gateway: str) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=gateway, api_key=KEY, max_retries=0) as client:
@@ -88,6 +92,27 @@ def test_a_translated_conversation_goes_on_after_its_tools(client: anthropic.Ant
     answer = client.messages.create(model="chatty", max_tokens=50, messages=messages, tools=[WEATHER])
     assert words(answer) == REPLY
     assert [message["role"] for message in upstream.seen[-1][1]["messages"]] == ["user", "assistant", "tool", "tool"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tool_choice": "auto"}, "tool_choice must be an object"),
+        ({"tools": "weather"}, "tools must be a list"),
+        ({"messages": _asked({"type": "search_result", "source": "s", "title": "t", "content": []})}, "search_result"),
+        (
+            {"messages": _asked({"type": "document", "source": {"type": "text", "data": "plum"}})},
+            r"send messages\[0\].content\[0\] as a block of type text",
+        ),
+    ],
+)
+def test_what_the_translation_would_lose_or_stumble_over_is_refused(
+    client: anthropic.Anthropic, upstream: ModelServer, fields: dict[str, Any], says: str
+) -> None:
+    before = len(upstream.seen)
+    with pytest.raises(anthropic.BadRequestError, match=says):
+        client.messages.create(**{"model": "chatty", "max_tokens": 50, "messages": HI, **fields})
+    assert len(upstream.seen) == before
 
 
 def test_translated_reasoning_is_thinking(client: anthropic.Anthropic) -> None:

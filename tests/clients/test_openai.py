@@ -199,6 +199,10 @@ def test_a_translated_response_with_kept_state_or_foreign_tools_is_refused(clien
     assert told.value.code == "unsupported_api"
     with pytest.raises(openai.BadRequestError, match="no built-in tools"):
         client.responses.create(model="chatty", input="hi", tools=[{"type": "web_search"}])
+    with pytest.raises(openai.BadRequestError, match="send the item itself"):
+        client.responses.create(model="chatty", input=[{"type": "item_reference", "id": "msg_1"}])
+    with pytest.raises(openai.BadRequestError, match="reasoning must be an object"):
+        client.responses.create(model="chatty", input="hi", reasoning="high")  # type: ignore[arg-type]
 
 
 def test_legacy_completions_are_answered_by_who_speaks_them(client: openai.OpenAI) -> None:

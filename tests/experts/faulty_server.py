@@ -163,6 +163,15 @@ class FaultyServer:
             raise
         return await self._end(response)
 
+    async def _late_end(self, request: web.Request, _: str) -> web.StreamResponse:
+        """Half a second; the formal end of the body comes a moment after that of the answer."""
+        response = await self._events(request, CHUNK % b"m", end=False)
+        await asyncio.sleep(0.5)
+        await response.write(LAST + DONE)
+        await asyncio.sleep(0.03)
+        await response.write_eof()
+        return response
+
     async def _end(self, response: web.StreamResponse) -> web.StreamResponse:
         await response.write(LAST + DONE)
         await response.write_eof()

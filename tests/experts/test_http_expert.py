@@ -5,7 +5,9 @@ import contextlib
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
+import orjson
 import pytest
 
 from coe.core import Call
@@ -20,7 +22,10 @@ from coe.errors import (
     InvalidRequest,
 )
 from coe.experts.client import Client
+from coe.experts.faults import Faults
 from coe.experts.http import HttpExpert
+from coe.experts.replies import Echo, Streamed
+from coe.experts.wire import WIRES
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
@@ -125,6 +130,42 @@ async def test_each_fault_has_its_error(
 ) -> None:
     with pytest.raises(error, match=says):
         await answer(server.url, model, stream=stream)
+
+
+class Pieces:
+    """An answer that comes in these."""
+
+    media_type, at_end = "text/event-stream", False
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+
+    async def piece(self) -> bytes:
+        return self._pieces.pop(0)
+
+    def close(self) -> None: ...
+
+
+async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> None:
+    error = b'data: {"error":{"message":"cuda died"}}\n\n'
+    response: Any = Pieces(CHUNK % b"m", CHUNK % b"n" + error + DONE)
+    echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
+    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0)
+    await reply.begin()
+    pieces = reply.pieces()
+    assert [await anext(pieces), await anext(pieces)] == [CHUNK % b"clever", CHUNK % b"n"]
+    with pytest.raises(ExpertUnavailable, match="cuda died"):
+        await anext(pieces)
+    await reply.aclose()
+
+
+def test_only_the_answers_own_model_is_renamed() -> None:
+    echo = Echo(theirs="m", ours="clever")
+    answer = {"model": "m", "content": [{"type": "tool_use", "input": {"model": "m"}}]}
+    assert orjson.loads(echo.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
+    foreign = answer | {"model": "another"}
+    assert orjson.loads(echo.in_answer(orjson.dumps(foreign), foreign)) == foreign
+    assert echo.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
 
 
 @pytest.mark.parametrize(("status", "told", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])

@@ -109,6 +109,15 @@ async def test_declared_parameters_go_by_the_names_of_the_api_and_not_to_embeddi
     ]
 
 
+async def test_a_limit_of_the_request_takes_the_place_of_the_declared_one_by_whichever_name(
+    server: FaultyServer,
+) -> None:
+    told = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
+    await ask(server, "completions", max_completion_tokens=5, **told)
+    await ask(server, "completions", max_completion_tokens=None, **told)
+    assert [(body.get("max_tokens"), body["temperature"]) for body in server.seen] == [(None, 0.5), (9, 0.5)]
+
+
 async def test_anthropics_headers_go_to_messages_and_the_trace_to_all_without_touching_our_own(
     server: FaultyServer,
 ) -> None:

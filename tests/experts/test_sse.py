@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.sse import EventBuffer, done, error, finished, first_event, usage
+from coe.experts.sse import EventBuffer, before, done, error, finished, first_event, usage
 from coe.experts.wire import with_system_prompt
 
 
@@ -42,6 +42,15 @@ def test_facts_are_read_from_events() -> None:
     assert done(b"data: 1\n\ndata: [DONE]\n\n: bye\n\n")
     assert not done(b'data: {"content":"data: [DONE]"}\n\n')
     assert first_event(b": ping\ndata: [DONE]\n\n") is None
+
+
+@pytest.mark.parametrize("blank", [b"\n\n", b"\r\n\r\n"])
+def test_the_events_before_an_error_are_told_from_it(blank: bytes) -> None:
+    good = b'event: a\ndata: {"error":null}' + blank + b"data: 2" + blank
+    bad = b'data: {"error":{"message":"x"}}' + blank
+    assert before(error, good + bad + good) == good
+    assert before(error, bad + good) == b""
+    assert before(error, good) == good
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from tests.experts.faulty_server import FaultyServer
 
 ROOT = Path(__file__).parent.parent.parent
 SQLITE = "sqlite:///routing-log.sqlite"
-MODELS = ("good", "silent", "stalls", "torn", "status:500", "text:noise", "truncated", "slow-start", "drips", "floods")
+_WRONG = ("silent", "stalls", "torn", "status:500", "text:noise", "truncated")
+MODELS = ("good", *_WRONG, "slow-start", "drips", "floods", "late-end")
 """What an expert of that name (with - for :) does."""
 
 

@@ -60,6 +60,18 @@ async def test_streams_under_way_end_whole_and_are_recorded(tmp_path: Path, work
     assert [record.outcome for record in records] == ["ok"] * STREAMS
 
 
+async def test_an_answer_is_recorded_though_its_server_ends_it_late(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        streams = await started(served, "late-end", STREAMS)
+        served.process.send_signal(signal.SIGTERM)
+        rests = await asyncio.gather(*(response.read() for response in streams))
+        assert all(rest.endswith(b"data: [DONE]\n\n") for rest in rests)
+        assert await ended(served) == 0
+        async with asyncio.timeout(5):
+            records = await served.records(STREAMS)
+    assert [record.outcome for record in records] == ["ok"] * STREAMS
+
+
 async def test_new_connections_are_refused_while_the_last_streams_end(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         (stream,) = await started(served, "drips", 1)

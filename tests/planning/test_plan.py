@@ -215,6 +215,13 @@ def test_a_crowd_that_could_go_either_way_does_not_break_the_budget() -> None:
     assert uses.active_b[routed].mean() <= 20
 
 
+def test_a_crowd_that_no_price_parts_leaves_the_prices_as_they_are() -> None:
+    quality = np.array([[0.9, 0.5], [0.2, 0.8]])
+    problem = Problem(("x", "y"), ("a", "b"), quality, np.array([0.5, 0.5]), Uses(), Budget(max_share=0.5))
+    plan = solve(problem, traffic=np.eye(2)[[0] * 60 + [1] * 40])
+    assert np.abs(plan.price).max() <= 1
+
+
 def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
     problem = make(categories=12, experts=6, seed=3, budget=Budget(mean_active_b=20))
     traffic = posteriors(problem, count=4000, seed=1, sharpness=1.0)

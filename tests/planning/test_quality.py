@@ -75,6 +75,14 @@ def test_the_pool_can_be_cut_by_size_and_to_known_sizes(tmp_path: Path) -> None:
         read_quality(folder, max_active_b=10)
 
 
+def test_models_that_were_not_asked_for_leave_no_prompt_out(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
+    data = read_quality(folder, only=["small", "large"])
+    assert (data.models, data.left_out) == (("large", "small"), 1)
+    with pytest.raises(DataError, match="no scores of huge; run `coe score`"):
+        read_quality(folder, only=["small", "huge"])
+
+
 def test_prompts_that_lack_a_score_of_the_pool_are_left_out_and_counted(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
     data = read_quality(folder)  # p0 lacks small, p3 lacks closed
