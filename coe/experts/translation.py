@@ -43,7 +43,11 @@ def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     what cannot be translated."""
     if call.api not in FIELDS:
         raise _unsupported(f"expert {spec.name!r} cannot answer the {call.api} API", "model")
-    _check(call.api, call.fields, spec)
+    _check_shapes(call.api, call.fields)
+    _check_state(call.fields, spec)
+    _check_tools(call.fields, spec)
+    if call.api == "messages":
+        _check_blocks(call.fields["messages"], spec)
     wire, known = WIRES[call.api], FIELDS[call.api]
     said = {name: call.fields[name] for name in known & call.fields.keys()}
     found = {**unsaid(wire.defaults(spec.parameters), said), **said}
@@ -61,21 +65,25 @@ def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     return found
 
 
-def _check(api: Api, fields: Mapping[str, Any], spec: ExpertSpec) -> None:
+def _check_shapes(api: Api, fields: Mapping[str, Any]) -> None:
+    for name, shape in _SHAPES.get(api, {}).items():
+        if fields.get(name) is not None and not isinstance(fields[name], shape):
+            raise InvalidRequest(f"{name} must be {'a list' if shape is list else 'an object'}", param=name)
+
+
+def _check_state(fields: Mapping[str, Any], spec: ExpertSpec) -> None:
     for name in _KEPT_STATE:
         if fields.get(name):
             message = f"expert {spec.name!r} keeps no state between requests: send the conversation without {name}"
             raise _unsupported(message, name)
-    for name, shape in _SHAPES.get(api, {}).items():
-        if fields.get(name) is not None and not isinstance(fields[name], shape):
-            raise InvalidRequest(f"{name} must be {'a list' if shape is list else 'an object'}", param=name)
     items = fields.get("input")
-    for index, item in enumerate(items if api == "responses" and isinstance(items, list) else ()):
+    for index, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, dict) and item.get("type") == "item_reference":
             message = f"expert {spec.name!r} keeps no state between requests: send the item itself"
             raise _unsupported(message, f"input[{index}].type")
-    if api == "messages":
-        _check_blocks(fields["messages"], spec)
+
+
+def _check_tools(fields: Mapping[str, Any], spec: ExpertSpec) -> None:
     tools = fields.get("tools")
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
         kind = tool.get("type") if isinstance(tool, dict) else ""

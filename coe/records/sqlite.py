@@ -23,6 +23,8 @@ TOGETHER = 8
 connection keeps those of all shorter lengths prepared too."""
 PAUSE = 0.0001
 """Seconds between two statements, in which that request gets the core: else the system would let the batch end."""
+CROWD = 64
+"""Rows of a batch beyond which they are too many for that: then so many a statement, and no pause."""
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
 FORGET = "DELETE FROM records WHERE time < ?"
 
@@ -39,9 +41,11 @@ class SqliteLog:
 
         def work(connection: sqlite3.Connection) -> None:
             rows = [_row(record) for record in records]
-            for start in range(0, len(rows), TOGETHER):
-                some = rows[start : start + TOGETHER]
-                if start:
+            crowded = len(rows) > CROWD
+            step = CROWD if crowded else TOGETHER
+            for start in range(0, len(rows), step):
+                some = rows[start : start + step]
+                if start and not crowded:
                     time.sleep(PAUSE)  # in the file's own thread
                 connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
             connection.execute(TRIM, (self._retention,))

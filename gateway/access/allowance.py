@@ -7,7 +7,7 @@ from math import inf
 from types import TracebackType
 from typing import Any, TypeGuard
 
-from coe.core import Chat, Usage
+from coe.core import Api, Chat, Usage
 from coe.experts.wire import LENGTHS
 from coe.registry import Prices
 from gateway.access.levels import MINUTE
@@ -18,6 +18,7 @@ CHARACTERS = 4
 """Of text in a token, about."""
 OUTPUT = 512
 """Tokens of an answer whose length the request does not bound."""
+_PROMPTS: dict[Api, str] = {"completions": "prompt", "embeddings": "input"}
 _SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
 Spent = Callable[[], tuple[Usage, Prices] | None]
@@ -114,7 +115,7 @@ def _input_tokens(chat: Chat) -> float:
 
 def _prompts(chat: Chat) -> list[str | list[Any]]:
     """The several texts, or lists of tokens, of one request; none where it is a conversation."""
-    name = {"completions": "prompt", "embeddings": "input"}.get(chat.api)
+    name = _PROMPTS.get(chat.api)
     return prompts_of(chat.fields.get(name), name) if name else []
 
 
