@@ -270,7 +270,7 @@ class Composition:
         call = Call(
             chat.fields,
             chat.stream,
-            policy.first_piece_timeout,
+            policy.first_piece_timeout if chat.stream else policy.answer_timeout,
             policy.piece_timeout,
             api=chat.api,
             headers=wishes.trace,

@@ -164,7 +164,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds.
+    """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds. The first
+    piece of what is not streamed is all of it.
 
     `headers` go to the expert's server beside its own (trace context); `conversation` is the same for every turn of a
     conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is

@@ -57,16 +57,17 @@ def read(path: Path) -> Located:
 
 def parsed(text: str, file: str) -> Located:
     """The same of a text that `file` names."""
+    lines: dict[Place, int] = {(): 1}
     try:
-        tree = YAML(typ="rt").load(text)
+        return Located(file, _plain(YAML(typ="rt").load(text), (), lines), lines)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "not YAML").split("\n")[0]
         raise ConfigError(f"{file}:{line}: {problem}") from None
     except YAMLError as error:
         raise ConfigError(f"{file}:1: not YAML: {error}") from None
-    lines: dict[Place, int] = {(): 1}
-    return Located(file, _plain(tree, (), lines), lines)
+    except RecursionError:
+        raise ConfigError(f"{file}:1: nested too deeply") from None
 
 
 def simple(text: str, file: str, *, depth: int) -> Located:

@@ -11,13 +11,25 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_json, settings_for, writable
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 
-Text = Annotated[str | None, typer.Argument(help="What a user would type.")]
+
+def readable(text: str | None) -> str | None:
+    """What a terminal gave. Raises BadParameter where that was not UTF-8."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("what was typed is not UTF-8") from None
+    return text
+
+
+Text = Annotated[str | None, typer.Argument(callback=readable, help="What a user would type.")]
 Input = Annotated[Path | None, typer.Option("--input", help="JSONL with prompt, or messages, a line.")]
-Output = Annotated[Path | None, typer.Option("--output", help="Where the lines go, each with its decision added.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", callback=writable, help="Where the lines go, each with its decision added.")
+]
 Model = Annotated[str, typer.Option("--model", help="auto, or an expert to pin.")]
 
 

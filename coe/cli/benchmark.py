@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import say
+from coe.cli.common import image, say, writable
 from coe.cli.progress import progress_bar
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
@@ -18,8 +18,8 @@ Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where 
 Cap = Annotated[float | None, typer.Option("--max-active-b", min=0, help="Models of at most so many billions.")]
 Open = Annotated[bool, typer.Option("--open-only", help="Models whose size is known.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
-Report = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the frontier here (.png or .svg).")]
+Report = Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the report here.")]
+Plot = Annotated[Path | None, typer.Option("--plot", callback=image, help="Draw the frontier here (.png or .svg).")]
 
 
 def benchmark(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from coe.shared_artifacts import RedisArtifacts, mirror, share_at
 
 Config = Annotated[Path | None, typer.Option("--config", help="The declaration [default: COE_CONFIG or experts.yaml].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+IMAGES = (".png", ".svg", ".pdf")
 
 
 def settings_for(config: Path | None) -> Settings:
@@ -42,6 +44,26 @@ def store_of(settings: Settings, kind: str) -> ArtifactStore:
         say_error(f"note: {error}")
         share = share_at(load(settings.config, environ=settings.environ).artifacts)
         return ArtifactStore(settings.artifacts, kind, share)
+
+
+def writable(path: Path | None) -> Path | None:
+    """A file to be written when the work is done: that it can be is found out before. Raises BadParameter."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent} for it; make it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise typer.BadParameter(f"{path} may not be written")
+    return path
+
+
+def image(path: Path | None) -> Path | None:
+    """The same of an image. Raises BadParameter."""
+    if path is not None and path.suffix not in IMAGES:
+        raise typer.BadParameter(f"{path} is to end in {', '.join(IMAGES)}")
+    return writable(path)
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for, store_of
+from coe.cli.common import Config, Json, image, say, say_error, say_json, settings_for, store_of
 from coe.cli.plan_gate import plan_gate, told
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
@@ -40,7 +40,7 @@ SAMPLE = 4000
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
 Bound = Annotated[float, typer.Option("--deviations", min=0, help="Standard errors below the mean that are trusted.")]
 Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Image of the sweep (.png or .svg).")]
+Plot = Annotated[Path | None, typer.Option("--plot", callback=image, help="Image of the sweep (.png or .svg).")]
 Forget = Annotated[bool, typer.Option("--forget", help="Go back to the assignment declared in experts.yaml.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
@@ -63,10 +63,13 @@ def plan(
     store = store_of(settings, "assignment")
     if forget:
         store.forget(by="plan", why="--forget")
-        say("the assignment of experts.yaml is in use; running gateways take it over soon")
+        told = "the assignment of experts.yaml is in use; running gateways take it over soon"
+        say_json({"assignment": None, "note": told}) if json else say(told)
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
+    if plot is not None and sweep_ is None:
+        raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     registry = load(settings.config, environ=settings.environ)
     basis = basis_of(settings, registry, scores, deviations=deviations)
     problem = basis.problem

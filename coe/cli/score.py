@@ -18,11 +18,12 @@ from coe.learning.answers import Patience
 from coe.learning.journal import Journal
 from coe.learning.judge import Judge
 from coe.learning.probe import Probe, read_probes
-from coe.learning.quality_files import PROMPTS, require_parquet, write_quality
+from coe.learning.quality_files import require_parquet, write_quality
 from coe.learning.sandbox import Sandbox
 from coe.learning.score_report import report_of
 from coe.learning.scores import Column, Run, keys_of, score_columns
 from coe.learning.supplied import GAINS, Supplied, supplied, write_gains
+from coe.learning.tables import find_table
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 
@@ -117,7 +118,8 @@ def _journal(out: Path) -> Journal:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be the folder for the quality data: {error.strerror}") from None
-    if (out / PROMPTS).exists() and not (out / JOURNAL).exists():
+    tables = (find_table(out, name) for name in ("prompts", "scores", "models"))
+    if any(tables) and not (out / JOURNAL).exists():
         raise DataError(f"{out}: holds quality data that `coe score` did not write; choose another folder for --out")
     return Journal(out / JOURNAL)
 

@@ -58,7 +58,9 @@ class HttpExpert:
             if response is not None:
                 response.release()
             if isinstance(error, TimeoutError) and limit.expired():
-                raise self._faults.late(f"gave no first piece within {call.first_piece_timeout:g} s") from None
+                raise self._faults.late(
+                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
+                ) from None
             if isinstance(error, (Unreachable, ValueError)):  # ValueError: an address that none can be
                 raise self._faults.unreachable() from error
             if isinstance(error, OSError):

@@ -74,7 +74,9 @@ class LitellmExpert:
         except BaseException as error:
             reply.let_go()
             if isinstance(error, TimeoutError) and limit.expired():
-                raise self.faults.late(f"gave no first piece within {call.first_piece_timeout:g} s") from None
+                raise self.faults.late(
+                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
+                ) from None
             raise
         return reply
 

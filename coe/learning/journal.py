@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,8 @@ class Cell:
 class Journal:
     """Opened for one run: `scored` and `failed` hold the cells known so far, by key; `append` adds one, on disk first.
 
-    Raises DataError when a line is not a cell. A last line that was cut off in the middle is dropped.
+    Raises DataError when a line is not a cell, or another run has it open. A last line that was cut off in the
+    middle is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,11 +50,17 @@ class Journal:
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
-        whole = 0
-        if self._path.exists():
-            whole = self._read()
         self._file = self._path.open("ab")
-        self._file.truncate(whole)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(self._read())
+        except BlockingIOError:
+            self._file.close()
+            told = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
+            raise DataError(told) from None
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -161,6 +161,8 @@ def _tests(row: Mapping[str, Any], checker: Checker) -> str | None:
         tree = ast.parse(tests)
     except SyntaxError as error:
         raise ValueError(f"`tests` are not Python: {error.msg} (line {error.lineno} of the tests)") from None
+    except (RecursionError, MemoryError):
+        raise ValueError("`tests` are nested too deeply") from None
     if not any(isinstance(node, (ast.Assert, ast.Call, ast.Raise)) for node in ast.walk(tree)):
         raise ValueError("`tests` check nothing; write asserts")
     return tests

@@ -43,7 +43,9 @@ class Policy(Declared):
     timeout: Positive = 600.0
     """Seconds for a whole request; a request's header x-coe-timeout may ask for less."""
     first_piece_timeout: Positive = 120.0
-    """Seconds until an expert's first piece."""
+    """Seconds until an expert's first piece of a stream."""
+    answer_timeout: Positive = 300.0
+    """Seconds until an expert's whole answer where it is not streamed: nothing is seen of it before."""
     piece_timeout: Positive = 60.0
     """Seconds between two pieces."""
 

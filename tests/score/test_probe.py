@@ -84,6 +84,7 @@ def test_the_digest_follows_what_the_score_depends_on_and_nothing_else(tmp_path:
         (GOOD | {"checker": "code"}, "needs `tests`"),
         (GOOD | {"checker": "code", "tests": "assert f(:"}, "not Python"),
         (GOOD | {"checker": "code", "tests": "x = 1"}, "check nothing"),
+        (GOOD | {"checker": "code", "tests": "assert " + "-" * 100_000 + "1"}, "nested too deeply"),
         (GOOD | {"tolerance": -1}, "relative error"),
         (GOOD | {"id": []}, "`id` must be text"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from coe.learning.journal import Journal
 from coe.learning.quality import read_quality
 from tests.score.answering import AnsweringServer
 
@@ -194,8 +195,22 @@ async def test_bad_usage_and_bad_data_are_refused(desk: Desk) -> None:
     with (desk.folder / "probes.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "poem", "category": "general", "checker": "judge"}) + "\n")
     assert (await desk.run())[0] == 2
+
+
+@pytest.mark.parametrize("name", ["prompts.parquet", "scores.jsonl", "models.csv"])
+async def test_data_from_elsewhere_is_not_written_over(desk: Desk, name: str) -> None:
     (desk.folder / "theirs").mkdir()
-    (desk.folder / "theirs" / "prompts.parquet").write_text("precious")
-    code, _, told = await desk.run("--judge", "large", out="theirs")
+    (desk.folder / "theirs" / name).write_text("precious")
+    code, _, told = await desk.run(out="theirs")
     assert code == 1
     assert "did not write; choose another folder" in told
+    assert [path.name for path in (desk.folder / "theirs").iterdir()] == [name]
+
+
+async def test_two_runs_do_not_share_a_folder(desk: Desk) -> None:
+    (desk.folder / "out").mkdir()
+    with Journal(desk.folder / "out" / "journal.jsonl"):
+        code, _, told = await desk.run()
+    assert code == 1
+    assert "journal.jsonl: another run is writing here" in told
+    assert desk.server.bodies == []

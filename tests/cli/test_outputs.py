@@ -1,0 +1,84 @@
+"""What verbs write, and where they cannot: known before the work, told in a line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.cli import app
+
+DECLARED = """\
+version: 1
+categories: [{name: code, description: c}, {name: general, description: g}]
+experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
+assignment: {general: small}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "experts.yaml"
+    path.write_text(DECLARED)
+    return path
+
+
+def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
+    """Exit code, and what the command complained of."""
+    done = subprocess.run(
+        [sys.executable, "-m", "coe.cli", *words], capture_output=True, env={**os.environ, **variables}, timeout=60
+    )
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("benchmark", "data", "--json"),
+        ("benchmark", "data", "--plot"),
+        ("plan", "data", "--sweep", "memory_gb=1", "--plot"),
+        ("route", "--input", "data", "--output"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("gone/a.png", "there is no folder"), (".", "is a folder"), ("kept.png", "may not be written")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    verb: tuple[str, ...], place: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coe.cli.common.os.access", lambda path, mode: (Path(path).name, mode) != ("kept.png", os.W_OK))
+    (tmp_path / "kept.png").touch()
+    if place == "." and verb[-1] == "--plot":
+        told = "is to end in .png, .svg, .pdf"
+    result = CliRunner().invoke(app, [*verb, place], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_an_image_of_no_sweep_is_bad_usage() -> None:
+    assert "give --sweep too" in CliRunner().invoke(app, ["plan", "data", "--plot", "a.png"]).output
+
+
+def test_what_is_no_file_no_folder_or_no_text_is_told_in_a_line(config: Path, tmp_path: Path) -> None:
+    code, told = coe("route", "--config", config, "--input", tmp_path / "gone.jsonl")
+    assert (code, told.count("\n")) == (1, 1)
+    code, told = coe("train", "--config", config, COE_HOME=str(config))
+    assert (code, told) == (1, f"{config}/artifacts/router: Not a directory\n")
+    code, told = coe("chat", b"\xff\xfe")
+    assert code == 2
+    assert "not UTF-8" in told
+
+
+def test_a_declaration_nested_without_end_is_told_in_a_line(config: Path) -> None:
+    config.write_text("version: " + "[" * 5000)
+    assert coe("check", "--config", config) == (1, "experts.yaml:1: nested too deeply\n")
+
+
+def test_what_libraries_print_is_kept_out_of_the_output() -> None:
+    script = "import os, coe.cli; coe.cli.keep_output_clean(); os.write(1, b'noise\\n'); print('said')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("said\n", "noise\n")
