@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 
 import typer
@@ -40,7 +39,6 @@ def main() -> None:
     for name in ("coe", "gateway", "routers"):  # libraries speak up only when something is wrong
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns of operators that nobody here uses
-    keep_output_clean()
     try:
         app()
     except CoEError as error:
@@ -51,17 +49,3 @@ def main() -> None:
             raise
         sys.stderr.write(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}\n")
         sys.exit(1)
-
-
-def keep_output_clean() -> None:
-    """Standard output is for what verbs say. What libraries in C print there goes to standard error instead: at times
-    HiGHS does, in the middle of a plan's JSON."""
-    encoding, errors = sys.stdout.encoding, sys.stdout.errors
-    if sys.stdout is not sys.__stdout__:
-        return  # this process is not the command's own
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    buffering = 1 if os.isatty(kept) else -1
-    sys.stdout = open(  # noqa: SIM115  # until the process ends
-        kept, "w", buffering, encoding=encoding, errors=errors, closefd=False
-    )

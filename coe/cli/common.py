@@ -66,6 +66,20 @@ def image(path: Path | None) -> Path | None:
     return writable(path)
 
 
+def keep_output_clean() -> None:
+    """From now on what libraries in C print on standard output goes to standard error: at times HiGHS does, in the
+    middle of a plan's JSON."""
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    if sys.stdout is not sys.__stdout__:
+        return  # this process is not the command's own
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    buffering = 1 if os.isatty(kept) else -1
+    sys.stdout = open(  # noqa: SIM115  # until the process ends
+        kept, "w", buffering, encoding=encoding, errors=errors, closefd=False
+    )
+
+
 def say(text: str) -> None:
     """A line for people, at once even into a pipe."""
     sys.stdout.write(f"{text}\n")

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from coe.cli.common import Config, Json, image, say, say_error, say_json, settings_for, store_of
+from coe.cli.common import Config, Json, image, keep_output_clean, say, say_error, say_json, settings_for, store_of
 from coe.cli.plan_gate import plan_gate, told
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
@@ -59,6 +59,7 @@ def plan(
 
     Where the folder has what passages changed (`coe score --retrieval both`), the retrieval gate is fitted too.
     """
+    keep_output_clean()
     settings = settings_for(config)
     store = store_of(settings, "assignment")
     if forget:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, keep_output_clean, say, say_error, say_json, settings_for
 from coe.cli.gate_rounds import learn_gate
 from coe.cli.overlay_rounds import learn_overlays
 from coe.cli.rounds import Outcome, begun, learn_assignment
@@ -44,6 +44,7 @@ def retrain(
     json: Json = False,
 ) -> None:
     """Learn from the routing log and its feedback; promote only what a test shows to be better."""
+    keep_output_clean()
     settings, window = settings_for(config), seconds(since, option="--since")
     if not every:
         _say(learn(settings, probes=probes, window=window, dry_run=dry_run, engine=engine), json)

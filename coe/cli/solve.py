@@ -12,7 +12,7 @@ import typer
 from numpy.typing import NDArray
 
 from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, say_json, settings_for
+from coe.cli.common import Config, keep_output_clean, say_json, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.mapping import Budget, Problem, planned_quality, planned_use, read_problem, solve
 
@@ -25,6 +25,7 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     """Solve a plan again under other budgets: each line on standard input is a JSON object of budget rows, such as
     {"memory_gb": 24}, that replace the declared budget; each line on standard output is the plan, or why there is
     none."""
+    keep_output_clean()
     store = ArtifactStore(settings_for(config).artifacts, "assignment")
     version = version or store.in_use()
     found = None if version is None else read_problem(store.published(version).folder)
