@@ -140,7 +140,15 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
     assert first.digest == load(tmp_path, GOOD, TEST_KEY="other").digest
     assert first.digest == load(tmp_path, f"# a comment\n{GOOD}").digest
     assert first.digest != load(tmp_path, GOOD.replace("description: programs", "description: code")).digest
+    assert first.digest != load(tmp_path, f"{GOOD}policy: {{thrift: 0.1}}\n").digest
     assert "s3cret" not in repr(first)
+
+
+def test_a_plan_outlives_another_patience_with_experts(tmp_path: Path) -> None:
+    patience = (
+        "policy: {attempts: 2, hedge: true, timeout: 9, first_piece_timeout: 8, answer_timeout: 8, piece_timeout: 7}"
+    )
+    assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{patience}\n").digest
 
 
 def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ class ExpertSpec(Declared):
 _RUN = ("device", "pinned", "sleep_level", "sibling", "replicas")
 """How an expert takes turns and how often it is there, which no plan depends on."""
 
+_ASKING = ("attempts", "hedge", "timeout", "first_piece_timeout", "answer_timeout", "piece_timeout")
+
 _SPOKEN: dict[str, frozenset[Api]] = {
     "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
     "vllm": frozenset({"chat", "completions", "responses", "messages"}),
@@ -190,12 +192,12 @@ class Registry(Declared):
     @cached_property
     def digest(self) -> str:
         """Short SHA-256 of what routing depends on, without secrets: not of access, limits, log, artifacts, retrieval,
-        nor of exploration, which no plan depends on (records name it)."""
+        how long and how often experts are asked, nor of exploration, which no plan depends on (records name it)."""
         plain = self.model_dump(
             mode="json",
             exclude={
                 "experts": {"__all__": {"api_key", "capabilities", "apis", *_RUN}},
-                "policy": {"exploration"},
+                "policy": {"exploration", *_ASKING},
                 "access": True,
                 "limits": True,
                 "log": True,
