@@ -56,6 +56,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
     )
 
 
+@pytest.mark.slow
 def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
     trials, found = trials_of(), np.zeros((240, 2))
     for rows, gate in held_out(trials):
@@ -156,6 +157,7 @@ async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_p
         read_gains(tmp_path, EXPERTS)
 
 
+@pytest.mark.slow
 def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

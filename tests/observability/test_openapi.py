@@ -93,6 +93,7 @@ def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the gateway ended at its start")
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.observability.hooks"}

@@ -28,6 +28,7 @@ def build(folder: Path, *, encoder: Path, memory: Path | None) -> dict[str, Any]
     return {name: value for name, value in metrics.items() if name not in ("seconds", "bytes")}
 
 
+@pytest.mark.slow
 def test_a_router_is_the_same_with_a_new_memory_a_used_one_and_none(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

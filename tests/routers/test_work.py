@@ -27,6 +27,7 @@ def version_of(folder: Path, store: ArtifactStore) -> str:
         return store.publish(draft, categories=(), data="", metrics={}).manifest.version
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray does not wait for its own
 def test_the_router_is_the_same_to_the_last_bit_wherever_work_runs(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
