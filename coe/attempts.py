@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coe.core import Call, Expert, Reply
-from coe.errors import ExpertBusy, ExpertError, ExpertGarbage, ExpertTimeout, ExpertUnavailable
+from coe.errors import (
+    ExpertBusy,
+    ExpertError,
+    ExpertGarbage,
+    ExpertTimeout,
+    ExpertUnavailable,
+    InvalidRequest,
+)
 
 LONGEST_PAUSE = 10.0
 """Seconds that a request waits for an expert that said when to come again."""
@@ -22,6 +29,8 @@ SLACK = 0.01
 """Seconds more than asked for: an event loop's timers may be early by its clock's resolution."""
 _PASSING = (ExpertUnavailable, ExpertBusy)
 """What may be over a moment later."""
+_Failure = ExpertError | InvalidRequest
+"""An InvalidRequest: the request could not be put to this expert, whose API has no words for it."""
 _TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
 
 
@@ -44,7 +53,8 @@ async def first_answer(
     that named the soonest time to come again is waited for, if that is before `until` (by the event loop's clock); a
     lone expert that refused or broke off is asked again after a short pause. With `hedge`, an expert whose stream
     begins later than 95 % of its latest ones did gets company: the first piece of either counts, the other one is given
-    up. Raises at once what another expert could not help, else the most telling error.
+    up. Raises at once where the first to judge the request rejects it, as others would; where some failed only for a
+    time, one that rejects it is no reason to have the client give up. Else raises the most telling error.
     """
     tries = _Tries(call, experts, attempts)
     loop = asyncio.get_running_loop()
@@ -60,7 +70,7 @@ async def first_answer(
             continue
         try:
             return tries.accepted(turn, await turn.ask())
-        except ExpertError as error:
+        except (ExpertError, InvalidRequest) as error:
             tries.failed(turn, error)
 
 
@@ -91,6 +101,7 @@ class _Tries:
         self._asks = 0
         self._pause = FIRST_PAUSE
         self._errors: list[ExpertError] = []
+        self._unfit: InvalidRequest | None = None
         self._failures: list[tuple[_Turn, ExpertError]] = []  # those not yet waited for
 
     def next(self) -> _Turn | None:
@@ -113,17 +124,24 @@ class _Tries:
     def accepted(self, turn: _Turn, reply: Reply) -> Accepted:
         return Accepted(turn.expert.name, reply, self._asks)
 
-    def failed(self, turn: _Turn, error: ExpertError) -> None:
-        """An ask failed. Raises the error where asking on cannot help."""
-        if not error.asked:
+    def failed(self, turn: _Turn, error: _Failure, *, pending: bool = False) -> None:
+        """An ask failed, with an earlier one `pending`. Raises the error where asking on cannot help."""
+        if isinstance(error, InvalidRequest) or not error.asked:
             self._left += 1
             self._asks -= 1
-        if not error.retryable:
+        if isinstance(error, InvalidRequest):
+            self._unfit = self._unfit or error
+            return
+        if not error.retryable and not self._errors and not pending:
             error.attempts = self._asks
             raise error
+        self._errors.append(error)
+        if error.retryable:
+            self._passing(turn, error)
+
+    def _passing(self, turn: _Turn, error: ExpertError) -> None:
         if isinstance(error, ExpertUnavailable):
             self._away |= error.servers
-        self._errors.append(error)
         self._failures.append((turn, error))
         if not turn.again and turn.expert.standing.ready > 1:
             self._second = _again(turn, but=self._away)
@@ -153,8 +171,10 @@ class _Tries:
         self._asks += 1
         return turn
 
-    def _verdict(self) -> ExpertError:
+    def _verdict(self) -> _Failure:
         """What a client can act on rather than what it cannot; of the like the first, whose expert suited it best."""
+        if not self._errors and self._unfit is not None:
+            return self._unfit
         telling = min(self._errors, key=_how_telling)
         times = [error.retry_after for _, error in self._failures if error.retry_after is not None]
         telling.retry_after = min(times, default=None)
@@ -179,11 +199,11 @@ class _Race:
         self.over = False
         self.won: tuple[_Turn, Reply] | None = None
 
-    async def run(self, turn: _Turn) -> tuple[_Turn, ExpertError] | None:
+    async def run(self, turn: _Turn) -> tuple[_Turn, _Failure] | None:
         """Ask, and keep or close the reply before anyone else runs; give back the error of an expert that failed."""
         try:
             reply = await turn.ask()
-        except ExpertError as error:
+        except (ExpertError, InvalidRequest) as error:
             return turn, error
         if self.over:
             await reply.aclose()
@@ -202,9 +222,9 @@ async def _raced(tries: _Tries, turn: _Turn, after: float) -> Accepted | None:
             tasks.append(asyncio.create_task(race.run(second)))
             pending.add(tasks[-1])
         while race.won is None:
-            for failure in (task.result() for task in done):
+            for failure in (task.result() for task in tasks if task in done):
                 if failure is not None:
-                    tries.failed(*failure)
+                    tries.failed(*failure, pending=tasks[0] in pending)
             if not pending:
                 return None
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,6 +115,8 @@ class Trace:
         self.outcome = error.code
         if isinstance(error, ExpertError) and self.reply is None:
             self.attempts = error.attempts
+            if self.decision is not None and error.expert not in ("", self.decision.expert):
+                self.decision = replace(self.decision, expert=error.expert, reason="fallback")
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; no prompt text is among them."""
@@ -156,10 +159,13 @@ class Trace:
     def cost(self) -> float | None:
         """US dollars by the expert's declared prices; None where nothing was answered or the tokens are not known."""
         usage = self.usage
-        if usage is None or self.decision is None or usage.input_tokens is None or usage.output_tokens is None:
+        if usage is None or self.decision is None or usage.input_tokens is None:
+            return None
+        made = 0 if self.api == "embeddings" else usage.output_tokens  # whose servers tell of none
+        if made is None:
             return None
         prices = self.serving.registry.expert(self.decision.expert).prices
-        return (usage.input_tokens * prices.input + usage.output_tokens * prices.output) / 1e6
+        return (usage.input_tokens * prices.input + made * prices.output) / 1e6
 
     def record(self) -> RoutingRecord:
         """The request's line in the routing log."""

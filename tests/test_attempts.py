@@ -93,12 +93,33 @@ async def test_when_all_are_at_a_server_that_takes_no_connection_that_is_what_is
     assert (raised.value.expert, raised.value.attempts) == ("x", 1)
 
 
-@pytest.mark.parametrize("error", [failed(ExpertRejected), InvalidRequest("deep")])
-async def test_what_another_expert_could_not_help_ends_it_at_once(error: Exception) -> None:
+async def test_a_request_that_the_first_to_judge_it_rejects_goes_to_no_other() -> None:
     second = Steps("b")
-    with pytest.raises(type(error)):
-        await ask(Steps("a", [error]), second)
+    with pytest.raises(ExpertRejected):
+        await ask(Steps("a", [failed(ExpertRejected)]), second)
     assert not second.calls
+
+
+async def test_who_rejects_it_after_others_failed_for_a_time_does_not_have_the_client_give_up(
+    pauses: list[float],
+) -> None:
+    busy, rejects = Steps("a", [failed(ExpertBusy, retry_after=60.0)]), Steps("b", [failed(ExpertRejected)])
+    assert (await ask(busy, rejects, Steps("c"))).expert == "c"
+    with pytest.raises(ExpertBusy) as raised:
+        await ask(busy, rejects)
+    assert (raised.value.retry_after, raised.value.attempts) == (60.0, 2)
+    later = Steps("a", [failed(ExpertBusy, retry_after=1.0), 0])
+    assert (await ask(later, Steps("b", [failed(ExpertRejected)]))).expert == "a"
+
+
+async def test_an_expert_whose_api_has_no_words_for_it_is_passed_over_at_no_attempt() -> None:
+    wordless = Steps("a", [InvalidRequest("no such part")])
+    accepted = await ask(wordless, Steps("b"), attempts=1)
+    assert (accepted.expert, accepted.attempts) == ("b", 1)
+    with pytest.raises(ExpertUnavailable):
+        await ask(Steps("b", [failed(ExpertUnavailable)]), wordless, attempts=1)
+    with pytest.raises(InvalidRequest, match="no such part"):
+        await ask(wordless, Steps("b", [InvalidRequest("nor this")]))
 
 
 async def test_an_expert_with_another_replica_is_asked_there_before_the_next_one() -> None:

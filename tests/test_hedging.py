@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coe.attempts import first_answer
 from coe.core import Call, Standing
-from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout, ExpertUnavailable
+from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
 from tests.stepping import SLOW, Steps, ask, failed, ticks
 
 pytestmark = pytest.mark.anyio
@@ -59,6 +59,12 @@ async def test_a_fast_expert_and_one_of_unknown_pace_get_no_company() -> None:
         assert not second.calls
 
 
+@pytest.mark.parametrize("error", [failed(ExpertRejected), InvalidRequest("no words for it")])
+async def test_company_that_cannot_take_the_request_does_not_end_the_first_ones_answer(error: Exception) -> None:
+    accepted = await ask(Steps("a", [9], SLOW), Steps("b", [error]), hedge=True)
+    assert accepted.expert == "a"
+
+
 async def test_a_hedge_counts_as_an_attempt_and_there_are_never_more_than_two() -> None:
     experts = [Steps(name, ["hang"], SLOW) for name in "abc"]
     asking = asyncio.create_task(ask(*experts, attempts=3, hedge=True))
@@ -84,12 +90,12 @@ async def test_when_one_of_two_fails_the_other_is_waited_for_and_when_both_do_th
     assert (accepted.expert, accepted.attempts) == ("c", 3)
 
 
-async def test_a_refused_body_ends_a_race_and_lets_the_other_go() -> None:
-    first, second = Steps("a", ["hang"], SLOW), Steps("b", [failed(ExpertRejected)])
+async def test_a_body_that_the_first_rejects_ends_a_race_and_lets_the_other_go() -> None:
+    first, second = Steps("a", [(9, failed(ExpertRejected))], SLOW), Steps("b", ["hang"])
     with pytest.raises(ExpertRejected):
         await ask(first, second, hedge=True)
     await ticks(3)
-    assert first.running == 0
+    assert second.running == 0
 
 
 scripts = st.lists(
