@@ -15,9 +15,9 @@ import orjson
 
 from coe.core import Api, Call, Reply, Standing, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
-from coe.experts import sse
 from coe.experts.aside import Aside
 from coe.experts.faults import Faults
+from coe.experts.translated import named, plain, says_something, written
 from coe.experts.translation import arguments
 from coe.experts.wire import WIRES, count
 from coe.registry import ExpertSpec
@@ -88,6 +88,10 @@ class LitellmExpert:
         if isinstance(error, ExpertError):
             return error
         status = getattr(error, "status_code", None)
+        told = str(getattr(error, "message", error)).partition("Traceback (most")[0]
+        reason = told.partition("Exception - ")[2] or told  # after litellm's own names of it
+        if isinstance(status, str):  # the code of an error that came under HTTP 200
+            return self.faults.failed("answered with an error", reason)
         if not isinstance(status, int):
             garbage = self.faults.garbage(f"something that litellm cannot read ({type(error).__name__})")
             garbage.unhealthy = False  # as likely it was the client's body that litellm could not read
@@ -96,8 +100,6 @@ class LitellmExpert:
             return self.faults.late("did not answer in time")
         response = getattr(error, "response", None)
         headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
-        told = str(getattr(error, "message", error)).partition("Traceback (most")[0]
-        reason = told.partition("Exception - ")[2] or told  # after litellm's own names of it
         return self.faults.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
 
 
@@ -115,7 +117,7 @@ class _Plain:
     async def begin(self, given: dict[str, Any]) -> None:
         """Runs aside."""
         try:
-            answer = _named(_plain(await _entries()[self._api](**given)), self._expert.name)
+            answer = named(plain(await _entries()[self._api](**given)), self._expert.name)
         except Exception as error:
             raise self._expert.fault(error, self._api) from None  # its traceback may hold the prompt
         if WIRES[self._api].answer not in answer:
@@ -145,7 +147,9 @@ class _Streamed:
         self._source: Any = None
         self._first = b""
         self._left = False
+        self._said = False
         self._whole = False
+        self._ended = False
         options = call.fields.get("stream_options")
         self._counted = isinstance(options, dict) and options.get("include_usage") is True
         self.usage = Usage()
@@ -156,24 +160,23 @@ class _Streamed:
             self._source = aiter(await _entries()[self._call.api](**given))
         except Exception as error:
             raise self._expert.fault(error, self._call.api) from None
-        saying = False
-        while not (saying or self._left) and (piece := await self._next()):
-            self._first += piece
-            saying = sse.first_event(piece, preamble=self._wire.preamble) is not None
+        while not (self._said or self._left or self._ended):
+            self._first += await self._next()
         if self._left:  # litellm may lose a cancellation and go on; nobody else will close what it opened
             await _close(self._source)
-        elif not saying:
+        elif not (
+            self._said or self.usage.input_tokens
+        ):  # an answer that has come, be it empty, has its prompt counted
             raise self._expert.faults.broken("ended the stream before the first event")
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         yield self._first
         try:
-            while True:
+            while not self._ended:
                 async with asyncio.timeout(self._call.piece_timeout):
                     piece = await _aside().run(self._next())
-                if not piece:
-                    break
-                yield piece
+                if piece:
+                    yield piece
         except TimeoutError:
             raise self._expert.faults.late(f"fell silent for {self._call.piece_timeout:g} s") from None
         self._source = None
@@ -195,49 +198,24 @@ class _Streamed:
         """The next event that the client is to see, nothing at the end. Runs aside."""
         try:
             async for item in self._source:
-                if piece := self._event(_plain(item)):
+                if piece := self._event(named(plain(item), self._expert.name)):
                     return piece
         except Exception as error:
             raise self._expert.fault(error, self._call.api) from None
+        self._ended = True
         return b""
 
     def _event(self, event: dict[str, Any]) -> bytes:
-        data = orjson.dumps(_named(event, self._expert.name))
-        piece = _written(event, data)
+        piece = written(event)
         if told := self._wire.failure(piece):
-            raise self._expert.faults.failed("failed in mid-answer", told)
+            where = "failed in mid-answer" if self._said else "answered with an error"
+            raise self._expert.faults.failed(where, told)
         for tokens in self._wire.usages(piece):
             count(self.usage, tokens)
+        self._said = self._said or says_something(event)
         self._whole = self._whole or self._wire.done(piece) or self._wire.finished(piece)
         hidden = self._call.api == "chat" and not self._counted and not event.get("choices")
         return b"" if hidden else piece
-
-
-def _written(event: dict[str, Any], data: bytes) -> bytes:
-    kind = event.get("type")
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data) if isinstance(kind, str) else b"data: %b\n\n" % data
-
-
-def _plain(item: Any) -> dict[str, Any]:
-    """What litellm gives (a pydantic model, a mapping or an event's bytes) as JSON's own types."""
-    if isinstance(item, bytes):
-        item = orjson.loads(item.partition(b"data:")[2])
-    elif not isinstance(item, dict):
-        item = item.model_dump(mode="json", exclude_none=True, warnings=False)
-    for choice in item.get("choices", ()):  # OpenAI writes these two also where they are null
-        choice.setdefault("finish_reason", None)
-        if "message" in choice:
-            choice["message"].setdefault("content", None)
-    plain: dict[str, Any] = item
-    return plain
-
-
-def _named(answer: dict[str, Any], name: str) -> dict[str, Any]:
-    """The client knows the expert by its name."""
-    for place in (answer, answer.get("response"), answer.get("message")):
-        if isinstance(place, dict) and "model" in place:
-            place["model"] = name
-    return answer
 
 
 async def _close(source: Any) -> None:

@@ -145,7 +145,14 @@ async def test_silence_in_mid_answer_is_not_waited_for(serving: Serving) -> None
         await whole(serving("stalls"), call(stream=True, piece=0.1))
 
 
-@pytest.mark.parametrize("model", ["text:<html>", "text:[]", "half"])
-async def test_nonsense_is_no_answer(serving: Serving, model: str) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("model", ["text:<html>", "text:[]", 'text:{"error":{"message":"no quota"}}', "half"])
+async def test_nonsense_is_no_answer(serving: Serving, model: str, stream: bool) -> None:
     with pytest.raises(ExpertError):
-        await whole(serving(model), call())
+        await whole(serving(model), call(stream=stream))
+
+
+@pytest.mark.parametrize("text", ["", ": ping\n\n"])
+async def test_a_stream_without_an_event_is_no_answer(serving: Serving, text: str) -> None:
+    with pytest.raises(ExpertError):
+        await whole(serving(f"stream-text:{text}"), call(stream=True))

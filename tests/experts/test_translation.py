@@ -1,0 +1,95 @@
+"""Messages and Responses for a server that speaks chat alone: what is asked of it, and what its streams become."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.core import Call
+from coe.errors import ExpertUnavailable
+from coe.experts.litellm import LitellmExpert
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore"),  # litellm works in a thread: a warning must not be an exception amid it
+]
+APIS = ("messages", "responses")
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
+PROMPTS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": [{"role": "user", "content": "hi"}]},
+    "responses": {"input": "hi"},
+}
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+async def pieces(server: FaultyServer, api: Any, model: str, *, stream: bool = True, **fields: Any) -> list[bytes]:
+    """The answer of a server that behaves as the model's name says."""
+    declared = {"name": "clever", "model": model, "runtime": "external", "base_url": server.url}
+    expert = LitellmExpert(ExpertSpec.model_validate(declared), Endpoint(server.url, model))
+    reply = await expert.stream(
+        Call({"model": "auto", "stream": stream, **PROMPTS[api], **fields}, stream, 60, 60, api)
+    )
+    try:
+        return [piece async for piece in reply.pieces()]
+    finally:
+        await reply.aclose()
+
+
+async def streamed(server: FaultyServer, api: Any, *chunks: bytes, **fields: Any) -> list[dict[str, Any]]:
+    """The events that these chunks of chat become."""
+    answer = b"".join(await pieces(server, api, f"stream-text:{b''.join(chunks).decode()}", **fields))
+    return [orjson.loads(line[6:]) for line in answer.splitlines() if line.startswith(b"data: {")]
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "model",
+    ["text:<html>please log in</html>", 'text:{"error":{"message":"no quota","code":"quota"}}', "stream-text:"],
+)
+async def test_a_stream_without_an_answer_is_broken_and_not_an_empty_answer(
+    server: FaultyServer, api: str, model: str
+) -> None:
+    with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
+        await pieces(server, api, model)
+    assert broken.value.unhealthy
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_an_error_in_place_of_a_plain_answer_tells_of_the_servers_health(server: FaultyServer, api: str) -> None:
+    with pytest.raises(ExpertUnavailable, match="no quota") as refused:
+        await pieces(server, api, 'text:{"error":{"message":"no quota","code":"insufficient_quota"}}', stream=False)
+    assert refused.value.unhealthy
+
+
+@pytest.mark.parametrize("opening", [ROLE, b""])
+@pytest.mark.parametrize(("api", "last"), [("messages", "message_stop"), ("responses", "response.completed")])
+async def test_an_answer_that_is_truly_empty_is_one(server: FaultyServer, api: str, last: str, opening: bytes) -> None:
+    assert [event["type"] for event in await streamed(server, api, opening, LAST, DONE)][-1] == last
+
+
+@pytest.mark.parametrize(
+    ("api", "said"), [("messages", b'"type":"thinking"'), ("responses", b'"type":"reasoning"')], ids=APIS
+)
+async def test_the_first_thing_said_is_not_held_back_be_it_a_thought(
+    server: FaultyServer, api: Any, said: bytes
+) -> None:
+    thought = b'data: {"choices":[{"delta":{"reasoning_content":"Hm."},"finish_reason":null}]}\n\n'
+    first, *_ = await pieces(server, api, f"stream-text:{(ROLE + thought + CHUNK % b'm' + LAST + DONE).decode()}")
+    assert said in first
+    assert b'"hi"' not in first
+    first, *rest = await pieces(server, api, "no-done")
+    assert b'"hi"' in first
+    assert rest
