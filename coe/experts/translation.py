@@ -27,10 +27,11 @@ FIELDS: Mapping[Api, frozenset[str]] = {api: frozenset(names.split()) for api, n
 """litellm takes its own settings (api_base, mock_response, fallbacks and many more) from the same arguments: a field
 that is not of the API must never reach it, or a client could send the expert's key to an address of its own."""
 
+_LOGPROBS = "message.output_text.logprobs"
 _KEPT_STATE = ("previous_response_id", "conversation", "prompt")
 _TOOLS = (None, "function", "custom")
 _SHAPES: Mapping[str, Mapping[str, type]] = {
-    "responses": {"tools": list, "reasoning": dict, "text": dict},
+    "responses": {"tools": list, "reasoning": dict, "text": dict, "include": list},
     "messages": {"tools": list, "tool_choice": dict, "thinking": dict, "stop_sequences": list},
 }
 """What litellm would stumble over, as if the expert had answered nonsense."""
@@ -48,14 +49,14 @@ def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     _check_tools(call.fields, spec)
     if call.api == "messages":
         _check_blocks(call.fields["messages"], spec)
+    if call.api == "responses":
+        _check_logprobs(call.fields, spec)
     wire, known = WIRES[call.api], FIELDS[call.api]
     said = {name: call.fields[name] for name in known & call.fields.keys()}
     found = {**unsaid(wire.defaults(spec.parameters), said), **said}
     if call.api == "messages":
         found.setdefault("max_tokens", MAX_TOKENS)
-        config = call.fields.get("output_config")
-        if isinstance(config, dict) and config.get("format"):
-            found["output_format"] = config["format"]
+        found |= _in_other_words(call.fields)
     if spec.system_prompt:
         found |= wire.prompted(found, spec.system_prompt)
     if call.api == "chat" and call.stream:
@@ -102,6 +103,25 @@ def _check_blocks(messages: Sequence[Any], spec: ExpertSpec) -> None:
             if kind == "document" and (not isinstance(source, dict) or source.get("type") != "base64"):
                 told = f"expert {spec.name!r} is given documents as base64 alone: send {where} as a block of type text"
                 raise _unsupported(told, f"{where}.source.type")
+
+
+def _check_logprobs(fields: Mapping[str, Any], spec: ExpertSpec) -> None:
+    """litellm's translation has no place for them in its answers; a provider it may ask in the provider's own API."""
+    included = _LOGPROBS in (fields.get("include") or ())
+    name = "top_logprobs" if fields.get("top_logprobs") else "include" if included else ""
+    if name and spec.runtime != "litellm":
+        raise _unsupported(f"expert {spec.name!r} gives logprobs in chat completions alone: leave {name} out", name)
+
+
+def _in_other_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Messages request says in words that litellm does not know."""
+    found: dict[str, Any] = {}
+    config, choice = fields.get("output_config"), fields.get("tool_choice") or {}
+    if isinstance(config, dict) and config.get("format"):
+        found["output_format"] = config["format"]
+    if fields.get("tools") and choice.get("disable_parallel_tool_use"):  # without tools OpenAI refuses the field
+        found["parallel_tool_calls"] = False
+    return found
 
 
 def _unsupported(message: str, param: str) -> InvalidRequest:

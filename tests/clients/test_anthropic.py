@@ -77,6 +77,17 @@ def test_tools_are_called_and_answered(client: anthropic.Anthropic, model: str, 
     assert [call.input for call in streamed] == [call.input for call in calls]
 
 
+@pytest.mark.parametrize("kind", ["auto", "any"])
+def test_one_tool_at_a_time_is_asked_for_in_chats_words_too(
+    client: anthropic.Anthropic, upstream: ModelServer, kind: Any
+) -> None:
+    choice: Any = {"type": kind, "disable_parallel_tool_use": True}
+    message = client.messages.create(model="chatty", max_tokens=50, messages=HI, tools=[WEATHER], tool_choice=choice)
+    assert [block.input for block in message.content if block.type == "tool_use"] == [{"city": CITIES[0]}]
+    client.messages.create(model="chatty", max_tokens=50, messages=HI, tools=[WEATHER], tool_choice={"type": kind})
+    assert "parallel_tool_calls" not in upstream.seen[-1][1]
+
+
 def test_a_translated_conversation_goes_on_after_its_tools(client: anthropic.Anthropic, upstream: ModelServer) -> None:
     asked = client.messages.create(model="chatty", max_tokens=50, messages=HI, tools=[WEATHER])
     results: Any = [

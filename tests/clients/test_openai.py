@@ -205,6 +205,19 @@ def test_a_translated_response_with_kept_state_or_foreign_tools_is_refused(clien
         client.responses.create(model="chatty", input="hi", reasoning="high")  # type: ignore[arg-type]
 
 
+def test_logprobs_that_a_translated_response_would_lose_are_refused(
+    client: openai.OpenAI, upstream: ModelServer
+) -> None:
+    before = len(upstream.seen)
+    for name, value in (("top_logprobs", 2), ("include", ["message.output_text.logprobs"])):
+        with pytest.raises(openai.BadRequestError, match=f"leave {name} out") as told:
+            client.responses.create(**{"model": "chatty", "input": "hi", name: value})  # type: ignore[call-overload]
+        assert told.value.param == name
+    assert len(upstream.seen) == before
+    fields: Any = {"top_logprobs": 0, "include": ["reasoning.encrypted_content"]}
+    assert client.responses.create(model="chatty", input="hi", **fields).output_text == REPLY
+
+
 def test_legacy_completions_are_answered_by_who_speaks_them(client: openai.OpenAI) -> None:
     assert client.completions.create(model="auto", prompt="The capital").choices[0].text == REPLY
     with client.completions.create(model="native", prompt="The capital", stream=True) as stream:
