@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PSEUDO_COUNT = 10.0
-"""Strength of the pull towards the additive estimate, in prompts; between 3 and 30 it hardly matters (docs/log.md)."""
+"""Strength of the pull towards the additive estimate, in prompts, where no scores tell it (`fit_pseudo_count`)."""
 BACKFITS = 30
 
 

@@ -30,7 +30,7 @@ from coe.mapping import (
     sweep,
 )
 from coe.registry import Registry, load
-from coe.scoring import tabulate_softly
+from coe.scoring import fit_pseudo_count, tabulate_softly
 from coe.settings import Settings
 
 ASSIGNMENT = "assignment.json"
@@ -110,9 +110,11 @@ def basis_of(settings: Settings, registry: Registry, folder: Path, *, deviations
         registry.category_names, registry.expert_names, member.astype(np.float64), data.scores[:, columns]
     )
     weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
-    problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
+    count = fit_pseudo_count(data.categories, data.scores[:, columns])
+    quality = table.lower(deviations=deviations, pseudo_count=count)
+    problem = declared_problem(registry, table, quality=quality, weights=weights)
     traffic = _traffic(settings, problem, data.prompts)
-    return Basis(problem, table, traffic, deviations, f"{len(data.prompts)} prompts of {folder.name}")
+    return Basis(problem, table, traffic, deviations, f"{len(data.prompts)} prompts of {folder.name}", count)
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:

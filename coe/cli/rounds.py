@@ -23,6 +23,7 @@ from coe.learning.one_job import Assure, only_job
 from coe.learning.probe_parts import probe_parts
 from coe.learning.quality import read_quality
 from coe.learning.reading import Logs, open_logs
+from coe.learning.refit import Weighting
 from coe.learning.retrain import Current, Probes, Round, retrain
 from coe.learning.round_files import keep_report, write_report
 from coe.learning.round_report import round_report
@@ -30,7 +31,7 @@ from coe.learning.round_state import STATE, Rounds, read_rounds, write_rounds
 from coe.learning.tenure import Tenure
 from coe.mapping import Basis
 from coe.registry import Registry, load
-from coe.scoring import ScoreTable
+from coe.scoring import ScoreTable, fit_pseudo_count
 from coe.settings import Settings
 from coe.shared_artifacts import RedisArtifacts, mirror
 from coe.thrift import relative_use
@@ -134,6 +135,7 @@ def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experie
         plan=plan,
         probes=measured.probes,
         base=measured.table,
+        weighting=measured.weighting,
         guarded=registry.category_names,
     )
     report = round_report(found, current, experience=gathered.experience, left_out=gathered.left_out)
@@ -150,6 +152,7 @@ class _Measured:
     digest: str
     table: ScoreTable | None = None
     probes: Probes | None = None
+    weighting: Weighting = field(default_factory=Weighting)
 
 
 def _measured(job: Job, folder: Path | None) -> _Measured:
@@ -164,7 +167,9 @@ def _measured(job: Job, folder: Path | None) -> _Measured:
         posteriors=lambda texts: np.stack([found.probabilities for found in router.predict(texts)]),
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
-    return _Measured(hashlib.sha256(contents).hexdigest(), table, probes)
+    columns = [data.models.index(name) for name in job.registry.expert_names]
+    pulled = Weighting(pseudo_count=fit_pseudo_count(data.categories, data.scores[:, columns]))
+    return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, pulled)
 
 
 def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:

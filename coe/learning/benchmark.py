@@ -23,7 +23,7 @@ from coe.scoring import fit_pseudo_count, tabulate_prompts
 SEEDS = (0, 1, 2, 3, 4)
 TRAIN_SHARE = 0.7
 FEWEST = 8
-"""Training prompts below which a category is not learnt by itself but joins the general one."""
+"""Different training prompts below which a label is not learnt by itself but joins its category, or the general one."""
 TIMED = 200
 """Prompts whose routing time is measured."""
 
@@ -113,8 +113,12 @@ def _learn(
 ) -> tuple[Router, Assignment]:
     """A router for the categories of the training part and the assignment over them, as `coe train` and `coe plan`
     make them."""
-    labels = _learnable([data.categories[i] for i in train])
-    pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
+    prompts = [data.prompts[i] for i in train]
+    labels = _learnable(prompts, [data.categories[i] for i in train], [data.coarse[i] for i in train if data.coarse])
+    if len(set(labels) - {""}) < 2:
+        told = f"{data.benchmark}: fewer than two categories have {FEWEST} different prompts to learn from"
+        raise DataError(f"{told}; score more prompts, or sort them into fewer categories")
+    pairs = list(zip(prompts, labels, strict=True))
     router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
@@ -123,12 +127,22 @@ def _learn(
     return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength)))
 
 
-def _learnable(labels: Sequence[str]) -> list[str]:
-    """Labels with the rare ones joined to the general category, or "" where even that stays rare."""
-    count = Counter(labels)
-    joined = [label if count[label] >= FEWEST else GENERAL for label in labels]
-    enough = Counter(joined)[GENERAL] >= FEWEST
-    return [label if label != GENERAL or enough else "" for label in joined]
+def _learnable(prompts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
+    """Labels with the rare ones joined to their coarse category, where that is rare to the general one, and "" where
+    even that is."""
+    found, general = list(labels), [GENERAL] * len(labels)
+    for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
+        count = _different(prompts, found)
+        found = [label if count[label] >= FEWEST else other for label, other in zip(found, wider, strict=True)]
+    return found
+
+
+def _different(prompts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
+    """How many different prompts each label has; one under two labels teaches neither."""
+    known: dict[str, set[str]] = {}
+    for prompt, label in zip(prompts, labels, strict=True):
+        known.setdefault(prompt.strip(), set()).add(label)
+    return Counter(label for found in known.values() if len(found) == 1 for label in found)
 
 
 def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

@@ -22,6 +22,7 @@ class Quality:
 
     `scores` has shape (n_prompts, n_models), 0 to 1, nothing missing; `active_b` (n_models,) is in billions of
     parameters, NaN where it is not public. `left_out` counts prompts that lack a score of some model of the pool.
+    `coarse` are the wider categories of prompts that have a label beside them, "" where one has none, () where none do.
     """
 
     benchmark: str
@@ -31,6 +32,7 @@ class Quality:
     scores: NDArray[np.float64]
     active_b: NDArray[np.float64]
     left_out: int
+    coarse: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -70,7 +72,7 @@ def read_quality(
         worst = max(gaps, key=lambda model: gaps[model])
         raise DataError(f"{scores.path}: no prompt has a score of every model; {worst} lacks {gaps[worst]}")
     kept = np.flatnonzero(whole).tolist()
-    texts, categories = prompts.texts("prompt"), _categories(prompts)
+    texts, categories, coarse = prompts.texts("prompt"), _categories(prompts), prompts.texts("category")
     return Quality(
         benchmark=name,
         prompts=tuple(texts[i] for i in kept),
@@ -79,6 +81,7 @@ def read_quality(
         scores=matrix[whole],
         active_b=np.array([active_b.get(model, np.nan) for model in models]),
         left_out=len(whole) - len(kept),
+        coarse=tuple(coarse[i] for i in kept),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -58,6 +59,21 @@ def test_the_better_expert_gets_the_category_and_a_pin_stands(config: Path) -> N
     assert chosen(config)["general"] == "small"
     config.write_text(DECLARED.replace("{general: small}", "{general: small, code: small}"))
     assert chosen(config)["code"] == "small"
+
+
+def test_where_categories_tell_nothing_of_experts_the_best_one_gets_them_all(config: Path) -> None:
+    rng, names = np.random.default_rng(0), [f"topic{number}" for number in range(20)]
+    skill = {"small": 0.5, "large": 0.6}
+    declared = ", ".join(f"{{name: {name}, description: d}}" for name in names)
+    config.write_text(DECLARED.replace("categories: [", f"categories: [{declared}, "))
+    prompts, scores = [], []
+    for number in range(200):
+        one = {"benchmark": "own", "prompt_id": str(number)}
+        prompts.append({**one, "prompt": f"question {number}", "category": names[number % 20], "label": ""})
+        scores += [{**one, "model": name, "score": int(rng.random() < chance)} for name, chance in skill.items()]
+    (config.parent / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (config.parent / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    assert {chosen(config)[name] for name in names} == {"large"}
 
 
 def test_a_budget_is_kept_and_its_price_told(config: Path) -> None:

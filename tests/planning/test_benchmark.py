@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,36 @@ def test_a_category_too_rare_to_learn_does_not_reach_the_router(tmp_path: Path) 
     report = benchmark(made_up(rare=4), train_router=train, encode=encode, work=tmp_path)
     assert seen == [{"code", "law"}] * 5
     assert report["prompts"] == 404
+
+
+def learnt(data: Quality, work: Path) -> set[str]:
+    """The categories that a router is trained on."""
+    seen: set[str] = set()
+
+    def train(pairs: Sequence[tuple[str, str]], folder: Path) -> FirstWord:
+        seen.update(category for _, category in pairs)
+        return FirstWord(pairs)
+
+    benchmark(data, train_router=train, encode=encode, work=work, seeds=(0,))
+    return seen
+
+
+def test_a_rare_label_joins_its_category_before_the_general_one(tmp_path: Path) -> None:
+    data = made_up(rare=30)
+    labels = tuple(f"tag {number}" if name == "rare" else name for number, name in enumerate(data.categories))
+    assert learnt(replace(data, categories=labels), tmp_path / "none") == {"code", "law", "general"}
+    coarse = tuple("wide" if name == "rare" else "other" for name in data.categories)
+    assert learnt(replace(data, categories=labels, coarse=coarse), tmp_path / "some") == {"code", "law", "wide"}
+
+
+def test_prompts_that_teach_nothing_do_not_make_a_category(tmp_path: Path) -> None:
+    data = made_up(rare=60)
+    same = ("hello",) * 30 + ("bye",) * 30
+    prompts = (*data.prompts[:400], *same)
+    assert learnt(replace(data, prompts=prompts), tmp_path / "same") == {"code", "law"}
+    law = tuple("law" if name == "code" else name for name in data.categories)
+    with pytest.raises(DataError, match="made up: fewer than two categories have 8 different prompts"):
+        learnt(replace(data, prompts=prompts, categories=law), tmp_path / "one")
 
 
 def test_prompts_are_embedded_once(tmp_path: Path) -> None:
