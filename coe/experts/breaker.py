@@ -34,7 +34,7 @@ class Breaker:
     """
 
     __slots__ = ("_clock", "_closed_at", "_cool_down", "_era", "_failed_at", "_open", "_rest", "_streak", "_trial",
-                 "_until", "_window", "calm")  # fmt: skip
+                 "_tried", "_until", "_window", "calm")  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -42,6 +42,7 @@ class Breaker:
         self._era = 0
         self._until = 0.0
         self._trial = False
+        self._tried = _NEVER
         self._rest = 0.0
         self._cool_down = COOL_DOWN / 2
         self._closed_at = clock()
@@ -63,13 +64,16 @@ class Breaker:
         """Whether a request may begin now."""
         if self.calm:
             return True
-        if self._open:
-            return not self._trial and now >= self._until and now >= self._rest
-        return now >= self._rest
+        return now >= self._rest and not (self._open and now < self._next_trial())
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may begin, as far as time alone decides: 0 while a trial is under way."""
-        return max(self._rest - now, self._until - now if self._open else 0.0, 0.0)
+        """Seconds until a request may begin, unless a trial decides it before."""
+        return max(self._rest - now, self._next_trial() - now if self._open else 0.0, 0.0)
+
+    def _next_trial(self) -> float:
+        """When the next one is due. One that is under way keeps others off for a cool-down, not until it ends: the
+        first piece of a plain answer is its last, and healthy servers take minutes over some."""
+        return self._tried + self._cool_down if self._trial else self._until
 
     def shaken(self, now: float) -> bool:
         """Whether it failed within the last second and did not answer since: where there is a choice another server is
@@ -78,7 +82,8 @@ class Breaker:
 
     def begin(self) -> int:
         """A request goes out (`ready` said it may)."""
-        self._trial = self._open
+        if self._open:
+            self._trial, self._tried = True, self._clock()
         return self._era
 
     def answered(self, era: int) -> None:
@@ -124,7 +129,7 @@ class Breaker:
 
     def hurry(self) -> None:
         """A sign of life: the trial may come now. Only a real answer closes the breaker."""
-        self._until = 0.0
+        self._until, self._trial = 0.0, False
 
     def _trip(self, now: float) -> None:
         fresh = not self._open and now - self._closed_at >= STEADY

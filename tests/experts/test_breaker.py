@@ -107,6 +107,30 @@ def test_a_trial_that_is_given_up_leaves_the_next_one_free() -> None:
     assert breaker.state == "half_open"
 
 
+def test_a_trial_that_takes_its_time_keeps_others_off_for_one_cool_down_alone() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    clock.now += COOL_DOWN
+    long = breaker.begin()
+    assert not breaker.ready(clock.now)
+    assert breaker.wait(clock.now) == COOL_DOWN
+    clock.now += COOL_DOWN
+    assert breaker.ready(clock.now)
+    breaker.answered(breaker.begin())
+    assert breaker.state == "closed"
+    breaker.succeeded(long)
+    assert breaker.state == "closed"
+
+
+def test_a_sign_of_life_does_not_wait_for_a_trial_that_hangs() -> None:
+    breaker, clock = breaker_of()
+    fail(breaker, STREAK)
+    clock.now += COOL_DOWN
+    breaker.begin()
+    breaker.hurry()
+    assert breaker.ready(clock.now)
+
+
 def test_outcomes_of_requests_from_before_it_opened_are_stale() -> None:
     breaker, clock = breaker_of()
     early = [breaker.begin() for _ in range(3)]
