@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from coe.core import Api, Usage
 from coe.experts import sse
@@ -12,6 +12,8 @@ from coe.experts import sse
 Fields = Mapping[str, Any]
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """Names of what bounds an answer's tokens."""
+MOST_TOKENS = 2**48
+"""In one answer; more than that no log has a place for once it is added up."""
 
 _RESPONSES_PREAMBLE = sse.Types("response.created", "response.queued", "response.in_progress")
 _RESPONSES_END = sse.Types("response.completed", "response.incomplete")
@@ -66,12 +68,17 @@ def count(usage: Usage, told: Any) -> None:
     if not isinstance(told, dict):
         return
     given = told.get("prompt_tokens", told.get("input_tokens"))
-    if isinstance(given, int):
+    if _is_count(given):
         cached = (told.get("cache_creation_input_tokens"), told.get("cache_read_input_tokens"))
-        usage.input_tokens = given + sum(part for part in cached if isinstance(part, int))
+        usage.input_tokens = given + sum(part for part in cached if _is_count(part))
     made = told.get("completion_tokens", told.get("output_tokens"))
-    if isinstance(made, int):
+    if _is_count(made):
         usage.output_tokens = made
+
+
+def _is_count(told: Any) -> TypeGuard[int]:
+    """Servers say -1 where they do not know, and anything else by mistake; a sum of that would fall."""
+    return type(told) is int and 0 <= told <= MOST_TOKENS
 
 
 def _joined(prompt: str, own: Any) -> Any:

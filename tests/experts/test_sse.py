@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe.core import Usage
 from coe.experts.sse import EventBuffer, before, done, error, finished, first_event, usage
-from coe.experts.wire import with_system_prompt
+from coe.experts.wire import count, with_system_prompt
 
 
 @given(st.lists(st.sampled_from(["data: {}", ": note", "event: x\ndata: 1", "data: ü\r\ndata: 2"])), st.data())
@@ -69,3 +70,13 @@ def test_a_system_prompt_joins_the_clients_own(messages: list[dict[str, object]]
     before = [dict(message) for message in messages]
     assert [message["content"] for message in with_system_prompt(messages, "P")] == contents
     assert messages == before
+
+
+@pytest.mark.parametrize("told", [-1, True, 1.5, "7", None, 2**63])
+def test_what_is_no_count_of_tokens_is_not_believed(told: object) -> None:
+    tokens = Usage()
+    count(tokens, {"prompt_tokens": 3, "completion_tokens": 4})
+    count(tokens, {"prompt_tokens": told, "completion_tokens": told})
+    assert (tokens.input_tokens, tokens.output_tokens) == (3, 4)
+    count(tokens, {"input_tokens": 5, "cache_read_input_tokens": told, "output_tokens": 0})
+    assert (tokens.input_tokens, tokens.output_tokens) == (5, 0)
