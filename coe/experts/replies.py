@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from coe.core import Usage
-from coe.experts import sse
+from coe.experts import lenient, sse
 from coe.experts.client import Response
 from coe.experts.faults import Faults
 from coe.experts.wire import Wire, count
@@ -43,7 +43,7 @@ class Echo:
         """A whole answer with the name at its top: a tool's arguments may have a `model` of their own."""
         if body.count(b'"model"') < 2:
             return self.in_events(body)
-        return orjson.dumps({**answer, "model": self._ours}) if answer.get("model") == self._theirs else body
+        return lenient.dumps({**answer, "model": self._ours}) if answer.get("model") == self._theirs else body
 
 
 class Plain:
@@ -68,17 +68,17 @@ class Plain:
             size += len(chunk)
             if size > MAX_ANSWER:
                 raise self._faults.garbage("an answer longer than it may be")
-        self._body = b"".join(chunks)
+        body = b"".join(chunks)
         try:
-            answer = orjson.loads(self._body)
-        except orjson.JSONDecodeError:
+            answer = lenient.loads(body)
+        except ValueError:
             raise self._faults.garbage("something that is not JSON") from None
         if isinstance(answer, dict) and answer.get("error"):
             raise self._faults.failed("answered with an error", answer)
         if not isinstance(answer, dict) or self._wire.answer not in answer:
             raise self._faults.garbage(f"JSON without {self._wire.answer}")
         count(self.usage, answer.get("usage"))
-        self._body = self._echo.in_answer(self._body, answer)
+        self._body = self._echo.in_answer(body, answer)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         yield self._body

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import orjson
+from coe.experts import lenient
 
 DONE = b"data: [DONE]\n\n"
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -75,7 +75,7 @@ def first_event(events: bytes, *, preamble: Types = NO_TYPES) -> Any:
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-            event = orjson.loads(data)
+            event = lenient.loads(data)
             if not preamble.fits(event):
                 return event
     return None
@@ -129,8 +129,8 @@ def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.startswith(b"data:") and word in line:
             try:
-                found = orjson.loads(line[5:])
-            except orjson.JSONDecodeError:
+                found = lenient.loads(line[5:])
+            except ValueError:
                 continue
             if isinstance(found, dict):
                 yield found

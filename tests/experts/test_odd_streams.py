@@ -1,0 +1,69 @@
+"""Event streams that are valid though few servers write them so, and answers that are not quite what was asked for."""
+
+from typing import Any
+
+import pytest
+
+from coe.core import Api
+from coe.errors import ExpertGarbage
+from coe.experts.faults import Faults
+from coe.experts.replies import Echo, Plain, Streamed
+from coe.experts.wire import WIRES
+from tests.experts.faulty_server import DONE, LAST
+
+pytestmark = pytest.mark.anyio
+UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
+
+
+class Pieces:
+    """An answer that comes in these."""
+
+    at_end, length = True, None
+
+    def __init__(self, *pieces: bytes, media_type: str = "text/event-stream") -> None:
+        self._pieces = list(pieces)
+        self.media_type = media_type
+
+    async def piece(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def streamed(*pieces: bytes, api: Api = "chat", **response: str) -> Streamed:
+    answer: Any = Pieces(*pieces, **response)
+    echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
+    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, piece_timeout=5.0)
+
+
+def plain(*pieces: bytes, api: Api = "chat") -> Plain:
+    answer: Any = Pieces(*pieces, media_type="application/json")
+    return Plain(answer, wire=WIRES[api], faults=Faults("clever", key=""), echo=Echo(theirs="m", ours="clever"))
+
+
+async def relayed(reply: Streamed | Plain) -> bytes:
+    await reply.begin()
+    body = b"".join([piece async for piece in reply.pieces()])
+    await reply.aclose()
+    return body
+
+
+async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:
+    body = b'{"model": "m", "choices": [{"logprobs": [NaN, -Infinity]}], "usage": {"prompt_tokens": 2, "n": NaN}}'
+    reply = plain(body[:20], body[20:])
+    assert await relayed(reply) == body.replace(b'"m"', b'"clever"')
+    assert reply.usage.input_tokens == 2
+    assert await relayed(streamed(UNSURE, LAST + DONE)) == UNSURE + LAST + DONE
+
+
+async def test_a_renamed_answer_keeps_what_is_no_json() -> None:
+    body = b'{"model":"m","content":[{"input":{"model":"m"},"odd":[NaN,-Infinity,"\\ud800"]}]}'
+    assert await relayed(plain(body, api="messages")) == body.replace(b'"model":"m"', b'"model":"clever"', 1)
+
+
+@pytest.mark.parametrize("body", [b"NaN", b"[" * 100_000, b'{"choices": [NaN}', b"\xff\xfe{", b""])
+async def test_what_no_reader_takes_is_garbage(body: bytes) -> None:
+    with pytest.raises(ExpertGarbage):
+        await plain(body).begin()
