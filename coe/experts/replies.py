@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
@@ -19,6 +19,8 @@ MAX_ANSWER = 64 * 2**20
 """Bytes of a plain (not streamed) answer."""
 MAX_PREAMBLE = 2**20
 """Bytes of an event stream until the first event that says something."""
+MAX_ERROR = 2**16
+"""Bytes of an error that comes where an event stream was asked for."""
 LONGEST_FIELD_NAME = 64
 DRAIN = 0.05
 """Seconds to wait for the formal end of a stream, without which its connection cannot be used again."""
@@ -60,15 +62,9 @@ class Plain:
         self.usage = Usage()
 
     async def begin(self) -> None:
-        if (self._response.length or 0) > MAX_ANSWER:
+        body = await _whole(self._response, most=MAX_ANSWER)
+        if body is None:
             raise self._faults.garbage("an answer longer than it may be")
-        chunks, size = [], 0
-        while chunk := await self._response.piece():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_ANSWER:
-                raise self._faults.garbage("an answer longer than it may be")
-        body = b"".join(chunks)
         try:
             answer = lenient.loads(body)
         except ValueError:
@@ -113,8 +109,8 @@ class Streamed:
         self.usage = Usage()
 
     async def begin(self) -> None:
-        if self._response.media_type != "text/event-stream":
-            raise self._faults.garbage(f"{self._response.media_type} where an event stream was asked for")
+        if self._response.media_type != self.media_type:
+            await self._refuse()
         event = None
         while event is None and not self._done:  # comments keep a connection alive; they are no answer
             chunk = await self._response.piece()
@@ -130,6 +126,16 @@ class Streamed:
         if told := self._wire.failure(self._first):
             raise self._faults.failed("answered with an error", told)
         self._note(self._first)
+
+    async def _refuse(self) -> NoReturn:
+        """Servers send an error as JSON, with status 200, also where a stream was asked for."""
+        kind, answer = self._response.media_type, None
+        if kind == Plain.media_type:
+            with contextlib.suppress(ValueError):
+                answer = lenient.loads(await _whole(self._response, most=MAX_ERROR) or b"")
+        if isinstance(answer, dict) and answer.get("error"):
+            raise self._faults.failed("answered with an error", answer)
+        raise self._faults.garbage(f"{kind} where an event stream was asked for")
 
     def _event(self, events: bytes) -> Any:
         """The first event that says something, None while there is none."""
@@ -195,3 +201,16 @@ class Streamed:
         self._done = self._wire.done(events)
         for told in self._wire.usages(events):
             count(self.usage, told)
+
+
+async def _whole(response: Response, *, most: int) -> bytes | None:
+    """The body, None where it is longer than it may be."""
+    if (response.length or 0) > most:
+        return None
+    chunks, size = [], 0
+    while chunk := await response.piece():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > most:
+            return None
+    return b"".join(chunks)

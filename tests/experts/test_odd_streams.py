@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 
 from coe.core import Api
-from coe.errors import ExpertGarbage
+from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
 from coe.experts.faults import Faults
-from coe.experts.replies import Echo, Plain, Streamed
+from coe.experts.replies import MAX_ERROR, Echo, Plain, Streamed
 from coe.experts.wire import WIRES
-from tests.experts.faulty_server import DONE, LAST
+from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio
+FIRST = CHUNK % b"m"
+NAMED = CHUNK % b"clever"
 UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
 
 
@@ -67,3 +69,17 @@ async def test_a_renamed_answer_keeps_what_is_no_json() -> None:
 async def test_what_no_reader_takes_is_garbage(body: bytes) -> None:
     with pytest.raises(ExpertGarbage):
         await plain(body).begin()
+
+
+async def test_an_error_in_place_of_a_stream_is_told_in_the_servers_words() -> None:
+    error = b'{"error": {"message": "quota gone"}}'
+    with pytest.raises(ExpertUnavailable, match="answered with an error: quota gone"):
+        await streamed(error[:9], error[9:], media_type="application/json").begin()
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b"{", b"", b'{"choices": [], "error": null}', b'{"error": "' + b"x" * MAX_ERROR + b'"}']
+)
+async def test_what_is_neither_a_stream_nor_an_error_is_garbage(body: bytes) -> None:
+    with pytest.raises(ExpertError, match="application/json where an event stream was asked for"):
+        await streamed(body, media_type="application/json").begin()
