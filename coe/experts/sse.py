@@ -9,7 +9,8 @@ from typing import Any
 from coe.experts import lenient
 
 DONE = b"data: [DONE]\n\n"
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some write `"finish_reason":""` all along
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _BLANK = re.compile(rb"\r?\n\r?\n")
 _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
@@ -83,7 +84,7 @@ def first_event(events: bytes, *, preamble: Types = NO_TYPES) -> Any:
 
 def done(events: bytes) -> bool:
     """Whether the stream says that it is at its end."""
-    return events.startswith(b"data: [DONE]") or b"\ndata: [DONE]" in events
+    return b"[DONE]" in events and _DONE.search(events) is not None
 
 
 def error(events: bytes) -> Any:

@@ -52,6 +52,13 @@ async def relayed(reply: Streamed | Plain) -> bytes:
     return body
 
 
+async def test_a_stream_that_breaks_off_while_its_reason_to_finish_is_empty_is_no_whole_answer() -> None:
+    unfinished = FIRST.replace(b"null", b'""')
+    with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
+        await relayed(streamed(unfinished, unfinished))
+    assert await relayed(streamed(unfinished, LAST)) == unfinished.replace(b'"m"', b'"clever"') + LAST + DONE
+
+
 async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:
     body = b'{"model": "m", "choices": [{"logprobs": [NaN, -Infinity]}], "usage": {"prompt_tokens": 2, "n": NaN}}'
     reply = plain(body[:20], body[20:])

@@ -32,6 +32,11 @@ def test_an_event_without_end_is_bounded() -> None:
         buffer.feed(b"data: 123456789")
 
 
+def test_an_empty_reason_to_finish_finishes_nothing() -> None:
+    assert not finished(b'data: {"choices":[{"finish_reason": ""}]}\n\n')
+    assert finished(b'data: {"choices":[{"finish_reason": ""},{"finish_reason" : "length"}]}\n\n')
+
+
 def test_facts_are_read_from_events() -> None:
     last = b'data: {"choices":[{"finish_reason": "stop"}],"usage":{"prompt_tokens":1}}\n\n'
     assert finished(last)
@@ -41,6 +46,7 @@ def test_facts_are_read_from_events() -> None:
     assert error(b'data: {"choices":[]}\n\ndata: {"error":{"message":"x"}}\n\n') == {"error": {"message": "x"}}
     assert error(b'data: {"choices":[{"delta":{"content":"an \\"error\\""}}],"error":null}\n\n') is None
     assert done(b"data: 1\n\ndata: [DONE]\n\n: bye\n\n")
+    assert done(b"data:[DONE]\n\n")
     assert not done(b'data: {"content":"data: [DONE]"}\n\n')
     assert first_event(b": ping\ndata: [DONE]\n\n") is None
 
