@@ -111,18 +111,22 @@ class Streamed:
     async def begin(self) -> None:
         if self._response.media_type != self.media_type:
             await self._refuse()
-        event = None
+        first, event = bytearray(), None
         while event is None and not self._done:  # comments keep a connection alive; they are no answer
             chunk = await self._response.piece()
             if not chunk:
                 raise self._faults.broken("ended the stream before the first event")
             events = self._complete(chunk)
-            if not self._first:
-                events = events.lstrip(b"\r\n")
-            self._first += events
+            if not first:
+                events = events.lstrip(b"\n")
+            if not first and not events:
+                self._check_start()
             event = self._event(events)
-            if event is None and len(self._first) > MAX_PREAMBLE:
+            self._done = self._wire.done(events)
+            first += events
+            if event is None and len(first) > MAX_PREAMBLE:
                 raise self._faults.garbage("comments without end")
+        self._first = bytes(first)
         if told := self._wire.failure(self._first):
             raise self._faults.failed("answered with an error", told)
         self._note(self._first)
@@ -137,17 +141,19 @@ class Streamed:
             raise self._faults.failed("answered with an error", answer)
         raise self._faults.garbage(f"{kind} where an event stream was asked for")
 
+    def _check_start(self) -> None:
+        """Whether what there is of the first event is the beginning of one."""
+        rest = bytes(self._buffer.rest[: 2 * LONGEST_FIELD_NAME]).lstrip()
+        if len(rest) > LONGEST_FIELD_NAME and not rest.startswith(_EVENT_STARTS):
+            raise self._faults.garbage("something that is not an event stream")
+
     def _event(self, events: bytes) -> Any:
         """The first event that says something, None while there is none."""
-        rest = self._buffer.rest.lstrip()
-        if not self._first and len(rest) > LONGEST_FIELD_NAME and not rest.startswith(_EVENT_STARTS):
-            raise self._faults.garbage("something that is not an event stream")
         try:
-            event = sse.first_event(events.lstrip(b"\r\n"), preamble=self._wire.preamble) if events else None
+            said = events.lstrip(b"\n")
+            return sse.first_event(said, preamble=self._wire.preamble) if said else None
         except ValueError as error:
             raise self._faults.garbage(f"a broken event stream ({error})") from None
-        self._done = self._wire.done(events)
-        return event
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         yield self._echo.in_events(self._first)

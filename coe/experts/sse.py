@@ -19,32 +19,50 @@ _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
 class EventBuffer:
     """Feeds on chunks as they arrive and gives back complete events only, so that an error can be told between two.
 
-    Raises ValueError when an event is longer than `limit` bytes.
+    Lines may end in CR LF, LF or CR, as the standard has it; what is given back has LF. Raises ValueError when an event
+    is longer than `limit` bytes.
     """
 
-    __slots__ = ("_limit", "_rest")
+    __slots__ = ("_limit", "_returned", "rest")
 
     def __init__(self, *, limit: int = 16 * 2**20) -> None:
-        self._rest = b""
+        self.rest: bytes | bytearray = b""
+        """What came after the last complete event."""
         self._limit = limit
+        self._returned = False
 
     def feed(self, chunk: bytes) -> bytes:
         """All events completed by this chunk, one string; empty when none is."""
-        data = self._rest + chunk if self._rest else chunk
-        end = data.rfind(b"\n\n") + 2
-        if b"\r" in data:
-            end = max(end, data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0)
+        if self._returned or b"\r" in chunk:
+            chunk = self._with_newlines(chunk)
+        if not self.rest and chunk.endswith(b"\n\n"):  # nearly always
+            return chunk
+        end = chunk.rfind(b"\n\n") + 2
         if end == 1:  # rfind found nothing
-            end = 0
-        self._rest = data[end:]
-        if len(self._rest) > self._limit:
-            raise ValueError(f"an event is longer than {self._limit} bytes")
-        return data[:end]
+            end = int(chunk.startswith(b"\n") and self.rest.endswith(b"\n"))
+        if not end:
+            self._keep(chunk)
+            return b""
+        events, self.rest = b"".join((self.rest, chunk[:end])), chunk[end:]
+        return events
 
-    @property
-    def rest(self) -> bytes:
-        """What came after the last complete event."""
-        return self._rest
+    def _keep(self, chunk: bytes) -> None:
+        """A large event comes in thousands of chunks: neither copied nor searched again for each of them."""
+        if not self.rest:
+            self.rest = chunk
+        elif isinstance(self.rest, bytes):
+            self.rest = bytearray(self.rest) + chunk
+        else:
+            self.rest += chunk
+        if len(self.rest) > self._limit:
+            raise ValueError(f"an event is longer than {self._limit} bytes")
+
+    def _with_newlines(self, chunk: bytes) -> bytes:
+        """A CR ends its line at once, since the next byte may be long in coming; an LF that follows is part of it."""
+        if chunk:
+            chunk = chunk.removeprefix(b"\n") if self._returned else chunk
+            self._returned = chunk.endswith(b"\r")
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 class Types:

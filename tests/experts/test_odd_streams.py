@@ -52,6 +52,23 @@ async def relayed(reply: Streamed | Plain) -> bytes:
     return body
 
 
+def cut(whole: bytes) -> list[bytes]:
+    return [whole[at : at + 5] for at in range(0, len(whole), 5)]
+
+
+@pytest.mark.parametrize("blank", [b"\r\n\r\n", b"\n\r\n", b"\r\n\n", b"\r\r"])
+async def test_any_line_end_ends_a_line(blank: bytes) -> None:
+    sent = (FIRST + LAST + DONE).replace(b"\n\n", blank)
+    for pieces in ([sent], cut(sent)):
+        reply = streamed(*pieces)
+        assert await relayed(reply) == NAMED + LAST + DONE
+        assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+
+
+async def test_blank_lines_between_comments_are_no_fault() -> None:
+    assert (await relayed(streamed(b": hi\n\n", b"\n\n", FIRST, LAST + DONE))).endswith(NAMED + LAST + DONE)
+
+
 async def test_a_stream_that_breaks_off_while_its_reason_to_finish_is_empty_is_no_whole_answer() -> None:
     unfinished = FIRST.replace(b"null", b'""')
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):

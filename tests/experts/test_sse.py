@@ -9,27 +9,50 @@ from coe.experts.sse import EventBuffer, before, done, error, finished, first_ev
 from coe.experts.wire import count, with_system_prompt
 
 
-@given(st.lists(st.sampled_from(["data: {}", ": note", "event: x\ndata: 1", "data: ü\r\ndata: 2"])), st.data())
-def test_any_cut_of_the_bytes_gives_the_same_events(events: list[str], data: st.DataObject) -> None:
-    whole = "".join(f"{event}\n\n" for event in events).encode()
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+@given(
+    st.lists(st.sampled_from(["data: {}", ": note", "event: x\ndata: 1", "data: ü\ndata: 2"])),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.data(),
+)
+def test_any_cut_of_the_bytes_gives_the_same_events(events: list[str], end: str, data: st.DataObject) -> None:
+    whole = "".join(f"{event}\n\n" for event in events)
+    sent = whole.replace("\n", end).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
     buffer = EventBuffer()
-    pieces = [buffer.feed(whole[start:end]) for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    assert b"".join(pieces) == whole
+    pieces = [buffer.feed(sent[start:end]) for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    assert b"".join(pieces) == whole.encode()
     assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
     assert buffer.rest == b""
 
 
-def test_carriage_returns_end_events_too() -> None:
+def test_carriage_returns_end_events_too_and_at_once() -> None:
     buffer = EventBuffer()
-    assert buffer.feed(b"data: 1\r\n\r\ndata: 2\r\n") == b"data: 1\r\n\r\n"
-    assert buffer.feed(b"\r\n") == b"data: 2\r\n\r\n"
+    assert buffer.feed(b"data: 1\r\n\r\ndata: 2\r\n") == b"data: 1\n\n"
+    assert buffer.feed(b"\r") == b"data: 2\n\n"
+    assert buffer.feed(b"\ndata: 3\n\r\ndata: 4\r\r") == b"data: 3\n\ndata: 4\n\n"
+
+
+def test_a_large_event_is_gathered_without_being_copied_for_each_chunk() -> None:
+    buffer = EventBuffer()
+    buffer.feed(b"data: ")
+    buffer.feed(b"a")
+    gathered = buffer.rest
+    for _ in range(1000):
+        assert buffer.feed(b"b" * 100) == b""
+    assert buffer.rest is gathered
+    assert buffer.feed(b"\n") == b""
+    assert buffer.feed(b"\ndata") == b"data: a" + b"b" * 100_000 + b"\n\n"
+    assert buffer.rest == b"data"
 
 
 def test_an_event_without_end_is_bounded() -> None:
     buffer = EventBuffer(limit=10)
     with pytest.raises(ValueError, match="longer than 10 bytes"):
         buffer.feed(b"data: 123456789")
+    buffer = EventBuffer(limit=10)
+    buffer.feed(b"data: 1234")
+    with pytest.raises(ValueError, match="longer than 10 bytes"):
+        buffer.feed(b"5")
 
 
 def test_an_empty_reason_to_finish_finishes_nothing() -> None:
