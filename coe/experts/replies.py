@@ -24,6 +24,7 @@ MAX_ERROR = 2**16
 LONGEST_FIELD_NAME = 64
 DRAIN = 0.05
 """Seconds to wait for the formal end of a stream, without which its connection cannot be used again."""
+_BOM = b"\xef\xbb\xbf"
 _EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
@@ -104,6 +105,7 @@ class Streamed:
         self._piece_timeout = piece_timeout
         self._buffer = sse.EventBuffer()
         self._first = b""
+        self._folded = False
         self._finished = False
         self._done = False
         self.usage = Usage()
@@ -118,10 +120,10 @@ class Streamed:
                 raise self._faults.broken("ended the stream before the first event")
             events = self._complete(chunk)
             if not first:
-                events = events.lstrip(b"\n")
+                events = events.removeprefix(_BOM).lstrip(b"\n")
             if not first and not events:
                 self._check_start()
-            event = self._event(events)
+            event, events = self._event(events)
             self._done = self._wire.done(events)
             first += events
             if event is None and len(first) > MAX_PREAMBLE:
@@ -143,16 +145,21 @@ class Streamed:
 
     def _check_start(self) -> None:
         """Whether what there is of the first event is the beginning of one."""
-        rest = bytes(self._buffer.rest[: 2 * LONGEST_FIELD_NAME]).lstrip()
+        rest = bytes(self._buffer.rest[: 2 * LONGEST_FIELD_NAME]).removeprefix(_BOM).lstrip()
         if len(rest) > LONGEST_FIELD_NAME and not rest.startswith(_EVENT_STARTS):
             raise self._faults.garbage("something that is not an event stream")
 
-    def _event(self, events: bytes) -> Any:
-        """The first event that says something, None while there is none."""
+    def _event(self, events: bytes) -> tuple[Any, bytes]:
+        """The first event that says something, None while there is none; and the events, which may have to be unfolded
+        to be read."""
         try:
             said = events.lstrip(b"\n")
-            return sse.first_event(said, preamble=self._wire.preamble) if said else None
+            return sse.first_event(said, preamble=self._wire.preamble) if said else None, events
         except ValueError as error:
+            unfolded = sse.unfolded(events)
+            if not self._folded and unfolded != events:
+                self._folded = True
+                return self._event(unfolded)
             raise self._faults.garbage(f"a broken event stream ({error})") from None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -198,9 +205,10 @@ class Streamed:
 
     def _complete(self, chunk: bytes) -> bytes:
         try:
-            return self._buffer.feed(chunk)
+            events = self._buffer.feed(chunk)
         except ValueError as error:
             raise self._faults.garbage(f"a broken event stream ({error})") from None
+        return sse.unfolded(events) if self._folded else events
 
     def _note(self, events: bytes) -> None:
         self._finished = self._finished or self._wire.finished(events)

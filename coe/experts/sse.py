@@ -13,6 +13,7 @@ _DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some write `"finish_reason":""` all along
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _BLANK = re.compile(rb"\r?\n\r?\n")
+_FOLDED = re.compile(rb"^data:.*(?:\ndata:.*)+", re.MULTILINE)
 _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
 
 
@@ -98,6 +99,11 @@ def first_event(events: bytes, *, preamble: Types = NO_TYPES) -> Any:
             if not preamble.fits(event):
                 return event
     return None
+
+
+def unfolded(events: bytes) -> bytes:
+    """The events with their data in one line each: JSON can be broken only where a space may stand."""
+    return _FOLDED.sub(lambda lines: lines[0].replace(b"\ndata:", b" "), events)
 
 
 def done(events: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from coe.core import Api
@@ -63,6 +64,32 @@ async def test_any_line_end_ends_a_line(blank: bytes) -> None:
         reply = streamed(*pieces)
         assert await relayed(reply) == NAMED + LAST + DONE
         assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
+    sent = b"\xef\xbb\xbf" + FIRST + LAST + DONE
+    assert await relayed(streamed(sent)) == NAMED + LAST + DONE
+    assert await relayed(streamed(*cut(sent))) == NAMED + LAST + DONE
+    long = FIRST.replace(b"hi", b"hi" * 100)
+    assert await relayed(streamed(b"\xef\xbb\xbf" + long[:90], long[90:], LAST + DONE))
+
+
+async def test_data_over_several_lines_is_read_and_relayed_in_one() -> None:
+    def folded(event: bytes) -> bytes:
+        data = orjson.dumps(orjson.loads(event[5:]), option=orjson.OPT_INDENT_2)
+        return b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n"
+
+    sent = b": hello\n\n" + folded(FIRST) + folded(LAST) + DONE
+    for pieces in ([sent], cut(sent)):
+        reply = streamed(*pieces)
+        hello, first, last, *end = (await relayed(reply)).split(b"\n\n")
+        assert (hello, end) == (b": hello", [b"data: [DONE]", b""])
+        assert orjson.loads(first[5:]) == orjson.loads(NAMED[5:])
+        assert orjson.loads(last[5:]) == orjson.loads(LAST[5:])
+        assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+    failing = streamed(folded(FIRST), folded(b'data: {"error":{"message":"cuda died"}}'))
+    with pytest.raises(ExpertUnavailable, match="cuda died"):
+        await relayed(failing)
 
 
 async def test_blank_lines_between_comments_are_no_fault() -> None:

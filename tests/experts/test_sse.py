@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Usage
-from coe.experts.sse import EventBuffer, before, done, error, finished, first_event, usage
+from coe.experts.sse import EventBuffer, before, done, error, finished, first_event, unfolded, usage
 from coe.experts.wire import count, with_system_prompt
 
 
@@ -58,6 +58,13 @@ def test_an_event_without_end_is_bounded() -> None:
 def test_an_empty_reason_to_finish_finishes_nothing() -> None:
     assert not finished(b'data: {"choices":[{"finish_reason": ""}]}\n\n')
     assert finished(b'data: {"choices":[{"finish_reason": ""},{"finish_reason" : "length"}]}\n\n')
+
+
+def test_data_over_several_lines_comes_into_one_and_nothing_else_changes() -> None:
+    events = b'event: x\ndata: {"a":\ndata:1,\ndata: "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
+    plain = b'event: x\ndata: {"a": 1,  "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
+    assert unfolded(events) == plain
+    assert unfolded(plain) == plain
 
 
 def test_facts_are_read_from_events() -> None:
