@@ -85,18 +85,25 @@ class Types:
             yield from filter(self.fits, _parsed(b'"type"', events.splitlines()))
 
 
-NO_TYPES = Types()
+def never(_: Any) -> bool:
+    """Of an API where no event is of the kind."""
+    return False
 
 
-def first_event(events: bytes, *, preamble: Types = NO_TYPES) -> Any:
-    """The JSON of the first data line, None for comments, [DONE] and events of the types in `preamble`. Raises
-    ValueError when this is no event stream."""
+def choiceless(event: Any) -> bool:
+    """Whether a chunk brings no choice: Azure tells first what it thinks of the prompt, others the tokens last."""
+    return isinstance(event, dict) and event.get("choices") == [] and not event.get("error")
+
+
+def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
+    """The JSON of the first data line, None for comments, [DONE] and events that are `preamble`. Raises ValueError when
+    this is no event stream."""
     if not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
             event = lenient.loads(data)
-            if not preamble.fits(event):
+            if not preamble(event):
                 return event
     return None
 

@@ -27,8 +27,8 @@ _MESSAGES_END = sse.Types("message_stop")
 class Wire:
     """One API as its servers speak it.
 
-    `answer` is the field that every plain answer has. Of a stream's events, `preamble` are the types that say nothing
-    yet, `done` tells the end, `finished` that nothing but the end is missing, `failure` gives what an error event
+    `answer` is the field that every plain answer has. Of a stream's events, `preamble` tells those that say nothing
+    yet, `done` the end, `finished` that nothing but the end is missing, `failure` gives what an error event
     carries, `usages` the token counts; `end` is added where a server leaves it out. `prompted` gives the fields that a
     system prompt changes, `defaults` the declared parameters in this API's terms.
     """
@@ -41,7 +41,7 @@ class Wire:
     usages: Callable[[bytes], Iterator[Any]]
     prompted: Callable[[Fields, str], Fields]
     defaults: Callable[[Fields], Fields] = dict
-    preamble: sse.Types = sse.NO_TYPES
+    preamble: Callable[[Any], bool] = sse.never
     end: bytes = b""
 
 
@@ -91,10 +91,6 @@ def _no_prompt(_: Fields, __: str) -> Fields:
     return {}
 
 
-def _never(_: bytes) -> bool:
-    return False
-
-
 def _chat_usages(events: bytes) -> Iterator[Any]:
     if found := sse.usage(events):
         yield found
@@ -130,6 +126,7 @@ _CHAT = Wire(
     failure=sse.error,
     usages=_chat_usages,
     prompted=lambda fields, prompt: {"messages": with_system_prompt(fields["messages"], prompt)},
+    preamble=sse.choiceless,
     end=sse.DONE,
 )
 WIRES: Mapping[Api, Wire] = {
@@ -142,34 +139,35 @@ WIRES: Mapping[Api, Wire] = {
         failure=sse.error,
         usages=_chat_usages,
         prompted=_no_prompt,
+        preamble=sse.choiceless,
         end=sse.DONE,
     ),
     "responses": Wire(
         path="responses",
         answer="output",
         done=lambda events: next(_RESPONSES_END.among(events), None) is not None,
-        finished=_never,
+        finished=sse.never,
         failure=_responses_failure,
         usages=_responses_usages,
         prompted=lambda fields, prompt: {"instructions": _joined(prompt, fields.get("instructions"))},
         defaults=_responses_defaults,
-        preamble=_RESPONSES_PREAMBLE,
+        preamble=_RESPONSES_PREAMBLE.fits,
     ),
     "messages": Wire(
         path="messages",
         answer="content",
         done=lambda events: next(_MESSAGES_END.among(events), None) is not None,
-        finished=_never,
+        finished=sse.never,
         failure=sse.error,
         usages=_messages_usages,
         prompted=lambda fields, prompt: {"system": _joined(prompt, fields.get("system"))},
-        preamble=_MESSAGES_PREAMBLE,
+        preamble=_MESSAGES_PREAMBLE.fits,
     ),
     "embeddings": Wire(
         path="embeddings",
         answer="data",
-        done=_never,
-        finished=_never,
+        done=sse.never,
+        finished=sse.never,
         failure=sse.error,
         usages=_chat_usages,
         prompted=_no_prompt,

@@ -15,6 +15,8 @@ from tests.experts.faulty_server import CHUNK, DONE, LAST
 pytestmark = pytest.mark.anyio
 FIRST = CHUNK % b"m"
 NAMED = CHUNK % b"clever"
+AZURE = b'data: {"id":"","model":"","choices":[],"prompt_filter_results":[]}\n\n'
+TOKENS = b'data: {"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":4}}\n\n'
 UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
 
 
@@ -101,6 +103,21 @@ async def test_a_stream_that_breaks_off_while_its_reason_to_finish_is_empty_is_n
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
         await relayed(streamed(unfinished, unfinished))
     assert await relayed(streamed(unfinished, LAST)) == unfinished.replace(b'"m"', b'"clever"') + LAST + DONE
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+async def test_a_server_that_dies_before_its_first_choice_can_be_replaced(api: Api) -> None:
+    with pytest.raises(ExpertUnavailable, match="before the first event"):
+        await streamed(AZURE, api=api).begin()
+    with pytest.raises(ExpertUnavailable, match="no memory"):
+        await streamed(AZURE, b'data: {"choices":[],"error":{"message":"no memory"}}\n\n', api=api).begin()
+    assert await relayed(streamed(AZURE, FIRST, LAST + DONE, api=api)) == AZURE + NAMED + LAST + DONE
+
+
+async def test_an_answer_of_tokens_alone_has_its_end() -> None:
+    reply = streamed(TOKENS, DONE)
+    assert await relayed(reply) == TOKENS + DONE
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
 
 
 async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:
