@@ -88,7 +88,15 @@ class HttpExpert:
         wire, faults, echo = WIRES[call.api], self._faults, self._echo
         if not call.stream:
             return Plain(response, wire=wire, faults=faults, echo=echo)
-        return Streamed(response, wire=wire, faults=faults, echo=echo, piece_timeout=call.piece_timeout)
+        return Streamed(
+            response, wire=wire, faults=faults, echo=echo, piece_timeout=call.piece_timeout, choices=_choices(call)
+        )
+
+
+def _choices(call: Call) -> int:
+    """How many answers were asked for; a server that takes what is no number gives one."""
+    told = call.fields.get("n")
+    return told if isinstance(told, int) and told > 1 else 1
 
 
 def _headers(api: Api, key: str) -> dict[str, str]:

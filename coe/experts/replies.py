@@ -97,6 +97,7 @@ class Streamed:
         faults: Faults,
         echo: Echo,
         piece_timeout: float,
+        choices: int = 1,
     ) -> None:
         self._response = response
         self._wire = wire
@@ -107,6 +108,8 @@ class Streamed:
         self._first = b""
         self._folded = False
         self._finished = False
+        self._choices = choices
+        self._ended: set[str] = set()
         self._done = False
         self.usage = Usage()
 
@@ -211,10 +214,16 @@ class Streamed:
         return sse.unfolded(events) if self._folded else events
 
     def _note(self, events: bytes) -> None:
-        self._finished = self._finished or self._wire.finished(events)
+        self._finished = self._finished or (self._wire.finished(events) and self._all_end(events))
         self._done = self._wire.done(events)
         for told in self._wire.usages(events):
             count(self.usage, told)
+
+    def _all_end(self, events: bytes) -> bool:
+        """Whether with these events, one of which ends a choice, all those that were asked for have ended."""
+        if self._choices > 1:
+            self._ended.update(map(str, sse.ends(events)))
+        return self._choices == 1 or len(self._ended) >= self._choices
 
 
 async def _whole(response: Response, *, most: int) -> bytes | None:

@@ -138,6 +138,15 @@ def finished(events: bytes) -> bool:
     return _FINISHED.search(events) is not None
 
 
+def ends(events: bytes) -> Iterator[Any]:
+    """The index of each choice that one of the events ends."""
+    for event in _parsed(b'"finish_reason"', events.splitlines()):
+        choices = event.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("finish_reason"):
+                yield choice.get("index")
+
+
 def usage(events: bytes) -> dict[str, Any] | None:
     """The last token counts among the events, where there are some: with each chunk some servers count anew."""
     if _USAGE.search(events) is None:  # many send `"usage":null` all along

@@ -37,10 +37,10 @@ class Pieces:
     def close(self) -> None: ...
 
 
-def streamed(*pieces: bytes, api: Api = "chat", **response: str) -> Streamed:
+def streamed(*pieces: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
     answer: Any = Pieces(*pieces, **response)
     echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
-    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, piece_timeout=5.0)
+    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, piece_timeout=5.0, choices=choices)
 
 
 def plain(*pieces: bytes, api: Api = "chat") -> Plain:
@@ -103,6 +103,15 @@ async def test_a_stream_that_breaks_off_while_its_reason_to_finish_is_empty_is_n
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
         await relayed(streamed(unfinished, unfinished))
     assert await relayed(streamed(unfinished, LAST)) == unfinished.replace(b'"m"', b'"clever"') + LAST + DONE
+
+
+async def test_where_several_choices_were_asked_for_one_that_ends_is_not_the_end() -> None:
+    begun = b'data: {"choices":[{"index":1,"delta":{"content":"b"},"finish_reason":null}]}\n\n'
+    ends = [b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n' % index for index in (0, 1)]
+    with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
+        await relayed(streamed(begun, ends[0] + begun, ends[0], choices=2))
+    for pieces in ([begun, *ends], [begun, ends[1] + ends[0]]):
+        assert (await relayed(streamed(*pieces, choices=2))).endswith(DONE)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
