@@ -52,7 +52,8 @@ def status_of(error: errors.RequestError) -> int:
 def body_of(error: errors.RequestError) -> bytes:
     """OpenAI's error body."""
     kind = next((name for table_kind, _, name in _TABLE if isinstance(error, table_kind)), "api_error")
-    return error_body(str(error), kind=kind, code=error.code, param=error.param)
+    word = error.word if isinstance(error, errors.ExpertRejected) else None  # clients act on it
+    return error_body(str(error), kind=kind, code=word or error.code, param=error.param)
 
 
 def headers_of(error: errors.RequestError) -> list[tuple[bytes, bytes]]:

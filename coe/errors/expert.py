@@ -63,13 +63,19 @@ class ExpertGarbage(ExpertError):
 
 
 class ExpertRejected(ExpertError):
-    """The expert judged the request itself wrong (4xx): every expert may, so none other is asked."""
+    """The expert judged the request itself wrong (4xx): every expert may, so none other is asked.
+
+    `word` is its own code for what is wrong, such as context_length_exceeded, and `param` the field that is.
+    """
 
     code = "expert_rejected"
     retryable = False
     unhealthy = False
 
-    def __init__(self, message: str, *, expert: str, status: int, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, expert: str, status: int, param: str | None = None, word: str | None = None
+    ) -> None:
         super().__init__(message, expert=expert)
         self.status = status
         self.param = param
+        self.word = word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -23,6 +24,7 @@ from coe.errors import (
 LONGEST_RETRY = 3600.0
 """Seconds; a server that asks for more is believed so far."""
 LONGEST_REASON = 500
+_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
 _NOT_OFFERED = frozenset({404, 405, 501})
 
@@ -57,7 +59,8 @@ class Faults:
         told = self._line(_reason(body))
         if status in _CLIENTS_FAULT:
             message = f"expert {self.expert!r} rejected the request: {told}"
-            return ExpertRejected(message, expert=self.expert, status=status)
+            names = {"word": self._name(body, "code"), "param": self._name(body, "param")}
+            return ExpertRejected(message, expert=self.expert, status=status, **names)
         if status in (401, 403):
             return self.broken(f"refused its api_key (HTTP {status}); check it in experts.yaml")
         message = f"answered HTTP {status}: {told}"
@@ -69,6 +72,14 @@ class Faults:
         if api != "chat" and status in _NOT_OFFERED:
             error.unhealthy = False
         return error
+
+    def _name(self, body: bytes, field: str) -> str | None:
+        """What a field of an error body in OpenAI's shape says where that is a name, not prose, nor the key."""
+        try:
+            name = orjson.loads(body)["error"][field]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+            return None
+        return name if isinstance(name, str) and _NAME.fullmatch(name) and name != self._key else None
 
     def _line(self, text: str) -> str:
         if self._key:

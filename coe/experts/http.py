@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import orjson
 
@@ -16,6 +17,8 @@ from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
 LONGEST_REFUSAL = 2**16
+PATIENCE = 1.0
+"""Seconds for the body of a refusal."""
 ANTHROPIC_VERSION = "2023-06-01"
 
 
@@ -49,7 +52,7 @@ class HttpExpert:
             async with asyncio.timeout(call.first_piece_timeout) as limit:
                 response = await self._session.ask(self._target(api), body, call.headers)
                 if response.status != 200:
-                    told = (await response.piece())[:LONGEST_REFUSAL]
+                    told = await _reason(response)
                     raise self._faults.refusal(response.status, response.headers, told, api=api)
                 reply = self._reply(call, response)
                 await reply.begin()
@@ -91,6 +94,16 @@ class HttpExpert:
         return Streamed(
             response, wire=wire, faults=faults, echo=echo, piece_timeout=call.piece_timeout, choices=_choices(call)
         )
+
+
+async def _reason(response: Response) -> bytes:
+    """What a server says to its refusal, as far as it comes soon: the status alone decides what is done next."""
+    told = bytearray()
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(PATIENCE):
+            while len(told) < LONGEST_REFUSAL and (piece := await response.piece()):
+                told += piece
+    return bytes(told[:LONGEST_REFUSAL])
 
 
 def _choices(call: Call) -> int:

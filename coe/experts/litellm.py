@@ -164,9 +164,7 @@ class _Streamed:
             self._first += await self._next()
         if self._left:  # litellm may lose a cancellation and go on; nobody else will close what it opened
             await _close(self._source)
-        elif not (
-            self._said or self.usage.input_tokens
-        ):  # an answer that has come, be it empty, has its prompt counted
+        elif not self._said and not self.usage.input_tokens:  # of an answer that is there but empty they are counted
             raise self._expert.faults.broken("ended the stream before the first event")
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:

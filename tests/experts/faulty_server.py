@@ -139,6 +139,16 @@ class FaultyServer:
         request.transport.abort()
         return response
 
+    async def _refuses(self, request: web.Request, argument: str) -> web.StreamResponse:
+        """The body of the refusal comes in two pieces, or only half of it."""
+        body = b'{"error": {"message": "too long", "code": "context_length_exceeded", "param": "messages[0]"}}'
+        response = web.StreamResponse(status=int(argument[-3:]), headers={"content-length": str(len(body))})
+        await response.prepare(request)
+        await response.write(body[:30])
+        await asyncio.sleep(0.05 if argument.startswith("slowly") else 3600)
+        await response.write(body[30:])
+        return response
+
     async def _stalls(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m", None)
 

@@ -28,6 +28,7 @@ from coe.experts.replies import Echo, Streamed
 from coe.experts.wire import WIRES
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from gateway.errors import body_of
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +177,24 @@ async def test_a_server_may_say_when_to_come_again(
         await answer(server.url, f"retry:{status}:{told}")
     assert raised.value.retry_after == float(told)
     assert raised.value.unhealthy == (status == 503)
+
+
+async def test_a_refusal_is_told_whole_with_the_servers_own_words_for_it(server: FaultyServer) -> None:
+    with pytest.raises(ExpertRejected, match=r"rejected the request: too long$") as raised:
+        await answer(server.url, "refuses:slowly400")
+    assert (raised.value.word, raised.value.param) == ("context_length_exceeded", "messages[0]")
+    assert orjson.loads(body_of(raised.value))["error"]["code"] == "context_length_exceeded"
+    with pytest.raises(ExpertRejected) as raised:
+        await answer(server.url, "refuses:slowly400", api_key="context_length_exceeded")
+    assert raised.value.word is None
+
+
+async def test_a_refusal_does_not_wait_for_a_body_that_does_not_come(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.experts.http.PATIENCE", 0.05)
+    with pytest.raises(ExpertUnavailable, match=r"HTTP 500: \{"):
+        await answer(server.url, "refuses:never500")
 
 
 async def test_the_key_is_not_told_even_where_the_server_repeats_it(server: FaultyServer) -> None:
