@@ -188,13 +188,15 @@ class Call:
 
 
 class Usage:
-    """Tokens of one answer, filled in while it streams past; None where the expert did not say."""
+    """Tokens of one answer, filled in while it streams past; None where the expert did not say. `events` counts those
+    of a stream, each of which holds a token or more."""
 
-    __slots__ = ("input_tokens", "output_tokens")
+    __slots__ = ("events", "input_tokens", "output_tokens")
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.events = 0
 
 
 class Reply(Protocol):

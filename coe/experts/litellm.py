@@ -210,6 +210,7 @@ class _Streamed:
             raise self._expert.faults.failed(where, told)
         for tokens in self._wire.usages(piece):
             count(self.usage, tokens)
+        self.usage.events += 1
         self._said = self._said or says_something(event)
         self._whole = self._whole or self._wire.done(piece) or self._wire.finished(piece)
         hidden = self._call.api == "chat" and not self._counted and not event.get("choices")

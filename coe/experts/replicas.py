@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
@@ -173,7 +174,7 @@ class ReplicatedExpert:
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
-                reply = await replica.stream(call)
+                return await self._first(replica, call)
             except ExpertUnreachable as error:
                 failure, passed = error, (*passed, replica)
                 call = replace(call, first_piece_timeout=call.first_piece_timeout - (self._clock() - began))
@@ -181,13 +182,23 @@ class ReplicatedExpert:
                 if error.full and not self.spec.addresses:  # started here: one queue for all experts on it
                     error.servers = call.but | {replica.address}
                 raise
-            else:
-                if call.stream:  # a plain answer's first piece is its last: it tells how much was said
-                    self.first_pieces.note(self._clock() - began)
-                return reply
         if failure is not None:
             failure.servers = frozenset(replica.address for replica in passed if replica.root)
         raise failure or self._nobody()
+
+    async def _first(self, replica: Replica, call: Call) -> Reply:
+        """Ask one; how long a stream takes to begin is noted. A plain answer's first piece is its last, and tells how
+        much was said."""
+        if not call.stream:
+            return await replica.stream(call)
+        began = self._clock()
+        try:
+            reply = await replica.stream(call)
+        except asyncio.CancelledError:
+            self.first_pieces.given_up(self._clock() - began)
+            raise
+        self.first_pieces.note(self._clock() - began)
+        return reply
 
     def _ready(self, but: Collection[Replica]) -> Sequence[Replica]:
         """Those that may be asked now."""

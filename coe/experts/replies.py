@@ -214,6 +214,7 @@ class Streamed:
         return sse.unfolded(events) if self._folded else events
 
     def _note(self, events: bytes) -> None:
+        self.usage.events += events.count(b"\n\n")
         self._finished = self._finished or (self._wire.finished(events) and self._all_end(events))
         self._done = self._wire.done(events)
         for told in self._wire.usages(events):

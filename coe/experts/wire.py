@@ -114,8 +114,10 @@ def _responses_usages(events: bytes) -> Iterator[Any]:
 
 def _messages_usages(events: bytes) -> Iterator[Any]:
     for event in _MESSAGES_USAGE.among(events):
-        message = event.get("message")
-        yield message.get("usage") if isinstance(message, dict) else event.get("usage")
+        if event.get("type") == "message_delta":
+            yield event.get("usage")
+        elif isinstance(message := event.get("message"), dict) and isinstance(begun := message.get("usage"), dict):
+            yield {**begun, "output_tokens": None}  # those of the opening alone
 
 
 _CHAT = Wire(

@@ -62,7 +62,8 @@ class Metered(Allowance):
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate."""
+        """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate,
+        or a token for each event where more of them came."""
         assert self._spent is not None
         spent, self._spent = self._spent(), None
         if spent is None:
@@ -72,7 +73,7 @@ class Metered(Allowance):
             known_input, known_output = usage.input_tokens, usage.output_tokens
             used = _use(
                 self._input if known_input is None else known_input,
-                self._output if known_output is None else known_output,
+                max(self._output, usage.events) if known_output is None else known_output,
                 prices,
             )
         self._account.settle(self._taken, used)

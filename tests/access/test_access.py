@@ -6,13 +6,14 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Chat
+from coe.core import Chat, Usage
 from coe.errors import ExpertRejected, Unauthorized
 from coe.registry import Prices, Registry
 from gateway.access import access_of
 from gateway.access.allowance import Metered
 from gateway.access.memory import MemoryLimiter
 from gateway.dialects import Dialect, completions, embeddings
+from gateway.dialects import chat as api_chat
 from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -217,6 +218,18 @@ async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: d
     chat = api.parse(orjson.dumps({"model": "auto", **fields}))
     async with Metered(account, chat, prices=Prices(), spent=lambda: None) as allowance:
         assert (b"x-ratelimit-remaining-tokens", b"%d" % (1000 - reserved)) in allowance.headers()
+
+
+@pytest.mark.parametrize(("events", "charged"), [(3, 512), (700, 700)])
+async def test_a_stream_whose_tokens_nobody_counted_costs_one_an_event_or_the_estimate(
+    events: int, charged: int
+) -> None:
+    account, usage = account_of(MemoryLimiter(), tokens_per_minute=1000), Usage()
+    usage.events = events
+    chat = api_chat.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
+    async with Metered(account, chat, prices=Prices(), spent=lambda: (usage, Prices())):
+        pass
+    assert account.left()[0] == pytest.approx(1000 - 1 - charged, abs=0.1)
 
 
 async def test_a_longer_answer_than_the_limit_ever_allows_is_400() -> None:

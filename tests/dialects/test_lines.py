@@ -46,6 +46,16 @@ async def test_each_endpoint_asks_an_expert_in_its_api_and_records_it(path: str)
     assert record.expert == {"embeddings": "embedder"}.get(call.api, "generalist")
 
 
+async def test_embeddings_cost_what_their_input_does_though_their_servers_count_no_output() -> None:
+    place = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    embedder = {"name": "embedder", "apis": ["embeddings"], "prices": {"input": 10, "output": 99}, **place}
+    registry = registry_of(experts=[{"name": "generalist", **place}, embedder], assignment={"general": "generalist"})
+    async with gateway_of(registry) as gateway:
+        await gateway.post("/v1/embeddings", body("/v1/embeddings"))
+    (reply,) = gateway.experts["embedder"].replies
+    assert gateway.records[0].cost == pytest.approx(reply.usage.input_tokens * 10 / 1e6)
+
+
 async def test_embeddings_are_never_routed_between_models() -> None:
     async with gateway_of(speaking("one", "other")) as gateway:
         auto = await gateway.post("/v1/embeddings", body("/v1/embeddings"))

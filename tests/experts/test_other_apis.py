@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from coe.core import Api, Call
+from coe.core import Api, Call, Usage
 from coe.errors import ExpertError, ExpertUnavailable
 from coe.experts.client import Client
 from coe.experts.http import HttpExpert
+from coe.experts.wire import WIRES, count
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer
@@ -58,6 +59,13 @@ async def test_a_stream_comes_whole_with_the_experts_name_and_its_tokens(server:
     expected = [event.replace('"M"', '"clever"') for event in SAMPLES[api].events]
     assert [line.removeprefix("data: ") for line in body.decode().split("\n") if line.startswith("data")] == expected
     assert tokens == (2, 4)
+
+
+def test_the_token_that_a_message_opens_with_is_not_the_count_of_the_answer() -> None:
+    usage, begun = Usage(), "".join(f"data: {event}\n\n" for event in SAMPLES["messages"].events[:2])
+    for told in WIRES["messages"].usages(begun.encode()):
+        count(usage, told)
+    assert (usage.input_tokens, usage.output_tokens) == (2, None)
 
 
 @pytest.mark.parametrize("api", STREAMING)

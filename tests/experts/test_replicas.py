@@ -20,7 +20,7 @@ from coe.errors import (
     InvalidRequest,
 )
 from coe.experts.breaker import STREAK
-from coe.experts.load import ENOUGH, KEPT, FirstPieces
+from coe.experts.load import ENOUGH
 from coe.experts.replicas import BOUND, Replica, ReplicatedExpert, preferred
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -281,16 +281,6 @@ async def test_the_usual_time_to_the_first_piece_is_known_after_enough_answers()
     assert expert.standing.p95 is None
     await whole(expert)
     assert expert.standing.p95 == 0.0
-
-
-def test_a_percentile_is_of_the_latest_times_alone() -> None:
-    times = FirstPieces()
-    for number in range(1000):
-        times.note(1.0 if number < 600 else number % 100 / 100)
-    assert times.p95 == pytest.approx(0.94, abs=0.02)
-    for _ in range(KEPT):
-        times.note(3.0)
-    assert times.p95 == 3.0
 
 
 def test_an_address_is_shown_without_what_it_may_hold_in_secret() -> None:
