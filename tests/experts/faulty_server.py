@@ -145,9 +145,18 @@ class FaultyServer:
         response = web.StreamResponse(status=int(argument[-3:]), headers={"content-length": str(len(body))})
         await response.prepare(request)
         await response.write(body[:30])
-        await asyncio.sleep(0.05 if argument.startswith("slowly") else 3600)
-        await response.write(body[30:])
+        if argument.startswith("never"):
+            await self._until_gone(request)
+        else:
+            await asyncio.sleep(0.05)
+            await response.write(body[30:])
         return response
+
+    async def _until_gone(self, request: web.Request) -> None:
+        """Until the client has closed the connection."""
+        while request.transport is not None and not request.transport.is_closing():
+            await asyncio.sleep(0.005)
+        self.dropped.set()
 
     async def _stalls(self, request: web.Request, _: str) -> web.StreamResponse:
         return await self._events(request, CHUNK % b"m", None)
@@ -196,10 +205,8 @@ class FaultyServer:
         await response.prepare(request)
         try:
             for piece in pieces:
-                if piece is None:  # until the client goes
-                    while request.transport is not None and not request.transport.is_closing():
-                        await asyncio.sleep(0.005)
-                    self.dropped.set()
+                if piece is None:
+                    await self._until_gone(request)
                     return response
                 await response.write(piece)
         except (ConnectionError, asyncio.CancelledError):

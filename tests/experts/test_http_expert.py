@@ -195,6 +195,7 @@ async def test_a_refusal_does_not_wait_for_a_body_that_does_not_come(
     monkeypatch.setattr("coe.experts.http.PATIENCE", 0.05)
     with pytest.raises(ExpertUnavailable, match=r"HTTP 500: \{"):
         await answer(server.url, "refuses:never500")
+    await asyncio.wait_for(server.dropped.wait(), 5)
 
 
 async def test_the_key_is_not_told_even_where_the_server_repeats_it(server: FaultyServer) -> None:
