@@ -42,7 +42,9 @@ def numeric(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> flo
 
 # --------------------------------------------------------------------------------------------------------------- text
 
-_SPACED = "0-9A-Za-z\u00c0-\u052f"  # letters of Latin, Greek and Cyrillic, whose words stand between spaces
+# Letters of Latin, Greek and Cyrillic, whose words stand between spaces; and those of other scripts.
+_SPACED = "0-9A-Za-z\u00c0-\u052f\u1e00-\u1fff"
+_UNSPACED = rf"[^\W_{_SPACED}]"
 
 
 def normalised(text: str) -> str:
@@ -66,22 +68,38 @@ def _is_edge(character: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------- choice
 
 # Every run is bounded: an answer of nothing but spaces must not hold up the checker.
-_OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\]{0,9}", r"[)\]}*_\"'`$.,;:!]"
-_LETTER = rf"(?:([A-HJ])(?![A-Za-z0-9'’])|([A-Ja-j])(?={_CLOSE}|[ \t]{{0,9}}(?:\n|\Z)))"  # a bare I is mostly a pronoun
+_OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\「『【]{0,9}", r"[)\]}*_\"'`$.,;:!。、」』】]"
+_LETTER = (  # a bare I is mostly a pronoun
+    rf"(?:([A-HJ])(?![{_SPACED}'’])|([A-Ja-j])(?={_CLOSE}|[ \t]{{0,9}}(?:\n|\Z)))"
+    r"(?!\s?(?:では|じゃ|[가이]\s?아니))"  # what is not the answer, as Japanese and Korean say it
+)
+_WESTERN = (
+    r"(?i:\b(?:réponse|respuesta|resposta|risposta|antwort|ответ)\b"
+    r"(?:\s{1,3}(?:correcte|exacte|juste|corre[ct]{1,2}a)\b)?[*_]{0,3})"
+)
+_EASTERN = r"(?:答案|答え|正解|回答|解答|정?답)[*_」】\]]{0,3}"
 _STATED = re.compile(
     r"(?:(?i:\b(?:answer|choice|option)[*_]{0,3}"
     r"(?:\s{1,3}(?:is|was|would\s{1,3}be|should\s{1,3}be)\b|\s{0,3}[:=]){1,3}"
     r"(?:[\s*_]{0,4}(?:definitely|clearly|most\s{1,3}likely|likely|probably|option|choice|letter)\b\s?:?){0,3})"
+    rf"|{_WESTERN}(?:\s{{1,3}}(?:est|es|é|è|ist|lautet)\b|\s{{0,3}}[:=–—-]){{1,3}}"
+    r"(?i:\s{1,3}(?:donc|also|la|a|die|(?:l['’])?option|opción|opção|lettre|letra|вариант)\b){0,3}"
+    rf"|{_EASTERN}(?:\s{{0,3}}(?:[应應]?[该該]?[是为為]|[选選はが은는:=、,])){{1,3}}(?:\s{{0,3}}(?:[选選][项項]|選択肢))?"
     rf"|\\boxed){_OPEN}(?:text(?:bf)?[{{ ])?{_OPEN}{_LETTER}"
     r"|\b([A-J])\)?[*_]{0,3}\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
 )
+_PICKED = re.compile(  # 选B, Antwort B: said of the others too, so it counts less
+    rf"(?:{_WESTERN}|{_EASTERN}"
+    r"|(?<![不别勿])(?<!不[能应應会會该該可要])[选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)"
+    rf"{_OPEN}([A-HJ])(?![{_SPACED}'’])"
+)
 _MARKED = re.compile(
-    r"(?<![A-Za-z0-9])\(([A-J])\)"  # (B)
-    r"|(?<!\*)\*\*\s?\(?([A-J])(?:[).:][^*\n]{0,500})?\s?\*\*"  # **B**, **B. text**
-    r"|^[ \t>#-]{0,9}\(?([A-J])[).:](?=\s|$)"  # B. text, at the start of a line
+    r"(?<![A-Za-z0-9])[(【「]([A-J])[)】」]"  # (B)
+    r"|(?<!\*)\*\*\s?\(?([A-J])(?:[).:、][^*\n]{0,500})?\s?\*\*"  # **B**, **B. text**
+    rf"|^[ \t>#-]{{0,9}}\(?([A-J])[).:、](?=\s|$|{_UNSPACED})"  # B. text, at the start of a line
     r"|^[^\w\n]{0,9}([A-J])[^\w\n]{0,9}$"  # B, alone on its line
-    r"|(?:^|[\s(])([A-HJ])\W{0,9}\Z"  # ... so B
-    r"|\b[Oo]ption\s{1,3}([A-J])\b",
+    rf"|(?:^|[\s(]|(?<={_UNSPACED}))([A-HJ])(?:です|だ|입니다|이다)?\W{{0,9}}\Z"  # ... so B
+    rf"|(?:\b[Oo]ption\s{{1,3}}|(?:[选選][项項]|選択肢)\s?)([A-J])(?![{_SPACED}_])",
     re.MULTILINE,
 )
 _LONE = re.compile(r"\W*([A-Ja-j])\W*")
@@ -90,13 +108,14 @@ _LONE = re.compile(r"\W*([A-Ja-j])\W*")
 def chosen(answer: str) -> str | None:
     """The letter an answer settles on, upper case, or None.
 
-    The last statement such as "the answer is (B)" or \\boxed{B} counts; without one, the last letter marked as an
-    option: (B), **B**, "B." at the start of a line, or alone at the end.
+    The last statement such as "the answer is (B)", "答案是B" or \\boxed{B} counts; without one, the last letter that is
+    picked, as in 选B; without that, the last one marked as an option: (B), **B**, "B." at the start of a line, or alone
+    at the end.
     """
-    text = answer[-TAIL:]
+    text = unicodedata.normalize("NFKC", answer[-TAIL:])
     if lone := _LONE.fullmatch(text.strip()):
         return lone[1].upper()
-    for pattern in (_STATED, _MARKED):
+    for pattern in (_STATED, _PICKED, _MARKED):
         if letters := ["".join(group or "" for group in match.groups()) for match in pattern.finditer(text)]:
             return letters[-1].upper()
     return None
@@ -107,9 +126,9 @@ def chosen(answer: str) -> str | None:
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TIMES_TEN = r"\s*(?:×|·|\*|[xX]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?\s*([+-]?\d{1,4})\s*\}?"
 _NUMBER = re.compile(
-    rf"(?<![\w.^])([+-]?)\$?(?:"
+    rf"(?<![{_SPACED}_.^])([+-]?)\$?(?:"
     rf"\\[dt]?frac\s*\{{\s*([+-]?(?:{_DIGITS}))\s*\}}\s*\{{\s*([+-]?(?:{_DIGITS}))\s*\}}"
-    rf"|({_DIGITS})(?:{_TIMES_TEN}|[eE]([+-]?\d{{1,4}})(?![\w.])|\s*(?:\^|\*\*)\s*\{{?\s*([+-]?\d{{1,3}})\s*\}}?"
+    rf"|({_DIGITS})(?:{_TIMES_TEN}|[eE]([+-]?\d{{1,4}})(?![{_SPACED}_.])|\s*(?:\^|\*\*)\s*\{{?\s*([+-]?\d{{1,3}})\s*\}}?"
     rf"|\s?/\s?({_DIGITS}))?"
     rf")(\s?\\?%|\s?percent\b)?"
 )
@@ -117,32 +136,90 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no answer
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_FORMS = (
+    *(("−", "-"), ("–", "-"), ("⁄", "/"), ("٪", "%"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")),
+    *(
+        ("٫", "."),
+        ("٬", ","),
+        ("，", ", "),
+        ("…", " "),
+    ),  # the last two part what is written, whatever NFKC makes of them
+)
+_CONTINENTAL = re.compile(  # 3,5 and 1.234,5 and 1.234.567, but none of 1,2,3
+    r"(?<![\d,])(?<!\d\.)(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|\d+,\d+)(?!,\S|\.?\d)"
+)
+_THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}")
+_OTHER_DIGIT = re.compile(rf"(?<![{_SPACED}_^])\d")  # the 2 of H2O and of x_2 are of a name
+_SOLUTION_END = "####"
+"""Before the number, in references that hold the whole solution."""
 
 
 def last_number(text: str) -> tuple[float, ...]:
     """The last number of a text, in \\boxed{} where there is one: its values as written, then read as per cent.
 
-    Reads 1,234.5, -3, 3/4, \\frac{3}{4}, 1.5e-3, 1.5 × 10^-3, 2^10 and 12 %, whatever unit follows. Empty when the text
-    holds no number.
+    Reads 1,234.5, -3, 3/4, \\frac{3}{4}, 1.5e-3, 1.5 × 10^-3, 2^10 and 12 %, whatever unit follows, in digits of any
+    script; 3,5 and 1.234,5 have a decimal comma, and 1,234 is English. Empty when the text holds no number.
     """
-    text = text[-TAIL:]
-    if boxed := _BOXED.findall(text):
-        text = boxed[-1]
-    matches = list(_NUMBER.finditer(_plain(text)))
-    for match in reversed(matches):
+    found = _last(_pointed(_plain(text)))
+    if found is None:
+        return ()
+    match, value = found
+    return (value, value / 100) if match[9] else (value,)
+
+
+def unclear(reference: str) -> str | None:
+    """What keeps a text from being the reference of `numeric`, and the remedy; None where nothing does."""
+    plain = _plain(reference.rpartition(_SOLUTION_END)[2])
+    pointed = _pointed(plain)
+    found = _last(pointed)
+    if found is None:
+        return "must hold a number"
+    match, _ = found
+    if pointed != plain:
+        return f"must have a decimal point, for a comma may part a list: write {match[0].strip()}"
+    if _OTHER_DIGIT.search(f"{plain[: match.start()]} {plain[match.end() :]}"):
+        return f"must be one number, without others beside it: {match[0].strip()} is all that would be compared"
+    return None
+
+
+def _last(text: str) -> tuple[re.Match[str], float] | None:
+    for match in reversed(list(_NUMBER.finditer(text))):
         value = _value(match)
         if value is not None and math.isfinite(value):
-            return (value, value / 100) if match[9] else (value,)
-    return ()
+            return match, value
+    return None
 
 
 def _plain(text: str) -> str:
-    """Typographic forms as ASCII ones: minus signs, spaced or braced thousands, superscripts."""
-    for form, plain in (("−", "-"), ("–", "-"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")):
+    """What of a text may hold its number, typographic forms as ASCII ones: minus signs, digits, spaced or braced
+    thousands, fractions, superscripts."""
+    text = text[-TAIL:]
+    if boxed := _BOXED.findall(text):
+        text = boxed[-1]
+    for form, plain in _FORMS:
         text = text.replace(form, plain)
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
     text = _SUPERSCRIPT.sub(lambda power: "^" + power[0].translate(_SUPERSCRIPTS), text)
+    text = _VULGAR.sub(lambda part: f"{unicodedata.numeric(part[0]):.15f}".lstrip("0"), text)  # so that 1½ is 1.5
+    text = unicodedata.normalize("NFKC", text)
+    text = re.sub(r"(?![0-9])\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
     return _UNIT_POWER.sub("", text)
+
+
+def _pointed(text: str) -> str:
+    """With decimal commas as points."""
+    return _CONTINENTAL.sub(_with_point, text)
+
+
+def _with_point(number: re.Match[str]) -> str:
+    """A pair in brackets is a list or a point of the plane."""
+    start, end = number.span()
+    before = number.string[max(start - 2, 0) : start].rstrip("+-")
+    pair = before.endswith(("(", "[", "{")) and number.string.startswith((")", "]", "}"), end)
+    if pair or _THOUSANDS.fullmatch(number[0]):
+        return number[0]
+    return number[0].replace(".", "").replace(",", ".")
 
 
 def _value(match: re.Match[str]) -> float | None:

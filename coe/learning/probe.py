@@ -20,7 +20,7 @@ from coe.learning.rows import numbered_rows
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
-EDITION = 1
+EDITION = 2
 """Part of every digest; raise it when a checker changes its verdicts, so that old scores are not taken for new ones."""
 MOST_PROBLEMS = 20
 """Bad lines named in one error."""
@@ -146,8 +146,8 @@ def _reference(row: Mapping[str, Any], checker: Checker) -> str | None:
         raise ValueError("`reference` is nothing but punctuation, which this checker ignores")
     if checker == "choice" and checkers.chosen(reference) is None:
         raise ValueError("`reference` of a choice must be one letter from A to J")
-    if checker == "numeric" and not checkers.last_number(reference):
-        raise ValueError("`reference` of a numeric probe must hold a number")
+    if checker == "numeric" and (why := checkers.unclear(reference)):
+        raise ValueError(f"`reference` of a numeric probe {why}")
     return reference
 
 

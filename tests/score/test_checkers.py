@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.learning.checkers import choice, chosen, contains, exact, last_number, numeric
+from coe.learning.checkers import choice, chosen, contains, exact, last_number, numeric, unclear
 
 
 @pytest.mark.parametrize("answer", ["Paris", " paris.\n", "**Paris**", '"PARIS"', "- Paris", "`Paris`!", "Ｐａｒｉｓ"])
@@ -59,7 +59,7 @@ def test_contains_looks_for_whole_words(answer: str, reference: str, score: floa
         ("J", "J"),
         ("I", "I"),
         ("The answer is (I)", "I"),
-        ("正确答案是 (B)", "B"),
+        ("A is wrong, the answer is B because A fails", "B"),
     ],
 )
 def test_choice_finds_the_letter_that_is_settled_on(answer: str, letter: str) -> None:
@@ -69,7 +69,44 @@ def test_choice_finds_the_letter_that_is_settled_on(answer: str, letter: str) ->
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "I think so", "A good day", "The answer is a bird", "Paris", "K", "ABBA", "(K)"]
+    "answer",
+    [
+        "Ｂ",
+        "正确答案是 (B)",
+        "答案是B。",
+        "答案：Ｂ",
+        "【答案】B。A是铁",
+        "答案应为选项B，因为A错",
+        "选B",
+        "我不选A，故选：B，不能选C",
+        "A正确，C也正确，选择B。",
+        "B、氩气",
+        "B.氩，A是铁",
+        "答えはBです。",
+        "答えはAではなくBです",
+        "正解：B。Aは違います",
+        "정답은 B입니다.",
+        "답은 A가 아니라 B입니다.",
+        "La réponse est B, car A est faux.",
+        "La réponse correcte est donc la (B), pas A.",
+        "La respuesta es la opción B, porque A no vale.",
+        "A resposta é B, não A.",
+        "Die richtige Antwort lautet B, denn A ist falsch.",
+        "Antwort A ist falsch, Antwort B ist richtig.",
+        "Ответ: B. потому что A неверно",
+        "Правильный ответ — B, а не A",
+    ],
+)
+def test_choice_reads_other_languages(answer: str) -> None:
+    assert chosen(answer) == "B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("", "I think so", "A good day", "The answer is a bird", "Paris", "K", "ABBA", "(K)"),
+        *("Die Antwort ist Dänemark", "答案是DNA", "La respuesta a esta pregunta", "选ABC都可以吗"),
+    ],
 )
 def test_choice_takes_no_ordinary_word_for_a_letter(answer: str) -> None:
     assert chosen(answer) is None
@@ -104,6 +141,25 @@ def test_choice_takes_no_ordinary_word_for_a_letter(answer: str) -> None:
         ("12 of H2O", 12),
         ("8 and 1/0", 8),
         ("9 and 1e999", 9),
+        ("答案是391。", 391),
+        ("答案是３９１个苹果", 391),
+        ("有12，345", 345),
+        ("答えは1.5e3円です", 1500),
+        ("정답은 1,234입니다", 1234),
+        ("٣٫٥", 3.5),
+        ("الجواب ١٬٢٣٤٫٥", 1234.5),
+        ("Das Ergebnis ist 2,5.", 2.5),
+        ("etwa -0,125 kg", -0.125),
+        ("environ 1\u202f234,5 €", 1234.5),
+        ("rund 1.234,5 oder", 1234.5),
+        ("genau 1.234.567", 1234567),
+        ("3{,}5 \\cdot 10^{-3}", 0.0035),
+        ("1,234", 1234),
+        ("1.234", 1.234),
+        ("1,2,3", 3),
+        ("at (2,5)", 5),
+        ("1½", 1.5),
+        ("it is…5", 5),
     ],
 )
 def test_the_last_number_is_read_as_it_is_written(text: str, value: float) -> None:
@@ -130,6 +186,10 @@ def test_a_text_without_a_number_has_none(text: str) -> None:
         ("0.333333", "1/3", 1.0),
         ("0", "0", 1.0),
         ("0.1", "0", 0.0),
+        ("Das Ergebnis ist 3,5.", "3.5", 1.0),
+        ("Das Ergebnis ist 2,5.", "5", 0.0),
+        ("Das sind 50,5 %", "0.505", 1.0),
+        ("答案是50％。", "0.5", 1.0),
     ],
 )
 def test_numeric_allows_a_small_relative_error_and_none_between_whole_numbers(
@@ -143,7 +203,37 @@ def test_numeric_takes_the_tolerance_of_the_probe() -> None:
     assert numeric("103", "100", tolerance=0.02) == 0.0
 
 
-@pytest.mark.parametrize("piece", ["(", "\n", " ", "*", "_,", "answer: ", "answer ", "\\boxed{", "**a. ", "{}"])
+@pytest.mark.parametrize(
+    "reference",
+    ["391", "1,234.5", "-3", "1/2", "1e-07", "50 \\%", "5 m^2", "12 of H2O", "x_1 = 5", "٣٫٥", "8 + 9 = 17 #### 17"],
+)
+def test_a_reference_of_one_number_is_clear(reference: str) -> None:
+    assert unclear(reference) is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "remedy"),
+    [
+        ("none", "must hold a number"),
+        ("3,5", "write 3.5"),
+        ("1.234,5 kg", "write 1234.5"),
+        ("2, 3", "must be one number"),
+        ("(2,5)", "must be one number"),
+        ("1 234", "must be one number"),
+        ("3:45", "must be one number"),
+    ],
+)
+def test_a_reference_that_would_be_read_as_another_number_is_unclear(reference: str, remedy: str) -> None:
+    assert remedy in (unclear(reference) or "")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("(", "\n", " ", "*", "_,", "answer: ", "answer ", "\\boxed{", "**a. ", "{}"),
+        *("答案：", "réponse est la ", "选", ".,", "…"),
+    ],
+)
 def test_an_answer_made_to_be_slow_is_checked_all_the_same(piece: str) -> None:
     """Patterns that backtrack take minutes over these."""
     text = piece * (400_000 // len(piece)) + "x"
