@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,8 @@ def prepared(prompt: str) -> str:
 
 
 def prepare(examples: Sequence[Example]) -> Lessons:
-    """Raises DataError when fewer than two categories, or fewer than two prompts of a category, are left."""
+    """Raises DataError when fewer than two categories, or fewer than two prompts of any category, are left: one that
+    vanished here would be declared and never get a request."""
     labels: dict[str, set[str]] = {}
     blank = 0
     for example in examples:
@@ -45,20 +46,25 @@ def prepare(examples: Sequence[Example]) -> Lessons:
     kept = {text: min(found) for text, found in labels.items() if len(found) == 1}
     contradictory = len(labels) - len(kept)
     duplicates = len(examples) - blank - sum(map(len, labels.values()))
-    _check(Counter(kept.values()), total=len(examples))
-    categories = tuple(sorted(set(kept.values())))
+    counts = Counter({example.category: 0 for example in examples})
+    counts.update(kept.values())
+    dropped = {"blank": blank, "duplicate": duplicates, "contradictory": contradictory}
+    _check(counts, dropped, total=len(examples))
+    categories = tuple(sorted(counts))
     index = {name: i for i, name in enumerate(categories)}
     return Lessons(
         texts=tuple(kept),
         labels=np.array([index[category] for category in kept.values()], dtype=np.int64),
         categories=categories,
-        dropped={"blank": blank, "duplicate": duplicates, "contradictory": contradictory},
+        dropped=dropped,
     )
 
 
-def _check(counts: Counter[str], *, total: int) -> None:
+def _check(counts: Mapping[str, int], dropped: Mapping[str, int], *, total: int) -> None:
     said = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
-    if len(counts) < 2:
+    if dropped["contradictory"]:
+        said += f"; {dropped['contradictory']} contradictory: the same prompt under two categories"
+    if sum(count > 0 for count in counts.values()) < 2:
         raise DataError(f"{total} examples leave prompts of fewer than two categories ({said}); add another category")
     if min(counts.values()) < 2:
         raise DataError(f"every category needs two different prompts or more (left: {said}); add prompts")

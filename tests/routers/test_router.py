@@ -281,20 +281,3 @@ def test_an_encoder_that_is_not_there_is_said_before_anything_is_written(tmp_pat
     with pytest.raises(DataError, match="no_such_encoder"):
         routers.build(examples(), encoder="no_such_encoder", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([], "fewer than two categories"),
-        ([("a", "x"), ("b", "x")], "x: 2"),
-        ([("a", "x"), ("b", "x"), ("c", "y")], "y: 1"),
-        ([("a", "x"), ("b", "x"), ("c", "y"), ("c", "y"), ("a", "y")], "y: 1"),
-    ],
-    ids=["no data", "one class", "one prompt in a class", "one prompt left in a class"],
-)
-def test_data_that_cannot_make_a_router_is_refused_with_counts(
-    rows: list[tuple[str, str]], said: str, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=said):
-        routers.build([routers.Example(*row) for row in rows], out=tmp_path / "out")
