@@ -14,6 +14,7 @@ import typer
 from coe.cli.common import Config, Json, say, say_json, settings_for, writable
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
+from coe.learning.rows import numbered_rows
 
 
 def readable(text: str | None) -> str | None:
@@ -26,9 +27,9 @@ def readable(text: str | None) -> str | None:
 
 
 Text = Annotated[str | None, typer.Argument(callback=readable, help="What a user would type.")]
-Input = Annotated[Path | None, typer.Option("--input", help="JSONL with prompt, or messages, a line.")]
+Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt, or messages.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", callback=writable, help="Where the lines go, each with its decision added.")
+    Path | None, typer.Option("--output", callback=writable, help="Where the lines go, each with its `decision` added.")
 ]
 Model = Annotated[str, typer.Option("--model", help="auto, or an expert to pin.")]
 
@@ -81,17 +82,17 @@ def _router(config: Path | None) -> Look:
 
 
 def _route_file(path: Path, look: Look) -> list[str]:
+    """Its rows as they are, with the decision under one key: a row may have a category and an expert of its own."""
     lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, row in numbered_rows(path):
         try:
-            row = orjson.loads(line)
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
             decision, posterior = look({"messages": messages})
-        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            lines.append(orjson.dumps({**row, "decision": _plain(decision, posterior)}).decode() + "\n")
+        except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
         except CoEError as error:
             raise DataError(f"{path}:{number}: {error}") from None
-        lines.append(orjson.dumps({**row, **_plain(decision, posterior)}).decode() + "\n")
     return lines
 
 

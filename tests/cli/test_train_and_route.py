@@ -53,18 +53,21 @@ def test_what_was_declared_is_trained_and_routes(config: Path) -> None:
     assert "chef" in run("route", "how do i bake the bread dough", "--config", config)
 
     lines = [
-        {"id": 7, "prompt": "explain the comet orbit"},
+        {"id": 7, "prompt": "explain the comet orbit", "category": "own", "expert": "own"},
         {"messages": [{"role": "user", "content": "roast the onion"}]},
     ]
     source, target = config.with_name("in.jsonl"), config.with_name("out.jsonl")
-    source.write_text("\n".join(map(json.dumps, lines)))
+    source.write_text("\n \n\n".join(map(json.dumps, lines)) + "\n\n")
     run("route", "--input", source, "--output", target, "--config", config)
     first, second = map(json.loads, target.read_text().splitlines())
-    assert (first["id"], first["category"]) == (7, "astronomy")
-    assert second["expert"] == "chef"
+    assert (first.pop("decision")["category"], second.pop("decision")["expert"]) == ("astronomy", "chef")
+    assert [first, second] == lines
 
-    source.write_text('{"prompt": "fine"}\n{"text": "no prompt"}\n')
-    with pytest.raises(DataError, match=r"in\.jsonl:2: expected JSON with prompt or messages"):
+    source.write_text('{"prompt": "fine"}\n\n{"text": "no prompt"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:3: expected JSON with prompt or messages"):
+        run("route", "--input", source, "--config", config)
+    source.write_text('{"prompt": "fine"}\n{')
+    with pytest.raises(DataError, match=r"in\.jsonl:2: not JSON"):
         run("route", "--input", source, "--config", config)
 
 
