@@ -82,6 +82,32 @@ async def test_new_connections_are_refused_while_the_last_streams_end(tmp_path: 
         assert await ended(served) == 0
 
 
+async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_requests_get_503(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", served.port)
+        arriving, arriving_writer = await asyncio.open_connection("127.0.0.1", served.port)
+        request = served.raw("good")
+        idle_writer.write(request)
+        assert (await idle.readuntil(b"\r\n")).endswith(b"200 OK\r\n")
+        arriving_writer.write(request[:20])
+        (stream,) = await started(served, "stalls", 1)
+        served.process.send_signal(signal.SIGTERM)
+        while not await refuses(served):
+            pass
+        arriving_writer.write(request[20:])
+        async with asyncio.timeout(5):  # while the stream goes on
+            refused, _ = await asyncio.gather(arriving.read(), idle.read())
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nconnection: close\r\n" in refused
+        assert served.process.returncode is None
+        served.process.send_signal(signal.SIGTERM)
+        assert await ended(served) == 128 + signal.SIGTERM
+        with pytest.raises(aiohttp.ClientError):
+            await stream.read()
+        for writer in (idle_writer, arriving_writer):
+            writer.close()
+
+
 async def test_while_a_balancer_looks_away_readiness_is_off_and_work_is_still_done(tmp_path: Path) -> None:
     async with serving(tmp_path, environ={"COE_DRAIN": "1"}) as served:
         served.process.send_signal(signal.SIGTERM)
