@@ -11,6 +11,7 @@ import orjson
 import typer
 
 from coe.cli.common import image, say, writable
+from coe.cli.ending import heeding_sigterm
 from coe.cli.progress import progress_bar
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
@@ -38,7 +39,7 @@ def benchmark(
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
 
-    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress:
+    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress, heeding_sigterm():
         work = Path(run_folder)
         memory = work / "memory"  # the five routers share their encoder and most of their texts
 

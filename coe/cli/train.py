@@ -10,6 +10,7 @@ import typer
 
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
+from coe.cli.ending import heeding_sigterm
 from coe.cli.progress import progress_bar
 from coe.cli.working import Engine, EngineOption, working
 from coe.errors import ConfigError, DataError
@@ -39,7 +40,12 @@ def train(
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else store_of(settings, "router")
-    with working(engine) as work, store.draft() as draft, progress_bar("training") as progress:
+    with (
+        working(engine) as work,
+        store.draft() as draft,
+        progress_bar("training") as progress,
+        heeding_sigterm(),
+    ):
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         encoder = encoder or registry.router.encoder
         metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, work=work)
