@@ -107,10 +107,45 @@ def test_a_mistake_is_named_with_its_line_and_the_nearest_valid_name(
     assert any(found.startswith(problem) for found in raised.value.problems), raised.value.problems
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://localhost:99999/v1", "http://localhost:0/v1", "http://localhost:port/v1", "http://:80/v1"),
+        *("http://[::1:80/v1", "http://[]:80/v1", "http://a..b/v1"),
+    ],
+)
+def test_an_address_that_nobody_can_connect_to_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, GOOD.replace("http://localhost:1/v1", f"'{url}'"))
+    assert str(raised.value).startswith("experts.yaml:9: experts.0.base_url: no host and port (1 to 65535)")
+    several = f"base_urls:\n      - http://localhost:1/v1\n      - '{url}'"
+    with pytest.raises(ConfigError, match=r"^experts\.yaml:11: experts\.0\.base_urls\.1: "):
+        load(tmp_path, GOOD.replace("base_url: http://localhost:1/v1", several))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:80/v1", "https://user:pass@host_1/v1", "http://10.0.0.1", "http://bücher.example:65535/v1"]
+)
+def test_an_address_of_any_kind_of_host_is_taken_as_it_is_written(tmp_path: Path, url: str) -> None:
+    (expert,) = load(tmp_path, GOOD.replace("http://localhost:1/v1", f"'{url}'")).experts
+    assert expert.addresses == (url,)
+
+
 @pytest.mark.parametrize("key", ["", "secret\n", "geheim\u00e4"])
 def test_a_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=r"experts\.yaml:10: the api_key of 'small' is empty or holds"):
         load(tmp_path, GOOD, TEST_KEY=key)
+
+
+def test_an_address_with_a_variable_is_judged_with_its_value(tmp_path: Path) -> None:
+    text = GOOD.replace("localhost:1", "localhost:${PORT}")
+    assert load(tmp_path, text, PORT="80").experts[0].base_url == "http://localhost:80/v1"
+    with pytest.raises(ConfigError, match=r"^experts\.yaml:9: experts\.0\.base_url: no host and port"):
+        load(tmp_path, text, PORT="99999")
+    with pytest.raises(
+        ConfigError, match=r"^experts\.yaml:9: environment variable PORT is not set; export it before starting$"
+    ):
+        load(tmp_path, text)
 
 
 def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
