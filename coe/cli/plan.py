@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from coe.cli.common import Config, Json, image, keep_output_clean, say, say_error, say_json, settings_for, store_of
 from coe.cli.plan_gate import plan_gate, told
+from coe.cli.progress import told_if_long
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
 from coe.learning.quality import read_quality
 from coe.mapping import (
+    VALUES,
     Assignment,
     Basis,
     Budget,
     ParetoRow,
+    Patience,
     Problem,
     marginal_values,
     planned_quality,
@@ -74,20 +77,28 @@ def plan(
     registry = load(settings.config, environ=settings.environ)
     basis = basis_of(settings, registry, scores, deviations=deviations)
     problem = basis.problem
-    assignment = solve(problem, traffic=basis.traffic)
-    rows = sweep(problem, *_limits(sweep_)) if sweep_ else []
+    with told_if_long("solving the plan"):
+        assignment = solve(problem, traffic=basis.traffic)
+    with told_if_long("the sweep"):
+        rows = sweep(problem, *_limits(sweep_)) if sweep_ else []
     if plot is not None:
         from coe.learning.plot import plot_sweep
 
         plot_sweep(rows, row=str(sweep_).partition("=")[0], path=plot)
+    patience = Patience()
+    with told_if_long("finding what each expert is worth"):
+        values = marginal_values(problem, assignment, patience=patience.part(VALUES))
     if not dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
-            basis.save(draft)
+            with told_if_long("finding what other budgets would give"):
+                basis.save(draft, assignment, values=values, patience=patience)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
+    if patience.missed:
+        say_error(f"note: left out, since it would have taken too long: {', '.join(patience.missed)}")
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
-    report = _report(problem, assignment, rows) | ({"gate": gate} if gate else {})
+    report = _report(problem, assignment, rows, values) | ({"gate": gate} if gate else {})
     if json:
         say_json(report)
     else:
@@ -146,7 +157,9 @@ def _limits(text: str) -> tuple[str, list[float]]:
         ) from None
 
 
-def _report(problem: Problem, assignment: Assignment, rows: list[ParetoRow]) -> dict[str, Any]:
+def _report(
+    problem: Problem, assignment: Assignment, rows: list[ParetoRow], values: Mapping[str, float | None]
+) -> dict[str, Any]:
     columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
     return {
         "quality": planned_quality(problem, assignment),
@@ -158,7 +171,7 @@ def _report(problem: Problem, assignment: Assignment, rows: list[ParetoRow]) -> 
         ],
         "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
         "duals": dict(assignment.duals),
-        "value_of_expert": marginal_values(problem),
+        "value_of_expert": values,
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
     }
 
@@ -169,9 +182,8 @@ def _show(report: Mapping[str, Any], *, kept: bool) -> None:
         say(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {row['margin']:6.3f}")
     say(f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items()))
     say(f"\n{'expert':16} {'price':>8}  quality lost without it")
-    for name, value in report["value_of_expert"].items():
-        lost = "no plan without it" if value is None else f"{value:.4f}"
-        say(f"{name:16} {report['prices'][name]:8.4f}  {lost}")
+    for name, price in report["prices"].items():
+        say(f"{name:16} {price:8.4f}  {_lost(report['value_of_expert'], name)}")
     if report["sweep"]:
         say(f"\n{'limit':>10} {'quality':>8}  hosted")
     for row in report["sweep"]:
@@ -180,3 +192,10 @@ def _show(report: Mapping[str, Any], *, kept: bool) -> None:
     for line in told(report["gate"]) if "gate" in report else ():
         say(line)
     say("\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; running gateways take it over soon")
+
+
+def _lost(values: Mapping[str, float | None], name: str) -> str:
+    if name not in values:
+        return "not found in time"
+    value = values[name]
+    return "no plan without it" if value is None else f"{value:.4f}"

@@ -203,7 +203,7 @@ def _concluded(
     if rounds.promoted:
         with job.store(ASSIGNMENT).draft() as draft:
             (draft / f"{ASSIGNMENT}.json").write_bytes(found.candidate.to_json())
-            basis.save(draft)
+            basis.save(draft, found.candidate)
             write_report(draft, report)
             artifact = job.store(ASSIGNMENT).publish(
                 draft, categories=found.candidate.categories, data=job.registry.digest, metrics={}

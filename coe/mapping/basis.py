@@ -12,11 +12,15 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
+from coe.mapping.assignment import Assignment
+from coe.mapping.patience import Patience
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
 from coe.scoring import PSEUDO_COUNT, ScoreTable
 
 FILE, TRAFFIC = "plan.json", "traffic.npy"
+VALUES = 1 / 3
+"""Share of the time for what a plan does without that may be spent on what each expert is worth."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,13 +40,32 @@ class Basis:
     source: str
     pseudo_count: float = PSEUDO_COUNT
 
-    def save(self, folder: Path) -> None:
-        """Write it, with what other budgets would give and what each expert is worth, into a folder that exists."""
-        (folder / FILE).write_bytes(orjson.dumps(self._told(), option=orjson.OPT_SORT_KEYS))
+    def save(
+        self,
+        folder: Path,
+        plan: Assignment | None = None,
+        *,
+        values: Mapping[str, float | None] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        """Write it, with what other budgets would give and what each expert is worth, into a folder that exists.
+
+        `plan` and its `values`, as of `marginal_values`, are found anew where they are not given. What `patience` is
+        not enough for is not written.
+        """
+        patience = patience or Patience()
+        if values is None:
+            values = marginal_values(self.problem, plan, patience=patience.part(VALUES))
+        others = frontiers(self.problem, plan, patience=patience)
+        told = self._told() | {
+            "value_of_expert": values,
+            "frontiers": {row: [asdict(one) for one in found] for row, found in others.items()},
+        }
+        (folder / FILE).write_bytes(orjson.dumps(told, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC, self.traffic.astype(np.float16))
 
-    def _told(self) -> Mapping[str, Any]:
+    def _told(self) -> dict[str, Any]:
         problem, table = self.problem, self.table
         uses = {name: None if (use := getattr(problem.uses, name)) is None else _plain(use) for name in _uses()}
         return {
@@ -59,8 +82,6 @@ class Basis:
             "weights": _plain(problem.weights),
             "uses": uses,
             "budget": problem.budget.rows(),
-            "value_of_expert": marginal_values(problem),
-            "frontiers": {row: [asdict(one) for one in found] for row, found in frontiers(problem).items()},
         }
 
 

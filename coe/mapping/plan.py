@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import ConfigError, DataError
+from coe.errors import DataError
 from coe.mapping.assignment import Assignment
+from coe.mapping.patience import Patience
 from coe.mapping.prices import prices
 from coe.mapping.problem import USE_OF_ROW, Budget, Problem
-from coe.mapping.program import LARGE, Plan, least, optimum
+from coe.mapping.program import LARGE, Plan, attainable, least, optimum
 
 POINTS = 16
 """Limits that a row is swept with."""
+CLOSE = 1e-3
+"""Share by which a point of a frontier may be below the best where time is short: nobody sees that in a picture."""
 
 
 def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> Assignment:
@@ -84,22 +88,29 @@ def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) ->
     return {row: value for row, value in used.items() if np.isfinite(value)}
 
 
-def marginal_values(problem: Problem) -> dict[str, float | None]:
-    """How much planned quality is lost without each expert; 0 for one not in the plan, None for one it cannot do
-    without."""
-    plan = optimum(problem)
-    best = _quality(problem, plan.choice)
-    lost: dict[str, float | None] = dict.fromkeys(problem.experts, 0.0)
-    for column in np.unique(plan.choice):
-        name = problem.experts[column]
-        try:
-            rest = problem.without(name)
-            choice = optimum(rest).choice
-        except (ConfigError, DataError):
-            lost[name] = None
-        else:
-            lost[name] = max(0.0, best - _quality(problem, choice))
-    return lost
+def marginal_values(
+    problem: Problem, plan: Assignment | None = None, *, patience: Patience | None = None
+) -> dict[str, float | None]:
+    """How much of the quality of `plan`, the best there is, is lost without each expert; 0 for one not in it, None for
+    one it cannot do without. Experts are left out for which `patience` is not enough."""
+    patience = patience or Patience()
+    choice = optimum(problem).choice if plan is None else _columns(problem, plan)
+    best = _quality(problem, choice)
+    needed = [problem.experts[column] for column in np.unique(choice)]
+    lost: dict[str, float | None] = {}
+    for name in needed:
+        with patience.attempt(f"the worth of {name}") as part:
+            lost[name] = _lost(problem, name, best, part)
+    return {name: lost.get(name, 0.0) for name in problem.experts if name in lost or name not in needed}
+
+
+def _lost(problem: Problem, name: str, best: float, patience: Patience) -> float | None:
+    try:
+        rest = problem.without(name)
+    except DataError:
+        return None
+    plan = attainable(rest, patience)
+    return None if plan is None else max(0.0, best - _quality(problem, plan.choice))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,42 +128,80 @@ class ParetoRow:
 
 def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow]:
     """A plan for every limit of the budget row `row`, the smallest first; limits that cannot be kept are left out."""
+    tried = [problem.within(**{row: limit}) for limit in limits]
+    return _in_order(row, [(one, plan) for one in tried if (plan := attainable(one)) is not None])
+
+
+def _in_order(row: str, found: Iterable[tuple[Problem, Plan]]) -> list[ParetoRow]:
+    """Plans under limits of `row`, the smallest limit first."""
     rows: list[ParetoRow] = []
-    for limit in sorted(limits):
-        tried = problem.within(**{row: limit})
-        try:
-            plan = optimum(tried)
-        except ConfigError:
-            continue
+    for limit, tried, plan in sorted(((one.budget.rows()[row], one, plan) for one, plan in found), key=itemgetter(0)):
         quality = _quality(tried, plan.choice)
         better = not rows or quality > max(earlier.quality for earlier in rows) + 1e-9
         hosted = np.flatnonzero(plan.hosted).tolist()
         used = _use(tried, plan.choice, hosted)
-        names = tuple(problem.experts[column] for column in hosted)
-        choice = tuple(problem.experts[column] for column in plan.choice)
+        names = tuple(tried.experts[column] for column in hosted)
+        choice = tuple(tried.experts[column] for column in plan.choice)
         rows.append(ParetoRow(limit, quality, used, names, choice, better))
     return rows
 
 
-def frontiers(problem: Problem, *, points: int = POINTS) -> dict[str, list[ParetoRow]]:
+def frontiers(
+    problem: Problem, plan: Assignment | None = None, *, points: int = POINTS, patience: Patience | None = None
+) -> dict[str, list[ParetoRow]]:
     """By budget row what its limits give while the rest of the budget stands: from the smallest that can be kept to
     the one beyond which nothing is gained. Rows are left out whose use is not known of every expert, or that change
-    nothing; of a LARGE problem all but those of its budget."""
-    declared = problem.budget.rows()
+    nothing; of a LARGE problem all but those of its budget; and rows and limits for which `patience` is not enough.
+
+    `plan` is the problem's, where it is known.
+    """
+    patience = patience or Patience()
+    known: _Known = {} if plan is None else {problem.budget: _plan(problem, plan)}
     rows = [field.name for field in fields(Budget)]
     if problem.quality.size > LARGE:
-        rows = [row for row in rows if row in declared]
-    return {row: found for row in rows if len(found := sweep(problem, row, _limits(problem, row, points))) > 1}
+        rows = [row for row in rows if row in problem.budget.rows()]
+    found = {}
+    for number, row in enumerate(rows):
+        with patience.attempt(f"limits of {row}", share=1 / (len(rows) - number)) as part:
+            found[row] = _frontier(problem, row, points, part, known)
+    return {row: there for row, there in found.items() if len(there) > 1}
 
 
-def _limits(problem: Problem, row: str, points: int) -> list[float]:
+_Known = dict[Budget, Plan | None]
+
+
+def _plan(problem: Problem, plan: Assignment) -> Plan:
+    return Plan(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
+
+
+def _frontier(problem: Problem, row: str, points: int, patience: Patience, known: _Known) -> list[ParetoRow]:
+    found = []
+    limits = _limits(problem, row, points, patience, known)
+    for limit in (*limits[:1], *limits[:0:-1]):  # the ends first: what lies between them can be guessed
+        tried = problem.within(**{row: limit})
+        with patience.attempt(f"limits of {row}") as part:
+            if (plan := _tried(tried, part, known)) is not None:
+                found.append((tried, plan))
+    return _in_order(row, found)
+
+
+def _tried(problem: Problem, patience: Patience, known: _Known) -> Plan | None:
+    """The plan under the problem's budget, solved once however many rows ask for it."""
+    if problem.budget not in known:
+        known[problem.budget] = attainable(problem, patience, gap=CLOSE)
+    return known[problem.budget]
+
+
+def _limits(problem: Problem, row: str, points: int, patience: Patience, known: _Known) -> list[float]:
     if row in USE_OF_ROW and not (problem.use(row) >= 0).all():
         return []
-    low = least(problem, row)
+    low = least(problem, row, patience.part(0.25))
     if low is None:  # no limit of this row mends what others ask
         return []
     free = problem.within(**{row: None})
-    plan = optimum(free)
+    plan = _tried(free, patience.part(0.5), known)
+    if plan is None:
+        return []
     needed = np.unique(plan.choice)  # without a limit of memory all are hosted, needed or not
     high = _use(free, plan.choice, needed.tolist())[row]
     if not high > low * (1 + 1e-6):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, ConfigError
+from coe.mapping.patience import Patience
 from coe.mapping.prices import lagrangian, rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
@@ -31,30 +32,39 @@ class Plan:
 
 def optimum(problem: Problem) -> Plan:
     """The plan of highest weighted quality within the budget. Raises ConfigError when the budget cannot be kept."""
+    if (plan := attainable(problem)) is None:
+        raise ConfigError(*_diagnosis(problem))
+    return plan
+
+
+def attainable(problem: Problem, patience: Patience | None = None, *, gap: float = 0.0) -> Plan | None:
+    """The same, None when the budget cannot be kept. With `patience` raises TimeoutError where it is not found in that
+    time; one that is, but not proven, counts where it is at most the share `gap` below what could be."""
     choice = None
     if problem.quality.size > LARGE:
-        choice = _choose(_likely(problem))
+        choice = _choose(_likely(problem), patience, gap)
     if choice is None:
-        choice = _choose(problem)
+        choice = _choose(problem, patience, gap)
     if choice is None:
-        raise ConfigError(*_diagnosis(problem))
+        return None
     if problem.budget.memory_gb is None:
         return Plan(choice, np.asarray(np.isfinite(problem.quality).any(axis=0)))
     return Plan(choice, np.isin(np.arange(len(problem.experts)), choice))
 
 
-def least(problem: Problem, row: str) -> float | None:
-    """The smallest limit of `row` that the rest of the budget leaves possible, rounded up; None where there is none."""
+def least(problem: Problem, row: str, patience: Patience | None = None) -> float | None:
+    """The smallest limit of `row` that the rest of the budget leaves possible, rounded up; None where there is none.
+    With `patience` the smallest found in that time. Raises TimeoutError where none is."""
     rows = {**problem.budget.rows(), row: LOOSE.get(row, np.inf)}
-    found = _Program(problem, rows=rows).smallest(row)
+    found = _Program(problem, rows=rows).smallest(row, patience)
     return None if found is None else float(_up(found))
 
 
-def _choose(problem: Problem) -> NDArray[np.int64] | None:
+def _choose(problem: Problem, patience: Patience | None, gap: float) -> NDArray[np.int64] | None:
     """The best expert of each category; None where the budget cannot be kept."""
     program = _Program(problem, rows=problem.budget.rows())
     gain = problem.weights[:, None] * np.where(np.isfinite(problem.quality), problem.quality, 0.0)
-    found = program.minimise(-program.spread(gain))
+    found = program.minimise(-program.spread(gain), patience, gap=gap)
     if found is None:
         return None
     choice = np.zeros(len(problem.categories), dtype=np.int64)
@@ -113,10 +123,15 @@ class _Program:
         coefficients[: self._cells] = table[self.row, self.column]
         return coefficients
 
-    def minimise(self, objective: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """The best variables; None where the rows cannot all be kept."""
+    def minimise(
+        self, objective: NDArray[np.float64], patience: Patience | None = None, *, gap: float = 0.0
+    ) -> NDArray[np.float64] | None:
+        """The best variables; None where the rows cannot all be kept. Raises TimeoutError as `attainable` does."""
         from scipy.optimize import Bounds, milp
 
+        seconds = SECONDS if patience is None else min(SECONDS, patience.left())
+        if seconds <= 0:
+            raise TimeoutError
         upper = np.ones(self.size)
         upper[-1] = self._rows.get("max_share", 1.0)
         found = milp(
@@ -124,8 +139,10 @@ class _Program:
             constraints=self._constraints(),
             bounds=Bounds(0.0, upper),
             integrality=self._integrality(),
-            options={"time_limit": SECONDS},
+            options={"time_limit": seconds},
         )
+        if patience is not None and found.status == 1 and (found.x is None or found.mip_gap > gap):
+            raise TimeoutError
         if found.x is None and found.status != 2:
             raise CoEError(f"plan: the solver gave up ({found.message}); use fewer experts or categories")
         return None if found.x is None else np.asarray(found.x)
@@ -171,7 +188,7 @@ class _Program:
     def mean(self, row: str) -> NDArray[np.float64]:
         return self.spread(self._problem.weights[:, None] * self._problem.use(row)[None, :])
 
-    def smallest(self, row: str) -> float | None:
+    def smallest(self, row: str, patience: Patience | None = None) -> float | None:
         """The smallest limit of `row` that the other rows leave possible; None where they cannot be kept anyhow."""
         if row == "memory_gb":
             objective = self.memory()
@@ -180,7 +197,7 @@ class _Program:
             objective[-1] = 1.0
         else:
             objective = self.mean(row)
-        found = self.minimise(objective)
+        found = self.minimise(objective, patience, gap=np.inf)
         return None if found is None else float(objective @ found)
 
 

@@ -1,6 +1,7 @@
 """`coe plan` on measured scores."""
 
 import json
+import queue
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.artifacts import ArtifactStore
-from coe.cli import app
+from coe.cli import app, progress
 from coe.errors import ArtifactError, DataError
-from coe.mapping import Assignment, read_plan_file
+from coe.mapping import Assignment, Patience, read_plan_file
 
 DECLARED = """\
 version: 1
@@ -126,6 +127,26 @@ def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
     assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
     assert report["sweep"][0]["quality"] < report["sweep"][1]["quality"]
     assert set(report["sweep"][0]["choice"]) == {"small"}
+
+
+def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.cli.plan.Patience", lambda: Patience(0))
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
+    report = json.loads(result.stdout)
+    assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that
+    assert "too long: the worth of large" in result.stderr
+    assert "large              0.0000  not found in time" in plan(config)
+    assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
+
+
+def test_work_that_takes_long_is_named_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = queue.SimpleQueue[str]()
+    monkeypatch.setattr(progress, "say_error", told.put)
+    with progress.told_if_long("quick work"):
+        pass
+    monkeypatch.setattr(progress, "QUIET", 0.0)
+    with progress.told_if_long("solving"):
+        assert told.get(timeout=30) == "note: solving takes a while"
 
 
 def test_an_expert_without_scores_is_named(config: Path) -> None:

@@ -10,7 +10,18 @@ import pytest
 
 from coe.cli.solve import answers
 from coe.errors import ArtifactError, ConfigError
-from coe.mapping import Basis, Budget, Problem, frontiers, planned_quality, read_plan_file, read_problem, rounded, solve
+from coe.mapping import (
+    Basis,
+    Budget,
+    Patience,
+    Problem,
+    frontiers,
+    planned_quality,
+    read_plan_file,
+    read_problem,
+    rounded,
+    solve,
+)
 from coe.scoring import tabulate_softly
 from tests.planning.test_plan import make, posteriors
 
@@ -72,6 +83,24 @@ def test_a_frontier_goes_from_the_least_that_can_be_kept_to_where_nothing_is_gai
         assert all(point.used[row] <= point.limit + 1e-6 for point in points), row
         with pytest.raises(ConfigError, match="cannot be kept"):
             solve(problem.within(**{row: points[0].limit * 0.98}))
+
+
+def test_a_plan_that_is_known_changes_no_frontier() -> None:
+    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
+    assert frontiers(problem, solve(problem)) == frontiers(problem)
+
+
+def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
+    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
+    plan, patience = solve(problem), Patience(0)
+    basis_of(problem).save(tmp_path, plan, patience=patience)
+    kept, found = read_plan_file(tmp_path), read_problem(tmp_path)
+    assert kept is not None
+    assert found is not None
+    assert kept["frontiers"] == {}
+    assert not kept["value_of_expert"].keys() & set(plan.choice)
+    assert "limits of memory_gb" in patience.missed
+    assert solve(found[0]).choice == plan.choice
 
 
 def test_rows_that_nobody_knows_or_that_change_nothing_have_no_frontier() -> None:

@@ -61,6 +61,7 @@ export function worth(map) {
 }
 
 const lost = (value, most) => {
+  if (value === undefined) return html`<span class="faint">not found in time</span>`;
   if (value === null) return html`<span class="warn">no plan without it</span>`;
   if (!value) return html`<span class="faint">nothing</span>`;
   return html`<span class="withbar">${bar(value / most)}<span>${value < 0.00005 ? "< 0.0001" : value.toFixed(4)}</span></span>`;
