@@ -41,6 +41,7 @@ SAMPLE = 4000
 """Prompts whose posteriors the prices are fitted to."""
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
+Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where the folder holds several.")]
 Bound = Annotated[float, typer.Option("--deviations", min=0, help="Standard errors below the mean that are trusted.")]
 Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
 Plot = Annotated[Path | None, typer.Option("--plot", callback=image, help="Image of the sweep (.png or .svg).")]
@@ -50,6 +51,7 @@ Dry = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the
 
 def plan(
     scores: Scores = None,
+    name: Name = None,
     deviations: Bound = 1.0,
     sweep_: Sweep = None,
     plot: Plot = None,
@@ -75,7 +77,7 @@ def plan(
     if plot is not None and sweep_ is None:
         raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     registry = load(settings.config, environ=settings.environ)
-    basis = basis_of(settings, registry, scores, deviations=deviations)
+    basis = basis_of(settings, registry, scores, benchmark=name, deviations=deviations)
     problem = basis.problem
     with told_if_long("solving the plan"):
         assignment = solve(problem, traffic=basis.traffic)
@@ -105,12 +107,14 @@ def plan(
         _show(report, kept=dry_run)
 
 
-def basis_of(settings: Settings, registry: Registry, folder: Path, *, deviations: float) -> Basis:
+def basis_of(
+    settings: Settings, registry: Registry, folder: Path, *, benchmark: str | None = None, deviations: float
+) -> Basis:
     """The declared experts and categories with measured quality: lower bounds, pins and budget applied.
 
     Raises DataError where scores are missing for an expert or name a category that is not declared.
     """
-    data = read_quality(folder, only=registry.expert_names)
+    data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
     if data.left_out:
         say_error(f"note: {data.left_out} prompts are left out, since not every expert has a score there")
     if unknown := sorted(set(data.categories) - set(registry.category_names)):

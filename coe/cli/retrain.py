@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ JITTER = 0.1
 """Part of the interval by which a round may be early or late, so that jobs on several machines do not meet."""
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as of `coe score`.")]
+Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where the folder of --probes has several.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, such as 12h or 30d.")]
 Every = Annotated[str, typer.Option("--every", help="Go on with a round each such span, such as 6h, until SIGTERM.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Judge and show, and change nothing.")]
@@ -36,6 +38,7 @@ Dry = Annotated[bool, typer.Option("--dry-run", help="Judge and show, and change
 
 def retrain(
     probes: Probes = None,
+    name: Name = None,
     since: Since = "30d",
     every: Every = "",
     dry_run: Dry = False,
@@ -44,16 +47,19 @@ def retrain(
     json: Json = False,
 ) -> None:
     """Learn from the routing log and its feedback; promote only what a test shows to be better."""
+    if name is not None and probes is None:
+        raise typer.BadParameter("names a part of measured quality: give --probes too", param_hint="--benchmark")
     keep_output_clean()
     settings, window = settings_for(config), seconds(since, option="--since")
+    round_ = partial(learn, settings, probes=probes, benchmark=name, window=window, dry_run=dry_run, engine=engine)
     if not every:
-        _say(learn(settings, probes=probes, window=window, dry_run=dry_run, engine=engine), json)
+        _say(round_(), json)
         _watch(settings, dry_run)
         return
     pause, over = seconds(every, option="--every"), _told_to_stop()
     while True:
         try:
-            _say(learn(settings, probes=probes, window=window, dry_run=dry_run, engine=engine), json)
+            _say(round_(), json)
             _watch(settings, dry_run)
         except CoEError as error:  # such as a Redis that is away: the next round may find it
             say_error(f"{error}; next try in about {every}")
@@ -62,12 +68,18 @@ def retrain(
 
 
 def learn(
-    settings: Settings, *, probes: Path | None, window: float, dry_run: bool, engine: Engine = Engine.LOCAL
+    settings: Settings,
+    *,
+    probes: Path | None,
+    benchmark: str | None = None,
+    window: float,
+    dry_run: bool,
+    engine: Engine = Engine.LOCAL,
 ) -> list[Outcome]:
     """One round, of the last `window` seconds. Raises JobError where another is at work, or what is wrong."""
     now = time.time()
     with begun(settings, since=now - window, now=now, dry_run=dry_run) as job, working(engine) as work:
-        found, experience = learn_assignment(job, probes=probes)
+        found, experience = learn_assignment(job, probes=probes, benchmark=benchmark)
         if experience is None:
             return [found]
         router = learn_router(job, experience, work=work)

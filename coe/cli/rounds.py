@@ -107,10 +107,12 @@ def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Ite
                 share.tell(STATE, state.read_bytes())
 
 
-def learn_assignment(job: Job, *, probes: Path | None) -> tuple[Outcome, Experience | None]:
+def learn_assignment(
+    job: Job, *, probes: Path | None, benchmark: str | None = None
+) -> tuple[Outcome, Experience | None]:
     """A round, and the experience it learnt from, None where there is none."""
     registry, assignment = job.registry, job.in_use.assignment
-    began, measured = job.store(ASSIGNMENT).in_use(), _measured(job, probes)
+    began, measured = job.store(ASSIGNMENT).in_use(), _measured(job, probes, benchmark)
     last = read_rounds(job.settings.artifacts).get(ASSIGNMENT)
     known = Rounds(assignment.digest, 0, measured.digest, last.feedback if last else "", job.now, False, NOTHING, "")
     if last and last.in_use == known.in_use:
@@ -155,11 +157,11 @@ class _Measured:
     weighting: Weighting = field(default_factory=Weighting)
 
 
-def _measured(job: Job, folder: Path | None) -> _Measured:
+def _measured(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     declared = job.registry.digest
     if folder is None:
         return _Measured(declared)
-    data, router = read_quality(folder), job.in_use.router
+    data, router = read_quality(folder, benchmark=benchmark), job.in_use.router
     table, probes = probe_parts(
         data,
         categories=router.categories,

@@ -149,6 +149,20 @@ def test_work_that_takes_long_is_named_meanwhile(monkeypatch: pytest.MonkeyPatch
         assert told.get(timeout=30) == "note: solving takes a while"
 
 
+def test_of_several_benchmarks_the_one_named_is_planned_on(config: Path) -> None:
+    scores, prompts = config.with_name("scores.jsonl"), config.with_name("prompts.jsonl")
+    other = [row.replace('"own"', '"other"') for row in prompts.read_text().splitlines()]
+    prompts.write_text("\n".join((prompts.read_text(), *other)))
+    swapped = {"small": "large", "large": "small"}
+    rows = list(map(json.loads, scores.read_text().splitlines()))
+    rows += [{**row, "benchmark": "other", "model": swapped[row["model"]]} for row in rows]
+    scores.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="no benchmark was named; choose one of other, own"):
+        plan(config)
+    assert chosen(config, "--benchmark", "own")["code"] == "large"
+    assert chosen(config, "--benchmark", "other")["code"] == "small"
+
+
 def test_an_expert_without_scores_is_named(config: Path) -> None:
     config.write_text(DECLARED.replace("name: large", "name: huge"))
     with pytest.raises(DataError, match="no scores of huge; run `coe score`"):

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from redis import Redis
+from typer.testing import CliRunner
 
-from coe.errors import ArtifactError, JobError, LogError
+from coe.cli import app
+from coe.errors import ArtifactError, DataError, JobError, LogError
 from coe.learning.one_job import only_job
 from tests.cli.shop import Shop
 
@@ -123,13 +125,21 @@ def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(shop
         prompts.append({**one, "prompt": example.prompt, "category": example.category, "label": ""})
         right = "generalist" if example.category == "astronomy" else "chef"
         scores += [{**one, "model": name, "score": float(name == right)} for name in ("chef", "generalist")]
+    prompts.append({**prompts[0], "benchmark": "other"})
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
-    found = shop.retrain("--probes", folder)
+    with pytest.raises(DataError, match="no benchmark was named; choose one of other, own"):
+        shop.retrain("--probes", folder)
+    found = shop.retrain("--probes", folder, "--benchmark", "own")
     assert found["promoted"], found["sentence"]
     assert [one["source"] for one in found["report"]["evidence"]] == ["held-out set"]
     assert shop.choices() == LEARNT
-    assert "no feedback is new" in shop.retrain("--probes", folder)["sentence"]
+    assert "no feedback is new" in shop.retrain("--probes", folder, "--benchmark", "own")["sentence"]
+
+
+def test_a_benchmark_without_the_folder_that_holds_it_is_bad_usage(shop: Shop) -> None:
+    result = CliRunner().invoke(app, ["retrain", "--benchmark", "own", "--config", str(shop.config)])
+    assert result.exit_code == 2
 
 
 def test_a_log_without_requests_or_feedback_teaches_nothing_and_is_no_failure(shop: Shop) -> None:
