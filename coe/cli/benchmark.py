@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import image, say, writable
+from coe.cli.common import image, say, say_error, writable
 from coe.cli.ending import heeding_sigterm
 from coe.cli.progress import progress_bar
 
@@ -38,6 +38,8 @@ def benchmark(
     from coe.learning.quality import read_quality
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
+    for note in data.notes:
+        say_error(f"note: {note}")
 
     with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress, heeding_sigterm():
         work = Path(run_folder)
@@ -51,6 +53,7 @@ def benchmark(
             return routers.load_encoder(router, threads=2, memory=memory).encode(texts)
 
         report = run(data, train_router=train, encode=encode, work=work, progress=progress)
+    report["strays"] = len(data.strays)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:

@@ -115,8 +115,8 @@ def basis_of(
     Raises DataError where scores are missing for an expert or name a category that is not declared.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
-    if data.left_out:
-        say_error(f"note: {data.left_out} prompts are left out, since not every expert has a score there")
+    for note in data.notes:
+        say_error(f"note: {note}")
     if unknown := sorted(set(data.categories) - set(registry.category_names)):
         raise DataError(f"{folder}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     member = np.array([[name == category for name in registry.category_names] for category in data.categories])

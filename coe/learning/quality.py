@@ -23,6 +23,7 @@ class Quality:
     `scores` has shape (n_prompts, n_models), 0 to 1, nothing missing; `active_b` (n_models,) is in billions of
     parameters, NaN where it is not public. `left_out` counts prompts that lack a score of some model of the pool.
     `coarse` are the wider categories of prompts that have a label beside them, "" where one has none, () where none do.
+    `strays` holds the prompt_id of each score that belongs to no prompt.
     """
 
     benchmark: str
@@ -33,6 +34,18 @@ class Quality:
     active_b: NDArray[np.float64]
     left_out: int
     coarse: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, a sentence each."""
+        found = []
+        if self.left_out:
+            found.append(f"{self.left_out} prompts are left out, since not every expert has a score there")
+        if self.strays:
+            told = f"{len(self.strays)} scores are left out, since no prompt has their prompt_id"
+            found.append(f"{told}, {self.strays[0]!r} for one")
+        return found
 
     @property
     def digest(self) -> str:
@@ -58,9 +71,11 @@ def read_quality(
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
     scores = read_table(needed_table(folder, "scores"), needed=("prompt_id", "model", "score"))
     name = _benchmark(prompts, benchmark)
-    prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
+    several = "benchmark" in prompts.columns
+    if several:
+        prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
     number = _numbers(prompts)
-    active_b = _sizes(folder, name)
+    active_b = _sizes(folder, name if several else None)
     scored = set(scores.texts("model"))
     if absent := [model for model in only if model not in scored]:
         raise DataError(f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them")
@@ -82,6 +97,7 @@ def read_quality(
         active_b=np.array([active_b.get(model, np.nan) for model in models]),
         left_out=len(whole) - len(kept),
         coarse=tuple(coarse[i] for i in kept),
+        strays=_strays(scores, number, models),
     )
 
 
@@ -111,14 +127,18 @@ def _categories(prompts: Table) -> list[str]:
     return found
 
 
-def _sizes(folder: Path, benchmark: str) -> dict[str, float]:
-    """Active parameters in billions of the models whose size is known."""
+def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
+    """Active parameters in billions of the models whose size is known, of all rows where no benchmark is given."""
     path = find_table(folder, "models")
     if path is None:
         return {}
-    table = read_table(path, needed=("model", "active_b")).where("benchmark", benchmark)
-    values = table.numbers("active_b")
-    return {model: size for model, size in zip(table.texts("model"), values, strict=True) if np.isfinite(size)}
+    table = read_table(path, needed=("model", "active_b"))
+    if benchmark is not None:
+        table = table.where("benchmark", benchmark)
+    found = list(zip(table.texts("model"), table.numbers("active_b"), strict=True))
+    if wrong := [f"{size:g} of {model}" for model, size in found if size < 0]:
+        raise DataError(f"{path}: active_b is {wrong[0]}, and must not be below 0; leave it empty where it is unknown")
+    return {model: size for model, size in found if np.isfinite(size)}
 
 
 def _pool(
@@ -159,3 +179,8 @@ def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> N
     np.add.at(total, (rows, columns), found)
     np.add.at(count, (rows, columns), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _strays(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> tuple[str, ...]:
+    pairs = zip(scores.texts("prompt_id"), scores.texts("model"), strict=True)
+    return tuple(prompt_id for prompt_id, model in pairs if prompt_id not in number and model in models)

@@ -14,6 +14,8 @@ import orjson
 from coe.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
+LONGEST = 2**31 - 1
+"""Characters of a field of CSV; the reader's own limit is less than a long prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,8 +27,8 @@ class Table:
     length: int
 
     def texts(self, name: str) -> list[str]:
-        """A column as text, "" where there is nothing."""
-        return ["" if value is None else str(value) for value in self._column(name)]
+        """A column as text, "" where there is nothing: null, or the NaN that pandas writes for it."""
+        return ["" if value is None or value != value else str(value) for value in self._column(name)]
 
     def numbers(self, name: str) -> list[float]:
         """A column as numbers, NaN where there is nothing. Raises DataError on anything else."""
@@ -101,6 +103,7 @@ def _json_lines(path: Path) -> dict[str, list[Any]]:
 
 
 def _csv(path: Path) -> dict[str, list[Any]]:
+    csv.field_size_limit(LONGEST)
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
     rows = list(reader)
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}

@@ -29,6 +29,7 @@ MODELS: Rows = [
     {"benchmark": "b", "model": "large", "active_b": 70.5},
     {"benchmark": "b", "model": "closed", "active_b": None},
 ]
+POOL = ["small", "large", "closed"]
 
 
 def write(folder: Path, name: str, rows: Rows, ending: str) -> None:
@@ -112,6 +113,36 @@ def test_a_benchmark_column_may_be_absent(tmp_path: Path) -> None:
     assert data.scores.shape == (4, 3)
 
 
+@pytest.mark.parametrize("whose", ["scores", "models"])
+def test_a_benchmark_column_that_the_prompts_lack_parts_nothing(tmp_path: Path, whose: str) -> None:
+    def bare(name: str, rows: Rows) -> Rows:
+        return [{key: value for key, value in row.items() if key != "benchmark" or name == whose} for row in rows]
+
+    tables = {"prompts": PROMPTS, "scores": SCORES, "models": MODELS}
+    data = read_quality(folder_of(tmp_path, **{name: bare(name, rows) for name, rows in tables.items()}))
+    np.testing.assert_allclose(data.active_b, [np.nan, 70.5, 7])
+    assert data.scores.shape == (4, 3)
+
+
+def test_scores_of_prompts_that_are_not_there_are_counted_and_one_is_named(tmp_path: Path) -> None:
+    strays = [{**SCORES[0], "prompt_id": name} for name in ("q7", "q8")]
+    data = read_quality(folder_of(tmp_path, scores=[*strays, *SCORES, {**strays[0], "model": "unasked"}]), only=POOL)
+    assert data.strays == ("q7", "q8")
+    assert data.notes == ["2 scores are left out, since no prompt has their prompt_id, 'q7' for one"]
+    assert not read_quality(folder_of(tmp_path)).notes
+
+
+def test_a_prompt_of_any_length_is_read_from_csv(tmp_path: Path) -> None:
+    long = "word " * 40_000
+    data = read_quality(folder_of(tmp_path, prompts=[{**PROMPTS[0], "prompt": long}, *PROMPTS[1:]], ending="csv"))
+    assert data.prompts[0] == long
+
+
+def test_a_missing_label_that_parquet_holds_as_not_a_number_is_no_label(tmp_path: Path) -> None:
+    data = read_quality(folder_of(tmp_path, prompts=[{**row, "label": np.nan} for row in PROMPTS], ending="parquet"))
+    assert data.categories == ("c",) * 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -123,6 +154,10 @@ def test_a_benchmark_column_may_be_absent(tmp_path: Path) -> None:
         ({"scores": [{**row, "prompt_id": "q"} for row in SCORES]}, "no score belongs to one of the prompts"),
         ({"scores": [SCORES[0], SCORES[4], SCORES[8]]}, "no prompt has a score of every model"),
         ({"scores": [{"prompt_id": "p0", "score": 1}]}, "lacks the column model"),
+        (
+            {"models": [{**MODELS[0], "active_b": -7}]},
+            r"models\.jsonl: active_b is -7 of small, and must not be below 0",
+        ),
         ({"prompts": [*PROMPTS, PROMPTS[0]]}, "1 prompt_id occur more than once, 'p0'"),
         ({"prompts": [{**row, "label": "", "category": ""} for row in PROMPTS]}, "4 of 4 prompts have neither"),
     ],
