@@ -25,6 +25,7 @@ from coe.mapping import (
     ParetoRow,
     Patience,
     Problem,
+    least,
     marginal_values,
     planned_quality,
     planned_use,
@@ -76,17 +77,19 @@ def plan(
         raise typer.BadParameter("give the folder of scores, or --forget")
     if plot is not None and sweep_ is None:
         raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
+    row, limits = _limits(sweep_) if sweep_ else ("", [])
     registry = load(settings.config, environ=settings.environ)
     basis = basis_of(settings, registry, scores, benchmark=name, deviations=deviations)
     problem = basis.problem
     with told_if_long("solving the plan"):
         assignment = solve(problem, traffic=basis.traffic)
     with told_if_long("the sweep"):
-        rows = sweep(problem, *_limits(sweep_)) if sweep_ else []
+        rows = sweep(problem, row, limits) if row else []
+        impossible = _impossible(problem, row, limits, rows)
     if plot is not None:
         from coe.learning.plot import plot_sweep
 
-        plot_sweep(rows, row=str(sweep_).partition("=")[0], path=plot)
+        plot_sweep(rows, row=row, path=plot)
     patience = Patience()
     with told_if_long("finding what each expert is worth"):
         values = marginal_values(problem, assignment, patience=patience.part(VALUES))
@@ -100,7 +103,8 @@ def plan(
     if patience.missed:
         say_error(f"note: left out, since it would have taken too long: {', '.join(patience.missed)}")
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
-    report = _report(problem, assignment, rows, values) | ({"gate": gate} if gate else {})
+    report = _report(problem, assignment, rows, values) | {"sweep_impossible": impossible}
+    report |= {"gate": gate} if gate else {}
     if json:
         say_json(report)
     else:
@@ -161,6 +165,21 @@ def _limits(text: str) -> tuple[str, list[float]]:
         ) from None
 
 
+def _impossible(
+    problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
+) -> dict[str, Any] | None:
+    """The limits of a sweep that cannot be kept, and the smallest that would do, null where that takes too long to
+    find; None where all can."""
+    left_out = sorted(set(limits) - {found.limit for found in rows})
+    if not left_out:
+        return None
+    try:
+        smallest = least(problem, row, Patience())
+    except TimeoutError:
+        smallest = None
+    return {"row": row, "limits": left_out, "smallest": smallest}
+
+
 def _report(
     problem: Problem, assignment: Assignment, rows: list[ParetoRow], values: Mapping[str, float | None]
 ) -> dict[str, Any]:
@@ -193,6 +212,10 @@ def _show(report: Mapping[str, Any], *, kept: bool) -> None:
     for row in report["sweep"]:
         mark = "*" if row["efficient"] else " "
         say(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
+    if impossible := report["sweep_impossible"]:
+        limits, smallest = ", ".join(f"{limit:g}" for limit in impossible["limits"]), impossible["smallest"]
+        enough = "" if smallest is None else f"; the smallest that would do is {smallest:.4g}"
+        say(f"{impossible['row']} {limits} cannot be kept{enough}")
     for line in told(report["gate"]) if "gate" in report else ():
         say(line)
     say("\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; running gateways take it over soon")

@@ -5,6 +5,7 @@ from coe.mapping.basis import VALUES, Basis, read_plan_file, read_problem, round
 from coe.mapping.patience import Patience
 from coe.mapping.plan import ParetoRow, frontiers, marginal_values, planned_quality, planned_use, solve, sweep
 from coe.mapping.problem import Budget, Problem, Uses
+from coe.mapping.program import least
 from coe.mapping.stakes import stake
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Uses",
     "expected",
     "frontiers",
+    "least",
     "marginal_values",
     "planned_quality",
     "planned_use",

@@ -129,6 +129,15 @@ def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
     assert set(report["sweep"][0]["choice"]) == {"small"}
 
 
+def test_limits_of_a_sweep_that_cannot_be_kept_are_told_with_the_smallest_that_can(config: Path) -> None:
+    report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=0.2,4.2,0.1"))
+    assert [row["limit"] for row in report["sweep"]] == [4.2]
+    assert report["sweep_impossible"] == {"row": "mean_active_b", "limits": [0.1, 0.2], "smallest": 1.0}
+    told = plan(config, "--sweep", "mean_active_b=0.2,0.1")
+    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest that would do is 1\n" in told
+    assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
+
+
 def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.cli.plan.Patience", lambda: Patience(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
