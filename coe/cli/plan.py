@@ -30,6 +30,7 @@ from coe.mapping import (
     planned_quality,
     planned_use,
     rounded,
+    routed_use,
     solve,
     sweep,
 )
@@ -40,6 +41,8 @@ from coe.settings import Settings
 ASSIGNMENT = "assignment.json"
 SAMPLE = 4000
 """Prompts whose posteriors the prices are fitted to."""
+OVER = 1.05
+"""Part of a limit beyond which the sample is told to break it; prices keep it to about a hundredth where they can."""
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
 Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where the folder holds several.")]
@@ -104,6 +107,7 @@ def plan(
         say_error(f"note: left out, since it would have taken too long: {', '.join(patience.missed)}")
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
     report = _report(problem, assignment, rows, values) | {"sweep_impossible": impossible}
+    report["sample"] = _sampled(problem, assignment, basis.traffic)
     report |= {"gate": gate} if gate else {}
     if json:
         say_json(report)
@@ -163,6 +167,21 @@ def _limits(text: str) -> tuple[str, list[float]]:
         raise typer.BadParameter(
             "write ROW=LIMIT,LIMIT,... such as mean_active_b=2,4,8", param_hint="--sweep"
         ) from None
+
+
+def _sampled(
+    problem: Problem, assignment: Assignment, traffic: NDArray[np.float64] | None
+) -> dict[str, dict[str, float]]:
+    """By limited row what the sample of traffic uses, routed at the plan's prices, and the limit; empty without any."""
+    used = {} if traffic is None else routed_use(problem, assignment, traffic)
+    found = {row: {"used": value, "limit": problem.budget.rows()[row]} for row, value in used.items()}
+    for row, one in found.items():
+        if one["used"] > OVER * one["limit"]:
+            say_error(
+                f"note: routed at the plan's prices the sample of traffic comes to {row} {one['used']:.4g}, above the "
+                f"limit of {one['limit']:g}: prices do not part a crowd of requests that the router takes for the same"
+            )
+    return found
 
 
 def _impossible(

@@ -3,7 +3,16 @@
 from coe.mapping.assignment import Assignment, expected
 from coe.mapping.basis import VALUES, Basis, read_plan_file, read_problem, rounded
 from coe.mapping.patience import Patience
-from coe.mapping.plan import ParetoRow, frontiers, marginal_values, planned_quality, planned_use, solve, sweep
+from coe.mapping.plan import (
+    ParetoRow,
+    frontiers,
+    marginal_values,
+    planned_quality,
+    planned_use,
+    routed_use,
+    solve,
+    sweep,
+)
 from coe.mapping.problem import Budget, Problem, Uses
 from coe.mapping.program import least
 from coe.mapping.stakes import stake
@@ -26,6 +35,7 @@ __all__ = [
     "read_plan_file",
     "read_problem",
     "rounded",
+    "routed_use",
     "solve",
     "stake",
     "sweep",

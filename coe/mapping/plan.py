@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from coe.mapping.assignment import Assignment
+from coe.mapping.assignment import Assignment, expected
 from coe.mapping.patience import Patience
 from coe.mapping.prices import prices
-from coe.mapping.problem import USE_OF_ROW, Budget, Problem
+from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
 from coe.mapping.program import LARGE, Plan, attainable, least, optimum
 
 POINTS = 16
@@ -71,6 +71,16 @@ def planned_quality(problem: Problem, assignment: Assignment) -> float:
 def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
     """What the plan uses of every row whose use is known of all experts it needs, `max_share` included."""
     return _use(problem, _columns(problem, assignment), [problem.experts.index(name) for name in assignment.hosted])
+
+
+def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.floating]) -> dict[str, float]:
+    """What a sample of posteriors, shape (n_requests, n_categories), uses of every limited row but memory where each
+    request goes to who is best for it at the plan's prices."""
+    columns = np.array([expected(assignment, posterior).argmax() for posterior in traffic])
+    used = {row: float(problem.use(row)[columns].mean()) for row in MEAN_ROWS if row in problem.budget.rows()}
+    if problem.budget.max_share is not None:
+        used["max_share"] = float(np.bincount(columns).max() / len(columns))
+    return used
 
 
 def _columns(problem: Problem, assignment: Assignment) -> NDArray[np.int64]:

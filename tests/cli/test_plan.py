@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from coe.artifacts import ArtifactStore
@@ -122,6 +123,22 @@ def test_nothing_is_solved_again_before_the_first_plan(config: Path) -> None:
         CliRunner().invoke(app, ["solve", "--config", str(config)], input="{}", catch_exceptions=False)
 
 
+def test_a_crowd_that_prices_cannot_part_is_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
+
+    def planned(*requests: int) -> Result:
+        monkeypatch.setattr("coe.cli.plan._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
+        return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
+
+    crowded = planned(80, 10, 10)
+    told = json.loads(crowded.stdout)["sample"]["max_share"]
+    assert told["used"] >= 0.8
+    assert f"traffic comes to max_share {told['used']:g}, above the limit of {told['limit']:g}" in crowded.stderr
+    even = planned(40, 30, 30)
+    assert json.loads(even.stdout)["sample"]["max_share"]["used"] <= 0.7
+    assert "sample of traffic" not in even.stderr
+
+
 def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
     report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=1,4.2,10"))
     assert [row["limit"] for row in report["sweep"]] == [1, 4.2, 10]
@@ -170,6 +187,13 @@ def test_of_several_benchmarks_the_one_named_is_planned_on(config: Path) -> None
         plan(config)
     assert chosen(config, "--benchmark", "own")["code"] == "large"
     assert chosen(config, "--benchmark", "other")["code"] == "small"
+
+
+def test_scores_that_belong_to_no_prompt_are_told(config: Path) -> None:
+    with config.with_name("scores.jsonl").open("a") as scores:
+        scores.write('\n{"benchmark": "own", "prompt_id": "gone", "model": "small", "score": 1}')
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
+    assert "note: 1 scores are left out, since no prompt has their prompt_id, 'gone' for one" in result.stderr
 
 
 def test_an_expert_without_scores_is_named(config: Path) -> None:

@@ -19,6 +19,7 @@ from coe.mapping import (
     planned_quality,
     planned_use,
     program,
+    routed_use,
     solve,
     sweep,
 )
@@ -239,6 +240,7 @@ def test_a_crowd_that_no_price_parts_leaves_the_prices_as_they_are() -> None:
     problem = Problem(("x", "y"), ("a", "b"), quality, np.array([0.5, 0.5]), Uses(), Budget(max_share=0.5))
     plan = solve(problem, traffic=np.eye(2)[[0] * 60 + [1] * 40])
     assert np.abs(plan.price).max() <= 1
+    assert routed_use(problem, plan, np.eye(2)[[0] * 60 + [1] * 40]) == {"max_share": 0.6}
 
 
 def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
@@ -247,6 +249,7 @@ def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
     plan = solve(problem, traffic=traffic)
     routed = np.array([expected(plan, p).argmax() for p in traffic])
     assert problem.use("mean_active_b")[routed].mean() == pytest.approx(20, rel=0.02)
+    assert routed_use(problem, plan, traffic) == {"mean_active_b": problem.use("mean_active_b")[routed].mean()}
 
 
 @pytest.mark.parametrize("budget", [Budget(mean_active_b=15), Budget(memory_gb=160, mean_cost=2.5, max_share=0.7)])
