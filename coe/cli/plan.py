@@ -226,7 +226,7 @@ def _show(report: Mapping[str, Any], *, kept: bool) -> None:
     say(f"\n{'expert':16} {'price':>8}  quality lost without it")
     for name, price in report["prices"].items():
         say(f"{name:16} {price:8.4f}  {_lost(report['value_of_expert'], name)}")
-    if report["sweep"]:
+    if report["sweep"] or report["sweep_impossible"]:
         say(f"\n{'limit':>10} {'quality':>8}  hosted")
     for row in report["sweep"]:
         mark = "*" if row["efficient"] else " "
