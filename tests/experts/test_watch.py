@@ -46,7 +46,8 @@ async def session(anyio_backend: str) -> AsyncIterator[Client]:
 
 
 def expert_at(url: str) -> tuple[ReplicatedExpert, Replica]:
-    spec = ExpertSpec.model_validate({"name": "clever", "model": "m", "runtime": "external", "base_url": url})
+    """Served there by somebody else's word: what is declared would have been checked."""
+    spec = ExpertSpec.model_validate({"name": "clever", "model": "m", "runtime": "external", "base_url": "http://h/v1"})
     clock = Clock()
     replica = Replica(ScriptedExpert("clever"), endpoint=Endpoint(url, "m"), clock=clock)
     return ReplicatedExpert(spec, replicas=[replica], clock=clock), replica
