@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from typing import Protocol
 
-from coe.core import Chat
+from coe.core import Chat, Wishes
 
 LIMIT = 50_000
 """Conversations remembered; the ones longest unheard of give way. About 15 MB."""
@@ -33,18 +33,18 @@ class Affinity:
         self._limit = limit
         self._elsewhere = elsewhere
 
-    def get(self, chat: Chat, session: str | None) -> str | None:
+    def get(self, chat: Chat, wishes: Wishes) -> str | None:
         """The expert that a follow-up would stay with; None for a chat that begins."""
-        if not is_follow_up(chat, session):
+        if not is_follow_up(chat, wishes.session):
             return None
-        known = self._experts.get(conversation_key(chat, session))
+        known = self._experts.get(conversation_key(chat, wishes))
         return known and known[0]
 
-    async def recall(self, chat: Chat, session: str | None) -> None:
+    async def recall(self, chat: Chat, wishes: Wishes) -> None:
         """Learn what another gateway knows better, so that `get` tells it."""
-        if self._elsewhere is None or not is_follow_up(chat, session):
+        if self._elsewhere is None or not is_follow_up(chat, wishes.session):
             return
-        key, last = conversation_key(chat, session), _answers(chat) - 1
+        key, last = conversation_key(chat, wishes), _answers(chat) - 1
         known = self._experts.get(key)
         if known is not None and known[1] == last:
             return  # the last answer came from here
@@ -64,11 +64,12 @@ class Affinity:
             self._experts.popitem(last=False)
 
 
-def conversation_key(chat: Chat, session: str | None) -> bytes:
-    """What a conversation is known by: the client's session id, or else how it began (up to the first user turn)."""
-    digest = hashlib.blake2b(digest_size=16)
-    if session is not None:
-        digest.update(b"session\0" + session.encode())
+def conversation_key(chat: Chat, wishes: Wishes) -> bytes:
+    """What a conversation is known by: the client's session id, or else how it began (up to the first user turn). Of
+    another tenant's nothing is found out by guessing either."""
+    digest = hashlib.blake2b(f"{wishes.tenant or ''}\0".encode(), digest_size=16)
+    if wishes.session is not None:
+        digest.update(b"session\0" + wishes.session.encode())
         return digest.digest()
     for message in chat.messages:
         digest.update(f"{message.role}\0{message.text[:_OPENING]}\0".encode("utf-8", "replace"))

@@ -204,7 +204,7 @@ class Composition:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
         explores = self.registry.policy.exploration.rate > 0
         uniform = random.random() if explores else None  # noqa: S311 (nothing secret hangs on it)
-        return self.weigh(chat, prediction, wishes, previous=self.affinity.get(chat, wishes.session), uniform=uniform)
+        return self.weigh(chat, prediction, wishes, previous=self.affinity.get(chat, wishes), uniform=uniform)
 
     def weigh(
         self,
@@ -266,7 +266,7 @@ class Composition:
         """Ask the candidates until one gives a first piece, before `until` by the event loop's clock. Raises an
         ExpertError when none does."""
         policy = self.registry.policy
-        conversation = conversation_key(chat, wishes.session) if chat.messages else b""  # texts to embed are none
+        conversation = conversation_key(chat, wishes) if chat.messages else b""  # texts to embed are none
         call = Call(
             chat.fields,
             chat.stream,

@@ -53,7 +53,8 @@ class Chat:
 class Wishes:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
     should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
-    may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that."""
+    may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that. `tenant` is
+    that of its API key."""
 
     session: str | None = None
     thrift: float = 0.0
@@ -61,6 +62,7 @@ class Wishes:
     trace: Mapping[str, str] = field(default_factory=dict)
     retrieval: Consent = "auto"
     explain: bool = False
+    tenant: str | None = None
 
 
 # ----------------------------------------------------------------------------------------------- classification

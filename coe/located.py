@@ -68,6 +68,8 @@ def parsed(text: str, file: str) -> Located:
         raise ConfigError(f"{file}:1: not YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{file}:1: nested too deeply") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # the reader of `!!int ""`
+        raise ConfigError(f"{file}:1: not YAML that can be read ({error!r}); leave out its tags (!!...)") from None
 
 
 def simple(text: str, file: str, *, depth: int) -> Located:

@@ -17,7 +17,7 @@ MAX_HEADERS = 32 * 1024
 _PROPAGATED = (b"traceparent", b"tracestate")
 
 
-def read_wishes(scope: Scope, policy: Policy) -> Wishes:
+def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None) -> Wishes:
     """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval, x-coe-explain and the trace context; what is
     declared without them. Raises InvalidRequest for a word that is none, or a number outside the declared limits."""
     session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
@@ -35,11 +35,11 @@ def read_wishes(scope: Scope, policy: Policy) -> Wishes:
             retrieval = _consent(value)
         elif name == b"x-coe-explain":
             explain = _flag(value, "x-coe-explain")
-        elif name in _PROPAGATED:
+        elif name in _PROPAGATED and value.isascii():  # as the standard has it; clients of experts choke on others
             trace[name.decode()] = value.decode("latin-1")
     if size > MAX_HEADERS:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return Wishes(session, thrift, timeout, trace, retrieval, explain)
+    return Wishes(session, thrift, timeout, trace, retrieval, explain, tenant)
 
 
 def _consent(value: bytes) -> Consent:

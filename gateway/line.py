@@ -72,7 +72,7 @@ class Line:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         composition, access = trace.serving.composition, trace.serving.access
         policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
-        trace.wishes = wishes = read_wishes(scope, policy)
+        trace.wishes = wishes = read_wishes(scope, policy, tenant=trace.caller.tenant)
         if self._tracing is not None:
             trace.wishes = wishes = self._tracing.begin(trace, wishes)
         with self._admission.ticket(trace.caller.key) as ticket, begin(self._admission, wishes) as cutoff:
@@ -85,7 +85,7 @@ class Line:
                 trace.allowed_ms = trace.elapsed_ms()
                 trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
                 trace.classified_ms = trace.elapsed_ms()
-                await composition.affinity.recall(chat, wishes.session)
+                await composition.affinity.recall(chat, wishes)
                 trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
                 trace.routed()
                 chat = await trace.consulted(chat, wishes)  # 5 gate

@@ -35,7 +35,7 @@ class RouteEndpoint:
         limits = serving.registry.limits
         try:
             caller = serving.access.identify(scope["headers"], "route")
-            wishes = read_wishes(scope, serving.registry.policy)
+            wishes = read_wishes(scope, serving.registry.policy, tenant=caller.tenant)
             if wishes.explain:  # what else was learnt, and how the experts stand, is not for everybody
                 serving.access.identify(scope["headers"], "admin")
             with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
@@ -52,7 +52,7 @@ class RouteEndpoint:
     ) -> dict[str, Any]:
         chat = dialect.parse(body)
         text, prediction = await composition.classify(chat, tenant)
-        await composition.affinity.recall(chat, wishes.session)
+        await composition.affinity.recall(chat, wishes)
         decision = composition.assign(chat, prediction, wishes)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = await self._explainer.explain(composition, text, prediction, decision) if wishes.explain else {}

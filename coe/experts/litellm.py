@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import cache
@@ -92,7 +93,7 @@ class LitellmExpert:
         reason = told.partition("Exception - ")[2] or told  # after litellm's own names of it
         if isinstance(status, str):  # the code of an error that came under HTTP 200
             return self.faults.failed("answered with an error", reason)
-        if not isinstance(status, int):
+        if not isinstance(status, int) or (status >= 500 and _stumbled(error)):
             garbage = self.faults.garbage(f"something that litellm cannot read ({type(error).__name__})")
             garbage.unhealthy = False  # as likely it was the client's body that litellm could not read
             return garbage
@@ -101,6 +102,13 @@ class LitellmExpert:
         response = getattr(error, "response", None)
         headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
         return self.faults.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
+
+
+def _stumbled(error: BaseException) -> bool:
+    """Whether litellm itself fell over what the client or the server sent, which it gives status 500."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
 
 
 class _Plain:
@@ -249,6 +257,7 @@ def _entries() -> dict[Api, Entry]:
     litellm.turn_off_message_logging = True
     litellm.user_url_validation = True  # it fetches images for some providers: never from this network
     litellm.module_level_client = HTTPHandler(timeout=ASIDE_TIMEOUT)
+    warnings.filterwarnings("ignore", message="Pydantic serializer warnings")  # they quote what models write
     for name in _LOGGERS:  # they would tell prompts, and addresses with keys in them
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return {

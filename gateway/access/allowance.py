@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, TypeGuard
 
 from coe.core import Api, Chat, Usage
-from coe.experts.wire import LENGTHS
+from coe.experts.wire import LENGTHS, MOST_TOKENS
 from coe.registry import Prices
 from gateway.access.levels import MINUTE
 from gateway.access.limits import Account, Use
@@ -103,7 +103,7 @@ def _output_tokens(chat: Chat) -> float:
     fields = chat.fields
     longest = max([value for name in LENGTHS if _is_count(value := fields.get(name))], default=OUTPUT)
     answers = max([value for name in ("n", "best_of") if _is_count(value := fields.get(name))], default=1)
-    return longest * answers * (len(_prompts(chat)) or 1)
+    return min(longest * answers * (len(_prompts(chat)) or 1), MOST_TOKENS)
 
 
 def _input_tokens(chat: Chat) -> float:

@@ -239,6 +239,11 @@ async def test_a_longer_answer_than_the_limit_ever_allows_is_400() -> None:
     assert response.error["param"] == "max_tokens"
 
 
+async def test_a_length_beyond_all_numbers_is_refused_whatever_it_would_cost() -> None:
+    async with gateway_of(keyed(limits={"tokens_per_minute": 1000, "dollars_per_day": 1})) as gateway:
+        assert (await ask(gateway, max_tokens=1e308, n=10)).status == 400
+
+
 async def test_a_request_that_no_expert_answered_costs_no_tokens() -> None:
     rejects = ExpertRejected("no", expert="coder", status=400)
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000}), coder=rejects) as gateway:

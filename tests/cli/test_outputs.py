@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
+from coe.errors import ConfigError
+from coe.registry import load
 
 DECLARED = """\
 version: 1
@@ -76,6 +78,13 @@ def test_what_is_no_file_no_folder_or_no_text_is_told_in_a_line(config: Path, tm
 def test_a_declaration_nested_without_end_is_told_in_a_line(config: Path) -> None:
     config.write_text("version: " + "[" * 2000)
     assert coe("check", "--config", config) == (1, "experts.yaml:1: nested too deeply\n")
+
+
+@pytest.mark.parametrize("tag", ["!!int ''", "!!int '0b'", "!!float ''", "!!bool x", "!!omap [a: 1]", "!!python/x [1]"])
+def test_a_tag_that_cannot_be_read_is_told_with_the_file(config: Path, tag: str) -> None:
+    config.write_text(f"version: 1\nx: {tag}\n")
+    with pytest.raises(ConfigError, match=r"experts\.yaml:[12]: "):
+        load(config, environ={})
 
 
 def test_what_libraries_print_is_kept_out_of_the_output() -> None:

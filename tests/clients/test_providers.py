@@ -132,6 +132,14 @@ async def test_each_fault_has_its_error(
     assert KEY not in caplog.text
 
 
+@pytest.mark.parametrize("odd", [{"response_format": 5}, {"messages": [*HI, {"role": "assistant", "tool_calls": 5}]}])
+async def test_what_litellm_stumbles_over_tells_nothing_of_the_server(server: ModelServer, odd: dict[str, Any]) -> None:
+    with pytest.raises(ExpertError) as told:
+        await provider(server).stream(call(**{"messages": HI, **odd}))
+    assert not told.value.unhealthy
+    assert not server.seen
+
+
 @pytest.mark.parametrize(
     ("api", "fields"), [("chat", {}), ("messages", {}), ("responses", {"input": "stall"})], ids=lambda value: str(value)
 )
