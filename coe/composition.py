@@ -264,7 +264,7 @@ class Composition:
 
     async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float) -> Answer:
         """Ask the candidates until one gives a first piece, before `until` by the event loop's clock. Raises an
-        ExpertError when none does."""
+        ExpertError, or InvalidRequest, when none does."""
         policy = self.registry.policy
         conversation = conversation_key(chat, wishes) if chat.messages else b""  # texts to embed are none
         call = Call(

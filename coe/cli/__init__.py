@@ -31,6 +31,7 @@ app.command("rollback")(promote.rollback)
 app.command("status")(status.status)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What is said of a disk that takes no more, without the name of a file."""
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ class ExpertGarbage(ExpertError):
 
 
 class ExpertRejected(ExpertError):
-    """The expert judged the request itself wrong (4xx): every expert may, so none other is asked.
+    """The expert judged the request itself wrong (4xx), as others would: after the first to judge it none is asked.
 
     `word` is its own code for what is wrong, such as context_length_exceeded, and `param` the field that is.
     """

@@ -138,13 +138,9 @@ _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _FORMS = (
-    *(("−", "-"), ("–", "-"), ("⁄", "/"), ("٪", "%"), ("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")),
-    *(
-        ("٫", "."),
-        ("٬", ","),
-        ("，", ", "),
-        ("…", " "),
-    ),  # the last two part what is written, whatever NFKC makes of them
+    *(("−", "-"), ("–", "-"), ("⁄", "/"), ("٪", "%"), ("٫", "."), ("٬", ",")),
+    *(("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")),
+    *(("，", ", "), ("…", " ")),  # these part what is written, whatever NFKC makes of them
 )
 _CONTINENTAL = re.compile(  # 3,5 and 1.234,5 and 1.234.567, but none of 1,2,3
     r"(?<![\d,])(?<!\d\.)(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|\d+,\d+)(?!,\S|\.?\d)"

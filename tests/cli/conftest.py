@@ -13,6 +13,21 @@ from tests.routers.conftest import WORDS, built, tiny_encoder
 
 __all__ = ["built", "tiny_encoder"]
 
+DECLARED = """\
+version: 1
+categories: [{name: code, description: c}, {name: general, description: g}]
+experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
+assignment: {general: small}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Of an experts.yaml with one external expert."""
+    path = tmp_path / "experts.yaml"
+    path.write_text(DECLARED)
+    return path
+
 
 @pytest.fixture
 def shop(tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]], redis_url: str) -> Shop:

@@ -11,20 +11,7 @@ from typer.testing import CliRunner
 from coe.cli import app, main
 from coe.record import RoutingRecord
 from coe.records import open_log
-
-DECLARED = """\
-version: 1
-categories: [{name: code, description: c}, {name: general, description: g}]
-experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
-assignment: {general: small}
-"""
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "experts.yaml"
-    path.write_text(DECLARED)
-    return path
+from tests.cli.conftest import DECLARED
 
 
 def run(*words: object) -> str:

@@ -12,20 +12,6 @@ from coe.cli import app
 from coe.errors import ConfigError
 from coe.registry import load
 
-DECLARED = """\
-version: 1
-categories: [{name: code, description: c}, {name: general, description: g}]
-experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
-assignment: {general: small}
-"""
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "experts.yaml"
-    path.write_text(DECLARED)
-    return path
-
 
 def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
     """Exit code, and what the command complained of."""

@@ -33,14 +33,6 @@ async def whole(expert: Expert, asked: Call) -> bytes:
         await reply.aclose()
 
 
-@pytest.fixture
-async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
-    server = FaultyServer()
-    runner = await server.start()
-    yield server
-    await runner.cleanup()
-
-
 QUIET = {"litellm": pytest.mark.filterwarnings("ignore")}  # its own warnings, in its own thread, must not be exceptions
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -34,14 +34,6 @@ from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
 pytestmark = pytest.mark.anyio
 
 Ask = Callable[..., Awaitable[tuple[list[bytes], HttpExpert]]]
-
-
-@pytest.fixture
-async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
-    server = FaultyServer()
-    runner = await server.start()
-    yield server
-    await runner.cleanup()
 
 
 def spec_of(**fields: object) -> ExpertSpec:

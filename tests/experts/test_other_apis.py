@@ -1,6 +1,5 @@
 """HttpExpert in the APIs beside chat, against a real server."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from tests.experts.other_apis import SAMPLES
 
 pytestmark = pytest.mark.anyio
 STREAMING = ("completions", "responses", "messages")
-
-
-@pytest.fixture
-async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
-    server = FaultyServer()
-    runner = await server.start()
-    yield server
-    await runner.cleanup()
 
 
 async def ask(

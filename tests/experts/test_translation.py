@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -25,14 +24,6 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "hi"}]},
     "responses": {"input": "hi"},
 }
-
-
-@pytest.fixture
-async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
-    server = FaultyServer()
-    runner = await server.start()
-    yield server
-    await runner.cleanup()
 
 
 async def pieces(server: FaultyServer, api: Any, model: str, *, stream: bool = True, **fields: Any) -> list[bytes]:

@@ -32,14 +32,6 @@ class Clock:
 
 
 @pytest.fixture
-async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
-    server = FaultyServer()
-    runner = await server.start()
-    yield server
-    await runner.cleanup()
-
-
-@pytest.fixture
 async def session(anyio_backend: str) -> AsyncIterator[Client]:
     async with Client() as session:
         yield session

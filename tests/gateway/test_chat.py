@@ -6,7 +6,7 @@ import anyio
 import orjson
 import pytest
 
-from coe.errors import ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable
+from coe.errors import ExpertBusy, ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -151,6 +151,15 @@ async def test_when_every_expert_fails_the_last_failure_is_told(failure: Excepti
     assert response.headers["x-coe-attempts"] == "3"
     assert gateway.records[0].outcome == code
     assert gateway.records[0].attempts == 3
+
+
+async def test_a_failure_is_told_and_recorded_of_the_expert_whose_it_was() -> None:
+    garbage, busy = ExpertGarbage("noise", expert="coder"), ExpertBusy("full", expert="painter")
+    async with gateway_of(coder=garbage, painter=busy, generalist=garbage) as gateway:
+        response = await gateway.chat("code")
+    (record,) = gateway.records
+    assert (response.status, response.headers["x-coe-expert"]) == (429, "painter")
+    assert (record.expert, record.reason, record.outcome) == ("painter", "fallback", "expert_busy")
 
 
 async def test_the_number_of_attempts_is_bounded_by_policy() -> None:

@@ -1,0 +1,15 @@
+"""What the tests of experts share: a server that behaves as the model's name says."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.experts.faulty_server import FaultyServer
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
