@@ -273,7 +273,7 @@ class Composition:
             policy.first_piece_timeout if chat.stream else policy.answer_timeout,
             policy.piece_timeout,
             api=chat.api,
-            headers=wishes.trace,
+            headers=wishes.passed,
             conversation=conversation,
             category=decision.category,
             spare=decision.candidates[1] if len(decision.candidates) > 1 else "",

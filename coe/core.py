@@ -54,7 +54,7 @@ class Wishes:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
     should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
     may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that. `tenant` is
-    that of its API key."""
+    that of its API key. `versions` are headers that say which version of its API is meant, and which of its betas."""
 
     session: str | None = None
     thrift: float = 0.0
@@ -63,6 +63,12 @@ class Wishes:
     retrieval: Consent = "auto"
     explain: bool = False
     tenant: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> Mapping[str, str]:
+        """The headers that go on to the expert's server."""
+        return {**self.trace, **self.versions} if self.versions else self.trace
 
 
 # ----------------------------------------------------------------------------------------------- classification
@@ -169,7 +175,7 @@ class Call:
     """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds. The first
     piece of what is not streamed is all of it.
 
-    `headers` go to the expert's server beside its own (trace context); `conversation` is the same for every turn of a
+    `headers` go to the expert's server beside its own (`Wishes.passed`); `conversation` is the same for every turn of a
     conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is
     not awake is waited for until `hold_until`, by the event loop's clock, unless it has the `spare` one for a sibling;
     `category` tells what kind of request came. Servers at the addresses `but` took no connection, or were full, for the

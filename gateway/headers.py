@@ -1,4 +1,5 @@
-"""What a request's headers ask for: its session, how thrifty its routing should be, its time, documents, its trace."""
+"""What a request's headers ask for: its session, how thrifty its routing should be, its time, documents, its trace,
+and of its API the version."""
 
 from __future__ import annotations
 
@@ -7,22 +8,29 @@ from typing import get_args
 
 from starlette.types import Scope
 
-from coe.core import Consent, Wishes
+from coe.core import Api, Consent, Wishes
 from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
 MAX_SESSION = 128
 MAX_HEADERS = 32 * 1024
 """Bytes of all headers together."""
+MAX_VERSION = 2048
+"""Characters of each header that names versions."""
 _PROPAGATED = (b"traceparent", b"tracestate")
+_VERSIONS = (b"anthropic-version", b"anthropic-beta")
+"""Of Messages requests these go on as well. No other header of a client ever reaches an expert's server."""
 
 
-def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None) -> Wishes:
-    """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval, x-coe-explain and the trace context; what is
-    declared without them. Raises InvalidRequest for a word that is none, or a number outside the declared limits."""
+def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat") -> Wishes:
+    """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval, x-coe-explain, the trace context and, for the
+    Messages API, Anthropic's versions; what is declared without them. Raises InvalidRequest for a word that is none, a
+    number outside the declared limits, or a version that no server should see."""
     session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
     retrieval: Consent = "auto"
     explain, trace = False, {}
+    versioned = api == "messages"
+    versions: dict[str, str] = {}
     for name, value in scope["headers"]:
         size += len(name) + len(value)
         if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION:
@@ -37,9 +45,19 @@ def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None) -> W
             explain = _flag(value, "x-coe-explain")
         elif name in _PROPAGATED and value.isascii():  # as the standard has it; clients of experts choke on others
             trace[name.decode()] = value.decode("latin-1")
+        elif versioned and value and name in _VERSIONS:
+            _add_version(versions, name.decode(), value.decode("latin-1"))
     if size > MAX_HEADERS:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return Wishes(session, thrift, timeout, trace, retrieval, explain, tenant)
+    return Wishes(session, thrift, timeout, trace, retrieval, explain, tenant, versions)
+
+
+def _add_version(versions: dict[str, str], name: str, value: str) -> None:
+    """Several lines of one name are one list."""
+    told = f"{versions[name]},{value}" if name in versions else value
+    if len(told) > MAX_VERSION or not (told.isascii() and told.isprintable()):
+        raise InvalidRequest(f"{name} must be at most {MAX_VERSION} printable ASCII characters", param=name)
+    versions[name] = told
 
 
 def _consent(value: bytes) -> Consent:

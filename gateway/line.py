@@ -72,7 +72,7 @@ class Line:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         composition, access = trace.serving.composition, trace.serving.access
         policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
-        trace.wishes = wishes = read_wishes(scope, policy, tenant=trace.caller.tenant)
+        trace.wishes = wishes = read_wishes(scope, policy, tenant=trace.caller.tenant, api=trace.api)
         if self._tracing is not None:
             trace.wishes = wishes = self._tracing.begin(trace, wishes)
         with self._admission.ticket(trace.caller.key) as ticket, begin(self._admission, wishes) as cutoff:

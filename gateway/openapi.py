@@ -14,6 +14,7 @@ from coe.core import Consent
 from coe.registry import Registry
 from gateway import admin, document_paths
 from gateway.current import Current, Serving
+from gateway.headers import MAX_VERSION
 from gateway.openapi_parts import EVENTS, JSON, PROBLEMS, answer, body, operation, problems
 from gateway.schemas import COMPONENTS, TEXT, Schema, ref
 
@@ -30,6 +31,7 @@ _DOCUMENT_PROBLEMS: dict[int, str] = {
 
 _ASKED = ("Session", "Thrift", "Timeout", "Documents", "Explain", "Trace")
 """Headers that requests of all chat APIs may have."""
+_VERSIONS = ("Version", "Beta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,14 @@ class _Dialect:
     summary: str
     error: str = "Error"
     streams: bool = True
+    asked: tuple[str, ...] = _ASKED
 
 
 _DIALECTS = (
     _Dialect("/v1/chat/completions", "Chat", "OpenAI's Chat Completions"),
     _Dialect("/v1/completions", "Completion", "OpenAI's legacy Completions"),
     _Dialect("/v1/responses", "Responses", "OpenAI's Responses"),
-    _Dialect("/v1/messages", "Messages", "Anthropic's Messages", error="AnthropicError"),
+    _Dialect("/v1/messages", "Messages", "Anthropic's Messages", error="AnthropicError", asked=_ASKED + _VERSIONS),
     _Dialect("/v1/embeddings", "Embeddings", "OpenAI's Embeddings", streams=False),
 )
 
@@ -98,7 +101,7 @@ def _asked(dialect: _Dialect, keys: bool) -> Schema:
         {"200": told, **problems(PROBLEMS, dialect.error)},
         keys=keys,
         error=dialect.error,
-        parameters=[ref(name, section="parameters") for name in _ASKED],
+        parameters=[ref(name, section="parameters") for name in dialect.asked],
         requestBody=body(f"{dialect.name}Request"),
     )
 
@@ -214,6 +217,7 @@ def _answer_headers(keys: bool) -> Schema:
 
 def _parameters(registry: Registry) -> Schema:
     low, high = registry.policy.thrift_limits
+    version = {"type": "string", "maxLength": MAX_VERSION, "pattern": "^[ -~]*$"}
     return {
         "Session": _header("x-session-id", "The conversation this belongs to, so that it stays with its expert.", TEXT),
         "Thrift": _header(
@@ -238,6 +242,8 @@ def _parameters(registry: Registry) -> Schema:
             {"type": "string", "enum": ["0", "1"]},
         ),
         "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
+        "Version": _header("anthropic-version", "Passed on to servers that speak Messages.", version),
+        "Beta": _header("anthropic-beta", "Beta features, passed on to servers that speak Messages.", version),
     }
 
 

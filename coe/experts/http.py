@@ -19,7 +19,8 @@ from coe.settings import Endpoint
 LONGEST_REFUSAL = 2**16
 PATIENCE = 1.0
 """Seconds for the body of a refusal."""
-ANTHROPIC_VERSION = "2023-06-01"
+_VERSION = {"anthropic-version": "2023-06-01"}
+"""What Messages are taken to mean where the client does not say; their servers want to be told."""
 
 
 class HttpExpert:
@@ -46,11 +47,11 @@ class HttpExpert:
     async def stream(self, call: Call) -> Reply:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for the body."""
         api = call.api
-        body = self._body(call)
+        body, headers = self._body(call), {**_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
         try:
             async with asyncio.timeout(call.first_piece_timeout) as limit:
-                response = await self._session.ask(self._target(api), body, call.headers)
+                response = await self._session.ask(self._target(api), body, headers)
                 if response.status != 200:
                     told = await _reason(response)
                     raise self._faults.refusal(response.status, response.headers, told, api=api)
@@ -116,8 +117,6 @@ def _headers(api: Api, key: str) -> dict[str, str]:
     headers = {"content-type": "application/json"}
     if key:
         headers["authorization"] = f"Bearer {key}"
-    if api == "messages":
-        headers["anthropic-version"] = ANTHROPIC_VERSION
-        if key:
+        if api == "messages":
             headers["x-api-key"] = key
     return headers

@@ -19,7 +19,7 @@ from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.aside import Aside
 from coe.experts.faults import Faults
 from coe.experts.translated import named, plain, says_something, written
-from coe.experts.translation import arguments
+from coe.experts.translation import arguments, passed
 from coe.experts.wire import WIRES, count
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -65,8 +65,8 @@ class LitellmExpert:
         translated."""
         given = {**arguments(call, self.spec), **self._settings}
         given["timeout"] = call.first_piece_timeout + call.piece_timeout  # ours end before
-        if call.headers:
-            given["extra_headers"] = dict(call.headers)
+        if headers := passed(call, self.spec):
+            given["extra_headers"] = headers
         reply = _Streamed(self, call) if call.stream else _Plain(self, call)
         await _aside().run(_imported())  # the first time this takes seconds that are not the provider's
         try:
@@ -248,6 +248,7 @@ def _entries() -> dict[Api, Entry]:
     its proxy, and goes on reading a stream that the client has left.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its other mode it reads .env files
     import litellm
     from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler

@@ -1,4 +1,4 @@
-"""Which fields of a request litellm is given: the API's own, none that would steer litellm itself."""
+"""Which fields and headers of a request litellm is given: the API's own, none that would steer litellm itself."""
 
 from __future__ import annotations
 
@@ -64,6 +64,14 @@ def arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     if call.api != "embeddings":
         found["stream"] = call.stream
     return found
+
+
+def passed(call: Call, spec: ExpertSpec) -> dict[str, str]:
+    """The headers of the call that go on. The betas of a Messages request mean something to Anthropic alone, where
+    litellm sends those that it knows; the version is litellm's own, as it writes the request anew."""
+    anthropic = spec.runtime == "litellm" and spec.model.startswith("anthropic/")
+    kept = ("anthropic-version",) if anthropic else ("anthropic-version", "anthropic-beta")
+    return {name: value for name, value in call.headers.items() if name not in kept}
 
 
 def _check_shapes(api: Api, fields: Mapping[str, Any]) -> None:

@@ -140,6 +140,29 @@ def test_what_no_api_knows_survives_both_ways(client: anthropic.Anthropic, upstr
     assert (path, body["vendor"], body["max_tokens"]) == ("/v1/messages", vendor, 50)
 
 
+BETAS = ["context-1m-2025-08-07", "interleaved-thinking-2025-05-14", "of-tomorrow-2099-01-01"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "known"), [("native", BETAS), ("chatty", []), ("claude", BETAS[:2])])
+def test_betas_reach_whoever_speaks_messages_and_no_other_header_does(
+    client: anthropic.Anthropic, upstream: ModelServer, model: str, known: list[str], stream: bool
+) -> None:
+    """Of a provider through litellm, those that litellm knows."""
+    asked: Any = {"model": model, "max_tokens": 50, "messages": HI, "betas": BETAS, "extra_headers": {"x-own": "1"}}
+    if stream:
+        with client.beta.messages.stream(**asked) as events:
+            events.until_done()
+    else:
+        client.beta.messages.create(**asked)
+    sent = {name.lower(): value for name, value in upstream.headers[-1].items()}
+    assert sorted(filter(None, sent.get("anthropic-beta", "").split(","))) == sorted(known)
+    means = {"native": client.default_headers["anthropic-version"], "claude": "2023-06-01"}
+    assert sent.get("anthropic-version") == means.get(model)
+    assert "x-own" not in sent
+    assert KEY not in str(sent)
+
+
 @pytest.mark.parametrize("model", EXPERTS)
 @pytest.mark.parametrize(
     ("fault", "error", "kind"),

@@ -7,8 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.errors import ExpertBusy, ExpertUnavailable
+from coe.errors import ExpertBusy, ExpertUnavailable, InvalidRequest
 from coe.registry import Registry
+from gateway.headers import MAX_VERSION, read_wishes
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -19,6 +20,8 @@ PATHS = {
     "/v1/completions": {"prompt": "hi"},
     "/v1/embeddings": {"input": "hi"},
 }
+
+CODE = [{"role": "user", "content": "code"}]
 
 
 def speaking(*embedders: str) -> Registry:
@@ -108,3 +111,44 @@ async def test_a_stream_that_breaks_ends_with_the_apis_own_error_event(path: str
     assert told["type"] == "error"
     assert told.get("message", told.get("error", {}).get("message")) == "broke off"
     assert "sequence_number" in told or path == "/v1/messages"
+
+
+VERSIONS = {"anthropic-version": "2099-01-01", "anthropic-beta": "context-1m-2025-08-07,other-2025-01-01"}
+JSON = {"content-type": "application/json"}
+
+
+async def test_the_versions_a_messages_request_means_go_to_every_expert_asked_for_it_and_no_other_header() -> None:
+    sent = JSON | VERSIONS | {"anthropic-other": "x", "cookie": "x", "x-api-key": "x", "traceparent": "00-1"}
+    async with gateway_of(coder=ExpertUnavailable("gone", expert="coder")) as gateway:
+        response = await gateway.post("/v1/messages", body("/v1/messages", messages=CODE), headers=sent)
+    assert response.headers["x-coe-attempts"] == "2"
+    assert response.headers["x-coe-expert"] != "coder"
+    asked = [call for expert in gateway.experts.values() for call in expert.calls]
+    assert [call.headers for call in asked] == [VERSIONS | {"traceparent": "00-1"}] * 2
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "/v1/messages"])
+async def test_requests_of_other_apis_mean_no_version_of_anthropics(path: str) -> None:
+    async with gateway_of(speaking("embedder")) as gateway:
+        response = await gateway.post(path, body(path), headers=JSON | VERSIONS | {"anthropic-beta": "é" * 5000})
+    assert response.status == 200
+    (call,) = gateway.experts[response.headers["x-coe-expert"]].calls
+    assert call.headers == {}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("value", ["b" * (MAX_VERSION + 1), "é", "a\tb", "a\r\nx-evil: b"])
+async def test_a_version_that_no_server_should_see_is_refused_as_anthropic_would(name: str, value: str) -> None:
+    async with gateway_of(speaking()) as gateway:
+        response = await gateway.post("/v1/messages", body("/v1/messages"), headers=JSON | {name: value})
+        assert not [expert for expert in gateway.experts.values() if expert.calls]
+    assert (response.status, response.json["error"]["type"]) == (400, "invalid_request_error")
+    assert response.json["error"]["message"].startswith(f"{name} must be at most {MAX_VERSION}")
+
+
+def test_betas_in_several_lines_are_one_list_under_one_bound() -> None:
+    policy = speaking().policy
+    lines = [(b"anthropic-beta", b"one"), (b"anthropic-beta", b""), (b"anthropic-beta", b"two,three")]
+    assert read_wishes({"headers": lines}, policy, api="messages").versions == {"anthropic-beta": "one,two,three"}
+    with pytest.raises(InvalidRequest):
+        read_wishes({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}, policy, api="messages")

@@ -129,6 +129,16 @@ async def test_anthropics_headers_go_to_messages_and_the_trace_to_all_without_to
     assert [(h["traceparent"], h["authorization"]) for h in (messages, responses)] == [("00-1", "Bearer k3y")] * 2
 
 
+async def test_the_version_that_a_client_means_takes_the_place_of_ours_and_its_betas_go_with_it(
+    server: FaultyServer,
+) -> None:
+    await ask(server, "messages", trace={"anthropic-version": "2099-01-01", "anthropic-beta": "one,two"})
+    await ask(server, "messages", trace={"anthropic-beta": "one"})
+    told = [{name.lower(): value for name, value in sent.items()} for sent in server.headers]
+    versions = [(sent["anthropic-version"], sent["anthropic-beta"]) for sent in told]
+    assert versions == [("2099-01-01", "one,two"), ("2023-06-01", "one")]
+
+
 async def test_an_api_that_is_not_offered_tells_nothing_about_the_servers_health(server: FaultyServer) -> None:
     with pytest.raises(ExpertError) as raised:
         await ask(server, "messages", "status:404")

@@ -122,6 +122,13 @@ async def test_the_clients_trace_goes_on_through_us_to_the_expert() -> None:
     assert sent == {"traceparent": f"00-{TRACE}-{spans['call'].span_id}-01", **state}
 
 
+async def test_our_own_trace_takes_nothing_from_the_versions_that_a_request_means() -> None:
+    async with collecting() as collector, traced(collector) as gateway:
+        body = orjson.dumps({"model": "coder", "messages": [{"role": "user", "content": "code"}]})
+        await gateway.post("/v1/messages", body, headers=JSON | {"anthropic-beta": "one"})
+        assert set(told(gateway)) == {"traceparent", "anthropic-beta"}
+
+
 async def test_a_trace_that_its_client_does_not_sample_is_not_sent_and_goes_on_as_such() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
