@@ -33,7 +33,7 @@ from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.openapi import OpenApi
 from gateway.reload import Reload
-from gateway.route import RouteEndpoint
+from gateway.route import route
 from gateway.solver import Solver
 from gateway.tracing import Tracing
 from gateway.ui import page_routes
@@ -121,8 +121,7 @@ def _lines(parts: Parts) -> dict[str, Line]:
 
 def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Route]:
     current = parts.current
-    admission = current.admission
-    Gauges(current).show(parts.metrics, admission)
+    Gauges(current).show(parts.metrics, current.admission)
     failed = "1 while what is declared or promoted could not be taken over."
     parts.metrics.gauge(RELOAD_FAILED, failed, lambda: current.reload_error is not None, largest=True)
     models, documents = Models(current), Documents(current)
@@ -130,7 +129,7 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
         *(Route(path, line, methods=["POST"]) for path, line in lines.items()),
         Route("/v1/models", guarded(models.list, current, scope=None)),
         Route("/v1/models/{model}", guarded(models.one, current, scope=None)),
-        Route("/v1/route", RouteEndpoint(current, admission=admission), methods=["POST"]),
+        Route("/v1/route", route(current), methods=["POST"]),
         Route("/v1/feedback", _feedback(parts), methods=["POST"]),
         Route("/v1/documents", documents.all, methods=["GET", "POST"]),
         Route("/v1/documents/search", documents.search, methods=["POST"]),

@@ -4,54 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-from starlette.types import Receive, Scope, Send
-
-from coe.composition import Composition
-from coe.core import Wishes
-from coe.errors import RequestError
-from gateway.admission import Admission
-from gateway.arrival import admit, begin
-from gateway.current import Current
-from gateway.cutoff import ClientLeftError
+from coe.core import Chat, Wishes
+from gateway.current import Current, Serving
 from gateway.dialects import chat as dialect
-from gateway.errors import body_of, headers_of, status_of
 from gateway.explanation import Explainer
-from gateway.headers import read_wishes
-from gateway.relay import respond
+from gateway.inquiry import Inquiry
 
 
-class RouteEndpoint:
+def route(current: Current) -> Inquiry:
     """Takes a Chat Completions body and answers which expert would get it and why. Nothing is logged. With the header
     x-coe-explain, for administrators, it tells more."""
+    return Inquiry(current, dialect=dialect, permission="route", answer=_Decisions().answer, explains=True)
 
-    def __init__(self, current: Current, *, admission: Admission) -> None:
-        self._current = current
-        self._admission = admission
+
+class _Decisions:
+    def __init__(self) -> None:
         self._explainer = Explainer()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving = self._current.serving
-        limits = serving.registry.limits
-        try:
-            caller = serving.access.identify(scope["headers"], "route")
-            wishes = read_wishes(scope, serving.registry.policy, tenant=caller.tenant)
-            if wishes.explain:  # what else was learnt, and how the experts stand, is not for everybody
-                serving.access.identify(scope["headers"], "admin")
-            with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
-                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
-                decision = await self._decision(serving.composition, body, wishes, tenant=caller.tenant)
-            await respond(send, status=200, body=orjson.dumps(decision))
-        except RequestError as error:
-            await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
-        except ClientLeftError:
-            pass
-
-    async def _decision(
-        self, composition: Composition, body: bytes, wishes: Wishes, *, tenant: str | None
-    ) -> dict[str, Any]:
-        chat = dialect.parse(body)
-        text, prediction = await composition.classify(chat, tenant)
+    async def answer(self, serving: Serving, chat: Chat, wishes: Wishes) -> dict[str, Any]:
+        composition = serving.composition
+        text, prediction = await composition.classify(chat, wishes.tenant)
         await composition.affinity.recall(chat, wishes)
         decision = composition.assign(chat, prediction, wishes)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)

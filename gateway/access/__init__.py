@@ -5,13 +5,14 @@ Opened once a process: `async with open_limiter(registry.access.counters) as lim
 """
 
 from gateway.access.access import Access, access_of
-from gateway.access.allowance import Allowance
+from gateway.access.allowance import FREE, Allowance
 from gateway.access.exposure import check_exposure
 from gateway.access.keys import Caller
 from gateway.access.limits import Limiter
 from gateway.access.opening import check_counters, open_limiter
 
 __all__ = [
+    "FREE",
     "Access",
     "Allowance",
     "Caller",

@@ -8,9 +8,9 @@ from coe.core import Chat, Scope
 from coe.errors import RequestError
 from coe.registry import Access as AccessSpec
 from coe.registry import Prices, Registry
-from gateway.access.allowance import FREE, Allowance, Metered, Spent
+from gateway.access.allowance import FREE, Allowance, Counted, Metered, Spent
 from gateway.access.keys import Caller, KeyRing
-from gateway.access.limits import Limiter
+from gateway.access.limits import Account, Limiter
 from gateway.access.memory import MemoryLimiter
 
 
@@ -53,10 +53,18 @@ class Access:
     def allowance(self, caller: Caller, chat: Chat, spent: Spent) -> Allowance:
         """What one request may use, to be entered with `async with`, which raises LimitReached. `spent` is asked on
         leaving. Costs nothing for a key without limits."""
-        account = self._accounts.get(caller.key) if caller.key is not None else None
+        account = self._account(caller)
         if account is None:
             return FREE
         return Metered(account, chat, prices=self._prices.get(chat.model, self._dearest), spent=spent)
+
+    def inquiry(self, caller: Caller) -> Allowance:
+        """The same for a request that asks no expert: it counts as one, and uses no tokens and no money."""
+        account = self._account(caller)
+        return FREE if account is None else Counted(account)
+
+    def _account(self, caller: Caller) -> Account | None:
+        return self._accounts.get(caller.key) if caller.key is not None else None
 
 
 def access_of(registry: Registry, limiter: Limiter, *, open: bool = False) -> Access:  # noqa: A002

@@ -18,6 +18,7 @@ CHARACTERS = 4
 """Of text in a token, about."""
 OUTPUT = 512
 """Tokens of an answer whose length the request does not bound."""
+REQUEST = Use(1, 0, 0)
 _PROMPTS: dict[Api, str] = {"completions": "prompt", "embeddings": "input"}
 _SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
@@ -43,40 +44,21 @@ class Allowance:
 FREE = Allowance()
 
 
-class Metered(Allowance):
-    """Of a key that has limits."""
+class Counted(Allowance):
+    """Of a key that has limits, for what asks no expert: one request, without tokens and without money."""
 
-    __slots__ = ("_account", "_input", "_output", "_prices", "_spent", "_taken")
+    __slots__ = ("_account", "_taken")
 
-    def __init__(self, account: Account, chat: Chat, *, prices: Prices, spent: Spent) -> None:
+    def __init__(self, account: Account) -> None:
         self._account = account
-        self._input = _input_tokens(chat)
-        self._output = _output_tokens(chat)
-        self._prices = prices
-        self._spent: Spent | None = spent
-        """None once it was asked: it holds the request, which holds this, and such circles keep large bodies."""
         self._taken: Any = None
 
     async def __aenter__(self) -> Allowance:
-        self._taken = await self._account.take(_use(self._input, self._output, self._prices))
+        self._taken = await self._account.take(REQUEST)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate,
-        or a token for each event where more of them came."""
-        assert self._spent is not None
-        spent, self._spent = self._spent(), None
-        if spent is None:
-            used = Use(1, 0, 0)
-        else:
-            usage, prices = spent
-            known_input, known_output = usage.input_tokens, usage.output_tokens
-            used = _use(
-                self._input if known_input is None else known_input,
-                max(self._output, usage.events) if known_output is None else known_output,
-                prices,
-            )
-        self._account.settle(self._taken, used)
+        self._account.settle(self._taken, REQUEST)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         found = []
@@ -89,6 +71,41 @@ class Metered(Allowance):
                     (b"x-ratelimit-reset-" + what, _duration(missing * MINUTE / meter.limit)),
                 ]
         return found
+
+
+class Metered(Counted):
+    """Of a key that has limits, for what an expert answers."""
+
+    __slots__ = ("_input", "_output", "_prices", "_spent")
+
+    def __init__(self, account: Account, chat: Chat, *, prices: Prices, spent: Spent) -> None:
+        super().__init__(account)
+        self._input = _input_tokens(chat)
+        self._output = _output_tokens(chat)
+        self._prices = prices
+        self._spent: Spent | None = spent
+        """None once it was asked: it holds the request, which holds this, and such circles keep large bodies."""
+
+    async def __aenter__(self) -> Allowance:
+        self._taken = await self._account.take(_use(self._input, self._output, self._prices))
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate,
+        or a token for each event where more of them came."""
+        assert self._spent is not None
+        spent, self._spent = self._spent(), None
+        if spent is None:
+            used = REQUEST
+        else:
+            usage, prices = spent
+            known_input, known_output = usage.input_tokens, usage.output_tokens
+            used = _use(
+                self._input if known_input is None else known_input,
+                max(self._output, usage.events) if known_output is None else known_output,
+                prices,
+            )
+        self._account.settle(self._taken, used)
 
 
 def _use(input_tokens: float, output_tokens: float, prices: Prices) -> Use:

@@ -132,8 +132,8 @@ def level_of(meter: Meter) -> Bucket | Window | Slots:
 
 
 def enough(left: float, amount: float, limit: float) -> bool:
-    """Whether `amount` may be taken, forgiving what rounding lost."""
-    return amount <= left + ROUNDING * limit
+    """Whether `amount` may be taken, forgiving what rounding lost. Nothing may be at any time."""
+    return amount <= 0 or amount <= left + ROUNDING * limit
 
 
 def _window(now: float, *, monthly: bool) -> tuple[int, float]:

@@ -39,7 +39,7 @@ for p = 3, #ARGV, 7 do
     end
   end
   meters[#meters + 1] = m
-  if lacking == 0 and m.left + m.limit * 1e-9 < m.least then lacking = #meters end
+  if lacking == 0 and m.least > 0 and m.left + m.limit * 1e-9 < m.least then lacking = #meters end
 end
 local answer = {text(lacking)}
 for _, m in ipairs(meters) do

@@ -84,6 +84,16 @@ async def test_a_request_refused_by_one_limit_takes_nothing_of_the_others(limite
     assert len(await admitted(account, 10, tokens(0))) == 8
 
 
+async def test_who_uses_nothing_of_a_limit_is_not_held_by_it_though_more_was_used_than_there_is(
+    limiter: Limiter,
+) -> None:
+    account = account_of(limiter, requests_per_minute=10, tokens_per_minute=100, dollars_per_day=1)
+    account.settle(await account.take(Use(1, 100, 1)), Use(1, 500, 2))
+    assert not await admitted(account, 1, tokens(1))
+    assert not await admitted(account, 1, dollars(0.1))
+    assert len(await admitted(account, 20)) == 9
+
+
 async def test_places_among_the_concurrent_requests_come_back(limiter: Limiter) -> None:
     account = account_of(limiter, concurrent_requests=3)
     running = await admitted(account, 10)
