@@ -32,11 +32,16 @@ def check_one_embedder(chat: Chat, able: Sequence[str]) -> None:
         raise InvalidRequest(message, param="model", code="ambiguous_model")
 
 
+def check_model(chat: Chat, registry: Registry) -> None:
+    """Raises ModelNotFound for a name that is declared nowhere."""
+    known = (AUTO, *registry.expert_names)
+    if chat.model not in known:
+        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {', '.join(known)}", param="model")
+
+
 def check_pin(chat: Chat, registry: Registry, able: Sequence[str]) -> None:
     """Raises ModelNotFound for a pinned expert that is not declared, InvalidRequest for one that is not able."""
-    if chat.model not in registry.expert_names:
-        known = ", ".join((AUTO, *registry.expert_names))
-        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {known}", param="model")
+    check_model(chat, registry)
     if chat.model not in able:
         spec = registry.experts[registry.expert_names.index(chat.model)]
         raise InvalidRequest(obstacle(chat, spec), param="model", code="no_capable_expert")

@@ -19,6 +19,7 @@ from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
 from coe.settings import Settings
 from gateway.admin import admin_routes
+from gateway.counting import count_tokens
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.document_endpoints import Documents
@@ -130,6 +131,7 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
         Route("/v1/models", guarded(models.list, current, scope=None)),
         Route("/v1/models/{model}", guarded(models.one, current, scope=None)),
         Route("/v1/route", route(current), methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens(current), methods=["POST"]),
         Route("/v1/feedback", _feedback(parts), methods=["POST"]),
         Route("/v1/documents", documents.all, methods=["GET", "POST"]),
         Route("/v1/documents/search", documents.search, methods=["POST"]),
@@ -148,19 +150,24 @@ def _feedback(parts: Parts) -> FeedbackEndpoint:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the router itself refuses (404, 405), in OpenAI's shape."""
+    """What the router itself refuses (404, 405)."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    body = error_body(
-        message, kind="invalid_request_error", code="not_found" if error.status_code == 404 else "invalid_request"
-    )
-    return Response(body, status_code=error.status_code, headers=error.headers, media_type="application/json")
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    response = _refused(request, error.status_code, error.detail, kind="invalid_request_error", code=code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _bug(request: Request, error: Exception) -> Response:
     """What no endpoint caught."""
     _log.error("an endpoint failed", exc_info=error)
-    message = f"{request.method} {request.url.path}: internal error; the gateway's own log has the reason"
-    return Response(
-        error_body(message, kind="api_error", code="internal_error"), status_code=500, media_type="application/json"
-    )
+    message = "internal error; the gateway's own log has the reason"
+    return _refused(request, 500, message, kind="api_error", code="internal_error")
+
+
+def _refused(request: Request, status: int, why: str, *, kind: str, code: str) -> Response:
+    """In the shape that clients of the path know: Anthropic's or OpenAI's."""
+    message = f"{request.method} {request.url.path}: {why}"
+    anthropic = request.url.path.startswith("/v1/messages")
+    body = messages.refusal(status, message) if anthropic else error_body(message, kind=kind, code=code)
+    return Response(body, status_code=status, media_type="application/json")

@@ -109,13 +109,23 @@ def _asked(dialect: _Dialect, keys: bool) -> Schema:
 def _others(keys: bool) -> Schema:
     wished = [ref(name, section="parameters") for name in ("Session", "Thrift", "Timeout", "Documents", "Explain")]
     named = {"name": "model", "in": "path", "required": True, "schema": TEXT}
+    left = {"headers": _limit_headers(keys)}
     route = operation(
         "route",
         "Which expert would answer, and why",
-        {"200": answer("The decision.", "Decision"), **problems(PROBLEMS)},
+        {"200": answer("The decision.", "Decision") | left, **problems(PROBLEMS)},
         keys=keys,
         parameters=wished,
         requestBody=body("ChatRequest"),
+    )
+    count = operation(
+        "countTokens",
+        "About how many tokens the input of a Messages request has",
+        {"200": answer("An estimate.", "TokenCount") | left, **problems(PROBLEMS, "AnthropicError")},
+        keys=keys,
+        error="AnthropicError",
+        parameters=wished,
+        requestBody=body("MessagesRequest"),
     )
     feedback = operation(
         "feedback",
@@ -143,6 +153,7 @@ def _others(keys: bool) -> Schema:
     this = {"200": {"description": "This.", "content": {JSON: {"schema": {"type": "object"}}}}}
     return {
         "/v1/route": {"post": route},
+        "/v1/messages/count_tokens": {"post": count},
         "/v1/feedback": {"post": feedback},
         **_documents(keys),
         **admin.described(keys),
@@ -209,10 +220,12 @@ def _answer_headers(keys: bool) -> Schema:
         "x-coe-retrieval": "Retrieval",
         "server-timing": "Timing",
     }
-    if keys:
-        kinds = [f"{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
-        names |= dict.fromkeys((f"x-ratelimit-{kind}" for kind in kinds), "RateLimit")
-    return {header: ref(name, section="headers") for header, name in names.items()}
+    return {header: ref(name, section="headers") for header, name in names.items()} | _limit_headers(keys)
+
+
+def _limit_headers(keys: bool) -> Schema:
+    kinds = [f"{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
+    return {f"x-ratelimit-{kind}": ref("RateLimit", section="headers") for kind in kinds} if keys else {}
 
 
 def _parameters(registry: Registry) -> Schema:

@@ -145,6 +145,7 @@ COMPONENTS: Schema = {
             "usage": _object({"input_tokens": _COUNT, "output_tokens": _COUNT}),
         }
     ),
+    "TokenCount": _object({"input_tokens": {"type": "integer", "minimum": 0}}, "input_tokens"),
     "EmbeddingsRequest": _object({"model": _MODEL, "input": _PROMPT}, "model", "input", text=_REST),
     "EmbeddingsResponse": _object(
         {"object": TEXT, "model": TEXT, "data": _list(_object({"index": _COUNT})), "usage": _USAGE}

@@ -47,9 +47,13 @@ def parse(body: bytes) -> Chat:
 
 def error_body(error: RequestError) -> bytes:
     """Anthropic's error body."""
-    status = errors.status_of(error)
+    return refusal(errors.status_of(error), str(error))
+
+
+def refusal(status: int, message: str) -> bytes:
+    """The same for an HTTP status."""
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return orjson.dumps({"type": "error", "error": {"type": kind, "message": str(error)}})
+    return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
 def error_event(error: RequestError) -> bytes:

@@ -1,0 +1,107 @@
+"""How many tokens a Messages request is said to have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.counting import FILE, estimate
+from gateway.dialects import messages
+from tests.access.test_access import bearer, keyed
+from tests.fakes import Response, gateway_of
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/messages/count_tokens"
+TOOL = {"name": "get_weather", "description": "w" * 100, "input_schema": {"type": "object"}}
+TEXT = {"type": "text", "text": "b" * 40}
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x" * 100_000}}
+
+
+def body(*blocks: dict[str, Any], **fields: Any) -> bytes:
+    content = list(blocks) or "a" * 40
+    return orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": content}], **fields})
+
+
+def written(value: Any) -> float:
+    return len(orjson.dumps(value)) / 4
+
+
+@pytest.mark.parametrize(
+    ("blocks", "fields", "tokens"),
+    [
+        ((), {}, 10),
+        ((), {"system": "s" * 20, "max_tokens": 5, "metadata": {"user_id": "u" * 99}}, 15),
+        ((TEXT, TEXT), {"system": [{"type": "text", "text": "s" * 20}]}, 25),
+        ((), {"tools": [TOOL]}, 10 + written([TOOL])),
+        ((TEXT, PICTURE), {}, 10 + FILE),
+        (({"type": "document", "source": {"type": "file", "file_id": "f"}},), {}, FILE),
+        (({"type": "tool_result", "tool_use_id": "t", "content": "r" * 400},), {}, 100),
+        (({"type": "tool_result", "tool_use_id": "t", "content": [TEXT, PICTURE]}, TEXT), {}, 20 + FILE),
+        ((call := {"type": "tool_use", "id": "t", "name": "f", "input": {"x": "é" * 400}},), {}, written(call) - 100),
+        (({"type": "thinking", "thinking": "t" * 40, "signature": "s" * 4000},), {}, 20),
+        ((plain := {"type": "document", "source": {"type": "text", "data": "d" * 4000}},), {}, written(plain)),
+    ],
+)
+def test_texts_tools_and_files_count_and_nothing_else_does(
+    blocks: tuple[dict[str, Any], ...], fields: dict[str, Any], tokens: float
+) -> None:
+    assert estimate(messages.parse(body(*blocks, **fields))) == pytest.approx(tokens, abs=1.0)
+
+
+async def test_tokens_are_told_without_a_word_to_any_expert_or_log() -> None:
+    async with gateway_of() as gateway:
+        counted = await gateway.post(PATH, body(), headers={"content-type": "application/json", "x-coe-explain": "1"})
+        pinned = await gateway.post(PATH, body(model="painter"))
+        assert not [expert for expert in gateway.experts.values() if expert.calls]
+        assert not gateway.records
+    assert (counted.status, counted.json) == (200, {"input_tokens": 10})
+    assert pinned.json == counted.json
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "kind"),
+    [
+        (PATH, b"{", 400, "invalid_request_error"),
+        (PATH, b'{"model":"auto","messages":[]}', 400, "invalid_request_error"),
+        (PATH, body(model="gpt-9"), 404, "not_found_error"),
+        (PATH, body({"type": "x", "deep": orjson.Fragment(b"[" * 300 + b"]" * 300)}), 400, "invalid_request_error"),
+        (PATH, b" " * 21 * 2**20, 413, "request_too_large"),
+        ("/v1/messages/batches", body(), 404, "not_found_error"),
+    ],
+)
+async def test_errors_beside_messages_are_anthropics(path: str, sent: bytes, status: int, kind: str) -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.post(path, sent)
+    assert (response.status, response.json["type"], response.json["error"]["type"]) == (status, "error", kind)
+
+
+async def test_a_method_that_messages_lack_is_refused_as_anthropic_would() -> None:
+    async with gateway_of() as gateway:
+        for path in ("/v1/messages", PATH):
+            response = await gateway.post(path, method="GET")
+            assert (response.status, response.headers["allow"]) == (405, "POST")
+            assert response.json["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_bug_beside_messages_is_told_as_anthropic_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    response = Response()
+    async with gateway_of() as gateway:
+        monkeypatch.setattr("gateway.counting.dialect.parse", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await gateway.post(PATH, body(), into=response)
+    assert (response.status, response.json["error"]["type"]) == (500, "api_error")
+
+
+async def test_counting_wants_the_scope_of_chats_and_is_a_request_of_its_key() -> None:
+    async with gateway_of(keyed(scopes=("route",))) as gateway:
+        assert (await gateway.post(PATH, body(), headers=bearer())).json["error"]["type"] == "permission_error"
+        unknown = await gateway.post(PATH, body(), headers=bearer("mallory"))
+    assert (unknown.status, unknown.json["error"]["type"]) == (401, "authentication_error")
+    async with gateway_of(keyed(scopes=("chat",), limits={"requests_per_minute": 1})) as gateway:
+        assert (await gateway.post(PATH, body(), headers=bearer())).headers["x-ratelimit-remaining-requests"] == "0"
+        refused = await gateway.post(PATH, body(), headers=bearer())
+    assert (refused.status, refused.json["error"]["type"]) == (429, "rate_limit_error")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
