@@ -58,9 +58,8 @@ def _tokens(block: dict[str, Any]) -> float:
     source = block.get("source")
     if isinstance(source, dict) and source.get("type") in _FILES:
         return FILE
-    return _written(
-        {name: value for name, value in block.items() if name != "signature"}
-    )  # of thinking; no model reads it
+    read = {name: value for name, value in block.items() if name != "signature"}  # of thinking; no model reads it
+    return _written(read)
 
 
 def _written(value: Any) -> float:
