@@ -57,8 +57,8 @@ class AdaptedRouter:
     """A coe.core.Router. Thread-safe: nothing changes after construction.
 
     `targets` (n_base_categories,) says where each of the base's categories goes among `categories`, `new` (n_new,)
-    where the new ones stand; `exemplars` holds the vectors (n_texts, dimensions) of each new category's texts, and
-    `digests` what those texts are known by.
+    where the new ones stand; `exemplars` holds the vectors (n_texts, n_axes) of each new category's texts, as
+    the base's neighbours see them, and `digests` what those texts are known by.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class AdaptedRouter:
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
-        (vector,) = self._base.encoder.encode([text])
+        (vector,) = self._base.placed([text])
         found = [
             Neighbour(self.categories[int(self._targets[label])], closeness, digest)
             for label, closeness, digest in self._base.knn.nearest(vector, limit=limit)
@@ -150,7 +150,7 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
     new = [name for name in categories if name not in base.categories and declared[name]]
     kept = [index for index, name in enumerate(base.categories) if name in declared]
     exemplars = [base.knn.vectors[base.knn.labels == index] for index in kept]
-    encoded = [base.encoder.encode(declared[name]) for name in new]
+    encoded = [base.placed(declared[name]) for name in new]
     glanced = [np.stack([base.glance(text).vector for text in declared[name]]) for name in new]
     return AdaptedRouter(
         base,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -21,8 +21,12 @@ from routers.lexical import LexicalFeatures, LexicalHead
 from routers.linear import LinearHead
 from routers.pieces import WordPieces, load_tokenizer
 
-FORMAT = 3
-"""In 2 the linear head sees sentence vectors alone; such routers are served as well."""
+if TYPE_CHECKING:
+    from routers.encoders import OnnxEncoder
+
+FORMAT = 4
+"""In 3 neighbours are looked for along all axes of the encoder's space, in 2 the linear head sees sentence vectors
+alone; such routers are served as well."""
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
 EXEMPLARS = "exemplars.json"
@@ -68,8 +72,8 @@ class Familiarities:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all heads see of some texts: logits (n_texts, n_categories) by name, the encoder's vectors, closeness
-    (n_texts,)."""
+    """What all heads see of some texts: logits (n_texts, n_categories) by name, unit vectors (n_texts, n_axes) as the
+    neighbours see them, closeness (n_texts,)."""
 
     heads: dict[str, Floats]
     vectors: Floats
@@ -125,9 +129,13 @@ class CascadeRouter:
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The exemplars of the encoder's space."""
-        (vector,) = self.encoder.encode([text])
+        (vector,) = self.placed([text])
         found = self.knn.nearest(vector, limit=limit)
         return [Neighbour(self.categories[label], closeness, digest) for label, closeness, digest in found]
+
+    def placed(self, texts: Sequence[str]) -> Floats:
+        """The texts' unit vectors (n_texts, n_axes) as the neighbours see them."""
+        return self.knn.place(self.encoder.encode(texts))
 
     def sure(self, prediction: Prediction) -> bool:
         """Whether the cheap stage's answer may stand."""
@@ -151,7 +159,7 @@ class CascadeRouter:
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
         readings = self.encoder.read(texts) if readings is None else readings
-        vectors = readings[:, : self.encoder.dimensions]
+        vectors = self.knn.place(readings[:, : self.encoder.dimensions])
         votes, closeness = self.knn.look(vectors)
         heads = {
             "lexical": np.stack([glance.lexical for glance in glances]),
@@ -165,7 +173,7 @@ class CascadeRouter:
 def read_config(folder: Path) -> dict[str, Any]:
     """router.json; ArtifactError when it is missing, damaged or of another format."""
     config = read_json(folder / CONFIG)
-    if config.get("format") not in (2, FORMAT):
+    if config.get("format") not in (2, 3, FORMAT):
         found = f"{folder / CONFIG}: format {config.get('format')!r}, not {FORMAT}"
         raise ArtifactError(f"{found}; train the router again with `coe train`")
     return config
@@ -194,10 +202,10 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
         LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "traits", "bias"),
         STATIC: read_arrays(folder / STATIC, "weights", "bias", "centroids", "means")
         | read_arrays(folder / STATIC, "tokens", widen=False),
-        SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels"),
+        SEMANTIC: _semantic(folder / SEMANTIC, config),
     }
     features, classes = LexicalFeatures(pieces), len(categories)
-    _check_shapes(folder, tables, features=features, width=encoder.width, classes=classes)
+    _check_shapes(folder, tables, features=features, encoder=encoder, classes=classes)
     static, semantic = tables[STATIC], tables[SEMANTIC]
     places = Places(centroids=static["centroids"], means=static["means"])
     return CascadeRouter(
@@ -214,8 +222,22 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
         familiarities=familiarities,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
-        knn=KnnHead(semantic["vectors"], semantic["labels"].astype(np.int64), classes, _digests(folder, semantic)),
+        knn=KnnHead(
+            semantic["axes"],
+            semantic["vectors"],
+            semantic["labels"].astype(np.int64),
+            classes,
+            _digests(folder, semantic),
+        ),
     )
+
+
+def _semantic(file: Path, config: Mapping[str, Any]) -> Arrays:
+    """The tables of the heads that the encoder is asked for."""
+    tables = read_arrays(file, "weights", "bias", "vectors", "labels")
+    if config["format"] < FORMAT:
+        return tables | {"axes": np.eye(tables["vectors"].shape[1], dtype=np.float32)}
+    return tables | read_arrays(file, "axes")
 
 
 def _digests(folder: Path, semantic: Arrays) -> tuple[str, ...]:
@@ -229,14 +251,15 @@ def _digests(folder: Path, semantic: Arrays) -> tuple[str, ...]:
 
 
 def _check_shapes(
-    folder: Path, tables: Mapping[str, Arrays], *, features: LexicalFeatures, width: int, classes: int
+    folder: Path, tables: Mapping[str, Arrays], *, features: LexicalFeatures, encoder: OnnxEncoder, classes: int
 ) -> None:
     """ArtifactError unless the tables fit the tokenizer, the encoder and the categories."""
     lexical, static, semantic = (tables[name] for name in (LEXICAL, STATIC, SEMANTIC))
     expected = {
         LEXICAL: (lexical["weights"].shape, (features.rows, classes)),
         STATIC: ((len(static["tokens"]), len(static["bias"])), (features.pieces.size, classes)),
-        SEMANTIC: (semantic["weights"].shape, (width, classes)),
+        SEMANTIC: (semantic["weights"].shape, (encoder.width, classes)),
+        f"{SEMANTIC}: axes": (semantic["axes"].shape, (encoder.dimensions, semantic["vectors"].shape[1])),
         f"{STATIC}: means": (static["means"].shape, (classes, static["tokens"].shape[1])),
     }
     for name, (found, wanted) in expected.items():

@@ -15,7 +15,7 @@ from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.distill import StaticVectors
 from routers.familiarity import centroids, class_means
 from routers.files import write_arrays
-from routers.knn import KnnHead, choose_exemplars
+from routers.knn import KnnHead, choose_exemplars, fit_knn
 from routers.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
 from routers.linear import LinearHead, fit_linear
 from routers.work import Work
@@ -172,13 +172,14 @@ def _view_trained(found: HeldOut, data: Data, strengths: Strengths, rest: Labels
 def _view_neighbours(found: HeldOut, data: Data, knn: KnnHead, held: Labels) -> None:
     for start in range(0, len(held), BLOCK):
         block = held[start : start + BLOCK]
-        found.known.knn[block], found.known.closeness[block] = knn.look(data.vectors[block])
+        found.known.knn[block], found.known.closeness[block] = knn.look(knn.place(data.vectors[block]))
     for label in range(data.classes):
         others = knn.without(label)
         own = held[data.labels[held] == label]
         for start in range(0, len(own), BLOCK):
             block = own[start : start + BLOCK]
-            found.unknown.knn[block], found.unknown.closeness[block] = others.look(data.vectors[block])
+            placed = others.place(data.vectors[block])
+            found.unknown.knn[block], found.unknown.closeness[block] = others.look(placed)
             found.unknown.knn[block, label] = LEFT_OUT
 
 
@@ -240,7 +241,7 @@ def _linear(vectors: Floats, data: Data, rows: Labels, strength: float) -> Linea
 
 def _knn(data: Data, rows: Labels, *, seed: int) -> KnnHead:
     chosen = exemplar_rows(data, rows, seed=seed)
-    return KnnHead(data.vectors[chosen], data.labels[chosen], data.classes)
+    return fit_knn(data.vectors[chosen], data.labels[chosen], classes=data.classes)
 
 
 def _loss(logits: Floats, labels: Labels) -> float:

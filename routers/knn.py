@@ -1,8 +1,12 @@
-"""A nearest-neighbour head: cosine kNN with similarity weights; it also tells how close a text is to the training."""
+"""A nearest-neighbour head: cosine kNN with similarity weights; it also tells how close a text is to the training.
+
+Neighbours are looked for in fewer dimensions than the encoder's: a look begins with cold caches, where the time goes by
+the bytes that are read, and what the last principal axes tell of closeness is mostly noise (docs/log.md).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +20,29 @@ CLOSEST = 3
 """Exemplars whose mean cosine says how close a text is to the training data."""
 PRIOR = 0.02
 """Added to every category's share of the votes, so that a logarithm exists."""
+AXES = 128
+"""Most principal axes that are kept."""
+EVENNESS = 0.25
+"""Axes are divided by this power of their singular values, which keeps the first few from drowning the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnnHead:
-    """Unit `vectors` (n_exemplars, dimensions), their `labels`, the number of `classes`, and the digests of their texts
-    where they are known."""
+    """Unit `vectors` (n_exemplars, n_axes) along `axes` (dimensions, n_axes) of the encoder's space, their `labels`,
+    the number of `classes`, and the digests of their texts where they are known."""
 
+    axes: NDArray[np.float32]
     vectors: NDArray[np.float32]
     labels: NDArray[np.int64]
     classes: int
     digests: tuple[str, ...] = ()
 
+    def place(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The encoder's vectors (n_texts, dimensions) along the axes: unit length, (n_texts, n_axes)."""
+        return _placed(vectors, self.axes)
+
     def look(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Log votes (n_texts, classes) and the mean cosine to the CLOSEST exemplars (n_texts,)."""
+        """Log votes (n_texts, classes) and the mean cosine to the CLOSEST exemplars (n_texts,), of what is placed."""
         cosines = queries @ self.vectors.T
         k, few = min(NEIGHBOURS, len(self.vectors)), min(CLOSEST, len(self.vectors))
         nearest = cosines.argpartition(-k, axis=1)[:, -k:]
@@ -42,7 +55,7 @@ class KnnHead:
         return np.log(shares + PRIOR).astype(np.float32), closeness
 
     def nearest(self, vector: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
-        """Label, cosine to a unit vector (dimensions,) and digest of the exemplars nearest to it, the nearest first."""
+        """Label, cosine and digest of the exemplars nearest to one that is placed (n_axes,), the nearest first."""
         cosines = self.vectors @ vector
         order = np.argsort(-cosines)[:limit].tolist()
         return [(int(self.labels[i]), float(cosines[i]), self.digests[i] if self.digests else "") for i in order]
@@ -50,10 +63,24 @@ class KnnHead:
     def without(self, label: int) -> KnnHead:
         """The same without the exemplars of one category."""
         others = self.labels != label
-        return KnnHead(self.vectors[others], self.labels[others], self.classes)
+        return replace(self, vectors=self.vectors[others], labels=self.labels[others], digests=())
 
     def arrays(self) -> Arrays:
-        return {"vectors": self.vectors, "labels": self.labels.astype(np.int32)}
+        return {"axes": self.axes, "vectors": self.vectors, "labels": self.labels.astype(np.int32)}
+
+
+def fit_knn(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, classes: int) -> KnnHead:
+    """The exemplars' `vectors` (n_exemplars, dimensions) along their principal axes, not centred."""
+    _, spread, principal = np.linalg.svd(vectors, full_matrices=False)
+    kept = min(AXES, int((spread > spread[0] * np.finfo(np.float32).eps).sum()))
+    axes = np.ascontiguousarray(principal[:kept].T / spread[:kept] ** EVENNESS, dtype=np.float32)
+    return KnnHead(axes, _placed(vectors, axes), labels, classes)
+
+
+def _placed(vectors: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
+    along: NDArray[np.float32] = vectors @ axes
+    along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), np.float32(1e-9))
+    return along
 
 
 def choose_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -83,8 +83,9 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bert(tmp_path_factory.mktemp("bert"), layers=3, spread=0.003)
 
 
-def save_bert(base: Path, *, layers: int, spread: float) -> Path:
-    """A BERT with random weights of that standard deviation, saved as sentence-transformers saves models."""
+def save_bert(base: Path, *, layers: int, spread: float, causal: bool = False) -> Path:
+    """A BERT with random weights of that standard deviation, saved as sentence-transformers saves models; `causal`:
+    tokens see those before them alone."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -104,6 +105,7 @@ def save_bert(base: Path, *, layers: int, spread: float) -> Path:
         intermediate_size=64,
         max_position_embeddings=512,
         initializer_range=spread,
+        is_decoder=causal,
     )
     BertModel(config).eval().save_pretrained(base)
     BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)

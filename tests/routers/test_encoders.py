@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
-from routers.attention import leave_heads_to_attention
+from routers.attention import hide_nothing, leave_heads_to_attention, project_once
 from routers.encoders import OnnxEncoder
 from routers.export import export_encoder, inner_layers, quantise
 from tests.routers.conftest import save_bert
@@ -133,6 +133,64 @@ def test_attention_is_told_its_heads_only_where_three_dimensions_come_and_go(
     np.testing.assert_allclose(found, expected, atol=1e-5)
     kept = [node.op_type for node in leave_heads_to_attention(before.clone()).graph]
     assert ("Transpose" not in kept) == rewritten
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_are_left_out_only_where_they_hide_nothing(tmp_path: Path, causal: bool) -> None:
+    source = save_bert(tmp_path, layers=2, spread=0.3, causal=causal)
+    export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
+    text = "a star that a telescope sees and a stew to bake " * 3
+    expected = SentenceTransformer(str(source), device="cpu").encode(text, normalize_embeddings=True)
+    encoder = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer")
+    np.testing.assert_allclose(encoder.encode([text])[0], expected, atol=1e-4)
+    attention = [node for node in onnx.load(tmp_path / "network").graph.node if node.op_type == "Attention"]
+    assert [len(node.input) > 3 and bool(node.input[3]) for node in attention] == [causal] * 2
+    assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]
+
+
+PROJECTED = """<ir_version: 10, opset_import: ["": 23]>
+    g (float[1, "n", 8] x, float["n", "n"] mask{given}) => (float[m, p, r] y) <{tables}>
+    {{
+        a = MatMul(x, wq)
+        b = Add(a, bq)
+        c = MatMul(x, wk)
+        d = Add(c, bk)
+        e = MatMul(x, wv)
+        f = Add(e, bv)
+        hidden = Neg(mask)
+        y = Attention<q_num_heads=4, kv_num_heads=2>(b, d, f, hidden)
+    }}"""
+SIZES = {"wq": (8, 16), "wk": (8, 8), "wv": (8, 8), "bq": (16,), "bk": (8,), "bv": (8,)}
+
+
+@pytest.mark.parametrize("given", [(), ("wk",), ("bv",)])
+def test_queries_keys_and_values_are_one_product_where_their_tables_are_in_the_network(
+    tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    random = np.random.default_rng(0)
+    tables = {name: random.normal(size=size).astype(np.float32) for name, size in SIZES.items()}
+    told = {name: f"float[{', '.join(map(str, size))}] {name}" for name, size in SIZES.items()}
+    kept = ", ".join(
+        f"{told[name]} = {{{', '.join(map(str, table.ravel()))}}}"
+        for name, table in tables.items()
+        if name not in given
+    )
+    text = PROJECTED.format(tables=kept, given="".join(f", {told[name]}" for name in given))
+    before = ir.from_proto(onnx.parser.parse_model(text))
+    feed = {"x": random.normal(size=(1, 5, 8)), "mask": random.normal(size=(5, 5))} | {n: tables[n] for n in given}
+    feed = {name: value.astype(np.float32) for name, value in feed.items()}
+    after = project_once(before.clone())
+    np.testing.assert_allclose(_run(after, feed, tmp_path), _run(before, feed, tmp_path), atol=1e-5)
+    assert [node.op_type for node in after.graph].count("MatMul") == (3 if given else 1)
+
+
+def test_what_makes_a_mask_goes_with_it() -> None:
+    zeros = ", ".join(
+        f"float[{', '.join(map(str, size))}] {name} = {{{', '.join(['0.0'] * int(np.prod(size)))}}}"
+        for name, size in SIZES.items()
+    )
+    model = hide_nothing(ir.from_proto(onnx.parser.parse_model(PROJECTED.format(tables=zeros, given=""))))
+    assert {node.op_type for node in model.graph} == {"MatMul", "Add", "Attention"}
 
 
 def _run(model: Any, feed: dict[str, Any], folder: Path) -> Any:

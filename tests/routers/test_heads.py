@@ -11,7 +11,7 @@ import pytest
 from routers.distill import StaticVectors, distil
 from routers.encoders import OnnxEncoder
 from routers.fitting import folds
-from routers.knn import KnnHead, choose_exemplars
+from routers.knn import AXES, KnnHead, choose_exemplars, fit_knn
 from routers.lexical import LexicalFeatures, fit_lexical, lexical_matrix
 from routers.linear import fit_linear
 from routers.pieces import WordPieces, cut, load_tokenizer, readable
@@ -147,7 +147,7 @@ def test_a_category_without_texts_is_never_predicted_and_moves_no_other() -> Non
 
 def test_near_neighbours_outvote_many_far_ones() -> None:
     vectors = np.array([[1, 0]] * 2 + [[0, 1]] * 8, dtype=np.float32)
-    head = KnnHead(vectors, np.array([0] * 2 + [1] * 8), 3)
+    head = KnnHead(np.eye(2, dtype=np.float32), vectors, np.array([0] * 2 + [1] * 8), 3)
     votes, closeness = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
     assert votes[0].argmax() == 0
     assert np.isfinite(votes).all()
@@ -155,9 +155,35 @@ def test_near_neighbours_outvote_many_far_ones() -> None:
 
 
 def test_a_category_that_is_left_out_gets_no_votes() -> None:
-    head = KnnHead(np.eye(3, dtype=np.float32), np.array([0, 1, 2]), 3).without(1)
+    corners = np.eye(3, dtype=np.float32)
+    head = KnnHead(corners, corners, np.array([0, 1, 2]), 3).without(1)
     votes, _ = head.look(np.array([[0.1, 1, 0]], dtype=np.float32))
     assert votes[0].argmin() == 1
+
+
+def test_neighbours_are_the_same_along_fewer_axes_where_the_others_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+    plane = np.linalg.qr(rng.normal(size=(300, 3)))[0]  # three of 300 dimensions
+    vectors = (rng.normal(size=(40, 3)) @ plane.T).astype(np.float32)
+    head = fit_knn(vectors, np.arange(40), classes=40)
+    assert head.axes.shape == (300, 3)
+    np.testing.assert_allclose(np.linalg.norm(head.vectors, axis=1), 1, atol=1e-5)
+    votes, closeness = head.look(head.place(vectors))
+    assert votes.argmax(axis=1).tolist() == list(range(40))
+    assert closeness.max() <= 1.0001
+
+
+def test_neighbours_have_a_bounded_number_of_axes() -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
+    head = fit_knn(vectors, np.zeros(200, dtype=np.int64), classes=1)
+    assert (head.axes.shape, head.vectors.shape) == ((150, AXES), (200, AXES))
+
+
+def test_the_first_axes_do_not_drown_the_others() -> None:
+    """What a few texts differ in counts although most of all texts is the same in all of them."""
+    alike = np.concatenate((np.ones((60, 1)), 0.1 * np.eye(60)), axis=1).astype(np.float32)
+    before, after = alike[0] @ alike[1] / (alike[0] @ alike[0]), fit_knn(alike, np.arange(60), classes=60).vectors
+    assert after[0] @ after[1] < before - 0.02
 
 
 def test_exemplars_are_bounded_for_every_label() -> None:

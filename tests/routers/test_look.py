@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import routers
@@ -33,9 +34,19 @@ def test_a_text_is_glanced_at_once_and_no_more_of_it_kept_than_is_read(
     assert seen == ["bake", "orbit", "bake"]
 
 
-def test_a_router_of_the_former_format_is_served(folder: Path) -> None:
+@pytest.mark.parametrize("former", [2, 3])
+def test_a_router_of_a_former_format_is_served(folder: Path, former: int) -> None:
+    """Its neighbours lie along the encoder's own axes."""
+    router: Any = routers.load(folder)
+    vectors = np.random.default_rng(0).normal(size=(len(router.knn.labels), router.encoder.dimensions))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    with np.load(folder / "semantic.npz") as tables:
+        kept = {name: tables[name] for name in tables.files if name != "axes"}
+    np.savez(folder / "semantic.npz", **kept | {"vectors": vectors})
     config = (folder / "router.json").read_text()
-    (folder / "router.json").write_text(config.replace('"format": 3', '"format": 2'))
-    assert '"format": 2' in (folder / "router.json").read_text()
+    (folder / "router.json").write_text(config.replace('"format": 4', f'"format": {former}'))
     routers.check(folder)
-    assert routers.load(folder).predict(["bake the bread"])
+    served: Any = routers.load(folder)
+    np.testing.assert_array_equal(served.knn.vectors, vectors)
+    np.testing.assert_allclose(served.placed(["bake the bread"]), served.encoder.encode(["bake the bread"]), atol=1e-6)
+    assert served.predict(["bake the bread"])
