@@ -1,5 +1,5 @@
-"""How many requests one process works on at a time: a permit is held to the last byte, and who must wait for one is
-served in turn with the other callers."""
+"""How many requests one process works on at a time: a permit is held from the last byte of the body to the last of the
+answer, and who must wait for one is served in turn with the other callers."""
 
 from __future__ import annotations
 
@@ -23,35 +23,67 @@ Turn = asyncio.Future[None]
 
 class Admission:
     """Counts permits. Without a free one a request waits in a bounded queue; the permits that come free go round the
-    callers, so that one with a thousand requests waiting does not starve another's only one."""
+    callers, so that one with a thousand requests waiting does not starve another's only one.
+
+    Neither is for a request whose body is still on its way. Twice as many of these are taken as there are permits and
+    places in the queue, and of one caller as many as are still free: alone it gets half, two get a third each, and
+    however many let their bodies never come, another finds room.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         """May be replaced; fewer permits than are in use come to count as requests end."""
         self.in_use = 0
         self.queued = 0
+        self.arriving = 0
         self.closed = False
         """No request is taken any more: the process is about to end."""
         self.under_way: set[Cutoff] = set()
-        """One for each request that is being worked on or waits, so that the end of the process can cut them."""
+        """One for each request that arrives, waits or is worked on, so that the end of the process can cut them."""
+        self._arriving: dict[str | None, int] = {}
         self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
         self._rate = _Rate()
 
     def ticket(self, caller: str | None) -> Ticket:
-        """A permit, or a place in the queue. To be entered at once. Raises Draining, or Overloaded when the queue is
-        full."""
+        """For a request whose body is to arrive. To be entered at once. Raises Draining, or Overloaded when the queue
+        is full or too many arrive."""
         if self.closed:
             raise Draining("this gateway is about to end; ask again", retry_after=LEAST_RETRY)
+        permits, places = self.limits.concurrent_requests, self.limits.queued_requests
+        if self.in_use >= permits and self.queued >= places:
+            raise self._full()
+        own = self._arriving.get(caller, 0)
+        if own >= 2 * (permits + places) - self.arriving:
+            why = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
+            raise Overloaded(f"{why}, and no more may", retry_after=LEAST_RETRY)
+        self._arriving[caller] = own + 1
+        self.arriving += 1
+        return Ticket(self, caller)
+
+    def arrived(self, ticket: Ticket) -> None:
+        """The body is there: a permit for it, or a place in the queue. Raises Overloaded when that is full by now."""
         if self.in_use < self.limits.concurrent_requests:
             self.in_use += 1
-            return Ticket(self, caller, None)
-        if self.queued >= self.limits.queued_requests:
-            raise self.overloaded("and as many requests wait for one as may")
-        ticket = Ticket(self, caller, asyncio.get_running_loop().create_future())
-        self._queue.setdefault(caller, OrderedDict())[ticket] = None
-        self.queued += 1
-        self._rate.look()
-        return ticket
+        elif self.queued < self.limits.queued_requests:
+            ticket.turn = asyncio.get_running_loop().create_future()
+            self._queue.setdefault(ticket.caller, OrderedDict())[ticket] = None
+            self.queued += 1
+            self._rate.look()
+        else:
+            raise self._full()
+        self.ended_arriving(ticket)
+
+    def ended_arriving(self, ticket: Ticket) -> None:
+        """Its body is there, or will not come."""
+        ticket.arriving = False
+        self.arriving -= 1
+        if own := self._arriving[ticket.caller] - 1:
+            self._arriving[ticket.caller] = own
+        else:
+            del self._arriving[ticket.caller]
+
+    def _full(self) -> Overloaded:
+        return self.overloaded("and as many requests wait for one as may")
 
     def overloaded(self, why: str) -> Overloaded:
         """The refusal that tells when to come back: about when those who wait now will have been served."""
@@ -89,14 +121,16 @@ class Admission:
 
 
 class Ticket:
-    """One request's permit, or its place in the queue until it is its `turn`. Leaving it gives back either."""
+    """One request: `arriving` first, then it has a permit, or a place in the queue until it is its `turn`. Leaving it
+    gives back what it has."""
 
-    __slots__ = ("_admission", "caller", "turn")
+    __slots__ = ("_admission", "arriving", "caller", "turn")
 
-    def __init__(self, admission: Admission, caller: str | None, turn: Turn | None) -> None:
+    def __init__(self, admission: Admission, caller: str | None) -> None:
         self._admission = admission
         self.caller = caller
-        self.turn = turn
+        self.arriving = True
+        self.turn: Turn | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,10 +138,16 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.turn is None or self.turn.done():
+        if self.arriving:
+            self._admission.ended_arriving(self)
+        elif self.turn is None or self.turn.done():
             self._admission.release()
         else:
             self._admission.forget(self)
+
+    def arrived(self) -> None:
+        """The body is there. Raises Overloaded when there is no place for it to wait in."""
+        self._admission.arrived(self)
 
     async def permit(self) -> None:
         """Return once it is this ticket's turn. Raises Overloaded after `queue_timeout`, counted from here."""

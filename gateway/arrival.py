@@ -26,10 +26,11 @@ def begin(admission: Admission, wishes: Wishes) -> Cutoff:
 async def admit(
     scope: Scope, receive: Receive, *, ticket: Ticket, cutoff: Cutoff, wishes: Wishes, limits: Limits
 ) -> bytes:
-    """The body, once the permit is there. While the request waits for its turn its body is read, since only after that
-    can its client be seen to leave. Raises what `read_json_body` does, or Overloaded."""
+    """The body, once the permit is there. It is read first: a body that does not come must hold no permit, and a client
+    can be seen to leave only after it. Raises what `read_json_body` does, or Overloaded."""
     began = cutoff.until - min(wishes.timeout, BODY_TIMEOUT)
     body = await read_json_body(scope, receive, limit=int(limits.max_body_mb * 2**20))
+    ticket.arrived()
     cutoff.until, cutoff.late = began + wishes.timeout, partial(_late, wishes.timeout)
     cutoff.watch(receive)
     if ticket.turn is not None:

@@ -8,7 +8,7 @@ from coe.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
 from gateway.cutoff import ClientLeftError
 
 BODY_TIMEOUT = 30.0
-"""Seconds for a whole body; a permit is held meanwhile."""
+"""Seconds for a whole body."""
 
 
 async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:

@@ -156,7 +156,8 @@ class Response:
 
 
 class Gateway:
-    """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go."""
+    """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
+    chunk of a body is an event, the rest comes when it is set."""
 
     def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: Current) -> None:
         self.app, self.experts, self.log, self.current = app, experts, log, current
@@ -171,7 +172,7 @@ class Gateway:
     async def post(
         self,
         path: str,
-        *chunks: bytes,
+        *chunks: bytes | asyncio.Event,
         headers: dict[str, str] | None = None,
         method: str = "POST",
         query: str = "",
@@ -200,8 +201,11 @@ class Gateway:
         ]
 
         async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop(0)
+            while messages:
+                message = messages.pop(0)
+                if not isinstance(message["body"], asyncio.Event):
+                    return message
+                await message["body"].wait()
             await self.leave.wait()
             return {"type": "http.disconnect"}
 

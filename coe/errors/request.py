@@ -129,7 +129,7 @@ class _Later(RequestError):
 
 
 class Overloaded(_Later):
-    """No permit came free in time."""
+    """No permit came free in time, or too many requests have bodies that are still arriving."""
 
     code = "overloaded"
 

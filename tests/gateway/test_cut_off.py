@@ -164,13 +164,13 @@ async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp
             assert served.workers[0].memory_info().rss - before < 30_000_000
 
 
-async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_its_permit(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_its_place(tmp_path: Path) -> None:
     async with serving(tmp_path, policy={"attempts": 1, "timeout": 1}) as served:
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(served.raw("good")[:-1])
             answer = await asyncio.to_thread(client.recv, 1000)
         assert answer.startswith(b"HTTP/1.1 504")
-        assert await served.metric("coe_requests_in_flight") == 0
+        assert await served.metric("coe_requests_arriving") == await served.metric("coe_requests_in_flight") == 0
 
 
 async def test_a_client_that_leaves_with_the_whole_answer_in_hand_did_not_abort_it() -> None:
