@@ -11,7 +11,7 @@ from tests.faults.server import Upstream
 from tests.gateway.served import Served
 from tests.records.redis_server import RedisServer
 
-GAUGES = ("coe_tasks", "coe_requests_in_flight", "coe_queue_length", "coe_expert_in_flight")
+GAUGES = ("coe_tasks", "coe_requests_arriving", "coe_requests_in_flight", "coe_queue_length", "coe_expert_in_flight")
 
 
 async def at_rest(served: Served, upstreams: list[Upstream], redis: RedisServer) -> Counter[str]:
