@@ -18,6 +18,7 @@ from coe.core import Api, Call, Reply, Standing, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.aside import Aside
 from coe.experts.faults import Faults
+from coe.experts.intake import Intake
 from coe.experts.translated import named, plain, says_something, written
 from coe.experts.translation import arguments, passed
 from coe.experts.wire import WIRES, count
@@ -84,8 +85,10 @@ class LitellmExpert:
     async def aclose(self) -> None:
         """Nothing of its own to close: litellm keeps its connections."""
 
-    def fault(self, error: Exception, api: Api) -> ExpertError:
-        """litellm's exception as ours."""
+    def fault(self, error: Exception, api: Api, excess: str = "") -> ExpertError:
+        """litellm's exception as ours; it has many names for an `excess`."""
+        if excess:
+            return self.faults.garbage(excess)
         if isinstance(error, ExpertError):
             return error
         status = getattr(error, "status_code", None)
@@ -119,15 +122,18 @@ class _Plain:
     def __init__(self, expert: LitellmExpert, call: Call) -> None:
         self._expert = expert
         self._api = call.api
+        self._intake = Intake(stream=False)
         self._body = b""
         self.usage = Usage()
 
     async def begin(self, given: dict[str, Any]) -> None:
         """Runs aside."""
+        self._intake.begin()
         try:
             answer = named(plain(await _entries()[self._api](**given)), self._expert.name)
         except Exception as error:
-            raise self._expert.fault(error, self._api) from None  # its traceback may hold the prompt
+            fault = self._expert.fault(error, self._api, self._intake.excess)
+            raise fault from None  # its traceback may hold the prompt
         if WIRES[self._api].answer not in answer:
             raise self._expert.faults.garbage("something else than asked for")
         count(self.usage, answer.get("usage"))
@@ -152,6 +158,7 @@ class _Streamed:
         self._expert = expert
         self._call = call
         self._wire = WIRES[call.api]
+        self._intake = Intake(stream=True)
         self._source: Any = None
         self._first = b""
         self._left = False
@@ -164,10 +171,11 @@ class _Streamed:
 
     async def begin(self, given: dict[str, Any]) -> None:
         """Runs aside."""
+        self._intake.begin()
         try:
             self._source = aiter(await _entries()[self._call.api](**given))
         except Exception as error:
-            raise self._expert.fault(error, self._call.api) from None
+            raise self._expert.fault(error, self._call.api, self._intake.excess) from None
         while not (self._said or self._left or self._ended):
             self._first += await self._next()
         if self._left:  # litellm may lose a cancellation and go on; nobody else will close what it opened
@@ -207,7 +215,7 @@ class _Streamed:
                 if piece := self._event(named(plain(item), self._expert.name)):
                     return piece
         except Exception as error:
-            raise self._expert.fault(error, self._call.api) from None
+            raise self._expert.fault(error, self._call.api, self._intake.excess) from None
         self._ended = True
         return b""
 
@@ -254,6 +262,9 @@ def _entries() -> dict[Api, Entry]:
     from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
+    from coe.experts.bounded import bound_clients
+
+    bound_clients()
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True
     litellm.user_url_validation = True  # it fetches images for some providers: never from this network

@@ -9,6 +9,8 @@ from typing import Any
 from coe.experts import lenient
 
 DONE = b"data: [DONE]\n\n"
+MAX_EVENT = 16 * 2**20
+"""Bytes of one event."""
 _DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some write `"finish_reason":""` all along
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -26,7 +28,7 @@ class EventBuffer:
 
     __slots__ = ("_limit", "_returned", "rest")
 
-    def __init__(self, *, limit: int = 16 * 2**20) -> None:
+    def __init__(self, *, limit: int = MAX_EVENT) -> None:
         self.rest: bytes | bytearray = b""
         """What came after the last complete event."""
         self._limit = limit

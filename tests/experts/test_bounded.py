@@ -1,0 +1,191 @@
+"""What comes through litellm is bounded as what comes without it, whichever client litellm asks with."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from coe.core import Call
+from coe.errors import ExpertError, ExpertGarbage, ExpertRejected, ExpertUnavailable
+from coe.experts import intake
+from coe.experts.intake import Excess, Intake
+from coe.experts.litellm import LitellmExpert
+from coe.experts.replies import MAX_ANSWER
+from coe.experts.sse import MAX_EVENT
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore"),  # litellm works in a thread: a warning must not be an exception amid it
+]
+ON_ITS_WAY = 24 * 2**20
+"""Bytes that may lie in buffers between the two."""
+PIECE = 2**16
+EVENT_STREAM, JSON = "text/event-stream", "application/json"
+TINY = b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
+NOVA = "bedrock/converse/amazon.nova-lite-v1:0"
+ASKED = [  # one for each way in which litellm comes by a client
+    ("translated", "messages"),
+    ("translated", "responses"),
+    ("openai/m", "chat"),
+    ("openai/m", "responses"),
+    ("azure/m", "chat"),
+    ("anthropic/m", "chat"),
+    ("ollama_chat/m", "chat"),
+    ("gemini/m", "chat"),
+    (NOVA, "chat"),
+]
+EMBEDDED = [("openai/m", "embeddings"), ("ollama/m", "embeddings"), ("cohere/m", "embeddings")]
+
+
+class Spring:
+    """Answers every request alike: with `body`, or with `drop` without end where there is one; `sent` counts."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.headers = {"content-type": JSON}
+        self.body = b""
+        self.drop = b""
+        self.sent = 0
+        self.seen: list[web.Request] = []
+        self.url = ""
+
+    async def start(self) -> web.AppRunner:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, shutdown_timeout=0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return runner
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        self.seen.append(request)
+        response = web.StreamResponse(status=self.status, headers=self.headers)
+        await response.prepare(request)
+        await response.write(self.body)
+        piece = self.drop * (PIECE // len(self.drop)) if self.drop else b""
+        while piece and self.sent < 4 * MAX_ANSWER:
+            await response.write(piece)
+            self.sent += len(piece)
+        await response.write_eof()
+        return response
+
+
+@pytest.fixture
+async def spring(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Spring]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("AWS_REGION_NAME", "us-east-1")
+    monkeypatch.setenv("AZURE_API_VERSION", "2024-06-01")
+    spring = Spring()
+    runner = await spring.start()
+    yield spring
+    await runner.cleanup()
+
+
+async def ask(spring: Spring, model: str, api: Any, *, stream: bool = False) -> None:
+    base, runtime = (f"{spring.url}/v1", "external") if model == "translated" else (spring.url, "litellm")
+    declared = {"name": "clever", "model": model, "runtime": runtime, "base_url": base, "api_key": "sk-secret"}
+    fields = {"messages": [{"role": "user", "content": "hi"}]} if api in ("chat", "messages") else {"input": "hi"}
+    expert = LitellmExpert(ExpertSpec.model_validate(declared), Endpoint(base, model))
+    reply = await expert.stream(Call({"model": "auto", "stream": stream, **fields}, stream, 60, 60, api))
+    try:
+        async for _ in reply.pieces():
+            pass
+    finally:
+        await reply.aclose()
+
+
+def bomb() -> bytes:
+    """128 MiB in a few kB."""
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(b" " * 2**20) for _ in range(128)) + packer.flush()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "api"), ASKED)
+async def test_what_is_compressed_is_refused_unread(spring: Spring, model: str, api: str, stream: bool) -> None:
+    spring.headers = {"content-type": EVENT_STREAM if stream else JSON, "content-encoding": "gzip"}
+    spring.body = bomb()
+    with pytest.raises(ExpertGarbage, match="a compressed answer, which was not asked for") as garbage:
+        await ask(spring, model, api, stream=stream)
+    assert garbage.value.unhealthy
+    assert [request.headers["accept-encoding"] for request in spring.seen] == ["identity"]
+
+
+@pytest.mark.parametrize(("kind", "drop"), [(JSON, b" "), (EVENT_STREAM, TINY)], ids=["body", "tiny events"])
+@pytest.mark.parametrize(("model", "api"), ASKED + EMBEDDED)
+async def test_a_plain_answer_is_read_as_far_as_it_may_be(
+    spring: Spring, model: str, api: str, kind: str, drop: bytes
+) -> None:
+    spring.headers, spring.drop = {"content-type": kind}, drop
+    with pytest.raises(ExpertGarbage, match="an answer longer than it may be"):
+        await ask(spring, model, api)
+    assert spring.sent < MAX_ANSWER + ON_ITS_WAY
+
+
+@pytest.mark.parametrize(("model", "api"), [pair for pair in ASKED if pair[0] != NOVA])  # which has no such events
+async def test_an_event_is_read_as_far_as_it_may_be(spring: Spring, model: str, api: str) -> None:
+    spring.headers, spring.body, spring.drop = {"content-type": EVENT_STREAM}, b"data: ", b"x"
+    with pytest.raises(ExpertGarbage, match=f"an event is longer than {MAX_EVENT} bytes"):
+        await ask(spring, model, api, stream=True)
+    assert spring.sent < MAX_EVENT + ON_ITS_WAY
+
+
+@pytest.mark.parametrize(("model", "api"), [("translated", "messages"), ("ollama_chat/m", "chat")])
+async def test_a_stream_of_another_kind_is_read_as_far_as_a_plain_answer(spring: Spring, model: str, api: str) -> None:
+    spring.drop = b" "
+    with pytest.raises(ExpertGarbage, match="an answer longer than it may be"):
+        await ask(spring, model, api, stream=True)
+    assert spring.sent < MAX_ANSWER + ON_ITS_WAY
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("status", "error"), [(400, ExpertRejected), (500, ExpertUnavailable)])
+@pytest.mark.parametrize(("model", "api"), ASKED)
+async def test_of_a_refusal_without_end_the_status_tells(
+    spring: Spring, model: str, api: str, status: int, error: type[ExpertError], stream: bool
+) -> None:
+    spring.status, spring.drop = status, b"no "
+    with pytest.raises(error) as refused:
+        await ask(spring, model, api, stream=stream)
+    assert type(refused.value) is error
+    assert spring.sent < ON_ITS_WAY
+
+
+async def test_what_litellm_asks_in_a_thread_is_bounded_too(spring: Spring) -> None:
+    import litellm
+
+    spring.status = 500
+    with pytest.raises(ExpertUnavailable):
+        await ask(spring, "openai/m", "chat")  # so that litellm is imported
+    spring.status, spring.drop = 200, b" "
+    with pytest.raises(Excess):
+        await asyncio.to_thread(litellm.module_level_client.get, spring.url)
+    assert spring.sent < MAX_ANSWER + ON_ITS_WAY
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_events_may_be_any_number_however_they_are_cut(
+    newline: bytes, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "MAX_ANSWER", 10)
+    monkeypatch.setattr(intake, "MAX_EVENT", 20)
+    take = Intake(stream=True).taking(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
+    events = 9 * (b"data: x" + newline + b"id: 1" + 2 * newline)
+    assert b"".join(take(piece) or b"" for piece in cut(events, size)) == events
+    with pytest.raises(Excess):
+        list(map(take, cut(9 * (b"data: x" + newline), size)))
+
+
+def cut(whole: bytes, size: int) -> Iterator[bytes]:
+    return (whole[at : at + size] for at in range(0, len(whole), size))
