@@ -1,4 +1,4 @@
-"""litellm's HTTP clients, made to take in no more than they may.
+"""litellm's HTTP clients, made to take in no more than they may, and from nowhere else than declared.
 
 Hooks of httpx see the head of each response before its body is read or unpacked. They are set where litellm makes its
 clients: it has no setting that reaches all of them.
@@ -31,6 +31,7 @@ def _bounding(create: Callable[..., C], bound: Callable[[httpx.Response], Any]) 
     def create_client(*arguments: Any, **named: Any) -> C:
         client: C = create(*arguments, **named)
         client.headers["accept-encoding"] = "identity"
+        client.follow_redirects = False  # an address that nobody declared would get the prompt
         client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], bound]}
         return client
 

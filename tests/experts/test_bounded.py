@@ -1,4 +1,4 @@
-"""What comes through litellm is bounded as what comes without it, whichever client litellm asks with."""
+"""What comes through litellm is bounded as what comes without it, and comes from where it was declared alone."""
 
 from __future__ import annotations
 
@@ -159,6 +159,15 @@ async def test_of_a_refusal_without_end_the_status_tells(
         await ask(spring, model, api, stream=stream)
     assert type(refused.value) is error
     assert spring.sent < ON_ITS_WAY
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "api"), ASKED)
+async def test_a_redirect_is_not_followed(spring: Spring, model: str, api: str, stream: bool) -> None:
+    spring.status, spring.headers = 307, {"location": f"{spring.url}/elsewhere"}
+    with pytest.raises(ExpertUnavailable):
+        await ask(spring, model, api, stream=stream)
+    assert len(spring.seen) == 1
 
 
 async def test_what_litellm_asks_in_a_thread_is_bounded_too(spring: Spring) -> None:
