@@ -16,12 +16,12 @@ from routers import digest_of
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, Study
 from routers.cheap import Glance
-from routers.familiarity import unit_mean
+from routers.familiarity import unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
 CAUTION = 1.0
 """Static vectors tell less, so `peek` takes new categories for this many nats likelier before it answers."""
-MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 8.4, 0.9
+MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.3, 7.2, 0.9
 """Logistic weights of the evidence for a new category, fitted on the starter prompts: each category left out in turn,
 eight of its prompts and its description given."""
 
@@ -30,7 +30,8 @@ eight of its prompts and its description given."""
 class Newcomers:
     """New categories in one space of vectors: their `means` (n_new, dimensions), and those of their `rivals`.
 
-    `centre` (dimensions,) is taken off every vector, so that encoders whose vectors all lean one way are told apart.
+    `centre` (dimensions,) is taken off every vector, so that encoders whose vectors all lean one way are told apart;
+    means are what is left, of unit length.
     """
 
     means: Floats
@@ -38,17 +39,14 @@ class Newcomers:
     centre: Floats
 
     @classmethod
-    def of(cls, texts: Sequence[Floats], rivals: Sequence[Floats], centre: Floats) -> Newcomers:
-        """From the vectors (n_texts, dimensions) of each new category and of each rival."""
-        means, against = (
-            np.array([unit_mean(_unit(own - centre)) for own in side], dtype=np.float32).reshape(-1, len(centre))
-            for side in (texts, rivals)
-        )
-        return cls(means=means, rivals=against, centre=centre)
+    def of(cls, texts: Sequence[Floats], rivals: Floats, centre: Floats) -> Newcomers:
+        """From the vectors (n_texts, dimensions) of each new category."""
+        means = np.array([unit_mean(unit(own - centre)) for own in texts], dtype=np.float32)
+        return cls(means=means.reshape(-1, len(centre)), rivals=rivals, centre=centre)
 
     def margins(self, vectors: Floats) -> Floats:
         """By how much the cosine to each new mean exceeds that to the nearest rival: (n_texts, n_new)."""
-        vectors = _unit(vectors - self.centre)
+        vectors = unit(vectors - self.centre)
         result: Floats = vectors @ self.means.T - (vectors @ self.rivals.T).max(axis=-1, keepdims=True)
         return result
 
@@ -105,7 +103,7 @@ class AdaptedRouter:
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
-        (vector,) = self._base.placed([text])
+        (vector,) = self._base.knn.place(self._base.encoder.encode([text]))
         found = [
             Neighbour(self.categories[int(self._targets[label])], closeness, digest)
             for label, closeness, digest in self._base.knn.nearest(vector, limit=limit)
@@ -124,7 +122,7 @@ class AdaptedRouter:
     def _full(self, study: Study) -> list[Prediction]:
         nearest = np.zeros((len(study.vectors), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
-            nearest[:, column] = (study.vectors @ own.T).max(axis=1)
+            nearest[:, column] = (study.placed @ own.T).max(axis=1)
         logits = MEAN_WEIGHT * self._semantic.margins(study.vectors)
         logits += NEAREST_WEIGHT * (nearest - study.closeness[:, None]) + BIAS
         return [self._joined(*pair) for pair in zip(self._base.conclude(study), np.exp(logits), strict=True)]
@@ -149,8 +147,7 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
     categories = tuple(declared)
     new = [name for name in categories if name not in base.categories and declared[name]]
     kept = [index for index, name in enumerate(base.categories) if name in declared]
-    exemplars = [base.knn.vectors[base.knn.labels == index] for index in kept]
-    encoded = [base.placed(declared[name]) for name in new]
+    encoded = [base.encoder.encode(declared[name]) for name in new]
     glanced = [np.stack([base.glance(text).vector for text in declared[name]]) for name in new]
     return AdaptedRouter(
         base,
@@ -158,16 +155,11 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         version=f"{base.version}+{_digest({name: list(declared[name]) for name in new}, categories)}",
         targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
-        static=Newcomers.of(glanced, [base.places.means[[i]] for i in kept], np.zeros_like(base.places.means[0])),
-        semantic=Newcomers.of(encoded, exemplars, base.knn.vectors.mean(axis=0)),
-        exemplars=encoded,
+        static=Newcomers.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
+        semantic=Newcomers.of(encoded, base.middles.means[kept], base.middles.centre),
+        exemplars=[base.knn.place(own) for own in encoded],
         digests=[[digest_of(text) for text in declared[name]] for name in new],
     )
-
-
-def _unit(vectors: Floats) -> Floats:
-    result: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-9))
-    return result
 
 
 def _digest(*parts: object) -> str:

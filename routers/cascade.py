@@ -14,7 +14,7 @@ from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.cheap import CheapHeads, Glance, Places
 from routers.distill import StaticVectors
-from routers.familiarity import Familiarity
+from routers.familiarity import Familiarity, Middles
 from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.knn import KnnHead
 from routers.lexical import LexicalFeatures, LexicalHead
@@ -72,11 +72,12 @@ class Familiarities:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all heads see of some texts: logits (n_texts, n_categories) by name, unit vectors (n_texts, n_axes) as the
-    neighbours see them, closeness (n_texts,)."""
+    """What all heads see of some texts: logits (n_texts, n_categories) by name, the encoder's vectors, those along the
+    neighbours' axes, closeness (n_texts,)."""
 
     heads: dict[str, Floats]
     vectors: Floats
+    placed: Floats
     closeness: Floats
 
 
@@ -92,6 +93,7 @@ class CascadeRouter:
         places: Places,
         encoder: Encoder,
         linear: LinearHead,
+        middles: Middles,
         knn: KnnHead,
         pooling: Pooling,
         familiarities: Familiarities,
@@ -102,6 +104,7 @@ class CascadeRouter:
         self._linear = linear
         self.places = places
         self.encoder = encoder
+        self.middles = middles
         self.knn = knn
         self.pooling = pooling
         self.familiarities = familiarities
@@ -129,13 +132,9 @@ class CascadeRouter:
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The exemplars of the encoder's space."""
-        (vector,) = self.placed([text])
+        (vector,) = self.knn.place(self.encoder.encode([text]))
         found = self.knn.nearest(vector, limit=limit)
         return [Neighbour(self.categories[label], closeness, digest) for label, closeness, digest in found]
-
-    def placed(self, texts: Sequence[str]) -> Floats:
-        """The texts' unit vectors (n_texts, n_axes) as the neighbours see them."""
-        return self.knn.place(self.encoder.encode(texts))
 
     def sure(self, prediction: Prediction) -> bool:
         """Whether the cheap stage's answer may stand."""
@@ -159,15 +158,16 @@ class CascadeRouter:
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
         readings = self.encoder.read(texts) if readings is None else readings
-        vectors = self.knn.place(readings[:, : self.encoder.dimensions])
-        votes, closeness = self.knn.look(vectors)
+        vectors = readings[:, : self.encoder.dimensions]
+        placed = self.knn.place(vectors)
+        votes, closeness = self.knn.look(placed)
         heads = {
             "lexical": np.stack([glance.lexical for glance in glances]),
             "static": np.stack([glance.static for glance in glances]),
             "linear": self._linear.logits(readings),
             "knn": votes,
         }
-        return Study(heads, vectors, closeness)
+        return Study(heads, vectors, placed, closeness)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
         LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "traits", "bias"),
         STATIC: read_arrays(folder / STATIC, "weights", "bias", "centroids", "means")
         | read_arrays(folder / STATIC, "tokens", widen=False),
-        SEMANTIC: _semantic(folder / SEMANTIC, config),
+        SEMANTIC: _semantic(folder / SEMANTIC, config, classes=len(categories)),
     }
     features, classes = LexicalFeatures(pieces), len(categories)
     _check_shapes(folder, tables, features=features, encoder=encoder, classes=classes)
@@ -222,30 +222,33 @@ def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
         familiarities=familiarities,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
+        middles=Middles(semantic["centre"], semantic["means"]),
         knn=KnnHead(
             semantic["axes"],
             semantic["vectors"],
-            semantic["labels"].astype(np.int64),
+            semantic["labels"],
             classes,
-            _digests(folder, semantic),
+            _digests(folder, len(semantic["labels"])),
         ),
     )
 
 
-def _semantic(file: Path, config: Mapping[str, Any]) -> Arrays:
-    """The tables of the heads that the encoder is asked for."""
+def _semantic(file: Path, config: Mapping[str, Any], *, classes: int) -> Arrays:
+    """The tables of the heads that the encoder is asked for; of a former format, what they lack made up for."""
     tables = read_arrays(file, "weights", "bias", "vectors", "labels")
-    if config["format"] < FORMAT:
-        return tables | {"axes": np.eye(tables["vectors"].shape[1], dtype=np.float32)}
-    return tables | read_arrays(file, "axes")
+    vectors, tables["labels"] = tables["vectors"], tables["labels"].astype(np.int64)
+    if config["format"] == FORMAT:
+        return tables | read_arrays(file, "axes", "centre", "means")
+    axes = np.eye(vectors.shape[1], dtype=np.float32)
+    return tables | {"axes": axes} | Middles.of(vectors, tables["labels"], classes=classes).arrays()
 
 
-def _digests(folder: Path, semantic: Arrays) -> tuple[str, ...]:
+def _digests(folder: Path, exemplars: int) -> tuple[str, ...]:
     """Of the exemplars' texts; empty where the router was trained before they were written down."""
     if not (folder / EXEMPLARS).exists():
         return ()
     digests = read_json(folder / EXEMPLARS).get("digests")
-    if not isinstance(digests, list) or len(digests) != len(semantic["labels"]):
+    if not isinstance(digests, list) or len(digests) != exemplars:
         raise ArtifactError(f"{folder / EXEMPLARS}: not one digest an exemplar; train the router again")
     return tuple(map(str, digests))
 
@@ -260,6 +263,7 @@ def _check_shapes(
         STATIC: ((len(static["tokens"]), len(static["bias"])), (features.pieces.size, classes)),
         SEMANTIC: (semantic["weights"].shape, (encoder.width, classes)),
         f"{SEMANTIC}: axes": (semantic["axes"].shape, (encoder.dimensions, semantic["vectors"].shape[1])),
+        f"{SEMANTIC}: means": (semantic["means"].shape, (classes, encoder.dimensions)),
         f"{STATIC}: means": (static["means"].shape, (classes, static["tokens"].shape[1])),
     }
     for name, (found, wanted) in expected.items():

@@ -6,11 +6,13 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.calibration import Floats
+from routers.files import Arrays
 
 CENTROIDS = 512
 """Most centroids of static vectors, shared evenly among the categories; more would slow `peek`."""
@@ -34,6 +36,24 @@ class Familiarity:
         logit = closeness @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
         result: Floats = 1 / (1 + np.exp(-logit))
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Middles:
+    """The `centre` (dimensions,) of the exemplars in the encoder's space, and the unit mean of each category's as seen
+    from there, `means` (n_categories, dimensions)."""
+
+    centre: Floats
+    means: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats, labels: NDArray[np.int64], *, classes: int) -> Self:
+        """From the exemplars' unit `vectors` (n_exemplars, dimensions)."""
+        centre: Floats = vectors.mean(axis=0)
+        return cls(centre, class_means(unit(vectors - centre), labels, classes=classes))
+
+    def arrays(self) -> Arrays:
+        return {"centre": self.centre, "means": self.means}
 
 
 def fit_familiarity(known: Floats, unknown: Floats) -> Familiarity:
@@ -63,6 +83,12 @@ def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple
 def class_means(vectors: Floats, labels: NDArray[np.int64], *, classes: int) -> Floats:
     """The mean of every category's unit `vectors` (n_texts, dimensions), made unit length: (classes, dimensions)."""
     return np.stack([unit_mean(vectors[labels == label]) for label in range(classes)])
+
+
+def unit(vectors: Floats) -> Floats:
+    """`vectors` (n_texts, dimensions), made unit length."""
+    result: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-9))
+    return result
 
 
 def unit_mean(vectors: Floats) -> Floats:

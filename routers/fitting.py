@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.distill import StaticVectors
-from routers.familiarity import centroids, class_means
+from routers.familiarity import Middles, centroids, class_means
 from routers.files import write_arrays
 from routers.knn import KnnHead, choose_exemplars, fit_knn
 from routers.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
@@ -206,7 +206,10 @@ def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> No
     means, _ = centroids(data.static, data.labels, seed=seed)
     own = class_means(data.static, data.labels, classes=data.classes)
     write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": means, "means": own})
-    write_arrays(out / SEMANTIC, {**linear.arrays(), **_knn(data, everything, seed=seed).arrays()})
+    kept = exemplar_rows(data, everything, seed=seed)
+    knn = fit_knn(data.vectors[kept], data.labels[kept], classes=data.classes)
+    middles = Middles.of(data.vectors[kept], data.labels[kept], classes=data.classes)
+    write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **middles.arrays()})
 
 
 def exemplar_rows(data: Data, rows: Labels, *, seed: int) -> Labels:
