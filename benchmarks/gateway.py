@@ -43,6 +43,7 @@ from benchmarks.rig import (
     BODIES,
     GATEWAY_PORT,
     KEY,
+    PASSTHROUGH_PORT,
     ROOT,
     STARTER,
     UPSTREAM_PORT,
@@ -58,7 +59,6 @@ from benchmarks.rig import (
     wrk,
 )
 
-PASSTHROUGH_PORT = 18095
 UPSTREAM = f"http://127.0.0.1:{UPSTREAM_PORT}"
 
 

@@ -26,7 +26,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 STARTER = ROOT / "routers" / "starter" / "prompts.jsonl"
-UPSTREAM_PORT, GATEWAY_PORT, REDIS_PORT = 18090, 18091, 18097
+UPSTREAM_PORT, GATEWAY_PORT, PASSTHROUGH_PORT, REDIS_PORT = 18090, 18091, 18095, 18097
 KEY = "sk-benchmark-0123456789abcdef"
 ANSWER = json.dumps(
     {

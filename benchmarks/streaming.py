@@ -1,13 +1,12 @@
-"""Streams through the gateway, a large body, and memory over many requests.
+"""Streams through the gateway, and memory over large bodies and many requests.
 
     .venv/bin/python -m benchmarks.streaming [--streams 1000] [--requests 200000] [--json FILE]
 
 `first_byte`: p50 until the first byte at one connection, direct and through the gateway, alternating. `stall`: the
 longest pause between two events of any of the streams, of which the upstream sends one a second each, less the same
 without the gateway. `leaving_ms`: from a client's leaving to its expert's server seeing it. `chunk_us`: the worker's
-processor time for an event. `body`: processor time of a request of 1 MB in as many parses of it. `rss_mb`: of the
-worker after a tenth of the requests and after all; `many`: how those failed as the client saw it, and ended as the
-routing log has it. Needs nginx and wrk.
+processor time for an event. `rss_mb`: of the worker after a hundred bodies of 1 MB and a tenth of the requests, and
+after all; `many`: how those failed as the client saw it, and ended as the routing log has it. Needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 import uvloop
 
+from benchmarks.large_body import ask, cpu, large_body
 from benchmarks.leaving import leaving
 from benchmarks.rig import (
     GATEWAY_PORT,
@@ -49,7 +48,6 @@ from benchmarks.rig import (
 )
 
 DRIP_PORT = 18096
-WORDS = "the quick brown fox jumps over the lazy dog and tells a long story about it "
 
 
 def main() -> None:
@@ -94,9 +92,7 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
         stack.enter_context(upstream(folder))
         base = f"http://127.0.0.1:{UPSTREAM_PORT}/v1"
         process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))
-        body = large_body()
-        parse = best_of(lambda: orjson.loads(body))
-        spent = uvloop.run(large(worker_of(process), body, count=100))
+        ask(GATEWAY_PORT, large_body(), count=100)
         script, memory, done, failures = load_script(folder, STARTER), {}, 0.0, Counter[str]()
         for share in (requests // 10, requests):
             while done < share:
@@ -105,45 +101,8 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
                 failures.update(run.failures)
             memory[str(share)] = rss_mb(process)
         ended = outcomes(folder)
-    costs = {"megabytes": round(len(body) / 1e6, 2), "parse_ms": round(parse * 1e3, 2), "cpu_ms": round(spent * 1e3, 2)}
     told = {"requests": round(done), "failed": failures, "outcomes": ended}
-    return {"body": costs | {"parses": round(spent / parse, 2)}, "rss_mb": memory, "many": told}
-
-
-def large_body() -> bytes:
-    """About 1 MB: a conversation of many turns with a long document in it."""
-    turns = [{"role": ("user", "assistant")[i % 2], "content": WORDS * 20} for i in range(301)]
-    return orjson.dumps({"model": "auto", "messages": [*turns, {"role": "user", "content": WORDS * 7000}]})
-
-
-def best_of(work: Any, times: int = 20) -> float:
-    """Seconds."""
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - began)
-    return min(found)
-
-
-def cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
-async def large(worker: psutil.Process, body: bytes, *, count: int) -> float:
-    """Seconds of the worker's processor time for one request."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", GATEWAY_PORT)
-    began = 0.0
-    for index in range(count + 10):
-        if index == 10:
-            began = cpu(worker)
-        writer.write(head(len(body)) + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200"), answer
-        await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
-    writer.close()
-    return (cpu(worker) - began) / count
+    return {"rss_mb": memory, "many": told}
 
 
 async def first_bytes(ports: dict[str, int], *, count: int) -> dict[str, float]:
