@@ -18,12 +18,15 @@ LEAST_RETRY, MOST_RETRY = 1.0, 60.0
 RATE_WINDOW = 5.0
 """Seconds over which the rate of finished requests is taken."""
 
-Turn = asyncio.Future[None]
+Turn = asyncio.Future[bool]
+"""Whether a permit came, or the place in the queue went to another caller."""
 
 
 class Admission:
     """Counts permits. Without a free one a request waits in a bounded queue; the permits that come free go round the
-    callers, so that one with a thousand requests waiting does not starve another's only one.
+    callers, so that one with a thousand requests waiting does not starve another's only one. One caller may fill the
+    queue, but keeps nobody out of it: a place for a caller with fewer waiting is then that of the latest request of the
+    caller with most.
 
     Neither is for a request whose body is still on its way. Twice as many of these are taken as there are permits and
     places in the queue, and of one caller as many as are still free: alone it gets half, two get a third each, and
@@ -45,12 +48,12 @@ class Admission:
         self._rate = _Rate()
 
     def ticket(self, caller: str | None) -> Ticket:
-        """For a request whose body is to arrive. To be entered at once. Raises Draining, or Overloaded when the queue
-        is full or too many arrive."""
+        """For a request whose body is to arrive. To be entered at once. Raises Draining, or Overloaded when there is no
+        place in the queue or too many arrive."""
         if self.closed:
             raise Draining("this gateway is about to end; ask again", retry_after=LEAST_RETRY)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
-        if self.in_use >= permits and self.queued >= places:
+        if self.in_use >= permits and self.queued >= places and self._giving_way_to(caller) is None:
             raise self._full()
         own = self._arriving.get(caller, 0)
         if own >= 2 * (permits + places) - self.arriving:
@@ -61,17 +64,37 @@ class Admission:
         return Ticket(self, caller)
 
     def arrived(self, ticket: Ticket) -> None:
-        """The body is there: a permit for it, or a place in the queue. Raises Overloaded when that is full by now."""
+        """The body is there: a permit for it, or a place in the queue. Raises Overloaded when it finds none by now."""
         if self.in_use < self.limits.concurrent_requests:
             self.in_use += 1
         elif self.queued < self.limits.queued_requests:
-            ticket.turn = asyncio.get_running_loop().create_future()
-            self._queue.setdefault(ticket.caller, OrderedDict())[ticket] = None
-            self.queued += 1
-            self._rate.look()
+            self._wait(ticket)
+        elif (waiting := self._giving_way_to(ticket.caller)) is not None:
+            self._displace(waiting)
+            self._wait(ticket)
         else:
             raise self._full()
         self.ended_arriving(ticket)
+
+    def _wait(self, ticket: Ticket) -> None:
+        ticket.turn = asyncio.get_running_loop().create_future()
+        self._queue.setdefault(ticket.caller, OrderedDict())[ticket] = None
+        self.queued += 1
+        self._rate.look()
+
+    def _giving_way_to(self, caller: str | None) -> OrderedDict[Ticket, None] | None:
+        """What waits for the caller with most, if these are at least two more than wait for this one. Were one enough,
+        two callers would take the same place from each other again and again."""
+        most = max(self._queue.values(), key=len, default=None)
+        own = len(self._queue.get(caller, ()))
+        return most if most is not None and len(most) >= own + 2 else None
+
+    def _displace(self, waiting: OrderedDict[Ticket, None]) -> None:
+        """The latest of them loses its place; others are left."""
+        ticket, _ = waiting.popitem()
+        self.queued -= 1
+        assert ticket.turn is not None
+        ticket.turn.set_result(False)
 
     def ended_arriving(self, ticket: Ticket) -> None:
         """Its body is there, or will not come."""
@@ -109,7 +132,7 @@ class Admission:
             self.queued -= 1
             self.in_use += 1
             assert ticket.turn is not None
-            ticket.turn.set_result(None)
+            ticket.turn.set_result(True)
 
     def forget(self, ticket: Ticket) -> None:
         """Take a ticket out of the queue."""
@@ -121,8 +144,8 @@ class Admission:
 
 
 class Ticket:
-    """One request: `arriving` first, then it has a permit, or a place in the queue until it is its `turn`. Leaving it
-    gives back what it has."""
+    """One request: `arriving` first, then it has a permit, or a place in the queue until it is its `turn` or the place
+    is another's. Leaving it gives back what it has."""
 
     __slots__ = ("_admission", "arriving", "caller", "turn")
 
@@ -140,17 +163,20 @@ class Ticket:
     ) -> None:
         if self.arriving:
             self._admission.ended_arriving(self)
-        elif self.turn is None or self.turn.done():
+        elif self.turn is None:
             self._admission.release()
-        else:
+        elif not self.turn.done():
             self._admission.forget(self)
+        elif self.turn.result():
+            self._admission.release()
 
     def arrived(self) -> None:
         """The body is there. Raises Overloaded when there is no place for it to wait in."""
         self._admission.arrived(self)
 
     async def permit(self) -> None:
-        """Return once it is this ticket's turn. Raises Overloaded after `queue_timeout`, counted from here."""
+        """Return once it is this ticket's turn. Raises Overloaded after `queue_timeout`, counted from here, or when its
+        place goes to another caller."""
         assert self.turn is not None
         timeout = self._admission.limits.queue_timeout
         try:
@@ -159,6 +185,8 @@ class Ticket:
         except TimeoutError:
             if not self.turn.done():
                 raise self._admission.overloaded(f"and none came free within {timeout:g} s") from None
+        if not self.turn.result():  # raised here, not set: held by the turn, it would hold the request in a circle
+            raise self._admission.overloaded("and the place in the queue went to a caller with fewer waiting")
 
 
 class _Rate:

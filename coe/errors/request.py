@@ -129,7 +129,7 @@ class _Later(RequestError):
 
 
 class Overloaded(_Later):
-    """No permit came free in time, or too many requests have bodies that are still arriving."""
+    """No permit came free in time, or there was no place to wait for one; or too many bodies are still arriving."""
 
     code = "overloaded"
 

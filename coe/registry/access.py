@@ -15,7 +15,7 @@ class Limits(Declared):
 
     concurrent_requests: Count = 1024
     queued_requests: Annotated[int, Field(ge=0)] = 1024
-    """Requests that wait for a permit, each caller in turn; more are refused."""
+    """Requests that wait for a permit, each caller in turn; more are refused, of the caller with most first."""
     queue_timeout: Positive = 10.0
     """Seconds that a request waits for a permit."""
     max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0

@@ -1,41 +1,22 @@
 """Permits, the queue for them, and whose turn it is."""
 
 import asyncio
-import random
 from collections import deque
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import pytest
 
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
-from gateway.admission import LEAST_RETRY, MOST_RETRY, RATE_WINDOW, Admission, Ticket
+from gateway.admission import LEAST_RETRY, MOST_RETRY, RATE_WINDOW, Admission
+from tests.gateway.tickets import admission_of, asked, holds, leave, lost
 
 pytestmark = pytest.mark.anyio
-
-
-def admission_of(permits: int = 1, *, queued: int = 100, timeout: float = 60.0) -> Admission:
-    return Admission(Limits(concurrent_requests=permits, queued_requests=queued, queue_timeout=timeout))
-
-
-def asked(admission: Admission, caller: str | None) -> Ticket:
-    """A request whose body came with it."""
-    ticket = admission.ticket(caller)
-    ticket.arrived()
-    return ticket
-
-
-def leave(ticket: Ticket) -> None:
-    ticket.__exit__(None, None, None)
 
 
 async def one(admission: Admission) -> None:
     with asked(admission, "a") as ticket:
         await ticket.permit()
-
-
-def holds(ticket: Ticket) -> bool:
-    return not ticket.arriving and (ticket.turn is None or ticket.turn.done())
 
 
 async def test_callers_are_served_in_turn_however_many_requests_one_has_waiting() -> None:
@@ -74,11 +55,82 @@ async def test_no_turn_within_the_queue_timeout_is_overload() -> None:
     leave(first)
 
 
-async def test_a_full_queue_refuses_at_once() -> None:
+@pytest.mark.parametrize("room", [0, 1, 6])
+async def test_one_caller_may_fill_the_queue_and_is_refused_at_once_then(room: int) -> None:
+    admission = admission_of(queued=room)
+    for _ in range(1 + room):
+        asked(admission, "a")
+    assert admission.queued == room
+    with pytest.raises(Overloaded, match="as many requests wait for one as may"):
+        admission.ticket("a")
+
+
+async def test_another_finds_a_place_in_a_full_queue_that_of_the_latest_of_who_has_most() -> None:
+    admission = admission_of(queued=6)
+    first, *greedy = [asked(admission, "greedy") for _ in range(7)]
+    modest = [asked(admission, "modest") for _ in range(2)]
+    third = asked(admission, "third")
+    assert [lost(ticket) for ticket in greedy] == [False] * 3 + [True] * 3
+    assert (admission.in_use, admission.queued) == (1, 6)
+    with pytest.raises(Overloaded, match=r"all 1 permits .* the place in the queue went to a caller with fewer") as no:
+        await greedy[-1].permit()
+    assert no.value.retry_after == LEAST_RETRY
+    served = [first, greedy[0], modest[0], third, greedy[1], modest[1], greedy[2]]
+    for ticket in served:
+        assert holds(ticket)
+        leave(ticket)
+    assert (admission.in_use, admission.queued) == (0, 0)
+
+
+async def test_callers_take_places_from_one_another_until_they_have_as_many_and_no_longer() -> None:
+    admission = admission_of(queued=7)
+    first, *greedy = [asked(admission, "greedy") for _ in range(8)]
+    modest = [asked(admission, "modest") for _ in range(3)]
+    for caller in "modest", "greedy":
+        with pytest.raises(Overloaded, match="as many requests wait for one as may"):
+            admission.ticket(caller)
+    assert [lost(ticket) for ticket in greedy] == [False] * 4 + [True] * 3
+    assert not any(map(lost, modest))
+    leave(first)
+    assert holds(greedy[0])
+    assert not lost(asked(admission, "greedy"))  # the place that came free
+
+
+async def test_with_one_place_alone_nobody_takes_it_from_another() -> None:
     admission = admission_of(queued=1)
     asked(admission, "a"), asked(admission, "a")
     with pytest.raises(Overloaded, match="as many requests wait for one as may"):
         admission.ticket("b")
+
+
+async def test_who_lost_its_place_leaves_no_trace_whenever_it_leaves() -> None:
+    admission = admission_of(queued=2)
+    first = asked(admission, "a")
+    waiters = [asyncio.create_task(one(admission)) for _ in range(2)]
+    await asyncio.sleep(0)
+    second = asked(admission, "b")
+    waiters[1].cancel()  # before it has seen that its place is gone
+    await asyncio.wait(waiters[1:])
+    assert waiters[1].cancelled()
+    assert (admission.in_use, admission.queued) == (1, 2)
+    leave(first)
+    await waiters[0]
+    leave(second)
+    assert (admission.in_use, admission.queued) == (0, 0)
+
+
+async def test_a_place_that_is_lost_as_the_wait_for_a_turn_ends_is_no_permit() -> None:
+    admission = admission_of(queued=2, timeout=1e-9)
+    first = asked(admission, "a")
+    waiters = [asyncio.create_task(one(admission)) for _ in range(2)]
+    await asyncio.sleep(0)
+    asked(admission, "b")
+    late, displaced = await asyncio.gather(*waiters, return_exceptions=True)
+    assert "none came free within" in str(late)
+    assert "went to a caller with fewer waiting" in str(displaced)
+    assert (admission.in_use, admission.queued) == (1, 1)
+    leave(first)
+    assert (admission.in_use, admission.queued) == (1, 0)
 
 
 async def test_who_finds_the_queue_full_only_once_its_body_is_there_is_refused_then() -> None:
@@ -180,78 +232,3 @@ async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytes
     assert retry() == pytest.approx(20 / (10 / RATE_WINDOW))
     now += RATE_WINDOW
     assert retry() == MOST_RETRY  # nothing has ended since
-
-
-class Model:
-    """The same, the long way: whose body arrives, who holds a permit, and by caller, in the order they are served, who
-    waits."""
-
-    def __init__(self, permits: int, room: int) -> None:
-        self.permits, self.room = permits, room
-        self.arriving: list[Ticket] = []
-        self.held: list[Ticket] = []
-        self.queues: dict[str | None, list[Ticket]] = {}
-
-    @property
-    def waiting(self) -> list[Ticket]:
-        return [ticket for queue in self.queues.values() for ticket in queue]
-
-    @property
-    def full(self) -> bool:
-        return len(self.held) == self.permits and len(self.waiting) == self.room
-
-    def refuses(self, caller: str) -> bool:
-        own = [ticket for ticket in self.arriving if ticket.caller == caller]
-        return self.full or len(own) + len(self.arriving) >= 2 * (self.permits + self.room)
-
-    def arrived(self, ticket: Ticket) -> None:
-        self.arriving.remove(ticket)
-        if len(self.held) < self.permits:
-            self.held.append(ticket)
-        else:
-            self.queues.setdefault(ticket.caller, []).append(ticket)
-
-    def ended(self, ticket: Ticket) -> None:
-        self.held.remove(ticket)
-        if self.queues:
-            caller = next(iter(self.queues))
-            queue = self.queues.pop(caller)
-            self.held.append(queue.pop(0))
-            if queue:
-                self.queues[caller] = queue
-
-    def gave_up(self, ticket: Ticket) -> None:
-        if ticket in self.arriving:
-            self.arriving.remove(ticket)
-            return
-        self.queues[ticket.caller].remove(ticket)
-        if not self.queues[ticket.caller]:
-            del self.queues[ticket.caller]
-
-
-@pytest.mark.parametrize("seed", range(20))
-async def test_it_does_what_a_simple_model_does(seed: int) -> None:
-    rng = random.Random(seed)
-    model = Model(permits=rng.randint(1, 4), room=rng.randint(0, 12))
-    admission = admission_of(model.permits, queued=model.room)
-    for _ in range(600):
-        action = rng.choice(("come", "come", "come", "arrive", "arrive", "end", "give up"))
-        if action == "come":
-            caller = rng.choice("abc")
-            with pytest.raises(Overloaded) if model.refuses(caller) else nullcontext():
-                model.arriving.append(admission.ticket(caller))
-        elif action == "arrive" and model.arriving:
-            ticket = rng.choice(model.arriving)
-            with pytest.raises(Overloaded) if model.full else nullcontext():
-                ticket.arrived()
-                model.arrived(ticket)
-        elif action == "end" and model.held:
-            leave(ticket := rng.choice(model.held))
-            model.ended(ticket)
-        elif action == "give up" and (some := model.arriving + model.waiting):
-            leave(ticket := rng.choice(some))
-            model.gave_up(ticket)
-        assert all(map(holds, model.held))
-        assert not any(map(holds, model.waiting + model.arriving))
-        counts = len(model.arriving), len(model.held), len(model.waiting)
-        assert (admission.arriving, admission.in_use, admission.queued) == counts

@@ -2,39 +2,20 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
-from coe.registry import Registry
 from gateway.drain import Drain
 from tests.access.samples import key_of
-from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.fakes import Gateway, Response, gateway_of
+from tests.gateway.crowd import BODY, CHAT, KEYS, ROUTE, bearer, keyed, until
 from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
-
-CHAT, ROUTE = "/v1/chat/completions", "/v1/route"
-BODY = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
-KEYS = [key_of(name).model_dump(mode="json") for name in ("alice", "mallory")]
-
-
-def keyed(**limits: int) -> Registry:
-    return registry_of(access={"keys": KEYS}, limits=limits)
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}", "content-type": "application/json"}
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0)
 
 
 class Sent:

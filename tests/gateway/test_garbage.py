@@ -16,6 +16,7 @@ from coe.registry import Registry
 from gateway.cutoff import Cutoff
 from gateway.trace import Trace
 from tests.fakes import Gateway, gateway_of, registry_of
+from tests.gateway.crowd import bearer, keyed
 
 pytestmark = pytest.mark.anyio
 
@@ -48,10 +49,10 @@ def alive() -> Counter[str]:
 
 
 @asynccontextmanager
-async def gone(**scripts: Any) -> AsyncIterator[Gateway]:
+async def gone(registry: Registry | None = None, **scripts: Any) -> AsyncIterator[Gateway]:
     """A gateway of which nothing may be left of the requests made in the block."""
     before = alive()
-    async with gateway_of(limited(), **scripts) as gateway:
+    async with gateway_of(registry or limited(), **scripts) as gateway:
         yield gateway
         for _ in range(3):  # in which tasks that were cancelled end
             await asyncio.sleep(0)
@@ -99,3 +100,15 @@ async def test_after_its_client_left() -> None:
         await asking
         del asking
         assert gateway.records[0].outcome == "aborted"
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_after_its_place_in_the_queue_went_to_another() -> None:
+    held = asyncio.Event()
+    async with gone(keyed(concurrent_requests=1, queued_requests=2), coder=held) as gateway:
+        asking = [asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer(key))) for key in ("alice",) * 3]
+        asking.append(asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer("mallory"))))
+        assert (await asking[2]).status == 429
+        held.set()
+        await asyncio.gather(*asking)
+        del asking

@@ -1,0 +1,30 @@
+"""Two keys of one gateway, of which mallory's asks for more than its share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from coe.registry import Registry
+from tests.access.samples import key_of
+from tests.fakes import registry_of
+
+CHAT, ROUTE = "/v1/chat/completions", "/v1/route"
+BODY = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+KEYS = [key_of(name).model_dump(mode="json") for name in ("alice", "mallory")]
+
+
+def keyed(**limits: int) -> Registry:
+    return registry_of(access={"keys": KEYS}, limits=limits)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}", "content-type": "application/json"}
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0)

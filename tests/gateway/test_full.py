@@ -1,0 +1,54 @@
+"""One key's requests hold all permits and fill the queue: another key's are served all the same, in their turn."""
+
+import asyncio
+
+import pytest
+
+from tests.fakes import Gateway, Response, gateway_of
+from tests.gateway.crowd import BODY, CHAT, ROUTE, bearer, keyed, until
+
+pytestmark = pytest.mark.anyio
+
+
+def ask(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
+    return asyncio.ensure_future(gateway.post(path, BODY, headers=bearer(key)))
+
+
+async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
+    """What mallory asked for, now that some has a permit, as much waits as may, and the rest is refused."""
+    limits = gateway.current.admission.limits
+    flood = [ask(gateway, "mallory") for _ in range(20)]
+    await until(lambda: sum(task.done() for task in flood) == 20 - limits.concurrent_requests - limits.queued_requests)
+    return flood
+
+
+@pytest.mark.parametrize("path", [CHAT, ROUTE])
+async def test_another_key_finds_a_place_in_the_queue(path: str) -> None:
+    slow = asyncio.Event()
+    async with gateway_of(keyed(concurrent_requests=2, queued_requests=4), coder=slow) as gateway:
+        flood = await flooded(gateway)
+        kept = [task for task in flood if not task.done()]
+        modest = [ask(gateway, "alice", path) for _ in range(3)]
+        await until(lambda: sum(task.done() for task in kept) == 2)
+        displaced = [task.result() for task in kept if task.done()]
+        slow.set()
+        answers = await asyncio.gather(*flood)
+        statuses = [(await task).status for task in modest]
+        assert (gateway.current.admission.in_use, gateway.current.admission.queued) == (0, 0)
+    assert statuses == [200, 200, 429]
+    assert sorted(answer.status for answer in answers) == [200] * 4 + [429] * 16
+    assert [answer.error["code"] for answer in displaced] == ["overloaded"] * 2
+    assert "the place in the queue went to a caller with fewer waiting" in displaced[0].error["message"]
+    assert displaced[0].headers["retry-after"] == "1"
+
+
+async def test_another_key_is_served_next_to_the_one_that_fills_the_queue() -> None:
+    slow = asyncio.Event()
+    async with gateway_of(keyed(concurrent_requests=1, queued_requests=4), coder=slow) as gateway:
+        flood = await flooded(gateway)
+        modest = ask(gateway, "alice")
+        slow.set()
+        await asyncio.gather(modest, *flood)
+    served = [record.key for record in gateway.records if record.outcome == "ok"]
+    assert served == ["mallory", "mallory", "alice", "mallory", "mallory"]
+    assert [record.outcome for record in gateway.records].count("overloaded") == 16
