@@ -12,6 +12,7 @@ from typing import Self
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
 from gateway.cutoff import Cutoff
+from gateway.shares import Shares
 
 LEAST_RETRY, MOST_RETRY = 1.0, 60.0
 """Seconds a refused client may be asked to wait."""
@@ -29,8 +30,8 @@ class Admission:
     caller with most.
 
     Neither is for a request whose body is still on its way. Twice as many of these are taken as there are permits and
-    places in the queue, and of one caller as many as are still free: alone it gets half, two get a third each, and
-    however many let their bodies never come, another finds room.
+    places in the queue, each caller's share of them: alone it gets half, and however many let their bodies never come,
+    another finds room.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -38,14 +39,18 @@ class Admission:
         """May be replaced; fewer permits than are in use come to count as requests end."""
         self.in_use = 0
         self.queued = 0
-        self.arriving = 0
         self.closed = False
         """No request is taken any more: the process is about to end."""
         self.under_way: set[Cutoff] = set()
         """One for each request that arrives, waits or is worked on, so that the end of the process can cut them."""
-        self._arriving: dict[str | None, int] = {}
+        self._arriving = Shares()
         self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
         self._rate = _Rate()
+
+    @property
+    def arriving(self) -> int:
+        """Requests whose body is not there yet."""
+        return self._arriving.taken
 
     def ticket(self, caller: str | None) -> Ticket:
         """For a request whose body is to arrive. To be entered at once. Raises Draining, or Overloaded when there is no
@@ -55,12 +60,10 @@ class Admission:
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
         if self.in_use >= permits and self.queued >= places and self._giving_way_to(caller) is None:
             raise self._full()
-        own = self._arriving.get(caller, 0)
-        if own >= 2 * (permits + places) - self.arriving:
+        if not self._arriving.take(caller, among=2 * (permits + places)):
+            own = self._arriving.of(caller)
             why = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
             raise Overloaded(f"{why}, and no more may", retry_after=LEAST_RETRY)
-        self._arriving[caller] = own + 1
-        self.arriving += 1
         return Ticket(self, caller)
 
     def arrived(self, ticket: Ticket) -> None:
@@ -99,11 +102,7 @@ class Admission:
     def ended_arriving(self, ticket: Ticket) -> None:
         """Its body is there, or will not come."""
         ticket.arriving = False
-        self.arriving -= 1
-        if own := self._arriving[ticket.caller] - 1:
-            self._arriving[ticket.caller] = own
-        else:
-            del self._arriving[ticket.caller]
+        self._arriving.give_back(ticket.caller)
 
     def _full(self) -> Overloaded:
         return self.overloaded("and as many requests wait for one as may")

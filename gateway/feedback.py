@@ -35,13 +35,15 @@ from gateway.cutoff import ClientLeftError
 from gateway.errors import body_of, headers_of, status_of
 from gateway.lookup import found_soon
 from gateway.relay import respond
+from gateway.shares import Shares
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 5.0
 LOG_SECONDS = 2.0
 """For looking up the request and keeping what is said of it."""
-AT_ONCE = 64
-"""Requests that are worked on at a time; they need no permit, since no expert has to do with them."""
+AT_ONCE = 128
+"""Requests at a time, from their headers on, each key's share of them: alone 64. They need no permit, since no expert
+has to do with them."""
 RETRY_AFTER = 1.0
 SAYS = ("score", "thumb", "preferred", "category")
 THUMBS = {"up": 1, "down": -1}
@@ -61,13 +63,13 @@ class FeedbackEndpoint:
         self._records = log
         self._feedback = feedback
         self._count = count
-        self._under_way = 0
+        self._under_way = Shares()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._current.serving
         try:
             caller = serving.access.identify(scope["headers"], "feedback")
-            with self._place():
+            with self._place(caller.key):
                 event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
                 administers = serving.access.administers(scope["headers"])
                 await self._keep(event, serving.registry, administers=administers)
@@ -79,16 +81,16 @@ class FeedbackEndpoint:
             pass
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, key: str | None) -> Iterator[None]:
         if self._current.admission.closed:
             raise Draining("this gateway is about to end; send it again", retry_after=RETRY_AFTER)
-        if self._under_way >= AT_ONCE:
-            raise Overloaded(f"{AT_ONCE} other events of feedback are being kept", retry_after=RETRY_AFTER)
-        self._under_way += 1
+        if not self._under_way.take(key, among=AT_ONCE):
+            why = f"{self._under_way.taken} events of feedback are under way, {self._under_way.of(key)} of this caller"
+            raise Overloaded(f"{why}, and no more may be", retry_after=RETRY_AFTER)
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._under_way.give_back(key)
 
     async def _keep(self, event: Feedback, registry: Registry, *, administers: bool) -> None:
         """Within LOG_SECONDS. What an administrator says of a tenant's request counts among what that tenant says, with

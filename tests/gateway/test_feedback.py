@@ -205,7 +205,7 @@ async def test_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(monkey
 
 
 async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "AT_ONCE", 1)
+    monkeypatch.setattr(endpoint, "AT_ONCE", 2)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         gateway.log.gate.clear()
@@ -213,6 +213,7 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
         await gateway.log.asked.wait()
         second = await say(gateway, request_id=request_id, thumb="up")
         assert (second.status, second.headers["retry-after"]) == (429, "1")
+        assert second.error["message"] == "1 events of feedback are under way, 1 of this caller, and no more may be"
         gateway.log.gate.set()
         assert (await first).status == 200
         assert (await say(gateway, request_id=request_id, thumb="up")).status == 200

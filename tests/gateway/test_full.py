@@ -1,13 +1,16 @@
-"""One key's requests hold all permits and fill the queue: another key's are served all the same, in their turn."""
+"""One key asks for all there is (permits, the queue, the places of feedback): another is served all the same."""
 
 import asyncio
 
+import orjson
 import pytest
 
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.crowd import BODY, CHAT, ROUTE, bearer, keyed, until
 
 pytestmark = pytest.mark.anyio
+
+FEEDBACK = "/v1/feedback"
 
 
 def ask(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
@@ -52,3 +55,22 @@ async def test_another_key_is_served_next_to_the_one_that_fills_the_queue() -> N
     served = [record.key for record in gateway.records if record.outcome == "ok"]
     assert served == ["mallory", "mallory", "alice", "mallory", "mallory"]
     assert [record.outcome for record in gateway.records].count("overloaded") == 16
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_feedback_that_does_not_come_or_is_of_unknown_requests_keeps_no_other_out(slow: bool) -> None:
+    async with gateway_of(keyed()) as gateway:
+        request_id = (await ask(gateway, "alice")).headers["x-request-id"]
+        known, unknown = (orjson.dumps({"request_id": one, "score": 1}) for one in (request_id, "req_" + "0" * 32))
+        rest = asyncio.Event()
+        sent = (unknown[:9], rest, unknown[9:]) if slow else (unknown,)  # it is looked for, for a second
+        flood = [asyncio.ensure_future(gateway.post(FEEDBACK, *sent, headers=bearer("mallory"))) for _ in range(100)]
+        await until(lambda: sum(task.done() for task in flood) == 36)
+        for _ in range(5):
+            assert (await gateway.post(FEEDBACK, known, headers=bearer("alice"))).status == 200
+        rest.set()
+        answers = await asyncio.gather(*flood)
+        assert (await gateway.post(FEEDBACK, unknown, headers=bearer("mallory"))).status == 404
+    assert sorted(answer.status for answer in answers) == [404] * 64 + [429] * 36
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert "64 events of feedback are under way, 64 of this caller" in refused.error["message"]

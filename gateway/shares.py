@@ -1,0 +1,33 @@
+"""Places that callers share, none of which is kept for anybody."""
+
+from __future__ import annotations
+
+
+class Shares:
+    """How many places each caller has taken. It may have as many as are still free: alone half of them, two a third
+    each, and however many take what they may, another finds some."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._own: dict[str | None, int] = {}
+
+    def of(self, caller: str | None) -> int:
+        """How many of them are this caller's."""
+        return self._own.get(caller, 0)
+
+    def take(self, caller: str | None, *, among: int) -> bool:
+        """Take one of so many places for this caller, if it may have one more."""
+        own = self._own.get(caller, 0)
+        if own >= among - self.taken:
+            return False
+        self._own[caller] = own + 1
+        self.taken += 1
+        return True
+
+    def give_back(self, caller: str | None) -> None:
+        """One that it has taken."""
+        self.taken -= 1
+        if own := self._own[caller] - 1:
+            self._own[caller] = own
+        else:
+            del self._own[caller]

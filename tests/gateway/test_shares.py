@@ -1,0 +1,53 @@
+"""Places of which each caller may take as many as are still free."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from gateway.shares import Shares
+
+
+def filled(shares: Shares, caller: str | None, *, among: int) -> int:
+    """How many it has once it may have no more."""
+    while shares.take(caller, among=among):
+        pass
+    return shares.of(caller)
+
+
+@pytest.mark.parametrize(("among", "own"), [(0, 0), (1, 1), (2, 1), (128, 64)])
+def test_a_caller_alone_gets_half(among: int, own: int) -> None:
+    assert filled(Shares(), None, among=among) == own
+
+
+def test_however_many_take_what_they_may_another_finds_some() -> None:
+    shares = Shares()
+    assert [filled(shares, caller, among=128) for caller in "abcdef"] == [64, 32, 16, 8, 4, 2]
+
+
+def test_two_that_go_on_asking_get_a_third_each() -> None:
+    shares = Shares()
+    for _ in range(100):
+        shares.take("a", among=30), shares.take("b", among=30)
+    assert (shares.of("a"), shares.of("b"), shares.taken) == (10, 10, 20)
+
+
+def test_fewer_places_than_are_taken_give_none_until_enough_are_given_back() -> None:
+    shares = Shares()
+    assert filled(shares, "a", among=20) == 10
+    assert not shares.take("b", among=10)
+    shares.give_back("a")
+    assert shares.take("b", among=10)
+
+
+def test_what_is_taken_and_given_back_is_counted_exactly() -> None:
+    rng, shares, counted = random.Random(0), Shares(), Counter[str]()
+    for _ in range(5000):
+        caller = rng.choice("aaab")
+        if rng.random() < 0.55:
+            counted[caller] += (taken := shares.take(caller, among=9))
+            assert taken == (counted[caller] - taken < 9 - (counted.total() - taken))
+        elif counted[caller]:
+            shares.give_back(caller)
+            counted[caller] -= 1
+        assert (shares.of("a"), shares.of("b"), shares.taken) == (counted["a"], counted["b"], counted.total())
