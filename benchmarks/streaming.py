@@ -4,9 +4,9 @@
 
 `first_byte`: p50 until the first byte at one connection, direct and through the gateway, alternating. `stall`: the
 longest pause between two events of any of the streams, of which the upstream sends one a second each, less the same
-without the gateway. `leaving_ms`: from a client's leaving to its expert's server seeing it. `chunk_us`: the worker's
-processor time for an event. `rss_mb`: of the worker after a hundred bodies of 1 MB and a tenth of the requests, and
-after all; `many`: how those failed as the client saw it, and ended as the routing log has it. Needs nginx and wrk.
+without the gateway. `leaving_ms`: from a client's leaving to its expert's server seeing it. `chunk_us`: processor
+time of the gateway for an event. `rss_mb`: of the worker after a hundred bodies of 1 MB and a tenth of the requests,
+and after all; `many`: how those failed as the client saw it, and ended as the routing log has it. Needs nginx and wrk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from benchmarks.rig import (
     rss_mb,
     running,
     upstream,
-    worker_of,
     wrk,
 )
 
@@ -72,13 +71,12 @@ def streamed(home: Path, streams: int) -> dict[str, Any]:
         stack.enter_context(running(command, ready=f"http://127.0.0.1:{DRIP_PORT}/"))
         base = f"http://127.0.0.1:{DRIP_PORT}/v1"
         process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))
-        worker = worker_of(process)
         first = uvloop.run(first_bytes({"direct": DRIP_PORT, "coe": GATEWAY_PORT}, count=300))
         direct = uvloop.run(many(DRIP_PORT, streams=streams, events=10, gap=1.0))
         through = uvloop.run(many(GATEWAY_PORT, streams=streams, events=10, gap=1.0))
-        before = cpu(worker)
+        before = cpu(process)
         uvloop.run(many(GATEWAY_PORT, streams=20, events=1000, gap=0.001))
-        spent = cpu(worker) - before
+        spent = cpu(process) - before
     return {
         "first_byte_ms": first | {"added": round(first["coe"] - first["direct"], 3)},
         "stall_ms": {"streams": streams, "direct": direct, "coe": through, "added": round(through - direct, 1)},
