@@ -135,6 +135,8 @@ class Streamed:
         if told := self._wire.failure(self._first):
             raise self._faults.failed("answered with an error", told)
         self._note(self._first)
+        if event is None and not self.usage.input_tokens:  # of an answer that is there but empty they are counted
+            raise self._faults.broken("ended the stream before the first event")
 
     async def _refuse(self) -> NoReturn:
         """Servers send an error as JSON, with status 200, also where a stream was asked for."""

@@ -18,7 +18,7 @@ MOST_TOKENS = 2**48
 _RESPONSES_PREAMBLE = sse.Types("response.created", "response.queued", "response.in_progress")
 _RESPONSES_END = sse.Types("response.completed", "response.incomplete")
 _RESPONSES_FAILURE = sse.Types("response.failed", "error")
-_MESSAGES_PREAMBLE = sse.Types("message_start", "ping")
+_MESSAGES_PREAMBLE = sse.Types("message_start", "ping", "message_stop")  # why it stops a message_delta says
 _MESSAGES_USAGE = sse.Types("message_start", "message_delta")
 _MESSAGES_END = sse.Types("message_stop")
 
@@ -28,9 +28,9 @@ class Wire:
     """One API as its servers speak it.
 
     `answer` is the field that every plain answer has. Of a stream's events, `preamble` tells those that say nothing
-    yet, `done` the end, `finished` that nothing but the end is missing, `failure` gives what an error event
-    carries, `usages` the token counts; `end` is added where a server leaves it out. `prompted` gives the fields that a
-    system prompt changes, `defaults` the declared parameters in this API's terms.
+    yet, or nothing at all where no other comes, `done` the end, `finished` that nothing but the end is missing,
+    `failure` gives what an error event carries, `usages` the token counts; `end` is added where a server leaves it out.
+    `prompted` gives the fields that a system prompt changes, `defaults` the declared parameters in this API's terms.
     """
 
     path: str

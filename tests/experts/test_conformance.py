@@ -144,7 +144,7 @@ async def test_nonsense_is_no_answer(serving: Serving, model: str, stream: bool)
         await whole(serving(model), call(stream=stream))
 
 
-@pytest.mark.parametrize("text", ["", ": ping\n\n"])
-async def test_a_stream_without_an_event_is_no_answer(serving: Serving, text: str) -> None:
+@pytest.mark.parametrize("text", ["", ": ping\n\n", "data: [DONE]\n\n", 'data: {"choices":[]}\n\ndata: [DONE]\n\n'])
+async def test_a_stream_that_says_nothing_is_no_answer(serving: Serving, text: str) -> None:
     with pytest.raises(ExpertError):
         await whole(serving(f"stream-text:{text}"), call(stream=True))

@@ -17,6 +17,12 @@ FIRST = CHUNK % b"m"
 NAMED = CHUNK % b"clever"
 AZURE = b'data: {"id":"","model":"","choices":[],"prompt_filter_results":[]}\n\n'
 TOKENS = b'data: {"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":4}}\n\n'
+EMPTY = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+HELLO = b'data: {"type":"message_start","message":{"usage":{"input_tokens":%d,"output_tokens":0}}}\n\n'
+CALM = b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'
+BYE = b'data: {"type":"message_stop"}\n\n'
+CREATED = b'data: {"type":"response.created","response":{}}\n\n'
+WHOLE = b'data: {"type":"response.%b","response":{"output":[]}}\n\n'
 UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
 
 
@@ -127,6 +133,45 @@ async def test_an_answer_of_tokens_alone_has_its_end() -> None:
     reply = streamed(TOKENS, DONE)
     assert await relayed(reply) == TOKENS + DONE
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("api", "sent"),
+    [
+        ("chat", DONE),
+        ("chat", b": ping\n\n" + DONE),
+        ("chat", AZURE + DONE),
+        ("chat", b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n' + DONE),
+        ("completions", DONE),
+        ("messages", BYE),
+        ("messages", HELLO % 0 + BYE),
+    ],
+)
+async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_empty_answer(
+    api: Api, sent: bytes
+) -> None:
+    for pieces in ([sent], cut(sent)):
+        with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
+            await streamed(*pieces, api=api).begin()
+        assert broken.value.unhealthy
+
+
+@pytest.mark.parametrize(
+    ("api", "sent"),
+    [
+        ("chat", EMPTY + DONE),
+        ("chat", AZURE + EMPTY + DONE),
+        ("chat", AZURE + TOKENS + DONE),
+        ("completions", EMPTY + DONE),
+        ("responses", WHOLE % b"completed"),
+        ("responses", CREATED + WHOLE % b"incomplete"),
+        ("messages", HELLO % 0 + CALM + BYE),
+        ("messages", HELLO % 2 + BYE),
+    ],
+)
+async def test_an_answer_that_is_truly_empty_is_one(api: Api, sent: bytes) -> None:
+    for pieces in ([sent], cut(sent)):
+        assert await relayed(streamed(*pieces, api=api)) == sent
 
 
 async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:
