@@ -34,19 +34,28 @@ _Failure = ExpertError | InvalidRequest
 _TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
 
 
+class Asks:
+    """Those of one request, counted while they are made: it may end amid one. `begun` counts none that did not come to
+    its expert."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Who gave the first piece, after how many asks in all, and the reply."""
+    """Who gave the first piece, and the reply."""
 
     expert: str
     reply: Reply
-    attempts: int
 
 
 async def first_answer(
-    call: Call, experts: Sequence[Expert], *, attempts: int, until: float, hedge: bool = False
+    call: Call, experts: Sequence[Expert], *, attempts: int, until: float, asks: Asks, hedge: bool = False
 ) -> Accepted:
-    """Ask the experts in turn, `attempts` times in all, until one gives a first piece.
+    """Ask the experts in turn, `attempts` times in all, until one gives a first piece. Each is counted in `asks`.
 
     An expert at a server that just took no connection, or that was started here and is full, is passed over, at no
     attempt. One with other replicas ready is asked a second time before the next in line. When all have failed, the one
@@ -56,20 +65,21 @@ async def first_answer(
     up. Raises at once where the first to judge the request rejects it, as others would; where some failed only for a
     time, one that rejects it is no reason to have the client give up. Else raises the most telling error.
     """
-    tries = _Tries(call, experts, attempts)
+    tries = _Tries(call, experts, attempts, asks)
     loop = asyncio.get_running_loop()
     while True:
         turn = tries.next()
         if turn is None:
             turn, pause = tries.later(until - loop.time())
             await asyncio.sleep(pause)
+        tries.begin()
         after = turn.expert.standing.p95 if hedge and call.stream else None
         if after is not None:
             if accepted := await _raced(tries, turn, after):
                 return accepted
             continue
         try:
-            return tries.accepted(turn, await turn.ask())
+            return Accepted(turn.expert.name, await turn.ask())
         except (ExpertError, InvalidRequest) as error:
             tries.failed(turn, error)
 
@@ -91,14 +101,14 @@ class _Turn:
 class _Tries:
     """What was asked for one request, how it failed, and what comes next."""
 
-    def __init__(self, call: Call, experts: Sequence[Expert], attempts: int) -> None:
+    def __init__(self, call: Call, experts: Sequence[Expert], attempts: int, asks: Asks) -> None:
         self._call = call
         self._line = iter(experts)
         self._second: _Turn | None = None
         self._lone = len(experts) == 1
         self._away: frozenset[str] = frozenset()
         self._left = attempts
-        self._asks = 0
+        self._asks = asks
         self._pause = FIRST_PAUSE
         self._errors: list[ExpertError] = []
         self._unfit: InvalidRequest | None = None
@@ -113,27 +123,28 @@ class _Tries:
             expert = next(self._line, None)
             call = replace(self._call, but=self._away) if self._away else self._call
             turn = _Turn(expert, call) if expert is not None else None
-        return self._spent(turn) if turn is not None else None
+        return turn
 
     def company(self, turn: _Turn) -> _Turn | None:
         """Who is asked beside one that is slow: another replica of it, or else the next in line."""
         if self._left and not turn.again and turn.expert.standing.ready > 1:
-            return self._spent(_again(turn, but=self._away))
+            return _again(turn, but=self._away)
         return self.next()
 
-    def accepted(self, turn: _Turn, reply: Reply) -> Accepted:
-        return Accepted(turn.expert.name, reply, self._asks)
+    def begin(self) -> None:
+        """An ask is made."""
+        self._left -= 1
+        self._asks.begun += 1
 
     def failed(self, turn: _Turn, error: _Failure, *, pending: bool = False) -> None:
         """An ask failed, with an earlier one `pending`. Raises the error where asking on cannot help."""
         if isinstance(error, InvalidRequest) or not error.asked:
             self._left += 1
-            self._asks -= 1
+            self._asks.begun -= 1
         if isinstance(error, InvalidRequest):
             self._unfit = self._unfit or error
             return
         if not error.retryable and not self._errors and not pending:
-            error.attempts = self._asks
             raise error
         self._errors.append(error)
         if error.retryable:
@@ -164,12 +175,7 @@ class _Tries:
         if turn is None or not self._left or pause >= remaining:
             raise self._verdict()
         self._failures = [failure for failure in self._failures if failure[0] is not turn]
-        return self._spent(_again(turn)), pause
-
-    def _spent(self, turn: _Turn) -> _Turn:
-        self._left -= 1
-        self._asks += 1
-        return turn
+        return _again(turn), pause
 
     def _verdict(self) -> _Failure:
         """What a client can act on rather than what it cannot; of the like the first, whose expert suited it best."""
@@ -178,7 +184,6 @@ class _Tries:
         telling = min(self._errors, key=_how_telling)
         times = [error.retry_after for _, error in self._failures if error.retry_after is not None]
         telling.retry_after = min(times, default=None)
-        telling.attempts = self._asks
         return telling
 
 
@@ -219,6 +224,7 @@ async def _raced(tries: _Tries, turn: _Turn, after: float) -> Accepted | None:
     try:
         done, pending = await asyncio.wait(tasks, timeout=after)
         if pending and (second := tries.company(turn)) is not None:
+            tries.begin()
             tasks.append(asyncio.create_task(race.run(second)))
             pending.add(tasks[-1])
         while race.won is None:
@@ -228,8 +234,8 @@ async def _raced(tries: _Tries, turn: _Turn, after: float) -> Accepted | None:
             if not pending:
                 return None
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        won, race.won = race.won, None
-        return tries.accepted(*won)
+        (winner, reply), race.won = race.won, None
+        return Accepted(winner.expert.name, reply)
     finally:
         race.over = True
         for task in tasks:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coe.abilities import check_one_embedder, check_pin, obstacle
 from coe.affinity import Affinity, conversation_key
-from coe.attempts import first_answer
+from coe.attempts import Asks, first_answer
 from coe.classifying import Classifier
 from coe.conversation import routing_text
 from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
@@ -36,11 +36,10 @@ NOT_CONSULTED = Consultation()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An accepted answer: who gave it, after how many attempts, and the reply whose first piece is there."""
+    """An accepted answer: who gave it, and the reply whose first piece is there."""
 
     decision: Decision
     reply: Reply
-    attempts: int
 
 
 def decide(
@@ -262,9 +261,9 @@ class Composition:
             decision = self.assign(chat, prediction, replace(wishes, retrieval="off"))
         return given, decision, found
 
-    async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float) -> Answer:
-        """Ask the candidates until one gives a first piece, before `until` by the event loop's clock. Raises an
-        ExpertError, or InvalidRequest, when none does."""
+    async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float, asks: Asks) -> Answer:
+        """Ask the candidates until one gives a first piece, before `until` by the event loop's clock, and count the
+        `asks`. Raises an ExpertError, or InvalidRequest, when none does."""
         policy = self.registry.policy
         conversation = conversation_key(chat, wishes) if chat.messages else b""  # texts to embed are none
         call = Call(
@@ -284,13 +283,14 @@ class Composition:
             [self.experts[name] for name in decision.candidates],
             attempts=policy.attempts,
             until=until,
+            asks=asks,
             hedge=policy.hedge,
         )
         if accepted.expert != decision.expert:
             decision = replace(decision, expert=accepted.expert, reason="fallback")
         if conversation:
             self.affinity.put(chat, conversation, accepted.expert)
-        return Answer(decision, accepted.reply, accepted.attempts)
+        return Answer(decision, accepted.reply)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:

@@ -28,7 +28,8 @@ class RoutingRecord:
     of those it was given, `passage_tokens` about how many tokens they are, `retrieval_ms` how long the consultation
     took.
     `needs` are the capabilities that the request asked of an expert, None in records of before they were written down.
-    `outcome` is `ok`, `aborted` (the client left), or the `code` of the error.
+    `outcome` is `ok`, `aborted` (the client left), or the `code` of the error, `attempts` how many asks had begun by
+    then.
     """
 
     request_id: str

@@ -76,7 +76,7 @@ def of_request(trace: Trace) -> Attributes:
             "coe.reason": decision.reason if decision else None,
             "coe.retrieval": trace.consultation.status,
             "coe.passages": len(trace.consultation.passages) or None,
-            "coe.attempts": trace.attempts or None,
+            "coe.attempts": trace.asks.begun or None,
             "coe.cost": trace.cost,
         }
     )
@@ -98,7 +98,7 @@ def of_call(trace: Trace) -> Attributes:
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
             "coe.expert": spec.name,
-            "coe.attempts": trace.attempts or None,
+            "coe.attempts": trace.asks.begun or None,
         }
     )
 

@@ -89,7 +89,8 @@ class Line:
                 trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
                 trace.routed()
                 chat = await trace.consulted(chat, wishes)  # 5 gate
-                answer = await composition.call(chat, trace.decision, wishes, until=cutoff.until)  # 6 call
+                asks, until = trace.asks, cutoff.until
+                answer = await composition.call(chat, trace.decision, wishes, until=until, asks=asks)  # 6 call
                 try:
                     trace.answered(answer)
                     await relay(cited(answer.reply, trace), send, headers=told(trace))  # 7 relay

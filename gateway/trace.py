@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.attempts import Asks
 from coe.composition import NOT_CONSULTED, Answer
 from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
 from coe.errors import ExpertError, RequestError
@@ -35,7 +36,7 @@ class Trace:
         "allowance",
         "allowed_ms",
         "api",
-        "attempts",
+        "asks",
         "caller",
         "chat",
         "classified_ms",
@@ -76,7 +77,7 @@ class Trace:
         self.prediction: Prediction | None = None
         self.decision: Decision | None = None
         self.reply: Reply | None = None
-        self.attempts = 0
+        self.asks = Asks()
         self.status: int | None = None
         self.spans: Spans | None = None
         self.read_ms: float | None = None
@@ -109,14 +110,14 @@ class Trace:
         """Step 6 is done: the first piece is there."""
         self.first_piece_ms = self.elapsed_ms()
         self.status = 200
-        self.decision, self.reply, self.attempts = answer.decision, answer.reply, answer.attempts
+        self.decision, self.reply = answer.decision, answer.reply
 
     def failed(self, error: RequestError) -> None:
         self.outcome = error.code
-        if isinstance(error, ExpertError) and self.reply is None:
-            self.attempts = error.attempts
-            if self.decision is not None and error.expert not in ("", self.decision.expert):
-                self.decision = replace(self.decision, expert=error.expert, reason="fallback")
+        if not isinstance(error, ExpertError) or self.reply is not None or self.decision is None:
+            return
+        if error.expert not in ("", self.decision.expert):
+            self.decision = replace(self.decision, expert=error.expert, reason="fallback")
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; no prompt text is among them."""
@@ -128,7 +129,7 @@ class Trace:
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
                 (b"x-coe-router", self.serving.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.attempts),
+                (b"x-coe-attempts", b"%d" % self.asks.begun),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
         if self.consulted_ms is not None:
@@ -188,7 +189,7 @@ class Trace:
             config=registry.digest,
             digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
             outcome=self.outcome,
-            attempts=self.attempts,
+            attempts=self.asks.begun,
             stream=self.chat.stream if self.chat else False,
             routing_ms=round(self.routing_ms, 3),
             first_piece_ms=round(self.first_piece_ms, 3) if self.first_piece_ms is not None else None,

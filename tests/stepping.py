@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.attempts import Accepted, first_answer
-from coe.core import Call, Standing, Usage
+from coe.attempts import Asks, first_answer
+from coe.core import Call, Expert, Reply, Standing, Usage
 from coe.errors import ExpertRejected
 
 CALL = Call({}, True, 5, 5, conversation=b"talk")
@@ -75,9 +75,26 @@ def failed(kind: type[Any], **more: Any) -> Any:
     return error
 
 
-async def ask(*experts: Steps, attempts: int = 3, within: float = 60, hedge: bool = False) -> Accepted:
-    until = asyncio.get_running_loop().time() + within
-    return await first_answer(CALL, experts, attempts=attempts, until=until, hedge=hedge)
+@dataclass
+class Asked:
+    """What came of it, after how many asks."""
+
+    expert: str
+    reply: Reply
+    attempts: int
+
+
+async def ask(
+    *experts: Expert,
+    call: Call = CALL,
+    attempts: int = 3,
+    within: float = 60,
+    hedge: bool = False,
+    asks: Asks | None = None,
+) -> Asked:
+    until, asks = asyncio.get_running_loop().time() + within, asks or Asks()
+    accepted = await first_answer(call, experts, attempts=attempts, until=until, asks=asks, hedge=hedge)
+    return Asked(accepted.expert, accepted.reply, asks.begun)
 
 
 SLOW = Standing(p95=0.0)

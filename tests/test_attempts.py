@@ -1,9 +1,11 @@
 """first_answer(): whom it asks and when."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from coe.attempts import Asks
 from coe.core import Standing
 from coe.errors import (
     ExpertBusy,
@@ -18,7 +20,7 @@ from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
-from tests.stepping import Steps, ask, failed
+from tests.stepping import Steps, ask, failed, ticks
 
 pytestmark = pytest.mark.anyio
 
@@ -44,10 +46,11 @@ async def test_the_first_expert_that_answers_is_who_answers() -> None:
 
 async def test_no_more_are_asked_than_allowed() -> None:
     experts = [Steps(name, [failed(ExpertUnavailable)]) for name in "abcd"]
-    with pytest.raises(ExpertUnavailable) as raised:
-        await ask(*experts, attempts=3)
+    asks = Asks()
+    with pytest.raises(ExpertUnavailable):
+        await ask(*experts, attempts=3, asks=asks)
     assert [len(expert.calls) for expert in experts] == [1, 1, 1, 0]
-    assert raised.value.attempts == 3
+    assert asks.begun == 3
 
 
 @pytest.mark.parametrize("error", [failed(ExpertUnreachable), failed(ExpertUnavailable, full=True)])
@@ -88,9 +91,10 @@ async def test_when_all_are_at_a_server_that_takes_no_connection_that_is_what_is
         )
         for name in "ab"
     ]
+    asks = Asks()
     with pytest.raises(ExpertUnreachable, match="no") as raised:
-        await ask(*experts)
-    assert (raised.value.expert, raised.value.attempts) == ("x", 1)
+        await ask(*experts, asks=asks)
+    assert (raised.value.expert, asks.begun) == ("x", 1)
 
 
 async def test_a_request_that_the_first_to_judge_it_rejects_goes_to_no_other() -> None:
@@ -105,9 +109,10 @@ async def test_who_rejects_it_after_others_failed_for_a_time_does_not_have_the_c
 ) -> None:
     busy, rejects = Steps("a", [failed(ExpertBusy, retry_after=60.0)]), Steps("b", [failed(ExpertRejected)])
     assert (await ask(busy, rejects, Steps("c"))).expert == "c"
+    asks = Asks()
     with pytest.raises(ExpertBusy) as raised:
-        await ask(busy, rejects)
-    assert (raised.value.retry_after, raised.value.attempts) == (60.0, 2)
+        await ask(busy, rejects, asks=asks)
+    assert (raised.value.retry_after, asks.begun) == (60.0, 2)
     later = Steps("a", [failed(ExpertBusy, retry_after=1.0), 0])
     assert (await ask(later, Steps("b", [failed(ExpertRejected)]))).expert == "a"
 
@@ -136,9 +141,10 @@ async def test_an_expert_that_could_not_be_asked_costs_no_attempt(pauses: list[f
     refused = failed(ExpertUnavailable, asked=False, retry_after=1.0)
     accepted = await ask(Steps("a", [refused]), Steps("b", [failed(ExpertTimeout)]), Steps("c"), attempts=2)
     assert (accepted.expert, accepted.attempts) == ("c", 2)
+    asks = Asks()
     with pytest.raises(ExpertUnavailable) as raised:
-        await ask(Steps("a", [refused]))
-    assert (raised.value.attempts, raised.value.retry_after, pauses) == (0, 1.0, [])
+        await ask(Steps("a", [refused]), asks=asks)
+    assert (asks.begun, raised.value.retry_after, pauses) == (0, 1.0, [])
 
 
 async def test_a_lone_expert_that_says_when_to_come_again_is_asked_again_then(pauses: list[float]) -> None:
@@ -165,9 +171,10 @@ async def test_nobody_is_waited_for_too_long_or_past_the_deadline(
 
 
 async def test_a_lone_expert_that_refused_is_asked_again_after_growing_pauses(pauses: list[float]) -> None:
-    with pytest.raises(ExpertUnavailable) as raised:
-        await ask(Steps("a", [failed(ExpertUnavailable)]), attempts=4)
-    assert raised.value.attempts == 4
+    asks = Asks()
+    with pytest.raises(ExpertUnavailable):
+        await ask(Steps("a", [failed(ExpertUnavailable)]), attempts=4, asks=asks)
+    assert asks.begun == 4
     assert len(pauses) == 3
     assert 0.05 <= pauses[0] <= 0.15
     assert 0.2 <= pauses[2] <= 0.6
@@ -183,6 +190,16 @@ async def test_a_lone_expert_that_was_slow_or_mad_is_not_asked_again(pauses: lis
 async def test_the_error_told_is_the_one_a_client_can_act_on() -> None:
     kinds = (ExpertUnavailable, ExpertGarbage, ExpertTimeout, ExpertBusy)
     for number, kind in enumerate(kinds, start=1):
-        with pytest.raises(kind) as raised:
-            await ask(*(Steps(kind.__name__, [failed(kind)]) for kind in kinds[:number]), attempts=number)
-        assert raised.value.attempts == number
+        asks = Asks()
+        with pytest.raises(kind):
+            await ask(*(Steps(kind.__name__, [failed(kind)]) for kind in kinds[:number]), attempts=number, asks=asks)
+        assert asks.begun == number
+
+
+async def test_an_ask_counts_from_when_it_is_made_not_from_when_it_is_waited_for() -> None:
+    busy, asks = Steps("a", [failed(ExpertBusy, retry_after=9.0), "hang"]), Asks()
+    asking = asyncio.create_task(ask(Steps("b", [failed(ExpertUnavailable, asked=False)]), busy, asks=asks))
+    await ticks(20)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert (len(busy.calls), asks.begun) == (1, 1)

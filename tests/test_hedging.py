@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.attempts import first_answer
+from coe.attempts import Asks
 from coe.core import Call, Standing
 from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
 from tests.stepping import SLOW, Steps, ask, failed, ticks
@@ -46,9 +46,7 @@ async def test_company_is_another_replica_where_there_is_one() -> None:
 
 
 async def test_plain_answers_get_no_company_for_their_time_tells_how_much_is_said() -> None:
-    call = Call({}, False, 5, 5)
-    until = asyncio.get_running_loop().time() + 60
-    accepted = await first_answer(call, [Steps("a", [9], SLOW), Steps("b")], attempts=3, until=until, hedge=True)
+    accepted = await ask(Steps("a", [9], SLOW), Steps("b"), call=Call({}, False, 5, 5), hedge=True)
     assert (accepted.expert, accepted.attempts) == ("a", 1)
 
 
@@ -66,14 +64,15 @@ async def test_company_that_cannot_take_the_request_does_not_end_the_first_ones_
 
 
 async def test_a_hedge_counts_as_an_attempt_and_there_are_never_more_than_two() -> None:
-    experts = [Steps(name, ["hang"], SLOW) for name in "abc"]
-    asking = asyncio.create_task(ask(*experts, attempts=3, hedge=True))
+    experts, asks = [Steps(name, ["hang"], SLOW) for name in "abc"], Asks()
+    asking = asyncio.create_task(ask(*experts, attempts=3, hedge=True, asks=asks))
     while not experts[1].calls:
         await asyncio.sleep(0)
     await ticks(20)
     assert [expert.running for expert in experts] == [1, 1, 0]
     asking.cancel()
     await asyncio.wait([asking])
+    assert asks.begun == 2
     lone = Steps("a", [5], SLOW)
     second = Steps("b")
     assert (await ask(lone, second, attempts=1, hedge=True)).attempts == 1

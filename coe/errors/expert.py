@@ -6,14 +6,13 @@ from coe.errors.request import RequestError
 
 
 class ExpertError(RequestError):
-    """An expert failed the request. `retryable`: another expert may be asked instead; `attempts`: how many were;
-    `asked`: this one was at all; `unhealthy`: it tells against its server."""
+    """An expert failed the request. `retryable`: another expert may be asked instead; `asked`: this one was at all;
+    `unhealthy`: it tells against its server."""
 
     code = "expert_error"
     retryable = True
     asked = True
     unhealthy = True
-    attempts = 1
 
     def __init__(self, message: str, *, expert: str) -> None:
         super().__init__(message)

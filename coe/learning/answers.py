@@ -49,7 +49,6 @@ async def ask(expert: Expert, messages: Sequence[Mapping[str, Any]], *, patience
             return await _ask_once(expert, messages, patience.answer)
         except ExpertError as error:
             if not error.retryable or attempt == patience.attempts:
-                error.attempts = attempt
                 raise
         await asyncio.sleep(patience.pause_after(attempt))
     raise AssertionError("patience has at least one attempt")

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from coe.core import Prediction
+from coe.errors import ExpertUnavailable
 from gateway.relay import EVENT_STREAM
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
@@ -31,7 +32,21 @@ async def test_an_answer_that_does_not_begin_in_time_is_504_and_the_expert_stops
     assert response.error["code"] == "deadline_exceeded"
     assert "within the 0.05 s this request had" in response.error["message"]
     assert gateway.experts["coder"].cancelled
-    assert gateway.records[0].outcome == "deadline_exceeded"
+    assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("deadline_exceeded", 1)
+    assert response.headers["x-coe-attempts"] == "1"
+
+
+async def test_a_client_that_leaves_before_the_answer_begins_leaves_behind_how_often_was_asked_for_it() -> None:
+    asked = asyncio.Event()
+    async with gateway_of(coder=ExpertUnavailable("down", expert="coder"), generalist=asked) as gateway:
+        task = asyncio.ensure_future(gateway.chat("code"))
+        while not gateway.experts["generalist"].calls:
+            await asyncio.sleep(0)
+        gateway.leave.set()
+        await task
+    (record,) = gateway.records
+    assert (record.outcome, record.attempts) == ("aborted", sum(len(one.calls) for one in gateway.experts.values()))
+    assert record.attempts > 1
 
 
 async def test_an_answer_that_does_not_end_in_time_ends_with_an_error_event() -> None:
@@ -130,7 +145,7 @@ async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(m
         gate.open.set()
     assert response.status == 0
     assert not gateway.experts["coder"].calls
-    assert gateway.records[0].outcome == "aborted"
+    assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("aborted", 0)
 
 
 async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
