@@ -15,12 +15,23 @@ AGAIN = 5.0
 
 @contextmanager
 def heeding_sigterm() -> Iterator[None]:
-    """Until the block ends, SIGTERM ends the process through every `with` and `finally` under way. To be entered after
-    what is to be put away, which no second SIGTERM interrupts then (`timeout` sends two)."""
+    """Until the block ends, SIGTERM ends the process through every `with` and `finally` under way, which a second one
+    at its heels does not interrupt (`timeout` sends two). Better entered after what takes long to put away: no later
+    one interrupts that."""
     reminders: list[threading.Timer] = []
+    leaving = False
+
+    def remind(number: int) -> None:
+        nonlocal leaving
+        leaving = False
+        os.kill(os.getpid(), number)
 
     def leave(number: int, _: object) -> None:
-        reminder = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+        nonlocal leaving
+        if leaving:
+            return
+        leaving = True
+        reminder = threading.Timer(AGAIN, remind, (number,))
         reminder.daemon = True
         reminder.start()
         reminders.append(reminder)

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from coe.cli.common import Config, Json, keep_output_clean, say, say_error, say_json, settings_for
+from coe.cli.ending import heeding_sigterm
 from coe.cli.gate_rounds import learn_gate
 from coe.cli.overlay_rounds import learn_overlays
 from coe.cli.rounds import Outcome, begun, learn_assignment
@@ -53,8 +54,9 @@ def retrain(
     settings, window = settings_for(config), seconds(since, option="--since")
     round_ = partial(learn, settings, probes=probes, benchmark=name, window=window, dry_run=dry_run, engine=engine)
     if not every:
-        _say(round_(), json)
-        _watch(settings, dry_run)
+        with heeding_sigterm():
+            _say(round_(), json)
+            _watch(settings, dry_run)
         return
     pause, over = seconds(every, option="--every"), _told_to_stop()
     while True:

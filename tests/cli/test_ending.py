@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis import Redis
+
+from coe.learning.one_job import KEY
+from tests.cli.shop import Shop
 
 PROGRAM = """
 import time
@@ -31,6 +35,23 @@ def build(*_, out, **__):
 
 ending.AGAIN = 0.1
 routers.build = build
+main()
+"""
+ROUND = """
+import shutil, time
+from coe.cli import main, rounds
+
+def write_report(draft, report):
+    (draft / "half").touch()
+    print("begun", flush=True)
+    time.sleep(120)
+
+def rmtree(*args, **options):
+    print("leaving", flush=True)
+    time.sleep(0.3)
+    real(*args, **options)
+
+real, shutil.rmtree, rounds.write_report = shutil.rmtree, rmtree, write_report
 main()
 """
 DECLARED = """\
@@ -71,3 +92,19 @@ def test_sigterm_ends_a_job_and_leaves_no_half_of_its_work(verb: str, at_work: s
         assert job.wait(30) == 128 + signal.SIGTERM
     assert not list(place.rglob("half"))
     assert not list((place / "temporary").iterdir())
+
+
+def test_a_round_that_is_told_twice_to_end_leaves_no_draft_and_lets_the_next_one_begin(shop: Shop) -> None:
+    shop.serve(500)
+    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(shop.config))
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "begun\n"
+        assert list(shop.config.parent.rglob("half"))
+        job.send_signal(signal.SIGTERM)
+        assert job.stdout.readline() == "leaving\n"
+        job.send_signal(signal.SIGTERM)  # as `timeout` does
+        assert job.wait(30) == 128 + signal.SIGTERM
+    assert not list(shop.config.parent.rglob(".draft-*"))
+    with Redis.from_url(shop.url) as client:
+        assert client.get(KEY) is None

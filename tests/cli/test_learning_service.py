@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -121,7 +122,9 @@ async def use(gateway: Gateway, count: int) -> None:
 async def test_a_running_gateway_serves_by_what_its_users_taught_it_and_by_the_former_plan_again(shop: Shop) -> None:
     async with serving(shop) as gateway:
         await use(gateway, 360)
-        found = await asyncio.to_thread(shop.retrain)
+        code, said = await retrained(shop, "--json")
+        assert code == 0, said
+        found = json.loads(said)["assignment"]
         assert found["promoted"], found["sentence"]
         assert found["report"]["feedback"] == {"thumb": 360}
         for category in WORDS:
@@ -163,10 +166,10 @@ async def test_two_jobs_at_once_are_one_job_and_one_refusal(shop: Shop) -> None:
     assert len(shop.store().history()) == 1
 
 
-async def retrained(shop: Shop) -> tuple[int | None, str]:
+async def retrained(shop: Shop, *words: str) -> tuple[int | None, str]:
     """The exit status of `coe retrain` and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", "retrain", "--config", str(shop.config)),
+        *(sys.executable, "-m", "coe.cli", "retrain", *words, "--config", str(shop.config)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
