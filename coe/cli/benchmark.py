@@ -36,6 +36,7 @@ def benchmark(
     import routers
     from coe.learning.benchmark import benchmark as run
     from coe.learning.quality import read_quality
+    from routers.examples import prepared
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:
@@ -52,7 +53,7 @@ def benchmark(
         def encode(router: Path, texts: Sequence[str]) -> Any:
             return routers.load_encoder(router, threads=2, memory=memory).encode(texts)
 
-        report = run(data, train_router=train, encode=encode, work=work, progress=progress)
+        report = run(data, train_router=train, prepared=prepared, encode=encode, work=work, progress=progress)
     report["strays"] = len(data.strays)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

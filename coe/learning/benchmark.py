@@ -30,6 +30,8 @@ TIMED = 200
 Floats = NDArray[np.floating]
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """(prompt, category) pairs and an empty folder to a router as it is served."""
+Prepared = Callable[[str], str]
+"""What of a prompt a router learns from, empty where that is nothing; prompts alike in it are one."""
 Encode = Callable[[Path, Sequence[str]], Floats]
 """The folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
 Progress = Callable[[str, float], None]
@@ -49,6 +51,7 @@ def benchmark(
     data: Quality,
     *,
     train_router: TrainRouter,
+    prepared: Prepared,
     encode: Encode,
     work: Path,
     seeds: Sequence[int] = SEEDS,
@@ -64,10 +67,10 @@ def benchmark(
     if len(set(data.categories)) < 2:
         raise DataError(f"{data.benchmark}: all prompts have one category; routing takes two")
     tell = progress or (lambda stage, share: None)
-    splits = []
+    texts, splits = [prepared(prompt) for prompt in data.prompts], []
     for number, seed in enumerate(seeds):
         tell(f"split {number + 1} of {len(seeds)}", number / len(seeds))
-        splits.append(_split(data, train_router=train_router, encode=encode, work=work, seed=seed))
+        splits.append(_split(data, texts, train_router=train_router, encode=encode, work=work, seed=seed))
     tell("done", 1.0)
     return _report(data, splits, seeds)
 
@@ -82,12 +85,15 @@ def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
     return vectors
 
 
-def _split(data: Quality, *, train_router: TrainRouter, encode: Encode, work: Path, seed: int) -> Split:
+def _split(
+    data: Quality, texts: Sequence[str], *, train_router: TrainRouter, encode: Encode, work: Path, seed: int
+) -> Split:
+    """`texts` are the prompts as they are learnt from."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    router, assignment = _learn(data, train, train_router, folder)
+    router, assignment = _learn(data, texts, train, train_router, folder)
     vectors = _vectors(data, encode, work, folder)
     posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
     value = {
@@ -109,16 +115,16 @@ def _split(data: Quality, *, train_router: TrainRouter, encode: Encode, work: Pa
 
 
 def _learn(
-    data: Quality, train: NDArray[np.int64], train_router: TrainRouter, folder: Path
+    data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
 ) -> tuple[Router, Assignment]:
     """A router for the categories of the training part and the assignment over them, as `coe train` and `coe plan`
     make them."""
-    prompts = [data.prompts[i] for i in train]
-    labels = _learnable(prompts, [data.categories[i] for i in train], [data.coarse[i] for i in train if data.coarse])
+    coarse = [data.coarse[i] for i in train if data.coarse]
+    labels = _learnable([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
         told = f"{data.benchmark}: fewer than two categories have {FEWEST} different prompts to learn from"
         raise DataError(f"{told}; score more prompts, or sort them into fewer categories")
-    pairs = list(zip(prompts, labels, strict=True))
+    pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
     router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
@@ -127,21 +133,22 @@ def _learn(
     return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength)))
 
 
-def _learnable(prompts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
+def _learnable(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
     """Labels with the rare ones joined to their coarse category, where that is rare to the general one, and "" where
     even that is."""
     found, general = list(labels), [GENERAL] * len(labels)
     for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
-        count = _different(prompts, found)
+        count = _different(texts, found)
         found = [label if count[label] >= FEWEST else other for label, other in zip(found, wider, strict=True)]
     return found
 
 
-def _different(prompts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
+def _different(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
     """How many different prompts each label has; one under two labels teaches neither."""
     known: dict[str, set[str]] = {}
-    for prompt, label in zip(prompts, labels, strict=True):
-        known.setdefault(prompt.strip(), set()).add(label)
+    for text, label in zip(texts, labels, strict=True):
+        if text:
+            known.setdefault(text, set()).add(label)
     return Counter(label for found in known.values() if len(found) == 1 for label in found)
 
 

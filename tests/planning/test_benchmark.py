@@ -20,6 +20,7 @@ from coe.learning.plot import plot_benchmark, plot_sweep, plot_training
 from coe.learning.quality import Quality
 from coe.learning.rivals import nearest, ridge, tuned
 from coe.mapping import ParetoRow
+from routers.examples import KEPT, prepared
 
 
 class FirstWord:
@@ -65,7 +66,8 @@ def encode(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
-    return benchmark(data, train_router=lambda pairs, folder: FirstWord(pairs), encode=encode, work=work, **options)
+    given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encode": encode} | options
+    return benchmark(data, prepared=prepared, work=work, **given)
 
 
 def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_a_category_too_rare_to_learn_does_not_reach_the_router(tmp_path: Path) 
         seen.append({category for _, category in pairs})
         return FirstWord(pairs)
 
-    report = benchmark(made_up(rare=4), train_router=train, encode=encode, work=tmp_path)
+    report = run(made_up(rare=4), tmp_path, train_router=train)
     assert seen == [{"code", "law"}] * 5
     assert report["prompts"] == 404
 
@@ -132,7 +134,7 @@ def learnt(data: Quality, work: Path) -> set[str]:
         seen.update(category for _, category in pairs)
         return FirstWord(pairs)
 
-    benchmark(data, train_router=train, encode=encode, work=work, seeds=(0,))
+    run(data, work, train_router=train, seeds=(0,))
     return seen
 
 
@@ -154,6 +156,12 @@ def test_prompts_that_teach_nothing_do_not_make_a_category(tmp_path: Path) -> No
         learnt(replace(data, prompts=prompts, categories=law), tmp_path / "one")
 
 
+@pytest.mark.parametrize("begin", ["x", " "], ids=["the same", "nothing"])
+def test_prompts_of_which_training_reads_the_same_or_nothing_are_no_different_ones(tmp_path: Path, begin: str) -> None:
+    data, long = made_up(rare=60), tuple(f"{begin * KEPT} rare {number}" for number in range(60))
+    assert learnt(replace(data, prompts=(*data.prompts[:400], *long)), tmp_path) == {"code", "law"}
+
+
 def test_prompts_are_embedded_once(tmp_path: Path) -> None:
     calls = []
 
@@ -162,7 +170,7 @@ def test_prompts_are_embedded_once(tmp_path: Path) -> None:
         return encode(router, texts)
 
     for _ in range(2):
-        benchmark(made_up(), train_router=lambda pairs, _: FirstWord(pairs), encode=counted, work=tmp_path, seeds=(0,))
+        run(made_up(), tmp_path, encode=counted, seeds=(0,))
     assert calls == [400]
 
 
