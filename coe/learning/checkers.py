@@ -90,7 +90,7 @@ _STATED = re.compile(
 )
 _PICKED = re.compile(  # 选B, Antwort B: said of the others too, so it counts less
     rf"(?:{_WESTERN}|{_EASTERN}"
-    r"|(?<![不别勿])(?<!不[能应應会會该該可要])[选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)"
+    r"|[选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)"
     rf"{_OPEN}([A-HJ])(?![{_SPACED}'’])"
 )
 _MARKED = re.compile(
@@ -102,6 +102,13 @@ _MARKED = re.compile(
     rf"|(?:\b[Oo]ption\s{{1,3}}|(?:[选選][项項]|選択肢)\s?)([A-J])(?![{_SPACED}_])",
     re.MULTILINE,
 )
+_NEGATION = 60
+"""Characters before a letter in which it is negated."""
+_NEGATED = re.compile(  # not A, isn't **option A**, cannot be (A), n'est pas A, 不是A, 不能选A
+    r"(?:(?i:(?:\b(?:not|never|cannot|neither|nor|nicht|pas|no\s{1,3}es|não\s{1,3}é|non\s{1,3}è|не)|n['’]t)\b"
+    r"(?:[ \t*]{1,4}(?:be|choose|pick|select|option|choice|letter|answer|opción|opção|die|la|вариант)\b){0,3})"
+    r"|[不别勿][能应應会會该該可要]{0,2}[是为為选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)[ \t([{*_\"'`$「『【]{0,9}\Z"
+)
 _LONE = re.compile(r"\W*([A-Ja-j])\W*")
 
 
@@ -110,15 +117,20 @@ def chosen(answer: str) -> str | None:
 
     The last statement such as "the answer is (B)", "答案是B" or \\boxed{B} counts; without one, the last letter that is
     picked, as in 选B; without that, the last one marked as an option: (B), **B**, "B." at the start of a line, or alone
-    at the end.
+    at the end. None counts that is negated, as in "not B".
     """
     text = unicodedata.normalize("NFKC", answer[-TAIL:])
     if lone := _LONE.fullmatch(text.strip()):
         return lone[1].upper()
     for pattern in (_STATED, _PICKED, _MARKED):
-        if letters := ["".join(group or "" for group in match.groups()) for match in pattern.finditer(text)]:
+        places = [match.start(match.lastindex or 0) for match in pattern.finditer(text)]
+        if letters := [text[place] for place in places if not _negated(text, place)]:
             return letters[-1].upper()
     return None
+
+
+def _negated(text: str, place: int) -> bool:
+    return _NEGATED.search(text[max(place - _NEGATION, 0) : place]) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers

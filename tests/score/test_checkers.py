@@ -104,6 +104,31 @@ def test_choice_reads_other_languages(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
+        *("The answer is not A", "The answer isn't (A).", "It isn’t **option A**", "It is not option A.", "**Not A**"),
+        *("It cannot be A.", "The answer is **not** A", "It can't be $A$", "neither B nor A", "I would not choose (A)"),
+        *("Answer: not A", "it's never A", "Es ist nicht A", "Ce n'est pas la A", "No es la opción A", "Não é A"),
+        *("Non è A", "Это не A", "答案不是A", "不能选A", "不应该选择A", "别选A"),
+    ],
+)
+def test_choice_takes_no_letter_that_is_negated(answer: str) -> None:
+    assert chosen(answer) is None
+    assert chosen(f"(B) is it. {answer}") == "B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("The one that is not: A", "Is it C? Certainly not\nA. Paris", "The answer is not B but A", "not only (A)"),
+        *("The one that is not a mammal is (A)", "not (B), so (A)", "I think not. A", "不是B，是A", "别的不对，选A"),
+    ],
+)
+def test_choice_takes_a_letter_though_something_else_is_negated(answer: str) -> None:
+    assert chosen(answer) == "A"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
         *("", "I think so", "A good day", "The answer is a bird", "Paris", "K", "ABBA", "(K)"),
         *("Die Antwort ist Dänemark", "答案是DNA", "La respuesta a esta pregunta", "选ABC都可以吗"),
     ],
