@@ -31,10 +31,12 @@ class Intake:
 
     def taking(self, status: int, headers: Mapping[str, str]) -> Take:
         """For the body after this head. A compressed one was not asked for, and may unpack to any length."""
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise self.exceeded("a compressed answer, which was not asked for")
+        codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
+        compressed = not codings <= {"", "identity"}
         if not 200 <= status < 300:
-            return _Refusal().take
+            return _Refusal(0 if compressed else LONGEST_REFUSAL).take
+        if compressed:
+            raise self.exceeded("a compressed answer, which was not asked for")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         return _Events(self).take if self._stream and kind == "text/event-stream" else _Whole(self).take
 
@@ -54,8 +56,8 @@ def intake() -> Intake:
 class _Refusal:
     """The reason of an error: read so far and no farther, since the status tells what is done next."""
 
-    def __init__(self) -> None:
-        self._left = LONGEST_REFUSAL
+    def __init__(self, most: int) -> None:
+        self._left = most
 
     def take(self, piece: bytes) -> bytes | None:
         taken = piece[: self._left]

@@ -163,6 +163,23 @@ async def test_of_a_refusal_without_end_the_status_tells(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "api"), ASKED)
+async def test_of_a_compressed_refusal_the_status_tells_alone(
+    spring: Spring, model: str, api: str, stream: bool
+) -> None:
+    """Whose requests are refused must not make the expert look unwell to others."""
+    spring.status, spring.headers, spring.body = 400, {"content-type": JSON, "content-encoding": "gzip"}, bomb()
+    with pytest.raises(ExpertRejected) as refused:
+        await ask(spring, model, api, stream=stream)
+    assert not refused.value.unhealthy
+
+
+@pytest.mark.parametrize("coding", ["", "Identity", "identity, identity"])
+def test_what_is_called_uncompressed_is_taken(coding: str) -> None:
+    assert Intake(stream=False).taking(200, {"content-encoding": coding})(b"x") == b"x"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "api"), ASKED)
 async def test_a_redirect_is_not_followed(spring: Spring, model: str, api: str, stream: bool) -> None:
     spring.status, spring.headers = 307, {"location": f"{spring.url}/elsewhere"}
     with pytest.raises(ExpertUnavailable):
