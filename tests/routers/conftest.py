@@ -83,13 +83,15 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bert(tmp_path_factory.mktemp("bert"), layers=3, spread=0.003)
 
 
-def save_bert(base: Path, *, layers: int, spread: float, causal: bool = False) -> Path:
-    """A BERT with random weights of that standard deviation, saved as sentence-transformers saves models; `causal`:
-    tokens see those before them alone."""
+def save_bert(
+    base: Path, *, layers: int, spread: float, causal: bool = False, family: str = "Bert", positions: int = 512
+) -> Path:
+    """A BERT, or one of another `family`, with random weights of that standard deviation, saved as
+    sentence-transformers saves models; `causal`: tokens see those before them alone."""
     import torch
+    import transformers
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
 
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
     words = [*COMMON, *UNTAUGHT, *(word for found in WORDS.values() for word in found)]
@@ -97,18 +99,18 @@ def save_bert(base: Path, *, layers: int, spread: float, causal: bool = False) -
     vocabulary = list(dict.fromkeys(vocabulary))
     (base / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     torch.manual_seed(1)
-    config = BertConfig(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=len(vocabulary),
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         initializer_range=spread,
         is_decoder=causal,
     )
-    BertModel(config).eval().save_pretrained(base)
-    BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
+    getattr(transformers, f"{family}Model")(config).eval().save_pretrained(base)
+    transformers.BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
     transformer = Transformer(str(base), max_seq_length=256)
     folder = base / "saved"
     SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(folder))

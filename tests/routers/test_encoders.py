@@ -148,6 +148,15 @@ def test_masks_are_left_out_only_where_they_hide_nothing(tmp_path: Path, causal:
     assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]
 
 
+def test_a_network_that_reads_less_than_it_says_is_exported_all_the_same(tmp_path: Path) -> None:
+    source = save_bert(tmp_path, layers=1, spread=0.3, family="Roberta", positions=130)
+    export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
+    expected = SentenceTransformer(str(source), device="cpu").encode("bake the stew", normalize_embeddings=True)
+    encoder = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer")
+    np.testing.assert_allclose(encoder.encode(["bake the stew", "stew " * 200])[0], expected, atol=1e-4)
+    assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]
+
+
 PROJECTED = """<ir_version: 10, opset_import: ["": 23]>
     g (float[1, "n", 8] x, float["n", "n"] mask{given}) => (float[m, p, r] y) <{tables}>
     {{
