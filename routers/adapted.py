@@ -56,7 +56,7 @@ class AdaptedRouter:
 
     `targets` (n_base_categories,) says where each of the base's categories goes among `categories`, `new` (n_new,)
     where the new ones stand; `exemplars` holds the vectors (n_texts, n_axes) of each new category's texts, as
-    the base's neighbours see them, and `digests` what those texts are known by.
+    the base's exemplars have them, and `digests` what those texts are known by.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class AdaptedRouter:
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
-        (vector,) = self._base.knn.place(self._base.encoder.encode([text]))
+        (vector,) = unit(self._base.knn.place(self._base.encoder.encode([text])))
         found = [
             Neighbour(self.categories[int(self._targets[label])], closeness, digest)
             for label, closeness, digest in self._base.knn.nearest(vector, limit=limit)
@@ -157,7 +157,7 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
         static=Newcomers.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
         semantic=Newcomers.of(encoded, base.middles.means[kept], base.middles.centre),
-        exemplars=[base.knn.place(own) for own in encoded],
+        exemplars=[unit(base.knn.place(own)) for own in encoded],
         digests=[[digest_of(text) for text in declared[name]] for name in new],
     )
 

@@ -14,7 +14,7 @@ from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.cheap import CheapHeads, Glance, Places
 from routers.distill import StaticVectors
-from routers.familiarity import Familiarity, Middles
+from routers.familiarity import Familiarity, Middles, unit
 from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.knn import KnnHead
 from routers.lexical import LexicalFeatures, LexicalHead
@@ -132,7 +132,7 @@ class CascadeRouter:
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """The exemplars of the encoder's space."""
-        (vector,) = self.knn.place(self.encoder.encode([text]))
+        (vector,) = unit(self.knn.place(self.encoder.encode([text])))
         found = self.knn.nearest(vector, limit=limit)
         return [Neighbour(self.categories[label], closeness, digest) for label, closeness, digest in found]
 

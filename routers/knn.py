@@ -1,16 +1,19 @@
 """A nearest-neighbour head: cosine kNN with similarity weights; it also tells how close a text is to the training.
 
 Neighbours are looked for in fewer dimensions than the encoder's: a look begins with cold caches, where the time goes by
-the bytes that are read, and what the last principal axes tell of closeness is mostly noise (docs/log.md).
+the bytes that are read, and what the last principal axes tell of closeness is mostly noise (docs/log.md). That a text
+lies outside of them tells that it is of another kind, most of all where few exemplars span few: to exemplars it is as
+far as if that were one more axis, along which none of them lies.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.familiarity import unit
 from routers.files import Arrays
 
 NEIGHBOURS = 20
@@ -29,17 +32,26 @@ EVENNESS = 0.25
 @dataclass(frozen=True, slots=True)
 class KnnHead:
     """Unit `vectors` (n_exemplars, n_axes) along `axes` (dimensions, n_axes) of the encoder's space, their `labels`,
-    the number of `classes`, and the digests of their texts where they are known."""
+    the number of `classes`, and the digests of their texts where they are known; `widths` (n_axes,) of the axes."""
 
     axes: NDArray[np.float32]
     vectors: NDArray[np.float32]
     labels: NDArray[np.int64]
     classes: int
     digests: tuple[str, ...] = ()
+    widths: NDArray[np.float32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", np.linalg.norm(self.axes, axis=0))
 
     def place(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The encoder's vectors (n_texts, dimensions) along the axes: unit length, (n_texts, n_axes)."""
-        return _placed(vectors, self.axes)
+        """The encoder's vectors (n_texts, dimensions) along the axes (n_texts, n_axes): of unit length, less what lies
+        outside."""
+        along = vectors @ self.axes
+        outside = np.maximum(1 - np.square(along / self.widths).sum(axis=1), 0) * self.widths.max(initial=0) ** 2
+        length = np.sqrt(np.square(along).sum(axis=1) + outside)
+        placed: NDArray[np.float32] = along / np.maximum(length, np.float32(1e-9))[:, None]
+        return placed
 
     def look(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Log votes (n_texts, classes) and the mean cosine to the CLOSEST exemplars (n_texts,), of what is placed."""
@@ -74,13 +86,8 @@ def fit_knn(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, classes:
     _, spread, principal = np.linalg.svd(vectors, full_matrices=False)
     kept = min(AXES, int((spread > spread[0] * np.finfo(np.float32).eps).sum()))
     axes = np.ascontiguousarray(principal[:kept].T / spread[:kept] ** EVENNESS, dtype=np.float32)
-    return KnnHead(axes, _placed(vectors, axes), labels, classes)
-
-
-def _placed(vectors: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
-    along: NDArray[np.float32] = vectors @ axes
-    along /= np.maximum(np.linalg.norm(along, axis=1, keepdims=True), np.float32(1e-9))
-    return along
+    head = KnnHead(axes, vectors, labels, classes)
+    return replace(head, vectors=unit(head.place(vectors)))
 
 
 def choose_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ import pytest
 
 from routers.distill import StaticVectors, distil
 from routers.encoders import OnnxEncoder
+from routers.familiarity import unit
 from routers.fitting import folds
 from routers.knn import AXES, KnnHead, choose_exemplars, fit_knn
 from routers.lexical import LexicalFeatures, fit_lexical, lexical_matrix
@@ -164,13 +165,21 @@ def test_a_category_that_is_left_out_gets_no_votes() -> None:
 def test_neighbours_are_the_same_along_fewer_axes_where_the_others_say_nothing() -> None:
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.normal(size=(300, 3)))[0]  # three of 300 dimensions
-    vectors = (rng.normal(size=(40, 3)) @ plane.T).astype(np.float32)
+    vectors = unit((rng.normal(size=(40, 3)) @ plane.T).astype(np.float32))
     head = fit_knn(vectors, np.arange(40), classes=40)
     assert head.axes.shape == (300, 3)
     np.testing.assert_allclose(np.linalg.norm(head.vectors, axis=1), 1, atol=1e-5)
     votes, closeness = head.look(head.place(vectors))
     assert votes.argmax(axis=1).tolist() == list(range(40))
     assert closeness.max() <= 1.0001
+
+
+def test_a_text_that_lies_outside_of_the_axes_is_far_from_all_exemplars() -> None:
+    """However near to one the little of it is that lies along them."""
+    corners = np.eye(8, dtype=np.float32)
+    head = fit_knn(corners[:4], np.arange(4), classes=4)
+    _, closeness = head.look(head.place(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
+    assert closeness.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
 
 
 def test_neighbours_have_a_bounded_number_of_axes() -> None:
