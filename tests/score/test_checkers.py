@@ -120,6 +120,7 @@ def test_choice_takes_no_letter_that_is_negated(answer: str) -> None:
     [
         *("The one that is not: A", "Is it C? Certainly not\nA. Paris", "The answer is not B but A", "not only (A)"),
         *("The one that is not a mammal is (A)", "not (B), so (A)", "I think not. A", "不是B，是A", "别的不对，选A"),
+        *("特别是选项A", "两项分别是A", "只好不得不选A", "不能不选A", "是不是A", "无不是A", "个别选A"),
     ],
 )
 def test_choice_takes_a_letter_though_something_else_is_negated(answer: str) -> None:
