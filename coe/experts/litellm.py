@@ -21,7 +21,7 @@ from coe.experts.faults import Faults
 from coe.experts.intake import Intake
 from coe.experts.translated import named, plain, says_something, written
 from coe.experts.translation import arguments, passed
-from coe.experts.wire import WIRES, count
+from coe.experts.wire import WIRES, count, empty_answer
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -180,7 +180,7 @@ class _Streamed:
             self._first += await self._next()
         if self._left:  # litellm may lose a cancellation and go on; nobody else will close what it opened
             await _close(self._source)
-        elif not self._said and not self.usage.input_tokens:  # of an answer that is there but empty they are counted
+        elif not self._said and not empty_answer(self.usage):
             raise self._expert.faults.broken("ended the stream before the first event")
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:

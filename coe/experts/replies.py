@@ -13,7 +13,7 @@ from coe.core import Usage
 from coe.experts import lenient, sse
 from coe.experts.client import Response
 from coe.experts.faults import Faults
-from coe.experts.wire import Wire, count
+from coe.experts.wire import Wire, count, empty_answer
 
 MAX_ANSWER = 64 * 2**20
 """Bytes of a plain (not streamed) answer."""
@@ -135,7 +135,7 @@ class Streamed:
         if told := self._wire.failure(self._first):
             raise self._faults.failed("answered with an error", told)
         self._note(self._first)
-        if event is None and not self.usage.input_tokens:  # of an answer that is there but empty they are counted
+        if event is None and not empty_answer(self.usage):
             raise self._faults.broken("ended the stream before the first event")
 
     async def _refuse(self) -> NoReturn:

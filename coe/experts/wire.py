@@ -76,6 +76,12 @@ def count(usage: Usage, told: Any) -> None:
         usage.output_tokens = made
 
 
+def empty_answer(usage: Usage) -> bool:
+    """Whether a stream that said nothing is an answer all the same: one whose tokens were counted. An opening that
+    counts the input, as every one of Messages does, is none."""
+    return bool(usage.input_tokens) and usage.output_tokens is not None
+
+
 def _is_count(told: Any) -> TypeGuard[int]:
     """Servers say -1 where they do not know, and anything else by mistake; a sum of that would fall."""
     return type(told) is int and 0 <= told <= MOST_TOKENS

@@ -142,9 +142,11 @@ async def test_an_answer_of_tokens_alone_has_its_end() -> None:
         ("chat", b": ping\n\n" + DONE),
         ("chat", AZURE + DONE),
         ("chat", b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n' + DONE),
+        ("chat", b'data: {"choices":[],"usage":{"prompt_tokens":2}}\n\n' + DONE),
         ("completions", DONE),
         ("messages", BYE),
         ("messages", HELLO % 0 + BYE),
+        ("messages", HELLO % 2 + BYE),
     ],
 )
 async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_empty_answer(
@@ -166,7 +168,6 @@ async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_em
         ("responses", WHOLE % b"completed"),
         ("responses", CREATED + WHOLE % b"incomplete"),
         ("messages", HELLO % 0 + CALM + BYE),
-        ("messages", HELLO % 2 + BYE),
     ],
 )
 async def test_an_answer_that_is_truly_empty_is_one(api: Api, sent: bytes) -> None:
