@@ -93,8 +93,9 @@ def never(_: Any) -> bool:
 
 
 def choiceless(event: Any) -> bool:
-    """Whether a chunk brings no choice: Azure tells first what it thinks of the prompt, others the tokens last."""
-    return isinstance(event, dict) and event.get("choices") == [] and not event.get("error")
+    """Whether a chunk brings no choice, or `null`: Azure tells first what it thinks of the prompt, others the tokens
+    last."""
+    return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
 
 
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:

@@ -141,6 +141,7 @@ async def test_an_answer_of_tokens_alone_has_its_end() -> None:
         ("chat", DONE),
         ("chat", b": ping\n\n" + DONE),
         ("chat", AZURE + DONE),
+        ("chat", b'data: {"choices":null}\n\n' + DONE),
         ("chat", b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\n' + DONE),
         ("chat", b'data: {"choices":[],"usage":{"prompt_tokens":2}}\n\n' + DONE),
         ("completions", DONE),
