@@ -110,6 +110,7 @@ _NEGATED = re.compile(  # not A, isn't **option A**, cannot be (A), n'est pas A,
     r"|(?:(?<![是无無莫])(?<!不[得能可会會])不[能应應会會该該可要]{0,2}[是为為选選]"  # 不得不选B takes it
     r"|(?<![特分个個])[别勿][选選])[择擇択]?[了:は]?\s?(?:[选選][项項])?)[ \t([{*_\"'`$「『【]{0,9}\Z"
 )
+_OPTION_SAYS = re.compile(r"(?i:\b(?:neither|never|cannot)\b)[*_\"'\s]{0,5}[(\[]\Z")  # "it is neither (C)"
 _LONE = re.compile(r"\W*([A-Ja-j])\W*")
 
 
@@ -131,7 +132,10 @@ def chosen(answer: str) -> str | None:
 
 
 def _negated(text: str, place: int) -> bool:
-    return _NEGATED.search(text[max(place - _NEGATION, 0) : place]) is not None
+    before = text[max(place - _NEGATION, 0) : place]
+    if _OPTION_SAYS.search(before) and " nor " not in text[place : place + _NEGATION]:
+        return False
+    return _NEGATED.search(before) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
