@@ -107,7 +107,7 @@ _NEGATION = 60
 _NEGATED = re.compile(  # not A, isn't **option A**, cannot be (A), n'est pas A, 不是A, 不能选A
     r"(?:(?i:(?:\b(?:not|never|cannot|neither|nor|nicht|pas|no\s{1,3}es|não\s{1,3}é|non\s{1,3}è|не)|n['’]t)\b"
     r"(?:[ \t*]{1,4}(?:be|choose|pick|select|option|choice|letter|answer|opción|opção|die|la|вариант)\b){0,3})"
-    r"|(?:(?<![是无無莫])(?<!不[得能可会會])不[能应應会會该該可要]{0,2}[是为為选選]"  # 不得不选B takes it
+    r"|(?:(?<![是何无無莫])(?<!不[得能可会會])不[能应應会會该該可要]{0,2}[是为為选選]"  # 不得不选B takes it
     r"|(?<![特分个個])[别勿][选選])[择擇択]?[了:は]?\s?(?:[选選][项項])?)[ \t([{*_\"'`$「『【]{0,9}\Z"
 )
 _OPTION_SAYS = re.compile(r"(?i:\b(?:neither|never|cannot)\b)[*_\"'\s]{0,5}[(\[]\Z")  # "it is neither (C)"

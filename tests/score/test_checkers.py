@@ -105,16 +105,9 @@ def test_choice_reads_other_languages(answer: str) -> None:
     "answer",
     [
         *("The answer is not A", "The answer isn't (A).", "It isn’t **option A**", "It is not option A.", "**Not A**"),
-        *(
-            "It's neither (A) nor (C).",
-            "It cannot be A.",
-            "The answer is **not** A",
-            "It can't be $A$",
-            "neither B nor A",
-            "I would not choose (A)",
-        ),
+        *("It cannot be A.", "The answer is **not** A", "It can't be $A$", "neither B nor A", "I would not choose (A)"),
         *("Answer: not A", "it's never A", "Es ist nicht A", "Ce n'est pas la A", "No es la opción A", "Não é A"),
-        *("Non è A", "Это не A", "答案不是A", "不能选A", "不应该选择A", "别选A"),
+        *("It's neither (A) nor (C).", "Non è A", "Это не A", "答案不是A", "不能选A", "不应该选择A", "别选A"),
     ],
 )
 def test_choice_takes_no_letter_that_is_negated(answer: str) -> None:
@@ -127,7 +120,7 @@ def test_choice_takes_no_letter_that_is_negated(answer: str) -> None:
     [
         *("The one that is not: A", "Is it C? Certainly not\nA. Paris", "The answer is not B but A", "not only (A)"),
         *("The one that is not a mammal is (A)", "not (B), so (A)", "I think not. A", "不是B，是A", "别的不对，选A"),
-        *("特别是选项A", "两项分别是A", "只好不得不选A", "不能不选A", "是不是A", "无不是A", "个别选A"),
+        *("特别是选项A", "两项分别是A", "只好不得不选A", "不能不选A", "是不是A", "无不是A", "个别选A", "何不选A"),
         *("The hypothesis is neither (A).", "**Neither (A)**", "How often does it rain there? Never (A)."),
     ],
 )
