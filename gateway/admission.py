@@ -30,8 +30,8 @@ class Admission:
     caller with most.
 
     Neither is for a request whose body is still on its way. Twice as many of these are taken as there are permits and
-    places in the queue, each caller's share of them: alone it gets half, and however many let their bodies never come,
-    another finds room.
+    places in the queue, each caller's share of them: alone it gets half, and one that lets its bodies never
+    come keeps nobody out.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 class Shares:
     """How many places each caller has taken. It may have as many as are still free: alone half of them, two a third
-    each, and however many take what they may, another finds some."""
+    each. One that takes all it may leaves another half of what it found; none are left once as many do so as the places
+    can be halved, eight for 128."""
 
     def __init__(self) -> None:
         self.taken = 0

@@ -20,9 +20,11 @@ def test_a_caller_alone_gets_half(among: int, own: int) -> None:
     assert filled(Shares(), None, among=among) == own
 
 
-def test_however_many_take_what_they_may_another_finds_some() -> None:
+def test_it_takes_as_many_callers_as_the_places_can_be_halved_to_leave_another_none() -> None:
     shares = Shares()
-    assert [filled(shares, caller, among=128) for caller in "abcdef"] == [64, 32, 16, 8, 4, 2]
+    assert [filled(shares, caller, among=128) for caller in "abcdefghi"] == [64, 32, 16, 8, 4, 2, 1, 1, 0]
+    shares = Shares()
+    assert [filled(shares, caller, among=4096) for caller in "abcdefghijklmn"][-3:] == [1, 1, 0]
 
 
 def test_two_that_go_on_asking_get_a_third_each() -> None:
