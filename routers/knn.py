@@ -25,6 +25,9 @@ PRIOR = 0.02
 """Added to every category's share of the votes, so that a logarithm exists."""
 AXES = 128
 """Most principal axes that are kept."""
+NARROWEST = 1e-2
+"""Part of the first axis' singular value that another's must be: one that tells two exemplars apart that are nearly the
+same would be so wide, made even, that by what lies outside every text were far from all."""
 EVENNESS = 0.25
 """Axes are divided by this power of their singular values, which keeps the first few from drowning the others."""
 
@@ -84,7 +87,7 @@ class KnnHead:
 def fit_knn(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, classes: int) -> KnnHead:
     """The exemplars' `vectors` (n_exemplars, dimensions) along their principal axes, not centred."""
     _, spread, principal = np.linalg.svd(vectors, full_matrices=False)
-    kept = min(AXES, int((spread > spread[0] * np.finfo(np.float32).eps).sum()))
+    kept = min(AXES, int((spread > spread[0] * NARROWEST).sum()))
     axes = np.ascontiguousarray(principal[:kept].T / spread[:kept] ** EVENNESS, dtype=np.float32)
     head = KnnHead(axes, vectors, labels, classes)
     return replace(head, vectors=unit(head.place(vectors)))

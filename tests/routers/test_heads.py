@@ -182,6 +182,17 @@ def test_a_text_that_lies_outside_of_the_axes_is_far_from_all_exemplars() -> Non
     assert closeness.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
 
 
+@pytest.mark.parametrize("apart", [0, 1e-6, 1e-4, 1e-3])
+def test_exemplars_that_are_nearly_the_same_do_not_make_other_texts_far(apart: float) -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit((rng.normal(size=64) + rng.normal(size=(25, 64))).astype(np.float32))
+    exemplars, text = vectors[:24], vectors[24:]
+    _, before = (head := fit_knn(exemplars, np.arange(24), classes=24)).look(head.place(text))
+    exemplars[1] = unit(exemplars[0] + np.float32(apart) * rng.normal(size=64).astype(np.float32))
+    _, after = (head := fit_knn(exemplars, np.arange(24), classes=24)).look(head.place(text))
+    assert after == pytest.approx(before, abs=0.05)
+
+
 def test_neighbours_have_a_bounded_number_of_axes() -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
     head = fit_knn(vectors, np.zeros(200, dtype=np.int64), classes=1)
