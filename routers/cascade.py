@@ -263,6 +263,8 @@ def _check_shapes(
         STATIC: ((len(static["tokens"]), len(static["bias"])), (features.pieces.size, classes)),
         SEMANTIC: (semantic["weights"].shape, (encoder.width, classes)),
         f"{SEMANTIC}: axes": (semantic["axes"].shape, (encoder.dimensions, semantic["vectors"].shape[1])),
+        f"{SEMANTIC}: labels": (semantic["labels"].shape, semantic["vectors"].shape[:1]),
+        f"{SEMANTIC}: centre": (semantic["centre"].shape, (encoder.dimensions,)),
         f"{SEMANTIC}: means": (semantic["means"].shape, (classes, encoder.dimensions)),
         f"{STATIC}: means": (static["means"].shape, (classes, static["tokens"].shape[1])),
     }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import routers
@@ -53,6 +54,16 @@ def test_the_starter_prompts_are_shipped_with_their_categories() -> None:
 def test_a_router_of_before_has_neighbours_without_digests(folder: Path) -> None:
     (folder / EXEMPLARS).unlink()
     assert {near.digest for near in routers.load(folder).neighbours("anything", limit=3)} == {""}
+
+
+@pytest.mark.parametrize("name", ["labels", "centre"])
+def test_tables_that_do_not_fit_the_vectors_are_refused(folder: Path, name: str) -> None:
+    with np.load(folder / "semantic.npz") as tables:
+        kept = {key: tables[key] for key in tables.files}
+    np.savez(folder / "semantic.npz", **kept | {name: kept[name][:1]})
+    (folder / EXEMPLARS).unlink()
+    with pytest.raises(ArtifactError, match=f"{name}: .*train the router again"):
+        routers.load(folder)
 
 
 def test_digests_that_do_not_fit_the_vectors_are_refused(folder: Path) -> None:
