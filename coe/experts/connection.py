@@ -47,11 +47,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(head + body)
         else:
             self._transport.write(head)
+            whole = memoryview(body)
             for at in range(0, len(body), PORTION):
                 if self.answer.status or self._closed:  # refused before it was read
                     self.answer.reusable = False
                     break
-                self._transport.write(body[at : at + PORTION])
+                self._transport.write(whole[at : at + PORTION])
                 await self._written()
         while not self.answer.status:
             if self._error is not None:
