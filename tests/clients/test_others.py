@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from pydantic import BaseModel
 
@@ -44,9 +45,10 @@ def test_litellm_asks_and_streams(litellm_arguments: dict[str, Any]) -> None:
     import litellm
 
     async def ask() -> tuple[str, str]:
-        answer: Any = await litellm.acompletion(messages=HI, **litellm_arguments)
-        stream: Any = await litellm.acompletion(messages=HI, stream=True, **litellm_arguments)
-        words = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        async with own_client(litellm_arguments) as client:
+            answer: Any = await litellm.acompletion(messages=HI, client=client, **litellm_arguments)
+            stream: Any = await litellm.acompletion(messages=HI, stream=True, client=client, **litellm_arguments)
+            words = [chunk.choices[0].delta.content or "" async for chunk in stream]
         return answer.choices[0].message.content, "".join(words)
 
     assert asyncio.run(ask()) == (REPLY, REPLY)
@@ -55,9 +57,18 @@ def test_litellm_asks_and_streams(litellm_arguments: dict[str, Any]) -> None:
 def test_litellm_knows_the_gateways_errors(litellm_arguments: dict[str, Any]) -> None:
     import litellm
 
+    async def ask() -> None:
+        async with own_client(litellm_arguments) as client:
+            await litellm.acompletion(messages=HI, client=client, **litellm_arguments | {"model": "openai/gpt-9"})
+
     litellm.suppress_debug_info = True
     with pytest.raises(litellm.NotFoundError):
-        asyncio.run(litellm.acompletion(messages=HI, **litellm_arguments | {"model": "openai/gpt-9"}))
+        asyncio.run(ask())
+
+
+def own_client(arguments: dict[str, Any]) -> openai.AsyncOpenAI:
+    """One that ends with its test; what litellm keeps for itself would be found open by a later one."""
+    return openai.AsyncOpenAI(base_url=arguments["api_base"], api_key=arguments["api_key"], max_retries=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- LangChain
