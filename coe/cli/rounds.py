@@ -29,7 +29,7 @@ from coe.learning.round_files import keep_report, write_report
 from coe.learning.round_report import round_report
 from coe.learning.round_state import STATE, Rounds, read_rounds, write_rounds
 from coe.learning.tenure import Tenure
-from coe.mapping import Basis
+from coe.mapping import Basis, PlanEvidence, read_evidence
 from coe.registry import Registry, load
 from coe.scoring import ScoreTable, fit_pseudo_count
 from coe.settings import Settings
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 ASSIGNMENT, REPORTS = "assignment", "reports"
 NOTHING = "nothing to learn from"
+STRONGEST_SHRINKAGE = 30.0
+"""Largest pseudo-count of a refit. Experts that differed by level alone may since differ by category."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def learn_assignment(
     last = read_rounds(job.settings.artifacts).get(ASSIGNMENT)
     known = Rounds(assignment.digest, 0, measured.digest, last.feedback if last else "", job.now, False, NOTHING, "")
     if last and last.in_use == known.in_use:
-        known = replace(known, judged=last.judged)
+        known = replace(known, judged=last.judged, tested=last.tested)
     new, cursor = _new_feedback(job.logs, after=known.feedback)
     if not new and (last.inputs == known.inputs and last.in_use == known.in_use if last else probes is None):
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: no feedback is new"), None
@@ -128,23 +130,45 @@ def learn_assignment(
     except DataError as error:
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
     charge = registry.policy.thrift * relative_use(registry)
-    current = Current(assignment, tenure.since, known.judged, exploration.rate, exploration.loss, charge)
-    plan = Budgeted(registry, gathered.experience)
+    current = Current(
+        assignment,
+        since=tenure.since,
+        rounds=known.judged,
+        rate=exploration.rate,
+        loss=exploration.loss,
+        charge=charge,
+        tested=known.tested,
+    )
+    plan, evidence = Budgeted(registry, gathered.experience), _evidence_in_use(job, began)
+    base = evidence.measured if measured.table is None else measured.table
     found = retrain(
         gathered.experience,
         current,
         now=job.now,
         plan=plan,
         probes=measured.probes,
-        base=measured.table,
+        base=base,
         weighting=measured.weighting,
         guarded=registry.category_names,
     )
     report = round_report(found, current, experience=gathered.experience, left_out=gathered.left_out)
     rounds = replace(known, feedback=cursor, promoted=found.judgement.promote, sentence=found.judgement.sentence)
-    if found.judgement.evidence:
-        rounds = replace(rounds, judged=found.judgement.round_)
-    return _concluded(job, found, report, rounds, plan.basis(found.refit), began=began), gathered.experience
+    if found.judgement.evidence and found.tested:
+        rounds = replace(rounds, judged=found.judgement.round_, tested=found.rated)
+    moved = tuple(sorted({*evidence.moved, *(move.category for move in found.moves if move.accepted)}))
+    basis = plan.basis(found.refit, found.candidate.quality, measured=base, moved=moved)
+    return _concluded(job, found, report, rounds, basis, began=began), gathered.experience
+
+
+def _evidence_in_use(job: Job, version: str | None) -> PlanEvidence:
+    """The evidence behind the plan in use, over what is declared now."""
+    if version is None:
+        return PlanEvidence()
+    return read_evidence(
+        job.store(ASSIGNMENT).published(version).folder,
+        categories=job.in_use.router.categories,
+        experts=job.registry.expert_names,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +194,8 @@ def _measured(job: Job, folder: Path | None, benchmark: str | None) -> _Measured
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
     columns = [data.models.index(name) for name in job.registry.expert_names]
-    pulled = Weighting(pseudo_count=fit_pseudo_count(data.categories, data.scores[:, columns]))
+    fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
+    pulled = Weighting(pseudo_count=min(fitted, STRONGEST_SHRINKAGE))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, pulled)
 
 
@@ -212,7 +237,7 @@ def _concluded(
             )
         version, folder = artifact.manifest.version, artifact.folder
         job.promote(ASSIGNMENT, version, instead_of=began, why=rounds.sentence)
-        rounds = replace(rounds, in_use=found.candidate.digest, judged=0)
+        rounds = replace(rounds, in_use=found.candidate.digest, judged=0, tested=0)
     else:
         reports = job.settings.artifacts / REPORTS
         folder = keep_report(reports, partial(write_report, report=report), kind=ASSIGNMENT, now=job.now)

@@ -12,6 +12,7 @@ from coe.learning.experience import Experience
 from coe.learning.refit import Refit
 from coe.mapping import Assignment, Basis, Problem, rounded, solve
 from coe.registry import Registry
+from coe.scoring import ScoreTable
 
 Array = NDArray[np.float64]
 SAMPLE = 4000
@@ -26,19 +27,29 @@ class Budgeted:
     registry: Registry
     experience: Experience
 
-    def __call__(self, refit: Refit) -> Assignment:
-        """The plan by that quality."""
-        basis = self.basis(refit)
-        return solve(basis.problem, traffic=basis.traffic)
+    def __call__(self, table: ScoreTable, quality: Array) -> Assignment:
+        """The plan by that quality, shape (m, k)."""
+        problem = self._problem(table, quality)
+        return solve(problem, traffic=self._traffic(problem))
 
-    def basis(self, refit: Refit) -> Basis:
-        """What it is solved from."""
-        seen = self.experience.posterior
-        weights = np.maximum(seen.sum(axis=0, dtype=np.float64), 1.0)
-        problem = declared_problem(self.registry, refit.table, quality=refit.quality, weights=weights)
-        source = f"the feedback on {int(self.experience.rated.sum())} requests"
-        count = refit.weighting.pseudo_count
-        return Basis(problem, refit.table, self._traffic(problem), 0.0, source, count)
+    def basis(self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()) -> Basis:
+        """The data that the plan of this quality is solved from, and the evidence behind it."""
+        problem = self._problem(refit.table, quality)
+        return Basis(
+            problem,
+            refit.table,
+            self._traffic(problem),
+            deviations=0.0,
+            source=f"the feedback on {int(self.experience.rated.sum())} requests",
+            pseudo_count=refit.weighting.pseudo_count,
+            measured=measured,
+            learnt=refit.learnt,
+            moved=moved,
+        )
+
+    def _problem(self, table: ScoreTable, quality: Array) -> Problem:
+        weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
+        return declared_problem(self.registry, table, quality=quality, weights=weights)
 
     def _traffic(self, problem: Problem) -> Array | None:
         """None where no price depends on it."""

@@ -77,15 +77,14 @@ def capped(weights: Array, *, share: float, free: float) -> Array:
 
 
 def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
-    """Both together, `base` counting as many scores as it rests on.
+    """Both tables together; `base` counts as many scores as it rests on.
 
-    Checked probes and people's ratings do not share a level, so the base is first moved by the mean difference over
-    the cells that both know; its differences between experts stay.
+    Checked probes and people's ratings differ in level, so the base is first shifted by the weighted median difference
+    over the cells that both have. The median ignores the few cells in which an expert has changed since the base was
+    measured. Differences between experts in the base stay.
     """
-    both = np.minimum(table.count, base.count)
     new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
-    shift = float((both * (new - old)).sum() / both.sum()) if both.sum() else 0.0
-    old = np.clip(old + shift, 0.0, 1.0)
+    old = np.clip(old + level_of(table, base), 0.0, 1.0)
     count = table.count + base.count
     squares = table.count * (np.nan_to_num(table.variance) + new**2)
     squares += base.count * (np.nan_to_num(base.variance) + old**2)
@@ -93,3 +92,20 @@ def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
     mean = np.divide(table.count * new + base.count * old, count, out=nothing.copy(), where=count > 0)
     variance = np.divide(squares, count, out=nothing, where=count > 0) - mean**2
     return ScoreTable(table.categories, table.experts, mean, np.maximum(variance, 0.0), count)
+
+
+def level_of(table: ScoreTable, base: ScoreTable) -> float:
+    """The level of `table` less that of `base`: the weighted median difference over the cells that both have."""
+    new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
+    return _weighted_median(new - old, np.minimum(table.count, base.count))
+
+
+def _weighted_median(values: Array, weights: Array) -> float:
+    """The value at half of the total weight, between its neighbours where half falls between them; 0 without weight."""
+    order = np.argsort(values, axis=None)
+    value, weight = values.ravel()[order], weights.ravel()[order]
+    if not weight.sum():
+        return 0.0
+    value, weight = value[weight > 0], weight[weight > 0]
+    middle = (np.cumsum(weight) - weight / 2) / weight.sum()
+    return float(np.interp(0.5, middle, value))

@@ -12,8 +12,19 @@ from numpy.typing import NDArray
 from coe.learning.offpolicy import Logged, difference
 
 Array = NDArray[np.float64]
-Reason = Literal["better", "not better", "worse elsewhere", "guarded category falls", "nothing to judge by"]
+Reason = Literal[
+    "better",
+    "not better",
+    "worse elsewhere",
+    "guarded category falls",
+    "nothing to judge by",
+    "thin support",
+    "too little is new",
+    "breaks the budget",
+]
 
+HELD_OUT, LOGGED = "held-out set", "logged traffic"
+"""Names of the sources of evidence."""
 CHANCE = 0.05
 """Chance that a whole series of candidates no better than the current one ever brings a promotion."""
 FIRST = 0.8
@@ -65,8 +76,8 @@ def held_out(current: Array, candidate: Array, categories: Sequence[str], *, gua
     """Evidence of a fixed set that both were scored on, pair by pair; all of length n."""
     names, gain = np.asarray(categories), np.asarray(candidate, dtype=np.float64) - current
     by_name = {name: gain[names == name] for name in guarded}
-    falls = {name: _paired(part) for name, part in by_name.items() if len(part) >= FEWEST}
-    return Evidence("held-out set", _paired(gain), falls)
+    falls = {name: paired(part) for name, part in by_name.items() if len(part) >= FEWEST}
+    return Evidence(HELD_OUT, paired(gain), falls)
 
 
 def logged(
@@ -81,7 +92,7 @@ def logged(
     rows = {name: names == name for name in guarded}
     parts = {name: (log.part(r), current[r], candidate[r]) for name, r in rows.items() if r.sum() >= FEWEST}
     return Evidence(
-        "logged traffic", _estimated(log, current, candidate), {name: _estimated(*part) for name, part in parts.items()}
+        LOGGED, estimated(log, current, candidate), {name: estimated(*part) for name, part in parts.items()}
     )
 
 
@@ -98,8 +109,8 @@ def judge(evidence: Sequence[Evidence], *, round_: int, margin: float = 0.01) ->
 
     if not evidence:
         return verdict("nothing to judge by", "kept: there is neither a held-out set nor rated traffic to judge by")
-    if falling := _falling(evidence):
-        return verdict("guarded category falls", f"kept: {falling}")
+    if fall := falling(evidence):
+        return verdict("guarded category falls", f"kept: {fall}")
     said = "; ".join(f"{_said(one)}, asked {spent:.2g}" for one, spent in zip(evidence, chance, strict=True))
     if not any(one.overall.above < spent for one, spent in zip(evidence, chance, strict=True)):
         return verdict("not better", f"kept: not shown to be better ({said})")
@@ -108,8 +119,8 @@ def judge(evidence: Sequence[Evidence], *, round_: int, margin: float = 0.01) ->
     return verdict("better", f"promoted: {said}")
 
 
-def _falling(evidence: Sequence[Evidence]) -> str:
-    """The guarded categories that surely fall, each test corrected for their number; empty where none does."""
+def falling(evidence: Sequence[Evidence]) -> str:
+    """Names the guarded categories that fall significantly (Bonferroni over all of them); empty where none does."""
     tests = sum(len(one.guarded) for one in evidence)
     return "; ".join(
         f"guarded category {name} falls by {-contrast.value:.3f} on the {one.source}"
@@ -124,7 +135,7 @@ def _said(one: Evidence) -> str:
     return f"{contrast.value:+.4f} ± {contrast.error:.4f} on the {one.source} (by luck {contrast.above:.2g})"
 
 
-def _paired(gain: Array) -> Contrast:
+def paired(gain: Array) -> Contrast:
     """By random changes of sign (Fisher's randomisation test): exact for few pairs that differ, as McNemar's is."""
     count, moved = len(gain), gain[gain != 0]
     if not len(moved):
@@ -136,7 +147,7 @@ def _paired(gain: Array) -> Contrast:
     return Contrast(total / count, float(gain.std(ddof=1)) / count**0.5, above, below, count)
 
 
-def _estimated(log: Logged, current: Array, candidate: Array) -> Contrast:
+def estimated(log: Logged, current: Array, candidate: Array) -> Contrast:
     from scipy.stats import t
 
     found = difference(log, candidate, current)

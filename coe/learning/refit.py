@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.evidence import joined, table_of
+from coe.learning.evidence import joined, level_of, table_of
 from coe.learning.experience import Experience
 from coe.learning.trust import Agreement, agreements
 from coe.scoring import PSEUDO_COUNT, ScoreTable
@@ -35,11 +35,17 @@ class Weighting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refit:
-    """The table of experience and measurement together; `agreements` has what was found of the tenants' feedback."""
+    """The table of experience and measurement together, and how far tenants agree.
+
+    `learnt` is the part of the table that comes from feedback. `level` is the level of feedback less that of the
+    measured scores; 0 where nothing is measured.
+    """
 
     table: ScoreTable
     agreements: tuple[Agreement, ...]
     weighting: Weighting
+    learnt: ScoreTable
+    level: float
 
     @property
     def quality(self) -> Array:
@@ -78,4 +84,6 @@ def refit(
     propensity = np.where(experience.propensity > 0, experience.propensity, 1.0)
     importance = np.minimum(1.0 / propensity, rule.clip)
     table = table_of(experience, worth, importance, share=rule.share, free=rule.free)
-    return Refit(table if base is None else joined(table, base), known, rule)
+    if base is None:
+        return Refit(table, known, rule, table, 0.0)
+    return Refit(joined(table, base), known, rule, table, level_of(table, base))

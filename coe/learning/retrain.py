@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.experience import Experience
-from coe.learning.offpolicy import Estimate, Logged, estimates
-from coe.learning.policies import Fit, cross_fitted, explored, greedy
-from coe.learning.promotion import Judgement, held_out, judge, logged
+from coe.learning.moves import (
+    HeldOut,
+    Move,
+    Served,
+    described,
+    explored_moves,
+    judged_moves,
+    moved,
+    proposed_rows,
+    shares,
+    shown_cells,
+    with_rows,
+)
+from coe.learning.offpolicy import FOLDS, Estimate, Logged, estimates, fold_of
+from coe.learning.policies import explored, greedy
+from coe.learning.promotion import Evidence, Judgement, Reason, allowance, falling, held_out, logged
 from coe.learning.refit import Refit, Weighting, refit, trust_of
+from coe.learning.trust import agreements
 from coe.mapping import Assignment
 from coe.scoring import ScoreTable
 
 Array = NDArray[np.float64]
-Plan = Callable[[Refit], Assignment]
-"""From a refitted table to the assignment under the declared budget."""
+Plan = Callable[[ScoreTable, Array], Assignment]
+"""Solves the assignment of a table and its quality (m, k) under the declared budget."""
 
 FEWEST = 100
-"""Requests that tell of the current assignment below which logged traffic is no evidence."""
+"""Rated requests of the current assignment below which logged traffic is no evidence."""
+GROWTH = 1.5
+"""Factor by which the rated requests must have grown since the last test, so that tests stay few as a log grows."""
+ROUNDING = 1e-4
+"""Quality by which the five digits of logged posteriors may move an expert across the limit of exploration."""
+MARGIN = 0.01
+"""Loss of mean quality in one source that rejects what another source shows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Current:
     """The assignment in use: `since` when (Unix seconds) requests are its own, judged how often since it was promoted,
     and with what exploration it served. `charge` is what the declared thrift takes off beside any assignment's prices,
-    a number for each expert or one for all."""
+    a number for each expert or one for all. `tested` is how many rated requests the last test had."""
 
     assignment: Assignment
     since: float
@@ -36,6 +56,7 @@ class Current:
     rate: float
     loss: float
     charge: Array | float = 0.0
+    tested: int = 0
 
     def charged(self, assignment: Assignment) -> Assignment:
         """An assignment as it decides requests."""
@@ -56,13 +77,21 @@ class Probes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """What a round of learning came to; `estimates` has the off-policy estimates of the current and of the candidate
-    assignment by method, empty where too few requests tell of the current one."""
+    """The result of a round of learning.
+
+    `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested`
+    is False where too few ratings are new for a test; `rated` counts the ratings of the current assignment's own
+    requests. `estimates` has the off-policy estimates of both assignments by method; it is empty where the current
+    assignment has too few requests of its own.
+    """
 
     candidate: Assignment
     refit: Refit
     judgement: Judgement
     estimates: Mapping[str, Mapping[str, Estimate]]
+    moves: tuple[Move, ...]
+    tested: bool
+    rated: int
 
 
 def retrain(
@@ -76,49 +105,150 @@ def retrain(
     guarded: Sequence[str] = (),
     weighting: Weighting | None = None,
 ) -> Round:
-    """Refit quality from all experience, plan, and judge the plan against the current assignment.
+    """Refit quality, propose a move for each category, and accept the moves that have evidence.
 
-    Judged on the probes, and on the trusted, telling requests that the current assignment has served itself, each with
-    a candidate that was fitted without it. `now` in Unix seconds.
+    Evidence comes from the probes, and from the trusted, rated requests that the current assignment has served itself,
+    each judged by a refit without it. A category without evidence keeps its row. `base` is the measured quality that
+    feedback is added to; only fresh measurements (`probes` given) also judge tenants. `now` is in Unix seconds.
     """
-    fitted = refit(experience, now=now, base=base, weighting=weighting)
-    candidate = plan(fitted)
+    found = agreements(experience, base=base if probes else None)
+
+    def fit(part: Experience) -> Refit:
+        return refit(part, now=now, base=base, weighting=weighting, found=found)
+
+    fitted, present = fit(experience), current.charged(current.assignment)
+    trusted = experience.part(experience.telling & (trust_of(experience, found) == 1.0))
+    served = served_requests(trusted, current, fit, all_shown=probes is not None)
+    held = HeldOut(probes.seen, probes.scores) if probes else None
+    nothing = np.zeros_like(present.quality, dtype=np.bool_)
+    shown = ~nothing if probes else served.shown if served else nothing
+    rows = proposed_rows(present, fitted.quality, shown=shown, loss=current.loss)
+    due = probes is not None or served is None or len(served.log) >= GROWTH * current.tested
+    chance = allowance(current.rounds + 1) if due else 0.0
+    moves = judged_moves(present, rows, served=served, probes=held, chance=chance, margin=MARGIN)
+    if served is not None and base is not None and probes is None:
+        taken = [move.category for move in moves if move.accepted]
+        opened, rows = explored_moves(
+            present, rows, served, base, level=fitted.level, loss=current.loss, taken=taken, chance=chance
+        )
+        moves += opened
+    assembly = _Assembly(current, rows, plan, fitted.table)
+    moves = assembly.within_budget(moves)
+    accepted = _indices(present, moves, ("better", "explored"))
+    judged = _indices(present, moves, ("better",)) if accepted else moved(present, rows)
+    candidate = assembly.solved(accepted or judged) if accepted or judged else current.assignment
     evidence = []
     if probes is not None:
-        both = (current.charged(one) for one in (current.assignment, candidate))
-        old, new = ((greedy(probes.seen, a) * probes.scores).sum(axis=1) for a in both)
-        evidence.append(held_out(old, new, probes.categories, guarded=guarded))
-    told = experience.part(experience.telling & (trust_of(experience, fitted.agreements) == 1.0))
-
-    def fit(part: Experience) -> Assignment:
-        return current.charged(plan(refit(part, now=now, base=base, weighting=weighting, found=fitted.agreements)))
-
-    served = _Served.of(told, current, fit)
+        old, then = (_scores(probes, current.charged(one)) for one in (current.assignment, candidate))
+        evidence.append(held_out(old, then, probes.categories, guarded=guarded))
+    estimated = {}
     if served is not None:
-        evidence.append(logged(served.log, served.old, served.new, served.likeliest, guarded=guarded))
-    judgement = judge(evidence, round_=current.rounds + 1)
-    return Round(candidate, fitted, judgement, served.estimates() if served else {})
+        new = served.policy(current.charged(candidate), judged)
+        evidence.append(logged(served.log, served.old, new, _likeliest(served.experience), guarded=guarded))
+        estimated = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, new)}
+    judgement = _judgement(moves, evidence, round_=current.rounds + 1, due=due)
+    return Round(candidate, fitted, judgement, estimated, moves, due, len(served.log) if served else 0)
+
+
+def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:
+    return tuple(assignment.categories.index(move.category) for move in moves if move.verdict in verdicts)
+
+
+def _scores(probes: Probes, assignment: Assignment) -> Array:
+    return np.asarray((greedy(probes.seen, assignment) * probes.scores).sum(axis=1))
+
+
+def _likeliest(experience: Experience) -> tuple[str, ...]:
+    return tuple(experience.categories[index] for index in experience.posterior.argmax(axis=1))
+
+
+def served_requests(
+    trusted: Experience, current: Current, fit: Callable[[Experience], Refit], *, all_shown: bool = False
+) -> Served | None:
+    """The requests that the current assignment served, with refits for each fold; None where they are too few."""
+    own = trusted.time >= current.since
+    if own.sum() < FEWEST:
+        return None
+    experience, present = trusted.part(own), current.charged(current.assignment)
+    supported = explored(experience, present, rate=current.rate, loss=current.loss + ROUNDING) > 0
+    shown, rated = shown_cells(experience, supported)
+    usable = np.ones_like(shown) if all_shown else shown
+    folds = fold_of(len(trusted))
+    rows = [
+        proposed_rows(present, fit(trusted.part(folds != held)).quality, shown=usable, loss=current.loss)
+        for held in range(FOLDS)
+    ]
+    log = Logged.of(experience, supported=supported)
+    return Served(experience, log, greedy(experience, present), folds[own], np.stack(rows), shown, rated)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Served:
-    """The requests that the current assignment served, and where it and the candidate would send them."""
+class _Assembly:
+    """Builds the assignment with the rows of some categories replaced, under the declared budget."""
 
-    log: Logged
-    old: Array
-    new: Array
-    likeliest: tuple[str, ...]
+    current: Current
+    rows: Array
+    plan: Plan
+    table: ScoreTable
 
-    @classmethod
-    def of(cls, told: Experience, current: Current, fit: Fit) -> _Served | None:
-        own = told.time >= current.since
-        if own.sum() < FEWEST:
-            return None
-        served, new = told.part(own), cross_fitted(told, fit)[own]
-        present = current.charged(current.assignment)
-        chances = explored(served, present, rate=current.rate, loss=current.loss)
-        likeliest = tuple(told.categories[index] for index in served.posterior.argmax(axis=1))
-        return cls(Logged.of(served, supported=chances > 0), greedy(served, present), new, likeliest)
+    def solved(self, categories: Collection[int]) -> Assignment:
+        present = self.current.charged(self.current.assignment)
+        return self.plan(self.table, with_rows(present, self.rows, categories).quality)
 
-    def estimates(self) -> Mapping[str, Mapping[str, Estimate]]:
-        return {"current": estimates(self.log, self.old), "candidate": estimates(self.log, self.new)}
+    def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
+        """The moves; one whose plan would send another category elsewhere, to keep the budget, is rejected."""
+        index = {move.category: self.table.categories.index(move.category) for move in moves}
+        kept: list[int] = []
+        verdicts = {}
+        order = sorted((move for move in moves if move.accepted), key=lambda move: _luck(move))
+        if self._moves_only([index[move.category] for move in order]):
+            return tuple(moves)
+        for move in order:
+            if self._moves_only([*kept, index[move.category]]):
+                kept.append(index[move.category])
+            else:
+                verdicts[move.category] = replace(move, verdict="breaks the budget")
+        return tuple(verdicts.get(move.category, move) for move in moves)
+
+    def _moves_only(self, categories: Sequence[int]) -> bool:
+        if not categories:
+            return True
+        before = shares(self.current.charged(self.current.assignment))
+        after = shares(self.current.charged(self.solved(categories)))
+        return set(np.flatnonzero((before != after).any(axis=1)).tolist()) <= set(categories)
+
+
+def _luck(move: Move) -> float:
+    return min(one.above for one in move.contrasts.values())
+
+
+def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: int, due: bool) -> Judgement:
+    def verdict(reason: Reason, sentence: str) -> Judgement:
+        return Judgement(reason == "better", reason, sentence, round_, tuple(evidence))
+
+    if not evidence:
+        return verdict("nothing to judge by", "kept: there is neither a held-out set nor rated traffic to judge by")
+    if not due:
+        return verdict("too little is new", "kept: too few requests were rated since the last test")
+    accepted = [move for move in moves if move.accepted]
+    if accepted and (fall := falling(evidence)):
+        return verdict("guarded category falls", f"kept: {fall}")
+    if worse := [one for one in evidence if accepted and one.overall.value < 0]:
+        loss = f"{worse[0].overall.value:+.4f} on the {worse[0].source}"
+        return verdict("worse elsewhere", f"kept: the moves together lose {loss} ({described(accepted)})")
+    if accepted:
+        return verdict("better", f"promoted: {described(accepted)}")
+    thin = [move.category for move in moves if move.verdict == "thin support"]
+    if thin and len(thin) == len(moves):
+        return verdict("thin support", f"kept: thin support for a move of {', '.join(thin)}; explore more or wait")
+    if other := [move for move in moves if move.verdict in ("worse elsewhere", "breaks the budget")]:
+        reason: Reason = "worse elsewhere" if other[0].verdict == "worse elsewhere" else "breaks the budget"
+        return verdict(reason, f"kept: {other[0].sentence}")
+    return verdict("not better", f"kept: {_closest(moves)}")
+
+
+def _closest(moves: Sequence[Move]) -> str:
+    judged = [move for move in moves if move.contrasts]
+    if not judged:
+        return "no category would go to another expert"
+    return f"no move is shown to be better; the closest is {min(judged, key=_luck).sentence}"

@@ -35,6 +35,7 @@ def round_report(
             for category, before, after in zip(new.categories, old.choice, new.choice, strict=True)
             if before != after
         ],
+        "moves": [asdict(one) | {"sentence": one.sentence} for one in found.moves],
         "quality": found.refit.quality.tolist(),
         "counts": found.refit.table.count.tolist(),
         "categories": new.categories,
@@ -58,6 +59,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["changes"]:
         rows = [[row["category"], row["from"], row["to"]] for row in report["changes"]]
         parts += ["## Changes", _table(["category", "from", "to"], rows)]
+    if report["moves"]:
+        parts += ["## Moves and their evidence", "\n".join(f"- {one['sentence']}" for one in report["moves"])]
     if report["estimates"]:
         parts += ["## Off-policy estimates", _estimates(report["estimates"])]
     if doubted := [one["sentence"] for one in report["tenants"] if one["trust"] < 1.0]:

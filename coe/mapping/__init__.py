@@ -1,7 +1,7 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
 from coe.mapping.assignment import Assignment, expected
-from coe.mapping.basis import VALUES, Basis, read_plan_file, read_problem, rounded
+from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
 from coe.mapping.patience import Patience
 from coe.mapping.plan import (
     ParetoRow,
@@ -24,6 +24,7 @@ __all__ = [
     "Budget",
     "ParetoRow",
     "Patience",
+    "PlanEvidence",
     "Problem",
     "Uses",
     "expected",
@@ -32,6 +33,7 @@ __all__ = [
     "marginal_values",
     "planned_quality",
     "planned_use",
+    "read_evidence",
     "read_plan_file",
     "read_problem",
     "rounded",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ class Basis:
     and the sample of posteriors that the prices were fitted to, shape (n_requests, n_categories), None where they are
     for pure categories.
 
-    `deviations` is how many standard errors below the estimate the problem's qualities are; `source` says in words
-    whence the scores are.
+    `deviations` is how many standard errors below the estimate the problem's qualities are; `source` names the origin
+    of the scores. `measured` is the part of the table that comes from scores, `learnt` the part from feedback, and
+    `moved` names the categories whose expert feedback has changed since the scores were measured.
     """
 
     problem: Problem
@@ -39,6 +40,9 @@ class Basis:
     deviations: float
     source: str
     pseudo_count: float = PSEUDO_COUNT
+    measured: ScoreTable | None = None
+    learnt: ScoreTable | None = None
+    moved: tuple[str, ...] = ()
 
     def save(
         self,
@@ -82,6 +86,9 @@ class Basis:
             "weights": _plain(problem.weights),
             "uses": uses,
             "budget": problem.budget.rows(),
+            "measured": None if self.measured is None else _cells(self.measured),
+            "learnt": None if self.learnt is None else _cells(self.learnt),
+            "moved": self.moved,
         }
 
 
@@ -122,6 +129,57 @@ def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
         return problem, np.load(path, allow_pickle=False).astype(np.float64) if path.exists() else None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / FILE}: cannot be read ({error}); make it again with `coe plan`") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanEvidence:
+    """The evidence that a published plan rests on; see `Basis` for the fields."""
+
+    measured: ScoreTable | None = None
+    learnt: ScoreTable | None = None
+    moved: tuple[str, ...] = ()
+
+
+def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
+    """Read the evidence of a plan's folder over these categories and experts; one that the plan lacks has no scores.
+
+    Empty where the folder has no plan file. Raises ArtifactError where the file is damaged.
+    """
+    if (found := read_plan_file(folder)) is None:
+        return PlanEvidence()
+    try:
+        known = tuple(found["categories"]), tuple(found["experts"])
+        measured, learnt = (_table(found[name], *known, categories, experts) for name in ("measured", "learnt"))
+        return PlanEvidence(measured, learnt, tuple(name for name in found["moved"] if name in categories))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{folder / FILE}: cannot be read ({error!r}); make it again with `coe plan`") from error
+
+
+def _cells(table: ScoreTable) -> dict[str, list[Any]]:
+    return {name: _plain(getattr(table, name)) for name in ("mean", "variance", "count")}
+
+
+def _table(
+    cells: Mapping[str, list[Any]] | None,
+    known_categories: Sequence[str],
+    known_experts: Sequence[str],
+    categories: Sequence[str],
+    experts: Sequence[str],
+) -> ScoreTable | None:
+    """The saved cells as a table over `categories` and `experts`; cells that were not saved have no scores."""
+    if cells is None:
+        return None
+    rows = [known_categories.index(name) if name in known_categories else len(known_categories) for name in categories]
+    columns = [known_experts.index(name) if name in known_experts else len(known_experts) for name in experts]
+
+    def aligned(name: str, nothing: float) -> Array:
+        saved = _array(cells[name], np.nan if name != "count" else 0.0)
+        if saved.shape != (len(known_categories), len(known_experts)):
+            raise ValueError(f"{name} of shape {saved.shape}")
+        return np.pad(saved, ((0, 1), (0, 1)), constant_values=nothing)[np.ix_(rows, columns)]
+
+    mean, variance, count = aligned("mean", np.nan), aligned("variance", np.nan), aligned("count", 0.0)
+    return ScoreTable(tuple(categories), tuple(experts), mean, variance, count)
 
 
 def _uses() -> list[str]:

@@ -48,16 +48,17 @@ def told(
     seed: int,
     quality: NDArray[np.float64] | None = None,
     rate: float = 0.3,
+    loss: float = 1.0,
     truth: NDArray[np.float64] = TRUTH,
     tenants: Sequence[str] = ("a",),
 ) -> Experience:
-    """Rated requests of random categories, chosen by `quality` (nothing known: evenly) with exploration among all."""
+    """Rated requests of random categories, chosen by `quality` (nothing known: evenly) with exploration."""
     random = np.random.default_rng(seed)
     category = random.integers(0, len(CATEGORIES), count)
     posterior = np.full((count, len(CATEGORIES)), 0.05)
     posterior[np.arange(count), category] = 0.9
     worth = posterior @ (np.zeros_like(TRUTH) if quality is None else quality)
-    chances = propensities(worth, rate=rate, loss=1.0)
+    chances = propensities(worth, rate=rate, loss=loss)
     chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), len(EXPERTS) - 1)
     return experience(
         count,

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from coe.learning.experience import Experience
+from coe.learning.moves import shares
 from coe.learning.policies import greedy
-from coe.learning.refit import Refit
 from coe.learning.retrain import Current, Probes, retrain
 from coe.learning.round_plot import plot_round
 from coe.learning.round_report import markdown, round_report
@@ -23,8 +23,8 @@ TENANTS = tuple("abcdefg")
 BEST = TRUTH.argmax(axis=1).tolist()
 
 
-def plan(refit: Refit) -> Assignment:
-    return solve(Problem.of(refit.table, quality=refit.quality, weights=np.ones(3)))
+def plan(table: ScoreTable, quality: np.ndarray) -> Assignment:
+    return solve(Problem.of(table, quality=quality, weights=np.ones(3)))
 
 
 def current(quality: np.ndarray, *, rounds: int = 0) -> Current:
@@ -97,14 +97,73 @@ def test_feedback_that_one_tenant_turns_round_neither_teaches_nor_judges(seed: i
     assert [one.tenant for one in found.refit.agreements if one.trust < 1.0] == ["a"]
 
 
-def test_a_guarded_category_that_the_candidate_would_harm_keeps_the_current_plan() -> None:
+def test_a_move_that_probes_show_to_lose_is_rejected_and_the_others_are_accepted() -> None:
     harmed = np.array([[0.8, 0.5, 0.2], [0.4, 0.6, 0.4], [0.9, 0.5, 0.1]])  # ratings that like the coder for law
     log = told(900, seed=3, truth=harmed)
     wrong = TRUTH.copy()
     wrong[0] = [0.2, 0.5, 0.8]
-    found = retrain(log, current(wrong), now=900.0, plan=plan, probes=probes(600), guarded=("law",))
-    assert found.judgement.reason == "guarded category falls"
-    assert "law falls by" in found.judgement.sentence
+    found = retrain(log, current(wrong), now=900.0, plan=plan, probes=probes(600), guarded=CATEGORIES)
+    assert {move.category: move.verdict for move in found.moves} == {"code": "better", "law": "worse elsewhere"}
+    assert choices(found.candidate) == BEST
+    assert found.judgement.promote
+
+
+def test_only_the_categories_with_evidence_move_and_the_rows_of_the_others_stay() -> None:
+    changed = TRUTH.copy()
+    changed[0] = [0.2, 0.5, 0.2]  # the coder got worse at code
+    measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
+    before = current(TRUTH)
+    log = told(2000, seed=4, quality=TRUTH, truth=changed)
+    found = retrain(log, before, now=2000.0, plan=plan, base=measured)
+    assert found.judgement.promote
+    assert [(move.category, move.target) for move in found.moves if move.accepted] == [("code", "generalist")]
+    np.testing.assert_array_equal(found.candidate.quality[1:], before.assignment.quality[1:])
+    assert choices(found.candidate) == [1, 1, 2]
+
+
+def test_a_cell_that_the_log_cannot_show_never_takes_a_category() -> None:
+    """The lawyer is never explored for code; what others say of it elsewhere must not bring it there."""
+    changed = TRUTH.copy()
+    changed[0] = [0.2, 0.3, 0.9]
+    before = replace(current(TRUTH), loss=0.35)  # the lawyer is .6 behind at code
+    log = told(3000, seed=5, quality=TRUTH, truth=changed, loss=0.35)
+    found = retrain(log, before, now=3000.0, plan=plan)
+    assert "lawyer" not in {move.target for move in found.moves if move.category == "code" and move.accepted}
+    assert choices(found.candidate)[0] != 2
+
+
+def test_a_fallen_expert_opens_its_category_for_one_that_was_measured_better_and_keeps_it() -> None:
+    changed = TRUTH.copy()
+    changed[0] = [0.1, 0.5, 0.2]
+    measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
+    before = replace(current(TRUTH), loss=0.1)  # the generalist is .3 behind at code: never explored
+    log = told(1200, seed=6, quality=TRUTH, truth=changed, loss=0.1)
+    found = retrain(log, before, now=1200.0, plan=plan, base=measured)
+    assert [(move.category, move.target, move.verdict) for move in found.moves] == [("code", "generalist", "explored")]
+    assert found.judgement.promote
+    np.testing.assert_array_equal(shares(found.candidate), shares(before.assignment))
+    np.testing.assert_array_equal(greedy(log, found.candidate), greedy(log, before.assignment))
+    gap = found.candidate.quality[0, 0] - found.candidate.quality[0, 1]
+    assert 0 < gap <= 0.1
+    assert found.judgement.sentence.startswith("promoted: code explores generalist (coder fell by 0.")
+
+
+def test_a_round_whose_support_is_thin_says_so_and_promotes_nothing_of_it() -> None:
+    log = told(400, seed=7, quality=TRUTH[::-1], rate=0.02)
+    found = retrain(log, current(TRUTH[::-1]), now=400.0, plan=plan)
+    assert not found.judgement.promote
+    assert {move.verdict for move in found.moves} <= {"thin support", "not better"}
+    before = replace(current(np.array([[0.5, 0.4, 0.4]] * 3)), loss=0.0)
+    few = told(300, seed=8, quality=np.array([[0.5, 0.4, 0.4]] * 3), loss=0.0)
+    assert not retrain(few, before, now=300.0, plan=plan).judgement.promote
+
+
+def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
+    log = told(600, seed=0, quality=TRUTH[::-1])
+    asked = replace(current(TRUTH[::-1], rounds=2), tested=500)
+    found = retrain(log, asked, now=600.0, plan=plan)
+    assert (found.tested, found.judgement.promote, found.judgement.reason) == (False, False, "too little is new")
+    assert retrain(log, replace(asked, tested=400), now=600.0, plan=plan).judgement.promote
 
 
 def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() -> None:
@@ -120,9 +179,11 @@ def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() ->
     }
     assert set(made["estimates"]) == {"current", "candidate"}
     page = markdown(made)
-    assert page.startswith("# Learning, round 1: promoted\n\nPromoted: +0.")
+    assert page.startswith("# Learning, round 1: promoted\n\nPromoted: code lawyer -> coder (+0.")
     assert "| code | lawyer | coder |" in page
     assert "| candidate | dr | 0." in page
+    assert "- code: lawyer -> coder: better; +0." in page
+    assert {move["category"] for move in made["moves"]} == {"code", "law"}
     assert "Left out: 3 failed." in page
     assert "- tenant 'a': agreement -" in page
 
@@ -130,7 +191,7 @@ def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() ->
 def test_the_report_of_an_uneventful_round_has_no_empty_sections() -> None:
     log = told(60, seed=0, quality=TRUTH)
     same = current(TRUTH)
-    found = retrain(log, same, now=60.0, plan=lambda refit: same.assignment)
+    found = retrain(log, same, now=60.0, plan=plan)
     page = markdown(round_report(found, same, experience=log))
     assert page.startswith("# Learning, round 1: kept")
     assert "##" not in page

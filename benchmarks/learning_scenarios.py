@@ -1,0 +1,329 @@
+"""Scenarios in which a measured plan learns from its traffic: does a promotion ever make the service worse?
+
+    python benchmarks/learning_scenarios.py --data DIR [--seeds 200] [--only NAME] [--json FILE] [--work DIR]
+
+DIR holds prompts, scores and models as `coe benchmark` reads them. Each series starts from a plan that was measured on
+probes. Then one expert gets better or worse in some categories, requests come with exploration, a part of them is
+rated, and the functions behind `coe retrain` refit, plan and judge, without held-out probes. The truth is known: the
+requests are drawn from the prompts that are not probes, with every expert's score.
+
+Reported for each scenario: series, promotions, the largest loss of true quality by any promotion, series with a
+promotion that lost quality, and how many of the gains above .02 that the log can show were found. The log can show a
+gain where the test of the true best move has a power of 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from replay import World, world_of
+from scipy.stats import t
+
+from coe.exploration import propensities
+from coe.learning.experience import Experience
+from coe.learning.moves import Served, shares
+from coe.learning.offpolicy import difference
+from coe.learning.policies import greedy
+from coe.learning.promotion import allowance
+from coe.learning.quality import read_quality
+from coe.learning.refit import refit
+from coe.learning.retrain import Current, retrain, served_requests
+from coe.mapping import Assignment, Problem, solve
+from coe.scoring import ScoreTable, tabulate_softly
+
+Array = NDArray[np.float64]
+
+PROBES, TENANTS = 700, 8
+WORSE, BETTER = 0.8, 0.8
+"""Share of its score that a worse expert loses, and of what it lacks that a better one gains."""
+WORTHWHILE, POWER = 0.02, 0.95
+EARLY = (500, 1000, 1500, 2000, 2500, 3000)
+ROUNDS = (*EARLY, 5000, 7500, 10_000, 12_500, 15_000, 17_500, 20_000)
+"""Numbers of requests after which a round takes place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`change` happens to one expert in `categories` categories; `gradual` spreads it over all requests."""
+
+    name: str
+    change: Literal["worse", "better"]
+    categories: int
+    rate: float
+    loss: float
+    requests: int
+    rated: float
+    gradual: bool = False
+
+
+SCENARIOS = (
+    Scenario("one expert worse in two categories", "worse", 2, 0.10, 0.15, 3000, 0.6),
+    Scenario("nothing changes, short log", "worse", 0, 0.05, 0.05, 500, 0.2),
+    Scenario("nothing changes, medium log", "worse", 0, 0.10, 0.15, 3000, 0.6),
+    Scenario("nothing changes, long log", "worse", 0, 0.10, 0.15, 20_000, 0.2),
+    Scenario("better in one category", "better", 1, 0.10, 0.15, 20_000, 0.2),
+    Scenario("worse in one category", "worse", 1, 0.05, 0.05, 20_000, 0.6),
+    Scenario("better in two categories, little exploration", "better", 2, 0.05, 0.05, 3000, 0.2),
+    Scenario("worse in five categories", "worse", 5, 0.10, 0.15, 20_000, 0.6),
+    Scenario("better in five categories, short log", "better", 5, 0.10, 0.15, 500, 0.6),
+    Scenario("drifting worse in two categories", "worse", 2, 0.10, 0.15, 20_000, 0.6, gradual=True),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """The population of requests, posteriors (n, m), and every expert's expected score (n, k) at the start and end."""
+
+    posterior: Array
+    before: Array
+    after: Array
+
+    def scores(self, progress: float) -> Array:
+        return self.before + progress * (self.after - self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """`losses` holds the loss of true quality by each promotion, negative for a gain."""
+
+    losses: tuple[float, ...]
+    found: int
+    missed: int
+    start: float
+    end: float
+
+
+def run(world: World, scenario: Scenario, seed: int) -> Series:
+    random = np.random.default_rng((seed, sum(map(ord, scenario.name))))
+    assignment, measured, rest = _measured_plan(world, random, everything=not scenario.categories)
+    truth = _truth(world, rest, assignment, scenario, random)
+    current = Current(assignment, 0.0, 0, scenario.rate, scenario.loss)
+    log = _Log(world, truth, scenario, random)
+    losses, last = [], None
+    for count in (number for number in ROUNDS if number <= scenario.requests):
+        log.serve(count, current.assignment)
+        experience = log.experience()
+        found = retrain(experience, current, now=float(count), plan=_plan, base=measured, guarded=world.categories)
+        if found.tested:
+            last = (experience, current, log.progress)
+        if found.judgement.promote:
+            scores = truth.scores(log.progress)
+            old, new = (_value(world, truth, one, scores) for one in (current.assignment, found.candidate))
+            losses.append(old - new)
+            current = replace(current, assignment=found.candidate, since=float(count), rounds=0, tested=0)
+        elif found.tested:
+            current = replace(current, rounds=current.rounds + 1, tested=found.rated)
+    assert last is not None
+    tested, plan, progress = last
+    shown = truth.scores((plan.since / scenario.requests + progress) / 2)  # the mean over that plan's requests
+    hits, missed = _gains(world, replace(truth, after=shown), assignment, plan, current, tested, measured)
+    ends = (_value(world, truth, one, truth.after) for one in (assignment, current.assignment))
+    return Series(tuple(losses), hits, missed, *ends)
+
+
+def _plan(table: ScoreTable, quality: Array) -> Assignment:
+    return solve(Problem.of(table, quality=quality, weights=np.ones(len(table.categories))))
+
+
+def _measured_plan(
+    world: World, random: np.random.Generator, *, everything: bool
+) -> tuple[Assignment, ScoreTable, NDArray[np.int64]]:
+    """The plan of `coe plan`, its table, and the prompts that are left as requests.
+
+    With `everything` it is made of all scores, so that nothing is left to learn.
+    """
+    shuffled = random.permutation(len(world.scores))
+    probes, rest = shuffled[:PROBES], shuffled[PROBES:]
+    used = rest if everything else probes
+    table = tabulate_softly(world.categories, world.experts, world.posterior[used], world.scores[used])
+    return _plan(table, table.lower(deviations=0.0 if everything else 1.0)), table, rest
+
+
+def _truth(
+    world: World, rest: NDArray[np.int64], assignment: Assignment, scenario: Scenario, random: np.random.Generator
+) -> Truth:
+    """One expert changes: a worse one in categories that the plan gives it, the runner-up gets better elsewhere."""
+    posterior, before = world.posterior[rest], world.scores[rest]
+    likeliest, chosen = posterior.argmax(axis=1), shares(assignment).argmax(axis=1)
+    sizes = np.bincount(likeliest, minlength=len(world.categories))
+    if scenario.change == "worse":
+        expert = int(np.bincount(chosen, weights=sizes, minlength=len(world.experts)).argmax())
+        possible = np.flatnonzero(chosen == expert)
+    else:
+        second = np.where(np.arange(len(world.experts)) == chosen[:, None], -np.inf, assignment.quality).argmax(axis=1)
+        expert = int(np.bincount(second, weights=sizes, minlength=len(world.experts)).argmax())
+        possible = np.flatnonzero(chosen != expert)
+    weights = sizes[possible] / max(sizes[possible].sum(), 1)
+    count = min(scenario.categories, int((weights > 0).sum()))
+    changed = random.choice(possible, size=count, replace=False, p=weights) if count else np.array([], dtype=int)
+    after, rows = before.copy(), np.isin(likeliest, changed)
+    own = after[rows, expert]
+    after[rows, expert] = own * (1 - WORSE) if scenario.change == "worse" else own + (1 - own) * BETTER
+    return Truth(posterior, before if scenario.gradual else after, after)
+
+
+class _Log:
+    """Requests as the gateway logs them, in arrays."""
+
+    def __init__(self, world: World, truth: Truth, scenario: Scenario, random: np.random.Generator) -> None:
+        self._world, self._truth, self._scenario, self._random = world, truth, scenario, random
+        self._columns: list[dict[str, Any]] = []
+        self._count = 0
+
+    @property
+    def progress(self) -> float:
+        return self._count / self._scenario.requests
+
+    def serve(self, until: int, assignment: Assignment) -> None:
+        """Requests up to number `until`, decided by an assignment."""
+        count, random, scenario = until - self._count, self._random, self._scenario
+        rows = random.integers(0, len(self._truth.posterior), count)
+        posterior = self._truth.posterior[rows]
+        worth = posterior @ assignment.quality - assignment.price
+        chances = propensities(worth, rate=scenario.rate, loss=scenario.loss)
+        chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), chances.shape[1] - 1)
+        progress = (self._count + np.arange(count)) / scenario.requests
+        start, end = self._truth.before[rows, chosen], self._truth.after[rows, chosen]
+        mean = start + progress * (end - start)
+        rated = random.random(count) < scenario.rated
+        reward = np.where(rated, (random.random(count) < mean).astype(float), np.nan)
+        self._columns.append(
+            {
+                "posterior": posterior.astype(np.float32),
+                "chosen": chosen.astype(np.int16),
+                "propensity": chances[np.arange(count), chosen].astype(np.float32),
+                "reward": reward.astype(np.float32),
+                "kind": np.where(rated, 0, -1).astype(np.int8),
+                "tenant": random.integers(0, TENANTS, count).astype(np.int32),
+                "time": self._count + np.arange(count, dtype=np.float64),
+            }
+        )
+        self._count = until
+
+    def experience(self) -> Experience:
+        names = self._columns[0]
+        columns = {name: np.concatenate([one[name] for one in self._columns]) for name in names}
+        count = self._count
+        return Experience(
+            categories=self._world.categories,
+            experts=self._world.experts,
+            tenants=tuple(f"t{number}" for number in range(TENANTS)),
+            versions=("v",),
+            allowed=np.ones((count, len(self._world.experts)), dtype=np.bool_),
+            corrected=np.full(count, -1, dtype=np.int16),
+            version=np.zeros(count, dtype=np.int32),
+            identity=np.arange(count, dtype=np.uint64),
+            **columns,
+        )
+
+
+def _population(world: World, truth: Truth) -> Experience:
+    whole = World(world.categories, world.experts, truth.posterior, truth.after)
+    return whole.experience(np.arange(len(truth.posterior)))
+
+
+def _value(world: World, truth: Truth, assignment: Assignment, scores: Array) -> float:
+    return float((greedy(_population(world, truth), assignment) * scores).sum(axis=1).mean())
+
+
+def _gains(
+    world: World,
+    truth: Truth,
+    first: Assignment,
+    judged: Current,
+    final: Current,
+    experience: Experience,
+    measured: ScoreTable,
+) -> tuple[int, int]:
+    """(gains above WORTHWHILE that were found, those that the last test could show and that were not)."""
+    seen = _population(world, truth)
+    likeliest = seen.posterior.argmax(axis=1)
+    old, new = ((greedy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
+    now = float(len(experience))
+    served = served_requests(
+        experience.part(experience.telling), judged, lambda part: refit(part, now=now, base=measured)
+    )
+    found = missed = 0
+    for category in range(len(world.categories)):
+        own = likeliest == category
+        best = float(truth.after[own].mean(axis=0).max() * own.mean() - (old * own).mean()) if own.any() else 0.0
+        if best <= WORTHWHILE:
+            continue
+        if ((new - old) * own).mean() >= best / 2:
+            found += 1
+        elif served is not None and _can_show(served, truth, judged, category, own):
+            missed += 1
+    return found, missed
+
+
+def _can_show(served: Served, truth: Truth, current: Current, category: int, own: NDArray[np.bool_]) -> bool:
+    """The test of the best move that the log can show has the power POWER, by its standard error in this log."""
+    mean = truth.after[own].mean(axis=0)
+    target = int(np.where(served.shown[category], mean, -1.0).argmax())
+    gain = float((mean[target] - mean[int(shares(current.assignment)[category].argmax())]) * own.mean())
+    policy = np.where(
+        (served.experience.posterior.argmax(axis=1) == category)[:, None], np.eye(len(mean))[target], served.old
+    )
+    estimate = difference(served.log, policy, served.old)
+    if gain <= WORTHWHILE or estimate.error == 0.0:
+        return False
+    chance = allowance(current.rounds + 1) / max(served.family, 1)
+    return gain / estimate.error >= t.isf(chance, estimate.degrees) + t.ppf(POWER, estimate.degrees)
+
+
+def summary(scenario: Scenario, series: list[Series]) -> dict[str, Any]:
+    losses = [loss for one in series for loss in one.losses]
+    found, missed = sum(one.found for one in series), sum(one.missed for one in series)
+    return {
+        "scenario": scenario.name,
+        "series": len(series),
+        "promotions": len(losses),
+        "largest_loss": max(losses, default=0.0),
+        "losses_above_005": sum(loss > 0.005 for loss in losses),
+        "series_with_a_loss": sum(any(loss > 0 for loss in one.losses) for one in series) / len(series),
+        "series_with_a_promotion": sum(bool(one.losses) for one in series) / len(series),
+        "gains_found": found,
+        "gains_missed": missed,
+        "quality_at_start": float(np.mean([one.start for one in series])),
+        "quality_at_end": float(np.mean([one.end for one in series])),
+    }
+
+
+def report(world: World, seeds: int, only: str | None) -> Iterator[dict[str, Any]]:
+    for scenario in SCENARIOS:
+        if only is None or only in scenario.name:
+            yield summary(scenario, [run(world, scenario, seed) for seed in range(seeds)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--benchmark", default="llmrouter9")
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--only", help="scenarios whose name contains this")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path)
+    given = parser.parse_args()
+    data = read_quality(given.data, benchmark=given.benchmark)
+    with tempfile.TemporaryDirectory() as fresh:
+        work = given.work or Path(fresh)
+        work.mkdir(parents=True, exist_ok=True)
+        world = world_of(data, work)
+    found = []
+    for one in report(world, given.seeds, given.only):
+        print(orjson.dumps(one).decode(), flush=True)
+        found.append(one)
+    if given.json:
+        given.json.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    main()
