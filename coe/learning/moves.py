@@ -27,7 +27,7 @@ MAX_UNSUPPORTED = 0.2
 """Largest share of a move's traffic that the log could not have sent to the new expert."""
 MEASURED = "measured scores"
 """Name of the evidence that compares ratings of one expert with measured scores of another."""
-MAX_FLIPPED = 0.005
+MAX_FLIPPED = 0.002
 """Largest share of all requests that may go to another expert when a category is opened for exploration."""
 STEPS = (1.0, 0.75, 0.5, 0.25)
 """Parts of the way from the row in use to the proposed row that an opened category is tried with."""
@@ -169,6 +169,7 @@ def explored_moves(
     served: Served,
     base: ScoreTable,
     *,
+    traffic: Experience,
     level: float,
     loss: float,
     taken: Collection[str],
@@ -178,7 +179,8 @@ def explored_moves(
 
     A category is opened where the ratings of its expert have fallen below what `base` measured of another expert, moved
     by `level`, and the log cannot show that expert (Welch's test, Bonferroni over categories). The category keeps its
-    expert, so a wrong comparison costs no more than exploration does. Categories in `taken` are left out.
+    expert, so a wrong comparison costs no more than exploration does; requests between categories are kept where they
+    are by the sample `traffic`, rated or not. Categories in `taken` are left out.
     """
     likeliest, chosen = served.experience.posterior.argmax(axis=1), shares(current).argmax(axis=1)
     found, opening = [], rows.copy()
@@ -187,7 +189,7 @@ def explored_moves(
         rewards = served.log.reward[own & (served.log.chosen == chosen[category])]
         if name in taken or len(rewards) < MIN_RATED:
             continue
-        row, opened = _opening_row(served, current, rows, category, loss)
+        row, opened = _opening_row(traffic, current, rows, category, loss)
         hidden = (opened >= MIN_OPENED) & (base.count[category] >= MIN_RATED)
         if not hidden.any():
             continue
@@ -202,24 +204,25 @@ def explored_moves(
     return tuple(found), opening
 
 
-def _opening_row(served: Served, current: Assignment, rows: Array, category: int, loss: float) -> tuple[Array, Array]:
-    """The row nearest to the proposed one that sends at most MAX_FLIPPED of the requests to another expert, and the
+def _opening_row(
+    traffic: Experience, current: Assignment, rows: Array, category: int, loss: float
+) -> tuple[Array, Array]:
+    """The row nearest to the proposed one that sends at most MAX_FLIPPED of the traffic to another expert, and the
     additional share of the category's requests in which each expert comes within `loss` of the best, shape (k,)."""
-    own, old = served.experience.posterior.argmax(axis=1) == category, current.quality[category]
-    change = np.where(np.isfinite(old), rows[category] - old, 0.0)
+    own, row = traffic.posterior.argmax(axis=1) == category, current.quality[category]
+    change, old = np.where(np.isfinite(row), rows[category] - row, 0.0), greedy(traffic, current)
     for step in STEPS:
-        row = old + step * change
-        opened = with_rows(current, {category: row}, (category,))
-        flipped = np.abs(greedy(served.experience, opened) - served.old).sum(axis=1).mean() / 2
+        opened = with_rows(current, {category: row + step * change}, (category,))
+        flipped = np.abs(greedy(traffic, opened) - old).sum(axis=1).mean() / 2
         if flipped <= MAX_FLIPPED:
-            return row, _opened(served.experience.part(own), current, opened, loss)
-    return old, np.zeros(len(current.experts))
+            return opened.quality[category], _opened(traffic.part(own), current, opened, loss)
+    return row, np.zeros(len(current.experts))
 
 
 def _opened(experience: Experience, old: Assignment, new: Assignment, loss: float) -> Array:
     """The additional share of requests in which each expert comes within `loss` of the best, shape (k,)."""
     within = [(value := worth(experience, one)) >= value.max(axis=1, keepdims=True) - loss for one in (old, new)]
-    return np.asarray(within[1].mean(axis=0) - within[0].mean(axis=0))
+    return np.asarray((within[1].sum(axis=0) - within[0].sum(axis=0)) / max(len(experience), 1))
 
 
 def _fall(rewards: Array, base: ScoreTable, cell: tuple[int, int], *, level: float) -> Contrast:

@@ -38,6 +38,8 @@ FEWEST = 100
 """Rated requests of the current assignment below which logged traffic is no evidence."""
 GROWTH = 1.5
 """Factor by which the rated requests must have grown since the last test, so that tests stay few as a log grows."""
+SAMPLE = 20_000
+"""Requests, the newest, on which the side effects of opening a category for exploration are measured."""
 ROUNDING = 1e-4
 """Quality by which the five digits of logged posteriors may move an expert across the limit of exploration."""
 MARGIN = 0.01
@@ -129,7 +131,15 @@ def retrain(
     if served is not None and base is not None and probes is None:
         taken = [move.category for move in moves if move.accepted]
         opened, rows = explored_moves(
-            present, rows, served, base, level=fitted.level, loss=current.loss, taken=taken, chance=chance
+            present,
+            rows,
+            served,
+            base,
+            traffic=_newest(experience),
+            level=fitted.level,
+            loss=current.loss,
+            taken=taken,
+            chance=chance,
         )
         moves += opened
     assembly = _Assembly(current, rows, plan, fitted.table)
@@ -148,6 +158,10 @@ def retrain(
         estimated = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, new)}
     judgement = _judgement(moves, evidence, round_=current.rounds + 1, due=due)
     return Round(candidate, fitted, judgement, estimated, moves, due, len(served.log) if served else 0)
+
+
+def _newest(experience: Experience) -> Experience:
+    return experience.part(np.arange(max(len(experience) - SAMPLE, 0), len(experience)))
 
 
 def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:
