@@ -1,0 +1,39 @@
+"""The causes for which an expert did not answer: a closed vocabulary, fit for metric labels, headers and records."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Cause = Literal[
+    "connection_refused",
+    "connect_timeout",
+    "name_resolution",
+    "tls_error",
+    "unreachable",
+    "connection_lost",
+    "unauthorized",
+    "model_not_found",
+    "not_found",
+    "rate_limited",
+    "quota_exceeded",
+    "overloaded",
+    "server_error",
+    "unexpected_status",
+    "timeout",
+    "invalid_response",
+    "rejected",
+    "unsupported",
+    "asleep",
+    "hedged",
+    "circuit_open",
+    "error",
+]
+"""docs/operations.md describes each. `circuit_open` stands for an open breaker whose own cause is not known, `hedged`
+for an expert that was slower than the one asked beside it, `error` for all that has no word of its own."""
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+CALLER_DEPENDENT: frozenset[Cause] = frozenset(
+    {"connection_lost", "overloaded", "server_error", "unexpected_status", "timeout", "invalid_response", "error"}
+)
+"""Failures that one caller's requests can provoke while the server answers others. All other failures of a server (no
+connection, a refused api_key, an unknown model or path) concern every caller alike."""
