@@ -17,6 +17,7 @@ import typer
 
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, say, settings_for
+from coe.cli.live import ENDPOINTS, check_live
 from coe.cli.working import Engine
 from coe.errors import FleetError
 from coe.registry import Registry, load
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         Servers,
     )  # and the rest of it where it is used: what is imported here, a gateway carries
 
-ENDPOINTS = "endpoints.json"
 DRAIN = 55.0
 """Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
 
@@ -133,6 +133,19 @@ async def _serve(
 
     await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Pace(grace=DRAIN)))
     say(_welcome(settings, registry))
+    if settings.check_experts:
+        check = asyncio.create_task(_check(registry, settings), name="check of the experts")
+        stack.push_async_callback(asyncio.gather, check, return_exceptions=True)
+        stack.callback(check.cancel)
+
+
+async def _check(registry: Registry, settings: Settings) -> None:
+    """Say which experts do not answer, in the background: the gateway serves meanwhile."""
+    findings = await check_live(registry, settings)
+    for finding in findings:
+        if not finding.ok:
+            say(f"note: {finding.sentence}")
+    say(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
 def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[LocalExpert]], None]) -> Adapting:
@@ -190,7 +203,11 @@ def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
         argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
         host=_reachable(settings),
         port=settings.port,
-        env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS), "COE_TURNS": str(turns or "")},
+        env={
+            "COE_ENDPOINTS": str(settings.home / ENDPOINTS),
+            "COE_TURNS": str(turns or ""),
+            "COE_CHECK_EXPERTS": "0",  # `coe up` checks them itself, where people see it
+        },
         model=None,
         log=settings.logs / "gateway.log",
         ready_timeout=60.0,
