@@ -46,10 +46,9 @@ class Watched:
         return cells
 
     def _fails(self, name: str) -> bool:
-        """As this process sees it now: no server of the expert may be asked, or one cause makes it fail repeatedly."""
-        expert = self._current.serving.composition.experts[name]
-        incidents: Incidents | None = getattr(expert, "incidents", None)
-        return not expert.standing.up or (incidents is not None and incidents.failing)
+        """As this process sees it now: the expert fails repeatedly, and has not answered again since."""
+        incidents: Incidents | None = getattr(self._current.serving.composition.experts[name], "incidents", None)
+        return incidents is not None and incidents.failing
 
     def _drift(self) -> Cells:
         watch = self._now()

@@ -54,7 +54,7 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
 
 
 def _summary(found: Registry, findings: Sequence[Finding], *, live: bool) -> dict[str, Any]:
-    told = {"categories": found.category_names, "experts": found.expert_names, "digest": found.digest}
+    told: dict[str, Any] = {"categories": found.category_names, "experts": found.expert_names, "digest": found.digest}
     if live:
         told["live"] = [{**asdict(finding), "ok": finding.ok} for finding in findings]
     return {"ok": all(finding.ok for finding in findings), **told}

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, say, settings_for
 from coe.cli.live import ENDPOINTS, check_live
 from coe.cli.working import Engine
-from coe.errors import FleetError
+from coe.errors import CoEError, FleetError
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 
@@ -134,14 +134,26 @@ async def _serve(
     await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Pace(grace=DRAIN)))
     say(_welcome(settings, registry))
     if settings.check_experts:
-        check = asyncio.create_task(_check(registry, settings), name="check of the experts")
-        stack.push_async_callback(asyncio.gather, check, return_exceptions=True)
-        stack.callback(check.cancel)
+        await stack.enter_async_context(_checking(registry, settings))
+
+
+@contextlib.asynccontextmanager
+async def _checking(registry: Registry, settings: Settings) -> AsyncIterator[None]:
+    check = asyncio.create_task(_check(registry, settings), name="check of the experts")
+    try:
+        yield
+    finally:
+        check.cancel()
+        await asyncio.gather(check, return_exceptions=True)
 
 
 async def _check(registry: Registry, settings: Settings) -> None:
     """Say which experts do not answer, in the background: the gateway serves meanwhile."""
-    findings = await check_live(registry, settings)
+    try:
+        findings = await check_live(registry, settings)
+    except CoEError as error:
+        say(f"note: the experts could not be checked: {error}")
+        return
     for finding in findings:
         if not finding.ok:
             say(f"note: {finding.sentence}")
