@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -29,6 +30,10 @@ ANSWER_TIMEOUT = 30.0
 LIST_TIMEOUT = 5.0
 """Seconds for the list of models."""
 MAX_LIST_BYTES = 2**20
+MAX_LISTED = 500
+"""Names of the list that are compared with the declared one."""
+MAX_NAME = 100
+"""Characters of a listed name."""
 MAX_NAMES = 5
 """Served names that a finding mentions."""
 CONCURRENCY = 8
@@ -161,9 +166,11 @@ class _Check:
 
     async def _elsewhere(self) -> str:
         """The remedy for a path without an API, where the same server has one at a path nearby; empty otherwise."""
-        base, mark, _ = self._base_url.partition("/v1")
-        for url in (f"{self._base_url}/v1", base + mark):
-            if url not in (self._base_url, "") and await self._listed(f"{url}/models") is not None:
+        parts = urlsplit(self._base_url)
+        paths = (f"{parts.path}/v1", f"{parts.path.partition('/v1')[0]}/v1", "/v1")
+        for path in dict.fromkeys(paths):
+            url = parts._replace(path=path, query="", fragment="").geturl()
+            if url != self._base_url and await self._listed(f"{url}/models") is not None:
                 return f"its API is at /v1: write `base_url: {redacted(url)}` in experts.yaml"
         return ""
 
@@ -191,6 +198,6 @@ def _names(status: int, page: bytes) -> list[str] | None:
         return []
     try:
         listed: Any = orjson.loads(page)["data"] if status == 200 else None
-        return None if listed is None else [redacted(str(one["id"])) for one in listed]
+        return None if listed is None else [redacted(str(one["id"]))[:MAX_NAME] for one in listed[:MAX_LISTED]]
     except (ValueError, TypeError, KeyError):
         return None

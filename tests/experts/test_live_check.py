@@ -81,7 +81,7 @@ async def test_a_model_that_is_not_served_is_named_with_the_nearest_that_are() -
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["", "/v1/chat/completions", "/api"])
 async def test_a_url_that_misses_the_api_is_corrected(path: str) -> None:
     async with server(serving(*SERVED, key=KEY)) as root:
         finding = await found(f"{root}{path}")
