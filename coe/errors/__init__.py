@@ -50,7 +50,7 @@ CoEError
 
 from __future__ import annotations
 
-from coe.errors.cause import CALLER_DEPENDENT, CAUSES, Cause
+from coe.errors.cause import CAUSES, FOR_ALL_CALLERS, Cause
 from coe.errors.expert import (
     ExpertAsleep,
     ExpertBusy,
@@ -105,8 +105,8 @@ from coe.errors.request import (
 )
 
 __all__ = [
-    "CALLER_DEPENDENT",
     "CAUSES",
+    "FOR_ALL_CALLERS",
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactRefused",

@@ -12,6 +12,7 @@ Cause = Literal[
     "unreachable",
     "connection_lost",
     "unauthorized",
+    "forbidden",
     "model_not_found",
     "not_found",
     "rate_limited",
@@ -32,8 +33,17 @@ Cause = Literal[
 for an expert that was slower than the one asked beside it, `error` for all that has no word of its own."""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
-CALLER_DEPENDENT: frozenset[Cause] = frozenset(
-    {"connection_lost", "overloaded", "server_error", "unexpected_status", "timeout", "invalid_response", "error"}
+FOR_ALL_CALLERS: frozenset[Cause] = frozenset(
+    {
+        "connection_refused",
+        "connect_timeout",
+        "name_resolution",
+        "tls_error",
+        "unreachable",
+        "unauthorized",
+        "quota_exceeded",
+    }
 )
-"""Failures that one caller's requests can provoke while the server answers others. All other failures of a server (no
-connection, a refused api_key, an unknown model or path) concern every caller alike."""
+"""Failures that no request can provoke, so that every caller meets them: no connection, or an account that is refused.
+All others may be one caller's doing: providers answer 403 for what their moderation stops, and 404 for an unknown file
+that a request names."""

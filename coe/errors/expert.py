@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe.errors.cause import CALLER_DEPENDENT, Cause
+from coe.errors.cause import FOR_ALL_CALLERS, Cause
 from coe.errors.request import RequestError
 
 
@@ -28,7 +28,7 @@ class ExpertError(RequestError):
     @property
     def concerns_all(self) -> bool:
         """True for a failure that every caller would meet, False for one that a single request may have provoked."""
-        return self.cause not in CALLER_DEPENDENT
+        return self.cause in FOR_ALL_CALLERS
 
 
 class ExpertUnavailable(ExpertError):

@@ -39,15 +39,16 @@ class Breaker:
 
     Where more than one caller uses the server, failures that a single request can provoke open it only if they come
     from several callers. A failed trial counts likewise: one caller's failure lets another caller try at once.
-    Failures that concern all callers (`concerns_all`) count whoever meets them. Its memory is bounded: the callers of
-    the last WINDOW outcomes, and the latest caller.
+    Failures that concern all callers (`concerns_all`) count whoever meets them. A 429 rests the server for its own
+    caller, and for all once another caller gets one meanwhile. Its memory is bounded: the callers of the last WINDOW
+    outcomes, the latest caller, and the latest that was told to rest.
 
     Not thread-safe: it lives in one event loop. `clock` is in seconds and never goes back.
     """
 
     __slots__ = ("_caller", "_caller_at", "_clock", "_closed_at", "_cool_down", "_era", "_failed_at", "_open",
-                 "_other_at", "_rest", "_streak", "_trial", "_tried", "_unsure_of", "_until", "_window", "calm",
-                 "concerns_all")  # fmt: skip
+                 "_other_at", "_own_rest", "_rest", "_rested", "_streak", "_trial", "_tried", "_unsure_of", "_until",
+                 "_window", "calm", "concerns_all")  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -56,7 +57,8 @@ class Breaker:
         self._until = 0.0
         self._trial = False
         self._tried = _NEVER
-        self._rest = 0.0
+        self._rest = self._own_rest = 0.0
+        self._rested: str | None = None  # the caller whose rest ends at _own_rest
         self._cool_down = COOL_DOWN / 2
         self._closed_at = clock()
         self._streak = 0
@@ -83,13 +85,17 @@ class Breaker:
         callers, its own caller waits for a cool-down."""
         if self.calm:
             return True
-        if self._open and caller is not None and caller == self._unsure_of and now < self._tried + self._cool_down:
-            return False
-        return now >= self._rest and not (self._open and now < self._next_trial())
+        return self.wait(now, caller) <= 0
 
-    def wait(self, now: float) -> float:
-        """Seconds until a request may begin, unless a trial decides it before."""
-        return max(self._rest - now, self._next_trial() - now if self._open else 0.0, 0.0)
+    def wait(self, now: float, caller: str | None = None) -> float:
+        """Seconds until a request may begin (of this `caller`), unless a trial decides it before."""
+        until = max(self._rest, self._next_trial() if self._open else 0.0)
+        if caller is not None:
+            if caller == self._rested:
+                until = max(until, self._own_rest)
+            if self._open and caller == self._unsure_of:
+                until = max(until, self._tried + self._cool_down)
+        return max(until - now, 0.0)
 
     def _next_trial(self) -> float:
         """When the next one is due. One that is under way keeps others off for a cool-down, not until it ends: the
@@ -129,7 +135,7 @@ class Breaker:
             self.answered(era)
             self._streak = 0
             self._failed_at = _NEVER
-            self.calm = self._clock() >= self._rest
+            self.calm = self._clock() >= max(self._rest, self._own_rest)
         self._window.append(None)
 
     def failed(self, era: int, *, caller: str = "", concerns_all: bool = False) -> None:
@@ -151,10 +157,16 @@ class Breaker:
         if self._open and era == self._era:
             self._trial = False
 
-    def rest(self, seconds: float) -> None:
-        """The server asked not to be asked for so long (429)."""
+    def rest(self, seconds: float, *, caller: str = "") -> None:
+        """The server asked not to be asked for so long (429), after a request of `caller`."""
         self.calm = False
-        self._rest = max(self._rest, self._clock() + min(seconds, LONGEST_REST))
+        now = self._clock()
+        end = now + min(seconds, LONGEST_REST)
+        if not self._others(now, caller) or (now < self._own_rest and caller != self._rested):
+            self._rest = max(self._rest, end)
+        else:
+            self._own_rest = max(self._own_rest, end) if caller == self._rested else end
+            self._rested = caller
 
     def hurry(self) -> None:
         """A sign of life: the trial may come now. Only a real answer closes the breaker."""

@@ -36,7 +36,7 @@ _NOT_OFFERED = frozenset({404, 405, 501})
 _CAUSES: Mapping[int, Cause] = {
     401: "unauthorized",
     402: "quota_exceeded",
-    403: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "not_found",
     408: "timeout",

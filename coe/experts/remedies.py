@@ -38,6 +38,10 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
             "it refuses the api_key",
             "set `api_key` of the expert in experts.yaml, such as ${OPENAI_API_KEY}, to a key that is valid there",
         ),
+        "forbidden": (
+            "it forbids the request",
+            "check what the `api_key` of the expert may use, and the provider's content policy",
+        ),
         "model_not_found": (
             "it does not serve the declared model",
             "correct `model` of the expert in experts.yaml to a name that the server lists at /v1/models",

@@ -100,7 +100,7 @@ class Replica:
             self.breaker.succeeded(era)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
             self.cause = error.cause
-            self.breaker.rest(error.retry_after)
+            self.breaker.rest(error.retry_after, caller=caller)
 
 
 class _Held:
@@ -205,7 +205,7 @@ class ReplicatedExpert:
                 raise
         if failure is not None:
             failure.servers = frozenset(replica.address for replica in passed if replica.root)
-        raise failure or self._nobody()
+        raise failure or self._nobody(call.caller)
 
     async def _first(self, replica: Replica, call: Call) -> Reply:
         """Ask one; how long a stream takes to begin is noted. A plain answer's first piece is its last, and tells how
@@ -259,10 +259,10 @@ class ReplicatedExpert:
         error.servers, error.asked = call.but, False
         return error
 
-    def _nobody(self) -> ExpertError:
+    def _nobody(self, caller: str) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is under way
-        resting = all(replica.state == "resting" for replica in self.replicas)
+        wait = min(replica.breaker.wait(now, caller) for replica in self.replicas) or COOL_DOWN  # 0: a trial is on
+        resting = all(replica.state in ("resting", "closed") for replica in self.replicas)  # closed: for this caller
         reason = "is busy and asked to be left alone" if resting else "failed too often lately"
         error = (ExpertBusy if resting else ExpertUnavailable)(
             f"expert {self.name!r} {reason}; it is asked again in {wait:.1f} s", expert=self.name

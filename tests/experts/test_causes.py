@@ -42,7 +42,7 @@ QUOTA = {"error": {"message": "You exceeded your current quota", "code": "insuff
     ("answer", "cause"),
     [
         (refusing(401), "unauthorized"),
-        (refusing(403), "unauthorized"),
+        (refusing(403), "forbidden"),
         (refusing(429), "rate_limited"),
         (refusing(429, QUOTA), "quota_exceeded"),
         (refusing(402), "quota_exceeded"),

@@ -159,6 +159,25 @@ def test_its_memory_is_bounded_and_time_always_leads_back(steps: list[tuple[str,
     assert breaker.state == "closed"
 
 
+def test_one_callers_429_rests_the_server_for_that_caller_until_another_gets_one() -> None:
+    breaker, clock = breaker_of()
+    answer(breaker, "alice")
+    breaker.begin("mallory")
+    breaker.rest(30, caller="mallory")
+    assert not breaker.ready(clock.now, "mallory")
+    assert breaker.wait(clock.now, "mallory") == 30
+    assert breaker.ready(clock.now, "alice")
+    answer(breaker, "alice")
+    assert not breaker.ready(clock.now, "mallory")
+    breaker.begin("alice")
+    breaker.rest(20, caller="alice")
+    assert not breaker.ready(clock.now, "bob")
+    assert breaker.state == "resting"
+    clock.now += 30
+    for caller in ("mallory", "alice", "bob"):
+        assert breaker.ready(clock.now, caller)
+
+
 # ------------------------------------------------------------------------------------------- replicas
 
 
@@ -240,6 +259,26 @@ async def test_a_tenants_poisoned_requests_do_not_take_the_expert_from_the_other
                 assert (poisoned.status, poisoned.headers["x-coe-cause"]) == (200, "server_error")
             mine = await ask(gateway, "alice", "code")
             assert (mine.headers["x-coe-expert"], mine.headers["x-coe-reason"]) == ("coder", "routed")
+
+
+@pytest.mark.anyio
+async def test_a_tenants_request_that_draws_429_does_not_rest_the_expert_for_the_others() -> None:
+    async def limited(request: web.Request) -> web.StreamResponse:
+        if b"poison" in await request.read():
+            return web.json_response({"error": {"message": "too large"}}, status=429, headers={"retry-after": "60"})
+        return await answering(request)
+
+    async with (
+        servers((limited, answering)) as (coder, general),
+        gateway_over({"coder": f"{coder}/v1", "generalist": f"{general}/v1"}, access={"keys": KEYS}) as gateway,
+    ):
+        await ask(gateway, "alice", "code")
+        for _ in range(3):
+            poisoned = await ask(gateway, "mallory", "code poison")
+            assert (poisoned.status, poisoned.headers["x-coe-cause"]) == (200, "rate_limited")
+            mine = await ask(gateway, "alice", "code")
+            assert (mine.headers["x-coe-expert"], mine.headers["x-coe-reason"]) == ("coder", "routed")
+        assert poisoned.headers["x-coe-attempts"] == "1"  # its own tenant is kept away for as long as the server said
 
 
 @pytest.mark.anyio

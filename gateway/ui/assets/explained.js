@@ -45,6 +45,7 @@ const CAUSES = {
   unreachable: "its address cannot be reached",
   connection_lost: "its server broke off the connection",
   unauthorized: "it refused the api_key",
+  forbidden: "it forbade the request",
   model_not_found: "it does not serve the declared model",
   not_found: "its address has no such API",
   rate_limited: "its rate limit was reached",
