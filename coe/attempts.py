@@ -13,6 +13,7 @@ from typing import Any
 
 from coe.core import Call, Expert, Reply
 from coe.errors import (
+    Cause,
     ExpertBusy,
     ExpertError,
     ExpertGarbage,
@@ -36,12 +37,13 @@ _TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
 
 class Asks:
     """Those of one request, counted while they are made: it may end amid one. `begun` counts none that did not come to
-    its expert."""
+    its expert. `causes` holds the first failure of each expert, by its name."""
 
-    __slots__ = ("begun",)
+    __slots__ = ("begun", "causes")
 
     def __init__(self) -> None:
         self.begun = 0
+        self.causes: dict[str, Cause] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class _Tries:
 
     def failed(self, turn: _Turn, error: _Failure, *, pending: bool = False) -> None:
         """An ask failed, with an earlier one `pending`. Raises the error where asking on cannot help."""
+        cause = "unsupported" if isinstance(error, InvalidRequest) else error.cause
+        self._asks.causes.setdefault(turn.expert.name, cause)
         if isinstance(error, InvalidRequest) or not error.asked:
             self._left += 1
             self._asks.begun -= 1

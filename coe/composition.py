@@ -19,7 +19,7 @@ from coe.attempts import Asks, first_answer
 from coe.classifying import Classifier
 from coe.conversation import routing_text
 from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
-from coe.errors import InvalidRequest
+from coe.errors import Cause, InvalidRequest
 from coe.exploration import choose
 from coe.mapping import Assignment, expected, stake
 from coe.overlay import Overlays
@@ -65,7 +65,9 @@ def decide(
     experts that are down go behind all that are up, and an overloaded choice gives way to one that is expected to be
     worse by at most the declared `spill_loss`; neither touches a pin. The chosen one's sibling comes next. `uniform`,
     drawn from [0, 1), makes a choice by expected quality explore as declared, among experts that are up and not
-    overloaded; the decision then has its exact propensity. Raises ModelNotFound, or InvalidRequest when none can.
+    overloaded; the decision then has its exact propensity. Where the first choice is down and another expert is up, the
+    decision is a fallback that names the first choice and the cause; it never explores.
+    Raises ModelNotFound, or InvalidRequest when none can.
     """
     able = [spec.name for spec in registry.experts if not obstacle(chat, spec)]
     category, confidence = assignment.categories[prediction.best], prediction.confidence
@@ -85,7 +87,9 @@ def decide(
     unsure = confidence < (doubt if policy.general_below is None else policy.general_below)
     general = registry.general_expert if unsure else None
     first, reason = _chosen(field, previous=previous, general=general, policy=policy)
-    propensity = 1.0
+    propensity, avoided = 1.0, field.avoided(previous=previous, general=general, policy=policy)
+    if avoided:
+        reason = "fallback"
     if uniform is not None and reason == "routed":
         first, reason, propensity = _explored(first, field, policy=policy, uniform=uniform)
     sibling = registry.expert(first).sibling
@@ -100,6 +104,8 @@ def decide(
         propensity,
         worth=tuple(worth[name] for name in candidates),
         price=tuple(paid[name] for name in candidates) if any(paid.values()) else (),
+        fallback_from=avoided,
+        cause=(standings[avoided].cause or "circuit_open") if avoided else "",
     )
 
 
@@ -121,15 +127,34 @@ class _Field:
         free = tuple(name for name in up if standings.get(name, _IDLE).load < 1)
         return cls(worth, (*up, *down), up or down, free)
 
+    def avoided(self, *, previous: str | None, general: str | None, policy: Policy) -> str:
+        """Return the expert that would be asked if all were up, where it is down and another one is up; else ""."""
+        if len(self.trusted) == len(self.ranked):
+            return ""
+        ranked = tuple(sorted(self.ranked, key=self.worth.__getitem__, reverse=True))
+        first, _ = _preferred(ranked, self.worth, previous=previous, general=general, policy=policy)
+        return "" if first in self.trusted else first
+
+
+def _preferred(
+    ranked: tuple[str, ...],
+    worth: Mapping[str, float],
+    *,
+    previous: str | None,
+    general: str | None,
+    policy: Policy,
+) -> tuple[str, Reason]:
+    """Return the first choice among `ranked` whatever its load, and why it is."""
+    first = ranked[0]
+    if previous in ranked and (general or worth[first] - worth[previous] <= policy.sticky_margin):
+        return previous, "sticky"
+    return (general, "uncertain") if general in ranked else (first, "routed")
+
 
 def _chosen(field: _Field, *, previous: str | None, general: str | None, policy: Policy) -> tuple[str, Reason]:
     """Who is asked, and why. `general` is the expert for doubt, None where there is none."""
-    worth, first = field.worth, field.trusted[0]
-    reason: Reason = "routed"
-    if previous in field.trusted and (general or worth[first] - worth[previous] <= policy.sticky_margin):
-        first, reason = previous, "sticky"
-    elif general in field.trusted:
-        first, reason = general, "uncertain"
+    worth = field.worth
+    first, reason = _preferred(field.trusted, worth, previous=previous, general=general, policy=policy)
     if first not in field.free and field.free and worth[first] - worth[field.free[0]] <= policy.spill_loss:
         first, reason = field.free[0], "spilled"
     return first, reason
@@ -257,7 +282,7 @@ class Composition:
         question = Question(chat, text, prediction, expert, context, tenant, wishes.retrieval)
         counted_on = consultant.lift(prediction, wishes.retrieval) is not None
         given, found = await consultant.consult(question)
-        if counted_on and found.status not in ("open", "held") and decision.reason in ("routed", "spilled"):
+        if counted_on and found.status not in ("open", "held") and decision.reason in ("routed", "spilled", "fallback"):
             decision = self.assign(chat, prediction, replace(wishes, retrieval="off"))
         return given, decision, found
 
@@ -277,6 +302,7 @@ class Composition:
             category=decision.category,
             spare=decision.candidates[1] if len(decision.candidates) > 1 else "",
             hold_until=min(until, asyncio.get_running_loop().time() + self.registry.hold),
+            caller=wishes.tenant or "",
         )
         accepted = await first_answer(
             call,
@@ -287,10 +313,16 @@ class Composition:
             hedge=policy.hedge,
         )
         if accepted.expert != decision.expert:
-            decision = replace(decision, expert=accepted.expert, reason="fallback")
+            decision = answered_by(decision, accepted.expert, cause=asks.causes.get(decision.expert, "hedged"))
         if conversation:
             self.affinity.put(chat, conversation, accepted.expert)
         return Answer(decision, accepted.reply)
+
+
+def answered_by(decision: Decision, expert: str, *, cause: Cause) -> Decision:
+    """The decision, with another expert in place of its own, which did not answer for `cause`."""
+    first, why = (decision.fallback_from, decision.cause) if decision.fallback_from else (decision.expert, cause)
+    return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:

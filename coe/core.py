@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.errors import Cause
+
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """What clients and experts speak: four of OpenAI's (Chat Completions first) and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
@@ -158,6 +160,9 @@ class Decision:
     the first candidate for it (1.0 where nothing is random). `worth` is the expected quality less price of each
     candidate, in their order, and `price` what was taken off for each; both are empty for a pin, which nothing was
     weighed for, and `price` also where everything is free.
+
+    `fallback_from` names the first choice where another expert answers in its place, and `cause` says in one word of
+    `coe.errors.Cause` why the first choice did not; both are empty otherwise. A request that fails has a cause too.
     """
 
     expert: str
@@ -168,6 +173,8 @@ class Decision:
     propensity: float = 1.0
     worth: tuple[float, ...] = ()
     price: tuple[float, ...] = ()
+    fallback_from: str = ""
+    cause: Cause | Literal[""] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +186,7 @@ class Call:
     conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is
     not awake is waited for until `hold_until`, by the event loop's clock, unless it has the `spare` one for a sibling;
     `category` tells what kind of request came. Servers at the addresses `but` took no connection, or were full, for the
-    same request.
+    same request. `caller` is the tenant whose request it is, empty where no API keys are declared.
     """
 
     fields: Mapping[str, Any]
@@ -193,6 +200,7 @@ class Call:
     spare: str = ""
     hold_until: float = 0.0
     but: frozenset[str] = frozenset()
+    caller: str = ""
 
 
 class Usage:
@@ -228,13 +236,14 @@ class Standing:
 
     `up` is False while its breaker is open; `load` is the work it has over the work it can do at once: from 1 on the
     expert is overloaded. `ready` counts its servers that may be asked now; within `p95` seconds 95 % of its latest
-    streams began, None where too few are known.
+    streams began, None where too few are known. `cause` says why it is not `up`, empty where that is not known.
     """
 
     up: bool = True
     load: float = 0.0
     ready: int = 1
     p95: float | None = None
+    cause: Cause | Literal[""] = ""
 
 
 class Expert(Protocol):

@@ -29,7 +29,9 @@ class RoutingRecord:
     took.
     `needs` are the capabilities that the request asked of an expert, None in records of before they were written down.
     `outcome` is `ok`, `aborted` (the client left), or the `code` of the error, `attempts` how many asks had begun by
-    then.
+    then. `fallback_from` is the first choice where another expert answered in its place, also where no request went to
+    the first choice because its breaker was open; `cause` says why it did not answer, or why the request failed (a word
+    of `coe.errors.Cause`). Both are empty otherwise.
     """
 
     request_id: str
@@ -76,6 +78,8 @@ class RoutingRecord:
     passage_tokens: int = 0
     retrieval_ms: float = 0.0
     needs: tuple[str, ...] | None = None
+    fallback_from: str = ""
+    cause: str = ""
     schema: int = 1
 
 

@@ -34,6 +34,7 @@ class Settings:
     | COE_DRAIN | seconds that a gateway told to stop still works while it says that it is not ready | 0 |
     | COE_LOG_FORMAT | `text`, or `json`: one object a line | text |
     | COE_ACCESS_LOG | 1: a line for every request, without its text | 0 |
+    | COE_CHECK_EXPERTS | 1: request one token from every expert at the start, and log the result | 1 |
     | OTEL_EXPORTER_OTLP_ENDPOINT | an OpenTelemetry collector that gets traces | none |
     | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, with the path | none |
     | COE_ENDPOINTS | where `coe up` serves local experts: JSON {expert: {base_url, model}}, a list of these for several
@@ -52,6 +53,7 @@ class Settings:
     """For a balancer to look away; 0 where none is in front."""
     log_format: str
     access_log: bool
+    check_experts: bool
     traces: str | None
     """Where OpenTelemetry traces go; None: nowhere."""
     endpoints: Mapping[str, tuple[Endpoint, ...]]
@@ -78,6 +80,7 @@ class Settings:
             drain=_number(env, "COE_DRAIN", default=0, low=0, high=3600),
             log_format=_word(env, "COE_LOG_FORMAT", ("text", "json")),
             access_log=_word(env, "COE_ACCESS_LOG", ("0", "1")) == "1",
+            check_experts=_word(env, "COE_CHECK_EXPERTS", ("1", "0")) == "1",
             traces=_traces(env),
             endpoints=_endpoints(given if file is None else _text(file)),
             endpoints_file=file,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 FILE = "watch.json"
-AlarmKind = Literal["collapse", "starvation", "degradation"]
+AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)

@@ -74,6 +74,8 @@ def of_request(trace: Trace) -> Attributes:
             "coe.category": decision.category if decision else None,
             "coe.confidence": round(decision.confidence, 4) if decision else None,
             "coe.reason": decision.reason if decision else None,
+            "coe.fallback_from": (decision.fallback_from or None) if decision else None,
+            "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.consultation.status,
             "coe.passages": len(trace.consultation.passages) or None,
             "coe.attempts": trace.asks.begun or None,

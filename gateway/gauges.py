@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from coe.experts.incidents import Incidents
 from coe.records import RecordWriter
 from gateway.admission import Admission
 from gateway.current import Current
@@ -47,6 +48,8 @@ class Gauges:
             self._breakers,
             largest=True,
         )
+        failing = "1 while an expert fails for a cause: from the first failure until it answers again without it."
+        metrics.gauges("coe_expert_failing", failing, ("expert", "cause"), self._failing, largest=True)
 
     def _in_use(self) -> dict[tuple[str, ...], float]:
         serving = self._current.serving
@@ -62,12 +65,25 @@ class Gauges:
     def _in_flight(self) -> dict[tuple[str, ...], float]:
         return {(name,): sum(replica.in_flight for replica in replicas) for name, replicas in self._replicas().items()}
 
+    def _failing(self) -> dict[tuple[str, ...], float]:
+        return {
+            (name, cause): 1.0
+            for name, expert in self._current.serving.composition.experts.items()
+            for cause in _active(expert)
+        }
+
     def _breakers(self) -> dict[tuple[str, ...], float]:
         return {
             (name, replica.address): STATES[replica.state]
             for name, replicas in self._replicas().items()
             for replica in replicas
         }
+
+
+def _active(expert: object) -> Iterable[str]:
+    """Return the causes for which an expert fails now; none for one that keeps no incidents."""
+    incidents: Incidents | None = getattr(expert, "incidents", None)
+    return () if incidents is None else incidents.active
 
 
 def show_log(metrics: Metrics, writer: RecordWriter) -> None:

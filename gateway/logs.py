@@ -30,8 +30,8 @@ _ABOUT_US = (CoEError, OSError, ImportError)
 MAX_CHAIN = 8
 """Errors told of a chain of causes."""
 ACCESS_FIELDS = (
-    "request_id", "api", "key", "tenant", "expert", "category", "reason", "outcome", "status", "ms", "input_tokens",
-    "output_tokens",
+    "request_id", "api", "key", "tenant", "expert", "category", "reason", "fallback_from", "cause", "outcome", "status",
+    "ms", "input_tokens", "output_tokens",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "loggers": {
             "_granian": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
             "gateway.access": {"level": "INFO"},
+            "coe.experts": {"level": "INFO"},
         },
     }
 
@@ -84,6 +85,8 @@ def log_request(trace: Trace) -> None:
         decision.expert if decision else None,
         decision.category if decision else None,
         decision.reason if decision else None,
+        (decision.fallback_from or None) if decision else None,
+        (decision.cause or None) if decision else None,
         trace.outcome,
         trace.status,
         round(trace.elapsed_ms(), 3),

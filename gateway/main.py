@@ -26,6 +26,7 @@ from gateway.assembly import Assembly
 from gateway.conversations import open_affinity
 from gateway.current import Current
 from gateway.drain import Drain
+from gateway.expert_check import checking
 from gateway.following import catch_up, following
 from gateway.gauges import show_log
 from gateway.implicit import ImplicitSignals
@@ -62,15 +63,15 @@ def prepare(settings: Settings) -> None:
 def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
     """The application of one worker process; it loads its own router, since a network does not survive a fork.
     `workers` is the folder in which several answer for each other."""
-    return create_app(partial(open_worker, settings, workers=workers))
+    return create_app(partial(open_worker, settings, workers=workers, check=settings.check_experts))
 
 
 @asynccontextmanager
 async def open_worker(
-    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use
+    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use, check: bool = False
 ) -> AsyncIterator[Parts]:
     """The parts of a process that hears its parent's signals and lets go of clients that do not read."""
-    async with open_parts(settings, workers=workers, read=read) as parts:
+    async with open_parts(settings, workers=workers, read=read, check=check) as parts:
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
         stalled = parts.current.serving.registry.policy.piece_timeout
@@ -82,10 +83,11 @@ async def open_worker(
 
 @asynccontextmanager
 async def open_parts(
-    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use
+    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use, check: bool = False
 ) -> AsyncIterator[Parts]:
     """Open threads, connections and the routing log, and close them in turn. `read` tells what is in use, now and for
-    every reload. Raises ConfigError or ArtifactError."""
+    every reload. With `check` the first worker checks the experts in the background. Raises ConfigError or
+    ArtifactError."""
     seen = look_at(settings)
     in_use = read(settings, None)
     registry = in_use.registry
@@ -113,6 +115,8 @@ async def open_parts(
         current = Current(assembly.serving(in_use))
         Watched(settings.artifacts / FILE, current).show(observation.metrics)
         await stack.enter_async_context(watching(lambda: assembly.experts.values(), session=session))
+        if check and observation.metrics.tallies.worker == 0:
+            await stack.enter_async_context(checking(assembly.experts.values(), registry, session=session))
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen))

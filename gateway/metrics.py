@@ -30,7 +30,9 @@ class Metrics:
         expert = ("expert",)
         self._requests = tallies.counter("coe_requests_total", "Requests, by how they ended.", requests)
         self._fallbacks = tallies.counter(
-            "coe_fallbacks_total", "Requests that another expert answered, by the one that should have.", expert
+            "coe_fallbacks_total",
+            "Requests that another expert answered, by the one that should have and why it did not.",
+            ("expert", "cause"),
         )
         self._tokens = tallies.counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
         self._cost = tallies.counter("coe_cost_dollars_total", "By the experts' declared prices.", expert)
@@ -63,8 +65,8 @@ class Metrics:
         self._gated(trace)
         if (first := trace.first_piece_ms) is not None:
             self._answered(trace, (decision.expert,), first)
-            if decision.reason == "fallback":
-                self._fallbacks.add((decision.candidates[0],))
+            if decision.fallback_from:
+                self._fallbacks.add((decision.fallback_from, decision.cause))
 
     def _gated(self, trace: Trace) -> None:
         found = trace.consultation

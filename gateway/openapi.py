@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.core import Consent
+from coe.errors import CAUSES
 from coe.registry import Registry
 from gateway import admin, document_paths
 from gateway.current import Current, Serving
@@ -195,6 +196,11 @@ _HEADERS: Schema = {
     "Category": {"description": "What the conversation is about.", "schema": TEXT},
     "Confidence": {"description": "Of the category.", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
     "Reason": {"description": "Why this expert.", "schema": TEXT},
+    "FallbackFrom": {"description": "The first choice, where another expert answers in its place.", "schema": TEXT},
+    "Cause": {
+        "description": "Why the first choice did not answer, or why the request failed.",
+        "schema": {"enum": list(CAUSES)},
+    },
     "Router": {"description": "Version of the category router.", "schema": TEXT},
     "Attempts": {"description": "How often experts were asked.", "schema": {"type": "integer", "minimum": 1}},
     "Retrieval": {
@@ -214,6 +220,8 @@ def _answer_headers(keys: bool) -> Schema:
         "x-coe-category": "Category",
         "x-coe-confidence": "Confidence",
         "x-coe-reason": "Reason",
+        "x-coe-fallback-from": "FallbackFrom",
+        "x-coe-cause": "Cause",
         "x-coe-router": "Router",
         "x-coe-attempts": "Attempts",
         "x-coe-overhead-ms": "Overhead",

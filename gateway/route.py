@@ -33,6 +33,8 @@ class _Decisions:
             "category": decision.category,
             "confidence": round(decision.confidence, 4),
             "reason": decision.reason,
+            "fallback_from": decision.fallback_from,
+            "cause": decision.cause,
             "candidates": decision.candidates,
             "probabilities": {name: round(p, 4) for name, p in probabilities},
             "stage": prediction.stage,

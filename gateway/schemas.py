@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from coe.errors import CAUSES
 from coe.feedback import LONGEST
 from coe.registry import AUTO
 from gateway.dialects import chat, messages, responses
@@ -156,13 +157,16 @@ COMPONENTS: Schema = {
             "category": TEXT,
             "confidence": _NUMBER,
             "reason": TEXT,
+            "fallback_from": TEXT,
+            "cause": {"enum": ["", *CAUSES], "description": "Why the first choice is not asked; else empty."},
             "candidates": _NAMES,
             "probabilities": {"type": "object", "additionalProperties": _NUMBER},
             "stage": TEXT,
             "router": TEXT,
             "overlay": TEXT,
         },
-        *("expert", "category", "confidence", "reason", "candidates", "probabilities", "stage", "router", "overlay"),
+        *("expert", "category", "confidence", "reason", "fallback_from", "cause", "candidates", "probabilities"),
+        *("stage", "router", "overlay"),
     ),
     "FeedbackRequest": _object(
         {

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.attempts import Asks
-from coe.composition import NOT_CONSULTED, Answer
+from coe.composition import NOT_CONSULTED, Answer, answered_by
 from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
 from coe.errors import ExpertError, RequestError
 from coe.record import RoutingRecord
@@ -114,10 +114,14 @@ class Trace:
 
     def failed(self, error: RequestError) -> None:
         self.outcome = error.code
-        if not isinstance(error, ExpertError) or self.reply is not None or self.decision is None:
+        decision = self.decision
+        if not isinstance(error, ExpertError) or decision is None:
             return
-        if error.expert not in ("", self.decision.expert):
-            self.decision = replace(self.decision, expert=error.expert, reason="fallback")
+        if self.reply is None and error.expert not in ("", decision.expert):
+            cause = self.asks.causes.get(decision.expert, error.cause)
+            self.decision = answered_by(decision, error.expert, cause=cause)
+        elif not decision.cause:
+            self.decision = replace(decision, cause=error.cause)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; no prompt text is among them."""
@@ -132,6 +136,10 @@ class Trace:
                 (b"x-coe-attempts", b"%d" % self.asks.begun),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
+            if decision.fallback_from:
+                found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
+            if decision.cause:
+                found.append((b"x-coe-cause", decision.cause.encode()))
         if self.consulted_ms is not None:
             found.append((b"x-coe-retrieval", self._retrieval()))
         if self.allowance is not None:
@@ -181,6 +189,8 @@ class Trace:
             confidence=decision.confidence if decision else 0.0,
             expert=decision.expert if decision else "",
             reason=decision.reason if decision else "",
+            fallback_from=decision.fallback_from if decision else "",
+            cause=decision.cause if decision else "",
             propensity=decision.propensity if decision else 1.0,
             candidates=decision.candidates if decision else (),
             probabilities=_named(names, prediction.probabilities) if prediction is not None else {},

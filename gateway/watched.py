@@ -1,9 +1,12 @@
-"""What jobs found in the traffic, shown in `/metrics`; the file is read when the page is asked for, and only then."""
+"""Alarms and drift in `/metrics`: what jobs found in the traffic, and which experts fail now.
+
+The file of the jobs is read when the page is asked for, and only then."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from coe.experts.incidents import Incidents
 from coe.watch import ALARMS, Watch, read_watch
 from gateway.current import Current
 from gateway.metrics import Metrics
@@ -22,7 +25,10 @@ class Watched:
 
     def show(self, metrics: Metrics) -> None:
         """All of it is the same in every worker. Label values are declared names and fixed words."""
-        experts = "1 while an expert takes all requests, gets too few, or is rated worse, as the last look found."
+        experts = (
+            "1 while an expert takes all requests, gets too few, or is rated worse, as the last look found, "
+            "and while it fails now (kind failing)."
+        )
         metrics.gauges("coe_alarm", experts, ("kind", "expert"), self._alarms, largest=True)
         shifted = "1 where traffic has moved away from what the router began with, as the last look found."
         metrics.gauges("coe_drift", shifted, ("kind",), self._drift, largest=True)
@@ -32,10 +38,17 @@ class Watched:
         metrics.gauges("coe_watch_timestamp_seconds", looked, (), self._time, largest=True)
 
     def _alarms(self) -> Cells:
-        if (watch := self._now()) is None:
-            return {}
         names = self._current.serving.registry.expert_names
-        return {(kind, name): float(name in watch.alarms[kind]) for kind in ALARMS for name in names}
+        cells: Cells = {("failing", name): float(self._fails(name)) for name in names}
+        if (watch := self._now()) is not None:
+            found = [kind for kind in ALARMS if kind != "failing"]
+            cells |= {(kind, name): float(name in watch.alarms[kind]) for kind in found for name in names}
+        return cells
+
+    def _fails(self, name: str) -> bool:
+        """As this process sees it now: the expert fails repeatedly, and has not answered again since."""
+        incidents: Incidents | None = getattr(self._current.serving.composition.experts[name], "incidents", None)
+        return incidents is not None and incidents.failing
 
     def _drift(self) -> Cells:
         watch = self._now()

@@ -12,16 +12,16 @@ from tests.deciding import DOWN, FULL, chat_of, decided
 def test_experts_that_are_down_go_behind_all_that_are_up() -> None:
     decision = decided(chat_of("x"), 0.2, 0.7, 0.1, standings={"painter": DOWN})
     assert decision.candidates == ("coder", "generalist", "painter")
-    assert decision.reason == "routed"
+    assert (decision.reason, decision.fallback_from, decision.cause) == ("fallback", "painter", "circuit_open")
     everyone = dict.fromkeys(("coder", "painter", "generalist"), DOWN)
     assert decided(chat_of("x"), 0.2, 0.7, 0.1, standings=everyone).candidates == ("painter", "coder", "generalist")
 
 
 def test_a_follow_up_leaves_an_expert_that_is_down_and_an_unsure_chat_a_general_one_that_is() -> None:
     decision = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter", standings={"painter": DOWN})
-    assert (decision.expert, decision.reason) == ("coder", "routed")
+    assert (decision.expert, decision.reason, decision.fallback_from) == ("coder", "fallback", "painter")
     unsure = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5}, standings={"generalist": DOWN})
-    assert (unsure.expert, unsure.reason) == ("coder", "routed")
+    assert (unsure.expert, unsure.reason, unsure.fallback_from) == ("coder", "fallback", "generalist")
     alone = decided(
         chat_of("x", needs=frozenset({"tools"})), 0.5, 0.4, 0.1, previous="coder", standings={"coder": DOWN}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,13 +143,26 @@ async def _ask(address: str, model: str, messages: list[dict[str, str]]) -> str:
     body = {"model": model, "messages": messages, "stream": True}
     try:
         async with aiohttp.ClientSession() as session, session.post(address, json=body) as response:
-            if response.status != 200:
-                raise ExpertUnavailable((await response.json())["error"]["message"], expert=model)
             headers = response.headers
-            say(f"[{headers['x-coe-expert']}: {headers['x-coe-category']} {headers['x-coe-confidence']}]")
+            if response.status != 200:
+                raise ExpertUnavailable(_failure((await response.json())["error"]["message"], headers), expert=model)
+            say(_banner(headers))
             return await _print_stream(response.content)
     except aiohttp.ClientConnectionError as error:
         raise ExpertUnavailable(f"nothing answers at {address}; is `coe up` running?", expert=model) from error
+
+
+def _banner(headers: Mapping[str, str]) -> str:
+    """One line: who answers, the category, and in place of whom and why."""
+    answered = f"{headers['x-coe-expert']}: {headers['x-coe-category']} {headers['x-coe-confidence']}"
+    if first := headers.get("x-coe-fallback-from"):
+        answered += f"; in place of {first}, which did not answer: {headers.get('x-coe-cause', 'error')}"
+    return f"[{answered}]"
+
+
+def _failure(message: str, headers: Mapping[str, str]) -> str:
+    cause = headers.get("x-coe-cause")
+    return f"{message} (cause: {cause})" if cause else message
 
 
 async def _print_stream(lines: Any) -> str:

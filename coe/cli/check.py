@@ -1,23 +1,33 @@
-"""`coe check`: is experts.yaml right?"""
+"""`coe check`: is experts.yaml right, and with `--live`, does every expert answer?"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import orjson
 import typer
 
 from coe import located, registry
 from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.live import check_live
 from coe.errors import ConfigError
+from coe.experts.live import Finding
 from coe.registry import Registry
 from coe.settings import Settings
 
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
 
+Live = Annotated[bool, typer.Option("--live", help="Request one token from every expert, and name what is wrong.")]
 
-def check(config: Config = None, json: Json = False, schema: Schema = False) -> None:
-    """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name."""
+
+def check(config: Config = None, json: Json = False, schema: Schema = False, live: Live = False) -> None:
+    """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
+
+    With --live also request one token from every expert; exit 1 where one does not answer.
+    """
     if schema:
         say(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
@@ -30,12 +40,24 @@ def check(config: Config = None, json: Json = False, schema: Schema = False) -> 
             raise
         say_json({"ok": False, "problems": error.problems})
         raise typer.Exit(1) from None
-    summary = {"ok": True, "categories": found.category_names, "experts": found.expert_names, "digest": found.digest}
+    findings = asyncio.run(check_live(found, settings)) if live else []
+    summary = _summary(found, findings, live=live)
     if json:
         say_json(summary)
     else:
         counts = f"{len(found.categories)} categories, {len(found.experts)} experts"
         say(f"{settings.config.name}: good ({counts}, digest {found.digest})")
+        for finding in findings:
+            say(finding.sentence)
+    if not summary["ok"]:
+        raise typer.Exit(1)
+
+
+def _summary(found: Registry, findings: Sequence[Finding], *, live: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {"categories": found.category_names, "experts": found.expert_names, "digest": found.digest}
+    if live:
+        told["live"] = [{**asdict(finding), "ok": finding.ok} for finding in findings]
+    return {"ok": all(finding.ok for finding in findings), **told}
 
 
 def _check_local(found: Registry, settings: Settings) -> None:

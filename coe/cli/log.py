@@ -99,7 +99,8 @@ async def _newer(routing_log: RoutingLog, query: LogQuery) -> LogPage:
 
 
 _HEADER = (
-    f"{'time':19}  {'category':17} {'conf':>4}  {'expert':14} {'reason':9} {'outcome':18} {'tokens':>11} {'ms':>8}  id"
+    f"{'time':19}  {'category':17} {'conf':>4}  {'expert':14} {'reason':9} {'outcome':18} {'tokens':>11} {'ms':>8}  "
+    f"{'id':36}  cause"
 )
 
 
@@ -122,8 +123,14 @@ def _line(record: RoutingRecord) -> str:
     tokens = f"{_or_dash(record.input_tokens)}+{_or_dash(record.output_tokens)}"
     return (
         f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
-        f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  {record.request_id}"
-    )
+        f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  "
+        f"{record.request_id:36}  {_cause(record)}"
+    ).rstrip()
+
+
+def _cause(record: RoutingRecord) -> str:
+    """Who did not answer, and why; empty for a request whose first choice answered."""
+    return f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
 
 
 def _or_dash(value: int | None) -> str:

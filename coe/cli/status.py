@@ -17,7 +17,7 @@ from coe.artifacts import KINDS, ArtifactStore
 from coe.cli import watching
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.errors import DataError
-from coe.learning.alarms import Alarm, degradation_alarms, share_alarms
+from coe.learning.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
 from coe.learning.drift import watch
 from coe.learning.gathering import gather
 from coe.learning.novelty import Proposal, propose
@@ -92,11 +92,12 @@ def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) 
                 experts=in_use.registry.expert_names,
                 limit=LIMIT,
             ).experience
-        except DataError:  # no traffic is no alarm
-            return ()
+        except DataError:  # nothing to learn from; requests that all failed are an alarm all the same
+            return failing_alarms(traffic, in_use.registry.expert_names)
+    failing = failing_alarms(traffic, in_use.registry.expert_names)
     recent, before = (found.part(rows) for rows in (found.time >= now - DAY, found.time < now - DAY))
     worse = degradation_alarms(before, recent, assignment=in_use.assignment)
-    return share_alarms(recent, in_use.assignment) + worse
+    return failing + share_alarms(recent, in_use.assignment) + worse
 
 
 def _in_use(settings: Settings, kind: str) -> dict[str, Any]:

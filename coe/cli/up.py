@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ import typer
 
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, say, settings_for
+from coe.cli.live import ENDPOINTS, check_live
 from coe.cli.working import Engine
-from coe.errors import FleetError
+from coe.errors import CoEError, FleetError
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         Servers,
     )  # and the rest of it where it is used: what is imported here, a gateway carries
 
-ENDPOINTS = "endpoints.json"
 DRAIN = 55.0
 """Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
 
@@ -133,6 +133,31 @@ async def _serve(
 
     await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Pace(grace=DRAIN)))
     say(_welcome(settings, registry))
+    if settings.check_experts:
+        await stack.enter_async_context(_checking(registry, settings))
+
+
+@contextlib.asynccontextmanager
+async def _checking(registry: Registry, settings: Settings) -> AsyncIterator[None]:
+    check = asyncio.create_task(_check(registry, settings), name="check of the experts")
+    try:
+        yield
+    finally:
+        check.cancel()
+        await asyncio.gather(check, return_exceptions=True)
+
+
+async def _check(registry: Registry, settings: Settings) -> None:
+    """Say which experts do not answer, in the background: the gateway serves meanwhile."""
+    try:
+        findings = await check_live(registry, settings)
+    except CoEError as error:
+        say(f"note: the experts could not be checked: {error}")
+        return
+    for finding in findings:
+        if not finding.ok:
+            say(f"note: {finding.sentence}")
+    say(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
 def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[LocalExpert]], None]) -> Adapting:
@@ -190,7 +215,11 @@ def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
         argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
         host=_reachable(settings),
         port=settings.port,
-        env={"COE_ENDPOINTS": str(settings.home / ENDPOINTS), "COE_TURNS": str(turns or "")},
+        env={
+            "COE_ENDPOINTS": str(settings.home / ENDPOINTS),
+            "COE_TURNS": str(turns or ""),
+            "COE_CHECK_EXPERTS": "0",  # `coe up` checks them itself, where people see it
+        },
         model=None,
         log=settings.logs / "gateway.log",
         ready_timeout=60.0,

@@ -50,6 +50,7 @@ CoEError
 
 from __future__ import annotations
 
+from coe.errors.cause import CAUSES, FOR_ALL_CALLERS, Cause
 from coe.errors.expert import (
     ExpertAsleep,
     ExpertBusy,
@@ -104,11 +105,14 @@ from coe.errors.request import (
 )
 
 __all__ = [
+    "CAUSES",
+    "FOR_ALL_CALLERS",
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactRefused",
     "BodyTooLarge",
     "BodyTooSlow",
+    "Cause",
     "ClusterError",
     "CoEError",
     "ConfigError",

@@ -66,7 +66,7 @@ class HttpExpert:
                     f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
                 ) from None
             if isinstance(error, (Unreachable, ValueError)):  # ValueError: an address that none can be
-                raise self._faults.unreachable() from error
+                raise self._faults.unreachable(error) from error
             if isinstance(error, OSError):
                 raise self._faults.broken("broke off the connection") from error
             raise

@@ -17,7 +17,7 @@ import orjson
 from coe.core import Api, Call, Reply, Standing, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.aside import Aside
-from coe.experts.faults import Faults
+from coe.experts.faults import Faults, connection_cause
 from coe.experts.intake import Intake
 from coe.experts.translated import named, plain, says_something, written
 from coe.experts.translation import arguments, passed
@@ -91,6 +91,12 @@ class LitellmExpert:
             return self.faults.garbage(excess)
         if isinstance(error, ExpertError):
             return error
+        fault = self._translated(error, api)
+        if (cause := connection_cause(error)) not in (None, "connect_timeout"):  # httpx's own timeouts end in one too
+            fault.cause = cause
+        return fault
+
+    def _translated(self, error: Exception, api: Api) -> ExpertError:
         status = getattr(error, "status_code", None)
         told = str(getattr(error, "message", error)).partition("Traceback (most")[0]
         reason = told.partition("Exception - ")[2] or told  # after litellm's own names of it

@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from typing import Literal
 
 from coe.core import Call, Expert, Reply, Standing
-from coe.errors import ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
+from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.breaker import COOL_DOWN, Breaker, State
+from coe.experts.incidents import Incidents
 from coe.experts.load import FirstPieces
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -28,15 +30,16 @@ class Replica:
     `in_flight` counts our requests there, each to its last byte; `waiting` is the length of the server's own queue,
     None where it shows none (only vLLM does). `alive` is whether its server answered when it was last looked for, as is
     done when it is new or failed; None before. `address` names it without credentials; pages beside its API are under
-    `root`, which is empty for a provider's own address.
+    `root`, which is empty for a provider's own address. `cause` is that of its last failure, `expert` answers without
+    regard to its breaker.
     """
 
-    __slots__ = ("_expert", "address", "alive", "breaker", "in_flight", "root", "seed", "waiting")
+    __slots__ = ("address", "alive", "breaker", "cause", "expert", "in_flight", "incidents", "root", "seed", "waiting")
 
     def __init__(
         self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._expert = expert
+        self.expert = expert
         base = endpoint.base_url.rstrip("/") if endpoint else ""
         self.root = base.removesuffix("/v1")
         self.address = self.root.partition("://")[2].rpartition("@")[2] or "provider"
@@ -45,6 +48,8 @@ class Replica:
         self.in_flight = 0
         self.waiting: int | None = None
         self.alive: bool | None = None
+        self.cause: Cause | Literal[""] = ""
+        self.incidents = Incidents(expert.name, clock=clock)
 
     @property
     def state(self) -> State:
@@ -58,52 +63,58 @@ class Replica:
     async def stream(self, call: Call) -> Reply:
         """Ask this server; the breaker learns how it went. Raises what its expert raises."""
         breaker = self.breaker
-        era = breaker.begin()
+        era = breaker.begin(call.caller)
         self.in_flight += 1
         try:
-            reply = await self._expert.stream(call)
+            reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
-            self._learn(error, era)
+            self._learn(error, era, call.caller)
             raise
         breaker.answered(era)
-        return _Held(reply, self, era)
+        return _Held(reply, self, era, call.caller)
 
     async def aclose(self) -> None:
-        await self._expert.aclose()
+        await self.expert.aclose()
 
-    def ended(self, era: int, error: BaseException | None, *, whole: bool) -> None:
+    def ended(self, era: int, error: BaseException | None, *, whole: bool, caller: str) -> None:
         """A reply is over: broken off by `error`, come `whole`, or left by its reader."""
         self.in_flight -= 1
         if error is not None:
-            self._learn(error, era)
+            self._learn(error, era, caller)
         elif whole:
             self.breaker.succeeded(era)
+            self.incidents.answered()
         else:
             self.breaker.dropped(era)
 
-    def _learn(self, error: BaseException, era: int) -> None:
+    def _learn(self, error: BaseException, era: int, caller: str) -> None:
         if not isinstance(error, ExpertError) or not error.asked:
             self.breaker.dropped(era)
-        elif error.unhealthy:
-            self.breaker.failed(era)
+            return
+        self.incidents.failed(error, address=self.address)
+        if error.unhealthy:
+            self.cause = error.cause
+            self.breaker.failed(era, caller=caller, concerns_all=error.concerns_all)
         else:
             self.breaker.succeeded(era)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
-            self.breaker.rest(error.retry_after)
+            self.cause = error.cause
+            self.breaker.rest(error.retry_after, caller=caller)
 
 
 class _Held:
     """A reply that counts as a request in flight until its last byte, once."""
 
-    __slots__ = ("_era", "_over", "_replica", "_reply", "media_type", "usage")
+    __slots__ = ("_caller", "_era", "_over", "_replica", "_reply", "media_type", "usage")
 
-    def __init__(self, reply: Reply, replica: Replica, era: int) -> None:
+    def __init__(self, reply: Reply, replica: Replica, era: int, caller: str) -> None:
         self.media_type = reply.media_type
         self.usage = reply.usage
         self._reply = reply
         self._replica = replica
         self._era = era
+        self._caller = caller
         self._over = False
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -125,15 +136,17 @@ class _Held:
     def _end(self, error: BaseException | None = None, *, whole: bool = False) -> None:
         if not self._over:
             self._over = True
-            self._replica.ended(self._era, error, whole=whole)
+            self._replica.ended(self._era, error, whole=whole, caller=self._caller)
 
 
 class ReplicatedExpert:
     """Asks the replica that suits a call best; the only Expert that composition sees.
 
     A replica that no connection reaches is passed over for another one within the same call, and one at a server that
-    could not be had for the same request (call.but) is not tried. When none may be asked
-    the answer is an ExpertBusy (all are resting) or ExpertUnavailable at once, with the time of the next trial.
+    could not be had for the same request (call.but) is not tried. Breakers that opened for failures which a single
+    request can provoke keep requests from at most half of the replicas: where more than half would be passed over,
+    these are asked all the same (Envoy's panic threshold). When none may be asked the answer is an ExpertBusy (all are
+    resting) or ExpertUnavailable at once, with the time of the next trial.
     """
 
     def __init__(
@@ -148,6 +161,9 @@ class ReplicatedExpert:
         self.spec = spec
         self.endpoints = endpoints
         self.replicas = tuple(replicas)
+        self.incidents = Incidents(spec.name, clock=clock)
+        for replica in self.replicas:
+            replica.incidents = self.incidents
         self.first_pieces = FirstPieces()
         self._limit = spec.concurrent_requests
         self._clock = clock
@@ -160,9 +176,14 @@ class ReplicatedExpert:
         each of them has a queue."""
         ready = self._ready(())
         load, p95, seen = self._load(ready), self.first_pieces.p95, self._standing
-        if load != seen.load or len(ready) != seen.ready or p95 != seen.p95:
-            self._standing = seen = Standing(up=bool(ready), load=load, ready=len(ready), p95=p95)
+        cause = "" if ready else self._cause()
+        if load != seen.load or len(ready) != seen.ready or p95 != seen.p95 or cause != seen.cause:
+            self._standing = seen = Standing(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
         return seen
+
+    def _cause(self) -> Cause:
+        """Why none of the replicas may be asked."""
+        return next((replica.cause for replica in self.replicas if replica.cause), "circuit_open")
 
     async def stream(self, call: Call) -> Reply:
         """Ask the best replica, and return once the first piece is there. Raises an ExpertError, or InvalidRequest."""
@@ -170,7 +191,7 @@ class ReplicatedExpert:
         passed = tuple(replica for replica in self.replicas if replica.address in call.but)
         if len(passed) == len(self.replicas):
             raise self._known_to_be_away(call)
-        while call.first_piece_timeout > 0 and (ready := self._ready(passed)):
+        while call.first_piece_timeout > 0 and (ready := self._ready(passed, call.caller)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
@@ -184,7 +205,7 @@ class ReplicatedExpert:
                 raise
         if failure is not None:
             failure.servers = frozenset(replica.address for replica in passed if replica.root)
-        raise failure or self._nobody()
+        raise failure or self._nobody(call.caller)
 
     async def _first(self, replica: Replica, call: Call) -> Reply:
         """Ask one; how long a stream takes to begin is noted. A plain answer's first piece is its last, and tells how
@@ -200,12 +221,15 @@ class ReplicatedExpert:
         self.first_pieces.note(self._clock() - began)
         return reply
 
-    def _ready(self, but: Collection[Replica]) -> Sequence[Replica]:
-        """Those that may be asked now."""
+    def _ready(self, but: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
+        """Those that may be asked now (for this `caller`)."""
         if not but and all(replica.breaker.calm for replica in self.replicas):
             return self.replicas
         now = self._clock()
-        return [replica for replica in self.replicas if replica.breaker.ready(now) and replica not in but]
+        ready = [replica for replica in self.replicas if replica.breaker.ready(now, caller)]
+        if 2 * len(ready) < len(self.replicas) > 1:
+            ready = [replica for replica in self.replicas if replica in ready or _perhaps_well(replica)]
+        return [replica for replica in ready if replica not in but]
 
     async def aclose(self) -> None:
         """Close what the replicas opened for themselves."""
@@ -235,16 +259,23 @@ class ReplicatedExpert:
         error.servers, error.asked = call.but, False
         return error
 
-    def _nobody(self) -> ExpertError:
+    def _nobody(self, caller: str) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now) for replica in self.replicas) or COOL_DOWN  # 0: a trial is under way
-        resting = all(replica.state == "resting" for replica in self.replicas)
+        wait = min(replica.breaker.wait(now, caller) for replica in self.replicas) or COOL_DOWN  # 0: a trial is on
+        resting = all(replica.state in ("resting", "closed") for replica in self.replicas)  # closed: for this caller
         reason = "is busy and asked to be left alone" if resting else "failed too often lately"
         error = (ExpertBusy if resting else ExpertUnavailable)(
             f"expert {self.name!r} {reason}; it is asked again in {wait:.1f} s", expert=self.name
         )
         error.retry_after, error.asked = wait, False
+        error.cause = self._cause()
         return error
+
+
+def _perhaps_well(replica: Replica) -> bool:
+    """Whether its breaker is open for failures that a single request can provoke, and its health page did not fail."""
+    breaker = replica.breaker
+    return replica.state in ("open", "half_open") and not breaker.concerns_all and replica.alive is not False
 
 
 def preferred(replicas: Sequence[Replica], conversation: bytes) -> Replica:

@@ -40,6 +40,8 @@ async def _watch(experts: Callable[[], Iterable[ReplicatedExpert]], watch: Watch
     while True:
         try:
             await watch.look(experts())
+            for expert in experts():
+                expert.incidents.settle()
         except Exception:
             _log.exception("looking after the experts failed; they are looked at again in %g s", ROUND)
         await asyncio.sleep(ROUND)

@@ -1,8 +1,10 @@
-"""Alarms about experts: one takes all, one gets nothing, one has become worse."""
+"""Alarms about experts: one takes all, one gets nothing, one has become worse, one does not answer."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from coe.learning.drift import holm
 from coe.learning.experience import Experience
 from coe.learning.policies import greedy
+from coe.learning.traffic import Traffic, Unanswered
 from coe.mapping import Assignment
 from coe.watch import AlarmKind
 
@@ -29,9 +32,16 @@ CHANCE = 0.01
 """Chance of a false alarm on degradation in one look, over all experts."""
 
 
+UNANSWERED = 5
+"""Requests of the last hour, not answered by the expert they were meant for, from which on that is an alarm."""
+UNANSWERED_SHARE = 0.1
+"""Part of the requests meant for an expert that must be unanswered for an alarm."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What is wrong with which expert; `value` is its share of the requests or the fall of its mean reward, 0 to 1."""
+    """What is wrong with which expert; `value` is its share of the requests, the share of those meant for it that it
+    did not answer, or the fall of its mean reward, 0 to 1."""
 
     kind: AlarmKind
     expert: str
@@ -56,6 +66,23 @@ def share_alarms(recent: Experience, assignment: Assignment) -> tuple[Alarm, ...
             found.append(Alarm("collapse", name, share, f"{said}: the others are not reached"))
         if wanted * len(recent) >= RATED and share < STARVED * wanted:
             found.append(Alarm("starvation", name, share, f"{said}: it is not reached, or fails"))
+    return tuple(found)
+
+
+def failing_alarms(traffic: Traffic, experts: Collection[str]) -> tuple[Alarm, ...]:
+    """Return the `experts` that did not answer many of the last hour's requests for which they were the first choice:
+    others answered in their place, or nobody did."""
+    found = []
+    for name in experts:
+        seen = traffic.unanswered.get(name, Unanswered())
+        count = seen.causes.total()
+        if count < UNANSWERED or count < UNANSWERED_SHARE * seen.requests:
+            continue
+        causes = ", ".join(f"{cause} {number}" for cause, number in seen.causes.most_common())
+        latest = datetime.fromtimestamp(seen.latest, UTC).strftime("%H:%M UTC")
+        counts = f"{count} of {seen.requests} requests of the last hour"
+        sentence = f"{name} did not answer {counts} for which it was the first choice ({causes}; latest at {latest})"
+        found.append(Alarm("failing", name, count / seen.requests, sentence))
     return tuple(found)
 
 

@@ -9,21 +9,34 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.errors import Cause
 from coe.learning.drift import Sample
 from coe.record import RoutingRecord
 
 KEPT = 5_000
 """Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
 TENTHS = 10
+_NO_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged"})
+"""Causes that say nothing against an expert."""
 
 Looked = tuple[int, float, bytes | None, str, str]
 """Category index, confidence, embedding, prompt (empty where the log keeps none) and request id."""
 
 
 @dataclass(slots=True)
+class Unanswered:
+    """Requests of the last hour whose first choice was one expert: how many, those that it did not answer by cause, and
+    when the latest of these was (Unix seconds)."""
+
+    requests: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    latest: float = 0.0
+
+
+@dataclass(slots=True)
 class Traffic:
     """Records that pass through `watched`. Those of the last `day` and `hour` (times, Unix seconds, from which on) are
-    counted; those of `router` before the day are the reference that it is compared with."""
+    counted; those of `router` before the day are the reference that it is compared with. `unanswered` is by expert."""
 
     categories: tuple[str, ...]
     router: str
@@ -34,6 +47,7 @@ class Traffic:
     reasons: Counter[str] = field(default_factory=Counter)
     by_category: Counter[str] = field(default_factory=Counter)
     by_expert: Counter[str] = field(default_factory=Counter)
+    unanswered: dict[str, Unanswered] = field(default_factory=dict)
     first: list[Looked] = field(default_factory=list)
     latest: deque[Looked] = field(default_factory=lambda: deque(maxlen=KEPT))
 
@@ -54,13 +68,24 @@ class Traffic:
             if looked and record.router == self.router and len(self.first) < KEPT:
                 self.first.append(looked)
             return
-        self.in_hour += record.time >= self.hour
+        if record.time >= self.hour:
+            self.in_hour += 1
+            self._count_unanswered(record)
         self.outcomes[record.outcome] += 1
         if looked:
             self.reasons[record.reason] += 1
             self.by_category[record.category] += 1
             self.by_expert[record.expert] += 1
             self.latest.append(looked)
+
+    def _count_unanswered(self, record: RoutingRecord) -> None:
+        if not (first := record.fallback_from or record.expert):
+            return
+        found = self.unanswered.setdefault(first, Unanswered())
+        found.requests += 1
+        if record.cause and record.cause not in _NO_FAULT:
+            found.causes[record.cause] += 1
+            found.latest = max(found.latest, record.time)
 
     @property
     def in_day(self) -> int:

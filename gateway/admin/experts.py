@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from coe.core import Expert
 from coe.errors import LogError, LogUnavailable, ModelNotFound
+from coe.experts.incidents import Incidents
 from coe.mapping import Assignment
 from coe.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec
@@ -112,6 +113,7 @@ def _standing(serving: Serving, name: str, told: Mapping[str, Any]) -> dict[str,
     return {
         "up": standing.up,
         "load": standing.load,
+        "failing": _failing(expert),
         "p95_s": standing.p95,
         "in_flight": told["in_flight"],
         "replicas": _replicas(expert, told["replicas"]),
@@ -138,6 +140,16 @@ def _replicas(expert: Expert, states: Mapping[str, str]) -> list[dict[str, Any]]
         }
         for replica in getattr(expert, "replicas", ())
     ]
+
+
+def _failing(expert: Expert) -> list[dict[str, Any]]:
+    """The causes for which it fails now, as this process sees it, each with its number of failures."""
+    incidents: Incidents | None = getattr(expert, "incidents", None)
+    return (
+        []
+        if incidents is None
+        else [{"cause": one.cause, "failures": one.failures} for one in incidents.active.values()]
+    )
 
 
 def _answers(assignment: Assignment, name: str) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ SHOWN = (
     "confidence",
     "expert",
     "reason",
+    "fallback_from",
+    "cause",
     "outcome",
     "attempts",
     "api",

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertError
-from coe.experts.faults import LONGEST_REASON, LONGEST_RETRY, Faults, retry_after
+from coe.experts.faults import LONGEST_RETRY, Faults, retry_after
+from coe.experts.redaction import MAX_CHARACTERS
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),
@@ -47,7 +48,7 @@ def test_every_refusal_is_one_bounded_line_without_the_key(status: int, body: by
     assert isinstance(error, ExpertError)
     assert "k3y" not in str(error)
     assert len(str(error).splitlines()) == 1
-    assert len(str(error)) < LONGEST_REASON + 100
+    assert len(str(error)) < MAX_CHARACTERS + 100
 
 
 @settings(deadline=None)

@@ -35,6 +35,8 @@ async def test_every_metric_and_label_of_dashboard_and_rules_is_on_the_page(tmp_
     async with serving(tmp_path) as served:
         async with served.ask("good") as response:
             assert response.status == 200
+        async with served.ask("status-500") as response:
+            assert response.headers["x-coe-cause"] == "server_error"
         async with served.client.get(f"{served.url}/metrics") as response:
             page = await response.text()
     there: set[str] = set()

@@ -59,7 +59,7 @@ async def test_a_fallback_is_counted_against_the_expert_that_should_have_answere
         answer = await gateway.chat("code")
         text = await page(gateway)
     second = answer.headers["x-coe-expert"]
-    assert value(text, "coe_fallbacks_total", expert="coder") == 1
+    assert value(text, "coe_fallbacks_total", expert="coder", cause="error") == 1
     assert value(text, "coe_first_byte_seconds_count", expert=second) == 1
     assert "coe_upstream_seconds_count" not in names(text)  # how long the second alone took is not known
 

@@ -41,7 +41,15 @@ def made(number: int, **changes: Any) -> RoutingRecord:
 
 
 SPECIAL = {
-    10: {"category": "art", "expert": "drips", "reason": "fallback", "attempts": 2, "prompt": "a picture of code"},
+    10: {
+        "category": "art",
+        "expert": "drips",
+        "reason": "fallback",
+        "attempts": 2,
+        "prompt": "a picture of code",
+        "fallback_from": "good",
+        "cause": "connection_refused",
+    },
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
     12: {"prompt": LONG, "retrieval": "open", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
     13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "worth": (), "price": ()},
@@ -120,10 +128,12 @@ async def test_a_search_that_is_refused_says_why(browser: Browser, shop: Shop) -
 
 async def test_a_row_leads_to_its_record_and_the_record_tells_all(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("?reason=fallback")) as page:
+        await expect(rows(page).first).to_contain_text("good: connection_refused")
         await rows(page).first.locator("td").nth(1).click()
         await expect(page.get_by_role("heading", level=1)).to_have_text(shop.records[10].request_id)
         for text in (
-            "good did not answer, so drips did, at attempt 2",
+            "good did not answer: nothing listens at its address, so drips was asked",
+            "good: connection_refused",
             "No documents are declared",
             "a picture of code",
             "$0.0012",

@@ -10,7 +10,8 @@ const KINDS = { ok: "good", aborted: "warn" };
 export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 
 /** The reason for the choice, as a sentence. */
-export function sentence({ reason, expert, category, confidence, candidates, attempts, propensity, worth, price }) {
+export function sentence(told) {
+  const { reason, expert, category, confidence, candidates, attempts, propensity, worth, price } = told;
   if (!expert) return "It ended before an expert was chosen.";
   const sure = `${category}, ${percent(confidence)} sure`;
   switch (reason) {
@@ -27,11 +28,43 @@ export function sentence({ reason, expert, category, confidence, candidates, att
     case "spilled":
       return `The best expert had too much to do, and ${expert} is expected to be hardly worse (${sure}).`;
     case "fallback":
-      return `${candidates[0]} did not answer, so ${expert} did, at attempt ${attempts} (${sure}).`;
+      return `${told.fallback_from || candidates[0]} did not answer${because(told.cause)}, so ${expert} was asked (${sure}; attempts: ${attempts}).`;
     default:
       return `${expert} was chosen (${reason}; ${sure}).`;
   }
 }
+
+const because = (cause) => (cause ? `: ${CAUSES[cause] ?? cause}` : "");
+
+/** The cause of a fallback or a failure, in words. */
+const CAUSES = {
+  connection_refused: "nothing listens at its address",
+  connect_timeout: "its address did not accept a connection in time",
+  name_resolution: "its host name does not resolve",
+  tls_error: "no TLS connection came about",
+  unreachable: "its address cannot be reached",
+  connection_lost: "its server broke off the connection",
+  unauthorized: "it refused the api_key",
+  forbidden: "it forbade the request",
+  model_not_found: "it does not serve the declared model",
+  not_found: "its address has no such API",
+  rate_limited: "its rate limit was reached",
+  quota_exceeded: "the quota of its account is used up",
+  overloaded: "its server was overloaded",
+  server_error: "its server answered with an error",
+  unexpected_status: "its server answered with an unexpected status",
+  timeout: "it was too slow",
+  invalid_response: "its answer was not of the declared API",
+  rejected: "it rejected the request",
+  unsupported: "it does not speak the API of the request",
+  asleep: "it was not awake in time",
+  hedged: "another expert began to answer first",
+  circuit_open: "it had failed too often",
+};
+
+/** Who did not answer, and why; nothing for a request whose first choice answered. */
+export const unanswered = ({ fallback_from: first, expert, cause }) =>
+  cause ? html`<span class="faint" title=${CAUSES[cause] ?? cause}>${first || expert}: ${cause}</span>` : nothing;
 
 /** Where another is better and its price takes more than that. */
 function cheaper({ expert, candidates, worth, price }) {

@@ -3,7 +3,7 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { dollars, milliseconds, number, percent, shown } from "../parts.js";
-import { outcome } from "../explained.js";
+import { outcome, unanswered } from "../explained.js";
 import { openRecord } from "./log/record.js";
 
 export const name = "log";
@@ -198,7 +198,7 @@ function rows(records) {
             <td>${one.category || "–"}</td>
             <td class="number wide">${one.category ? percent(one.confidence) : "–"}</td>
             <td>${one.expert || "–"}</td>
-            <td class="wide">${one.reason || "–"}</td>
+            <td class="wide">${one.reason || "–"} ${unanswered(one)}</td>
             <td>${outcome(one.outcome)}</td>
             <td class="number wide">${number(one.input_tokens, 6)}</td>
             <td class="number wide">${number(one.output_tokens, 6)}</td>

@@ -37,6 +37,7 @@ export function card(expert, { failures, ask, chosen }) {
       ${expert.cost ? html`<dt>Spent</dt><dd>${dollars(expert.cost)}</dd>` : nothing}
       <dt>Tokens</dt>
       <dd>${number(expert.tokens.input ?? 0)} in, ${number(expert.tokens.output ?? 0)} out</dd>
+      ${expert.failing.length ? html`<dt>Fails now</dt><dd>${expert.failing.map((one) => badge(`${one.cause}, ${number(one.failures)} times`, "bad"))}</dd>` : nothing}
       <dt>Replaced</dt>
       <dd>${expert.fallbacks ? `${expert.fallbacks.toLocaleString("en")} times by another expert` : "never"}</dd>
       ${expert.tier ? html`<dt>Turns</dt><dd>${number(expert.held)} waiting, woken ${number(expert.switches)} times</dd>` : nothing}

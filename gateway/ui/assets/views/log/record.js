@@ -3,7 +3,7 @@
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
-import { considered, documents, outcome, posterior, sentence, speed, timeline } from "../../explained.js";
+import { considered, documents, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
 import { openAgain } from "./again.js";
 import { openLabels } from "./labels.js";
 
@@ -28,7 +28,7 @@ function whole(record, again, labels) {
     <p class="lead">${outcome(record.outcome)} ${sentence(record)}</p>
     <dl class="figures">
       ${figure("Category", record.category || "–", `${percent(record.confidence)} sure`)}
-      ${figure("Expert", record.expert || "–", record.reason || nothing)}
+      ${figure("Expert", record.expert || "–", record.reason ? html`${record.reason} ${unanswered(record)}` : nothing)}
       ${figure("First piece", milliseconds(record.first_piece_ms))} ${figure("Total", milliseconds(record.total_ms))}
       ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
       ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}

@@ -2,11 +2,18 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
+import { unanswered } from "../../explained.js";
 import { badge } from "../../parts.js";
 import { again, busy, keep, room } from "./room.js";
 import { why } from "./why.js";
 
 const STATES = { asking: "Waiting for the first piece…", stopped: "Stopped." };
+
+const told = (headers) => ({
+  fallback_from: headers["x-coe-fallback-from"],
+  expert: headers["x-coe-expert"],
+  cause: headers["x-coe-cause"],
+});
 
 /** `folded`: why is told below it; else by the panel beside, where `select` shows it. */
 export function answerOf(turn, lane, { folded, selected, select }) {
@@ -21,7 +28,7 @@ export function answerOf(turn, lane, { folded, selected, select }) {
   return html`<article class="answer ${selected ? "selected" : ""}" aria-busy=${answer.stop ? "true" : "false"} aria-label="Answer of ${expert ?? answer.model}">
     <header>
       <strong>${expert ?? answer.model}</strong>
-      ${expert ? html`<span class="faint">${answer.headers["x-coe-category"]}, ${answer.headers["x-coe-reason"]}</span>` : nothing}
+      ${expert ? html`<span class="faint">${answer.headers["x-coe-category"]}, ${answer.headers["x-coe-reason"]}</span> ${unanswered(told(answer.headers))}` : nothing}
     </header>
     ${blocks(answer.text).map(block)}
     ${ending(answer)}

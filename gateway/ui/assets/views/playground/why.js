@@ -38,6 +38,8 @@ function decided({ record, headers: found, why: asked }) {
     category: found["x-coe-category"],
     confidence: Number(found["x-coe-confidence"]),
     reason: found["x-coe-reason"],
+    fallback_from: found["x-coe-fallback-from"] ?? "",
+    cause: found["x-coe-cause"] ?? "",
     attempts: Number(found["x-coe-attempts"]),
     propensity: 1,
   };

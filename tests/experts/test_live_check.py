@@ -1,0 +1,233 @@
+"""The live check: one token from each server, and for each fault its name and the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.cli.live import ENDPOINTS, check_live
+from coe.experts import build_experts
+from coe.experts import live as live_check
+from coe.experts.client import Client
+from coe.experts.live import Finding, check_experts
+from coe.registry import Registry
+from coe.settings import Settings
+from gateway.expert_check import checking
+from tests.experts.fault_servers import (
+    COMPLETION,
+    Answer,
+    answering,
+    closed_port,
+    hanging_up,
+    refusing,
+    self_signed,
+    server,
+    serving,
+    silent,
+)
+from tests.fakes import registry_of
+
+KEY = "sk-very-secret-4711"
+SERVED = ("qwen2.5-7b-instruct", "llama-3-8b", "mistral-7b")
+
+
+def registry_at(base_url: str | None, **spec: Any) -> Registry:
+    declared = {"name": "coder", "model": SERVED[0], "runtime": "external", "base_url": base_url, "api_key": KEY}
+    return registry_of(experts=[declared | spec], assignment={"general": "coder"})
+
+
+async def found(base_url: str, **spec: Any) -> Finding:
+    registry = registry_at(base_url, **spec)
+    async with Client() as session:
+        experts = build_experts(registry, {}, session=session)
+        (finding,) = await check_experts(experts.values(), session=session)
+        assert experts["coder"].replicas[0].state == "closed"
+        assert not experts["coder"].incidents.active  # a check is no traffic
+    assert KEY not in finding.sentence
+    return finding
+
+
+@pytest.mark.anyio
+async def test_an_expert_that_answers_is_fine_and_was_asked_for_one_token() -> None:
+    seen: list[Any] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append(await request.json())
+        return web.json_response(COMPLETION)
+
+    async with server(answer) as root:
+        finding = await found(f"{root}/v1", parameters={"max_tokens": 500})
+    assert finding.ok
+    assert "answers at" in finding.sentence
+    assert [body["max_tokens"] for body in seen] == [1]
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_not_served_is_named_with_the_nearest_that_are() -> None:
+    async with server(serving(*SERVED, key=KEY)) as root:
+        finding = await found(f"{root}/v1", model="qwen-2.5-7b-instruct")
+    assert finding.cause == "model_not_found"
+    assert "it serves qwen2.5-7b-instruct" in finding.remedy
+    assert "correct `model: qwen-2.5-7b-instruct`" in finding.remedy
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["", "/v1/chat/completions", "/api"])
+async def test_a_url_that_misses_the_api_is_corrected(path: str) -> None:
+    async with server(serving(*SERVED, key=KEY)) as root:
+        finding = await found(f"{root}{path}")
+    assert finding.cause == "not_found"
+    assert f"write `base_url: {root}/v1`" in finding.remedy
+
+
+@pytest.mark.anyio
+async def test_a_wrong_key_is_named() -> None:
+    async with server(serving(*SERVED, key="another")) as root:
+        finding = await found(f"{root}/v1")
+    assert finding.cause == "unauthorized"
+    assert "api_key" in finding.remedy
+
+
+QUOTA = {"error": {"message": "You exceeded your current quota, see the plan", "code": "insufficient_quota"}}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answer", "cause", "remedy"),
+    [
+        (refusing(429, QUOTA), "quota_exceeded", "raise the quota"),
+        (refusing(429), "rate_limited", "higher limit"),
+        (refusing(500), "server_error", "log"),
+        (refusing(503), "overloaded", "wait"),
+        (refusing(200, {"hello": 1}), "invalid_response", "base_url"),
+        (refusing(302, headers={"location": "/login"}), "unexpected_status", "base_url"),
+        (hanging_up, "connection_lost", "https://"),
+        (refusing(400, {"error": {"message": "temperature must be below 2"}}), "rejected", "parameters"),
+    ],
+)
+async def test_each_fault_of_a_server_is_named_with_a_remedy(answer: Answer, cause: str, remedy: str) -> None:
+    async with server(answer) as root:
+        finding = await found(f"{root}/v1")
+    assert finding.cause == cause
+    assert remedy in finding.remedy
+
+
+@pytest.mark.anyio
+async def test_connections_that_do_not_come_about_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert (await found(f"{closed_port()}/v1")).cause == "connection_refused"
+    assert (await found("http://host.invalid/v1")).cause == "name_resolution"
+    async with server(answering) as root:
+        assert (await found(f"{root.replace('http', 'https')}/v1")).cause == "tls_error"
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*self_signed(tmp_path))
+    async with server(answering, tls=tls) as root:
+        untrusted = await found(f"{root}/v1")
+    assert untrusted.cause == "tls_error"
+    assert "certificate" in untrusted.problem
+    monkeypatch.setattr(live_check, "ANSWER_TIMEOUT", 0.2)
+    async with server(silent) as root:
+        assert (await found(f"{root}/v1")).cause == "timeout"
+
+
+@pytest.mark.anyio
+async def test_a_model_that_knows_another_name_for_the_limit_is_asked_by_that() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "max_tokens" in await request.json():
+            told = {"message": "Unsupported parameter, use max_completion_tokens", "param": "max_tokens"}
+            return web.json_response({"error": told}, status=400)
+        return web.json_response(COMPLETION)
+
+    async with server(answer) as root:
+        assert (await found(f"{root}/v1")).ok
+
+
+@pytest.mark.anyio
+async def test_every_replica_is_checked_and_credentials_in_urls_stay_secret() -> None:
+    async with server(serving(*SERVED, key=KEY)) as root:
+        urls = [f"{root}/v1", f"{root.replace('//', '//user:hunter2@')}/wrong"]
+        registry = registry_at(None, base_urls=urls)
+        async with Client() as session:
+            experts = build_experts(registry, {}, session=session)
+            good, bad = await check_experts(experts.values(), session=session)
+    assert (good.ok, bad.ok) == (True, False)
+    assert "hunter2" not in bad.sentence
+
+
+@pytest.mark.anyio
+async def test_a_local_expert_that_is_not_started_is_a_finding(tmp_path: Path) -> None:
+    local = {"name": "coder", "model": "m", "runtime": "vllm"}
+    registry = registry_of(experts=[local], assignment={"general": "coder"})
+    settings = Settings.read({"COE_HOME": str(tmp_path)}, config=tmp_path / "experts.yaml")
+    (missing,) = await check_live(registry, settings)
+    assert (missing.cause, missing.remedy) == ("connection_refused", "start it with `coe up`")
+    async with server(answering) as root:
+        (tmp_path / ENDPOINTS).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
+        (there,) = await check_live(registry, settings)
+    assert there.ok
+
+
+async def _in_the_background(registry: Registry, seen: asyncio.Event) -> None:
+    async with Client() as session:
+        experts = build_experts(registry, {}, session=session)
+        async with checking(experts.values(), registry, session=session):
+            await seen.wait()
+
+
+@pytest.mark.anyio
+async def test_a_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="coe.experts")
+    seen = asyncio.Event()
+
+    class Ended(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "servers answer" in record.getMessage():
+                seen.set()
+
+    logger, handler = logging.getLogger("coe.experts.live"), Ended()
+    logger.addHandler(handler)
+    try:
+        async with server(serving(*SERVED, key="another")) as root:
+            await _in_the_background(registry_at(f"{root}/v1"), seen)
+    finally:
+        logger.removeHandler(handler)
+    first, last = [record.getMessage() for record in caplog.records if record.name == "coe.experts.live"]
+    assert first.startswith("check at start: expert coder at 127.0.0.1:")
+    assert "unauthorized" in first
+    assert last == "check at start: 0 of 1 expert servers answer"
+    assert KEY not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_gateway_that_ends_does_not_wait_for_the_check() -> None:
+    seen = asyncio.Event()
+    seen.set()
+    async with server(silent) as root:
+        await _in_the_background(registry_at(f"{root}/v1"), seen)
+
+
+def test_coe_check_live_ends_with_1_and_names_the_expert(tmp_path: Path) -> None:
+    at = {"runtime": "external", "model": "m", "base_url": f"{closed_port()}/v1"}
+    declared = registry_of(experts=[{"name": "coder", **at}], assignment={"general": "coder"})
+    file = tmp_path / "experts.yaml"
+    file.write_bytes(orjson.dumps(declared.model_dump(mode="json", exclude_none=True)))
+    runner = CliRunner()
+    assert runner.invoke(app, ["check", "--config", str(file)]).exit_code == 0
+    text = runner.invoke(app, ["check", "--live", "--config", str(file)])
+    assert text.exit_code == 1
+    assert "expert coder at 127.0.0.1:" in text.output
+    assert "nothing listens at its address" in text.output
+    told = runner.invoke(app, ["check", "--live", "--json", "--config", str(file)])
+    assert told.exit_code == 1
+    live = orjson.loads(told.output)
+    assert (live["ok"], live["live"][0]["cause"]) == (False, "connection_refused")

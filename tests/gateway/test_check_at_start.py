@@ -1,0 +1,61 @@
+"""The check of the experts at the start of `coe serve` and `coe up`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import orjson
+import pytest
+
+from coe.cli import up
+from coe.errors import ConfigError
+from coe.settings import Settings
+from gateway.main import open_parts
+from tests.experts.fault_servers import answering, closed_port, servers
+from tests.gateway import words_server
+from tests.gateway.gateway_over import registry_over
+
+pytestmark = pytest.mark.anyio
+
+
+def settings_in(folder: Path, **environ: str) -> Settings:
+    return Settings.read(environ, config=folder / "experts.yaml")
+
+
+async def lines_until(caplog: pytest.LogCaptureFixture, end: str) -> list[str]:
+    async with asyncio.timeout(20):
+        while not any(end in record.getMessage() for record in caplog.records):
+            await asyncio.sleep(0.01)
+    return [record.getMessage() for record in caplog.records if record.name == "coe.experts.live"]
+
+
+async def test_a_gateway_that_starts_logs_which_experts_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="coe.experts")
+    async with servers((answering,)) as (good,):
+        registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
+        (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+        async with open_parts(settings_in(tmp_path), read=words_server.read, check=True):
+            bad, last = await lines_until(caplog, "expert servers answer")
+    assert bad.startswith("check at start: expert coder at ")
+    assert "connection_refused" in bad
+    assert last == "check at start: 1 of 2 expert servers answer"
+
+
+async def test_coe_up_says_which_experts_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with servers((answering,)) as (good,):
+        registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
+        await up._check(registry, settings_in(tmp_path))
+    note, last = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: expert coder at ")
+    assert last == "1 of 2 expert servers answer"
+
+
+def test_the_check_can_be_turned_off(tmp_path: Path) -> None:
+    assert settings_in(tmp_path).check_experts
+    assert not settings_in(tmp_path, COE_CHECK_EXPERTS="0").check_experts
+    with pytest.raises(ConfigError, match="COE_CHECK_EXPERTS"):
+        settings_in(tmp_path, COE_CHECK_EXPERTS="maybe")

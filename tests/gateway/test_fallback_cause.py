@@ -1,0 +1,212 @@
+"""A request that its first choice did not answer: who that was and why, in headers, record, metrics and commands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.cli import ask
+from coe.cli.log import _line
+from coe.core import Standing
+from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
+from coe.learning.alarms import UNANSWERED, failing_alarms
+from coe.learning.traffic import Traffic
+from coe.record import RoutingRecord
+from coe.records.codec import decode, encode
+from gateway.metrics import Metrics
+from gateway.tallies import page as written
+from gateway.watched import Watched
+from tests.experts.fault_servers import answering, closed_port, refusing, servers
+from tests.fakes import NOWHERE, Gateway, Response, gateway_of, registry_of
+from tests.gateway.gateway_over import gateway_over
+from tests.learning.samples import record
+from tests.observability.pages import value
+
+pytestmark = pytest.mark.anyio
+
+
+def unavailable(cause: Any, expert: str = "coder") -> ExpertUnavailable:
+    error = ExpertUnavailable("no", expert=expert)
+    error.cause = cause
+    return error
+
+
+def told(response: Response) -> tuple[str | None, ...]:
+    names = ("x-coe-expert", "x-coe-reason", "x-coe-fallback-from", "x-coe-cause", "x-coe-attempts")
+    return tuple(response.headers.get(name) for name in names)
+
+
+async def metrics(gateway: Gateway) -> bytes:
+    return (await gateway.post("/metrics", method="GET")).body
+
+
+async def test_a_fallback_names_the_first_choice_and_the_cause() -> None:
+    async with gateway_of(coder=unavailable("unauthorized")) as gateway:
+        response = await gateway.chat("code")
+        page = await metrics(gateway)
+    assert told(response) == ("generalist", "fallback", "coder", "unauthorized", "2")
+    (logged,) = gateway.records
+    assert (logged.fallback_from, logged.cause) == ("coder", "unauthorized")
+    assert decode(encode(logged)) == logged
+    assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 1
+
+
+async def test_a_request_whose_first_choice_answers_has_neither() -> None:
+    async with gateway_of() as gateway:
+        response = await gateway.chat("code")
+    assert told(response) == ("coder", "routed", None, None, "1")
+    assert (gateway.records[0].fallback_from, gateway.records[0].cause) == ("", "")
+
+
+async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> None:
+    async with gateway_of() as gateway:
+        gateway.experts["coder"].standing = Standing(up=False, ready=0, cause="connection_refused")
+        response = await gateway.chat("code")
+        route = await gateway.post(
+            "/v1/route", orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+        )
+        page = await metrics(gateway)
+    assert told(response) == ("generalist", "fallback", "coder", "connection_refused", "1")
+    assert gateway.experts["coder"].calls == []
+    assert value(page, "coe_fallbacks_total", expert="coder", cause="connection_refused") == 1
+    assert (route.json["fallback_from"], route.json["cause"]) == ("coder", "connection_refused")
+
+
+async def test_the_first_choice_stays_the_one_named_when_its_stand_in_fails_too() -> None:
+    async with gateway_of(generalist=ExpertTimeout("slow", expert="generalist")) as gateway:
+        gateway.experts["coder"].standing = Standing(up=False, ready=0, cause="rate_limited")
+        response = await gateway.chat("code")
+    assert told(response) == ("painter", "fallback", "coder", "rate_limited", "2")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (unavailable("model_not_found"), "model_not_found"),
+        (ExpertBusy("full", expert="coder"), "rate_limited"),
+        (ExpertRejected("bad", expert="coder", status=422), "rejected"),
+    ],
+)
+async def test_a_pinned_request_that_fails_has_a_cause_and_no_first_choice(error: ExpertError, cause: str) -> None:
+    async with gateway_of(coder=error) as gateway:
+        response = await gateway.chat("code", model="coder")
+    assert told(response)[:4] == ("coder", "pinned", None, cause)
+    assert (gateway.records[0].fallback_from, gateway.records[0].cause) == ("", cause)
+
+
+async def test_an_answer_that_breaks_off_has_a_cause_in_its_record() -> None:
+    async with gateway_of(coder=(b'data: {"choices":[]}\n\n', unavailable("connection_lost"))) as gateway:
+        await gateway.chat("code", stream=True)
+    assert (gateway.records[0].outcome, gateway.records[0].cause) == ("expert_unavailable", "connection_lost")
+
+
+async def test_an_expert_without_words_for_the_request_is_a_cause() -> None:
+    async with gateway_of(coder=InvalidRequest("no words", code="unsupported_api")) as gateway:
+        response = await gateway.chat("code")
+    assert told(response)[1:4] == ("fallback", "coder", "unsupported")
+
+
+async def test_when_all_fail_the_first_choice_and_its_cause_are_recorded() -> None:
+    busy = ExpertBusy("full", expert="painter")
+    async with gateway_of(
+        coder=unavailable("tls_error"), painter=busy, generalist=unavailable("timeout", "generalist")
+    ) as gateway:
+        response = await gateway.chat("code")
+    assert (response.status, *told(response)[:4]) == (429, "painter", "fallback", "coder", "tls_error")
+
+
+async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker_keeps_requests_away() -> None:
+    async with (
+        servers((refusing(401), answering)) as (wrong, good),
+        gateway_over({"coder": f"{wrong}/v1", "painter": f"{closed_port()}/v1", "generalist": f"{good}/v1"}) as gateway,
+    ):
+        attempts = []
+        for _ in range(8):
+            response = await gateway.chat("code", max_tokens=1)
+            assert told(response)[:4] == ("generalist", "fallback", "coder", "unauthorized")
+            attempts.append(response.headers["x-coe-attempts"])
+        experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
+        page = await metrics(gateway)
+        alarms = Metrics()
+        Watched(NOWHERE.artifacts / "none", gateway.current).show(alarms)
+        shown = written([alarms.tallies.families()])
+    assert attempts[0] > attempts[-1] == "1"  # kept away from both dead experts, and a fallback all the same
+    assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 8
+    assert value(page, "coe_expert_failing", expert="coder", cause="unauthorized") == 1
+    assert value(shown, "coe_alarm", kind="failing", expert="coder") == 1
+    assert value(shown, "coe_alarm", kind="failing", expert="generalist") == 0
+    assert next(one for one in experts if one["id"] == "coder")["failing"][0]["cause"] == "unauthorized"
+
+
+async def test_coe_chat_says_in_whose_place_an_expert_answers_and_why(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def answer(request: Any) -> Any:
+        from aiohttp import web
+
+        if (await request.json())["model"] == "coder":
+            body = {"error": {"message": "no answer"}}
+            return web.json_response(body, status=503, headers={"x-coe-cause": "unauthorized"})
+        headers = {"x-coe-expert": "painter", "x-coe-category": "code", "x-coe-confidence": "0.900"}
+        headers |= {"x-coe-fallback-from": "coder", "x-coe-cause": "connection_refused"}
+        return web.Response(text='data: {"choices":[{"delta":{"content":"ok"}}]}\n\n', headers=headers)
+
+    async with servers((answer,)) as (root,):
+        await ask._ask(f"{root}/v1/chat/completions", "auto", [])
+        with pytest.raises(ExpertUnavailable, match=r"no answer \(cause: unauthorized\)"):
+            await ask._ask(f"{root}/v1/chat/completions", "coder", [])
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "[painter: code 0.900; in place of coder, which did not answer: connection_refused]"
+
+
+def test_coe_log_ends_a_line_with_who_did_not_answer_and_why() -> None:
+    assert _line(record("a", fallback_from="coder", cause="timeout", expert="painter")).endswith("coder: timeout")
+    assert _line(record("a", cause="timeout", expert="painter")).endswith("painter: timeout")
+    assert _line(record("a")).endswith(" a")
+
+
+def alarms(*records: RoutingRecord) -> list[tuple[str, str]]:
+    now = time.time()
+    traffic = Traffic(("code", "art", "general"), "words", day=now - 86_400, hour=now - 3_600)
+    for _ in traffic.watched([records]):
+        pass
+    return [(alarm.expert, alarm.sentence) for alarm in failing_alarms(traffic, ("coder", "painter"))]
+
+
+def test_an_expert_whose_requests_others_answer_raises_an_alarm() -> None:
+    now = time.time()
+    good = [record(f"g{n}", time=now, expert="painter") for n in range(50)]
+    dead = [
+        record(f"d{n}", time=now, expert="painter", reason="fallback", fallback_from="coder", cause="unauthorized")
+        for n in range(50)
+    ]
+    ((expert, sentence),) = alarms(*good, *dead)
+    assert expert == "coder"
+    assert "did not answer 50 of 50 requests" in sentence
+    assert "unauthorized 50" in sentence
+    assert alarms(*good, *dead[: UNANSWERED - 1]) == []
+    pinned = [
+        record(f"p{n}", time=now, expert="coder", outcome="expert_unavailable", cause="timeout") for n in range(9)
+    ]
+    assert [name for name, _ in alarms(*pinned)] == ["coder"]
+
+
+def test_old_failures_and_those_that_are_nobodys_fault_raise_none() -> None:
+    now = time.time()
+    old = [record(f"o{n}", time=now - 7_200, expert="coder", cause="timeout") for n in range(50)]
+    hedged = [record(f"h{n}", time=now, expert="painter", fallback_from="coder", cause="hedged") for n in range(50)]
+    rejected = [record(f"r{n}", time=now, expert="coder", cause="rejected") for n in range(50)]
+    assert alarms(*old, *hedged, *rejected) == []
+
+
+async def test_requests_of_different_experts_do_not_wait_for_each_other_to_be_named() -> None:
+    async with gateway_of(
+        registry_of(), coder=unavailable("timeout"), painter=unavailable("overloaded", "painter")
+    ) as g:
+        both = await asyncio.gather(g.chat("code"), g.chat("art"))
+    assert {told(one)[2:4] for one in both} == {("coder", "timeout"), ("painter", "overloaded")}

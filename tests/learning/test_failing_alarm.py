@@ -1,0 +1,39 @@
+"""`coe status` with an expert that does not answer."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from coe.cli.status import status_report
+from coe.settings import Settings
+from coe.watch import Watch
+from tests.learning.samples import record
+from tests.learning.test_watch import logged, settings
+
+__all__ = ["settings"]
+
+
+def test_an_expert_of_half_the_traffic_that_is_dead_is_an_alarm_and_a_share_of_fallbacks(settings: Settings) -> None:
+    now = time.time()
+    dead = {"reason": "fallback", "fallback_from": "coder", "cause": "connection_refused", "expert": "generalist"}
+    logged(
+        settings, [record(f"r{n}", time=now - 60 + n, **(dead if n % 2 else {"expert": "painter"})) for n in range(40)]
+    )
+    report = status_report(settings, now=now)
+    (alarm,) = report["alarms"]
+    assert (alarm["kind"], alarm["expert"], alarm["value"]) == ("failing", "coder", 1.0)
+    assert "connection_refused 20" in alarm["sentence"]
+    assert report["traffic"]["reasons"]["fallback"] == 0.5
+    assert Watch.of(report, now=now).alarms == {"failing": ("coder",)}
+
+
+@pytest.mark.parametrize("reason", ["routed", "pinned"])
+def test_requests_that_nobody_answered_are_an_alarm_too(settings: Settings, reason: str) -> None:
+    now = time.time()
+    failed = {"outcome": "expert_unavailable", "cause": "unauthorized", "reason": reason}
+    logged(settings, [record(f"r{n}", time=now - 60 + n, **failed) for n in range(20)])
+    assert [(one["kind"], one["expert"]) for one in status_report(settings, now=now)["alarms"]] == [
+        ("failing", "coder")
+    ]
