@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,6 +77,11 @@ class RoutingRecord:
     retrieval_ms: float = 0.0
     needs: tuple[str, ...] | None = None
     schema: int = 1
+
+    def is_by(self, router: str, *, categories: Collection[str]) -> bool:
+        """Whether the router of this version classified the request, over exactly these categories: experts.yaml may
+        have added or dropped some since."""
+        return self.router == router and self.probabilities.keys() == set(categories)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def check_router(settings: Settings) -> tuple[Registry, Artifact]:
 
 def load_router(registry: Registry, artifact: Artifact) -> Router:
     """The trained router over the declared categories. Raises ArtifactError when it is damaged."""
-    return routers.load(artifact.folder, declared=category_texts(registry))
+    return routers.load(artifact.folder, declared=category_texts(registry), version=artifact.manifest.version)
 
 
 def check_fit(registry: Registry, artifact: Artifact) -> None:
@@ -144,7 +144,7 @@ def overlays_in_use(settings: Settings, router: Router) -> Overlays:
     if artifact is None:
         return Overlays()
     found = read_overlays(artifact)
-    if artifact.manifest.data != router.version:
+    if not fit_router(artifact, found, router):
         _log.warning("%s; they stay unused", other_router(artifact, router))
         return Overlays()
     return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
@@ -155,12 +155,17 @@ def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
     return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
 
 
+def fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
+    """Whether overlays were fitted to this router over its present categories."""
+    same = all(one.categories == router.categories for one in overlays)
+    return artifact.manifest.data == router.version and same
+
+
 def other_router(artifact: Artifact, router: Router) -> str:
-    """What is wrong with overlays that were fitted to another router."""
-    manifest = artifact.manifest
-    return (
-        f"overlays {manifest.version} are of router {manifest.data}, not {router.version}: `coe retrain` makes new ones"
-    )
+    """Error message for overlays that were fitted to another router, or to other categories of it."""
+    made, version = artifact.manifest, router.version
+    what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
+    return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
 
 def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
