@@ -1,7 +1,8 @@
-"""`coe check`: is experts.yaml right?"""
+"""`coe check`: checks experts.yaml, and reports what follows from it for the plan and the router in use."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import orjson
@@ -9,7 +10,8 @@ import typer
 
 from coe import located, registry
 from coe.cli.common import Config, Json, say, say_json, settings_for
-from coe.errors import ConfigError
+from coe.errors import ArtifactError, ConfigError
+from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.settings import Settings
 
@@ -17,7 +19,11 @@ Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of
 
 
 def check(config: Config = None, json: Json = False, schema: Schema = False) -> None:
-    """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name."""
+    """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
+
+    Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
+    should be run again. `--config` may name a draft beside the file in use.
+    """
     if schema:
         say(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
@@ -25,17 +31,36 @@ def check(config: Config = None, json: Json = False, schema: Schema = False) -> 
     try:
         found = registry.load(settings.config, environ=settings.environ)
         _check_local(found, settings)
-    except ConfigError as error:
+        follows = _consequences(found, settings)
+    except (ConfigError, ArtifactError) as error:
         if not json:
             raise
-        say_json({"ok": False, "problems": error.problems})
+        say_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
         raise typer.Exit(1) from None
+    replan = any(one.replan for one in follows)
     summary = {"ok": True, "categories": found.category_names, "experts": found.expert_names, "digest": found.digest}
     if json:
-        say_json(summary)
+        say_json(summary | {"consequences": [asdict(one) for one in follows], "replan": replan})
     else:
         counts = f"{len(found.categories)} categories, {len(found.experts)} experts"
         say(f"{settings.config.name}: good ({counts}, digest {found.digest})")
+        _show(follows, replan=replan)
+
+
+def _consequences(found: Registry, settings: Settings) -> tuple[Consequence, ...]:
+    """Those for the artifacts in use. Raises ArtifactError or ConfigError for what would stop a start."""
+    from gateway.consequences import consequences_of
+
+    return consequences_of(settings, found)
+
+
+def _show(follows: tuple[Consequence, ...], *, replan: bool) -> None:
+    if follows:
+        say("with the router and the plan in use:")
+    for one in follows:
+        say(f"  - {one.sentence}")
+    if replan:
+        say("the service starts and reloads with it; then run `coe plan` again")
 
 
 def _check_local(found: Registry, settings: Settings) -> None:

@@ -22,6 +22,7 @@ from coe.mapping import (
     Assignment,
     Basis,
     Budget,
+    Dependencies,
     ParetoRow,
     Patience,
     Problem,
@@ -137,7 +138,8 @@ def basis_of(
     quality = table.lower(deviations=deviations, pseudo_count=count)
     problem = declared_problem(registry, table, quality=quality, weights=weights)
     traffic = _traffic(settings, problem, data.prompts)
-    return Basis(problem, table, traffic, deviations, f"{len(data.prompts)} prompts of {folder.name}", count)
+    source = f"{len(data.prompts)} prompts of {folder.name}"
+    return Basis(problem, table, traffic, deviations, source, count, Dependencies.of(registry))
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from coe.learning.declared_problem import declared_problem
 from coe.learning.experience import Experience
 from coe.learning.refit import Refit
-from coe.mapping import Assignment, Basis, Problem, rounded, solve
+from coe.mapping import Assignment, Basis, Dependencies, Problem, rounded, solve
 from coe.registry import Registry
 
 Array = NDArray[np.float64]
@@ -38,7 +38,8 @@ class Budgeted:
         problem = declared_problem(self.registry, refit.table, quality=refit.quality, weights=weights)
         source = f"the feedback on {int(self.experience.rated.sum())} requests"
         count = refit.weighting.pseudo_count
-        return Basis(problem, refit.table, self._traffic(problem), 0.0, source, count)
+        made_for = Dependencies.of(self.registry)
+        return Basis(problem, refit.table, self._traffic(problem), 0.0, source, count, made_for)
 
     def _traffic(self, problem: Problem) -> Array | None:
         """None where no price depends on it."""

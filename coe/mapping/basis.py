@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
+from coe.mapping.dependencies import Dependencies
 from coe.mapping.patience import Patience
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
@@ -30,7 +31,7 @@ class Basis:
     for pure categories.
 
     `deviations` is how many standard errors below the estimate the problem's qualities are; `source` says in words
-    whence the scores are.
+    whence the scores are. `dependencies` are those of the declaration that it was made for, None where it has none.
     """
 
     problem: Problem
@@ -39,6 +40,7 @@ class Basis:
     deviations: float
     source: str
     pseudo_count: float = PSEUDO_COUNT
+    dependencies: Dependencies | None = None
 
     def save(
         self,
@@ -82,6 +84,7 @@ class Basis:
             "weights": _plain(problem.weights),
             "uses": uses,
             "budget": problem.budget.rows(),
+            "depends_on": None if self.dependencies is None else self.dependencies.to_json(),
         }
 
 
