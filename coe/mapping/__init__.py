@@ -3,7 +3,7 @@
 from coe.mapping.assignment import Assignment, expected
 from coe.mapping.basis import VALUES, Basis, read_plan_file, read_problem, rounded
 from coe.mapping.consequences import Consequence
-from coe.mapping.dependencies import Dependencies, declared_uses
+from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
 from coe.mapping.effect import PlanInEffect, plan_in_effect
 from coe.mapping.patience import Patience
 from coe.mapping.plan import (
@@ -23,6 +23,7 @@ from coe.mapping.published import PlanRecord, PublishedPlan, read_published
 from coe.mapping.stakes import stake
 
 __all__ = [
+    "ANSWERING",
     "VALUES",
     "Assignment",
     "Basis",
