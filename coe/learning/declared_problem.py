@@ -22,7 +22,9 @@ def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, w
         if category in table.categories:
             _pin(pinned[table.categories.index(category)], table.experts.index(expert))
     budget = Budget(**registry.budget.model_dump())
-    return Problem.of(table, quality=pinned, uses=declared_uses(registry), budget=budget, weights=weights)
+    return Problem.of(
+        table, quality=pinned, uses=declared_uses(registry, table.experts), budget=budget, weights=weights
+    )
 
 
 def _pin(row: Array, column: int) -> None:
