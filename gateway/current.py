@@ -29,6 +29,11 @@ class Serving:
     """The differences of the declaration from the plan in use."""
 
     @property
+    def plan(self) -> str:
+        """The version of the plan that is served with; empty where it is the declared mapping."""
+        return self.versions.get("assignment") or ""
+
+    @property
     def registry(self) -> Registry:
         return self.composition.registry
 

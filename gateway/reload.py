@@ -122,9 +122,9 @@ class Reload:
             self._in_use = in_use
             self._current.replace(serving)
             self._current.reload_error = None
-            version = serving.composition.router.version
+            router, plan = serving.composition.router.version, serving.plan or "as declared"
             await asyncio.to_thread(give_back)  # what the former router took
-            _log.warning("reloaded: config %s, router %s", serving.registry.digest, version)
+            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _check(self, registry: Registry) -> None:
         check_same_process(self._at_start, registry)

@@ -72,7 +72,7 @@ def consequences(plan: PublishedPlan, registry: Registry, effect: Assignment) ->
         if category not in told | gone
     ]
     if found and not _same(plan.assignment, effect):
-        sentence = "with these differences the plan counts as another policy: `coe retrain` judges it by the requests that follow"
+        sentence = "with these differences it is another policy: `coe retrain` judges it by the requests that follow"
         found.append(Consequence("learning", "retrain", sentence))
     return tuple(found)
 
