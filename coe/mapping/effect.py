@@ -124,12 +124,11 @@ class _Effect:
         planned = np.asarray(self._quality[row])
         if category not in self._plan.categories:
             return self._pinned(row, pin or general)
-        if pin is not None:
-            return planned.copy() if pin == self._pins_then.get(category) else self._pinned(row, pin)
-        self._open[row] = True
-        if category not in self._pins_then and np.isfinite(planned).any():
+        same = pin == self._pins_then.get(category) and np.isfinite(planned).any()
+        self._open[row] = pin is None
+        if same:
             return planned.copy()
-        return self._opened(row, general)
+        return self._opened(row, general) if pin is None else self._pinned(row, pin)
 
     def _pinned(self, row: int, expert: str) -> Array:
         column = self._experts.index(expert)

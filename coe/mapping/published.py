@@ -47,11 +47,10 @@ def read_published(folder: Path, version: str) -> PublishedPlan:
 
 
 def pins_then(plan: PublishedPlan, registry: Registry) -> Mapping[str, str]:
-    """The pins that the plan was made with; where it does not name them, the declared ones that it agrees with."""
+    """The pins that the plan was made with; where it does not name them, the declared ones."""
     if plan.record is not None and plan.record.dependencies is not None:
         return plan.record.dependencies.pins
-    chosen = dict(zip(plan.assignment.categories, plan.assignment.choice, strict=True))
-    return {category: name for category, name in registry.assignment.items() if chosen.get(category) == name}
+    return registry.assignment
 
 
 def _read_record(folder: Path) -> PlanRecord | None:
