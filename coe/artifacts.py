@@ -237,6 +237,10 @@ class ArtifactStore:
         version = self.in_use()
         return None if version is None else read(self._folder / version)
 
+    def folder(self, version: str) -> Path:
+        """The folder of a version, unread."""
+        return self._folder / version
+
     def versions(self) -> tuple[str, ...]:
         """All that are published, as their names sort."""
         return tuple(sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}")))

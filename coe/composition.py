@@ -91,7 +91,8 @@ def decide(
     if avoided:
         reason = "fallback"
     if uniform is not None and reason == "routed":
-        first, reason, propensity = _explored(first, field, policy=policy, uniform=uniform)
+        untried = assignment.untried(prediction.best)
+        first, reason, propensity = _explored(first, field, policy=policy, uniform=uniform, untried=untried)
     sibling = registry.expert(first).sibling
     candidates = (first, *sorted((name for name in field.ranked if name != first), key=(sibling or first).__ne__))
     paid = dict(zip(assignment.experts, price.tolist(), strict=True))
@@ -160,13 +161,16 @@ def _chosen(field: _Field, *, previous: str | None, general: str | None, policy:
     return first, reason
 
 
-def _explored(best: str, field: _Field, *, policy: Policy, uniform: float) -> tuple[str, Reason, float]:
-    """The expert that is asked, why, and how likely that was."""
+def _explored(
+    best: str, field: _Field, *, policy: Policy, uniform: float, untried: frozenset[str] = frozenset()
+) -> tuple[str, Reason, float]:
+    """The expert that is asked, why, and how likely that was. An `untried` one counts as just within the loss."""
     names = tuple(dict.fromkeys((best, *field.free)))
-    values = np.array([field.worth[name] for name in names])
-    if np.isneginf(values[0]):  # the plan has nobody for this among those who can
-        return best, "routed", 1.0
     exploration = policy.exploration
+    least = field.worth[best] - exploration.loss
+    values = np.array([least if name in untried else field.worth[name] for name in names])
+    if np.isneginf(field.worth[best]):  # the plan has no expert for this among the able ones
+        return best, "routed", 1.0
     index, propensity = choose(values, rate=exploration.rate, loss=exploration.loss, uniform=uniform)
     return names[index], "explored" if index else "routed", propensity
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,8 +17,9 @@ class RoutingRecord:
     (expected quality less price, to four digits, -inf for one that may not serve the category; empty for a pin), the
     `price` that was taken off for each (by the plan and for thrift; empty where everything is free), the chosen expert,
     the propensity of the first candidate, the `exploration` that served (its rate and loss, None where it was off), and
-    the versions of router, configuration and `assignment` (the digest of the plan or of the declared mapping, over the
-    router's categories). Where an overlay of the tenant made the posterior, `overlay` is the version
+    the versions of router, `plan` and configuration: the first two are what `coe versions` lists, and `plan` is empty
+    where the declared mapping served. `assignment` is the digest of what decided: the plan in effect, or the declared
+    mapping, over the router's categories. Where an overlay of the tenant made the posterior, `overlay` is the version
     of the overlays and `plain` the router's own posterior. `digest` is the SHA-256 of the routed text; the text itself
     (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and
     `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
@@ -80,7 +81,13 @@ class RoutingRecord:
     needs: tuple[str, ...] | None = None
     fallback_from: str = ""
     cause: str = ""
+    plan: str = ""
     schema: int = 1
+
+    def is_by(self, router: str, *, categories: Collection[str]) -> bool:
+        """Whether the router of this version classified the request, over exactly these categories: experts.yaml may
+        have added or dropped some since."""
+        return self.router == router and self.probabilities.keys() == set(categories)
 
 
 @dataclass(frozen=True, slots=True)

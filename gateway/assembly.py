@@ -68,7 +68,7 @@ class Assembly:
         used = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(consultant and consultant.gate)}
         unused = frozenset(kind for kind, there in used.items() if versions.get(kind) and not there)
         access = access_of(registry, self._limiter, open=self._settings.open)
-        serving = Serving(composition, access, in_use.index, versions, unused)
+        serving = Serving(composition, access, in_use.index, versions, unused, in_use.consequences)
         self._go_over(experts, in_use.index)
         self._timeout = registry.policy.timeout
         return serving

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coe.composition import Composition
+from coe.mapping import Consequence
 from coe.registry import Registry
 from gateway.access import Access
 from gateway.admission import Admission
@@ -24,6 +25,13 @@ class Serving:
     """By kind of artifact which was in use when this was made, None for none."""
     unused: frozenset[str] = frozenset()
     """The kinds of which it fits nothing else that is in use, so that it does without."""
+    consequences: tuple[Consequence, ...] = ()
+    """The differences of the declaration from the plan in use."""
+
+    @property
+    def plan(self) -> str:
+        """The version of the plan that is served with; empty where it is the declared mapping."""
+        return self.versions.get("assignment") or ""
 
     @property
     def registry(self) -> Registry:

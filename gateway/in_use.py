@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 import routers
 from coe.artifacts import ArtifactStore
@@ -15,7 +13,7 @@ from coe.composition import declared_assignment
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.manifest import Artifact
-from coe.mapping import Assignment
+from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
 from coe.overlay import FILE, Overlay, Overlays
 from coe.registry import Registry, load
 from coe.settings import Settings
@@ -44,6 +42,8 @@ class InUse:
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """By kind of artifact, the gate's apart: which was read, None for none."""
+    consequences: tuple[Consequence, ...] = ()
+    """The differences of the declaration from the plan in use."""
 
 
 def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
@@ -57,12 +57,22 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
         router = load_router(registry, artifact)
     doubt = artifact.manifest.metrics.get("general_below", 0.0)
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
-    assignment = assignment_in_use(settings, registry, router.categories)
+    planned = assignment_in_use(settings, registry, router.categories)
     heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
     overlays = overlays_in_use(settings, router)
     index = _index(settings, registry, artifact.folder, previous)
     versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: heads}
-    return InUse(registry, router, assignment, float(doubt), artifact.folder, overlays, index, versions)
+    return InUse(
+        registry,
+        router,
+        planned.assignment,
+        float(doubt),
+        artifact.folder,
+        overlays,
+        index,
+        versions,
+        planned.consequences,
+    )
 
 
 def _index(settings: Settings, registry: Registry, folder: Path, previous: InUse | None) -> Index | None:
@@ -99,7 +109,7 @@ def check_router(settings: Settings) -> tuple[Registry, Artifact]:
 
 def load_router(registry: Registry, artifact: Artifact) -> Router:
     """The trained router over the declared categories. Raises ArtifactError when it is damaged."""
-    return routers.load(artifact.folder, declared=category_texts(registry))
+    return routers.load(artifact.folder, declared=category_texts(registry), version=artifact.manifest.version)
 
 
 def check_fit(registry: Registry, artifact: Artifact) -> None:
@@ -126,15 +136,10 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     }
 
 
-def read_plan(registry: Registry, artifact: Artifact) -> Assignment:
-    """The plan as it was made. Raises ArtifactError for one that was made for another declaration."""
-    planned = Assignment.from_json((artifact.folder / f"{ASSIGNMENT}.json").read_bytes())
-    if artifact.manifest.data != registry.digest or planned.experts != registry.expert_names:
-        raise ArtifactError(
-            f"plan {artifact.manifest.version} was made for another experts.yaml; run `coe plan` again, "
-            "or `coe plan --forget` to go back to the declared assignment"
-        )
-    return planned
+def read_plan(registry: Registry, artifact: Artifact) -> PlanInEffect:
+    """A published plan under the declaration. Raises ArtifactError, with the remedy, where nothing of it is declared
+    any more."""
+    return plan_in_effect(read_published(artifact.folder, artifact.manifest.version), registry)
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
@@ -144,7 +149,7 @@ def overlays_in_use(settings: Settings, router: Router) -> Overlays:
     if artifact is None:
         return Overlays()
     found = read_overlays(artifact)
-    if artifact.manifest.data != router.version:
+    if not fit_router(artifact, found, router):
         _log.warning("%s; they stay unused", other_router(artifact, router))
         return Overlays()
     return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
@@ -155,26 +160,23 @@ def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
     return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
 
 
+def fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
+    """Whether overlays were fitted to this router over its present categories."""
+    same = all(one.categories == router.categories for one in overlays)
+    return artifact.manifest.data == router.version and same
+
+
 def other_router(artifact: Artifact, router: Router) -> str:
-    """What is wrong with overlays that were fitted to another router."""
-    manifest = artifact.manifest
-    return (
-        f"overlays {manifest.version} are of router {manifest.data}, not {router.version}: `coe retrain` makes new ones"
-    )
+    """Error message for overlays that were fitted to another router, or to other categories of it."""
+    made, version = artifact.manifest, router.version
+    what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
+    return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
 
-def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> Assignment:
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> PlanInEffect:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
-        return declared_assignment(registry, categories)
-    planned = read_plan(registry, artifact)
-    order = np.array([planned.categories.index(name) for name in categories])
-    return replace(
-        planned,
-        categories=categories,
-        quality=planned.quality[order],
-        choice=tuple(planned.choice[row] for row in order),
-        runner_up=tuple(planned.runner_up[row] for row in order),
-        margin=tuple(planned.margin[row] for row in order),
-    )
+        return PlanInEffect(declared_assignment(registry, categories))
+    found = read_plan(registry, artifact)
+    return replace(found, assignment=found.assignment.over(categories))

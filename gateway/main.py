@@ -23,6 +23,7 @@ from coe.watch import FILE
 from gateway.access import check_counters, check_exposure, open_limiter
 from gateway.app import Parts, create_app
 from gateway.assembly import Assembly
+from gateway.consequences import consequences_of, log_consequences
 from gateway.conversations import open_affinity
 from gateway.current import Current
 from gateway.drain import Drain
@@ -58,6 +59,7 @@ def prepare(settings: Settings) -> None:
     for spec in registry.experts:
         endpoints_of(spec, settings.endpoints)
     check_tracing(settings)
+    log_consequences(consequences_of(settings, registry))
 
 
 def build_app(settings: Settings, workers: Path | None = None) -> Starlette:

@@ -21,6 +21,7 @@ from gateway.in_use import (
     ROUTER,
     check_fit,
     check_router,
+    fit_router,
     load_router,
     other_router,
     read_overlays,
@@ -85,9 +86,9 @@ def _check_assignment(settings: Settings, artifact: Artifact) -> None:
 
 
 def _check_overlays(settings: Settings, artifact: Artifact) -> None:
-    read_overlays(artifact)
+    found = read_overlays(artifact)
     router = load_router(*check_router(settings))
-    if artifact.manifest.data != router.version:
+    if not fit_router(artifact, found, router):
         raise ArtifactError(other_router(artifact, router))
 
 

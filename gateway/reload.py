@@ -19,6 +19,7 @@ from coe.registry import ExpertSpec, Registry
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from gateway.assembly import Assembly
+from gateway.consequences import log_consequences
 from gateway.current import Current
 from gateway.documents import GATE
 from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, InUse
@@ -116,12 +117,14 @@ class Reload:
         except Exception as error:  # a bug in what is new is no reason to stop serving what works
             self._failed(repr(error))
         else:
+            if in_use.consequences != self._in_use.consequences:
+                log_consequences(in_use.consequences)
             self._in_use = in_use
             self._current.replace(serving)
             self._current.reload_error = None
-            version = serving.composition.router.version
+            router, plan = serving.composition.router.version, serving.plan or "as declared"
             await asyncio.to_thread(give_back)  # what the former router took
-            _log.warning("reloaded: config %s, router %s", serving.registry.digest, version)
+            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _check(self, registry: Registry) -> None:
         check_same_process(self._at_start, registry)

@@ -31,7 +31,7 @@ class Solver:
         self._turn = asyncio.Lock()
         self._asked = 0
         self._waiting = 0
-        self._version = ""
+        self._key = ("", "")
         self._process: subprocess.Popen[bytes] | None = None
         self._end: asyncio.Task[None] | None = None
 
@@ -43,21 +43,22 @@ class Solver:
             self._end.cancel()
         await asyncio.to_thread(self._drop)
 
-    async def solve(self, version: str, budget: Mapping[str, float | None]) -> Any:
-        """The plan of a published version under another budget, as `coe solve` tells it. Raises InvalidRequest for one
+    async def solve(self, version: str, budget: Mapping[str, float | None], *, declared: str = "") -> Any:
+        """The plan of a published version under another budget, as `coe solve` tells it. A process that began with
+        another digest of the declaration than `declared` is replaced. Raises InvalidRequest for one
         that cannot be kept, NotInstalled, or JobUnavailable where a newer question came, or it fails or takes too
         long."""
         check_installed("solve", ("scipy",))
         if self._waiting >= MOST_WAITING:
             raise JobUnavailable(f"{MOST_WAITING} other budgets are being solved", retry_after=RETRY_AFTER)
         self._asked += 1
-        turn = asyncio.ensure_future(self._in_turn(self._asked, version, orjson.dumps(budget) + b"\n"))
+        turn = asyncio.ensure_future(self._in_turn(self._asked, (version, declared), orjson.dumps(budget) + b"\n"))
         answer = await asyncio.shield(turn)  # one who leaves must not leave the process half asked
         if "error" in answer:
             raise InvalidRequest(answer["error"], param="budget", code="budget_impossible")
         return answer["plan"]
 
-    async def _in_turn(self, own: int, version: str, line: bytes) -> Any:
+    async def _in_turn(self, own: int, key: tuple[str, str], line: bytes) -> Any:
         self._waiting += 1
         try:
             async with self._turn:
@@ -67,7 +68,7 @@ class Solver:
                     self._end.cancel()
                 deadline = asyncio.get_running_loop().call_later(SECONDS, self._kill)
                 try:
-                    return await asyncio.to_thread(self._exchange, version, line)
+                    return await asyncio.to_thread(self._exchange, key, line)
                 finally:
                     deadline.cancel()
                     self._end = asyncio.create_task(self._retire())
@@ -79,13 +80,13 @@ class Solver:
         async with self._turn:
             await asyncio.to_thread(self._drop)
 
-    def _exchange(self, version: str, line: bytes) -> Any:
+    def _exchange(self, key: tuple[str, str], line: bytes) -> Any:
         """Blocks until the process has answered, or is ended."""
         process = self._process
-        if process is None or process.poll() is not None or version != self._version:
+        if process is None or process.poll() is not None or key != self._key:
             self._drop()
-            process = self._process = start(self._settings, "solve", version, stdin=subprocess.PIPE)
-            self._version = version
+            process = self._process = start(self._settings, "solve", key[0], stdin=subprocess.PIPE)
+            self._key = key
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None

@@ -214,6 +214,7 @@ class Trace:
             key=self.caller.key,
             cost=self.cost,
             prompt=self.text if registry.log.store_prompts and self.text else None,
+            plan=self.serving.plan,
             assignment=composition.assignment_digest,
             worth=tuple(round(worth, 4) for worth in decision.worth) if decision else (),
             price=tuple(round(price, 4) for price in decision.price) if decision else (),

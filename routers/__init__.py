@@ -43,8 +43,17 @@ def shipped() -> list[Example]:
     return [Example(**json.loads(line)) for line in lines]
 
 
-def load(folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1) -> Router:
+def load(
+    folder: Path,
+    *,
+    declared: Mapping[str, Sequence[str]] | None = None,
+    threads: int = 1,
+    version: str | None = None,
+) -> Router:
     """The router that `build` wrote to `folder`; `threads` bounds the encoder's CPU threads.
+
+    `version` is the id that it is published under, and becomes the router's `version`; left out, a digest of its
+    files does.
 
     `declared` maps every category to be routed to some texts of it, of which only those of categories that the router
     was not trained on are read: see `routers.adapted.adapt`. Needs onnxruntime, tokenizers and numpy only. Raises
@@ -53,7 +62,7 @@ def load(folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, t
     from routers.adapted import adapt
     from routers.cascade import load_cascade
 
-    router = load_cascade(Path(folder), threads=threads)
+    router = load_cascade(Path(folder), threads=threads, version=version)
     return adapt(router, declared) if declared else router
 
 

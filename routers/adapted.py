@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,7 +150,7 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
     return AdaptedRouter(
         base,
         categories=categories,
-        version=f"{base.version}+{_digest({name: list(declared[name]) for name in new}, categories)}",
+        version=base.version,
         targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
         static=Newcomers.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
@@ -160,7 +158,3 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         exemplars=[unit(base.knn.place(own)) for own in encoded],
         digests=[[digest_of(text) for text in declared[name]] for name in new],
     )
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]

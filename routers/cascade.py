@@ -184,12 +184,13 @@ def tokens_read(config: Mapping[str, Any]) -> int:
     return int(config.get("tokens", 256))  # 256: routers of before it was written down
 
 
-def load_cascade(folder: Path, *, threads: int) -> CascadeRouter:
-    """The CascadeRouter in `folder`; ArtifactError when a file is missing, damaged or of another format."""
+def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> CascadeRouter:
+    """The CascadeRouter in `folder`, with `version` as its id or else a digest of its files; ArtifactError when a file
+    is missing, damaged or of another format."""
     from routers.encoders import OnnxEncoder
 
     config = read_config(folder)
-    version = content_version(folder, [CONFIG, *TABLES])
+    version = version or content_version(folder, [CONFIG, *TABLES])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB
     pieces = WordPieces(tokenizer)
     encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=tokens_read(config))

@@ -8,7 +8,23 @@ import sys
 
 import typer
 
-from coe.cli import ask, benchmark, check, index, key, log, plan, promote, retrain, score, solve, status, train, up
+from coe.cli import (
+    ask,
+    benchmark,
+    check,
+    index,
+    key,
+    log,
+    plan,
+    promote,
+    retrain,
+    score,
+    solve,
+    status,
+    train,
+    up,
+    versions,
+)
 from coe.errors import CoEError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -28,6 +44,7 @@ app.add_typer(index.app, name="index")
 app.command("retrain")(retrain.retrain)
 app.command("promote")(promote.promote)
 app.command("rollback")(promote.rollback)
+app.command("versions")(versions.versions)
 app.command("status")(status.status)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

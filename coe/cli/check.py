@@ -1,4 +1,5 @@
-"""`coe check`: is experts.yaml right, and with `--live`, does every expert answer?"""
+"""`coe check`: checks experts.yaml, reports what follows from it for the plan and the router in use, and with `--live`
+requests one token from every expert."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ import typer
 from coe import located, registry
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.cli.live import check_live
-from coe.errors import ConfigError
+from coe.errors import ArtifactError, ConfigError
 from coe.experts.live import Finding
+from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.settings import Settings
 
@@ -26,7 +28,9 @@ Live = Annotated[bool, typer.Option("--live", help="Request one token from every
 def check(config: Config = None, json: Json = False, schema: Schema = False, live: Live = False) -> None:
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
-    With --live also request one token from every expert; exit 1 where one does not answer.
+    Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
+    should be run again. `--config` may name a draft beside the file in use. With `--live` it also requests one token
+    from every expert, and exits with 1 where one does not answer.
     """
     if schema:
         say(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
@@ -35,18 +39,21 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
     try:
         found = registry.load(settings.config, environ=settings.environ)
         _check_local(found, settings)
-    except ConfigError as error:
+        follows = _consequences(found, settings)
+    except (ConfigError, ArtifactError) as error:
         if not json:
             raise
-        say_json({"ok": False, "problems": error.problems})
+        say_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
         raise typer.Exit(1) from None
+    replan = any(one.replan for one in follows)
     findings = asyncio.run(check_live(found, settings)) if live else []
     summary = _summary(found, findings, live=live)
     if json:
-        say_json(summary)
+        say_json(summary | {"consequences": [asdict(one) for one in follows], "replan": replan})
     else:
         counts = f"{len(found.categories)} categories, {len(found.experts)} experts"
         say(f"{settings.config.name}: good ({counts}, digest {found.digest})")
+        _show(follows, replan=replan)
         for finding in findings:
             say(finding.sentence)
     if not summary["ok"]:
@@ -58,6 +65,22 @@ def _summary(found: Registry, findings: Sequence[Finding], *, live: bool) -> dic
     if live:
         told["live"] = [{**asdict(finding), "ok": finding.ok} for finding in findings]
     return {"ok": all(finding.ok for finding in findings), **told}
+
+
+def _consequences(found: Registry, settings: Settings) -> tuple[Consequence, ...]:
+    """Those for the artifacts in use. Raises ArtifactError or ConfigError for what would stop a start."""
+    from gateway.consequences import consequences_of
+
+    return consequences_of(settings, found)
+
+
+def _show(follows: tuple[Consequence, ...], *, replan: bool) -> None:
+    if follows:
+        say("with the router and the plan in use:")
+    for one in follows:
+        say(f"  - {one.sentence}")
+    if replan:
+        say("the service starts and reloads with it; then run `coe plan` again")
 
 
 def _check_local(found: Registry, settings: Settings) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from coe.cli.rounds import REPORTS, Job, Outcome
+from coe.core import Router
 from coe.errors import DataError
 from coe.learning.experience import Experience
 from coe.learning.gathering import gather
@@ -31,7 +32,7 @@ def learn_overlays(job: Job, experience: Experience) -> Outcome | None:
     if not tenants:
         return None
     plain = Plain(experience.categories)
-    pages = _of(tenants, job.in_use.router.version, job.logs.records(since=job.since, until=job.now))
+    pages = _of(tenants, job.in_use.router, job.logs.records(since=job.since, until=job.now))
     try:
         gathered = gather(
             plain.watched(pages),
@@ -48,11 +49,15 @@ def learn_overlays(job: Job, experience: Experience) -> Outcome | None:
 
 
 def _of(
-    tenants: frozenset[str], router: str, pages: Iterator[tuple[RoutingRecord, ...]]
+    tenants: frozenset[str], router: Router, pages: Iterator[tuple[RoutingRecord, ...]]
 ) -> Iterator[tuple[RoutingRecord, ...]]:
     """The records of these tenants that this router classified: another's posterior tells of another router."""
     for page in pages:
-        yield tuple(record for record in page if record.tenant in tenants and record.router == router)
+        yield tuple(
+            record
+            for record in page
+            if record.tenant in tenants and record.is_by(router.version, categories=router.categories)
+        )
 
 
 def _concluded(job: Job, tried: Sequence[Tried], *, began: str | None) -> Outcome:

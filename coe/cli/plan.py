@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,8 @@ import typer
 from numpy.typing import NDArray
 
 from coe.cli.common import Config, Json, image, keep_output_clean, say, say_error, say_json, settings_for, store_of
-from coe.cli.plan_gate import plan_gate, told
+from coe.cli.plan_gate import plan_gate
+from coe.cli.plan_report import LeftOut, plan_report, show_plan
 from coe.cli.progress import told_if_long
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
@@ -22,13 +23,12 @@ from coe.mapping import (
     Assignment,
     Basis,
     Budget,
+    Dependencies,
     ParetoRow,
     Patience,
     Problem,
     least,
     marginal_values,
-    planned_quality,
-    planned_use,
     rounded,
     routed_use,
     solve,
@@ -82,7 +82,7 @@ def plan(
         raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     row, limits = _limits(sweep_) if sweep_ else ("", [])
     registry = load(settings.config, environ=settings.environ)
-    basis = basis_of(settings, registry, scores, benchmark=name, deviations=deviations)
+    basis, left_out = basis_of(settings, registry, scores, benchmark=name, deviations=deviations)
     problem = basis.problem
     with told_if_long("solving the plan"):
         assignment = solve(problem, traffic=basis.traffic)
@@ -106,39 +106,49 @@ def plan(
     if patience.missed:
         say_error(f"note: left out, since it would have taken too long: {', '.join(patience.missed)}")
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
-    report = _report(problem, assignment, rows, values) | {"sweep_impossible": impossible}
+    report = plan_report(basis, assignment, rows, values, pins=registry.assignment)
+    report |= {"sweep_impossible": impossible, "left_out": asdict(left_out)}
     report["sample"] = _sampled(problem, assignment, basis.traffic)
     report |= {"gate": gate} if gate else {}
     if json:
         say_json(report)
     else:
-        _show(report, kept=dry_run)
+        show_plan(report, scores, kept=dry_run)
 
 
 def basis_of(
     settings: Settings, registry: Registry, folder: Path, *, benchmark: str | None = None, deviations: float
-) -> Basis:
-    """The declared experts and categories with measured quality: lower bounds, pins and budget applied.
+) -> tuple[Basis, LeftOut]:
+    """The scored experts and the categories that they may serve, with measured quality: lower bounds, pins and budget
+    applied; and what is left out.
 
-    Raises DataError where scores are missing for an expert or name a category that is not declared.
+    Raises DataError where nothing is scored that could be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
     for note in data.notes:
         say_error(f"note: {note}")
-    if unknown := sorted(set(data.categories) - set(registry.category_names)):
-        raise DataError(f"{folder}: categories that experts.yaml does not declare: {', '.join(unknown)}")
-    member = np.array([[name == category for name in registry.category_names] for category in data.categories])
-    columns = [data.models.index(name) for name in registry.expert_names]
-    table = tabulate_softly(
-        registry.category_names, registry.expert_names, member.astype(np.float64), data.scores[:, columns]
-    )
+    experts = tuple(name for name in registry.expert_names if name in data.models)
+    categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
+    rows = [row for row, category in enumerate(data.categories) if category in categories]
+    if not rows:
+        raise DataError(
+            f"{folder}: no prompt is of a category that can be planned ({', '.join(categories) or 'none'}): "
+            "run `coe score` with probes of these, for every expert that answers them"
+        )
+    labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
+    member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
+    scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
+    table = tabulate_softly(categories, experts, member, scores)
     weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
-    count = fit_pseudo_count(data.categories, data.scores[:, columns])
+    count = fit_pseudo_count(labels, scores)
     quality = table.lower(deviations=deviations, pseudo_count=count)
     problem = declared_problem(registry, table, quality=quality, weights=weights)
-    traffic = _traffic(settings, problem, data.prompts)
-    source = f"{len(data.prompts)} prompts of {folder.name}"
-    return Basis(problem, table, traffic, deviations, source, count, measured=table)
+    traffic = _traffic(settings, problem, prompts)
+    source = f"{len(prompts)} prompts of {folder.name}"
+    basis = Basis(
+        problem, table, traffic, deviations, source, count, measured=table, dependencies=Dependencies.of(registry)
+    )
+    return basis, LeftOut.of(registry, data, table)
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:
@@ -198,51 +208,3 @@ def _impossible(
     except TimeoutError:
         smallest = None
     return {"row": row, "limits": left_out, "smallest": smallest}
-
-
-def _report(
-    problem: Problem, assignment: Assignment, rows: list[ParetoRow], values: Mapping[str, float | None]
-) -> dict[str, Any]:
-    columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
-    return {
-        "quality": planned_quality(problem, assignment),
-        "used": planned_use(problem, assignment),
-        "hosted": assignment.hosted,
-        "assignment": [
-            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
-            for category, expert, second, margin in columns
-        ],
-        "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
-        "duals": dict(assignment.duals),
-        "value_of_expert": values,
-        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
-    }
-
-
-def _show(report: Mapping[str, Any], *, kept: bool) -> None:
-    say(f"{'category':20} {'expert':16} {'runner-up':16} margin")
-    for row in report["assignment"]:
-        say(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {row['margin']:6.3f}")
-    say(f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items()))
-    say(f"\n{'expert':16} {'price':>8}  quality lost without it")
-    for name, price in report["prices"].items():
-        say(f"{name:16} {price:8.4f}  {_lost(report['value_of_expert'], name)}")
-    if report["sweep"] or report["sweep_impossible"]:
-        say(f"\n{'limit':>10} {'quality':>8}  hosted")
-    for row in report["sweep"]:
-        mark = "*" if row["efficient"] else " "
-        say(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
-    if impossible := report["sweep_impossible"]:
-        limits, smallest = ", ".join(f"{limit:g}" for limit in impossible["limits"]), impossible["smallest"]
-        enough = "" if smallest is None else f"; the smallest that would do is {smallest:.4g}"
-        say(f"{impossible['row']} {limits} cannot be kept{enough}")
-    for line in told(report["gate"]) if "gate" in report else ():
-        say(line)
-    say("\nthe assignment in use is unchanged" if kept else "\nthe plan is in use; running gateways take it over soon")
-
-
-def _lost(values: Mapping[str, float | None], name: str) -> str:
-    if name not in values:
-        return "not found in time"
-    value = values[name]
-    return "no plan without it" if value is None else f"{value:.4f}"

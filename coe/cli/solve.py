@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import numpy as np
@@ -14,7 +15,18 @@ from numpy.typing import NDArray
 from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, keep_output_clean, say_json, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.mapping import Budget, Problem, planned_quality, planned_use, read_problem, solve
+from coe.mapping import (
+    Budget,
+    Problem,
+    planned_quality,
+    planned_use,
+    present_problem,
+    read_problem,
+    read_published,
+    solve,
+)
+from coe.registry import load
+from coe.settings import Settings
 
 Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
 LONGEST = 10_000
@@ -26,13 +38,23 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     {"memory_gb": 24}, that replace the declared budget; each line on standard output is the plan, or why there is
     none."""
     keep_output_clean()
-    store = ArtifactStore(settings_for(config).artifacts, "assignment")
+    settings = settings_for(config)
+    store = ArtifactStore(settings.artifacts, "assignment")
     version = version or store.in_use()
-    found = None if version is None else read_problem(store.published(version).folder)
+    found = None if version is None else _present(settings, version, store.published(version).folder)
     if found is None:
         raise ArtifactError("solve: no plan was made of scores yet; run `coe plan`")
     for answer in answers(_lines(sys.stdin), *found):
         say_json(answer)
+
+
+def _present(settings: Settings, version: str, folder: Path) -> tuple[Problem, NDArray[np.float64] | None] | None:
+    """What the plan was solved from, as experts.yaml declares it now; None where no record was kept."""
+    solved = read_problem(folder)
+    if solved is None:
+        return None
+    registry = load(settings.config, environ=settings.environ)
+    return present_problem(read_published(folder, version), registry, solved[1])
 
 
 def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:

@@ -56,6 +56,7 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
 
 def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     """All of it, JSON-able; times in Unix seconds, shares and rates from 0 to 1."""
+    from gateway.consequences import consequences_of
     from gateway.in_use import read_in_use
 
     in_use = read_in_use(settings)
@@ -64,6 +65,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     used = {kind: _in_use(settings, kind) for kind in KINDS}
     return {
         "in_use": {"config": in_use.registry.digest, **used},
+        "consequences": [asdict(one) for one in consequences_of(settings, in_use.registry)],
         "traffic": traffic.summary(),
         "drift": _drift(traffic, days=int((now - (used["router"]["since"] or now)) // DAY)),
         "alarms": [asdict(alarm) for alarm in alarms],
@@ -165,6 +167,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         used = report["in_use"][kind]
         since = f", since {_time(used['since'])} by {used['by']}" if used["since"] else ""
         lines.append((kind, f"{used['version'] or 'none, or as declared'}{since}"))
+    lines += [("experts.yaml", one["sentence"]) for one in report["consequences"]]
     lines += [(f"expert {name}", _turn(told)) for name, told in report["turns"].items()]
     lines.append(("requests", f"{traffic['last_hour']} in the last hour, {traffic['last_day']} in the last day"))
     lines.append(("rates", f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from coe.learning.declared_problem import declared_problem
 from coe.learning.experience import Experience
 from coe.learning.refit import Refit
-from coe.mapping import Assignment, Basis, Problem, rounded, solve
+from coe.mapping import Assignment, Basis, Dependencies, Problem, rounded, solve
 from coe.registry import Registry
 from coe.scoring import ScoreTable
 
@@ -45,6 +45,7 @@ class Budgeted:
             measured=measured,
             learnt=refit.learnt,
             moved=moved,
+            dependencies=Dependencies.of(self.registry),
         )
 
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:

@@ -131,9 +131,12 @@ def proposed_rows(current: Assignment, quality: Array, *, shown: NDArray[np.bool
     """Quality rows (m, k) to replace those of `current` with, one by one.
 
     A cell that nothing shows cannot lead its row: it stays half of the exploration's `loss` behind the best shown cell,
-    so that it is explored but not chosen. The chosen expert of each category counts as shown. Barred cells stay barred.
+    so that it is explored but not chosen. The chosen expert of each category counts as shown. Barred cells stay barred;
+    those of experts that were never scored open once they are shown.
     """
     allowed = np.isfinite(current.quality)
+    if current.unmeasured is not None:
+        allowed |= current.unmeasured & shown
     chosen = shares(current) > 0
     value = np.where(allowed, quality - current.price, -np.inf)
     best = np.where((shown | chosen) & allowed, value, -np.inf).max(axis=1, keepdims=True)

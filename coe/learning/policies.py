@@ -35,8 +35,12 @@ def greedy(experience: Experience, assignment: Assignment) -> Array:
 
 
 def explored(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array:
-    """The policy that `exploration.choose` followed, shape (n, k)."""
-    return propensities(worth(experience, assignment), rate=rate, loss=loss)
+    """The policy that `exploration.choose` followed, shape (n, k); an unmeasured expert counts as just within `loss`."""
+    values = worth(experience, assignment)
+    if assignment.unmeasured is not None:
+        untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
+        values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)
+    return propensities(values, rate=rate, loss=loss)
 
 
 def cross_fitted(experience: Experience, fit: Fit) -> Array:

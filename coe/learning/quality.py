@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ class Quality:
     `scores` has shape (n_prompts, n_models), 0 to 1, nothing missing; `active_b` (n_models,) is in billions of
     parameters, NaN where it is not public. `left_out` counts prompts that lack a score of some model of the pool.
     `coarse` are the wider categories of prompts that have a label beside them, "" where one has none, () where none do.
-    `strays` holds the prompt_id of each score that belongs to no prompt.
+    `strays` holds the prompt_id of each score that belongs to no prompt. `gaps` counts by model the prompts that lack
+    its score, and `unscored` names the models that were asked for and lack usable scores.
     """
 
     benchmark: str
@@ -35,13 +36,19 @@ class Quality:
     left_out: int
     coarse: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    gaps: Mapping[str, int] = field(default_factory=dict)
+    unscored: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What was left out, a sentence each."""
         found = []
         if self.left_out:
-            found.append(f"{self.left_out} prompts are left out, since not every expert has a score there")
+            most = max(self.gaps, key=lambda model: self.gaps[model])
+            found.append(
+                f"{self.left_out} prompts are left out, since not every expert has a score there ({most} lacks "
+                f"{self.gaps[most]})"
+            )
         if self.strays:
             told = f"{len(self.strays)} scores are left out, since no prompt has their prompt_id"
             found.append(f"{told}, {self.strays[0]!r} for one")
@@ -64,7 +71,8 @@ def read_quality(
     """Read `prompts`, `scores` and `models` (.parquet, .jsonl or .csv each; `models` may be absent) of one benchmark.
 
     `max_active_b` keeps models of at most so many billions of active parameters, `open_only` those of known size,
-    `only` those named, each of which must have scores. The category of a prompt is its `label`, or its `category` where
+    `only` those named: one without scores is left out, and so is the one with fewest scores as long as no prompt has
+    been scored for all of them. The category of a prompt is its `label`, or its `category` where
     there is no label. Raises DataError with the file, what is wrong and how often.
     """
     folder = Path(folder)
@@ -77,10 +85,15 @@ def read_quality(
     number = _numbers(prompts)
     active_b = _sizes(folder, name if several else None)
     scored = set(scores.texts("model"))
-    if absent := [model for model in only if model not in scored]:
-        raise DataError(f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them")
+    absent = [model for model in only if model not in scored]
+    if absent and len(only) - len(absent) < 2:
+        raise DataError(
+            f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
+        )
     models = _pool(sorted(scored & set(only or scored)), active_b, max_active_b, open_only, scores.path)
     matrix = _matrix(scores, number, models)
+    if only:
+        models, matrix = _comparable(models, matrix)
     whole = np.asarray(np.isfinite(matrix).all(axis=1))
     if not whole.any():
         gaps = dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True))
@@ -98,6 +111,8 @@ def read_quality(
         left_out=len(whole) - len(kept),
         coarse=tuple(coarse[i] for i in kept),
         strays=_strays(scores, number, models),
+        gaps=dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True)),
+        unscored=tuple(model for model in only if model not in models),
     )
 
 
@@ -179,6 +194,14 @@ def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> N
     np.add.at(total, (rows, columns), found)
     np.add.at(count, (rows, columns), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Leave out the model with fewest scores until two are left or some prompt has a score of every model."""
+    kept = list(range(len(models)))
+    while len(kept) > 2 and not np.isfinite(matrix[:, kept]).all(axis=1).any():
+        kept.remove(min(kept, key=lambda column: int(np.isfinite(matrix[:, column]).sum())))
+    return tuple(models[column] for column in kept), matrix[:, kept]
 
 
 def _strays(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> tuple[str, ...]:

@@ -206,8 +206,12 @@ class _Assembly:
     table: ScoreTable
 
     def solved(self, categories: Collection[int]) -> Assignment:
-        present = self.current.charged(self.current.assignment)
-        return self.plan(self.table, with_rows(present, self.rows, categories).quality)
+        before = self.current.assignment
+        found = self.plan(self.table, with_rows(before, self.rows, categories).quality)
+        if before.unmeasured is None:
+            return found
+        unmeasured = before.unmeasured & ~np.isfinite(found.quality)
+        return replace(found, unmeasured=unmeasured if unmeasured.any() else None)
 
     def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
         """The moves; one whose plan would send another category elsewhere, to keep the budget, is rejected."""

@@ -18,11 +18,12 @@ from coe.learning.judge import Judge
 from coe.learning.probe import Probe
 from coe.learning.program import program_of
 from coe.learning.sandbox import Sandbox
+from coe.mapping import ANSWERING
 from coe.registry import ExpertSpec
 
 GIVE_UP = 10
 """Probes an expert fails in a row, each after all retries, before the rest are left for the next run."""
-_ANSWERED_BY = {"name", "model", "runtime", "base_url", "base_urls", "system_prompt", "parameters", "options"}
+_ANSWERED_BY = {"name", *ANSWERING}
 
 
 def keys_of(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:

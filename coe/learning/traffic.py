@@ -65,7 +65,7 @@ class Traffic:
             kept = record.embedding, record.prompt or "", record.request_id
             looked = self.categories.index(category), confidence, *kept
         if record.time < self.day:
-            if looked and record.router == self.router and len(self.first) < KEPT:
+            if looked and record.is_by(self.router, categories=self.categories) and len(self.first) < KEPT:
                 self.first.append(looked)
             return
         if record.time >= self.hour:

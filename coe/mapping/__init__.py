@@ -2,6 +2,9 @@
 
 from coe.mapping.assignment import Assignment, expected
 from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
+from coe.mapping.consequences import Consequence
+from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
+from coe.mapping.effect import PlanInEffect, plan_in_effect
 from coe.mapping.patience import Patience
 from coe.mapping.plan import (
     ParetoRow,
@@ -13,29 +16,42 @@ from coe.mapping.plan import (
     solve,
     sweep,
 )
+from coe.mapping.present import comparable, present_problem
 from coe.mapping.problem import Budget, Problem, Uses
 from coe.mapping.program import least
+from coe.mapping.published import PlanRecord, PublishedPlan, read_published
 from coe.mapping.stakes import stake
 
 __all__ = [
+    "ANSWERING",
     "VALUES",
     "Assignment",
     "Basis",
     "Budget",
+    "Consequence",
+    "Dependencies",
     "ParetoRow",
     "Patience",
     "PlanEvidence",
+    "PlanInEffect",
+    "PlanRecord",
     "Problem",
+    "PublishedPlan",
     "Uses",
+    "comparable",
+    "declared_uses",
     "expected",
     "frontiers",
     "least",
     "marginal_values",
+    "plan_in_effect",
     "planned_quality",
     "planned_use",
+    "present_problem",
     "read_evidence",
     "read_plan_file",
     "read_problem",
+    "read_published",
     "rounded",
     "routed_use",
     "solve",

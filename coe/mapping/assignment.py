@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -22,6 +22,8 @@ class Assignment:
     not serve the category. `price` has shape (n_experts,): what one request to the expert costs, in units of quality;
     it is the sum over the budget rows of `duals` x the expert's use of that row. `choice`, `runner_up` and `margin` (in
     units of quality, prices included) go by category; `hosted` names the experts that the plan keeps running.
+    `unmeasured`, shape (n_categories, n_experts), marks the cells of experts that may serve the category and were never
+    scored: their quality is -inf, so that only exploration chooses them. None where there are none.
     """
 
     categories: tuple[str, ...]
@@ -33,8 +35,10 @@ class Assignment:
     margin: tuple[float, ...]
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
+    unmeasured: NDArray[np.bool_] | None = None
     _worth: NDArray[np.float64] = field(init=False, repr=False)
     _barred: NDArray[np.float64] = field(init=False, repr=False)
+    _untried: tuple[frozenset[str], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         may = np.isfinite(self.quality)
@@ -48,6 +52,18 @@ class Assignment:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
+        object.__setattr__(self, "_untried", self._names_unmeasured())
+
+    def _names_unmeasured(self) -> tuple[frozenset[str], ...]:
+        if self.unmeasured is None:
+            return (frozenset(),) * len(self.categories)
+        return tuple(
+            frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in self.unmeasured
+        )
+
+    def untried(self, category: int) -> frozenset[str]:
+        """The experts that may serve the category of this index and were never scored."""
+        return self._untried[category]
 
     @classmethod
     def declared(
@@ -87,6 +103,8 @@ class Assignment:
             "hosted": self.hosted,
             "duals": dict(self.duals),
         }
+        if self.unmeasured is not None:
+            fields["unmeasured"] = self.unmeasured.tolist()
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
@@ -107,6 +125,7 @@ class Assignment:
                 margin=tuple(fields["margin"]),
                 hosted=tuple(fields["hosted"]),
                 duals=fields["duals"],
+                unmeasured=_cells(fields.get("unmeasured"), rows),
             )
             if (made.quality.shape, made.price.shape) != (
                 (len(made.categories), len(made.experts)),
@@ -119,10 +138,32 @@ class Assignment:
             raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
         return made
 
+    def over(self, categories: tuple[str, ...]) -> Assignment:
+        """The same assignment with its categories in this order."""
+        order = [self.categories.index(name) for name in categories]
+        return replace(
+            self,
+            categories=categories,
+            quality=self.quality[order],
+            choice=tuple(self.choice[row] for row in order),
+            runner_up=tuple(self.runner_up[row] for row in order),
+            margin=tuple(self.margin[row] for row in order),
+            unmeasured=None if self.unmeasured is None else self.unmeasured[order],
+        )
+
     @property
     def digest(self) -> str:
         """SHA-256 of `to_json`, hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
+
+
+def _cells(found: list[list[bool]] | None, rows: list[list[float]]) -> NDArray[np.bool_] | None:
+    if found is None:
+        return None
+    cells = np.array(found, dtype=np.bool_)
+    if cells.shape != np.shape(rows):
+        raise ValueError(f"unmeasured of shape {cells.shape}")
+    return cells
 
 
 def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
+from coe.mapping.dependencies import Dependencies
 from coe.mapping.patience import Patience
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
@@ -32,6 +33,7 @@ class Basis:
     `deviations` is how many standard errors below the estimate the problem's qualities are; `source` names the origin
     of the scores. `measured` is the part of the table that comes from scores, `learnt` the part from feedback, and
     `moved` names the categories whose expert feedback has changed since the scores were measured.
+    `dependencies` are the parts of the declaration that the plan was made for; None where it has none.
     """
 
     problem: Problem
@@ -43,6 +45,7 @@ class Basis:
     measured: ScoreTable | None = None
     learnt: ScoreTable | None = None
     moved: tuple[str, ...] = ()
+    dependencies: Dependencies | None = None
 
     def save(
         self,
@@ -89,6 +92,7 @@ class Basis:
             "measured": None if self.measured is None else _cells(self.measured),
             "learnt": None if self.learnt is None else _cells(self.learnt),
             "moved": self.moved,
+            "depends_on": None if self.dependencies is None else self.dependencies.to_json(),
         }
 
 

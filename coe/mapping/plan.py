@@ -51,16 +51,18 @@ def _runners_up(
 ) -> tuple[tuple[str | None, ...], tuple[float, ...]]:
     """The best hosted expert beside the chosen one and how far behind it is; a category with one expert has none and
     its whole value as margin. A margin below 0 shows a category that the budget pushed to a second best."""
-    names: list[str | None] = []
-    margins = []
-    for row, column in zip(value, plan.choice, strict=True):
-        others = row.copy()
-        others[column] = -np.inf
-        second = int(others.argmax())
-        there = bool(np.isfinite(others[second]))
-        names.append(problem.experts[second] if there else None)
-        margins.append(float(row[column] - others[second]) if there else float(row[column]))
-    return tuple(names), tuple(margins)
+    found = [runner_up(problem.experts, row, column) for row, column in zip(value, plan.choice.tolist(), strict=True)]
+    return tuple(name for name, _ in found), tuple(margin for _, margin in found)
+
+
+def runner_up(experts: Sequence[str], value: NDArray[np.float64], column: int) -> tuple[str | None, float]:
+    """The best of the `experts` beside the one at `column` by `value`, shape (n_experts,), and its distance."""
+    others = value.copy()
+    others[column] = -np.inf
+    second = int(others.argmax())
+    if not np.isfinite(others[second]):
+        return None, float(value[column])
+    return experts[second], float(value[column] - others[second])
 
 
 def planned_quality(problem: Problem, assignment: Assignment) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +15,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts import ArtifactStore, Promotion
-from coe.errors import ArtifactError, NothingMeasured
-from coe.mapping import Assignment, planned_quality, planned_use, read_plan_file, read_problem
+from coe.errors import ArtifactError, DataError, NothingMeasured
+from coe.mapping import (
+    Assignment,
+    PublishedPlan,
+    Uses,
+    comparable,
+    declared_uses,
+    planned_quality,
+    planned_use,
+    present_problem,
+    read_plan_file,
+    read_published,
+)
+from coe.registry import Registry
 from gateway.admin.operation import Operation, Schema, listed, whole
 from gateway.checked import arrived, checked
 from gateway.current import Serving
@@ -27,7 +39,7 @@ if TYPE_CHECKING:
 
 MAX_BODY = 4 * 1024
 _BY_CELL = ("mean", "count", "estimate", "error", "quality")
-_GOES_ON = ("source", "deviations", "uses", "budget", "value_of_expert", "planned")
+_GOES_ON = ("source", "deviations", "uses", "budget", "value_of_expert")
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
@@ -53,7 +65,7 @@ class Map:
     def __init__(self, parts: Parts) -> None:
         self._current, self._solver = parts.current, parts.solver
         self._store = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
-        self._kept: tuple[str, dict[str, Any] | None] = ("", None)
+        self._kept: tuple[str, _Kept | None] = ("", None)
 
     async def now(self, _: Request) -> Response:
         """`GET /v1/map`."""
@@ -73,33 +85,37 @@ class Map:
             raise NothingMeasured(
                 "there are no scores to plan on: measure the experts with `coe score`, then run `coe plan`"
             )
-        plan = await self._solver.solve(version, budget.model_dump())
+        declared = self._current.serving.registry.digest
+        plan = await self._solver.solve(version, budget.model_dump(), declared=declared)
         return Response(orjson.dumps({"object": "plan", "version": version, **plan}), media_type="application/json")
 
-    def _read(self, version: str | None) -> tuple[dict[str, Any] | None, Promotion | None]:
+    def _read(self, version: str | None) -> tuple[_Kept | None, Promotion | None]:
         """What the plan was made of, None where nobody kept it, and when it came into use."""
         if version is None:
             return None, None
         try:
             if self._kept[0] != version:
-                self._kept = version, _kept(self._store.published(version).folder)
+                self._kept = version, _kept(self._store.published(version).folder, version)
             move = self._store.latest()
         except ArtifactError:  # damaged since it was taken over: what is served goes on
             return None, None
         return self._kept[1], move if move and move.version == version else None
 
 
-def _kept(folder: Path) -> dict[str, Any] | None:
-    """With what the plan comes to."""
-    found, problem = read_plan_file(folder), read_problem(folder)
-    if found is None or problem is None:
-        return None
-    plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
-    planned = {"quality": planned_quality(problem[0], plan), "used": planned_use(problem[0], plan)}
-    return found | {"planned": planned}
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A published plan, and its file of what it was solved from."""
+
+    plan: PublishedPlan
+    file: Mapping[str, Any]
 
 
-def _told(serving: Serving, kept: dict[str, Any] | None) -> dict[str, Any]:
+def _kept(folder: Path, version: str) -> _Kept | None:
+    found = read_plan_file(folder)
+    return None if found is None else _Kept(read_published(folder, version), found)
+
+
+def _told(serving: Serving, kept: _Kept | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml; one that is served and not declared any more comes last."""
     assignment = serving.composition.assignment
     categories = _ordered(assignment.categories, serving.registry.category_names)
@@ -117,7 +133,8 @@ def _told(serving: Serving, kept: dict[str, Any] | None) -> dict[str, Any]:
         "hosted": [name for name in experts if name in assignment.hosted],
         "prices": {name: float(assignment.price[column]) for name, column in zip(experts, columns, strict=True)},
         "duals": dict(assignment.duals),
-        "measured": None if kept is None else _measured(kept, categories, experts),
+        "consequences": [asdict(one) for one in serving.consequences],
+        "measured": None if kept is None else _measured(kept, serving, categories, experts),
     }
 
 
@@ -130,17 +147,50 @@ def _row(assignment: Assignment, row: int) -> dict[str, Any]:
     }
 
 
-def _measured(kept: dict[str, Any], categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
-    rows = [kept["categories"].index(name) for name in categories]
-    columns = [kept["experts"].index(name) for name in experts]
-    cells = {name: [[kept[name][row][column] for column in columns] for row in rows] for name in _BY_CELL}
-    uses = {name: use and [use[column] for column in columns] for name, use in kept["uses"].items()}
+def _measured(kept: _Kept, serving: Serving, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
+    """What the plan was solved from, null in the cells of what it does not know; uses are those declared now."""
+    file = kept.file
+    rows, columns = _places(file["categories"], categories), _places(file["experts"], experts)
+    cells = {
+        name: [[None if None in (row, column) else file[name][row][column] for column in columns] for row in rows]
+        for name in _BY_CELL
+    }
+    declared = declared_uses(serving.registry)
+    uses = {
+        name: None if file["uses"][name] is None else [_use(declared, name, serving.registry, one) for one in experts]
+        for name in file["uses"]
+    }
     points = ("limit", "quality", "used", "efficient")
     frontiers = {
-        row: [{name: one[name] for name in points} for one in found] for row, found in kept["frontiers"].items()
+        row: [{name: one[name] for name in points} for one in found] for row, found in file["frontiers"].items()
     }
-    weights = [kept["weights"][row] for row in rows]
-    return {name: kept[name] for name in _GOES_ON} | cells | {"uses": uses, "weights": weights, "frontiers": frontiers}
+    weights = [0.0 if row is None else file["weights"][row] for row in rows]
+    goes_on = {name: file[name] for name in _GOES_ON}
+    planned = _planned(kept.plan, serving)
+    return goes_on | cells | {"uses": uses, "weights": weights, "frontiers": frontiers, "planned": planned}
+
+
+def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:
+    """The quality and the uses of the plan in effect, as far as they are known."""
+    try:
+        present = present_problem(plan, serving.registry)
+    except DataError:
+        return None
+    if present is None:
+        return None
+    problem, effect = comparable(present[0], serving.composition.assignment)
+    return {"quality": planned_quality(problem, effect), "used": planned_use(problem, effect)}
+
+
+def _places(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    return [known.index(name) if name in known else None for name in names]
+
+
+def _use(uses: Uses, name: str, registry: Registry, expert: str) -> float | None:
+    if expert not in registry.expert_names:
+        return None
+    value = float(getattr(uses, name)[registry.expert_names.index(expert)])
+    return value if np.isfinite(value) else None
 
 
 def _ordered(names: Sequence[str], declared: Sequence[str]) -> list[str]:
@@ -158,6 +208,7 @@ _MAP = whole(
         "experts": {"type": "array", "items": _TEXT},
         "assignment": _ROWS,
         "prices": {"type": "object"},
+        "consequences": _ROWS,
         "measured": {"type": ["object", "null"]},
     }
 )

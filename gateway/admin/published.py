@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import orjson
 from coe.artifacts import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.manifest import Artifact, Manifest
-from coe.mapping import Assignment, read_plan_file
+from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
 from gateway.documents import GATE
 from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, read_overlays
 from gateway.promoting import before
@@ -19,6 +20,15 @@ from gateway.promoting import before
 KINDS = (ROUTER, ASSIGNMENT, OVERLAYS, GATE)
 MOST = 100
 """Versions and moves that are listed of a kind, the newest."""
+MADE_BY = ("train", "plan", "retrain")
+"""Jobs that make versions; the other moves put a version into use that was there before."""
+QUALITY_OF = {
+    ROUTER: "share of held-out prompts classified rightly",
+    ASSIGNMENT: "planned quality, as the plan trusts it",
+    OVERLAYS: "mean gain of the tenants' held-out accuracy",
+    GATE: "quality with the gate on held-out questions",
+}
+"""What the quality of a version says, by kind."""
 LEARNT = "learnt"
 """Of a router's metrics: a digest for every prompt that it learnt from traffic, of no use to people."""
 REPORT = "report.json"
@@ -43,6 +53,8 @@ class Shelf:
         self._known = {version: self._known.get(version) or self._summary(version) for version in there}
         newest = sorted(self._known.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
+        origins = _origins(moves)
+        newest = [one | {"origin": origins.get(one["version"])} for one in newest]
         return {
             "kind": self.kind,
             "in_use": self._store.in_use(),
@@ -70,7 +82,7 @@ class Shelf:
         try:
             manifest = self._store.manifest(version)
         except ArtifactError as error:
-            nothing: dict[str, Any] = {"created": None, "data": "", "categories": [], "metrics": {}}
+            nothing: dict[str, Any] = {"created": None, "data": "", "categories": [], "metrics": {}, "quality": None}
             return {"version": version, "damaged": str(error), **nothing}
         plain = {name: value for name, value in manifest.metrics.items() if isinstance(value, int | float | str)}
         return {
@@ -80,7 +92,16 @@ class Shelf:
             "data": manifest.data,
             "categories": manifest.categories,
             "metrics": plain,
+            "quality": self._quality(manifest),
         }
+
+    def _quality(self, manifest: Manifest) -> float | None:
+        """What the version was measured with; None where nothing is known, or the files are damaged."""
+        try:
+            found = _QUALITY[self.kind](self._store.folder(manifest.version), manifest)
+        except (ArtifactError, OSError):
+            return None
+        return None if found is None else float(found)
 
     def _moves(self) -> tuple[list[dict[str, Any]], str | None]:
         try:
@@ -94,6 +115,37 @@ class Shelf:
             return {"version": before(self._store, self.kind)}
         except ArtifactError:
             return None
+
+
+def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By version what made it: the job that put it into use first. `moves` has the newest first."""
+    return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in MADE_BY}
+
+
+def _accuracy(_: Path, manifest: Manifest) -> Any:
+    return manifest.metrics.get("accuracy")
+
+
+def _planned_quality(folder: Path, manifest: Manifest) -> float | None:
+    plan = read_published(folder, manifest.version)
+    return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
+
+
+def _mean_gain(folder: Path, manifest: Manifest) -> float | None:
+    gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
+    return sum(gains) / len(gains) if gains else None
+
+
+def _gated(_: Path, manifest: Manifest) -> Any:
+    return manifest.metrics.get("all", {}).get("gated")
+
+
+_QUALITY: Mapping[str, Callable[[Path, Manifest], Any]] = {
+    ROUTER: _accuracy,
+    ASSIGNMENT: _planned_quality,
+    OVERLAYS: _mean_gain,
+    GATE: _gated,
+}
 
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:

@@ -59,6 +59,7 @@ DECIDED = (
     "overlay",
     "router",
     "config",
+    "plan",
     "assignment",
 )
 """What of a record its decision was."""

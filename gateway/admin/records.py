@@ -73,11 +73,13 @@ class Records:
         """With what this process serves with now, and the experts as it sees them."""
         async with self._asking():
             record = await self._found(request)
-        composition = self._current.serving.composition
+        serving = self._current.serving
+        composition = serving.composition
         again = await decide_again(composition, record)
         versions = {
             "router": composition.router.version,
             "config": composition.registry.digest,
+            "plan": serving.plan,
             "assignment": composition.assignment_digest,
         }
         return _answer(compared(record, again, categories=composition.router.categories, versions=versions))

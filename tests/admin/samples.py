@@ -12,7 +12,7 @@ import orjson
 
 from coe.artifacts import ArtifactStore
 from coe.learning.declared_problem import declared_problem
-from coe.mapping import Assignment, Basis, rounded, solve
+from coe.mapping import Assignment, Basis, Dependencies, rounded, solve
 from coe.registry import Registry
 from coe.scoring import tabulate_softly
 from coe.settings import Settings
@@ -55,7 +55,8 @@ def planned(
     table = tabulate_softly(CATEGORIES, registry.expert_names, np.eye(3)[labels], scores)
     weights = table.count.max(axis=1)
     problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
-    basis = Basis(problem, table, rounded(np.eye(3)[labels] * 0.9 + 0.1 / 3), deviations, "132 prompts of probes")
+    traffic, made_for = rounded(np.eye(3)[labels] * 0.9 + 0.1 / 3), Dependencies.of(registry)
+    basis = Basis(problem, table, traffic, deviations, "132 prompts of probes", dependencies=made_for)
     assignment = solve(problem, traffic=basis.traffic)
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
     with store.draft() as draft:

@@ -24,9 +24,18 @@ def read(settings: Settings, _: InUse | None = None) -> InUse:
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
         router.version = pointer.read_text()
-    assignment, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
+    plan, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
     kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
-    return InUse(registry, router, assignment, 0.0, settings.home, overlays, versions=kinds)
+    return InUse(
+        registry,
+        router,
+        plan.assignment,
+        0.0,
+        settings.home,
+        overlays,
+        versions=kinds,
+        consequences=plan.consequences,
+    )
 
 
 def build(settings: Settings, workers: Path | None) -> Starlette:

@@ -80,8 +80,17 @@ def test_models_that_were_not_asked_for_leave_no_prompt_out(tmp_path: Path) -> N
     folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
     data = read_quality(folder, only=["small", "large"])
     assert (data.models, data.left_out) == (("large", "small"), 1)
-    with pytest.raises(DataError, match="no scores of huge; run `coe score`"):
-        read_quality(folder, only=["small", "huge"])
+    assert data.unscored == ()
+    assert read_quality(folder, only=["small", "huge", "large"]).unscored == ("huge",)
+    with pytest.raises(DataError, match="no scores of huge, tiny; run `coe score`"):
+        read_quality(folder, only=["huge", "tiny"])
+
+
+def test_a_model_that_shares_no_prompt_with_the_others_is_left_out(tmp_path: Path) -> None:
+    few = [row for row in SCORES if row["model"] != "closed" or row["prompt_id"] == "p0"]
+    few = [row for row in few if row["model"] == "closed" or row["prompt_id"] != "p0"]
+    data = read_quality(folder_of(tmp_path, scores=few), only=POOL)
+    assert (data.models, data.unscored, len(data.prompts)) == (("large", "small"), ("closed",), 3)
 
 
 def test_prompts_that_lack_a_score_of_the_pool_are_left_out_and_counted(tmp_path: Path) -> None:

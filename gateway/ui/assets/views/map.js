@@ -33,6 +33,7 @@ export function open({ draw }) {
 function whole(map, at, budget) {
   return html`
     <p class="whence">${whence(map)}</p>
+    ${consequences(map)}
     ${map.measured ? html`<section class="card"><h2>Expected quality</h2>${qualities(map, at)}</section>` : unmeasured(map)}
     ${budget?.template()}
     <section class="card wide-names">
@@ -41,6 +42,16 @@ function whole(map, at, budget) {
     </section>
     ${map.measured ? html`<section class="card wide-names"><h2>What each expert is worth</h2>${worth(map)}</section>` : nothing}
   `;
+}
+
+function consequences({ consequences: found }) {
+  if (!found.length) return nothing;
+  return html`<section class="card">
+    <h2>experts.yaml differs from the plan</h2>
+    <ul>
+      ${found.map(({ sentence }) => html`<li>${sentence}</li>`)}
+    </ul>
+  </section>`;
 }
 
 function whence({ version, move, measured }) {
@@ -66,11 +77,15 @@ function unmeasured({ version }) {
 
 function qualities(map, at) {
   const { categories, experts, measured } = map;
-  const all = measured.estimate.flat();
+  const all = measured.estimate.flat().filter((value) => value !== null);
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const chosen = map.assignment.map(({ expert, runner_up }) => [experts.indexOf(expert), experts.indexOf(runner_up)]);
   const cell = (y, x) => {
     const [estimate, error, count] = [measured.estimate[y][x], measured.error[y][x], measured.count[y][x]];
+    if (estimate === null) {
+      const why = `${categories[y]}, ${experts[x]}: not in the plan. Score it and plan again.`;
+      return { text: "–", kind: chosen[y][0] === x ? "shut first" : "shut", told: why };
+    }
     const kinds = [heat((estimate - low) / (high - low || 1))];
     if (count === 0) kinds.push("guessed");
     if (map.trusted[y][x] === null) kinds.push("shut");

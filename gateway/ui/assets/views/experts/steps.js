@@ -34,18 +34,13 @@ const declared = (name, { declared: done, problems }) => ({
   commands: ["coe check"],
 });
 
-function served(name, { served: done, declared, reload_error: error, planned }, local) {
-  const ways = {
-    done: "The gateway serves it: requests may name it as their model.",
-    waiting: local ? "Local experts are started by coe up; stop it and start it again." : "The gateway takes it over within a second or two.",
-    planned: "The plan in use was made without it. Go back to what experts.yaml says until it is in a plan.",
-  };
-  const held = !done && declared && planned;
+function served(name, { served: done, declared, reload_error: error }, local) {
+  const waiting = local ? "Local experts are started by coe up; stop it and start it again." : "The gateway takes it over within a second or two.";
   return {
     done,
     title: "Served",
-    note: done ? ways.done : held ? ways.planned : declared && error ? error : ways.waiting,
-    commands: held ? ["coe plan --forget"] : local ? ["coe up"] : [],
+    note: done ? "The gateway serves it: requests may name it as their model." : declared && error ? error : waiting,
+    commands: local ? ["coe up"] : [],
   };
 }
 

@@ -40,7 +40,7 @@ function result({ source, needs_known: known, then, now }) {
         ${row("Expert", then.expert, now.expert)} ${row("Category", then.category, now.category)}
         ${row("Sure", percent(then.confidence), percent(now.confidence))} ${row("Reason", then.reason, now.reason)}
         ${row("Order of asking", then.candidates.join(", "), now.candidates.join(", "))}
-        ${row("Router", then.router, now.router)} ${row("Plan", then.assignment, now.assignment)}
+        ${row("Router", then.router, now.router)} ${row("Plan", then.plan || "as declared", now.plan || "as declared")}
       </tbody>
     </table>
     <h3>Categories</h3>

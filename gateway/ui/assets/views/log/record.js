@@ -104,7 +104,7 @@ function request(record) {
 function versions(record) {
   return html`<dl class="pairs">
     <dt>Router</dt><dd class="code">${record.router || "–"}</dd>
-    <dt>Plan</dt><dd class="code">${record.assignment || "–"}</dd>
+    <dt>Plan</dt><dd class="code">${record.plan || "as declared"}</dd>
     <dt>experts.yaml</dt><dd class="code">${record.config || "–"}</dd>
     <dt>Text (SHA-256)</dt><dd class="code">${record.digest || "–"}</dd>
   </dl>`;

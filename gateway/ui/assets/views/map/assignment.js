@@ -44,10 +44,12 @@ const margin = ({ margin: value, runner_up }) => {
 export function worth(map) {
   const { measured, experts, hosted, prices } = map;
   const most = Math.max(...experts.map((name) => measured.value_of_expert[name] ?? 0), 1e-9);
+  const known = (name) => measured.estimate.some((row) => row[experts.indexOf(name)] !== null);
+  const place = (name) => (!known(name) ? badge("not in the plan") : hosted.includes(name) ? nothing : badge("not hosted"));
   const uses = Object.values(ROWS).filter(({ use }) => use && measured.uses[use]?.some((value) => value));
   const columns = [
-    { title: "Expert", cell: (name) => html`<strong>${name}</strong> ${hosted.includes(name) ? nothing : badge("not hosted")}` },
-    { title: "Quality lost without it", number: true, cell: (name) => lost(measured.value_of_expert[name], most) },
+    { title: "Expert", cell: (name) => html`<strong>${name}</strong> ${place(name)}` },
+    { title: "Quality lost without it", number: true, cell: (name) => (known(name) ? lost(measured.value_of_expert[name], most) : "–") },
     { title: "Price", number: true, cell: (name) => (prices[name] ? prices[name].toFixed(4) : "0") },
     ...uses.map(({ title, text, use }) => ({
       title,

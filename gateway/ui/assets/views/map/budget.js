@@ -117,7 +117,7 @@ function pictured({ map, row, plan, limit }) {
   const { text, title, told } = ROWS[row];
   const { frontiers, planned, budget } = map.measured;
   const line = frontiers[row].map((one) => ({ x: one.limit, y: one.quality }));
-  const now = [{ x: budget[row] ?? planned.used[row], y: planned.quality }];
+  const now = planned ? [{ x: budget[row] ?? planned.used[row], y: planned.quality }] : [];
   const then = plan ? [{ x: limit, y: plan.quality }] : [];
   const wide = line.at(-1).x / line[0].x > 8;
   const ticks = { callback: (value) => text(value), maxTicksLimit: 8 };
@@ -166,10 +166,14 @@ function outcome({ map, plan, error, asking }, ask) {
         : html`<strong>Nothing changes</strong> against the plan in use.`}
     </p>
     <dl class="figures">
-      ${figure("Planned quality", points3(plan.quality), `${difference(plan.quality - planned.quality)} against ${points3(planned.quality)}`)}
+      ${figure(
+        "Planned quality",
+        points3(plan.quality),
+        planned ? `${difference(plan.quality - planned.quality)} against ${points3(planned.quality)}` : "",
+      )}
       ${Object.entries(ROWS)
         .filter(([row]) => plan.used[row])
-        .map(([row, { title, text }]) => figure(title, text(plan.used[row]), `${text(planned.used[row])} now`))}
+        .map(([row, { title, text }]) => figure(title, text(plan.used[row]), planned?.used[row] ? `${text(planned.used[row])} now` : ""))}
     </dl>
     ${changes.length
       ? html`<ul class="changes">

@@ -53,6 +53,7 @@ export function versions(one, chosen, move) {
   const columns = [
     { title: "Version", cell: ({ version }) => link(one, version, chosen) },
     { title: "Made", cell: ({ created }) => (created ? moment(Date.parse(created) / 1000) : "–") },
+    { title: "Made by", cell: ({ origin }) => (origin ? (BY[origin] ?? origin) : "–") },
     ...(FIGURES[one.kind] ?? []),
     { title: "", cell: (row) => action(one, row, move) },
   ];
@@ -74,6 +75,7 @@ const FIGURES = {
     { title: "Calibration error", number: true, cell: ({ metrics }) => metrics.ece?.toFixed(3) ?? "–" },
     { title: "Prompts", number: true, cell: ({ metrics }) => metrics.examples?.toLocaleString("en") ?? "–" },
   ],
+  assignment: [{ title: "Planned quality", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" }],
   overlays: [{ title: "Tenants", number: true, cell: ({ metrics }) => metrics.tenants ?? "–" }],
 };
 

@@ -1,0 +1,82 @@
+"""`coe check` reports what a start or reload will do with the plan and the router in use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.errors import ArtifactError
+from coe.registry import Registry
+from coe.settings import Settings
+from tests.admin.samples import measured_registry, planned, router_published, settings_in
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    registry = measured_registry()
+    settings = settings_in(tmp_path, registry)
+    planned(settings, registry)
+    version = router_published(settings, "first")
+    ArtifactStore(settings.artifacts, "router").promote(version, by="train")
+    overlays = ArtifactStore(settings.artifacts, "overlays")
+    with overlays.draft() as draft:
+        (draft / "overlays.jsonl").write_bytes(b"")
+        artifact = overlays.publish(draft, categories=registry.category_names, data=version, metrics={})
+    overlays.promote(artifact.manifest.version, by="retrain")
+    return settings
+
+
+def check(settings: Settings, registry: Registry, *words: str) -> Result:
+    """Of a draft beside the file in use."""
+    settings_in(settings.config.parent, registry)
+    command = ["check", "--config", str(settings.config), *words]
+    return CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def report(settings: Settings, registry: Registry) -> dict[str, Any]:
+    result = check(settings, registry, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_what_everything_was_made_for_has_no_consequences(settings: Settings) -> None:
+    found = report(settings, measured_registry())
+    assert (found["ok"], found["consequences"], found["replan"]) == (True, [], False)
+    assert check(settings, measured_registry()).stdout.count("\n") == 1
+
+
+def test_a_new_expert_is_foreseen_with_the_advice_to_plan(settings: Settings) -> None:
+    known = measured_registry().model_dump(mode="json", exclude_none=True)["experts"]
+    edited = measured_registry(experts=[*known, {**known[0], "name": "newcomer"}])
+    assert report(settings, edited)["replan"]
+    told = check(settings, edited).stdout
+    assert "  - expert 'newcomer' is not in the plan: clients can request it by name, nothing is routed to it" in told
+    assert told.endswith("the service starts and reloads with it; then run `coe plan` again\n")
+
+
+def test_a_new_category_is_foreseen_for_router_plan_and_overlays(settings: Settings) -> None:
+    names = ("code", "art", "general", "law")
+    new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
+    found = report(settings, measured_registry(categories=new))
+    kinds = {one["kind"]: one["sentence"] for one in found["consequences"]}
+    assert "knows it by its examples alone until `coe train`" in kinds["router"]
+    assert "'generalist' answers it" in kinds["category_added"]
+    assert "stay unused until `coe retrain`" in kinds["overlays"]
+
+
+def test_what_would_stop_the_start_is_a_problem(settings: Settings) -> None:
+    other = {"name": "other", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    edited = measured_registry(experts=[other], assignment={"general": "other"})
+    with pytest.raises(ArtifactError, match="none of the experts"):
+        check(settings, edited)
+    result = check(settings, edited, "--json")
+    assert result.exit_code == 1
+    assert "`coe plan --forget`" in json.loads(result.stdout)["problems"][0]

@@ -1,0 +1,128 @@
+"""`coe plan` plans on what is scored, says what it leaves out, and marks what it did not decide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.errors import DataError
+from coe.mapping import plan_in_effect, read_published
+from coe.registry import load
+
+DECLARED = """\
+version: 1
+categories: [{name: code, description: c}, {name: law, description: l}, {name: general, description: g}]
+experts:
+  - {name: small, model: m, runtime: external, base_url: 'http://h/v1', prices: {input: 1, output: 1}}
+  - {name: large, model: m, runtime: external, base_url: 'http://h/v1', prices: {input: 10, output: 10}}
+  - {name: newcomer, model: m, runtime: external, base_url: 'http://h/v1'}
+assignment: {general: small%s}
+"""
+MEASURED = {
+    "code": {"small": 0.0, "large": 1.0},
+    "law": {"small": 1.0, "large": 0.5},
+    "general": {"small": 1.0, "large": 1.0},
+}
+
+
+def write(folder: Path, measured: Mapping[str, Mapping[str, float]], *, pins: str = "") -> Path:
+    (folder / "experts.yaml").write_text(DECLARED % pins)
+    prompts, scores = [], []
+    for category, by_expert in measured.items():
+        for number in range(20):
+            one = {"benchmark": "own", "prompt_id": f"{category}{number}"}
+            prompts.append({**one, "prompt": f"{category} {number}", "category": category, "label": ""})
+            scores += [{**one, "model": expert, "score": score} for expert, score in by_expert.items()]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    return folder / "experts.yaml"
+
+
+def plan(config: Path, *words: str) -> str:
+    command = ["plan", str(config.parent), "--config", str(config), *words]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def report(config: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(plan(config, "--json"))
+    return found
+
+
+def test_an_unscored_expert_is_left_out_with_the_command_that_scores_it(tmp_path: Path) -> None:
+    config = write(tmp_path, MEASURED)
+    found = report(config)
+    assert found["left_out"] == {"experts": ["newcomer"], "categories": {}, "undeclared": {}, "unprobed": []}
+    assert {row["category"]: row["expert"] for row in found["assignment"]} == {
+        "code": "large",
+        "law": "small",
+        "general": "small",
+    }
+    assert f"coe score PROBES --out {tmp_path} --expert newcomer" in plan(config)
+    current = ArtifactStore(tmp_path / ".coe" / "artifacts", "assignment").current()
+    assert current is not None
+    effect = plan_in_effect(read_published(current.folder, "v"), load(config, environ={}))
+    assert [one.kind for one in effect.consequences] == ["expert_added", "learning"]
+
+
+def test_a_category_pinned_to_an_unscored_expert_is_left_to_its_pin(tmp_path: Path) -> None:
+    config = write(tmp_path, MEASURED, pins=", law: newcomer")
+    found = report(config)
+    assert found["left_out"]["categories"] == {"law": "newcomer"}
+    assert [row["category"] for row in found["assignment"]] == ["code", "general"]
+    assert "left out: law, pinned to newcomer, which has no scores; newcomer answers it" in plan(config)
+
+
+def test_prompts_of_undeclared_categories_and_categories_without_probes_are_named(tmp_path: Path) -> None:
+    measured = {"code": MEASURED["code"], "general": MEASURED["general"], "poems": MEASURED["law"]}
+    config = write(tmp_path, measured)
+    found = report(config)
+    assert found["left_out"]["undeclared"] == {"poems": 20}
+    assert found["left_out"]["unprobed"] == ["law"]
+    told = plan(config)
+    assert "left out: 20 prompts of poems, which experts.yaml does not declare" in told
+    assert "estimated: law, without probes" in told
+
+
+def test_where_nothing_is_left_to_plan_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no prompt is of a category that can be planned \(code, law, general\)"):
+        plan(write(tmp_path, {"poems": MEASURED["law"]}))
+
+
+def test_an_expert_scored_on_other_prompts_than_the_rest_is_left_out(tmp_path: Path) -> None:
+    config = write(tmp_path, MEASURED)
+    with (tmp_path / "prompts.jsonl").open("a") as prompts, (tmp_path / "scores.jsonl").open("a") as scores:
+        one = {"benchmark": "own", "prompt_id": "extra"}
+        prompts.write("\n" + json.dumps({**one, "prompt": "extra", "category": "law", "label": ""}))
+        scores.write("\n" + json.dumps({**one, "model": "newcomer", "score": 1}))
+    assert report(config)["left_out"]["experts"] == ["newcomer"]
+
+
+def test_pins_are_marked_and_have_no_margin(tmp_path: Path) -> None:
+    config = write(tmp_path, MEASURED)
+    rows = {row["category"]: row for row in report(config)["assignment"]}
+    assert (rows["general"]["pinned"], rows["general"]["margin"]) == (True, None)
+    assert rows["code"]["pinned"] is False
+    assert rows["code"]["margin"] > 0.5
+    lines = {line.split()[0]: line.split() for line in plan(config).splitlines() if line}
+    assert lines["general"] == ["general", "small", "-", "pinned"]
+
+
+def test_the_plan_stands_against_each_single_expert(tmp_path: Path) -> None:
+    config = write(tmp_path, MEASURED)
+    own, small, large = report(config)["against"]
+    assert (own["expert"], small["expert"], large["expert"]) == (None, "small", "large")
+    assert max(small["quality"], large["quality"]) < own["quality"]
+    assert (small["cost"], large["cost"]) == (0.8, 8.0)
+    assert small["cost"] < own["cost"] < large["cost"]
+    told = plan(config)
+    assert "this plan against     quality       cost  (US dollars per thousand requests)" in told
+    assert "\nthis plan" in told

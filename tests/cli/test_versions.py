@@ -1,0 +1,123 @@
+"""One id a version everywhere, and `coe versions`, which lists them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from coe.artifacts import ArtifactStore
+from coe.cli import app
+from coe.overlay import FILE, Overlay
+from coe.registry import load
+from coe.settings import Settings
+from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, read_in_use
+from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
+from tests.fakes import gateway_of
+from tests.gateway.served import chat
+from tests.routers.conftest import WORDS
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_in(tmp_path, measured_registry())
+
+
+def store(settings: Settings, kind: str) -> ArtifactStore:
+    return ArtifactStore(settings.artifacts, kind)
+
+
+def listed(settings: Settings, *words: str) -> dict[str, dict[str, Any]]:
+    command = ["versions", *words, "--config", str(settings.config), "--json"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return {one["kind"]: one for one in json.loads(result.stdout)["kinds"]}
+
+
+def fill(settings: Settings) -> dict[str, str]:
+    """Versions of three kinds, as train, plan and retrain leave them."""
+    registry = load(settings.config, environ={})
+    old, new = router_published(settings, "old", metrics={"accuracy": 0.8}), router_published(settings, "new")
+    store(settings, ROUTER).promote(new, by="retrain")
+    store(settings, ROUTER).promote(old, by="train")
+    store(settings, ROUTER).promote(new, by="hand")
+    plan, _ = planned(settings, registry)
+    heads = [Overlay(name, CATEGORIES, np.eye(3), np.zeros(3), gain) for name, gain in (("a", 0.1), ("b", 0.3))]
+    with store(settings, OVERLAYS).draft() as draft:
+        (draft / FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
+        overlays = store(settings, OVERLAYS).publish(draft, categories=CATEGORIES, data=new, metrics={"tenants": 2})
+    return {"old": old, "new": new, "plan": plan, "overlays": overlays.manifest.version}
+
+
+def test_versions_have_their_origin_quality_and_date_and_say_what_is_in_use(settings: Settings) -> None:
+    ids = fill(settings)
+    found = listed(settings)
+    assert list(found) == ["router", "overlays", "assignment", "gate"]
+    routers = {one["version"]: one for one in found["router"]["versions"]}
+    assert set(routers) == {ids["old"], ids["new"]}
+    first = routers[ids["old"]]
+    assert (first["origin"], first["quality"], first["in_use"]) == ("train", 0.8, False)
+    second = routers[ids["new"]]
+    assert (second["origin"], second["quality"], second["in_use"]) == ("retrain", None, True)
+    assert second["created"].startswith("20")
+    (plan,) = found["assignment"]["versions"]
+    assert (plan["version"], plan["origin"], plan["in_use"]) == (ids["plan"], "plan", True)
+    assert 0.5 < plan["quality"] < 0.9
+    (overlays,) = found["overlays"]["versions"]
+    assert (overlays["origin"], overlays["quality"], overlays["in_use"]) == (None, pytest.approx(0.2), False)
+    assert found["gate"] == {
+        "kind": "gate",
+        "in_use": None,
+        "more_versions": 0,
+        "versions": [],
+        "quality_of": "quality with the gate on held-out questions",
+    }
+    assert list(listed(settings, "router")) == ["router"]
+
+
+def test_the_list_for_people_names_what_is_declared_and_what_is_damaged(settings: Settings) -> None:
+    def lines() -> list[str]:
+        command = ["versions", "--config", str(settings.config)]
+        return CliRunner().invoke(app, command, catch_exceptions=False).stdout.splitlines()
+
+    assert "assignment  as declared in experts.yaml is in use" in lines()
+    ids = fill(settings)
+    plan = next(line.split() for line in lines() if ids["plan"] in line)
+    assert plan[:4] == ["assignment", ids["plan"], "yes", "plan"]
+    (settings.artifacts / ROUTER / ids["old"] / "manifest.json").write_text("half")
+    assert any(ids["old"] in line and line.endswith("damaged") for line in lines())
+
+
+def test_the_served_router_has_the_id_of_its_artifact_also_where_experts_yaml_adds_a_category(
+    tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]]
+) -> None:
+    names = (*WORDS, "general")
+    chess = {"name": "chess", "description": "chess", "examples": ["knight takes rook", "castle with the king"]}
+    declared = [{"name": name, "description": name} for name in names]
+    settings = settings_in(tmp_path, measured_registry(categories=declared))
+    with store(settings, ROUTER).draft() as draft:
+        shutil.copytree(built[0], draft, dirs_exist_ok=True)
+        version = store(settings, ROUTER).publish(draft, categories=names, data="", metrics={}).manifest.version
+    store(settings, ROUTER).promote(version, by="train")
+    assert read_in_use(settings).router.version == version
+    settings_in(tmp_path, measured_registry(categories=[*declared, chess]))
+    adapted = read_in_use(settings)
+    assert "chess" in adapted.router.categories
+    assert adapted.router.version == version == adapted.versions[ROUTER]
+
+
+@pytest.mark.anyio
+async def test_the_log_names_the_plan_by_the_id_that_is_promoted(settings: Settings) -> None:
+    ids = fill(settings)
+    body = orjson.dumps(chat("auto", text="code"))
+    async with gateway_of(settings=settings, versions={ASSIGNMENT: ids["plan"]}) as gateway:
+        await gateway.post("/v1/chat/completions", body)
+    async with gateway_of() as declared:
+        await declared.post("/v1/chat/completions", body)
+    assert [one.plan for one in (*gateway.records, *declared.records)] == [ids["plan"], ""]
