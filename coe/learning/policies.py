@@ -35,7 +35,7 @@ def greedy(experience: Experience, assignment: Assignment) -> Array:
 
 
 def explored(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array:
-    """The policy that `exploration.choose` followed, shape (n, k); an unmeasured expert counts as just within `loss`."""
+    """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
     values = worth(experience, assignment)
     if assignment.unmeasured is not None:
         untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
