@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_error, settings_for
 from coe.cli.log_export import export
 from coe.cli.log_import import import_
 from coe.cli.spans import seconds
 from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_log
+from coe.records.codec import encode
 from coe.registry import load
 
 POLL = 0.5
@@ -108,13 +109,9 @@ def _print(page: LogPage, json: bool) -> None:
         say_error(f"{page.damaged} entries of the log are damaged and left out")
     for record in page.records:
         if json:
-            say_json(_plain(record))
+            say(encode(record).decode())
         else:
             say(_line(record))
-
-
-def _plain(record: RoutingRecord) -> dict[str, Any]:
-    return {**asdict(record), "embedding": record.embedding.hex() if record.embedding else None}
 
 
 def _line(record: RoutingRecord) -> str:
