@@ -102,6 +102,9 @@ class RoutingRecord:
     passage_tokens: Annotated[int, About("Approximate number of tokens of these passages.")] = 0
     retrieval_ms: Annotated[float, About("Milliseconds that retrieval took.")] = 0.0
     needs: Annotated[tuple[str, ...] | None, About("Capabilities that the request needs; null if unknown.")] = None
+    purpose: Annotated[
+        str, About("CoE command that sent the request: score, chat or check; empty for a user's.", api="list")
+    ] = ""
     schema: Annotated[int, About("Version of this list of fields.")] = 1
 
 

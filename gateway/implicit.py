@@ -56,7 +56,9 @@ class Notices:
         self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
 
     def of(self, trace: Trace, *, now: float) -> tuple[Feedback, ...]:
-        """The signals of a request that ended `now` (Unix seconds)."""
+        """The signals of a request that ended `now` (Unix seconds); none for those of CoE's own commands."""
+        if trace.wishes is not None and trace.wishes.purpose:
+            return ()
         found = []
         if trace.left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
             found.append(_signal("abandoned", trace.request_id, trace, now=now))

@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.core import Consent
+from coe.core import Consent, Purpose
 from coe.registry import Registry
 from gateway import admin, document_paths
 from gateway.current import Current, Serving
@@ -29,7 +29,7 @@ _DOCUMENT_PROBLEMS: dict[int, str] = {
 }
 
 
-_ASKED = ("Session", "Thrift", "Timeout", "Documents", "Explain", "Trace")
+_ASKED = ("Session", "Thrift", "Timeout", "Documents", "Explain", "Purpose", "Trace")
 """Headers that requests of all chat APIs may have."""
 _VERSIONS = ("Version", "Beta")
 
@@ -253,6 +253,12 @@ def _parameters(registry: Registry) -> Schema:
             "1 for more about the decision: the answer's header server-timing tells the steps; /v1/route, for "
             "administrators, the nearest training examples and what the experts were weighed by.",
             {"type": "string", "enum": ["0", "1"]},
+        ),
+        "Purpose": _header(
+            "x-coe-purpose",
+            "The CoE command that sends the request: it does not count as a user's in reports and learning. Ignored "
+            "from keys without the scope admin.",
+            {"type": "string", "enum": list(get_args(Purpose))},
         ),
         "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
         "Version": _header("anthropic-version", "Passed on to servers that speak Messages.", version),

@@ -43,7 +43,7 @@ def export(
     last = now - seconds(until, option="--until") if until else now
     with open_logs(url, base=settings.home) as logs:
         said = Said(event for page in logs.feedback(since=first) for event in page)
-        pages = logs.records(since=first, until=last, category=category)
+        pages = logs.all(since=first, until=last, category=category)
         rows = ((record, said.rating(record.request_id)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
     say(f"{file}: {count} records")
