@@ -20,7 +20,7 @@ from gateway.schemas import COMPONENTS, TEXT, Schema, ref
 
 _FEEDBACK_PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
     404: "No such request, or not any more; it is there from a second after the answer's end.",
-    503: "The log does not answer, or the gateway is about to end.",
+    503: "Neither the log nor the spool takes it, or the gateway is about to end.",
 }
 _DOCUMENT_PROBLEMS: dict[int, str] = {
     404: "No such document, or no document store is declared.",
@@ -130,7 +130,11 @@ def _others(keys: bool) -> Schema:
     feedback = operation(
         "feedback",
         "What somebody says of an answer: one of score, thumb, preferred, category",
-        {"200": answer("It is kept.", "Feedback"), **problems(_FEEDBACK_PROBLEMS)},
+        {
+            "200": answer("It is stored.", "Feedback"),
+            "202": answer("It is stored; the request is looked up when the routing log can be read again.", "Feedback"),
+            **problems(_FEEDBACK_PROBLEMS),
+        },
         keys=keys,
         requestBody=body("FeedbackRequest"),
     )

@@ -17,6 +17,7 @@ from coe.learning.gathering import identity
 from coe.learning.quality_files import require_parquet
 from coe.learning.reading import open_logs
 from coe.learning.record_files import SUFFIXES, Rating, write_rows
+from coe.record import RoutingRecord
 from coe.registry import load
 
 File = Annotated[Path, typer.Argument(help="The file to write, .jsonl or .parquet.")]
@@ -44,7 +45,7 @@ def export(
     with open_logs(url, base=settings.home) as logs:
         said = Said(event for page in logs.feedback(since=first) for event in page)
         pages = logs.all(since=first, until=last, category=category)
-        rows = ((record, said.rating(record.request_id)) for page in pages for record in page)
+        rows = ((record, said.rating(record)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
     say(f"{file}: {count} records")
     if logs.damaged:
@@ -67,12 +68,12 @@ class Said:
         self._told: tuple[dict[int, Feedback], dict[int, Feedback]] = {}, {}
         for event in events:
             if event.kind in (*RATINGS, "category"):
-                known, key = self._told[event.kind == "category"], identity(event.request_id)
+                known, key = self._told[event.kind == "category"], _key(event.request_id, event.tenant)
                 known[key] = max(known.get(key, event), event, key=_counts)
 
-    def rating(self, request_id: str) -> Rating:
-        """The feedback on that request; its fields are None where there is none."""
-        rating, corrected = (known.get(identity(request_id)) for known in self._told)
+    def rating(self, record: RoutingRecord) -> Rating:
+        """The feedback on that request by its own tenant; its fields are None where there is none."""
+        rating, corrected = (known.get(_key(record.request_id, record.tenant)) for known in self._told)
         value = rating.value if rating else None
         return Rating(
             feedback_kind=rating.kind if rating else None,
@@ -81,6 +82,10 @@ class Said:
             feedback_category=str(corrected.value) if corrected else None,
             feedback_time=max((one.time for one in (rating, corrected) if one), default=None),
         )
+
+
+def _key(request_id: str, tenant: str | None) -> int:
+    return identity(f"{tenant or ''}\0{request_id}")
 
 
 def _counts(event: Feedback) -> tuple[int, float, str]:

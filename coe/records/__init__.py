@@ -8,9 +8,10 @@ from urllib.parse import unquote, urlsplit
 from coe.errors import ConfigError
 from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
+from coe.records.feedback_writer import FeedbackWriter, Pending
 from coe.records.writer import RecordWriter
 
-__all__ = ["RETENTION", "RecordWriter", "open_feedback", "open_log"]
+__all__ = ["RETENTION", "FeedbackWriter", "Pending", "RecordWriter", "open_feedback", "open_log"]
 
 RETENTION = 500_000
 """Records a log keeps unless told otherwise; older ones make room. About 2 kB each, so a gigabyte."""
