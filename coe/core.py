@@ -15,7 +15,7 @@ Capability = Literal["tools", "json_schema", "images", "audio"]
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
 Consent = Literal["auto", "on", "off"]
 """Whether documents may be consulted: where it pays, in any case, or never."""
-Purpose = Literal["score", "chat", "check"]
+Purpose = Literal["score", "chat"]
 """The CoE command that sends a request, which is not a user's: its record is left out of reports and of learning."""
 Scope = Literal["chat", "route", "feedback", "admin"]
 """What an API key may do."""

@@ -103,7 +103,7 @@ class RoutingRecord:
     retrieval_ms: Annotated[float, About("Milliseconds that retrieval took.")] = 0.0
     needs: Annotated[tuple[str, ...] | None, About("Capabilities that the request needs; null if unknown.")] = None
     purpose: Annotated[
-        str, About("CoE command that sent the request: score, chat or check; empty for a user's.", api="list")
+        str, About("CoE command that sent the request: score or chat; empty for a user's.", api="list")
     ] = ""
     schema: Annotated[int, About("Version of this list of fields.")] = 1
 

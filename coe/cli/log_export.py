@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from coe.cli.common import Config, say, say_error, settings_for, writable
+from coe.cli.ending import heeding_sigterm
 from coe.cli.spans import seconds
+from coe.errors import DataError
 from coe.feedback import Feedback
 from coe.learning.feedback import RATINGS, rank
 from coe.learning.gathering import identity
@@ -18,6 +20,7 @@ from coe.learning.quality_files import require_parquet
 from coe.learning.reading import open_logs
 from coe.learning.record_files import SUFFIXES, Rating, write_rows
 from coe.record import RoutingRecord
+from coe.records import missing_file
 from coe.registry import load
 
 File = Annotated[Path, typer.Argument(help="The file to write, .jsonl or .parquet.")]
@@ -40,9 +43,11 @@ def export(
     writable(file)
     settings = settings_for(config)
     url, now = load(settings.config, environ=settings.environ).log.url, time.time()
+    if missing := missing_file(url, base=settings.home):
+        raise DataError(f"{missing}: there is no routing log yet; check --config and COE_HOME")
     first = now - seconds(since, option="--since") if since else 0.0
     last = now - seconds(until, option="--until") if until else now
-    with open_logs(url, base=settings.home) as logs:
+    with open_logs(url, base=settings.home) as logs, heeding_sigterm():
         said = Said(event for page in logs.feedback(since=first) for event in page)
         pages = logs.all(since=first, until=last, category=category)
         rows = ((record, said.rating(record)) for page in pages for record in page)
@@ -56,6 +61,8 @@ def check_suffix(file: Path) -> None:
     """Raises BadParameter for a file that is neither JSON Lines nor parquet, ConfigError where pyarrow is missing."""
     if file.suffix not in SUFFIXES:
         raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}", param_hint="FILE")
+    if file.exists() and not file.is_file():
+        raise typer.BadParameter(f"{file} is not a regular file", param_hint="FILE")
     if file.suffix == ".parquet":
         require_parquet()
 

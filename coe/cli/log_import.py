@@ -29,7 +29,7 @@ def import_(file: File, config: Config = None) -> None:
     settings = settings_for(config)
     declared = load(settings.config, environ=settings.environ).log
     count, old = asyncio.run(_add(file, declared, base=settings.home))
-    say(f"{file}: {count} records")
+    say(f"{file}: {count} records are in the log now, new or already there")
     if old:
         say(f"{old} records are older than log.keep_days and left out")
 

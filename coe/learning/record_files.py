@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,12 +89,13 @@ def _values(row: Row, redact: bool) -> dict[str, Any]:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    path = path.resolve()  # a link stays a link
+    draft = path.with_name(f".{path.name}.draft")  # what a killed run left is written over by the next one
     try:
         yield draft
         draft.replace(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); name a file in a folder that exists") from error
+        raise DataError(f"{path}: cannot be written ({error}); check its folder and the room on the disk") from error
     finally:
         with suppress(OSError):
             draft.unlink()

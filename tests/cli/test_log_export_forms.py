@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +86,81 @@ def test_a_file_of_another_kind_or_in_no_folder_is_bad_usage(config: Path, tmp_p
 
 
 def test_an_empty_log_is_exported_as_a_file_without_rows(config: Path, tmp_path: Path) -> None:
+    logged(config, replace(RECORD, time=1.0))
+    with closing(sqlite3.connect(tmp_path / ".coe" / "routing-log.sqlite", isolation_level=None)) as connection:
+        connection.execute("DELETE FROM records")
     for suffix in ("jsonl", "parquet"):
         file = tmp_path / f"log.{suffix}"
         assert "0 records" in run("log", "export", file, "--config", config)
         assert "0 records" in run("log", "import", file, "--config", config)
+
+
+def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: Path, tmp_path: Path) -> None:
+    result = tried("log", "export", tmp_path / "log.jsonl", "--config", config)
+    assert result.exit_code == 1
+    assert "there is no routing log yet; check --config and COE_HOME" in str(result.exception)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["experts.yaml"]
+
+
+def test_a_list_without_records_says_so_and_names_what_is_not_declared(config: Path) -> None:
+    logged(config, record_of(1))
+    assert tried("log", "--expert", "smal", "--config", config).stderr == (
+        "no records match; 'smal' is no declared expert; declared: small\n"
+    )
+    assert tried("log", "--outcome", "aborted", "--config", config).stderr == "no records match\n"
+    assert tried("log", "--config", config).stderr == ""
+
+
+def test_a_link_is_written_through_and_a_device_refused(config: Path, tmp_path: Path) -> None:
+    logged(config, record_of(1))
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "log.jsonl")
+    run("log", "export", tmp_path / "link.jsonl", "--config", config)
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert (tmp_path / "log.jsonl").read_bytes().count(b"\n") == 1
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    result = tried("log", "export", tmp_path / "full.jsonl", "--config", config)
+    assert result.exit_code == 2
+    assert "is not a regular file" in result.output
+
+
+ENDLESS = """
+import sys, time
+from dataclasses import replace
+from coe.cli import log_export, main
+from tests.records.test_every_field import RATING, RECORD
+
+def rows():
+    for number in range(10**9):
+        if number == 20_000:
+            print("writing", flush=True)
+        yield replace(RECORD, request_id=str(number)), RATING
+
+write = log_export.write_rows
+log_export.write_rows = lambda file, _, redact: write(file, rows(), redact=redact)
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_an_interrupted_export_leaves_the_former_file_and_no_draft(
+    config: Path, tmp_path: Path, number: signal.Signals, suffix: str
+) -> None:
+    logged(config, record_of(1))
+    file = tmp_path / f"log.{suffix}"
+    run("log", "export", file, "--config", config)
+    before, names = file.read_bytes(), sorted(one.name for one in tmp_path.iterdir())
+    words = [sys.executable, "-c", ENDLESS, "log", "export", str(file), "--config", str(config)]
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(number)
+        assert process.wait(30) != 0
+    assert file.read_bytes() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == names

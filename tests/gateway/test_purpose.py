@@ -32,9 +32,9 @@ async def ask(gateway: Gateway, purpose: str | None, *, key: str | None = None, 
 
 async def test_without_keys_a_command_is_taken_at_its_word() -> None:
     async with gateway_of() as gateway:
-        for purpose in (None, "score", "chat", "check"):
+        for purpose in (None, "score", "chat"):
             assert (await ask(gateway, purpose)).status == 200
-        assert [record.purpose for record in gateway.records] == ["", "score", "chat", "check"]
+        assert [record.purpose for record in gateway.records] == ["", "score", "chat"]
 
 
 @pytest.mark.parametrize("purpose", ["", "user", "Score", "score,chat", "score" * 1000, "\xff"])
@@ -42,7 +42,7 @@ async def test_an_unknown_purpose_is_refused_by_the_name_of_the_header(purpose: 
     async with gateway_of() as gateway:
         answer = await ask(gateway, purpose)
         assert (answer.status, answer.error["param"]) == (400, "x-coe-purpose")
-        assert "score, chat, check" in answer.error["message"]
+        assert "score, chat" in answer.error["message"]
 
 
 async def test_an_ordinary_key_cannot_mark_its_requests_and_is_limited_all_the_same() -> None:
