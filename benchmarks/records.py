@@ -23,7 +23,7 @@ import numpy as np
 from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import RecordWriter, open_log
 from coe.records.codec import decode, encode
-from coe.records.spool import Spool
+from coe.records.spool import RECORDS, Spool
 
 BATCH = 500
 
@@ -142,7 +142,7 @@ async def sqlite_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[st
 
 
 async def spool_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
-    spool = Spool(folder / "spool.db")
+    spool = Spool(folder / "spool.db", RECORDS)
     start = time.perf_counter()
     for first in range(0, len(records), BATCH):
         await spool.add(records[first : first + BATCH])

@@ -17,6 +17,8 @@ Capability = Literal["tools", "json_schema", "images", "audio"]
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
 Consent = Literal["auto", "on", "off"]
 """Whether documents may be consulted: where it pays, in any case, or never."""
+Purpose = Literal["score", "chat"]
+"""The CoE command that sends a request, which is not a user's: its record is left out of reports and of learning."""
 Scope = Literal["chat", "route", "feedback", "admin"]
 """What an API key may do."""
 
@@ -56,7 +58,8 @@ class Wishes:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
     should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
     may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that. `tenant` is
-    that of its API key. `versions` are headers that say which version of its API is meant, and which of its betas."""
+    that of its API key. `versions` are headers that say which version of its API is meant, and which of its betas.
+    `purpose` is None for a user's request."""
 
     session: str | None = None
     thrift: float = 0.0
@@ -66,6 +69,7 @@ class Wishes:
     explain: bool = False
     tenant: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    purpose: Purpose | None = None
 
     @property
     def passed(self) -> Mapping[str, str]:

@@ -5,84 +5,114 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Documentation and handling of one record field.
+
+    `api` is the first view of `/v1/records` that shows the field: the `list`, the single `record`, or `none`. A
+    `column` field has a column in the SQLite log, and `LogQuery` filters by it. A `private` field holds or reveals the
+    user's text; `coe log export --redact` empties it.
+    """
+
+    meaning: str
+    api: Literal["list", "record", "none"] = "record"
+    column: bool = False
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
     """One request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
 
-    Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
-    digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates` and the `worth` of each
-    (expected quality less price, to four digits, -inf for one that may not serve the category; empty for a pin), the
-    `price` that was taken off for each (by the plan and for thrift; empty where everything is free), the chosen expert,
-    the propensity of the first candidate, the `exploration` that served (its rate and loss, None where it was off), and
-    the versions of router, `plan` and configuration: the first two are what `coe versions` lists, and `plan` is empty
-    where the declared mapping served. `assignment` is the digest of what decided: the plan in effect, or the declared
-    mapping, over the router's categories. Where an overlay of the tenant made the posterior, `overlay` is the version
-    of the overlays and `plain` the router's own posterior. `digest` is the SHA-256 of the routed text; the text itself
-    (`prompt`) and its embedding (`embedding`, float16 bytes) are kept only where experts.yaml says so. `tenant` and
-    `key` name whose request it was, `cost` is in US dollars by the expert's declared prices.
-    `retrieval` says whether documents were consulted (none, off, shut, empty, failed, held, open), `gate` how probable
-    it is that they improve this expert's answer and `gain` how much quality is expected of them, None where no gate was
-    asked, `trial` the version of the gate where a coin decided between held and open in its place, `passages` the ids
-    of those it was given, `passage_tokens` about how many tokens they are, `retrieval_ms` how long the consultation
-    took.
-    `needs` are the capabilities that the request asked of an expert, None in records of before they were written down.
-    `outcome` is `ok`, `aborted` (the client left), or the `code` of the error, `attempts` how many asks had begun by
-    then. `fallback_from` is the first choice where another expert answered in its place, also where no request went to
-    the first choice because its breaker was open; `cause` says why it did not answer, or why the request failed (a word
-    of `coe.errors.Cause`). Both are empty otherwise.
+    This is the only list of the fields: the JSON, SQLite and parquet forms, the API's schema and docs/records.md follow
+    from it (`coe.records.fields`). To add a field, add one line with its type, its meaning and a default.
+    A record is complete enough to decide the request again offline (`coe.redeciding`).
     """
 
-    request_id: str
-    time: float
-    category: str
-    confidence: float
-    expert: str
-    reason: str
-    propensity: float
-    candidates: tuple[str, ...]
-    probabilities: Mapping[str, float]
-    stage: str
-    router: str
-    config: str
-    digest: str
-    outcome: str
-    attempts: int
-    stream: bool
-    routing_ms: float
-    first_piece_ms: float | None
-    total_ms: float
-    familiarity: float = 1.0
-    thrift: float = 0.0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    session: str | None = None
-    api: str = "chat"
-    tenant: str | None = None
-    key: str | None = None
-    cost: float | None = None
-    prompt: str | None = None
-    embedding: bytes | None = field(default=None, repr=False)
-    assignment: str = ""
-    worth: tuple[float, ...] = ()
-    price: tuple[float, ...] = ()
-    exploration: tuple[float, float] | None = None
-    overlay: str = ""
-    plain: Mapping[str, float] | None = None
-    retrieval: str = "none"
-    gate: float | None = None
-    gain: float | None = None
-    trial: str = ""
-    passages: tuple[str, ...] = ()
-    passage_tokens: int = 0
-    retrieval_ms: float = 0.0
-    needs: tuple[str, ...] | None = None
-    fallback_from: str = ""
-    cause: str = ""
-    plan: str = ""
-    schema: int = 1
+    request_id: Annotated[str, About("Identifier of the request, from `x-request-id`.", api="list", column=True)]
+    time: Annotated[float, About("Arrival time in Unix seconds.", api="list", column=True)]
+    category: Annotated[
+        str, About("Category of the request; empty if it failed before classification.", api="list", column=True)
+    ]
+    confidence: Annotated[
+        float, About("Probability of the most likely category times `familiarity`, 0 to 1.", api="list")
+    ]
+    expert: Annotated[
+        str, About("Expert that answered or failed last; empty if none was chosen.", api="list", column=True)
+    ]
+    reason: Annotated[
+        str, About("Reason for the choice: routed, uncertain, sticky, pinned, fallback, ...", api="list", column=True)
+    ]
+    propensity: Annotated[float, About("Probability with which the first candidate was chosen.")]
+    candidates: Annotated[tuple[str, ...], About("Experts in the order in which they were to be tried.")]
+    probabilities: Annotated[Mapping[str, float], About("Probability of each category, to five digits.")]
+    stage: Annotated[str, About("Part of the router that classified the text.")]
+    router: Annotated[str, About("Version of the router, as in `coe versions`.")]
+    config: Annotated[str, About("Digest of experts.yaml.")]
+    digest: Annotated[str, About("SHA-256 of the routed text.", private=True)]
+    outcome: Annotated[str, About("`ok`, `aborted` (the client left) or an error code.", api="list", column=True)]
+    attempts: Annotated[int, About("Number of calls to experts that were started.", api="list")]
+    stream: Annotated[bool, About("True if the client asked for a stream.", api="list")]
+    routing_ms: Annotated[float, About("Milliseconds from arrival to the decision.")]
+    first_piece_ms: Annotated[
+        float | None, About("Milliseconds from arrival to the first token; null if none came.", api="list")
+    ]
+    total_ms: Annotated[float, About("Milliseconds from arrival to the end of the answer.", api="list")]
+    familiarity: Annotated[float, About("Probability that the text is of a kind the router was trained on.")] = 1.0
+    thrift: Annotated[float, About("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
+    input_tokens: Annotated[int | None, About("Input tokens, as the expert counted them.", api="list")] = None
+    output_tokens: Annotated[int | None, About("Output tokens, as the expert counted them.", api="list")] = None
+    session: Annotated[str | None, About("Value of the client's `x-session-id` header.", api="list", column=True)] = (
+        None
+    )
+    api: Annotated[str, About("API of the request: chat, responses, messages, ...", api="list")] = "chat"
+    tenant: Annotated[str | None, About("Tenant of the API key.", api="list", column=True)] = None
+    key: Annotated[str | None, About("Name of the API key.", api="list")] = None
+    cost: Annotated[float | None, About("US dollars by the expert's declared prices.", api="list")] = None
+    prompt: Annotated[str | None, About("Routed text; kept only if `log.store_prompts` is set.", private=True)] = None
+    embedding: Annotated[
+        bytes | None,
+        About("Float16 vector of the text; kept only if `log.store_embeddings` is set.", api="none", private=True),
+    ] = field(default=None, repr=False)
+    assignment: Annotated[str, About("Digest of the assignment in effect over the router's categories.")] = ""
+    worth: Annotated[
+        tuple[float, ...],
+        About("Expected quality less price of each candidate, to four digits; -inf if it may not serve the category."),
+    ] = ()
+    price: Annotated[
+        tuple[float, ...], About("Price subtracted for each candidate, to four digits; empty if all are free.")
+    ] = ()
+    exploration: Annotated[
+        tuple[float, float] | None, About("Exploration rate and largest quality loss; null if it was off.")
+    ] = None
+    overlay: Annotated[str, About("Version of the tenant overlay that changed the probabilities.")] = ""
+    plain: Annotated[
+        Mapping[str, float] | None, About("The router's own probabilities, before the tenant overlay.")
+    ] = None
+    retrieval: Annotated[
+        str, About("Result of retrieval: none, off, shut, empty, failed, held or open.", api="list")
+    ] = "none"
+    gate: Annotated[float | None, About("Probability that passages improve this expert's answer.")] = None
+    gain: Annotated[float | None, About("Quality expected of the passages.")] = None
+    trial: Annotated[str, About("Version of the retrieval gate if a random draw replaced its decision.")] = ""
+    passages: Annotated[tuple[str, ...], About("Identifiers of the passages given to the expert.")] = ()
+    passage_tokens: Annotated[int, About("Approximate number of tokens of these passages.")] = 0
+    retrieval_ms: Annotated[float, About("Milliseconds that retrieval took.")] = 0.0
+    needs: Annotated[tuple[str, ...] | None, About("Capabilities that the request needs; null if unknown.")] = None
+    purpose: Annotated[
+        str, About("CoE command that sent the request: score or chat; empty for a user's.", api="list")
+    ] = ""
+    fallback_from: Annotated[
+        str, About("First choice that did not answer, if another expert answered; else empty.", api="list")
+    ] = ""
+    cause: Annotated[
+        str, About("Why the first choice did not answer or the request failed; empty otherwise.", api="list")
+    ] = ""
+    plan: Annotated[str, About("Version of the plan in use; empty for the declared assignment.")] = ""
+    schema: Annotated[int, About("Version of this list of fields.")] = 1
 
     def is_by(self, router: str, *, categories: Collection[str]) -> bool:
         """Whether the router of this version classified the request, over exactly these categories: experts.yaml may

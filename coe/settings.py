@@ -32,6 +32,7 @@ class Settings:
     | COE_OPEN | 1: may listen beyond loopback without API keys | 0 |
     | COE_WORKERS | gateway processes | 1 |
     | COE_DRAIN | seconds that a gateway told to stop still works while it says that it is not ready | 0 |
+    | COE_API_KEY | the key that `coe chat` and `coe score` send to the gateway | none |
     | COE_LOG_FORMAT | `text`, or `json`: one object a line | text |
     | COE_ACCESS_LOG | 1: a line for every request, without its text | 0 |
     | COE_CHECK_EXPERTS | 1: request one token from every expert at the start, and log the result | 1 |
@@ -91,6 +92,11 @@ class Settings:
     def served(self) -> Mapping[str, tuple[Endpoint, ...]]:
         """Where local experts are served now. Raises ConfigError."""
         return self.endpoints if self.endpoints_file is None else _endpoints(_text(self.endpoints_file))
+
+    @property
+    def api_key(self) -> str | None:
+        """The key for requests to the gateway; with the scope admin they do not count as a user's."""
+        return self.environ.get("COE_API_KEY") or None
 
     @property
     def artifacts(self) -> Path:

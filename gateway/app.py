@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
+from coe.records import FeedbackWriter
 from coe.settings import Settings
 from gateway.admin import admin_routes
 from gateway.counting import count_tokens
@@ -33,6 +34,7 @@ from gateway.line import Line, Observer
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.openapi import OpenApi
+from gateway.recent import RecentRequests
 from gateway.reload import Reload
 from gateway.route import route
 from gateway.solver import Solver
@@ -62,6 +64,8 @@ class Parts:
     metrics: Metrics
     log: RoutingLog
     feedback: FeedbackLog
+    feedback_writer: FeedbackWriter
+    recent: RecentRequests
     settings: Settings
     jobs: Jobs
     solver: Solver
@@ -146,7 +150,7 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
 
 
 def _feedback(parts: Parts) -> FeedbackEndpoint:
-    return FeedbackEndpoint(parts.current, log=parts.log, feedback=parts.feedback, count=parts.metrics.feedback)
+    return FeedbackEndpoint(parts.current, log=parts.log, recent=parts.recent, writer=parts.feedback_writer)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,22 +25,26 @@ from coe.errors import (
     RequestError,
     UnknownRequest,
 )
-from coe.feedback import LONGEST, Feedback, FeedbackLog, Kind
+from coe.feedback import LONGEST, Feedback, Kind
 from coe.record import RoutingLog
+from coe.records import FeedbackWriter, Pending
 from coe.registry import Registry
 from gateway.access import Caller
 from gateway.body import read_json_body
 from gateway.current import Current
 from gateway.cutoff import ClientLeftError
 from gateway.errors import body_of, headers_of, status_of
-from gateway.lookup import found_soon
+from gateway.lookup import tenant_soon
+from gateway.recent import RecentRequests
 from gateway.relay import respond
 from gateway.shares import Shares
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 5.0
 LOG_SECONDS = 2.0
-"""For looking up the request and keeping what is said of it."""
+"""Seconds to look the request up in the routing log; without an answer the feedback is checked later."""
+KEEP_SECONDS = 10.0
+"""Seconds to store feedback in the log or, where that fails, in the spool."""
 AT_ONCE = 128
 """Requests at a time, from their headers on, each key's share of them: alone 64. They need no permit, since no expert
 has to do with them."""
@@ -53,16 +57,15 @@ _log = logging.getLogger("gateway")
 
 
 class FeedbackEndpoint:
-    """Feedback is kept once, however often it is sent. A request of another tenant is as unknown as one that never was,
-    and takes as long to be; but not to a key that may administer too."""
+    """Keeps feedback once, however often it is sent. When it is answered it is on disk: in the log, or in the spool
+    while the log is slow or away. Another tenant's request gets the same 404, with the same latency, as a nonexistent
+    one; a key that may administer can rate all."""
 
-    def __init__(
-        self, current: Current, *, log: RoutingLog, feedback: FeedbackLog, count: Callable[[Kind], None]
-    ) -> None:
+    def __init__(self, current: Current, *, log: RoutingLog, recent: RecentRequests, writer: FeedbackWriter) -> None:
         self._current = current
         self._records = log
-        self._feedback = feedback
-        self._count = count
+        self._recent = recent
+        self._writer = writer
         self._under_way = Shares()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,9 +75,10 @@ class FeedbackEndpoint:
             with self._place(caller.key):
                 event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
                 administers = serving.access.administers(scope["headers"])
-                await self._keep(event, serving.registry, administers=administers)
-            self._count(event.kind)
-            await respond(send, status=200, body=_kept(event))
+                pending = await self._checked(event, administers=administers)
+                _check_name(event, serving.registry)
+                await self._keep(pending)
+            await respond(send, status=200 if pending.checked else 202, body=_kept(pending))
         except RequestError as error:
             await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
         except ClientLeftError:
@@ -92,25 +96,39 @@ class FeedbackEndpoint:
         finally:
             self._under_way.give_back(key)
 
-    async def _keep(self, event: Feedback, registry: Registry, *, administers: bool) -> None:
-        """Within LOG_SECONDS. What an administrator says of a tenant's request counts among what that tenant says, with
-        its weight and its bounds, under the administrator's key. Raises UnknownRequest, InvalidRequest or
-        LogUnavailable."""
+    async def _checked(self, event: Feedback, *, administers: bool) -> Pending:
+        """The event with its request's tenant; unchecked where the log cannot say within LOG_SECONDS.
+
+        What an administrator says of a tenant's request counts among what that tenant says, with its weight and its
+        bounds, under the administrator's key. Raises UnknownRequest.
+        """
         try:
             async with asyncio.timeout(LOG_SECONDS):
-                record = await found_soon(
-                    self._records, event.request_id, counts=lambda one: administers or one.tenant == event.tenant
+                found = await tenant_soon(
+                    self._records,
+                    self._recent,
+                    event.request_id,
+                    counts=lambda tenant: administers or tenant == event.tenant,
                 )
-                if record is None:
-                    raise UnknownRequest(
-                        f"no request {event.request_id!r} is in the routing log: send what the answer's header "
-                        "x-request-id said, from a second after its end until the log forgets it",
-                        param="request_id",
-                    )
-                _check_name(event, registry)
-                await self._feedback.append([replace(event, tenant=record.tenant)])
         except (LogError, TimeoutError) as error:
-            _log.warning("feedback is not kept: %s", str(error) or f"no answer within {LOG_SECONDS:g} s")
+            why = str(error) or f"no answer within {LOG_SECONDS:g} s"
+            _log.warning("feedback is kept unchecked until the routing log can be read: %s", why)
+            return Pending(event, checked=False, administers=administers)
+        if found is None:
+            raise UnknownRequest(
+                f"no request {event.request_id!r} is in the routing log: send what the answer's header "
+                "x-request-id said, from a second after its end until the log forgets it",
+                param="request_id",
+            )
+        return Pending(replace(event, tenant=found[0]))
+
+    async def _keep(self, pending: Pending) -> None:
+        """Raises LogUnavailable where neither the log nor the spool takes it within KEEP_SECONDS."""
+        try:
+            async with asyncio.timeout(KEEP_SECONDS):
+                await self._writer.keep(pending)
+        except (LogError, TimeoutError) as error:
+            _log.warning("feedback is not kept: %s", str(error) or f"not stored within {KEEP_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be kept now; send it again", retry_after=RETRY_AFTER) from error
 
 
@@ -186,5 +204,8 @@ def _check_name(event: Feedback, registry: Registry) -> None:
         raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
 
 
-def _kept(event: Feedback) -> bytes:
-    return orjson.dumps({"id": event.event_id, "request_id": event.request_id, "stored": True})
+def _kept(pending: Pending) -> bytes:
+    event = pending.event
+    return orjson.dumps(
+        {"id": event.event_id, "request_id": event.request_id, "stored": True, "checked": pending.checked}
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from coe.experts.incidents import Incidents
-from coe.records import RecordWriter
+from coe.records import FeedbackWriter, RecordWriter
 from gateway.admission import Admission
 from gateway.current import Current
 from gateway.metrics import Metrics
@@ -92,3 +92,14 @@ def show_log(metrics: Metrics, writer: RecordWriter) -> None:
     metrics.gauge("coe_log_dropped", "Records lost: neither log nor spool took them.", lambda: writer.dropped)
     failing = "1 while the routing log cannot be written."
     metrics.gauge("coe_log_failing", failing, lambda: writer.last_error is not None, largest=True)
+
+
+def show_feedback(metrics: Metrics, writer: FeedbackWriter) -> None:
+    """How the feedback beside the routing log does."""
+    metrics.gauge("coe_feedback_backlog", "Events of feedback waiting to be written.", lambda: writer.backlog)
+    lost = "Signals lost: neither log nor spool took them. What a client sent is refused with 503 instead."
+    metrics.gauge("coe_feedback_dropped", lost, lambda: writer.dropped)
+    foreign = "Events rejected after their answer, because the request was another tenant's."
+    metrics.gauge("coe_feedback_rejected", foreign, lambda: writer.rejected)
+    failing = "1 while feedback cannot be written to the log."
+    metrics.gauge("coe_feedback_failing", failing, lambda: writer.last_error is not None, largest=True)

@@ -4,11 +4,12 @@ and of its API the version."""
 from __future__ import annotations
 
 import math
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from starlette.types import Scope
 
-from coe.core import Api, Consent, Wishes
+from coe.core import Api, Consent, Purpose, Wishes
 from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
@@ -17,18 +18,26 @@ MAX_HEADERS = 32 * 1024
 """Bytes of all headers together."""
 MAX_VERSION = 2048
 """Characters of each header that names versions."""
+_OPTIONS: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
+    b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(Consent)}),
+    b"x-coe-explain": ("explain", {b"0": False, b"1": True}),
+    b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
+}
+"""Headers with a fixed set of values, and the field of Wishes that each sets."""
 _PROPAGATED = (b"traceparent", b"tracestate")
 _VERSIONS = (b"anthropic-version", b"anthropic-beta")
 """Of Messages requests these go on as well. No other header of a client ever reaches an expert's server."""
 
 
 def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat") -> Wishes:
-    """From x-session-id, x-coe-thrift, x-coe-timeout, x-coe-retrieval, x-coe-explain, the trace context and, for the
-    Messages API, Anthropic's versions; what is declared without them. Raises InvalidRequest for a word that is none, a
-    number outside the declared limits, or a version that no server should see."""
+    """Reads x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions.
+
+    What is declared holds without them. Raises InvalidRequest for an unknown word, a number outside the declared
+    limits, or a version that no server should see.
+    """
     session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
-    retrieval: Consent = "auto"
-    explain, trace = False, {}
+    options: dict[str, Any] = {}
+    trace: dict[str, str] = {}
     versioned = api == "messages"
     versions: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -39,17 +48,16 @@ def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None, api:
             thrift = _number(value, "x-coe-thrift", *policy.thrift_limits)
         elif name == b"x-coe-timeout":
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
-        elif name == b"x-coe-retrieval":
-            retrieval = _consent(value)
-        elif name == b"x-coe-explain":
-            explain = _flag(value, "x-coe-explain")
+        elif name in _OPTIONS:
+            option, words = _OPTIONS[name]
+            options[option] = _word(value, name.decode(), words)
         elif name in _PROPAGATED and value.isascii():  # as the standard has it; clients of experts choke on others
             trace[name.decode()] = value.decode("latin-1")
         elif versioned and value and name in _VERSIONS:
             _add_version(versions, name.decode(), value.decode("latin-1"))
     if size > MAX_HEADERS:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return Wishes(session, thrift, timeout, trace, retrieval, explain, tenant, versions)
+    return Wishes(session, thrift, timeout, trace, tenant=tenant, versions=versions, **options)
 
 
 def _add_version(versions: dict[str, str], name: str, value: str) -> None:
@@ -60,17 +68,10 @@ def _add_version(versions: dict[str, str], name: str, value: str) -> None:
     versions[name] = told
 
 
-def _consent(value: bytes) -> Consent:
-    for known in get_args(Consent):
-        if value == known.encode():
-            return known  # type: ignore[no-any-return]
-    raise InvalidRequest(f"x-coe-retrieval must be one of {', '.join(get_args(Consent))}", param="x-coe-retrieval")
-
-
-def _flag(value: bytes, name: str) -> bool:
-    if value not in (b"0", b"1"):
-        raise InvalidRequest(f"{name} must be 0 or 1", param=name)
-    return value == b"1"
+def _word(value: bytes, name: str, words: Mapping[bytes, Any]) -> Any:
+    if value not in words:
+        raise InvalidRequest(f"{name} must be one of {b', '.join(words).decode()}", param=name)
+    return words[value]
 
 
 def _number(value: bytes, name: str, low: float, high: float) -> float:

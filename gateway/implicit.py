@@ -6,20 +6,14 @@ Weak evidence, recorded as what it is: a second try or a closed window may have 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from coe.errors import LogError
-from coe.feedback import Feedback, FeedbackLog, Kind
-from coe.records.backoff import Backoff
+from coe.feedback import Feedback, Kind
+from coe.records import Pending
 from gateway.trace import Trace
 
 AGAIN = 300.0
@@ -32,12 +26,6 @@ SHORTEST = 40
 """Characters of a conversation below which it is taken for the same only within a session: many say "hello"."""
 REMEMBERED = 10_000
 """Conversations, the latest; some 300 bytes each."""
-CAPACITY, BATCH = 10_000, 500
-"""Signals that wait to be written, and that are written at a time; beyond it the oldest gives way."""
-INTERVAL, PATIENCE = 0.2, 5.0
-"""Seconds between two looks at what waits, and that the log has to take it."""
-
-_log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +44,9 @@ class Notices:
         self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
 
     def of(self, trace: Trace, *, now: float) -> tuple[Feedback, ...]:
-        """The signals of a request that ended `now` (Unix seconds)."""
+        """The signals of a request that ended `now` (Unix seconds); none for those of CoE's own commands."""
+        if trace.wishes is not None and trace.wishes.purpose:
+            return ()
         found = []
         if trace.left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
             found.append(_signal("abandoned", trace.request_id, trace, now=now))
@@ -95,57 +85,13 @@ def _signal(kind: Kind, request_id: str, trace: Trace, *, now: float) -> Feedbac
 
 
 class ImplicitSignals:
-    """An observer that never waits and never raises; a task writes what it noticed, while the block is entered."""
+    """An observer that never waits and never raises; `keep` takes what it notices."""
 
-    def __init__(self, log: FeedbackLog, *, count: Callable[[Kind], None]) -> None:
-        self.dropped = 0
-        """Signals lost since the start."""
+    def __init__(self, keep: Callable[[Pending], None]) -> None:
         self._notices = Notices()
-        self._log, self._count = log, count
-        self._queue: deque[Feedback] = deque(maxlen=CAPACITY)
-        self._backoff = Backoff(first=0.5, longest=30.0)
-        self._closing = asyncio.Event()
+        self._keep = keep
 
     def observe(self, trace: Trace) -> None:
         """Notice a finished request."""
         for event in self._notices.of(trace, now=time.time()):
-            self.dropped += len(self._queue) == CAPACITY
-            self._queue.append(event)
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="coe-implicit")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Write what waits, within PATIENCE."""
-        self._closing.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                await self._task
-
-    async def _run(self) -> None:
-        while not self._closing.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL):
-                    await self._closing.wait()
-            if not self._backoff.resting:
-                await self._write()
-        await self._write()
-
-    async def _write(self) -> None:
-        while self._queue:
-            batch = [self._queue[index] for index in range(min(BATCH, len(self._queue)))]
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._log.append(batch)
-            except (LogError, TimeoutError) as error:
-                self._backoff.failed()
-                _log.warning("%d implicit signals wait: %s", len(self._queue), str(error) or "the log does not answer")
-                return
-            self._backoff.reset()
-            for event in batch:
-                self._count(event.kind)
-                if self._queue and self._queue[0] is event:  # else it had given way meanwhile
-                    self._queue.popleft()
+            self._keep(Pending(event))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
@@ -72,7 +73,10 @@ class Line:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         composition, access = trace.serving.composition, trace.serving.access
         policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
-        trace.wishes = wishes = read_wishes(scope, policy, tenant=trace.caller.tenant, api=trace.api)
+        wishes = read_wishes(scope, policy, tenant=trace.caller.tenant, api=trace.api)
+        if wishes.purpose and not access.administers(scope["headers"]):
+            wishes = replace(wishes, purpose=None)  # an ordinary key cannot hide its requests from reports
+        trace.wishes = wishes
         if self._tracing is not None:
             trace.wishes = wishes = self._tracing.begin(trace, wishes)
         with self._admission.ticket(trace.caller.key) as ticket, begin(self._admission, wishes) as cutoff:

@@ -17,7 +17,7 @@ import routers
 from coe.errors import ConfigError
 from coe.experts import endpoints_of, watching
 from coe.experts.client import Client
-from coe.records import RecordWriter, open_feedback, open_log
+from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.settings import Settings
 from coe.watch import FILE
 from gateway.access import check_counters, check_exposure, open_limiter
@@ -29,12 +29,13 @@ from gateway.current import Current
 from gateway.drain import Drain
 from gateway.expert_check import checking
 from gateway.following import catch_up, following
-from gateway.gauges import show_log
+from gateway.gauges import show_feedback, show_log
 from gateway.implicit import ImplicitSignals
 from gateway.in_use import check_in_use, read_in_use
 from gateway.jobs import Jobs
 from gateway.logs import log_uncaught, logged
 from gateway.observation import open_observation
+from gateway.recent import RecentRequests
 from gateway.recorder import Recorder
 from gateway.reload import Reader, Reload, look_at
 from gateway.settling import giving_back, settle
@@ -106,7 +107,10 @@ async def open_parts(
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         show_log(observation.metrics, writer)
-        signals = await stack.enter_async_context(ImplicitSignals(feedback, count=observation.metrics.feedback))
+        keeper = FeedbackWriter(feedback, log, spool=settings.home / SPOOL, count=observation.metrics.feedback)
+        await stack.enter_async_context(keeper)
+        show_feedback(observation.metrics, keeper)
+        signals, recent = ImplicitSignals(keeper.put), RecentRequests()
         limiter = await stack.enter_async_context(open_limiter(registry.access.counters))
         alone = "1 while Redis is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
@@ -123,11 +127,12 @@ async def open_parts(
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen))
         await stack.enter_async_context(following(settings, registry.artifacts, observation.metrics))
-        observers = (recorder.observe, signals.observe, *observation.observers)
+        observers = (recent.observe, recorder.observe, signals.observe, *observation.observers)
         jobs = await stack.enter_async_context(Jobs(settings))
         solver = await stack.enter_async_context(Solver(settings))
         metrics, tracing = observation.metrics, observation.tracing
-        yield Parts(current, observers, metrics, log, feedback, settings, jobs, solver, tracing, reload)
+        kept_in = (log, feedback, keeper, recent)
+        yield Parts(current, observers, metrics, *kept_in, settings, jobs, solver, tracing, reload)
 
 
 def serve(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.core import Consent
+from coe.core import Consent, Purpose
 from coe.errors import CAUSES
 from coe.registry import Registry
 from gateway import admin, document_paths
@@ -21,7 +21,7 @@ from gateway.schemas import COMPONENTS, TEXT, Schema, ref
 
 _FEEDBACK_PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
     404: "No such request, or not any more; it is there from a second after the answer's end.",
-    503: "The log does not answer, or the gateway is about to end.",
+    503: "Neither the log nor the spool takes it, or the gateway is about to end.",
 }
 _DOCUMENT_PROBLEMS: dict[int, str] = {
     404: "No such document, or no document store is declared.",
@@ -30,7 +30,7 @@ _DOCUMENT_PROBLEMS: dict[int, str] = {
 }
 
 
-_ASKED = ("Session", "Thrift", "Timeout", "Documents", "Explain", "Trace")
+_ASKED = ("Session", "Thrift", "Timeout", "Documents", "Explain", "Purpose", "Trace")
 """Headers that requests of all chat APIs may have."""
 _VERSIONS = ("Version", "Beta")
 
@@ -131,7 +131,11 @@ def _others(keys: bool) -> Schema:
     feedback = operation(
         "feedback",
         "What somebody says of an answer: one of score, thumb, preferred, category",
-        {"200": answer("It is kept.", "Feedback"), **problems(_FEEDBACK_PROBLEMS)},
+        {
+            "200": answer("It is stored.", "Feedback"),
+            "202": answer("It is stored; the request is looked up when the routing log can be read again.", "Feedback"),
+            **problems(_FEEDBACK_PROBLEMS),
+        },
         keys=keys,
         requestBody=body("FeedbackRequest"),
     )
@@ -261,6 +265,12 @@ def _parameters(registry: Registry) -> Schema:
             "1 for more about the decision: the answer's header server-timing tells the steps; /v1/route, for "
             "administrators, the nearest training examples and what the experts were weighed by.",
             {"type": "string", "enum": ["0", "1"]},
+        ),
+        "Purpose": _header(
+            "x-coe-purpose",
+            "The CoE command that sends the request: it does not count as a user's in reports and learning. Ignored "
+            "from keys without the scope admin.",
+            {"type": "string", "enum": list(get_args(Purpose))},
         ),
         "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
         "Version": _header("anthropic-version", "Passed on to servers that speak Messages.", version),

@@ -180,7 +180,10 @@ COMPONENTS: Schema = {
         "request_id",
     )
     | {"additionalProperties": False, "oneOf": [{"required": [name]} for name in SAYS]},
-    "Feedback": _object({"id": TEXT, "request_id": TEXT, "stored": {"const": True}}, *("id", "request_id", "stored")),
+    "Feedback": _object(
+        {"id": TEXT, "request_id": TEXT, "stored": {"const": True}, "checked": {"type": "boolean"}},
+        *("id", "request_id", "stored", "checked"),
+    ),
     "Model": _object(
         {"id": TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": TEXT},
         *("id", "object", "created", "owned_by"),

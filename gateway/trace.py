@@ -228,6 +228,7 @@ class Trace:
             retrieval_ms=round(self.consultation.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay if prediction is not None else "",
+            purpose=(wishes.purpose or "") if wishes else "",
             plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
         )
 

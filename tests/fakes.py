@@ -20,6 +20,7 @@ from coe.composition import Composition, declared_assignment
 from coe.core import Call, Neighbour, Prediction, Standing, Usage
 from coe.mapping import Assignment
 from coe.overlay import Overlays
+from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.consulting import Consultant
 from coe.settings import Settings
@@ -32,6 +33,7 @@ from gateway.index import Index
 from gateway.jobs import Jobs
 from gateway.line import Observer
 from gateway.metrics import Metrics
+from gateway.recent import RecentRequests
 from gateway.solver import Solver
 from gateway.tracing import Tracing
 from routers import digest_of
@@ -155,6 +157,10 @@ class Response:
         return self.json["error"]
 
 
+QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "longest_retry": 0.02}
+"""For the writer of feedback: seconds between batches and between tries."""
+
+
 class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
     chunk of a body is an event, the rest comes when it is set."""
@@ -235,10 +241,12 @@ async def gateway_of(
     assignment: Assignment | None = None,
     jobs: Any = None,
     solver: Any = None,
+    spool: Path | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
-    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it."""
+    says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
+    file where feedback waits while the log fails."""
     registry = registry or registry_of()
     experts = {
         name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
@@ -262,12 +270,20 @@ async def gateway_of(
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
             current, metrics = Current(serving), Metrics()
             opened.append(current)
-            async with ImplicitSignals(log, count=metrics.feedback) as signals:
-                keep = (metrics.observe, lambda trace: log.records.append(trace.record()), signals.observe)
+            recent = RecentRequests()
+            async with FeedbackWriter(log, log, spool=spool, count=metrics.feedback, **QUICKLY) as writer:
+                signals = ImplicitSignals(writer.put)
+                keep = (
+                    recent.observe,
+                    metrics.observe,
+                    lambda trace: log.records.append(trace.record()),
+                    signals.observe,
+                )
                 where = settings or NOWHERE
                 async with Jobs(where) as own_jobs, Solver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
-                    yield Parts(current, (*keep, *observers), metrics, log, log, where, *helped, tracing)
+                    stores = (log, log, writer, recent)
+                    yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

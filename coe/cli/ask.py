@@ -15,6 +15,7 @@ from coe.cli.common import Config, Json, say, say_json, settings_for, writable
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.rows import numbered_rows
+from coe.settings import Settings
 
 
 def readable(text: str | None) -> str | None:
@@ -126,7 +127,7 @@ def chat(text: Text = None, model: Model = "auto", config: Config = None) -> Non
         if not said.strip():
             return
         messages.append({"role": "user", "content": said})
-        answer = asyncio.run(_ask(address, model, messages))
+        answer = asyncio.run(_ask(address, model, messages, _headers(settings)))
         messages.append({"role": "assistant", "content": answer})
         if text is not None:
             return
@@ -137,12 +138,17 @@ def input_line() -> str:
     return input("> ")
 
 
-async def _ask(address: str, model: str, messages: list[dict[str, str]]) -> str:
+def _headers(settings: Settings) -> dict[str, str]:
+    key = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    return {"x-coe-purpose": "chat", **key}
+
+
+async def _ask(address: str, model: str, messages: list[dict[str, str]], sent: dict[str, str]) -> str:
     import aiohttp
 
     body = {"model": model, "messages": messages, "stream": True}
     try:
-        async with aiohttp.ClientSession() as session, session.post(address, json=body) as response:
+        async with aiohttp.ClientSession() as session, session.post(address, json=body, headers=sent) as response:
             headers = response.headers
             if response.status != 200:
                 raise ExpertUnavailable(_failure((await response.json())["error"]["message"], headers), expert=model)

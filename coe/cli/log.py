@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_error, settings_for
 from coe.cli.log_export import export
 from coe.cli.log_import import import_
 from coe.cli.spans import seconds
 from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.records import open_log
-from coe.registry import load
+from coe.records import missing_file, open_log
+from coe.records.codec import encode
+from coe.registry import Registry, load
 
 POLL = 0.5
 
@@ -72,13 +73,27 @@ def log(
         request_id=id,
         limit=limit,
     )
+    if not follow and (missing := missing_file(registry.log.url, base=settings.home)):
+        say_error(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
+        return
     try:
-        asyncio.run(_show(open_log(registry.log.url, base=settings.home), query, follow=follow, json=json))
+        shown = asyncio.run(_show(open_log(registry.log.url, base=settings.home), query, follow=follow, json=json))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+    if not shown:
+        say_error(_no_match(query, registry))
 
 
-async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> None:
+def _no_match(query: LogQuery, registry: Registry) -> str:
+    """The note for an empty list, with the declared names where the query names something else."""
+    for name, known in (("category", registry.category_names), ("expert", registry.expert_names)):
+        if (value := getattr(query, name)) and value not in known:
+            return f"no records match; {value!r} is no declared {name}; declared: {', '.join(known)}"
+    return "no records match"
+
+
+async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
+    """Print the records and, with `follow`, new ones without end. Returns how many there were."""
     try:
         page = await routing_log.tail(query)
         if not json:
@@ -87,6 +102,7 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
         while follow:
             page = await _newer(routing_log, replace(query, after=page.cursor))
             _print(page, json)
+        return len(page.records)
     finally:
         await routing_log.aclose()
 
@@ -109,13 +125,9 @@ def _print(page: LogPage, json: bool) -> None:
         say_error(f"{page.damaged} entries of the log are damaged and left out")
     for record in page.records:
         if json:
-            say_json(_plain(record))
+            say(encode(record).decode())
         else:
             say(_line(record))
-
-
-def _plain(record: RoutingRecord) -> dict[str, Any]:
-    return {**asdict(record), "embedding": record.embedding.hex() if record.embedding else None}
 
 
 def _line(record: RoutingRecord) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import SecretStr
 
 from coe.cli.common import Config, Json, say, say_json, settings_for
 from coe.errors import DataError, ExpertUnavailable
@@ -174,7 +175,8 @@ def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]
         return spec, Endpoint(spec.addresses[0], spec.model)
     if spec.name in settings.endpoints:
         return spec, settings.endpoints[spec.name][0]
-    bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": None})
+    key = SecretStr(settings.api_key) if settings.api_key else None
+    bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": key})
     return bare, Endpoint(f"{_gateway(settings)}/v1", spec.name)
 
 

@@ -88,7 +88,7 @@ def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) 
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
             found = gather(
-                traffic.watched(logs.records(since=now - WEEK, until=now)),
+                traffic.watched(logs.records(since=now - WEEK, until=now, own=traffic.add_own)),
                 logs.feedback(since=now - WEEK),
                 categories=traffic.categories,
                 experts=in_use.registry.expert_names,
@@ -170,6 +170,9 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines += [("experts.yaml", one["sentence"]) for one in report["consequences"]]
     lines += [(f"expert {name}", _turn(told)) for name, told in report["turns"].items()]
     lines.append(("requests", f"{traffic['last_hour']} in the last hour, {traffic['last_day']} in the last day"))
+    if traffic["own"]:
+        told = ", ".join(f"coe {name} {count}" for name, count in traffic["own"].items())
+        lines.append(("not counted", f"{told} in the last day: requests of CoE's own commands"))
     lines.append(("rates", f"{traffic['error_rate']:.1%} failed, {traffic['aborted_rate']:.1%} aborted"))
     lines += [(name, _said(traffic[name])) for name in ("experts", "categories", "reasons")]
     if traffic["confidence"]:

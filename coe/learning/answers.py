@@ -13,8 +13,8 @@ import orjson
 from coe.core import Call, Expert
 from coe.errors import ExpertError, ExpertGarbage
 
-_ALONE = {"x-coe-retrieval": "off"}
-"""An expert that is asked through the gateway answers for itself; whoever asks with passages brings them."""
+_HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
+"""For an expert that is reached through the gateway: add no passages, and do not count the request as a user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit
     began = time.perf_counter()
     # in one piece: only so do all servers tell the token counts
     fields = {"messages": list(messages), "stream": False}
-    reply = await expert.stream(Call(fields, False, limit, limit, headers=_ALONE))
+    reply = await expert.stream(Call(fields, False, limit, limit, headers=_HEADERS))
     try:
         body = b"".join([piece async for piece in reply.pieces()])
     finally:

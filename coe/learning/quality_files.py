@@ -23,7 +23,7 @@ Score = tuple[str, str, float]
 def require_parquet() -> None:
     """Raises ConfigError where parquet cannot be written, which a run should know before it asks anyone."""
     if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError("quality data is written as parquet, which needs pyarrow; run: pip install 'coe[train]'")
+        raise ConfigError("parquet files need pyarrow; run: pip install 'coe[train]'")
 
 
 def write_quality(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +24,28 @@ class Logs:
         self._runner, self._records, self._feedback = runner, records, feedback
         self.damaged = 0
 
-    def records(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the records from `since` to `until` (Unix seconds), oldest first; none is empty."""
+    def records(
+        self,
+        *,
+        since: float = 0.0,
+        until: float,
+        category: str = "",
+        own: Callable[[RoutingRecord], object] | None = None,
+    ) -> Iterator[tuple[RoutingRecord, ...]]:
+        """Pages of the records of users' requests from `since` to `until` (Unix seconds), oldest first; none is empty.
+
+        `own` receives each record of a request that a CoE command sent (`RoutingRecord.purpose`).
+        """
+        for page in self.all(since=since, until=until, category=category):
+            if own is not None:
+                for record in page:
+                    if record.purpose:
+                        own(record)
+            if users := tuple(record for record in page if not record.purpose):
+                yield users
+
+    def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+        """The same with the requests of CoE commands among them."""
         query = LogQuery(since=since, category=category, limit=PAGE)
         while True:
             page = self._runner.run(self._records.read(query))

@@ -10,6 +10,9 @@ import orjson
 
 from coe.errors import DataError
 
+PAGE = 2_000
+"""Parquet rows in memory at a time."""
+
 
 def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) pairs in file order; of parquet only `columns` are read. Raises DataError.
@@ -32,8 +35,12 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, A
     from pyarrow import ArrowException, parquet
 
     try:
-        rows = parquet.read_table(path, columns=columns).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            if missing := set(columns or ()) - set(file.schema_arrow.names):
+                raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
+            number = 0
+            for batch in file.iter_batches(batch_size=PAGE, columns=columns):
+                yield from enumerate(batch.to_pylist(), start=number + 1)
+                number += len(batch)
     except (ArrowException, OSError) as error:
-        wanted = f" with the columns {', '.join(columns)}" if columns else ""
-        raise DataError(f"{path}: cannot be read as parquet{wanted}: {error}") from error
-    yield from enumerate(rows, start=1)
+        raise DataError(f"{path}: cannot be read as parquet: {error}") from error

@@ -35,14 +35,17 @@ class Unanswered:
 
 @dataclass(slots=True)
 class Traffic:
-    """Records that pass through `watched`. Those of the last `day` and `hour` (times, Unix seconds, from which on) are
-    counted; those of `router` before the day are the reference that it is compared with. `unanswered` is by expert."""
+    """Records of users' requests that pass through `watched`. Those of the last `day` and `hour` (times, Unix seconds,
+    from which on) are counted; those of `router` before the day are the reference that it is compared with. `own`
+    counts the day's requests of CoE's own commands, which are in none of the other numbers. `unanswered` is by
+    expert."""
 
     categories: tuple[str, ...]
     router: str
     day: float
     hour: float
     in_hour: int = 0
+    own: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     by_category: Counter[str] = field(default_factory=Counter)
@@ -57,6 +60,10 @@ class Traffic:
             for record in page:
                 self._add(record)
             yield page
+
+    def add_own(self, record: RoutingRecord) -> None:
+        """Count a request that a CoE command sent."""
+        self.own[record.purpose] += record.time >= self.day
 
     def _add(self, record: RoutingRecord) -> None:
         looked = None
@@ -98,6 +105,7 @@ class Traffic:
         return {
             "last_hour": self.in_hour,
             "last_day": self.in_day,
+            "own": {name: count for name, count in self.own.items() if count},
             "error_rate": failed / max(self.in_day, 1),
             "aborted_rate": self.outcomes["aborted"] / max(self.in_day, 1),
             "reasons": _shares(self.reasons),

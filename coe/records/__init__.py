@@ -8,9 +8,10 @@ from urllib.parse import unquote, urlsplit
 from coe.errors import ConfigError
 from coe.feedback import FeedbackLog
 from coe.record import RoutingLog
+from coe.records.feedback_writer import FeedbackWriter, Pending
 from coe.records.writer import RecordWriter
 
-__all__ = ["RETENTION", "RecordWriter", "open_feedback", "open_log"]
+__all__ = ["RETENTION", "FeedbackWriter", "Pending", "RecordWriter", "missing_file", "open_feedback", "open_log"]
 
 RETENTION = 500_000
 """Records a log keeps unless told otherwise; older ones make room. About 2 kB each, so a gigabyte."""
@@ -43,6 +44,13 @@ def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: flo
     from coe.records.redis_feedback import RedisFeedback
 
     return RedisFeedback(url, retention=retention, days=days)
+
+
+def missing_file(url: str, *, base: Path) -> Path | None:
+    """The SQLite file of the log at `url` where it does not exist yet, and reading would create an empty one."""
+    if _scheme(url) != "sqlite" or (path := base / _sqlite_path(url)).exists():
+        return None
+    return path
 
 
 def _scheme(url: str) -> str:

@@ -33,7 +33,7 @@ class Connection:
         try:
             return await command
         except self._errors as error:
-            raise LogError(f"{self.place}: {error}; {_remedy(str(error))}") from error
+            raise LogError(f"{self.place}: {str(error).rstrip('.')}; {_remedy(str(error))}") from error
 
     async def aclose(self) -> None:
         await self.client.aclose()

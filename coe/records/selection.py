@@ -7,12 +7,13 @@ import time
 
 from coe.errors import UnknownCursor
 from coe.record import LogQuery, RoutingRecord
+from coe.records.fields import COLUMNS
 
 PAGE = 10_000
 """Records in one page at most, whatever the query asks for."""
 DAY = 86_400.0
-EXACT = ("session", "tenant", "category", "expert", "reason", "outcome")
-"""What a query may name of a record, beside its time and its id."""
+EXACT = tuple(name for name in COLUMNS if name not in ("request_id", "time"))
+"""Record fields that a query compares for equality."""
 
 
 def oldest_kept(days: float | None) -> float:

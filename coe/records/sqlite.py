@@ -6,18 +6,20 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.records.codec import encode, intact
 from coe.records.database import Database
+from coe.records.fields import COLUMNS
 from coe.records.selection import oldest_kept, page_size, position
 from coe.records.sqlite_rows import Row, newest, oldest, select, window
 from coe.records.tables import MIGRATIONS
 
-INSERT = """INSERT OR IGNORE INTO records
-(request_id, time, category, expert, outcome, session, tenant, reason, record) VALUES """
-VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (our own words)
+_columns = attrgetter(*COLUMNS)
+VALUES = f"({', '.join('?' * len(COLUMNS))}, ?)"
 TOGETHER = 8
 """Rows that a statement inserts at most: some .3 ms in which its thread may keep a core that a request waits for. The
 connection keeps those of all shorter lengths prepared too."""
@@ -108,17 +110,7 @@ class SqliteLog:
 
 
 def _row(record: RoutingRecord) -> tuple[str | float | bytes | None, ...]:
-    return (
-        record.request_id,
-        record.time,
-        record.category,
-        record.expert,
-        record.outcome,
-        record.session,
-        record.tenant,
-        record.reason,
-        encode(record),
-    )
+    return (*_columns(record), encode(record))
 
 
 def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:

@@ -1,4 +1,4 @@
-"""Records off the request path: a bounded queue, a task that batches, and a spool for when the log is away."""
+"""Writing off the request path: a bounded queue, a task that batches, and a spool for when the log is away."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 from coe.errors import LogError
 from coe.record import RoutingLog, RoutingRecord
 from coe.records.backoff import Backoff
-from coe.records.codec import encode
-from coe.records.spool import Spool
+from coe.records.spool import RECORDS, Kind, Spool
 
 logger = logging.getLogger("coe.records")
 
@@ -23,23 +23,29 @@ WARN_SECONDS = 60.0
 LOOK_SECONDS = 60.0  # how often an empty spool is looked into for what another process left there
 
 
-class RecordWriter:
-    """Writes records to `log` in the background; nothing that goes wrong there reaches the caller of `put`.
+T = TypeVar("T")
 
-    A batch the log refuses goes to the spool (a file that outlives the process and may be shared by several) and from
-    there to the log once it works again: nothing lost, nothing twice. Where the spool fails too, or there is none,
-    records wait in the queue and the oldest give way. A killed process loses what was put in its last `interval`
-    seconds. `log` stays the caller's to close.
 
-    `capacity` bounds the queue and `batch` one append, in records; `interval` is the wait between batches, `patience`
-    how long one append may take, `deadline` how long leaving the context may wait for the log and, after that, for the
-    spool; `first_retry` and `longest_retry` bound the pause after a failure. All in seconds.
+class BackgroundWriter(Generic[T]):
+    """Writes entries with `append` in the background; nothing that goes wrong there reaches the caller of `put`.
+
+    A batch that `append` refuses goes to the spool (a file that outlives the process and may be shared by several) and
+    from there to the log once it works again: nothing lost, nothing twice. Where the spool fails too, or there is none,
+    entries wait in the queue and the oldest give way. A killed process loses what was put in its last `interval`
+    seconds, or what was in an append that did not return.
+
+    `kind` says how entries are spooled, and `name` what the log is called in warnings. `capacity` bounds the queue and
+    `batch` one append, in entries; `interval` is the wait between batches, `patience` how long one append may take,
+    `deadline` how long leaving the context may wait for the log and, after that, for the spool; `first_retry` and
+    `longest_retry` bound the pause after a failure. All in seconds.
     """
 
     def __init__(
         self,
-        log: RoutingLog,
+        append: Callable[[Sequence[T]], Awaitable[None]],
         *,
+        kind: Kind[T],
+        name: str,
         spool: Path | None,
         capacity: int = 10_000,
         batch: int = 500,
@@ -50,15 +56,15 @@ class RecordWriter:
         longest_retry: float = 30.0,
     ) -> None:
         self.dropped = 0
-        """Records lost since the start, for whatever reason."""
+        """Entries lost since the start, for whatever reason."""
         self.spooled = 0
-        """Records put into the spool since the start."""
+        """Entries put into the spool since the start."""
         self.last_error: str | None = None
         """Why the log or the spool failed last; None once the log works again."""
-        self._log = log
-        self._spool = Spool(spool) if spool else None
-        self._queue: deque[RoutingRecord] = deque(maxlen=capacity)
-        self._in_flight: list[RoutingRecord] = []
+        self._write, self._kind, self._name = append, kind, name
+        self._spool = Spool(spool, kind) if spool else None
+        self._queue: deque[T] = deque(maxlen=capacity)
+        self._in_flight: list[T] = []
         self._capacity, self._batch, self._interval = capacity, batch, interval
         self._patience, self._deadline = patience, deadline
         self._log_backoff = Backoff(first=first_retry, longest=longest_retry)
@@ -69,20 +75,25 @@ class RecordWriter:
 
     @property
     def backlog(self) -> int:
-        """Records in memory that are in neither log nor spool yet."""
+        """Entries in memory that are in neither log nor spool yet."""
         return len(self._queue) + len(self._in_flight)
 
-    def put(self, record: RoutingRecord) -> None:
-        """Hand over one record: no waiting, no error. In a full queue the oldest record gives way and is counted."""
+    @property
+    def stuck(self) -> bool:
+        """True while neither log nor spool is tried, because both failed just now."""
+        return self._log_backoff.resting and (self._spool is None or self._spool_backoff.resting)
+
+    def put(self, entry: T) -> None:
+        """Hand over one entry: no waiting, no error. In a full queue the oldest entry gives way and is counted."""
         if self._closing.is_set():
             self.dropped += 1
             return
         if len(self._queue) == self._capacity:
             self.dropped += 1
-        self._queue.append(record)
+        self._queue.append(entry)
 
-    async def __aenter__(self) -> RecordWriter:
-        self._task = asyncio.create_task(self._run(), name="coe-records")
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"coe-{self._kind.table}")
         return self
 
     async def __aexit__(
@@ -99,9 +110,12 @@ class RecordWriter:
             async with asyncio.timeout(self._deadline):
                 await self._save_rest()
         if self.backlog:
+            self._refused()
             self.dropped += self.backlog
             self._queue.clear()
-            logger.warning("routing log: %d records dropped so far, some at the end: %s", self.dropped, self.last_error)
+            logger.warning(
+                "%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, self.last_error
+            )
 
     # ------------------------------------------------------------------------------------------- the background task
 
@@ -129,25 +143,28 @@ class RecordWriter:
 
     async def _store_next(self) -> bool:
         """Move one batch from the queue into the log or the spool; what neither takes returns to the queue."""
-        if self._log_backoff.resting and (self._spool is None or self._spool_backoff.resting):
+        if self.stuck:
             return False
         self._in_flight = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
         try:
             if self._in_flight and not await self._append(self._in_flight):
                 await self._set_aside()
+                if self._in_flight:
+                    self._refused()
             else:
+                self._kept(self._in_flight)
                 self._in_flight = []
             return not self._in_flight
         finally:
             self._put_back()
 
-    async def _append(self, records: Sequence[RoutingRecord]) -> bool:
+    async def _append(self, entries: Sequence[T]) -> bool:
         if self._log_backoff.resting:
             return False
         try:
             async with asyncio.timeout(self._patience):
-                await self._log.append(records)
-        except Exception as error:  # whatever it is, the record is kept and the task lives on
+                await self._write(entries)
+        except Exception as error:  # whatever it is, the entries are kept and the task lives on
             self._log_backoff.failed()
             silent = isinstance(error, TimeoutError)
             self._complain(f"the log did not answer within {self._patience:g} s" if silent else str(error))
@@ -157,9 +174,9 @@ class RecordWriter:
         return True
 
     async def _set_aside(self) -> None:
-        """What is in flight into the spool, less the records that no store could ever take."""
+        """What is in flight into the spool, less the entries that no store could ever take."""
         count = len(self._in_flight)
-        self._in_flight = [record for record in self._in_flight if self._writable(record)]
+        self._in_flight = [entry for entry in self._in_flight if self._writable(entry)]
         self.dropped += count - len(self._in_flight)
         if self._spool is None or self._spool_backoff.resting:
             return
@@ -171,6 +188,7 @@ class RecordWriter:
             return
         self._spool_backoff.reset()
         self.spooled += len(self._in_flight)
+        self._kept(self._in_flight)
         self._in_flight = []
         self._next_look = 0.0
 
@@ -180,7 +198,7 @@ class RecordWriter:
             return False
         try:
             waiting = await self._spool.oldest(self._batch)
-            if waiting.records and not await self._append(waiting.records):
+            if waiting.entries and not await self._append(waiting.entries):
                 return False
             if waiting.rows:
                 await self._spool.remove(waiting.rows)
@@ -209,6 +227,12 @@ class RecordWriter:
 
     # ------------------------------------------------------------------------------------------- the small parts
 
+    def _kept(self, entries: Sequence[T]) -> None:
+        """Called with entries that are in the log or the spool now."""
+
+    def _refused(self) -> None:
+        """Called where neither took them; they return to the queue."""
+
     def _put_back(self) -> None:
         room = self._capacity - len(self._queue)
         kept = self._in_flight[-room:] if room else []
@@ -216,9 +240,9 @@ class RecordWriter:
         self._queue.extendleft(reversed(kept))
         self._in_flight = []
 
-    def _writable(self, record: RoutingRecord) -> bool:
+    def _writable(self, entry: T) -> bool:
         try:
-            encode(record)
+            self._kind.encode(entry)
         except LogError as error:
             self._complain(str(error))
             return False
@@ -230,9 +254,17 @@ class RecordWriter:
         if time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + WARN_SECONDS
             logger.warning(
-                "routing log: %s (%d records spooled, %d dropped, %d waiting)",
+                "%s: %s (%d entries spooled, %d dropped, %d waiting)",
+                self._name,
                 problem,
                 self.spooled,
                 self.dropped,
                 self.backlog,
             )
+
+
+class RecordWriter(BackgroundWriter[RoutingRecord]):
+    """Writes records to `log`, which stays the caller's to close; the options are those of BackgroundWriter."""
+
+    def __init__(self, log: RoutingLog, *, spool: Path | None, **options: Any) -> None:
+        super().__init__(log.append, kind=RECORDS, name="routing log", spool=spool, **options)

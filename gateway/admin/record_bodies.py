@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +10,7 @@ from coe import errors
 from coe.core import Reason
 from coe.feedback import Feedback
 from coe.record import LogQuery, RoutingRecord
+from coe.records.fields import FIELDS, schema_of
 from coe.redeciding import Again
 from coe.registry import Registry
 from gateway.admin.operation import Schema
@@ -21,30 +21,12 @@ FARTHEST = 32_503_680_000.0  # the year 3000
 _Value = Annotated[str, Field(max_length=LONGEST)]
 _Time = Annotated[float, Field(ge=0, le=FARTHEST)]
 
-SHOWN = (
-    "request_id",
-    "time",
-    "category",
-    "confidence",
-    "expert",
-    "reason",
-    "fallback_from",
-    "cause",
-    "outcome",
-    "attempts",
-    "api",
-    "stream",
-    "tenant",
-    "key",
-    "session",
-    "input_tokens",
-    "output_tokens",
-    "cost",
-    "retrieval",
-    "first_piece_ms",
-    "total_ms",
-)
-"""Of each record in a list."""
+SHOWN = tuple(field.name for field in FIELDS if field.about.api == "list")
+"""Fields of each record in a list."""
+WHOLE = tuple(field.name for field in FIELDS if field.about.api != "none")
+"""Fields of a single record."""
+ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in SHOWN])
+WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in WHOLE])
 DECIDED = (
     "expert",
     "category",
@@ -98,9 +80,8 @@ def row(record: RoutingRecord) -> dict[str, Any]:
 
 
 def whole(record: RoutingRecord, said: tuple[Feedback, ...], registry: Registry) -> dict[str, Any]:
-    """All but the embedding, and what a label may say."""
-    told = asdict(record)
-    del told["embedding"]
+    """The record without its embedding, its feedback, and the values that a label may have."""
+    told = {name: getattr(record, name) for name in WHOLE}
     feedback = [{name: getattr(event, name) for name in ("kind", "value", "time", "tenant", "key")} for event in said]
     return {"object": "record", **told, "feedback": feedback, "choices": choices(registry)}
 

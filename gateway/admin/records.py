@@ -18,7 +18,7 @@ from coe.errors import InvalidRequest, LogError, LogUnavailable, Overloaded, Rec
 from coe.record import LogPage, LogQuery, RoutingRecord
 from coe.redeciding import decide_again
 from gateway.admin.operation import Operation, listed, whole
-from gateway.admin.record_bodies import Search, choices, compared, row, search_parameters
+from gateway.admin.record_bodies import ROW_SCHEMA, WHOLE_SCHEMA, Search, choices, compared, row, search_parameters
 from gateway.admin.record_bodies import whole as told
 from gateway.checked import checked
 from gateway.lookup import found_soon
@@ -140,8 +140,16 @@ def _answer(content: dict[str, Any]) -> Response:
     return Response(orjson.dumps(content), media_type="application/json")
 
 
-_RECORD = {"type": "object", "properties": {"request_id": {"type": "string"}}, "required": ["request_id"]}
-_LIST = listed(_RECORD)
+_RECORD = {
+    **WHOLE_SCHEMA,
+    "properties": {
+        "object": {"const": "record"},
+        **WHOLE_SCHEMA["properties"],
+        "feedback": {"type": "array", "items": {"type": "object"}},
+        "choices": {"type": "object"},
+    },
+}
+_LIST = listed(ROW_SCHEMA)
 _LIST["properties"] |= {"cursor": {"type": "string"}, "damaged": {"type": "integer"}, "choices": {"type": "object"}}
 _COMPARED = whole(
     {

@@ -98,17 +98,15 @@ def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(shop: Shop, file: 
     with pytest.raises(DataError, match=r"log\.parquet: cannot be read as parquet"):
         shop.run("log", "import", file)
     parquet.write_table(Table.from_pylist([{"request_id": "r", "time": 1.0}]), file)
-    with pytest.raises(DataError, match="no export of a routing log, it lacks attempts, candidates"):
+    with pytest.raises(DataError, match=r"log\.parquet:1: not a row of a routing log, it lacks attempts, candidates"):
         shop.run("log", "import", file)
     shop.append([record("req_newer", time=shop.began)])
     shop.run("log", "export", file)
     table = parquet.read_table(file)
     newer = table.set_column(table.schema.get_field_index("schema"), "schema", [[2]])
     parquet.write_table(newer, file)
-    with pytest.raises(DataError, match="records of schema 2; upgrade"):
+    with pytest.raises(DataError, match="a record of schema 2; upgrade"):
         shop.run("log", "import", file)
-    with pytest.raises(DataError, match="cannot be written"):
-        shop.run("log", "export", file.parent / "nowhere" / "log.parquet")
 
 
 def test_an_import_into_a_log_that_has_some_of_it_adds_the_rest(shop: Shop, file: Path) -> None:

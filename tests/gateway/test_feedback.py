@@ -16,7 +16,7 @@ from coe.feedback import Feedback
 from coe.learning.gathering import gather
 from coe.records import open_feedback
 from gateway import feedback as endpoint
-from gateway import lookup
+from gateway import lookup, recent
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving
@@ -52,7 +52,7 @@ async def test_what_is_said_of_an_answer_is_kept(said: dict[str, Any], kind: str
         response = await say(gateway, request_id=request_id, event_id="e1", **said)
         page = (await gateway.post("/metrics", method="GET")).body
     assert response.status == 200
-    assert response.json == {"id": "e1", "request_id": request_id, "stored": True}
+    assert response.json == {"id": "e1", "request_id": request_id, "stored": True, "checked": True}
     (event,) = gateway.log.events
     assert event == Feedback("e1", request_id, event.time, kind, kept)  # type: ignore[arg-type]
     assert value(page, "coe_feedback_total", kind=kind) == 1
@@ -123,7 +123,10 @@ async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) 
             assert "x-request-id" in response.error["message"]
 
 
-async def test_a_record_that_is_still_on_its_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_record_that_is_still_on_its_way_from_another_gateway_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recent, "REMEMBERED", 0)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         late, looks = gateway.records.pop(), []
@@ -165,7 +168,7 @@ async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest
         assert (await say(gateway, request_id=request_id, score=1)).status == 401
     assert foreign.status == unknown.status == 404
     assert foreign.body.replace(request_id.encode(), NOBODY.encode()) == unknown.body
-    assert looks == [request_id] * 3 + [NOBODY] * 3 + [request_id]
+    assert looks == [request_id] * 3 + [NOBODY] * 3  # the colleague's is found in memory
     assert colleague.status == 200
     (event,) = gateway.log.events
     assert (event.tenant, event.key) == ("a", "anna")
@@ -190,15 +193,20 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
     assert dict(seen.left_out) == {}
 
 
-async def test_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "LOG_SECONDS", 0.01)
+async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoint, "KEEP_SECONDS", 0.05)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.log.fails = LogError("redis at 10.0.0.1:6379: OOM")
-        refused = await say(gateway, request_id=request_id, score=1)
         gateway.log.gate.clear()
         silent = await say(gateway, request_id=request_id, score=1)
-    for response in (refused, silent):
+        gateway.log.fails = LogError("redis at 10.0.0.1:6379: OOM")
+        gateway.log.gate.set()
+        refused = await say(gateway, request_id=request_id, thumb="up")
+        at_once = await say(gateway, request_id=request_id, thumb="down")
+        gateway.log.fails = None
+    for response in (refused, silent, at_once):
         assert (response.status, response.error["code"]) == (503, "log_unavailable")
         assert response.headers["retry-after"] == "1"
         assert "10.0.0.1" not in response.error["message"]
@@ -278,5 +286,12 @@ async def test_feedback_reaches_redis_and_a_redis_that_hangs_delays_nobody_for_l
                 status, body = await post(served, request_id=request_id, score=1)
         finally:
             redis_server.signal(signal.SIGCONT)
-        assert (status, body["error"]["code"]) == (503, "log_unavailable")
-        assert (await post(served, request_id=request_id, score=1))[0] == 200
+        assert (status, body["stored"], body["checked"]) == (200, True, True)
+        assert (await post(served, request_id=request_id, thumb="up"))[0] == 200
+        async with asyncio.timeout(10):
+            while len(found := await kept(served)) < 3:
+                await asyncio.sleep(0.05)
+    assert [(event.kind, event.value) for event in found if event.request_id == request_id] == [
+        ("score", 1.0),
+        ("thumb", 1),
+    ]

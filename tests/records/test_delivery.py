@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.records import RecordWriter, open_log
-from coe.records.spool import Spool
+from coe.records.spool import RECORDS, Spool
 from tests.records.redis_server import MISSING, RedisServer, installed
 from tests.records.samples import WatchedLog, everything, ids, record, records
 
@@ -130,7 +130,7 @@ def spool_until_killed(folder: Path, *, at_least: int) -> int:
 
 
 async def _all(path: Path) -> tuple[Any, ...]:
-    spool = Spool(path)
-    found = (await spool.oldest(1_000_000)).records
+    spool = Spool(path, RECORDS)
+    found = (await spool.oldest(1_000_000)).entries
     await spool.aclose()
     return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
-from types import MappingProxyType
-from typing import get_type_hints
+from collections.abc import Mapping
+from types import MappingProxyType, NoneType
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import orjson
@@ -21,36 +21,29 @@ from tests.records.samples import record
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.integers(0, 2**53)
-BY_NAME = {
-    "time": NUMBER,
-    "confidence": NUMBER,
-    "propensity": NUMBER,
-    "routing_ms": NUMBER,
-    "total_ms": NUMBER,
-    "first_piece_ms": st.none() | NUMBER,
-    "candidates": st.lists(TEXT).map(tuple),
-    "probabilities": st.dictionaries(TEXT, NUMBER),
-    "attempts": COUNT,
-    "stream": st.booleans(),
-    "input_tokens": st.none() | COUNT,
-    "output_tokens": st.none() | COUNT,
-    "session": st.none() | TEXT,
-    "prompt": st.none() | TEXT,
-    "embedding": st.none() | st.binary(),
-    "worth": st.lists(NUMBER | st.just(-math.inf)).map(tuple),
-    "price": st.lists(NUMBER).map(tuple),
-    "exploration": st.none() | st.tuples(NUMBER, NUMBER),
-    "plain": st.none() | st.dictionaries(TEXT, NUMBER),
-    "gate": st.none() | NUMBER,
-    "gain": st.none() | NUMBER,
-    "passages": st.lists(TEXT).map(tuple),
-    "passage_tokens": COUNT,
-    "retrieval_ms": NUMBER,
-    "needs": st.none() | st.lists(TEXT).map(tuple),
-    "schema": st.just(1),
+BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
+    str: TEXT,
+    float: NUMBER,
+    int: COUNT,
+    bool: st.booleans(),
+    bytes: st.binary(),
+    tuple[str, ...]: st.lists(TEXT).map(tuple),
+    tuple[float, ...]: st.lists(NUMBER | st.just(-math.inf)).map(tuple),
+    tuple[float, float]: st.tuples(NUMBER, NUMBER),
+    Mapping[str, float]: st.dictionaries(TEXT, NUMBER),
 }
+HINTS = get_type_hints(RoutingRecord)
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of that type, or of each part of a union."""
+    if hint in BY_TYPE:
+        return BY_TYPE[hint]
+    return st.one_of(*(st.none() if one is NoneType else BY_TYPE[one] for one in get_args(hint)))
+
+
+RECORDS = st.builds(RoutingRecord, **{name: values(hint) for name, hint in HINTS.items()} | {"schema": st.just(1)})
 COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "worth": tuple, "price": tuple}
-RECORDS = st.builds(RoutingRecord, **{field.name: BY_NAME.get(field.name, TEXT) for field in fields(RoutingRecord)})
 
 
 @given(RECORDS)

@@ -11,7 +11,7 @@ import pytest
 
 from coe.errors import LogError
 from coe.records import RecordWriter, open_log
-from coe.records.spool import Spool
+from coe.records.spool import RECORDS, Spool
 from tests.records.samples import WatchedLog, everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
@@ -21,8 +21,8 @@ QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry
 
 
 async def in_spool(path: Path) -> list[str]:
-    spool = Spool(path)
-    found = ids((await spool.oldest(100_000)).records)
+    spool = Spool(path, RECORDS)
+    found = ids((await spool.oldest(100_000)).entries)
     await spool.aclose()
     return found
 
@@ -212,7 +212,7 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
         await log.called(3)
         assert (writer.backlog, writer.dropped, writer.spooled) == (30, 0, 0)
     assert (writer.backlog, writer.dropped, writer.spooled) == (0, 30, 0)
-    assert "30 records dropped" in caplog.text
+    assert "30 entries dropped" in caplog.text
 
 
 async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:

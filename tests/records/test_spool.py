@@ -9,69 +9,72 @@ from pathlib import Path
 import pytest
 
 from coe.errors import LogError
-from coe.records.spool import Spool
+from coe.record import RoutingRecord
+from coe.records.spool import RECORDS, Spool
 from tests.records.samples import ids, record, records
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
-    spool = Spool(tmp_path / "deep" / "spool.db", rows=100)
+async def spool(tmp_path: Path) -> AsyncIterator[Spool[RoutingRecord]]:
+    spool = Spool(tmp_path / "deep" / "spool.db", RECORDS, rows=100)
     yield spool
     await spool.aclose()
 
 
-async def test_records_come_out_as_they_went_in_oldest_first(spool: Spool) -> None:
+async def test_records_come_out_as_they_went_in_oldest_first(spool: Spool[RoutingRecord]) -> None:
     await spool.add(records(3))
     await spool.add([record(3, prompt="né 🦜", embedding=b"\0\xff")])
     waiting = await spool.oldest(10)
-    assert waiting.records == (*records(3), record(3, prompt="né 🦜", embedding=b"\0\xff"))
-    assert ids((await spool.oldest(2)).records) == ids(records(2))
+    assert waiting.entries == (*records(3), record(3, prompt="né 🦜", embedding=b"\0\xff"))
+    assert ids((await spool.oldest(2)).entries) == ids(records(2))
 
 
-async def test_looking_removes_nothing_and_removing_removes_only_what_is_named(spool: Spool) -> None:
+async def test_looking_removes_nothing_and_removing_removes_only_what_is_named(spool: Spool[RoutingRecord]) -> None:
     await spool.add(records(5))
     first = await spool.oldest(2)
     await spool.remove(first.rows)
     await spool.remove(first.rows)
-    assert ids((await spool.oldest(10)).records) == ids(records(3, start=2))
+    assert ids((await spool.oldest(10)).entries) == ids(records(3, start=2))
 
 
-async def test_another_spool_on_the_same_file_sees_the_same_records(spool: Spool, tmp_path: Path) -> None:
+async def test_another_spool_on_the_same_file_sees_the_same_records(
+    spool: Spool[RoutingRecord], tmp_path: Path
+) -> None:
     await spool.add(records(2))
-    other = Spool(tmp_path / "deep" / "spool.db")
+    other = Spool(tmp_path / "deep" / "spool.db", RECORDS)
     await other.add(records(1, start=2))
     await other.aclose()
-    assert ids((await spool.oldest(10)).records) == ids(records(3))
+    assert ids((await spool.oldest(10)).entries) == ids(records(3))
 
 
-async def test_a_full_spool_makes_room_by_the_oldest_and_says_how_many(spool: Spool) -> None:
+async def test_a_full_spool_makes_room_by_the_oldest_and_says_how_many(spool: Spool[RoutingRecord]) -> None:
     assert await spool.add(records(100)) == 0
     assert await spool.add(records(30, start=100)) == 30
-    assert ids((await spool.oldest(1_000)).records) == ids(records(100, start=30))
+    assert ids((await spool.oldest(1_000)).entries) == ids(records(100, start=30))
 
 
-async def test_what_a_newer_gateway_left_is_kept_for_it_and_holds_up_nobody(spool: Spool) -> None:
+async def test_what_a_newer_gateway_left_is_kept_for_it_and_holds_up_nobody(spool: Spool[RoutingRecord]) -> None:
     await spool.add([record(0, schema=2), record(1)])
     waiting = await spool.oldest(1)
-    assert ids(waiting.records) == [record(1).request_id]
+    assert ids(waiting.entries) == [record(1).request_id]
     await spool.remove(waiting.rows)
     with sqlite3.connect(spool._database.path) as connection:
         assert connection.execute("SELECT schema FROM spool").fetchall() == [(2,)]
     connection.close()
 
 
-async def test_a_damaged_row_is_counted_and_can_be_removed(spool: Spool) -> None:
+async def test_a_damaged_row_is_counted_and_can_be_removed(spool: Spool[RoutingRecord]) -> None:
     await spool.add(records(2))
     with sqlite3.connect(spool._database.path) as connection:
         connection.execute("UPDATE spool SET record = 'x' WHERE seq = 1")
     connection.close()
     waiting = await spool.oldest(10)
-    assert (waiting.rows, ids(waiting.records), waiting.damaged) == ((1, 2), [record(1).request_id], 1)
+    assert (waiting.rows, ids(waiting.entries), waiting.damaged) == ((1, 2), [record(1).request_id], 1)
 
 
-async def test_a_closed_spool_refuses_clearly(spool: Spool) -> None:
+async def test_a_closed_spool_refuses_clearly(spool: Spool[RoutingRecord]) -> None:
     await spool.aclose()
     with pytest.raises(LogError, match="closed"):
         await spool.add(records(1))

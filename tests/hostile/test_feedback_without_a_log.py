@@ -1,0 +1,169 @@
+"""Ratings sent while the store is locked, hangs or is dead: none is refused, none is lost, none is stored twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+
+from coe.errors import LogError
+from coe.feedback import Feedback
+from coe.records import open_feedback
+from tests.access.samples import key_of
+from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.gateway.served import Served, serving
+from tests.records.redis_server import RedisServer, running
+
+pytestmark = pytest.mark.anyio
+
+IN_FLIGHT = 24
+NOBODY = "req_" + "0" * 32
+
+
+async def ask(served: Served) -> str:
+    async with served.ask("good") as response:
+        assert response.status == 200
+        await response.read()
+        return response.headers["x-request-id"]
+
+
+async def rate(served: Served, request_id: str, score: float = 1.0) -> tuple[int, bool]:
+    """Status, and whether the request was checked."""
+    body = {"request_id": request_id, "score": score}
+    async with served.client.post(f"{served.url}/v1/feedback", json=body) as response:
+        return response.status, bool((await response.json()).get("checked"))
+
+
+async def rate_all(served: Served, requests: list[str]) -> None:
+    found = await asyncio.gather(*(rate(served, one) for one in requests))
+    assert found == [(200, True)] * len(requests)
+
+
+async def stored(served: Served, count: int) -> list[str]:
+    """Requests of the events in the log, once there are so many."""
+    log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
+    events: tuple[Feedback, ...] = ()
+    try:
+        async with asyncio.timeout(60):
+            while len(events) < count:
+                await asyncio.sleep(0.05)
+                try:
+                    events = (await log.read()).events
+                except LogError:
+                    continue
+    finally:
+        await log.aclose()
+    return [event.request_id for event in events]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another process is writing to the log's file."""
+    connection = sqlite3.connect(folder / ".coe" / "routing-log.sqlite", isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+async def test_a_locked_sqlite_file_costs_no_rating(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        requests = [await ask(served)]
+        await rate_all(served, requests)
+        with locked(tmp_path):
+            requests += [await ask(served) for _ in range(IN_FLIGHT)]  # whose records wait, too
+            await rate_all(served, requests[1:])
+            assert await served.metric("coe_feedback_failing") == 1
+            status, checked = await rate(served, NOBODY)
+            assert (status, checked) in ((202, False), (404, False))  # it depends on whether the log can be read
+        assert sorted(set(await stored(served, len(requests))) - {NOBODY}) == sorted(requests)
+        records = await served.records(len(requests))
+        assert sorted(one.request_id for one in records) == sorted(requests)
+
+
+async def test_a_gateway_killed_while_the_file_is_locked_has_lost_no_rating(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        first = await ask(served)
+        await rate_all(served, [first])
+        with locked(tmp_path):
+            requests = [await ask(served) for _ in range(5)]
+            await rate_all(served, requests)
+            await served.kill()
+        await served.start()
+        assert sorted(await stored(served, 6)) == sorted([first, *requests])
+
+
+@pytest.fixture
+def lasting_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that keeps what it has acknowledged."""
+    (tmp_path / "redis").mkdir()
+    with running(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+async def test_a_redis_that_dies_and_comes_back_costs_no_rating(tmp_path: Path, lasting_redis: RedisServer) -> None:
+    async with serving(tmp_path, log={"url": lasting_redis.url}) as served:
+        requests = [await ask(served) for _ in range(IN_FLIGHT)]
+        lasting_redis.kill()
+        requests += [await ask(served) for _ in range(IN_FLIGHT)]
+        await rate_all(served, requests)
+        assert await rate(served, NOBODY) == (202, False)
+        lasting_redis.start()
+        assert sorted(await stored(served, len(requests) + 1)) == sorted([NOBODY, *requests])
+        assert await served.metric("coe_feedback_rejected") == 0
+
+
+async def test_a_redis_that_hangs_costs_no_rating(tmp_path: Path, lasting_redis: RedisServer) -> None:
+    async with serving(tmp_path, log={"url": lasting_redis.url}) as served:
+        requests = [await ask(served) for _ in range(IN_FLIGHT)]
+        lasting_redis.signal(signal.SIGSTOP)
+        try:
+            await rate_all(served, requests)
+        finally:
+            lasting_redis.signal(signal.SIGCONT)
+        assert sorted(await stored(served, len(requests))) == sorted(requests)
+
+
+# ------------------------------------------------------------------------------------- another tenant's request, unseen
+
+
+async def say(gateway: Gateway, request_id: str, key: str) -> Response:
+    body = orjson.dumps({"request_id": request_id, "score": 0})
+    return await gateway.post("/v1/feedback", body, headers={"content-type": "application/json", "x-api-key": key})
+
+
+async def test_while_the_log_is_away_another_tenants_request_looks_like_none_and_is_rejected_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [key_of(name).model_dump(mode="json") for name in ("alice", "bob")]
+    async with gateway_of(registry_of(access={"keys": keys}), spool=tmp_path / "spool.db") as gateway:
+        body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+        headers = {"content-type": "application/json", "x-api-key": "alice"}
+        asked = await gateway.post("/v1/chat/completions", body, headers=headers)
+        request_id = asked.headers["x-request-id"]
+        with monkeypatch.context() as away:
+            away.setattr(gateway.log, "find", unreadable)
+            gateway.log.fails = LogError("away")
+            own = await say(gateway, request_id, "alice")
+            foreign, unknown = await say(gateway, request_id, "bob"), await say(gateway, NOBODY, "bob")
+        gateway.log.fails = None
+        async with asyncio.timeout(10):
+            while len(gateway.log.events) < 2:
+                await asyncio.sleep(0.01)
+    assert (own.status, own.json["checked"]) == (200, True)
+    assert (foreign.status, foreign.json["checked"]) == (unknown.status, unknown.json["checked"]) == (202, False)
+    assert {*foreign.json} == {*unknown.json}
+    found = {(event.request_id, event.key) for event in gateway.log.events}
+    assert found == {(request_id, "alice"), (NOBODY, "bob")}, "learning leaves out what is about no request"
+
+
+async def unreadable(_: str) -> None:
+    raise LogError("away")

@@ -1,0 +1,149 @@
+"""A record with every field filled, through every form that a record takes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import orjson
+import pytest
+from jsonschema import Draft202012Validator
+
+from coe.errors import DataError
+from coe.learning.record_files import FILE_FIELDS, Rating, read_rows, write_rows
+from coe.learning.record_reference import reference
+from coe.record import LogQuery, RoutingLog, RoutingRecord
+from coe.records.codec import SCHEMA, decode, encode
+from coe.records.fields import COLUMNS, FIELDS
+from coe.records.sqlite import SqliteLog
+from gateway.admin import record_bodies
+
+pytestmark = pytest.mark.anyio
+DOCS = Path(__file__).parents[2] / "docs"
+SAMPLES: dict[Any, Any] = {
+    str: "né 日本語 🦜 \n\" '",
+    float: 0.1 + 0.2,
+    int: 2**40,
+    bool: True,
+    bytes: bytes(range(256)),
+    tuple[str, ...]: ("a", "", "ß"),
+    tuple[float, ...]: (0.25, float("-inf"), 1e-300),
+    tuple[float, float]: (0.05, 0.1),
+    Mapping[str, float]: {"code": 0.75, "": 0.25},
+}
+"""A value that is not the default for each type that a field may have."""
+
+
+def filled(declared: type) -> dict[str, Any]:
+    """A value for every field, by its type. A field of another type fails here until it has a sample and a Kind."""
+    hints = get_type_hints(declared)
+    return {one.name: SAMPLES[_plain(hints[one.name])] for one in fields(declared)}
+
+
+def _plain(hint: Any) -> Any:
+    """The type without its None."""
+    return hint if hint in SAMPLES else next(one for one in get_args(hint) if one is not NoneType)
+
+
+RECORD = RoutingRecord(**filled(RoutingRecord) | {"schema": SCHEMA, "time": 1_700_000_000.125})
+RATING = Rating(**filled(Rating))
+
+
+def test_every_field_has_a_sample_that_is_not_its_default_and_a_meaning() -> None:
+    for one in fields(RoutingRecord):
+        assert one.name == "schema" or getattr(RECORD, one.name) != one.default, one.name
+    assert [field.name for field in FIELDS if not field.about.meaning.endswith(".")] == []
+
+
+async def test_every_field_survives_the_log(log: RoutingLog) -> None:
+    await log.append([RECORD])
+    assert await log.find(RECORD.request_id) == RECORD
+    assert (await log.read(LogQuery())).records == (RECORD,)
+
+
+def test_every_field_survives_json() -> None:
+    assert decode(encode(RECORD)) == RECORD
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_every_field_survives_a_file(tmp_path: Path, suffix: str) -> None:
+    path, bare = tmp_path / f"log.{suffix}", RoutingRecord(**_required())
+    assert write_rows(path, [(RECORD, RATING), (bare, Rating())]) == 2
+    assert list(read_rows(path)) == [(RECORD, RATING), (bare, Rating())]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _required() -> dict[str, Any]:
+    return {field.name: getattr(RECORD, field.name) for field in FIELDS if field.required}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_redaction_empties_the_private_fields_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"log.{suffix}"
+    write_rows(path, [(RECORD, RATING)], redact=True)
+    ((record, rating),) = read_rows(path)
+    assert rating == RATING
+    changed = {field.name for field in FIELDS if getattr(record, field.name) != getattr(RECORD, field.name)}
+    assert changed == {"prompt", "embedding", "digest"} == {field.name for field in FIELDS if field.about.private}
+    assert (record.prompt, record.embedding, record.digest) == (None, None, "")
+
+
+def test_both_kinds_of_file_have_the_same_columns(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    for suffix in ("jsonl", "parquet"):
+        write_rows(tmp_path / f"log.{suffix}", [(RECORD, RATING)])
+    names = [field.name for field in FILE_FIELDS]
+    assert list(orjson.loads((tmp_path / "log.jsonl").read_bytes())) == names
+    assert parquet.read_schema(tmp_path / "log.parquet").names == names
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"request_id": 5}', "lacks attempts, candidates"),
+        ("[1]", "not a row of a routing log"),
+        ("{", "not JSON"),
+        (encode(RECORD).replace(b'"stream":true', b'"stream":1').decode(), "stream: int in place of true or false"),
+        (encode(RECORD).replace(b'"schema":1', b'"schema":2').decode(), "schema 2; upgrade"),
+    ],
+)
+def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(encode(RECORD).decode() + "\n" + line + "\n")
+    with pytest.raises(DataError, match=rf"log\.jsonl:2: .*{problem}"):
+        list(read_rows(path))
+
+
+def test_a_query_can_filter_by_every_column() -> None:
+    assert set(COLUMNS) - {"time"} <= {one.name for one in fields(LogQuery)}
+
+
+async def test_a_new_sqlite_log_has_these_columns(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db", retention=10, days=None)
+    await log.append([RECORD])
+    await log.aclose()
+    with sqlite3.connect(tmp_path / "log.db") as connection:
+        rows = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM records").fetchall()
+        names = {row[1] for row in connection.execute("PRAGMA table_info(records)")}
+    connection.close()
+    assert names == {"seq", *COLUMNS, "record"}
+    assert rows == [tuple(getattr(RECORD, name) for name in COLUMNS)]
+
+
+def test_what_the_api_returns_fits_its_schema() -> None:
+    for told, schema in (
+        (record_bodies.row(RECORD), record_bodies.ROW_SCHEMA),
+        ({name: getattr(RECORD, name) for name in record_bodies.WHOLE}, record_bodies.WHOLE_SCHEMA),
+    ):
+        Draft202012Validator(schema).validate(orjson.loads(orjson.dumps(told)))
+    assert "embedding" not in record_bodies.WHOLE
+
+
+def test_the_page_of_the_fields_is_up_to_date() -> None:
+    page = (DOCS / "records.md").read_text()
+    assert page == reference(), "run: python -m coe.learning.record_reference > docs/records.md"

@@ -1,0 +1,158 @@
+"""Feedback through the background writer: on disk when `keep` returns, checked late where the log was away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.errors import LogError
+from coe.feedback import Feedback
+from coe.records import FeedbackWriter, Pending
+from coe.records.feedback_writer import FEEDBACK
+from coe.records.spool import Spool
+from tests.listed import ListLog
+from tests.records.samples import record
+
+pytestmark = pytest.mark.anyio
+
+AWAY = LogError("redis at nowhere: refused; check that it runs")
+QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry": 0.002}
+
+
+def event(number: int, *, tenant: str | None = None, key: str | None = None) -> Feedback:
+    return Feedback(f"e{number}", f"request-{number:06d}", 1_700_000_000.0 + number, "score", 0.5, tenant, key)
+
+
+def writer_of(log: ListLog, path: Path | None, counted: Counter[str] | None = None, **options: Any) -> FeedbackWriter:
+    kinds: Counter[str] = Counter() if counted is None else counted
+    return FeedbackWriter(log, log, spool=path, count=lambda kind: kinds.update([kind]), **QUICK | options)  # type: ignore[arg-type]
+
+
+async def spooled(path: Path) -> tuple[Pending, ...]:
+    spool = Spool(path, FEEDBACK)
+    found = (await spool.oldest(1_000)).entries
+    await spool.aclose()
+    return found
+
+
+async def until(log: ListLog, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(log.events) < count:
+            await asyncio.sleep(0.001)
+
+
+async def test_an_event_is_in_the_log_when_keep_returns(tmp_path: Path) -> None:
+    log, counted = ListLog([]), Counter[str]()
+    async with writer_of(log, tmp_path / "spool.db", counted) as writer:
+        await writer.keep(Pending(event(1)))
+        assert log.events == [event(1)]
+    assert counted == {"score": 1}
+    assert (writer.spooled, writer.dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_while_the_log_is_slow_or_away_an_event_is_in_the_spool_when_keep_returns(
+    tmp_path: Path, hangs: bool
+) -> None:
+    log, path = ListLog([]), tmp_path / "spool.db"
+    log.fails = None if hangs else AWAY
+    if hangs:
+        log.gate.clear()
+    async with writer_of(log, path, patience=0.01, first_retry=60.0, longest_retry=60.0) as writer:
+        await asyncio.gather(*(writer.keep(Pending(event(number))) for number in range(50)))
+        assert len(await spooled(path)) == writer.spooled == 50
+        log.fails = AWAY
+        log.gate.set()
+    log.fails = None
+    async with writer_of(log, path):
+        await until(log, 50)
+    assert sorted(one.event_id for one in log.events) == sorted(f"e{number}" for number in range(50))
+    assert await spooled(path) == ()
+
+
+async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(tmp_path: Path) -> None:
+    log = ListLog([record(1, tenant="a"), record(2, tenant="a"), record(3, tenant="a")])
+    async with writer_of(log, tmp_path / "spool.db") as writer:
+        for pending in (
+            Pending(event(1, tenant="a"), checked=False),
+            Pending(event(2, tenant="b"), checked=False),
+            Pending(event(3, tenant="boss"), checked=False, administers=True),
+            Pending(event(4, tenant="b"), checked=False),  # its record may still come; learning compares the tenants
+        ):
+            await writer.keep(pending)
+    assert log.events == [event(1, tenant="a"), event(3, tenant="a"), event(4, tenant="b")]
+    assert writer.rejected == 1
+
+
+async def test_what_is_unchecked_stays_so_in_the_spool(tmp_path: Path) -> None:
+    log, path = ListLog([]), tmp_path / "spool.db"
+    log.fails = AWAY
+    pending = Pending(event(1, tenant="né", key="k"), checked=False, administers=True)
+    async with writer_of(log, path) as writer:
+        await writer.keep(pending)
+        assert await spooled(path) == (pending,)
+
+
+async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, path = ListLog([]), tmp_path / "spool.db"
+    log.fails = AWAY
+    async with writer_of(log, path) as writer:
+        writer._spool._rows = 3  # type: ignore[union-attr]
+        for number in range(3):
+            await writer.keep(Pending(event(number)))
+        with pytest.raises(LogError, match="full"):
+            await writer.keep(Pending(event(3)))
+        assert [one.event for one in await spooled(path)] == [event(number) for number in range(3)]
+        log.fails = None
+        await until(log, 3)
+        await writer.keep(Pending(event(4)))
+    assert {one.event_id for one in log.events} >= {"e0", "e1", "e2", "e4"}
+
+
+async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    log = ListLog([])
+    log.fails = AWAY
+    async with writer_of(
+        log, tmp_path / "file" / "spool.db", batch=2, first_retry=60.0, longest_retry=60.0, deadline=0.1
+    ) as writer:
+        async with asyncio.timeout(10):
+            found = await asyncio.gather(
+                *(writer.keep(Pending(event(number))) for number in range(9)), return_exceptions=True
+            )
+            with pytest.raises(LogError):
+                await writer.keep(Pending(event(9)))
+    assert [type(one) for one in found] == [LogError] * 9
+
+
+async def test_a_writer_that_is_closing_refuses(tmp_path: Path) -> None:
+    async with writer_of(ListLog([]), tmp_path / "spool.db") as writer:
+        pass
+    with pytest.raises(LogError, match="about to end"):
+        await writer.keep(Pending(event(1)))
+
+
+async def test_what_waits_when_the_context_ends_is_written(tmp_path: Path) -> None:
+    log = ListLog([])
+    async with writer_of(log, tmp_path / "spool.db", interval=60.0) as writer:
+        waiting = asyncio.create_task(writer.keep(Pending(event(1))))
+        await asyncio.sleep(0)
+    await asyncio.wait_for(waiting, 5)
+    assert log.events == [event(1)]
+
+
+async def test_a_damaged_row_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    path, log = tmp_path / "spool.db", ListLog([])
+    spool = Spool(path, FEEDBACK)
+    await spool.add([Pending(event(1)), Pending(event(2))])
+    await spool._database.write(lambda connection: connection.execute("UPDATE feedback SET record = '{' WHERE seq = 1"))
+    await spool.aclose()
+    async with writer_of(log, path) as writer:
+        await until(log, 1)
+    assert (log.events, writer.dropped) == ([event(2)], 1)
