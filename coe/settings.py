@@ -29,7 +29,6 @@ class Settings:
     | COE_CONFIG | the declaration | experts.yaml |
     | COE_HOME | state: artifacts, model cache, logs | .coe beside the declaration |
     | COE_HOST, COE_PORT | where the gateway listens | 127.0.0.1, 8080 |
-    | COE_OPEN | 1: may listen beyond loopback without API keys | 0 |
     | COE_WORKERS | gateway processes | 1 |
     | COE_DRAIN | seconds that a gateway told to stop still works while it says that it is not ready | 0 |
     | COE_LOG_FORMAT | `text`, or `json`: one object a line | text |
@@ -45,8 +44,6 @@ class Settings:
     home: Path
     host: str
     port: int
-    open: bool
-    """Whoever reaches it may use it: a container, say, whose port is published on loopback only."""
     workers: int
     drain: int
     """For a balancer to look away; 0 where none is in front."""
@@ -73,7 +70,6 @@ class Settings:
             home=Path(env.get("COE_HOME") or config.parent / ".coe").absolute(),
             host=env.get("COE_HOST") or "127.0.0.1",
             port=_number(env, "COE_PORT", default=8080, low=0, high=65535),
-            open=_word(env, "COE_OPEN", ("0", "1")) == "1",
             workers=_number(env, "COE_WORKERS", default=1, low=1, high=256),
             drain=_number(env, "COE_DRAIN", default=0, low=0, high=3600),
             log_format=_word(env, "COE_LOG_FORMAT", ("text", "json")),

@@ -29,7 +29,10 @@ CoEError
     │   ├── ArtifactRefused    damaged, or it does not fit experts.yaml     409
     │   ├── NothingMeasured    no plan was made of scores                   409
     │   ├── Unauthorized   no API key, or one that is not known            401
-    │   └── Forbidden      the key's scopes do not cover this              403
+    │   ├── Forbidden      the key's scopes do not cover this              403
+    │   ├── CrossOriginRequest  a web page of an origin that is not allowed 403
+    │   ├── UntrustedHost  a host name that is not allowed                 421
+    │   └── InvalidHost    no Host header, or several                      400
     ├── Overloaded         no permit free in time                          429
     ├── LimitReached       what the API key may use is used up             429
     ├── Draining           the process is about to end                     503
@@ -80,6 +83,7 @@ from coe.errors.request import (
     ArtifactRefused,
     BodyTooLarge,
     BodyTooSlow,
+    CrossOriginRequest,
     DeadlineExceeded,
     DocumentNotFound,
     DocumentsConflict,
@@ -87,6 +91,7 @@ from coe.errors.request import (
     Draining,
     Forbidden,
     HeadersTooLarge,
+    InvalidHost,
     InvalidRequest,
     JobUnavailable,
     LimitReached,
@@ -100,6 +105,7 @@ from coe.errors.request import (
     RequestError,
     Unauthorized,
     UnknownRequest,
+    UntrustedHost,
     WrongMediaType,
 )
 
@@ -112,6 +118,7 @@ __all__ = [
     "ClusterError",
     "CoEError",
     "ConfigError",
+    "CrossOriginRequest",
     "DamagedEntry",
     "DataError",
     "DeadlineExceeded",
@@ -132,6 +139,7 @@ __all__ = [
     "Forbidden",
     "HeadersTooLarge",
     "IndexMismatch",
+    "InvalidHost",
     "InvalidRequest",
     "JobError",
     "JobUnavailable",
@@ -149,5 +157,6 @@ __all__ = [
     "Unauthorized",
     "UnknownCursor",
     "UnknownRequest",
+    "UntrustedHost",
     "WrongMediaType",
 ]
