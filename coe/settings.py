@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -16,7 +16,7 @@ from coe.errors import ConfigError
 class Endpoint:
     """Where an expert is served and what the server calls its model."""
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from coe.addresses import secrets_in
 from coe.core import Api
 from coe.errors import (
     ExpertBusy,
@@ -30,11 +31,12 @@ _NOT_OFFERED = frozenset({404, 405, 501})
 
 
 class Faults:
-    """Makes the errors of one expert. `key` is its api_key, which servers like to repeat."""
+    """Makes the errors of one expert. Servers like to repeat what they were sent: the `key` and what is secret in the
+    `base_url` are struck from their words."""
 
-    def __init__(self, expert: str, *, key: str) -> None:
+    def __init__(self, expert: str, *, key: str, base_url: str = "") -> None:
         self.expert = expert
-        self._key = key
+        self._secrets = tuple(secret for secret in (key, *secrets_in(base_url)) if secret)
 
     def unreachable(self) -> ExpertUnreachable:
         return ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
@@ -79,11 +81,11 @@ class Faults:
             name = orjson.loads(body)["error"][field]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
             return None
-        return name if isinstance(name, str) and _NAME.fullmatch(name) and name != self._key else None
+        return name if isinstance(name, str) and _NAME.fullmatch(name) and name not in self._secrets else None
 
     def _line(self, text: str) -> str:
-        if self._key:
-            text = text.replace(self._key, "***")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
         return " ".join(text.split())[:LONGEST_REASON] or "no reason given"
 
 
