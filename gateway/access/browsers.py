@@ -14,6 +14,8 @@ from gateway.access.exposure import on_loopback
 
 HOSTS_CACHED = 256
 """Host header values whose verdict is kept."""
+MAX_HOST = 260
+"""Bytes of a Host header value: a DNS name has 253 at most, and a port follows."""
 MAX_SHOWN = 100
 """Characters of a header value that an error message repeats."""
 _WITHOUT_HOST = ("1.0", "1")
@@ -66,7 +68,8 @@ class BrowserPolicy:
     def _wrong_host(self, scope: Scope, host: bytes, count: int) -> RequestError | None:
         """What is wrong with the last of `count` Host headers. The server adds an empty one where none was sent."""
         if count == 1 and host:
-            return None if not self._checks_hosts or self._trusts(host) else _untrusted(host)
+            trusted = not self._checks_hosts or (len(host) <= MAX_HOST and self._trusts(host))
+            return None if trusted else _untrusted(host)
         return _bad_host(count) if count > 1 or scope["http_version"] not in _WITHOUT_HOST else None
 
     def _trusted(self, host: bytes) -> bool:

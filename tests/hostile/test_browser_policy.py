@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import orjson
 import pytest
 from starlette.routing import Route
 
 from coe.errors import ExpertUnavailable
+from gateway.access import access_of
 from gateway.access.browsers import BrowserPolicy
+from gateway.access.memory import MemoryLimiter
 from gateway.entrance import EXPOSED
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -203,6 +206,14 @@ async def test_every_header_of_an_answer_that_the_api_describes_is_exposed() -> 
     assert set(headers) <= set(EXPOSED)
 
 
+async def test_a_reload_changes_which_origins_are_allowed() -> None:
+    async with gateway_of() as gateway:
+        assert (await sent(gateway, {"origin": APP})).status == 403
+        access = access_of(ALLOWED, MemoryLimiter())
+        gateway.current.replace(replace(gateway.current.serving, access=access))
+        assert (await sent(gateway, {"origin": APP})).status == 200
+
+
 # ------------------------------------------------------------------------------------------------- host names
 
 
@@ -250,7 +261,9 @@ def test_many_host_names_take_no_more_room() -> None:
     policy = BrowserPolicy()
     for number in range(2000):
         policy.check(scope_of(f"{number}.example"))
+    policy.check(scope_of("x" * 100_000 + ".localhost"))
     assert policy._trusts.cache_info().currsize <= 256
+    assert policy.check(scope_of("x" * 300 + ".localhost"))[0] is not None
 
 
 @pytest.mark.parametrize("hosts", [(), ("",), ("localhost", "evil.example"), ("localhost", "localhost")])
