@@ -112,7 +112,7 @@ def head(length: int) -> bytes:
     """The head of a request whose body has `length` bytes."""
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
-        "host: x",
+        "host: localhost",
         "content-type: application/json",
         f"authorization: Bearer {KEY}",
         f"content-length: {length}",

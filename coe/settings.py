@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -16,7 +16,7 @@ from coe.errors import ConfigError
 class Endpoint:
     """Where an expert is served and what the server calls its model."""
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
 
 
@@ -29,7 +29,7 @@ class Settings:
     | COE_CONFIG | the declaration | experts.yaml |
     | COE_HOME | state: artifacts, model cache, logs | .coe beside the declaration |
     | COE_HOST, COE_PORT | where the gateway listens | 127.0.0.1, 8080 |
-    | COE_OPEN | 1: may listen beyond loopback without API keys | 0 |
+    | COE_ADMIN_KEY_FILE | a file with an API key of all scopes; generated where it is missing | none |
     | COE_WORKERS | gateway processes | 1 |
     | COE_DRAIN | seconds that a gateway told to stop still works while it says that it is not ready | 0 |
     | COE_API_KEY | the key that `coe chat` and `coe score` send to the gateway | none |
@@ -47,8 +47,8 @@ class Settings:
     home: Path
     host: str
     port: int
-    open: bool
-    """Whoever reaches it may use it: a container, say, whose port is published on loopback only."""
+    admin_key_file: Path | None
+    """Where the key of the administrator is kept; None: experts.yaml alone declares keys."""
     workers: int
     drain: int
     """For a balancer to look away; 0 where none is in front."""
@@ -76,7 +76,7 @@ class Settings:
             home=Path(env.get("COE_HOME") or config.parent / ".coe").absolute(),
             host=env.get("COE_HOST") or "127.0.0.1",
             port=_number(env, "COE_PORT", default=8080, low=0, high=65535),
-            open=_word(env, "COE_OPEN", ("0", "1")) == "1",
+            admin_key_file=Path(env["COE_ADMIN_KEY_FILE"]).absolute() if env.get("COE_ADMIN_KEY_FILE") else None,
             workers=_number(env, "COE_WORKERS", default=1, low=1, high=256),
             drain=_number(env, "COE_DRAIN", default=0, low=0, high=3600),
             log_format=_word(env, "COE_LOG_FORMAT", ("text", "json")),

@@ -24,6 +24,7 @@ from gateway.counting import count_tokens
 from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.document_endpoints import Documents
+from gateway.entrance import Entrance
 from gateway.errors import error_body
 from gateway.feedback import FeedbackEndpoint
 from gateway.gauges import RELOAD_FAILED, Gauges
@@ -82,6 +83,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             health = Health(parts.current)
             app.lines = _lines(parts)
             app.router.routes[:] = _routes(parts, health, app.lines)
+            app.entrance = Entrance(app.dispatch, parts.current, count=parts.metrics.refused)
             health.ready = True
             try:
                 yield
@@ -95,11 +97,19 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
 class _App(Starlette):
     """Hands the hot paths straight to their lines, which answer for all their errors; the rest is for Starlette."""
 
+    entrance: Entrance
     lines: Mapping[str, Line] = {}
     under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and (line := self.lines.get(scope["path"])):
+        if scope["type"] == "http":
+            await self.entrance(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that the entrance has accepted."""
+        if scope["method"] == "POST" and (line := self.lines.get(scope["path"])):
             self.under_way += 1
             try:
                 await line(scope, receive, send)

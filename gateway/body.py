@@ -12,16 +12,20 @@ BODY_TIMEOUT = 30.0
 
 
 async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. Raises an InvalidRequest, or ClientLeftError."""
-    media_type, declared = b"application/json", 0
+    """Reads the whole body, at most `limit` bytes. Raises an InvalidRequest, or ClientLeftError.
+
+    The media type must be declared: for a page of any origin a browser sends a body without one, or of text/plain,
+    without a preflight request.
+    """
+    media_type, declared = b"", 0
     for name, value in scope["headers"]:
         if name == b"content-type":
             media_type = value.partition(b";")[0].strip().lower()
         elif name == b"content-length" and value.isdigit():
             declared = int(value)
     if media_type != b"application/json":
-        message = f"send the header content-type: application/json, not {media_type.decode('latin-1')}"
-        raise WrongMediaType(message)
+        sent = repr(media_type.decode("latin-1")[:64]) if media_type else "a body without a media type"
+        raise WrongMediaType(f"send the header content-type: application/json, not {sent}")
     if declared > limit:
         raise _too_large(limit)
     return await _read(receive, limit)

@@ -24,6 +24,8 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.NothingMeasured, 409, "invalid_request_error"),
     (errors.Unauthorized, 401, "authentication_error"),
     (errors.Forbidden, 403, "permission_error"),
+    (errors.CrossOriginRequest, 403, "permission_error"),
+    (errors.UntrustedHost, 421, "invalid_request_error"),
     (errors.InvalidRequest, 400, "invalid_request_error"),
     (errors.Overloaded, 429, "rate_limit_error"),
     (errors.LimitReached, 429, "rate_limit_error"),

@@ -17,6 +17,7 @@ from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, r
 from coe.overlay import FILE, Overlay, Overlays
 from coe.registry import Registry, load
 from coe.settings import Settings
+from gateway.access import with_admin_key
 from gateway.index import Index, check_store, open_index
 
 ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
@@ -96,7 +97,7 @@ def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
 
 def check_router(settings: Settings) -> tuple[Registry, Artifact]:
     """The same without the plan."""
-    registry = load(settings.config, environ=settings.environ)
+    registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     artifact = ArtifactStore(settings.artifacts, ROUTER).current()
     if artifact is None:
         raise ArtifactError(

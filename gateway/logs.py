@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import orjson
 
 from coe.errors import CoEError, RequestError
+from coe.printable import PrintableFormatter, printable
 from coe.settings import Settings
 from gateway.trace import Trace
 
@@ -96,7 +97,7 @@ def log_request(trace: Trace) -> None:
     _access.info("request", extra=dict(zip(ACCESS_FIELDS, told, strict=True)))
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(PrintableFormatter):
     """Time, level, logger, message; the fields of a request behind it."""
 
     def __init__(self) -> None:
@@ -124,7 +125,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1]:
             line["exception"] = _told(record.exc_info[1])
-        return orjson.dumps(line, default=str).decode()
+        return printable(orjson.dumps(line, default=str).decode())
 
 
 def _message(record: logging.LogRecord) -> str:

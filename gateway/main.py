@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from coe.experts.client import Client
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.settings import Settings
 from coe.watch import FILE
-from gateway.access import check_counters, check_exposure, open_limiter
+from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
 from gateway.app import Parts, create_app
 from gateway.assembly import Assembly
 from gateway.consequences import consequences_of, log_consequences
@@ -45,6 +46,8 @@ from gateway.stalls import letting_go
 from gateway.tracing import check_tracing
 from gateway.turns import open_turns
 from gateway.watched import Watched
+
+_log = logging.getLogger("gateway")
 
 SPOOL = "spool.sqlite"
 THREADS = 2
@@ -139,6 +142,8 @@ def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError or ArtifactError when it cannot begin."""
     from gateway import processes
 
+    if (created := create_admin_key(settings)) is not None:
+        _log.warning(created)
     prepare(settings)
     address = check_port(settings)
     log_uncaught()

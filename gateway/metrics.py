@@ -50,6 +50,9 @@ class Metrics:
         )
         self._passages = tallies.counter("coe_retrieval_tokens_total", "Tokens of passages, about.")
         self._feedback = tallies.counter("coe_feedback_total", "Feedback that was kept.", ("kind",))
+        self._refused = tallies.counter(
+            "coe_refused_total", "Requests refused for their Host or Origin header.", ("outcome",)
+        )
         self._hold = tallies.histogram("coe_hold_seconds", "Waits for an expert's turn at its device.", _ANSWER, expert)
         self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
@@ -91,6 +94,10 @@ class Metrics:
     def waited(self, expert: str, seconds: float) -> None:
         """Count one wait for an expert's turn."""
         self._hold.observe((expert,), seconds)
+
+    def refused(self, code: str) -> None:
+        """Count one request that was refused for its Host or Origin header."""
+        self._refused.add((code,))
 
     def feedback(self, kind: Kind) -> None:
         """Count one event that was kept."""

@@ -21,7 +21,14 @@ PROBLEMS: dict[int, str] = {
     503: "No expert can be reached, or the gateway is about to end.",
     504: "No answer in time.",
 }
-_DENIED: dict[int, str] = {401: "No API key, or one that is not known.", 403: "The key may not do this."}
+_ENTRANCE: dict[int, str] = {
+    403: "A web page of an origin that is not allowed sent the request.",
+    421: "The host name is not allowed.",
+}
+_DENIED: dict[int, str] = {
+    401: "No API key, or one that is not known.",
+    403: "The key may not do this, or a web page of an origin that is not allowed sent the request.",
+}
 _LATER = (429, 503)
 """Statuses that say when to come back."""
 
@@ -29,9 +36,9 @@ _LATER = (429, 503)
 def operation(
     name: str, summary: str, responses: Schema, *, keys: bool = False, error: str = "Error", **more: Any
 ) -> Schema:
-    entry: Schema = {"operationId": name, "summary": summary, "responses": responses, **more}
+    refusals = problems(_ENTRANCE | (_DENIED if keys else {}), error)
+    entry: Schema = {"operationId": name, "summary": summary, "responses": {**responses, **refusals}, **more}
     if keys:
-        entry["responses"] = {**responses, **problems(_DENIED, error)}
         entry["security"] = [{"bearer": []}, {"apiKey": []}]
     return entry
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from coe.addresses import shown
 from coe.core import Wishes
 from coe.errors import ConfigError
 from coe.settings import Settings
@@ -59,7 +60,7 @@ def check_tracing(settings: Settings) -> None:
             import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"environment: traces are to go to {settings.traces} and OpenTelemetry is not installed; "
+                f"environment: traces are to go to {shown(settings.traces)} and OpenTelemetry is not installed; "
                 "run `pip install 'coe[otel]'`, or unset OTEL_EXPORTER_OTLP_ENDPOINT"
             ) from error
 

@@ -185,7 +185,7 @@ class Gateway:
         unfinished: bool = False,
         into: Response | None = None,
     ) -> Response:
-        sent = headers if headers is not None else {"content-type": "application/json"}
+        sent = {"host": "localhost", **(headers if headers is not None else {"content-type": "application/json"})}
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},

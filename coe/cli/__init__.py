@@ -25,9 +25,18 @@ from coe.cli import (
     up,
     versions,
 )
+from coe.cli.common import say_error
+from coe.cli.usage import PrintableGroup
 from coe.errors import CoEError
+from coe.printable import PrintableFormatter
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=PrintableGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 app.command("check")(check.check)
 app.command("key")(key.key)
 app.command("up")(up.up)
@@ -53,17 +62,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 def main() -> None:
     """Entry point. Our own errors, and those of files and disks, become their message, without a trace."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("coe", "gateway", "routers"):  # libraries speak up only when something is wrong
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns of operators that nobody here uses
     try:
         app()
     except CoEError as error:
-        sys.stderr.write(f"{error}\n")
+        say_error(str(error))
         sys.exit(1)
     except OSError as error:
         if error.filename is None and error.errno not in FULL:
             raise
-        sys.stderr.write(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}\n")
+        say_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
         sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, say, say_json, settings_for, writable
+from coe.cli.common import Config, Json, say, say_json, settings_for, writable, write
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.rows import numbered_rows
@@ -52,7 +51,7 @@ def route(
     assert source is not None
     lines = _route_file(source, look)
     if output is None:
-        sys.stdout.write("".join(lines))
+        write("".join(lines))
     else:
         output.write_text("".join(lines), encoding="utf-8")
 
@@ -182,7 +181,6 @@ async def _print_stream(lines: Any) -> str:
         for choice in event.get("choices", ()):
             piece = choice.get("delta", {}).get("content") or ""
             said.append(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
+            write(piece)
+    say("")
     return "".join(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from coe.artifacts import KINDS, ArtifactStore
 from coe.errors import ArtifactError
+from coe.printable import printable
 from coe.registry import load
 from coe.settings import Settings
 from coe.shared_artifacts import RedisArtifacts, mirror, share_at
@@ -81,16 +83,25 @@ def keep_output_clean() -> None:
 
 
 def say(text: str) -> None:
-    """A line for people, at once even into a pipe."""
-    sys.stdout.write(f"{text}\n")
+    """Prints a line for people, at once even into a pipe."""
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Prints a part of a line, at once."""
+    sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 
 def say_error(text: str) -> None:
-    """A line beside the output, for people who redirect it."""
-    sys.stderr.write(f"{text}\n")
+    """Prints a line beside the output, for people who redirect it."""
+    sys.stderr.write(printable(f"{text}\n"))
+    sys.stderr.flush()
 
 
 def say_json(value: Any) -> None:
-    """One JSON document or line."""
-    say(orjson.dumps(value).decode())
+    """Prints one JSON document or line."""
+    try:
+        say(orjson.dumps(value).decode())
+    except orjson.JSONEncodeError:  # a file name that is not UTF-8
+        say(json.dumps(value))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import SecretStr
 
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.answers import Patience
 from coe.learning.journal import Journal
@@ -25,6 +25,7 @@ from coe.learning.score_report import report_of
 from coe.learning.scores import Column, Run, keys_of, score_columns
 from coe.learning.supplied import GAINS, Supplied, supplied, write_gains
 from coe.learning.tables import find_table
+from coe.printable import printable
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 
@@ -245,7 +246,7 @@ def _with_passages(plan: _Plan, journal: Journal, missing: int) -> dict[str, Any
 def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Advance, Advance]]:
     """How to say that an expert finished a probe, and how to print a line meanwhile."""
     if not sys.stderr.isatty():
-        yield (lambda _: None), _complain
+        yield (lambda _: None), say_error
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -257,19 +258,14 @@ def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Advance, Advance]]:
         tasks = {name: bar.add_task(name, total=count) for name, count in missing.items()}
         yield (
             (lambda name: bar.advance(tasks[name])),
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
         )
-
-
-def _complain(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _warn_of_leaks(given_up: frozenset[str]) -> None:
     if leaks := [name for name in ("network", "files") if name not in given_up]:
         what = {"network": "use the network", "files": "write files this user may write"}
-        _complain(f"warning: on this machine tested code can {' and '.join(what[name] for name in leaks)}")
+        say_error(f"warning: on this machine tested code can {' and '.join(what[name] for name in leaks)}")
 
 
 def _tell(report: Mapping[str, Any]) -> None:

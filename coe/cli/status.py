@@ -25,6 +25,7 @@ from coe.learning.proposed import as_declared
 from coe.learning.reading import open_logs
 from coe.learning.round_state import read_rounds
 from coe.learning.traffic import Traffic, compared, embeddings, sample
+from coe.printable import printable
 from coe.settings import Settings
 from coe.turns import ask_tiers
 
@@ -153,7 +154,7 @@ def _show(report: Mapping[str, Any]) -> None:
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _lines(report):
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(printable(name), style="bold"), Text(printable(value)))
     Console().print(table)
     for one in report["proposed_categories"]:
         if one["entry"]:

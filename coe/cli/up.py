@@ -65,11 +65,13 @@ def _listening(settings: Settings, host: str | None, port: int | None) -> Settin
 
 
 async def _up(settings: Settings, ray: Any = None) -> None:
-    from gateway.access import check_exposure
+    from gateway.access import check_exposure, create_admin_key, with_admin_key
     from gateway.main import check_port
 
     _stop_on_signals()
-    registry = load(settings.config, environ=settings.environ)
+    if (created := create_admin_key(settings)) is not None:
+        say(created)
+    registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     check_exposure(settings, registry.access)
     check_port(settings)
     await _ensure_router(settings)
@@ -229,15 +231,16 @@ def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
 def _welcome(settings: Settings, registry: Registry) -> str:
     here = f"http://{_reachable(settings)}:{settings.port}"
     url = f"{here}/v1"
+    key, sent = ("YOUR_KEY", " -H 'authorization: Bearer YOUR_KEY'") if registry.access.keys else ("none", "")
     return f"""
 CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
 Look at it and try it at {here}/ui/
 
-  curl {url}/chat/completions -H 'content-type: application/json' \\
+  curl {url}/chat/completions -H 'content-type: application/json'{sent} \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
 
   from openai import OpenAI
-  client = OpenAI(base_url="{url}", api_key="none")
+  client = OpenAI(base_url="{url}", api_key="{key}")
   answer = client.chat.completions.create(model="auto", messages=[{{"role": "user", "content": "What is 17 * 23?"}}])
   print(answer.choices[0].message.content)
 """

@@ -29,7 +29,10 @@ CoEError
     │   ├── ArtifactRefused    damaged, or it does not fit experts.yaml     409
     │   ├── NothingMeasured    no plan was made of scores                   409
     │   ├── Unauthorized   no API key, or one that is not known            401
-    │   └── Forbidden      the key's scopes do not cover this              403
+    │   ├── Forbidden      the key's scopes do not cover this              403
+    │   ├── CrossOriginRequest  a web page of an origin that is not allowed 403
+    │   ├── UntrustedHost  a host name that is not allowed                 421
+    │   └── InvalidHost    no Host header, or several                      400
     ├── Overloaded         no permit free in time                          429
     ├── LimitReached       what the API key may use is used up             429
     ├── Draining           the process is about to end                     503
@@ -81,6 +84,7 @@ from coe.errors.request import (
     ArtifactRefused,
     BodyTooLarge,
     BodyTooSlow,
+    CrossOriginRequest,
     DeadlineExceeded,
     DocumentNotFound,
     DocumentsConflict,
@@ -88,6 +92,7 @@ from coe.errors.request import (
     Draining,
     Forbidden,
     HeadersTooLarge,
+    InvalidHost,
     InvalidRequest,
     JobUnavailable,
     LimitReached,
@@ -101,6 +106,7 @@ from coe.errors.request import (
     RequestError,
     Unauthorized,
     UnknownRequest,
+    UntrustedHost,
     WrongMediaType,
 )
 
@@ -116,6 +122,7 @@ __all__ = [
     "ClusterError",
     "CoEError",
     "ConfigError",
+    "CrossOriginRequest",
     "DamagedEntry",
     "DataError",
     "DeadlineExceeded",
@@ -136,6 +143,7 @@ __all__ = [
     "Forbidden",
     "HeadersTooLarge",
     "IndexMismatch",
+    "InvalidHost",
     "InvalidRequest",
     "JobError",
     "JobUnavailable",
@@ -153,5 +161,6 @@ __all__ = [
     "Unauthorized",
     "UnknownCursor",
     "UnknownRequest",
+    "UntrustedHost",
     "WrongMediaType",
 ]

@@ -120,6 +120,24 @@ class Forbidden(InvalidRequest):
     code = "insufficient_scope"
 
 
+class CrossOriginRequest(InvalidRequest):
+    """A web page of another origin sent the request, and that origin is not allowed."""
+
+    code = "cross_origin_request"
+
+
+class UntrustedHost(InvalidRequest):
+    """The request addresses the gateway by a host name that is not allowed."""
+
+    code = "untrusted_host"
+
+
+class InvalidHost(InvalidRequest):
+    """The request has no Host header, or more than one."""
+
+    code = "invalid_host"
+
+
 class _Later(RequestError):
     """Something is used up for now. `retry_after` is in seconds."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from coe.addresses import secrets_in
 from coe.core import Api
 from coe.errors import (
     Cause,
@@ -53,11 +54,12 @@ _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 
 
 class Faults:
-    """Makes the errors of one expert. `key` is its api_key, which servers like to repeat."""
+    """Makes the errors of one expert. Servers like to repeat what they were sent: the `key` and what is secret in the
+    `base_url` are struck from their words."""
 
-    def __init__(self, expert: str, *, key: str) -> None:
+    def __init__(self, expert: str, *, key: str, base_url: str = "") -> None:
         self.expert = expert
-        self._key = key
+        self._secrets = tuple(secret for secret in (key, *secrets_in(base_url)) if secret)
 
     def unreachable(self, error: BaseException) -> ExpertUnreachable:
         """No connection came about, because of `error`."""
@@ -112,10 +114,10 @@ class Faults:
             name = orjson.loads(body)["error"][field]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
             return None
-        return name if isinstance(name, str) and _NAME.fullmatch(name) and name != self._key else None
+        return name if isinstance(name, str) and _NAME.fullmatch(name) and name not in self._secrets else None
 
     def _line(self, text: str) -> str:
-        return redacted(text, key=self._key) or "no reason given"
+        return redacted(text, secrets=self._secrets) or "no reason given"
 
 
 def connection_cause(error: BaseException) -> Cause | None:

@@ -7,6 +7,7 @@ import contextlib
 
 import orjson
 
+from coe.addresses import below
 from coe.core import Api, Call, Reply, Standing
 from coe.errors import InvalidRequest
 from coe.experts.client import Client, Response, Target, Unreachable
@@ -31,7 +32,7 @@ class HttpExpert:
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
-        self._urls = {api: f"{endpoint.base_url.rstrip('/')}/{wire.path}" for api, wire in WIRES.items()}
+        self._urls = {api: below(endpoint.base_url, wire.path) for api, wire in WIRES.items()}
         self._model = endpoint.model
         self._echo = Echo(theirs=endpoint.model, ours=spec.name)
         self._defaults: dict[Api, Fields] = {api: wire.defaults(spec.parameters) for api, wire in WIRES.items()}
@@ -42,7 +43,7 @@ class HttpExpert:
         key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._headers: dict[Api, dict[str, str]] = {api: _headers(api, key) for api in WIRES}
         self._targets: dict[Api, Target] = {}
-        self._faults = Faults(spec.name, key=key)
+        self._faults = Faults(spec.name, key=key, base_url=endpoint.base_url)
 
     async def stream(self, call: Call) -> Reply:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for the body."""

@@ -51,7 +51,7 @@ class LitellmExpert:
         self.name = spec.name
         self.spec = spec
         key = spec.api_key.get_secret_value() if spec.api_key else ""
-        self.faults = Faults(spec.name, key=key)
+        self.faults = Faults(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
         self._settings: dict[str, Any] = {
             "model": spec.model if provider or endpoint is None else f"custom_openai/{endpoint.model}",
             "api_base": endpoint.base_url if endpoint else None,

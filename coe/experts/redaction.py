@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MAX_CHARACTERS = 500
 """Characters of a redacted line."""
@@ -21,10 +22,10 @@ _OPAQUE = re.compile(r"\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{32,}\b")
 _HIDDEN = "***"
 
 
-def redacted(text: str, *, key: str = "") -> str:
-    """Return one bounded line without `key`, credentials and queries of URLs, and what looks like an API key."""
-    if key:
-        text = text.replace(key, _HIDDEN)
+def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
+    """Return one bounded line without the `secrets`, credentials and queries of URLs, and what looks like an API key."""
+    for secret in secrets:
+        text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]
     text = _URL.sub(r"\1\2", text)
     text = _LABELLED.sub(rf"\1{_HIDDEN}", text)

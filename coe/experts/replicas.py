@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
+from coe.addresses import shown, without
 from coe.core import Call, Expert, Reply, Standing
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.breaker import COOL_DOWN, Breaker, State
@@ -40,10 +41,10 @@ class Replica:
         self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.expert = expert
-        base = endpoint.base_url.rstrip("/") if endpoint else ""
-        self.root = base.removesuffix("/v1")
-        self.address = self.root.partition("://")[2].rpartition("@")[2] or "provider"
-        self.seed = int.from_bytes(blake2b(self.address.encode(), digest_size=8).digest(), "little")
+        base = endpoint.base_url if endpoint else ""
+        self.address = shown(without(base, "/v1")).partition("://")[2] or "provider"
+        self.root = without(base, "/v1")
+        self.seed = int.from_bytes(blake2b((base or self.address).encode(), digest_size=8).digest(), "little")
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
         self.waiting: int | None = None

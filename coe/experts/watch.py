@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+from coe.addresses import below
 from coe.experts.client import NO_HEADERS, Client, Target
 from coe.experts.replicas import Replica, ReplicatedExpert
 
@@ -85,9 +86,9 @@ class Watch:
     async def _look_for_life(self, replica: Replica, seen: _Seen) -> None:
         """Back from the dead, a server may be tried at once. One whose health page never failed may not: its breaker
         opened for another reason and knows how long to wait."""
-        status, _ = await self._page(f"{replica.root}/health")
+        status, _ = await self._page(below(replica.root, "health"))
         if status in (404, 405):
-            status, _ = await self._page(f"{replica.root}/v1/models")
+            status, _ = await self._page(below(replica.root, "v1/models"))
         alive = 0 < status < 500
         if alive and not seen.alive:
             replica.breaker.hurry()
@@ -95,7 +96,7 @@ class Watch:
 
     async def _look_at_queue(self, replica: Replica, seen: _Seen) -> None:
         seen.alive = True
-        status, page = await self._page(f"{replica.root}/metrics")
+        status, page = await self._page(below(replica.root, "metrics"))
         replica.alive = status > 0
         if 200 <= status < 500:
             seen.shows = status == 200 and b"vllm:" in page

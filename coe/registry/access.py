@@ -1,13 +1,42 @@
-"""Limits of a gateway process, API keys and what each may use."""
+"""Limits of a gateway process, API keys and what each may use, and which web pages and host names are accepted."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from coe.core import Scope
 from coe.registry.declared import Count, Declared, Name, Positive
+
+_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+_DEFAULT_PORTS = {("http", "80"), ("https", "443")}
+
+
+def _origin(text: str) -> str:
+    """Normalizes an origin to the form in which browsers send it."""
+    found = _ORIGIN.fullmatch(text.lower())
+    if found is None:
+        raise PydanticCustomError(
+            "origin", "an origin is scheme://host or scheme://host:port, without a path; write https://app.example.com"
+        )
+    default = (found["scheme"], found["port"]) in _DEFAULT_PORTS
+    return f"{found['scheme']}://{found['host']}" if default else found[0]
+
+
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text.lower()):
+        raise PydanticCustomError(
+            "host", "a host is a name without scheme and port; write llm.example.com, or *.example.com for all below it"
+        )
+    return text.lower()
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+Host = Annotated[str, AfterValidator(_host)]
 
 
 class Limits(Declared):
@@ -52,3 +81,9 @@ class Access(Declared):
     keys: tuple[ApiKey, ...] = ()
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
     """Where the use of keys is counted: each gateway for itself, or redis://HOST:PORT/DB for all of them together."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Origins of web pages, beside the gateway's own, whose scripts may call the API, such as https://app.example.com.
+    Without keys they may do everything."""
+    allowed_hosts: tuple[Host, ...] = ()
+    """Host names by which requests may address this gateway, such as llm.example.com or *.example.com. IP addresses and
+    localhost are always accepted. Left out, a gateway on loopback accepts only those, any other every name."""

@@ -5,6 +5,7 @@ Opened once a process: `async with open_limiter(registry.access.counters) as lim
 """
 
 from gateway.access.access import Access, access_of
+from gateway.access.admin_key import create_admin_key, with_admin_key
 from gateway.access.allowance import FREE, Allowance
 from gateway.access.exposure import check_exposure
 from gateway.access.keys import Caller
@@ -20,5 +21,7 @@ __all__ = [
     "access_of",
     "check_counters",
     "check_exposure",
+    "create_admin_key",
     "open_limiter",
+    "with_admin_key",
 ]

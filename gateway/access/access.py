@@ -9,6 +9,7 @@ from coe.errors import RequestError
 from coe.registry import Access as AccessSpec
 from coe.registry import Prices, Registry
 from gateway.access.allowance import FREE, Allowance, Counted, Metered, Spent
+from gateway.access.browsers import BrowserPolicy
 from gateway.access.keys import Caller, KeyRing
 from gateway.access.limits import Account, Limiter
 from gateway.access.memory import MemoryLimiter
@@ -18,7 +19,7 @@ class Access:
     """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
 
     `prices` are the experts', by name: money is reserved by those of the expert that a request pins, and by the
-    dearest where it is routed. `open` says that without keys everybody may administer, from wherever they come.
+    dearest where it is routed. `host` is where the gateway listens.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class Access:
         limiter: Limiter | None = None,
         *,
         prices: Mapping[str, Prices] | None = None,
-        open: bool = False,  # noqa: A002 (as COE_OPEN)
+        host: str = "127.0.0.1",
     ) -> None:
-        self._keys = KeyRing(spec.keys, open=open)
+        self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
+        self._keys = KeyRing(spec.keys)
         self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
         self._prices = prices or {}
         declared = self._prices.values()
@@ -67,7 +69,7 @@ class Access:
         return self._accounts.get(caller.key) if caller.key is not None else None
 
 
-def access_of(registry: Registry, limiter: Limiter, *, open: bool = False) -> Access:  # noqa: A002
+def access_of(registry: Registry, limiter: Limiter, *, host: str = "127.0.0.1") -> Access:
     """What a declaration says about access, at work over `limiter`."""
     prices = {expert.name: expert.prices for expert in registry.experts}
-    return Access(registry.access, limiter, prices=prices, open=open)
+    return Access(registry.access, limiter, prices=prices, host=host)

@@ -1,4 +1,4 @@
-"""A gateway that anybody may use listens on loopback only, unless the environment says that this is meant."""
+"""Checks that a gateway without API keys listens on loopback only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from coe.settings import Settings
 
 def check_exposure(settings: Settings, access: Access) -> None:
     """Raises ConfigError for a host beyond loopback without keys; one that cannot be found is not judged here."""
-    host = settings.host
-    if access.keys or settings.open or all(_is_loopback(address) for address in _addresses(host)):
+    if access.keys or on_loopback(settings.host):
         return
     raise ConfigError(
-        f"{host} can be reached from other machines and no API keys are declared: set COE_HOST=127.0.0.1, or declare "
-        "access.keys in experts.yaml (`coe key NAME` makes one), or set COE_OPEN=1 if everyone may use it"
+        f"{settings.host} can be reached from other machines and no API keys are declared: set COE_HOST=127.0.0.1, or "
+        "declare access.keys in experts.yaml (`coe key NAME` makes one)"
     )
+
+
+def on_loopback(host: str) -> bool:
+    """Whether a gateway that listens on `host` can be reached from this machine only."""
+    return all(_is_loopback(address) for address in _addresses(host))
 
 
 def _addresses(host: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,23 +36,18 @@ def digest_of(key: str) -> str:
 
 
 class KeyRing:
-    """The declared keys, found by digest. Without any, everybody may do everything, but unless `open` says that it is
-    meant, administer only under an address that no other site's page can have: a page's own host name may be made to
-    lead here (DNS rebinding), and its scripts would be taken for this gateway's."""
+    """The declared keys, found by digest. Without any, everybody may do everything."""
 
-    def __init__(self, keys: Sequence[ApiKey], *, open: bool = False) -> None:  # noqa: A002 (as COE_OPEN)
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._known = {
             bytes.fromhex(key.sha256): (bytes.fromhex(key.sha256), key.scopes, Caller(key.name, key.tenant or key.name))
             for key in keys
         }
         self._anybody = None if keys else Caller()
-        self._guarded = not (keys or open)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller whose key may do `scope` (None: any key may). Raises Unauthorized or Forbidden."""
         if self._anybody is not None:
-            if self._guarded and scope == "admin":
-                _check_host(headers)
             return self._anybody
         sent = hashlib.sha256(_sent(headers)).digest()
         found = self._known.get(sent)
@@ -63,27 +57,6 @@ class KeyRing:
         if scope is not None and scope not in scopes:
             raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
         return caller
-
-
-def _check_host(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises Forbidden for a host name other than localhost. Browsers always send one."""
-    host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    if not name or name == "localhost" or name.endswith(".localhost") or _is_address(name.strip("[]")):
-        return
-    raise Forbidden(
-        f"without API keys this is for localhost alone, and the request names the host {name!r}: declare access.keys "
-        "in experts.yaml (`coe key NAME` makes one), or set COE_OPEN=1 if everyone may do this",
-        code="untrusted_host",
-    )
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

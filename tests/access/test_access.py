@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from coe.core import Chat, Usage
-from coe.errors import ExpertRejected, Unauthorized
+from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
 from gateway.access.allowance import Metered
@@ -49,7 +49,7 @@ async def ask(gateway: Gateway, *, headers: dict[str, str] | None = None, **fiel
 )
 async def test_a_known_key_comes_in_as_openai_and_as_anthropic_send_it(headers: dict[str, str]) -> None:
     async with gateway_of(keyed()) as gateway:
-        assert (await ask(gateway, headers=headers)).status == 200
+        assert (await ask(gateway, headers=headers | {"content-type": "application/json"})).status == 200
         (record,) = gateway.records
     assert (record.key, record.tenant) == ("alice", "acme")
 
@@ -118,26 +118,6 @@ async def test_without_declared_keys_everybody_may_do_everything() -> None:
         assert (await gateway.post("/metrics", method="GET")).status == 200
         (record,) = gateway.records
     assert (record.key, record.tenant) == (None, None)
-
-
-@pytest.mark.parametrize("host", ["localhost:8080", "x.localhost", "127.0.0.1:8080", "[::1]:8080", "192.168.1.7"])
-async def test_without_keys_administration_is_for_localhost_and_addresses(host: str) -> None:
-    async with gateway_of() as gateway:
-        assert (await gateway.post("/metrics", method="GET", headers={"host": host})).status == 200
-
-
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example"]
-)
-async def test_a_host_name_made_to_lead_here_administers_nothing_without_keys(host: str) -> None:
-    async with gateway_of() as gateway:
-        refused = await gateway.post("/metrics", method="GET", headers={"host": host})
-        assert (refused.status, refused.json["error"]["code"]) == (403, "untrusted_host")
-        assert (await ask(gateway, headers={"host": host, "content-type": "application/json"})).status == 200
-    open_access = access_of(registry_of(), MemoryLimiter(), open=True)
-    assert open_access.identify([(b"host", host.encode())], "admin").key is None
-    with pytest.raises(Unauthorized):  # with keys it is the key that counts
-        access_of(keyed(), MemoryLimiter()).identify([(b"host", host.encode())], "admin")
 
 
 async def test_headers_longer_than_any_client_needs_are_refused() -> None:

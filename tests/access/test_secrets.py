@@ -165,7 +165,7 @@ async def test_a_request_cannot_choose_where_the_gateway_sends_it(tmp_path: Path
 async def _raw(served: Served, path: str) -> bytes:
     """The status line for a path that no client library would send as it is."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+    writer.write(f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
     line = await reader.readline()
     writer.close()
     await writer.wait_closed()

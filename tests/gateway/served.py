@@ -54,7 +54,7 @@ class Served:
     def raw(self, model: str, *, stream: bool = False) -> bytes:
         """The same request as bytes, for a client of one's own."""
         body = orjson.dumps(chat(model, stream=stream))
-        head = ("POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json")
+        head = ("POST /v1/chat/completions HTTP/1.1", "host: localhost", "content-type: application/json")
         return "\r\n".join((*head, f"content-length: {len(body)}", "", "")).encode() + body
 
     def declare(self, text: str | None = None, **changes: Any) -> None:

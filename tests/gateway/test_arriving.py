@@ -117,7 +117,7 @@ async def test_a_body_that_arrives_for_longer_than_a_drain_may_take_is_cut_off()
 
 async def test_connections_of_one_key_that_send_no_body_keep_no_other_key_out(tmp_path: Path) -> None:
     limits = {"concurrent_requests": 4, "queued_requests": 4}
-    head = b"\r\n".join((b"POST %b HTTP/1.1" % CHAT.encode(), b"host: x", b"authorization: Bearer mallory"))
+    head = b"\r\n".join((b"POST %b HTTP/1.1" % CHAT.encode(), b"host: localhost", b"authorization: Bearer mallory"))
     head += b"\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
     access: dict[str, Any] = {"keys": [*KEYS, key_of("boss", scopes={"admin"}).model_dump(mode="json")]}
     async with serving(tmp_path, limits=limits, access=access) as served, asyncio.timeout(60):

@@ -23,7 +23,7 @@ def read(settings: Settings, _: InUse | None = None) -> InUse:
     router = WordRouter()
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
-        router.version = pointer.read_text()
+        router.version = pointer.read_text().strip()
     plan, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
     kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
     return InUse(

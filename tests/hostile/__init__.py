@@ -1,0 +1,1 @@
+"""Attacks on a gateway, each as an attacker would carry it out."""

@@ -49,7 +49,7 @@ def test_every_logger_writes_a_line_of_the_same_form(written: Lines, form: str, 
         assert line == {"level": "warning", "logger": name, "message": "the log\nis full", "request_id": "req_1"}
     else:
         assert written()[0].endswith(f"WARNING {name}: the log")
-        assert written()[1] == "is full request_id=req_1"
+        assert written()[1] == "  is full request_id=req_1"
 
 
 @pytest.mark.parametrize("name", ["_granian.utils", "asyncio"])

@@ -19,9 +19,9 @@ SERIOUS = ("serious", "critical")
 
 
 @asynccontextmanager
-async def browsing() -> AsyncIterator[Browser]:
+async def browsing(*switches: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*SWITCHES, *switches])
         try:
             yield browser
         finally:

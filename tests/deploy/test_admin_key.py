@@ -1,0 +1,186 @@
+"""COE_ADMIN_KEY_FILE: the key that a container generates on its first start, as docker-compose.yml asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from ruamel.yaml import YAML
+
+from coe.artifacts import ArtifactStore
+from coe.errors import ConfigError
+from coe.registry import load
+from coe.settings import Settings
+from gateway.access import access_of, create_admin_key, with_admin_key
+from gateway.access.memory import MemoryLimiter
+from tests.access.samples import key_of
+from tests.admin.samples import router_published, settings_in
+from tests.deploy.test_compose import ROOT, services
+from tests.fakes import registry_of
+
+FILE = "key/admin"
+
+
+def settings(folder: Path) -> Settings:
+    return Settings.read({"COE_ADMIN_KEY_FILE": str(folder / FILE)}, config=folder / "experts.yaml")
+
+
+def test_the_first_start_generates_a_key_that_its_owner_alone_can_read_and_the_next_keeps_it(tmp_path: Path) -> None:
+    printed = create_admin_key(settings(tmp_path))
+    key = (tmp_path / FILE).read_text().strip()
+    assert printed is not None
+    assert printed.endswith(f"kept in {tmp_path / FILE}: {key}")
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+    assert create_admin_key(settings(tmp_path)) is None
+    assert (tmp_path / FILE).read_text().strip() == key
+    assert [path.name for path in (tmp_path / "key").iterdir()] == ["admin"]
+
+
+def test_the_key_has_all_scopes_beside_those_that_are_declared(tmp_path: Path) -> None:
+    create_admin_key(settings(tmp_path))
+    key = (tmp_path / FILE).read_text().strip()
+    registry = registry_of(access={"keys": [key_of().model_dump()]})
+    found = with_admin_key(registry, settings(tmp_path))
+    access = access_of(found, MemoryLimiter())
+    for scope in ("chat", "route", "feedback", "admin", None):
+        assert access.identify([(b"x-api-key", key.encode())], scope).key == "admin"
+    assert access.identify([(b"x-api-key", b"alice")], "chat").key == "alice"
+    assert found.digest == registry.digest
+    assert with_admin_key(registry, Settings.read({})) is registry
+
+
+def test_a_declared_key_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    create_admin_key(settings(tmp_path))
+    with pytest.raises(ConfigError, match="rename the declared one"):
+        with_admin_key(registry_of(access={"keys": [key_of("admin").model_dump()]}), settings(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "short", "a" * 500, "with a space in between it", "caf\u00e9" * 10])
+def test_a_file_that_holds_no_key_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "key").mkdir()
+    (tmp_path / FILE).write_text(content)
+    assert create_admin_key(settings(tmp_path)) is None
+    with pytest.raises(ConfigError, match=f"COE_ADMIN_KEY_FILE='{tmp_path / FILE}'"):
+        with_admin_key(registry_of(), settings(tmp_path))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("a file where a folder should be")
+    with pytest.raises(ConfigError, match=r"COE_ADMIN_KEY_FILE='.*' cannot be written"):
+        create_admin_key(settings(tmp_path))
+
+
+def test_of_several_gateways_that_start_at_once_one_generates_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # as each saw it before the others wrote
+    printed = [create_admin_key(settings(tmp_path)) for _ in range(3)]
+    assert [text is None for text in printed] == [False, True, True]
+    assert (tmp_path / FILE).read_text().strip() in str(printed[0])
+
+
+# ------------------------------------------------------------------------------------------- the files for Docker
+
+
+def test_the_gateways_keep_their_key_in_a_volume_and_prometheus_reads_it_there() -> None:
+    scrape = YAML(typ="safe").load(ROOT / "deploy" / "compose" / "prometheus.yml")["scrape_configs"][0]
+    path = scrape["authorization"]["credentials_file"]
+    folder = str(Path(path).parent)
+    for name in ("gateway", "gateway-cpu"):
+        service = services()[name]
+        assert service["environment"]["COE_ADMIN_KEY_FILE"] == path
+        assert f"key:{folder}" in service["volumes"]
+    assert f"key:{folder}:ro" in services()["prometheus"]["volumes"]
+    assert f"install -d -o coe -g coe -m 700 {folder}" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+
+def test_the_name_that_prometheus_scrapes_is_allowed() -> None:
+    registry = load(ROOT / "deploy" / "compose" / "experts.yaml", environ={})
+    access = access_of(registry, MemoryLimiter(), host="0.0.0.0")
+    for host, allowed in (("gateway:8080", True), ("localhost:8080", True), ("evil.example", False)):
+        scope: dict[str, Any] = {"headers": [(b"host", host.encode())], "http_version": "1.1"}
+        assert (access.browsers.check(scope)[0] is None) == allowed
+
+
+def test_nothing_opens_a_gateway_to_everybody() -> None:
+    word = "COE_" + "OPEN"
+    folders = ("coe", "gateway", "deploy", "docs", "docker-compose.yml", "README.md", "experts.yaml", "scripts")
+    files = [path for name in folders for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_file()]
+    named = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".yml", "") and path.name != "log.md"]
+    assert len(named) > 200
+    assert [path for path in named if word in path.read_text(errors="replace")] == []
+
+
+# ------------------------------------------------------------------------------------------- the command itself
+
+
+@dataclass
+class Started:
+    url: str
+    printed: list[str]
+
+    async def status(self, path: str, key: str | None = None) -> int:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        async with aiohttp.ClientSession() as client, client.get(self.url + path, headers=headers) as response:
+            return response.status
+
+
+@asynccontextmanager
+async def container(folder: Path) -> AsyncIterator[Started]:
+    """`coe serve` with the environment of the image and of docker-compose.yml."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(folder / "experts.yaml")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.deploy.serve_words", "serve"),
+        cwd=ROOT,
+        env=os.environ | environ | {"COE_ADMIN_KEY_FILE": str(folder / FILE)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    started = Started(f"http://127.0.0.1:{port}", [])
+    try:
+        async with asyncio.timeout(60):
+            while not await _answers(started):
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+        yield started
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        output, _ = await process.communicate()
+        started.printed += output.decode().splitlines()
+
+
+async def _answers(started: Started) -> bool:
+    try:
+        return await started.status("/health/ready") == 200
+    except aiohttp.ClientConnectionError:
+        return False
+
+
+@pytest.mark.anyio
+async def test_a_container_starts_with_a_key_of_its_own_and_asks_everybody_for_it(tmp_path: Path) -> None:
+    declared = settings_in(tmp_path, registry_of())
+    ArtifactStore(declared.artifacts, "router").promote(router_published(declared, "starter"))
+    async with container(tmp_path) as first:
+        assert await first.status("/metrics") == 401
+        assert await first.status("/v1/models") == 401
+    (key,) = re.findall(r"generated an API key .*: (coe-\S+)$", "\n".join(first.printed), re.MULTILINE)
+    async with container(tmp_path) as second:
+        assert await second.status("/metrics", key) == 200
+        assert await second.status("/v1/artifacts", key) == 200
+        assert await second.status("/metrics", "coe-of-somebody-else") == 401
+    assert key not in "\n".join(second.printed)
