@@ -23,7 +23,7 @@ _HIDDEN = "***"
 
 
 def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """Return one bounded line without the `secrets`, credentials and queries of URLs, and what looks like an API key."""
+    """Return one bounded line without `secrets`, credentials and queries of URLs, and what looks like an API key."""
     for secret in secrets:
         text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]

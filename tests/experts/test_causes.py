@@ -63,7 +63,7 @@ async def test_each_fault_of_a_server_has_a_cause(answer: Answer, cause: str) ->
 
 @pytest.mark.anyio
 async def test_a_wrong_key_model_or_path_is_told_apart() -> None:
-    async with server(serving("qwen", key=KEY)) as root:
+    async with server(serving("qwen", secrets=(KEY,))) as root:
         assert (await failure(f"{root}/v1", model="qwem")).cause == "model_not_found"
         assert (await failure(root, model="qwen")).cause == "not_found"
     async with server(serving("qwen", key="another")) as root:
@@ -108,7 +108,7 @@ def test_what_a_server_says_is_one_line_without_secrets(text: str, line: str | N
 @settings(deadline=None)
 @given(st.text(), st.text())
 def test_a_line_is_bounded_and_never_holds_the_key(before: str, after: str) -> None:
-    line = redacted(f"{before}{KEY}{after}", key=KEY)
+    line = redacted(f"{before}{KEY}{after}", secrets=(KEY,))
     assert KEY not in line
     assert len(line) <= MAX_CHARACTERS
     assert line.isprintable()
