@@ -9,7 +9,7 @@ requests are drawn from the prompts that are not probes, with every expert's sco
 
 Reported for each scenario: series, promotions, the largest loss of true quality by any promotion, series with a
 promotion that lost quality, and how many of the gains above .02 that the log can show were found. The log can show a
-gain where the test of the true best move has a power of 95 %.
+gain where the test of the true best move has a power of 95 %, and exploration reached the traffic that would move.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scipy.stats import t
 
 from coe.exploration import propensities
 from coe.learning.experience import Experience
-from coe.learning.moves import Served, shares
+from coe.learning.moves import MAX_UNSUPPORTED, Served, shares
 from coe.learning.offpolicy import difference
 from coe.learning.policies import greedy
 from coe.learning.promotion import allowance
@@ -273,7 +273,9 @@ def _can_show(served: Served, truth: Truth, current: Current, category: int, own
         (served.experience.posterior.argmax(axis=1) == category)[:, None], np.eye(len(mean))[target], served.old
     )
     estimate = difference(served.log, policy, served.old)
-    if gain <= WORTHWHILE or estimate.error == 0.0:
+    gained = np.maximum(policy - served.old, 0.0)
+    unsupported = float((gained * ~served.log.supported).sum() / max(float(gained.sum()), 1e-12))
+    if gain <= WORTHWHILE or estimate.error == 0.0 or unsupported > MAX_UNSUPPORTED:
         return False
     chance = allowance(current.rounds + 1) / max(served.family, 1)
     return gain / estimate.error >= t.isf(chance, estimate.degrees) + t.ppf(POWER, estimate.degrees)
