@@ -20,6 +20,7 @@ from typing import Self
 from coe.errors import LogError
 from coe.feedback import Feedback, FeedbackLog, Kind
 from coe.records.backoff import Backoff
+from coe.supervision import TaskFailed, ignored, supervised
 from gateway.trace import Trace
 
 AGAIN = 300.0
@@ -97,7 +98,8 @@ def _signal(kind: Kind, request_id: str, trace: Trace, *, now: float) -> Feedbac
 class ImplicitSignals:
     """An observer that never waits and never raises; a task writes what it noticed, while the block is entered."""
 
-    def __init__(self, log: FeedbackLog, *, count: Callable[[Kind], None]) -> None:
+    def __init__(self, log: FeedbackLog, *, count: Callable[[Kind], None], task_failed: TaskFailed = ignored) -> None:
+        self._task_failed = task_failed
         self.dropped = 0
         """Signals lost since the start."""
         self._notices = Notices()
@@ -113,7 +115,7 @@ class ImplicitSignals:
             self._queue.append(event)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="coe-implicit")
+        self._task = supervised(self._run, "implicit-feedback", task_failed=self._task_failed, may_return=True)
         return self
 
     async def __aexit__(

@@ -48,6 +48,9 @@ class Metrics:
         )
         self._passages = tallies.counter("coe_retrieval_tokens_total", "Tokens of passages, about.")
         self._feedback = tallies.counter("coe_feedback_total", "Feedback that was kept.", ("kind",))
+        self._task_failures = tallies.counter(
+            "coe_background_task_failures_total", "Background tasks that ended unexpectedly and restarted.", ("task",)
+        )
         self._hold = tallies.histogram("coe_hold_seconds", "Waits for an expert's turn at its device.", _ANSWER, expert)
         self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
@@ -93,6 +96,10 @@ class Metrics:
     def feedback(self, kind: Kind) -> None:
         """Count one event that was kept."""
         self._feedback.add((kind,))
+
+    def task_failed(self, name: str) -> None:
+        """Count one background task that ended unexpectedly."""
+        self._task_failures.add((name,))
 
     def gauge(self, name: str, text: str, value: Callable[[], float], *, largest: bool = False) -> None:
         """Show a number that somebody else keeps; over several workers their sum, or the `largest`."""

@@ -16,6 +16,7 @@ from coe.record import RoutingLog, RoutingRecord
 from coe.records.backoff import Backoff
 from coe.records.codec import encode
 from coe.records.spool import Spool
+from coe.supervision import TaskFailed, ignored, supervised
 
 logger = logging.getLogger("coe.records")
 
@@ -48,7 +49,9 @@ class RecordWriter:
         deadline: float = 5.0,
         first_retry: float = 0.5,
         longest_retry: float = 30.0,
+        task_failed: TaskFailed = ignored,
     ) -> None:
+        self._task_failed = task_failed
         self.dropped = 0
         """Records lost since the start, for whatever reason."""
         self.spooled = 0
@@ -82,7 +85,7 @@ class RecordWriter:
         self._queue.append(record)
 
     async def __aenter__(self) -> RecordWriter:
-        self._task = asyncio.create_task(self._run(), name="coe-records")
+        self._task = supervised(self._run, "records", task_failed=self._task_failed, may_return=True)
         return self
 
     async def __aexit__(
