@@ -52,6 +52,12 @@ async def _supervise(
         await asyncio.sleep(pause)
 
 
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Log what ended a task that runs once; for `add_done_callback`."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("background task %r failed", task.get_name(), exc_info=error)
+
+
 def following_pause(previous: float, *, ran: float) -> float:
     """Seconds before the next restart, for a task that ran for so long after the `previous` pause, 0 for none."""
     if not previous or ran >= HEALTHY_SECONDS:

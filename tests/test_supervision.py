@@ -20,7 +20,7 @@ from coe import supervision
 from coe.experts.client import Client
 from coe.records import RecordWriter
 from coe.settings import Settings
-from coe.supervision import following_pause, supervised
+from coe.supervision import following_pause, log_failure, supervised
 from coe.turns import taking_turns
 from coe.turns.client import Turns
 from gateway.access.redis import RedisLimiter
@@ -96,6 +96,21 @@ async def test_a_cause_is_bounded_in_the_log(caplog: pytest.LogCaptureFixture) -
 
 async def test_a_task_that_may_return_ends_then() -> None:
     await supervised(Work(None), "demo", may_return=True)
+
+
+async def test_a_task_that_runs_once_is_logged_where_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+    async def run(*, fails: bool) -> None:
+        if fails:
+            raise OSError("the disk is full")
+
+    for fails in (False, True):
+        task = asyncio.create_task(run(fails=fails), name="once")
+        task.add_done_callback(log_failure)
+        await asyncio.wait({task})
+        await asyncio.sleep(0)
+    (record,) = caplog.records
+    assert "background task 'once' failed" in formatted(record)
+    assert "the disk is full" in formatted(record)
 
 
 async def test_a_cancelled_task_is_not_restarted() -> None:
