@@ -8,7 +8,6 @@ ROOT/KIND/history.jsonl                                   what was put into use 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import shutil
 import tempfile
 import time
@@ -23,7 +22,7 @@ import orjson
 
 from coe.durable import replace_file, sealed, sync
 from coe.errors import ArtifactError
-from coe.manifest import MANIFEST, Artifact, Manifest, read, read_manifest
+from coe.manifest import MANIFEST, Artifact, Manifest, check_version, is_version, read, read_manifest, version_of
 from coe.outdated import outdated
 
 POINTER = "current"
@@ -68,7 +67,8 @@ class Share(Protocol):
 
     def stated(self, kind: str) -> Shared | None: ...
 
-    def fetch(self, kind: str, version: str, into: Path) -> None: ...
+    def fetch(self, kind: str, version: str, into: Path) -> None:
+        """Write the files of the version, which are verified before the first one is written."""
 
 
 class ArtifactStore:
@@ -99,8 +99,7 @@ class ArtifactStore:
         """Seal a draft with its manifest, on disk, and move it to its version. Same files and data, same version.
         Versions that nobody will ask for again make room."""
         files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
-        contents = {"files": files, "data": data, "categories": list(categories)}
-        version = hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+        version = version_of(files, data=data, categories=categories)
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
@@ -119,8 +118,12 @@ class ArtifactStore:
                 (self._folder / version).rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 
+    def _folder_of(self, version: str) -> Path:
+        """Raises ArtifactError for a name that is no version, so that none leads out of the folder."""
+        return self._folder / check_version(version)
+
     def _placed(self, draft: Path, version: str) -> Path:
-        folder = self._folder / version
+        folder = self._folder_of(version)
         if not folder.exists():
             draft.chmod(0o755)
             draft.rename(folder)
@@ -140,7 +143,7 @@ class ArtifactStore:
     def in_use(self) -> str | None:
         """The version in use, unread; None where none is."""
         try:
-            return (self._folder / POINTER).read_text(encoding="ascii").strip()
+            return (self._folder / POINTER).read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
             return None
 
@@ -148,10 +151,10 @@ class ArtifactStore:
         """The moves of the pointer, oldest first. Raises ArtifactError where a line of it is damaged."""
         path = self._folder / HISTORY
         try:
-            return tuple(Promotion(**orjson.loads(line)) for line in path.read_bytes().splitlines())
+            return _moves(path.read_bytes())
         except FileNotFoundError:
             return ()
-        except (orjson.JSONDecodeError, TypeError) as error:
+        except ValueError as error:
             raise ArtifactError(f"{path}: a line is no promotion ({error}); delete the file to begin anew") from None
 
     def before(self) -> Promotion | None:
@@ -186,23 +189,21 @@ class ArtifactStore:
             if stated is None or stated.version == self.in_use():
                 return
             if stated.version is None or self._has(stated.version):
-                self._point(stated.version, stated.history)
+                self._point(stated.version, _checked_history(stated.history, self._kind))
 
     def _fetch(self, version: str) -> None:
         if self._share is None or self._has(version):
             return
         with self.draft() as draft:
             self._share.fetch(self._kind, version, draft)
-            found = read(draft).manifest
-            if (found.kind, found.version) != (self._kind, version):
-                raise ArtifactError(f"{self._kind} {version} is shared, and holds {found.kind} {found.version}")
+            read(draft)
             for path in draft.iterdir():
                 sync(path)
             with self._locked():
                 self._placed(draft, version)
 
     def _has(self, version: str) -> bool:
-        return (self._folder / version / MANIFEST).is_file()
+        return (self._folder_of(version) / MANIFEST).is_file()
 
     def _move(self, version: str | None, by: By, why: str) -> None:
         """One move at a time."""
@@ -212,7 +213,9 @@ class ArtifactStore:
                 known = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))[-KEPT:]
             history = b"".join(orjson.dumps(asdict(move)) + b"\n" for move in known)
             if self._share is not None:
-                self._share.put(self._kind, version, self._folder / (version or ""), history)
+                self._share.put(
+                    self._kind, version, self._folder if version is None else self._folder_of(version), history
+                )
             self._point(version, history)
 
     def _point(self, version: str | None, history: bytes) -> None:
@@ -235,7 +238,7 @@ class ArtifactStore:
     def current(self) -> Artifact | None:
         """The version in use, every file checked against its digest; None before the first promotion."""
         version = self.in_use()
-        return None if version is None else read(self._folder / version)
+        return None if version is None else read(self._folder_of(version))
 
     def folder(self, version: str) -> Path:
         """The folder of a version, unread."""
@@ -243,11 +246,12 @@ class ArtifactStore:
 
     def versions(self) -> tuple[str, ...]:
         """All that are published, as their names sort."""
-        return tuple(sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}")))
+        found = (path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}"))
+        return tuple(sorted(name for name in found if is_version(name)))
 
     def manifest(self, version: str) -> Manifest:
         """Of one of `versions`, nothing else of it read. Raises ArtifactError."""
-        return read_manifest(self._folder / version)
+        return read_manifest(self._folder_of(version))
 
     def newest(self) -> str:
         """The version published last. Raises ArtifactError where there is none."""
@@ -258,9 +262,34 @@ class ArtifactStore:
 
     def published(self, version: str) -> Artifact:
         """A published version, verified. Raises ArtifactError, which names the versions that there are."""
-        self._fetch(version)
-        folder = self._folder / version
-        if not self._has(version):
+        if is_version(version):
+            self._fetch(version)
+        if not is_version(version) or not self._has(version):
             known = ", ".join(self.versions()) or "none"
-            raise ArtifactError(f"{folder}: no such {self._kind} artifact; there are {known}")
-        return read(folder)
+            raise ArtifactError(f"{self._folder / version[:64]}: no such {self._kind} artifact; there are {known}")
+        return read(self._folder_of(version))
+
+
+def _moves(history: bytes) -> tuple[Promotion, ...]:
+    """Raises ValueError where a line is no promotion."""
+    try:
+        return tuple(Promotion(**orjson.loads(line)) for line in history.splitlines())
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _checked_history(history: bytes, kind: str) -> bytes:
+    """The same history, from elsewhere. Raises ArtifactError unless every line is a promotion between versions."""
+    try:
+        moves = _moves(history)
+        for move in moves:
+            texts = (move.by, move.why, move.version or "", move.was or "")
+            if not isinstance(move.time, float | int) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("a field has the wrong type")
+            for version in filter(None, (move.version, move.was)):
+                check_version(version)
+    except (ValueError, ArtifactError) as error:
+        raise ArtifactError(
+            f"{kind}: the shared history is damaged ({error}); promote a version to replace it"
+        ) from None
+    return history

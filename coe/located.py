@@ -11,9 +11,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from coe.errors import ConfigError
+from coe.yaml_limits import MAX_CHARACTERS, MAX_DEPTH, LimitExceeded, check_limits
 
 Place = tuple[str | int, ...]
 """The keys and indices that lead to a value, as pydantic's `loc`."""
@@ -45,7 +45,8 @@ class Located:
 def read(path: Path) -> Located:
     """Parse one YAML 1.2 file. Raises ConfigError with file:line for anything that is not YAML or repeats a key."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # a device or a pipe may have no end
+            text = file.read(4 * MAX_CHARACTERS + 1).decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; `coe` looks for experts.yaml here, or give one with --config"
@@ -57,9 +58,16 @@ def read(path: Path) -> Located:
 
 def parsed(text: str, file: str) -> Located:
     """The same of a text that `file` names."""
+    return _parsed(text, file, max_depth=MAX_DEPTH, aliases=True)
+
+
+def _parsed(text: str, file: str, *, max_depth: int, aliases: bool) -> Located:
     lines: dict[Place, int] = {(): 1}
     try:
+        check_limits(text, max_depth=max_depth, aliases=aliases)
         return Located(file, _plain(YAML(typ="rt").load(text), (), lines), lines)
+    except LimitExceeded as error:
+        raise ConfigError(f"{file}:{error.line}: {error}") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "not YAML").split("\n")[0]
@@ -75,18 +83,7 @@ def parsed(text: str, file: str) -> Located:
 def simple(text: str, file: str, *, depth: int) -> Located:
     """The same of a text that a stranger may have sent: without aliases, by which a few lines stand for gigabytes, and
     nested at most `depth` deep."""
-    level = 0
-    try:
-        for event in YAML(typ="rt").parse(text):
-            level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if isinstance(event, AliasEvent) or level > depth:
-                what = "aliases are not understood here" if level <= depth else f"nested more than {depth} deep"
-                raise ConfigError(f"{file}:{event.start_mark.line + 1}: {what}")
-        return parsed(text, file)
-    except YAMLError:
-        return parsed(text, file)  # says where
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}:1: not YAML: {error}") from None
+    return _parsed(text, file, max_depth=depth, aliases=False)
 
 
 def extended(base: Located, section: str, part: Located) -> Located:

@@ -8,23 +8,23 @@ that lie beside them, by name.
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coe.archive import LARGEST, pack, unpack
 from coe.artifacts import ArtifactStore, Shared
 from coe.durable import replace_file
 from coe.errors import ArtifactError
+from coe.manifest import check_version
 from coe.redis_pool import blocking_redis_pool, place_of
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
 
-LARGEST = 512 * 2**20
-"""Bytes of a version, which Redis keeps as one value."""
+MAX_SMALL_BYTES = 4 * 2**20
+"""Size of a history, and of a file that lies beside the artifacts."""
 CONNECT = 2.0
 ANSWER = 5.0
 """Seconds without a byte; a version takes longer as a whole."""
@@ -63,7 +63,7 @@ class RedisArtifacts:
         """Have the version in use everywhere, or none, in one step; the one in use until now stays to go back to."""
         fields: dict[Any, Any] = {"version": version or "", "history": history}
         if version is not None:
-            packed = _pack(folder)
+            packed = pack(folder)
             fields |= {f"tar:{version}": packed, f"sha256:{version}": hashlib.sha256(packed).hexdigest()}
 
         def move(line: Pipeline) -> None:
@@ -81,22 +81,24 @@ class RedisArtifacts:
 
     def stated(self, kind: str) -> Shared | None:
         """What is in use; None where nothing was ever said of that kind."""
-        with self._answering():
-            found: Any = self._client.hmget(_name(kind), "version", "history")
-        version, history = found
-        return None if version is None else Shared(version.decode() or None, history or b"")
+        version = self._value(_name(kind), "version", at_most=MAX_SMALL_BYTES)
+        if version is None:
+            return None
+        history = self._value(_name(kind), "history", at_most=MAX_SMALL_BYTES) or b""
+        name = version.decode("ascii", "replace")
+        return Shared(check_version(name) if name else None, history)
 
     def fetch(self, kind: str, version: str, into: Path) -> None:
-        """The files of a version, as they were put."""
-        with self._answering():
-            found: Any = self._client.hmget(_name(kind), f"tar:{version}", f"sha256:{version}")
-        packed, digest = found
+        """Write the files of a version as they were put, once all of them are verified."""
+        check_version(version)
+        packed = self._value(_name(kind), f"tar:{version}", at_most=LARGEST)
+        digest = self._value(_name(kind), f"sha256:{version}", at_most=MAX_SMALL_BYTES)
         what = f"{self.place}: {kind} {version}"
         if packed is None:
             raise ArtifactError(f"{what} is not there; `coe promote {kind} {version}` where it was made puts it there")
-        if digest is None or hashlib.sha256(packed).hexdigest() != digest.decode():
+        if digest is None or hashlib.sha256(packed).hexdigest().encode() != digest:
             raise ArtifactError(f"{what} is damaged; `coe promote {kind} {version}` where it was made mends it")
-        _unpack(packed, into, what)
+        unpack(packed, into, kind=kind, version=version, what=what)
 
     def tell(self, name: str, content: bytes) -> None:
         """Have a small file of that name everywhere."""
@@ -105,12 +107,22 @@ class RedisArtifacts:
 
     def hear(self, name: str, folder: Path) -> None:
         """Have in the folder what was told of it last, if anything was."""
-        with self._answering():
-            content: Any = self._client.hget(BESIDE, name)
+        content = self._value(BESIDE, name, at_most=MAX_SMALL_BYTES)
         path = folder / name
         if content is not None and not (path.is_file() and path.read_bytes() == content):
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(path, content)
+
+    def _value(self, key: str, field: str, *, at_most: int) -> bytes | None:
+        """A field of a hash, None where there is none. Raises ArtifactError for one of more bytes, unread."""
+        with self._answering():
+            size: Any = self._client.hstrlen(key, field)
+            if size > at_most:
+                raise ArtifactError(
+                    f"{self.place}: {key} {field[:64]} has {size} bytes, more than the {at_most} allowed"
+                )
+            value: Any = self._client.hget(key, field)
+        return None if value is None else bytes(value)
 
     def close(self) -> None:
         """Connections are made anew where it is asked again."""
@@ -129,26 +141,3 @@ class RedisArtifacts:
 
 def _name(kind: str) -> str:
     return f"coe:artifacts:{kind}"
-
-
-def _pack(folder: Path) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for path in sorted(folder.iterdir()):
-            tar.add(path, path.name)
-    if packed.tell() > LARGEST:
-        raise ArtifactError(f"{folder}: {packed.tell() >> 20} MB, more than the {LARGEST >> 20} MB that Redis can keep")
-    return packed.getvalue()
-
-
-def _unpack(packed: bytes, into: Path, what: str) -> None:
-    """Plain files in one folder and nothing else, whatever the archive says."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-            for member in tar:
-                content = tar.extractfile(member) if member.isfile() else None
-                if content is None or Path(member.name).name != member.name:
-                    raise ArtifactError(f"{what} holds {member.name!r}, which is no plain file")
-                (into / member.name).write_bytes(content.read())
-    except tarfile.TarError as error:
-        raise ArtifactError(f"{what} is damaged: {error}") from error

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from coe.affinity import Affinity
+from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access.connection import client_of
 from gateway.access.opening import MEMORY
 
@@ -35,13 +36,13 @@ _TELL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX',
 
 
 @asynccontextmanager
-async def open_affinity(counters: str) -> AsyncIterator[Affinity]:
+async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Affinity]:
     """What a process remembers, with the others' knowledge where `access.counters` names a Redis. Raises ConfigError
     for an address that cannot be one."""
     if counters == MEMORY:
         yield Affinity()
         return
-    async with Conversations(counters) as conversations:
+    async with Conversations(counters, task_failed=task_failed) as conversations:
         yield Affinity(elsewhere=conversations)
 
 
@@ -52,8 +53,9 @@ class Conversations:
     not make one for each request.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, task_failed: TaskFailed = ignored) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
+        self._task_failed = task_failed
         self._client = client_of(url)
         self._told: dict[bytes, str] = {}
         self._asked: dict[bytes, asyncio.Future[str | None]] = {}
@@ -62,7 +64,7 @@ class Conversations:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._tend(), name="coe-conversations")
+        self._task = supervised(self._tend, "conversations", task_failed=self._task_failed)
         self._wake.set()  # connects: the first who asks would wait longer for that than LOOK
         return self
 

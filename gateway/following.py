@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from coe.artifacts import KINDS, ArtifactStore
-from coe.errors import ArtifactError
+from coe.errors import CoEError
 from coe.registry import load
 from coe.settings import Settings
 from coe.shared_artifacts import RedisArtifacts, mirror, share_at
+from coe.supervision import supervised
 from coe.watch import FILE
 from gateway.metrics import Metrics
 
@@ -24,6 +25,9 @@ POLL = 1.0
 """Seconds between two looks."""
 RETRY = 5.0
 """Seconds after one that failed, which may have fetched a damaged version."""
+
+MAX_WHY = 500
+"""Characters of a cause in the log."""
 
 
 class Follower:
@@ -40,11 +44,13 @@ class Follower:
         try:
             mirror(self._stores)
             self._share.hear(FILE, self._artifacts)
-        except (ArtifactError, OSError) as error:
+        except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
-            if str(error) != self._said:
-                self._said = str(error)
-                _log.error("what is shared is not taken over, the last good state serves on: %s", error)
+            why = str(error) if isinstance(error, CoEError | OSError) else repr(error)
+            why = why[:MAX_WHY]
+            if why != self._said:
+                self._said = why
+                _log.error("what is shared is not taken over, the last good state serves on: %s", why)
             return
         if self.behind:
             _log.warning("what is shared is taken over again")
@@ -79,7 +85,7 @@ async def following(settings: Settings, address: str, metrics: Metrics) -> Async
     if follower is None:
         yield
         return
-    task = asyncio.create_task(follower.run(), name="coe-following")
+    task = supervised(follower.run, "artifact-sync", task_failed=metrics.task_failed)
     try:
         yield
     finally:

@@ -30,6 +30,10 @@ _ABOUT_US = (CoEError, OSError, ImportError)
 """Errors whose words are about files, addresses and declarations. RequestErrors are not: an expert may quote."""
 MAX_CHAIN = 8
 """Errors told of a chain of causes."""
+MAX_FRAMES = 32
+"""Frames told of each of them, the innermost."""
+MAX_WORDS = 2000
+"""Characters told of an error's own words."""
 ACCESS_FIELDS = (
     "request_id", "api", "key", "tenant", "expert", "category", "reason", "fallback_from", "cause", "outcome", "status",
     "ms", "input_tokens", "output_tokens",
@@ -146,6 +150,7 @@ def _told(error: BaseException | None) -> str:
             break
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         about_us = isinstance(error, _ABOUT_US) and not isinstance(error, RequestError)
-        told[:0] = [*traceback.format_tb(error.__traceback__), f"{name}: {error}\n" if about_us else f"{name}\n"]
+        frames = traceback.format_tb(error.__traceback__, limit=-MAX_FRAMES)
+        told[:0] = [*frames, f"{name}: {error}"[:MAX_WORDS] + "\n" if about_us else f"{name}\n"]
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "".join(told).rstrip()

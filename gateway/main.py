@@ -82,7 +82,8 @@ async def open_worker(
         drain = Drain(parts.current, lame_duck=settings.drain)
         stalled = parts.current.serving.registry.policy.piece_timeout
         hear = hearing(leave=drain.begin, reload=parts.reload.ask)
-        async with hear, letting_go(after=stalled), giving_back():
+        failed = parts.metrics.task_failed
+        async with hear, letting_go(after=stalled, task_failed=failed), giving_back(task_failed=failed):
             settle()
             yield parts
 
@@ -100,35 +101,40 @@ async def open_parts(
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
         observation = await stack.enter_async_context(open_observation(settings, workers))
+        failed = observation.metrics.task_failed
         session = await stack.enter_async_context(Client())
         kept, days = registry.log.keep_records, registry.log.keep_days
         log = open_log(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(log.aclose)
         feedback = open_feedback(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(feedback.aclose)
-        writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL))
+        writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL, task_failed=failed))
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         show_log(observation.metrics, writer)
-        keeper = FeedbackWriter(feedback, log, spool=settings.home / SPOOL, count=observation.metrics.feedback)
+        keeper = FeedbackWriter(
+            feedback, log, spool=settings.home / SPOOL, count=observation.metrics.feedback, task_failed=failed
+        )
         await stack.enter_async_context(keeper)
         show_feedback(observation.metrics, keeper)
         signals, recent = ImplicitSignals(keeper.put), RecentRequests()
-        limiter = await stack.enter_async_context(open_limiter(registry.access.counters))
+        limiter = await stack.enter_async_context(open_limiter(registry.access.counters, task_failed=failed))
         alone = "1 while Redis is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
         turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
-        affinity = await stack.enter_async_context(open_affinity(registry.access.counters))
+        affinity = await stack.enter_async_context(open_affinity(registry.access.counters, task_failed=failed))
         assembly = Assembly(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
         stack.push_async_callback(assembly.aclose)
         current = Current(assembly.serving(in_use))
         Watched(settings.artifacts / FILE, current).show(observation.metrics)
-        await stack.enter_async_context(watching(lambda: assembly.experts.values(), session=session))
+        await stack.enter_async_context(
+            watching(lambda: assembly.experts.values(), session=session, task_failed=failed)
+        )
         if check and observation.metrics.tallies.worker == 0:
             await stack.enter_async_context(checking(assembly.experts.values(), registry, session=session))
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives
-        await stack.enter_async_context(reload.watching(since=seen))
+        await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
         await stack.enter_async_context(following(settings, registry.artifacts, observation.metrics))
         observers = (recent.observe, recorder.observe, signals.observe, *observation.observers)
         jobs = await stack.enter_async_context(Jobs(settings))

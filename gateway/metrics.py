@@ -53,6 +53,9 @@ class Metrics:
         self._refused = tallies.counter(
             "coe_refused_total", "Requests refused for their Host or Origin header.", ("outcome",)
         )
+        self._task_failures = tallies.counter(
+            "coe_background_task_failures_total", "Background tasks that ended unexpectedly and restarted.", ("task",)
+        )
         self._hold = tallies.histogram("coe_hold_seconds", "Waits for an expert's turn at its device.", _ANSWER, expert)
         self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
 
@@ -102,6 +105,10 @@ class Metrics:
     def feedback(self, kind: Kind) -> None:
         """Count one event that was kept."""
         self._feedback.add((kind,))
+
+    def task_failed(self, name: str) -> None:
+        """Count one background task that ended unexpectedly."""
+        self._task_failures.add((name,))
 
     def gauge(self, name: str, text: str, value: Callable[[], float], *, largest: bool = False) -> None:
         """Show a number that somebody else keeps; over several workers their sum, or the `largest`."""

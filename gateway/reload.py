@@ -11,12 +11,14 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from coe.artifacts import POINTER
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Settings
+from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.assembly import Assembly
 from gateway.consequences import log_consequences
@@ -70,9 +72,9 @@ class Reload:
         self._asked.set()
 
     @asynccontextmanager
-    async def watching(self, *, since: Look) -> AsyncIterator[None]:
+    async def watching(self, *, since: Look, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
         """Look after the files in a task until the block ends. `since` is how they looked before they were read."""
-        task = asyncio.create_task(self._run(since), name="coe-reload")
+        task = supervised(partial(self._run, since), "reload", task_failed=task_failed)
         try:
             yield
         finally:

@@ -8,6 +8,9 @@ import ctypes
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+
+from coe.supervision import TaskFailed, ignored, supervised
 
 YOUNG = 20_000
 """New objects before Python's collector looks for circles among them. It would do so every 700, which the requests
@@ -35,9 +38,9 @@ def give_back() -> None:
 
 
 @asynccontextmanager
-async def giving_back(*, every: float = PAUSE) -> AsyncIterator[None]:
+async def giving_back(*, every: float = PAUSE, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
     """Meanwhile do so now and then: after a busy time glibc keeps some 10 MB."""
-    task = asyncio.create_task(_give_back(every), name="coe-memory")
+    task = supervised(partial(_give_back, every), "memory", task_failed=task_failed)
     try:
         yield
     finally:

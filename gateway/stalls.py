@@ -7,16 +7,19 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+
+from coe.supervision import TaskFailed, ignored, supervised
 
 _LOOKS, _PAUSE = 5000, 0.002
 """The server opens its listener when the application has started; what it accepts before we look stays as it is."""
 
 
 @asynccontextmanager
-async def letting_go(*, after: float) -> AsyncIterator[None]:
+async def letting_go(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
     """Meanwhile set it up, once the server listens. `after` in seconds."""
-    task = asyncio.create_task(_let_go(after), name="coe-stalls")
+    task = supervised(partial(_let_go, after), "stalls", task_failed=task_failed, may_return=True)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ async def open_turns(settings: Settings, metrics: Metrics) -> AsyncIterator[Turn
         _show(metrics, None)
         yield None
         return
-    async with taking_turns(settings.turns) as turns:
+    async with taking_turns(settings.turns, task_failed=metrics.task_failed) as turns:
         _show(metrics, turns)
         turns.waited = metrics.waited
         yield turns

@@ -93,8 +93,8 @@ def test_one_version_under_the_name_of_another_is_refused(tmp_path: Path, share:
     for part in ("tar", "sha256"):
         value = redis.hget("coe:artifacts:router", f"{part}:{version}")
         assert value
-        redis.hset("coe:artifacts:router", f"{part}:other", value)
-    redis.hset("coe:artifacts:router", "version", "other")
+        redis.hset("coe:artifacts:router", f"{part}:{'0' * 12}", value)
+    redis.hset("coe:artifacts:router", "version", "0" * 12)
     with pytest.raises(ArtifactError, match=f"holds router {version}"):
         mirror([there])
     assert there.in_use() is None

@@ -43,6 +43,9 @@ Passages = Annotated[
     Literal["off", "both"],
     typer.Option("--retrieval", help="both: ask with passages of the declared store too, to fit a gate."),
 ]
+Unsafe = Annotated[
+    bool, typer.Option("--unsafe", help="Run code of experts without a sandbox, with the rights of this user.")
+]
 Advance = Callable[[str], None]
 
 
@@ -53,6 +56,7 @@ def score(
     concurrency: Concurrency = 8,
     judge: JudgeName = None,
     retrieval: Passages = "off",
+    unsafe: Unsafe = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -63,6 +67,8 @@ def score(
 
     A probe has `prompt` or `messages`, `category`, maybe `id`, and `checker`: exact, choice, numeric or contains with
     `reference`; code with `tests` (Python asserts, run in a sandbox); judge, maybe with `reference`, by --judge.
+
+    The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no expert is asked.
     """
     require_parquet()
     settings = settings_for(config)
@@ -75,7 +81,7 @@ def score(
     keys = {spec.name: keys_of(read, spec, judging) for spec in registry.experts}
     given = asyncio.run(_given(settings, registry, read)) if retrieval == "both" else []
     with_ = {spec.name: keys_of([one.probe for one in given], spec, judging) for spec in registry.experts}
-    plan = _Plan(read, keys, asked, judging, concurrency, given, with_)
+    plan = _Plan(read, keys, asked, judging, concurrency, given, with_, unsafe)
     with _journal(out) as journal:
         reused = {spec.name: sum(key in journal.scored for key in keys[spec.name]) for spec in asked}
         stopped = False
@@ -104,6 +110,7 @@ class _Plan:
     concurrency: int
     given: Sequence[Supplied] = ()
     with_: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unsafe: bool = False
 
 
 def _spec_of(registry: Registry, name: str, option: str) -> ExpertSpec:
@@ -137,9 +144,11 @@ async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
     wanted = [probe for column in missing.values() for probe in column.values()]
     if not wanted:
         return
-    sandbox, patience, judge = Sandbox(), Patience(), None
+    sandbox, patience, judge = Sandbox(unsafe=plan.unsafe), Patience(), None
     if any(probe.checker == "code" for probe in wanted):
-        _warn_of_leaks(await sandbox.gives_up())
+        await sandbox.check()
+        if plan.unsafe:
+            say_error("warning: code of experts runs without a sandbox (--unsafe)")
     async with Client() as session:
         specs = [*plan.experts, *([plan.judge] if plan.judge else [])]
         await _check_gateway(specs, settings, session)
@@ -260,12 +269,6 @@ def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Advance, Advance]]:
             (lambda name: bar.advance(tasks[name])),
             lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
         )
-
-
-def _warn_of_leaks(given_up: frozenset[str]) -> None:
-    if leaks := [name for name in ("network", "files") if name not in given_up]:
-        what = {"network": "use the network", "files": "write files this user may write"}
-        say_error(f"warning: on this machine tested code can {' and '.join(what[name] for name in leaks)}")
 
 
 def _tell(report: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ LONGEST_HEAD = 64 * 1024
 LONGEST_LINE = 4096
 """Bytes of the line that opens a chunk, its extensions included, and of one line of the trailer."""
 MOST_TRAILERS = 64
+MAX_INFORMATIONAL = 16
+"""Answers 1xx before the final one."""
 _HEX = b"0123456789abcdefABCDEF"
 
 
@@ -25,7 +27,18 @@ class Answer:
     another request may follow on the connection once the answer is complete.
     """
 
-    __slots__ = ("_buffer", "_inside", "_left", "_step", "_trailers", "complete", "headers", "reusable", "status")
+    __slots__ = (
+        "_buffer",
+        "_informational",
+        "_inside",
+        "_left",
+        "_step",
+        "_trailers",
+        "complete",
+        "headers",
+        "reusable",
+        "status",
+    )
 
     def __init__(self) -> None:
         self.status = 0
@@ -37,6 +50,7 @@ class Answer:
         self._left = 0
         self._inside = False
         self._trailers = 0
+        self._informational = 0
         self._step: Callable[[Answer, bytes], bytes] = Answer._head  # bound to this one it would hold it in a circle
 
     def feed(self, data: bytes) -> bytes:
@@ -54,35 +68,51 @@ class Answer:
         self.complete = True
 
     def _head(self, data: bytes) -> bytes:
+        """Read heads until the final one; those before it are informational (1xx)."""
+        while data:
+            status, rest = self._next_head(data)
+            if status >= 200:
+                return self._step(self, rest) if rest or self.complete else b""
+            data = rest
+        return b""
+
+    def _next_head(self, data: bytes) -> tuple[int, bytes]:
+        """The status of a head and the bytes after it; 0 and none while it is not whole."""
         end = data.find(b"\r\n\r\n", 0, LONGEST_HEAD)
         if end < 0:
             if len(data) >= LONGEST_HEAD:
                 raise ProtocolError("a head that is too long")
             self._buffer = data
-            return b""
+            return 0, b""
         first, *lines = data[:end].split(b"\r\n")
         version, _, told = first.partition(b" ")
         if version not in (b"HTTP/1.1", b"HTTP/1.0") or not told[:3].isdigit() or told[3:4] not in (b"", b" "):
             raise ProtocolError("something that is not an HTTP/1.1 answer")
         status, headers = int(told[:3]), _headers(lines)
+        if status < 100:
+            raise ProtocolError("a status that is none")
         if 100 <= status < 200:
             if status == 101:
                 raise ProtocolError("another protocol than was asked for")
-            return self._head(data[end + 4 :])
+            self._informational += 1
+            if self._informational > MAX_INFORMATIONAL:
+                raise ProtocolError("informational answers without end")
+            return status, data[end + 4 :]
         self.status, self.headers = status, headers
         wish = headers.get("connection", "").lower()
         self.reusable = "close" not in wish and (version == b"HTTP/1.1" or "keep-alive" in wish)
         self._frame()
-        rest = data[end + 4 :]
-        return self._step(self, rest) if rest or self.complete else b""
+        return status, data[end + 4 :]
 
     def _frame(self) -> None:
         """How the body ends."""
-        coding, length = self.headers.get("transfer-encoding", "").lower(), self.headers.get("content-length")
+        coding, length = self.headers.get("transfer-encoding"), self.headers.get("content-length")
+        if coding is not None and length is not None:
+            raise ProtocolError("both a content-length and a transfer-encoding")
         if self.status in (204, 304):
             self._step, self.complete = Answer._over, True
-        elif coding:
-            if coding != "chunked":
+        elif coding is not None:
+            if coding.lower() != "chunked":
                 raise ProtocolError("a transfer coding other than chunked")
             self._step = Answer._chunks
         elif length is None:

@@ -111,6 +111,8 @@ class Streamed:
         self._choices = choices
         self._ended: set[str] = set()
         self._done = False
+        self._followed = False
+        """Something came after the end of the stream."""
         self.usage = Usage()
 
     async def begin(self) -> None:
@@ -127,7 +129,9 @@ class Streamed:
             if not first and not events:
                 self._check_start()
             event, events = self._event(events)
-            self._done = self._wire.done(events)
+            events = self._until_done(events)
+            if self._done:
+                event, _ = self._event(events)  # what followed the end says nothing
             first += events
             if event is None and len(first) > MAX_PREAMBLE:
                 raise self._faults.garbage("comments without end")
@@ -175,13 +179,14 @@ class Streamed:
                     chunk = await self._response.piece()
                 if not chunk:
                     break
-                if events := self._complete(chunk):
+                if events := self._until_done(self._complete(chunk)):
                     told = self._wire.failure(events)
                     good = sse.before(self._wire.failure, events) if told else events
                     self._note(good)
                     if good:
                         yield self._echo.in_events(good)
                     if told:
+                        self._done = False  # a failed answer is never whole
                         raise self._faults.failed("failed in mid-answer", told)
         except TimeoutError:
             raise self._faults.late(f"fell silent for {self._piece_timeout:g} s") from None
@@ -193,20 +198,29 @@ class Streamed:
             yield self._wire.end
 
     async def aclose(self) -> None:
-        if self._done:
-            try:
-                await self._drained()
-            finally:
-                self._response.release()
-        else:
+        if not self._done:
             self._response.close()  # the connection is in mid-answer: dropping it tells the server to stop
+            return
+        try:
+            await self._drained()
+        finally:
+            self._response.close() if self._followed else self._response.release()
 
     async def _drained(self) -> None:
         """Read past the last event to the end of the body, which comes a moment later."""
         with contextlib.suppress(OSError):
-            if not self._response.at_end:
+            if not self._followed and not self._response.at_end:
                 async with asyncio.timeout(DRAIN):
-                    await self._response.piece()
+                    self._followed = bool((await self._response.piece()).strip())
+
+    def _until_done(self, events: bytes) -> bytes:
+        """The events up to the one that ends the stream, where it is among them; nothing is relayed after it."""
+        if not self._wire.done(events):
+            return events
+        self._done = True
+        events, rest = sse.cut_after(self._wire.done, events)
+        self._followed = bool(rest.strip() or self._buffer.rest.strip())
+        return events
 
     def _complete(self, chunk: bytes) -> bytes:
         try:
@@ -218,7 +232,6 @@ class Streamed:
     def _note(self, events: bytes) -> None:
         self.usage.events += events.count(b"\n\n")
         self._finished = self._finished or (self._wire.finished(events) and self._all_end(events))
-        self._done = self._wire.done(events)
         for told in self._wire.usages(events):
             count(self.usage, told)
 

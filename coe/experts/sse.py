@@ -136,6 +136,14 @@ def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
     return events[:good]
 
 
+def cut_after(ended: Callable[[bytes], bool], events: bytes) -> tuple[bytes, bytes]:
+    """The events up to the first one that has `ended` the stream, that one included; and what follows it."""
+    good = before(ended, events)
+    end = _BLANK.search(events, len(good) + 1)
+    at = end.end() if end else len(events)
+    return events[:at], events[at:]
+
+
 def finished(events: bytes) -> bool:
     """Whether one of the events ends a choice."""
     return _FINISHED.search(events) is not None

@@ -7,10 +7,12 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from coe.addresses import below
 from coe.experts.client import NO_HEADERS, Client, Target
 from coe.experts.replicas import Replica, ReplicatedExpert
+from coe.supervision import TaskFailed, ignored, supervised
 
 ROUND = 1.0
 """Seconds between two looks at a queue."""
@@ -26,10 +28,12 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def watching(experts: Callable[[], Iterable[ReplicatedExpert]], *, session: Client) -> AsyncIterator[None]:
+async def watching(
+    experts: Callable[[], Iterable[ReplicatedExpert]], *, session: Client, task_failed: TaskFailed = ignored
+) -> AsyncIterator[None]:
     """Watch what `experts()` gives, asked anew each round (a reload replaces them), until the block ends. One task for
     all experts of a process; no request waits for it."""
-    task = asyncio.create_task(_watch(experts, Watch(session)), name="watch over experts")
+    task = supervised(partial(_watch, experts, Watch(session)), "expert-watch", task_failed=task_failed)
     try:
         yield
     finally:

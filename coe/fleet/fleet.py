@@ -12,6 +12,7 @@ from coe.fleet import probe
 from coe.fleet.pace import Pace
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec
+from coe.supervision import supervised
 
 
 class Fleet:
@@ -40,7 +41,7 @@ class Fleet:
         except BaseException:
             await to_the_end(self._close())
             raise
-        self._watchers = [asyncio.create_task(server.watch()) for server in self._servers]
+        self._watchers = [supervised(server.watch, f"watch-{server.spec.key}") for server in self._servers]
         return self
 
     async def __aexit__(

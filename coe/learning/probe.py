@@ -20,7 +20,7 @@ from coe.learning.rows import numbered_rows
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
-EDITION = 3
+EDITION = 4
 """Part of every digest; raise it when a checker changes its verdicts, so that old scores are not taken for new ones."""
 MOST_PROBLEMS = 20
 """Bad lines named in one error."""

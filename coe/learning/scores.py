@@ -116,6 +116,8 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: Run) -> Cell:
     if probe.checker == "code":
         assert probe.tests is not None
         verdict = await run.sandbox.run(program_of(answer.text), probe.tests)
+        if verdict.unusable:
+            raise InvalidRequest(f"the tests of the probe cannot be run: {verdict.why}", code="tests_unusable")
         return replace(cell, score=float(verdict.passed), note=verdict.why)
     if probe.checker == "judge":
         return await _judged(probe, answer, cell, run.judge)

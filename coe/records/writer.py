@@ -16,6 +16,7 @@ from coe.errors import LogError
 from coe.record import RoutingLog, RoutingRecord
 from coe.records.backoff import Backoff
 from coe.records.spool import RECORDS, Kind, Spool
+from coe.supervision import TaskFailed, ignored, supervised
 
 logger = logging.getLogger("coe.records")
 
@@ -54,7 +55,9 @@ class BackgroundWriter(Generic[T]):
         deadline: float = 5.0,
         first_retry: float = 0.5,
         longest_retry: float = 30.0,
+        task_failed: TaskFailed = ignored,
     ) -> None:
+        self._task_failed = task_failed
         self.dropped = 0
         """Entries lost since the start, for whatever reason."""
         self.spooled = 0
@@ -93,7 +96,7 @@ class BackgroundWriter(Generic[T]):
         self._queue.append(entry)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"coe-{self._kind.table}")
+        self._task = supervised(self._run, self._kind.table, task_failed=self._task_failed, may_return=True)
         return self
 
     async def __aexit__(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.errors import ExpertAsleep
+from coe.supervision import TaskFailed, ignored, supervised
 from coe.turns.wire import LONGEST, line, messages
 
 AGAIN = 0.2
@@ -22,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def taking_turns(address: Path) -> AsyncIterator[Turns]:
+async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Turns]:
     """Keep a connection to the fleet for the length of the block."""
     turns = Turns(address)
-    task = asyncio.create_task(turns.connected(), name="turns at the devices")
+    task = supervised(turns.connected, "turns", task_failed=task_failed)
     try:
         yield turns
     finally:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from coe.errors import ConfigError
 from coe.registry import Access
+from coe.supervision import TaskFailed, ignored
 from gateway.access.connection import Connection
 from gateway.access.limits import Limiter, meters_of
 from gateway.access.memory import MemoryLimiter
@@ -16,13 +17,13 @@ MEMORY = "memory"
 
 
 @asynccontextmanager
-async def open_limiter(counters: str) -> AsyncIterator[Limiter]:
+async def open_limiter(counters: str, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Limiter]:
     """The limiter that `access.counters` names, for as long as it is entered. Raises ConfigError for an address that
     cannot be one; a Redis that does not answer is waited for while this process counts for itself."""
     if counters == MEMORY:
         yield MemoryLimiter()
         return
-    async with RedisLimiter(counters) as limiter:
+    async with RedisLimiter(counters, task_failed=task_failed) as limiter:
         yield limiter
 
 

@@ -12,6 +12,7 @@ from typing import Self
 from uuid import uuid4
 
 from coe.registry import ApiKey
+from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access.connection import AwayError, Connection
 from gateway.access.limits import meters_of
 from gateway.access.shared import SharedAccount
@@ -31,8 +32,9 @@ class RedisLimiter:
     while it is away.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
+        self._task_failed = task_failed
         self._connection = Connection(url)
         self._clock = clock
         self._gateway = uuid4().hex
@@ -43,7 +45,7 @@ class RedisLimiter:
         self.degraded = False
 
     async def __aenter__(self) -> Self:
-        self._keeper = asyncio.create_task(self._tend())
+        self._keeper = supervised(self._tend, "limits", task_failed=self._task_failed)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

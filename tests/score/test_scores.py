@@ -19,6 +19,7 @@ from coe.learning.scores import GIVE_UP, Column, Run, keys_of, score_columns
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, Say, probe_of
+from tests.score.bubblewrap import needs_bubblewrap
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +121,7 @@ async def test_a_second_run_asks_only_what_is_missing(desk: Desk) -> None:
     assert not journal.failed
 
 
+@needs_bubblewrap
 async def test_code_is_run_against_its_tests(desk: Desk) -> None:
     probe = probe_of("add", checker="code", reference=None, tests="assert add(1, 2) == 3")
     right = AnsweringExpert("right", always("```python\ndef add(a, b): return a + b\n```"))
@@ -128,6 +130,14 @@ async def test_code_is_run_against_its_tests(desk: Desk) -> None:
     assert journal.scored["right/add"].score == 1.0
     assert journal.scored["wrong/add"].score == 0.0
     assert "assert add(1, 2) == 3" in journal.scored["wrong/add"].note
+
+
+@needs_bubblewrap
+async def test_tests_that_cannot_be_run_leave_the_probe_without_a_score(desk: Desk) -> None:
+    probe = probe_of("node", checker="code", reference=None, tests="class Node: pass\nassert f(Node())")
+    journal = await desk.score([probe], AnsweringExpert("a", always("```python\ndef f(x): return x\n```")))
+    assert journal.failed["a/node"].code == "tests_unusable"
+    assert "the tests pass a Node" in desk.told[0]
 
 
 async def test_numeric_probes_use_their_tolerance(desk: Desk) -> None:

@@ -14,6 +14,7 @@ from coe.fleet.fleet import to_the_end
 from coe.fleet.pace import Pace
 from coe.fleet.specs import LocalExpert
 from coe.settings import Endpoint
+from coe.supervision import supervised
 
 ROOM_WITHIN = 120.0
 """Seconds that a server waits for a node with room; a cluster that grows by itself takes a minute or so."""
@@ -60,7 +61,7 @@ class ClusterFleet:
         except BaseException:
             await to_the_end(self._close())
             raise
-        self._followers = [asyncio.create_task(station.follow()) for station in self._stations]
+        self._followers = [supervised(station.follow, "follow-station") for station in self._stations]
         return self
 
     async def __aexit__(

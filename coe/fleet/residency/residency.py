@@ -17,6 +17,7 @@ from coe.fleet.residency.ledger import Ledger, Ticket
 from coe.fleet.residency.rooms import Floor, Room
 from coe.fleet.residency.state import Action
 from coe.fleet.residency.tenant import Tenant
+from coe.supervision import log_failure
 
 
 @dataclass(slots=True)
@@ -228,6 +229,7 @@ class Residency:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(log_failure)
         return task
 
     async def _wake(self, level: _Level, tenant: Tenant) -> None:

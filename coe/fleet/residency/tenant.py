@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import aiohttp
@@ -15,6 +16,7 @@ from coe.fleet.pace import Pace
 from coe.fleet.residency.rooms import Room
 from coe.fleet.server import Server
 from coe.fleet.vllm import Vllm
+from coe.supervision import supervised
 
 AWAKE_TIMEOUT = 60.0
 """Seconds for the first token of a server that woke."""
@@ -76,7 +78,7 @@ class Tenant:
 
     def watch(self, trouble: Callable[[Tenant, str], None]) -> None:
         """Call `trouble` once when it dies or stops answering."""
-        self._watcher = asyncio.create_task(self._until_trouble(trouble))
+        self._watcher = supervised(partial(self._until_trouble, trouble), f"watch-{self.key}", may_return=True)
 
     async def _until_trouble(self, trouble: Callable[[Tenant, str], None]) -> None:
         what = await self._server.trouble()

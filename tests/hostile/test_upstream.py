@@ -1,0 +1,134 @@
+"""Experts' servers that frame their answers ambiguously, or send on after the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from coe.core import Api
+from coe.errors import ExpertError
+from coe.experts.client import Client, Target
+from coe.experts.http1 import MAX_INFORMATIONAL, Answer, ProtocolError
+from tests.experts.faulty_server import CHUNK, DONE, LAST
+from tests.experts.test_client import request_of, serving, whole
+from tests.experts.test_odd_streams import Pieces, relayed, streamed
+
+pytestmark = pytest.mark.anyio
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+EVENT = CHUNK % b"clever"
+BYE = b'data: {"type":"message_stop"}\n\n'
+HELLO = b'data: {"type":"message_start","message":{"usage":{"input_tokens":1,"output_tokens":0}}}\n\n'
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_informational_answers_without_end_are_refused(at_once: bool) -> None:
+    many = EARLY * 100_000
+    size = len(many) if at_once else len(EARLY)
+    answer = Answer()
+
+    def feed() -> None:
+        for at in range(0, len(many), size):
+            answer.feed(many[at : at + size])
+
+    with pytest.raises(ProtocolError, match="without end"):
+        feed()
+
+
+def test_a_few_informational_answers_are_skipped() -> None:
+    answer = Answer()
+    assert answer.feed(EARLY * MAX_INFORMATIONAL + HEAD + b"content-length: 2\r\n\r\nok") == b"ok"
+    assert answer.complete
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        HEAD + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
+        HEAD + b"Transfer-Encoding: \r\nContent-Length: 5\r\n\r\n",
+        HEAD + b"transfer-encoding: identity\r\ncontent-length: 5\r\n\r\n",
+        HEAD + b"transfer-encoding: \r\n\r\n",
+        HEAD + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+        HEAD + b"content-length: 5\r\ncontent-length: 6\r\n\r\n",
+        HEAD + b"content-length: 5, 6\r\n\r\n",
+        b"HTTP/1.1 000 OK\r\ncontent-length: 5\r\n\r\n",
+        b"HTTP/1.1 099 OK\r\ncontent-length: 5\r\n\r\n",
+    ],
+)
+async def test_an_ambiguous_length_is_refused_and_its_connection_closed(head: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Answer().feed(head + b"hello")
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(head + b"5\r\nhello\r\n0\r\n\r\n")
+        await reader.read()
+        closed.set()
+
+    async with serving(serve) as url, Client() as client:
+        target = Target(url, {})
+        with pytest.raises(ConnectionError):
+            await whole(client, target)
+        assert not target.idle
+        await closed.wait()
+
+
+def test_one_length_said_twice_is_that_length() -> None:
+    assert Answer().feed(HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello") == b"hello"
+
+
+class Watched(Pieces):
+    """Notes whether its connection was kept for another request."""
+
+    at_end = False
+    kept: bool | None = None
+
+    def release(self) -> None:
+        self.kept = True
+
+    def close(self) -> None:
+        self.kept = False
+
+
+async def relayed_by(*pieces: bytes, api: Api = "chat") -> tuple[bytes, bool | None]:
+    response = Watched(*pieces)
+    reply: Any = streamed(api=api)
+    reply._response = response
+    return await relayed(reply), response.kept
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [EVENT + LAST + DONE + EVENT],
+        [EVENT, LAST + DONE + EVENT + DONE],
+        [EVENT, LAST, DONE, EVENT],
+        [EVENT, LAST, DONE + b"data: {"],
+        [EVENT, LAST, DONE + b"data: {", b'"choices": []}\n\n'],
+        [EVENT, LAST + DONE + b'data: {"error":{"message":"late"}}\n\n'],
+        [EVENT, LAST + DONE + b": comment\n\n"],
+    ],
+)
+async def test_nothing_is_relayed_after_done_and_the_connection_is_closed(pieces: list[bytes]) -> None:
+    assert await relayed_by(*pieces) == (EVENT + LAST + DONE, False)
+
+
+@pytest.mark.parametrize("pieces", [[EVENT + LAST + DONE], [EVENT, LAST, DONE], [EVENT, LAST + DONE + b"\n", b"\n"]])
+async def test_a_stream_that_ends_with_done_keeps_its_connection(pieces: list[bytes]) -> None:
+    assert await relayed_by(*pieces) == (EVENT + LAST + DONE, True)
+
+
+async def test_nothing_is_relayed_after_the_end_of_messages() -> None:
+    text = b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"hi"}}\n\n'
+    assert await relayed_by(HELLO, text, BYE + text, api="messages") == (HELLO + text + BYE, False)
+
+
+async def test_an_answer_that_begins_after_done_is_none() -> None:
+    for pieces in ([DONE + EVENT], [DONE, EVENT]):
+        with pytest.raises(ExpertError, match="before the first event"):
+            await relayed(streamed(*pieces))

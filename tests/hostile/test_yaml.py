@@ -1,0 +1,65 @@
+"""YAML that expands, nests or runs on without end."""
+
+from pathlib import Path
+
+import pytest
+
+from coe import located, yaml_limits
+from coe.errors import ConfigError
+from coe.registry import load
+from coe.yaml_limits import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES
+
+LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+LONG = f"a: &a {'x' * 10_000}\nb: [{', '.join(['*a'] * (MAX_CHARACTERS // 10_000))}]\n"
+MERGED = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{n}: &a{n} {{k: [{', '.join([f'*a{n - 1}'] * 10)}], <<: *a{n - 1}}}\n" for n in range(1, 10)
+)
+CHAINED = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} {'[' * 9}*a{n - 1}{']' * 9}\n" for n in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        (LAUGHS, 6, f"more than {MAX_NODES} values"),
+        (LONG, 2, f"{MAX_CHARACTERS} characters, aliases"),
+        (MERGED, 6, f"more than {MAX_NODES} values"),
+        (CHAINED, 9, f"nested more than {MAX_DEPTH} deep"),
+        ("a: 1\nb: &b [1, *b]\n", 2, "stands inside of what it names"),
+        ("a: &a\n  b: *a\n", 2, "stands inside of what it names"),
+        ("a: 1\nb: " + "[" * 100_000, 2, "nested more than"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(200)), 65, "nested more than"),
+        ("a: *b\n", 1, "undefined alias"),
+    ],
+    ids=range(9),
+)
+def test_a_bomb_is_refused_with_its_line(text: str, line: int, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "experts.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=problem) as refused:
+        load(path, environ={})
+    assert str(refused.value).startswith(f"experts.yaml:{line}: ")
+
+
+def test_values_are_counted_without_aliases_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_limits, "MAX_NODES", 100)
+    with pytest.raises(ConfigError, match=r"^x:100: this makes more than 100 values"):
+        located.parsed("- 1\n" * 101, "x")
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=f"more than the {MAX_CHARACTERS} that a file may have"):
+        located.read(Path("/dev/zero"))
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "experts.yaml"
+    path.write_text("# x\n" * (MAX_CHARACTERS // 4 + 1))
+    with pytest.raises(ConfigError, match=f"more than the {MAX_CHARACTERS} that a file may have"):
+        located.read(path)
+
+
+def test_a_few_aliases_work() -> None:
+    found = located.parsed("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: [*a, *a]}\n", "x")
+    assert found.value == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": [{"x": 1}, {"x": 1}]}}

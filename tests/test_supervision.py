@@ -1,0 +1,225 @@
+"""Background tasks that end unexpectedly: logged, counted, restarted."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coe.experts.watch
+import coe.records.writer
+import gateway.following
+import gateway.reload
+import gateway.settling
+import gateway.stalls
+from coe import supervision
+from coe.experts.client import Client
+from coe.records import RecordWriter
+from coe.settings import Settings
+from coe.supervision import following_pause, log_failure, supervised
+from coe.turns import taking_turns
+from coe.turns.client import Turns
+from gateway.access.redis import RedisLimiter
+from gateway.conversations import Conversations
+from gateway.following import Follower, following
+from gateway.implicit import ImplicitSignals
+from gateway.logs import TextFormatter
+from gateway.metrics import Metrics
+from gateway.tallies import page
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.0)
+
+
+class Work:
+    """Fails a number of times, then waits for ever."""
+
+    def __init__(self, *failures: BaseException | None) -> None:
+        self.failures = list(failures)
+        self.waits = asyncio.Event()
+
+    async def __call__(self, *_: Any) -> None:
+        if self.failures:
+            failure = self.failures.pop(0)
+            if failure is None:
+                return
+            raise failure
+        self.waits.set()
+        await asyncio.Event().wait()
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def formatted(record: logging.LogRecord) -> str:
+    record.exc_text = None  # that of another formatter
+    return TextFormatter().format(record)
+
+
+async def test_a_task_that_fails_is_logged_counted_and_restarted(caplog: pytest.LogCaptureFixture) -> None:
+    failures: Counter[str] = Counter()
+    work = Work(ValueError("a prompt"), None, asyncio.CancelledError())
+    task = supervised(work, "demo", task_failed=lambda name: failures.update([name]))
+    await work.waits.wait()
+    assert failures == {"demo": 3}
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+    line = formatted(caplog.records[0])
+    assert "background task 'demo' ended unexpectedly; it restarts in" in line
+    assert "builtins.ValueError" in line
+    assert "a prompt" not in line
+    await cancelled(task)
+
+
+async def test_a_cause_is_bounded_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def deep(levels: int = 200) -> None:
+        if levels:
+            await deep(levels - 1)
+        raise OSError("x" * 10**6)
+
+    task = supervised(deep, "demo")
+    while not caplog.records:
+        await asyncio.sleep(0)
+    await cancelled(task)
+    assert len(formatted(caplog.records[0])) < 20_000
+
+
+async def test_a_task_that_may_return_ends_then() -> None:
+    await supervised(Work(None), "demo", may_return=True)
+
+
+async def test_a_task_that_runs_once_is_logged_where_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+    async def run(*, fails: bool) -> None:
+        if fails:
+            raise OSError("the disk is full")
+
+    for fails in (False, True):
+        task = asyncio.create_task(run(fails=fails), name="once")
+        task.add_done_callback(log_failure)
+        await asyncio.wait({task})
+        await asyncio.sleep(0)
+    (record,) = caplog.records
+    assert "background task 'once' failed" in formatted(record)
+    assert "the disk is full" in formatted(record)
+
+
+async def test_a_cancelled_task_is_not_restarted() -> None:
+    work = Work()
+    task = supervised(work, "demo", task_failed=pytest.fail)
+    await work.waits.wait()
+    await cancelled(task)
+
+
+def test_pauses_double_to_a_bound_and_begin_anew_after_a_healthy_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 1.0)
+    pauses = [0.0]
+    for _ in range(8):
+        pauses.append(following_pause(pauses[-1], ran=0.0))
+    assert pauses[1:] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert following_pause(60.0, ran=60.0) == 1
+
+
+async def test_failures_are_a_metric() -> None:
+    metrics = Metrics()
+    work = Work(ValueError())
+    task = supervised(work, "demo", task_failed=metrics.task_failed)
+    await work.waits.wait()
+    assert 'coe_background_task_failures_total{task="demo"} 1' in page([metrics.tallies.families()]).decode()
+    await cancelled(task)
+
+
+# ----------------------------------------------------------------------- every task that serves as long as a process
+
+Failed = Callable[[str], None]
+Opened = AbstractAsyncContextManager[Any]
+URL = "redis://127.0.0.1:1/0"
+
+
+def records(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(RecordWriter, "_run", work)
+    return RecordWriter(None, spool=None, deadline=0.01, task_failed=failed)  # type: ignore[arg-type]
+
+
+def implicit(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(ImplicitSignals, "_run", work)
+    patch.setattr("gateway.implicit.PATIENCE", 0.01)
+    return ImplicitSignals(None, count=lambda _: None, task_failed=failed)  # type: ignore[arg-type]
+
+
+def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(RedisLimiter, "_tend", work)
+    return RedisLimiter(URL, task_failed=failed)
+
+
+def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(Conversations, "_tend", work)
+    return Conversations(URL, task_failed=failed)
+
+
+def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(Turns, "connected", work)
+    return taking_turns(folder / "socket", task_failed=failed)
+
+
+def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(coe.experts.watch, "_watch", work)
+    return coe.experts.watch.watching(list, session=Client(), task_failed=failed)
+
+
+def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(gateway.settling, "_give_back", work)
+    return gateway.settling.giving_back(task_failed=failed)
+
+
+def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(gateway.stalls, "_let_go", work)
+    return gateway.stalls.letting_go(after=1.0, task_failed=failed)
+
+
+def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(gateway.reload.Reload, "_run", work)
+    return object.__new__(gateway.reload.Reload).watching(since=(), task_failed=failed)
+
+
+def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(Follower, "run", work)
+    metrics = Metrics()
+    patch.setattr(metrics, "task_failed", failed)
+    return following(Settings.read({"COE_HOME": str(folder)}), URL, metrics)
+
+
+OPENED = [records, implicit, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]
+
+
+@pytest.mark.parametrize("opened", OPENED)
+async def test_every_background_task_of_a_gateway_is_supervised(
+    opened: Callable[[pytest.MonkeyPatch, Work, Failed, Path], Opened], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failures: list[str] = []
+    work = Work(ValueError("once"))
+    async with opened(monkeypatch, work, failures.append, tmp_path):
+        await work.waits.wait()
+    assert len(failures) == 1
+
+
+async def test_a_follower_survives_whatever_is_shared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise UnicodeDecodeError("ascii", b"\xff" * 10_000, 0, 1, "no")
+
+    monkeypatch.setattr(gateway.following, "mirror", fails)
+    follower = Follower(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
+    follower.look()
+    assert follower.behind
+    assert len(caplog.records[0].getMessage()) < 1000
