@@ -11,12 +11,14 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from coe.artifacts import ArtifactStore
 from coe.cli.common import Config, Json, image, keep_output_clean, say, say_error, say_json, settings_for, store_of
 from coe.cli.plan_gate import plan_gate
 from coe.cli.plan_report import LeftOut, plan_report, show_plan
 from coe.cli.progress import told_if_long
 from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
+from coe.learning.evidence import joined
 from coe.learning.quality import read_quality
 from coe.mapping import (
     VALUES,
@@ -26,9 +28,11 @@ from coe.mapping import (
     Dependencies,
     ParetoRow,
     Patience,
+    PlanEvidence,
     Problem,
     least,
     marginal_values,
+    read_evidence,
     rounded,
     routed_use,
     solve,
@@ -50,6 +54,9 @@ Bound = Annotated[float, typer.Option("--deviations", min=0, help="Standard erro
 Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
 Plot = Annotated[Path | None, typer.Option("--plot", callback=image, help="Image of the sweep (.png or .svg).")]
 Forget = Annotated[bool, typer.Option("--forget", help="Go back to the assignment declared in experts.yaml.")]
+Drop = Annotated[
+    bool, typer.Option("--drop-learnt", help="Plan on the scores alone, without what `coe retrain` learnt.")
+]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
 
@@ -61,11 +68,13 @@ def plan(
     plot: Plot = None,
     dry_run: Dry = False,
     forget: Forget = False,
+    drop_learnt: Drop = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Find the best expert for every category under the budget, exactly, and put the plan into use.
 
+    Categories that `coe retrain` has moved since keep the feedback that moved them, unless --drop-learnt is given.
     Where the folder has what passages changed (`coe score --retrieval both`), the retrieval gate is fitted too.
     """
     keep_output_clean()
@@ -82,7 +91,15 @@ def plan(
         raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     row, limits = _limits(sweep_) if sweep_ else ("", [])
     registry = load(settings.config, environ=settings.environ)
-    basis, left_out = basis_of(settings, registry, scores, benchmark=name, deviations=deviations)
+    learnt = _learnt(store, registry)
+    basis, left_out = basis_of(
+        settings,
+        registry,
+        scores,
+        benchmark=name,
+        deviations=deviations,
+        learnt=PlanEvidence() if drop_learnt else learnt,
+    )
     problem = basis.problem
     with told_if_long("solving the plan"):
         assignment = solve(problem, traffic=basis.traffic)
@@ -108,6 +125,7 @@ def plan(
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
     report = plan_report(basis, assignment, rows, values, pins=registry.assignment)
     report |= {"sweep_impossible": impossible, "left_out": asdict(left_out)}
+    report["learnt"] = {"kept": list(basis.moved), "dropped": sorted(set(learnt.moved) - set(basis.moved))}
     report["sample"] = _sampled(problem, assignment, basis.traffic)
     report |= {"gate": gate} if gate else {}
     if json:
@@ -117,10 +135,16 @@ def plan(
 
 
 def basis_of(
-    settings: Settings, registry: Registry, folder: Path, *, benchmark: str | None = None, deviations: float
+    settings: Settings,
+    registry: Registry,
+    folder: Path,
+    *,
+    benchmark: str | None = None,
+    deviations: float,
+    learnt: PlanEvidence,
 ) -> tuple[Basis, LeftOut]:
     """The scored experts and the categories that they may serve, with measured quality: lower bounds, pins and budget
-    applied; and what is left out.
+    applied; and what is left out. The feedback in `learnt` is added to the scores of the categories that it moved.
 
     Raises DataError where nothing is scored that could be planned.
     """
@@ -138,17 +162,42 @@ def basis_of(
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
-    table = tabulate_softly(categories, experts, member, scores)
-    weights = np.maximum(table.count.max(axis=1), 1.0)  # a category without probes still comes
+    measured = tabulate_softly(categories, experts, member, scores)
+    moved = tuple(name for name in learnt.moved if name in categories)
+    feedback = learnt.over(categories, experts, only=moved) if moved else None
+    table = measured if feedback is None else joined(measured, feedback)
+    weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes still comes
     count = fit_pseudo_count(labels, scores)
     quality = table.lower(deviations=deviations, pseudo_count=count)
     problem = declared_problem(registry, table, quality=quality, weights=weights)
     traffic = _traffic(settings, problem, prompts)
     source = f"{len(prompts)} prompts of {folder.name}"
     basis = Basis(
-        problem, table, traffic, deviations, source, count, measured=table, dependencies=Dependencies.of(registry)
+        problem,
+        table,
+        traffic,
+        deviations,
+        source,
+        count,
+        measured=measured,
+        learnt=feedback,
+        moved=moved,
+        dependencies=Dependencies.of(registry),
     )
-    return basis, LeftOut.of(registry, data, table)
+    return basis, LeftOut.of(registry, data, measured)
+
+
+def _learnt(store: ArtifactStore, registry: Registry) -> PlanEvidence:
+    """The evidence of the plan in use; empty, with a note, where it cannot be read."""
+    try:
+        version = store.in_use()
+        if version is None:
+            return PlanEvidence()
+        folder = store.published(version).folder
+        return read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+    except ArtifactError as error:
+        say_error(f"note: what was learnt from feedback cannot be kept: {error}")
+        return PlanEvidence()
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:

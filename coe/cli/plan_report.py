@@ -96,7 +96,7 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, kept: bool) -> None:
     for row in report["assignment"]:
         margin = "pinned" if row["pinned"] else f"{row['margin']:6.3f}"
         say(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {margin}")
-    for line in _left_out(report["left_out"], scores):
+    for line in (*_left_out(report["left_out"], scores), *_learnt(report["learnt"])):
         say(line)
     say(f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items()))
     say(f"\n{'expert':16} {'price':>8}  quality lost without it")
@@ -142,3 +142,13 @@ def _left_out(found: Mapping[str, Any], scores: Path) -> list[str]:
     if unprobed := found["unprobed"]:
         lines.append(f"estimated: {', '.join(unprobed)}, without probes; add probes of them and run coe score again")
     return [f"\n{lines[0]}", *lines[1:]] if lines else []
+
+
+def _learnt(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """The categories whose feedback is kept in the plan, and those whose feedback it drops."""
+    lines = []
+    if kept := found["kept"]:
+        lines.append(f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-learnt plans without it)")
+    if dropped := found["dropped"]:
+        lines.append(f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved")
+    return lines

@@ -212,8 +212,9 @@ def _opening_row(
 ) -> tuple[Array, Array]:
     """The row nearest to the proposed one that sends at most MAX_FLIPPED of the traffic to another expert, and the
     additional share of the category's requests in which each expert comes within `loss` of the best, shape (k,)."""
-    own, row = traffic.posterior.argmax(axis=1) == category, current.quality[category]
-    change, old = np.where(np.isfinite(row), rows[category] - row, 0.0), greedy(traffic, current)
+    own, row, old = traffic.posterior.argmax(axis=1) == category, current.quality[category], greedy(traffic, current)
+    change = np.zeros_like(row)
+    np.subtract(rows[category], row, out=change, where=np.isfinite(row))
     for step in STEPS:
         opened = with_rows(current, {category: row + step * change}, (category,))
         flipped = np.abs(greedy(traffic, opened) - old).sum(axis=1).mean() / 2
