@@ -138,6 +138,7 @@ class _Tries:
 
     def failed(self, turn: _Turn, error: _Failure, *, pending: bool = False) -> None:
         """An ask failed, with an earlier one `pending`. Raises the error where asking on cannot help."""
+        error.drop_frames()
         if isinstance(error, InvalidRequest) or not error.asked:
             self._left += 1
             self._asks.begun -= 1

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from starlette.types import Receive, Scope
+from collections.abc import Callable
+
+from starlette.types import Message, Receive, Scope
 
 from coe.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
 from gateway.cutoff import ClientLeftError
+from gateway.json_scan import MAX_VALUES, JsonScan
 
 BODY_TIMEOUT = 30.0
 """Seconds for a whole body."""
+SMALL_BODY = 2**16
+"""Bytes of a body whose values are not counted and whose memory is not: permits and places bound these."""
+INITIAL_COPIES = 2
+"""Copies of a body's bytes that memory is reserved for before any of them has arrived: as read, and as parsed."""
+
+Hold = Callable[[int], None]
+"""Reserves memory for a body until it has so many bytes in all. Raises BodyMemoryFull."""
 
 
-async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. Raises an InvalidRequest, or ClientLeftError."""
+def unbounded(_: int) -> None:
+    """The Hold of endpoints that bound the memory of bodies by the number of their requests."""
+
+
+async def read_json_body(
+    scope: Scope, receive: Receive, *, limit: int, max_values: int = MAX_VALUES, hold: Hold = unbounded
+) -> bytes | bytearray:
+    """The whole body, at most `limit` bytes and `max_values` JSON values. Raises an InvalidRequest, BodyMemoryFull, or
+    ClientLeftError."""
     media_type, declared = b"application/json", 0
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -24,22 +41,38 @@ async def read_json_body(scope: Scope, receive: Receive, *, limit: int) -> bytes
         raise WrongMediaType(message)
     if declared > limit:
         raise _too_large(limit)
-    return await _read(receive, limit)
-
-
-async def _read(receive: Receive, limit: int) -> bytes:
-    chunks, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeftError
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+    if declared > SMALL_BODY:
+        hold(INITIAL_COPIES * declared)
+    message = await _received(receive)
+    chunk: bytes = message.get("body", b"")
+    if declared <= SMALL_BODY and len(chunk) <= SMALL_BODY and not message.get("more_body", False):
+        if len(chunk) > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return chunk
+    return await _read(message, receive, limit=limit, scan=JsonScan(max_values=max_values), hold=hold)
+
+
+async def _read(message: Message, receive: Receive, *, limit: int, scan: JsonScan, hold: Hold) -> bytes | bytearray:
+    """The body that begins with `message`, in one buffer: a list of chunks to be joined would hold it twice."""
+    body = bytearray()
+    while True:
+        chunk: bytes = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
+            raise _too_large(limit)
+        body += chunk
+        scan.feed(chunk)
+        if scan.size > SMALL_BODY:
+            hold(scan.memory)
+        if not message.get("more_body", False):
+            return body
+        message = await _received(receive)
+
+
+async def _received(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeftError
+    return message
 
 
 def too_slow() -> BodyTooSlow:

@@ -31,6 +31,7 @@ CoEError
     │   ├── Unauthorized   no API key, or one that is not known            401
     │   └── Forbidden      the key's scopes do not cover this              403
     ├── Overloaded         no permit free in time                          429
+    ├── BodyMemoryFull     other requests' bodies hold the memory           503
     ├── LimitReached       what the API key may use is used up             429
     ├── Draining           the process is about to end                     503
     ├── LogUnavailable     feedback cannot be kept now                     503
@@ -78,6 +79,7 @@ from coe.errors.process import (
 from coe.errors.request import (
     ArtifactNotFound,
     ArtifactRefused,
+    BodyMemoryFull,
     BodyTooLarge,
     BodyTooSlow,
     DeadlineExceeded,
@@ -107,6 +109,7 @@ __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactRefused",
+    "BodyMemoryFull",
     "BodyTooLarge",
     "BodyTooSlow",
     "ClusterError",

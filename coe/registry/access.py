@@ -19,6 +19,10 @@ class Limits(Declared):
     queue_timeout: Positive = 10.0
     """Seconds that a request waits for a permit."""
     max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
+    body_memory_mb: Annotated[int, Field(ge=1)] = 512
+    """Memory for bodies over 64 KiB until their answers begin, at least 12 times max_body_mb; one key gets half."""
+    max_json_values: Annotated[int, Field(ge=1000)] = 500_000
+    """JSON values of a body over 64 KiB; an object or array counts as 10."""
 
 
 class KeyLimits(Declared):

@@ -11,7 +11,7 @@ from coe.core import Api, Chat, Usage
 from coe.experts.wire import LENGTHS, MOST_TOKENS
 from coe.registry import Prices
 from gateway.access.levels import MINUTE
-from gateway.access.limits import Account, Use
+from gateway.access.limits import Account, Use, refusal
 from gateway.dialects.parts import prompts_of
 
 CHARACTERS = 4
@@ -35,6 +35,10 @@ class Allowance:
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+
+    async def reserve(self, chat: Chat) -> None:
+        """Reserve what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
+        ever allows."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What is left, the way OpenAI tells it."""
@@ -74,38 +78,60 @@ class Counted(Allowance):
 
 
 class Metered(Counted):
-    """Of a key that has limits, for what an expert answers."""
+    """What an expert's answer uses of a key with limits, reserved in two steps. Before the body is read it is the request
+    and the least that any request uses, so that a key with nothing left is refused. Once the body is parsed it is what
+    the answer may use."""
 
-    __slots__ = ("_input", "_output", "_prices", "_spent")
+    __slots__ = ("_input", "_key", "_least", "_output", "_prices_of", "_rest", "_spent")
 
-    def __init__(self, account: Account, chat: Chat, *, prices: Prices, spent: Spent) -> None:
+    def __init__(
+        self, account: Account, key: str, *, least: Use, prices_of: Callable[[str], Prices], spent: Spent
+    ) -> None:
         super().__init__(account)
-        self._input = _input_tokens(chat)
-        self._output = _output_tokens(chat)
-        self._prices = prices
+        self._key = key
+        self._least = least
+        self._prices_of = prices_of
+        self._input = self._output = 0.0
+        self._rest: Any = None
         self._spent: Spent | None = spent
         """None once it was asked: it holds the request, which holds this, and such circles keep large bodies."""
 
     async def __aenter__(self) -> Allowance:
-        self._taken = await self._account.take(_use(self._input, self._output, self._prices))
+        self._taken = await self._account.take(self._least)
         return self
+
+    async def reserve(self, chat: Chat) -> None:
+        self._input, self._output = _input_tokens(chat), _output_tokens(chat)
+        whole = _use(self._input, self._output, self._prices_of(chat.model))
+        for meter in self._account.meters:
+            if whole[meter.unit] > meter.limit:
+                raise refusal(self._key, meter, whole[meter.unit], wait=0.0)
+        self._rest = await self._account.take(_less(whole, self._least))
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate,
         or a token for each event where more of them came."""
         assert self._spent is not None
         spent, self._spent = self._spent(), None
-        if spent is None:
-            used = REQUEST
-        else:
-            usage, prices = spent
-            known_input, known_output = usage.input_tokens, usage.output_tokens
-            used = _use(
-                self._input if known_input is None else known_input,
-                max(self._output, usage.events) if known_output is None else known_output,
-                prices,
-            )
-        self._account.settle(self._taken, used)
+        if self._rest is None:
+            self._account.settle(self._taken, REQUEST)
+            return
+        used = REQUEST if spent is None else self._used(*spent)
+        self._account.settle(self._taken, self._least)
+        self._account.settle(self._rest, _less(used, self._least))
+
+    def _used(self, usage: Usage, prices: Prices) -> Use:
+        known_input, known_output = usage.input_tokens, usage.output_tokens
+        return _use(
+            self._input if known_input is None else known_input,
+            max(self._output, usage.events) if known_output is None else known_output,
+            prices,
+        )
+
+
+def _less(use: Use, least: Use) -> Use:
+    """What is used beyond `least`, which is negative where less was used."""
+    return Use(use.requests - least.requests, use.tokens - least.tokens, use.dollars - least.dollars)
 
 
 def _use(input_tokens: float, output_tokens: float, prices: Prices) -> Use:
