@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.hostile_bodies [--bodies 50] [--megabytes 20] [--seconds 10] [--home DIR]
 
-`--bodies` clients of one API key each send a body, read the answer, pause for 0.1 s, and send the next one, for
-`--seconds`. Meanwhile one client of another key sends short requests at an even pace. The rounds differ in what the
-large bodies are:
+`--bodies` clients of one API key each send a body, read the answer, pause for 1 s as `retry-after` says, and send
+the next one, for `--seconds`. Meanwhile one client of another key sends short requests at an even pace. The rounds
+differ in what the large bodies are:
 
 - `idle`: no large bodies, for comparison
 - `objects`: `[{},{},...]`, which costs most memory for its bytes
@@ -41,8 +41,8 @@ from benchmarks.rig import GATEWAY_PORT, KEY, ROOT, gateway, require, rss_mb, up
 
 PACE = 0.02
 """Seconds between two short requests."""
-PAUSE = 0.1
-"""Seconds between two bodies of one client. A client that obeys Retry-After waits a second."""
+PAUSE = 1.0
+"""Seconds between two bodies of one client, as Retry-After asks for."""
 SAMPLE = 0.01
 """Seconds between two samples of the memory."""
 PIECE = 2**18

@@ -18,6 +18,9 @@ LEAST_RETRY, MOST_RETRY = 1.0, 60.0
 """Seconds a refused client may be asked to wait."""
 RATE_WINDOW = 5.0
 """Seconds over which the rate of finished requests is taken."""
+BODY_RATE = 100e6
+"""Bytes of large bodies read a second. What such a body costs, from its first byte to the expert, is about 3 ns a byte
+of the processor's time, so that two thirds of it are left for other requests."""
 LARGEST_BODIES = 12
 """The memory for bodies is at least so many times the size of the largest body: one caller gets half of it, and a body
 beyond ASCII needs six times its size."""
@@ -50,6 +53,7 @@ class Admission:
         """Held while a large body is parsed, so that other requests are served between two of them."""
         self._arriving = Shares()
         self._memory = Shares()
+        self._next_read = 0.0
         self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
         self._rate = _Rate()
 
@@ -73,6 +77,14 @@ class Admission:
             )
             raise BodyMemoryFull(f"{why}: send it again (limits.body_memory_mb)", retry_after=LEAST_RETRY)
         ticket.memory = size
+
+    async def pace(self, size: int) -> None:
+        """Wait until so many bytes of a large body fit into BODY_RATE."""
+        now = asyncio.get_running_loop().time()
+        wait = self._next_read - now
+        self._next_read = max(now, self._next_read) + size / BODY_RATE
+        if wait > 0:
+            await asyncio.sleep(wait)
 
     def free(self, ticket: Ticket) -> None:
         """Return the memory held for the body of a request."""
@@ -207,6 +219,10 @@ class Ticket:
         """Hold memory for its body until it has `size` bytes in all. Raises BodyMemoryFull."""
         if size > self.memory:
             self._admission.hold(self, size)
+
+    async def pace(self, arrived: int) -> None:
+        """Wait until `arrived` bytes more of its large body may be read."""
+        await self._admission.pace(arrived)
 
     def free_body(self) -> None:
         """The body is no longer in memory."""

@@ -31,7 +31,7 @@ async def admit(
     can be seen to leave only after it. Raises what `read_json_body` does, or Overloaded."""
     began = cutoff.until - min(wishes.timeout, BODY_TIMEOUT)
     largest, values = int(limits.max_body_mb * 2**20), limits.max_json_values
-    body = await read_json_body(scope, receive, limit=largest, max_values=values, hold=ticket.hold)
+    body = await read_json_body(scope, receive, limit=largest, max_values=values, room=ticket)
     ticket.arrived()
     cutoff.until, cutoff.late = began + wishes.timeout, partial(_late, wishes.timeout)
     cutoff.watch(receive)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from starlette.types import Message, Receive, Scope
 
@@ -17,16 +17,19 @@ SMALL_BODY = 2**16
 INITIAL_COPIES = 2
 """Copies of a body's bytes that memory is reserved for before any of them has arrived: as read, and as parsed."""
 
-Hold = Callable[[int], None]
-"""Reserves memory for a body until it has so many bytes in all. Raises BodyMemoryFull."""
 
+class Room(Protocol):
+    """What bounds the large bodies of all requests together."""
 
-def unbounded(_: int) -> None:
-    """The Hold of endpoints that bound the memory of bodies by the number of their requests."""
+    def hold(self, size: int) -> None:
+        """Hold memory for this body until it has `size` bytes in all. Raises BodyMemoryFull."""
+
+    async def pace(self, arrived: int) -> None:
+        """Wait until `arrived` bytes more may be read."""
 
 
 async def read_json_body(
-    scope: Scope, receive: Receive, *, limit: int, max_values: int = MAX_VALUES, hold: Hold = unbounded
+    scope: Scope, receive: Receive, *, limit: int, max_values: int = MAX_VALUES, room: Room | None = None
 ) -> bytes | bytearray:
     """The whole body, at most `limit` bytes and `max_values` JSON values. Raises an InvalidRequest, BodyMemoryFull, or
     ClientLeftError."""
@@ -41,18 +44,20 @@ async def read_json_body(
         raise WrongMediaType(message)
     if declared > limit:
         raise _too_large(limit)
-    if declared > SMALL_BODY:
-        hold(INITIAL_COPIES * declared)
+    if room and declared > SMALL_BODY:
+        room.hold(INITIAL_COPIES * declared)
     message = await _received(receive)
     chunk: bytes = message.get("body", b"")
     if declared <= SMALL_BODY and len(chunk) <= SMALL_BODY and not message.get("more_body", False):
         if len(chunk) > limit:
             raise _too_large(limit)
         return chunk
-    return await _read(message, receive, limit=limit, scan=JsonScan(max_values=max_values), hold=hold)
+    return await _read(message, receive, limit=limit, scan=JsonScan(max_values=max_values), room=room)
 
 
-async def _read(message: Message, receive: Receive, *, limit: int, scan: JsonScan, hold: Hold) -> bytes | bytearray:
+async def _read(
+    message: Message, receive: Receive, *, limit: int, scan: JsonScan, room: Room | None
+) -> bytes | bytearray:
     """The body that begins with `message`, in one buffer: a list of chunks to be joined would hold it twice."""
     body = bytearray()
     while True:
@@ -61,8 +66,9 @@ async def _read(message: Message, receive: Receive, *, limit: int, scan: JsonSca
             raise _too_large(limit)
         body += chunk
         scan.feed(chunk)
-        if scan.size > SMALL_BODY:
-            hold(scan.memory)
+        if room and scan.size > SMALL_BODY:
+            room.hold(scan.memory)
+            await room.pace(len(chunk))
         if not message.get("more_body", False):
             return body
         message = await _received(receive)

@@ -78,9 +78,9 @@ class Counted(Allowance):
 
 
 class Metered(Counted):
-    """What an expert's answer uses of a key with limits, reserved in two steps. Before the body is read it is the request
-    and the least that any request uses, so that a key with nothing left is refused. Once the body is parsed it is what
-    the answer may use."""
+    """What an expert's answer uses of a key with limits, reserved in two steps. Before the body is read it is the
+    request and the least that any request uses, so that a key with nothing left is refused. Once the body is parsed it
+    is what the answer may use."""
 
     __slots__ = ("_input", "_key", "_least", "_output", "_prices_of", "_rest", "_spent")
 
