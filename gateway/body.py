@@ -46,13 +46,13 @@ async def read_json_body(
         raise _too_large(limit)
     if room and declared > SMALL_BODY:
         room.hold(INITIAL_COPIES * declared)
-    message = await _received(receive)
-    chunk: bytes = message.get("body", b"")
-    if declared <= SMALL_BODY and len(chunk) <= SMALL_BODY and not message.get("more_body", False):
+    first = await _received(receive)
+    chunk: bytes = first.get("body", b"")
+    if declared <= SMALL_BODY and len(chunk) <= SMALL_BODY and not first.get("more_body", False):
         if len(chunk) > limit:
             raise _too_large(limit)
         return chunk
-    return await _read(message, receive, limit=limit, scan=JsonScan(max_values=max_values), room=room)
+    return await _read(first, receive, limit=limit, scan=JsonScan(max_values=max_values), room=room)
 
 
 async def _read(

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any
 
-from coe.core import Api, Chat, Usage
-from coe.experts.wire import LENGTHS, MOST_TOKENS
+from coe.core import Chat, Usage
 from coe.registry import Prices
+from gateway.access.estimate import input_tokens, output_tokens
 from gateway.access.levels import MINUTE
 from gateway.access.limits import Account, Use, refusal
-from gateway.dialects.parts import prompts_of
 
-CHARACTERS = 4
-"""Of text in a token, about."""
-OUTPUT = 512
-"""Tokens of an answer whose length the request does not bound."""
 REQUEST = Use(1, 0, 0)
-_PROMPTS: dict[Api, str] = {"completions": "prompt", "embeddings": "input"}
 _SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
 Spent = Callable[[], tuple[Usage, Prices] | None]
@@ -101,7 +94,7 @@ class Metered(Counted):
         return self
 
     async def reserve(self, chat: Chat) -> None:
-        self._input, self._output = _input_tokens(chat), _output_tokens(chat)
+        self._input, self._output = input_tokens(chat), output_tokens(chat)
         whole = _use(self._input, self._output, self._prices_of(chat.model))
         for meter in self._account.meters:
             if whole[meter.unit] > meter.limit:
@@ -137,34 +130,6 @@ def _less(use: Use, least: Use) -> Use:
 def _use(input_tokens: float, output_tokens: float, prices: Prices) -> Use:
     dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
     return Use(1, input_tokens + output_tokens, dollars)
-
-
-def _output_tokens(chat: Chat) -> float:
-    """At most, as far as the request says; its `n` answers together."""
-    if chat.api == "embeddings":
-        return 0
-    fields = chat.fields
-    longest = max([value for name in LENGTHS if _is_count(value := fields.get(name))], default=OUTPUT)
-    answers = max([value for name in ("n", "best_of") if _is_count(value := fields.get(name))], default=1)
-    return min(longest * answers * (len(_prompts(chat)) or 1), MOST_TOKENS)
-
-
-def _input_tokens(chat: Chat) -> float:
-    """Of all that is sent; `chat.characters` of several prompts are those of the longest, which the context bounds."""
-    prompts = _prompts(chat)
-    if not prompts:
-        return chat.characters / CHARACTERS
-    return sum(len(one) / CHARACTERS if isinstance(one, str) else len(one) for one in prompts)
-
-
-def _prompts(chat: Chat) -> list[str | list[Any]]:
-    """The several texts, or lists of tokens, of one request; none where it is a conversation."""
-    name = _PROMPTS.get(chat.api)
-    return prompts_of(chat.fields.get(name), name) if name else []
-
-
-def _is_count(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and 0 < value < inf
 
 
 def _duration(seconds: float) -> bytes:
