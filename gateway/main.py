@@ -103,8 +103,8 @@ async def open_parts(
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
         show_log(observation.metrics, writer)
         signals = await stack.enter_async_context(ImplicitSignals(feedback, count=observation.metrics.feedback))
-        limiter = await stack.enter_async_context(open_limiter(registry.access.counters))
-        alone = "1 while Redis is away and this gateway counts limits for itself."
+        limiter = await stack.enter_async_context(open_limiter(registry.access.counters, home=settings.home))
+        alone = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
         turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
         affinity = await stack.enter_async_context(open_affinity(registry.access.counters))

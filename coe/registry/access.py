@@ -55,4 +55,5 @@ class Access(Declared):
 
     keys: tuple[ApiKey, ...] = ()
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Where the use of keys is counted: each gateway for itself, or redis://HOST:PORT/DB for all of them together."""
+    """Where the use of keys is counted: each gateway for itself, kept in its state folder, or redis://HOST:PORT/DB for
+    all of them together."""
