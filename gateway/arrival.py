@@ -15,6 +15,9 @@ from gateway.body import BODY_TIMEOUT, SMALL_BODY, read_json_body, too_slow
 from gateway.cutoff import Cutoff
 from gateway.dialects import Dialect
 
+PARSE_REST = 0.02
+"""Seconds before a large body is parsed, in which other requests are served."""
+
 
 def begin(admission: Admission, wishes: Wishes) -> Cutoff:
     """What may end the request; at first only the time its body has to arrive in."""
@@ -41,11 +44,12 @@ async def admit(
 
 
 async def parsed(dialect: Dialect, body: bytes | bytearray, admission: Admission) -> Chat:
-    """The routing view of a body. A large one is parsed when no other is, and other tasks run before its request goes
-    on, since both its parts hold up the event loop. Raises InvalidRequest."""
+    """The routing view of a body. Large ones are parsed one at a time with a rest between two, since parsing one holds
+    up the event loop, as writing the one before for its expert does. Raises InvalidRequest."""
     if len(body) <= SMALL_BODY:
         return dialect.parse(body)
     async with admission.parsing:
+        await asyncio.sleep(PARSE_REST)
         chat = dialect.parse(body)
         await asyncio.sleep(0)
     return chat
