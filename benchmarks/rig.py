@@ -205,17 +205,20 @@ def trained(home: Path) -> None:
 
 
 @contextmanager
-def gateway(folder: Path, *, workers: int, home: Path, base_url: str) -> Iterator[tuple[psutil.Process, float]]:
-    """The gateway with keys, limits, metrics and log on, every expert at `base_url`; and the seconds until ready."""
+def gateway(
+    folder: Path, *, workers: int, home: Path, base_url: str, keys: str = ACCESS
+) -> Iterator[tuple[psutil.Process, float]]:
+    """The gateway with keys, limits, metrics and log on, every expert at `base_url`; and the seconds until ready.
+    `keys` is the section `access` of its experts.yaml."""
     state = folder / "state"
     trained(home)
     shutil.copytree(home / "artifacts", state / "artifacts")
     config = folder / "experts.yaml"
     text = (ROOT / "experts.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^    context_length:.*\n", "", text, flags=re.MULTILINE)
-    served = f"    runtime: external\n    base_url: {base_url}\n    context_length: 1000000"
+    served = f"    runtime: external\n    base_url: {base_url}\n    context_length: 100000000"
     text = text.replace("    runtime: transformers", served)
-    access = ACCESS + (f"  counters: redis://127.0.0.1:{REDIS_PORT}/0\n" if workers > 1 else "")
+    access = keys + (f"  counters: redis://127.0.0.1:{REDIS_PORT}/0\n" if workers > 1 else "")
     config.write_text(re.sub(r"^access:\n(?:  .*\n)*", access, text, flags=re.MULTILINE))
     env = os.environ | {"COE_HOME": str(state), "COE_WORKERS": str(workers), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(config), "--port", str(GATEWAY_PORT)]

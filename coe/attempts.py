@@ -142,6 +142,7 @@ class _Tries:
         """An ask failed, with an earlier one `pending`. Raises the error where asking on cannot help."""
         cause = "unsupported" if isinstance(error, InvalidRequest) else error.cause
         self._asks.causes.setdefault(turn.expert.name, cause)
+        error.drop_frames()
         if isinstance(error, InvalidRequest) or not error.asked:
             self._left += 1
             self._asks.begun -= 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -51,6 +51,11 @@ class Chat:
     characters: int
     fields: Mapping[str, Any] = field(repr=False)
     api: Api = "chat"
+
+    def without_content(self) -> Chat:
+        """The same chat without its texts and fields, for what is still reported once an expert has it."""
+        messages = tuple([Message(message.role, "") for message in self.messages])
+        return replace(self, messages=messages, fields={})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Self
 
-from coe.errors import Draining, Overloaded
+from coe.errors import BodyMemoryFull, Draining, Overloaded
 from coe.registry import Limits
 from gateway.cutoff import Cutoff
 from gateway.shares import Shares
@@ -18,6 +18,12 @@ LEAST_RETRY, MOST_RETRY = 1.0, 60.0
 """Seconds a refused client may be asked to wait."""
 RATE_WINDOW = 5.0
 """Seconds over which the rate of finished requests is taken."""
+BODY_RATE = 100e6
+"""Bytes of large bodies read a second. What such a body costs, from its first byte to the expert, is about 3 ns a byte
+of the processor's time, so that two thirds of it are left for other requests."""
+LARGEST_BODIES = 12
+"""The memory for bodies is at least so many times the size of the largest body: one caller gets half of it, and a body
+beyond ASCII needs six times its size."""
 
 Turn = asyncio.Future[bool]
 """Whether a permit came, or the place in the queue went to another caller."""
@@ -31,7 +37,7 @@ class Admission:
 
     Neither is for a request whose body is still on its way. Twice as many of these are taken as there are permits and
     places in the queue, each caller's share of them: alone it gets half, and one that lets its bodies never
-    come keeps nobody out.
+    come keeps nobody out. The memory for large bodies is shared among callers the same way.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -43,7 +49,11 @@ class Admission:
         """No request is taken any more: the process is about to end."""
         self.under_way: set[Cutoff] = set()
         """One for each request that arrives, waits or is worked on, so that the end of the process can cut them."""
+        self.parsing = asyncio.Lock()
+        """Held while a large body is parsed, so that other requests are served between two of them."""
         self._arriving = Shares()
+        self._memory = Shares()
+        self._next_read = 0.0
         self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
         self._rate = _Rate()
 
@@ -51,6 +61,35 @@ class Admission:
     def arriving(self) -> int:
         """Requests whose body is not there yet."""
         return self._arriving.taken
+
+    @property
+    def body_memory(self) -> int:
+        """Bytes of memory held for large bodies."""
+        return self._memory.taken
+
+    def hold(self, ticket: Ticket, size: int) -> None:
+        """Hold memory for the body of a request until it has `size` bytes. Raises BodyMemoryFull."""
+        limit = int(max(self.limits.body_memory_mb, LARGEST_BODIES * self.limits.max_body_mb) * 2**20)
+        if not self._memory.take(ticket.caller, among=limit, count=size - ticket.memory):
+            own = self._memory.of(ticket.caller) / 2**20
+            why = (
+                f"large bodies hold {self.body_memory / 2**20:.0f} of {limit / 2**20:.0f} MiB, {own:.0f} of this caller"
+            )
+            raise BodyMemoryFull(f"{why}: send it again (limits.body_memory_mb)", retry_after=LEAST_RETRY)
+        ticket.memory = size
+
+    async def pace(self, size: int) -> None:
+        """Wait until so many bytes of a large body fit into BODY_RATE."""
+        now = asyncio.get_running_loop().time()
+        wait = self._next_read - now
+        self._next_read = max(now, self._next_read) + size / BODY_RATE
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+    def free(self, ticket: Ticket) -> None:
+        """Return the memory held for the body of a request."""
+        self._memory.give_back(ticket.caller, count=ticket.memory)
+        ticket.memory = 0
 
     def ticket(self, caller: str | None) -> Ticket:
         """For a request whose body is to arrive. To be entered at once. Raises Draining, or Overloaded when there is no
@@ -146,13 +185,15 @@ class Ticket:
     """One request: `arriving` first, then it has a permit, or a place in the queue until it is its `turn` or the place
     is another's. Leaving it gives back what it has."""
 
-    __slots__ = ("_admission", "arriving", "caller", "turn")
+    __slots__ = ("_admission", "arriving", "caller", "memory", "turn")
 
     def __init__(self, admission: Admission, caller: str | None) -> None:
         self._admission = admission
         self.caller = caller
         self.arriving = True
         self.turn: Turn | None = None
+        self.memory = 0
+        """Bytes held for its body; none for a small one."""
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +201,7 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.free_body()
         if self.arriving:
             self._admission.ended_arriving(self)
         elif self.turn is None:
@@ -172,6 +214,20 @@ class Ticket:
     def arrived(self) -> None:
         """The body is there. Raises Overloaded when there is no place for it to wait in."""
         self._admission.arrived(self)
+
+    def hold(self, size: int) -> None:
+        """Hold memory for its body until it has `size` bytes in all. Raises BodyMemoryFull."""
+        if size > self.memory:
+            self._admission.hold(self, size)
+
+    async def pace(self, arrived: int) -> None:
+        """Wait until `arrived` bytes more of its large body may be read."""
+        await self._admission.pace(arrived)
+
+    def free_body(self) -> None:
+        """The body is no longer in memory."""
+        if self.memory:
+            self._admission.free(self)
 
     async def permit(self) -> None:
         """Return once it is this ticket's turn. Raises Overloaded after `queue_timeout`, counted from here, or when its

@@ -17,7 +17,7 @@ SECONDS = 30.0
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def arrived(request: Request, *, limit: int) -> bytes:
+async def arrived(request: Request, *, limit: int) -> bytes | bytearray:
     """The body, at most `limit` bytes of JSON. Raises an InvalidRequest, or ClientLeftError."""
     try:
         async with asyncio.timeout(SECONDS):
@@ -26,7 +26,7 @@ async def arrived(request: Request, *, limit: int) -> bytes:
         raise BodyTooSlow(f"the body did not arrive within {SECONDS:g} s") from None
 
 
-def checked(kind: type[Body], data: bytes) -> Body:
+def checked(kind: type[Body], data: bytes | bytearray) -> Body:
     """What the body says. Raises InvalidRequest, which names the field."""
     try:
         return kind.model_validate_json(data)

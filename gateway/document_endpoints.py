@@ -146,7 +146,7 @@ def _telling() -> Iterator[None]:
         ) from None
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request) -> bytes | bytearray:
     try:
         return await arrived(request, limit=MAX_BODY)
     except BodyTooLarge:

@@ -29,6 +29,7 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.InvalidRequest, 400, "invalid_request_error"),
     (errors.Overloaded, 429, "rate_limit_error"),
     (errors.LimitReached, 429, "rate_limit_error"),
+    (errors.BodyMemoryFull, 503, "api_error"),
     (errors.Draining, 503, "api_error"),
     (errors.LogUnavailable, 503, "api_error"),
     (errors.DocumentsUnavailable, 503, "api_error"),

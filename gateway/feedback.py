@@ -132,7 +132,7 @@ class FeedbackEndpoint:
             raise LogUnavailable("feedback cannot be kept now; send it again", retry_after=RETRY_AFTER) from error
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
+async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await read_json_body(scope, receive, limit=MAX_BODY)
@@ -142,7 +142,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY // 1024} KiB that feedback may have") from None
 
 
-def read_feedback(body: bytes, *, caller: Caller, now: float) -> Feedback:
+def read_feedback(body: bytes | bytearray, *, caller: Caller, now: float) -> Feedback:
     """What a body says, at `now` in Unix seconds. Without an `event_id` the content is its own id. Raises
     InvalidRequest, which names the field."""
     fields = _object(body)
@@ -156,7 +156,7 @@ def read_feedback(body: bytes, *, caller: Caller, now: float) -> Feedback:
     return Feedback(event_id, request_id, now, kind, value, tenant=caller.tenant, key=caller.key)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: bytes | bytearray) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:

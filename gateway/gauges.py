@@ -35,6 +35,8 @@ class Gauges:
         """What stands for all requests."""
         metrics.gauge("coe_requests_in_flight", "Requests being worked on.", lambda: admission.in_use)
         metrics.gauge("coe_requests_arriving", "Requests whose body is not there yet.", lambda: admission.arriving)
+        memory = "Memory held for bodies over 64 KiB."
+        metrics.gauge("coe_body_memory_bytes", memory, lambda: admission.body_memory)
         metrics.gauge("coe_queue_length", "Requests that wait for a permit.", lambda: admission.queued)
         metrics.gauge("coe_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         metrics.gauges("coe_router_info", "1 for what is in use.", ("version", "config"), self._in_use, largest=True)

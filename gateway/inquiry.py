@@ -12,7 +12,7 @@ from coe.core import Chat, Wishes
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from gateway.access import FREE
-from gateway.arrival import admit, begin
+from gateway.arrival import admit, begin, parsed
 from gateway.current import Current, Serving
 from gateway.cutoff import ClientLeftError
 from gateway.dialects import Dialect
@@ -46,13 +46,14 @@ class Inquiry:
             if wishes.explain and self._explains:  # what else was learnt, and how the experts stand
                 access.identify(scope["headers"], "admin")
             with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
-                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
-                chat = self._dialect.parse(body)
                 allowance = access.inquiry(caller)
                 async with allowance:
+                    body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
+                    chat = await parsed(self._dialect, body, self._admission)
                     answer = await self._answer(serving, chat, wishes)
             await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
         except RequestError as error:
+            error.drop_frames()
             headers = [*headers_of(error), *allowance.headers()]
             await respond(send, status=status_of(error), body=self._dialect.error_body(error), headers=headers)
         except ClientLeftError:

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
+from coe.core import Chat
 from coe.errors import RequestError
 from gateway.admission import Admission
-from gateway.arrival import admit, begin
+from gateway.arrival import admit, begin, parsed
 from gateway.citations import cited
 from gateway.current import Current
 from gateway.cutoff import ClientLeftError
@@ -57,6 +58,7 @@ class Line:
             await self._answer(trace, scope, receive, send)
         except RequestError as error:
             trace.failed(error)
+            error.drop_frames()
             await self._refuse(error, trace, send)
         except ClientLeftError:
             trace.outcome, trace.left = "aborted", True
@@ -79,13 +81,14 @@ class Line:
         trace.wishes = wishes
         if self._tracing is not None:
             trace.wishes = wishes = self._tracing.begin(trace, wishes)
-        with self._admission.ticket(trace.caller.key) as ticket, begin(self._admission, wishes) as cutoff:
-            body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)  # 1 admit
-            trace.read_ms = trace.elapsed_ms()
-            trace.chat = chat = self._dialect.parse(body)  # 2 parse
-            trace.parsed_ms = trace.elapsed_ms()
-            trace.allowance = access.allowance(trace.caller, chat, trace.spent)
+        admission = self._admission
+        with admission.ticket(trace.caller.key) as ticket, begin(admission, wishes) as cutoff:  # 1 admit
+            trace.allowance = access.allowance(trace.caller, trace.spent)
             async with trace.allowance:
+                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
+                chat = await self._parsed(body, trace)  # 2 parse
+                del body  # or it would stay in memory beside what was parsed of it
+                await trace.allowance.reserve(chat)
                 trace.allowed_ms = trace.elapsed_ms()
                 trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
                 trace.classified_ms = trace.elapsed_ms()
@@ -97,11 +100,20 @@ class Line:
                 answer = await composition.call(chat, trace.decision, wishes, until=until, asks=asks)  # 6 call
                 try:
                     trace.answered(answer)
+                    if ticket.memory:
+                        trace.chat = chat = chat.without_content()
+                        ticket.free_body()
                     await relay(cited(answer.reply, trace), send, headers=told(trace))  # 7 relay
                     cutoff.over()
                     trace.outcome = "ok"
                 finally:
                     await answer.reply.aclose()
+
+    async def _parsed(self, body: bytes | bytearray, trace: Trace) -> Chat:
+        trace.read_ms = trace.elapsed_ms()
+        trace.chat = chat = await parsed(self._dialect, body, self._admission)
+        trace.parsed_ms = trace.elapsed_ms()
+        return chat
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Tell the client: by status and body, or inside the stream whose headers are out."""

@@ -118,8 +118,10 @@ async def open_parts(
         await stack.enter_async_context(keeper)
         show_feedback(observation.metrics, keeper)
         signals, recent = ImplicitSignals(keeper.put), RecentRequests()
-        limiter = await stack.enter_async_context(open_limiter(registry.access.counters, task_failed=failed))
-        alone = "1 while Redis is away and this gateway counts limits for itself."
+        limiter = await stack.enter_async_context(
+            open_limiter(registry.access.counters, home=settings.home, task_failed=failed)
+        )
+        alone = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
         turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
         affinity = await stack.enter_async_context(open_affinity(registry.access.counters, task_failed=failed))

@@ -16,19 +16,19 @@ class Shares:
         """How many of them are this caller's."""
         return self._own.get(caller, 0)
 
-    def take(self, caller: str | None, *, among: int) -> bool:
-        """Take one of so many places for this caller, if it may have one more."""
+    def take(self, caller: str | None, *, among: int, count: int = 1) -> bool:
+        """Take `count` of `among` places for this caller, if it may have as many more."""
         own = self._own.get(caller, 0)
-        if own >= among - self.taken:
+        if own + count > among - self.taken:
             return False
-        self._own[caller] = own + 1
-        self.taken += 1
+        self._own[caller] = own + count
+        self.taken += count
         return True
 
-    def give_back(self, caller: str | None) -> None:
-        """One that it has taken."""
-        self.taken -= 1
-        if own := self._own[caller] - 1:
+    def give_back(self, caller: str | None, *, count: int = 1) -> None:
+        """Return places that it has taken."""
+        self.taken -= count
+        if own := self._own[caller] - count:
             self._own[caller] = own
         else:
             del self._own[caller]

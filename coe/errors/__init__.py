@@ -34,6 +34,7 @@ CoEError
     │   ├── UntrustedHost  a host name that is not allowed                 421
     │   └── InvalidHost    no Host header, or several                      400
     ├── Overloaded         no permit free in time                          429
+    ├── BodyMemoryFull     other requests' bodies hold the memory           503
     ├── LimitReached       what the API key may use is used up             429
     ├── Draining           the process is about to end                     503
     ├── LogUnavailable     feedback cannot be kept now                     503
@@ -82,6 +83,7 @@ from coe.errors.process import (
 from coe.errors.request import (
     ArtifactNotFound,
     ArtifactRefused,
+    BodyMemoryFull,
     BodyTooLarge,
     BodyTooSlow,
     CrossOriginRequest,
@@ -116,6 +118,7 @@ __all__ = [
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactRefused",
+    "BodyMemoryFull",
     "BodyTooLarge",
     "BodyTooSlow",
     "Cause",

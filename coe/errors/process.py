@@ -6,6 +6,11 @@ from __future__ import annotations
 class CoEError(Exception):
     """Base of every error raised on purpose. `str(error)` names the place, what is wrong and the remedy."""
 
+    def drop_frames(self) -> None:
+        """Release the frames of its traceback. A frame that holds the error forms a cycle with it, which would keep
+        the body of a request until the garbage collector runs."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
 
 class ConfigError(CoEError):
     """A declared setting is wrong. `problems` holds one line per mistake, each `file:line: what`."""

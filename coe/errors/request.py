@@ -152,6 +152,12 @@ class Overloaded(_Later):
     code = "overloaded"
 
 
+class BodyMemoryFull(_Later):
+    """The large bodies of other requests hold the memory that is meant for them."""
+
+    code = "body_memory_full"
+
+
 class LimitReached(_Later):
     """What the API key may use in this minute, day or month is used up."""
 

@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
                 await self._written()
         while not self.answer.status:
             if self._error is not None:
-                raise self._error
+                raise self._taken_error()
             await self._news()
         if self.answer.headers.get("content-encoding", "identity") != "identity":
             raise ProtocolError("a compressed answer, which was not asked for")
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
             if self.answer.complete:
                 return b""
             if self._error is not None:
-                raise self._error
+                raise self._taken_error()
             await self._news()
         pieces = self._pieces
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -106,6 +106,12 @@ class Connection(asyncio.Protocol):
     def _expire(self, idle: deque[Connection]) -> None:
         idle.remove(self)
         self.abort()
+
+    def _taken_error(self) -> BaseException:
+        """What broke the connection. It is not kept here: its traceback will hold this connection and the request."""
+        assert self._error is not None
+        error, self._error = self._error, ConnectionResetError("the connection is broken")
+        return error
 
     async def _news(self) -> None:
         self._reader = self._loop.create_future()

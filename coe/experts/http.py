@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 
 import orjson
 
 from coe.addresses import below
 from coe.core import Api, Call, Reply, Standing
-from coe.errors import InvalidRequest
+from coe.errors import ExpertError, InvalidRequest
 from coe.experts.client import Client, Response, Target, Unreachable
 from coe.experts.faults import Faults
 from coe.experts.replies import Echo, Plain, Streamed
@@ -20,6 +21,11 @@ from coe.settings import Endpoint
 LONGEST_REFUSAL = 2**16
 PATIENCE = 1.0
 """Seconds for the body of a refusal."""
+STREAM_OPTIONS: frozenset[Api] = frozenset(("chat", "completions"))
+"""APIs whose streams tell their tokens only on request."""
+USAGE_OPTION = ("stream_options", "include_usage")
+UNKNOWN_OPTION = (400, 422)
+"""Statuses with which servers refuse a field that they do not know."""
 _VERSION = {"anthropic-version": "2023-06-01"}
 """What Messages are taken to mean where the client does not say; their servers want to be told."""
 
@@ -43,19 +49,18 @@ class HttpExpert:
         key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._headers: dict[Api, dict[str, str]] = {api: _headers(api, key) for api in WIRES}
         self._targets: dict[Api, Target] = {}
+        self._no_usage: set[Api] = set()
+        """APIs in which this server does not know stream_options."""
         self._faults = Faults(spec.name, key=key, base_url=endpoint.base_url)
 
     async def stream(self, call: Call) -> Reply:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for the body."""
         api = call.api
-        body, headers = self._body(call), {**_VERSION, **call.headers} if api == "messages" else call.headers
+        headers = {**_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
         try:
             async with asyncio.timeout(call.first_piece_timeout) as limit:
-                response = await self._session.ask(self._target(api), body, headers)
-                if response.status != 200:
-                    told = await _reason(response)
-                    raise self._faults.refusal(response.status, response.headers, told, api=api)
+                response = await self._accepted(call, headers)
                 reply = self._reply(call, response)
                 await reply.begin()
                 return reply
@@ -72,6 +77,30 @@ class HttpExpert:
                 raise self._faults.broken("broke off the connection") from error
             raise
 
+    async def _accepted(self, call: Call, headers: Mapping[str, str]) -> Response:
+        """An answer with status 200. Raises the refusal as an ExpertError. A server that does not know the option for
+        token counts is asked again without it."""
+        adds = self._adds_usage(call)
+        response = await self._session.ask(self._target(call.api), self._body(call, add_usage=adds), headers)
+        if adds and response.status in UNKNOWN_OPTION:
+            refusal = await self._refusal(call, response)
+            if not any(name in str(refusal) for name in USAGE_OPTION):
+                raise refusal
+            response = await self._session.ask(self._target(call.api), self._body(call, add_usage=False), headers)
+            if response.status == 200:  # else the option was not what it refused, or not alone
+                self._no_usage.add(call.api)
+        if response.status != 200:
+            raise await self._refusal(call, response)
+        return response
+
+    async def _refusal(self, call: Call, response: Response) -> ExpertError:
+        """The error that another status than 200 stands for. Releases the response."""
+        try:
+            told = await _reason(response)
+        finally:
+            response.release()
+        return self._faults.refusal(response.status, response.headers, told, api=call.api)
+
     async def aclose(self) -> None:
         """Nothing of its own to close: the session belongs to whoever opened it."""
 
@@ -80,8 +109,10 @@ class HttpExpert:
             target = self._targets[api] = Target(self._urls[api], self._headers[api])
         return target
 
-    def _body(self, call: Call) -> bytes:
+    def _body(self, call: Call, *, add_usage: bool) -> bytes:
         body = {**unsaid(self._defaults[call.api], call.fields), **call.fields, "model": self._model}
+        if add_usage:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if self._system_prompt:
             body |= WIRES[call.api].prompted(call.fields, self._system_prompt)
         try:
@@ -89,12 +120,22 @@ class HttpExpert:
         except orjson.JSONEncodeError as error:  # orjson reads deeper nesting than it writes
             raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
+    def _adds_usage(self, call: Call) -> bool:
+        """Whether to request the token counts of a stream that the client did not request."""
+        return call.stream and call.api in STREAM_OPTIONS and call.api not in self._no_usage and not _shows_usage(call)
+
     def _reply(self, call: Call, response: Response) -> Plain | Streamed:
         wire, faults, echo = WIRES[call.api], self._faults, self._echo
         if not call.stream:
             return Plain(response, wire=wire, faults=faults, echo=echo)
         return Streamed(
-            response, wire=wire, faults=faults, echo=echo, piece_timeout=call.piece_timeout, choices=_choices(call)
+            response,
+            wire=wire,
+            faults=faults,
+            echo=echo,
+            piece_timeout=call.piece_timeout,
+            choices=_choices(call),
+            hide_usage=call.api in STREAM_OPTIONS and not _shows_usage(call),
         )
 
 
@@ -106,6 +147,12 @@ async def _reason(response: Response) -> bytes:
             while len(told) < LONGEST_REFUSAL and (piece := await response.piece()):
                 told += piece
     return bytes(told[:LONGEST_REFUSAL])
+
+
+def _shows_usage(call: Call) -> bool:
+    """Whether the client requested the token counts of the stream."""
+    options = call.fields.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _choices(call: Call) -> int:

@@ -98,6 +98,7 @@ class Streamed:
         echo: Echo,
         piece_timeout: float,
         choices: int = 1,
+        hide_usage: bool = False,
     ) -> None:
         self._response = response
         self._wire = wire
@@ -109,6 +110,7 @@ class Streamed:
         self._folded = False
         self._finished = False
         self._choices = choices
+        self._hide_usage = hide_usage
         self._ended: set[str] = set()
         self._done = False
         self._followed = False
@@ -138,7 +140,7 @@ class Streamed:
         self._first = bytes(first)
         if told := self._wire.failure(self._first):
             raise self._faults.failed("answered with an error", told)
-        self._note(self._first)
+        self._first = self._shown(self._first)
         if event is None and not empty_answer(self.usage):
             raise self._faults.broken("ended the stream before the first event")
 
@@ -172,7 +174,8 @@ class Streamed:
             raise self._faults.garbage(f"a broken event stream ({error})") from None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        yield self._echo.in_events(self._first)
+        if self._first:
+            yield self._echo.in_events(self._first)
         try:
             while not self._done:
                 async with asyncio.timeout(self._piece_timeout):
@@ -182,8 +185,7 @@ class Streamed:
                 if events := self._until_done(self._complete(chunk)):
                     told = self._wire.failure(events)
                     good = sse.before(self._wire.failure, events) if told else events
-                    self._note(good)
-                    if good:
+                    if good := self._shown(good):
                         yield self._echo.in_events(good)
                     if told:
                         self._done = False  # a failed answer is never whole
@@ -193,9 +195,13 @@ class Streamed:
         except OSError as error:
             raise self._faults.broken("broke off the stream") from error
         if not self._done:
-            if not self._finished:
-                raise self._faults.broken("ended the stream before the answer was complete")
-            yield self._wire.end
+            yield self._missing_end()
+
+    def _missing_end(self) -> bytes:
+        """The end that the server left out."""
+        if not self._finished:
+            raise self._faults.broken("ended the stream before the answer was complete")
+        return self._wire.end
 
     async def aclose(self) -> None:
         if not self._done:
@@ -229,11 +235,20 @@ class Streamed:
             raise self._faults.garbage(f"a broken event stream ({error})") from None
         return sse.unfolded(events) if self._folded else events
 
-    def _note(self, events: bytes) -> None:
+    def _shown(self, events: bytes) -> bytes:
+        """Note what the events say, and return those that the client is to see."""
+        counted = self._note(events)
+        return sse.without_usage(events) if counted and self._hide_usage else events
+
+    def _note(self, events: bytes) -> bool:
+        """Whether token counts are among them."""
+        counted = False
         self.usage.events += events.count(b"\n\n")
         self._finished = self._finished or (self._wire.finished(events) and self._all_end(events))
         for told in self._wire.usages(events):
             count(self.usage, told)
+            counted = True
+        return counted
 
     def _all_end(self, events: bytes) -> bool:
         """Whether with these events, one of which ends a choice, all those that were asked for have ended."""

@@ -168,6 +168,22 @@ def usage(events: bytes) -> dict[str, Any] | None:
     return None
 
 
+def without_usage(events: bytes) -> bytes:
+    """The events without the one that holds token counts and no choice, which a server sends last on request."""
+    kept, at = [], 0
+    for blank in _BLANK.finditer(events):
+        event = events[at : blank.end()]
+        if not _only_usage(event):
+            kept.append(event)
+        at = blank.end()
+    return b"".join((*kept, events[at:]))
+
+
+def _only_usage(event: bytes) -> bool:
+    found = next(_parsed(b'"usage"', event.splitlines()), None) if _USAGE.search(event) else None
+    return found is not None and found.get("choices") == [] and isinstance(found.get("usage"), dict)
+
+
 def _holding(key: str, events: bytes) -> dict[str, Any] | None:
     """The first JSON object among the events that has something under `key`; cheap where the word does not occur."""
     word = b'"%b"' % key.encode()

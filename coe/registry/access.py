@@ -48,6 +48,10 @@ class Limits(Declared):
     queue_timeout: Positive = 10.0
     """Seconds that a request waits for a permit."""
     max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
+    body_memory_mb: Annotated[int, Field(ge=1)] = 512
+    """Memory for bodies over 64 KiB until their answers begin, at least 12 times max_body_mb; one key gets half."""
+    max_json_values: Annotated[int, Field(ge=1000)] = 500_000
+    """JSON values of a body over 64 KiB; an object or array counts as 10."""
 
 
 class KeyLimits(Declared):
@@ -80,7 +84,8 @@ class Access(Declared):
 
     keys: tuple[ApiKey, ...] = ()
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Where the use of keys is counted: each gateway for itself, or redis://HOST:PORT/DB for all of them together."""
+    """Where the use of keys is counted: each gateway for itself, kept in its state folder, or redis://HOST:PORT/DB for
+    all of them together."""
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages, beside the gateway's own, whose scripts may call the API, such as https://app.example.com.
     Without keys they may do everything."""

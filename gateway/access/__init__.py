@@ -1,7 +1,8 @@
 """Who is asking, and what that API key may still use.
 
-Opened once a process: `async with open_limiter(registry.access.counters) as limiter`. Built for every declaration:
-`access_of(registry, limiter)`. A reload builds a new Access over the same limiter: keys that stay keep their counts.
+Opened once a process: `async with open_limiter(registry.access.counters, home=settings.home) as limiter`. Built for
+every declaration: `access_of(registry, limiter)`. A reload builds a new Access over the same limiter: keys that stay
+keep their counts.
 """
 
 from gateway.access.access import Access, access_of

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from coe.core import Chat, Scope
+from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Access as AccessSpec
 from coe.registry import Prices, Registry
 from gateway.access.allowance import FREE, Allowance, Counted, Metered, Spent
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.keys import Caller, KeyRing
-from gateway.access.limits import Account, Limiter
+from gateway.access.limits import Limiter, Use
 from gateway.access.memory import MemoryLimiter
 
 
@@ -39,6 +39,7 @@ class Access:
             input=max((price.input for price in declared), default=0.0),
             output=max((price.output for price in declared), default=0.0),
         )
+        self._least = Use(1, 1, min((price.input for price in declared), default=0.0) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller whose key may do `scope`; any known key may do None. Raises Unauthorized or Forbidden."""
@@ -52,21 +53,21 @@ class Access:
             return False
         return True
 
-    def allowance(self, caller: Caller, chat: Chat, spent: Spent) -> Allowance:
-        """What one request may use, to be entered with `async with`, which raises LimitReached. `spent` is asked on
-        leaving. Costs nothing for a key without limits."""
-        account = self._account(caller)
-        if account is None:
+    def allowance(self, caller: Caller, spent: Spent) -> Allowance:
+        """What one request may use. To be entered before its body is read, which raises LimitReached where nothing is
+        left; `spent` is called on leaving. Costs nothing for a key without limits."""
+        if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return FREE
-        return Metered(account, chat, prices=self._prices.get(chat.model, self._dearest), spent=spent)
+        return Metered(account, caller.key, least=self._least, prices_of=self._prices_of, spent=spent)
 
     def inquiry(self, caller: Caller) -> Allowance:
         """The same for a request that asks no expert: it counts as one, and uses no tokens and no money."""
-        account = self._account(caller)
+        account = self._accounts.get(caller.key) if caller.key is not None else None
         return FREE if account is None else Counted(account)
 
-    def _account(self, caller: Caller) -> Account | None:
-        return self._accounts.get(caller.key) if caller.key is not None else None
+    def _prices_of(self, model: str) -> Prices:
+        """Of the expert that a request pins; the highest of all experts for a request that is routed."""
+        return self._prices.get(model, self._dearest)
 
 
 def access_of(registry: Registry, limiter: Limiter, *, host: str = "127.0.0.1") -> Access:

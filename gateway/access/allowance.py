@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any
 
-from coe.core import Api, Chat, Usage
-from coe.experts.wire import LENGTHS, MOST_TOKENS
+from coe.core import Chat, Usage
 from coe.registry import Prices
+from gateway.access.estimate import input_tokens, output_tokens
 from gateway.access.levels import MINUTE
-from gateway.access.limits import Account, Use
-from gateway.dialects.parts import prompts_of
+from gateway.access.limits import Account, Use, refusal
 
-CHARACTERS = 4
-"""Of text in a token, about."""
-OUTPUT = 512
-"""Tokens of an answer whose length the request does not bound."""
 REQUEST = Use(1, 0, 0)
-_PROMPTS: dict[Api, str] = {"completions": "prompt", "embeddings": "input"}
 _SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
 Spent = Callable[[], tuple[Usage, Prices] | None]
@@ -35,6 +28,10 @@ class Allowance:
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+
+    async def reserve(self, chat: Chat) -> None:
+        """Reserve what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
+        ever allows."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What is left, the way OpenAI tells it."""
@@ -74,71 +71,65 @@ class Counted(Allowance):
 
 
 class Metered(Counted):
-    """Of a key that has limits, for what an expert answers."""
+    """What an expert's answer uses of a key with limits, reserved in two steps. Before the body is read it is the
+    request and the least that any request uses, so that a key with nothing left is refused. Once the body is parsed it
+    is what the answer may use."""
 
-    __slots__ = ("_input", "_output", "_prices", "_spent")
+    __slots__ = ("_input", "_key", "_least", "_output", "_prices_of", "_rest", "_spent")
 
-    def __init__(self, account: Account, chat: Chat, *, prices: Prices, spent: Spent) -> None:
+    def __init__(
+        self, account: Account, key: str, *, least: Use, prices_of: Callable[[str], Prices], spent: Spent
+    ) -> None:
         super().__init__(account)
-        self._input = _input_tokens(chat)
-        self._output = _output_tokens(chat)
-        self._prices = prices
+        self._key = key
+        self._least = least
+        self._prices_of = prices_of
+        self._input = self._output = 0.0
+        self._rest: Any = None
         self._spent: Spent | None = spent
         """None once it was asked: it holds the request, which holds this, and such circles keep large bodies."""
 
     async def __aenter__(self) -> Allowance:
-        self._taken = await self._account.take(_use(self._input, self._output, self._prices))
+        self._taken = await self._account.take(self._least)
         return self
+
+    async def reserve(self, chat: Chat) -> None:
+        self._input, self._output = input_tokens(chat), output_tokens(chat)
+        whole = _use(self._input, self._output, self._prices_of(chat.model))
+        for meter in self._account.meters:
+            if whole[meter.unit] > meter.limit:
+                raise refusal(self._key, meter, whole[meter.unit], wait=0.0)
+        self._rest = await self._account.take(_less(whole, self._least))
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate,
         or a token for each event where more of them came."""
         assert self._spent is not None
         spent, self._spent = self._spent(), None
-        if spent is None:
-            used = REQUEST
-        else:
-            usage, prices = spent
-            known_input, known_output = usage.input_tokens, usage.output_tokens
-            used = _use(
-                self._input if known_input is None else known_input,
-                max(self._output, usage.events) if known_output is None else known_output,
-                prices,
-            )
-        self._account.settle(self._taken, used)
+        if self._rest is None:
+            self._account.settle(self._taken, REQUEST)
+            return
+        used = REQUEST if spent is None else self._used(*spent)
+        self._account.settle(self._taken, self._least)
+        self._account.settle(self._rest, _less(used, self._least))
+
+    def _used(self, usage: Usage, prices: Prices) -> Use:
+        known_input, known_output = usage.input_tokens, usage.output_tokens
+        return _use(
+            self._input if known_input is None else known_input,
+            max(self._output, usage.events) if known_output is None else known_output,
+            prices,
+        )
+
+
+def _less(use: Use, least: Use) -> Use:
+    """What is used beyond `least`, which is negative where less was used."""
+    return Use(use.requests - least.requests, use.tokens - least.tokens, use.dollars - least.dollars)
 
 
 def _use(input_tokens: float, output_tokens: float, prices: Prices) -> Use:
     dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
     return Use(1, input_tokens + output_tokens, dollars)
-
-
-def _output_tokens(chat: Chat) -> float:
-    """At most, as far as the request says; its `n` answers together."""
-    if chat.api == "embeddings":
-        return 0
-    fields = chat.fields
-    longest = max([value for name in LENGTHS if _is_count(value := fields.get(name))], default=OUTPUT)
-    answers = max([value for name in ("n", "best_of") if _is_count(value := fields.get(name))], default=1)
-    return min(longest * answers * (len(_prompts(chat)) or 1), MOST_TOKENS)
-
-
-def _input_tokens(chat: Chat) -> float:
-    """Of all that is sent; `chat.characters` of several prompts are those of the longest, which the context bounds."""
-    prompts = _prompts(chat)
-    if not prompts:
-        return chat.characters / CHARACTERS
-    return sum(len(one) / CHARACTERS if isinstance(one, str) else len(one) for one in prompts)
-
-
-def _prompts(chat: Chat) -> list[str | list[Any]]:
-    """The several texts, or lists of tokens, of one request; none where it is a conversation."""
-    name = _PROMPTS.get(chat.api)
-    return prompts_of(chat.fields.get(name), name) if name else []
-
-
-def _is_count(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and 0 < value < inf
 
 
 def _duration(seconds: float) -> bytes:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from coe.registry import ApiKey
-from gateway.access.levels import Level, enough, level_of
+from gateway.access.levels import Bucket, Slots, Window, enough, level_of
 from gateway.access.limits import Meter, Use, meters_of, refusal
 
 
 class Taken(NamedTuple):
     """What was taken, from where, and in which windows."""
 
-    counted: Sequence[tuple[Meter, Level]]
+    counted: Sequence[tuple[Meter, Bucket | Window | Slots]]
     use: Use
     stamps: Sequence[int]
 
@@ -22,9 +22,8 @@ class Taken(NamedTuple):
 class MemoryLimiter:
     """A Limiter for a service of one process."""
 
-    degraded = False
-
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.degraded = False
         self._clock = clock
         self._accounts: dict[str, MemoryAccount] = {}
 
@@ -32,28 +31,52 @@ class MemoryLimiter:
         known, self._accounts = self._accounts, {}
         for key in keys:
             if meters := meters_of(key.limits):
-                account = known.get(key.name) or MemoryAccount(key.name, self._clock)
+                account = known.get(key.name) or MemoryAccount(key.name, self._clock, self)
                 account.declare(meters)
                 self._accounts[key.name] = account
         return self._accounts
 
+    def note(self, key: str, meter: Meter, stamp: int, amount: float) -> None:
+        """So much was used, or returned where it is negative. Nothing is kept here."""
+
+    def used(self, key: str, meter: Meter, stamp: int) -> float:
+        """What was used before of a limit that is declared only now."""
+        return 0.0
+
 
 class MemoryAccount:
-    """An Account that lives and dies with the process."""
+    """An Account counted in this process; `limiter` is told of all that changes."""
 
-    def __init__(self, key: str, clock: Callable[[], float]) -> None:
+    def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
         self._key = key
         self._clock = clock
+        self._limiter = limiter
         self.meters: tuple[Meter, ...] = ()
-        self._counted: tuple[tuple[Meter, Level], ...] = ()
+        self._counted: tuple[tuple[Meter, Bucket | Window | Slots], ...] = ()
 
     def declare(self, meters: tuple[Meter, ...]) -> None:
         """Count by these from now on; what has been counted stays."""
         known = {meter.name: level for meter, level in self._counted}
-        self._counted = tuple((meter, known.get(meter.name) or level_of(meter)) for meter in meters)
+        self._counted = tuple((meter, known.get(meter.name) or self._begun(meter)) for meter in meters)
         for meter, level in self._counted:
             level.limit = meter.limit
         self.meters = meters
+
+    def _begun(self, meter: Meter) -> Bucket | Window | Slots:
+        """A level from which what was used before is taken."""
+        level = level_of(meter)
+        if not isinstance(level, Slots):
+            now = self._clock()
+            left = level.left(now)
+            level.sync(left - self._limiter.used(self._key, meter, level.stamp), now)
+        return level
+
+    def take_over(self, name: str, stamp: int, used: float) -> None:
+        """Count so much as used in a window, which other processes use too."""
+        now = self._clock()
+        for meter, level in self._counted:
+            if meter.name == name and isinstance(level, Window) and level.stamp == stamp:
+                level.sync(meter.limit - used, now)
 
     async def take(self, use: Use) -> Taken:
         now, counted = self._clock(), self._counted
@@ -65,6 +88,8 @@ class MemoryAccount:
         for meter, level in counted:
             level.take(use[meter.unit])
             stamps.append(level.stamp)
+            if level.kind != "slots":
+                self._limiter.note(self._key, meter, level.stamp, use[meter.unit])
         return Taken(counted, use, stamps)
 
     def settle(self, taken: Taken, used: Use) -> None:
@@ -72,6 +97,8 @@ class MemoryAccount:
         for (meter, level), stamp in zip(taken.counted, taken.stamps, strict=True):
             level.left(now)
             level.settle(use[meter.unit], used[meter.unit], stamp)
+            if level.kind != "slots" and used[meter.unit] != use[meter.unit]:
+                self._limiter.note(self._key, meter, stamp, used[meter.unit] - use[meter.unit])
 
     def left(self) -> list[float]:
         now = self._clock()

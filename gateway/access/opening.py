@@ -1,27 +1,30 @@
-"""Where the use of keys is counted: in the process, or in Redis."""
+"""Where the use of keys is counted: in the process and its state folder, or in Redis."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from coe.errors import ConfigError
 from coe.registry import Access
 from coe.supervision import TaskFailed, ignored
 from gateway.access.connection import Connection
+from gateway.access.durable import FILE, DurableLimiter
 from gateway.access.limits import Limiter, meters_of
-from gateway.access.memory import MemoryLimiter
 from gateway.access.redis import RedisLimiter
 
 MEMORY = "memory"
 
 
 @asynccontextmanager
-async def open_limiter(counters: str, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Limiter]:
-    """The limiter that `access.counters` names, for as long as it is entered. Raises ConfigError for an address that
+async def open_limiter(counters: str, *, home: Path, task_failed: TaskFailed = ignored) -> AsyncIterator[Limiter]:
+    """The limiter that `access.counters` names, for as long as it is entered; counts in memory are kept in the state
+    folder `home`. Raises ConfigError for an address that
     cannot be one; a Redis that does not answer is waited for while this process counts for itself."""
     if counters == MEMORY:
-        yield MemoryLimiter()
+        async with DurableLimiter(home / FILE) as durable:
+            yield durable
         return
     async with RedisLimiter(counters, task_failed=task_failed) as limiter:
         yield limiter

@@ -12,7 +12,7 @@ API: Api = "chat"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
-def parse(body: bytes) -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)

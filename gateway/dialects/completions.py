@@ -11,7 +11,7 @@ __all__ = ["API", "error_body", "error_event", "parse"]
 API: Api = "completions"
 
 
-def parse(body: bytes) -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body: its prompts are one user turn. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)

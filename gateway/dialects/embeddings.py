@@ -12,7 +12,7 @@ __all__ = ["API", "error_body", "error_event", "parse"]
 API: Api = "embeddings"
 
 
-def parse(body: bytes) -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """A chat without turns, as long as its longest input. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)

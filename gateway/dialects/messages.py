@@ -24,7 +24,7 @@ _ERROR_TYPES = {
 }
 
 
-def parse(body: bytes) -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)

@@ -9,6 +9,7 @@ import orjson
 
 from coe.core import Api, Capability, Chat, Message
 from coe.errors import InvalidRequest
+from coe.experts.wire import LENGTHS, MOST_TOKENS
 
 Needs = set[Capability]
 
@@ -19,9 +20,11 @@ _PART_NEEDS: dict[str, Capability] = {
     "input_audio": "audio",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
+ANSWERS = ("n", "best_of")
+"""Names of what multiplies an answer."""
 
 
-def fields_of(body: bytes) -> dict[str, Any]:
+def fields_of(body: bytes | bytearray) -> dict[str, Any]:
     """The body's JSON object. Raises InvalidRequest when it is none."""
     try:
         fields = orjson.loads(body)
@@ -42,10 +45,30 @@ def chat_of(
     characters: int | None = None,
 ) -> Chat:
     """The routing view of a parsed body; `characters` are those of all turns unless counted otherwise."""
+    _check_counts(fields)
     messages = tuple(turns)
     if characters is None:
         characters = sum([len(message.text) for message in messages])
     return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
+
+
+def _check_counts(fields: dict[str, Any]) -> None:
+    """Raises InvalidRequest for a number that multiplies what is billed and is none: some servers read "64" as 64."""
+    for name in LENGTHS:
+        if (value := fields.get(name)) is not None:
+            _check_count(value, name, least=0)
+    for name in ANSWERS:
+        if (value := fields.get(name)) is not None:
+            _check_count(value, name, least=1)
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise InvalidRequest("stream_options must be an object", param="stream_options")
+
+
+def _check_count(value: Any, name: str, *, least: int) -> None:
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not whole or not least <= value <= MOST_TOKENS:
+        raise InvalidRequest(f"{name} must be a whole number from {least} to {MOST_TOKENS}", param=name)
 
 
 def model_of(fields: dict[str, Any]) -> str:

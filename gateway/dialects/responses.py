@@ -17,7 +17,7 @@ ROLES = ("system", "developer", "user", "assistant")
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
-def parse(body: bytes) -> Chat:
+def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)

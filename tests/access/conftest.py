@@ -1,4 +1,4 @@
-"""The limiters under test: one in the process, and several over one real redis-server."""
+"""The limiters under test: in the process, in the process and a file, and several over one real redis-server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from gateway.access.durable import FILE, DurableLimiter
 from gateway.access.limits import Limiter
 from gateway.access.memory import MemoryLimiter
 from gateway.access.redis import RedisLimiter
@@ -18,11 +19,15 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "durable", "redis"])
 async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[Limiter]:
     """Of each kind in turn."""
     if request.param == "memory":
         yield MemoryLimiter(clock=clock)
+        return
+    if request.param == "durable":
+        async with DurableLimiter(request.getfixturevalue("tmp_path") / FILE, clock=clock) as durable:
+            yield durable
         return
     async with RedisLimiter(request.getfixturevalue("redis_url"), clock=clock) as limiter:
         yield limiter

@@ -18,7 +18,7 @@ async def route(gateway: Gateway, text: str = "code") -> Response:
 
 
 async def test_a_request_that_asks_no_expert_counts_as_one_without_tokens_or_money() -> None:
-    limits = {"requests_per_minute": 3, "tokens_per_minute": 1000, "dollars_per_day": 1}
+    limits = {"requests_per_minute": 4, "tokens_per_minute": 1000, "dollars_per_day": 1}
     async with gateway_of(keyed(limits=limits)) as gateway:
         wrong = await gateway.post("/v1/route", b"{}", headers=bearer())
         first = await route(gateway)
@@ -26,6 +26,7 @@ async def test_a_request_that_asks_no_expert_counts_as_one_without_tokens_or_mon
         assert (await route(gateway)).status == 200
         refused = await route(gateway)
         assert (await ask(gateway)).status == 429
+    assert wrong.headers["x-ratelimit-remaining-requests"] == "3"  # its body was read
     assert (wrong.status, first.status, answered.status) == (400, 200, 200)
     assert first.headers["x-ratelimit-remaining-requests"] == "2"
     assert first.headers["x-ratelimit-remaining-tokens"] == "1000"

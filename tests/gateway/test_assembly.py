@@ -25,7 +25,7 @@ def in_use_of(**changes: Any) -> InUse:
 
 
 async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can_use_them(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now, closed = 0.0, list[str]()
     monkeypatch.setattr("gateway.assembly.time.monotonic", lambda: now)
@@ -34,7 +34,7 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
         closed.append(self.name)
 
     monkeypatch.setattr(ReplicatedExpert, "aclose", close)
-    async with Client() as session, open_limiter("memory") as limiter:
+    async with Client() as session, open_limiter("memory", home=tmp_path) as limiter:
         with ThreadPoolExecutor(1) as threads:
             parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
             assembly = Assembly(Settings.read({}), **parts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import orjson
 import pytest
 
-from gateway.counting import FILE, estimate
+from gateway.access.estimate import FILE, input_tokens
 from gateway.dialects import messages
 from tests.access.test_access import bearer, keyed
 from tests.fakes import Response, gateway_of
@@ -48,7 +49,7 @@ def written(value: Any) -> float:
 def test_texts_tools_and_files_count_and_nothing_else_does(
     blocks: tuple[dict[str, Any], ...], fields: dict[str, Any], tokens: float
 ) -> None:
-    assert estimate(messages.parse(body(*blocks, **fields))) == pytest.approx(tokens, abs=1.0)
+    assert math.ceil(input_tokens(messages.parse(body(*blocks, **fields)))) == pytest.approx(tokens, abs=1.0)
 
 
 async def test_tokens_are_told_without_a_word_to_any_expert_or_log() -> None:

@@ -1,0 +1,190 @@
+"""The token counts of a stream: always requested, shown to those who asked, and done without where a server cannot."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from coe.core import Api, Call, Reply
+from coe.errors import ExpertRejected
+from coe.experts.client import Client
+from coe.experts.faults import Faults
+from coe.experts.http import HttpExpert
+from coe.experts.replies import Echo, Streamed
+from coe.experts.wire import WIRES
+from coe.registry import ExpertSpec
+from coe.settings import Endpoint
+from tests.experts.test_odd_streams import Pieces
+
+pytestmark = pytest.mark.anyio
+
+WORD = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"usage"},"finish_reason":null}],"usage":null}\n\n'
+LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+COUNTS = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+BOTH = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+DONE = b"data: [DONE]\n\n"
+ASKED = {"include_usage": True}
+
+Refuse = Callable[[dict[str, Any]], tuple[int, str] | None]
+
+
+class Server:
+    """Streams `pieces`, with counts where they are requested; `refuse` may give a status and a reason instead."""
+
+    def __init__(self, refuse: Refuse = lambda _: None, *, last: bytes = LAST, counts: bytes = COUNTS) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self._refuse = refuse
+        self._last, self._counts = last, counts
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        if (refusal := self._refuse(body)) is not None:
+            return web.json_response({"error": {"message": refusal[1]}}, status=refusal[0])
+        if not body.get("stream"):
+            return web.json_response({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        counts = self._counts if (body.get("stream_options") or {}).get("include_usage") else b""
+        for piece in (WORD, self._last, counts, DONE):
+            await response.write(piece)
+        return response
+
+
+@asynccontextmanager
+async def asking(server: Server, **declared: Any) -> AsyncIterator[Callable[..., Awaitable[Reply]]]:
+    app = web.Application()
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        app.router.add_post(path, server.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    spec = ExpertSpec(name="e", model="m", runtime="external", base_url=url, **declared)
+    async with Client() as session:
+        expert = HttpExpert(spec, Endpoint(url, "m"), session=session)
+
+        async def ask(*, api: Api = "chat", stream: bool = True, **fields: Any) -> Reply:
+            said = {"prompt": "hi"} if api == "completions" else {"messages": [{"role": "user", "content": "hi"}]}
+            call = Call({**said, "stream": stream, **fields}, stream, 5.0, 5.0, api=api)
+            return await expert.stream(call)
+
+        yield ask
+    await runner.cleanup()
+
+
+async def whole(reply: Reply) -> bytes:
+    body = b"".join([piece async for piece in reply.pieces()])
+    await reply.aclose()
+    return body
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"continuous_usage_stats": True}])
+async def test_counts_are_requested_and_hidden_from_a_client_that_did_not(api: Api, options: Any) -> None:
+    server = Server()
+    async with asking(server) as ask:
+        reply = await ask(api=api, stream_options=options)
+        assert await whole(reply) == WORD + LAST + DONE
+    assert server.bodies[0]["stream_options"] == {**(options or {}), "include_usage": True}
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 5)
+
+
+async def test_counts_are_shown_to_a_client_that_requested_them() -> None:
+    async with asking(Server()) as ask:
+        reply = await ask(stream_options=ASKED)
+        assert await whole(reply) == WORD + LAST + COUNTS + DONE
+    assert reply.usage.output_tokens == 5
+
+
+async def test_an_answer_that_is_not_streamed_is_asked_for_as_it_was() -> None:
+    server = Server()
+    async with asking(server) as ask:
+        reply = await ask(stream=False)
+        await reply.aclose()
+    assert "stream_options" not in server.bodies[0]
+    assert reply.usage.output_tokens == 5
+
+
+async def test_counts_beside_a_choice_are_part_of_the_answer() -> None:
+    async with asking(Server(last=BOTH, counts=b"")) as ask:
+        reply = await ask()
+        assert await whole(reply) == WORD + BOTH + DONE
+    assert reply.usage.output_tokens == 5
+
+
+async def test_an_empty_answer_of_counts_alone_is_a_stream_that_ends() -> None:
+    async with asking(Server(last=b"")) as ask:
+        assert await whole(await ask()) == WORD + DONE
+
+
+async def test_comments_and_names_of_events_around_hidden_counts_stay() -> None:
+    async with asking(Server(counts=b": keep\n\n" + b"event: x\n" + COUNTS + b": alive\n\n")) as ask:
+        assert await whole(await ask()) == WORD + LAST + b": keep\n\n: alive\n\n" + DONE
+
+
+def knows_no_options(status: int) -> Refuse:
+    return lambda body: (status, "Unexpected keys: {'stream_options'}") if "stream_options" in body else None
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_server_that_does_not_know_the_option_is_asked_without_it_from_then_on(status: int) -> None:
+    server = Server(knows_no_options(status))
+    async with asking(server) as ask:
+        for _ in range(2):
+            assert await whole(await ask()) == WORD + LAST + DONE
+        assert await whole(await ask(api="completions")) == WORD + LAST + DONE
+    assert ["stream_options" in body for body in server.bodies] == [True, False, False, True, False]
+
+
+async def test_a_client_that_requested_counts_is_told_that_the_server_has_none() -> None:
+    server = Server(knows_no_options(400))
+    async with asking(server) as ask:
+        with pytest.raises(ExpertRejected, match="stream_options"):
+            await ask(stream_options=ASKED)
+    assert len(server.bodies) == 1
+
+
+async def test_requests_at_the_same_time_are_each_asked_again() -> None:
+    async with asking(Server(knows_no_options(400))) as ask:
+        replies = await asyncio.gather(*(ask() for _ in range(5)))
+        assert [await whole(reply) for reply in replies] == [WORD + LAST + DONE] * 5
+
+
+async def test_a_refusal_for_another_reason_is_the_clients() -> None:
+    server = Server(lambda _: (400, "temperature is too high"))
+    async with asking(server) as ask:
+        with pytest.raises(ExpertRejected, match="temperature"):
+            await ask()
+    assert len(server.bodies) == 1
+
+
+async def test_a_client_cannot_make_a_server_forget_its_counts() -> None:
+    server = Server(lambda body: (400, "no field my_stream_options") if "my_stream_options" in body else None)
+    async with asking(server) as ask:
+        with pytest.raises(ExpertRejected, match="my_stream_options"):
+            await ask(my_stream_options=1)
+        reply = await ask()
+        await whole(reply)
+    assert reply.usage.output_tokens == 5
+
+
+async def test_options_declared_for_an_expert_are_kept_and_its_counts_hidden() -> None:
+    server = Server()
+    async with asking(server, parameters={"stream_options": {"continuous_usage_stats": False}}) as ask:
+        assert await whole(await ask()) == WORD + LAST + DONE
+    assert server.bodies[0]["stream_options"] == {"continuous_usage_stats": False, "include_usage": True}
+
+
+async def test_counts_in_pieces_of_a_byte_are_hidden_too() -> None:
+    stream = WORD + LAST + COUNTS + DONE
+    answer: Any = Pieces(*(stream[at : at + 1] for at in range(len(stream))))
+    echo, faults = Echo(theirs="m", ours="e"), Faults("e", key="")
+    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0, hide_usage=True)
+    await reply.begin()
+    assert await whole(reply) == WORD + LAST + DONE
+    assert orjson.loads(COUNTS[6:])["usage"]["completion_tokens"] == reply.usage.output_tokens

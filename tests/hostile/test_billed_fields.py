@@ -1,0 +1,140 @@
+"""Everything that an expert bills is counted: numbers written as text, tools, tool calls, images, files and audio."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.access.estimate import FILE, input_tokens, output_tokens
+from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
+from tests.access.samples import key_of
+from tests.fakes import gateway_of, registry_of
+from tests.gateway.crowd import bearer
+
+pytestmark = pytest.mark.anyio
+
+HI = [{"role": "user", "content": "hi"}]
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": HI},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": HI, "max_tokens": 5},
+}
+WRONG: tuple[Any, ...] = ("64", "", True, False, -1, 1.5, 1e300, [64], {"value": 64})
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("name", ["n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_number_that_multiplies_the_bill_and_is_none_is_refused_by_name(
+    path: str, name: str, value: Any
+) -> None:
+    body = {"model": "auto", **PATHS[path], name: value}
+    async with gateway_of() as gateway:
+        refused = await gateway.post(path, orjson.dumps(body))
+        assert not [call for expert in gateway.experts.values() for call in expert.calls]
+    assert refused.status == 400
+    if path == "/v1/messages":
+        assert name in refused.json["error"]["message"]
+    else:
+        assert (refused.error["type"], refused.error["param"]) == ("invalid_request_error", name)
+
+
+async def test_not_a_number_and_infinity_are_no_json() -> None:
+    async with gateway_of() as gateway:
+        for word in (b"NaN", b"Infinity", b"-Infinity", b"1e999"):
+            body = b'{"model":"auto","messages":[{"role":"user","content":"hi"}],"max_tokens":%b}' % word
+            assert (await gateway.post("/v1/chat/completions", body)).status == 400
+
+
+@pytest.mark.parametrize("fields", [{"n": 0}, {"best_of": 0}, {"stream_options": "usage"}, {"stream_options": []}])
+async def test_other_values_that_no_server_should_see_are_refused_by_name(fields: dict[str, Any]) -> None:
+    async with gateway_of() as gateway:
+        refused = await gateway.chat(**fields)
+    assert (refused.status, refused.error["param"]) == (400, next(iter(fields)))
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": None, "n": None}, {"max_tokens": 7.0, "n": 2}])
+async def test_numbers_that_are_right_or_left_out_go_on(fields: dict[str, Any]) -> None:
+    async with gateway_of() as gateway:
+        assert (await gateway.chat(**fields)).status == 200
+
+
+DATA = "QUJD" * 50_000
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "a" * 4000}}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "d" * 4000}}]
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"description": "d" * 4000}}}
+
+
+def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields", "least"),
+    [
+        (chat, {"messages": HI, "tools": TOOLS}, 1000),
+        (chat, {"messages": HI, "functions": [TOOLS[0]["function"]]}, 1000),
+        (chat, {"messages": HI, "response_format": SCHEMA}, 1000),
+        (chat, {"messages": HI, "prediction": {"type": "content", "content": "p" * 4000}}, 1000),
+        (chat, {"messages": [*HI, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, 1000),
+        (chat, {"messages": [*HI, {"role": "assistant", "function_call": CALL["function"]}]}, 1000),
+        (chat, {"messages": [*HI, {"role": "assistant", "content": "", "reasoning_content": "r" * 4000}]}, 1000),
+        (chat, {"messages": user({"type": "image_url", "image_url": {"url": "http://x/y.png"}})}, FILE),
+        (chat, {"messages": user({"type": "image_url", "image_url": {"url": DATA}})}, FILE),
+        (chat, {"messages": user({"type": "file", "file": {"file_id": "f"}})}, FILE),
+        (chat, {"messages": user({"type": "file", "file": {"file_data": DATA}})}, 2 * FILE),
+        (chat, {"messages": user({"type": "input_audio", "input_audio": {"data": DATA, "format": "mp3"}})}, 100),
+        (completions, {"prompt": "hi", "suffix": "s" * 4000}, 1000),
+        (embeddings, {"input": ["e" * 4000, "e" * 4000]}, 2000),
+        (responses, {"input": "hi", "tools": [{"type": "function", "name": "f", "description": "d" * 4000}]}, 1000),
+        (responses, {"input": "hi", "text": {"format": SCHEMA}}, 1000),
+        (responses, {"input": [{"type": "function_call", "name": "f", "arguments": "a" * 4000}]}, 1000),
+        (responses, {"input": [{"type": "function_call_output", "call_id": "c", "output": "o" * 4000}]}, 1000),
+        (responses, {"input": user({"type": "input_image", "image_url": DATA})}, FILE),
+        (responses, {"input": user({"type": "input_file", "file_data": DATA})}, 2 * FILE),
+        (responses, {"input": [{"type": "image_generation_call", "result": DATA}]}, FILE),
+        (
+            responses,
+            {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": DATA}}]},
+            FILE,
+        ),
+        (messages, {"messages": HI, "tools": [{"name": "f", "description": "d" * 4000}]}, 1000),
+        (messages, {"messages": HI, "output_config": {"format": SCHEMA}}, 1000),
+        (messages, {"messages": user({"type": "tool_use", "id": "t", "input": {"x": "i" * 4000}})}, 1000),
+        (messages, {"messages": user({"type": "image", "source": {"type": "base64", "data": DATA}})}, FILE),
+        (messages, {"messages": user({"type": "document", "source": {"type": "base64", "data": DATA}})}, 2 * FILE),
+    ],
+)
+def test_what_a_model_reads_beside_text_is_counted_and_the_bytes_of_files_are_not(
+    dialect: Dialect, fields: dict[str, Any], least: int
+) -> None:
+    found = input_tokens(dialect.parse(orjson.dumps({"model": "m", **fields})))
+    assert least <= found <= 1.2 * least + 60
+
+
+def test_texts_alone_are_a_quarter_of_their_characters() -> None:
+    turns = [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": [{"type": "text", "text": "y"}]}]
+    assert input_tokens(chat.parse(orjson.dumps({"model": "m", "messages": turns}))) == 401 / 4
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields", "tokens"),
+    [
+        (chat, {"messages": HI, "max_tokens": 10, "n": 64}, 640),
+        (completions, {"prompt": ["a", "b"], "max_tokens": 10, "best_of": 4, "n": 2}, 80),
+        (responses, {"input": "hi", "max_output_tokens": 10}, 10),
+        (messages, {"messages": HI, "max_tokens": 10}, 10),
+        (embeddings, {"input": "hi"}, 0),
+    ],
+)
+def test_the_answers_that_a_request_asks_for_are_counted(dialect: Dialect, fields: dict[str, Any], tokens: int) -> None:
+    assert output_tokens(dialect.parse(orjson.dumps({"model": "m", **fields}))) == tokens
+
+
+async def test_tools_are_reserved_for_before_the_call() -> None:
+    keys = [key_of(limits={"tokens_per_minute": 2000}).model_dump(mode="json")]
+    body = {"model": "coder", "messages": HI, "max_tokens": 1, "tools": TOOLS * 2}
+    async with gateway_of(registry_of(access={"keys": keys})) as gateway:
+        refused = await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=bearer("alice"))
+    assert (refused.status, refused.error["code"]) == (400, "request_exceeds_limit")
