@@ -31,7 +31,7 @@ from gateway.gauges import show_log
 from gateway.implicit import ImplicitSignals
 from gateway.in_use import check_in_use, read_in_use
 from gateway.jobs import Jobs
-from gateway.logs import log_uncaught, logged
+from gateway.logs import log_uncaught
 from gateway.observation import open_observation
 from gateway.recorder import Recorder
 from gateway.reload import Reader, Reload, look_at
@@ -74,7 +74,7 @@ async def open_worker(
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
         stalled = parts.current.serving.registry.policy.piece_timeout
-        hear = hearing(leave=drain.begin, reload=parts.reload.ask)
+        hear = hearing(leave=drain.begin, reload=parts.reload.ask, cut=drain.cut)
         async with hear, letting_go(after=stalled), giving_back():
             settle()
             yield parts
@@ -125,14 +125,14 @@ async def open_parts(
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigError or ArtifactError when it cannot begin."""
+    """Serve until SIGINT or SIGTERM. Raises ConfigError, ArtifactError or WorkerError when it cannot begin."""
     from gateway import processes
 
     prepare(settings)
     address = check_port(settings)
     log_uncaught()
     with several(settings.workers) as workers:
-        processes.serve(partial(logged, partial(build_app, settings, workers)), settings, address=address)
+        processes.serve(partial(build_app, settings, workers), settings, address=address)
 
 
 @contextmanager

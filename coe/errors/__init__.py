@@ -6,6 +6,7 @@ CoEError
 ├── DataError              a data file cannot be used                      (ends the job)
 │   └── DocumentError      one of many files has no text that can be used  (the job goes on)
 ├── FleetError             a local expert server cannot be run
+├── WorkerError            no worker process of the gateway could start
 ├── LogError               the routing log cannot be read or written
 │   ├── DamagedEntry       what stands there is no record and no event of feedback
 │   └── UnknownCursor      no place in this log
@@ -74,6 +75,7 @@ from coe.errors.process import (
     LogError,
     RetrievalError,
     UnknownCursor,
+    WorkerError,
 )
 from coe.errors.request import (
     ArtifactNotFound,
@@ -149,5 +151,6 @@ __all__ = [
     "Unauthorized",
     "UnknownCursor",
     "UnknownRequest",
+    "WorkerError",
     "WrongMediaType",
 ]
