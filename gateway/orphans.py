@@ -20,8 +20,9 @@ WRITE = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(parent: int) -> None:
-    """End this process when the process `parent` dies: close the listener, finish answers, write records, exit.
+def end_with_parent(parent: int, serving: threading.Event) -> None:
+    """End this process when the process `parent` dies: close the listener, finish answers, write records, exit. Before
+    `serving` is set, exit at once.
 
     On Linux the kernel sends SIGTERM at once. A thread checks the parent's id everywhere, and bounds how long the end
     takes. Call it from the main thread, once, before anything that may block.
@@ -30,12 +31,14 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)
-    threading.Thread(target=_watch, args=(parent,), name="coe-parent", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, serving), name="coe-parent", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, serving: threading.Event) -> None:
     while os.getppid() == parent:
         time.sleep(CHECK_EVERY)
+    if not serving.is_set():
+        os._exit(1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(FINISH)
     os.kill(os.getpid(), CUT)

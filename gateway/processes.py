@@ -12,6 +12,7 @@ has ever become ready and all have ended, the gateway stops with the cause. Work
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
@@ -38,6 +39,7 @@ from gateway.logs import described, logged, logging_config
 from gateway.orphans import end_with_parent
 from gateway.respawn import Respawns
 from gateway.signals import LEAVE, RELOAD
+from gateway.stopping import Stop
 from gateway.worker_states import WorkerStates
 
 FLUSH = 20
@@ -49,6 +51,8 @@ CONNECTIONS = 16_384
 """At one worker; more wait to be accepted."""
 START_CHECK = 0.5
 """Seconds between two checks for a first ready worker, while a crashed one waits for that."""
+SERVER_START = 0.05
+"""Seconds of the event loop's time from the application's start to the server's; the loop does not run in between."""
 
 _log = logging.getLogger("gateway")
 
@@ -180,7 +184,8 @@ class _Wakeups:
 
 def _load(build: Callable[[], Starlette], states: WorkerStates, *, worker: int, parent: int) -> Starlette:
     """The application of one worker process, which reports to the parent how its start goes."""
-    end_with_parent(parent)
+    stop = Stop()
+    end_with_parent(parent, stop.serving)
     app = logged(partial(_built, build, states, worker))
     app.state.worker_crashes = states.crashes
     lifespan = app.router.lifespan_context
@@ -192,6 +197,7 @@ def _load(build: Callable[[], Starlette], states: WorkerStates, *, worker: int, 
             async with lifespan(served) as state:
                 started = True
                 states.ready(worker)
+                asyncio.get_running_loop().call_later(SERVER_START, stop.allow)
                 yield state
         except Exception as error:
             if not started:

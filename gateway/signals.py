@@ -14,8 +14,8 @@ LEAVE, RELOAD, CUT = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
 async def hearing(
     *, leave: Callable[[], None], reload: Callable[[], None], cut: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """LEAVE, RELOAD and CUT call these until the block ends. SIGINT is ignored: Ctrl-C in a terminal reaches every process
-    of it, and the parent alone decides what follows."""
+    """LEAVE, RELOAD and CUT call these until the block ends. SIGINT is ignored: Ctrl-C in a terminal reaches every
+    process of it, and the parent alone decides what follows."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(LEAVE, leave)
     loop.add_signal_handler(RELOAD, reload)

@@ -23,7 +23,7 @@ from tests.gateway.words_server import build as build_well
 def build(settings: Settings, workers: Path | None) -> Starlette:
     fails = os.environ["FAILS"]
     if fails == "once":
-        with suppress(FileExistsError), open(os.environ["MARKER"], "x"):
+        with suppress(FileExistsError), Path(os.environ["MARKER"]).open("x"):
             fails = "import"
     if fails == "import":
         raise ImportError("no module of that name")

@@ -93,11 +93,23 @@ async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_por
 async def test_workers_still_starting_end_with_a_killed_parent(tmp_path: Path) -> None:
     process, _ = await start(tmp_path, FAILS="never", COE_WORKERS="2")
     parent = psutil.Process(process.pid)
-    await until(lambda: len(parent.children()) > 0)
+    await until(lambda: len(parent.children()) == 2)
     left = parent.children()
     process.kill()
-    await process.wait()
     assert (await asyncio.to_thread(psutil.wait_procs, left, DEADLINE))[1] == []
+    await process.communicate()
+
+
+async def test_sigterm_to_the_whole_process_group_and_twice_ends_the_gateway_in_order(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        async with served.ask("stalls", stream=True) as response:
+            await response.content.readuntil(b"\n\n")
+            for process in (*served.workers, *served.workers, psutil.Process(served.process.pid)):
+                process.terminate()
+                await asyncio.sleep(0.1)
+            response.close()
+        assert await asyncio.wait_for(served.process.wait(), 40) == 0  # a blocked worker would be killed after 50 s
+        assert [record.outcome for record in await served.records(1)] == ["aborted"]
 
 
 async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Process, int]:
