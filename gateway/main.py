@@ -25,6 +25,7 @@ from gateway.app import Parts, create_app
 from gateway.assembly import Assembly
 from gateway.conversations import open_affinity
 from gateway.current import Current
+from gateway.descriptors import Connections, raise_limit, soft_limit, warn_if_few
 from gateway.drain import Drain
 from gateway.following import catch_up, following
 from gateway.gauges import show_log
@@ -52,6 +53,7 @@ def prepare(settings: Settings) -> None:
     """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
     catch_up(settings)
     registry, _ = check_in_use(settings)
+    warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
     for spec in registry.experts:
@@ -92,7 +94,7 @@ async def open_parts(
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
         observation = await stack.enter_async_context(open_observation(settings, workers))
-        session = await stack.enter_async_context(Client())
+        session = await stack.enter_async_context(Client(connections=Connections.within(soft_limit()).experts))
         kept, days = registry.log.keep_records, registry.log.keep_days
         log = open_log(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(log.aclose)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import signal
 import threading
 import time
@@ -34,6 +33,7 @@ from starlette.applications import Starlette
 
 from coe.errors import WorkerError
 from coe.settings import Settings
+from gateway.descriptors import Connections, raise_limit, soft_limit
 from gateway.drain import FINISH
 from gateway.logs import described, logged, logging_config
 from gateway.orphans import end_with_parent
@@ -47,8 +47,6 @@ FLUSH = 20
 IDLE = 75
 """Seconds for a request's headers to arrive, and for a connection to wait for its next request. Longer than balancers
 keep theirs (60), so that none sends a request into a connection that is being closed."""
-CONNECTIONS = 16_384
-"""At one worker; more wait to be accepted."""
 START_CHECK = 0.5
 """Seconds between two checks for a first ready worker, while a crashed one waits for that."""
 SERVER_START = 0.05
@@ -60,7 +58,7 @@ _log = logging.getLogger("gateway")
 def serve(build: Callable[[], Starlette], settings: Settings, *, address: str) -> None:
     """Serve the application that `build` makes, once in every worker, until SIGINT or SIGTERM. Raises WorkerError when
     no worker could start."""
-    _allow_descriptors()
+    raise_limit()
     signal.signal(LEAVE, signal.SIG_IGN)  # a worker that is only starting must not die of it
     processes = _Processes(settings, address=address)
     processes.serve(target_loader=build, wrap_loader=False)
@@ -78,7 +76,7 @@ class _Processes(Server):  # type: ignore[misc, valid-type]  # Granian chooses t
             loop=Loops.uvloop,
             http=HTTPModes.http1,  # with `auto` a connection that sends nothing is kept for ever
             http1_settings=HTTP1Settings(header_read_timeout=IDLE * 1000),
-            backpressure=CONNECTIONS,
+            backpressure=Connections.within(soft_limit()).clients,
             workers=settings.workers,
             websockets=False,
             log_level=LogLevels.warning,
@@ -222,10 +220,3 @@ def _exit_of(code: int | None) -> str:
         return f"exited with code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"was killed by {name}"
-
-
-def _allow_descriptors() -> None:
-    """As many as the system lets us have: every request under way needs two."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # a limit without end that the system does not mean (macOS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

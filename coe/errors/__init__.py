@@ -43,6 +43,7 @@ CoEError
         ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
         │   ├── ExpertUnreachable  no connection came about                503
         │   └── ExpertAsleep       it did not get its turn on a device     503
+        ├── OutOfDescriptors   none left here for a connection to it       503
         ├── ExpertBusy         answered 429                                429
         ├── ExpertTimeout      no first piece in time                      504
         ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
@@ -60,6 +61,7 @@ from coe.errors.expert import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
+    OutOfDescriptors,
 )
 from coe.errors.process import (
     ArtifactError,
@@ -144,6 +146,7 @@ __all__ = [
     "NotClassified",
     "NotInstalled",
     "NothingMeasured",
+    "OutOfDescriptors",
     "Overloaded",
     "RecordNotFound",
     "RequestError",

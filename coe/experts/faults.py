@@ -19,10 +19,14 @@ from coe.errors import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
+    OutOfDescriptors,
 )
+from coe.experts.descriptors import shortage_log
 
 LONGEST_RETRY = 3600.0
 """Seconds; a server that asks for more is believed so far."""
+SHORTAGE_RETRY = 1.0
+"""Seconds after which a request may find a file descriptor again."""
 LONGEST_REASON = 500
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
@@ -38,6 +42,17 @@ class Faults:
 
     def unreachable(self) -> ExpertUnreachable:
         return ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
+
+    def no_descriptor(self) -> OutOfDescriptors:
+        """No connection could be opened, because this process has no file descriptor left."""
+        shortage_log().report()
+        error = OutOfDescriptors(
+            "the gateway has no file descriptor left for another connection to an expert; try again later, or raise "
+            "its limit of open files",
+            expert=self.expert,
+        )
+        error.retry_after = SHORTAGE_RETRY
+        return error
 
     def broken(self, what: str) -> ExpertUnavailable:
         """The connection failed or broke off, or the server says that it cannot go on."""
