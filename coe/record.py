@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
-    """One request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
+    """One routed request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
 
     Complete enough to re-decide the request offline: the posterior (by category name, in `probabilities`, to five
     digits), the text's `familiarity`, the `thrift` asked for, the order of `candidates` and the `worth` of each
