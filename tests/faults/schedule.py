@@ -241,7 +241,7 @@ async def run(requests: int, seed: int) -> Report:
 
 
 async def check_records(served: Served, report: Report, since: float) -> None:
-    """One for every routed request, of the outcome that its client saw, and at most one more for every client that left."""
+    """One for every routed request, of the outcome its client saw, and at most one more for every client that left."""
     expected = report.routed
     deadline = time.monotonic() + PATIENCE
     while True:
