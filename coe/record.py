@@ -25,7 +25,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
-    """One request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
+    """One routed request's line in the routing log, schema version 1. Times are Unix seconds, durations milliseconds.
 
     This is the only list of the fields: the JSON, SQLite and parquet forms, the API's schema and docs/records.md follow
     from it (`coe.records.fields`). To add a field, add one line with its type, its meaning and a default.

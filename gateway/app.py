@@ -84,6 +84,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             app.lines = _lines(parts)
             app.router.routes[:] = _routes(parts, health, app.lines)
             app.entrance = Entrance(app.dispatch, parts.current, count=parts.metrics.refused)
+            _show_crashes(app, parts.metrics)
             health.ready = True
             try:
                 yield
@@ -157,6 +158,13 @@ def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Rou
         *admin_routes(parts),
         *page_routes(),
     ]
+
+
+def _show_crashes(app: Starlette, metrics: Metrics) -> None:
+    """Crashes of each worker, as the parent process counts them; none where no parent runs this application."""
+    crashes = getattr(app.state, "worker_crashes", dict)
+    text = "Times that a worker process ended without being told to, since the gateway started."
+    metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
 
 
 def _feedback(parts: Parts) -> FeedbackEndpoint:

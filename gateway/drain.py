@@ -27,11 +27,12 @@ class Drain:
         self._current.leaving = True
         loop = asyncio.get_running_loop()
         loop.call_later(self._lame_duck, self._close)
-        loop.call_later(self._lame_duck + self._finish, self._cut)
+        loop.call_later(self._lame_duck + self._finish, self.cut)
 
     def _close(self) -> None:
         self._current.admission.closed = True
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End every request under way with the error that this gateway ends."""
         for cutoff in tuple(self._current.admission.under_way):
             cutoff.cut(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))

@@ -68,7 +68,7 @@ class Line:
             if not complete:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
-        finally:  # 8 record
+        finally:  # 8 record, where it was routed
             for observe in self._observers:
                 observe(trace)
 

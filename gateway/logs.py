@@ -79,6 +79,13 @@ def logged(build: Callable[[], Built]) -> Built:
         raise SystemExit(1) from None
 
 
+def described(error: BaseException) -> str:
+    """An error's class, with its words where these cannot quote a request."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    about_us = isinstance(error, _ABOUT_US) and not isinstance(error, RequestError)
+    return f"{name}: {error}" if about_us else name
+
+
 def log_request(trace: Trace) -> None:
     """The access log: one line for a finished request."""
     decision, usage = trace.decision, trace.usage
@@ -148,9 +155,7 @@ def _told(error: BaseException | None) -> str:
     for _ in range(MAX_CHAIN):
         if error is None:
             break
-        name = f"{type(error).__module__}.{type(error).__qualname__}"
-        about_us = isinstance(error, _ABOUT_US) and not isinstance(error, RequestError)
         frames = traceback.format_tb(error.__traceback__, limit=-MAX_FRAMES)
-        told[:0] = [*frames, f"{name}: {error}"[:MAX_WORDS] + "\n" if about_us else f"{name}\n"]
+        told[:0] = [*frames, f"{described(error)}\n"]
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "".join(told).rstrip()

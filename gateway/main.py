@@ -27,6 +27,7 @@ from gateway.assembly import Assembly
 from gateway.consequences import consequences_of, log_consequences
 from gateway.conversations import open_affinity
 from gateway.current import Current
+from gateway.descriptors import Connections, raise_limit, soft_limit, warn_if_few
 from gateway.drain import Drain
 from gateway.expert_check import checking
 from gateway.following import catch_up, following
@@ -34,7 +35,7 @@ from gateway.gauges import show_feedback, show_log
 from gateway.implicit import ImplicitSignals
 from gateway.in_use import check_in_use, read_in_use
 from gateway.jobs import Jobs
-from gateway.logs import log_uncaught, logged
+from gateway.logs import log_uncaught
 from gateway.observation import open_observation
 from gateway.recent import RecentRequests
 from gateway.recorder import Recorder
@@ -58,6 +59,7 @@ def prepare(settings: Settings) -> None:
     """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
     catch_up(settings)
     registry, _ = check_in_use(settings)
+    warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
     for spec in registry.experts:
@@ -81,7 +83,7 @@ async def open_worker(
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
         stalled = parts.current.serving.registry.policy.piece_timeout
-        hear = hearing(leave=drain.begin, reload=parts.reload.ask)
+        hear = hearing(leave=drain.begin, reload=parts.reload.ask, cut=drain.cut)
         failed = parts.metrics.task_failed
         async with hear, letting_go(after=stalled, task_failed=failed), giving_back(task_failed=failed):
             settle()
@@ -102,7 +104,7 @@ async def open_parts(
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
         observation = await stack.enter_async_context(open_observation(settings, workers))
         failed = observation.metrics.task_failed
-        session = await stack.enter_async_context(Client())
+        session = await stack.enter_async_context(Client(connections=Connections.within(soft_limit()).experts))
         kept, days = registry.log.keep_records, registry.log.keep_days
         log = open_log(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(log.aclose)
@@ -147,7 +149,7 @@ async def open_parts(
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigError or ArtifactError when it cannot begin."""
+    """Serve until SIGINT or SIGTERM. Raises ConfigError, ArtifactError or WorkerError when it cannot begin."""
     from gateway import processes
 
     if (created := create_admin_key(settings)) is not None:
@@ -156,7 +158,7 @@ def serve(settings: Settings) -> None:
     address = check_port(settings)
     log_uncaught()
     with several(settings.workers) as workers:
-        processes.serve(partial(logged, partial(build_app, settings, workers)), settings, address=address)
+        processes.serve(partial(build_app, settings, workers), settings, address=address)
 
 
 @contextmanager

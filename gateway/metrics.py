@@ -26,7 +26,7 @@ class Metrics:
         self.tallies = tallies = Tallies()
         self.siblings: Siblings | None = None
         """Set where there are several workers."""
-        requests = ("api", "category", "expert", "outcome", "reason")
+        requests = ("api", "category", "expert", "outcome", "reason", "status")
         expert = ("expert",)
         self._requests = tallies.counter("coe_requests_total", "Requests, by how they ended.", requests)
         self._fallbacks = tallies.counter(
@@ -63,10 +63,11 @@ class Metrics:
         """Count one finished request."""
         self._total.observe(_ALONE, trace.elapsed_ms() / 1000)
         decision = trace.decision
+        status = "" if trace.status is None else str(trace.status)
         if decision is None:
-            self._requests.add((trace.api, "", "", trace.outcome, ""))
+            self._requests.add((trace.api, "", "", trace.outcome, "", status))
             return
-        self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason))
+        self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
         self._routing.observe(_ALONE, trace.routing_ms / 1000)
         self._gated(trace)
         if (first := trace.first_piece_ms) is not None:

@@ -38,7 +38,10 @@ class Recorder:
         await asyncio.gather(*self._pending, return_exceptions=True)
 
     def observe(self, trace: Trace) -> None:
-        """Queue the record of a finished request."""
+        """Queue the record of a finished request, if it was routed. One that ended before is counted and in the access
+        log, but has no record: otherwise strangers could push the records of real requests out of the log."""
+        if trace.decision is None:
+            return
         record, text = trace.record(), trace.text
         if self._encoder is None or not text or len(self._pending) >= MAX_PENDING:
             self._writer.put(record)

@@ -6,6 +6,7 @@ CoEError
 ├── DataError              a data file cannot be used                      (ends the job)
 │   └── DocumentError      one of many files has no text that can be used  (the job goes on)
 ├── FleetError             a local expert server cannot be run
+├── WorkerError            no worker process of the gateway could start
 ├── LogError               the routing log cannot be read or written
 │   ├── DamagedEntry       what stands there is no record and no event of feedback
 │   └── UnknownCursor      no place in this log
@@ -46,6 +47,7 @@ CoEError
         ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
         │   ├── ExpertUnreachable  no connection came about                503
         │   └── ExpertAsleep       it did not get its turn on a device     503
+        ├── OutOfDescriptors   none left here for a connection to it       503
         ├── ExpertBusy         answered 429                                429
         ├── ExpertTimeout      no first piece in time                      504
         ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
@@ -64,6 +66,7 @@ from coe.errors.expert import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
+    OutOfDescriptors,
 )
 from coe.errors.process import (
     ArtifactError,
@@ -79,6 +82,7 @@ from coe.errors.process import (
     LogError,
     RetrievalError,
     UnknownCursor,
+    WorkerError,
 )
 from coe.errors.request import (
     ArtifactNotFound,
@@ -157,6 +161,7 @@ __all__ = [
     "NotClassified",
     "NotInstalled",
     "NothingMeasured",
+    "OutOfDescriptors",
     "Overloaded",
     "RecordNotFound",
     "RequestError",
@@ -165,5 +170,6 @@ __all__ = [
     "UnknownCursor",
     "UnknownRequest",
     "UntrustedHost",
+    "WorkerError",
     "WrongMediaType",
 ]

@@ -57,6 +57,16 @@ class ExpertAsleep(ExpertUnavailable):
     unhealthy = False
 
 
+class OutOfDescriptors(ExpertError):
+    """This process has no file descriptor left for a connection to the expert, which is not the expert's fault. Another
+    expert would need one too."""
+
+    code = "overloaded"
+    retryable = False
+    asked = False
+    unhealthy = False
+
+
 class ExpertBusy(ExpertError):
     """The expert answered 429 before the first piece."""
 

@@ -36,6 +36,10 @@ class FleetError(CoEError):
     """A local expert server could not be started or kept running."""
 
 
+class WorkerError(CoEError):
+    """No worker process of the gateway could start."""
+
+
 class LogError(CoEError):
     """The routing log could not be opened, read or written."""
 

@@ -17,9 +17,12 @@ from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
 from coe.experts.connection import Connection
+from coe.experts.descriptors import NoDescriptor, out_of_descriptors
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection, TLS included."""
+MAX_CONNECTIONS = 65_536
+"""Connections of one client at a time, unless it is given a bound."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -62,9 +65,12 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 
 class Client:
-    """The connections of one process. Close it in the loop that used it."""
+    """The connections of one process, at most `connections` at a time; at the bound an idle one makes room. Close it in
+    the loop that used it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, connections: int = MAX_CONNECTIONS) -> None:
+        self._most = connections
+        self._opening = 0
         self._open: set[Connection] = set()
         self.trust: ssl.SSLContext | None = None
         """Which certificates are believed; the system's, unless set."""
@@ -78,7 +84,7 @@ class Client:
         await asyncio.sleep(0)  # in which the transports close their sockets
 
     async def ask(self, target: Target, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS) -> Response:
-        """The answer, its head read. Raises Unreachable, or another OSError when the connection breaks.
+        """The answer, its head read. Raises Unreachable, NoDescriptor, or another OSError when the connection breaks.
 
         A kept connection that ends before the first byte of an answer was ended by the server meanwhile, so the request
         goes out once more on a new one.
@@ -103,8 +109,11 @@ class Client:
     async def _connect(self, target: Target) -> Connection:
         if target.secure and self.trust is None:
             self.trust = ssl.create_default_context()
+        if len(self._open) + self._opening >= self._most:
+            await self._make_room()
         loop = asyncio.get_running_loop()
         connection = Connection(loop, self._open)
+        self._opening += 1
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await loop.create_connection(
@@ -113,9 +122,21 @@ class Client:
         except BaseException as error:
             connection.abort()
             if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
+                if out_of_descriptors(error):
+                    raise NoDescriptor(str(error)) from error
                 raise Unreachable(str(error) or type(error).__name__) from error
             raise
+        finally:
+            self._opening -= 1
         return connection
+
+    async def _make_room(self) -> None:
+        """Close an idle connection. Raises NoDescriptor where all are in use."""
+        idle = next((connection for connection in self._open if connection.idle), None)
+        if idle is None:
+            raise NoDescriptor(f"all {self._most} connections that fit into the limit of open files are in use")
+        idle.abort()
+        await asyncio.sleep(0)  # in which its transport closes the socket
 
 
 def _idle(target: Target) -> Connection | None:

@@ -40,6 +40,11 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------- for the client
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is open and kept for a next exchange."""
+        return self._expiry is not None and not self._busy and not self._closed
+
     async def ask(self, head: bytes, body: bytes) -> None:
         """Write a request and wait for the head of its answer."""
         self._busy = True

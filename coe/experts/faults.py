@@ -24,13 +24,17 @@ from coe.errors import (
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
+    OutOfDescriptors,
 )
+from coe.experts.descriptors import shortage_log
 from coe.experts.redaction import redacted
 
 LONGEST_RETRY = 3600.0
 """Seconds; a server that asks for more is believed so far."""
 MAX_CHAIN = 8
 """Causes of an exception that are searched for the one that names the fault."""
+SHORTAGE_RETRY = 1.0
+"""Seconds after which a request may find a file descriptor again."""
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
 _NOT_OFFERED = frozenset({404, 405, 501})
@@ -66,6 +70,17 @@ class Faults:
         fault = ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
         fault.cause = connection_cause(error) or "unreachable"
         return fault
+
+    def no_descriptor(self) -> OutOfDescriptors:
+        """No connection could be opened, because this process has no file descriptor left."""
+        shortage_log().report()
+        error = OutOfDescriptors(
+            "the gateway has no file descriptor left for another connection to an expert; try again later, or raise "
+            "its limit of open files",
+            expert=self.expert,
+        )
+        error.retry_after = SHORTAGE_RETRY
+        return error
 
     def broken(self, what: str, *, cause: Cause = "connection_lost") -> ExpertUnavailable:
         """The connection failed or broke off, or the server says that it cannot go on."""

@@ -12,6 +12,7 @@ from coe.addresses import below
 from coe.core import Api, Call, Reply, Standing
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.client import Client, Response, Target, Unreachable
+from coe.experts.descriptors import NoDescriptor
 from coe.experts.faults import Faults
 from coe.experts.replies import Echo, Plain, Streamed
 from coe.experts.wire import WIRES, Fields, unsaid
@@ -71,6 +72,8 @@ class HttpExpert:
                 raise self._faults.late(
                     f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
                 ) from None
+            if isinstance(error, NoDescriptor):
+                raise self._faults.no_descriptor() from error
             if isinstance(error, (Unreachable, ValueError)):  # ValueError: an address that none can be
                 raise self._faults.unreachable(error) from error
             if isinstance(error, OSError):

@@ -17,6 +17,7 @@ import orjson
 from coe.core import Api, Call, Reply, Standing, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.aside import Aside
+from coe.experts.descriptors import out_of_descriptors
 from coe.experts.faults import Faults, connection_cause
 from coe.experts.intake import Intake
 from coe.experts.translated import named, plain, says_something, written
@@ -69,7 +70,7 @@ class LitellmExpert:
         if headers := passed(call, self.spec):
             given["extra_headers"] = headers
         reply = _Streamed(self, call) if call.stream else _Plain(self, call)
-        await _aside().run(_imported())  # the first time this takes seconds that are not the provider's
+        await self._import()
         try:
             async with asyncio.timeout(call.first_piece_timeout) as limit:
                 await _aside().run(reply.begin(given))
@@ -85,8 +86,19 @@ class LitellmExpert:
     async def aclose(self) -> None:
         """Nothing of its own to close: litellm keeps its connections."""
 
+    async def _import(self) -> None:
+        """Import litellm. The first time this takes seconds that are not the provider's."""
+        try:
+            await _aside().run(_imported())
+        except OSError as error:
+            if out_of_descriptors(error):
+                raise self.faults.no_descriptor() from None
+            raise
+
     def fault(self, error: Exception, api: Api, excess: str = "") -> ExpertError:
         """litellm's exception as ours; it has many names for an `excess`."""
+        if out_of_descriptors(error):
+            return self.faults.no_descriptor()
         if excess:
             return self.faults.garbage(excess)
         if isinstance(error, ExpertError):

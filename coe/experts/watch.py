@@ -11,6 +11,7 @@ from functools import partial
 
 from coe.addresses import below
 from coe.experts.client import NO_HEADERS, Client, Target
+from coe.experts.descriptors import NoDescriptor
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.supervision import TaskFailed, ignored, supervised
 
@@ -23,6 +24,8 @@ PATIENCE = 2.0
 LONGEST_PAGE = 4 * 2**20
 TOGETHER = 32
 """Pages asked for at a time."""
+UNKNOWN = -1
+"""In place of a status: the page could not be requested, which is not the server's fault."""
 _WAITING = re.compile(rb"\nvllm:num_requests_waiting(?:\{[^\n]*\})? ([0-9.]+)")
 _log = logging.getLogger(__name__)
 
@@ -93,6 +96,8 @@ class Watch:
         status, _ = await self._page(below(replica.root, "health"))
         if status in (404, 405):
             status, _ = await self._page(below(replica.root, "v1/models"))
+        if status == UNKNOWN:
+            return
         alive = 0 < status < 500
         if alive and not seen.alive:
             replica.breaker.hurry()
@@ -101,13 +106,15 @@ class Watch:
     async def _look_at_queue(self, replica: Replica, seen: _Seen) -> None:
         seen.alive = True
         status, page = await self._page(below(replica.root, "metrics"))
+        if status == UNKNOWN:
+            return
         replica.alive = status > 0
         if 200 <= status < 500:
             seen.shows = status == 200 and b"vllm:" in page
         replica.waiting = waiting(page) if status == 200 and seen.shows else None
 
     async def _page(self, url: str) -> tuple[int, bytes]:
-        """Status and beginning of a page; status 0 where none came."""
+        """Status and beginning of a page; status 0 where none came, UNKNOWN where this process could not connect."""
         try:
             async with self._turn, asyncio.timeout(PATIENCE):
                 response = await self._session.ask(Target(url, NO_HEADERS, method="GET"))
@@ -119,6 +126,8 @@ class Watch:
                     return response.status, b"".join(chunks)
                 finally:
                     response.close()
+        except NoDescriptor:
+            return UNKNOWN, b""
         except (OSError, ValueError):  # TimeoutError is an OSError; ValueError: no URL
             return 0, b""
 

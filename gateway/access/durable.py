@@ -13,6 +13,7 @@ from typing import Self
 
 from coe.errors import LogError
 from coe.records.backoff import Backoff
+from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access.limits import Meter
 from gateway.access.memory import MemoryLimiter
 from gateway.access.use_store import Change, Place, Used, UseStore
@@ -36,8 +37,11 @@ class DurableLimiter(MemoryLimiter):
     others' part of the money that a key has spent whenever it writes its own.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored
+    ) -> None:
         super().__init__(clock=clock)
+        self._task_failed = task_failed
         self._store = UseStore(path)
         self._path = path
         self._known: dict[Place, Used] = {}
@@ -50,7 +54,7 @@ class DurableLimiter(MemoryLimiter):
             self._known = await self._store.load(now=self._clock())
         except LogError as error:
             self._failed(error)
-        self._task = asyncio.create_task(self._write_regularly(), name="coe-use")
+        self._task = supervised(self._write_regularly, "limits", task_failed=self._task_failed, may_return=True)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

@@ -23,7 +23,7 @@ async def open_limiter(counters: str, *, home: Path, task_failed: TaskFailed = i
     folder `home`. Raises ConfigError for an address that
     cannot be one; a Redis that does not answer is waited for while this process counts for itself."""
     if counters == MEMORY:
-        async with DurableLimiter(home / FILE) as durable:
+        async with DurableLimiter(home / FILE, task_failed=task_failed) as durable:
             yield durable
         return
     async with RedisLimiter(counters, task_failed=task_failed) as limiter:

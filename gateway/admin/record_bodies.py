@@ -122,7 +122,10 @@ def choices(registry: Registry) -> dict[str, list[str]]:
 
 
 def _codes() -> list[str]:
-    kinds, found = [errors.RequestError], set[str]()
+    """Codes of the errors that may end a request after it was routed; others leave no record."""
+    kinds: list[type[errors.RequestError]] = [errors.ExpertError]
+    found = {kind.code for kind in (errors.RequestError, errors.InvalidRequest, errors.Draining)}
+    found.add(errors.DeadlineExceeded.code)
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()

@@ -32,10 +32,10 @@ async def test_requests_are_counted_by_what_was_decided_and_how_they_ended() -> 
     def requests(**labels: str) -> float:
         return value(text, "coe_requests_total", api="chat", **labels)
 
-    assert requests(category="code", expert="coder", reason="routed", outcome="ok") == 1
-    assert requests(category="code", expert="generalist", reason="pinned", outcome="ok") == 1
-    assert requests(category="art", expert="painter", reason="pinned", outcome="expert_unavailable") == 1
-    assert requests(category="", expert="", reason="", outcome="model_not_found") == 1
+    assert requests(category="code", expert="coder", reason="routed", outcome="ok", status="200") == 1
+    assert requests(category="code", expert="generalist", reason="pinned", outcome="ok", status="200") == 1
+    assert requests(category="art", expert="painter", reason="pinned", outcome="expert_unavailable", status="503") == 1
+    assert requests(category="", expert="", reason="", outcome="model_not_found", status="404") == 1
     assert value(text, "coe_request_seconds_count") == 4
     assert value(text, "coe_routing_seconds_count") == 3
     assert value(text, "coe_first_byte_seconds_count", expert="coder") == 1

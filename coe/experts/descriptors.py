@@ -1,0 +1,79 @@
+"""File descriptors: recognizes that this process has none left, and logs it with the remedy."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import socket
+import time
+from contextlib import suppress
+from functools import cache
+
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines about it."""
+MAX_CAUSES = 16
+"""Errors inspected of one chain of causes."""
+_SHORTAGE = (errno.EMFILE, errno.ENFILE)
+_log = logging.getLogger(__name__)
+
+
+class NoDescriptor(OSError):
+    """This process may not open another connection."""
+
+
+def out_of_descriptors(error: BaseException) -> bool:
+    """Whether an error, or one that caused it, is that this process or the system has no file descriptor left."""
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if cause is None:
+            return False
+        if isinstance(cause, NoDescriptor) or (isinstance(cause, OSError) and _is_shortage(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _is_shortage(error: OSError) -> bool:
+    """A failed name lookup, and several failures reported as one, do not show their error number."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return not _can_open()
+    return error.errno in _SHORTAGE
+
+
+def _can_open() -> bool:
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return error.errno not in _SHORTAGE
+    return True
+
+
+class ShortageLog:
+    """Logs the shortage at most once in LOG_INTERVAL seconds."""
+
+    def __init__(self) -> None:
+        self._next = float("-inf")
+
+    def report(self) -> None:
+        """Log it, unless it was just logged."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + LOG_INTERVAL
+        limit: object = "unknown"
+        with suppress(OSError, ValueError):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        _log.error(
+            "no file descriptor is left for a connection to an expert (limit of this process: %s); requests are "
+            "answered with 503. Raise the limit (`ulimit -n`, LimitNOFILE in systemd, fs.file-max for the system), "
+            "or lower limits.concurrent_requests",
+            limit,
+        )
+
+
+@cache
+def shortage_log() -> ShortageLog:
+    """The log of this process."""
+    return ShortageLog()

@@ -1,0 +1,136 @@
+"""Connections within the limit of open files, and what is reported when none may be opened."""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from coe.attempts import Asks, first_answer
+from coe.core import Call
+from coe.errors import OutOfDescriptors
+from coe.experts import descriptors
+from coe.experts.building import build_experts
+from coe.experts.client import Client, Target, Unreachable
+from coe.experts.descriptors import NoDescriptor, ShortageLog, out_of_descriptors, shortage_log
+from coe.experts.watch import Watch
+from coe.registry import Registry
+from gateway.errors import headers_of, status_of
+from tests.experts.test_client import OK, request_of, serving, whole
+
+pytestmark = pytest.mark.anyio
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await request_of(reader):
+        writer.write(OK)
+
+
+@pytest.fixture
+async def full(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """No connection can be opened; counts the attempts."""
+    attempts: list[int] = []
+
+    async def create(*_: Any, **__: Any) -> Any:
+        attempts.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create)
+    return attempts
+
+
+async def test_at_the_bound_an_idle_connection_to_another_server_makes_room() -> None:
+    async with serving(answer) as first, serving(answer) as second, Client(connections=1) as client:
+        one, two = Target(first, {}), Target(second, {})
+        for target in (one, two, one, one):
+            assert await whole(client, target, b"{}") == b"ok"
+
+
+async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
+    async with serving(answer) as url, Client(connections=1) as client:
+        target = Target(url, {})
+        held = await client.ask(target, b"{}")
+        with pytest.raises(NoDescriptor, match="all 1 connections"):
+            await client.ask(target, b"{}")
+        while await held.piece():
+            pass
+        held.release()
+        assert await whole(client, target, b"{}") == b"ok"
+
+
+@pytest.mark.parametrize("hedge", [False, True])
+async def test_a_shortage_is_not_tried_elsewhere_and_tells_nothing_of_the_servers(full: list[int], hedge: bool) -> None:
+    registry = registry_of("a", "b")
+    call = Call({"messages": []}, True, 5, 5)
+    async with Client() as session:
+        experts = build_experts(registry, {}, session=session)
+        for _ in range(12):
+            asks = Asks()
+            with pytest.raises(OutOfDescriptors) as caught:
+                await first_answer(call, list(experts.values()), attempts=3, until=float("inf"), asks=asks, hedge=hedge)
+            assert asks.begun == 0
+    assert len(full) == 12
+    assert all(replica.breaker.calm for expert in experts.values() for replica in expert.replicas)
+    assert (status_of(caught.value), caught.value.code) == (503, "overloaded")
+    assert headers_of(caught.value) == [(b"retry-after", b"1")]
+
+
+async def test_a_shortage_is_no_sign_that_a_server_is_dead(full: list[int]) -> None:
+    async with Client() as session:
+        experts = build_experts(registry_of("a"), {}, session=session)
+        (replica,) = experts["a"].replicas
+        await Watch(session).look(experts.values())
+        assert full
+        assert replica.alive is None
+
+
+def test_only_a_shortage_is_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def caused_by(error: OSError) -> Exception:
+        outer = RuntimeError("wrapped")
+        outer.__context__ = error
+        return outer
+
+    for number in (errno.EMFILE, errno.ENFILE):
+        assert out_of_descriptors(caused_by(OSError(number, "")))
+    unclear = (OSError("several failures"), socket.gaierror(socket.EAI_AGAIN, "try again"))
+    others = (ConnectionRefusedError(errno.ECONNREFUSED, ""), Unreachable("x"), ValueError(), *unclear)
+    assert not any(out_of_descriptors(error) for error in others)
+
+    def full(_: int) -> int:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(descriptors.os, "dup", full)
+    assert all(out_of_descriptors(error) for error in unclear)
+    assert not out_of_descriptors(ConnectionRefusedError(errno.ECONNREFUSED, ""))
+
+
+def test_the_log_line_comes_once_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    clock: Callable[[], float] = lambda: now  # noqa: E731
+    monkeypatch.setattr(descriptors.time, "monotonic", clock)
+    log = ShortageLog()
+    with caplog.at_level(logging.ERROR):
+        log.report()
+        log.report()
+        now += descriptors.LOG_INTERVAL
+        log.report()
+    assert len(caplog.messages) == 2
+    assert shortage_log() is shortage_log()
+
+
+def registry_of(*names: str) -> Registry:
+    experts = [
+        {"name": name, "model": "m", "runtime": "external", "base_url": f"http://127.0.0.1:{port}/v1"}
+        for port, name in enumerate(names, start=1)
+    ]
+    return Registry.model_validate(
+        {
+            "version": 1,
+            "categories": [{"name": "general", "description": "g"}],
+            "experts": experts,
+            "assignment": {"general": names[0]},
+        }
+    )

@@ -1,0 +1,44 @@
+"""Runs the gateway's processes with workers that fail at their start, as the environment variable FAILS says.
+
+`import`, `lifespan`, `killed`: every start fails. `once`: the first start fails, by the marker file MARKER.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from coe.settings import Settings
+from gateway import processes
+from gateway.main import several
+from tests.gateway.words_server import build as build_well
+
+
+def build(settings: Settings, workers: Path | None) -> Starlette:
+    fails = os.environ["FAILS"]
+    if fails == "once":
+        with suppress(FileExistsError), Path(os.environ["MARKER"]).open("x"):
+            fails = "import"
+    if fails == "import":
+        raise ImportError("no module of that name")
+    if fails == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Starlette(lifespan=_fails) if fails == "lifespan" else build_well(settings, workers)
+
+
+@asynccontextmanager
+async def _fails(_: Starlette) -> AsyncIterator[None]:
+    raise OSError("the disk is away")
+    yield
+
+
+if __name__ == "__main__":
+    settings = Settings.read()
+    with several(settings.workers) as workers:
+        processes.serve(partial(build, settings, workers), settings, address=settings.host)

@@ -1,0 +1,151 @@
+"""A gateway process with few file descriptors, or none left."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from gateway.descriptors import MAX_LIMIT, MIN_LIMIT, RESERVED, Connections, warn_if_few
+from tests.gateway import served as processes
+from tests.gateway.served import ROOT, Served, chat, serving
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 256
+DEADLINE = 60
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways are started under `ulimit -n 256`, soft and hard."""
+
+    async def started(settings: dict[str, str], stderr: object = None) -> asyncio.subprocess.Process:
+        return await limited_process("tests.hostile.hungry_server", settings, stderr, f"ulimit -n {LIMIT}")
+
+    monkeypatch.setattr(processes, "_started", started)
+
+
+async def limited_process(
+    module: str, settings: dict[str, str], stderr: object, ulimit: str
+) -> asyncio.subprocess.Process:
+    command = f'{ulimit} && exec "$0" -m {module}'
+    return await asyncio.create_subprocess_exec(
+        "bash",
+        "-c",
+        command,
+        sys.executable,
+        cwd=ROOT,
+        env=os.environ | settings,
+        stderr=stderr,  # type: ignore[arg-type]
+    )
+
+
+@asynccontextmanager
+async def hungry(tmp_path: Path) -> AsyncIterator[tuple[Served, Path, Path]]:
+    """The gateway, the file that makes it hungry, and its log."""
+    file, log = tmp_path / "hungry", tmp_path / "stderr"
+    with log.open("wb") as stderr:
+        async with serving(tmp_path, environ={"HUNGRY": str(file)}, stderr=stderr) as served:
+            yield served, file, log
+
+
+async def until_full(worker: psutil.Process) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while worker.num_fds() < LIMIT:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("limited")
+async def test_without_descriptors_the_true_cause_is_named_and_no_expert_is_blamed(tmp_path: Path) -> None:
+    async with (
+        hungry(tmp_path) as (served, file, log),
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as client,  # one connection, kept
+    ):
+        url = f"{served.url}/v1/chat/completions"
+        async with client.get(f"{served.url}/health/live") as response:
+            await response.read()
+        file.touch()
+        await until_full(served.workers[0])
+        for stream in (False, True) * 5:  # more failures than open a breaker
+            async with client.post(url, json=chat("good", stream=stream)) as response:
+                told = (await response.json())["error"]
+                assert (response.status, told["code"]) == (503, "overloaded")
+                assert "no file descriptor left" in told["message"]
+                assert response.headers["retry-after"] == "1"
+        async with client.post(url, json=chat("auto")) as response:  # routed, with other experts to fall back to
+            assert response.status == 503
+        file.unlink()
+        async with asyncio.timeout(DEADLINE):
+            while served.workers[0].num_fds() >= LIMIT - 10:
+                await asyncio.sleep(0.01)
+        async with client.post(url, json=chat("good")) as response:
+            assert response.status == 200
+        assert await served.metric("coe_breaker_state") == 0
+        assert not served.upstream.seen[1:]
+    said = log.read_text()
+    assert said.count(f"no file descriptor is left for a connection to an expert (limit of this process: {LIMIT})") == 1
+    assert "Raise the limit (`ulimit -n`, LimitNOFILE in systemd" in said
+
+
+@pytest.mark.usefixtures("limited")
+async def test_more_clients_than_descriptors_are_all_answered(tmp_path: Path) -> None:
+    async with hungry(tmp_path) as (served, _, _):
+        highest = 0
+
+        async def ask() -> int:
+            nonlocal highest
+            async with served.ask("drips", stream=True) as response:
+                highest = max(highest, served.workers[0].num_fds())
+                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+                return response.status
+
+        assert await asyncio.gather(*(ask() for _ in range(300))) == [200] * 300
+        assert Connections.within(LIMIT).clients < highest < LIMIT
+        assert await served.metric("coe_breaker_state") == 0
+
+
+def test_a_limit_for_fewer_clients_than_declared_is_a_warning_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    clients = Connections.within(LIMIT).clients
+    warn_if_few(LIMIT, concurrent_requests=clients)
+    assert caplog.messages == []
+    warn_if_few(LIMIT, concurrent_requests=1024)
+    (message,) = caplog.messages
+    assert f"the limit of open files is {LIMIT}, so one worker serves at most {clients} client connections" in message
+    assert "LimitNOFILE=65536" in message
+
+
+async def test_a_low_soft_limit_is_raised_to_the_hard_one_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def started(settings: dict[str, str], stderr: object = None) -> asyncio.subprocess.Process:
+        return await limited_process("tests.gateway.words_server", settings, stderr, "ulimit -Sn 256")
+
+    monkeypatch.setattr(processes, "_started", started)
+    async with serving(tmp_path) as served:
+        soft, hard = served.workers[0].rlimit(psutil.RLIMIT_NOFILE)
+        assert soft == min(hard, MAX_LIMIT) > 256
+
+
+async def test_too_few_descriptors_stop_the_start_with_the_remedy(tmp_path: Path) -> None:
+    process = await limited_process(
+        "tests.gateway.words_server",
+        {"COE_CONFIG": str(tmp_path / "experts.yaml"), "COE_PORT": "0"},
+        asyncio.subprocess.PIPE,
+        f"ulimit -n {MIN_LIMIT - 1}",
+    )
+    _, said = await asyncio.wait_for(process.communicate(), DEADLINE)
+    assert process.returncode == 1
+    assert f"the limit of open files is {MIN_LIMIT - 1}, and the gateway needs {MIN_LIMIT}; raise it".encode() in said
+
+
+def test_clients_and_experts_fit_into_the_limit() -> None:
+    for limit in (MIN_LIMIT, LIMIT, 1024, MAX_LIMIT):
+        connections = Connections.within(limit)
+        assert 0 < connections.clients < connections.experts
+        assert connections.clients + connections.experts + RESERVED <= limit

@@ -1,0 +1,161 @@
+"""Worker processes that crash, and a parent that is killed."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+import orjson
+import psutil
+import pytest
+
+from tests.gateway.served import ROOT, Served, declared_for, serving, until_ready
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE = 60
+"""Seconds that anything here may take."""
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+async def answered(served: Served) -> None:
+    """One answer; a connection that a killed worker had accepted may break."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            with suppress(aiohttp.ClientConnectionError):
+                async with served.ask("good") as response:
+                    assert response.status == 200
+                    return
+
+
+async def test_repeated_crashes_of_one_worker_leave_the_other_serving(tmp_path: Path) -> None:
+    log = tmp_path / "stderr"
+    with log.open("wb") as stderr:
+        async with serving(tmp_path, environ={"COE_WORKERS": "2"}, stderr=stderr) as served:
+            await until(lambda: len(served.workers) == 2)
+            survivor, victim = served.workers
+            for _ in range(3):
+                victim.kill()
+                await until(lambda gone=victim: gone not in served.workers)  # type: ignore[misc]
+                await answered(served)
+                await until(lambda: len(served.workers) == 2)
+                (victim,) = (one for one in served.workers if one != survivor)
+            assert served.process.returncode is None
+            await answered(served)
+            async with asyncio.timeout(DEADLINE):
+                while await served.metric("coe_worker_crashes") != 3:
+                    await asyncio.sleep(0.05)
+    said = log.read_text()
+    for delay in ("0.5 s", "1 s", "2 s"):
+        assert f"was killed by SIGKILL; the others serve on, and it starts again in {delay}" in said
+
+
+async def test_the_only_worker_starts_again_however_often_it_crashes(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        for _ in range(3):
+            (victim,) = served.workers
+            victim.kill()
+            await until(lambda gone=victim: served.workers not in ([], [gone]))  # type: ignore[misc]
+        await answered(served)
+        assert await served.metric("coe_worker_crashes") == 3
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_port_free(
+    tmp_path: Path, workers: str
+) -> None:
+    async with serving(tmp_path, environ={"COE_WORKERS": workers}) as served:
+        await until(lambda: len(served.workers) == int(workers))
+        await answered(served)
+        left = served.workers
+        async with served.ask("stalls", stream=True) as response:
+            await response.content.readuntil(b"\n\n")
+            served.process.send_signal(signal.SIGKILL)
+            await served.process.wait()
+            rest = await asyncio.wait_for(response.content.read(), DEADLINE)
+        assert b'"code":"draining"' in rest
+        assert (await asyncio.to_thread(psutil.wait_procs, left, DEADLINE))[1] == []
+        await served.start()
+        await answered(served)
+        assert [record.outcome for record in await served.records(3)] == ["ok", "draining", "ok"]
+
+
+async def test_workers_still_starting_end_with_a_killed_parent(tmp_path: Path) -> None:
+    process, _ = await start(tmp_path, FAILS="never", COE_WORKERS="2")
+    parent = psutil.Process(process.pid)
+    await until(lambda: len(parent.children()) == 2)
+    left = parent.children()
+    process.kill()
+    assert (await asyncio.to_thread(psutil.wait_procs, left, DEADLINE))[1] == []
+    await process.communicate()
+
+
+async def test_sigterm_to_the_whole_process_group_and_twice_ends_the_gateway_in_order(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        async with served.ask("stalls", stream=True) as response:
+            await response.content.readuntil(b"\n\n")
+            for process in (*served.workers, *served.workers, psutil.Process(served.process.pid)):
+                process.terminate()
+                await asyncio.sleep(0.1)
+            response.close()
+        assert await asyncio.wait_for(served.process.wait(), 40) == 0  # a blocked worker would be killed after 50 s
+        assert [record.outcome for record in await served.records(1)] == ["aborted"]
+
+
+async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Process, int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = folder / "experts.yaml"
+    config.write_bytes(orjson.dumps(declared_for("http://127.0.0.1:9/v1")))
+    settings = {"COE_CONFIG": str(config), "COE_PORT": str(port), "MARKER": str(folder / "marker"), **environ}
+    command = (sys.executable, "-m", "tests.hostile.failing_server")
+    started = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env=os.environ | settings, stderr=asyncio.subprocess.PIPE
+    )
+    return started, port
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+@pytest.mark.parametrize(
+    ("fails", "cause"),
+    [
+        ("import", "exited with code 1; builtins.ImportError: no module of that name"),
+        ("lifespan", "exited with code 1; builtins.OSError: the disk is away"),
+        ("killed", "was killed by SIGKILL; the log above may tell why"),
+    ],
+)
+async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(
+    tmp_path: Path, workers: str, fails: str, cause: str
+) -> None:
+    process, _ = await start(tmp_path, FAILS=fails, COE_WORKERS=workers)
+    _, said = await asyncio.wait_for(process.communicate(), DEADLINE)
+    assert process.returncode == 1
+    last = said.decode().strip().splitlines()[-1]
+    assert "the gateway stops, because no worker could start: worker " in last
+    assert cause in last
+
+
+async def test_a_worker_that_could_not_start_once_starts_again_beside_the_others(tmp_path: Path) -> None:
+    process, port = await start(tmp_path, FAILS="once", COE_WORKERS="2")
+    parent = psutil.Process(process.pid)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
+            served = Served(port, None, client, process, tmp_path, {})  # type: ignore[arg-type]  # it asks no expert
+            await until_ready(served)
+            async with asyncio.timeout(DEADLINE):
+                while await served.metric("coe_worker_crashes") != 1 or len(parent.children()) != 2:
+                    await asyncio.sleep(0.05)
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
