@@ -83,7 +83,7 @@ def described(error: BaseException) -> str:
     """An error's class, with its words where these cannot quote a request."""
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     about_us = isinstance(error, _ABOUT_US) and not isinstance(error, RequestError)
-    return f"{name}: {error}" if about_us else name
+    return f"{name}: {error}"[:MAX_WORDS] if about_us else name
 
 
 def log_request(trace: Trace) -> None:
