@@ -8,7 +8,8 @@ rated, and the functions behind `coe retrain` refit, plan and judge, without hel
 requests are drawn from the prompts that are not probes, with every expert's score.
 
 Reported for each scenario: series, promotions, the largest loss of true quality by any promotion, series with a
-promotion that lost quality, and how many of the gains above .02 that the log can show were found. The log can show a
+promotion that lost quality, and how many of the gains above .02, and above .005, that the log can
+show were found; a gain is that of one category in the mean quality over all requests. The log can show a
 gain where the test of the true best move has a power of 95 %, and exploration reached the traffic that would move.
 """
 
@@ -44,7 +45,7 @@ Array = NDArray[np.float64]
 PROBES, TENANTS = 700, 8
 WORSE, BETTER = 0.8, 0.8
 """Share of its score that a worse expert loses, and of what it lacks that a better one gains."""
-WORTHWHILE, POWER = 0.02, 0.95
+WORTHWHILE, POWER = (0.02, 0.005), 0.95
 EARLY = (500, 1000, 1500, 2000, 2500, 3000)
 ROUNDS = (*EARLY, 5000, 7500, 10_000, 12_500, 15_000, 17_500, 20_000)
 """Numbers of requests after which a round takes place."""
@@ -69,7 +70,7 @@ SCENARIOS = (
     Scenario("nothing changes, short log", "worse", 0, 0.05, 0.05, 500, 0.2),
     Scenario("nothing changes, medium log", "worse", 0, 0.10, 0.15, 3000, 0.6),
     Scenario("nothing changes, long log", "worse", 0, 0.10, 0.15, 20_000, 0.2),
-    Scenario("better in one category", "better", 1, 0.10, 0.15, 20_000, 0.2),
+    Scenario("better in one category", "better", 1, 0.10, 0.15, 20_000, 0.6),
     Scenario("worse in one category", "worse", 1, 0.05, 0.05, 20_000, 0.6),
     Scenario("better in two categories, little exploration", "better", 2, 0.05, 0.05, 3000, 0.2),
     Scenario("worse in five categories", "worse", 5, 0.10, 0.15, 20_000, 0.6),
@@ -92,11 +93,12 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """`losses` holds the loss of true quality by each promotion, negative for a gain."""
+    """`losses` holds the loss of true quality by each promotion, negative for a gain. `found` and `missed` count gains
+    above each of WORTHWHILE."""
 
     losses: tuple[float, ...]
-    found: int
-    missed: int
+    found: tuple[int, ...]
+    missed: tuple[int, ...]
     start: float
     end: float
 
@@ -150,7 +152,8 @@ def _measured_plan(
 def _truth(
     world: World, rest: NDArray[np.int64], assignment: Assignment, scenario: Scenario, random: np.random.Generator
 ) -> Truth:
-    """One expert changes: a worse one in categories that the plan gives it, the runner-up gets better elsewhere."""
+    """One expert changes: a worse one in categories that the plan gives it, or the one that exploration
+    reaches most gets better there."""
     posterior, before = world.posterior[rest], world.scores[rest]
     likeliest, chosen = posterior.argmax(axis=1), shares(assignment).argmax(axis=1)
     sizes = np.bincount(likeliest, minlength=len(world.categories))
@@ -158,9 +161,12 @@ def _truth(
         expert = int(np.bincount(chosen, weights=sizes, minlength=len(world.experts)).argmax())
         possible = np.flatnonzero(chosen == expert)
     else:
-        second = np.where(np.arange(len(world.experts)) == chosen[:, None], -np.inf, assignment.quality).argmax(axis=1)
-        expert = int(np.bincount(second, weights=sizes, minlength=len(world.experts)).argmax())
-        possible = np.flatnonzero(chosen != expert)
+        value = assignment.quality - assignment.price
+        reached = (value < value.max(axis=1, keepdims=True)) & (
+            value >= value.max(axis=1, keepdims=True) - scenario.loss
+        )
+        expert = int((reached * sizes[:, None]).sum(axis=0).argmax())
+        possible = np.flatnonzero(reached[:, expert])
     weights = sizes[possible] / max(sizes[possible].sum(), 1)
     count = min(scenario.categories, int((weights > 0).sum()))
     changed = random.choice(possible, size=count, replace=False, p=weights) if count else np.array([], dtype=int)
@@ -242,8 +248,8 @@ def _gains(
     final: Current,
     experience: Experience,
     measured: ScoreTable,
-) -> tuple[int, int]:
-    """(gains above WORTHWHILE that were found, those that the last test could show and that were not)."""
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts gains above each of WORTHWHILE: those found, and those that the last test could show but missed."""
     seen = _population(world, truth)
     likeliest = seen.posterior.argmax(axis=1)
     old, new = ((greedy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
@@ -251,21 +257,21 @@ def _gains(
     served = served_requests(
         experience.part(experience.telling), judged, lambda part: refit(part, now=now, base=measured)
     )
-    found = missed = 0
+    found, missed = [], []
     for category in range(len(world.categories)):
         own = likeliest == category
         best = float(truth.after[own].mean(axis=0).max() * own.mean() - (old * own).mean()) if own.any() else 0.0
-        if best <= WORTHWHILE:
-            continue
-        if ((new - old) * own).mean() >= best / 2:
-            found += 1
-        elif served is not None and _can_show(served, truth, judged, category, own):
-            missed += 1
-    return found, missed
+        if ((new - old) * own).mean() >= best / 2 > 0:
+            found.append(best)
+        elif served is not None and best > 0:
+            missed.append(_shown_gain(served, truth, judged, category, own))
+    return tuple(tuple(sum(gain > limit for gain in gains) for limit in WORTHWHILE) for gains in (found, missed))
 
 
-def _can_show(served: Served, truth: Truth, current: Current, category: int, own: NDArray[np.bool_]) -> bool:
-    """The test of the best move that the log can show has the power POWER, by its standard error in this log."""
+def _shown_gain(served: Served, truth: Truth, current: Current, category: int, own: NDArray[np.bool_]) -> float:
+    """The gain of the best move that the log can show; 0 where its test has less power than POWER in this log."""
+    if not own.any():
+        return 0.0
     mean = truth.after[own].mean(axis=0)
     target = int(np.where(served.shown[category], mean, -1.0).argmax())
     gain = float((mean[target] - mean[int(shares(current.assignment)[category].argmax())]) * own.mean())
@@ -275,15 +281,19 @@ def _can_show(served: Served, truth: Truth, current: Current, category: int, own
     estimate = difference(served.log, policy, served.old)
     gained = np.maximum(policy - served.old, 0.0)
     unsupported = float((gained * ~served.log.supported).sum() / max(float(gained.sum()), 1e-12))
-    if gain <= WORTHWHILE or estimate.error == 0.0 or unsupported > MAX_UNSUPPORTED:
-        return False
+    if gain <= 0 or estimate.error == 0.0 or unsupported > MAX_UNSUPPORTED:
+        return 0.0
     chance = allowance(current.rounds + 1) / max(served.family, 1)
-    return gain / estimate.error >= t.isf(chance, estimate.degrees) + t.ppf(POWER, estimate.degrees)
+    enough = t.isf(chance, estimate.degrees) + t.ppf(POWER, estimate.degrees)
+    return gain if gain / estimate.error >= enough else 0.0
 
 
 def summary(scenario: Scenario, series: list[Series]) -> dict[str, Any]:
     losses = [loss for one in series for loss in one.losses]
-    found, missed = sum(one.found for one in series), sum(one.missed for one in series)
+    found, missed = (
+        [sum(column) for column in zip(*(getattr(one, name) for one in series), strict=True)]
+        for name in ("found", "missed")
+    )
     return {
         "scenario": scenario.name,
         "series": len(series),
@@ -292,8 +302,10 @@ def summary(scenario: Scenario, series: list[Series]) -> dict[str, Any]:
         "losses_above_005": sum(loss > 0.005 for loss in losses),
         "series_with_a_loss": sum(any(loss > 0 for loss in one.losses) for one in series) / len(series),
         "series_with_a_promotion": sum(bool(one.losses) for one in series) / len(series),
-        "gains_found": found,
-        "gains_missed": missed,
+        "gains": {
+            f"above {limit}": {"found": hit, "missed": miss}
+            for limit, hit, miss in zip(WORTHWHILE, found, missed, strict=True)
+        },
         "quality_at_start": float(np.mean([one.start for one in series])),
         "quality_at_end": float(np.mean([one.end for one in series])),
     }
