@@ -74,8 +74,6 @@ def _parsed(text: str, file: str, *, max_depth: int, aliases: bool) -> Located:
         raise ConfigError(f"{file}:{line}: {problem}") from None
     except YAMLError as error:
         raise ConfigError(f"{file}:1: not YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{file}:1: nested too deeply") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # the reader of `!!int ""`
         raise ConfigError(f"{file}:1: not YAML that can be read ({error!r}); leave out its tags (!!...)") from None
 

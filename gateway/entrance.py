@@ -20,6 +20,8 @@ EXPOSED = (
     "x-coe-category",
     "x-coe-confidence",
     "x-coe-reason",
+    "x-coe-fallback-from",
+    "x-coe-cause",
     "x-coe-router",
     "x-coe-attempts",
     "x-coe-overhead-ms",

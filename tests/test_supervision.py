@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +19,15 @@ import gateway.settling
 import gateway.stalls
 from coe import supervision
 from coe.experts.client import Client
-from coe.records import RecordWriter
+from coe.records import FeedbackWriter, RecordWriter
 from coe.settings import Settings
 from coe.supervision import following_pause, log_failure, supervised
 from coe.turns import taking_turns
 from coe.turns.client import Turns
+from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.conversations import Conversations
 from gateway.following import Follower, following
-from gateway.implicit import ImplicitSignals
 from gateway.logs import TextFormatter
 from gateway.metrics import Metrics
 from gateway.tallies import page
@@ -147,13 +148,14 @@ URL = "redis://127.0.0.1:1/0"
 
 def records(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(RecordWriter, "_run", work)
-    return RecordWriter(None, spool=None, deadline=0.01, task_failed=failed)  # type: ignore[arg-type]
+    log: Any = SimpleNamespace(append=None)
+    return RecordWriter(log, spool=None, deadline=0.01, task_failed=failed)
 
 
-def implicit(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(ImplicitSignals, "_run", work)
-    patch.setattr("gateway.implicit.PATIENCE", 0.01)
-    return ImplicitSignals(None, count=lambda _: None, task_failed=failed)  # type: ignore[arg-type]
+def feedback(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(FeedbackWriter, "_run", work)
+    nothing: Any = None
+    return FeedbackWriter(nothing, nothing, spool=None, count=lambda _: None, deadline=0.01, task_failed=failed)
 
 
 def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -198,7 +200,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return following(Settings.read({"COE_HOME": str(folder)}), URL, metrics)
 
 
-OPENED = [records, implicit, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]
+OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)
@@ -210,6 +212,24 @@ async def test_every_background_task_of_a_gateway_is_supervised(
     async with opened(monkeypatch, work, failures.append, tmp_path):
         await work.waits.wait()
     assert len(failures) == 1
+
+
+async def test_counts_of_keys_are_written_on_after_their_task_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failures: list[str] = []
+    went_on, write = asyncio.Event(), DurableLimiter._write_regularly
+
+    async def once(limiter: DurableLimiter) -> None:
+        if not failures:
+            raise ValueError("once")
+        went_on.set()
+        await write(limiter)
+
+    monkeypatch.setattr(DurableLimiter, "_write_regularly", once)
+    async with DurableLimiter(tmp_path / "use.sqlite", task_failed=failures.append):
+        await went_on.wait()
+    assert failures == ["limits"]
 
 
 async def test_a_follower_survives_whatever_is_shared(

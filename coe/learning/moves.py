@@ -322,9 +322,11 @@ def _unsupported(served: Served, policy: Array) -> float:
 
 
 def _gains_recently(served: Served, current: Assignment, category: int) -> bool:
-    """Checks that the estimated gain is above 0 in the later half of the requests too."""
-    later = np.arange(len(served.log)) >= len(served.log) // 2
+    """Checks that the estimated gain is above 0 in the later half of the requests that would move too."""
     policy = served.move_policy(current, category)
+    moving = np.flatnonzero((policy != served.old).any(axis=1))
+    later = np.zeros(len(served.log), dtype=np.bool_)
+    later[moving[len(moving) // 2 :]] = True
     return difference(served.log.part(later), policy[later], served.old[later]).value > 0
 
 

@@ -63,7 +63,7 @@ async def test_each_fault_of_a_server_has_a_cause(answer: Answer, cause: str) ->
 
 @pytest.mark.anyio
 async def test_a_wrong_key_model_or_path_is_told_apart() -> None:
-    async with server(serving("qwen", secrets=(KEY,))) as root:
+    async with server(serving("qwen", key=KEY)) as root:
         assert (await failure(f"{root}/v1", model="qwem")).cause == "model_not_found"
         assert (await failure(root, model="qwen")).cause == "not_found"
     async with server(serving("qwen", key="another")) as root:

@@ -64,9 +64,11 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
         "in_use": {"config": HARM, **dict.fromkeys(("router", "overlays", "assignment", "gate"), used)},
         "traffic": {
             **dict.fromkeys(("last_hour", "last_day", "error_rate", "aborted_rate"), 0),
+            "own": {HARM: 1},
             **{key: {HARM: 1.0} for key in ("experts", "categories", "reasons")},
             "confidence": [],
         },
+        "consequences": [{"sentence": HARM}],
         "drift": {"reference": HARM, "findings": [{"sentence": HARM}]},
         "alarms": [{"sentence": HARM}],
         "proposed_categories": [{"sentence": HARM, "entry": HARM}],

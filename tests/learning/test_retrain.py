@@ -158,6 +158,18 @@ def test_a_round_whose_support_is_thin_says_so_and_promotes_nothing_of_it() -> N
     assert not retrain(few, before, now=300.0, plan=plan).judgement.promote
 
 
+def test_a_gain_of_the_past_alone_moves_nothing() -> None:
+    """The lawyer was better at code for most of the time and is worse now."""
+    early, late = TRUTH.copy(), TRUTH.copy()
+    early[0], late[0] = [0.3, 0.2, 0.9], [0.6, 0.2, 0.1]
+    parts = [told(1500, seed=9, quality=TRUTH, truth=early), told(700, seed=10, quality=TRUTH, truth=late)]
+    names = ("posterior", "chosen", "propensity", "reward", "kind", "tenant")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    found = retrain(experience(2200, **columns), current(TRUTH), now=2200.0, plan=plan)
+    assert {move.category: move.verdict for move in found.moves} == {"code": "not recent"}
+    assert not found.judgement.promote
+
+
 def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
     log = told(600, seed=0, quality=TRUTH[::-1])
     asked = replace(current(TRUTH[::-1], rounds=2), tested=500)
