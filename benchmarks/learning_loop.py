@@ -1,11 +1,12 @@
 """Learning from traffic: quality data replayed as requests of which only the chosen expert's score comes back.
 
-    python benchmarks/learning_loop.py --data DIR [--json FILE] [--plot FILE] [--work DIR] [--seeds 5]
+    python benchmarks/learning_loop.py --data DIR [--json FILE] [--plot FILE] [--work DIR] [--seeds 5] [--scenarios 200]
 
 DIR holds prompts, scores and models as `coe benchmark` reads them. For each seed 30 % of the prompts stay untouched
 and 700 become probes, which judge and never teach; the others come as requests of eight tenants in random order. The
 starter router is used as shipped, nothing is known of the experts at first, and every 500 requests the functions behind
-`coe retrain` refit, plan and judge. --work keeps the trained router and its posteriors for the next run.
+`coe retrain` refit, plan and judge. --scenarios runs the
+scenarios of `learning_scenarios` instead, with so many series of each. --work keeps the trained router and its posteriors for the next run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import learning_scenarios
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -25,10 +27,9 @@ from replay import LOSS, RATE, Array, Traffic, World, flat, world_of
 from coe.exploration import propensities
 from coe.learning.offpolicy import Logged, estimates
 from coe.learning.quality import read_quality
-from coe.learning.refit import Refit
 from coe.learning.retrain import Current, Probes, retrain
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import tabulate_softly
+from coe.scoring import ScoreTable, tabulate_softly
 
 UNTOUCHED, PROBES, EVERY = 0.3, 700, 500
 POISONED = 0.3
@@ -57,8 +58,8 @@ class Run:
         return float(max(np.maximum.accumulate(self.curve) - self.curve))
 
 
-def plan(refit: Refit) -> Assignment:
-    return solve(Problem.of(refit.table, quality=refit.quality, weights=np.ones(len(refit.table.categories))))
+def plan(table: ScoreTable, quality: Array) -> Assignment:
+    return solve(Problem.of(table, quality=quality, weights=np.ones(len(table.categories))))
 
 
 # -------------------------------------------------------------------------------------------------------- the loop
@@ -100,9 +101,9 @@ def learn(
         found = retrain(traffic.experience(), current, now=now, plan=plan, probes=held)
         if found.judgement.promote:
             promoted.append(number)
-            current = replace(current, assignment=found.candidate, since=now, rounds=0)
-        else:
-            current = replace(current, rounds=current.rounds + 1)
+            current = replace(current, assignment=found.candidate, since=now, rounds=0, tested=0)
+        elif found.tested:
+            current = replace(current, rounds=current.rounds + 1, tested=found.rated)
         curve.append(world.mean(untouched, current.assignment))
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(promoted), traffic.explored / len(traffic.rewards))
 
@@ -231,6 +232,10 @@ def report(world: World, seeds: int) -> dict[str, Any]:
     }
 
 
+def scenarios(world: World, series: int) -> list[dict[str, Any]]:
+    return list(learning_scenarios.report(world, series, only=None))
+
+
 def draw(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -257,16 +262,18 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--scenarios", type=int, help="series of each scenario of a measured plan that learns")
     given = parser.parse_args()
     data = read_quality(given.data, benchmark=given.benchmark)
     with tempfile.TemporaryDirectory() as fresh:
         work = given.work or Path(fresh)
         work.mkdir(parents=True, exist_ok=True)
-        found = report(world_of(data, work), given.seeds)
+        world = world_of(data, work)
+        found = scenarios(world, given.scenarios) if given.scenarios else report(world, given.seeds)
     text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
     if given.json:
         given.json.write_bytes(text)
-    if given.plot:
+    if given.plot and isinstance(found, dict):
         draw(found, given.plot)
     print(text.decode())
 
