@@ -6,7 +6,8 @@ DIR holds prompts, scores and models as `coe benchmark` reads them. For each see
 and 700 become probes, which judge and never teach; the others come as requests of eight tenants in random order. The
 starter router is used as shipped, nothing is known of the experts at first, and every 500 requests the functions behind
 `coe retrain` refit, plan and judge. --scenarios runs the
-scenarios of `learning_scenarios` instead, with so many series of each. --work keeps the trained router and its posteriors for the next run.
+scenarios of `learning_scenarios` instead, with so many series of each. --work keeps the trained router and its
+posteriors for the next run.
 """
 
 from __future__ import annotations
