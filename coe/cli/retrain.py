@@ -114,8 +114,8 @@ def _say(outcomes: Iterable[Outcome], json: bool) -> None:
         return
     for outcome in outcomes:
         say(f"{outcome.kind}: {outcome.sentence}")
-        for change in outcome.report.get("changes", ()):
-            say(f"  {change['category']}: {change['from']} -> {change['to']}")
+        for move in outcome.report.get("moves", ()):
+            say(f"  {move['sentence']}")
         if outcome.version:
             say(f"  version {outcome.version} is in use; gateways take it within a second or two")
         if outcome.folder:

@@ -23,7 +23,7 @@ from coe.learning.gathering import gather
 from coe.learning.novelty import Proposal, propose
 from coe.learning.proposed import as_declared
 from coe.learning.reading import open_logs
-from coe.learning.round_state import read_rounds
+from coe.learning.round_state import Rounds, read_rounds
 from coe.learning.traffic import Traffic, compared, embeddings, sample
 from coe.printable import printable
 from coe.settings import Settings
@@ -72,8 +72,14 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "alarms": [asdict(alarm) for alarm in alarms],
         "proposed_categories": _proposals(traffic, in_use),
         "turns": _turns(settings),
-        "learning": {kind: asdict(rounds) for kind, rounds in read_rounds(settings.artifacts).items()},
+        "learning": {kind: _last(rounds) for kind, rounds in read_rounds(settings.artifacts).items()},
     }
+
+
+def _last(rounds: Rounds) -> dict[str, Any]:
+    """The outcome of a kind's last round; digests and cursors are for the next round alone."""
+    shown = ("time", "promoted", "sentence", "report", "judged", "tested")
+    return {name: getattr(rounds, name) for name in shown}
 
 
 def _turns(settings: Settings) -> dict[str, Any]:
