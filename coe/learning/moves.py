@@ -192,18 +192,19 @@ def explored_moves(
         rewards = served.log.reward[own & (served.log.chosen == chosen[category])]
         if name in taken or len(rewards) < MIN_RATED:
             continue
+        falls = _falls(current, base, category, int(chosen[category]), rewards, level=level)
+        if not any(fall.above < chance / len(current.categories) for fall in falls.values()):
+            continue  # before the side effects are measured, which takes long
         row, opened = _opening_row(traffic, current, rows, category, loss)
-        hidden = (opened >= MIN_OPENED) & (base.count[category] >= MIN_RATED)
-        if not hidden.any():
+        hidden = [expert for expert in falls if opened[expert] >= MIN_OPENED]
+        if not hidden:
             continue
-        value = np.where(hidden, np.nan_to_num(base.mean[category]) - current.price, -np.inf)
-        target = int(value.argmax())
-        extra = float(current.price[target] - current.price[chosen[category]])
-        fall = _fall(rewards, base, (category, target), level=level - extra)
-        if fall.above < chance / len(current.categories):
+        target = max(hidden, key=lambda expert: base.mean[category, expert] - current.price[expert])
+        if falls[target].above < chance / len(current.categories):
             opening[category] = row
             names = name, current.experts[chosen[category]], current.experts[target]
-            found.append(Move(*names, int(served.rated[category, target]), 1.0, {MEASURED: fall}, "explored"))
+            rated = int(served.rated[category, target])
+            found.append(Move(*names, rated, 1.0, {MEASURED: falls[target]}, "explored"))
     return tuple(found), opening
 
 
@@ -227,6 +228,20 @@ def _opened(experience: Experience, old: Assignment, new: Assignment, loss: floa
     """The additional share of requests in which each expert comes within `loss` of the best, shape (k,)."""
     within = [(value := worth(experience, one)) >= value.max(axis=1, keepdims=True) - loss for one in (old, new)]
     return np.asarray((within[1].sum(axis=0) - within[0].sum(axis=0)) / max(len(experience), 1))
+
+
+def _falls(
+    current: Assignment, base: ScoreTable, category: int, chosen: int, rewards: Array, *, level: float
+) -> dict[int, Contrast]:
+    """The fall of the chosen expert's ratings below each expert that was measured in the category, less its price."""
+    measured = np.flatnonzero(np.isfinite(current.quality[category]) & (base.count[category] >= MIN_RATED))
+    return {
+        int(expert): _fall(
+            rewards, base, (category, int(expert)), level=level - float(current.price[expert] - current.price[chosen])
+        )
+        for expert in measured
+        if expert != chosen
+    }
 
 
 def _fall(rewards: Array, base: ScoreTable, cell: tuple[int, int], *, level: float) -> Contrast:
