@@ -148,7 +148,7 @@ def _large(kind: str, size: int) -> bytes:
 def _head(length: int, key: str) -> bytes:
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
-        "host: x",
+        "host: localhost",
         "content-type: application/json",
         f"authorization: Bearer {key}",
         f"content-length: {length}",
