@@ -102,9 +102,9 @@ def learn(
         found = retrain(traffic.experience(), current, now=now, plan=plan, probes=held)
         if found.judgement.promote:
             promoted.append(number)
-            current = replace(current, assignment=found.candidate, since=now, rounds=0, tested=0)
+            current = replace(current, assignment=found.candidate, since=now, rounds=0, tested=0, tested_at=0.0)
         elif found.tested:
-            current = replace(current, rounds=current.rounds + 1, tested=found.rated)
+            current = replace(current, rounds=current.rounds + 1, tested=found.rated, tested_at=found.rated_until)
         curve.append(world.mean(untouched, current.assignment))
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(promoted), traffic.explored / len(traffic.rewards))
 

@@ -120,9 +120,11 @@ def run(world: World, scenario: Scenario, seed: int) -> Series:
             scores = truth.scores(log.progress)
             old, new = (_value(world, truth, one, scores) for one in (current.assignment, found.candidate))
             losses.append(old - new)
-            current = replace(current, assignment=found.candidate, since=float(count), rounds=0, tested=0)
+            current = replace(
+                current, assignment=found.candidate, since=float(count), rounds=0, tested=0, tested_at=0.0
+            )
         elif found.tested:
-            current = replace(current, rounds=current.rounds + 1, tested=found.rated)
+            current = replace(current, rounds=current.rounds + 1, tested=found.rated, tested_at=found.rated_until)
     assert last is not None
     tested, plan, progress = last
     shown = truth.scores((plan.since / scenario.requests + progress) / 2)  # the mean over that plan's requests

@@ -80,7 +80,10 @@ class RoutingRecord:
     assignment: Annotated[str, About("Digest of the assignment in effect over the router's categories.")] = ""
     worth: Annotated[
         tuple[float, ...],
-        About("Expected quality less price of each candidate, to four digits; -inf if it may not serve the category."),
+        About(
+            "Expected quality less price of each candidate, to four digits; null if it may not serve the category or "
+            "was never measured."
+        ),
     ] = ()
     price: Annotated[
         tuple[float, ...], About("Price subtracted for each candidate, to four digits; empty if all are free.")

@@ -17,7 +17,9 @@ class RecentRequests:
         self._tenants: OrderedDict[str, str | None] = OrderedDict()
 
     def observe(self, trace: Trace) -> None:
-        """Remember a finished request."""
+        """Remember a finished request that was routed; others have no record and take no feedback."""
+        if trace.decision is None:
+            return
         self._tenants[trace.request_id] = trace.caller.tenant
         if len(self._tenants) > REMEMBERED:
             self._tenants.popitem(last=False)

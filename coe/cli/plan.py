@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from coe.errors import ArtifactError, DataError
 from coe.learning.declared_problem import declared_problem
 from coe.learning.evidence import joined
 from coe.learning.quality import read_quality
+from coe.learning.refit import STRONGEST_SHRINKAGE
 from coe.mapping import (
     VALUES,
     Assignment,
@@ -91,7 +92,7 @@ def plan(
         raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     row, limits = _limits(sweep_) if sweep_ else ("", [])
     registry = load(settings.config, environ=settings.environ)
-    learnt = _learnt(store, registry)
+    learnt, before = _learnt(store, registry)
     basis, left_out = basis_of(
         settings,
         registry,
@@ -125,7 +126,7 @@ def plan(
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
     report = plan_report(basis, assignment, rows, values, pins=registry.assignment)
     report |= {"sweep_impossible": impossible, "left_out": asdict(left_out)}
-    report["learnt"] = {"kept": list(basis.moved), "dropped": sorted(set(learnt.moved) - set(basis.moved))}
+    report["learnt"] = _learnt_report(learnt, basis, before, assignment)
     report["sample"] = _sampled(problem, assignment, basis.traffic)
     report |= {"gate": gate} if gate else {}
     if json:
@@ -164,17 +165,21 @@ def basis_of(
     scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
     measured = tabulate_softly(categories, experts, member, scores)
     moved = tuple(name for name in learnt.moved if name in categories)
-    feedback = learnt.over(categories, experts, only=moved) if moved else None
-    table = measured if feedback is None else joined(measured, feedback)
+    feedback = learnt.over(categories, experts) if moved else None
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes still comes
     count = fit_pseudo_count(labels, scores)
-    quality = table.lower(deviations=deviations, pseudo_count=count)
-    problem = declared_problem(registry, table, quality=quality, weights=weights)
+    quality = measured.lower(deviations=deviations, pseudo_count=count)
+    if feedback is not None:
+        both = joined(measured, feedback)
+        rows_moved = np.isin(categories, moved)[:, None]
+        strength = min(count, STRONGEST_SHRINKAGE)
+        quality = np.where(rows_moved, both.lower(deviations=deviations, pseudo_count=strength), quality)
+    problem = declared_problem(registry, measured, quality=quality, weights=weights)
     traffic = _traffic(settings, problem, prompts)
     source = f"{len(prompts)} prompts of {folder.name}"
     basis = Basis(
         problem,
-        table,
+        measured,
         traffic,
         deviations,
         source,
@@ -187,17 +192,33 @@ def basis_of(
     return basis, LeftOut.of(registry, data, measured)
 
 
-def _learnt(store: ArtifactStore, registry: Registry) -> PlanEvidence:
-    """The evidence of the plan in use; empty, with a note, where it cannot be read."""
+def _learnt(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence, dict[str, str]]:
+    """The evidence of the plan in use and its expert by category; empty, with a note, where it cannot be read."""
     try:
         version = store.in_use()
         if version is None:
-            return PlanEvidence()
+            return PlanEvidence(), {}
         folder = store.published(version).folder
-        return read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+        found = read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+        plan = Assignment.from_json((folder / ASSIGNMENT).read_bytes())
+        return found, dict(zip(plan.categories, plan.choice, strict=True))
     except ArtifactError as error:
         say_error(f"note: what was learnt from feedback cannot be kept: {error}")
-        return PlanEvidence()
+        return PlanEvidence(), {}
+
+
+def _learnt_report(
+    learnt: PlanEvidence, basis: Basis, before: Mapping[str, str], assignment: Assignment
+) -> dict[str, list[str]]:
+    """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
+    in spite of it, and those whose feedback was dropped."""
+    chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
+    back = [name for name in basis.moved if chosen[name] != before.get(name)]
+    return {
+        "kept": [name for name in basis.moved if name not in back],
+        "moved_by_scores": back,
+        "dropped": sorted(set(learnt.moved) - set(basis.moved)),
+    }
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:

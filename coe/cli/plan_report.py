@@ -149,6 +149,8 @@ def _learnt(found: Mapping[str, Sequence[str]]) -> list[str]:
     lines = []
     if kept := found["kept"]:
         lines.append(f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-learnt plans without it)")
+    if back := found["moved_by_scores"]:
+        lines.append(f"moved by the scores, in spite of feedback: {', '.join(back)}")
     if dropped := found["dropped"]:
         lines.append(f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved")
     return lines

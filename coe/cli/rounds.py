@@ -23,7 +23,7 @@ from coe.learning.one_job import Assure, only_job
 from coe.learning.probe_parts import probe_parts
 from coe.learning.quality import read_quality
 from coe.learning.reading import Logs, open_logs
-from coe.learning.refit import Weighting
+from coe.learning.refit import STRONGEST_SHRINKAGE, Weighting
 from coe.learning.retrain import Current, Probes, Round, retrain
 from coe.learning.round_files import keep_report, write_report
 from coe.learning.round_report import round_report
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 ASSIGNMENT, REPORTS = "assignment", "reports"
 NOTHING = "nothing to learn from"
-STRONGEST_SHRINKAGE = 30.0
-"""Largest pseudo-count of a refit. Experts that differed by level alone may since differ by category."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ def learn_assignment(
     last = read_rounds(job.settings.artifacts).get(ASSIGNMENT)
     known = Rounds(assignment.digest, 0, measured.digest, last.feedback if last else "", job.now, False, NOTHING, "")
     if last and last.in_use == known.in_use:
-        known = replace(known, judged=last.judged, tested=last.tested)
+        known = replace(known, judged=last.judged, tested=last.tested, tested_at=last.tested_at)
     new, cursor = _new_feedback(job.logs, after=known.feedback)
     if not new and (last.inputs == known.inputs and last.in_use == known.in_use if last else probes is None):
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: no feedback is new"), None
@@ -138,6 +136,7 @@ def learn_assignment(
         loss=exploration.loss,
         charge=charge,
         tested=known.tested,
+        tested_at=known.tested_at,
     )
     plan, evidence = Budgeted(registry, gathered.experience), _evidence_in_use(job, began)
     base = evidence.measured if measured.table is None else measured.table
@@ -154,7 +153,7 @@ def learn_assignment(
     report = round_report(found, current, experience=gathered.experience, left_out=gathered.left_out)
     rounds = replace(known, feedback=cursor, promoted=found.judgement.promote, sentence=found.judgement.sentence)
     if found.judgement.evidence and found.tested:
-        rounds = replace(rounds, judged=found.judgement.round_, tested=found.rated)
+        rounds = replace(rounds, judged=found.judgement.round_, tested=found.rated, tested_at=found.rated_until)
     moved = tuple(sorted({*evidence.moved, *(move.category for move in found.moves if move.accepted)}))
     basis = plan.basis(found.refit, found.candidate.quality, measured=base, moved=moved)
     return _concluded(job, found, report, rounds, basis, began=began), gathered.experience
@@ -237,7 +236,9 @@ def _concluded(
             )
         version, folder = artifact.manifest.version, artifact.folder
         job.promote(ASSIGNMENT, version, instead_of=began, why=rounds.sentence)
-        rounds = replace(rounds, in_use=found.candidate.digest, judged=0, tested=0)
+        rounds = replace(rounds, in_use=found.candidate.digest)
+        if any(move.verdict == "better" for move in found.moves):  # opening for exploration goes on with the series
+            rounds = replace(rounds, judged=0, tested=0, tested_at=0.0)
     else:
         reports = job.settings.artifacts / REPORTS
         folder = keep_report(reports, partial(write_report, report=report), kind=ASSIGNMENT, now=job.now)

@@ -27,6 +27,7 @@ Cause = Literal[
     "asleep",
     "hedged",
     "circuit_open",
+    "gateway_limit",
     "error",
 ]
 """docs/operations.md describes each. `circuit_open` stands for an open breaker whose own cause is not known, `hedged`

@@ -62,6 +62,7 @@ class OutOfDescriptors(ExpertError):
     expert would need one too."""
 
     code = "overloaded"
+    cause: Cause = "gateway_limit"
     retryable = False
     asked = False
     unhealthy = False

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from coe.addresses import below, shown
 from coe.core import Api, Call
 from coe.errors import Cause, ExpertError, ExpertRejected, InvalidRequest
 from coe.experts.client import Client, Target
@@ -156,7 +157,7 @@ class _Check:
 
     async def _nearest(self) -> str:
         """The remedy for a model that is not served: the served names nearest to it, where the server lists any."""
-        names = await self._listed(f"{self._base_url}/models") if self._base_url else None
+        names = await self._listed(below(self._base_url, "models")) if self._base_url else None
         if not names:
             return ""
         near = difflib.get_close_matches(self._model, names, n=MAX_NAMES, cutoff=0.4) or sorted(names)[:MAX_NAMES]
@@ -169,9 +170,9 @@ class _Check:
         parts = urlsplit(self._base_url)
         paths = (f"{parts.path}/v1", f"{parts.path.partition('/v1')[0]}/v1", "/v1")
         for path in dict.fromkeys(paths):
-            url = parts._replace(path=path, query="", fragment="").geturl()
-            if url != self._base_url and await self._listed(f"{url}/models") is not None:
-                return f"its API is at /v1: write `base_url: {redacted(url)}` in experts.yaml"
+            url = parts._replace(path=path, fragment="").geturl()
+            if path != parts.path and await self._listed(below(url, "models")) is not None:
+                return f"its API is at /v1: write `base_url: {redacted(shown(url))}` in experts.yaml"
         return ""
 
     async def _listed(self, url: str) -> list[str] | None:

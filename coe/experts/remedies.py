@@ -76,6 +76,10 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
         "asleep": ("it takes turns on a device and was not awake in time", "see `residency` in experts.yaml"),
         "hedged": ("it was slower than the expert asked beside it", "see `policy.hedge` in experts.yaml"),
+        "gateway_limit": (
+            "the gateway had no file descriptor left for a connection",
+            "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd)",
+        ),
         "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
         "error": ("it fails", "read the server's own log"),
     }

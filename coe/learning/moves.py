@@ -181,7 +181,8 @@ def explored_moves(
     """The categories to open for exploration, and the quality rows (m, k) that open them.
 
     A category is opened where the ratings of its expert have fallen below what `base` measured of another expert, moved
-    by `level`, and the log cannot show that expert (Welch's test, Bonferroni over categories). The category keeps its
+    by `level`, and the log cannot show that expert (Welch's test, Bonferroni over categories and
+    experts). The category keeps its
     expert, so a wrong comparison costs no more than exploration does; requests between categories are kept where they
     are by the sample `traffic`, rated or not. Categories in `taken` are left out.
     """
@@ -193,14 +194,15 @@ def explored_moves(
         if name in taken or len(rewards) < MIN_RATED:
             continue
         falls = _falls(current, base, category, int(chosen[category]), rewards, level=level)
-        if not any(fall.above < chance / len(current.categories) for fall in falls.values()):
+        limit = chance / (len(current.categories) * max(len(falls), 1))
+        if not any(fall.above < limit for fall in falls.values()):
             continue  # before the side effects are measured, which takes long
         row, opened = _opening_row(traffic, current, rows, category, loss)
         hidden = [expert for expert in falls if opened[expert] >= MIN_OPENED]
         if not hidden:
             continue
         target = max(hidden, key=lambda expert: base.mean[category, expert] - current.price[expert])
-        if falls[target].above < chance / len(current.categories):
+        if falls[target].above < limit:
             opening[category] = row
             names = name, current.experts[chosen[category]], current.experts[target]
             rated = int(served.rated[category, target])
@@ -297,7 +299,7 @@ def judged_moves(
         for category, move in found.items()
     }
     if probes is not None:
-        rest = [category for category, verdict in verdicts.items() if verdict in ("not better", "thin support")]
+        rest = [category for category in found if _may_join(found[category], verdicts[category], probes, category)]
         base = with_rows(current, rows, [category for category, verdict in verdicts.items() if verdict == "better"])
         gain = probes.gain(base, with_rows(base, rows, rest))
         if rest and paired(gain).above < spent[HELD_OUT] / 2:
@@ -327,7 +329,8 @@ def _move(current: Assignment, rows: Array, category: int, *, served: Served | N
             verdict = "thin support"
         else:
             contrasts[LOGGED] = estimated(served.log, served.old, policy)
-    names = current.categories[category], current.choice[category], current.experts[target]
+    chosen = int(shares(current)[category].argmax())
+    names = current.categories[category], current.experts[chosen], current.experts[target]
     return Move(*names, rated, unsupported, contrasts, verdict)
 
 
@@ -354,6 +357,13 @@ def _holm(found: Mapping[int, Move], source: str, chance: float, *, family: int)
             break
         accepted.add(category)
     return accepted
+
+
+def _may_join(move: Move, verdict: Verdict, probes: HeldOut, category: int) -> bool:
+    """Whether the group test may include a move: enough probes are of its category, and no source shows a loss."""
+    enough = int((probes.seen.posterior.argmax(axis=1) == category).sum()) >= MIN_RATED
+    loses = any(one.value < 0 and one.below < CHANCE for one in move.contrasts.values())
+    return verdict in ("not better", "thin support") and enough and not loses
 
 
 def _verdict(move: Move, *, shown: bool, margin: float) -> Verdict:

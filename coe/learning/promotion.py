@@ -144,6 +144,8 @@ def paired(gain: Array) -> Contrast:
     sums = np.concatenate([(rng.integers(0, 2, (FLIPS // 100, len(moved))) * 2 - 1) @ moved for _ in range(100)])
     total = float(moved.sum())
     above, below = (float((1 + (side >= -1e-12).sum()) / (1 + FLIPS)) for side in (sums - total, total - sums))
+    bound = float(np.exp(-(total**2) / (2.0 * float((moved**2).sum()))))  # Hoeffding: below what FLIPS can resolve
+    above, below = (min(above, bound), below) if total > 0 else (above, min(below, bound))
     return Contrast(total / count, float(gain.std(ddof=1)) / count**0.5, above, below, count)
 
 

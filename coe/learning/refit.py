@@ -14,6 +14,8 @@ from coe.scoring import PSEUDO_COUNT, ScoreTable
 
 Array = NDArray[np.float64]
 DAY = 86_400.0
+STRONGEST_SHRINKAGE = 30.0
+"""Largest pseudo-count beside feedback. Experts that differed by level alone may since differ by category."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ FEWEST = 100
 """Rated requests of the current assignment below which logged traffic is no evidence."""
 GROWTH = 1.5
 """Factor by which the rated requests must have grown since the last test, so that tests stay few as a log grows."""
+OPENING = 0.1
+"""Part of a round's chance that opening categories for exploration may spend."""
 SAMPLE = 20_000
 """Requests, the newest, on which the side effects of opening a category for exploration are measured."""
 ROUNDING = 1e-4
@@ -50,7 +52,7 @@ MARGIN = 0.01
 class Current:
     """The assignment in use: `since` when (Unix seconds) requests are its own, judged how often since it was promoted,
     and with what exploration it served. `charge` is what the declared thrift takes off beside any assignment's prices,
-    a number for each expert or one for all. `tested` is how many rated requests the last test had."""
+    a number for each expert or one for all. The last test, at `tested_at` (Unix seconds), used `tested` ratings."""
 
     assignment: Assignment
     since: float
@@ -59,6 +61,7 @@ class Current:
     loss: float
     charge: Array | float = 0.0
     tested: int = 0
+    tested_at: float = 0.0
 
     def charged(self, assignment: Assignment) -> Assignment:
         """An assignment as it decides requests."""
@@ -82,9 +85,9 @@ class Round:
     """The result of a round of learning.
 
     `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested`
-    is False where too few ratings are new for a test; `rated` counts the ratings of the current assignment's own
-    requests. `estimates` has the off-policy estimates of both assignments by method; it is empty where the current
-    assignment has too few requests of its own.
+    is False where too few ratings are new for a test. `rated` counts the ratings of the current assignment's own
+    requests, the latest of which came at `rated_until` (Unix seconds). `estimates` has the off-policy estimates of
+    both assignments by method; it is empty where the current assignment has too few requests of its own.
     """
 
     candidate: Assignment
@@ -94,6 +97,7 @@ class Round:
     moves: tuple[Move, ...]
     tested: bool
     rated: int
+    rated_until: float
 
 
 def retrain(
@@ -125,9 +129,10 @@ def retrain(
     nothing = np.zeros_like(present.quality, dtype=np.bool_)
     shown = ~nothing if probes else served.shown if served else nothing
     rows = proposed_rows(present, fitted.quality, shown=shown, loss=current.loss)
-    due = probes is not None or served is None or len(served.log) >= GROWTH * current.tested
+    due = probes is not None or served is None or _enough_is_new(served, current)
     chance = allowance(current.rounds + 1) if due else 0.0
-    moves = judged_moves(present, rows, served=served, probes=held, chance=chance, margin=MARGIN)
+    opening = OPENING * chance if base is not None and probes is None else 0.0
+    moves = judged_moves(present, rows, served=served, probes=held, chance=chance - opening, margin=MARGIN)
     if served is not None and base is not None and probes is None:
         taken = [move.category for move in moves if move.accepted]
         opened, rows = explored_moves(
@@ -139,9 +144,10 @@ def retrain(
             level=fitted.level,
             loss=current.loss,
             taken=taken,
-            chance=chance,
+            chance=opening,
         )
-        moves += opened
+        twice = {move.category for move in opened}
+        moves = (*(move for move in moves if move.category not in twice), *opened)
     assembly = _Assembly(current, rows, plan, fitted.table)
     moves = assembly.within_budget(moves)
     accepted = _indices(present, moves, ("better", "explored"))
@@ -157,7 +163,14 @@ def retrain(
         evidence.append(logged(served.log, served.old, new, _likeliest(served.experience), guarded=guarded))
         estimated = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, new)}
     judgement = _judgement(moves, evidence, round_=current.rounds + 1, due=due)
-    return Round(candidate, fitted, judgement, estimated, moves, due, len(served.log) if served else 0)
+    rated, until = (len(served.log), float(served.experience.time.max())) if served else (0, 0.0)
+    return Round(candidate, fitted, judgement, estimated, moves, due, rated, until)
+
+
+def _enough_is_new(served: Served, current: Current) -> bool:
+    """Whether the ratings since the last test are GROWTH - 1 of those that it used, or of a shorter log."""
+    new = int((served.experience.time > current.tested_at).sum())
+    return new >= (GROWTH - 1.0) * min(current.tested, len(served.log))
 
 
 def _newest(experience: Experience) -> Experience:
@@ -214,26 +227,34 @@ class _Assembly:
         return replace(found, unmeasured=unmeasured if unmeasured.any() else None)
 
     def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
-        """The moves; one whose plan would send another category elsewhere, to keep the budget, is rejected."""
-        index = {move.category: self.table.categories.index(move.category) for move in moves}
-        kept: list[int] = []
-        verdicts = {}
-        order = sorted((move for move in moves if move.accepted), key=lambda move: _luck(move))
-        if self._moves_only([index[move.category] for move in order]):
+        """The moves; one is rejected whose plan, to keep the budget, would send it or another category elsewhere."""
+        order = sorted((number for number, move in enumerate(moves) if move.accepted), key=lambda n: _luck(moves[n]))
+        if self._holds([moves[number] for number in order]):
             return tuple(moves)
-        for move in order:
-            if self._moves_only([*kept, index[move.category]]):
-                kept.append(index[move.category])
+        kept: list[int] = []
+        rejected = []
+        for number in order:
+            if self._holds([moves[one] for one in (*kept, number)]):
+                kept.append(number)
             else:
-                verdicts[move.category] = replace(move, verdict="breaks the budget")
-        return tuple(verdicts.get(move.category, move) for move in moves)
+                rejected.append(number)
+        return tuple(
+            replace(move, verdict="breaks the budget") if number in rejected else move
+            for number, move in enumerate(moves)
+        )
 
-    def _moves_only(self, categories: Sequence[int]) -> bool:
-        if not categories:
+    def _holds(self, moves: Sequence[Move]) -> bool:
+        """Whether the solved plan sends each moved category to its target, and every other one where it goes now."""
+        if not moves:
             return True
-        before = shares(self.current.charged(self.current.assignment))
+        before = self.current.charged(self.current.assignment)
+        categories = [before.categories.index(move.category) for move in moves]
+        wanted = shares(before)
+        for category, move in zip(categories, moves, strict=True):
+            if move.verdict == "better":
+                wanted[category] = shares(with_rows(before, self.rows, (category,)))[category]
         after = shares(self.current.charged(self.solved(categories)))
-        return set(np.flatnonzero((before != after).any(axis=1)).tolist()) <= set(categories)
+        return bool(np.array_equal(after, wanted))
 
 
 def _luck(move: Move) -> float:
@@ -251,7 +272,8 @@ def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: i
     accepted = [move for move in moves if move.accepted]
     if accepted and (fall := falling(evidence)):
         return verdict("guarded category falls", f"kept: {fall}")
-    if worse := [one for one in evidence if accepted and one.overall.value < 0]:
+    better = any(move.verdict == "better" for move in moves)
+    if worse := [one for one in evidence if better and one.overall.value < 0]:
         loss = f"{worse[0].overall.value:+.4f} on the {worse[0].source}"
         return verdict("worse elsewhere", f"kept: the moves together lose {loss} ({described(accepted)})")
     if accepted:

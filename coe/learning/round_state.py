@@ -20,8 +20,8 @@ class Rounds:
 
     `in_use` is the digest or version that the last round judged against, `judged` how often candidates were judged
     against it. `inputs` is the digest of what else that round learnt from, `feedback` the cursor up to which it read
-    it. `tested` counts the rated requests of the last test. `time` (Unix seconds), `promoted`, `sentence` and `report`
-    (a folder, or empty) are its outcome.
+    it. `time` (Unix seconds), `promoted`, `sentence` and `report` (a folder, or empty) are its outcome. `tested` counts
+    the ratings of the last test, the latest at `tested_at`.
     """
 
     in_use: str
@@ -33,6 +33,7 @@ class Rounds:
     sentence: str
     report: str
     tested: int = 0
+    tested_at: float = 0.0
 
 
 def read_rounds(artifacts: Path) -> Mapping[str, Rounds]:

@@ -16,7 +16,7 @@ from coe.record import RoutingRecord
 KEPT = 5_000
 """Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
 TENTHS = 10
-_NO_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged"})
+_NO_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged", "gateway_limit"})
 """Causes that say nothing against an expert."""
 
 Looked = tuple[int, float, bytes | None, str, str]

@@ -143,21 +143,12 @@ class PlanEvidence:
     learnt: ScoreTable | None = None
     moved: tuple[str, ...] = ()
 
-    def over(self, categories: Sequence[str], experts: Sequence[str], *, only: Sequence[str]) -> ScoreTable | None:
-        """The feedback over these categories and experts; categories that are not in `only` have none."""
+    def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
+        """The feedback over these categories and experts."""
         if self.learnt is None:
             return None
         cells = {name: getattr(self.learnt, name).tolist() for name in ("mean", "variance", "count")}
-        found = _table(cells, self.learnt.categories, self.learnt.experts, categories, experts)
-        assert found is not None
-        kept = np.array([name in only for name in categories])[:, None]
-        return ScoreTable(
-            found.categories,
-            found.experts,
-            np.where(kept, found.mean, np.nan),
-            np.where(kept, found.variance, np.nan),
-            np.where(kept, found.count, 0.0),
-        )
+        return _table(cells, self.learnt.categories, self.learnt.experts, categories, experts)
 
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:

@@ -84,6 +84,7 @@ class FeedbackWriter(BackgroundWriter[Pending]):
             self._store,
             kind=FEEDBACK,
             name="feedback",
+            task_name="feedback",
             spool=spool,
             batch=batch,
             patience=patience,

@@ -55,9 +55,10 @@ class BackgroundWriter(Generic[T]):
         deadline: float = 5.0,
         first_retry: float = 0.5,
         longest_retry: float = 30.0,
+        task_name: str = "records",
         task_failed: TaskFailed = ignored,
     ) -> None:
-        self._task_failed = task_failed
+        self._task_name, self._task_failed = task_name, task_failed
         self.dropped = 0
         """Entries lost since the start, for whatever reason."""
         self.spooled = 0
@@ -96,7 +97,7 @@ class BackgroundWriter(Generic[T]):
         self._queue.append(entry)
 
     async def __aenter__(self) -> Self:
-        self._task = supervised(self._run, self._kind.table, task_failed=self._task_failed, may_return=True)
+        self._task = supervised(self._run, self._task_name, task_failed=self._task_failed, may_return=True)
         return self
 
     async def __aexit__(

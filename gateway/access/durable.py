@@ -25,6 +25,9 @@ FILE = "use.sqlite"
 FLUSH = 0.5
 """Seconds between two writes: what a crash may lose."""
 
+LAST_WRITE = 2.0
+"""Seconds that the last write may take when the process ends, or a failed task may pause before it."""
+
 Pending = dict[Place, dict[int, Change]]
 """What is not written yet, by window."""
 
@@ -60,7 +63,9 @@ class DurableLimiter(MemoryLimiter):
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Write what is left."""
         self._closing.set()
-        await self._task
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WRITE):
+                await self._task
         await self._store.aclose()
 
     # --------------------------------------------------------------------------------------------- for accounts
@@ -96,10 +101,11 @@ class DurableLimiter(MemoryLimiter):
             sums = await self._store.add(changes, now=self._clock())
         except LogError as error:
             self._failed(error)
-            for (key, _), several in pending.items():
-                for change in several.values():
-                    self.note(key, *change)
+            self._put_back(pending)
             return
+        except BaseException:
+            self._put_back(pending)
+            raise
         self._backoff.reset()
         if self.degraded:
             self.degraded = False
@@ -107,6 +113,11 @@ class DurableLimiter(MemoryLimiter):
         self._known |= sums
         for place, sum_ in sums.items():
             self._take_over(place, sum_)
+
+    def _put_back(self, pending: Pending) -> None:
+        for (key, _), several in pending.items():
+            for change in several.values():
+                self.note(key, *change)
 
     def _take_over(self, place: Place, sum_: Used) -> None:
         """Count what other processes spent, too."""

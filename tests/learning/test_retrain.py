@@ -158,6 +158,26 @@ def test_a_round_whose_support_is_thin_says_so_and_promotes_nothing_of_it() -> N
     assert not retrain(few, before, now=300.0, plan=plan).judgement.promote
 
 
+def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected() -> None:
+    quality, changed = np.array([[0.8, 0.5, 0.9], [0.4, 0.7, 0.3], [0.1, 0.3, 1.2]]), TRUTH.copy()
+    changed[0] = [0.2, 0.5, 0.2]
+    assignment = replace(current(quality).assignment, price=np.array([0.0, 0.0, 0.6]))
+    before = replace(current(TRUTH), assignment=assignment, loss=0.35)
+    log = told(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
+    found = retrain(log, before, now=2000.0, plan=plan)  # which has no prices
+    assert {move.verdict for move in found.moves if move.category == "code"} == {"breaks the budget"}
+    assert not found.judgement.promote
+
+
+def test_a_category_without_probes_does_not_move_with_a_group() -> None:
+    held = probes(300)
+    few = held.seen.posterior.argmax(axis=1) != 2
+    part = Probes(held.seen.part(few), held.scores[few], tuple(np.array(held.categories)[few]))
+    log = told(60, seed=11, quality=TRUTH[::-1])
+    found = retrain(log, current(TRUTH[::-1]), now=60.0, plan=plan, probes=part)
+    assert "law" not in {move.category for move in found.moves if move.accepted}
+
+
 def test_a_gain_of_the_past_alone_moves_nothing() -> None:
     """The lawyer was better at code for most of the time and is worse now."""
     early, late = TRUTH.copy(), TRUTH.copy()
@@ -172,10 +192,10 @@ def test_a_gain_of_the_past_alone_moves_nothing() -> None:
 
 def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
     log = told(600, seed=0, quality=TRUTH[::-1])
-    asked = replace(current(TRUTH[::-1], rounds=2), tested=500)
+    asked = replace(current(TRUTH[::-1], rounds=2), tested=500, tested_at=500.0)
     found = retrain(log, asked, now=600.0, plan=plan)
     assert (found.tested, found.judgement.promote, found.judgement.reason) == (False, False, "too little is new")
-    assert retrain(log, replace(asked, tested=400), now=600.0, plan=plan).judgement.promote
+    assert retrain(log, replace(asked, tested=150), now=600.0, plan=plan).judgement.promote
 
 
 def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() -> None:

@@ -59,6 +59,7 @@ const CAUSES = {
   unsupported: "it does not speak the API of the request",
   asleep: "it was not awake in time",
   hedged: "another expert began to answer first",
+  gateway_limit: "the gateway had no file descriptor left",
   circuit_open: "it had failed too often",
 };
 
