@@ -157,7 +157,7 @@ def _head(length: int, key: str) -> bytes:
 
 
 async def _flood(body: bytes, key: str, *, count: int, seconds: float) -> dict[str, int]:
-    """How many large requests ended in which way."""
+    """Counts the large requests by outcome."""
     found: Counter[str] = Counter()
     print("ready", flush=True)
     end = time.perf_counter() + seconds

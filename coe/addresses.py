@@ -28,7 +28,7 @@ def without(url: str, ending: str) -> str:
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
-    """What servers must not have repeated: the password and the values of the query, as written and decoded, the
+    """The secrets of a URL: the password and the values of the query, as written and decoded, the
     longest first."""
     address, query = _parts(url)
     userinfo = address.partition("://")[2].partition("/")[0].rpartition("@")[0]

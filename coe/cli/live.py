@@ -41,7 +41,7 @@ async def check_live(registry: Registry, settings: Settings) -> list[Finding]:
 
 
 def _served(settings: Settings) -> Mapping[str, tuple[Endpoint, ...]]:
-    """Where local experts are served: as the environment says, else as the latest `coe up` wrote."""
+    """The addresses of local experts: as the environment says, else as the latest `coe up` wrote."""
     if served := settings.served():
         return served
     file = settings.home / ENDPOINTS

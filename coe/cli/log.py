@@ -141,7 +141,7 @@ def _line(record: RoutingRecord) -> str:
 
 
 def _cause(record: RoutingRecord) -> str:
-    """Who did not answer, and why; empty for a request whose first choice answered."""
+    """The first choice that did not answer, and the cause; empty for a request whose first choice answered."""
     return f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
 
 

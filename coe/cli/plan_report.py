@@ -18,7 +18,7 @@ from coe.scoring import ScoreTable
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What a plan is made without.
+    """The parts of a declaration that a plan leaves out.
 
     `experts` have no usable scores. `categories` are pinned to one of these, which answers them without the plan.
     `undeclared` counts prompts of categories that experts.yaml does not declare. `unprobed` are planned categories
@@ -127,7 +127,7 @@ def _lost(values: Mapping[str, float | None], name: str) -> str:
 
 
 def _left_out(found: Mapping[str, Any], scores: Path) -> list[str]:
-    """What the plan is made without, a line each, with how to score it."""
+    """The parts that the plan leaves out, a line each, with the command that scores them."""
     lines = []
     if experts := found["experts"]:
         words = " ".join(f"--expert {name}" for name in experts)

@@ -49,7 +49,7 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
 
 
 def _present(settings: Settings, version: str, folder: Path) -> tuple[Problem, NDArray[np.float64] | None] | None:
-    """What the plan was solved from, as experts.yaml declares it now; None where no record was kept."""
+    """The problem of the plan, as experts.yaml declares it now; None where no record was kept."""
     solved = read_problem(folder)
     if solved is None:
         return None

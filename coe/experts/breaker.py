@@ -70,7 +70,7 @@ class Breaker:
         self.calm = True
         """It is closed and did nothing but answer lately: what is nearly always so is quickly seen."""
         self.concerns_all = False
-        """Whether the failure that last opened it concerns every caller."""
+        """True if the failure that last opened it concerns every caller."""
 
     @property
     def state(self) -> State:
