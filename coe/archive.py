@@ -8,8 +8,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from coe.artifacts.manifest import MANIFEST, MAX_FILES, Manifest, is_file_name, parsed
 from coe.errors import ArtifactError
-from coe.manifest import MANIFEST, MAX_FILES, Manifest, is_file_name, parsed
 
 LARGEST = 512 * 2**20
 """Bytes of a version, which Redis keeps as one value."""

@@ -16,30 +16,30 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from coe.feedback import FeedbackLog
-from coe.record import RoutingLog
 from coe.records import FeedbackWriter
+from coe.records.record import RoutingLog
 from coe.settings import Settings
-from gateway.admin import admin_routes
+from gateway.access.authorization import guarded
+from gateway.access.cors import Entrance
 from gateway.counting import count_tokens
-from gateway.current import Current
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
-from gateway.document_endpoints import Documents
-from gateway.entrance import Entrance
+from gateway.endpoints.admin import admin_routes
+from gateway.endpoints.documents import Documents
+from gateway.endpoints.feedback import FeedbackEndpoint
+from gateway.endpoints.models import Models
+from gateway.endpoints.openapi import OpenApi
+from gateway.endpoints.route import route
 from gateway.errors import error_body
-from gateway.feedback import FeedbackEndpoint
-from gateway.gauges import RELOAD_FAILED, Gauges
-from gateway.guard import guarded
 from gateway.health import Health
-from gateway.jobs import Jobs
-from gateway.line import Line, Observer
-from gateway.metrics import Metrics
-from gateway.models import Models
-from gateway.openapi import OpenApi
-from gateway.recent import RecentRequests
-from gateway.reload import Reload
-from gateway.route import route
-from gateway.solver import Solver
-from gateway.tracing import Tracing
+from gateway.observability.metrics import Metrics
+from gateway.observability.recent import RecentRequests
+from gateway.observability.state_metrics import RELOAD_FAILED, Gauges
+from gateway.observability.tracing import Tracing
+from gateway.process.jobs import Jobs
+from gateway.process.plan_solver import Solver
+from gateway.process.reload import Reload
+from gateway.request.line import Line, Observer
+from gateway.serving_state import Current
 from gateway.ui import page_routes
 
 _log = logging.getLogger("gateway")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from coe.abilities import check_model
 from coe.core import Chat, Wishes
+from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
-from gateway.current import Current, Serving
 from gateway.dialects import messages as dialect
-from gateway.inquiry import Inquiry
+from gateway.request.dry_run import Inquiry
+from gateway.serving_state import Current, Serving
 
 
 def count_tokens(current: Current) -> Inquiry:

@@ -6,13 +6,13 @@ import logging
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
-from coe.artifacts import ArtifactStore
-from coe.retrieval.consulting import Consultant
+from coe.artifacts.store import ArtifactStore
 from coe.retrieval.gate import FILE, Gate, OutdatedGate
+from coe.retrieval.retrieval import Consultant
 from coe.settings import Settings
 
 if TYPE_CHECKING:
-    from gateway.in_use import InUse
+    from coe.runtime.active_state import InUse
 
 GATE = "gate"
 """Kind of artifact, made by `coe plan`."""

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from coe.experts import ReplicatedExpert
-from coe.experts.client import Client
-from coe.experts.live import check_experts, log_findings
+from coe.experts.http.client import Client
+from coe.experts.live_check import check_experts, log_findings
 from coe.registry import Registry
 
 _log = logging.getLogger("gateway")

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import routers
-from coe.composition import Composition
 from coe.core import Decision, Prediction
 from coe.registry import Registry
+from coe.routing.composition import Composition
 
 NEIGHBOURS = 6
 LONGEST = 300

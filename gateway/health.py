@@ -6,7 +6,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.current import Current
+from gateway.serving_state import Current
 
 
 class Health:

@@ -6,8 +6,8 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from coe.record import RoutingLog, RoutingRecord
-from gateway.recent import RecentRequests
+from coe.records.record import RoutingLog, RoutingRecord
+from gateway.observability.recent import RecentRequests
 
 LOOKS = (0.0, 0.1, 0.2, 0.3, 0.4)
 """Seconds before each look."""

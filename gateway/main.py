@@ -17,36 +17,36 @@ from starlette.applications import Starlette
 import routers
 from coe.errors import ConfigError
 from coe.experts import endpoints_of, watching
-from coe.experts.client import Client
+from coe.experts.http.client import Client
+from coe.learning.monitoring.traffic_report import FILE
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
+from coe.runtime.active_state import check_in_use, read_in_use
+from coe.runtime.artifact_sync import catch_up, following
+from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
-from coe.watch import FILE
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
+from gateway.access.conversations import open_affinity
 from gateway.app import Parts, create_app
-from gateway.assembly import Assembly
-from gateway.consequences import consequences_of, log_consequences
-from gateway.conversations import open_affinity
-from gateway.current import Current
-from gateway.descriptors import Connections, raise_limit, soft_limit, warn_if_few
-from gateway.drain import Drain
 from gateway.expert_check import checking
-from gateway.following import catch_up, following
-from gateway.gauges import show_feedback, show_log
-from gateway.implicit import ImplicitSignals
-from gateway.in_use import check_in_use, read_in_use
-from gateway.jobs import Jobs
-from gateway.logs import log_uncaught
-from gateway.observation import open_observation
-from gateway.recent import RecentRequests
+from gateway.observability.implicit_feedback import ImplicitSignals
+from gateway.observability.logs import log_uncaught
+from gateway.observability.observers import open_observation
+from gateway.observability.recent import RecentRequests
+from gateway.observability.residency import open_turns
+from gateway.observability.state_metrics import show_feedback, show_log
+from gateway.observability.tracing import check_tracing
+from gateway.observability.traffic_metrics import Watched
+from gateway.process.descriptors import Connections, raise_limit, soft_limit, warn_if_few
+from gateway.process.drain import Drain
+from gateway.process.gc_tuning import giving_back, settle
+from gateway.process.jobs import Jobs
+from gateway.process.plan_solver import Solver
+from gateway.process.reload import Reader, Reload, look_at
+from gateway.process.signals import hearing
+from gateway.process.tcp_timeouts import letting_go
 from gateway.recorder import Recorder
-from gateway.reload import Reader, Reload, look_at
-from gateway.settling import giving_back, settle
-from gateway.signals import hearing
-from gateway.solver import Solver
-from gateway.stalls import letting_go
-from gateway.tracing import check_tracing
-from gateway.turns import open_turns
-from gateway.watched import Watched
+from gateway.serving_state import Current
+from gateway.wiring import Assembly
 
 _log = logging.getLogger("gateway")
 
@@ -150,7 +150,7 @@ async def open_parts(
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError, ArtifactError or WorkerError when it cannot begin."""
-    from gateway import processes
+    from gateway.process import processes
 
     if (created := create_admin_key(settings)) is not None:
         _log.warning(created)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.schemas import Schema, ref
+from gateway.endpoints.schemas import Schema, ref
 
 JSON, EVENTS = "application/json", "text/event-stream"
 PROBLEMS: dict[int, str] = {

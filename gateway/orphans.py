@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from gateway.signals import CUT
+from gateway.process.signals import CUT
 
 CHECK_EVERY = 0.5
 """Seconds between two checks of the parent."""

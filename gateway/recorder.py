@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 
 from coe.core import Encoder
-from coe.record import RoutingRecord
 from coe.records import RecordWriter
-from gateway.trace import Trace
+from coe.records.record import RoutingRecord
+from gateway.request.trace import Trace
 
 _log = logging.getLogger("gateway")
 

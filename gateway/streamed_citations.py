@@ -12,7 +12,7 @@ import orjson
 
 from coe.core import Reply
 from gateway.annotations import Passages, annotations_of, flat
-from gateway.relay import EVENT_STREAM
+from gateway.request.relay import EVENT_STREAM
 
 _DONE, _ADDED = "response.output_text.done", "response.output_text.annotation.added"
 _PART, _ITEM = "response.content_part.done", "response.output_item.done"

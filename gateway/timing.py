@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.attributes import steps
-from gateway.trace import Trace
+from gateway.observability.attributes import steps
+from gateway.request.trace import Trace
 
 
 def headers_of(trace: Trace) -> list[tuple[bytes, bytes]]:

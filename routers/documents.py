@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.encoders import OnnxEncoder
-from routers.pieces import load_tokenizer, readable
+from routers.tokens import load_tokenizer, readable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.pieces import cut, load_tokenizer, readable
-from routers.work import Here, Work
+from routers.tokens import cut, load_tokenizer, readable
+from routers.training.parallel import Here, Work
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

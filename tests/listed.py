@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from coe.feedback import Feedback
-from coe.record import LogPage, LogQuery, RoutingRecord
+from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import matches
 
 

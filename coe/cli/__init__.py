@@ -28,7 +28,7 @@ from coe.cli import (
 from coe.cli.common import say_error
 from coe.cli.usage import PrintableGroup
 from coe.errors import CoEError
-from coe.printable import PrintableFormatter
+from coe.terminal import PrintableFormatter
 
 app = typer.Typer(
     cls=PrintableGroup,

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.artifacts import KINDS, ArtifactStore
+from coe.artifacts.redis import RedisArtifacts, mirror, share_at
+from coe.artifacts.store import KINDS, ArtifactStore
 from coe.errors import ArtifactError
-from coe.printable import printable
 from coe.registry import load
 from coe.settings import Settings
-from coe.shared_artifacts import RedisArtifacts, mirror, share_at
+from coe.terminal import printable
 
 Config = Annotated[Path | None, typer.Option("--config", help="The declaration [default: COE_CONFIG or experts.yaml].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from coe.cli.common import Config, say, settings_for
-from coe.cli.log_export import check_suffix
-from coe.learning.record_files import events_of, read_rows
+from coe.cli.log_files import check_suffix
+from coe.jobs.record_files import events_of, read_rows
 from coe.records import open_feedback, open_log
 from coe.records.selection import DAY
 from coe.registry import LogSpec, load

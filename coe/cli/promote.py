@@ -10,7 +10,7 @@ import typer
 from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
 
 if TYPE_CHECKING:
-    from gateway.promoting import Move
+    from coe.runtime.promotion import Move
 
 
 class Kind(StrEnum):
@@ -35,19 +35,19 @@ def promote(
     kind: KindArgument, version: Version = None, why: Why = "", config: Config = None, json: Json = False
 ) -> None:
     """Put a version into use that was trained, planned or learnt; gateways take it over within a second or two."""
-    from gateway import promoting
+    from coe.runtime import promotion
 
     settings = settings_for(config)
     store = store_of(settings, kind.value)
-    _say(promoting.promote(settings, store, kind.value, version or store.newest(), why=why), json)
+    _say(promotion.promote(settings, store, kind.value, version or store.newest(), why=why), json)
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
     """Go back to what was in use before; once more, to what was before that."""
-    from gateway import promoting
+    from coe.runtime import promotion
 
     settings = settings_for(config)
-    _say(promoting.roll_back(settings, store_of(settings, kind.value), kind.value, why=why), json)
+    _say(promotion.roll_back(settings, store_of(settings, kind.value), kind.value, why=why), json)
 
 
 def _say(move: Move, json: bool) -> None:

@@ -12,7 +12,7 @@ import orjson
 import typer
 from numpy.typing import NDArray
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, keep_output_clean, say_json, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.mapping import (

@@ -8,11 +8,11 @@ from typing import Any
 
 from coe.cli.common import say
 from coe.errors import ConfigError
-from coe.fleet.cluster.fleet import ClusterFleet
-from coe.fleet.cluster.order import orders
-from coe.fleet.mistakes import mistakes
 from coe.fleet.planning import Shared, shared_by
+from coe.fleet.ray.fleet import ClusterFleet
+from coe.fleet.ray.server_request import orders
 from coe.fleet.specs import LocalExpert
+from coe.fleet.validation import mistakes
 from coe.registry import Registry
 from coe.settings import Endpoint, Settings
 

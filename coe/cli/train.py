@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.manifest import MANIFEST, Artifact
+from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
-from coe.cli.ending import heeding_sigterm
-from coe.cli.progress import progress_bar
-from coe.cli.working import Engine, EngineOption, working
 from coe.errors import ConfigError, DataError
-from coe.learning.plot import RELIABILITY, RISK_COVERAGE, plot_training
+from coe.jobs.engine import Engine, EngineOption, working
+from coe.jobs.progress import progress_bar
+from coe.jobs.signals import heeding_sigterm
+from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.learning.prompts import digest, read_prompts
-from coe.manifest import MANIFEST, Artifact
 from coe.registry import Registry, load
 
 Pairs = list[tuple[str, str]]

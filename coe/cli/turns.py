@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from coe.cli.common import say
 from coe.core import GENERAL
 from coe.fleet import ServerSpec
-from coe.fleet.residency.desk import desk
+from coe.fleet.residency.devices import floors
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.rooms import floors
+from coe.fleet.residency.socket_server import desk
 from coe.registry import Registry
 from coe.settings import Settings
 

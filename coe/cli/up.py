@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, say, settings_for
-from coe.cli.live import ENDPOINTS, check_live
-from coe.cli.working import Engine
+from coe.cli.live_check import ENDPOINTS, check_live
 from coe.errors import CoEError, FleetError
+from coe.jobs.engine import Engine
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 
 if TYPE_CHECKING:
     from coe.fleet import Adapting, LocalExpert, ServerSpec
-    from coe.fleet.adapting import (
+    from coe.fleet.vllm.adapters import (
         Servers,
     )  # and the rest of it where it is used: what is imported here, a gateway carries
 
@@ -51,7 +51,7 @@ def up(host: Host = None, port: Port = None, config: Config = None, engine: Wher
     with contextlib.ExitStack() as stack:
         ray = None
         if engine is Engine.RAY:
-            from coe.cluster import ray_cluster
+            from coe.fleet.ray.cluster import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our own answers to signals, which it replaces
         try:
@@ -189,7 +189,7 @@ def _stop_on_signals() -> None:
 
 async def _ensure_router(settings: Settings) -> None:
     """Train the router on first start, in a process of its own: what training imports is of no use afterwards."""
-    from gateway.following import catch_up
+    from coe.runtime.artifact_sync import catch_up
 
     catch_up(settings)
     if ArtifactStore(settings.artifacts, "router").current() is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coe.printable import printable
+from coe.terminal import printable
 
 
 class PrintableGroup(TyperGroup):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts import KINDS
+from coe.artifacts.store import KINDS
 from coe.cli.common import Config, Json, say, say_error, say_json, settings_for, store_of
 from coe.cli.promote import NOTHING, Kind
 
@@ -19,7 +19,7 @@ def versions(kind: KindArgument = None, config: Config = None, json: Json = Fals
 
     These ids are the ones of x-coe-router, of the fields router and plan in the routing log, and of `coe promote`.
     """
-    from gateway.admin.published import QUALITY_OF, Shelf
+    from coe.runtime.versions import QUALITY_OF, Shelf
 
     settings = settings_for(config)
     wanted = KINDS if kind is None else (kind.value,)

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from coe.durable import replace_file
+from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.redis import share_at
+from coe.learning.monitoring.traffic_report import FILE, Watch
 from coe.registry import load
 from coe.settings import Settings
-from coe.shared_artifacts import share_at
-from coe.watch import FILE, Watch
 
 
 def publish(settings: Settings, report: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import httpx
 import litellm
 from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
 
-from coe.experts.intake import Take, intake
+from coe.experts.litellm.response_limits import Take, intake
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 

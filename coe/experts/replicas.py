@@ -9,7 +9,6 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
-from coe.addresses import shown, without
 from coe.core import Call, Expert, Reply, Standing
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.breaker import COOL_DOWN, Breaker, State
@@ -17,6 +16,7 @@ from coe.experts.incidents import Incidents
 from coe.experts.load import FirstPieces
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from coe.urls import shown, without
 
 BOUND = 1.25
 """A conversation's own replica is left when it has more work than so many times the mean, plus one (Mirrokni et al.

@@ -13,7 +13,7 @@ from contextlib import suppress
 import psutil
 
 from coe.errors import FleetError
-from coe.fleet import leftovers, warden
+from coe.fleet import leftovers, supervisor
 from coe.fleet.ports import is_free
 from coe.fleet.specs import ServerSpec
 
@@ -37,7 +37,7 @@ class ServerProcess:
                 "stop the process that listens there, or start again so that another port is chosen"
             )
         self._key, self._grace = spec.key, grace
-        command = [sys.executable, "-P", warden.__file__, str(os.getpid()), str(grace), *spec.command]
+        command = [sys.executable, "-P", supervisor.__file__, str(os.getpid()), str(grace), *spec.command]
         try:
             spec.log.parent.mkdir(parents=True, exist_ok=True)
             if not keep_log:

@@ -15,10 +15,10 @@ import aiohttp
 from coe.errors import FleetError
 from coe.fleet import logs, probe
 from coe.fleet.causes import cause
-from coe.fleet.pace import Pace
 from coe.fleet.process import ServerProcess, describe_exit
 from coe.fleet.specs import ServerSpec
-from coe.fleet.vllm import ADAPTERS_MAY_CHANGE, Vllm
+from coe.fleet.timeouts import Pace
+from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE, Vllm
 
 _PROBE_EVERY = 0.1
 

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from coe.learning.experience import NONE, Experience
-from coe.learning.gathering import identity
-from coe.record import RoutingRecord
+from coe.learning.estimation.experience import NONE, Experience
+from coe.learning.estimation.experience_loader import identity
+from coe.records.record import RoutingRecord
 
 Pair = tuple[str, str]
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.mapping import Budget, Problem, declared_uses
+from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
-from coe.scoring import ScoreTable
 
 Array = NDArray[np.float64]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from coe.cluster import ray_cluster
 from coe.errors import CoEError, JobError
+from coe.fleet.ray.cluster import ray_cluster
 
 T = TypeVar("T")
 R = TypeVar("R")

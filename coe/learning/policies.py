@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.exploration import propensities
-from coe.learning.experience import Experience
-from coe.learning.offpolicy import FOLDS, fold_of
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.off_policy import FOLDS, fold_of
 from coe.mapping import Assignment
+from coe.routing.exploration import propensities
 
 Array = NDArray[np.float64]
 Fit = Callable[[Experience], Assignment]

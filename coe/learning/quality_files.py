@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.errors import ConfigError
-from coe.learning.probe import Probe
+from coe.learning.evaluation.probes import Probe
 from coe.registry import ExpertSpec
 
 PROMPTS, SCORES, MODELS = "prompts.parquet", "scores.parquet", "models.csv"

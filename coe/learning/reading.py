@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.feedback import Feedback, FeedbackLog, FeedbackPage
-from coe.record import LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_feedback, open_log
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 PAGE = 2_000
 """Records or events in memory at a time."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
+from coe.learning.retraining.report import markdown
 from coe.learning.round_plot import plot_round
-from coe.learning.round_report import markdown
 
 KEPT = 50
 """Reports of rounds that promoted nothing, the newest."""

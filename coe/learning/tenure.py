@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from coe.record import RoutingRecord
+from coe.records.record import RoutingRecord
 
 
 class Tenure:

@@ -17,7 +17,7 @@ from coe.mapping.dependencies import Dependencies
 from coe.mapping.patience import Patience
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
-from coe.scoring import PSEUDO_COUNT, ScoreTable
+from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 
 FILE, TRAFFIC = "plan.json", "traffic.npy"
 VALUES = 1 / 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from coe.record import LogQuery, RoutingRecord
+from coe.records.record import LogQuery, RoutingRecord
 from coe.records.selection import named
 
 # Records are lines of our own JSON, so what a field must be is found as bytes; the caller looks again at what is left.

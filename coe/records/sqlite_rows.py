@@ -6,7 +6,7 @@ import math
 import sqlite3
 from typing import Literal
 
-from coe.record import LogQuery
+from coe.records.record import LogQuery
 from coe.records.selection import named
 
 SCAN = 200_000

@@ -7,9 +7,9 @@ from difflib import get_close_matches
 import orjson
 
 from coe.core import GENERAL
-from coe.located import Located, Place
 from coe.registry.residency_checks import residency_checks
 from coe.registry.specs import AUTO, ExpertSpec, Registry
+from coe.registry.yaml_source import Located, Place
 
 
 def cross_checks(source: Located, registry: Registry) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.declared import Declared, Positive, Probability
+from coe.registry.base import Declared, Positive, Probability
 
 
 class Exploration(Declared):

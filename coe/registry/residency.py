@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.declared import Declared, Name, Positive
+from coe.registry.base import Declared, Name, Positive
 
 
 class Device(Declared):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coe.located import Located
 from coe.registry.specs import ExpertSpec, Registry
+from coe.registry.yaml_source import Located
 
 _KEYS = ("device", "pinned", "sleep_level", "sibling")
 

@@ -105,8 +105,9 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate:
-    """Fitted by `coe.learning.gate`; pure. What passages improve and what they spoil is learnt apart: a question that
-    an expert cannot answer alone has nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
+    """Fitted by `coe.learning.retraining.gate_fit`; pure. What passages improve and what they spoil is learnt apart:
+    a question that an expert cannot answer alone has
+    nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
     which nothing is ever expected. `shift` (m, k), times the posterior, is what feedback taught since the fit: added to
     the gain. `spread` (k,) is how far the gain of a closer look lies from that of a glance (root
     of the mean square)."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval import rows
 from coe.retrieval.fusion import candidates, contenders, fused
+from coe.retrieval.lancedb import rows
 from coe.retrieval.passages import Passage, Vector
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.retrieval import terms
 from coe.retrieval.passages import Document, Vector
+from coe.retrieval.redis import terms
 
 
 def arguments_of(document: Document, vectors: NDArray[np.float32]) -> list[bytes | str]:

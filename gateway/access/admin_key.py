@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import get_args
 
+from coe.artifacts.atomic_files import sync
 from coe.core import Scope
-from coe.durable import sync
 from coe.errors import ConfigError
 from coe.registry import ApiKey, Registry
 from coe.settings import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coe.records.database import Database, Migration
-from gateway.access.levels import DAY, MINUTE
+from gateway.access.buckets import DAY, MINUTE
 from gateway.access.limits import Meter
 
 MIGRATIONS: tuple[Migration, ...] = (

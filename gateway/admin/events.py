@@ -9,7 +9,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.relay import EVENT_STREAM
+from gateway.request.relay import EVENT_STREAM
 
 STALLED = 10.0
 """Seconds that an event may wait for a client that does not read; then it is let go."""

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from coe import errors
 from coe.core import Reason
 from coe.feedback import Feedback
-from coe.record import LogQuery, RoutingRecord
 from coe.records.fields import FIELDS, schema_of
-from coe.redeciding import Again
+from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import Registry
-from gateway.admin.operation import Schema
+from coe.routing.replay import Again
+from gateway.endpoints.admin.operation import Schema
 
 MOST = 200
 LONGEST = 128

@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.admin.operation import Operation, whole
+from gateway.endpoints.admin.operation import Operation, whole
 
 if TYPE_CHECKING:
     from gateway.app import Parts

@@ -11,7 +11,7 @@ import numpy as np
 from coe.feedback import Feedback
 from coe.retrieval.cues import CUES
 from coe.retrieval.gate import FILE, Gate, Odds, Use
-from gateway.in_use import read_in_use
+from coe.runtime.active_state import read_in_use
 from tests.cli.shop import Shop
 
 CATEGORIES, EXPERTS = ("cooking", "astronomy", "football", "general"), ("chef", "generalist")

@@ -13,8 +13,8 @@ from redis import Redis
 from coe.errors import DataError
 from coe.feedback import Feedback
 from coe.learning.reading import open_logs
-from coe.record import LogQuery, RoutingRecord
 from coe.records import open_log
+from coe.records.record import LogQuery, RoutingRecord
 from tests.cli.shop import Shop
 from tests.learning.samples import record
 

@@ -25,8 +25,8 @@ from coe.mapping import (
     rounded,
     solve,
 )
+from coe.mapping.score_table import tabulate_softly
 from coe.registry import Registry
-from coe.scoring import tabulate_softly
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "law", "general")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coe.record import LogQuery
 from coe.records import open_log
 from coe.records.codec import encode
+from coe.records.record import LogQuery
 from coe.records.tables import MIGRATIONS
 from tests.records.samples import ids, record
 

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from routers.attention import hide_nothing, leave_heads_to_attention, project_once
 from routers.encoders import OnnxEncoder
-from routers.export import export_encoder, inner_layers, quantise
+from routers.training.export import export_encoder, inner_layers, quantise
 from tests.routers.conftest import save_bert
 
 INPUTS = ["input_ids", "attention_mask"]

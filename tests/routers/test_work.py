@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import routers
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ClusterError
 from coe.learning.on_ray import on_ray
 from routers.encoders import OnnxEncoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coe.fleet.cluster.order import GB, Need
+from coe.fleet.ray.server_request import GB, Need
 
 _WORDS = {"CPU": "CPU", "GPU": "GPU", "memory": "GB of memory"}
 
