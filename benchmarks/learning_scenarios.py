@@ -29,10 +29,9 @@ from replay import World, world_of
 from scipy.stats import t
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import difference
+from coe.learning.estimation.off_policy import difference, greedy
 from coe.learning.estimation.refit import refit
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.policies import greedy
 from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
 from coe.learning.retraining.plan_round import Current, retrain, served_requests
 from coe.learning.retraining.promotion import allowance

@@ -25,9 +25,9 @@ from coe.core import Router
 from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
+from routers.examples import Lessons, prepare
 from routers.heads.lexical import LexicalMatrix
 from routers.training.build import represent
-from routers.training.examples import Lessons, prepare
 from routers.training.fitting import Data, Strengths, choose_strengths, folds, write_heads
 from routers.training.parallel import Here
 

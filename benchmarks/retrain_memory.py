@@ -26,9 +26,9 @@ import orjson
 
 import routers
 from coe.artifacts.store import ArtifactStore
-from coe.feedback import Feedback
 from coe.mapping import Assignment, expected
 from coe.records import open_feedback, open_log
+from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.registry import load
 from coe.routing.composition import declared_assignment

@@ -6,7 +6,12 @@ prints and every line of a log passes through here.
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+from typing import Any
+
+import orjson
 
 _KEPT = "\n\t"
 _RANGES = (
@@ -32,3 +37,28 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record)).replace("\n", INDENT)
+
+
+def say(text: str) -> None:
+    """Prints a line for people, at once even into a pipe."""
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Prints a part of a line, at once."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
+def say_error(text: str) -> None:
+    """Prints a line beside the output, for people who redirect it."""
+    sys.stderr.write(printable(f"{text}\n"))
+    sys.stderr.flush()
+
+
+def say_json(value: Any) -> None:
+    """Prints one JSON document or line."""
+    try:
+        say(orjson.dumps(value).decode())
+    except orjson.JSONEncodeError:  # a file name that is not UTF-8
+        say(json.dumps(value))

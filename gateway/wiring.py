@@ -11,11 +11,10 @@ from coe.experts.http.client import Client
 from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.active_state import OVERLAYS, InUse
+from coe.runtime.active_state import GATE, OVERLAYS, InUse, consultant_in_use
 from coe.runtime.document_index import Index
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
-from gateway.documents import GATE, consultant_in_use
 from gateway.serving_state import Serving
 
 

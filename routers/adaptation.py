@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import GENERAL, HURRIED, Neighbour, Prediction, Router
-from routers import digest_of
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, Study
+from routers.examples import digest_of
 from routers.heads.fast import Glance
 from routers.heads.in_distribution import unit, unit_mean
 

@@ -27,11 +27,12 @@ from coe.runtime.document_index import Index
 from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
-from gateway.app import Parts, create_app
+from gateway.app import create_app
 from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.metrics import Metrics
 from gateway.observability.recent import RecentRequests
 from gateway.observability.tracing import Tracing
+from gateway.parts import Parts
 from gateway.process.jobs import Jobs
 from gateway.process.plan_solver import Solver
 from gateway.request.line import Observer

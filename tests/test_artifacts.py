@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from coe.artifacts.manifest import MANIFEST, Artifact
-from coe.artifacts.store import ArtifactStore
+from coe.artifacts.store import KEPT, ArtifactStore
 from coe.errors import ArtifactError
-from coe.outdated import KEPT
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:

@@ -196,7 +196,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     patch.setattr(Follower, "run", work)
     metrics = Metrics()
     patch.setattr(metrics, "task_failed", failed)
-    return following(Settings.read({"COE_HOME": str(folder)}), URL, metrics)
+    return following(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
 OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]

@@ -3,6 +3,8 @@
 ROOT/KIND/VERSION/manifest.json + the files it lists      never changed once published
 ROOT/KIND/current                                         the version in use, one line
 ROOT/KIND/history.jsonl                                   what was put into use when, by whom and why
+
+Which published versions nobody will ask for again, so that rounds of learning do not fill the disk. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import fcntl
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +34,20 @@ from coe.artifacts.manifest import (
     version_of,
 )
 from coe.errors import ArtifactError
-from coe.outdated import outdated
+
+KEPT_OUTDATED = 10
+"""The newest versions, whether they were ever in use or not."""
+SETTLED = 86_400.0
+"""Seconds for which a version is kept in any case: it may be about to be promoted."""
+
+
+def outdated(published: Mapping[str, float], wanted: Collection[str | None], *, now: float) -> tuple[str, ...]:
+    """Of the `published` versions, by the Unix seconds at which that was, those to remove: not `wanted`, not among the
+    newest and not of today."""
+    newest = sorted(published, key=lambda version: published[version], reverse=True)[:KEPT_OUTDATED]
+    kept = {*newest, *wanted}
+    return tuple(version for version, at in published.items() if version not in kept and at < now - SETTLED)
+
 
 POINTER = "current"
 HISTORY = "history.jsonl"

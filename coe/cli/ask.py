@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, say, say_json, settings_for, writable, write
+from coe.cli.common import Config, Json, settings_for, writable
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
-from coe.learning.rows import numbered_rows
+from coe.learning.evaluation.tables import numbered_rows
 from coe.settings import Settings
+from coe.terminal import say, say_json, write
 
 
 def readable(text: str | None) -> str | None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import image, say, say_error, writable
+from coe.cli.common import image, writable
 from coe.jobs.progress import progress_bar
 from coe.jobs.signals import heeding_sigterm
+from coe.terminal import say, say_error
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
 Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where the folder holds several.")]
@@ -36,7 +37,7 @@ def benchmark(
     import routers
     from coe.learning.benchmark.benchmark import benchmark as run
     from coe.learning.evaluation.quality import read_quality
-    from routers.training.examples import prepared
+    from routers.examples import prepared
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:

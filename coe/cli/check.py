@@ -12,13 +12,14 @@ import orjson
 import typer
 
 from coe import registry
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.common import Config, Json, settings_for
 from coe.cli.live_check import check_live
 from coe.errors import ArtifactError, ConfigError
 from coe.experts.live_check import Finding
 from coe.mapping import Consequence
 from coe.registry import Registry, yaml_source
 from coe.settings import Settings
+from coe.terminal import say, say_json
 
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
 

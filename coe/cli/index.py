@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
 from coe.jobs.progress import progress_bar
 from coe.retrieval.ingest.conversion import Converter
@@ -22,6 +22,7 @@ from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Tally, Text
 from coe.retrieval.passages import MOST_PASSAGES, DocumentStore, Key, Passage
 from coe.runtime.active_state import check_router
 from coe.runtime.document_index import open_index
+from coe.terminal import say, say_error, say_json
 
 COLLECTION = "documents"
 _PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

@@ -1,27 +1,32 @@
-"""`coe log export`: the routing log, with the feedback on each answer, as one file."""
+"""`coe log export`: the routing log, with the feedback on each answer, as one file.
+
+`coe log import`: adds the rows of a file that `coe log export` wrote to a routing log, this one or another.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from coe.cli.common import Config, say, say_error, settings_for, writable
-from coe.cli.spans import seconds
+from coe.cli.common import Config, seconds, settings_for, writable
 from coe.errors import DataError
-from coe.feedback import Feedback
-from coe.jobs.record_files import SUFFIXES, Rating, write_rows
+from coe.jobs.record_files import SUFFIXES, Rating, events_of, read_rows, write_rows
 from coe.jobs.signals import heeding_sigterm
-from coe.learning.estimation.experience_loader import identity
-from coe.learning.feedback import RATINGS, rank
-from coe.learning.quality_files import require_parquet
-from coe.learning.reading import open_logs
-from coe.records import missing_file
+from coe.learning.estimation.experience import RATINGS, rank
+from coe.learning.estimation.experience_loader import identity, open_logs
+from coe.learning.evaluation.quality import require_parquet
+from coe.records import missing_file, open_feedback, open_log
+from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
-from coe.registry import load
+from coe.records.selection import DAY
+from coe.registry import LogSpec, load
+from coe.terminal import say, say_error
 
 File = Annotated[Path, typer.Argument(help="The file to write, .jsonl or .parquet.")]
 Since = Annotated[str, typer.Option("--since", help="Not older than this, such as 12h or 7d.")]
@@ -97,3 +102,40 @@ def _key(request_id: str, tenant: str | None) -> int:
 
 def _counts(event: Feedback) -> tuple[int, float, str]:
     return -rank(event.kind), event.time, event.event_id
+
+
+PAGE = 2_000
+"""Records in memory at a time."""
+
+File_log_import = Annotated[
+    Path, typer.Argument(help="A file that `coe log export` wrote.", exists=True, dir_okay=False)
+]
+
+
+def import_(file: File_log_import, config: Config = None) -> None:
+    """Add the records of a file and their feedback to the routing log; what is there already stays."""
+    check_suffix(file)
+    settings = settings_for(config)
+    declared = load(settings.config, environ=settings.environ).log
+    count, old = asyncio.run(_add(file, declared, base=settings.home))
+    say(f"{file}: {count} records are in the log now, new or already there")
+    if old:
+        say(f"{old} records are older than log.keep_days and left out")
+
+
+async def _add(file: Path, declared: LogSpec, *, base: Path) -> tuple[int, int]:
+    """Returns how many records were added or there already, and how many were too old."""
+    keep: dict[str, Any] = {"base": base, "retention": declared.keep_records, "days": declared.keep_days}
+    log, feedback = open_log(declared.url, **keep), open_feedback(declared.url, **keep)
+    oldest, count, old = time.time() - declared.keep_days * DAY, 0, 0
+    rows = read_rows(file)
+    try:
+        while page := list(islice(rows, PAGE)):
+            kept = [row for row in page if row[0].time >= oldest]
+            count, old = count + len(kept), old + len(page) - len(kept)
+            await log.append([record for record, _ in kept])
+            await feedback.append([event for row in kept for event in events_of(row)])
+    finally:
+        await feedback.aclose()
+        await log.aclose()
+    return count, old

@@ -12,15 +12,15 @@ import typer
 from numpy.typing import NDArray
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, Json, image, keep_output_clean, say, say_error, say_json, settings_for, store_of
+from coe.cli.common import Config, Json, image, keep_output_clean, settings_for
 from coe.cli.plan_gate import plan_gate
 from coe.cli.plan_report import LeftOut, plan_report, show_plan
 from coe.errors import ArtifactError, DataError
 from coe.jobs.progress import told_if_long
-from coe.learning.declared_problem import declared_problem
 from coe.learning.estimation.evidence import joined
 from coe.learning.estimation.refit import STRONGEST_SHRINKAGE
 from coe.learning.evaluation.quality import read_quality
+from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
     VALUES,
     Assignment,
@@ -41,7 +41,9 @@ from coe.mapping import (
 )
 from coe.mapping.score_table import fit_pseudo_count, tabulate_softly
 from coe.registry import Registry, load
+from coe.runtime.artifact_sync import store_of
 from coe.settings import Settings
+from coe.terminal import say, say_error, say_json
 
 ASSIGNMENT = "assignment.json"
 SAMPLE = 4000

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from coe.cli.common import store_of
 from coe.learning.evaluation.passage_gain import GAINS, read_gains
 from coe.learning.retraining.gate_fit import Trials, fit_gate
 from coe.learning.retraining.gate_report import gate_report, plot_calibration
 from coe.registry import Registry
 from coe.retrieval.gate import FILE
+from coe.runtime.artifact_sync import store_of
 from coe.settings import Settings
 
 GATE, CALIBRATION = "gate", "calibration.png"

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import SecretStr
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import Patience
 from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import GAINS, Supplied, supplied, write_gains
 from coe.learning.evaluation.probes import Probe, read_probes
+from coe.learning.evaluation.quality import require_parquet, write_quality
 from coe.learning.evaluation.sandbox import Sandbox
 from coe.learning.evaluation.score_report import report_of
 from coe.learning.evaluation.scoring_run import Column, Run, keys_of, score_columns
 from coe.learning.evaluation.tables import find_table
-from coe.learning.quality_files import require_parquet, write_quality
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
-from coe.terminal import printable
+from coe.terminal import printable, say, say_error, say_json
 
 if TYPE_CHECKING:
     from coe.experts.http.client import Client

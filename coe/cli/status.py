@@ -14,20 +14,18 @@ import numpy as np
 import typer
 
 from coe.artifacts.store import KINDS, ArtifactStore
-from coe.cli import watching
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError
 from coe.fleet.residency.client import ask_tiers
-from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.experience_loader import gather, open_logs
+from coe.learning.monitoring import traffic_report
 from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
 from coe.learning.monitoring.drift import watch
-from coe.learning.monitoring.novelty import Proposal, propose
+from coe.learning.monitoring.novelty import Proposal, as_declared, propose
 from coe.learning.monitoring.traffic import Traffic, compared, embeddings, sample
-from coe.learning.proposed import as_declared
-from coe.learning.reading import open_logs
 from coe.learning.retraining.state import Rounds, read_rounds
 from coe.settings import Settings
-from coe.terminal import printable
+from coe.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
     from coe.runtime.active_state import InUse
@@ -48,7 +46,7 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
     catch_up(settings)
     report = status_report(settings, now=time.time())
     if publish:
-        watching.publish(settings, report)
+        traffic_report.publish(settings, report)
     if json or not sys.stdout.isatty():
         say_json(report)
     else:

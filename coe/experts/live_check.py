@@ -19,8 +19,8 @@ import orjson
 from coe.core import Api, Call
 from coe.errors import Cause, ExpertError, ExpertRejected, InvalidRequest
 from coe.experts.api_formats import LENGTHS, Fields
+from coe.experts.error_mapping import redacted
 from coe.experts.http.client import Client, Target
-from coe.experts.redaction import redacted
 from coe.experts.remedies import REMEDIES
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec

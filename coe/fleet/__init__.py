@@ -1,9 +1,9 @@
 """Local expert servers: planned from the declared experts, started together, watched, restarted, and stopped whole."""
 
 from coe.fleet.fleet import Fleet
-from coe.fleet.leftovers import end_leftovers
 from coe.fleet.planning import local_servers
 from coe.fleet.ports import free_port
+from coe.fleet.process import end_leftovers
 from coe.fleet.specs import LocalExpert, ServerSpec
 from coe.fleet.timeouts import Backoff, Pace
 from coe.fleet.validation import mistakes

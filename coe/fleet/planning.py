@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coe.errors import FleetError
 from coe.fleet import arguments, weights
-from coe.fleet.commands import find_command
+from coe.fleet.arguments import find_command
 from coe.fleet.ports import HOST, free_port
 from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
 from coe.fleet.validation import mistakes

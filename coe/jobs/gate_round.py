@@ -16,8 +16,8 @@ from coe.jobs.plan_round import NOTHING, REPORTS, Job, Outcome
 from coe.learning.estimation.experience_loader import gather
 from coe.learning.retraining.gate_round import FEWEST, Coins, Trials, gate_page, judge_gate, shifted, taught
 from coe.learning.retraining.promotion import Judgement
+from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
-from coe.learning.round_files import keep_report
 from coe.retrieval.gate import FILE, Bars, Gate, OutdatedGate
 
 GATE = "gate"

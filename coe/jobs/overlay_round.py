@@ -16,8 +16,8 @@ from coe.jobs.plan_round import REPORTS, Job, Outcome
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import gather
 from coe.learning.retraining.overlay_round import REMEMBERED, Plain, Tried, candidates, try_overlays
+from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.state import Rounds, write_rounds
-from coe.learning.round_files import keep_report
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import FILE
 

@@ -1,4 +1,7 @@
-"""One round of learning for the assignment: logs, router and plan in; a candidate judged, and promoted or not."""
+"""One round of learning for the assignment: logs, router and plan in; a candidate judged, and promoted or not.
+
+Since when the assignment in use has served all by itself, as the routing log shows it.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,56 @@ import orjson
 
 from coe.artifacts.redis import RedisArtifacts, mirror
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import caught_up
 from coe.errors import ArtifactError, DataError
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import Gathered, gather
+from coe.learning.estimation.experience_loader import Gathered, Logs, gather, open_logs
 from coe.learning.estimation.refit import STRONGEST_SHRINKAGE, Weighting
 from coe.learning.evaluation.probe_split import probe_parts
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.reading import Logs, open_logs
 from coe.learning.retraining.budget_solver import Budgeted
 from coe.learning.retraining.job_lock import Assure, only_job
 from coe.learning.retraining.plan_round import Current, Probes, Round, retrain
-from coe.learning.retraining.report import round_report
+from coe.learning.retraining.report import keep_report, round_report, write_report
 from coe.learning.retraining.state import STATE, Rounds, read_rounds, write_rounds
-from coe.learning.round_files import keep_report, write_report
-from coe.learning.tenure import Tenure
 from coe.mapping import Basis, PlanEvidence, read_evidence
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.registry import Registry, load
 from coe.routing.cost_weight import relative_use
+from coe.runtime.artifact_sync import caught_up
 from coe.settings import Settings
 
 if TYPE_CHECKING:
     from coe.runtime.active_state import InUse
+import math
+from collections.abc import Iterable, Sequence
+
+from coe.records.record import RoutingRecord
+
+
+class Tenure:
+    """Looks at pages of records that pass through; afterwards `since` is the time (Unix seconds) from which on all
+    were decided by the assignment of this digest (its start, as records have it) and explored as declared.
+
+    So neither clocks nor gateways that take a promotion over a little later lead to requests of another policy being
+    taken for its own.
+    """
+
+    def __init__(self, digest: str, *, exploration: tuple[float, float] | None) -> None:
+        self._digest, self._exploration = digest, exploration
+        self.since = 0.0
+
+    def watched(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        """The same pages."""
+        for page in pages:
+            for record in page:
+                if not self._own(record):
+                    self.since = max(self.since, math.nextafter(record.time, math.inf))
+            yield page
+
+    def _own(self, record: RoutingRecord) -> bool:
+        decided = bool(record.assignment) and self._digest.startswith(record.assignment)
+        return not record.category or (decided and record.exploration == self._exploration)
+
 
 ASSIGNMENT, REPORTS = "assignment", "reports"
 NOTHING = "nothing to learn from"

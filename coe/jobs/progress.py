@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coe.cli.common import say_error
+from coe.terminal import say_error
 
 QUIET = 5.0
 """Seconds that nobody needs to be told of."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from coe.errors import DataError, InvalidRequest
-from coe.feedback import LONGEST, Feedback
-from coe.learning.rows import numbered_rows
+from coe.learning.evaluation.tables import numbered_rows
 from coe.records.codec import SCHEMA, to_json
+from coe.records.feedback import LONGEST, Feedback
 from coe.records.fields import FIELDS, RecordField, fields_of, read_values
 from coe.records.record import About, RoutingRecord
 

@@ -13,26 +13,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from coe.cli.train import training_pairs
 from coe.core import Router
 from coe.jobs.plan_round import NOTHING, REPORTS, Job, Outcome
 from coe.jobs.progress import progress_bar
-from coe.learning.corrections import Pair, corrections, lessons
+from coe.jobs.training_data import training_pairs
 from coe.learning.estimation.experience import NONE, Experience
-from coe.learning.plots import plot_training
-from coe.learning.prompts import digest
+from coe.learning.evaluation.tables import digest
+from coe.learning.plots import plot_round, plot_training
 from coe.learning.retraining.promotion import Judgement
+from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.router_round import (
     FEWEST,
+    Pair,
     Schooling,
+    corrections,
     judge_router,
     lesson_digest,
+    lessons,
     router_page,
     router_report,
 )
 from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
-from coe.learning.round_files import keep_report
-from coe.learning.round_plot import plot_round
 
 if TYPE_CHECKING:
     from routers.training.parallel import Work

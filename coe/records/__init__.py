@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from coe.errors import ConfigError
-from coe.feedback import FeedbackLog
+from coe.records.feedback import FeedbackLog
 from coe.records.feedback_writer import FeedbackWriter, Pending
 from coe.records.record import RoutingLog
 from coe.records.writer import RecordWriter

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from coe.core import Chat, Consent, Encoder, Prediction, Router
 from coe.registry.retrieval import Retrieval
 from coe.retrieval.gate import Array, Bars, Gate, Outlook, Use
-from coe.retrieval.insertion import answer_tokens, with_block
-from coe.retrieval.marking import Block, marked, tokens_of
+from coe.retrieval.insertion import Block, answer_tokens, marked, tokens_of, with_block
 from coe.retrieval.passages import Passage, Retriever, Vector
 
 _log = logging.getLogger("gateway")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
 from coe.registry import Registry, load
+from coe.retrieval.gate import FILE as GATE_FILE
+from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.retrieval import Consultant
 from coe.routing.composition import declared_assignment
 from coe.routing.overlay import FILE, Overlay, Overlays
+from coe.runtime.api_keys import with_admin_key
 from coe.runtime.document_index import Index, check_store, open_index
 from coe.settings import Settings
-from gateway.access import with_admin_key
 
 ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
 """Kinds of artifacts; the second holds one file of the same name."""
@@ -181,3 +185,49 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
         return PlanInEffect(declared_assignment(registry, categories))
     found = read_plan(registry, artifact)
     return replace(found, assignment=found.assignment.over(categories))
+
+
+GATE = "gate"
+"""Kind of artifact, made by `coe plan`."""
+
+
+_log = logging.getLogger("gateway")
+
+
+def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -> Consultant | None:
+    """None where no store is declared. Raises ArtifactError for a damaged gate."""
+    index = in_use.index
+    if index is None:
+        return None
+    gate, version = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
+    return Consultant(
+        in_use.registry.retrieval,
+        retriever=index.store,
+        encoder=index.encoder,
+        router=in_use.router,
+        threads=threads,
+        gate=gate,
+        version=version,
+    )
+
+
+def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> tuple[Gate | None, str]:
+    """The gate over the router's categories and the declared experts, and its version; None before the first one, or
+    where it was fitted to other categories, another encoder or by an earlier CoE. Raises ArtifactError where it is
+    damaged."""
+    artifact = ArtifactStore(settings.artifacts, GATE).current()
+    if artifact is None:
+        return None, ""
+    try:
+        gate = Gate.load(artifact.folder / GATE_FILE)
+    except OutdatedGate as error:
+        _log.warning("%s; it stays unused", error)
+        return None, ""
+    if set(gate.categories) != set(in_use.router.categories) or gate.dimensions != dimensions:
+        _log.warning(
+            "gate %s is of other categories or another encoder: `coe score --retrieval both` and `coe plan` make a new "
+            "one; it stays unused",
+            artifact.manifest.version,
+        )
+        return None, ""
+    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

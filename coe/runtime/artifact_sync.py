@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from coe.artifacts.redis import RedisArtifacts, mirror, share_at
 from coe.artifacts.store import KINDS, ArtifactStore
-from coe.errors import CoEError
+from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.traffic_report import FILE
 from coe.registry import load
 from coe.settings import Settings
-from coe.supervision import supervised
-from gateway.observability.metrics import Metrics
+from coe.supervision import TaskFailed, supervised
+from coe.terminal import say_error
 
 _log = logging.getLogger("gateway")
 
@@ -76,20 +76,42 @@ def catch_up(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def following(settings: Settings, address: str, metrics: Metrics) -> AsyncIterator[None]:
-    """Looks in a task until the block ends, where `address` tells where. Raises ConfigError for one that cannot be."""
+async def following(settings: Settings, address: str, *, task_failed: TaskFailed) -> AsyncIterator[Callable[[], bool]]:
+    """Mirrors the shared artifacts in a task until the block ends, where `address` names a Redis.
+
+    Yields a function that returns whether this gateway is behind the shared state. Raises ConfigError for a bad
+    address.
+    """
     share = share_at(address)
     follower = None if share is None else Follower(settings, share)
-    behind = "1 while this gateway cannot take over what is in use for all of them."
-    metrics.gauge("coe_artifacts_behind", behind, lambda: bool(follower and follower.behind), largest=True)
     if follower is None:
-        yield
+        yield lambda: False
         return
-    task = supervised(follower.run, "artifact-sync", task_failed=metrics.task_failed)
+    task = supervised(follower.run, "artifact-sync", task_failed=task_failed)
     try:
-        yield
+        yield lambda: follower.behind
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
         follower.close()
+
+
+def caught_up(settings: Settings) -> RedisArtifacts | None:
+    """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
+    shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
+    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    if share is not None:
+        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in KINDS])
+    return share
+
+
+def store_of(settings: Settings, kind: str) -> ArtifactStore:
+    """The artifacts of a kind, caught up with other machines as far as that can be: a version that is damaged there
+    must not keep another from being promoted, and where Redis is away nothing can be."""
+    try:
+        return ArtifactStore(settings.artifacts, kind, caught_up(settings))
+    except ArtifactError as error:
+        say_error(f"note: {error}")
+        share = share_at(load(settings.config, environ=settings.environ).artifacts)
+        return ArtifactStore(settings.artifacts, kind, share)

@@ -10,9 +10,8 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.mapping import Consequence
 from coe.registry import Registry
-from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, check_fit, read_plan
+from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, check_fit, read_plan
 from coe.settings import Settings
-from gateway.documents import GATE
 
 _log = logging.getLogger("gateway")
 

@@ -1,4 +1,7 @@
-"""The document store that experts.yaml declares, opened with the encoder of the router in use."""
+"""The document store that experts.yaml declares, opened with the encoder of the router in use.
+
+Who consults documents: the declared store with the encoder of its questions, and the gate, over what is in use.
+"""
 
 from __future__ import annotations
 

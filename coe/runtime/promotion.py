@@ -16,6 +16,7 @@ from coe.registry import load
 from coe.retrieval.gate import FILE, Gate
 from coe.runtime.active_state import (
     ASSIGNMENT,
+    GATE,
     OVERLAYS,
     ROUTER,
     check_fit,
@@ -27,7 +28,6 @@ from coe.runtime.active_state import (
     read_plan,
 )
 from coe.settings import Settings
-from gateway.documents import GATE
 
 
 @dataclass(frozen=True, slots=True)

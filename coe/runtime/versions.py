@@ -13,9 +13,8 @@ from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
-from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, read_overlays
+from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, read_overlays
 from coe.runtime.promotion import before
-from gateway.documents import GATE
 
 KINDS = (ROUTER, ASSIGNMENT, OVERLAYS, GATE)
 MOST = 100

@@ -1,4 +1,9 @@
-"""`/v1/documents`: administrators fill the document store, look what is in it, and search it."""
+"""`/v1/documents`: administrators fill the document store, look what is in it, and search it.
+
+What `/v1/documents` takes: exact models, from which its part of the OpenAPI document is made too.
+
+`/v1/documents` in the OpenAPI document.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,13 +32,76 @@ from coe.errors import (
 )
 from coe.retrieval.ingest.chunking import clean
 from coe.retrieval.ingest.indexing import Indexer, Text
-from coe.retrieval.passages import Key
+from coe.retrieval.passages import MOST_PASSAGES, Key
 from coe.runtime.document_index import Index
-from gateway.document_bodies import Page, Place, Question, Upload
 from gateway.errors import body_of, headers_of, status_of
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.validation import arrived, checked
 from gateway.serving_state import Current
+
+COLLECTION = "documents"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+NO_NUL = r"^[^\x00]*$"
+MOST_DOCUMENTS = 100
+LONGEST_ID = 512
+LONGEST_QUERY = 8_000
+
+_Name = Annotated[str, Field(pattern=NAME)]
+_Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=PRINTABLE)]
+_Line = Annotated[str, Field(max_length=LONGEST_ID, pattern=PRINTABLE)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DocumentUpload(_Body):
+    """One document; it takes the place of the one with its id in the same collection of the same tenant."""
+
+    id: _Id
+    text: Annotated[str, Field(min_length=1, pattern=NO_NUL)]
+    """Plain text or Markdown."""
+    title: _Line = ""
+    source: _Line | None = None
+    """Where it is from, as answers will name it; left out, its id."""
+
+
+class Upload(_Body):
+    """Documents for one collection."""
+
+    documents: Annotated[list[DocumentUpload], Field(min_length=1, max_length=MOST_DOCUMENTS)]
+    collection: _Name = COLLECTION
+    tenant: _Name | None = None
+    """Whose they are; left out: everybody's."""
+
+
+class Question(_Body):
+    """What to search for."""
+
+    query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
+    collections: Annotated[list[_Name], Field(max_length=100)] = []
+    """Those to look in; all when empty."""
+    tenant: _Name | None = None
+    """Sees its own documents and everybody's."""
+    limit: Annotated[int, Field(ge=1, le=MOST_PASSAGES)] = 5
+
+
+class Place(_Body):
+    """Where a document is."""
+
+    collection: _Name = COLLECTION
+    tenant: _Name | None = None
+
+
+class Page(_Body):
+    """Which documents to list; without a collection the collections themselves."""
+
+    collection: _Name | None = None
+    tenant: _Name | None = None
+    after: _Line = ""
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
 
 MAX_BODY = 4 * 2**20
 SECONDS = 300.0
@@ -161,3 +230,47 @@ async def _texts(upload: Upload) -> AsyncIterator[Text]:
     for one in upload.documents:
         key = Key(one.id, upload.collection, upload.tenant)
         yield Text(key, clean(one.text), one.source if one.source is not None else one.id, one.title)
+
+
+Schema = dict[str, Any]
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+
+
+def components() -> Schema:
+    """Schemas of what is taken and given."""
+    found: Schema = {}
+    for model in (Upload, Question):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        found |= schema.pop("$defs", {})
+        found[model.__name__] = schema
+    counts = dict.fromkeys(("added", "changed", "unchanged", "empty", "chunks"), _COUNT)
+    passage = dict.fromkeys(("id", "text", "source", "title", "collection"), _TEXT) | {"score": {"type": "number"}}
+    listed = {"object": {"const": "list"}, "has_more": {"type": "boolean"}}
+    return found | {
+        "Uploaded": _object({"object": {"const": "documents"}, **counts}),
+        "Deleted": _object({"object": {"const": "document"}, "id": _TEXT, "deleted": {"const": True}}),
+        "DocumentList": _object({**listed, "data": {"type": "array", "items": {"type": "object"}}}),
+        "Passages": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _object(passage)}}),
+    }
+
+
+def parameters(*names: str) -> list[Schema]:
+    """Those of the query, and the document's id in the path."""
+    name: Schema = {"type": "string", "pattern": NAME}
+    line: Schema = {"type": "string", "maxLength": LONGEST_ID, "pattern": PRINTABLE}
+    known = {
+        "collection": ("query", name),
+        "tenant": ("query", name),
+        "after": ("query", line),
+        "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 1000}),
+        "id": ("path", {"type": "string", "minLength": 1}),
+    }
+    return [
+        {"name": one, "in": known[one][0], "required": known[one][0] == "path", "schema": known[one][1]}
+        for one in names
+    ]
+
+
+def _object(properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}

@@ -25,19 +25,18 @@ from coe.errors import (
     RequestError,
     UnknownRequest,
 )
-from coe.feedback import LONGEST, Feedback, Kind
 from coe.records import FeedbackWriter, Pending
+from coe.records.feedback import LONGEST, Feedback, Kind
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from gateway.access import Caller
 from gateway.errors import body_of, headers_of, status_of
-from gateway.lookup import tenant_soon
-from gateway.observability.recent import RecentRequests
+from gateway.observability.recent import RecentRequests, tenant_soon
+from gateway.request.admission import Shares
 from gateway.request.body import read_json_body
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.relay import respond
 from gateway.serving_state import Current
-from gateway.shares import Shares
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 5.0

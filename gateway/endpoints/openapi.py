@@ -1,4 +1,7 @@
-"""`GET /openapi.json`: an OpenAPI 3.1 document of the endpoints there are, good enough to generate clients from."""
+"""`GET /openapi.json`: an OpenAPI 3.1 document of the endpoints there are, good enough to generate clients from.
+
+What entries of the OpenAPI document are made of.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,20 @@ from starlette.responses import Response
 from coe.core import Consent, Purpose
 from coe.errors import CAUSES
 from coe.registry import Registry
-from gateway import document_paths
-from gateway.endpoints import admin
-from gateway.endpoints.schemas import COMPONENTS, TEXT, Schema, ref
-from gateway.openapi_parts import EVENTS, JSON, PROBLEMS, answer, body, operation, problems
+from gateway.endpoints import admin, documents
+from gateway.endpoints.schemas import (
+    COMPONENTS,
+    EVENTS,
+    JSON,
+    PROBLEMS,
+    TEXT,
+    Schema,
+    answer,
+    body,
+    operation,
+    problems,
+    ref,
+)
 from gateway.request.options import MAX_VERSION
 from gateway.serving_state import Current, Serving
 
@@ -74,7 +87,7 @@ def document(registry: Registry) -> Schema:
     """The document for what is declared: keys where there are any, and the limits of headers. Names no expert."""
     keys = bool(registry.access.keys)
     components: Schema = {
-        "schemas": COMPONENTS | document_paths.components(),
+        "schemas": COMPONENTS | documents.components(),
         "headers": _HEADERS,
         "parameters": _parameters(registry),
     }
@@ -179,8 +192,8 @@ def _documents(keys: bool) -> Schema:
     def described(name: str, summary: str, given: str, **more: Any) -> Schema:
         return operation(name, summary, {"200": answer(summary, given), **failures}, keys=keys, **more)
 
-    place = document_paths.parameters("id", "collection", "tenant")
-    page = document_paths.parameters("collection", "tenant", "after", "limit")
+    place = documents.parameters("id", "collection", "tenant")
+    page = documents.parameters("collection", "tenant", "after", "limit")
     return {
         "/v1/documents": {
             "get": described("listDocuments", "Collections, or the documents of one", "DocumentList", parameters=page),

@@ -1,7 +1,7 @@
 """Implicit signals: an answer asked for again, a stream left in the middle; noticed and written after the answer.
 
 Weak evidence, recorded as what it is: a second try or a closed window may have any reason, and learning weighs it so
-(`coe/learning/feedback.py`).
+(`coe/learning/estimation/experience.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coe.feedback import Feedback, Kind
 from coe.records import Pending
+from coe.records.feedback import Feedback, Kind
 from gateway.request.trace import Trace
 
 AGAIN = 300.0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.feedback import Kind
+from coe.records.feedback import Kind
 from gateway.observability.metric_registry import Family, Labels, Tallies, join, page
 from gateway.observability.metric_workers import Siblings
 from gateway.request.trace import Trace

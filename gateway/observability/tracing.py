@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coe.core import Wishes
@@ -15,7 +15,7 @@ from coe.errors import ConfigError
 from coe.settings import Settings
 from coe.urls import shown
 from gateway.observability.attributes import PATHS, Attributes, of_call, of_request, steps
-from gateway.request.trace import Trace
+from gateway.request.trace import Spans, Trace
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 3.0
 """Seconds that the last spans have to reach the collector when the process ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """Who a request's spans are, known before they are: the expert is told of the call's."""
-
-    parent: SpanContext
-    server: SpanContext
-    call: SpanContext
 
 
 @asynccontextmanager

@@ -17,12 +17,11 @@ from pathlib import Path
 from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
-from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, InUse
+from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, InUse
 from coe.runtime.consequences import log_consequences
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access import check_counters, check_exposure
-from gateway.documents import GATE
 from gateway.process.gc_tuning import give_back
 from gateway.serving_state import Current
 from gateway.wiring import Assembly

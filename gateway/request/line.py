@@ -1,4 +1,7 @@
-"""The serving line of one chat request, from admission to the record, in one place."""
+"""The serving line of one chat request, from admission to the record, in one place.
+
+The times of the line's steps as a header, for requests that ask for it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from starlette.types import Receive, Scope, Send
 from coe.core import Chat
 from coe.errors import RequestError
 from gateway.dialects import Dialect
-from gateway.errors import headers_of, status_of
+from gateway.errors import headers_of as error_headers
+from gateway.errors import status_of
+from gateway.observability.attributes import steps
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import Admission
 from gateway.request.arrival import admit, begin, parsed
@@ -23,7 +28,19 @@ from gateway.request.options import read_wishes
 from gateway.request.relay import EVENT_STREAM, relay, respond
 from gateway.request.trace import Trace
 from gateway.serving_state import Current
-from gateway.timing import headers_of as told
+
+
+def headers_of(trace: Trace) -> list[tuple[bytes, bytes]]:
+    """The response headers known so far; with x-coe-explain Server-Timing too (W3C), in milliseconds for each step that
+    came to its end before the headers went out."""
+    found = trace.headers()
+    if trace.wishes is not None and trace.wishes.explain:
+        done = [
+            f"{name};dur={ended - began:.3f}" for name, began, ended, whole in steps(trace, trace.elapsed_ms()) if whole
+        ]
+        found.append((b"server-timing", ", ".join(done).encode()))
+    return found
+
 
 _log = logging.getLogger("gateway")
 
@@ -103,7 +120,7 @@ class Line:
                     if ticket.memory:
                         trace.chat = chat = chat.without_content()
                         ticket.free_body()
-                    await relay(cited(answer.reply, trace), send, headers=told(trace))  # 7 relay
+                    await relay(cited(answer.reply, trace), send, headers=headers_of(trace))  # 7 relay
                     cutoff.over()
                     trace.outcome = "ok"
                 finally:
@@ -123,6 +140,6 @@ class Line:
                 async with asyncio.timeout(LAST_EVENT):
                     await send(last)
             return
-        headers = [*told(trace), *headers_of(error)]
+        headers = [*headers_of(trace), *error_headers(error)]
         trace.status = status_of(error)
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)

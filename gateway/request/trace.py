@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ from gateway.access import Allowance, Caller
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
-    from gateway.observability.tracing import Spans
+    from opentelemetry.trace import SpanContext
 
 
 class Trace:
@@ -240,3 +240,12 @@ def new_id(now: float) -> str:
 
 def _named(categories: tuple[str, ...], posterior: NDArray[np.float32]) -> dict[str, float]:
     return {name: round(p, 5) for name, p in zip(categories, posterior.tolist(), strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Who a request's spans are, known before they are: the expert is told of the call's."""
+
+    parent: SpanContext
+    server: SpanContext
+    call: SpanContext

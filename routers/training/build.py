@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routers import Example, digest_of
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
 from routers.encoders import TOKENS, OnnxEncoder
+from routers.examples import Example, Lessons, digest_of, prepare
 from routers.files import write_json
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
 from routers.heads.static import distil
 from routers.tokens import CHARACTERS, WordPieces, cut, load_tokenizer
 from routers.training.embedding_cache import RememberingEncoder, export_once, open_encoder
-from routers.training.examples import Lessons, prepare
 from routers.training.export import locate_encoder, quantise
 from routers.training.fitting import Data, choose_strengths, cross_fit, exemplar_rows, held_out_right, write_heads
 from routers.training.parallel import Work

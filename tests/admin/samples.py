@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from coe.artifacts.store import ArtifactStore
-from coe.learning.declared_problem import declared_problem
+from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import Assignment, Basis, Dependencies, rounded, solve
 from coe.mapping.score_table import tabulate_softly
 from coe.registry import Registry

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from coe.errors import ExpertUnavailable
-from gateway.admin.looks import Looks
 from gateway.endpoints.admin import events, stats
 from gateway.endpoints.admin.counts import Counts, experts_told
+from gateway.endpoints.admin.stats import Looks
 from gateway.observability.metrics import Metrics
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import serving

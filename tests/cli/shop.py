@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.feedback import Feedback
-from coe.learning.prompts import digest
+from coe.learning.evaluation.tables import digest
 from coe.mapping import expected
 from coe.records import open_feedback, open_log
+from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.routing.exploration import choose
 from coe.runtime.active_state import read_in_use

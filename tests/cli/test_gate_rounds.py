@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from coe.feedback import Feedback
-from coe.retrieval.cues import CUES
-from coe.retrieval.gate import FILE, Gate, Odds, Use
+from coe.records.feedback import Feedback
+from coe.retrieval.gate import CUES, FILE, Gate, Odds, Use
 from coe.runtime.active_state import read_in_use
 from tests.cli.shop import Shop
 

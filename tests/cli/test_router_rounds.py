@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
-from coe.feedback import Feedback
 from coe.jobs import router_round
-from coe.learning.corrections import Pair
+from coe.learning.retraining.router_round import Pair
+from coe.records.feedback import Feedback
 from tests.cli.shop import PROMPTS, Shop
 from tests.learning.samples import record
 

@@ -20,7 +20,7 @@ from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.expert_check import checking
+from gateway.main import checking
 from tests.experts.fault_servers import (
     COMPLETION,
     Answer,

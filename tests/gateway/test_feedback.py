@@ -12,12 +12,12 @@ import orjson
 import pytest
 
 from coe.errors import LogError
-from coe.feedback import Feedback
 from coe.learning.estimation.experience_loader import gather
 from coe.records import open_feedback
-from gateway import lookup
+from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint
 from gateway.observability import recent
+from gateway.observability import recent as lookup
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving

@@ -11,9 +11,8 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.retrieval.gate import FILE, Gate
 from coe.routing.composition import declared_assignment
-from coe.runtime.active_state import InUse
+from coe.runtime.active_state import InUse, gate_in_use
 from coe.settings import Settings
-from gateway.documents import gate_in_use
 from tests.fakes import WordRouter, registry_of
 from tests.retrieval.gates import CATEGORIES, WIDTH, gate_of
 

@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from coe.errors import LogError
-from coe.feedback import Feedback
 from coe.records import open_feedback
+from coe.records.feedback import Feedback
 from gateway.observability import implicit_feedback
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of

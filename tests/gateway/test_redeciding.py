@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coe.learning.estimation.experience_loader import gather
-from coe.learning.policies import worth
+from coe.learning.estimation.off_policy import worth
 from coe.mapping import expected
 from coe.records.codec import decode, encode
 from coe.routing.composition import declared_assignment

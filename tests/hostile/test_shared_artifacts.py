@@ -12,9 +12,8 @@ import orjson
 import pytest
 from redis import Redis
 
-from coe.archive import unpack
 from coe.artifacts.manifest import MAX_FILES, read, version_of
-from coe.artifacts.redis import MAX_SMALL_BYTES, RedisArtifacts
+from coe.artifacts.redis import MAX_SMALL_BYTES, RedisArtifacts, unpack
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.runtime.artifact_sync import Follower

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from coe import yaml_limits
 from coe.errors import ConfigError
 from coe.registry import load, yaml_source
-from coe.yaml_limits import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES
+from coe.registry import yaml_source as yaml_limits
+from coe.registry.yaml_source import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES
 
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
+from coe.learning.estimation.off_policy import greedy
 from coe.learning.monitoring.alarms import degradation_alarms, share_alarms
 from coe.learning.monitoring.drift import Finding, Sample, benjamini_hochberg, holm, watch
 from coe.learning.monitoring.novelty import propose
-from coe.learning.policies import greedy
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, told

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import Logged, difference, estimates
-from coe.learning.policies import cross_fitted, explored, greedy, worth
+from coe.learning.estimation.off_policy import Logged, cross_fitted, difference, estimates, explored, greedy, worth
 from coe.mapping import Assignment, Problem, expected, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told

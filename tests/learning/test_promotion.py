@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import Logged
-from coe.learning.policies import greedy
+from coe.learning.estimation.off_policy import Logged, greedy
 from coe.learning.retraining.promotion import CHANCE, Contrast, Evidence, allowance, held_out, judge, logged
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly

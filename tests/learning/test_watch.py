@@ -15,9 +15,8 @@ from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
 from coe.cli.status import status_report
-from coe.cli.watching import publish
-from coe.learning.monitoring.traffic_report import FILE, Watch, read_watch
-from coe.learning.proposed import as_declared, telling
+from coe.learning.monitoring.novelty import as_declared, telling
+from coe.learning.monitoring.traffic_report import FILE, Watch, publish, read_watch
 from coe.records import open_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry

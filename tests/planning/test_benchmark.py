@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark.benchmark import benchmark
+from coe.learning.benchmark.benchmark import benchmark, nearest, ridge, tuned
 from coe.learning.benchmark.frontier import Point, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
-from coe.learning.rivals import nearest, ridge, tuned
 from coe.mapping import ParetoRow
-from routers.training.examples import KEPT, prepared
+from routers.examples import KEPT, prepared
 
 
 class FirstWord:

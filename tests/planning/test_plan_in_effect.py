@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError, DataError
-from coe.learning.declared_problem import declared_problem
+from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
     Assignment,
     Basis,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coe.feedback import FeedbackLog
 from coe.records import open_feedback, open_log
+from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from coe.records import open_log
 from coe.records.codec import encode
+from coe.records.database import MIGRATIONS
 from coe.records.record import LogQuery
-from coe.records.tables import MIGRATIONS
 from tests.records.samples import ids, record
 
 pytestmark = pytest.mark.anyio

@@ -12,9 +12,9 @@ from coe.errors import ConfigError, RetrievalError
 from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, encoder_id
 from coe.retrieval.passages import Key
+from coe.retrieval.redis.client import Connection, Rebuilding
 from coe.retrieval.redis.search import INDEX
 from coe.retrieval.redis.store import RedisStore
-from coe.retrieval.redis_connection import Connection, Rebuilding
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import WordEncoder
 from tests.retrieval.test_indexing import given, text

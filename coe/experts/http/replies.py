@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import orjson
 
 from coe.core import Usage
-from coe.experts import lenient
 from coe.experts.api_formats import Wire, count, empty_answer
 from coe.experts.error_mapping import Faults
 from coe.experts.http import sse
@@ -47,7 +46,7 @@ class Echo:
         """A whole answer with the name at its top: a tool's arguments may have a `model` of their own."""
         if body.count(b'"model"') < 2:
             return self.in_events(body)
-        return lenient.dumps({**answer, "model": self._ours}) if answer.get("model") == self._theirs else body
+        return sse.dumps({**answer, "model": self._ours}) if answer.get("model") == self._theirs else body
 
 
 class Plain:
@@ -68,7 +67,7 @@ class Plain:
         if body is None:
             raise self._faults.garbage("an answer longer than it may be")
         try:
-            answer = lenient.loads(body)
+            answer = sse.loads(body)
         except ValueError:
             raise self._faults.garbage("something that is not JSON") from None
         if isinstance(answer, dict) and answer.get("error"):
@@ -150,7 +149,7 @@ class Streamed:
         kind, answer = self._response.media_type, None
         if kind == Plain.media_type:
             with contextlib.suppress(ValueError):
-                answer = lenient.loads(await _whole(self._response, most=MAX_ERROR) or b"")
+                answer = sse.loads(await _whole(self._response, most=MAX_ERROR) or b"")
         if isinstance(answer, dict) and answer.get("error"):
             raise self._faults.failed("answered with an error", answer)
         raise self._faults.garbage(f"{kind} where an event stream was asked for")

@@ -1,30 +1,67 @@
-"""An expert through litellm: any provider, and Responses and Messages for a server that speaks chat alone."""
+"""An expert through litellm: any provider, and Responses and Messages for a server that speaks chat alone.
+
+An event loop in a thread of its own, for code that would hold up the loop that serves.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import threading
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
 from coe.core import Api, Call, Reply, Standing, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.api_formats import WIRES, count, empty_answer
-from coe.experts.aside import Aside
 from coe.experts.descriptors import out_of_descriptors
 from coe.experts.error_mapping import Faults, connection_cause
 from coe.experts.litellm.response_limits import Intake
-from coe.experts.litellm.translation import arguments, passed
-from coe.experts.translated import named, plain, says_something, written
+from coe.experts.litellm.translation import arguments, named, passed, plain, says_something, written
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+
+T = TypeVar("T")
+
+
+class Aside:
+    """Runs coroutines in its thread, which begins with the first one and ends when nobody holds this object."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the coroutine returns or raises; to cancel the wait cancels the work."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
+
+    def leave(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have a coroutine run without waiting for it; it must not raise."""
+        asyncio.run_coroutine_threadsafe(work, self._running())
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = loop = asyncio.new_event_loop()
+                threading.Thread(target=_serve, args=(loop,), name=self._name, daemon=True).start()
+                weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+            return self._loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    loop.close()
+
 
 REMEDY = "pip install 'coe[providers]'"
 ASIDE_TIMEOUT = 1.0
@@ -280,7 +317,7 @@ def _entries() -> dict[Api, Entry]:
     from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
-    from coe.experts.bounded import bound_clients
+    from coe.experts.litellm.response_limits import bound_clients
 
     bound_clients()
     litellm.suppress_debug_info = True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coe.fleet import arguments, weights
-from coe.fleet.commands import find_command
+from coe.fleet.arguments import find_command
 from coe.fleet.ports import HOST
 from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
 from coe.fleet.vllm import lora

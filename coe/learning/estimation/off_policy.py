@@ -1,15 +1,20 @@
-"""Off-policy estimates: what another policy would have earned, from rewards of the experts that were chosen."""
+"""Off-policy estimates: what another policy would have earned, from rewards of the experts that were chosen.
+
+Policies as assignments make them: which expert each logged request would have gone to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
+from coe.mapping import Assignment
 from coe.mapping.score_table import tabulate_softly
+from coe.routing.exploration import propensities
 
 Array = NDArray[np.float64]
 FOLDS = 5
@@ -204,3 +209,46 @@ def _warning(effective: float, weighed: _Weighed) -> str:
     if weighed.unsupported > UNSUPPORTED:
         found.append(f"{weighed.unsupported:.0%} of its choices could not have been made in the log")
     return f"thin support: {'; '.join(found)}; explore more or wait" if found else ""
+
+
+Array_policies = NDArray[np.float64]
+Fit = Callable[[Experience], Assignment]
+
+
+def worth(experience: Experience, assignment: Assignment) -> Array_policies:
+    """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
+
+    The same as `mapping.expected` gives one by one. The assignment has the experience's categories and experts.
+    """
+    may = np.isfinite(assignment.quality)
+    values = experience.posterior.astype(np.float64) @ np.where(may, assignment.quality, 0.0) - assignment.price
+    open_ = may[experience.posterior.argmax(axis=1)] & experience.allowed
+    return np.where(open_ | ~open_.any(axis=1, keepdims=True) & experience.allowed, values, -np.inf)
+
+
+def greedy(experience: Experience, assignment: Assignment) -> Array_policies:
+    """The policy that always takes the expert of highest worth, shape (n, k); those that tie share the request."""
+    values = worth(experience, assignment)
+    best = values == values.max(axis=1, keepdims=True)
+    return np.asarray(best / best.sum(axis=1, keepdims=True))
+
+
+def explored(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array_policies:
+    """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
+    values = worth(experience, assignment)
+    if assignment.unmeasured is not None:
+        untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
+        values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)
+    return propensities(values, rate=rate, loss=loss)
+
+
+def cross_fitted(experience: Experience, fit: Fit) -> Array_policies:
+    """What the assignments of `fit` would choose for each request without having seen its fold, shape (n, k).
+
+    An assignment judged on the very requests it was fitted to looks better than it is, the more the noisier it is.
+    """
+    fold, policy = fold_of(len(experience)), np.empty((len(experience), len(experience.experts)))
+    for held in range(FOLDS):
+        away = fold == held
+        policy[away] = greedy(experience.part(away), fit(experience.part(~away)))
+    return policy

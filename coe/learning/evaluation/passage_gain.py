@@ -18,8 +18,7 @@ from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import Trials
 from coe.registry.retrieval import Retrieval
-from coe.retrieval.insertion import with_block
-from coe.retrieval.marking import marked
+from coe.retrieval.insertion import marked, with_block
 from coe.retrieval.passages import Retriever
 
 GAINS = "gains.parquet"

@@ -15,7 +15,7 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import DataError
 from coe.learning.evaluation import checkers
-from coe.learning.rows import numbered_rows
+from coe.learning.evaluation.tables import numbered_rows
 from coe.routing.conversation import routing_text
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]

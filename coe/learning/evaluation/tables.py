@@ -1,10 +1,16 @@
-"""Tables of named columns from parquet, JSON Lines or CSV, the same whichever it is."""
+"""Tables of named columns from parquet, JSON Lines or CSV, the same whichever it is.
+
+Rows of a data file, JSON Lines or parquet, each with the number by which an error can name it.
+
+Labelled prompts from a file: JSON Lines or parquet with the columns prompt and category.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +113,61 @@ def _csv(path: Path) -> dict[str, list[Any]]:
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
     rows = list(reader)
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+
+
+PAGE = 2_000
+"""Parquet rows in memory at a time."""
+
+
+def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) pairs in file order; of parquet only `columns` are read. Raises DataError.
+
+    Rows of JSON Lines are whatever JSON they hold, to be checked by the caller.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path, columns)
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: not JSON: {error}") from None
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            if missing := set(columns or ()) - set(file.schema_arrow.names):
+                raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
+            number = 0
+            for batch in file.iter_batches(batch_size=PAGE, columns=columns):
+                yield from enumerate(batch.to_pylist(), start=number + 1)
+                number += len(batch)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def read_prompts(path: Path) -> list[tuple[str, str]]:
+    """All (prompt, category) pairs in file order. Raises DataError with the file, the line and what is wrong there."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    pairs = []
+    for number, row in numbered_rows(path, columns=("prompt", "category")):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "category")):
+            raise DataError(f"{path}:{number}: expected text under the keys prompt and category")
+        pairs.append((row["prompt"], row["category"]))
+    if not pairs:
+        raise DataError(f"{path}: holds no prompts")
+    return pairs
+
+
+def digest(pairs: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of the pairs in order."""
+    total = hashlib.sha256()
+    for pair in pairs:
+        total.update(orjson.dumps(pair))
+    return total.hexdigest()

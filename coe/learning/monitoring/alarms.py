@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.off_policy import greedy
 from coe.learning.monitoring.drift import holm
 from coe.learning.monitoring.traffic import Traffic, Unanswered
 from coe.learning.monitoring.traffic_report import AlarmKind
-from coe.learning.policies import greedy
 from coe.mapping import Assignment
 
 FEWEST = 200

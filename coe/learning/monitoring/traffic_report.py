@@ -1,13 +1,22 @@
-"""What the last look at traffic found, in one small file of the state folder: written by jobs, shown by gateways."""
+"""What the last look at traffic found, in one small file of the state folder: written by jobs, shown by gateways.
+
+Tells the gateways what a look at the traffic found, for their `/metrics`.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import orjson
+
+from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.redis import share_at
+from coe.registry import load
+from coe.settings import Settings
 
 FILE = "watch.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
@@ -50,3 +59,13 @@ def read_watch(path: Path) -> Watch | None:
         return Watch(float(found["time"]), alarms, drift, int(found["proposed"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def publish(settings: Settings, report: Mapping[str, Any]) -> None:
+    """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
+    content = Watch.of(report, now=time.time()).to_json()
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    if share is not None:
+        share.tell(FILE, content)  # first, or a gateway here could put the former one back
+    replace_file(settings.artifacts / FILE, content)

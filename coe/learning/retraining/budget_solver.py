@@ -1,4 +1,7 @@
-"""Plans under the declared budget, for the mix of requests that an experience has."""
+"""Plans under the declared budget, for the mix of requests that an experience has.
+
+What experts.yaml says of a plan: what experts use, the budget, and which categories are pinned.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,37 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.declared_problem import declared_problem
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Refit
-from coe.mapping import Assignment, Basis, Dependencies, Problem, rounded, solve
+from coe.mapping import Assignment, Basis, Budget, Dependencies, Problem, declared_uses, rounded, solve
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
+
+Array_declared_problem = NDArray[np.float64]
+
+
+def declared_problem(
+    registry: Registry, table: ScoreTable, *, quality: Array_declared_problem, weights: Array_declared_problem
+) -> Problem:
+    """The problem of planning by `quality`, shape (m, k), under the declared budget; declared assignments are pins.
+
+    `table` is over the declared categories (in any order) and experts; `weights` (m,) says how often each one comes.
+    """
+    pinned = quality.copy()
+    for category, expert in registry.assignment.items():
+        if category in table.categories:
+            _pin(pinned[table.categories.index(category)], table.experts.index(expert))
+    budget = Budget(**registry.budget.model_dump())
+    return Problem.of(
+        table, quality=pinned, uses=declared_uses(registry, table.experts), budget=budget, weights=weights
+    )
+
+
+def _pin(row: Array_declared_problem, column: int) -> None:
+    kept = row[column]
+    row[:] = -np.inf
+    row[column] = kept
+
 
 Array = NDArray[np.float64]
 SAMPLE = 4000

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
-from coe.retrieval.cues import CUES, cues
-from coe.retrieval.gate import Array, Bars, Gate, Odds, Outlook, Use, shape, tempered
+from coe.retrieval.gate import CUES, Array, Bars, Gate, Odds, Outlook, Use, cues, shape, tempered
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)

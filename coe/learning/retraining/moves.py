@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, Logged, difference
-from coe.learning.policies import greedy, worth
+from coe.learning.estimation.off_policy import FOLDS, Logged, difference, greedy, worth
 from coe.learning.retraining.promotion import CHANCE, FIRST, HELD_OUT, LOGGED, Contrast, estimated, paired
 from coe.mapping import Assignment
 from coe.mapping.score_table import ScoreTable

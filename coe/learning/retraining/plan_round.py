@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, Estimate, Logged, estimates, fold_of
+from coe.learning.estimation.off_policy import FOLDS, Estimate, Logged, estimates, explored, fold_of, greedy
 from coe.learning.estimation.refit import Refit, Weighting, refit, trust_of
 from coe.learning.estimation.trust import agreements
-from coe.learning.policies import explored, greedy
 from coe.learning.retraining.moves import (
     HeldOut,
     Move,

@@ -1,14 +1,23 @@
-"""The report of a round of learning: JSON for machines, Markdown for people."""
+"""The report of a round of learning: JSON for machines, Markdown for people.
+
+A round's report as files: beside what was promoted, or among the newest reports of what was not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from coe.feedback import KINDS
+import orjson
+
 from coe.learning.estimation.experience import Experience
+from coe.learning.plots import plot_round
 from coe.learning.retraining.plan_round import Current, Round
+from coe.records.feedback import KINDS
 
 
 def round_report(
@@ -80,3 +89,25 @@ def _estimates(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+KEPT = 50
+"""Reports of rounds that promoted nothing, the newest."""
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write report.json, report.md and report.svg into a folder that exists."""
+    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    plot_round(report, folder / "report.svg")
+
+
+def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
+    """Have it written to a folder of its own under `root`, named by the time `now` (Unix seconds) and the kind of
+    artifact; the oldest make room."""
+    folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
+    folder.mkdir(parents=True)
+    write(folder)
+    for old in sorted(root.iterdir())[:-KEPT]:
+        shutil.rmtree(old)
+    return folder

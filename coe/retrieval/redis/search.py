@@ -12,8 +12,8 @@ import orjson
 from coe.retrieval.fusion import candidates, check_encoder, contenders, fused
 from coe.retrieval.passages import EncoderId, Passage, Vector
 from coe.retrieval.redis import scripts, terms
-from coe.retrieval.redis_connection import Connection
-from coe.retrieval.redis_values import cosine, scored
+from coe.retrieval.redis.client import Connection
+from coe.retrieval.redis.terms import cosine, scored
 
 PREFIX = "coe:{documents}:"
 INDEX = f"{PREFIX}index"

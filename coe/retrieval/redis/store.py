@@ -1,5 +1,8 @@
 """Documents in Redis 8, shared by every gateway: vector sets, and rows of words beside them. A tenant's collection is a
-part of its own, so nobody's search can touch another's."""
+part of its own, so nobody's search can touch another's.
+
+A pool of connections to the Redis that keeps documents: bounded in number and time, every failure an own error.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from numpy.typing import NDArray
 from coe.errors import RetrievalError
 from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.redis import scripts
+from coe.retrieval.redis.client import Connection, Moved, Rebuilding
 from coe.retrieval.redis.search import INDEX, PREFIX, RedisSearch
-from coe.retrieval.redis_connection import Connection, Moved, Rebuilding
-from coe.retrieval.redis_values import arguments_of
+from coe.retrieval.redis.terms import arguments_of
 
 REBUILDING = f"{PREFIX}rebuilding"
 PATIENCE = 30.0

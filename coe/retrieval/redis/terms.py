@@ -1,4 +1,7 @@
-"""Texts as words to look for, and BM25 over packed rows of (chunk, weight): what Redis itself lacks."""
+"""Texts as words to look for, and BM25 over packed rows of (chunk, weight): what Redis itself lacks.
+
+What goes to Redis for a document's chunks, and how its answers are read.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import orjson
 import Stemmer
+from numpy.typing import NDArray
+
+from coe.retrieval.passages import Document, Vector
 
 LONGEST = 40
 """Characters of a word; longer ones are cut."""
@@ -77,3 +85,25 @@ def _of(word: str) -> Iterable[str]:
     if word >= _PAIRED:
         return [word[at : at + 2] for at in range(max(1, len(word) - 1))]
     return () if word in _STOP else (_STEM(word),)
+
+
+def arguments_of(document: Document, vectors: NDArray[np.float32]) -> list[bytes | str]:
+    """For each chunk its vector, record and words, as the script takes them."""
+    arguments: list[bytes | str] = []
+    for chunk, vector in zip(document.chunks, vectors, strict=True):
+        record = orjson.dumps([chunk.id, chunk.text, document.source, document.title])
+        words = " ".join(f"{term} {weight}" for term, weight in weights(chunk.text).items())
+        arguments += [vector.astype("<f4").tobytes(), record, words]
+    return arguments
+
+
+def scored(near: Any) -> list[tuple[int, float]]:
+    """VSIM's answer, by either protocol, as chunks with cosines; it tells (1 + cosine) / 2."""
+    pairs = near.items() if isinstance(near, dict) else zip((near or [])[::2], (near or [])[1::2], strict=True)
+    return [(int(number), 2 * float(score) - 1) for number, score in pairs]
+
+
+def cosine(raw: bytes, vector: Vector) -> float:
+    """Between a vector as the set keeps it, one byte a dimension, and a unit vector."""
+    kept = np.frombuffer(raw, dtype=np.int8).astype(np.float32)
+    return float(kept @ vector) / max(float(np.linalg.norm(kept)), 1e-9)

@@ -26,7 +26,7 @@ from gateway.observability.state_metrics import ARTIFACTS, RELOAD_FAILED
 from gateway.request.validation import arrived, checked
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 MAX_BODY = 16 * 1024
 RETRY_AFTER = 2.0

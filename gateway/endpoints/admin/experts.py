@@ -1,4 +1,7 @@
-"""`GET /v1/experts`: what is declared of each expert, how it does, what it answers, and how it failed lately."""
+"""`GET /v1/experts`: what is declared of each expert, how it does, what it answers, and how it failed lately.
+
+The outcomes of requests that are an expert's failures.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,25 @@ from coe.experts.incidents import Incidents
 from coe.mapping import Assignment
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec
-from gateway.admin.failures import FAILURES
 from gateway.endpoints.admin.counts import Counts, experts_told, failed
 from gateway.endpoints.admin.operation import Operation, listed
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
+from collections.abc import Iterator
+
+from coe.errors import DeadlineExceeded, ExpertError
+
+
+def _codes(kind: type[ExpertError]) -> Iterator[str]:
+    yield kind.code
+    for below in kind.__subclasses__():
+        yield from _codes(below)
+
+
+FAILURES: tuple[str, ...] = tuple(dict.fromkeys((*_codes(ExpertError), DeadlineExceeded.code, "internal_error")))
+
 
 SHOWN = 10
 """Failures that are told of one expert, the newest."""

@@ -35,7 +35,7 @@ from gateway.request.validation import arrived, checked
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 MAX_BODY = 4 * 1024
 _BY_CELL = ("mean", "count", "estimate", "error", "quality")

@@ -23,7 +23,7 @@ from gateway.endpoints.admin.operation import Operation, Schema, whole
 from gateway.request.validation import arrived, checked
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 MAX_BODY = 64 * 1024
 MOST_WAITING = 8

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from gateway.endpoints.admin.operation import Operation, whole
 from gateway.endpoints.admin.routes import OPERATIONS
-from gateway.endpoints.schemas import TEXT, Schema
-from gateway.openapi_parts import EVENTS, JSON, PROBLEMS, operation, problems
+from gateway.endpoints.schemas import EVENTS, JSON, PROBLEMS, TEXT, Schema, operation, problems
 
 _PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429)} | {
     404: "No such thing.",

@@ -1,4 +1,9 @@
-"""`GET /v1/stats`: the gateway's numbers of now, over all workers; `/v1/stats/stream` says them again and again."""
+"""`GET /v1/stats`: the gateway's numbers of now, over all workers; `/v1/stats/stream` says them again and again.
+
+A response of server-sent events that nobody can hold open by not reading.
+
+One look at something that takes work, shared by all who look at the same time.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +19,93 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.errors import Draining, Overloaded
-from gateway.admin.events import EventStream
-from gateway.admin.looks import Looks
 from gateway.endpoints.admin.counts import Counts, told
 from gateway.endpoints.admin.operation import Operation, Schema, whole
 from gateway.request.validation import checked
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.request.relay import EVENT_STREAM
+
+
+class Looks:
+    """`take` makes what is seen; nothing is done while nobody looks."""
+
+    def __init__(self, take: Callable[[], Awaitable[bytes]]) -> None:
+        self._take = take
+        self._seen = b""
+        self._at = -math.inf
+        self._taking: asyncio.Task[None] | None = None
+
+    async def since(self, due: float) -> bytes:
+        """What was taken at `due`, by the event loop's clock, or later. Raises what `take` raises."""
+        while self._at < due:
+            if self._taking is None:
+                self._taking = asyncio.create_task(self._anew(), name="coe-look")
+            await asyncio.shield(self._taking)  # who leaves meanwhile takes it from nobody
+        return self._seen
+
+    async def _anew(self) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            self._seen = await self._take()
+            self._at = began
+        finally:
+            self._taking = None
+
+
+STALLED = 10.0
+"""Seconds that an event may wait for a client that does not read; then it is let go."""
+
+
+class EventStream(Response):
+    """Sends each of `events` (its data, one line) until they end, the client leaves or it reads no more; `over` is
+    called then."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], *, over: Callable[[], None]) -> None:
+        super().__init__(media_type=EVENT_STREAM, headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self._events = events
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending, leaving = asyncio.create_task(self._all(send)), asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            sending.cancel()
+            await asyncio.gather(leaving, sending, return_exceptions=True)
+            self._over()
+        if not sending.cancelled():
+            sending.result()
+
+    async def _all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    async with asyncio.timeout(STALLED):
+                        await send(_body(b"data: %b\n\n" % event, more=True))
+            await send(_body(b"", more=False))
+        except TimeoutError:
+            return
+
+
+def _body(data: bytes, *, more: bool) -> dict[str, object]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 
 LISTENERS = 64
 """At a time, in one process."""

@@ -1,4 +1,4 @@
-"""A pool of connections to the Redis that keeps documents: bounded in number and time, every failure an own error."""
+"""A bounded connection pool to the Redis that keeps documents; every failure becomes a RetrievalError."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from coe.errors import RetrievalError
 from coe.redis import place_of, redis_pool
 
 CONNECT_SECONDS = 2.0
+
+
 ANSWER_SECONDS = 10.0
+
+
 CONNECTIONS = 16
 
 
