@@ -59,7 +59,7 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RequestOptions:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
     should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
     may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that. `tenant` is
@@ -191,11 +191,11 @@ class Call:
     """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds. The first
     piece of what is not streamed is all of it.
 
-    `headers` go to the expert's server beside its own (`Wishes.passed`); `conversation` is the same for every turn of a
-    conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is
-    not awake is waited for until `hold_until`, by the event loop's clock, unless it has the `spare` one for a sibling;
-    `category` tells what kind of request came. Servers at the addresses `but` took no connection, or were full, for the
-    same request. `caller` is the tenant whose request it is, empty where no API keys are declared.
+    `headers` are sent to the expert's server beside its own (`RequestOptions.passed`). `conversation` is the same for
+    every turn of a conversation, so that the replica with its prefix in cache can be selected again. Where experts
+    share a device, a call waits for an expert that is not loaded until `hold_until` (event loop clock), unless the
+    expert `spare` can answer in its place. `category` is the request's category. `but` holds the addresses of servers
+    that accepted no connection, or were full, for the same request. `caller` is the tenant, empty without API keys.
     """
 
     fields: Mapping[str, Any]
@@ -240,7 +240,7 @@ class Reply(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Health:
     """How an expert stands by its recent outcomes.
 
     `up` is False while its breaker is open; `load` is the work it has over the work it can do at once: from 1 on the
@@ -261,7 +261,7 @@ class Expert(Protocol):
     name: str
 
     @property
-    def standing(self) -> Standing: ...
+    def standing(self) -> Health: ...
 
     async def stream(self, call: Call) -> Reply: ...
 

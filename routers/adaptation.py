@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL, HURRIED, Neighbour, Prediction, Router
 from routers.calibration import Floats
-from routers.cascade import CascadeRouter, Study
+from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import digest_of
-from routers.heads.fast import Glance
+from routers.heads.fast import FastFeatures
 from routers.heads.in_distribution import unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
@@ -25,7 +25,7 @@ eight of its prompts and its description given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomers:
+class NewCategories:
     """New categories in one space of vectors: their `means` (n_new, dimensions), and those of their `rivals`.
 
     `centre` (dimensions,) is taken off every vector, so that encoders whose vectors all lean one way are told apart;
@@ -37,7 +37,7 @@ class Newcomers:
     centre: Floats
 
     @classmethod
-    def of(cls, texts: Sequence[Floats], rivals: Floats, centre: Floats) -> Newcomers:
+    def of(cls, texts: Sequence[Floats], rivals: Floats, centre: Floats) -> NewCategories:
         """From the vectors (n_texts, dimensions) of each new category."""
         means = np.array([unit_mean(unit(own - centre)) for own in texts], dtype=np.float32)
         return cls(means=means.reshape(-1, len(centre)), rivals=rivals, centre=centre)
@@ -65,8 +65,8 @@ class AdaptedRouter:
         version: str,
         targets: NDArray[np.int64],
         new: NDArray[np.int64],
-        static: Newcomers,
-        semantic: Newcomers,
+        static: NewCategories,
+        semantic: NewCategories,
         exemplars: Sequence[Floats],
         digests: Sequence[Sequence[str]],
     ) -> None:
@@ -110,14 +110,14 @@ class AdaptedRouter:
             found += map(partial(Neighbour, self.categories[int(place)]), (own @ vector).tolist(), digests)
         return sorted(found, key=lambda one: -one.closeness)[:limit]
 
-    def _guess(self, glance: Glance) -> Prediction:
+    def _guess(self, glance: FastFeatures) -> Prediction:
         """The cheap answer, hurried where it should not stand."""
         guess = self._base.guess(glance)
         odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
         unsure = guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold
         return self._joined(replace(guess, stage=HURRIED) if unsure else guess, odds)
 
-    def _full(self, study: Study) -> list[Prediction]:
+    def _full(self, study: HeadOutputs) -> list[Prediction]:
         nearest = np.zeros((len(study.vectors), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
             nearest[:, column] = (study.placed @ own.T).max(axis=1)
@@ -153,8 +153,8 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         version=base.version,
         targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
-        static=Newcomers.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
-        semantic=Newcomers.of(encoded, base.middles.means[kept], base.middles.centre),
+        static=NewCategories.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
+        semantic=NewCategories.of(encoded, base.middles.means[kept], base.middles.centre),
         exemplars=[unit(base.knn.place(own)) for own in encoded],
         digests=[[digest_of(text) for text in declared[name]] for name in new],
     )

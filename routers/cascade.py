@@ -13,13 +13,13 @@ from coe.core import HURRIED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import CheapHeads, Glance, Places
-from routers.heads.in_distribution import Familiarity, Middles, unit
+from routers.heads.fast import FastFeatures, FastHeads, Projection
+from routers.heads.in_distribution import Centroids, InDistributionModel, unit
 from routers.heads.knn import KnnHead
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import WordPieces, load_tokenizer
+from routers.tokens import TokenFeatures, load_tokenizer
 
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder
@@ -35,7 +35,7 @@ TABLES = (TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 
 @dataclass(frozen=True, slots=True)
-class Pooling:
+class EnsembleWeights:
     """How heads are joined: weights of a logarithmic pool per stage, and when the cheap stage is sure enough.
 
     `cheap` weighs (lexical, static), `full` weighs (lexical, static, linear, knn); the weights carry the calibration.
@@ -55,23 +55,23 @@ class Pooling:
 
 
 @dataclass(frozen=True, slots=True)
-class Familiarities:
+class InDistributionModels:
     """Each stage's judgement of closeness.
 
     `cheap` weighs the cosine to the nearest centroid of static vectors and the share of known terms, `full` the cosine
     to the nearest exemplars in the encoder's space.
     """
 
-    cheap: Familiarity
-    full: Familiarity
+    cheap: InDistributionModel
+    full: InDistributionModel
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(**{stage: Familiarity(tuple(v["weights"]), v["bias"]) for stage, v in value.items()})
+        return cls(**{stage: InDistributionModel(tuple(v["weights"]), v["bias"]) for stage, v in value.items()})
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class HeadOutputs:
     """What all heads see of some texts: logits (n_texts, n_categories) by name, the encoder's vectors, those along the
     neighbours' axes, closeness (n_texts,)."""
 
@@ -89,14 +89,14 @@ class CascadeRouter:
         *,
         categories: tuple[str, ...],
         version: str,
-        cheap: CheapHeads,
-        places: Places,
+        cheap: FastHeads,
+        places: Projection,
         encoder: Encoder,
         linear: LinearHead,
-        middles: Middles,
+        middles: Centroids,
         knn: KnnHead,
-        pooling: Pooling,
-        familiarities: Familiarities,
+        pooling: EnsembleWeights,
+        familiarities: InDistributionModels,
     ) -> None:
         self.categories = categories
         self.version = version
@@ -140,20 +140,20 @@ class CascadeRouter:
         """Whether the cheap stage's answer may stand."""
         return prediction.confidence >= self.pooling.threshold
 
-    def guess(self, glance: Glance) -> Prediction:
+    def guess(self, glance: FastFeatures) -> Prediction:
         """The cheap stage's answer, sure or not."""
         posterior = self.pooling.join_cheap(glance.lexical, glance.static)
         return Prediction(posterior, "cheap", self.familiarities.cheap.of(glance.near))
 
-    def conclude(self, study: Study) -> list[Prediction]:
+    def conclude(self, study: HeadOutputs) -> list[Prediction]:
         """The full stage's answers."""
         posteriors = self.pooling.join_full(tuple(study.heads.values()))
         familiar = self.familiarities.full(study.closeness[:, None])
         return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
 
     def study(
-        self, texts: Sequence[str], *, glances: Sequence[Glance] | None = None, readings: Floats | None = None
-    ) -> Study:
+        self, texts: Sequence[str], *, glances: Sequence[FastFeatures] | None = None, readings: Floats | None = None
+    ) -> HeadOutputs:
         """One or more texts as all heads see them; `glances` are what the cheap ones saw, `readings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
@@ -167,7 +167,7 @@ class CascadeRouter:
             "linear": self._linear.logits(readings),
             "knn": votes,
         }
-        return Study(heads, vectors, placed, closeness)
+        return HeadOutputs(heads, vectors, placed, closeness)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -192,11 +192,11 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     config = read_config(folder)
     version = version or content_version(folder, [CONFIG, *TABLES])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB
-    pieces = WordPieces(tokenizer)
+    pieces = TokenFeatures(tokenizer)
     encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=tokens_read(config))
     try:
-        categories, pooling = tuple(config["categories"]), Pooling(**config["pooling"])
-        familiarities = Familiarities.from_json(config["familiarities"])
+        categories, pooling = tuple(config["categories"]), EnsembleWeights(**config["pooling"])
+        familiarities = InDistributionModels.from_json(config["familiarities"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / CONFIG}: incomplete ({error!r}); train the router again") from error
     tables = {
@@ -208,11 +208,11 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     features, classes = LexicalFeatures(pieces), len(categories)
     _check_shapes(folder, tables, features=features, encoder=encoder, classes=classes)
     static, semantic = tables[STATIC], tables[SEMANTIC]
-    places = Places(centroids=static["centroids"], means=static["means"])
+    places = Projection(centroids=static["centroids"], means=static["means"])
     return CascadeRouter(
         categories=categories,
         version=version,
-        cheap=CheapHeads(
+        cheap=FastHeads(
             LexicalHead.from_arrays(tables[LEXICAL], features),
             StaticVectors(tokens=static["tokens"]),
             LinearHead.from_arrays(static),
@@ -223,7 +223,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         familiarities=familiarities,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
-        middles=Middles(semantic["centre"], semantic["means"]),
+        middles=Centroids(semantic["centre"], semantic["means"]),
         knn=KnnHead(
             semantic["axes"],
             semantic["vectors"],
@@ -241,7 +241,7 @@ def _semantic(file: Path, config: Mapping[str, Any], *, classes: int) -> Arrays:
     if config["format"] == FORMAT:
         return tables | read_arrays(file, "axes", "centre", "means")
     axes = np.eye(vectors.shape[1], dtype=np.float32)
-    return tables | {"axes": axes} | Middles.of(vectors, tables["labels"], classes=classes).arrays()
+    return tables | {"axes": axes} | Centroids.of(vectors, tables["labels"], classes=classes).arrays()
 
 
 def _digests(folder: Path, exemplars: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from routers.tokens import cut, load_tokenizer, readable
-from routers.training.parallel import Here, Work
+from routers.training.parallel import LocalRunner, TaskRunner
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,9 +50,9 @@ class OnnxEncoder:
         threads: int = 1,
         tokens: int = TOKENS,
         characters: int | None = None,
-        work: Work | None = None,
+        work: TaskRunner | None = None,
     ) -> None:
-        self._network, self._work = network, work or Here()
+        self._network, self._work = network, work or LocalRunner()
         self._threads, self._tokens = threads, tokens
         self._session = _session(network)
         self._tokenizer = tokenizer
@@ -71,7 +71,7 @@ class OnnxEncoder:
         threads: int = 1,
         tokens: int = TOKENS,
         characters: int | None = None,
-        work: Work | None = None,
+        work: TaskRunner | None = None,
     ) -> OnnxEncoder:
         """Raises ArtifactError when either file cannot be used."""
         found = load_tokenizer(tokenizer)

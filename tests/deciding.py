@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from coe.core import Api, Chat, Decision, Message, Prediction, Standing
+from coe.core import Api, Chat, Decision, Health, Message, Prediction
 from coe.routing.composition import decide, declared_assignment
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "general")
 
 
-DOWN, FULL = Standing(up=False), Standing(load=1.0)
+DOWN, FULL = Health(up=False), Health(load=1.0)
 
 
 def chat_of(
@@ -32,7 +32,7 @@ def decided(
     previous: str | None = None,
     doubt: float = 0.0,
     familiarity: float = 1.0,
-    standings: dict[str, Standing] | None = None,
+    standings: dict[str, Health] | None = None,
     uniform: float | None = None,
     **changes: object,
 ) -> Decision:

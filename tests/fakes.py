@@ -16,11 +16,11 @@ import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
-from coe.core import Call, Neighbour, Prediction, Standing, Usage
+from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
-from coe.retrieval.retrieval import Consultant
+from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition, declared_assignment
 from coe.routing.overlay import Overlays
 from coe.runtime.document_index import Index
@@ -34,9 +34,9 @@ from gateway.observability.recent import RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import Solver
+from gateway.process.plan_solver import PlanSolver
 from gateway.request.line import Observer
-from gateway.serving_state import Current, Serving
+from gateway.serving_state import Serving, ServingState
 from routers import digest_of
 from tests.listed import ListLog
 
@@ -118,7 +118,7 @@ class ScriptedExpert:
         self.calls: list[Call] = []
         self.replies: list[ScriptedReply] = []
         self.cancelled = False
-        self.standing = Standing()
+        self.standing = Health()
 
     async def stream(self, call: Call) -> ScriptedReply:
         self.calls.append(call)
@@ -166,7 +166,7 @@ class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
     chunk of a body is an event, the rest comes when it is set."""
 
-    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: Current) -> None:
+    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: ServingState) -> None:
         self.app, self.experts, self.log, self.current = app, experts, log, current
         self.records = log.records
         self.leave = asyncio.Event()
@@ -235,7 +235,7 @@ async def gateway_of(
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
-    consultant: Consultant | None = None,
+    consultant: Retrieval | None = None,
     index: Index | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
@@ -254,7 +254,7 @@ async def gateway_of(
     }
     log = ListLog([])
     router = WordRouter()
-    opened: list[Current] = []
+    opened: list[ServingState] = []
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:
@@ -269,7 +269,7 @@ async def gateway_of(
                 consultant=consultant,
             )
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
-            current, metrics = Current(serving), Metrics()
+            current, metrics = ServingState(serving), Metrics()
             opened.append(current)
             recent = RecentRequests()
             async with FeedbackWriter(log, log, spool=spool, count=metrics.feedback, **QUICKLY) as writer:
@@ -281,7 +281,7 @@ async def gateway_of(
                     signals.observe,
                 )
                 where = settings or NOWHERE
-                async with Jobs(where) as own_jobs, Solver(where) as own_solver:
+                async with Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
                     yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing)

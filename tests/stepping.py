@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.core import Call, Expert, Reply, Standing, Usage
+from coe.core import Call, Expert, Health, Reply, Usage
 from coe.errors import ExpertRejected
-from coe.routing.attempts import Asks, first_answer
+from coe.routing.attempts import Attempts, first_answer
 
 CALL = Call({}, True, 5, 5, conversation=b"talk")
 
@@ -36,7 +36,7 @@ class Steps:
 
     name: str
     script: list[Any] = field(default_factory=lambda: [0])
-    standing: Standing = field(default_factory=Standing)
+    standing: Health = field(default_factory=Health)
     open_replies: list[HeldReply] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     running: int = 0
@@ -90,11 +90,11 @@ async def ask(
     attempts: int = 3,
     within: float = 60,
     hedge: bool = False,
-    asks: Asks | None = None,
+    asks: Attempts | None = None,
 ) -> Asked:
-    until, asks = asyncio.get_running_loop().time() + within, asks or Asks()
+    until, asks = asyncio.get_running_loop().time() + within, asks or Attempts()
     accepted = await first_answer(call, experts, attempts=attempts, until=until, asks=asks, hedge=hedge)
     return Asked(accepted.expert, accepted.reply, asks.begun)
 
 
-SLOW = Standing(p95=0.0)
+SLOW = Health(p95=0.0)

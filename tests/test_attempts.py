@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from coe.core import Standing
+from coe.core import Health
 from coe.errors import (
     ExpertBusy,
     ExpertGarbage,
@@ -17,7 +17,7 @@ from coe.errors import (
 )
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
-from coe.routing.attempts import Asks
+from coe.routing.attempts import Attempts
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
 from tests.stepping import Steps, ask, failed, ticks
@@ -46,7 +46,7 @@ async def test_the_first_expert_that_answers_is_who_answers() -> None:
 
 async def test_no_more_are_asked_than_allowed() -> None:
     experts = [Steps(name, [failed(ExpertUnavailable)]) for name in "abcd"]
-    asks = Asks()
+    asks = Attempts()
     with pytest.raises(ExpertUnavailable):
         await ask(*experts, attempts=3, asks=asks)
     assert [len(expert.calls) for expert in experts] == [1, 1, 1, 0]
@@ -91,7 +91,7 @@ async def test_when_all_are_at_a_server_that_takes_no_connection_that_is_what_is
         )
         for name in "ab"
     ]
-    asks = Asks()
+    asks = Attempts()
     with pytest.raises(ExpertUnreachable, match="no") as raised:
         await ask(*experts, asks=asks)
     assert (raised.value.expert, asks.begun) == ("x", 1)
@@ -109,7 +109,7 @@ async def test_who_rejects_it_after_others_failed_for_a_time_does_not_have_the_c
 ) -> None:
     busy, rejects = Steps("a", [failed(ExpertBusy, retry_after=60.0)]), Steps("b", [failed(ExpertRejected)])
     assert (await ask(busy, rejects, Steps("c"))).expert == "c"
-    asks = Asks()
+    asks = Attempts()
     with pytest.raises(ExpertBusy) as raised:
         await ask(busy, rejects, asks=asks)
     assert (raised.value.retry_after, asks.begun) == (60.0, 2)
@@ -128,11 +128,11 @@ async def test_an_expert_whose_api_has_no_words_for_it_is_passed_over_at_no_atte
 
 
 async def test_an_expert_with_another_replica_is_asked_there_before_the_next_one() -> None:
-    first = Steps("a", [failed(ExpertUnavailable), 0], Standing(ready=2))
+    first = Steps("a", [failed(ExpertUnavailable), 0], Health(ready=2))
     accepted = await ask(first, Steps("b"))
     assert (accepted.expert, accepted.attempts) == ("a", 2)
     assert [call.conversation for call in first.calls] == [b"talk", b""]
-    down = Steps("a", [failed(ExpertUnavailable)], Standing(ready=2))
+    down = Steps("a", [failed(ExpertUnavailable)], Health(ready=2))
     assert (await ask(down, Steps("b"))).attempts == 3
     assert len(down.calls) == 2
 
@@ -141,7 +141,7 @@ async def test_an_expert_that_could_not_be_asked_costs_no_attempt(pauses: list[f
     refused = failed(ExpertUnavailable, asked=False, retry_after=1.0)
     accepted = await ask(Steps("a", [refused]), Steps("b", [failed(ExpertTimeout)]), Steps("c"), attempts=2)
     assert (accepted.expert, accepted.attempts) == ("c", 2)
-    asks = Asks()
+    asks = Attempts()
     with pytest.raises(ExpertUnavailable) as raised:
         await ask(Steps("a", [refused]), asks=asks)
     assert (asks.begun, raised.value.retry_after, pauses) == (0, 1.0, [])
@@ -171,7 +171,7 @@ async def test_nobody_is_waited_for_too_long_or_past_the_deadline(
 
 
 async def test_a_lone_expert_that_refused_is_asked_again_after_growing_pauses(pauses: list[float]) -> None:
-    asks = Asks()
+    asks = Attempts()
     with pytest.raises(ExpertUnavailable):
         await ask(Steps("a", [failed(ExpertUnavailable)]), attempts=4, asks=asks)
     assert asks.begun == 4
@@ -190,14 +190,14 @@ async def test_a_lone_expert_that_was_slow_or_mad_is_not_asked_again(pauses: lis
 async def test_the_error_told_is_the_one_a_client_can_act_on() -> None:
     kinds = (ExpertUnavailable, ExpertGarbage, ExpertTimeout, ExpertBusy)
     for number, kind in enumerate(kinds, start=1):
-        asks = Asks()
+        asks = Attempts()
         with pytest.raises(kind):
             await ask(*(Steps(kind.__name__, [failed(kind)]) for kind in kinds[:number]), attempts=number, asks=asks)
         assert asks.begun == number
 
 
 async def test_an_ask_counts_from_when_it_is_made_not_from_when_it_is_waited_for() -> None:
-    busy, asks = Steps("a", [failed(ExpertBusy, retry_after=9.0), "hang"]), Asks()
+    busy, asks = Steps("a", [failed(ExpertBusy, retry_after=9.0), "hang"]), Attempts()
     asking = asyncio.create_task(ask(Steps("b", [failed(ExpertUnavailable, asked=False)]), busy, asks=asks))
     await ticks(20)
     asking.cancel()

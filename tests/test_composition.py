@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from coe.core import Wishes
+from coe.core import RequestOptions
 from coe.errors import InvalidRequest, ModelNotFound
 from coe.routing.affinity import Affinity, conversation_key, is_follow_up
 from coe.routing.conversation import routing_text, shorten
@@ -86,18 +86,18 @@ def test_a_previous_expert_that_cannot_take_the_chat_is_left() -> None:
 def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
     first, later = chat_of("S kind", "hello"), chat_of("S kind", "hello", "A hi", "and now?")
     assert (
-        conversation_key(first, Wishes())
-        == conversation_key(later, Wishes())
-        != conversation_key(chat_of("S kind", "bye"), Wishes())
+        conversation_key(first, RequestOptions())
+        == conversation_key(later, RequestOptions())
+        != conversation_key(chat_of("S kind", "bye"), RequestOptions())
     )
-    one, another = Wishes("s1"), Wishes("s2")
+    one, another = RequestOptions("s1"), RequestOptions("s2")
     assert conversation_key(first, one) == conversation_key(chat_of("else"), one) != conversation_key(first, another)
-    for mine in (Wishes("s1", tenant="acme"), Wishes(tenant="acme")):
+    for mine in (RequestOptions("s1", tenant="acme"), RequestOptions(tenant="acme")):
         theirs = replace(mine, tenant="other")
         assert (
             conversation_key(first, mine)
             != conversation_key(first, theirs)
-            != conversation_key(first, Wishes(mine.session))
+            != conversation_key(first, RequestOptions(mine.session))
         )
     assert not is_follow_up(first, None)
     assert is_follow_up(later, None)
@@ -107,8 +107,8 @@ def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
 def test_the_conversations_longest_unheard_of_are_forgotten() -> None:
     affinity, chat = Affinity(limit=2), chat_of("hello")
     for session in "abac":
-        affinity.put(chat, conversation_key(chat, Wishes(session)), "coder")
-    assert [affinity.get(chat, Wishes(session)) for session in "abc"] == ["coder", None, "coder"]
+        affinity.put(chat, conversation_key(chat, RequestOptions(session)), "coder")
+    assert [affinity.get(chat, RequestOptions(session)) for session in "abc"] == ["coder", None, "coder"]
 
 
 class Gossip:
@@ -132,14 +132,14 @@ async def test_others_are_asked_about_follow_ups_to_answers_from_elsewhere_alone
     turns = [chat_of("one"), chat_of("one", "A 1", "two"), chat_of("one", "A 1", "two", "A 2", "three")]
     fifth = chat_of("one", "A 1", "two", "A 2", "three", "A 3", "four", "A 4", "five")
     for chat in turns:
-        await affinity.recall(chat, Wishes())
-        affinity.put(chat, conversation_key(chat, Wishes()), "coder")
-    assert (gossip.asked, gossip.told, affinity.get(turns[2], Wishes())) == (0, ["coder"] * 3, "coder")
-    await affinity.recall(fifth, Wishes())  # the fourth answer was another gateway's
-    assert (gossip.asked, affinity.get(fifth, Wishes())) == (1, "painter")
+        await affinity.recall(chat, RequestOptions())
+        affinity.put(chat, conversation_key(chat, RequestOptions()), "coder")
+    assert (gossip.asked, gossip.told, affinity.get(turns[2], RequestOptions())) == (0, ["coder"] * 3, "coder")
+    await affinity.recall(fifth, RequestOptions())  # the fourth answer was another gateway's
+    assert (gossip.asked, affinity.get(fifth, RequestOptions())) == (1, "painter")
     gossip.expert = None
-    await affinity.recall(turns[1], Wishes())
-    assert (gossip.asked, affinity.get(fifth, Wishes())) == (2, "painter"), "what nobody knows better stays"
+    await affinity.recall(turns[1], RequestOptions())
+    assert (gossip.asked, affinity.get(fifth, RequestOptions())) == (2, "painter"), "what nobody knows better stays"
 
 
 def test_use_goes_by_price_or_else_by_size_and_the_unknown_counts_as_large() -> None:

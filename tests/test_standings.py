@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.core import Api, Standing
+from coe.core import Api, Health
 from coe.errors import InvalidRequest
 from tests.deciding import DOWN, FULL, chat_of, decided
 
@@ -35,10 +35,10 @@ def test_an_overloaded_expert_gives_way_to_one_that_is_little_worse() -> None:
     for standings in (
         {"coder": FULL, "painter": FULL},
         {"coder": FULL, "painter": DOWN},
-        {"coder": Standing(load=0.9)},
+        {"coder": Health(load=0.9)},
     ):
         assert decided(chat_of("x"), 0.41, 0.4, 0.19, standings=standings).expert == "coder"
-    nobody = {"coder": Standing(False, 1.0), "painter": DOWN, "generalist": DOWN}
+    nobody = {"coder": Health(False, 1.0), "painter": DOWN, "generalist": DOWN}
     assert decided(chat_of("x"), 0.41, 0.4, 0.19, standings=nobody).expert == "coder"
     far = decided(chat_of("x"), 0.45, 0.4, 0.15, standings={"coder": FULL})
     assert (far.expert, far.reason) == ("coder", "routed")
@@ -89,7 +89,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
 @settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
-    st.dictionaries(names, st.builds(Standing, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
+    st.dictionaries(names, st.builds(Health, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
     st.none() | names,
     st.sampled_from(["auto", "coder", "generalist"]),
     st.sampled_from([frozenset(), frozenset({"tools"})]),
@@ -97,7 +97,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
 )
 def test_whatever_the_standings_a_decision_is_sound(
     masses: list[float],
-    standings: dict[str, Standing],
+    standings: dict[str, Health],
     previous: str | None,
     model: str,
     needs: frozenset[str],
@@ -117,14 +117,14 @@ def test_whatever_the_standings_a_decision_is_sound(
     if model != "auto":
         assert (decision.candidates, decision.reason) == ((model,), "pinned")
         return
-    up = [standings.get(name, Standing()).up for name in decision.candidates]
+    up = [standings.get(name, Health()).up for name in decision.candidates]
     assert sorted(decision.candidates) == sorted(able)
     assert up == sorted(up, reverse=True)
     calm = decided(chat, *posterior, previous=previous, policy=policy)
     if not standings:
         assert decision == calm
     if decision.reason == "spilled":
-        assert standings.get(decision.expert, Standing()).load < 1
+        assert standings.get(decision.expert, Health()).load < 1
         assert any(standing.load >= 1 for standing in standings.values())
     if decision.reason == "sticky":
         assert decision.expert == previous

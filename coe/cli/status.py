@@ -28,7 +28,7 @@ from coe.settings import Settings
 from coe.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
-    from coe.runtime.active_state import InUse
+    from coe.runtime.active_state import ActiveState
 
 Publish = Annotated[bool, typer.Option("--publish", help="Show the alarms in the gateways' /metrics too.")]
 HOUR, DAY, WEEK = 3_600.0, 86_400.0, 604_800.0
@@ -88,7 +88,7 @@ def _turns(settings: Settings) -> dict[str, Any]:
         return {}
 
 
-def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
+def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
     """Read the last week once, for the alarms and for `traffic`."""
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
@@ -127,7 +127,7 @@ def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
 
 
-def _proposals(traffic: Traffic, in_use: InUse) -> list[dict[str, Any]]:
+def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
     """Proposed categories; exemplars by request id, and as an entry for experts.yaml where the log keeps prompts."""
     latest = list(traffic.latest)
     vectors, rows = embeddings(latest)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
-from coe.core import Call, Expert, Reply, Standing
+from coe.core import Call, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.breaker import COOL_DOWN, Breaker, State
 from coe.experts.incidents import Incidents
@@ -32,7 +32,7 @@ SPARE = 10.0
 """Streams given up in a row that this allows for."""
 
 
-class FirstPieces:
+class FirstTokenTimes:
     """The times, in seconds, to the first pieces of the last 256 streams."""
 
     __slots__ = ("_next", "_p95", "_seen", "_spare", "_times")
@@ -217,21 +217,21 @@ class ReplicatedExpert:
         self.incidents = Incidents(spec.name, clock=clock)
         for replica in self.replicas:
             replica.incidents = self.incidents
-        self.first_pieces = FirstPieces()
+        self.first_pieces = FirstTokenTimes()
         self._limit = spec.concurrent_requests
         self._clock = clock
-        self._standing = Standing()
+        self._standing = Health()
         self._turn = 0
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> Health:
         """From the replicas that may be asked now. Without a declared concurrent_requests an expert is overloaded when
         each of them has a queue."""
         ready = self._ready(())
         load, p95, seen = self._load(ready), self.first_pieces.p95, self._standing
         cause = "" if ready else self._cause()
         if load != seen.load or len(ready) != seen.ready or p95 != seen.p95 or cause != seen.cause:
-            self._standing = seen = Standing(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
+            self._standing = seen = Health(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
         return seen
 
     def _cause(self) -> Cause:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from coe.core import Call, Expert, Reply, Standing
+from coe.core import Call, Expert, Health, Reply
 
 
-class Turns(Protocol):
+class ResidencyHold(Protocol):
     """Whoever wakes experts."""
 
     async def hold(self, expert: str, *, category: str, until: float, spare: str) -> Callable[[], None]:
@@ -16,12 +16,12 @@ class Turns(Protocol):
         awake. Gives back what to call when the request is over. Raises ExpertAsleep."""
 
 
-class TurnTaking:
+class ResidentExpert:
     """Asks `expert` once its turn has come. `sibling` is the expert that may answer in its place, if any."""
 
-    standing = Standing()
+    standing = Health()
 
-    def __init__(self, expert: Expert, *, sibling: str | None, turns: Turns) -> None:
+    def __init__(self, expert: Expert, *, sibling: str | None, turns: ResidencyHold) -> None:
         self.name = expert.name
         self._expert = expert
         self._sibling = sibling

@@ -37,14 +37,14 @@ from coe.runtime.artifact_sync import caught_up
 from coe.settings import Settings
 
 if TYPE_CHECKING:
-    from coe.runtime.active_state import InUse
+    from coe.runtime.active_state import ActiveState
 import math
 from collections.abc import Iterable, Sequence
 
 from coe.records.record import RoutingRecord
 
 
-class Tenure:
+class PolicyWindow:
     """Looks at pages of records that pass through; afterwards `since` is the time (Unix seconds) from which on all
     were decided by the assignment of this digest (its start, as records have it) and explored as declared.
 
@@ -91,7 +91,7 @@ class Job:
     before anything is changed."""
 
     settings: Settings
-    in_use: InUse
+    in_use: ActiveState
     logs: Logs
     assure: Assure
     since: float
@@ -152,7 +152,7 @@ def learn_assignment(
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: no feedback is new"), None
     exploration = registry.policy.exploration
     declared = (exploration.rate, exploration.loss) if exploration.rate else None
-    tenure = Tenure(assignment.digest, exploration=declared)
+    tenure = PolicyWindow(assignment.digest, exploration=declared)
     try:
         gathered = _gathered(job, tenure)
     except DataError as error:
@@ -236,7 +236,7 @@ def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:
     return count, after
 
 
-def _gathered(job: Job, tenure: Tenure) -> Gathered:
+def _gathered(job: Job, tenure: PolicyWindow) -> Gathered:
     known = job.logs.damaged
     found = gather(
         tenure.watched(job.logs.records(since=job.since, until=job.now)),

@@ -16,7 +16,7 @@ from coe.mapping.plan import (
     sweep,
 )
 from coe.mapping.problem import Budget, Problem, Uses
-from coe.mapping.program import Patience, least
+from coe.mapping.program import TimeBudget, least
 from coe.mapping.published import PlanRecord, PublishedPlan, comparable, present_problem, read_published
 
 __all__ = [
@@ -28,12 +28,12 @@ __all__ = [
     "Consequence",
     "Dependencies",
     "ParetoRow",
-    "Patience",
     "PlanEvidence",
     "PlanInEffect",
     "PlanRecord",
     "Problem",
     "PublishedPlan",
+    "TimeBudget",
     "Uses",
     "comparable",
     "declared_uses",

@@ -14,7 +14,7 @@ import orjson
 
 from coe.errors import UnknownCursor
 from coe.records.codec import encode, intact
-from coe.records.connection import Connection
+from coe.records.connection import LogRedis
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import DAY, filters, matches, named, page_size
 
@@ -140,7 +140,7 @@ class RedisLog:
 
     def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        self._redis = Connection(url)
+        self._redis = LogRedis(url)
         self._append = self._redis.client.register_script(APPEND)
         self._forget = self._redis.client.register_script(FORGET)
         self._scan = self._redis.client.register_script(SCAN)

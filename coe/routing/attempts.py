@@ -35,7 +35,7 @@ _Failure = ExpertError | InvalidRequest
 _TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
 
 
-class Asks:
+class Attempts:
     """Those of one request, counted while they are made: it may end amid one. `begun` counts none that did not come to
     its expert. `causes` holds the first failure of each expert, by its name."""
 
@@ -55,7 +55,7 @@ class Accepted:
 
 
 async def first_answer(
-    call: Call, experts: Sequence[Expert], *, attempts: int, until: float, asks: Asks, hedge: bool = False
+    call: Call, experts: Sequence[Expert], *, attempts: int, until: float, asks: Attempts, hedge: bool = False
 ) -> Accepted:
     """Ask the experts in turn, `attempts` times in all, until one gives a first piece. Each is counted in `asks`.
 
@@ -103,7 +103,7 @@ class _Turn:
 class _Tries:
     """What was asked for one request, how it failed, and what comes next."""
 
-    def __init__(self, call: Call, experts: Sequence[Expert], attempts: int, asks: Asks) -> None:
+    def __init__(self, call: Call, experts: Sequence[Expert], attempts: int, asks: Attempts) -> None:
         self._call = call
         self._line = iter(experts)
         self._second: _Turn | None = None

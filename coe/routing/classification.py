@@ -23,7 +23,7 @@ REST = 4.0
 """So many times as long as that look took there is none then, which leaves a busy process four fifths of its time."""
 
 
-class Leisure:
+class LoadShedding:
     """Counts the looks of one process. Not thread-safe: for the event loop."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,7 @@ class Classifier:
         self._overlays = overlays
         self._threads = threads
         self._look_timeout = look_timeout
-        self._leisure = Leisure()
+        self._leisure = LoadShedding()
 
     async def classify(self, text: str, tenant: str | None, *, at_stake: Callable[[Prediction], bool]) -> Prediction:
         """The posterior, with the tenant's overlay where it has one. Only a look at the sentence encoder leaves the

@@ -13,13 +13,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, Call, Chat, Decision, Expert, Prediction, Reason, Reply, Router, Standing, Wishes
+from coe.core import GENERAL, Call, Chat, Decision, Expert, Health, Prediction, Reason, Reply, RequestOptions, Router
 from coe.errors import Cause, InvalidRequest
 from coe.mapping import Assignment, expected, stake
 from coe.registry import AUTO, Policy, Registry
-from coe.retrieval.retrieval import Consultant, Consultation, Question
+from coe.retrieval.retrieval import Question, Retrieval, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
-from coe.routing.attempts import Asks, first_answer
+from coe.routing.attempts import Attempts, first_answer
 from coe.routing.classification import Classifier
 from coe.routing.conversation import routing_text
 from coe.routing.cost_weight import relative_use
@@ -30,12 +30,12 @@ from coe.routing.overlay import Overlays
 STAKE = 0.3
 """The probability that a surer posterior would choose another expert from which on it is worth a look: below, on public
 prompts, looks were as often wrong as right."""
-_IDLE = Standing()
-NOT_CONSULTED = Consultation()
+_IDLE = Health()
+NOT_CONSULTED = RetrievalResult()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RoutedAnswer:
     """An accepted answer: who gave it, and the reply whose first piece is there."""
 
     decision: Decision
@@ -51,7 +51,7 @@ def decide(
     doubt: float = 0.0,
     previous: str | None = None,
     charge: NDArray[np.float64] | None = None,
-    standings: Mapping[str, Standing] = MappingProxyType({}),
+    standings: Mapping[str, Health] = MappingProxyType({}),
     uniform: float | None = None,
 ) -> Decision:
     """Choose the expert and the order of fall-back. Pure.
@@ -121,7 +121,7 @@ class _Field:
     free: tuple[str, ...]
 
     @classmethod
-    def of(cls, able: Sequence[str], worth: Mapping[str, float], standings: Mapping[str, Standing]) -> _Field:
+    def of(cls, able: Sequence[str], worth: Mapping[str, float], standings: Mapping[str, Health]) -> _Field:
         ranked = sorted((name for name in worth if name in able), key=worth.__getitem__, reverse=True)
         up = tuple(name for name in ranked if standings.get(name, _IDLE).up)
         down = tuple(name for name in ranked if name not in up)
@@ -189,7 +189,7 @@ class Composition:
         doubt: float = 0.0,
         affinity: Affinity | None = None,
         overlays: Overlays | None = None,
-        consultant: Consultant | None = None,
+        consultant: Retrieval | None = None,
     ) -> None:
         self.registry = registry
         self.router = router
@@ -228,7 +228,7 @@ class Composition:
             return False
         return prediction.confidence < self._doubt or stake(self.assignment, prediction.probabilities, able) > STAKE
 
-    def assign(self, chat: Chat, prediction: Prediction, wishes: Wishes) -> Decision:
+    def assign(self, chat: Chat, prediction: Prediction, wishes: RequestOptions) -> Decision:
         """`decide` with the parts in hand; remembers nothing. Thrift slides from best (0) to cheapest (1)."""
         explores = self.registry.policy.exploration.rate > 0
         uniform = random.random() if explores else None  # noqa: S311 (nothing secret hangs on it)
@@ -238,7 +238,7 @@ class Composition:
         self,
         chat: Chat,
         prediction: Prediction,
-        wishes: Wishes,
+        wishes: RequestOptions,
         *,
         previous: str | None = None,
         uniform: float | None = None,
@@ -256,7 +256,7 @@ class Composition:
             uniform=uniform,
         )
 
-    def _charge(self, prediction: Prediction, wishes: Wishes) -> NDArray[np.float64] | None:
+    def _charge(self, prediction: Prediction, wishes: RequestOptions) -> NDArray[np.float64] | None:
         """What is taken off each expert's worth: its use by the thrift asked for, less what passages add. So a small
         expert with passages may go before a large one without."""
         lift = self._consultant.lift(prediction, wishes.retrieval) if self._consultant else None
@@ -269,12 +269,12 @@ class Composition:
         self,
         chat: Chat,
         decision: Decision,
-        wishes: Wishes,
+        wishes: RequestOptions,
         *,
         text: str,
         prediction: Prediction,
         tenant: str | None,
-    ) -> tuple[Chat, Decision, Consultation]:
+    ) -> tuple[Chat, Decision, RetrievalResult]:
         """The chat, with passages where they pay. Where passages that the decision counted on do not come, it is made
         anew without them. Never fails."""
         consultant = self._consultant
@@ -290,7 +290,9 @@ class Composition:
             decision = self.assign(chat, prediction, replace(wishes, retrieval="off"))
         return given, decision, found
 
-    async def call(self, chat: Chat, decision: Decision, wishes: Wishes, *, until: float, asks: Asks) -> Answer:
+    async def call(
+        self, chat: Chat, decision: Decision, wishes: RequestOptions, *, until: float, asks: Attempts
+    ) -> RoutedAnswer:
         """Ask the candidates until one gives a first piece, before `until` by the event loop's clock, and count the
         `asks`. Raises an ExpertError, or InvalidRequest, when none does."""
         policy = self.registry.policy
@@ -320,7 +322,7 @@ class Composition:
             decision = answered_by(decision, accepted.expert, cause=asks.causes.get(decision.expert, "hedged"))
         if conversation:
             self.affinity.put(chat, conversation, accepted.expert)
-        return Answer(decision, accepted.reply)
+        return RoutedAnswer(decision, accepted.reply)
 
 
 def answered_by(decision: Decision, expert: str, *, cause: Cause) -> Decision:

@@ -17,7 +17,7 @@ SHARE = 0.01
 Argument = str | float
 
 
-class Stock(Protocol):
+class TokenLease(Protocol):
     """Of one meter. `level` counts alone while Redis is away."""
 
     meter: Meter
@@ -66,7 +66,7 @@ class Stock(Protocol):
         """Redis is away: go on alone, with what was last heard."""
 
 
-class AmountStock:
+class AmountLease:
     """Of tokens, requests a minute, or money."""
 
     def __init__(self, meter: Meter, level: Bucket | Window) -> None:
@@ -154,7 +154,7 @@ class AmountStock:
         return left
 
 
-class SlotStock:
+class SlotLease:
     """Of requests at the same time. A gateway tells how many it holds in all, so a step may be lost or repeated."""
 
     def __init__(self, meter: Meter, level: Slots) -> None:
@@ -212,13 +212,13 @@ class SlotStock:
         self._held = 0.0
 
 
-def stock_of(meter: Meter) -> Stock:
+def stock_of(meter: Meter) -> TokenLease:
     """A fresh stock for a meter."""
     level = level_of(meter)
-    return SlotStock(meter, level) if isinstance(level, Slots) else AmountStock(meter, level)
+    return SlotLease(meter, level) if isinstance(level, Slots) else AmountLease(meter, level)
 
 
-def keep_of(stock: Stock, demand: Use, recent: Use) -> float:
+def keep_of(stock: TokenLease, demand: Use, recent: Use) -> float:
     """How much a busy gateway wants here: what is asked for now, and what the last moment used, within its share; of
     requests whole ones."""
     ahead = min(stock.meter.limit * SHARE, recent[stock.unit])

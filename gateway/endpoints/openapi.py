@@ -31,7 +31,7 @@ from gateway.endpoints.schemas import (
     ref,
 )
 from gateway.request.options import MAX_VERSION
-from gateway.serving_state import Current, Serving
+from gateway.serving_state import Serving, ServingState
 
 _FEEDBACK_PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
     404: "No such request, or not any more; it is there from a second after the answer's end.",
@@ -71,7 +71,7 @@ _DIALECTS = (
 class OpenApi:
     """Written once for every serving state."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: ServingState) -> None:
         self._current = current
         self._written: tuple[Serving | None, bytes] = (None, b"")
 

@@ -14,15 +14,15 @@ from functools import partial
 from typing import Any
 
 import routers
-from coe.core import Chat, Decision, Prediction, Wishes
+from coe.core import Chat, Decision, Prediction, RequestOptions
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
 from gateway.dialects import chat as chat_dialect
 from gateway.dialects import messages as messages_dialect
-from gateway.request.dry_run import Inquiry
-from gateway.serving_state import Current, Serving
+from gateway.request.dry_run import DryRun
+from gateway.serving_state import Serving, ServingState
 
 NEIGHBOURS = 6
 LONGEST = 300
@@ -71,17 +71,17 @@ class Explainer:
         return self._known[1]
 
 
-def route(current: Current) -> Inquiry:
+def route(current: ServingState) -> DryRun:
     """Takes a Chat Completions body and answers which expert would get it and why. Nothing is logged. With the header
     x-coe-explain, for administrators, it tells more."""
-    return Inquiry(current, dialect=chat_dialect, permission="route", answer=_Decisions().answer, explains=True)
+    return DryRun(current, dialect=chat_dialect, permission="route", answer=_Decisions().answer, explains=True)
 
 
 class _Decisions:
     def __init__(self) -> None:
         self._explainer = Explainer()
 
-    async def answer(self, serving: Serving, chat: Chat, wishes: Wishes) -> dict[str, Any]:
+    async def answer(self, serving: Serving, chat: Chat, wishes: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
         text, prediction = await composition.classify(chat, wishes.tenant)
         await composition.affinity.recall(chat, wishes)
@@ -104,12 +104,12 @@ class _Decisions:
         }
 
 
-def count_tokens(current: Current) -> Inquiry:
+def count_tokens(current: ServingState) -> DryRun:
     """Takes a Messages body and answers with an estimate: each expert has a tokenizer of its own, and `auto` may be any
     of them. What an expert gets beside the body (its system prompt, passages) is not counted. Nothing is logged."""
-    return Inquiry(current, dialect=messages_dialect, permission="chat", answer=_answer)
+    return DryRun(current, dialect=messages_dialect, permission="chat", answer=_answer)
 
 
-async def _answer(serving: Serving, chat: Chat, _: Wishes) -> dict[str, Any]:
+async def _answer(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:
     check_model(chat, serving.registry)
     return {"input_tokens": math.ceil(input_tokens(chat))}

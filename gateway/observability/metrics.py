@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.records.feedback import Kind
-from gateway.observability.metric_registry import Family, Labels, Tallies, join, page
+from gateway.observability.metric_registry import Family, Labels, MetricRegistry, join, page
 from gateway.observability.metric_workers import Siblings
 from gateway.request.trace import Trace
 
@@ -23,7 +23,7 @@ class Metrics:
     """Label values are declared names and fixed words, so their number is bounded; a reload may leave old ones."""
 
     def __init__(self) -> None:
-        self.tallies = tallies = Tallies()
+        self.tallies = tallies = MetricRegistry()
         self.siblings: Siblings | None = None
         """Set where there are several workers."""
         requests = ("api", "category", "expert", "outcome", "reason", "status")

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coe.core import Wishes
+from coe.core import RequestOptions
 from coe.errors import ConfigError
 from coe.settings import Settings
 from coe.urls import shown
@@ -102,7 +102,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
         self._fine, self._wrong = api.Status(), api.Status(api.StatusCode.ERROR)
 
-    def begin(self, trace: Trace, wishes: Wishes) -> Wishes:
+    def begin(self, trace: Trace, wishes: RequestOptions) -> RequestOptions:
         """The wishes with a trace context for the expert: the client's trace or a new one, our call as the parent."""
         api = self._api
         context = self._propagator.extract(wishes.trace)

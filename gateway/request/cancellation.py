@@ -16,7 +16,7 @@ class ClientLeftError(Exception):
     """The client closed the connection, or reads no more; nobody waits for the answer."""
 
 
-class Cutoff:
+class Cancellation:
     """Cancels the block it is entered around and raises in its place the error that says why. `open` holds all cutoffs
     that are entered, so that the end of the process can cut them.
 
@@ -25,7 +25,7 @@ class Cutoff:
 
     __slots__ = ("_error", "_loop", "_open", "_task", "_timer", "_watcher", "late", "until")
 
-    def __init__(self, open: set[Cutoff], *, until: float, late: Callable[[], RequestError]) -> None:  # noqa: A002
+    def __init__(self, open: set[Cancellation], *, until: float, late: Callable[[], RequestError]) -> None:  # noqa: A002
         self.until = until
         """May be moved on, not back: the timer looks again when it rings."""
         self.late = late

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Chat, Wishes
+from coe.core import Chat, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from gateway.access import FREE
@@ -18,17 +18,17 @@ from gateway.request.arrival import admit, begin, parsed
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.options import read_wishes
 from gateway.request.relay import respond
-from gateway.serving_state import Current, Serving
+from gateway.serving_state import Serving, ServingState
 
-Answer = Callable[[Serving, Chat, Wishes], Awaitable[dict[str, Any]]]
+Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
 
 
-class Inquiry:
+class DryRun:
     """One endpoint as an ASGI application, for keys with the scope `permission`. With `explains` it tells
     administrators more who send x-coe-explain, and refuses the header of others."""
 
     def __init__(
-        self, current: Current, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
+        self, current: ServingState, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
     ) -> None:
         self._current = current
         self._admission = current.admission

@@ -27,7 +27,7 @@ from gateway.request.citations import cited
 from gateway.request.options import read_wishes
 from gateway.request.relay import EVENT_STREAM, relay, respond
 from gateway.request.trace import Trace
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 
 def headers_of(trace: Trace) -> list[tuple[bytes, bytes]]:
@@ -55,7 +55,7 @@ class Line:
 
     def __init__(
         self,
-        current: Current,
+        current: ServingState,
         *,
         dialect: Dialect,
         admission: Admission,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
+from coe.core import Api, Chat, Decision, Prediction, Reply, RequestOptions, Usage
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
 from coe.retrieval.retrieval import sources
-from coe.routing.attempts import Asks
-from coe.routing.composition import NOT_CONSULTED, Answer, answered_by
+from coe.routing.attempts import Attempts
+from coe.routing.composition import NOT_CONSULTED, RoutedAnswer, answered_by
 from gateway.access import Allowance, Caller
 from gateway.serving_state import Serving
 
@@ -71,13 +71,13 @@ class Trace:
         self.left = False
         self.caller = Caller()
         self.allowance: Allowance | None = None
-        self.wishes: Wishes | None = None
+        self.wishes: RequestOptions | None = None
         self.chat: Chat | None = None
         self.text = ""
         self.prediction: Prediction | None = None
         self.decision: Decision | None = None
         self.reply: Reply | None = None
-        self.asks = Asks()
+        self.asks = Attempts()
         self.status: int | None = None
         self.spans: Spans | None = None
         self.read_ms: float | None = None
@@ -96,7 +96,7 @@ class Trace:
         """Steps 1 to 4 are done."""
         self.routing_ms = self.elapsed_ms()
 
-    async def consulted(self, chat: Chat, wishes: Wishes) -> Chat:
+    async def consulted(self, chat: Chat, wishes: RequestOptions) -> Chat:
         """Step 5: the chat that the expert gets; the decision may change where passages were counted on in vain."""
         assert self.decision is not None
         assert self.prediction is not None
@@ -106,7 +106,7 @@ class Trace:
         self.consulted_ms = self.elapsed_ms()
         return chat
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: RoutedAnswer) -> None:
         """Step 6 is done: the first piece is there."""
         self.first_piece_ms = self.elapsed_ms()
         self.status = 200

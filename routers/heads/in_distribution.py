@@ -21,7 +21,7 @@ UNKNOWN = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class Familiarity:
+class InDistributionModel:
     """A logistic model over measures of closeness: `weights`, one a measure, and `bias`."""
 
     weights: tuple[float, ...]
@@ -39,7 +39,7 @@ class Familiarity:
 
 
 @dataclass(frozen=True, slots=True)
-class Middles:
+class Centroids:
     """The `centre` (dimensions,) of the exemplars in the encoder's space, and the unit mean of each category's as seen
     from there, `means` (n_categories, dimensions)."""
 
@@ -56,14 +56,14 @@ class Middles:
         return {"centre": self.centre, "means": self.means}
 
 
-def fit_familiarity(known: Floats, unknown: Floats) -> Familiarity:
+def fit_familiarity(known: Floats, unknown: Floats) -> InDistributionModel:
     """From the closeness (n_texts, n_measures) of held-out texts, and of texts whose own category was left out."""
     from sklearn.linear_model import LogisticRegression
 
     labels = np.arange(len(known) + len(unknown)) < len(known)
     model = LogisticRegression(C=100, class_weight="balanced").fit(np.concatenate((known, unknown)), labels)
     prior = np.log((1 - UNKNOWN) / UNKNOWN)
-    return Familiarity(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
+    return InDistributionModel(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
 
 
 def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
 from routers.encoders import TOKENS, OnnxEncoder
-from routers.examples import Example, Lessons, digest_of, prepare
+from routers.examples import Example, TrainingSet, digest_of, prepare
 from routers.files import write_json
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
 from routers.heads.static import distil
-from routers.tokens import CHARACTERS, WordPieces, cut, load_tokenizer
-from routers.training.embedding_cache import RememberingEncoder, export_once, open_encoder
+from routers.tokens import CHARACTERS, TokenFeatures, cut, load_tokenizer
+from routers.training.embedding_cache import CachedEncoder, export_once, open_encoder
 from routers.training.export import locate_encoder, quantise
 from routers.training.fitting import Data, choose_strengths, cross_fit, exemplar_rows, held_out_right, write_heads
-from routers.training.parallel import Work
+from routers.training.parallel import TaskRunner
 from routers.training.tuning import measure, tune
 
 QUANTISATION_SAMPLE = 2000
@@ -36,7 +36,7 @@ FOLDINGS = 8
 """Divisions into folds that the comparison is averaged over: what one alone says is off by .005 either way."""
 
 Progress = Callable[[str, float], None]
-Opened = Callable[[Path], OnnxEncoder | RememberingEncoder]
+Opened = Callable[[Path], OnnxEncoder | CachedEncoder]
 """The encoder of a network."""
 
 
@@ -74,7 +74,7 @@ def train(
     progress: Progress | None,
     threads: int,
     memory: Path | None,
-    work: Work,
+    work: TaskRunner,
 ) -> dict[str, Any]:
     """See `routers.build`."""
     stages = Stages(progress)
@@ -119,7 +119,9 @@ def train(
     }
 
 
-def embed(lessons: Lessons, *, out: Path, opened: Opened, seed: int, stages: Stages) -> tuple[Floats, dict[str, Any]]:
+def embed(
+    lessons: TrainingSet, *, out: Path, opened: Opened, seed: int, stages: Stages
+) -> tuple[Floats, dict[str, Any]]:
     """Readings of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
     full, small = out / NETWORK, out / "encoder.int8.onnx"
     with stages.stage("embed") as report:
@@ -136,9 +138,9 @@ def embed(lessons: Lessons, *, out: Path, opened: Opened, seed: int, stages: Sta
 
 
 def _compare(
-    lessons: Lessons,
+    lessons: TrainingSet,
     readings: Floats,
-    precise: OnnxEncoder | RememberingEncoder,
+    precise: OnnxEncoder | CachedEncoder,
     *,
     seed: int,
     report: Callable[[float], None],
@@ -163,10 +165,10 @@ def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
 
 
 def represent(
-    lessons: Lessons, readings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
+    lessons: TrainingSet, readings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
 ) -> Data:
     """Word pieces, static token vectors distilled from the encoder, and the lexical matrix."""
-    pieces = WordPieces(load_tokenizer(out / TOKENIZER))
+    pieces = TokenFeatures(load_tokenizer(out / TOKENIZER))
     features = LexicalFeatures(pieces)
     texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
     ids = [pieces(text) for text in texts]

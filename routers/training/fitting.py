@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.files import write_arrays
-from routers.heads.in_distribution import Middles, centroids, class_means
+from routers.heads.in_distribution import Centroids, centroids, class_means
 from routers.heads.knn import KnnHead, choose_exemplars, fit_knn
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
 from routers.heads.linear import LinearHead, fit_linear
 from routers.heads.static import StaticVectors
-from routers.training.parallel import Work
+from routers.training.parallel import TaskRunner
 
 Labels = NDArray[np.int64]
 HEADS = ("lexical", "static", "linear")
@@ -117,7 +117,7 @@ def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
-def choose_strengths(data: Data, *, seed: int, work: Work) -> Strengths:
+def choose_strengths(data: Data, *, seed: int, work: TaskRunner) -> Strengths:
     """Those with the least log loss, temperature fitted, on one fold."""
     fold = folds(data.labels, seed=seed)[0]
     trials = [(head, strength) for head in HEADS for strength in STRENGTHS]
@@ -138,7 +138,9 @@ def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength:
     return _linear(vectors, data, rest, strength).logits(vectors[held])
 
 
-def cross_fit(data: Data, strengths: Strengths, *, seed: int, work: Work, report: Callable[[float], None]) -> HeldOut:
+def cross_fit(
+    data: Data, strengths: Strengths, *, seed: int, work: TaskRunner, report: Callable[[float], None]
+) -> HeldOut:
     """What every head says of texts it did not learn from, over folds."""
     found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
     parts = folds(data.labels, seed=seed)
@@ -208,7 +210,7 @@ def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> No
     write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": means, "means": own})
     kept = exemplar_rows(data, everything, seed=seed)
     knn = fit_knn(data.vectors[kept], data.labels[kept], classes=data.classes)
-    middles = Middles.of(data.vectors[kept], data.labels[kept], classes=data.classes)
+    middles = Centroids.of(data.vectors[kept], data.labels[kept], classes=data.classes)
     write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **middles.arrays()})
 
 

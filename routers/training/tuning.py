@@ -22,7 +22,7 @@ from routers.calibration import (
     risk_coverage,
     softmax,
 )
-from routers.cascade import Familiarities, Pooling
+from routers.cascade import EnsembleWeights, InDistributionModels
 from routers.heads.in_distribution import fit_familiarity
 from routers.training.fitting import HeldOut, Labels, Views
 
@@ -48,18 +48,20 @@ class Served:
         return found
 
 
-def tune(held_out: HeldOut, labels: Labels) -> tuple[Pooling, Familiarities]:
+def tune(held_out: HeldOut, labels: Labels) -> tuple[EnsembleWeights, InDistributionModels]:
     """Weights, familiarity and escalation."""
     known, unknown = held_out.known, held_out.unknown
-    familiarities = Familiarities(
+    familiarities = InDistributionModels(
         cheap=fit_familiarity(known.near, unknown.near),
         full=fit_familiarity(known.closeness[:, None], unknown.closeness[:, None]),
     )
-    pooling = Pooling(cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0)
+    pooling = EnsembleWeights(
+        cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0
+    )
     return replace(pooling, threshold=_threshold(held_out, labels, pooling, familiarities)), familiarities
 
 
-def serve(views: Views, pooling: Pooling, familiarities: Familiarities) -> Served:
+def serve(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> Served:
     """As CascadeRouter serves texts with these `views`."""
     cheap, cheap_confidence = _cheap(views, pooling, familiarities)
     full, full_confidence = _full(views, pooling, familiarities)
@@ -71,17 +73,19 @@ def serve(views: Views, pooling: Pooling, familiarities: Familiarities) -> Serve
     )
 
 
-def _cheap(views: Views, pooling: Pooling, familiarities: Familiarities) -> tuple[Floats, Floats]:
+def _cheap(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_cheap(views.lexical, views.static)
     return posterior, posterior.max(axis=1) * familiarities.cheap(views.near)
 
 
-def _full(views: Views, pooling: Pooling, familiarities: Familiarities) -> tuple[Floats, Floats]:
+def _full(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_full(views.heads)
     return posterior, posterior.max(axis=1) * familiarities.full(views.closeness[:, None])
 
 
-def _threshold(held_out: HeldOut, labels: Labels, pooling: Pooling, familiarities: Familiarities) -> float:
+def _threshold(
+    held_out: HeldOut, labels: Labels, pooling: EnsembleWeights, familiarities: InDistributionModels
+) -> float:
     """The lowest confidence at which the cheap answer is kept, so that neither accuracy nor confidence suffers."""
     (cheap, sure), (full, surer) = (stage(held_out.known, pooling, familiarities) for stage in (_cheap, _full))
     right, righter = cheap.argmax(axis=1) == labels, full.argmax(axis=1) == labels
@@ -97,7 +101,11 @@ def _threshold(held_out: HeldOut, labels: Labels, pooling: Pooling, familiaritie
 
 
 def measure(
-    held_out: HeldOut, labels: Labels, categories: Sequence[str], pooling: Pooling, familiarities: Familiarities
+    held_out: HeldOut,
+    labels: Labels,
+    categories: Sequence[str],
+    pooling: EnsembleWeights,
+    familiarities: InDistributionModels,
 ) -> dict[str, Any]:
     """Held-out accuracy, calibration and escalation of the cascade and its parts, and what doubt is worth.
 
@@ -132,7 +140,7 @@ def measure(
     }
 
 
-def _by_head(views: Views, labels: Labels, pooling: Pooling) -> dict[str, float]:
+def _by_head(views: Views, labels: Labels, pooling: EnsembleWeights) -> dict[str, float]:
     parts = dict(zip(("lexical", "static", "linear", "knn"), views.heads, strict=True))
     parts |= {"cheap": pooled(views.heads[:2], pooling.cheap), "full": pooled(views.heads, pooling.full)}
     return {name: float((logits.argmax(axis=1) == labels).mean()) for name, logits in parts.items()}

@@ -10,7 +10,7 @@ import pytest
 
 from coe.errors import LimitReached
 from gateway.access import durable
-from gateway.access.durable import FILE, RETENTION, Change, DurableLimiter, Used, UseStore, added
+from gateway.access.durable import FILE, RETENTION, Change, DurableLimiter, UsageStore, Used, added
 from gateway.access.limits import Account, Meter, Use
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
 from tests.gateway.served import serving
@@ -138,7 +138,7 @@ async def test_a_damaged_file_stops_no_gateway_and_is_said(tmp_path: Path, caplo
 
 
 async def test_use_that_is_too_old_to_count_is_deleted(tmp_path: Path) -> None:
-    store = UseStore(tmp_path / FILE)
+    store = UsageStore(tmp_path / FILE)
     await store.add({("alice", DAY.name): [Change(DAY, 1, 0.5)]}, now=1000.0)
     assert await store.load(now=1000.0 + RETENTION - 1) == {("alice", DAY.name): Used(1, 0.5, 1000.0)}
     assert await store.load(now=1000.0 + RETENTION + 1) == {}

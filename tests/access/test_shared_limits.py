@@ -275,7 +275,7 @@ async def test_a_redis_that_fails_again_while_it_comes_back_holds_nobody(
         async def every_second_one(key: str, arguments: list[str | float]) -> list[float]:
             asked.append(key)
             if len(asked) % 2 == 0:
-                raise redis_connection.AwayError("again")
+                raise redis_connection.RedisUnavailable("again")
             return await take(key, arguments)
 
         monkeypatch.setattr(limiter._connection, "take", every_second_one)

@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Standing
+from coe.core import Health
 from coe.errors import LogError, UnknownCursor
-from gateway.endpoints.admin import record_bodies
 from gateway.endpoints.admin import records as endpoint
+from gateway.endpoints.admin import records as record_bodies
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -150,7 +150,7 @@ async def test_nothing_changed_so_nothing_would_be_decided_otherwise() -> None:
 async def test_experts_as_they_stand_now_decide() -> None:
     async with gateway_of() as gateway:
         request_id = await asked(gateway, "code")
-        gateway.experts["coder"].standing = Standing(up=False)
+        gateway.experts["coder"].standing = Health(up=False)
         told = (await again(gateway, request_id)).json
     assert told["then"]["expert"] == "coder"
     assert told["now"]["expert"] != "coder"

@@ -22,10 +22,10 @@ from coe.errors import (
     InvalidRequest,
 )
 from coe.experts.api_formats import WIRES
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import Echo, Streamed
+from coe.experts.http.replies import ModelNameRewriter, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
@@ -142,7 +142,7 @@ class Pieces:
 async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> None:
     error = b'data: {"error":{"message":"cuda died"}}\n\n'
     response: Any = Pieces(CHUNK % b"m", CHUNK % b"n" + error + DONE)
-    echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
+    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
     reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0)
     await reply.begin()
     pieces = reply.pieces()
@@ -153,7 +153,7 @@ async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> N
 
 
 def test_only_the_answers_own_model_is_renamed() -> None:
-    echo = Echo(theirs="m", ours="clever")
+    echo = ModelNameRewriter(theirs="m", ours="clever")
     answer = {"model": "m", "content": [{"type": "tool_use", "input": {"model": "m"}}]}
     assert orjson.loads(echo.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
     foreign = answer | {"model": "another"}

@@ -8,8 +8,8 @@ import pytest
 from coe.core import Api
 from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
 from coe.experts.api_formats import WIRES
-from coe.experts.error_mapping import Faults
-from coe.experts.http.replies import MAX_ERROR, Echo, Plain, Streamed
+from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http.replies import MAX_ERROR, ModelNameRewriter, Plain, Streamed
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio
@@ -45,13 +45,18 @@ class Pieces:
 
 def streamed(*pieces: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
     answer: Any = Pieces(*pieces, **response)
-    echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
+    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
     return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, piece_timeout=5.0, choices=choices)
 
 
 def plain(*pieces: bytes, api: Api = "chat") -> Plain:
     answer: Any = Pieces(*pieces, media_type="application/json")
-    return Plain(answer, wire=WIRES[api], faults=Faults("clever", key=""), echo=Echo(theirs="m", ours="clever"))
+    return Plain(
+        answer,
+        wire=WIRES[api],
+        faults=ErrorMapping("clever", key=""),
+        echo=ModelNameRewriter(theirs="m", ours="clever"),
+    )
 
 
 async def relayed(reply: Streamed | Plain) -> bytes:

@@ -12,10 +12,10 @@ from aiohttp import web
 from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
 from coe.experts.api_formats import WIRES
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import Echo, Streamed
+from coe.experts.http.replies import ModelNameRewriter, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.test_odd_streams import Pieces
@@ -183,7 +183,7 @@ async def test_options_declared_for_an_expert_are_kept_and_its_counts_hidden() -
 async def test_counts_in_pieces_of_a_byte_are_hidden_too() -> None:
     stream = WORD + LAST + COUNTS + DONE
     answer: Any = Pieces(*(stream[at : at + 1] for at in range(len(stream))))
-    echo, faults = Echo(theirs="m", ours="e"), Faults("e", key="")
+    echo, faults = ModelNameRewriter(theirs="m", ours="e"), ErrorMapping("e", key="")
     reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0, hide_usage=True)
     await reply.begin()
     assert await whole(reply) == WORD + LAST + DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from coe.core import Standing
+from coe.core import Health
 from coe.errors import ExpertUnavailable
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -57,7 +57,7 @@ async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> Non
         ]
     )
     async with gateway_of(registry) as gateway:
-        gateway.experts["painter"].standing = Standing(up=False, load=0.5)
+        gateway.experts["painter"].standing = Health(up=False, load=0.5)
         told = (await ask(gateway, "/v1/route", WHY)).json
         plain = (await ask(gateway, "/v1/route", JSON)).json
     assert told["candidates"][0] == "coder"

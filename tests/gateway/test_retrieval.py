@@ -254,6 +254,6 @@ def chat_of(text: str) -> Any:
 
 
 def wishes_of(consent: Any) -> Any:
-    from coe.core import Wishes
+    from coe.core import RequestOptions
 
-    return Wishes(retrieval=consent)
+    return RequestOptions(retrieval=consent)

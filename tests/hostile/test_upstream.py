@@ -10,7 +10,7 @@ import pytest
 from coe.core import Api
 from coe.errors import ExpertError
 from coe.experts.http.client import Client, Target
-from coe.experts.http.parser import MAX_INFORMATIONAL, Answer, ProtocolError
+from coe.experts.http.parser import MAX_INFORMATIONAL, ProtocolError, ResponseParser
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.test_client import request_of, serving, whole
 from tests.experts.test_odd_streams import Pieces, relayed, streamed
@@ -28,7 +28,7 @@ HELLO = b'data: {"type":"message_start","message":{"usage":{"input_tokens":1,"ou
 def test_informational_answers_without_end_are_refused(at_once: bool) -> None:
     many = EARLY * 100_000
     size = len(many) if at_once else len(EARLY)
-    answer = Answer()
+    answer = ResponseParser()
 
     def feed() -> None:
         for at in range(0, len(many), size):
@@ -39,7 +39,7 @@ def test_informational_answers_without_end_are_refused(at_once: bool) -> None:
 
 
 def test_a_few_informational_answers_are_skipped() -> None:
-    answer = Answer()
+    answer = ResponseParser()
     assert answer.feed(EARLY * MAX_INFORMATIONAL + HEAD + b"content-length: 2\r\n\r\nok") == b"ok"
     assert answer.complete
 
@@ -61,7 +61,7 @@ def test_a_few_informational_answers_are_skipped() -> None:
 )
 async def test_an_ambiguous_length_is_refused_and_its_connection_closed(head: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Answer().feed(head + b"hello")
+        ResponseParser().feed(head + b"hello")
     closed = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +79,7 @@ async def test_an_ambiguous_length_is_refused_and_its_connection_closed(head: by
 
 
 def test_one_length_said_twice_is_that_length() -> None:
-    assert Answer().feed(HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello") == b"hello"
+    assert ResponseParser().feed(HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello") == b"hello"
 
 
 class Watched(Pieces):

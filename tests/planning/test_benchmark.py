@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.learning.benchmark.benchmark import benchmark, nearest, ridge, tuned
-from coe.learning.benchmark.frontier import Point, hull, hull_area
+from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
@@ -208,7 +208,7 @@ def test_the_strength_of_a_rival_is_chosen_on_folds() -> None:
 
 
 def test_the_hull_leaves_out_what_a_mixture_beats() -> None:
-    points = [Point(3, 0.2, 1), Point(2, 0.3, 5), Point(1, 0.8, 6), Point(0, 0.7, 9)]
+    points = [FrontierPoint(3, 0.2, 1), FrontierPoint(2, 0.3, 5), FrontierPoint(1, 0.8, 6), FrontierPoint(0, 0.7, 9)]
     assert [point.price for point in hull(points)] == [3, 1]
     assert hull_area(points, np.array([1.0, 11.0])) == pytest.approx((5 * 0.5 + 5 * 0.8) / 10)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
-from coe.fleet.residency.client import Turns, ask_tiers, taking_turns
+from coe.fleet.residency.client import ResidencyClient, ask_tiers, taking_turns
 from coe.fleet.residency.residency import Residency
 from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
 from tests.residency.house import House
@@ -18,7 +18,7 @@ from tests.residency.house import House
 pytestmark = pytest.mark.anyio
 
 
-async def hold(turns: Turns, expert: str, *, within: float = DEADLINE, spare: str = "") -> Callable[[], None]:
+async def hold(turns: ResidencyClient, expert: str, *, within: float = DEADLINE, spare: str = "") -> Callable[[], None]:
     until = asyncio.get_running_loop().time() + within
     return await turns.hold(expert, category="x", until=until, spare=spare)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
-from coe.registry.retrieval import Retrieval, RetrievalPrice
-from coe.retrieval.retrieval import Consultant, Question
+from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.retrieval.retrieval import Question, Retrieval
 from gateway.dialects import chat
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
 
@@ -71,8 +71,8 @@ async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
     chances, open_ = outlooks(gate, trials, evidence=True).helps[:, 0], opened(gate, trials, PRICE)[:, 0]
     assert 30 < open_.sum() < 210
     with ThreadPoolExecutor(1) as threads:
-        consultant = Consultant(
-            Retrieval(price=PRICE),
+        consultant = Retrieval(
+            RetrievalSpec(price=PRICE),
             retriever=ListRetriever(passage("A passage.", score=COSINE)),
             encoder=Scatter(),
             router=Second(),

@@ -8,7 +8,7 @@ import pytest
 from routers.heads.in_distribution import (
     CENTROIDS,
     UNKNOWN,
-    Familiarity,
+    InDistributionModel,
     centroids,
     class_means,
     fit_familiarity,
@@ -17,7 +17,7 @@ from routers.heads.in_distribution import (
 
 
 def test_familiarity_is_a_probability_that_rises_with_closeness() -> None:
-    familiarity = Familiarity(weights=(4.0, 2.0), bias=-3.0)
+    familiarity = InDistributionModel(weights=(4.0, 2.0), bias=-3.0)
     found = familiarity(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
     assert 0 < found[0] < found[1] < found[2] < 1
     assert familiarity.of((0.75, 0.0)) == pytest.approx(0.5)

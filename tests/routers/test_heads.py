@@ -14,8 +14,8 @@ from routers.heads.knn import AXES, KnnHead, choose_exemplars, fit_knn
 from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
 from routers.heads.linear import fit_linear
 from routers.heads.static import StaticVectors, distil
-from routers.heads.writing_systems import NAMES, Scripts
-from routers.tokens import WordPieces, cut, load_tokenizer, readable
+from routers.heads.writing_systems import NAMES, WritingSystems
+from routers.tokens import TokenFeatures, cut, load_tokenizer, readable
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, sentences
 
@@ -23,8 +23,8 @@ Built = tuple[Path, dict[str, Any], list[Any]]
 
 
 @pytest.fixture(scope="module")
-def pieces(built: Built) -> WordPieces:
-    return WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+def pieces(built: Built) -> TokenFeatures:
+    return TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_lone_surrogates_become_readable() -> None:
     assert readable("a\ud800b") == "a?b"
 
 
-def test_word_pieces_leave_special_tokens_out(pieces: WordPieces) -> None:
+def test_word_pieces_leave_special_tokens_out(pieces: TokenFeatures) -> None:
     assert len(pieces("bake bread")) == 2
     assert len(pieces("")) == 0
 
@@ -69,13 +69,13 @@ def test_word_pieces_leave_special_tokens_out(pieces: WordPieces) -> None:
     ],
 )
 def test_a_writing_system_is_recognised(text: str, script: str) -> None:
-    shares = Scripts()(text)
+    shares = WritingSystems()(text)
     assert NAMES[int(shares.argmax())] == script
     assert shares.sum() == pytest.approx(1)
 
 
 def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
-    shares = Scripts()("ab中文")
+    shares = WritingSystems()("ab中文")
     assert shares[NAMES.index("ascii")] == pytest.approx(0.5)
     assert shares[NAMES.index("cjk")] == pytest.approx(0.5)
 
@@ -83,7 +83,7 @@ def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
 # ------------------------------------------------------------------------------------ heads
 
 
-def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> None:
+def test_the_lexical_head_serves_what_it_was_trained_on(pieces: TokenFeatures) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=5)]
     texts[0] = "bake bake bake é 中 el der"  # repeated words, other scripts
@@ -101,7 +101,7 @@ def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> N
     assert min(shares) < max(shares)
 
 
-def test_unknown_words_flatten_the_lexical_posterior(pieces: WordPieces) -> None:
+def test_unknown_words_flatten_the_lexical_posterior(pieces: TokenFeatures) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=6)]
     ids = [pieces(text) for text in texts]

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import cast
 
-from coe.experts.http.parser import Answer, ProtocolError
+from coe.experts.http.parser import ProtocolError, ResponseParser
 
 KEPT = 256
 """Idle connections kept to one server."""
@@ -23,7 +23,7 @@ class Connection(asyncio.Protocol):
     raises OSError when the connection breaks. `heard` says whether a byte of the answer has come."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
-        self.answer = Answer()
+        self.answer = ResponseParser()
         self.heard = False
         self._loop = loop
         self._opened = opened
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         """From idle to a new exchange; False where the server has closed it meanwhile."""
         if self._expiry is not None:
             self._expiry.cancel()
-        self.answer, self.heard = Answer(), False
+        self.answer, self.heard = ResponseParser(), False
         return not self._closed
 
     def release(self, idle: deque[Connection]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import orjson
 
-from coe.core import Api, Call, Reply, Standing
+from coe.core import Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import WIRES, Fields, unsaid
 from coe.experts.descriptors import NoDescriptor
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client, Response, Target, Unreachable
-from coe.experts.http.replies import Echo, Plain, Streamed
+from coe.experts.http.replies import ModelNameRewriter, Plain, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import below
@@ -35,13 +35,13 @@ class HttpExpert:
     """Speaks to one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model
     name and key."""
 
-    standing = Standing()
+    standing = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
         self._urls = {api: below(endpoint.base_url, wire.path) for api, wire in WIRES.items()}
         self._model = endpoint.model
-        self._echo = Echo(theirs=endpoint.model, ours=spec.name)
+        self._echo = ModelNameRewriter(theirs=endpoint.model, ours=spec.name)
         self._defaults: dict[Api, Fields] = {api: wire.defaults(spec.parameters) for api, wire in WIRES.items()}
         if spec.spoken != {"embeddings"}:
             self._defaults["embeddings"] = {}  # what is declared is meant for chats
@@ -52,7 +52,7 @@ class HttpExpert:
         self._targets: dict[Api, Target] = {}
         self._no_usage: set[Api] = set()
         """APIs in which this server does not know stream_options."""
-        self._faults = Faults(spec.name, key=key, base_url=endpoint.base_url)
+        self._faults = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url)
 
     async def stream(self, call: Call) -> Reply:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for the body."""

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import orjson
 
 from coe.core import Usage
-from coe.experts.api_formats import Wire, count, empty_answer
-from coe.experts.error_mapping import Faults
+from coe.experts.api_formats import ApiFormat, count, empty_answer
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
 
@@ -28,7 +28,7 @@ _BOM = b"\xef\xbb\xbf"
 _EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
-class Echo:
+class ModelNameRewriter:
     """The client knows an expert by its name, not by what the server calls the model (often a folder)."""
 
     def __init__(self, *, theirs: str, ours: str) -> None:
@@ -54,7 +54,7 @@ class Plain:
 
     media_type = "application/json"
 
-    def __init__(self, response: Response, *, wire: Wire, faults: Faults, echo: Echo) -> None:
+    def __init__(self, response: Response, *, wire: ApiFormat, faults: ErrorMapping, echo: ModelNameRewriter) -> None:
         self._response = response
         self._wire = wire
         self._faults = faults
@@ -93,9 +93,9 @@ class Streamed:
         self,
         response: Response,
         *,
-        wire: Wire,
-        faults: Faults,
-        echo: Echo,
+        wire: ApiFormat,
+        faults: ErrorMapping,
+        echo: ModelNameRewriter,
         piece_timeout: float,
         choices: int = 1,
         hide_usage: bool = False,

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
-from coe.core import Api, Call, Reply, Standing, Usage
+from coe.core import Api, Call, Health, Reply, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.api_formats import WIRES, count, empty_answer
 from coe.experts.descriptors import out_of_descriptors
-from coe.experts.error_mapping import Faults, connection_cause
+from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.litellm.response_limits import Intake
 from coe.experts.litellm.translation import arguments, named, passed, plain, says_something, written
 from coe.registry import ExpertSpec
@@ -32,7 +32,7 @@ from coe.settings import Endpoint
 T = TypeVar("T")
 
 
-class Aside:
+class BackgroundLoop:
     """Runs coroutines in its thread, which begins with the first one and ends when nobody holds this object."""
 
     def __init__(self, name: str) -> None:
@@ -77,7 +77,7 @@ class LitellmExpert:
     Raises ConfigError (a declared provider) or InvalidRequest (a translation) where litellm is not installed.
     """
 
-    standing = Standing()
+    standing = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint | None = None) -> None:
         provider = spec.runtime == "litellm"
@@ -89,7 +89,7 @@ class LitellmExpert:
         self.name = spec.name
         self.spec = spec
         key = spec.api_key.get_secret_value() if spec.api_key else ""
-        self.faults = Faults(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
+        self.faults = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
         self._settings: dict[str, Any] = {
             "model": spec.model if provider or endpoint is None else f"custom_openai/{endpoint.model}",
             "api_base": endpoint.base_url if endpoint else None,
@@ -294,9 +294,9 @@ async def _close(source: Any) -> None:
 
 
 @cache
-def _aside() -> Aside:
+def _aside() -> BackgroundLoop:
     """One for the process, as litellm's own state is: importing it takes seconds, and each call milliseconds."""
-    return Aside("litellm")
+    return BackgroundLoop("litellm")
 
 
 async def _imported() -> None:

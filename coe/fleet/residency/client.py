@@ -23,9 +23,9 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Turns]:
+async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[ResidencyClient]:
     """Keep a connection to the fleet for the length of the block."""
-    turns = Turns(address)
+    turns = ResidencyClient(address)
     task = supervised(turns.connected, "turns", task_failed=task_failed)
     try:
         yield turns
@@ -34,7 +34,7 @@ async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> A
         await asyncio.gather(task, return_exceptions=True)
 
 
-class Turns:
+class ResidencyClient:
     """`hold` an expert, and call what it gives back when the request is over."""
 
     def __init__(self, address: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, Plan, Resident, Seat, State, Tier
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
 Ticket = int
 """Names one request from its arrival to its end."""
@@ -22,7 +22,7 @@ REMEMBERED = 0.5
 class _Line:
     """What the ledger keeps of one resident. `loads` are seconds to awake from asleep and from stopped."""
 
-    resident: Resident
+    resident: ServerProfile
     loads: dict[Tier, float]
     tier: Tier = "stopped"
     waiting: dict[Ticket, float] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class _Line:
     switches: int = 0
 
 
-class Ledger:
+class Scheduler:
     """`decide` after every event; it books its own orders, and gives them back to be carried out.
 
     Orders to wake, sleep and stop are under way until `woken`, `left` or `failed` says how they ended.
@@ -43,13 +43,13 @@ class Ledger:
 
     def __init__(
         self,
-        residents: Iterable[tuple[Resident, float, float]],
+        residents: Iterable[tuple[ServerProfile, float, float]],
         *,
         memory: float,
         host_memory: float,
         max_wait: float,
         forecast: Forecast,
-        policy: Callable[[State], Plan] = plan,
+        policy: Callable[[DeviceState], Schedule] = plan,
     ) -> None:
         """Residents come with their expected seconds to awake: from asleep and from stopped."""
         self._lines = {
@@ -168,15 +168,15 @@ class Ledger:
         line = self._lines[key]
         return {"tier": line.tier, "held": len(line.waiting), "switches": line.switches}
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> DeviceState:
         """All of it, frozen."""
         memory, host_memory, max_wait = self._budget
         rates = self._forecast.rates(now)
         seats = tuple(self._seat(line, rates.get(key, 0.0)) for key, line in self._lines.items())
-        return State(now, memory, host_memory, max_wait, seats)
+        return DeviceState(now, memory, host_memory, max_wait, seats)
 
-    def _seat(self, line: _Line, rate: float) -> Seat:
-        return Seat(
+    def _seat(self, line: _Line, rate: float) -> ServerState:
+        return ServerState(
             line.resident,
             line.tier,
             waiting=tuple(line.waiting.values()),

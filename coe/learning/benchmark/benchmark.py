@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL, Router
 from coe.errors import DataError
-from coe.learning.benchmark.frontier import Point, average, hull_area, trace
+from coe.learning.benchmark.frontier import FrontierPoint, average, hull_area, trace
 from coe.learning.evaluation.quality import Quality
 from coe.mapping import Assignment, Problem, expected, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
@@ -93,7 +93,7 @@ class Split:
 
     score: dict[str, float]
     size: dict[str, float]
-    traces: dict[str, list[Point]]
+    traces: dict[str, list[FrontierPoint]]
     route_ms: list[float]
 
 

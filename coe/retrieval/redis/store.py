@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coe.errors import RetrievalError
 from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.redis import scripts
-from coe.retrieval.redis.client import Connection, Moved, Rebuilding
+from coe.retrieval.redis.client import DocumentsRedis, Moved, Rebuilding
 from coe.retrieval.redis.search import INDEX, PREFIX, RedisSearch
 from coe.retrieval.redis.terms import arguments_of
 
@@ -47,12 +47,12 @@ class RedisStore:
         encoder: EncoderId,
         *,
         draft: tuple[str, str] | None = None,
-        connection: Connection | None = None,
+        connection: DocumentsRedis | None = None,
     ) -> None:
         """`draft` is a version that is not in use, and who holds the index for it. Raises ConfigError when `url` cannot
         be a Redis address."""
         self._url = url
-        self._redis = connection or Connection(url)
+        self._redis = connection or DocumentsRedis(url)
         self._encoder = encoder
         self._draft = draft
         script = self._redis.client.register_script

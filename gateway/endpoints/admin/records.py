@@ -36,7 +36,7 @@ from coe.core import Reason
 from coe.records.feedback import Feedback
 from coe.records.fields import FIELDS, schema_of
 from coe.registry import Registry
-from coe.routing.replay import Again
+from coe.routing.replay import ReplayedDecision
 from gateway.endpoints.admin.operation import Schema
 
 MOST = 200
@@ -110,7 +110,9 @@ def whole(record: RoutingRecord, said: tuple[Feedback, ...], registry: Registry)
     return {"object": "record", **told, "feedback": feedback, "choices": choices(registry)}
 
 
-def compared(record: RoutingRecord, again: Again, *, categories: tuple[str, ...], versions: Schema) -> dict[str, Any]:
+def compared(
+    record: RoutingRecord, again: ReplayedDecision, *, categories: tuple[str, ...], versions: Schema
+) -> dict[str, Any]:
     """Both decisions side by side. A worth of null is that of an expert the plan has not for this category."""
     decision, prediction = again.decision, again.prediction
     now = {
