@@ -68,8 +68,8 @@ def base_of(lessons: TrainingSet, folder: Path) -> tuple[Data, Strengths]:
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
     opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
-    readings = opened(folder / NETWORK).read(lessons.texts)
-    data = represent(lessons, readings, out=folder, opened=opened, report=lambda share: None)
+    embeddings = opened(folder / NETWORK).read(lessons.texts)
+    data = represent(lessons, embeddings, out=folder, opened=opened, report=lambda share: None)
     return data, choose_strengths(data, seed=SEED, work=LocalRunner())
 
 
@@ -113,7 +113,7 @@ def write_without(
         classes=data.classes - 1,
         lexical=LexicalMatrix(matrix=data.lexical.matrix[seen], idf=data.lexical.idf),
         static=data.static[seen],
-        readings=data.readings[seen],
+        embeddings=data.embeddings[seen],
     )
     write_heads(part, strengths, out=folder, seed=SEED)
     (folder / EXEMPLARS).unlink(missing_ok=True)  # of other exemplars

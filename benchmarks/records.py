@@ -61,7 +61,7 @@ def _record(probabilities: dict[str, float]) -> RoutingRecord:
         output_tokens=456,
         session=uuid.uuid4().hex,
         assignment="5b1c0de9a7f34821",
-        worth=(0.7421, 0.7105, 0.6954),
+        utility=(0.7421, 0.7105, 0.6954),
     )
 
 

@@ -159,9 +159,9 @@ def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, ho
         seen: set[int] = set()
         begin = at = bisect_left(times, marks[first])
         for last in range(first + 1, len(marks)):
-            until = bisect_right(times, marks[last] - longest)
-            seen.update(asked.expert for asked in trace[at:until])
-            at = max(at, until)
+            deadline = bisect_right(times, marks[last] - longest)
+            seen.update(asked.expert for asked in trace[at:deadline])
+            at = max(at, deadline)
             fit = int((np.cumsum(sorted(sizes[expert] for expert in seen)) <= host.memory).sum())
             best[last] = max(best[last], best[first] + len(seen) - fit)
             if at > begin and len(seen) >= experts:

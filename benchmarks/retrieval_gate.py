@@ -151,7 +151,7 @@ def time_when_shut(trials: Trials) -> float:
     consultant = Retrieval(RetrievalSpec(), retriever=nobody, encoder=nobody, router=nobody, threads=nobody, gate=gate)
     times = []
     for row in np.tile(trials.posterior, (20, 1))[:5000]:
-        prediction = Prediction(row.astype(np.float32), "peek")
+        prediction = Prediction(row.astype(np.float32), "predict_fast")
         began = time.perf_counter()
         consultant.lift(prediction, "auto")
         gate.glanced(prediction.probabilities)

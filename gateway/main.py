@@ -112,7 +112,7 @@ async def open_worker(
     async with open_parts(settings, workers=workers, read=read, check=check) as parts:
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
-        stalled = parts.current.serving.registry.policy.piece_timeout
+        stalled = parts.current.serving.registry.policy.stream_idle_timeout
         hear = hearing(leave=drain.begin, reload=parts.reload.ask, cut=drain.cut)
         failed = parts.metrics.task_failed
         async with hear, letting_go(after=stalled, task_failed=failed), giving_back(task_failed=failed):

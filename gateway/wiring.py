@@ -58,7 +58,7 @@ class Wiring:
             assignment=in_use.assignment,
             experts=experts,
             threads=self._threads,
-            doubt=in_use.doubt,
+            confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
             overlays=in_use.overlays,
             consultant=consultant,

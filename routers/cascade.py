@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from coe.core import HURRIED, Encoder, Neighbour, Prediction
+from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
@@ -78,7 +78,7 @@ class HeadOutputs:
     heads: dict[str, Floats]
     vectors: Floats
     placed: Floats
-    closeness: Floats
+    similarity: Floats
 
 
 class CascadeRouter:
@@ -109,18 +109,18 @@ class CascadeRouter:
         self.pooling = pooling
         self.familiarities = familiarities
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """The cheap heads' answer, or None where the encoder should be asked and nobody is in a hurry."""
         prediction = self.guess(self.glance(text))
         if self.sure(prediction):
             return prediction
-        return replace(prediction, stage=HURRIED) if hurried else None
+        return replace(prediction, stage=LOAD_SHED) if force else None
 
-    def predict(self, texts: Sequence[str], *, readings: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `readings` are given:
-        then all heads judge all texts."""
-        if readings is not None:
-            return self.conclude(self.study(texts, readings=readings)) if texts else []
+    def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `predict_fast` leaves open, none where `embeddings`
+        are given: then all heads judge all texts."""
+        if embeddings is not None:
+            return self.conclude(self.study(texts, embeddings=embeddings)) if texts else []
         glances = [self.glance(text) for text in texts]
         found = [self.guess(glance) for glance in glances]
         unsure = [index for index, prediction in enumerate(found) if not self.sure(prediction)]
@@ -134,7 +134,7 @@ class CascadeRouter:
         """The exemplars of the encoder's space."""
         (vector,) = unit(self.knn.place(self.encoder.encode([text])))
         found = self.knn.nearest(vector, limit=limit)
-        return [Neighbour(self.categories[label], closeness, digest) for label, closeness, digest in found]
+        return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
     def sure(self, prediction: Prediction) -> bool:
         """Whether the cheap stage's answer may stand."""
@@ -148,26 +148,26 @@ class CascadeRouter:
     def conclude(self, study: HeadOutputs) -> list[Prediction]:
         """The full stage's answers."""
         posteriors = self.pooling.join_full(tuple(study.heads.values()))
-        familiar = self.familiarities.full(study.closeness[:, None])
+        familiar = self.familiarities.full(study.similarity[:, None])
         return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
 
     def study(
-        self, texts: Sequence[str], *, glances: Sequence[FastFeatures] | None = None, readings: Floats | None = None
+        self, texts: Sequence[str], *, glances: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
     ) -> HeadOutputs:
-        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `readings` what the encoder
+        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `embeddings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        readings = self.encoder.read(texts) if readings is None else readings
-        vectors = readings[:, : self.encoder.dimensions]
+        embeddings = self.encoder.read(texts) if embeddings is None else embeddings
+        vectors = embeddings[:, : self.encoder.dimensions]
         placed = self.knn.place(vectors)
-        votes, closeness = self.knn.look(placed)
+        votes, similarity = self.knn.look(placed)
         heads = {
             "lexical": np.stack([glance.lexical for glance in glances]),
             "static": np.stack([glance.static for glance in glances]),
-            "linear": self._linear.logits(readings),
+            "linear": self._linear.logits(embeddings),
             "knn": votes,
         }
-        return HeadOutputs(heads, vectors, placed, closeness)
+        return HeadOutputs(heads, vectors, placed, similarity)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -102,15 +102,15 @@ class OnnxEncoder:
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
         """As `read`, from token ids (special tokens included)."""
-        readings = np.zeros((len(tokens), self.width), dtype=np.float32)
+        embeddings = np.zeros((len(tokens), self.width), dtype=np.float32)
         groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
         done = 0
         for found in self._work.map(self._run_all, groups):
-            readings[done : done + len(found)] = found
+            embeddings[done : done + len(found)] = found
             done += len(found)
             if progress:
                 progress(done / len(tokens))
-        return readings
+        return embeddings
 
     def _run_all(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         if self._threads == 1 or len(texts) == 1:

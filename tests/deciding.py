@@ -30,20 +30,20 @@ def decided(
     chat: Chat,
     *posterior: float,
     previous: str | None = None,
-    doubt: float = 0.0,
-    familiarity: float = 1.0,
-    standings: dict[str, Health] | None = None,
+    confidence_threshold: float = 0.0,
+    in_distribution: float = 1.0,
+    health_by_expert: dict[str, Health] | None = None,
     uniform: float | None = None,
     **changes: object,
 ) -> Decision:
     registry = registry_of(**changes)
     return decide(
         chat,
-        Prediction(np.array(posterior, dtype=np.float32), "test", familiarity),
+        Prediction(np.array(posterior, dtype=np.float32), "test", in_distribution),
         registry=registry,
         assignment=declared_assignment(registry, CATEGORIES),
-        doubt=doubt,
+        confidence_threshold=confidence_threshold,
         previous=previous,
-        standings=standings or {},
+        health_by_expert=health_by_expert or {},
         uniform=uniform,
     )

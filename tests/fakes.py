@@ -66,23 +66,23 @@ class WordRouter:
     categories = ("code", "art", "general")
     version = "words"
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         if "ponder" in text:
-            return self._look(text, "hurried", doubt=1.0) if hurried else None
-        return self._look(text, "peek")
+            return self._look(text, "load_shed", confidence_threshold=1.0) if force else None
+        return self._look(text, "predict_fast")
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+        return [self._look(text, "predict" if "ponder" in text else "predict_fast") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """A category's own description is as near as the router believes in it."""
-        shares = zip(self.categories, self._look(text, "peek").probabilities.tolist(), strict=True)
+        shares = zip(self.categories, self._look(text, "predict_fast").probabilities.tolist(), strict=True)
         nearest = sorted(shares, key=lambda share: -share[1])[:limit]
         return [Neighbour(name, share, digest_of(name)) for name, share in nearest]
 
-    def _look(self, text: str, stage: str, *, doubt: float = 0.01) -> Prediction:
+    def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]
-        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + doubt
+        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + confidence_threshold
         return Prediction(scores / scores.sum(), stage)
 
 
@@ -118,7 +118,7 @@ class ScriptedExpert:
         self.calls: list[Call] = []
         self.replies: list[ScriptedReply] = []
         self.cancelled = False
-        self.standing = Health()
+        self.health = Health()
 
     async def stream(self, call: Call) -> ScriptedReply:
         self.calls.append(call)

@@ -36,7 +36,7 @@ class Steps:
 
     name: str
     script: list[Any] = field(default_factory=lambda: [0])
-    standing: Health = field(default_factory=Health)
+    health: Health = field(default_factory=Health)
     open_replies: list[HeldReply] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     running: int = 0
@@ -81,20 +81,22 @@ class Asked:
 
     expert: str
     reply: Reply
-    attempts: int
+    max_attempts: int
 
 
 async def ask(
     *experts: Expert,
     call: Call = CALL,
-    attempts: int = 3,
+    max_attempts: int = 3,
     within: float = 60,
     hedge: bool = False,
-    asks: Attempts | None = None,
+    attempts: Attempts | None = None,
 ) -> Asked:
-    until, asks = asyncio.get_running_loop().time() + within, asks or Attempts()
-    accepted = await first_answer(call, experts, attempts=attempts, until=until, asks=asks, hedge=hedge)
-    return Asked(accepted.expert, accepted.reply, asks.begun)
+    deadline, attempts = asyncio.get_running_loop().time() + within, attempts or Attempts()
+    accepted = await first_answer(
+        call, experts, max_attempts=max_attempts, deadline=deadline, attempts=attempts, hedge=hedge
+    )
+    return Asked(accepted.expert, accepted.reply, attempts.begun)
 
 
 SLOW = Health(p95=0.0)

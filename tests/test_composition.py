@@ -29,22 +29,25 @@ def test_an_expert_of_two_categories_gathers_their_probability() -> None:
 
 
 def test_doubt_puts_the_general_expert_first_and_keeps_the_rest() -> None:
-    decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5})
+    decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5})
     assert decision.reason == "uncertain"
     assert decision.candidates == ("generalist", "coder", "painter")
 
 
 def test_a_text_of_unknown_kind_is_in_doubt_however_clear_its_category_seems() -> None:
-    decision = decided(chat_of("x"), 0.0, 1.0, 0.0, familiarity=0.3, policy={"general_below": 0.5})
+    decision = decided(chat_of("x"), 0.0, 1.0, 0.0, in_distribution=0.3, policy={"confidence_threshold": 0.5})
     assert (decision.reason, decision.expert) == ("uncertain", "generalist")
     assert decision.confidence == pytest.approx(0.3)
 
 
 def test_doubt_is_as_training_found_it_unless_the_policy_declares_it() -> None:
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.5).reason == "uncertain"
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.3).reason == "routed"
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.5, policy={"general_below": 0}).reason == "routed"
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5}).reason == "uncertain"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5).reason == "uncertain"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.3).reason == "routed"
+    assert (
+        decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5, policy={"confidence_threshold": 0}).reason
+        == "routed"
+    )
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5}).reason == "uncertain"
 
 
 def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
@@ -73,7 +76,7 @@ def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() ->
 
 def test_an_unsure_follow_up_stays_rather_than_go_to_the_general_expert() -> None:
     decision = decided(
-        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"general_below": 0.5, "sticky_margin": 0}
+        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"confidence_threshold": 0.5, "sticky_margin": 0}
     )
     assert (decision.expert, decision.reason) == ("painter", "sticky")
 

@@ -93,7 +93,7 @@ def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: f
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
             found = gather(
-                traffic.watched(logs.records(since=now - WEEK, until=now, own=traffic.add_own)),
+                traffic.watched(logs.records(since=now - WEEK, deadline=now, own=traffic.add_own)),
                 logs.feedback(since=now - WEEK),
                 categories=traffic.categories,
                 experts=in_use.registry.expert_names,
@@ -131,13 +131,13 @@ def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
     """Proposed categories; exemplars by request id, and as an entry for experts.yaml where the log keeps prompts."""
     latest = list(traffic.latest)
     vectors, rows = embeddings(latest)
-    declared = in_use.registry.policy.general_below
+    declared = in_use.registry.policy.confidence_threshold
     found = propose(
         vectors,
         np.array([latest[row][1] for row in rows]),
         np.array([latest[row][0] for row in rows], dtype=np.int64),
         categories=traffic.categories,
-        below=in_use.doubt if declared is None else declared,
+        below=in_use.confidence_threshold if declared is None else declared,
     )
     others = [one[3] for one in latest]
 

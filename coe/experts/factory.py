@@ -64,7 +64,7 @@ def _build(
 
 
 def _in_turn(expert: Expert, spec: ExpertSpec, turns: ResidencyHold | None) -> Expert:
-    return expert if turns is None else ResidentExpert(expert, sibling=spec.sibling, turns=turns)
+    return expert if turns is None else ResidentExpert(expert, stand_in=spec.stand_in, turns=turns)
 
 
 def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
@@ -77,7 +77,7 @@ def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
 class _Spoken:
     """One server: asked directly for what it speaks, through a translation for what it does not."""
 
-    standing = Health()
+    health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, session: Client) -> None:
         self.name = spec.name

@@ -224,7 +224,7 @@ class ReplicatedExpert:
         self._turn = 0
 
     @property
-    def standing(self) -> Health:
+    def health(self) -> Health:
         """From the replicas that may be asked now. Without a declared concurrent_requests an expert is overloaded when
         each of them has a queue."""
         ready = self._ready(())
@@ -241,20 +241,20 @@ class ReplicatedExpert:
     async def stream(self, call: Call) -> Reply:
         """Ask the best replica, and return once the first piece is there. Raises an ExpertError, or InvalidRequest."""
         failure: ExpertUnreachable | None = None
-        passed = tuple(replica for replica in self.replicas if replica.address in call.but)
+        passed = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(passed) == len(self.replicas):
             raise self._known_to_be_away(call)
-        while call.first_piece_timeout > 0 and (ready := self._ready(passed, call.caller)):
+        while call.first_token_timeout > 0 and (ready := self._ready(passed, call.caller)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
                 return await self._first(replica, call)
             except ExpertUnreachable as error:
                 failure, passed = error, (*passed, replica)
-                call = replace(call, first_piece_timeout=call.first_piece_timeout - (self._clock() - began))
+                call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
             except ExpertUnavailable as error:
                 if error.full and not self.spec.addresses:  # started here: one queue for all experts on it
-                    error.servers = call.but | {replica.address}
+                    error.servers = call.exclude | {replica.address}
                 raise
         if failure is not None:
             failure.servers = frozenset(replica.address for replica in passed if replica.root)
@@ -274,15 +274,15 @@ class ReplicatedExpert:
         self.first_pieces.note(self._clock() - began)
         return reply
 
-    def _ready(self, but: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
+    def _ready(self, exclude: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
         """Those that may be asked now (for this `caller`)."""
-        if not but and all(replica.breaker.calm for replica in self.replicas):
+        if not exclude and all(replica.breaker.calm for replica in self.replicas):
             return self.replicas
         now = self._clock()
         ready = [replica for replica in self.replicas if replica.breaker.ready(now, caller)]
         if 2 * len(ready) < len(self.replicas) > 1:
             ready = [replica for replica in self.replicas if replica in ready or _perhaps_well(replica)]
-        return [replica for replica in ready if replica not in but]
+        return [replica for replica in ready if replica not in exclude]
 
     async def aclose(self) -> None:
         """Close what the replicas opened for themselves."""
@@ -309,7 +309,7 @@ class ReplicatedExpert:
         error = ExpertUnreachable(
             f"expert {self.name!r} is at a server that just could not be reached or was full", expert=self.name
         )
-        error.servers, error.asked = call.but, False
+        error.servers, error.asked = call.exclude, False
         return error
 
     def _nobody(self, caller: str) -> ExpertError:

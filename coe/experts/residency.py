@@ -11,26 +11,26 @@ from coe.core import Call, Expert, Health, Reply
 class ResidencyHold(Protocol):
     """Whoever wakes experts."""
 
-    async def hold(self, expert: str, *, category: str, until: float, spare: str) -> Callable[[], None]:
-        """Wait until the expert is awake, at most until a time of the event loop's clock, less where a `spare` one is
-        awake. Gives back what to call when the request is over. Raises ExpertAsleep."""
+    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+        """Wait until the expert is awake, at most until a time of the event loop's clock, less where a `stand_in` one
+        is awake. Gives back what to call when the request is over. Raises ExpertAsleep."""
 
 
 class ResidentExpert:
-    """Asks `expert` once its turn has come. `sibling` is the expert that may answer in its place, if any."""
+    """Asks `expert` once its turn has come. `stand_in` is the expert that may answer in its place, if any."""
 
-    standing = Health()
+    health = Health()
 
-    def __init__(self, expert: Expert, *, sibling: str | None, turns: ResidencyHold) -> None:
+    def __init__(self, expert: Expert, *, stand_in: str | None, turns: ResidencyHold) -> None:
         self.name = expert.name
         self._expert = expert
-        self._sibling = sibling
+        self._sibling = stand_in
         self._turns = turns
 
     async def stream(self, call: Call) -> Reply:
         """Hold, then ask. Raises what either raises."""
-        spare = call.spare if call.spare == self._sibling else ""
-        over = await self._turns.hold(self.name, category=call.category, until=call.hold_until, spare=spare)
+        stand_in = call.stand_in if call.stand_in == self._sibling else ""
+        over = await self._turns.hold(self.name, category=call.category, deadline=call.hold_until, stand_in=stand_in)
         try:
             return _Held(await self._expert.stream(call), over)
         except BaseException:

@@ -57,7 +57,7 @@ def _trials(job: Job, version: str) -> Trials | None:
     coins = Coins(version)
     try:
         gathered = gather(
-            coins.among(job.logs.records(since=job.since, until=job.now)),
+            coins.among(job.logs.records(since=job.since, deadline=job.now)),
             job.logs.feedback(since=job.since),
             categories=job.in_use.router.categories,
             experts=job.registry.expert_names,

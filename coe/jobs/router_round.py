@@ -73,7 +73,7 @@ def _schooling(job: Job, experience: Experience) -> Schooling | str:
     metrics = artifact.manifest.metrics
     if metrics.get(BASE, artifact.manifest.data) != digest(base):
         return "the router was trained on other prompts than are declared; name them as router.training_data and train"
-    said = corrections(job.logs.records(since=job.since, until=job.now), experience)
+    said = corrections(job.logs.records(since=job.since, deadline=job.now), experience)
     if not said:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
     schooling = Schooling(tuple(base), lessons(base, said), frozenset(metrics.get(LEARNT, ())))

@@ -1,6 +1,6 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, expected, stake
+from coe.mapping.assignment import Assignment, decision_risk, expected
 from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
 from coe.mapping.consequences import Consequence
 from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
@@ -36,6 +36,7 @@ __all__ = [
     "TimeBudget",
     "Uses",
     "comparable",
+    "decision_risk",
     "declared_uses",
     "expected",
     "frontiers",
@@ -52,6 +53,5 @@ __all__ = [
     "rounded",
     "routed_use",
     "solve",
-    "stake",
     "sweep",
 ]

@@ -13,7 +13,7 @@ from coe.core import GENERAL
 from coe.registry.specs import AUTO, ExpertSpec, Registry
 from coe.registry.yaml_source import Place, YamlSource
 
-_KEYS = ("device", "pinned", "sleep_level", "sibling")
+_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 
 
 def residency_checks(source: YamlSource, registry: Registry) -> list[str]:
@@ -41,14 +41,14 @@ def _problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
     local = expert.runtime in ("transformers", "vllm")
     used = next((key for key in _KEYS if getattr(expert, key)), None)
     declared = registry.residency
-    if used and (declared is None or (not local and used != "sibling")):
+    if used and (declared is None or (not local and used != "stand_in")):
         return used, f"`{used}` is for local experts that take turns; declare `residency` with its devices"
     if declared is None:
         return None
-    if expert.sibling and (expert.sibling == expert.name or expert.sibling not in registry.expert_names):
+    if expert.stand_in and (expert.stand_in == expert.name or expert.stand_in not in registry.expert_names):
         return (
-            "sibling",
-            f"the sibling {expert.sibling!r} is no other expert; known: {', '.join(registry.expert_names)}",
+            "stand_in",
+            f"the sibling {expert.stand_in!r} is no other expert; known: {', '.join(registry.expert_names)}",
         )
     if not local:
         return None
@@ -92,8 +92,8 @@ def cross_checks(source: YamlSource, registry: Registry) -> list[str]:
     problems += _duplicates(source, ("experts",), registry.expert_names)
     if GENERAL not in registry.category_names:
         problems.append(f"{source.at(('categories',))}: a category named {GENERAL!r} is needed, for unsure requests")
-    if registry.policy.thrift_limits[0] > registry.policy.thrift_limits[1]:
-        problems.append(f"{source.at(('policy', 'thrift_limits'))}: thrift_limits must be [lowest, highest]")
+    if registry.policy.cost_weight_limits[0] > registry.policy.cost_weight_limits[1]:
+        problems.append(f"{source.at(('policy', 'cost_weight_limits'))}: cost_weight_limits must be [lowest, highest]")
     for index, expert in enumerate(registry.experts):
         problems += _check_expert(source, ("experts", index), expert)
     for category, expert_name in registry.assignment.items():

@@ -18,38 +18,35 @@ class ExplorationSpec(StrictModel):
 
     rate: Probability = 0.0
     """Share of the routed requests that try another expert; never a pin, a follow-up that stays, or an unsure one."""
-    loss: Probability = 0.05
+    max_quality_loss: Probability = 0.05
     """Expected quality that such a request may give up at most."""
 
 
 class Policy(StrictModel):
     """What the service does when unsure or when an expert fails."""
 
-    general_below: Probability | None = None
+    confidence_threshold: Probability | None = None
     """Below this confidence the conversation goes to the general expert; left out, as the router's training found."""
-    look_timeout: Annotated[float, Field(ge=0)] | None = None
-    """Seconds a look at the sentence encoder may take; later the router's quick answer counts. Left out: no limit. 0:
-    there is no look."""
     sticky_margin: Annotated[float, Field(ge=0)] = 0.2
     """A follow-up stays with its expert unless another is better by more than this, in expected quality."""
-    thrift: Probability = 0.0
+    cost_weight: Probability = 0.0
     """Expected quality one gives up to use nothing rather than the dearest expert: 0 best, 1 cheapest."""
-    thrift_limits: tuple[Probability, Probability] = (0.0, 1.0)
-    """What a request's header x-coe-thrift may ask for."""
-    spill_loss: Probability = 0.02
+    cost_weight_limits: tuple[Probability, Probability] = (0.0, 1.0)
+    """What a request's header x-coe-cost-weight may ask for."""
+    max_quality_loss: Probability = 0.02
     """An overloaded expert's request goes to another that is expected to be worse by at most this."""
     exploration: ExplorationSpec = ExplorationSpec()
-    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """Times experts are asked for one request before giving up, the first included."""
     hedge: bool = False
     """Ask the next expert too when the first is slower than 95 % of its usual answers; the first to answer counts."""
     timeout: Positive = 600.0
     """Seconds for a whole request; a request's header x-coe-timeout may ask for less."""
-    first_piece_timeout: Positive = 120.0
+    first_token_timeout: Positive = 120.0
     """Seconds until an expert's first piece of a stream."""
-    answer_timeout: Positive = 300.0
+    response_timeout: Positive = 300.0
     """Seconds until an expert's whole answer where it is not streamed: nothing is seen of it before."""
-    piece_timeout: Positive = 60.0
+    stream_idle_timeout: Positive = 60.0
     """Seconds between two pieces."""
 
 

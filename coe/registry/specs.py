@@ -74,7 +74,7 @@ class ExpertSpec(StrictModel):
     sleep_level: Literal[1, 2] | None = None
     """With `residency` and runtime vllm: it sleeps instead of being stopped, 1 with its weights in RAM (wakes in a
     second or so), 2 without them. Its options need enable-sleep-mode: true."""
-    sibling: Name | None = None
+    stand_in: Name | None = None
     """With `residency`: a smaller or quantised expert that answers, where it is awake, while this one is woken."""
     context_length: Count = 8192
     """Tokens of prompt and answer together."""
@@ -99,10 +99,10 @@ class ExpertSpec(StrictModel):
         return self.apis if self.apis is not None else _SPOKEN[self.runtime]
 
 
-_RUN = ("device", "pinned", "sleep_level", "sibling", "replicas")
+_RUN = ("device", "pinned", "sleep_level", "stand_in", "replicas")
 """How an expert takes turns and how often it is there, which no plan depends on."""
 
-_ASKING = ("attempts", "hedge", "timeout", "first_piece_timeout", "answer_timeout", "piece_timeout")
+_ASKING = ("max_attempts", "hedge", "timeout", "first_token_timeout", "response_timeout", "stream_idle_timeout")
 
 _SPOKEN: dict[str, frozenset[Api]] = {
     "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
@@ -119,6 +119,9 @@ class RouterSpec(StrictModel):
     """A sentence-transformers model: a folder, an installed package that holds one, or a hub name."""
     training_data: str | None = None
     """Prompts with categories (JSONL or parquet) beside this file; the shipped starter prompts when empty."""
+    encoder_timeout: Annotated[float, Field(ge=0)] | None = None
+    """Seconds that an encoder pass may take for an uncertain conversation; after that the fast heads decide. Left out:
+    no limit. 0: the encoder is never used."""
 
 
 class LogSpec(StrictModel):

@@ -164,9 +164,9 @@ class Retrieval:
 
     def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
         """The question's vector, and what the router makes of it with that."""
-        readings = self._encoder.read([question.text])
-        (prediction,) = self._router.predict([question.text], readings=readings)
-        return readings[0, : self._encoder.dimensions], prediction.probabilities
+        embeddings = self._encoder.read([question.text])
+        (prediction,) = self._router.predict([question.text], embeddings=embeddings)
+        return embeddings[0, : self._encoder.dimensions], prediction.probabilities
 
     def _glance(self, question: Question) -> _ExpectedGain | None:
         if self.gate is None or question.expert is None:

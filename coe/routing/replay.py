@@ -36,9 +36,9 @@ async def decide_again(composition: Composition, record: RoutingRecord) -> Repla
         prediction = await composition.read(record.prompt, chat, record.tenant)
     else:
         source, prediction = "posterior", _logged(composition, record)
-    wishes = RequestOptions(thrift=record.thrift, retrieval="off" if record.retrieval == "off" else "auto")
+    options = RequestOptions(cost_weight=record.cost_weight, retrieval="off" if record.retrieval == "off" else "auto")
     previous = record.candidates[0] if record.reason == "sticky" else None
-    return ReplayedDecision(source, prediction, composition.weigh(chat, prediction, wishes, previous=previous))
+    return ReplayedDecision(source, prediction, composition.weigh(chat, prediction, options, previous=previous))
 
 
 def _logged(composition: Composition, record: RoutingRecord) -> Prediction:
@@ -49,7 +49,7 @@ def _logged(composition: Composition, record: RoutingRecord) -> Prediction:
     for name, probability in (record.probabilities if record.plain is None else record.plain).items():
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
-    return composition.overlaid(Prediction(posterior, record.stage, record.familiarity), record.tenant)
+    return composition.overlaid(Prediction(posterior, record.stage, record.in_distribution), record.tenant)
 
 
 def _chat(record: RoutingRecord) -> Chat:

@@ -35,12 +35,13 @@ _log = logging.getLogger("gateway")
 
 @dataclass(frozen=True, slots=True)
 class ActiveState:
-    """`doubt` is the confidence below which training found the router's answers doubtful; `folder` is the router's."""
+    """`confidence_threshold` is the confidence below which training found the router's answers doubtful; `folder` is
+    the router's."""
 
     registry: Registry
     router: Router
     assignment: Assignment
-    doubt: float
+    confidence_threshold: float
     folder: Path
     overlays: Overlays = field(default_factory=Overlays)
     index: Index | None = None
@@ -60,7 +61,7 @@ def read_in_use(settings: Settings, previous: ActiveState | None = None) -> Acti
         router = previous.router
     else:
         router = load_router(registry, artifact)
-    doubt = artifact.manifest.metrics.get("general_below", 0.0)
+    confidence_threshold = artifact.manifest.metrics.get("confidence_threshold", 0.0)
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
     planned = assignment_in_use(settings, registry, router.categories)
     heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
@@ -71,7 +72,7 @@ def read_in_use(settings: Settings, previous: ActiveState | None = None) -> Acti
         registry,
         router,
         planned.assignment,
-        float(doubt),
+        float(confidence_threshold),
         artifact.folder,
         overlays,
         index,

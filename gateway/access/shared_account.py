@@ -111,9 +111,9 @@ class SharedAccount:
     async def _fetch(self, use: Use, now: float) -> None:
         """Wait for a step. Raises LimitReached where one has just shown that there is not enough."""
         if self._lack is not None:
-            stock, short, until = self._lack
-            missing = use[stock.unit] - stock.spare
-            if now < until and missing >= short:
+            stock, short, deadline = self._lack
+            missing = use[stock.unit] - stock.stand_in
+            if now < deadline and missing >= short:
                 raise refusal(self._key, stock.meter, use[stock.unit], wait=stock.level.wait(missing, now))
         self._demand = Use(*(waiting + more for waiting, more in zip(self._demand, use, strict=True)))
         try:
@@ -181,7 +181,7 @@ class SharedAccount:
             stock.land(answer[1 + 2 * place], answer[2 + 2 * place], stamp=stamp, now=now)
         if lacking := int(answer[0]):
             stock = stocks[lacking - 1]
-            short = least[stock.unit] - stock.spare
+            short = least[stock.unit] - stock.stand_in
             self._lack = stock, short, now + min(DRY, max(0.001, stock.level.wait(short, now)))
         self.alone = False
         return True

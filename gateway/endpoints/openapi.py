@@ -255,12 +255,12 @@ def _limit_headers(keys: bool) -> Schema:
 
 
 def _parameters(registry: Registry) -> Schema:
-    low, high = registry.policy.thrift_limits
+    low, high = registry.policy.cost_weight_limits
     version = {"type": "string", "maxLength": MAX_VERSION, "pattern": "^[ -~]*$"}
     return {
         "Session": _header("x-session-id", "The conversation this belongs to, so that it stays with its expert.", TEXT),
         "Thrift": _header(
-            "x-coe-thrift",
+            "x-coe-cost-weight",
             "0 for the best answer, 1 for the cheapest.",
             {"type": "number", "minimum": low, "maximum": high},
         ),

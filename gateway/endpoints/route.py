@@ -44,12 +44,12 @@ class Explainer:
         self, composition: Composition, text: str, prediction: Prediction, decision: Decision
     ) -> dict[str, Any]:
         """Of one decision."""
-        standings = {name: expert.standing for name, expert in composition.experts.items()}
+        health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
         return {
-            "familiarity": round(prediction.familiarity, 4),
-            "worth": [round(worth, 4) for worth in decision.worth],
+            "in_distribution": round(prediction.in_distribution, 4),
+            "utility": [round(utility, 4) for utility in decision.utility],
             "price": [round(price, 4) for price in decision.price],
-            "standings": {name: {"up": one.up, "load": one.load} for name, one in standings.items()},
+            "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
             "neighbours": await self._neighbours(composition, text),
         }
 
@@ -58,7 +58,7 @@ class Explainer:
             found = await asyncio.to_thread(partial(composition.router.neighbours, text, limit=NEIGHBOURS))
             known = await asyncio.to_thread(self._texts, composition.registry)
         return [
-            {"category": one.category, "closeness": round(one.closeness, 4), "text": known.get(one.digest)}
+            {"category": one.category, "similarity": round(one.similarity, 4), "text": known.get(one.digest)}
             for one in found
         ]
 
@@ -81,13 +81,13 @@ class _Decisions:
     def __init__(self) -> None:
         self._explainer = Explainer()
 
-    async def answer(self, serving: Serving, chat: Chat, wishes: RequestOptions) -> dict[str, Any]:
+    async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        text, prediction = await composition.classify(chat, wishes.tenant)
-        await composition.affinity.recall(chat, wishes)
-        decision = composition.assign(chat, prediction, wishes)
+        text, prediction = await composition.classify(chat, options.tenant)
+        await composition.affinity.recall(chat, options)
+        decision = composition.assign(chat, prediction, options)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-        explained = await self._explainer.explain(composition, text, prediction, decision) if wishes.explain else {}
+        explained = await self._explainer.explain(composition, text, prediction, decision) if options.explain else {}
         return {
             "expert": decision.expert,
             "category": decision.category,

@@ -35,7 +35,7 @@ class TrafficMetrics:
         proposed = "Kinds of requests that may deserve a category, as the last look found."
         metrics.gauges("coe_proposed_categories", proposed, (), self._proposed, largest=True)
         looked = "When the last look at the traffic was."
-        metrics.gauges("coe_watch_timestamp_seconds", looked, (), self._time, largest=True)
+        metrics.gauges("coe_traffic_report_timestamp_seconds", looked, (), self._time, largest=True)
 
     def _alarms(self) -> Cells:
         names = self._current.serving.registry.expert_names

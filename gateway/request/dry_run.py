@@ -16,7 +16,7 @@ from gateway.dialects import Dialect
 from gateway.errors import headers_of, status_of
 from gateway.request.arrival import admit, begin, parsed
 from gateway.request.cancellation import ClientLeftError
-from gateway.request.options import read_wishes
+from gateway.request.options import read_options
 from gateway.request.relay import respond
 from gateway.serving_state import Serving, ServingState
 
@@ -42,15 +42,15 @@ class DryRun:
         access, limits = serving.access, serving.registry.limits
         try:
             caller = access.identify(scope["headers"], self._permission)
-            wishes = read_wishes(scope, serving.registry.policy, tenant=caller.tenant)
-            if wishes.explain and self._explains:  # what else was learnt, and how the experts stand
+            options = read_options(scope, serving.registry.policy, tenant=caller.tenant)
+            if options.explain and self._explains:  # what else was learnt, and how the experts stand
                 access.identify(scope["headers"], "admin")
-            with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
+            with self._admission.ticket(caller.key) as ticket, begin(self._admission, options) as cutoff:
                 allowance = access.inquiry(caller)
                 async with allowance:
-                    body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
+                    body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, options=options, limits=limits)
                     chat = await parsed(self._dialect, body, self._admission)
-                    answer = await self._answer(serving, chat, wishes)
+                    answer = await self._answer(serving, chat, options)
             await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
         except RequestError as error:
             error.drop_frames()

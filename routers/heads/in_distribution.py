@@ -15,7 +15,7 @@ from routers.calibration import Floats
 from routers.files import Arrays
 
 CENTROIDS = 512
-"""Most centroids of static vectors, shared evenly among the categories; more would slow `peek`."""
+"""Most centroids of static vectors, shared evenly among the categories; more would slow `predict_fast`."""
 UNKNOWN = 0.03
 """Share of requests taken to be of unknown kind. Their number is not in the data; a higher one costs calibration."""
 
@@ -27,13 +27,13 @@ class InDistributionModel:
     weights: tuple[float, ...]
     bias: float
 
-    def of(self, closeness: Sequence[float]) -> float:
+    def of(self, similarity: Sequence[float]) -> float:
         """The probability of one text from its (n_measures,)."""
-        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, closeness)) - self.bias))
+        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, similarity)) - self.bias))
 
-    def __call__(self, closeness: Floats) -> Floats:
+    def __call__(self, similarity: Floats) -> Floats:
         """Probabilities (n_texts,) from closeness (n_texts, n_measures)."""
-        logit = closeness @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
+        logit = similarity @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
         result: Floats = 1 / (1 + np.exp(-logit))
         return result
 

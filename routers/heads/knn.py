@@ -66,8 +66,8 @@ class KnnHead:
         cells = self.labels[nearest] + self.classes * np.arange(len(queries))[:, None]
         votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * self.classes)
         shares = votes.reshape(len(queries), self.classes) / weights.sum(axis=1, keepdims=True)
-        closeness = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
-        return np.log(shares + PRIOR).astype(np.float32), closeness
+        similarity = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
+        return np.log(shares + PRIOR).astype(np.float32), similarity
 
     def nearest(self, vector: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
         """Label, cosine and digest of the exemplars nearest to one that is placed (n_axes,), the nearest first."""

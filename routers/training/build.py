@@ -85,9 +85,9 @@ def train(
     with stages.stage("export"):
         export_once(source, network=out / NETWORK, tokenizer=out / TOKENIZER, memory=memory)
     opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
-    readings, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
+    embeddings, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
     with stages.stage("distil") as report:
-        data = represent(lessons, readings, out=out, opened=opened, report=report)
+        data = represent(lessons, embeddings, out=out, opened=opened, report=report)
     with stages.stage("held-out") as report, small_fits():
         strengths = choose_strengths(data, seed=seed, work=work)
         held_out = cross_fit(data, strengths, seed=seed, work=work, report=report)
@@ -111,7 +111,7 @@ def train(
         "examples": len(lessons.texts),
         "dropped": lessons.dropped,
         "quantisation": quantisation,
-        "encoder": {"dimensions": data.dimensions, "width": data.readings.shape[1]},
+        "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
         "strengths": asdict(strengths),
         **measure(held_out, data.labels, lessons.categories, pooling, familiarities),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
@@ -126,12 +126,12 @@ def embed(
     full, small = out / NETWORK, out / "encoder.int8.onnx"
     with stages.stage("embed") as report:
         quantise(full, out=small)
-        readings = opened(small).read(lessons.texts, report)
+        embeddings = opened(small).read(lessons.texts, report)
     with stages.stage("compare") as report:
-        found = _compare(lessons, readings, opened(full), seed=seed, report=report)
+        found = _compare(lessons, embeddings, opened(full), seed=seed, report=report)
     if found["fp32"] - found["int8"] <= QUANTISATION_LOSS:
         small.replace(full)
-        return readings, {"kept": "int8", **found}
+        return embeddings, {"kept": "int8", **found}
     small.unlink()
     with stages.stage("embed in fp32") as report:
         return opened(full).read(lessons.texts, report), {"kept": "fp32", **found}
@@ -139,22 +139,22 @@ def embed(
 
 def _compare(
     lessons: TrainingSet,
-    readings: Floats,
+    embeddings: Floats,
     precise: OnnxEncoder | CachedEncoder,
     *,
     seed: int,
     report: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Held-out accuracy with the `precise` network and with the one that gave `readings`, on a sample."""
+    """Held-out accuracy with the `precise` network and with the one that gave `embeddings`, on a sample."""
     sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
     exact, labels = precise.read([lessons.texts[i] for i in sample], report), lessons.labels[sample]
     with small_fits():
-        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, readings[sample]))
+        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, embeddings[sample]))
     return {"compared": len(sample), "fp32": fp32, "int8": int8}
 
 
-def _held_out_accuracy(readings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
-    return float(np.mean([held_out_right(readings, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
+def _held_out_accuracy(embeddings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
+    return float(np.mean([held_out_right(embeddings, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
 
 
 def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
@@ -165,7 +165,7 @@ def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
 
 
 def represent(
-    lessons: TrainingSet, readings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
+    lessons: TrainingSet, embeddings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
 ) -> Data:
     """Word pieces, static token vectors distilled from the encoder, and the lexical matrix."""
     pieces = TokenFeatures(load_tokenizer(out / TOKENIZER))
@@ -186,6 +186,6 @@ def represent(
         lexical=lexical_matrix(texts, ids, features),
         tokens=tokens,
         static=tokens.vectors(ids),
-        readings=readings,
+        embeddings=embeddings,
         dimensions=encoder.dimensions,
     )

@@ -69,8 +69,8 @@ class CachedEncoder:
             return {}
         try:
             with np.load(self._file, allow_pickle=False) as archive:
-                keys, readings = archive["keys"], archive["readings"]
-            return {row.tobytes(): reading for row, reading in zip(keys, readings, strict=True)}
+                keys, embeddings = archive["keys"], archive["embeddings"]
+            return {row.tobytes(): reading for row, reading in zip(keys, embeddings, strict=True)}
         except Exception as error:  # zipfile, zlib, KeyError and ValueError all mean the same here
             raise ArtifactError(f"{self._file}: damaged ({error}); delete it") from error
 
@@ -79,7 +79,7 @@ class CachedEncoder:
         keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
         with tempfile.TemporaryDirectory(dir=self._file.parent) as draft:
             written = Path(draft) / "readings.npz"
-            np.savez(written, allow_pickle=False, keys=keys, readings=np.stack(list(known.values())))
+            np.savez(written, allow_pickle=False, keys=keys, embeddings=np.stack(list(known.values())))
             written.replace(self._file)
 
 

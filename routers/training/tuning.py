@@ -32,7 +32,7 @@ SEPARATION_LOSS = 0.002
 """The cheap stage keeps as much as it can within these losses of accuracy and of the AUROC of confidence, and at least
 1 - MOST_ESCALATED."""
 MOST_DOUBTED = 0.05
-"""Share of known texts that the suggested `general_below` may turn away."""
+"""Share of known texts that the suggested `confidence_threshold` may turn away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def tune(held_out: HeldOut, labels: Labels) -> tuple[EnsembleWeights, InDistribu
     known, unknown = held_out.known, held_out.unknown
     familiarities = InDistributionModels(
         cheap=fit_familiarity(known.near, unknown.near),
-        full=fit_familiarity(known.closeness[:, None], unknown.closeness[:, None]),
+        full=fit_familiarity(known.similarity[:, None], unknown.similarity[:, None]),
     )
     pooling = EnsembleWeights(
         cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0
@@ -80,7 +80,7 @@ def _cheap(views: Views, pooling: EnsembleWeights, familiarities: InDistribution
 
 def _full(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_full(views.heads)
-    return posterior, posterior.max(axis=1) * familiarities.full(views.closeness[:, None])
+    return posterior, posterior.max(axis=1) * familiarities.full(views.similarity[:, None])
 
 
 def _threshold(
@@ -109,12 +109,12 @@ def measure(
 ) -> dict[str, Any]:
     """Held-out accuracy, calibration and escalation of the cascade and its parts, and what doubt is worth.
 
-    `general_below` is the suggested confidence below which the general expert should answer; `doubted` and
+    `confidence_threshold` is the suggested confidence below which the general expert should answer; `doubted` and
     `doubted_unknown` are the shares of known texts and of stand-ins for unknown ones that it turns away.
     """
     known, unknown = (serve(views, pooling, familiarities) for views in (held_out.known, held_out.unknown))
     right = known.right(labels)
-    general_below = choose_doubt(
+    confidence_threshold = choose_doubt(
         np.concatenate((known.confidence, unknown.confidence)),
         np.concatenate((right, np.zeros_like(right))),
         np.repeat([True, False], len(labels)),
@@ -134,9 +134,9 @@ def measure(
         "unknown_auroc": auroc(
             np.concatenate((known.confidence, unknown.confidence)), np.repeat([True, False], len(labels))
         ),
-        "general_below": general_below,
-        "doubted": float((known.confidence < general_below).mean()),
-        "doubted_unknown": float((unknown.confidence < general_below).mean()),
+        "confidence_threshold": confidence_threshold,
+        "doubted": float((known.confidence < confidence_threshold).mean()),
+        "doubted_unknown": float((unknown.confidence < confidence_threshold).mean()),
     }
 
 

@@ -53,7 +53,7 @@ def registry(upstream: str) -> Registry:
     return registry_of(
         experts=[{"name": name, **declared, **able} for name, declared in (kinds | twins).items()],
         assignment={"general": "native"},
-        policy={"attempts": 1},
+        policy={"max_attempts": 1},
         access={"keys": [{"name": "tests", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
     )
 

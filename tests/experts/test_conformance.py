@@ -52,7 +52,7 @@ async def serving(request: pytest.FixtureRequest, server: FaultyServer) -> Async
 async def test_it_has_its_declared_name_and_stands_ready(serving: Serving) -> None:
     expert = serving("good")
     assert expert.name == "clever"
-    assert (expert.standing.up, expert.standing.load) == (True, 0)
+    assert (expert.health.up, expert.health.load) == (True, 0)
     await expert.aclose()
 
 

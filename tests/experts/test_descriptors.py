@@ -68,10 +68,12 @@ async def test_a_shortage_is_not_tried_elsewhere_and_tells_nothing_of_the_server
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
         for _ in range(12):
-            asks = Attempts()
+            attempts = Attempts()
             with pytest.raises(OutOfDescriptors) as caught:
-                await first_answer(call, list(experts.values()), attempts=3, until=float("inf"), asks=asks, hedge=hedge)
-            assert asks.begun == 0
+                await first_answer(
+                    call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts, hedge=hedge
+                )
+            assert attempts.begun == 0
     assert len(full) == 12
     assert all(replica.breaker.calm for expert in experts.values() for replica in expert.replicas)
     assert (status_of(caught.value), caught.value.code) == (503, "overloaded")

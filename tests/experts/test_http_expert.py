@@ -143,7 +143,7 @@ async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> N
     error = b'data: {"error":{"message":"cuda died"}}\n\n'
     response: Any = Pieces(CHUNK % b"m", CHUNK % b"n" + error + DONE)
     echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0)
+    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0)
     await reply.begin()
     pieces = reply.pieces()
     assert [await anext(pieces), await anext(pieces)] == [CHUNK % b"clever", CHUNK % b"n"]

@@ -46,7 +46,7 @@ class Pieces:
 def streamed(*pieces: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
     answer: Any = Pieces(*pieces, **response)
     echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, piece_timeout=5.0, choices=choices)
+    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, stream_idle_timeout=5.0, choices=choices)
 
 
 def plain(*pieces: bytes, api: Api = "chat") -> Plain:

@@ -184,7 +184,7 @@ async def test_counts_in_pieces_of_a_byte_are_hidden_too() -> None:
     stream = WORD + LAST + COUNTS + DONE
     answer: Any = Pieces(*(stream[at : at + 1] for at in range(len(stream))))
     echo, faults = ModelNameRewriter(theirs="m", ours="e"), ErrorMapping("e", key="")
-    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0, hide_usage=True)
+    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0, hide_usage=True)
     await reply.begin()
     assert await whole(reply) == WORD + LAST + DONE
     assert orjson.loads(COUNTS[6:])["usage"]["completion_tokens"] == reply.usage.output_tokens

@@ -61,10 +61,10 @@ async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, se
     server.metrics = PAGE
     watch = HealthChecks(session)
     await watch.look([expert])
-    assert (replica.waiting, expert.standing.load) == (5, 1)
+    assert (replica.waiting, expert.health.load) == (5, 1)
     server.metrics = PAGE.replace(" 3.0", " 0.0").replace(" 2.0", " 0.0")
     await watch.look([expert])
-    assert (replica.waiting, expert.standing.load) == (0, 0)
+    assert (replica.waiting, expert.health.load) == (0, 0)
     assert server.pages == {"/metrics": 2}
 
 
@@ -123,7 +123,7 @@ async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session:
         assert replica.waiting is None
         trip(replica)
         await HealthChecks(session).look([expert])
-        assert not expert.standing.up
+        assert not expert.health.up
 
 
 async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(

@@ -150,25 +150,25 @@ async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(m
 
 async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
-    async with gateway_of(registry_of(policy={"look_timeout": 0.01})) as gateway:
+    async with gateway_of(registry_of(router={"encoder_timeout": 0.01})) as gateway:
         response = await gateway.chat("ponder art")
         assert gate.reached.is_set()
         gate.open.set()
     assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "hurried"
+    assert gateway.records[0].stage == "load_shed"
 
 
 async def test_where_no_time_is_declared_for_a_look_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
-    async with gateway_of(registry_of(policy={"look_timeout": 0})) as gateway:
+    async with gateway_of(registry_of(router={"encoder_timeout": 0})) as gateway:
         response = await gateway.chat("ponder art")
     assert not gate.reached.is_set()
     assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "hurried"
+    assert gateway.records[0].stage == "load_shed"
 
 
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:
-    async with serving(tmp_path, policy={"attempts": 1, "piece_timeout": 1}) as served:
+    async with serving(tmp_path, policy={"max_attempts": 1, "stream_idle_timeout": 1}) as served:
         before = served.workers[0].memory_info().rss
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(served.raw("floods", stream=True))
@@ -180,7 +180,7 @@ async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp
 
 
 async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_its_place(tmp_path: Path) -> None:
-    async with serving(tmp_path, policy={"attempts": 1, "timeout": 1}) as served:
+    async with serving(tmp_path, policy={"max_attempts": 1, "timeout": 1}) as served:
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(served.raw("good")[:-1])
             answer = await asyncio.to_thread(client.recv, 1000)

@@ -72,7 +72,7 @@ def declared(upstream: str, redis: str) -> dict[str, Any]:
     return {
         "experts": [{"name": name, "model": "good", "runtime": "external", "base_url": upstream} for name in names],
         "assignment": dict(zip(("code", "art", "general"), names, strict=True)),
-        "policy": {"general_below": 0.5},
+        "policy": {"confidence_threshold": 0.5},
         "access": {"keys": [key.model_dump(mode="json") for key in keys], "counters": redis},
         "log": {"url": redis},
         "artifacts": redis,

@@ -57,8 +57,8 @@ def told(
     category = random.integers(0, len(CATEGORIES), count)
     posterior = np.full((count, len(CATEGORIES)), 0.05)
     posterior[np.arange(count), category] = 0.9
-    worth = posterior @ (np.zeros_like(TRUTH) if quality is None else quality)
-    chances = propensities(worth, rate=rate, loss=loss)
+    utility = posterior @ (np.zeros_like(TRUTH) if quality is None else quality)
+    chances = propensities(utility, rate=rate, loss=loss)
     chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), len(EXPERTS) - 1)
     return experience(
         count,

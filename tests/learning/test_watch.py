@@ -75,11 +75,11 @@ async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(
         assert value(found, "coe_drift", kind="category mix") == 0
         assert b"embeddings" not in found
         assert value(found, "coe_proposed_categories") == 1
-        assert value(found, "coe_watch_timestamp_seconds") == 7
+        assert value(found, "coe_traffic_report_timestamp_seconds") == 7
         replace_file(tmp_path / FILE, TrafficReport(8.0).to_json())
-        assert value(shown(), "coe_watch_timestamp_seconds") == 8
+        assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
         replace_file(tmp_path / FILE, b'{"time": ')
-        assert names(shown()).isdisjoint({"coe_watch_timestamp_seconds", "coe_drift"})
+        assert names(shown()).isdisjoint({"coe_traffic_report_timestamp_seconds", "coe_drift"})
         assert b"starvation" not in shown()
 
 
@@ -110,7 +110,9 @@ def logged(settings: Settings, records: list[RoutingRecord]) -> None:
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Of a declaration with the words router in use."""
     monkeypatch.setattr("coe.runtime.active_state.read_in_use", words_server.read)
-    declared = registry_of(log={"url": URL}, policy={"general_below": 0.5}).model_dump(mode="json", exclude_none=True)
+    declared = registry_of(log={"url": URL}, policy={"confidence_threshold": 0.5}).model_dump(
+        mode="json", exclude_none=True
+    )
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(declared))
     return Settings.read({}, config=tmp_path / "experts.yaml")
 

@@ -30,10 +30,10 @@ class FirstWord:
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.categories = tuple(sorted({category for _, category in pairs}))
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
@@ -234,7 +234,7 @@ def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> No
         ],
         "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
         "doubted": 0.05,
-        "general_below": 0.4,
+        "confidence_threshold": 0.4,
     }
     drawn = []
     for name in ("one", "other"):

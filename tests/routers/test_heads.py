@@ -149,10 +149,10 @@ def test_a_category_without_texts_is_never_predicted_and_moves_no_other() -> Non
 def test_near_neighbours_outvote_many_far_ones() -> None:
     vectors = np.array([[1, 0]] * 2 + [[0, 1]] * 8, dtype=np.float32)
     head = KnnHead(np.eye(2, dtype=np.float32), vectors, np.array([0] * 2 + [1] * 8), 3)
-    votes, closeness = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
+    votes, similarity = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
     assert votes[0].argmax() == 0
     assert np.isfinite(votes).all()
-    assert closeness[0] > closeness[1]
+    assert similarity[0] > similarity[1]
 
 
 def test_a_category_that_is_left_out_gets_no_votes() -> None:
@@ -169,17 +169,17 @@ def test_neighbours_are_the_same_along_fewer_axes_where_the_others_say_nothing()
     head = fit_knn(vectors, np.arange(40), classes=40)
     assert head.axes.shape == (300, 3)
     np.testing.assert_allclose(np.linalg.norm(head.vectors, axis=1), 1, atol=1e-5)
-    votes, closeness = head.look(head.place(vectors))
+    votes, similarity = head.look(head.place(vectors))
     assert votes.argmax(axis=1).tolist() == list(range(40))
-    assert closeness.max() <= 1.0001
+    assert similarity.max() <= 1.0001
 
 
 def test_a_text_that_lies_outside_of_the_axes_is_far_from_all_exemplars() -> None:
     """However near to one the little of it is that lies along them."""
     corners = np.eye(8, dtype=np.float32)
     head = fit_knn(corners[:4], np.arange(4), classes=4)
-    _, closeness = head.look(head.place(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
-    assert closeness.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
+    _, similarity = head.look(head.place(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
+    assert similarity.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
 
 
 @pytest.mark.parametrize("apart", [0, 1e-6, 1e-4, 1e-3])

@@ -27,7 +27,7 @@ def test_a_text_is_glanced_at_once_and_no_more_of_it_kept_than_is_read(
     monkeypatch.setattr(FastHeads, "_see", counted)
     router: Any = routers.load(built[0])
     for text in ("bake", "orbit " * 1000, "bake"):
-        router.peek(text, hurried=True)
+        router.predict_fast(text, force=True)
         if len(text) > 1000:
             assert len(router.glance._last[0]) < 600
         router.predict([text])

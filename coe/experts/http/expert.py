@@ -35,7 +35,7 @@ class HttpExpert:
     """Speaks to one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model
     name and key."""
 
-    standing = Health()
+    health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
@@ -60,7 +60,7 @@ class HttpExpert:
         headers = {**_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
         try:
-            async with asyncio.timeout(call.first_piece_timeout) as limit:
+            async with asyncio.timeout(call.first_token_timeout) as limit:
                 response = await self._accepted(call, headers)
                 reply = self._reply(call, response)
                 await reply.begin()
@@ -70,7 +70,7 @@ class HttpExpert:
                 response.release()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self._faults.late(
-                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
+                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             if isinstance(error, NoDescriptor):
                 raise self._faults.no_descriptor() from error
@@ -136,7 +136,7 @@ class HttpExpert:
             wire=wire,
             faults=faults,
             echo=echo,
-            piece_timeout=call.piece_timeout,
+            stream_idle_timeout=call.stream_idle_timeout,
             choices=_choices(call),
             hide_usage=call.api in STREAM_OPTIONS and not _shows_usage(call),
         )

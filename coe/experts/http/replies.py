@@ -96,7 +96,7 @@ class Streamed:
         wire: ApiFormat,
         faults: ErrorMapping,
         echo: ModelNameRewriter,
-        piece_timeout: float,
+        stream_idle_timeout: float,
         choices: int = 1,
         hide_usage: bool = False,
     ) -> None:
@@ -104,7 +104,7 @@ class Streamed:
         self._wire = wire
         self._faults = faults
         self._echo = echo
-        self._piece_timeout = piece_timeout
+        self._piece_timeout = stream_idle_timeout
         self._buffer = sse.EventBuffer()
         self._first = b""
         self._folded = False

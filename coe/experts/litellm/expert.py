@@ -77,7 +77,7 @@ class LitellmExpert:
     Raises ConfigError (a declared provider) or InvalidRequest (a translation) where litellm is not installed.
     """
 
-    standing = Health()
+    health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint | None = None) -> None:
         provider = spec.runtime == "litellm"
@@ -103,19 +103,19 @@ class LitellmExpert:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for what cannot be
         translated."""
         given = {**arguments(call, self.spec), **self._settings}
-        given["timeout"] = call.first_piece_timeout + call.piece_timeout  # ours end before
+        given["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # ours end before
         if headers := passed(call, self.spec):
             given["extra_headers"] = headers
         reply = _Streamed(self, call) if call.stream else _Plain(self, call)
         await self._import()
         try:
-            async with asyncio.timeout(call.first_piece_timeout) as limit:
+            async with asyncio.timeout(call.first_token_timeout) as limit:
                 await _aside().run(reply.begin(given))
         except BaseException as error:
             reply.let_go()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self.faults.late(
-                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
+                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             raise
         return reply
@@ -242,12 +242,12 @@ class _Streamed:
         yield self._first
         try:
             while not self._ended:
-                async with asyncio.timeout(self._call.piece_timeout):
+                async with asyncio.timeout(self._call.stream_idle_timeout):
                     piece = await _aside().run(self._next())
                 if piece:
                     yield piece
         except TimeoutError:
-            raise self._expert.faults.late(f"fell silent for {self._call.piece_timeout:g} s") from None
+            raise self._expert.faults.late(f"fell silent for {self._call.stream_idle_timeout:g} s") from None
         self._source = None
         if not self._whole:
             raise self._expert.faults.broken("ended the stream before the answer was complete")

@@ -48,7 +48,7 @@ class ResidencyClient:
         self.waited: Callable[[str, float], None] = lambda _expert, _seconds: None
         """Called with every wait that ended well, in seconds."""
 
-    async def hold(self, expert: str, *, category: str, until: float, spare: str) -> Callable[[], None]:
+    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Wait until the expert is awake and stays so, at most until a time of the event loop's clock. Raises
         ExpertAsleep."""
         loop = asyncio.get_running_loop()
@@ -57,8 +57,8 @@ class ResidencyClient:
         self._number += 1
         number = self._number
         answer = self._asked[number] = loop.create_future()
-        within = min(max(until - loop.time(), 0.0), LONGEST_HOLD)
-        message = {"hold": number, "expert": expert, "category": category, "within": within, "spare": spare}
+        within = min(max(deadline - loop.time(), 0.0), LONGEST_HOLD)
+        message = {"hold": number, "expert": expert, "category": category, "within": within, "stand_in": stand_in}
         try:
             writer.write(line(message))
             async with asyncio.timeout(within + PATIENCE):

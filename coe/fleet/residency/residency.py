@@ -149,21 +149,21 @@ class Residency:
         *,
         category: str,
         within: float,
-        spare: str,
+        stand_in: str,
         granted: Callable[[], None],
         refused: Callable[[str, float], None],
     ) -> Ticket | None:
         """Ask for an expert: `granted` is called once it is awake, or `refused` with a reason and the seconds after
-        which to try again, within `within` seconds; either may happen before this returns. With a `spare` that is awake
-        the request is refused at once, and the expert is woken for the next one. `end` the ticket when it is over, in
-        every case; there is none where the request was refused at once."""
+        which to try again, within `within` seconds; either may happen before this returns. With a `stand_in` that is
+        awake the request is refused at once, and the expert is woken for the next one. `end` the ticket when it is
+        over, in every case; there is none where the request was refused at once."""
         key = self._rooms.get(expert)
         if key is None:
             refused(f"expert {expert!r} is not among those that were started", 60.0)
             return None
         level, now = self._levels[key], self._loop.time()
         tier = level.ledger.tier(key)
-        if tier != "awake" and (within <= 0 or self._is_awake(spare)):
+        if tier != "awake" and (within <= 0 or self._is_awake(stand_in)):
             if within > 0:
                 level.ledger.wished(key, now, category=category)
                 self._look(level)

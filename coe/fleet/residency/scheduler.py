@@ -26,7 +26,7 @@ class _Line:
     loads: dict[Tier, float]
     tier: Tier = "stopped"
     waiting: dict[Ticket, float] = field(default_factory=dict)
-    wishes: int = 0
+    options: int = 0
     at_work: set[Ticket] = field(default_factory=set)
     last_used: float = 0.0
     rests_until: float = 0.0
@@ -74,7 +74,7 @@ class Scheduler:
     def wished(self, key: str, now: float, *, category: str = "") -> None:
         """A request for a resident that is not awake came and a sibling answers it."""
         line = self._lines[key]
-        line.wishes += 1
+        line.options += 1
         line.last_used = now
         self._forecast.note(key, category, now)
 
@@ -93,7 +93,7 @@ class Scheduler:
         if line.woken is not None:
             tier, began = line.woken
             line.loads[tier] += REMEMBERED * (now - began - line.loads[tier])
-        line.tier, line.woken, line.wishes, line.rests_until = "awake", None, 0, 0.0
+        line.tier, line.woken, line.options, line.rests_until = "awake", None, 0, 0.0
 
     def left(self, key: str, tier: Tier) -> None:
         """A resident is `asleep` or `stopped` now."""
@@ -108,7 +108,7 @@ class Scheduler:
         """A resident is down, and must not be woken before a time. Gives back who waited for it where they are to be
         refused; else they wait on."""
         line = self._lines[key]
-        line.tier, line.woken, line.wishes, line.rests_until = "stopped", None, 0, rests_until
+        line.tier, line.woken, line.options, line.rests_until = "stopped", None, 0, rests_until
         refused = list(line.waiting) if refuse else []
         for ticket in refused:
             del self._owner[ticket], line.waiting[ticket]
@@ -180,7 +180,7 @@ class Scheduler:
             line.resident,
             line.tier,
             waiting=tuple(line.waiting.values()),
-            wished=line.wishes,
+            wished=line.options,
             in_flight=len(line.at_work),
             rate=rate,
             last_used=line.last_used,

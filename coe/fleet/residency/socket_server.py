@@ -78,7 +78,7 @@ class _ClientConnection:
             str(message["expert"]),
             category=str(message["category"]),
             within=float(message["within"]),
-            spare=str(message["spare"]),
+            stand_in=str(message["stand_in"]),
             granted=partial(self.say, {"granted": number}),
             refused=partial(self._refused, number),
         )

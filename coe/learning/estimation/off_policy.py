@@ -215,7 +215,7 @@ Array_policies = NDArray[np.float64]
 Fit = Callable[[Experience], Assignment]
 
 
-def worth(experience: Experience, assignment: Assignment) -> Array_policies:
+def utility(experience: Experience, assignment: Assignment) -> Array_policies:
     """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
 
     The same as `mapping.expected` gives one by one. The assignment has the experience's categories and experts.
@@ -228,14 +228,14 @@ def worth(experience: Experience, assignment: Assignment) -> Array_policies:
 
 def greedy(experience: Experience, assignment: Assignment) -> Array_policies:
     """The policy that always takes the expert of highest worth, shape (n, k); those that tie share the request."""
-    values = worth(experience, assignment)
+    values = utility(experience, assignment)
     best = values == values.max(axis=1, keepdims=True)
     return np.asarray(best / best.sum(axis=1, keepdims=True))
 
 
 def explored(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array_policies:
     """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
-    values = worth(experience, assignment)
+    values = utility(experience, assignment)
     if assignment.unmeasured is not None:
         untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
         values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)

@@ -55,12 +55,12 @@ class Trials:
     @classmethod
     def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> Trials:
         """With what serving has of the texts: the router's answers, before and after the encoder has read them."""
-        readings = encoder.read(texts)
+        embeddings = encoder.read(texts)
         posterior, full = (
-            np.stack([found.probabilities for found in router.predict(texts, readings=known)]).astype(np.float64)
-            for known in (None, readings)
+            np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
+            for known in (None, embeddings)
         )
-        vectors = readings[:, : encoder.dimensions].astype(np.float64)
+        vectors = embeddings[:, : encoder.dimensions].astype(np.float64)
         return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=vectors, **rest)
 
     def __len__(self) -> int:

@@ -70,7 +70,7 @@ function stretches(record) {
 const STAGES = {
   cheap: "its quick heads were sure",
   full: "its sentence encoder was asked",
-  hurried: "its quick heads, unsure, as there was no time for more",
+  load_shed: "its quick heads, unsure, as there was no time for more",
   settled: "its quick heads, unsure, but every answer led to the same expert",
 };
 
@@ -78,7 +78,7 @@ function classified(record) {
   if (!record.category) return nothing;
   return html`<dl class="pairs">
     <dt>Familiar</dt>
-    <dd>${percent(record.familiarity)} probable that it is of a kind the router knows</dd>
+    <dd>${percent(record.in_distribution)} probable that it is of a kind the router knows</dd>
     <dt>By</dt>
     <dd>${STAGES[record.stage] ?? record.stage}</dd>
     ${record.overlay ? html`<dt>Overlay</dt><dd>the tenant's own, <span class="code">${record.overlay}</span></dd>` : nothing}
@@ -96,7 +96,7 @@ function request(record) {
     <dt>Key</dt><dd>${record.key ?? "–"}</dd>
     <dt>Needs</dt><dd>${record.needs == null ? "not written down" : record.needs.join(", ") || "nothing special"}</dd>
     <dt>Attempts</dt><dd>${record.attempts}</dd>
-    <dt>Thrift</dt><dd>${number(record.thrift)}</dd>
+    <dt>Thrift</dt><dd>${number(record.cost_weight)}</dd>
     ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, at a loss of ${number(record.exploration[1])}; this choice had a chance of ${percent(record.propensity)}</dd>` : nothing}
   </dl>`;
 }
