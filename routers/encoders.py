@@ -39,7 +39,7 @@ class OnnxEncoder:
 
     Each text is embedded alone, `threads` of them at a time. A quantised network scales all that it is given at once,
     so a vector computed among other texts is not the one that serving sees (cosine .993), and a router that is trained
-    on such loses .003 of accuracy (docs/log.md). Nor is a batch faster on a CPU.
+    on such loses .003 of accuracy (docs/experiments/quantisation.md). Nor is a batch faster on a CPU.
     """
 
     def __init__(

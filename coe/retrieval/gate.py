@@ -246,7 +246,7 @@ class Gate:
 
 def tempered(posterior: NDArray[np.floating]) -> Array:
     """The posterior (..., m) at half its logits: on questions unlike its training a router is surer than it is right,
-    and what it thinks of next says more of the question (docs/log.md)."""
+    and what it thinks of next says more of the question (docs/experiments/retrieval-gate.md)."""
     soft = np.sqrt(posterior, dtype=np.float64)
     return np.asarray(soft / soft.sum(axis=-1, keepdims=True))
 

@@ -25,7 +25,8 @@ from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 LIMIT = 1_000_000
 """Requests that are kept, the newest. A million with 14 categories and 9 experts take 100 MB, twice that while they are
-put in order, and a round of learning on them some 260 MB more (docs/log.md)."""
+put in order, and a round of learning on them some 260 MB more
+(docs/experiments/retrain-memory.md)."""
 UNTENANTED = ""
 """The tenant of requests that came without a key."""
 BY_QUALITY = frozenset(("routed", "explored"))

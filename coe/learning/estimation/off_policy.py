@@ -175,7 +175,8 @@ def _interval(method: str, value: float, variance: float, weighed: _Weighed) -> 
     A few heavy weights decide the variance, and a log that happens to hold none of them looks certain. So the variance
     is at least that of 0-or-1 rewards (above), one request of the heaviest weight that the log could hold is added, as
     far as the policy does anything the log does not, and the degrees of freedom are those of the weights' kurtosis:
-    2 n / (kurtosis - 1), the precision of a variance. Coverage against plain normal intervals: docs/log.md.
+    2 n / (kurtosis - 1), the precision of a variance. Coverage against plain normal intervals:
+    docs/experiments/off-policy-learning.md.
     """
     from scipy.stats import t
 
