@@ -57,11 +57,11 @@ def test_the_licence_is_the_declared_one_in_full() -> None:
     assert "APPENDIX: How to apply the Apache License to your work." in text
 
 
-def test_the_changelog_keeps_its_sections_in_order() -> None:
-    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
-    assert [line for line in lines if line.startswith("### ")] == [
-        "### Added",
-        "### Changed",
-        "### Fixed",
-        "### Security",
-    ]
+def test_every_release_in_the_changelog_keeps_the_order_of_sections() -> None:
+    order = ["Added", "Changed", "Fixed", "Security"]
+    releases = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    assert releases
+    for release in releases:
+        sections = [line.removeprefix("### ") for line in release.splitlines() if line.startswith("### ")]
+        assert sections
+        assert sections == [name for name in order if name in sections]
