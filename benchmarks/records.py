@@ -55,7 +55,7 @@ def _record(probabilities: dict[str, float]) -> RoutingRecord:
         attempts=1,
         stream=True,
         routing_ms=0.1234,
-        first_piece_ms=81.25,
+        first_token_ms=81.25,
         total_ms=912.5,
         input_tokens=123,
         output_tokens=456,

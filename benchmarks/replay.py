@@ -137,7 +137,7 @@ class Traffic:
             attempts=1,
             stream=False,
             routing_ms=0.0,
-            first_piece_ms=None,
+            first_token_ms=None,
             total_ms=0.0,
             tenant=tenant,
         )

@@ -114,7 +114,7 @@ def batch(
             attempts=1,
             stream=True,
             routing_ms=0.2,
-            first_piece_ms=80.0,
+            first_token_ms=80.0,
             total_ms=900.0,
             input_tokens=123,
             output_tokens=456,

@@ -224,7 +224,7 @@ class Usage:
 
 
 class Reply(Protocol):
-    """An expert's accepted answer: its first piece has arrived. Iterate `pieces` to the end or `aclose()` it.
+    """An expert's accepted answer: its first piece has arrived. Iterate `chunks` to the end or `aclose()` it.
 
     Iteration raises an ExpertError when the expert breaks off. Pieces are whole: a stream yields complete server-sent
     events, a plain answer yields its JSON once.
@@ -233,7 +233,7 @@ class Reply(Protocol):
     media_type: str
     usage: Usage
 
-    def pieces(self) -> AsyncGenerator[bytes, None]: ...
+    def chunks(self) -> AsyncGenerator[bytes, None]: ...
 
     async def aclose(self) -> None: ...
 

@@ -89,21 +89,21 @@ class WordRouter:
 class ScriptedReply:
     """A reply that yields its pieces, waits where a piece is an event, and raises where it is an error."""
 
-    def __init__(self, pieces: Sequence[Any], *, stream: bool) -> None:
+    def __init__(self, chunks: Sequence[Any], *, stream: bool) -> None:
         self.media_type = "text/event-stream" if stream else "application/json"
         self.usage = Usage()
         self.usage.input_tokens, self.usage.output_tokens = 3, 5
         self.closed = False
-        self._pieces = pieces
+        self._chunks = chunks
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        for piece in self._pieces:
-            if isinstance(piece, BaseException):
-                raise piece
-            if isinstance(piece, asyncio.Event):
-                await piece.wait()
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for chunk in self._chunks:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if isinstance(chunk, asyncio.Event):
+                await chunk.wait()
             else:
-                yield piece
+                yield chunk
 
     async def aclose(self) -> None:
         self.closed = True
@@ -141,11 +141,11 @@ class ScriptedExpert:
 class Response:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    pieces: list[bytes] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
 
     @property
     def body(self) -> bytes:
-        return b"".join(self.pieces)
+        return b"".join(self.chunks)
 
     @property
     def json(self) -> Any:
@@ -170,7 +170,7 @@ class Gateway:
         self.app, self.experts, self.log, self.current = app, experts, log, current
         self.records = log.records
         self.leave = asyncio.Event()
-        self.first_piece = asyncio.Event()
+        self.first_chunk = asyncio.Event()
 
     async def chat(self, text: str = "hello general", **fields: Any) -> Response:
         body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -221,8 +221,8 @@ class Gateway:
                 response.status = message["status"]
                 response.headers = {key.decode(): value.decode() for key, value in message["headers"]}
             elif message["body"]:
-                response.pieces.append(message["body"])
-                self.first_piece.set()
+                response.chunks.append(message["body"])
+                self.first_chunk.set()
 
         await self.app(scope, receive, send)
         return response

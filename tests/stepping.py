@@ -22,8 +22,8 @@ class HeldReply:
         self._open = open_replies
         open_replies.append(self)
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        yield b"piece"
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield b"chunk"
 
     async def aclose(self) -> None:
         self._open.remove(self)

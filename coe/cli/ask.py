@@ -185,8 +185,8 @@ async def _print_stream(lines: Any) -> str:
         if "error" in event:
             raise ExpertUnavailable(event["error"]["message"], expert="")
         for choice in event.get("choices", ()):
-            piece = choice.get("delta", {}).get("content") or ""
-            said.append(piece)
-            write(piece)
+            chunk = choice.get("delta", {}).get("content") or ""
+            said.append(chunk)
+            write(chunk)
     say("")
     return "".join(said)

@@ -120,7 +120,7 @@ class HealthChecks:
                 response = await self._session.ask(Target(url, NO_HEADERS, method="GET"))
                 try:
                     chunks, size = [], 0
-                    while size <= LONGEST_PAGE and (chunk := await response.piece()):
+                    while size <= LONGEST_PAGE and (chunk := await response.chunk()):
                         chunks.append(chunk)
                         size += len(chunk)
                     return response.status, b"".join(chunks)

@@ -170,17 +170,17 @@ class _Held:
         self._caller = caller
         self._over = False
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        pieces = self._reply.pieces()
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        chunks = self._reply.chunks()
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
             self._end(whole=True)
         except ExpertError as error:
             self._end(error)
             raise
         finally:
-            await pieces.aclose()
+            await chunks.aclose()
 
     async def aclose(self) -> None:
         self._end()

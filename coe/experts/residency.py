@@ -52,14 +52,14 @@ class _Held:
         self._reply = reply
         self._over: Callable[[], None] | None = over
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        pieces = self._reply.pieces()
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        chunks = self._reply.chunks()
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
         finally:
             self._end()
-            await pieces.aclose()
+            await chunks.aclose()
 
     async def aclose(self) -> None:
         self._end()

@@ -57,7 +57,7 @@ class RoutingRecord:
     attempts: Annotated[int, About("Number of calls to experts that were started.", api="list")]
     stream: Annotated[bool, About("True if the client asked for a stream.", api="list")]
     routing_ms: Annotated[float, About("Milliseconds from arrival to the decision.")]
-    first_piece_ms: Annotated[
+    first_token_ms: Annotated[
         float | None, About("Milliseconds from arrival to the first token; null if none came.", api="list")
     ]
     total_ms: Annotated[float, About("Milliseconds from arrival to the end of the answer.", api="list")]

@@ -36,8 +36,8 @@ def steps(trace: Trace, end: float) -> list[Step]:
         ("classify", trace.allowed_ms, trace.classified_ms),
         ("assign", trace.classified_ms, routed),
         ("gate", routed, trace.consulted_ms),
-        ("call", trace.consulted_ms, trace.first_piece_ms),
-        ("relay", trace.first_piece_ms, end if trace.outcome == "ok" else None),
+        ("call", trace.consulted_ms, trace.first_token_ms),
+        ("relay", trace.first_token_ms, end if trace.outcome == "ok" else None),
     )
     found: list[Step] = []
     for name, began, ended in bounds:
@@ -106,7 +106,7 @@ def of_call(trace: Trace) -> Attributes:
 
 
 def _of_answer(trace: Trace) -> Attributes:
-    usage, first = trace.usage, trace.first_piece_ms
+    usage, first = trace.usage, trace.first_token_ms
     streamed = trace.chat is not None and trace.chat.stream
     return {
         "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,

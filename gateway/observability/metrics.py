@@ -70,7 +70,7 @@ class Metrics:
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
         self._routing.observe(_ALONE, trace.routing_ms / 1000)
         self._gated(trace)
-        if (first := trace.first_piece_ms) is not None:
+        if (first := trace.first_token_ms) is not None:
             self._answered(trace, (decision.expert,), first)
             if decision.fallback_from:
                 self._fallbacks.add((decision.fallback_from, decision.cause))

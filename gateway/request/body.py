@@ -77,9 +77,9 @@ class JsonScan:
             return
         if escapes:
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
-        pieces = window.split(b'"')
-        self._count(b"".join(pieces[self._in_string :: 2]))
-        quotes = len(pieces) - 1
+        chunks = window.split(b'"')
+        self._count(b"".join(chunks[self._in_string :: 2]))
+        quotes = len(chunks) - 1
         self.values += quotes // 2
         self._in_string ^= bool(quotes % 2)
 

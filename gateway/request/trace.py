@@ -43,7 +43,7 @@ class Trace:
         "consultation",
         "consulted_ms",
         "decision",
-        "first_piece_ms",
+        "first_token_ms",
         "left",
         "options",
         "outcome",
@@ -87,7 +87,7 @@ class Trace:
         self.routing_ms = 0.0
         self.consultation = NOT_CONSULTED
         self.consulted_ms: float | None = None
-        self.first_piece_ms: float | None = None
+        self.first_token_ms: float | None = None
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.start) * 1000
@@ -108,7 +108,7 @@ class Trace:
 
     def answered(self, answer: RoutedAnswer) -> None:
         """Step 6 is done: the first piece is there."""
-        self.first_piece_ms = self.elapsed_ms()
+        self.first_token_ms = self.elapsed_ms()
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
 
@@ -202,7 +202,7 @@ class Trace:
             attempts=self.attempts.begun,
             stream=self.chat.stream if self.chat else False,
             routing_ms=round(self.routing_ms, 3),
-            first_piece_ms=round(self.first_piece_ms, 3) if self.first_piece_ms is not None else None,
+            first_token_ms=round(self.first_token_ms, 3) if self.first_token_ms is not None else None,
             total_ms=round(self.elapsed_ms(), 3),
             in_distribution=prediction.in_distribution if prediction is not None else 1.0,
             cost_weight=options.cost_weight if options else 0.0,

@@ -40,7 +40,7 @@ async def listening(gateway: Gateway, count: int = 1) -> AsyncIterator[list[Resp
     tasks = [asyncio.create_task(gateway.post("/v1/stats/stream", method="GET", into=response)) for response in into]
     try:
         async with asyncio.timeout(10):
-            while not all(response.pieces for response in into):
+            while not all(response.chunks for response in into):
                 await asyncio.sleep(0)
         yield into
     finally:
@@ -158,7 +158,7 @@ async def test_a_look_that_fails_fails_those_who_wait_and_not_the_next() -> None
 async def test_the_stream_ends_when_the_process_is_about_to_and_begins_no_more() -> None:
     async with gateway_of() as gateway:
         streaming = asyncio.create_task(gateway.post("/v1/stats/stream", method="GET"))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         gateway.serving_state.leaving = True
         response = await streaming
         assert response.status == 200

@@ -135,7 +135,7 @@ class Shop:
                 attempts=1,
                 stream=False,
                 routing_ms=0.1,
-                first_piece_ms=1.0,
+                first_token_ms=1.0,
                 total_ms=2.0,
                 tenant=tenant,
                 assignment=assignment.digest[:16],

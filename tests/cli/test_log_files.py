@@ -46,7 +46,7 @@ def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, f
         embedding=b"\x00\x3c" * 8,
         utility=(0.5, float("-inf")),
         exploration=(0.05, 0.1),
-        first_piece_ms=None,
+        first_token_ms=None,
         tenant=None,
         cost=0.25,
     )

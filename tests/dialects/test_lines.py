@@ -104,8 +104,8 @@ async def test_a_stream_that_breaks_ends_with_the_apis_own_error_event(path: str
     script = (b'event: first\ndata: {"type":"first"}\n\n', ExpertUnavailable("broke off", expert="generalist"))
     async with gateway_of(speaking(), generalist=script) as gateway:
         response = await gateway.post(path, body(path, stream=True, model="generalist"))
-    assert response.pieces[0] == script[0]
-    name, data = response.pieces[-1].removesuffix(b"\n\n").split(b"\n")
+    assert response.chunks[0] == script[0]
+    name, data = response.chunks[-1].removesuffix(b"\n\n").split(b"\n")
     told = orjson.loads(data.removeprefix(b"data: "))
     assert name == b"event: error"
     assert told["type"] == "error"

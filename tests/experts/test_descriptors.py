@@ -55,7 +55,7 @@ async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
         held = await client.ask(target, b"{}")
         with pytest.raises(NoDescriptor, match="all 1 connections"):
             await client.ask(target, b"{}")
-        while await held.piece():
+        while await held.chunk():
             pass
         held.release()
         assert await whole(client, target, b"{}") == b"ok"

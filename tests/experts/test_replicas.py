@@ -58,9 +58,9 @@ def error(kind: type[Any], **more: Any) -> Any:
 
 async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     reply = await expert.stream(call)
-    pieces = [piece async for piece in reply.pieces()]
+    chunks = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
-    return pieces
+    return chunks
 
 
 async def test_the_expert_answers_in_its_replicas_words_and_holds_them_to_the_last_byte() -> None:
@@ -68,7 +68,7 @@ async def test_the_expert_answers_in_its_replicas_words_and_holds_them_to_the_la
     reply = await expert.stream(CALL)
     assert expert.replicas[0].in_flight == 1
     assert (reply.media_type, reply.usage.output_tokens) == ("text/event-stream", 5)
-    assert [piece async for piece in reply.pieces()] == [b"one", b"two"]
+    assert [chunk async for chunk in reply.chunks()] == [b"one", b"two"]
     assert expert.replicas[0].in_flight == 0
     await reply.aclose()
     await reply.aclose()
@@ -80,9 +80,9 @@ async def test_a_reply_that_is_left_is_let_go_once_and_counts_as_nothing() -> No
     expert, (server,), _ = made((*WHOLE, error(ExpertUnavailable)))
     for _ in range(2 * STREAK):
         reply = await expert.stream(CALL)
-        pieces = reply.pieces()
-        await anext(pieces)
-        await pieces.aclose()
+        chunks = reply.chunks()
+        await anext(chunks)
+        await chunks.aclose()
         assert expert.replicas[0].in_flight == 1
         await reply.aclose()
         assert expert.replicas[0].in_flight == 0

@@ -185,13 +185,13 @@ async def test_a_stream_is_relayed_piece_by_piece() -> None:
     async with gateway_of(coder=[EVENT, held, b"data: [DONE]\n\n"]) as gateway, anyio.create_task_group() as tasks:
 
         async def let_go_after_the_first_piece() -> None:
-            await gateway.first_piece.wait()
+            await gateway.first_chunk.wait()
             held.set()
 
         tasks.start_soon(let_go_after_the_first_piece)
         response = await gateway.chat("code", stream=True)
     assert response.headers["content-type"] == "text/event-stream"
-    assert response.pieces == [EVENT, b"data: [DONE]\n\n"]
+    assert response.chunks == [EVENT, b"data: [DONE]\n\n"]
     assert gateway.records[0].outcome == "ok"
     assert (gateway.records[0].input_tokens, gateway.records[0].output_tokens) == (3, 5)
 
@@ -200,8 +200,8 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done() -> No
     async with gateway_of(coder=[EVENT, ExpertUnavailable("broke", expert="coder")]) as gateway:
         response = await gateway.chat("code", stream=True)
     assert response.status == 200
-    assert response.pieces[0] == EVENT
-    error = orjson.loads(response.pieces[1].removeprefix(b"data: "))["error"]
+    assert response.chunks[0] == EVENT
+    error = orjson.loads(response.chunks[1].removeprefix(b"data: "))["error"]
     assert error["code"] == "expert_unavailable"
     assert b"[DONE]" not in response.body
     assert gateway.records[0].outcome == "expert_unavailable"
@@ -212,7 +212,7 @@ async def test_a_client_that_leaves_mid_stream_stops_the_expert() -> None:
     async with gateway_of(coder=[EVENT, asyncio.Event()]) as gateway, anyio.create_task_group() as tasks:
 
         async def leave_after_the_first_piece() -> None:
-            await gateway.first_piece.wait()
+            await gateway.first_chunk.wait()
             gateway.leave.set()
 
         tasks.start_soon(leave_after_the_first_piece)
@@ -235,7 +235,7 @@ async def test_beyond_the_permits_a_request_is_refused_with_a_time_to_come_back(
     registry = registry_of(limits={"concurrent_requests": 1, "queued_requests": 0})
     async with gateway_of(registry, coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: gateway.chat("code", stream=True))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         refused = await gateway.chat("code")
         held.set()
     assert refused.status == 429

@@ -55,8 +55,8 @@ async def test_an_answer_that_does_not_end_in_time_ends_with_an_error_event() ->
         response = await gateway.post(CHAT, stream, headers=SOON)
     assert response.status == 200
     assert response.headers["content-type"] == EVENT_STREAM
-    assert response.pieces[0] == EVENT
-    assert orjson.loads(response.pieces[1].removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+    assert response.chunks[0] == EVENT
+    assert orjson.loads(response.chunks[1].removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
     assert gateway.experts["coder"].replies[0].closed
     assert gateway.records[0].outcome == "deadline_exceeded"
 
@@ -89,7 +89,7 @@ class busy:
     async def __aenter__(self) -> None:
         stream = self._gateway.chat("code", stream=True)
         self._task = asyncio.ensure_future(stream)
-        await self._gateway.first_piece.wait()
+        await self._gateway.first_chunk.wait()
 
     async def __aexit__(self, *_: object) -> None:
         self._gateway.leave.set()
@@ -100,7 +100,7 @@ async def test_a_request_waits_for_its_turn_and_is_answered_then() -> None:
     held = asyncio.Event()
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: gateway.chat("code", stream=True))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         asyncio.get_running_loop().call_soon(held.set)
         answered = await gateway.chat("art")
     assert answered.status == 200
@@ -110,7 +110,7 @@ async def test_a_request_waits_for_its_turn_and_is_answered_then() -> None:
 async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place() -> None:
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway:
         first = asyncio.ensure_future(gateway.chat("code", stream=True))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         second = asyncio.ensure_future(gateway.chat("art"))
         while not gateway.serving_state.admission.queued:
             await asyncio.sleep(0)

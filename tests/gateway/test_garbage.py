@@ -75,7 +75,7 @@ async def test_after_a_look_in_a_thread() -> None:
 @pytest.mark.usefixtures("uncollected")
 async def test_after_a_stream() -> None:
     async with gone(coder=[EVENT, EVENT]) as gateway:
-        assert (await gateway.post(CHAT, body(stream=True), headers=KEY)).pieces == [EVENT, EVENT]
+        assert (await gateway.post(CHAT, body(stream=True), headers=KEY)).chunks == [EVENT, EVENT]
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -95,7 +95,7 @@ async def test_after_its_time_was_over() -> None:
 async def test_after_its_client_left() -> None:
     async with gone(coder=[EVENT, asyncio.Event()]) as gateway:
         asking = asyncio.ensure_future(gateway.post(CHAT, body(stream=True), headers=KEY))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         gateway.leave.set()
         await asking
         del asking

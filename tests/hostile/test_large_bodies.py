@@ -206,7 +206,7 @@ async def test_a_large_body_is_gone_once_its_answer_has_begun() -> None:
     wait = asyncio.Event()
     async with gateway_of(roomy(), coder=(SSE[0], wait, SSE[1])) as gateway, asyncio.timeout(10):
         asked = asyncio.ensure_future(gateway.post(CHAT, long_chat(MB, stream=True)))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         gateway.experts["coder"].calls.clear()
         assert gateway.serving_state.admission.body_memory == 0
         gc.collect()

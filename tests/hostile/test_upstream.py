@@ -13,7 +13,7 @@ from coe.experts.http.client import Client, Target
 from coe.experts.http.parser import MAX_INFORMATIONAL, ProtocolError, ResponseParser
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.test_client import request_of, serving, whole
-from tests.experts.test_odd_streams import Pieces, relayed, streamed
+from tests.experts.test_odd_streams import Chunks, relayed, streamed
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +82,7 @@ def test_one_length_said_twice_is_that_length() -> None:
     assert ResponseParser().feed(HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello") == b"hello"
 
 
-class Watched(Pieces):
+class Watched(Chunks):
     """Notes whether its connection was kept for another request."""
 
     at_end = False
@@ -95,15 +95,15 @@ class Watched(Pieces):
         self.kept = False
 
 
-async def relayed_by(*pieces: bytes, api: Api = "chat") -> tuple[bytes, bool | None]:
-    response = Watched(*pieces)
+async def relayed_by(*chunks: bytes, api: Api = "chat") -> tuple[bytes, bool | None]:
+    response = Watched(*chunks)
     reply: Any = streamed(api=api)
     reply._response = response
     return await relayed(reply), response.kept
 
 
 @pytest.mark.parametrize(
-    "pieces",
+    "chunks",
     [
         [EVENT + LAST + DONE + EVENT],
         [EVENT, LAST + DONE + EVENT + DONE],
@@ -114,13 +114,13 @@ async def relayed_by(*pieces: bytes, api: Api = "chat") -> tuple[bytes, bool | N
         [EVENT, LAST + DONE + b": comment\n\n"],
     ],
 )
-async def test_nothing_is_relayed_after_done_and_the_connection_is_closed(pieces: list[bytes]) -> None:
-    assert await relayed_by(*pieces) == (EVENT + LAST + DONE, False)
+async def test_nothing_is_relayed_after_done_and_the_connection_is_closed(chunks: list[bytes]) -> None:
+    assert await relayed_by(*chunks) == (EVENT + LAST + DONE, False)
 
 
-@pytest.mark.parametrize("pieces", [[EVENT + LAST + DONE], [EVENT, LAST, DONE], [EVENT, LAST + DONE + b"\n", b"\n"]])
-async def test_a_stream_that_ends_with_done_keeps_its_connection(pieces: list[bytes]) -> None:
-    assert await relayed_by(*pieces) == (EVENT + LAST + DONE, True)
+@pytest.mark.parametrize("chunks", [[EVENT + LAST + DONE], [EVENT, LAST, DONE], [EVENT, LAST + DONE + b"\n", b"\n"]])
+async def test_a_stream_that_ends_with_done_keeps_its_connection(chunks: list[bytes]) -> None:
+    assert await relayed_by(*chunks) == (EVENT + LAST + DONE, True)
 
 
 async def test_nothing_is_relayed_after_the_end_of_messages() -> None:
@@ -129,6 +129,6 @@ async def test_nothing_is_relayed_after_the_end_of_messages() -> None:
 
 
 async def test_an_answer_that_begins_after_done_is_none() -> None:
-    for pieces in ([DONE + EVENT], [DONE, EVENT]):
+    for chunks in ([DONE + EVENT], [DONE, EVENT]):
         with pytest.raises(ExpertError, match="before the first event"):
-            await relayed(streamed(*pieces))
+            await relayed(streamed(*chunks))

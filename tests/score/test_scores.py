@@ -162,7 +162,7 @@ async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(desk: Des
     class Garbled(AnsweringExpert):
         async def stream(self, call):  # type: ignore[no-untyped-def]
             reply = await super().stream(call)
-            reply._pieces = [b'{"choices": []}']
+            reply._chunks = [b'{"choices": []}']
             return reply
 
     journal = await desk.score(PROBES[:1], Garbled("a", always("")))

@@ -70,7 +70,7 @@ class HttpExpert:
                 response.release()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self._faults.late(
-                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
+                    f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             if isinstance(error, NoDescriptor):
                 raise self._faults.no_descriptor() from error
@@ -147,8 +147,8 @@ async def _reason(response: Response) -> bytes:
     told = bytearray()
     with contextlib.suppress(TimeoutError, OSError):
         async with asyncio.timeout(PATIENCE):
-            while len(told) < LONGEST_REFUSAL and (piece := await response.piece()):
-                told += piece
+            while len(told) < LONGEST_REFUSAL and (chunk := await response.chunk()):
+                told += chunk
     return bytes(told[:LONGEST_REFUSAL])
 
 

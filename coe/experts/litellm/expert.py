@@ -115,7 +115,7 @@ class LitellmExpert:
             reply.let_go()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self.faults.late(
-                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
+                    f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             raise
         return reply
@@ -194,7 +194,7 @@ class _Plain:
         count(self.usage, answer.get("usage"))
         self._body = orjson.dumps(answer)
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
     def let_go(self) -> None:
@@ -238,14 +238,14 @@ class _Streamed:
         elif not self._said and not empty_answer(self.usage):
             raise self._expert.faults.broken("ended the stream before the first event")
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._first
         try:
             while not self._ended:
                 async with asyncio.timeout(self._call.stream_idle_timeout):
-                    piece = await _aside().run(self._next())
-                if piece:
-                    yield piece
+                    chunk = await _aside().run(self._next())
+                if chunk:
+                    yield chunk
         except TimeoutError:
             raise self._expert.faults.late(f"fell silent for {self._call.stream_idle_timeout:g} s") from None
         self._source = None
@@ -267,25 +267,25 @@ class _Streamed:
         """The next event that the client is to see, nothing at the end. Runs aside."""
         try:
             async for item in self._source:
-                if piece := self._event(named(plain(item), self._expert.name)):
-                    return piece
+                if chunk := self._event(named(plain(item), self._expert.name)):
+                    return chunk
         except Exception as error:
             raise self._expert.fault(error, self._call.api, self._intake.excess) from None
         self._ended = True
         return b""
 
     def _event(self, event: dict[str, Any]) -> bytes:
-        piece = written(event)
-        if told := self._wire.failure(piece):
+        chunk = written(event)
+        if told := self._wire.failure(chunk):
             where = "failed in mid-answer" if self._said else "answered with an error"
             raise self._expert.faults.failed(where, told)
-        for tokens in self._wire.usages(piece):
+        for tokens in self._wire.usages(chunk):
             count(self.usage, tokens)
         self.usage.events += 1
         self._said = self._said or says_something(event)
-        self._whole = self._whole or self._wire.done(piece) or self._wire.finished(piece)
+        self._whole = self._whole or self._wire.done(chunk) or self._wire.finished(chunk)
         hidden = self._call.api == "chat" and not self._counted and not event.get("choices")
-        return b"" if hidden else piece
+        return b"" if hidden else chunk
 
 
 async def _close(source: Any) -> None:

@@ -60,7 +60,7 @@ async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit
     fields = {"messages": list(messages), "stream": False}
     reply = await expert.stream(Call(fields, False, limit, limit, headers=_HEADERS))
     try:
-        body = b"".join([piece async for piece in reply.pieces()])
+        body = b"".join([chunk async for chunk in reply.chunks()])
     finally:
         await reply.aclose()
     latency = (time.perf_counter() - began) * 1000

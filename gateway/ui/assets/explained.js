@@ -193,7 +193,7 @@ export function documents({ retrieval, gate, gain, passages = [], passage_tokens
 }
 
 /** Tokens a second while the answer streamed. */
-export function speed({ output_tokens: tokens, first_piece_ms: first, total_ms: total, stream }) {
+export function speed({ output_tokens: tokens, first_token_ms: first, total_ms: total, stream }) {
   if (!tokens || first == null || !stream || total - first < 1) return null;
   return (1000 * tokens) / (total - first);
 }

@@ -29,7 +29,7 @@ function whole(record, again, labels) {
     <dl class="figures">
       ${figure("Category", record.category || "–", `${percent(record.confidence)} sure`)}
       ${figure("Expert", record.expert || "–", record.reason ? html`${record.reason} ${unanswered(record)}` : nothing)}
-      ${figure("First piece", milliseconds(record.first_piece_ms))} ${figure("Total", milliseconds(record.total_ms))}
+      ${figure("First piece", milliseconds(record.first_token_ms))} ${figure("Total", milliseconds(record.total_ms))}
       ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
       ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}
     </dl>
@@ -57,7 +57,7 @@ const speedOf = (record) => number(speed(record));
 
 /** From arrival to the last byte. Routing includes reading the body; retrieval lies between it and the expert. */
 function stretches(record) {
-  const { routing_ms: routing, retrieval_ms: retrieval, first_piece_ms: first, total_ms: total } = record;
+  const { routing_ms: routing, retrieval_ms: retrieval, first_token_ms: first, total_ms: total } = record;
   if (first == null) return [{ name: "Until the decision", ms: routing }, { name: "Until its end", ms: total - routing }];
   return [
     { name: "Until the decision", ms: routing },

@@ -78,7 +78,7 @@ function neighbours(asked) {
 function steps({ headers: found, record, state }, told) {
   const header = found["server-timing"] ?? "";
   const times = Object.fromEntries([...header.matchAll(/([a-z]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
-  const relayed = told.first_piece_ms == null || !record?.request_id ? null : told.total_ms - told.first_piece_ms;
+  const relayed = told.first_token_ms == null || !record?.request_id ? null : told.total_ms - told.first_token_ms;
   const named = ["admit", "parse", "classify", "assign", "gate", "call"].map((name) => ({ name, ms: times[name] ?? null }));
   const open = state === "asking" || state === "streaming";
   return [...named, { name: "relay", ms: relayed, note: open ? "…" : "–" }, { name: "record", ms: null, note: "after the answer" }];
