@@ -9,6 +9,7 @@ from gateway.dialects import Dialect, chat, completions, embeddings, messages, r
 from gateway.endpoints.headers import ANTHROPIC_HEADERS, CALL_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.http import EVENTS, JSON
 from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, Success, ref
+from gateway.observability.attributes import PATHS
 from gateway.parts import Parts
 from gateway.request.line import Line
 
@@ -19,7 +20,6 @@ def _line(parts: Parts, *, dialect: Dialect) -> Line:
 
 
 def _operation(
-    path: str,
     name: str,
     summary: str,
     dialect: Dialect,
@@ -33,7 +33,7 @@ def _operation(
     return Operation(
         name=f"create{name}",
         method="POST",
-        path=path,
+        path=PATHS[dialect.API],
         summary=summary,
         resource=line,
         scope="chat",
@@ -47,16 +47,15 @@ def _operation(
 
 
 OPERATIONS = (
-    _operation("/v1/chat/completions", "Chat", "OpenAI's Chat Completions", chat),
-    _operation("/v1/completions", "Completion", "OpenAI's legacy Completions", completions),
-    _operation("/v1/responses", "Responses", "OpenAI's Responses", responses),
+    _operation("Chat", "OpenAI's Chat Completions", chat),
+    _operation("Completion", "OpenAI's legacy Completions", completions),
+    _operation("Responses", "OpenAI's Responses", responses),
     _operation(
-        "/v1/messages",
         "Messages",
         "Anthropic's Messages",
         messages,
         request_headers=CALL_HEADERS + ANTHROPIC_HEADERS,
         error="AnthropicError",
     ),
-    _operation("/v1/embeddings", "Embeddings", "OpenAI's Embeddings", embeddings, streams=False),
+    _operation("Embeddings", "OpenAI's Embeddings", embeddings, streams=False),
 )

@@ -108,7 +108,7 @@ function body(stream, shown, chosen) {
       : html`<p class="note">Loading…</p>`;
   }
   return html`
-    ${look.troubles.map((word) => html`<p class="card trouble bad" role="alert">${TROUBLES[word] ?? word}</p>`)}
+    ${look.warnings.map((word) => html`<p class="card trouble bad" role="alert">${TROUBLES[word] ?? word}</p>`)}
     ${figures(look, shown.past)}
     <section class="card" aria-labelledby="rates">
       <h2 id="rates">Requests a second</h2>

@@ -54,11 +54,11 @@ function consequences({ consequences: found }) {
   </section>`;
 }
 
-function whence({ version, move, measured }) {
+function whence({ version, promotion, measured }) {
   if (!version) return html`${badge("declared")} The assignment in use is the one of experts.yaml.`;
   const made = { plan: "planned", retrain: "learnt from traffic", hand: "put into use by hand", rollback: "gone back to" };
-  return html`${badge("planned", "good")} Plan <code>${version}</code>${move
-    ? html`, ${made[move.by] ?? move.by} ${moment(move.time)}${move.why && move.by !== "plan" ? html`: ${move.why}` : nothing}`
+  return html`${badge("planned", "good")} Plan <code>${version}</code>${promotion
+    ? html`, ${made[promotion.by] ?? promotion.by} ${moment(promotion.time)}${promotion.why && promotion.by !== "plan" ? html`: ${promotion.why}` : nothing}`
     : nothing}.${measured ? html` Its scores: ${measured.source}.` : nothing}`;
 }
 
@@ -88,7 +88,7 @@ function qualities(map, at) {
     }
     const kinds = [heat((estimate - low) / (high - low || 1))];
     if (count === 0) kinds.push("guessed");
-    if (map.trusted[y][x] === null) kinds.push("shut");
+    if (map.quality_lower_bound[y][x] === null) kinds.push("shut");
     if (chosen[y][0] === x) kinds.push("first");
     if (chosen[y][1] === x) kinds.push("second");
     return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), told: told(map, y, x, chosen[y]) };
@@ -112,7 +112,7 @@ function qualities(map, at) {
   `;
 }
 
-function told({ categories, experts, measured, trusted, pinned }, y, x, [first, second]) {
+function told({ categories, experts, measured, quality_lower_bound: bounds, pinned }, y, x, [first, second]) {
   const scores = measured.count[y][x];
   const known = scores
     ? `mean ${points(measured.mean[y][x], 3)} of ${Math.round(scores).toLocaleString("en")} scores`
@@ -122,7 +122,7 @@ function told({ categories, experts, measured, trusted, pinned }, y, x, [first, 
     pinned[categories[y]] !== undefined && pinned[categories[y]] !== experts[x]
       ? ` experts.yaml pins the category to ${pinned[categories[y]]}.`
       : " It is not hosted under this budget, or may not answer.";
-  const trust = trusted[y][x] === null ? shut : ` Trusted with ${points(trusted[y][x], 3)}${bound(measured.deviations)}.`;
+  const trust = bounds[y][x] === null ? shut : ` Trusted with ${points(bounds[y][x], 3)}${bound(measured.deviations)}.`;
   return `${categories[y]}, ${experts[x]}: ${points(measured.estimate[y][x], 3)} ± ${points(measured.error[y][x], 3)}, ${known}.${trust}${part}`;
 }
 

@@ -40,10 +40,10 @@ export function card(expert, { failures, ask, chosen }) {
       ${expert.failing.length ? html`<dt>Fails now</dt><dd>${expert.failing.map((one) => badge(`${one.cause}, ${number(one.failures)} times`, "bad"))}</dd>` : nothing}
       <dt>Replaced</dt>
       <dd>${expert.fallbacks ? `${expert.fallbacks.toLocaleString("en")} times by another expert` : "never"}</dd>
-      ${expert.tier ? html`<dt>Turns</dt><dd>${number(expert.held)} waiting, woken ${number(expert.switches)} times</dd>` : nothing}
+      ${expert.tier ? html`<dt>Turns</dt><dd>${number(expert.waiting)} waiting, woken ${number(expert.switches)} times</dd>` : nothing}
       ${told(expert)}
     </dl>
-    ${servers(expert.replicas)} ${answers(expert.answers)}
+    ${servers(expert.replicas)} ${answers(expert.assigned_categories)}
     <details class="failures" ?open=${chosen} @toggle=${(event) => event.target.open && ask()}>
       <summary>Recent failures<span class="unseen"> of ${expert.id}</span></summary>
       ${failures ? shown(failures, list, { isEmpty: ({ data }) => !data.length, empty: "None in the log." }) : nothing}

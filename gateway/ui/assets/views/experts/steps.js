@@ -64,11 +64,11 @@ const scored = (name, { scored: done }) => ({
   commands: [`coe score probes.jsonl --out quality --expert ${name}`],
 });
 
-const planned = (name, { answers, planned: plan }) => ({
-  done: answers.length > 0,
+const planned = (name, { assigned_categories: assigned, planned: plan }) => ({
+  done: assigned.length > 0,
   title: "In the plan",
-  note: answers.length
-    ? `It answers ${answers.join(", ")}.`
+  note: assigned.length
+    ? `It answers ${assigned.join(", ")}.`
     : plan
       ? "The plan gives it nothing: what it would win is shown without changing anything, then put into use. An older plan comes back by its version."
       : "See what it would win, then put that into use; or name it under assignment.",

@@ -29,7 +29,7 @@ export function expertTable(look, past) {
     { title: "Expert", cell: ({ id }) => html`<a href="#/experts/${encodeURIComponent(id)}">${id}</a>` },
     { title: "Breaker", cell: ({ replicas }) => breakers(replicas) },
     turns ? { title: "Tier", cell: (row) => (row.tier ? tier(row.tier) : "–") } : null,
-    turns ? { title: "Held", number: true, cell: (row) => number(row.held) } : null,
+    turns ? { title: "Held", number: true, cell: (row) => number(row.waiting) } : null,
     turns ? { title: "Woken", number: true, cell: (row) => number(row.switches) } : null,
     { title: "Share", cell: (row) => share(row, total) },
     { title: "Requests/s", number: true, cell: (row) => number(sum(row.past.outcomes) / past.over, 2) },

@@ -27,20 +27,20 @@ export function openAgain(path, draw) {
   };
 }
 
-function result({ source, needs_known: known, then, now }) {
+function result({ source, needs_known: known, recorded, replayed }) {
   const names = ["expert", "category", "reason"];
-  const same = names.slice(0, 2).every((name) => then[name] === now[name]);
+  const same = names.slice(0, 2).every((name) => recorded[name] === replayed[name]);
   return html`
-    <p>${same ? "The same: " : ""}${sentence({ ...now, attempts: 1, propensity: 1 })}</p>
+    <p>${same ? "The same: " : ""}${sentence({ ...replayed, attempts: 1, propensity: 1 })}</p>
     <p class="faint">${SOURCES[source]}${known ? "" : " What the request needed (tools, images) was not written down then, so all experts count as able."}</p>
     <table class="compared">
       <caption class="unseen">The decision then and now</caption>
       <thead><tr><th></th><th scope="col">Then</th><th scope="col">Now</th></tr></thead>
       <tbody>
-        ${row("Expert", then.expert, now.expert)} ${row("Category", then.category, now.category)}
-        ${row("Sure", percent(then.confidence), percent(now.confidence))} ${row("Reason", then.reason, now.reason)}
-        ${row("Order of asking", then.candidates.join(", "), now.candidates.join(", "))}
-        ${row("Router", then.router, now.router)} ${row("Plan", then.plan || "as declared", now.plan || "as declared")}
+        ${row("Expert", recorded.expert, replayed.expert)} ${row("Category", recorded.category, replayed.category)}
+        ${row("Sure", percent(recorded.confidence), percent(replayed.confidence))} ${row("Reason", recorded.reason, replayed.reason)}
+        ${row("Order of asking", recorded.candidates.join(", "), replayed.candidates.join(", "))}
+        ${row("Router", recorded.router, replayed.router)} ${row("Plan", recorded.plan || "as declared", replayed.plan || "as declared")}
       </tbody>
     </table>
     <h3>Categories</h3>
@@ -48,11 +48,11 @@ function result({ source, needs_known: known, then, now }) {
       <caption class="unseen">Probability of the likeliest categories then and now</caption>
       <thead><tr><th></th><th scope="col" class="number">Then</th><th scope="col" class="number">Now</th></tr></thead>
       <tbody>
-        ${likeliest(then.probabilities, now.probabilities).map(
+        ${likeliest(recorded.probabilities, replayed.probabilities).map(
           (name) => html`<tr>
             <th scope="row">${name}</th>
-            <td class="number">${percent(then.probabilities[name])}</td>
-            <td class="number">${percent(now.probabilities[name])}</td>
+            <td class="number">${percent(recorded.probabilities[name])}</td>
+            <td class="number">${percent(replayed.probabilities[name])}</td>
           </tr>`,
         )}
       </tbody>

@@ -20,7 +20,7 @@ export function assignment(map) {
     measured && {
       title: "Quality",
       number: true,
-      cell: ({ category, expert }) => points(map.trusted[row.get(category)][experts.indexOf(expert)]),
+      cell: ({ category, expert }) => points(map.quality_lower_bound[row.get(category)][experts.indexOf(expert)]),
     },
     measured && { title: "Runner-up", cell: ({ runner_up }) => runner_up ?? "–" },
     measured && { title: "Margin", number: true, cell: margin },

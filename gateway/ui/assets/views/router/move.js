@@ -102,5 +102,5 @@ export function openMove(list, draw) {
 
 /** What was in use when the visitor decided goes with it: where that has changed meanwhile, nothing is moved. */
 function body({ was, version, back }, why) {
-  return { why, ...(was ? { instead_of: was } : {}), ...(back ? {} : { version }) };
+  return { why, ...(was ? { expected_version: was } : {}), ...(back ? {} : { version }) };
 }
