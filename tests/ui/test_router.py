@@ -107,7 +107,8 @@ async def test_two_versions_side_by_side_fit_and_are_accessible(
     browser: Browser, shop: Shop, phone: bool, dark: bool
 ) -> None:
     async with visiting(browser, shop.url(f"/router/{shop.new}?with={shop.old}"), phone=phone, dark=dark) as page:
-        await expect(page.get_by_role("row", name="Accuracy").first).to_contain_text("90.0 %80.0 %+10.0 %")
+        metrics = page.get_by_role("table", name="Training metrics")
+        await expect(metrics.get_by_role("row", name="Accuracy")).to_contain_text("90.0 %80.0 %+10.0 %")
         await expect(page.locator("coe-chart canvas")).to_have_count(2)
         cell = page.get_by_role("button", name="15 of 100 prompts of code were predicted as art")
         await cell.focus()
@@ -132,7 +133,7 @@ async def test_a_version_is_put_into_use_with_why_and_gone_back_from(browser: Br
         await move(page, f"Promote {to}", HARM)
         await expect(page.get_by_text(f"Router in use: {to}. The gateway serves it.")).to_be_visible()
         assert (shop.store.in_use(), shop.store.history()[-1].why) == (to, HARM)
-        await page.get_by_text("History").click()
+        await page.get_by_text("History (").click()
         await expect(page.get_by_role("cell", name="<script>window.harmed = 1</script>").first).to_be_visible()
         assert await page.evaluate("window.harmed") is None
         await move(page, f"Roll back to {was}", "it was worse")
