@@ -18,7 +18,7 @@ _PAGES = {
     "headers.md": headers,
     "errors.md": errors,
     "metrics.md": metrics,
-    "records.md": records,
+    "record-fields.md": records,
     "environment.md": environment,
 }
 _INDEX = """\
