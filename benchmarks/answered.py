@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.plain_questions import plain_questions
 from coe.fleet import Fleet, local_servers
-from coe.learning.checkers import contains
+from coe.learning.evaluation.checkers import contains
 from coe.registry import ExpertSpec
-from coe.retrieval.marking import Block, marked
+from coe.retrieval.insertion import Block, marked
 from coe.retrieval.passages import Passage, Retriever
 
 MODEL = "SmolLM2-135M-Instruct"

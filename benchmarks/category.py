@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import routers
 from routers.calibration import auroc, expected_calibration_error, pooled, reliability, risk_coverage, softmax
 from routers.cascade import CascadeRouter, load_cascade
-from routers.fitting import folds
+from routers.training.fitting import folds
 
 Row = dict[str, str]
 EACH = 400

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from coe.learning.alarms import degradation_alarms
-from coe.learning.drift import Sample, watch
-from coe.learning.experience import Experience
+from coe.learning.estimation.experience import Experience
+from coe.learning.monitoring.alarms import degradation_alarms
+from coe.learning.monitoring.drift import Sample, watch
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import ScoreTable
+from coe.mapping.score_table import ScoreTable
 
 CATEGORIES = tuple(f"c{number}" for number in range(14))
 EXPERTS = ("small", "large", "coder", "lawyer")

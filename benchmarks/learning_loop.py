@@ -25,12 +25,12 @@ import orjson
 from numpy.typing import NDArray
 from replay import LOSS, RATE, Array, Traffic, World, flat, world_of
 
-from coe.exploration import propensities
-from coe.learning.offpolicy import Logged, estimates
-from coe.learning.quality import read_quality
-from coe.learning.retrain import Current, Probes, retrain
+from coe.learning.estimation.off_policy import Logged, estimates
+from coe.learning.evaluation.quality import read_quality
+from coe.learning.retraining.plan_round import Current, Probes, retrain
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import ScoreTable, tabulate_softly
+from coe.mapping.score_table import ScoreTable, tabulate_softly
+from coe.routing.exploration import propensities
 
 UNTOUCHED, PROBES, EVERY = 0.3, 700, 500
 POISONED = 0.3

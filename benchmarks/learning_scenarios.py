@@ -28,17 +28,16 @@ from numpy.typing import NDArray
 from replay import World, world_of
 from scipy.stats import t
 
-from coe.exploration import propensities
-from coe.learning.experience import Experience
-from coe.learning.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.offpolicy import difference
-from coe.learning.policies import greedy
-from coe.learning.promotion import allowance
-from coe.learning.quality import read_quality
-from coe.learning.refit import refit
-from coe.learning.retrain import Current, retrain, served_requests
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.off_policy import difference, greedy
+from coe.learning.estimation.refit import refit
+from coe.learning.evaluation.quality import read_quality
+from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
+from coe.learning.retraining.plan_round import Current, retrain, served_requests
+from coe.learning.retraining.promotion import allowance
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import ScoreTable, tabulate_softly
+from coe.mapping.score_table import ScoreTable, tabulate_softly
+from coe.routing.exploration import propensities
 
 Array = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ import psutil
 from playwright.async_api import Browser, async_playwright
 
 from benchmarks.rig import GATEWAY_PORT, ROOT, UPSTREAM_PORT, require, running, trained, upstream, worker_of
-from coe import located
+from coe.registry import yaml_source
 
 URL = f"http://127.0.0.1:{GATEWAY_PORT}"
 EXPERTS = [f"expert-{number}" for number in range(10)]
@@ -72,7 +72,7 @@ def main() -> None:
 @contextmanager
 def served(folder: Path, home: Path) -> Iterator[psutil.Process]:
     """A gateway with the shipped categories and two more, over ten experts that are one nginx."""
-    categories = located.read(ROOT / "experts.yaml").value["categories"]
+    categories = yaml_source.read(ROOT / "experts.yaml").value["categories"]
     categories += [{"name": name, "description": name, "examples": texts} for name, texts in EXTRA.items()]
     base = {"model": "m", "runtime": "external", "base_url": f"http://127.0.0.1:{UPSTREAM_PORT}/v1"}
     names = [category["name"] for category in categories]

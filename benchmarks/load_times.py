@@ -23,7 +23,7 @@ import orjson
 import psutil
 
 from coe.fleet import Pace, ServerSpec, Vllm, local_servers, probe
-from coe.fleet.leftovers import MARK
+from coe.fleet.process import MARK
 from coe.fleet.server import Server
 from coe.registry import ExpertSpec
 

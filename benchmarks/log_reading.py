@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import sample
-from coe.record import LogQuery, RoutingLog, RoutingRecord
 from coe.records import open_log
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 BATCH = 2_000
 TURNS = 5

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
-from coe.composition import declared_assignment
 from coe.core import Prediction
 from coe.mapping import Assignment, expected, stake
 from coe.registry import load
+from coe.routing.composition import declared_assignment
 from routers.cascade import load_cascade
 
 EACH = 200

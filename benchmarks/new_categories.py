@@ -26,10 +26,10 @@ from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 from routers.examples import Lessons, prepare
-from routers.fitting import Data, Strengths, choose_strengths, folds, write_heads
-from routers.lexical import LexicalMatrix
-from routers.training import represent
-from routers.work import Here
+from routers.heads.lexical import LexicalMatrix
+from routers.training.build import represent
+from routers.training.fitting import Data, Strengths, choose_strengths, folds, write_heads
+from routers.training.parallel import Here
 
 GIVEN = 8
 SEED = 0

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records import RecordWriter, open_log
 from coe.records.codec import decode, encode
+from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, Spool
 
 BATCH = 500

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from coe.exploration import choose
-from coe.feedback import Feedback
-from coe.learning.experience import Experience
-from coe.learning.gathering import gather
-from coe.learning.policies import greedy
-from coe.learning.prompts import read_prompts
-from coe.learning.quality import Quality
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.off_policy import greedy
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.tables import read_prompts
 from coe.mapping import Assignment, Problem, expected, solve
-from coe.record import RoutingRecord
-from coe.scoring import ScoreTable
+from coe.mapping.score_table import ScoreTable
+from coe.records.feedback import Feedback
+from coe.records.record import RoutingRecord
+from coe.routing.exploration import choose
 
 RATE, LOSS = 0.1, 0.1
 TENANTS = 8

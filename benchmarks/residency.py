@@ -34,8 +34,8 @@ from residency_policies import Oracle, in_order
 from residency_traces import KINDS, Asked, Traffic
 
 from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.ledger import Ledger
 from coe.fleet.residency.policy import plan
+from coe.fleet.residency.scheduler import Ledger
 from coe.fleet.residency.state import Action, Plan, Resident, State
 
 HOST_MEMORY = 2048.0

@@ -25,14 +25,14 @@ import numpy as np
 import orjson
 
 import routers
-from coe.artifacts import ArtifactStore
-from coe.composition import declared_assignment
-from coe.exploration import choose
-from coe.feedback import Feedback
+from coe.artifacts.store import ArtifactStore
 from coe.mapping import Assignment, expected
-from coe.record import RoutingRecord
 from coe.records import open_feedback, open_log
+from coe.records.feedback import Feedback
+from coe.records.record import RoutingRecord
 from coe.registry import load
+from coe.routing.composition import declared_assignment
+from coe.routing.exploration import choose
 from coe.settings import Settings
 
 BATCH = 5_000

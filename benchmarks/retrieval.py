@@ -18,7 +18,7 @@ from typing import Any
 
 import routers
 from benchmarks import retrieval_gate, retrieval_store
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 
 
 def main() -> None:

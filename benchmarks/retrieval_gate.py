@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import routers
 from benchmarks.answered import Asked, asked, questions_of
 from coe.core import Prediction
-from coe.learning.gate import Trials, fit_gate, opened, outlooks
-from coe.learning.gate_report import calibration
+from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
+from coe.learning.retraining.gate_report import calibration
 from coe.registry.retrieval import Retrieval, RetrievalPrice
 from coe.retrieval import open_store
-from coe.retrieval.consulting import Consultant
-from coe.retrieval.indexing import Indexer, Text, encoder_id
+from coe.retrieval.ingest.indexing import Indexer, Text, encoder_id
 from coe.retrieval.passages import Key
+from coe.retrieval.retrieval import Consultant
 from routers.calibration import auroc, expected_calibration_error
 
 NATURAL = "llmrouter_natural_qa"

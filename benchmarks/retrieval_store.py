@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from coe.retrieval import DocumentStore, open_store
-from coe.retrieval.chunking import clean
-from coe.retrieval.indexing import DocumentEncoder, Indexer, Text, encoder_id
+from coe.retrieval.ingest.chunking import clean
+from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Text, encoder_id
 from coe.retrieval.passages import Chunk, Document, Key, Passage
 
 SOURCES = ("pubmedqa", "xquad_en")

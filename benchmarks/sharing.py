@@ -22,9 +22,9 @@ import numpy as np
 import orjson
 from redis import Redis
 
-from coe.artifacts import ArtifactStore
-from coe.shared_artifacts import RedisArtifacts, mirror
-from gateway.conversations import Conversations
+from coe.artifacts.redis import RedisArtifacts, mirror
+from coe.artifacts.store import ArtifactStore
+from gateway.access.conversations import Conversations
 
 AT_ONCE = 32
 

@@ -91,8 +91,8 @@ class Prediction:
 
     `probabilities` is a calibrated posterior over the router's `categories`, float32 of shape (n_categories,), summing
     to 1, given that the text is of a kind the router knows. `familiarity` is the probability, 0 to 1, that it is.
-    `stage` names the part of the router that decided, for the log. Where a tenant's overlay (`coe/overlay.py`) changed
-    the posterior, `overlay` is the version of the overlays and `plain` the router's own posterior.
+    `stage` names the part of the router that decided, for the log. Where a tenant's overlay (`coe/routing/overlay.py`)
+    changed the posterior, `overlay` is the version of the overlays and `plain` the router's own posterior.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)

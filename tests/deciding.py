@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from coe.composition import decide, declared_assignment
 from coe.core import Api, Chat, Decision, Message, Prediction, Standing
+from coe.routing.composition import decide, declared_assignment
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "general")

@@ -16,26 +16,27 @@ import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
-from coe.composition import Composition, declared_assignment
 from coe.core import Call, Neighbour, Prediction, Standing, Usage
 from coe.mapping import Assignment
-from coe.overlay import Overlays
 from coe.records import FeedbackWriter
 from coe.registry import Registry
-from coe.retrieval.consulting import Consultant
+from coe.retrieval.retrieval import Consultant
+from coe.routing.composition import Composition, declared_assignment
+from coe.routing.overlay import Overlays
+from coe.runtime.document_index import Index
 from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
-from gateway.app import Parts, create_app
-from gateway.current import Current, Serving
-from gateway.implicit import ImplicitSignals
-from gateway.index import Index
-from gateway.jobs import Jobs
-from gateway.line import Observer
-from gateway.metrics import Metrics
-from gateway.recent import RecentRequests
-from gateway.solver import Solver
-from gateway.tracing import Tracing
+from gateway.app import create_app
+from gateway.observability.implicit_feedback import ImplicitSignals
+from gateway.observability.metrics import Metrics
+from gateway.observability.recent import RecentRequests
+from gateway.observability.tracing import Tracing
+from gateway.parts import Parts
+from gateway.process.jobs import Jobs
+from gateway.process.plan_solver import Solver
+from gateway.request.line import Observer
+from gateway.serving_state import Current, Serving
 from routers import digest_of
 from tests.listed import ListLog
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from coe.feedback import Feedback
-from coe.record import LogPage, LogQuery, RoutingRecord
+from coe.records.feedback import Feedback
+from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import matches
 
 

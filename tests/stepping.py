@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.attempts import Asks, first_answer
 from coe.core import Call, Expert, Reply, Standing, Usage
 from coe.errors import ExpertRejected
+from coe.routing.attempts import Asks, first_answer
 
 CALL = Call({}, True, 5, 5, conversation=b"talk")
 

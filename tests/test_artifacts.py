@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.manifest import MANIFEST, Artifact
+from coe.artifacts.store import KEPT, ArtifactStore
 from coe.errors import ArtifactError
-from coe.manifest import MANIFEST, Artifact
-from coe.outdated import KEPT
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from coe.attempts import Asks
 from coe.core import Standing
 from coe.errors import (
     ExpertBusy,
@@ -18,6 +17,7 @@ from coe.errors import (
 )
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
+from coe.routing.attempts import Asks
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
 from tests.stepping import Steps, ask, failed, ticks
@@ -33,7 +33,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def pause(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr("coe.attempts.asyncio.sleep", pause)
+    monkeypatch.setattr("coe.routing.attempts.asyncio.sleep", pause)
     return made
 
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from coe.affinity import Affinity, conversation_key, is_follow_up
-from coe.conversation import routing_text, shorten
 from coe.core import Wishes
 from coe.errors import InvalidRequest, ModelNotFound
-from coe.thrift import relative_use
+from coe.routing.affinity import Affinity, conversation_key, is_follow_up
+from coe.routing.conversation import routing_text, shorten
+from coe.routing.cost_weight import relative_use
 from tests.deciding import chat_of, decided
 from tests.fakes import registry_of
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.attempts import Asks
 from coe.core import Call, Standing
 from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
+from coe.routing.attempts import Asks
 from tests.stepping import SLOW, Steps, ask, failed, ticks
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from coe.leisure import LONG, REST, TOGETHER, Leisure
+from coe.routing.classification import LONG, REST, TOGETHER, Leisure
 
 
 class Clock:

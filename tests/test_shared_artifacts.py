@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.manifest import Artifact
+from coe.artifacts.redis import RedisArtifacts, mirror, share_at
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
-from coe.manifest import Artifact
+from coe.runtime.artifact_sync import Follower
 from coe.settings import Settings
-from coe.shared_artifacts import RedisArtifacts, mirror, share_at
-from gateway.following import Follower
 from tests.records.redis_server import MISSING, RedisServer, installed
 
 pytestmark = pytest.mark.skipif(not installed(), reason=MISSING)

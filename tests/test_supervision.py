@@ -11,26 +11,25 @@ from typing import Any
 
 import pytest
 
-import coe.experts.watch
+import coe.experts.health_checks
 import coe.records.writer
-import gateway.following
-import gateway.reload
-import gateway.settling
-import gateway.stalls
+import coe.runtime.artifact_sync
+import gateway.process.gc_tuning
+import gateway.process.reload
+import gateway.process.tcp_timeouts
 from coe import supervision
-from coe.experts.client import Client
+from coe.experts.http.client import Client
+from coe.fleet.residency.client import Turns, taking_turns
 from coe.records import FeedbackWriter, RecordWriter
+from coe.runtime.artifact_sync import Follower, following
 from coe.settings import Settings
 from coe.supervision import following_pause, log_failure, supervised
-from coe.turns import taking_turns
-from coe.turns.client import Turns
+from gateway.access.conversations import Conversations
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
-from gateway.conversations import Conversations
-from gateway.following import Follower, following
-from gateway.logs import TextFormatter
-from gateway.metrics import Metrics
-from gateway.tallies import page
+from gateway.observability.logs import TextFormatter
+from gateway.observability.metric_registry import page
+from gateway.observability.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -174,30 +173,30 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.watch, "_watch", work)
-    return coe.experts.watch.watching(list, session=Client(), task_failed=failed)
+    patch.setattr(coe.experts.health_checks, "_watch", work)
+    return coe.experts.health_checks.watching(list, session=Client(), task_failed=failed)
 
 
 def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.settling, "_give_back", work)
-    return gateway.settling.giving_back(task_failed=failed)
+    patch.setattr(gateway.process.gc_tuning, "_give_back", work)
+    return gateway.process.gc_tuning.giving_back(task_failed=failed)
 
 
 def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.stalls, "_let_go", work)
-    return gateway.stalls.letting_go(after=1.0, task_failed=failed)
+    patch.setattr(gateway.process.tcp_timeouts, "_let_go", work)
+    return gateway.process.tcp_timeouts.letting_go(after=1.0, task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.reload.Reload, "_run", work)
-    return object.__new__(gateway.reload.Reload).watching(since=(), task_failed=failed)
+    patch.setattr(gateway.process.reload.Reload, "_run", work)
+    return object.__new__(gateway.process.reload.Reload).watching(since=(), task_failed=failed)
 
 
 def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(Follower, "run", work)
     metrics = Metrics()
     patch.setattr(metrics, "task_failed", failed)
-    return following(Settings.read({"COE_HOME": str(folder)}), URL, metrics)
+    return following(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
 OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]
@@ -238,7 +237,7 @@ async def test_a_follower_survives_whatever_is_shared(
     def fails(_: object) -> None:
         raise UnicodeDecodeError("ascii", b"\xff" * 10_000, 0, 1, "no")
 
-    monkeypatch.setattr(gateway.following, "mirror", fails)
+    monkeypatch.setattr(coe.runtime.artifact_sync, "mirror", fails)
     follower = Follower(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
     follower.look()
     assert follower.behind

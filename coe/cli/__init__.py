@@ -1,12 +1,19 @@
-"""The `coe` command: one module a verb group. Exit 0, 1 when something failed, 2 for bad usage."""
+"""The `coe` command: one module a verb group. Exit 0, 1 when something failed, 2 for bad usage.
+
+The command's own errors of usage, which repeat words of the command line such as file names.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from coe.cli import (
     ask,
@@ -23,12 +30,35 @@ from coe.cli import (
     status,
     train,
     up,
-    versions,
 )
-from coe.cli.common import say_error
-from coe.cli.usage import PrintableGroup
 from coe.errors import CoEError
-from coe.printable import PrintableFormatter
+from coe.terminal import PrintableFormatter, printable, say_error
+
+
+class PrintableGroup(TyperGroup):
+    """A group whose errors, and those of all commands in it, are printable."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _printable():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable():
+            return super().invoke(ctx)
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""Typer brings its own copy of click, whose classes it does not name."""
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = printable(error.message)
+        raise
+
 
 app = typer.Typer(
     cls=PrintableGroup,
@@ -53,7 +83,7 @@ app.add_typer(index.app, name="index")
 app.command("retrain")(retrain.retrain)
 app.command("promote")(promote.promote)
 app.command("rollback")(promote.rollback)
-app.command("versions")(versions.versions)
+app.command("versions")(promote.versions)
 app.command("status")(status.status)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

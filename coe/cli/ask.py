@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, say, say_json, settings_for, writable, write
+from coe.cli.common import Config, Json, settings_for, writable
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
-from coe.learning.rows import numbered_rows
+from coe.learning.evaluation.tables import numbered_rows
 from coe.settings import Settings
+from coe.terminal import say, say_json, write
 
 
 def readable(text: str | None) -> str | None:
@@ -60,11 +61,11 @@ Look = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
 
 
 def _router(config: Path | None) -> Look:
-    from coe.composition import decide
-    from coe.conversation import routing_text
-    from coe.thrift import relative_use
+    from coe.routing.composition import decide
+    from coe.routing.conversation import routing_text
+    from coe.routing.cost_weight import relative_use
+    from coe.runtime.active_state import read_in_use
     from gateway.dialects.chat import parse
-    from gateway.in_use import read_in_use
 
     in_use = read_in_use(settings_for(config))
     registry, router = in_use.registry, in_use.router

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import image, say, say_error, writable
-from coe.cli.ending import heeding_sigterm
-from coe.cli.progress import progress_bar
+from coe.cli.common import image, writable
+from coe.jobs.progress import progress_bar
+from coe.jobs.signals import heeding_sigterm
+from coe.terminal import say, say_error
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
 Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where the folder holds several.")]
@@ -34,8 +35,8 @@ def benchmark(
 ) -> None:
     """Five random 70/30 splits: train and plan on one part, route the other, as it would be served."""
     import routers
-    from coe.learning.benchmark import benchmark as run
-    from coe.learning.quality import read_quality
+    from coe.learning.benchmark.benchmark import benchmark as run
+    from coe.learning.evaluation.quality import read_quality
     from routers.examples import prepared
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
@@ -58,7 +59,7 @@ def benchmark(
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if plot is not None:
-        from coe.learning.plot import plot_benchmark
+        from coe.learning.plots import plot_benchmark
 
         plot_benchmark(report, plot)
     _show(report)

@@ -11,14 +11,15 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe import located, registry
-from coe.cli.common import Config, Json, say, say_json, settings_for
-from coe.cli.live import check_live
+from coe import registry
+from coe.cli.common import Config, Json, settings_for
+from coe.cli.live_check import check_live
 from coe.errors import ArtifactError, ConfigError
-from coe.experts.live import Finding
+from coe.experts.live_check import Finding
 from coe.mapping import Consequence
-from coe.registry import Registry
+from coe.registry import Registry, yaml_source
 from coe.settings import Settings
+from coe.terminal import say, say_json
 
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
 
@@ -69,7 +70,7 @@ def _summary(found: Registry, findings: Sequence[Finding], *, live: bool) -> dic
 
 def _consequences(found: Registry, settings: Settings) -> tuple[Consequence, ...]:
     """Those for the artifacts in use. Raises ArtifactError or ConfigError for what would stop a start."""
-    from gateway.consequences import consequences_of
+    from coe.runtime.consequences import consequences_of
 
     return consequences_of(settings, found)
 
@@ -85,9 +86,9 @@ def _show(follows: tuple[Consequence, ...], *, replan: bool) -> None:
 
 def _check_local(found: Registry, settings: Settings) -> None:
     """What the experts to be started here need of this machine; a gateway elsewhere is not held up by it."""
-    from coe.fleet import mistakes
+    from coe.fleet.validation import mistakes
 
-    source = located.read(settings.config)
+    source = yaml_source.read(settings.config)
     problems = [
         f"{source.at(('experts', index, key))}: {found.experts[index].name!r}: {what}"
         for index, key, what in mistakes(found.experts, beside=settings.config.parent)

@@ -1,51 +1,30 @@
-"""What the verbs share: their common options, and how they print."""
+"""What the verbs share: their common options, and how they print.
+
+Spans of time as people write them: 30s, 15m, 2h, 7d.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 import typer
 
-from coe.artifacts import KINDS, ArtifactStore
-from coe.errors import ArtifactError
-from coe.printable import printable
-from coe.registry import load
+from coe.jobs.engine import Engine
 from coe.settings import Settings
-from coe.shared_artifacts import RedisArtifacts, mirror, share_at
 
 Config = Annotated[Path | None, typer.Option("--config", help="The declaration [default: COE_CONFIG or experts.yaml].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="Where embedding and fits run: ray is a cluster's.")]
 IMAGES = (".png", ".svg", ".pdf")
 
 
 def settings_for(config: Path | None) -> Settings:
     """The process's settings, with the declaration given on the command line."""
     return Settings.read(config=config)
-
-
-def caught_up(settings: Settings) -> RedisArtifacts | None:
-    """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
-    shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
-    if share is not None:
-        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in KINDS])
-    return share
-
-
-def store_of(settings: Settings, kind: str) -> ArtifactStore:
-    """The artifacts of a kind, caught up with other machines as far as that can be: a version that is damaged there
-    must not keep another from being promoted, and where Redis is away nothing can be."""
-    try:
-        return ArtifactStore(settings.artifacts, kind, caught_up(settings))
-    except ArtifactError as error:
-        say_error(f"note: {error}")
-        share = share_at(load(settings.config, environ=settings.environ).artifacts)
-        return ArtifactStore(settings.artifacts, kind, share)
 
 
 def writable(path: Path | None) -> Path | None:
@@ -82,26 +61,12 @@ def keep_output_clean() -> None:
     )
 
 
-def say(text: str) -> None:
-    """Prints a line for people, at once even into a pipe."""
-    write(f"{text}\n")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def write(text: str) -> None:
-    """Prints a part of a line, at once."""
-    sys.stdout.write(printable(text))
-    sys.stdout.flush()
-
-
-def say_error(text: str) -> None:
-    """Prints a line beside the output, for people who redirect it."""
-    sys.stderr.write(printable(f"{text}\n"))
-    sys.stderr.flush()
-
-
-def say_json(value: Any) -> None:
-    """Prints one JSON document or line."""
-    try:
-        say(orjson.dumps(value).decode())
-    except orjson.JSONEncodeError:  # a file name that is not UTF-8
-        say(json.dumps(value))
+def seconds(text: str, *, option: str) -> int:
+    """The span in seconds. Bad usage of `option` where it is none."""
+    match = re.fullmatch(r"([1-9]\d{0,5})([smhd])", text)
+    if match is None:
+        raise typer.BadParameter("write a number and s, m, h or d, such as 15m", param_hint=option)
+    return int(match[1]) * _UNITS[match[2]]

@@ -13,15 +13,16 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
-from coe.cli.progress import progress_bar
+from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
-from coe.retrieval.converting import Converter
-from coe.retrieval.files import Found, Refused, find
-from coe.retrieval.indexing import DocumentEncoder, Indexer, Tally, Text
+from coe.jobs.progress import progress_bar
+from coe.retrieval.ingest.conversion import Converter
+from coe.retrieval.ingest.files import Found, Refused, find
+from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Tally, Text
 from coe.retrieval.passages import MOST_PASSAGES, DocumentStore, Key, Passage
-from gateway.in_use import check_router
-from gateway.index import open_index
+from coe.runtime.active_state import check_router
+from coe.runtime.document_index import open_index
+from coe.terminal import say, say_error, say_json
 
 COLLECTION = "documents"
 _PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

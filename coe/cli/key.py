@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from coe.cli.common import Json, say, say_json
+from coe.cli.common import Json
 from coe.registry import ApiKey
+from coe.terminal import say, say_json
 
 Name = Annotated[str, typer.Argument(help="Shown in logs and records in place of the key.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Whose requests these are [default: the name].")]
@@ -20,7 +21,7 @@ Scopes = Annotated[
 
 def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = False) -> None:
     """Make an API key. It is printed once and kept nowhere; its digest goes into experts.yaml."""
-    from gateway.access.keys import digest_of, new_key
+    from coe.runtime.api_keys import digest_of, new_key
 
     made = new_key()
     entry: dict[str, str | list[str]] = {"name": name, "sha256": digest_of(made)}

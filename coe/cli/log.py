@@ -11,14 +11,13 @@ from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, say, say_error, settings_for
-from coe.cli.log_export import export
-from coe.cli.log_import import import_
-from coe.cli.spans import seconds
-from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.cli.common import Config, Json, seconds, settings_for
+from coe.cli.log_files import export, import_
 from coe.records import missing_file, open_log
 from coe.records.codec import encode
+from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.registry import Registry, load
+from coe.terminal import say, say_error
 
 POLL = 0.5
 

@@ -11,16 +11,16 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, Json, image, keep_output_clean, say, say_error, say_json, settings_for, store_of
+from coe.artifacts.store import ArtifactStore
+from coe.cli.common import Config, Json, image, keep_output_clean, settings_for
 from coe.cli.plan_gate import plan_gate
 from coe.cli.plan_report import LeftOut, plan_report, show_plan
-from coe.cli.progress import told_if_long
 from coe.errors import ArtifactError, DataError
-from coe.learning.declared_problem import declared_problem
-from coe.learning.evidence import joined
-from coe.learning.quality import read_quality
-from coe.learning.refit import STRONGEST_SHRINKAGE
+from coe.jobs.progress import told_if_long
+from coe.learning.estimation.evidence import joined
+from coe.learning.estimation.refit import STRONGEST_SHRINKAGE
+from coe.learning.evaluation.quality import read_quality
+from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
     VALUES,
     Assignment,
@@ -39,9 +39,11 @@ from coe.mapping import (
     solve,
     sweep,
 )
+from coe.mapping.score_table import fit_pseudo_count, tabulate_softly
 from coe.registry import Registry, load
-from coe.scoring import fit_pseudo_count, tabulate_softly
+from coe.runtime.artifact_sync import store_of
 from coe.settings import Settings
+from coe.terminal import say, say_error, say_json
 
 ASSIGNMENT = "assignment.json"
 SAMPLE = 4000
@@ -108,7 +110,7 @@ def plan(
         rows = sweep(problem, row, limits) if row else []
         impossible = _impossible(problem, row, limits, rows)
     if plot is not None:
-        from coe.learning.plot import plot_sweep
+        from coe.learning.plots import plot_sweep
 
         plot_sweep(rows, row=row, path=plot)
     patience = Patience()
@@ -225,7 +227,7 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
     """The posteriors of a random sample of the prompts by the router in use; None where no price depends on them."""
     if not problem.budget.rows().keys() - {"memory_gb"}:
         return None
-    from gateway.in_use import check_router, load_router
+    from coe.runtime.active_state import check_router, load_router
 
     try:
         router = load_router(*check_router(settings))

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from coe.cli.common import store_of
-from coe.learning.gate import Trials, fit_gate
-from coe.learning.gate_report import gate_report, plot_calibration
-from coe.learning.supplied import GAINS, read_gains
+from coe.learning.evaluation.passage_gain import GAINS, read_gains
+from coe.learning.retraining.gate_fit import Trials, fit_gate
+from coe.learning.retraining.gate_report import gate_report, plot_calibration
 from coe.registry import Registry
 from coe.retrieval.gate import FILE
+from coe.runtime.artifact_sync import store_of
 from coe.settings import Settings
 
 GATE, CALIBRATION = "gate", "calibration.png"
@@ -45,7 +45,7 @@ def measured(settings: Settings, registry: Registry, folder: Path) -> Trials | N
     if gains is None:
         return None
     import routers
-    from gateway.in_use import check_router, load_router
+    from coe.runtime.active_state import check_router, load_router
 
     artifact = check_router(settings)[1]
     router = load_router(registry, artifact)

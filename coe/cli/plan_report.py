@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coe.cli.common import say
 from coe.cli.plan_gate import told
-from coe.learning.quality import Quality
+from coe.learning.evaluation.quality import Quality
 from coe.mapping import Assignment, Basis, ParetoRow, planned_quality, planned_use
+from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
-from coe.scoring import ScoreTable
+from coe.terminal import say
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,18 @@ from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, keep_output_clean, say, say_error, say_json, settings_for
-from coe.cli.ending import heeding_sigterm
-from coe.cli.gate_rounds import learn_gate
-from coe.cli.overlay_rounds import learn_overlays
-from coe.cli.rounds import Outcome, begun, learn_assignment
-from coe.cli.router_rounds import learn_router
-from coe.cli.spans import seconds
+from coe.cli.common import Config, EngineOption, Json, keep_output_clean, seconds, settings_for
 from coe.cli.status import status_report
-from coe.cli.watching import publish
-from coe.cli.working import Engine, EngineOption, working
 from coe.errors import CoEError
+from coe.jobs.engine import Engine, working
+from coe.jobs.gate_round import learn_gate
+from coe.jobs.overlay_round import learn_overlays
+from coe.jobs.plan_round import Outcome, begun, learn_assignment
+from coe.jobs.router_round import learn_router
+from coe.jobs.signals import heeding_sigterm
+from coe.learning.monitoring.traffic_report import publish
 from coe.settings import Settings
+from coe.terminal import say, say_error, say_json
 
 JITTER = 0.1
 """Part of the interval by which a round may be early or late, so that jobs on several machines do not meet."""

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import SecretStr
 
-from coe.cli.common import Config, Json, say, say_error, say_json, settings_for
+from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError, ExpertUnavailable
-from coe.learning.answers import Patience
-from coe.learning.journal import Journal
-from coe.learning.judge import Judge
-from coe.learning.probe import Probe, read_probes
-from coe.learning.quality_files import require_parquet, write_quality
-from coe.learning.sandbox import Sandbox
-from coe.learning.score_report import report_of
-from coe.learning.scores import Column, Run, keys_of, score_columns
-from coe.learning.supplied import GAINS, Supplied, supplied, write_gains
-from coe.learning.tables import find_table
-from coe.printable import printable
+from coe.learning.evaluation.answers import Patience
+from coe.learning.evaluation.journal import Journal
+from coe.learning.evaluation.judge import Judge
+from coe.learning.evaluation.passage_gain import GAINS, Supplied, supplied, write_gains
+from coe.learning.evaluation.probes import Probe, read_probes
+from coe.learning.evaluation.quality import require_parquet, write_quality
+from coe.learning.evaluation.sandbox import Sandbox
+from coe.learning.evaluation.score_report import report_of
+from coe.learning.evaluation.scoring_run import Column, Run, keys_of, score_columns
+from coe.learning.evaluation.tables import find_table
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
+from coe.terminal import printable, say, say_error, say_json
 
 if TYPE_CHECKING:
-    from coe.experts.client import Client
+    from coe.experts.http.client import Client
 
 JOURNAL = "journal.jsonl"
 
@@ -137,8 +137,8 @@ def _journal(out: Path) -> Journal:
 
 
 async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
-    from coe.experts.client import Client
-    from coe.experts.http import HttpExpert
+    from coe.experts.http.client import Client
+    from coe.experts.http.expert import HttpExpert
 
     missing = {spec.name: _missing(plan, spec, journal) for spec in plan.experts}
     wanted = [probe for column in missing.values() for probe in column.values()]
@@ -169,8 +169,8 @@ def _missing(plan: _Plan, spec: ExpertSpec, journal: Journal) -> dict[str, Probe
 
 async def _given(settings: Settings, registry: Registry, probes: Sequence[Probe]) -> list[Supplied]:
     """The probes with what the declared store has for them."""
-    from gateway.in_use import check_router
-    from gateway.index import open_index
+    from coe.runtime.active_state import check_router
+    from coe.runtime.document_index import open_index
 
     index = open_index(settings, registry, check_router(settings)[1].folder)
     try:
@@ -192,7 +192,7 @@ def _served(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]
 
 async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: Client) -> None:
     """Raises ExpertUnavailable when the gateway is needed and nothing answers there."""
-    from coe.experts.client import Target
+    from coe.experts.http.client import Target
 
     local = [spec.name for spec in specs if not spec.addresses and spec.name not in settings.endpoints]
     if not local:

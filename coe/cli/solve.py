@@ -12,8 +12,8 @@ import orjson
 import typer
 from numpy.typing import NDArray
 
-from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, keep_output_clean, say_json, settings_for
+from coe.artifacts.store import ArtifactStore
+from coe.cli.common import Config, keep_output_clean, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.mapping import (
     Budget,
@@ -27,6 +27,7 @@ from coe.mapping import (
 )
 from coe.registry import load
 from coe.settings import Settings
+from coe.terminal import say_json
 
 Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
 LONGEST = 10_000

@@ -13,24 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from coe.artifacts import KINDS, ArtifactStore
-from coe.cli import watching
-from coe.cli.common import Config, Json, say, say_json, settings_for
+from coe.artifacts.store import KINDS, ArtifactStore
+from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError
-from coe.learning.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
-from coe.learning.drift import watch
-from coe.learning.gathering import gather
-from coe.learning.novelty import Proposal, propose
-from coe.learning.proposed import as_declared
-from coe.learning.reading import open_logs
-from coe.learning.round_state import Rounds, read_rounds
-from coe.learning.traffic import Traffic, compared, embeddings, sample
-from coe.printable import printable
+from coe.fleet.residency.client import ask_tiers
+from coe.learning.estimation.experience_loader import gather, open_logs
+from coe.learning.monitoring import traffic_report
+from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
+from coe.learning.monitoring.drift import watch
+from coe.learning.monitoring.novelty import Proposal, as_declared, propose
+from coe.learning.monitoring.traffic import Traffic, compared, embeddings, sample
+from coe.learning.retraining.state import Rounds, read_rounds
 from coe.settings import Settings
-from coe.turns import ask_tiers
+from coe.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
-    from gateway.in_use import InUse
+    from coe.runtime.active_state import InUse
 
 Publish = Annotated[bool, typer.Option("--publish", help="Show the alarms in the gateways' /metrics too.")]
 HOUR, DAY, WEEK = 3_600.0, 86_400.0, 604_800.0
@@ -42,13 +40,13 @@ FEWEST = 200
 
 def status(publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show what is in use, how the last day's traffic went, drift, alarms, and what was learnt last."""
-    from gateway.following import catch_up
+    from coe.runtime.artifact_sync import catch_up
 
     settings = settings_for(config)
     catch_up(settings)
     report = status_report(settings, now=time.time())
     if publish:
-        watching.publish(settings, report)
+        traffic_report.publish(settings, report)
     if json or not sys.stdout.isatty():
         say_json(report)
     else:
@@ -57,8 +55,8 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
 
 def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     """All of it, JSON-able; times in Unix seconds, shares and rates from 0 to 1."""
-    from gateway.consequences import consequences_of
-    from gateway.in_use import read_in_use
+    from coe.runtime.active_state import read_in_use
+    from coe.runtime.consequences import consequences_of
 
     in_use = read_in_use(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY, hour=now - HOUR)

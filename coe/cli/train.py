@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, Json, say, say_json, settings_for, store_of
-from coe.cli.ending import heeding_sigterm
-from coe.cli.progress import progress_bar
-from coe.cli.working import Engine, EngineOption, working
-from coe.errors import ConfigError, DataError
-from coe.learning.plot import RELIABILITY, RISK_COVERAGE, plot_training
-from coe.learning.prompts import digest, read_prompts
-from coe.manifest import MANIFEST, Artifact
-from coe.registry import Registry, load
+from coe.artifacts.manifest import MANIFEST, Artifact
+from coe.artifacts.store import ArtifactStore
+from coe.cli.common import Config, EngineOption, Json, settings_for
+from coe.jobs.engine import Engine, working
+from coe.jobs.progress import progress_bar
+from coe.jobs.signals import heeding_sigterm
+from coe.jobs.training_data import training_pairs
+from coe.learning.evaluation.tables import digest
+from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
+from coe.registry import load
+from coe.runtime.artifact_sync import store_of
+from coe.terminal import say, say_json
 
 Pairs = list[tuple[str, str]]
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
@@ -53,29 +54,6 @@ def train(
         artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     _report(artifact, json)
-
-
-def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pairs:
-    """The labelled prompts for the declared categories: the file given or declared or shipped, and declared examples.
-
-    Raises DataError for a category that only one side knows; shipped prompts of undeclared categories are left out.
-    """
-    import routers
-
-    if data is None and registry.router.training_data:
-        data = base / registry.router.training_data
-    if data is not None:
-        pairs = read_prompts(data)
-        if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
-            raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
-    else:
-        kept = (one for one in routers.shipped() if one.category in registry.category_names)
-        pairs = [(one.prompt, one.category) for one in kept]
-    pairs += [(example, category.name) for category in registry.categories for example in category.examples]
-    counts = Counter(category for _, category in pairs)
-    if bare := [name for name in registry.category_names if not counts[name]]:
-        raise ConfigError(f"no training prompts for: {', '.join(bare)}; add examples to them in experts.yaml")
-    return pairs
 
 
 def _report(artifact: Artifact, json: bool) -> None:

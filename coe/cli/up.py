@@ -1,4 +1,7 @@
-"""`coe up` runs the whole service; `coe serve` runs the gateway alone."""
+"""`coe up` runs the whole service; `coe serve` runs the gateway alone.
+
+Runs the experts' servers in turns for `coe up`, and leaves word of where gateways and `coe status` may ask.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from coe.artifacts import ArtifactStore
-from coe.cli.common import Config, say, settings_for
-from coe.cli.live import ENDPOINTS, check_live
-from coe.cli.working import Engine
+from coe.artifacts.store import ArtifactStore
+from coe.cli.common import Config, settings_for
+from coe.cli.live_check import ENDPOINTS, check_live
 from coe.errors import CoEError, FleetError
+from coe.jobs.engine import Engine
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
+from coe.terminal import say
 
 if TYPE_CHECKING:
     from coe.fleet import Adapting, LocalExpert, ServerSpec
-    from coe.fleet.adapting import (
+    from coe.fleet.vllm.adapters import (
         Servers,
     )  # and the rest of it where it is used: what is imported here, a gateway carries
+from contextlib import asynccontextmanager
+from tempfile import TemporaryDirectory
+
+from coe.core import GENERAL
+from coe.fleet import ServerSpec
+from coe.fleet.residency.devices import floors
+from coe.fleet.residency.residency import Residency
+from coe.fleet.residency.socket_server import desk
 
 DRAIN = 55.0
 """Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
@@ -51,7 +63,7 @@ def up(host: Host = None, port: Port = None, config: Config = None, engine: Wher
     with contextlib.ExitStack() as stack:
         ray = None
         if engine is Engine.RAY:
-            from coe.cluster import ray_cluster
+            from coe.fleet.ray.cluster import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our own answers to signals, which it replaces
         try:
@@ -83,7 +95,7 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 
 
 async def _over_a_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
-    from coe.cli.spread import spread
+    from coe.fleet.ray.fleet import spread
 
     experts = await stack.enter_async_context(spread(settings, registry, ray=ray, tell=partial(_tell, settings)))
     await _serve(stack, settings, registry)
@@ -111,8 +123,6 @@ async def _on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings,
         say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _tell(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
-        from coe.cli.turns import in_turns
-
         await _serve(stack, settings, registry, await stack.enter_async_context(in_turns(settings, registry, servers)))
         await asyncio.Event().wait()
     fleet = await stack.enter_async_context(Fleet(servers, say=say))
@@ -189,7 +199,7 @@ def _stop_on_signals() -> None:
 
 async def _ensure_router(settings: Settings) -> None:
     """Train the router on first start, in a process of its own: what training imports is of no use afterwards."""
-    from gateway.following import catch_up
+    from coe.runtime.artifact_sync import catch_up
 
     catch_up(settings)
     if ArtifactStore(settings.artifacts, "router").current() is not None:
@@ -249,3 +259,23 @@ Look at it and try it at {here}/ui/
 def _reachable(settings: Settings) -> str:
     """An address at which the gateway can be asked from here."""
     return "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
+
+
+@asynccontextmanager
+async def in_turns(settings: Settings, registry: Registry, servers: Sequence[ServerSpec]) -> AsyncIterator[Path]:
+    """The socket at which the running Residency is asked. Raises FleetError where the first experts do not start."""
+    assert registry.residency is not None
+    assignment = {GENERAL: registry.general_expert} | registry.assignment
+    residency = Residency(
+        floors(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, say=say
+    )
+    with TemporaryDirectory(prefix="coe-") as folder:  # short, as the paths of sockets must be
+        address = Path(folder) / "turns.sock"
+        async with residency, desk(residency, address):
+            _link(settings.turns_link, address)
+            yield address
+
+
+def _link(link: Path, address: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(address)

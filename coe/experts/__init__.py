@@ -1,8 +1,8 @@
 """Experts that answer: built from experts.yaml (`building`), over replicas that fail well, and watched (`watch`)."""
 
-from coe.experts.building import build_experts, endpoints_of
+from coe.experts.factory import build_experts, endpoints_of
+from coe.experts.health_checks import watching
 from coe.experts.replicas import Replica, ReplicatedExpert
-from coe.experts.turns import Turns
-from coe.experts.watch import watching
+from coe.experts.residency import Turns
 
 __all__ = ["Replica", "ReplicatedExpert", "Turns", "build_experts", "endpoints_of", "watching"]

@@ -1,14 +1,14 @@
 """Local expert servers: planned from the declared experts, started together, watched, restarted, and stopped whole."""
 
-from coe.fleet.adapting import Adapting
 from coe.fleet.fleet import Fleet
-from coe.fleet.leftovers import end_leftovers
-from coe.fleet.mistakes import mistakes
-from coe.fleet.pace import Backoff, Pace
 from coe.fleet.planning import local_servers
 from coe.fleet.ports import free_port
+from coe.fleet.process import end_leftovers
 from coe.fleet.specs import LocalExpert, ServerSpec
-from coe.fleet.vllm import Vllm
+from coe.fleet.timeouts import Backoff, Pace
+from coe.fleet.validation import mistakes
+from coe.fleet.vllm.adapters import Adapting
+from coe.fleet.vllm.client import Vllm
 
 __all__ = [
     "Adapting",

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from coe.fleet import probe
-from coe.fleet.pace import Pace
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec
+from coe.fleet.timeouts import Pace
 from coe.supervision import supervised
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coe.errors import FleetError
-from coe.fleet import flags, vllm_command, weights
-from coe.fleet.commands import find_command
-from coe.fleet.mistakes import mistakes
+from coe.fleet import arguments, weights
+from coe.fleet.arguments import find_command
 from coe.fleet.ports import HOST, free_port
 from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
+from coe.fleet.validation import mistakes
+from coe.fleet.vllm import command as vllm_command
 from coe.settings import Endpoint
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def sharing(experts: Sequence[LocalExpert]) -> dict[Shared, list[LocalExpert]]:
 
 def shared_by(expert: LocalExpert) -> Shared:
     """Experts for which this is the same are served by one process, adapters and all."""
-    return expert.runtime, expert.model, flags.words(_options(expert)), expert.gpus
+    return expert.runtime, expert.model, arguments.words(_options(expert)), expert.gpus
 
 
 def adapters_of(sharers: Sequence[LocalExpert], *, beside: Path = _HERE) -> dict[str, Path]:
@@ -89,7 +90,7 @@ def endpoint_of(expert: LocalExpert, spec: ServerSpec) -> Endpoint:
 
 
 def _options(expert: LocalExpert) -> dict[str, Flag]:
-    given = flags.named(expert.options)
+    given = arguments.named(expert.options)
     return {**_TRANSFORMERS_FLAGS, **given} if expert.runtime == "transformers" else given
 
 
@@ -99,7 +100,7 @@ def _transformers(expert: LocalExpert, model: Path | str, place: Place) -> Serve
     threads = str(max(1, _cores() - 1))  # as many model threads as busy cores fall to a tenth of the speed
     return ServerSpec(
         key=expert.name,
-        argv=(str(command), "serve", str(model), *address, *flags.words(_options(expert))),
+        argv=(str(command), "serve", str(model), *address, *arguments.words(_options(expert))),
         host=place.host,
         port=place.port,
         env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}

@@ -1,4 +1,10 @@
-"""One server process under its warden: started without waiting, stopped with its whole tree."""
+"""One server process under its warden: started without waiting, stopped with its whole tree.
+
+Finds and ends what a killed predecessor left running: every process of a fleet carries its mark in its environment.
+
+A warden ends its server when `coe up` dies, even by SIGKILL; this is for what got away all the same, such as the
+workers of a server whose warden was killed too.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +14,66 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 from coe.errors import FleetError
-from coe.fleet import leftovers, warden
+from coe.fleet import supervisor
 from coe.fleet.ports import is_free
 from coe.fleet.specs import ServerSpec
+
+MARK = "COE_FLEET"
+PATIENCE = 5.0
+"""Seconds to end by themselves, before SIGKILL."""
+
+
+def mark(logs: Path) -> dict[str, str]:
+    """What the processes of this process's fleet carry: whose they are, by the folder of their logs."""
+    me = psutil.Process()
+    return {MARK: f"{me.pid}:{me.create_time():.2f}:{logs.absolute()}"}
+
+
+def end_leftovers(logs: Path) -> list[str]:
+    """End the processes of earlier fleets with the same folder of logs whose own process is gone; their names and ids.
+    Those of a fleet that still runs are left alone."""
+    found = list(_leftovers(str(logs.absolute())))
+    names = [f"{process.info['name']} ({process.pid})" for process in found]
+    for process in found:
+        _signal(process, kill=False)
+    _, stubborn = psutil.wait_procs(found, PATIENCE)
+    for process in stubborn:
+        _signal(process, kill=True)
+    psutil.wait_procs(stubborn, PATIENCE)
+    return names
+
+
+def _leftovers(logs: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter(["name"]):
+        try:
+            pid, began, whose = process.environ().get(MARK, "::").split(":", 2)
+        except (psutil.Error, ValueError):  # it has just ended, or is not ours to read
+            continue
+        if whose == logs and process.pid != os.getpid() and not _lives(int(pid), began):
+            yield process
+
+
+def _lives(pid: int, began: str) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return f"{process.create_time():.2f}" == began and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _signal(process: psutil.Process, *, kill: bool) -> None:
+    try:
+        process.kill() if kill else process.terminate()
+    except psutil.Error:  # it has just ended
+        return
+
 
 _POLL = 0.05
 """Seconds between two looks at a child."""
@@ -37,7 +95,7 @@ class ServerProcess:
                 "stop the process that listens there, or start again so that another port is chosen"
             )
         self._key, self._grace = spec.key, grace
-        command = [sys.executable, "-P", warden.__file__, str(os.getpid()), str(grace), *spec.command]
+        command = [sys.executable, "-P", supervisor.__file__, str(os.getpid()), str(grace), *spec.command]
         try:
             spec.log.parent.mkdir(parents=True, exist_ok=True)
             if not keep_log:
@@ -45,7 +103,7 @@ class ServerProcess:
             with spec.log.open("ab") as log:  # appending is what lets logs.cap cut it under the writer
                 self._warden = subprocess.Popen(  # noqa: S603  the declared command line
                     command,
-                    env=os.environ | dict(spec.env) | leftovers.mark(spec.log.parent),
+                    env=os.environ | dict(spec.env) | mark(spec.log.parent),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

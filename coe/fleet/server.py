@@ -1,8 +1,18 @@
-"""One local expert server over its life: made ready, watched, restarted after a pause, stopped."""
+"""One local expert server over its life: made ready, watched, restarted after a pause, stopped.
+
+Finds, in the log of a server that failed, the line that says why.
+
+It is not the last one: a server of several processes (vLLM) ends with the errors that the first one led to, a hundred
+lines further down.
+
+The log file of one server: its last lines, and a bound on its size.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +23,81 @@ from typing import Never
 import aiohttp
 
 from coe.errors import FleetError
-from coe.fleet import logs, probe
-from coe.fleet.causes import cause
-from coe.fleet.pace import Pace
+from coe.fleet import probe
 from coe.fleet.process import ServerProcess, describe_exit
 from coe.fleet.specs import ServerSpec
-from coe.fleet.vllm import ADAPTERS_MAY_CHANGE, Vllm
+from coe.fleet.timeouts import Pace
+from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE, Vllm
+
+LIMIT = 10 * 2**20
+"""Bytes after which a log is cut."""
+_KEEP = 2**20
+_TAIL = 16 * 2**10
+
+
+def tail(path: Path, *, lines: int = 20) -> str:
+    """The last `lines` lines that are not blank; empty when there is no log."""
+    if not path.exists():
+        return ""
+    text = _last(path, _TAIL).decode(errors="replace")
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def size(path: Path) -> int:
+    """Bytes, 0 where there is no log yet."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def since(path: Path, start: int, *, limit: int = 2**19) -> str:
+    """What was written after the first `start` bytes, at most its first `limit`; from the beginning where the log has
+    been cut meanwhile."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(start if start <= path.stat().st_size else 0)
+        return file.read(limit).decode(errors="replace")
+
+
+def cap(path: Path, *, limit: int = LIMIT, keep: int = _KEEP) -> None:
+    """Cut a log longer than `limit` bytes to its last `keep`, in place.
+
+    The server goes on writing through its open descriptor; that descriptor appends, so it follows the cut. What it
+    writes between the read and the cut is lost.
+    """
+    if not path.exists() or path.stat().st_size <= limit:
+        return
+    kept = _last(path, keep)
+    os.truncate(path, 0)
+    with path.open("ab") as file:
+        file.write(kept)
+
+
+def _last(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read(size)
+
+
+LONGEST = 600
+"""Characters of a cause that are shown."""
+_PREFIX = re.compile(r"^(?:\([^)]*\) )*(?:ERROR [^]]*\] ?)?")
+_RAISED = re.compile(r"(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt): \S.*")
+_USAGE = re.compile(r"(?:\S+: )?error: (\S.*)")
+_HEADING = re.compile(r"\d+ validation errors? for ")
+"""Pydantic's: the reason stands in the next line."""
+
+
+def cause(log: str) -> str:
+    """The first error that a log tells, in one line; empty where none is recognised."""
+    lines = [_PREFIX.sub("", line).strip() for line in log.splitlines()]
+    for number, line in enumerate(lines):
+        if usage := _USAGE.fullmatch(line):
+            return usage[1][:LONGEST]
+        if _RAISED.fullmatch(line):
+            following = lines[number + 1] if _HEADING.search(line) and number + 1 < len(lines) else ""
+            return (following or line)[:LONGEST]
+    return ""
+
 
 _PROBE_EVERY = 0.1
 
@@ -45,7 +124,7 @@ class Server:
     async def start(self, *, keep_log: bool = False) -> None:
         """Start and return once it has answered. Raises FleetError; what was started is then left to `stop`."""
         begin = time.monotonic()
-        self._log_begins = logs.size(self.spec.log) if keep_log else 0
+        self._log_begins = size(self.spec.log) if keep_log else 0
         self._process = ServerProcess(self.spec, grace=self._pace.grace, keep_log=keep_log)
         try:
             async with asyncio.timeout(self.spec.ready_timeout):
@@ -56,16 +135,16 @@ class Server:
 
     async def _until_ready(self, process: ServerProcess) -> None:
         while not await probe.answers(self.spec, session=self._session):
-            logs.cap(self.spec.log)
+            cap(self.spec.log)
             code = await process.exited_within(_PROBE_EVERY)
             if code is not None:
                 raise self._failure(f"{describe_exit(code)} before it was ready")
 
     def _failure(self, what: str) -> FleetError:
         spec = self.spec
-        why = cause(logs.since(spec.log, self._log_begins))
+        why = cause(since(spec.log, self._log_begins))
         return FleetError(
-            f"{self._name} {what}{why and f': {why}'}\nlast lines of {spec.log}:\n{logs.tail(spec.log) or '(empty)'}\n"
+            f"{self._name} {what}{why and f': {why}'}\nlast lines of {spec.log}:\n{tail(spec.log) or '(empty)'}\n"
             f"mend what they say, or run it by hand: {shlex.join(spec.command)}"
         )
 
@@ -92,7 +171,7 @@ class Server:
             code = await self._process.exited_within(self._pace.check_every)
             if code is not None:
                 return describe_exit(code)
-            logs.cap(self.spec.log)
+            cap(self.spec.log)
             alive = await probe.is_alive(self.spec, session=self._session, within=self._pace.check_timeout)
             misses = 0 if alive else misses + 1
         return f"failed {misses} health checks in a row"

@@ -1,11 +1,10 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, expected
+from coe.mapping.assignment import Assignment, expected, stake
 from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
 from coe.mapping.consequences import Consequence
 from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
 from coe.mapping.effect import PlanInEffect, plan_in_effect
-from coe.mapping.patience import Patience
 from coe.mapping.plan import (
     ParetoRow,
     frontiers,
@@ -16,11 +15,9 @@ from coe.mapping.plan import (
     solve,
     sweep,
 )
-from coe.mapping.present import comparable, present_problem
 from coe.mapping.problem import Budget, Problem, Uses
-from coe.mapping.program import least
-from coe.mapping.published import PlanRecord, PublishedPlan, read_published
-from coe.mapping.stakes import stake
+from coe.mapping.program import Patience, least
+from coe.mapping.published import PlanRecord, PublishedPlan, comparable, present_problem, read_published
 
 __all__ = [
     "ANSWERING",

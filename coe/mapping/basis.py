@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
 from coe.mapping.dependencies import Dependencies
-from coe.mapping.patience import Patience
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
-from coe.scoring import PSEUDO_COUNT, ScoreTable
+from coe.mapping.program import Patience
+from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 
 FILE, TRAFFIC = "plan.json", "traffic.npy"
 VALUES = 1 / 3

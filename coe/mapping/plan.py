@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.mapping.assignment import Assignment, expected
-from coe.mapping.patience import Patience
 from coe.mapping.prices import prices
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
-from coe.mapping.program import LARGE, Plan, attainable, least, optimum
+from coe.mapping.program import LARGE, Patience, Plan, attainable, least, optimum
 
 POINTS = 16
 """Limits that a row is swept with."""

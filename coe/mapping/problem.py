@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ConfigError, DataError
-from coe.scoring import ScoreTable
+from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
 

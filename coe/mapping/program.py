@@ -1,7 +1,13 @@
-"""The mixed-integer program of a plan, solved exactly with HiGHS (`scipy.optimize.milp`)."""
+"""The mixed-integer program of a plan, solved exactly with HiGHS (`scipy.optimize.milp`).
+
+How long to go on with what a plan can do without.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, ConfigError
-from coe.mapping.patience import Patience
 from coe.mapping.prices import lagrangian, rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
+
+
+class Patience:
+    """Seconds from now on, and in `missed` what they were not enough for, in words."""
+
+    def __init__(self, seconds: float = 30.0, *, missed: list[str] | None = None) -> None:
+        self._end = time.monotonic() + seconds
+        self.missed: list[str] = [] if missed is None else missed
+
+    def left(self) -> float:
+        """Seconds; 0 where they are over."""
+        return max(0.0, self._end - time.monotonic())
+
+    def part(self, share: float) -> Patience:
+        """A share of what is left; what it does not take is left for others."""
+        return Patience(share * self.left(), missed=self.missed)
+
+    @contextmanager
+    def attempt(self, what: str, *, share: float = 0.25) -> Iterator[Patience]:
+        """Do one thing of several, of which a hard one must not take the time of all; a TimeoutError leaves it out."""
+        try:
+            yield self.part(share)
+        except TimeoutError:
+            if what not in self.missed:
+                self.missed.append(what)
+
 
 SECONDS = 60.0
 """Longest search; the best plan found by then is taken (HiGHS stops by itself within 0.01 % of the optimum)."""

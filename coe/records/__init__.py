@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from coe.errors import ConfigError
-from coe.feedback import FeedbackLog
-from coe.record import RoutingLog
+from coe.records.feedback import FeedbackLog
 from coe.records.feedback_writer import FeedbackWriter, Pending
+from coe.records.record import RoutingLog
 from coe.records.writer import RecordWriter
 
 __all__ = ["RETENTION", "FeedbackWriter", "Pending", "RecordWriter", "missing_file", "open_feedback", "open_log"]
@@ -27,10 +27,10 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
     Raises ConfigError for an address that cannot be meant; the message never repeats `url`, which may hold a password.
     """
     if _scheme(url) == "sqlite":
-        from coe.records.sqlite import SqliteLog
+        from coe.records.sqlite_log import SqliteLog
 
         return SqliteLog(base / _sqlite_path(url), retention=retention, days=days)
-    from coe.records.redis import RedisLog
+    from coe.records.redis_log import RedisLog
 
     return RedisLog(url, retention=retention, days=days)
 

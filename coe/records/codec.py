@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from coe.errors import DamagedEntry, LogError
-from coe.record import RoutingRecord
 from coe.records.fields import FIELDS, read_values
+from coe.records.record import RoutingRecord
 
 SCHEMA = 1
 """The newest schema this code reads and the one it writes."""

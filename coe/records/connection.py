@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from coe.errors import LogError
-from coe.redis_pool import place_of, redis_pool
+from coe.redis import place_of, redis_pool
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0

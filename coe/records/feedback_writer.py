@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 
 from coe.errors import DamagedEntry, LogError
-from coe.feedback import Feedback, FeedbackLog, Kind
-from coe.record import RoutingLog
 from coe.records import feedback as codec
 from coe.records import spool as spooled
+from coe.records.feedback import Feedback, FeedbackLog, Kind
+from coe.records.record import RoutingLog
 from coe.records.writer import BackgroundWriter
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from coe.record import About, RoutingRecord
+from coe.records.record import About, RoutingRecord
 
 Schema = dict[str, Any]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coe.feedback import Feedback, FeedbackPage
 from coe.records.connection import Connection
-from coe.records.feedback import encode, in_order, page, slot, slots
+from coe.records.feedback import Feedback, FeedbackPage, encode, in_order, page, slot, slots
 from coe.records.selection import oldest_kept, page_size, position
 
 EVENTS, ORDER = "{coe:feedback}:events", "{coe:feedback}:order"

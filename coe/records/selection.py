@@ -6,8 +6,8 @@ import math
 import time
 
 from coe.errors import UnknownCursor
-from coe.record import LogQuery, RoutingRecord
 from coe.records.fields import COLUMNS
+from coe.records.record import LogQuery, RoutingRecord
 
 PAGE = 10_000
 """Records in one page at most, whatever the query asks for."""

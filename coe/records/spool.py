@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from coe.errors import LogError
-from coe.record import RoutingRecord
 from coe.records.codec import SCHEMA, decode, encode
 from coe.records.database import Database, Migration
+from coe.records.record import RoutingRecord
 
 MIGRATIONS: tuple[Migration, ...] = (
     ("CREATE TABLE spool (seq INTEGER PRIMARY KEY AUTOINCREMENT, schema INTEGER NOT NULL, record BLOB NOT NULL)",),

@@ -6,11 +6,9 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from coe.feedback import Feedback, FeedbackPage
-from coe.records.database import Database
-from coe.records.feedback import encode, in_order, page, slot, slots
+from coe.records.database import MIGRATIONS, Database
+from coe.records.feedback import Feedback, FeedbackPage, encode, in_order, page, slot, slots
 from coe.records.selection import oldest_kept, page_size, position
-from coe.records.tables import MIGRATIONS
 
 # A replacement is a new row, so that it comes at the end again.
 PUT = """INSERT OR REPLACE INTO feedback (slot, event_id, time, event)

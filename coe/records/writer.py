@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from coe.errors import LogError
-from coe.record import RoutingLog, RoutingRecord
-from coe.records.backoff import Backoff
+from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, Kind, Spool
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import Backoff, TaskFailed, ignored, supervised
 
 logger = logging.getLogger("coe.records")
 

@@ -1,9 +1,8 @@
 """experts.yaml: what may be declared (`specs`, `policy`, `access`, `retrieval`), and the file read and checked."""
 
 from coe.registry.access import Access, ApiKey, KeyLimits, Limits
-from coe.registry.policy import Budget, Policy
-from coe.registry.reading import ENTRY, load, load_with, schema
-from coe.registry.residency import Device, Residency
+from coe.registry.loader import ENTRY, load, load_with, schema
+from coe.registry.policy import Budget, Device, Policy, Residency
 from coe.registry.retrieval import Retrieval
 from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.declared import Declared, Positive
+from coe.registry.base import Declared, Positive
 
 
 class RetrievalPrice(Declared):

@@ -12,9 +12,8 @@ from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
 from coe.registry.access import Access, Limits
-from coe.registry.declared import Count, Declared, Flag, Name, Positive, Url
-from coe.registry.policy import Budget, Policy
-from coe.registry.residency import Residency
+from coe.registry.base import Count, Declared, Flag, Name, Positive, Url
+from coe.registry.policy import Budget, Policy, Residency
 from coe.registry.retrieval import Retrieval
 
 AUTO = "auto"

@@ -22,13 +22,13 @@ def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
     """
     scheme = url.partition(":")[0]
     if scheme == "lancedb":
-        from coe.retrieval.lance import LanceStore
+        from coe.retrieval.lancedb.store import LanceStore
 
         if find_spec("lancedb") is None:
             raise ConfigError("retrieval.store: lancedb is not installed; install it: pip install 'coe[documents]'")
         return LanceStore(base / _folder(url), encoder)
     if scheme in ("redis", "rediss"):
-        from coe.retrieval.redis import RedisStore
+        from coe.retrieval.redis.store import RedisStore
 
         return RedisStore(url, encoder)
     raise ConfigError(f"retrieval.store: {scheme!r} is not a kind of store; {FORMS}")

@@ -3,10 +3,13 @@
 After ExpertRAG (arXiv 2504.08744), where retrieval and the choice of expert are decided together: what the gate gives
 is in the currency of `decide()`. One set of weights for all experts says how much a question needs documents; what
 differs between experts and categories is an offset, pulled to nothing where little was measured.
+
+What the words of a question say about whether a document would help, without any model: a few yes and no.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import erf, exp, pi, sqrt
@@ -19,7 +22,45 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.registry.retrieval import RetrievalPrice
-from coe.retrieval.cues import CUES, cues
+
+CHARACTERS = 512
+"""Of a text that are read."""
+_ASKED = (
+    "who",
+    "when",
+    "where",
+    "what",
+    "which",
+    "how many|how much|how long|how old",
+    "how|why",
+    "is|are|was|were|does|did|do|can|has|have",
+    "song|sang|sings|sing|album|band|movie|film|show|season|episode|series|cast|plays|played|actor|voice",
+    "first|last|most|largest|biggest|highest|oldest|longest",
+    "new|next|current|currently|latest|now|today|recent",
+    "name|called|term|mean|meaning|definition|known",
+    "book|author|wrote|written",
+    "world|country|state|city|capital|located|river|island",
+    "won|win|cup|nba|nfl|game|team|super bowl|final|championship",
+    "amendment|constitution|president|law|court|war|act|treaty|king|queen",
+    "cell|cells|dna|body|blood|muscle|bone|protein|water|energy|patient|patients|disease",
+    "write|explain|list|create|solve|translate|summarise|summarize|function|code",
+)
+_PATTERNS = tuple(re.compile(rf"\b(?:{words})\b") for words in _ASKED)
+_YEAR = re.compile(r"\b(?:1[5-9]|20)\d\d\b")
+CUES = len(_PATTERNS) + 5
+
+
+def cues(text: str) -> NDArray[np.float32]:
+    """Shape (CUES,): numbers of about 0 to 1."""
+    head = text[:CHARACTERS]
+    lower = head.lower()
+    words = lower.split()
+    count = max(1, len(words))
+    found = [float(pattern.search(lower) is not None) for pattern in _PATTERNS]
+    found += [min(count, 40) / 40, min(len(lower) / count, 20) / 20]
+    found += [float(any(map(str.isdigit, lower))), float(_YEAR.search(lower) is not None), float("?" in lower)]
+    return np.array(found, dtype=np.float32)
+
 
 WORTH = 0.2
 """Part of the price that a closer look must be expected to find beyond it: a look takes some ms, for the vector."""
@@ -105,8 +146,9 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate:
-    """Fitted by `coe.learning.gate`; pure. What passages improve and what they spoil is learnt apart: a question that
-    an expert cannot answer alone has nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
+    """Fitted by `coe.learning.retraining.gate_fit`; pure. What passages improve and what they spoil is learnt apart:
+    a question that an expert cannot answer alone has
+    nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
     which nothing is ever expected. `shift` (m, k), times the posterior, is what feedback taught since the fit: added to
     the gain. `spread` (k,) is how far the gain of a closer look lies from that of a glance (root
     of the mean square)."""

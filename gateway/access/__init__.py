@@ -5,13 +5,12 @@ every declaration: `access_of(registry, limiter)`. A reload builds a new Access 
 keep their counts.
 """
 
+from coe.runtime.api_keys import Caller, create_admin_key, with_admin_key
 from gateway.access.access import Access, access_of
-from gateway.access.admin_key import create_admin_key, with_admin_key
 from gateway.access.allowance import FREE, Allowance
-from gateway.access.exposure import check_exposure
-from gateway.access.keys import Caller
+from gateway.access.browsers import check_exposure
+from gateway.access.factory import check_counters, open_limiter
 from gateway.access.limits import Limiter
-from gateway.access.opening import check_counters, open_limiter
 
 __all__ = [
     "FREE",

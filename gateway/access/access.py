@@ -8,9 +8,9 @@ from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Access as AccessSpec
 from coe.registry import Prices, Registry
+from coe.runtime.api_keys import Caller, KeyRing
 from gateway.access.allowance import FREE, Allowance, Counted, Metered, Spent
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.keys import Caller, KeyRing
 from gateway.access.limits import Limiter, Use
 from gateway.access.memory import MemoryLimiter
 

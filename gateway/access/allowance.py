@@ -8,8 +8,8 @@ from typing import Any
 
 from coe.core import Chat, Usage
 from coe.registry import Prices
+from gateway.access.buckets import MINUTE
 from gateway.access.estimate import input_tokens, output_tokens
-from gateway.access.levels import MINUTE
 from gateway.access.limits import Account, Use, refusal
 
 REQUEST = Use(1, 0, 0)

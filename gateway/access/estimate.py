@@ -14,7 +14,7 @@ import orjson
 
 from coe.core import Api, Chat
 from coe.errors import InvalidRequest
-from coe.experts.wire import LENGTHS, MOST_TOKENS
+from coe.experts.api_formats import LENGTHS, MOST_TOKENS
 from gateway.dialects.parts import ANSWERS, TEXT_PARTS, prompts_of
 
 CHARACTERS = 4

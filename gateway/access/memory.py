@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from coe.registry import ApiKey
-from gateway.access.levels import Bucket, Slots, Window, enough, level_of
+from gateway.access.buckets import Bucket, Slots, Window, enough, level_of
 from gateway.access.limits import Meter, Use, meters_of, refusal
 
 

@@ -13,9 +13,9 @@ from uuid import uuid4
 
 from coe.registry import ApiKey
 from coe.supervision import TaskFailed, ignored, supervised
-from gateway.access.connection import AwayError, Connection
 from gateway.access.limits import meters_of
-from gateway.access.shared import SharedAccount
+from gateway.access.redis_connection import AwayError, Connection
+from gateway.access.shared_account import SharedAccount
 
 _log = logging.getLogger("gateway")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coe.core import Api, Chat
 from coe.errors import InvalidRequest, RequestError
-from coe.experts import sse
+from coe.experts.http import sse
 from gateway import errors
 from gateway.dialects.parts import Needs, chat_of, fields_of, model_of, turn_of, wants_schema
 

@@ -9,7 +9,7 @@ import orjson
 
 from coe.core import Api, Capability, Chat, Message
 from coe.errors import InvalidRequest
-from coe.experts.wire import LENGTHS, MOST_TOKENS
+from coe.experts.api_formats import LENGTHS, MOST_TOKENS
 
 Needs = set[Capability]
 

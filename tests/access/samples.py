@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from coe.registry import ApiKey, KeyLimits
-from gateway.access.keys import digest_of
+from coe.runtime.api_keys import digest_of
 from gateway.access.limits import Account, Limiter, Use
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 from coe.errors import LimitReached
-from gateway.access import connection
+from gateway.access import redis_connection
 from gateway.access.limits import Account, Use
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import account_of
@@ -40,7 +40,7 @@ async def compete(limiter: RedisLimiter, limits: dict[str, float]) -> int:
 
 async def main(url: str) -> None:
     """For each line of limits that comes, one line with the number of requests that were allowed."""
-    connection.ANSWER = 10.0  # the point is who gets what, however busy the machine is
+    redis_connection.ANSWER = 10.0  # the point is who gets what, however busy the machine is
     async with RedisLimiter(url) as limiter:
         sys.stdout.write("ready\n")
         sys.stdout.flush()

@@ -10,9 +10,8 @@ import pytest
 
 from coe.errors import LimitReached
 from gateway.access import durable
-from gateway.access.durable import FILE, DurableLimiter
+from gateway.access.durable import FILE, RETENTION, Change, DurableLimiter, Used, UseStore, added
 from gateway.access.limits import Account, Meter, Use
-from gateway.access.use_store import RETENTION, Change, Used, UseStore, added
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
 from tests.gateway.served import serving
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.logs import JsonFormatter, TextFormatter
+from gateway.observability.logs import JsonFormatter, TextFormatter
 from tests.access.samples import key_of
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from gateway.access import connection, redis, shared, stock
+from gateway.access import redis, redis_connection, shared_account, token_lease
 from gateway.access.limits import Account, Use
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import ONE, account_of, dollars, key_of, tokens
@@ -127,7 +127,7 @@ async def test_a_busy_gateway_asks_redis_seldom(gateways: Gateways, monkeypatch:
 async def test_asking_and_giving_back_at_the_same_moment_end_both(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stock, "SHARE", 0)
+    monkeypatch.setattr(token_lease, "SHARE", 0)
     monkeypatch.setattr(redis, "TICK", 0)
     account = account_of(await gateways(), tokens_per_minute=1_000_000)
     async with asyncio.timeout(10):
@@ -136,7 +136,7 @@ async def test_asking_and_giving_back_at_the_same_moment_end_both(
 
 
 async def test_an_idle_gateway_holds_nothing(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "IDLE", 0.1)
+    monkeypatch.setattr(shared_account, "IDLE", 0.1)
     one, other = [account_of(await gateways(), requests_per_minute=6000, concurrent_requests=6000) for _ in range(2)]
     for _ in range(200):
         one.settle(await one.take(ONE), ONE)
@@ -163,7 +163,7 @@ async def test_a_gateway_that_ends_gives_back_what_it_held(redis_url: str) -> No
 async def test_slots_of_a_gateway_that_crashed_are_free_again(
     gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LEASE", 0.3)
+    monkeypatch.setattr(shared_account, "LEASE", 0.3)
     crashed = RedisLimiter(redis_url)  # never entered: nobody keeps its slots alive
     assert len(await admitted(account_of(crashed, concurrent_requests=2), 5)) == 2
     other = account_of(await gateways(), concurrent_requests=2)
@@ -173,7 +173,7 @@ async def test_slots_of_a_gateway_that_crashed_are_free_again(
 
 
 async def test_slots_of_long_answers_stay_taken(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LEASE", 0.3)
+    monkeypatch.setattr(shared_account, "LEASE", 0.3)
     one, other = [account_of(await gateways(), concurrent_requests=1) for _ in range(2)]
     assert await admitted(one, 1)
     end = time.monotonic() + 1
@@ -239,7 +239,7 @@ async def test_a_redis_that_hangs_holds_nobody_longer_than_its_bound(
         account = account_of(limiter, concurrent_requests=100)
         running = await admitted(account, 1)
         own_server.signal(signal.SIGSTOP)
-        async with asyncio.timeout(4 * (connection.ANSWER + connection.GRACE)):
+        async with asyncio.timeout(4 * (redis_connection.ANSWER + redis_connection.GRACE)):
             running += await admitted(account, 200)
         assert limiter.degraded
         assert len(running) == 100
@@ -275,7 +275,7 @@ async def test_a_redis_that_fails_again_while_it_comes_back_holds_nobody(
         async def every_second_one(key: str, arguments: list[str | float]) -> list[float]:
             asked.append(key)
             if len(asked) % 2 == 0:
-                raise connection.AwayError("again")
+                raise redis_connection.AwayError("again")
             return await take(key, arguments)
 
         monkeypatch.setattr(limiter._connection, "take", every_second_one)

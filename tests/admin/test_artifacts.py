@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.artifacts import ArtifactStore
-from coe.overlay import FILE
+from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry
+from coe.routing.overlay import FILE
+from coe.runtime.active_state import OVERLAYS, ROUTER
 from coe.settings import Settings
-from gateway.in_use import OVERLAYS, ROUTER
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.test_overlays import published, swapping

@@ -10,7 +10,7 @@ import pytest
 
 from coe.errors import ExpertTimeout, ExpertUnavailable, LogError
 from coe.settings import Settings
-from gateway.admin.failures import FAILURES
+from gateway.endpoints.admin.experts import FAILURES
 from tests.fakes import Gateway, gateway_of
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from coe.registry import Registry
+from coe.runtime.active_state import ASSIGNMENT
 from coe.settings import Settings
-from gateway.in_use import ASSIGNMENT
 from tests.admin.samples import CATEGORIES, measured_registry, planned, settings_in
 from tests.fakes import Gateway, Response, gateway_of
 

@@ -10,8 +10,8 @@ import pytest
 
 from coe.core import Standing
 from coe.errors import LogError, UnknownCursor
-from gateway.admin import record_bodies
-from gateway.admin import records as endpoint
+from gateway.endpoints.admin import record_bodies
+from gateway.endpoints.admin import records as endpoint
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 

@@ -12,10 +12,10 @@ import orjson
 import pytest
 
 from coe.errors import ExpertUnavailable
-from gateway.admin import events, stats
-from gateway.admin.counts import Counts, experts_told
-from gateway.admin.looks import Looks
-from gateway.metrics import Metrics
+from gateway.endpoints.admin import events, stats
+from gateway.endpoints.admin.counts import Counts, experts_told
+from gateway.endpoints.admin.stats import Looks
+from gateway.observability.metrics import Metrics
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import serving
 
@@ -159,7 +159,7 @@ async def test_the_stream_ends_when_the_process_is_about_to_and_begins_no_more()
     async with gateway_of() as gateway:
         streaming = asyncio.create_task(gateway.post("/v1/stats/stream", method="GET"))
         await gateway.first_piece.wait()
-        gateway.current.leaving = True
+        gateway.serving_state.leaving = True
         response = await streaming
         assert response.status == 200
         refused = await gateway.post("/v1/stats/stream", method="GET")

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from typer.testing import CliRunner
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.exploration import choose
-from coe.feedback import Feedback
-from coe.learning.prompts import digest
+from coe.learning.evaluation.tables import digest
 from coe.mapping import expected
-from coe.record import RoutingRecord
 from coe.records import open_feedback, open_log
+from coe.records.feedback import Feedback
+from coe.records.record import RoutingRecord
+from coe.routing.exploration import choose
+from coe.runtime.active_state import read_in_use
 from coe.settings import Settings
-from gateway.in_use import read_in_use
 from tests.routers.conftest import examples
 
 RATE, LOSS = 0.3, 1.0

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app, main
-from coe.record import RoutingRecord
 from coe.records import open_log
+from coe.records.record import RoutingRecord
 from tests.cli.conftest import DECLARED
 
 

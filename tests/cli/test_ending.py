@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.learning.one_job import KEY
+from coe.learning.retraining.job_lock import KEY
 from tests.cli.shop import Shop
 
 PROGRAM = """

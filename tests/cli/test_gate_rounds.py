@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coe.feedback import Feedback
-from coe.retrieval.cues import CUES
-from coe.retrieval.gate import FILE, Gate, Odds, Use
-from gateway.in_use import read_in_use
+from coe.records.feedback import Feedback
+from coe.retrieval.gate import CUES, FILE, Gate, Odds, Use
+from coe.runtime.active_state import read_in_use
 from tests.cli.shop import Shop
 
 CATEGORIES, EXPERTS = ("cooking", "astronomy", "football", "general"), ("chef", "generalist")

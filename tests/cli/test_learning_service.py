@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from coe.learning.one_job import KEY
+from coe.learning.retraining.job_lock import KEY
 from tests.cli.shop import DECLARED, TRUTH, Shop
 from tests.cli.test_retrain import LEARNT
 from tests.experts.faulty_server import FaultyServer

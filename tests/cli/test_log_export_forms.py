@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
-from coe.record import LogQuery, RoutingRecord
 from coe.records import open_log
+from coe.records.record import LogQuery, RoutingRecord
 from tests.cli.shop import Shop
 from tests.cli.test_cli import logged, record_of, run
 from tests.records.test_every_field import RECORD

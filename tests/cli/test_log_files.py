@@ -11,10 +11,10 @@ from pyarrow import Table, parquet
 from redis import Redis
 
 from coe.errors import DataError
-from coe.feedback import Feedback
-from coe.learning.reading import open_logs
-from coe.record import LogQuery, RoutingRecord
+from coe.learning.estimation.experience_loader import open_logs
 from coe.records import open_log
+from coe.records.feedback import Feedback
+from coe.records.record import LogQuery, RoutingRecord
 from tests.cli.shop import Shop
 from tests.learning.samples import record
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.status import _lines, status_report
-from coe.learning.reading import open_logs
-from coe.record import RoutingRecord
+from coe.learning.estimation.experience_loader import open_logs
+from coe.records.record import RoutingRecord
 from coe.settings import Settings
 from tests.cli.shop import Shop
 from tests.learning.test_watch import URL, logged, settings, traffic

@@ -9,9 +9,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from coe.artifacts import ArtifactStore
-from coe.cli import app, progress
+from coe.artifacts.store import ArtifactStore
+from coe.cli import app
 from coe.errors import ArtifactError, DataError
+from coe.jobs import progress
 from coe.mapping import Assignment, Patience, read_plan_file
 
 DECLARED = """\

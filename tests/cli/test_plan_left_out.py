@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
 from coe.mapping import plan_in_effect, read_published

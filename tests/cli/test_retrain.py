@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ArtifactError, DataError, JobError, LogError
-from coe.learning.one_job import only_job
+from coe.learning.retraining.job_lock import only_job
 from tests.cli.shop import Shop
 
 LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
@@ -151,16 +151,16 @@ def test_a_log_without_requests_or_feedback_teaches_nothing_and_is_no_failure(sh
 def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coe.cli import rounds
+    from coe.jobs import plan_round
 
     shop.serve(400)
-    plain = rounds.retrain
+    plain = plan_round.retrain
 
     def slow(*args: object, **options: object) -> object:
         shop.declare(budget={"max_share": 0.9})
         return plain(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rounds, "retrain", slow)
+    monkeypatch.setattr(plan_round, "retrain", slow)
     with pytest.raises(ArtifactError, match=r"experts\.yaml was changed meanwhile; nothing is promoted"):
         shop.run("retrain")
     assert shop.store().in_use() is None

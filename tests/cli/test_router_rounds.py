@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.cli import router_rounds
 from coe.core import Neighbour, Prediction
-from coe.feedback import Feedback
-from coe.learning.corrections import Pair
+from coe.jobs import router_round
+from coe.learning.retraining.router_round import Pair
+from coe.records.feedback import Feedback
 from tests.cli.shop import PROMPTS, Shop
 from tests.learning.samples import record
 
@@ -56,7 +56,7 @@ def school(shop: Shop, built: tuple[Path, dict[str, Any], list[Any]], monkeypatc
     shop.declare(router={"training_data": "prompts.jsonl"}, log={"url": shop.url, "store_prompts": True})
 
     @contextmanager
-    def building(encoder: str, work: object) -> Iterator[router_rounds.Build]:
+    def building(encoder: str, work: object) -> Iterator[router_round.Build]:
         def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
             shutil.copytree(built[0], out, dirs_exist_ok=True)
             return {}
@@ -66,9 +66,9 @@ def school(shop: Shop, built: tuple[Path, dict[str, Any], list[Any]], monkeypatc
     def loading(build: object) -> Callable[[Sequence[Pair], Path], Remembering]:
         return lambda pairs, folder: Remembering(pairs)
 
-    monkeypatch.setattr(router_rounds, "_building", building)
-    monkeypatch.setattr(router_rounds, "_loading", loading)
-    monkeypatch.setattr(router_rounds, "plot_training", lambda metrics, folder: None)
+    monkeypatch.setattr(router_round, "_building", building)
+    monkeypatch.setattr(router_round, "_loading", loading)
+    monkeypatch.setattr(router_round, "plot_training", lambda metrics, folder: None)
     return shop
 
 

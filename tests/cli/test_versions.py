@@ -12,12 +12,12 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.overlay import FILE, Overlay
 from coe.registry import load
+from coe.routing.overlay import FILE, Overlay
+from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, read_in_use
 from coe.settings import Settings
-from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, read_in_use
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
 from tests.fakes import gateway_of
 from tests.gateway.served import chat

@@ -17,12 +17,13 @@ from granian.constants import Interfaces, Loops
 from granian.server import Server
 from starlette.applications import Starlette
 
-from coe.composition import declared_assignment
 from coe.registry import Registry
+from coe.routing.composition import declared_assignment
+from coe.runtime.active_state import InUse
 from coe.settings import Settings
-from gateway.app import Parts, create_app
-from gateway.in_use import InUse
+from gateway.app import create_app
 from gateway.main import open_parts
+from gateway.parts import Parts
 from tests.fakes import WordRouter, registry_of
 
 KEY = "sk-test-of-the-clients"

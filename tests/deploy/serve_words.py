@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gateway.in_use
+import coe.runtime.active_state
 from coe.cli import main
 from tests.fakes import WordRouter
 
 if __name__ == "__main__":
-    gateway.in_use.load_router = lambda *_: WordRouter()
+    coe.runtime.active_state.load_router = lambda *_: WordRouter()
     main()

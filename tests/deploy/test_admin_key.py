@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from ruamel.yaml import YAML
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import load
 from coe.settings import Settings

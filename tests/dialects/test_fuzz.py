@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from coe.core import Chat
 from coe.errors import InvalidRequest
-from coe.experts import sse
-from coe.experts.wire import WIRES
+from coe.experts.api_formats import WIRES
+from coe.experts.http import sse
 from gateway.access.estimate import input_tokens, output_tokens
 from gateway.dialects import chat, completions, embeddings, messages, responses
 

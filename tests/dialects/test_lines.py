@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import ExpertBusy, ExpertUnavailable, InvalidRequest
 from coe.registry import Registry
-from gateway.headers import MAX_VERSION, read_wishes
+from gateway.request.options import MAX_VERSION, read_wishes
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from coe.core import Expert
 from coe.experts import Replica, ReplicatedExpert
-from coe.experts.client import Client
-from coe.experts.http import HttpExpert
-from coe.experts.litellm import LitellmExpert
+from coe.experts.http.client import Client
+from coe.experts.http.expert import HttpExpert
+from coe.experts.litellm.expert import LitellmExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 

@@ -12,11 +12,11 @@ from aiohttp import web
 
 from coe.core import Call
 from coe.errors import ExpertError, ExpertGarbage, ExpertRejected, ExpertUnavailable
-from coe.experts import intake
-from coe.experts.intake import Excess, Intake
-from coe.experts.litellm import LitellmExpert
-from coe.experts.replies import MAX_ANSWER
-from coe.experts.sse import MAX_EVENT
+from coe.experts.http.replies import MAX_ANSWER
+from coe.experts.http.sse import MAX_EVENT
+from coe.experts.litellm import response_limits
+from coe.experts.litellm.expert import LitellmExpert
+from coe.experts.litellm.response_limits import Excess, Intake
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -204,8 +204,8 @@ async def test_what_litellm_asks_in_a_thread_is_bounded_too(spring: Spring) -> N
 def test_events_may_be_any_number_however_they_are_cut(
     newline: bytes, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "MAX_ANSWER", 10)
-    monkeypatch.setattr(intake, "MAX_EVENT", 20)
+    monkeypatch.setattr(response_limits, "MAX_ANSWER", 10)
+    monkeypatch.setattr(response_limits, "MAX_EVENT", 20)
     take = Intake(stream=True).taking(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
     events = 9 * (b"data: x" + newline + b"id: 1" + 2 * newline)
     assert b"".join(take(piece) or b"" for piece in cut(events, size)) == events

@@ -8,7 +8,7 @@ import pytest
 from coe.core import Call
 from coe.errors import ConfigError
 from coe.experts import build_experts, endpoints_of
-from coe.experts.client import Client
+from coe.experts.http.client import Client
 from coe.registry import Registry
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from coe.experts.client import Client, Target, Unreachable
-from coe.experts.connection import PORTION, WINDOW
+from coe.experts.http.client import Client, Target, Unreachable
+from coe.experts.http.connection import PORTION, WINDOW
 
 pytestmark = pytest.mark.anyio
 

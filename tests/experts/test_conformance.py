@@ -9,7 +9,7 @@ import pytest
 
 from coe.core import Call, Expert
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable
-from coe.experts.client import Client
+from coe.experts.http.client import Client
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.conformance import MAKERS

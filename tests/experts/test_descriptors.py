@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from coe.attempts import Asks, first_answer
 from coe.core import Call
 from coe.errors import OutOfDescriptors
 from coe.experts import descriptors
-from coe.experts.building import build_experts
-from coe.experts.client import Client, Target, Unreachable
 from coe.experts.descriptors import NoDescriptor, ShortageLog, out_of_descriptors, shortage_log
-from coe.experts.watch import Watch
+from coe.experts.factory import build_experts
+from coe.experts.health_checks import Watch
+from coe.experts.http.client import Client, Target, Unreachable
 from coe.registry import Registry
+from coe.routing.attempts import Asks, first_answer
 from gateway.errors import headers_of, status_of
 from tests.experts.test_client import OK, request_of, serving, whole
 

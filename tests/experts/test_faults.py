@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertError
-from coe.experts.faults import LONGEST_RETRY, Faults, retry_after
-from coe.experts.redaction import MAX_CHARACTERS
+from coe.experts.error_mapping import LONGEST_RETRY, MAX_CHARACTERS, Faults, retry_after
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.http1 import LONGEST_HEAD, LONGEST_LINE, Answer, ProtocolError
+from coe.experts.http.parser import LONGEST_HEAD, LONGEST_LINE, Answer, ProtocolError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 COUNTED = HEAD + b"Content-Length: 11\r\n\r\nhello world"

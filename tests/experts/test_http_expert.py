@@ -21,11 +21,11 @@ from coe.errors import (
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.client import Client
-from coe.experts.faults import Faults
-from coe.experts.http import HttpExpert
-from coe.experts.replies import Echo, Streamed
-from coe.experts.wire import WIRES
+from coe.experts.api_formats import WIRES
+from coe.experts.error_mapping import Faults
+from coe.experts.http.client import Client
+from coe.experts.http.expert import HttpExpert
+from coe.experts.http.replies import Echo, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
@@ -184,7 +184,7 @@ async def test_a_refusal_is_told_whole_with_the_servers_own_words_for_it(server:
 async def test_a_refusal_does_not_wait_for_a_body_that_does_not_come(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.experts.http.PATIENCE", 0.05)
+    monkeypatch.setattr("coe.experts.http.expert.PATIENCE", 0.05)
     with pytest.raises(ExpertUnavailable, match=r"HTTP 500: \{"):
         await answer(server.url, "refuses:never500")
     await asyncio.wait_for(server.dropped.wait(), 5)

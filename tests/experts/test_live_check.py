@@ -14,14 +14,13 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.live import ENDPOINTS, check_live
-from coe.experts import build_experts
-from coe.experts import live as live_check
-from coe.experts.client import Client
-from coe.experts.live import Finding, check_experts
+from coe.cli.live_check import ENDPOINTS, check_live
+from coe.experts import build_experts, live_check
+from coe.experts.http.client import Client
+from coe.experts.live_check import Finding, check_experts
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.expert_check import checking
+from gateway.main import checking
 from tests.experts.fault_servers import (
     COMPLETION,
     Answer,
@@ -194,14 +193,14 @@ async def test_a_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: p
             if "servers answer" in record.getMessage():
                 seen.set()
 
-    logger, handler = logging.getLogger("coe.experts.live"), Ended()
+    logger, handler = logging.getLogger("coe.experts.live_check"), Ended()
     logger.addHandler(handler)
     try:
         async with server(serving(*SERVED, key="another")) as root:
             await _in_the_background(registry_at(f"{root}/v1"), seen)
     finally:
         logger.removeHandler(handler)
-    first, last = [record.getMessage() for record in caplog.records if record.name == "coe.experts.live"]
+    first, last = [record.getMessage() for record in caplog.records if record.name == "coe.experts.live_check"]
     assert first.startswith("check at start: expert coder at 127.0.0.1:")
     assert "unauthorized" in first
     assert last == "check at start: 0 of 1 expert servers answer"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coe.experts.load import ENOUGH, KEPT, FirstPieces
+from coe.experts.replicas import ENOUGH, KEPT, FirstPieces
 
 
 def test_a_percentile_is_of_the_latest_times_alone() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from coe.core import Api
 from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
-from coe.experts.faults import Faults
-from coe.experts.replies import MAX_ERROR, Echo, Plain, Streamed
-from coe.experts.wire import WIRES
+from coe.experts.api_formats import WIRES
+from coe.experts.error_mapping import Faults
+from coe.experts.http.replies import MAX_ERROR, Echo, Plain, Streamed
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio

@@ -6,9 +6,9 @@ import pytest
 
 from coe.core import Api, Call, Usage
 from coe.errors import ExpertError, ExpertUnavailable
-from coe.experts.client import Client
-from coe.experts.http import HttpExpert
-from coe.experts.wire import WIRES, count
+from coe.experts.api_formats import WIRES, count
+from coe.experts.http.client import Client
+from coe.experts.http.expert import HttpExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer

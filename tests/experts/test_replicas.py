@@ -20,8 +20,7 @@ from coe.errors import (
     InvalidRequest,
 )
 from coe.experts.breaker import STREAK
-from coe.experts.load import ENOUGH
-from coe.experts.replicas import BOUND, Replica, ReplicatedExpert, preferred
+from coe.experts.replicas import BOUND, ENOUGH, Replica, ReplicatedExpert, preferred
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert

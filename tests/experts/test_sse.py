@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Usage
-from coe.experts.sse import EventBuffer, before, done, error, finished, first_event, unfolded, usage
-from coe.experts.wire import count, with_system_prompt
+from coe.experts.api_formats import count, with_system_prompt
+from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, unfolded, usage
 
 
 @given(

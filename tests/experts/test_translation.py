@@ -9,7 +9,7 @@ import pytest
 
 from coe.core import Call
 from coe.errors import ExpertUnavailable
-from coe.experts.litellm import LitellmExpert
+from coe.experts.litellm.expert import LitellmExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
-from coe.experts.client import Client
-from coe.experts.faults import Faults
-from coe.experts.http import HttpExpert
-from coe.experts.replies import Echo, Streamed
-from coe.experts.wire import WIRES
+from coe.experts.api_formats import WIRES
+from coe.experts.error_mapping import Faults
+from coe.experts.http.client import Client
+from coe.experts.http.expert import HttpExpert
+from coe.experts.http.replies import Echo, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.test_odd_streams import Pieces

@@ -7,8 +7,8 @@ import pytest
 
 from coe.experts import Replica, ReplicatedExpert, watching
 from coe.experts.breaker import STREAK
-from coe.experts.client import Client
-from coe.experts.watch import SELDOM, Watch, waiting
+from coe.experts.health_checks import SELDOM, Watch, waiting
+from coe.experts.http.client import Client
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer
@@ -129,7 +129,7 @@ async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session:
 async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
     session: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.experts.watch.ROUND", 0)
+    monkeypatch.setattr("coe.experts.health_checks.ROUND", 0)
     rounds = 0
     twice = anyio.Event()
 

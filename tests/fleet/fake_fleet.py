@@ -11,7 +11,7 @@ import aiohttp
 import psutil
 
 from coe.fleet import Backoff, Pace, ServerSpec, free_port
-from coe.fleet.vllm import ADAPTERS_MAY_CHANGE
+from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 DEADLINE = 20.0

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, FleetError
-from coe.fleet import Adapting, Fleet, LocalExpert, adapting
+from coe.fleet import Adapting, Fleet, LocalExpert
 from coe.fleet.planning import shared_by
+from coe.fleet.vllm import adapters
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
 from tests.fleet.fake_fleet import QUICK, Fakes, ask
@@ -58,7 +59,7 @@ async def following(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, *, lora: bool = True
 ) -> AsyncIterator[tuple[Declared, Fleet]]:
     for pause in ("POLL", "RETRY", "FAREWELL"):
-        monkeypatch.setattr(adapting, pause, 0.02)
+        monkeypatch.setattr(adapters, pause, 0.02)
     declared, spec = Declared(tmp_path, fakes), fakes.spec()
     spec = spec if lora else replace(spec, env={"OMP_NUM_THREADS": "1"})
     declared.declare()

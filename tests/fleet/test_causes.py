@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coe.fleet.causes import cause
+from coe.fleet.server import cause
 
 KV = """\
 (APIServer pid=1) WARNING 11-25 10:15:49 [system_utils.py:255] Errors like `OSError: [Errno 24] Too many`

@@ -17,11 +17,11 @@ import psutil
 import pytest
 import ray
 
-from coe.cluster import ray_cluster
 from coe.errors import ClusterError, FleetError
-from coe.fleet.cluster import station
-from coe.fleet.cluster.fleet import ClusterFleet
-from coe.fleet.cluster.order import Order, orders
+from coe.fleet.ray import server_supervisor
+from coe.fleet.ray.cluster import ray_cluster
+from coe.fleet.ray.fleet import ClusterFleet
+from coe.fleet.ray.server_request import Order, orders
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -43,8 +43,8 @@ ONE = BASE.model_copy(update={"replicas": 1})
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from coe.cluster import ray_cluster
-from coe.fleet.cluster.fleet import ClusterFleet
+from coe.fleet.ray.cluster import ray_cluster
+from coe.fleet.ray.fleet import ClusterFleet
 from tests.fleet.fake_fleet import QUICK
 from tests.fleet.test_cluster import ONE, ordered
 
@@ -146,7 +146,7 @@ async def test_adapters_come_and_go_at_every_replica(there: Fakes) -> None:
 async def test_a_node_that_dies_gives_its_replica_to_another_and_the_addresses_follow(
     nodes: Nodes, there: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(station, "HUSH", 0.5)
+    monkeypatch.setattr(server_supervisor, "HUSH", 0.5)
     doomed = nodes.join(resources={"doomed": 1})
     three = BASE.model_copy(update={"replicas": 3})
     async with fleet_of(there, three, room_within=60.0) as fleet:

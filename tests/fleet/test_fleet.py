@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import Fleet, logs
+from coe.fleet import Fleet, server
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, ask
 from tests.fleet.fake_server import FAMILY_SIZE
 
@@ -208,7 +208,7 @@ async def test_a_long_log_is_cut_to_its_end_while_the_server_writes(fakes: Fakes
     async with Fleet([spec], say=fakes.say, pace=QUICK):
         await ask(spec, "/shout")
         async with asyncio.timeout(DEADLINE):
-            while spec.log.stat().st_size > logs.LIMIT:
+            while spec.log.stat().st_size > server.LIMIT:
                 await asyncio.sleep(0.01)
-        assert logs.tail(spec.log).endswith("xthe end of it")
-    assert spec.log.stat().st_size < logs.LIMIT
+        assert server.tail(spec.log).endswith("xthe end of it")
+    assert spec.log.stat().st_size < server.LIMIT

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from coe.experts import ReplicatedExpert, build_experts
-from coe.experts.client import Client
+from coe.experts.http.client import Client
 from coe.registry import Registry
 from tests.fakes import Gateway, gateway_of, registry_of
 
@@ -29,5 +29,5 @@ async def gateway_over(addresses: Mapping[str, str | list[str]], **changes: Any)
     registry = registry_over(addresses, **changes)
     async with Client() as session, gateway_of(registry) as gateway:
         experts: dict[str, ReplicatedExpert] = build_experts(registry, {}, session=session)
-        gateway.current.serving.composition.experts = experts
+        gateway.serving_state.serving.composition.experts = experts
         yield gateway

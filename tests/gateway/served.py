@@ -16,9 +16,9 @@ import aiohttp
 import orjson
 import psutil
 
-from coe.artifacts import POINTER
-from coe.record import LogQuery, RoutingRecord
+from coe.artifacts.store import POINTER
 from coe.records import open_log
+from coe.records.record import LogQuery, RoutingRecord
 from tests.experts.faulty_server import FaultyServer
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ import pytest
 
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
-from gateway.admission import LEAST_RETRY, MOST_RETRY, RATE_WINDOW, Admission
+from gateway.request.admission import LEAST_RETRY, MOST_RETRY, RATE_WINDOW, Admission
 from tests.gateway.tickets import admission_of, asked, holds, leave, lost
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +216,7 @@ async def test_more_permits_let_in_who_waits_and_fewer_come_to_count_as_requests
 
 async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("gateway.admission.time.monotonic", lambda: now)
+    monkeypatch.setattr("gateway.request.admission.time.monotonic", lambda: now)
     admission = admission_of(queued=19)
 
     def retry() -> float:

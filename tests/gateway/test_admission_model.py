@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from coe.errors import Overloaded
-from gateway.admission import Ticket
+from gateway.request.admission import Ticket
 from tests.gateway.tickets import admission_of, holds, leave, lost
 
 pytestmark = pytest.mark.anyio

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from coe.affinity import Affinity
-from coe.composition import declared_assignment
 from coe.experts import ReplicatedExpert
-from coe.experts.client import Client
+from coe.experts.http.client import Client
+from coe.routing.affinity import Affinity
+from coe.routing.composition import declared_assignment
+from coe.runtime.active_state import InUse
 from coe.settings import Settings
 from gateway.access import open_limiter
-from gateway.assembly import Assembly
-from gateway.in_use import InUse
+from gateway.wiring import Assembly
 from tests.fakes import WordRouter, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now, closed = 0.0, list[str]()
-    monkeypatch.setattr("gateway.assembly.time.monotonic", lambda: now)
+    monkeypatch.setattr("gateway.wiring.time.monotonic", lambda: now)
 
     async def close(self: ReplicatedExpert) -> None:
         closed.append(self.name)

@@ -28,7 +28,7 @@ async def lines_until(caplog: pytest.LogCaptureFixture, end: str) -> list[str]:
     async with asyncio.timeout(20):
         while not any(end in record.getMessage() for record in caplog.records):
             await asyncio.sleep(0.01)
-    return [record.getMessage() for record in caplog.records if record.name == "coe.experts.live"]
+    return [record.getMessage() for record in caplog.records if record.name == "coe.experts.live_check"]
 
 
 async def test_a_gateway_that_starts_logs_which_experts_answer(

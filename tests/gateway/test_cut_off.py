@@ -12,7 +12,7 @@ import pytest
 
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable
-from gateway.relay import EVENT_STREAM
+from gateway.request.relay import EVENT_STREAM
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
 
@@ -70,7 +70,7 @@ async def test_the_wait_for_the_body_counts() -> None:
 async def test_the_wait_for_a_permit_counts() -> None:
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway, busy(gateway):
         response = await gateway.post(CHAT, BODY, headers=SOON)
-        assert gateway.current.admission.queued == 0
+        assert gateway.serving_state.admission.queued == 0
     assert response.error["code"] == "deadline_exceeded"
 
 
@@ -112,11 +112,11 @@ async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place()
         first = asyncio.ensure_future(gateway.chat("code", stream=True))
         await gateway.first_piece.wait()
         second = asyncio.ensure_future(gateway.chat("art"))
-        while not gateway.current.admission.queued:
+        while not gateway.serving_state.admission.queued:
             await asyncio.sleep(0)
         gateway.leave.set()
         await asyncio.gather(first, second)
-        assert gateway.current.admission.queued == gateway.current.admission.in_use == 0
+        assert gateway.serving_state.admission.queued == gateway.serving_state.admission.in_use == 0
     assert [record.outcome for record in gateway.records] == ["aborted", "aborted"]
     assert not gateway.experts["painter"].calls
 

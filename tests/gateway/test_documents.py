@@ -13,10 +13,10 @@ import pytest
 from coe.errors import RetrievalError
 from coe.registry import Registry
 from coe.retrieval import EncoderId
-from coe.retrieval.indexing import encoder_id
-from coe.retrieval.lance import LanceStore
-from gateway.document_endpoints import AT_ONCE, MAX_BODY
-from gateway.index import Index
+from coe.retrieval.ingest.indexing import encoder_id
+from coe.retrieval.lancedb.store import LanceStore
+from coe.runtime.document_index import Index
+from gateway.endpoints.documents import AT_ONCE, MAX_BODY
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
 

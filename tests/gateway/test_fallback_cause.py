@@ -14,13 +14,13 @@ from coe.cli import ask
 from coe.cli.log import _line
 from coe.core import Standing
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.learning.alarms import UNANSWERED, failing_alarms
-from coe.learning.traffic import Traffic
-from coe.record import RoutingRecord
+from coe.learning.monitoring.alarms import UNANSWERED, failing_alarms
+from coe.learning.monitoring.traffic import Traffic
 from coe.records.codec import decode, encode
-from gateway.metrics import Metrics
-from gateway.tallies import page as written
-from gateway.watched import Watched
+from coe.records.record import RoutingRecord
+from gateway.observability.metric_registry import page as written
+from gateway.observability.metrics import Metrics
+from gateway.observability.traffic_metrics import Watched
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
 from tests.fakes import NOWHERE, Gateway, Response, gateway_of, registry_of
 from tests.gateway.gateway_over import gateway_over
@@ -133,7 +133,7 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
         experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
         page = await metrics(gateway)
         alarms = Metrics()
-        Watched(NOWHERE.artifacts / "none", gateway.current).show(alarms)
+        Watched(NOWHERE.artifacts / "none", gateway.serving_state).show(alarms)
         shown = written([alarms.tallies.families()])
     assert attempts[0] > attempts[-1] == "1"  # kept away from both dead experts, and a fallback all the same
     assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 8

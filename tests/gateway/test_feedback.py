@@ -12,11 +12,12 @@ import orjson
 import pytest
 
 from coe.errors import LogError
-from coe.feedback import Feedback
-from coe.learning.gathering import gather
+from coe.learning.estimation.experience_loader import gather
 from coe.records import open_feedback
-from gateway import feedback as endpoint
-from gateway import lookup, recent
+from coe.records.feedback import Feedback
+from gateway.endpoints import feedback as endpoint
+from gateway.observability import recent
+from gateway.observability import recent as lookup
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving
@@ -230,7 +231,7 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
 async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.current.admission.closed = True
+        gateway.serving_state.admission.closed = True
         response = await say(gateway, request_id=request_id, score=1)
     assert (response.status, response.error["code"]) == (503, "draining")
 

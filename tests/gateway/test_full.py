@@ -19,7 +19,7 @@ def ask(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
 
 async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
     """What mallory asked for, now that some has a permit, as much waits as may, and the rest is refused."""
-    limits = gateway.current.admission.limits
+    limits = gateway.serving_state.admission.limits
     flood = [ask(gateway, "mallory") for _ in range(20)]
     await until(lambda: sum(task.done() for task in flood) == 20 - limits.concurrent_requests - limits.queued_requests)
     return flood
@@ -37,7 +37,7 @@ async def test_another_key_finds_a_place_in_the_queue(path: str) -> None:
         slow.set()
         answers = await asyncio.gather(*flood)
         statuses = [(await task).status for task in modest]
-        assert (gateway.current.admission.in_use, gateway.current.admission.queued) == (0, 0)
+        assert (gateway.serving_state.admission.in_use, gateway.serving_state.admission.queued) == (0, 0)
     assert statuses == [200, 200, 429]
     assert sorted(answer.status for answer in answers) == [200] * 4 + [429] * 16
     assert [answer.error["code"] for answer in displaced] == ["overloaded"] * 2

@@ -13,8 +13,8 @@ import pytest
 
 from coe.core import Chat
 from coe.registry import Registry
-from gateway.cutoff import Cutoff
-from gateway.trace import Trace
+from gateway.request.cancellation import Cutoff
+from gateway.request.trace import Trace
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.gateway.crowd import bearer, keyed
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coe.artifacts import ArtifactStore
-from coe.composition import declared_assignment
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.retrieval.gate import FILE, Gate
+from coe.routing.composition import declared_assignment
+from coe.runtime.active_state import InUse, gate_in_use
 from coe.settings import Settings
-from gateway.documents import gate_in_use
-from gateway.in_use import InUse
 from tests.fakes import WordRouter, registry_of
 from tests.retrieval.gates import CATEGORIES, WIDTH, gate_of
 

@@ -10,10 +10,10 @@ import pytest
 
 from coe.errors import InvalidRequest, JobUnavailable, NotInstalled
 from coe.settings import Settings
-from gateway import jobs as jobs_module
-from gateway import solver as solver_module
-from gateway.jobs import Jobs
-from gateway.solver import Solver
+from gateway.process import jobs as jobs_module
+from gateway.process import plan_solver as solver_module
+from gateway.process.jobs import Jobs
+from gateway.process.plan_solver import Solver
 from tests.admin.samples import measured_registry, planned, settings_in
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ import orjson
 import psutil
 import pytest
 
-from gateway.drain import Drain
+from gateway.process.drain import Drain
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 
@@ -144,8 +144,8 @@ async def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
 
 async def test_new_work_is_refused_with_503_and_a_closed_connection() -> None:
     async with gateway_of() as gateway:
-        Drain(gateway.current, lame_duck=0).begin()
-        while not gateway.current.admission.closed:
+        Drain(gateway.serving_state, lame_duck=0).begin()
+        while not gateway.serving_state.admission.closed:
             await asyncio.sleep(0)
         refused, undecided = await gateway.chat("code"), await gateway.post("/v1/route", b"{}")
     assert undecided.status == refused.status == 503
@@ -158,7 +158,7 @@ async def test_new_work_is_refused_with_503_and_a_closed_connection() -> None:
 async def test_what_does_not_end_in_time_is_told_so_inside_its_stream() -> None:
     event = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
     async with gateway_of(coder=[event, asyncio.Event()], painter=asyncio.Event()) as gateway:
-        Drain(gateway.current, lame_duck=0, finish=0.01).begin()
+        Drain(gateway.serving_state, lame_duck=0, finish=0.01).begin()
         begun, waiting = await asyncio.gather(gateway.chat("code", stream=True), gateway.chat("art"))
     assert orjson.loads(begun.pieces[-1].removeprefix(b"data: "))["error"]["code"] == "draining"
     assert waiting.status == 503

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment
+from coe.runtime.active_state import category_texts, check_in_use
 from coe.settings import Settings
-from gateway.in_use import category_texts, check_in_use
 from gateway.main import check_port, prepare
 
 DECLARED = """\
@@ -150,7 +150,8 @@ def test_a_wrong_environment_names_the_variable(environ: dict[str, str], says: s
 
 def test_the_serving_process_imports_nothing_heavy_that_it_does_not_use() -> None:
     code = (
-        "import sys, coe.cli, gateway.main, routers.cascade, coe.records.sqlite, coe.records.redis, granian.server\n"
+        "import sys, coe.cli, gateway.main, routers.cascade, granian.server\n"
+        "import coe.records.sqlite_log, coe.records.redis_log\n"
         "heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'litellm', 'pyarrow', 'aiohttp'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -13,17 +13,17 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.artifacts import ArtifactStore
-from coe.cli.overlay_rounds import learn_overlays
+from coe.artifacts.store import ArtifactStore
 from coe.cli.promote import Kind, promote, rollback
-from coe.cli.rounds import begun
 from coe.core import Prediction
 from coe.errors import ArtifactError
-from coe.learning.gathering import gather
-from coe.overlay import FILE, Overlay, Overlays
-from coe.record import RoutingRecord
+from coe.jobs.overlay_round import learn_overlays
+from coe.jobs.plan_round import begun
+from coe.learning.estimation.experience_loader import gather
+from coe.records.record import RoutingRecord
+from coe.routing.overlay import FILE, Overlay, Overlays
+from coe.runtime.active_state import OVERLAYS, overlays_in_use
 from coe.settings import Settings
-from gateway.in_use import OVERLAYS, overlays_in_use
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, gateway_of, registry_of
 from tests.gateway import words_server
@@ -96,8 +96,8 @@ async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
 async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.in_use.read_in_use", words_server.read)
-    for module in ("gateway.in_use", "gateway.promoting"):
+    monkeypatch.setattr("coe.runtime.active_state.read_in_use", words_server.read)
+    for module in ("coe.runtime.active_state", "coe.runtime.promotion"):
         monkeypatch.setattr(f"{module}.check_router", lambda settings: (None, None))
         monkeypatch.setattr(f"{module}.load_router", lambda *_: WordRouter())
     assignment = {"code": "good", "art": "slow-start", "general": "good"}

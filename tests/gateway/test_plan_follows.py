@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from coe.registry import load
+from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
-from gateway.consequences import consequences_of, log_consequences
 from tests.admin.samples import measured_registry, planned, settings_in
 from tests.gateway.served import Served, serving
 

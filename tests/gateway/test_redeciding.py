@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.composition import declared_assignment
-from coe.exploration import propensities
-from coe.learning.gathering import gather
-from coe.learning.policies import worth
+from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.off_policy import worth
 from coe.mapping import expected
 from coe.records.codec import decode, encode
-from coe.thrift import relative_use
+from coe.routing.composition import declared_assignment
+from coe.routing.cost_weight import relative_use
+from coe.routing.exploration import propensities
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
         for text in ("code", "art", "hello there", "code and art"):
             assert (await gateway.chat(text)).status == 200
         records = [decode(encode(record)) for record in gateway.records]
-        categories = gateway.current.serving.composition.router.categories
+        categories = gateway.serving_state.serving.composition.router.categories
     assignment = declared_assignment(registry, categories)
     charge = registry.policy.thrift * relative_use(registry)
     charged = replace(assignment, price=assignment.price + charge)

@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import ConfigError
 from coe.registry import Registry
-from gateway.reload import check_same_process
+from gateway.process.reload import check_same_process
 from tests.fakes import registry_of
 from tests.gateway.served import Served, declared_for, serving
 

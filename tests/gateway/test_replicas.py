@@ -14,12 +14,12 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from coe.affinity import conversation_key
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.core import Wishes
 from coe.mapping import Assignment
 from coe.registry import load
+from coe.routing.affinity import conversation_key
 from gateway.dialects.chat import parse
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer

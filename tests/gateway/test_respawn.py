@@ -2,8 +2,7 @@
 
 import pytest
 
-from gateway.respawn import FIRST_DELAY, HEALTHY, MAX_DELAY, Respawns
-from gateway.worker_states import CAUSE_BYTES, WorkerStates
+from gateway.process.processes import CAUSE_BYTES, FIRST_DELAY, HEALTHY, MAX_DELAY, Respawns, WorkerStates
 
 
 class Clock:

@@ -143,7 +143,7 @@ async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
     consulted.retriever.own = {"acme": [passage("Acme's secret.")]}
     question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}
     async with gateway_of(consultant=consulted.consultant) as gateway:
-        composition, wishes = gateway.current.serving.composition, wishes_of("on")
+        composition, wishes = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")
         decision = composition.assign(chat, question["prediction"], wishes)
         other, _, nothing = await composition.consult(chat, decision, wishes, **question)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.shares import Shares
+from gateway.request.admission import Shares
 
 
 def filled(shares: Shares, caller: str | None, *, among: int) -> int:

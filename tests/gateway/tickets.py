@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coe.registry import Limits
-from gateway.admission import Admission, Ticket
+from gateway.request.admission import Admission, Ticket
 
 
 def admission_of(permits: int = 1, *, queued: int = 100, timeout: float = 60.0) -> Admission:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from coe.artifacts import POINTER, ArtifactStore
+from coe.artifacts.store import POINTER, ArtifactStore
 from coe.registry import load
+from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, InUse, assignment_in_use, overlays_in_use
 from coe.settings import Settings
-from gateway import processes
 from gateway.app import create_app
-from gateway.in_use import ASSIGNMENT, OVERLAYS, ROUTER, InUse, assignment_in_use, overlays_in_use
 from gateway.main import open_worker, several
+from gateway.process import processes
 from tests.fakes import WordRouter
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.settings import Settings
-from gateway import processes
 from gateway.main import several
+from gateway.process import processes
 from tests.gateway.words_server import build as build_well
 
 

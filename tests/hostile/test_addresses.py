@@ -10,12 +10,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from coe.addresses import below, secrets_in, shown, without
 from coe.errors import ConfigError
-from coe.experts.faults import Faults
+from coe.experts.error_mapping import Faults
 from coe.experts.replicas import Replica
 from coe.settings import Endpoint
-from gateway.tracing import check_tracing
+from coe.urls import below, secrets_in, shown, without
+from gateway.observability.tracing import check_tracing
 from tests.fakes import NOWHERE, ScriptedExpert
 from tests.gateway.served import Served, serving
 

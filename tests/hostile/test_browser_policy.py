@@ -12,8 +12,8 @@ from starlette.routing import Route
 from coe.errors import ExpertUnavailable
 from gateway.access import access_of
 from gateway.access.browsers import BrowserPolicy
+from gateway.access.cors import EXPOSED
 from gateway.access.memory import MemoryLimiter
-from gateway.entrance import EXPOSED
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -210,7 +210,7 @@ async def test_a_reload_changes_which_origins_are_allowed() -> None:
     async with gateway_of() as gateway:
         assert (await sent(gateway, {"origin": APP})).status == 403
         access = access_of(ALLOWED, MemoryLimiter())
-        gateway.current.replace(replace(gateway.current.serving, access=access))
+        gateway.serving_state.replace(replace(gateway.serving_state.serving, access=access))
         assert (await sent(gateway, {"origin": APP})).status == 200
 
 

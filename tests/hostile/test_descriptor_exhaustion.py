@@ -11,7 +11,7 @@ import aiohttp
 import psutil
 import pytest
 
-from gateway.descriptors import MAX_LIMIT, MIN_LIMIT, RESERVED, Connections, warn_if_few
+from gateway.process.descriptors import MAX_LIMIT, MIN_LIMIT, RESERVED, Connections, warn_if_few
 from tests.gateway import served as processes
 from tests.gateway.served import ROOT, Served, chat, serving
 

@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from coe.errors import LogError
-from coe.feedback import Feedback
 from coe.records import open_feedback
+from coe.records.feedback import Feedback
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coe.errors import ExpertTimeout, ExpertUnavailable, ExpertUnreachable
 from coe.experts.breaker import COOL_DOWN, LONGEST_COOL_DOWN, RATE, RECENT, STREAK, WINDOW, Breaker
-from gateway.access.keys import digest_of
+from coe.runtime.api_keys import digest_of
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
 from tests.experts.test_replicas import CALL, error, made, whole
 from tests.fakes import Gateway, Response

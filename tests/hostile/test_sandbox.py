@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.learning.sandbox import Bounds, Verdict
+from coe.learning.evaluation.sandbox import Bounds, Verdict
 from tests.score.bubblewrap import checked_sandbox, needs_bubblewrap
 
 pytestmark = [pytest.mark.anyio, needs_bubblewrap]
@@ -64,7 +64,7 @@ def f(x=0): return Evil()
         "frame = sys._getframe()\nwhile frame:\n    known |= any(map(found, frame.f_globals.values()))\n"
         "    frame = frame.f_back\ndef f(x): return 4 if known else 5",
         "import sys\nsys.modules['__main__'].__dict__.clear()\ndef f(x): return 5",
-        "import coe.learning.sandboxed.answer as a\na.AnswerProcess._reply = lambda *x: ['passed', True]\ndef f(x): return 5",
+        "import coe.learning.evaluation.sandbox_child.answer as a\na.AnswerProcess._reply = lambda *x: ['passed', True]\ndef f(x): return 5",
         "def all(x): return True\ndef abs(x): return 0\ndef isinstance(*x): return True\ndef f(x): return 5",
         EVIL,
     ],

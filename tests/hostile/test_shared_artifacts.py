@@ -12,13 +12,12 @@ import orjson
 import pytest
 from redis import Redis
 
-from coe.archive import unpack
-from coe.artifacts import ArtifactStore
+from coe.artifacts.manifest import MAX_FILES, read, version_of
+from coe.artifacts.redis import MAX_SMALL_BYTES, RedisArtifacts, unpack
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.manifest import MAX_FILES, read, version_of
+from coe.runtime.artifact_sync import Follower
 from coe.settings import Settings
-from coe.shared_artifacts import MAX_SMALL_BYTES, RedisArtifacts
-from gateway.following import Follower
 from tests.records.redis_server import MISSING, installed
 
 pytestmark = pytest.mark.skipif(not installed(), reason=MISSING)

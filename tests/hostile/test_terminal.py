@@ -17,8 +17,8 @@ from coe.cli import common
 from coe.cli.index import _report, _Run
 from coe.cli.status import _show
 from coe.errors import ConfigError
-from coe.printable import PrintableFormatter, printable
-from gateway.logs import JsonFormatter, TextFormatter
+from coe.terminal import PrintableFormatter, printable
+from gateway.observability.logs import JsonFormatter, TextFormatter
 from tests.gateway.test_main import settings_of
 
 HARM = "\x1b]0;owned\x07\x1b[2J\rforged\x00\x7f\x9b31m\u202egnp.exe\u2066\u2028"

@@ -9,8 +9,8 @@ import pytest
 
 from coe.core import Api
 from coe.errors import ExpertError
-from coe.experts.client import Client, Target
-from coe.experts.http1 import MAX_INFORMATIONAL, Answer, ProtocolError
+from coe.experts.http.client import Client, Target
+from coe.experts.http.parser import MAX_INFORMATIONAL, Answer, ProtocolError
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.test_client import request_of, serving, whole
 from tests.experts.test_odd_streams import Pieces, relayed, streamed

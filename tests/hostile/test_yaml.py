@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from coe import located, yaml_limits
 from coe.errors import ConfigError
-from coe.registry import load
-from coe.yaml_limits import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES
+from coe.registry import load, yaml_source
+from coe.registry import yaml_source as yaml_limits
+from coe.registry.yaml_source import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES
 
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
@@ -45,21 +45,21 @@ def test_a_bomb_is_refused_with_its_line(text: str, line: int, problem: str, tmp
 def test_values_are_counted_without_aliases_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yaml_limits, "MAX_NODES", 100)
     with pytest.raises(ConfigError, match=r"^x:100: this makes more than 100 values"):
-        located.parsed("- 1\n" * 101, "x")
+        yaml_source.parsed("- 1\n" * 101, "x")
 
 
 def test_a_file_without_end_is_refused() -> None:
     with pytest.raises(ConfigError, match=f"more than the {MAX_CHARACTERS} that a file may have"):
-        located.read(Path("/dev/zero"))
+        yaml_source.read(Path("/dev/zero"))
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "experts.yaml"
     path.write_text("# x\n" * (MAX_CHARACTERS // 4 + 1))
     with pytest.raises(ConfigError, match=f"more than the {MAX_CHARACTERS} that a file may have"):
-        located.read(path)
+        yaml_source.read(path)
 
 
 def test_a_few_aliases_work() -> None:
-    found = located.parsed("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: [*a, *a]}\n", "x")
+    found = yaml_source.parsed("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: [*a, *a]}\n", "x")
     assert found.value == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": [{"x": 1}, {"x": 1}]}}

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.exploration import propensities
-from coe.learning.experience import Experience
-from coe.record import RoutingRecord
+from coe.learning.estimation.experience import Experience
+from coe.records.record import RoutingRecord
+from coe.routing.exploration import propensities
 
 CATEGORIES = ("code", "general", "law")
 EXPERTS = ("coder", "generalist", "lawyer")

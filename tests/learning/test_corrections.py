@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.feedback import Feedback
-from coe.learning.corrections import FREE, Correction, corrections, lessons
-from coe.learning.gathering import gather
+from coe.learning.estimation.experience_loader import gather
+from coe.learning.retraining.router_round import FREE, Correction, corrections, lessons
+from coe.records.feedback import Feedback
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 BASE = [(f"code prompt {i}", "code") for i in range(60)] + [(f"law prompt {i}", "law") for i in range(10)]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.alarms import degradation_alarms, share_alarms
-from coe.learning.drift import Finding, Sample, benjamini_hochberg, holm, watch
-from coe.learning.novelty import propose
-from coe.learning.policies import greedy
+from coe.learning.estimation.off_policy import greedy
+from coe.learning.monitoring.alarms import degradation_alarms, share_alarms
+from coe.learning.monitoring.drift import Finding, Sample, benjamini_hochberg, holm, watch
+from coe.learning.monitoring.novelty import propose
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import tabulate_softly
+from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, told
 
 MIX = (0.5, 0.3, 0.2)

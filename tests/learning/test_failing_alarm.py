@@ -7,8 +7,8 @@ import time
 import pytest
 
 from coe.cli.status import status_report
+from coe.learning.monitoring.traffic_report import Watch
 from coe.settings import Settings
-from coe.watch import Watch
 from tests.learning.samples import record
 from tests.learning.test_watch import logged, settings
 

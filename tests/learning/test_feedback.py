@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from coe.errors import InvalidRequest
-from coe.feedback import KINDS, Feedback, Kind
-from coe.learning.feedback import WEIGHT, rank, reward
+from coe.learning.estimation.experience import WEIGHT, rank, reward
+from coe.records.feedback import KINDS, Feedback, Kind
 
 
 def feedback(kind: Kind, value: float | str | None = None, **fields: Any) -> Feedback:

@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 import coe.cli.plan_gate
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.learning.gate import Trials, fit_gate, held_out, outlooks
-from coe.learning.gate_report import gate_report
-from coe.learning.probe import Probe
-from coe.learning.supplied import GAINS, read_gains, supplied, write_gains
+from coe.learning.evaluation.passage_gain import GAINS, read_gains, supplied, write_gains
+from coe.learning.evaluation.probes import Probe
+from coe.learning.retraining.gate_fit import Trials, fit_gate, held_out, outlooks
+from coe.learning.retraining.gate_report import gate_report
 from coe.registry.retrieval import Retrieval, RetrievalPrice
 from coe.retrieval.gate import Gate, OutdatedGate, tempered
 from routers.calibration import auroc

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from coe.feedback import Feedback
-from coe.learning.gate_round import Coins, Trials, judge_gate, shifted, taught
-from coe.learning.gathering import gather
-from coe.record import RoutingRecord
+from coe.learning.estimation.experience_loader import gather
+from coe.learning.retraining.gate_round import Coins, Trials, judge_gate, shifted, taught
+from coe.records.feedback import Feedback
+from coe.records.record import RoutingRecord
 from tests.records.samples import record
 from tests.retrieval.gates import CATEGORIES, EXPERTS, gate_of
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import DataError
-from coe.feedback import KINDS, Feedback, Kind
-from coe.learning.gathering import Gathered, gather, identity
-from coe.learning.refit import refit
+from coe.learning.estimation.experience_loader import Gathered, gather, identity
+from coe.learning.estimation.refit import refit
+from coe.records.feedback import KINDS, Feedback, Kind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 

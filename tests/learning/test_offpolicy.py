@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.learning.offpolicy import Logged, difference, estimates
-from coe.learning.policies import cross_fitted, explored, greedy, worth
+from coe.learning.estimation.off_policy import Logged, cross_fitted, difference, estimates, explored, greedy, worth
 from coe.mapping import Assignment, Problem, expected, solve
-from coe.scoring import tabulate_softly
+from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
 
 RIGHT = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])

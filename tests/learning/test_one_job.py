@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from coe.errors import JobError, LogError
-from coe.learning.one_job import KEY, only_job
+from coe.learning.retraining.job_lock import KEY, only_job
 
 SOON = 10.0
 """Seconds after which waiting is given up."""
@@ -21,7 +21,7 @@ LEASE = 0.3
 HOLDING = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-from coe.learning.one_job import only_job
+from coe.learning.retraining.job_lock import only_job
 with only_job(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
     print("held", flush=True)
     sys.stdin.read()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.learning.experience import Experience
-from coe.learning.gathering import gather
-from coe.learning.overlay import Plain, Tried, try_overlays
-from coe.overlay import Overlay
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.experience_loader import gather
+from coe.learning.retraining.overlay_round import Plain, Tried, try_overlays
+from coe.routing.overlay import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, record, told
 
 CODE, GENERAL, LAW = range(3)

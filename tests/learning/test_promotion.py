@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.offpolicy import Logged
-from coe.learning.policies import greedy
-from coe.learning.promotion import CHANCE, Contrast, Evidence, allowance, held_out, judge, logged
+from coe.learning.estimation.off_policy import Logged, greedy
+from coe.learning.retraining.promotion import CHANCE, Contrast, Evidence, allowance, held_out, judge, logged
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import tabulate_softly
+from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, told
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.feedback import KINDS
-from coe.learning.evidence import capped, joined, table_of
-from coe.learning.experience import Experience
-from coe.learning.refit import Weighting, refit
-from coe.learning.trust import agreements
-from coe.scoring import ScoreTable, tabulate_softly
+from coe.learning.estimation.evidence import capped, joined, table_of
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.refit import Weighting, refit
+from coe.learning.estimation.trust import agreements
+from coe.mapping.score_table import ScoreTable, tabulate_softly
+from coe.records.feedback import KINDS
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
 
 FLAT = np.array([[0.6, 0.5, 0.4]] * 3)

@@ -9,14 +9,14 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.learning.experience import Experience
-from coe.learning.moves import shares
-from coe.learning.policies import greedy
-from coe.learning.retrain import Current, Probes, retrain
-from coe.learning.round_plot import plot_round
-from coe.learning.round_report import markdown, round_report
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.off_policy import greedy
+from coe.learning.plots import plot_round
+from coe.learning.retraining.moves import shares
+from coe.learning.retraining.plan_round import Current, Probes, retrain
+from coe.learning.retraining.report import markdown, round_report
 from coe.mapping import Assignment, Problem, solve
-from coe.scoring import ScoreTable
+from coe.mapping.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
 
 TENANTS = tuple("abcdefg")

@@ -13,19 +13,18 @@ import orjson
 import pytest
 from ruamel.yaml import YAML
 
+from coe.artifacts.atomic_files import replace_file
 from coe.cli.status import status_report
-from coe.cli.watching import publish
-from coe.durable import replace_file
-from coe.learning.proposed import as_declared, telling
-from coe.record import RoutingRecord
+from coe.learning.monitoring.novelty import as_declared, telling
+from coe.learning.monitoring.traffic_report import FILE, Watch, publish, read_watch
 from coe.records import open_log
+from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
-from coe.watch import FILE, Watch, read_watch
-from gateway.current import Current
-from gateway.metrics import Metrics
-from gateway.tallies import page
-from gateway.watched import Watched
+from gateway.observability.metric_registry import page
+from gateway.observability.metrics import Metrics
+from gateway.observability.traffic_metrics import Watched
+from gateway.serving_state import Current
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
 from tests.learning.samples import record
@@ -64,7 +63,7 @@ REPORT: dict[str, Any] = {
 @pytest.mark.anyio
 async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(tmp_path: Path) -> None:
     async with gateway_of() as gateway:
-        shown = _shown(tmp_path / FILE, gateway.current)
+        shown = _shown(tmp_path / FILE, gateway.serving_state)
         assert value(shown(), "coe_alarm", kind="failing", expert="painter") == 0
         assert b"starvation" not in shown()
         replace_file(tmp_path / FILE, Watch.of(REPORT, now=7.0).to_json())
@@ -110,7 +109,7 @@ def logged(settings: Settings, records: list[RoutingRecord]) -> None:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Of a declaration with the words router in use."""
-    monkeypatch.setattr("gateway.in_use.read_in_use", words_server.read)
+    monkeypatch.setattr("coe.runtime.active_state.read_in_use", words_server.read)
     declared = registry_of(log={"url": URL}, policy={"general_below": 0.5}).model_dump(mode="json", exclude_none=True)
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(declared))
     return Settings.read({}, config=tmp_path / "experts.yaml")

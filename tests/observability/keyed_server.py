@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from coe.registry import Registry
-from coe.retrieval.indexing import encoder_id
-from coe.retrieval.lance import LanceStore
-from gateway.index import Index
+from coe.retrieval.ingest.indexing import encoder_id
+from coe.retrieval.lancedb.store import LanceStore
+from coe.runtime.document_index import Index
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder

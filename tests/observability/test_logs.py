@@ -13,7 +13,7 @@ import pytest
 
 from coe.errors import ConfigError, ExpertRejected
 from coe.settings import Settings
-from gateway.logs import log_request, log_uncaught, logged, logging_config
+from gateway.observability.logs import log_request, log_uncaught, logged, logging_config
 from tests.fakes import gateway_of
 
 Lines = Callable[[], list[Any]]
@@ -64,7 +64,7 @@ def test_the_servers_own_words_stand_without_the_traceback_it_puts_among_them(
 
 @pytest.mark.anyio
 async def test_a_bug_in_an_endpoint_is_in_the_log(written: Lines, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.models.Models.list", lambda *_: 1 / 0)
+    monkeypatch.setattr("gateway.endpoints.models.Models.list", lambda *_: 1 / 0)
     async with gateway_of() as gateway:
         with pytest.raises(ZeroDivisionError):
             await gateway.post("/v1/models", method="GET")

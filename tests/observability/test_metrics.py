@@ -7,7 +7,7 @@ import pytest
 
 from coe.errors import ExpertUnavailable
 from coe.experts.breaker import State
-from gateway.gauges import STATES
+from gateway.observability.state_metrics import STATES
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.observability.pages import names, samples, value
 

@@ -14,10 +14,10 @@ import orjson
 import pytest
 from starlette.routing import Route
 
-from gateway.admin.routes import OPERATIONS
 from gateway.app import DIALECTS
-from gateway.attributes import PATHS
-from gateway.openapi import document
+from gateway.endpoints.admin.routes import OPERATIONS
+from gateway.endpoints.openapi import document
+from gateway.observability.attributes import PATHS
 from tests.fakes import gateway_of, registry_of
 from tests.observability.keyed_server import declared
 

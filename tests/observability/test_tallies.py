@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gateway.tallies import Tallies, page, read
+from gateway.observability.metric_registry import Tallies, page, read
 from tests.observability.pages import samples, value
 
 

@@ -17,8 +17,8 @@ from opentelemetry.semconv.attributes import error_attributes, http_attributes, 
 
 from coe.errors import ConfigError, ExpertUnavailable
 from coe.settings import Settings
-from gateway import attributes
-from gateway.tracing import check_tracing, open_tracing
+from gateway.observability import attributes
+from gateway.observability.tracing import check_tracing, open_tracing
 from tests.fakes import Gateway, Response, gateway_of
 from tests.observability.collector import Collector, Span, collecting
 
@@ -86,7 +86,7 @@ async def test_attributes_are_those_of_the_conventions_and_ours() -> None:
     assert root["gen_ai.request.model"] == "auto"
     assert root["gen_ai.response.model"] == root["coe.expert"] == "coder"
     assert root["gen_ai.conversation.id"] == "s1"
-    assert (root["coe.category"], root["coe.reason"], root["coe.attempts"]) == ("code", "routed", 1)
+    assert (root["coe.category"], root["coe.reason"], root["coe.routing.attempts"]) == ("code", "routed", 1)
     assert call.kind == CLIENT
     expected = {
         "gen_ai.operation.name": "chat",
@@ -206,7 +206,7 @@ def test_a_gateway_without_traces_imports_none_of_it() -> None:
 async def test_a_collector_that_is_gone_costs_requests_nothing_and_the_end_only_moments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.tracing.PATIENCE", 0.05)
+    monkeypatch.setattr("gateway.observability.tracing.PATIENCE", 0.05)
     async with traced(Collector("http://127.0.0.1:9")) as gateway:
         assert (await ask(gateway)).status == 200
 

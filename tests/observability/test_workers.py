@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from gateway import workers
-from gateway.tallies import Tallies, page
-from gateway.workers import Siblings, among_workers
+from gateway.observability import metric_workers
+from gateway.observability.metric_registry import Tallies, page
+from gateway.observability.metric_workers import Siblings, among_workers
 from tests.observability.pages import value
 from tests.observability.worker import tallies
 
@@ -76,7 +76,7 @@ async def test_a_killed_worker_takes_its_gauges_along_and_leaves_its_counts_to_i
 
 
 async def test_a_frozen_worker_does_not_hold_up_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "PATIENCE", 0.05)
+    monkeypatch.setattr(metric_workers, "PATIENCE", 0.05)
     own = tallies()
     own.families()[0].add(())
     async with among_workers(folder, own) as siblings, process(folder, 10) as frozen:

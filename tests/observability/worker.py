@@ -6,8 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.tallies import Tallies
-from gateway.workers import among_workers
+from gateway.observability.metric_registry import Tallies
+from gateway.observability.metric_workers import among_workers
 
 
 def tallies() -> Tallies:

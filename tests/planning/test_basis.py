@@ -22,7 +22,7 @@ from coe.mapping import (
     rounded,
     solve,
 )
-from coe.scoring import tabulate_softly
+from coe.mapping.score_table import tabulate_softly
 from tests.planning.test_plan import make, posteriors
 
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark import benchmark
-from coe.learning.frontier import Point, hull, hull_area
-from coe.learning.plot import plot_benchmark, plot_sweep, plot_training
-from coe.learning.quality import Quality
-from coe.learning.rivals import nearest, ridge, tuned
+from coe.learning.benchmark.benchmark import benchmark, nearest, ridge, tuned
+from coe.learning.benchmark.frontier import Point, hull, hull_area
+from coe.learning.evaluation.quality import Quality
+from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
 from routers.examples import KEPT, prepared
 

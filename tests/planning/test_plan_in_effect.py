@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError, DataError
-from coe.learning.declared_problem import declared_problem
+from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
     Assignment,
     Basis,
@@ -25,8 +25,8 @@ from coe.mapping import (
     rounded,
     solve,
 )
+from coe.mapping.score_table import tabulate_softly
 from coe.registry import Registry
-from coe.scoring import tabulate_softly
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "law", "general")

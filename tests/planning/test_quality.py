@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from coe.errors import DataError
-from coe.learning.quality import read_quality
+from coe.learning.evaluation.quality import read_quality
 
 Rows = list[dict[str, Any]]
 

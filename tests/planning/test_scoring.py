@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.scoring import fit_pseudo_count, tabulate, tabulate_prompts, tabulate_softly
+from coe.mapping.score_table import fit_pseudo_count, tabulate, tabulate_prompts, tabulate_softly
 
 
 def test_long_scores_add_up_by_category_and_model() -> None:

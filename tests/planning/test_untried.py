@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from coe.composition import decide, declared_assignment
 from coe.core import Decision, Prediction
 from coe.mapping import Assignment
+from coe.routing.composition import decide, declared_assignment
 from tests.deciding import CATEGORIES, FULL, chat_of
 from tests.fakes import registry_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coe.feedback import FeedbackLog
-from coe.record import RoutingLog
 from coe.records import open_feedback, open_log
+from coe.records.feedback import FeedbackLog
+from coe.records.record import RoutingLog
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coe.errors import LogError
-from coe.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 
 
 def record(number: int = 0, **changes: Any) -> RoutingRecord:

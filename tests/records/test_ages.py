@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from coe.records import open_log
 from coe.records.codec import encode
-from coe.records.redis import EPOCH_MS, IDS, PER_MS, STREAM
+from coe.records.redis_log import EPOCH_MS, IDS, PER_MS, STREAM
 from tests.records.samples import everything, record, records
 
 pytestmark = pytest.mark.anyio

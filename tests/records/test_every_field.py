@@ -14,13 +14,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
-from coe.learning.record_files import FILE_FIELDS, Rating, read_rows, write_rows
-from coe.learning.record_reference import reference
-from coe.record import LogQuery, RoutingLog, RoutingRecord
+from coe.jobs.record_files import FILE_FIELDS, Rating, read_rows, write_rows
+from coe.jobs.record_reference import reference
 from coe.records.codec import SCHEMA, decode, encode
 from coe.records.fields import COLUMNS, FIELDS
-from coe.records.sqlite import SqliteLog
-from gateway.admin import record_bodies
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
+from coe.records.sqlite_log import SqliteLog
+from gateway.endpoints.admin import record_bodies
 
 pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).parents[2] / "docs"
@@ -146,4 +146,4 @@ def test_what_the_api_returns_fits_its_schema() -> None:
 
 def test_the_page_of_the_fields_is_up_to_date() -> None:
     page = (DOCS / "records.md").read_text()
-    assert page == reference(), "run: python -m coe.learning.record_reference > docs/records.md"
+    assert page == reference(), "run: python -m coe.jobs.record_reference > docs/records.md"

@@ -13,10 +13,9 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.errors import ConfigError, LogError
-from coe.feedback import Feedback, FeedbackLog
-from coe.record import RoutingLog
 from coe.records import open_feedback
-from coe.records.feedback import decode
+from coe.records.feedback import Feedback, FeedbackLog, decode
+from coe.records.record import RoutingLog
 from tests.records.samples import everything, record, records
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from coe.errors import LogError
-from coe.feedback import Feedback
 from coe.records import FeedbackWriter, Pending
+from coe.records.feedback import Feedback
 from coe.records.feedback_writer import FEEDBACK
 from coe.records.spool import Spool
 from tests.listed import ListLog

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, LogError
-from coe.record import LogQuery
 from coe.records import open_log
+from coe.records.record import LogQuery
 from tests.records.samples import record
 
 pytestmark = pytest.mark.anyio

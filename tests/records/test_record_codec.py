@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.errors import LogError
-from coe.record import RoutingRecord
 from coe.records.codec import decode, encode
+from coe.records.record import RoutingRecord
 from tests.records.samples import record
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -10,10 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.errors import LogError
-from coe.record import LogQuery, RoutingLog
 from coe.records import open_log
 from coe.records.codec import encode
-from coe.records.redis import IDS
+from coe.records.record import LogQuery, RoutingLog
+from coe.records.redis_log import IDS
 from tests.records.samples import everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
@@ -46,8 +46,8 @@ async def test_one_script_call_carries_a_bounded_number_of_records_and_bytes(cli
 async def test_a_scan_for_a_rare_record_gives_up_at_its_bound_and_goes_on_from_there(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.redis.CHUNK", 10)
-    monkeypatch.setattr("coe.records.redis.SCANNED", 50)
+    monkeypatch.setattr("coe.records.redis_log.CHUNK", 10)
+    monkeypatch.setattr("coe.records.redis_log.SCANNED", 50)
     await log.append([*records(120), record(120, category="law"), *records(60, start=121)])
     query, sizes = LogQuery(category="law"), []
     while (page := await log.read(query)).cursor != query.after:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from coe.errors import LogError
-from coe.record import LogQuery, RoutingLog
+from coe.records.record import LogQuery, RoutingLog
 from tests.records.samples import everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
@@ -137,9 +137,9 @@ async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> N
 async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.redis.BACK", 20)
-    monkeypatch.setattr("coe.records.redis.CHUNK", 10)
-    monkeypatch.setattr("coe.records.sqlite_rows.SCAN", 20)
+    monkeypatch.setattr("coe.records.redis_log.BACK", 20)
+    monkeypatch.setattr("coe.records.redis_log.CHUNK", 10)
+    monkeypatch.setattr("coe.records.sqlite_log.SCAN", 20)
     old = record(0, expert="large", category="law")
     await log.append(
         [old] + [record(n, **({"expert": "large"} if n % 2 else {"category": "law"})) for n in range(1, 50)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import LogError
-from coe.record import RoutingRecord
+from coe.records.record import RoutingRecord
 from coe.records.spool import RECORDS, Spool
 from tests.records.samples import ids, record, records
 

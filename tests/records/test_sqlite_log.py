@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from coe.record import LogQuery
 from coe.records import open_log
 from coe.records.codec import encode
-from coe.records.tables import MIGRATIONS
+from coe.records.database import MIGRATIONS
+from coe.records.record import LogQuery
 from tests.records.samples import ids, record
 
 pytestmark = pytest.mark.anyio

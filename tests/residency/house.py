@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from coe.fleet.residency.desk import desk
+from coe.fleet.residency.client import Turns, taking_turns
+from coe.fleet.residency.devices import Floor, Room
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.rooms import Floor, Room
+from coe.fleet.residency.socket_server import desk
 from coe.fleet.residency.state import Resident
 from coe.settings import Endpoint
-from coe.turns import Turns, taking_turns
 from tests.fleet.fake_fleet import QUICK, Fakes
 
 SIZE = 10.0

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from coe.fleet import Fleet, end_leftovers
-from coe.fleet.leftovers import MARK, mark
+from coe.fleet.process import MARK, mark
 from tests.fleet.fake_fleet import QUICK, Fakes
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
+from coe.fleet.residency.client import Turns, ask_tiers, taking_turns
 from coe.fleet.residency.residency import Residency
-from coe.turns import Turns, ask_tiers, taking_turns
 from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
 from tests.residency.house import House
 

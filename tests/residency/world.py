@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.ledger import Ledger
+from coe.fleet.residency.scheduler import Ledger
 from coe.fleet.residency.state import Action, Resident, held
 
 LOAD, LEAVE = 2.0, 0.5

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.registry.retrieval import Retrieval
-from coe.retrieval.consulting import Consultant
-from coe.retrieval.cues import CUES
-from coe.retrieval.gate import Gate, Odds, Use
+from coe.retrieval.gate import CUES, Gate, Odds, Use
 from coe.retrieval.passages import Passage, Vector
+from coe.retrieval.retrieval import Consultant
 from tests.fakes import WordRouter
 
 CATEGORIES, EXPERTS = ("code", "art", "general"), ("coder", "painter", "generalist")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval.chunking import Chunker
+from coe.retrieval.ingest.chunking import Chunker
 from coe.retrieval.passages import Document, Key
 
 DIMENSIONS = 64

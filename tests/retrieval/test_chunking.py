@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.retrieval.chunking import LONG_TOKEN, Chunker, Cut, clean
+from coe.retrieval.ingest.chunking import LONG_TOKEN, Chunker, Cut, clean, lines, sentences
 from coe.retrieval.passages import Key
-from coe.retrieval.sentences import lines, sentences
 from tests.retrieval.samples import WordEncoder
 
 ENCODER = WordEncoder()

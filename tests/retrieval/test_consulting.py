@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.core import Prediction
-from coe.learning.gate import Trials, fit_gate, opened, outlooks
+from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
 from coe.registry.retrieval import Retrieval, RetrievalPrice
-from coe.retrieval.consulting import Consultant, Question
+from coe.retrieval.retrieval import Consultant, Question
 from gateway.dialects import chat
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError, DocumentError
-from coe.retrieval.converting import KINDS, MAX_FILE, Converted, Converter
-from coe.retrieval.files import Found, Refused, find
+from coe.retrieval.ingest.conversion import KINDS, MAX_FILE, Converted, Converter
+from coe.retrieval.ingest.files import Found, Refused, find
 from tests.retrieval.papers import encrypted, pdf
 
 pytestmark = pytest.mark.anyio

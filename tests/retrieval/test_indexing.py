@@ -8,7 +8,7 @@ import pytest
 
 from coe.errors import IndexMismatch
 from coe.retrieval import DocumentStore, EncoderId
-from coe.retrieval.indexing import Indexer, Tally, Text
+from coe.retrieval.ingest.indexing import Indexer, Tally, Text
 from coe.retrieval.passages import Collection, Key
 from tests.retrieval.conftest import Opened
 from tests.retrieval.samples import WordEncoder

@@ -7,7 +7,7 @@ from pathlib import Path
 import lancedb
 import pytest
 
-from coe.retrieval.lance import SEGMENTS, LanceStore
+from coe.retrieval.lancedb.store import SEGMENTS, LanceStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import document
 from tests.retrieval.test_stores import ask, put
@@ -29,7 +29,7 @@ async def pieces(folder: Path) -> tuple[int, int, int]:
 async def test_what_was_written_in_parts_is_joined_under_one_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.retrieval.lance.MANY", 300)
+    monkeypatch.setattr("coe.retrieval.lancedb.store.MANY", 300)
     store, number = LanceStore(tmp_path, WORDS), 0
     for _ in range(5):
         await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 80)))

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.retrieval.insertion import with_block
-from coe.retrieval.marking import marked, tokens_of
+from coe.retrieval.insertion import marked, tokens_of, with_block
 from tests.retrieval.gates import passage
 
 HOSTILE = (

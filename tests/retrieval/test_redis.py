@@ -10,11 +10,11 @@ from redis.exceptions import ResponseError
 
 from coe.errors import ConfigError, RetrievalError
 from coe.retrieval import open_store
-from coe.retrieval.indexing import Indexer, encoder_id
+from coe.retrieval.ingest.indexing import Indexer, encoder_id
 from coe.retrieval.passages import Key
-from coe.retrieval.redis import RedisStore
-from coe.retrieval.redis_connection import Connection, Rebuilding
-from coe.retrieval.redis_search import INDEX
+from coe.retrieval.redis.client import Connection, Rebuilding
+from coe.retrieval.redis.search import INDEX
+from coe.retrieval.redis.store import RedisStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import WordEncoder
 from tests.retrieval.test_indexing import given, text
@@ -61,7 +61,7 @@ class Failing(WordEncoder):
 
 
 async def test_nobody_writes_while_the_index_is_rebuilt(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.retrieval.redis.PATIENCE", 0.1)
+    monkeypatch.setattr("coe.retrieval.redis.store.PATIENCE", 0.1)
     store, other = RedisStore(redis_url, WORDS), RedisStore(redis_url, WORDS)
     await Indexer(store, WordEncoder()).add(given(text("a", "Ants.")))
     async with store.rebuilding():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from coe.retrieval.terms import ROW, UNIT, asked, best, terms, weights
+from coe.retrieval.redis.terms import ROW, UNIT, asked, best, terms, weights
 
 
 def test_words_are_folded_stemmed_and_without_what_every_text_has() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from routers import pieces as pieces_module
+from routers import tokens as pieces_module
 from routers.cascade import LEXICAL, STATIC
-from routers.cheap import CheapHeads, Places
-from routers.distill import StaticVectors
 from routers.files import read_arrays
-from routers.lexical import LexicalFeatures, LexicalHead
-from routers.linear import LinearHead
-from routers.pieces import WordPieces, cut, load_tokenizer
+from routers.heads.fast import CheapHeads, Places
+from routers.heads.lexical import LexicalFeatures, LexicalHead
+from routers.heads.linear import LinearHead
+from routers.heads.static import StaticVectors
+from routers.tokens import WordPieces, cut, load_tokenizer
 from tests.routers.conftest import WORDS, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]

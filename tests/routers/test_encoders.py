@@ -15,9 +15,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
-from routers.attention import hide_nothing, leave_heads_to_attention, project_once
 from routers.encoders import OnnxEncoder
-from routers.export import export_encoder, inner_layers, quantise
+from routers.training.export import (
+    export_encoder,
+    hide_nothing,
+    inner_layers,
+    leave_heads_to_attention,
+    project_once,
+    quantise,
+)
 from tests.routers.conftest import save_bert
 
 INPUTS = ["input_ids", "attention_mask"]

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.familiarity import CENTROIDS, UNKNOWN, Familiarity, centroids, class_means, fit_familiarity, unit_mean
+from routers.heads.in_distribution import (
+    CENTROIDS,
+    UNKNOWN,
+    Familiarity,
+    centroids,
+    class_means,
+    fit_familiarity,
+    unit_mean,
+)
 
 
 def test_familiarity_is_a_probability_that_rises_with_closeness() -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from routers.distill import StaticVectors, distil
 from routers.encoders import OnnxEncoder
-from routers.familiarity import unit
-from routers.fitting import folds
-from routers.knn import AXES, KnnHead, choose_exemplars, fit_knn
-from routers.lexical import LexicalFeatures, fit_lexical, lexical_matrix
-from routers.linear import fit_linear
-from routers.pieces import WordPieces, cut, load_tokenizer, readable
-from routers.scripts import NAMES, Scripts
+from routers.heads.in_distribution import unit
+from routers.heads.knn import AXES, KnnHead, choose_exemplars, fit_knn
+from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
+from routers.heads.linear import fit_linear
+from routers.heads.static import StaticVectors, distil
+from routers.heads.writing_systems import NAMES, Scripts
+from routers.tokens import WordPieces, cut, load_tokenizer, readable
+from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import routers
-from routers.cheap import CheapHeads
+from routers.heads.fast import CheapHeads
 
 Built = tuple[Path, dict[str, Any], list[Any]]
 

@@ -11,9 +11,9 @@ import pytest
 
 import routers
 from coe.errors import ArtifactError
-from routers import memory as remembered
 from routers.encoders import OnnxEncoder
 from routers.files import read_arrays
+from routers.training import embedding_cache as remembered
 from tests.routers.conftest import examples
 
 TABLES = {

@@ -261,7 +261,7 @@ def test_int8_is_served_only_where_it_loses_three_thousandths_at_most(
         same = np.array_equal(vectors, asked[0])  # fp32 is asked first
         return np.arange(2000) >= (0 if same else lost * 2000)
 
-    monkeypatch.setattr("routers.training.held_out_right", right)
+    monkeypatch.setattr("routers.training.build.held_out_right", right)
     metrics = routers.build(examples(count=4), encoder=str(tiny_encoder), out=tmp_path, threads=1)
     assert metrics["quantisation"]["kept"] == kept
     assert metrics["quantisation"]["fp32"] - metrics["quantisation"]["int8"] == pytest.approx(lost)

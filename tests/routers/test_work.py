@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import routers
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ClusterError
-from coe.learning.on_ray import on_ray
+from coe.jobs.engine import on_ray
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
 

@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from coe.core import Call
-from coe.learning.probe import Probe
+from coe.learning.evaluation.probes import Probe
 from tests.fakes import ScriptedReply
 
 Say = Callable[[str], str | Exception]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.learning.checkers import choice, chosen, contains, exact, last_number, numeric, unclear
+from coe.learning.evaluation.checkers import choice, chosen, contains, exact, last_number, numeric, unclear
 
 
 @pytest.mark.parametrize("answer", ["Paris", " paris.\n", "**Paris**", '"PARIS"', "- Paris", "`Paris`!", "Ｐａｒｉｓ"])

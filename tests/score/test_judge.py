@@ -3,8 +3,8 @@
 import pytest
 
 from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
-from coe.learning.answers import Patience
-from coe.learning.judge import ASKED, Judge, Judgement
+from coe.learning.evaluation.answers import Patience
+from coe.learning.evaluation.judge import ASKED, Judge, Judgement
 from tests.score.answering import AnsweringExpert, Say
 
 pytestmark = pytest.mark.anyio

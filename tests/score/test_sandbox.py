@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coe.errors import ConfigError
-from coe.learning.sandbox import Bounds, Sandbox, Verdict, isolation, leaks, runner
+from coe.learning.evaluation.sandbox import Bounds, Sandbox, Verdict, isolation, leaks, runner
 from tests.score.bubblewrap import checked_sandbox, needs_bubblewrap
 
 pytestmark = [pytest.mark.anyio, needs_bubblewrap]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from coe.learning.probe import Probe
-from coe.learning.scores import keys_of
+from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.scoring_run import keys_of
 from coe.registry import ExpertSpec
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
-from coe.learning.answers import Patience
-from coe.learning.journal import Cell, Journal
-from coe.learning.judge import Judge
-from coe.learning.probe import Probe
-from coe.learning.sandbox import Sandbox
-from coe.learning.score_report import report_of
-from coe.learning.scores import GIVE_UP, Column, Run, keys_of, score_columns
+from coe.learning.evaluation.answers import Patience
+from coe.learning.evaluation.journal import Cell, Journal
+from coe.learning.evaluation.judge import Judge
+from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.sandbox import Sandbox
+from coe.learning.evaluation.score_report import report_of
+from coe.learning.evaluation.scoring_run import GIVE_UP, Column, Run, keys_of, score_columns
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, Say, probe_of

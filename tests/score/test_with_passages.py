@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.fleet import Fleet, local_servers
 from coe.registry import ExpertSpec
 from coe.retrieval.gate import FILE, Gate

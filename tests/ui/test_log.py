@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
-from coe.record import RoutingRecord
 from coe.records import open_feedback, open_log
+from coe.records.record import RoutingRecord
 from tests.gateway.served import SQLITE, Served, serving
 from tests.records.samples import record
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry, load
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from coe.artifacts import ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.cli.status import status_report
 from coe.settings import Settings
 from tests.admin.samples import router_published

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cli import up
-from coe.cli.working import Engine
 from coe.fleet import ServerSpec
+from coe.jobs.engine import Engine
 from coe.settings import Settings
 
 real = up._gateway

@@ -17,7 +17,7 @@ import orjson
 import psutil
 
 from coe.fleet import free_port
-from coe.fleet.leftovers import MARK
+from coe.fleet.process import MARK
 
 ROOT = Path(__file__).parent.parent.parent
 START = 300.0

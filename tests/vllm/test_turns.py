@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from coe.fleet.residency.client import ask_tiers
 from coe.settings import Settings
-from coe.turns import ask_tiers
 from tests.vllm.conftest import OPTIONS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.fleet import to_the_end
-from coe.fleet.pace import Pace
+from coe.fleet.residency.devices import Floor, Room
 from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.ledger import Ledger, Ticket
-from coe.fleet.residency.rooms import Floor, Room
+from coe.fleet.residency.managed_server import Tenant
+from coe.fleet.residency.scheduler import Ledger, Ticket
 from coe.fleet.residency.state import Action
-from coe.fleet.residency.tenant import Tenant
+from coe.fleet.timeouts import Pace
 from coe.supervision import log_failure
 
 

@@ -1,0 +1,106 @@
+"""What is in a published folder, and that it is still so."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.artifacts.atomic_files import sha256
+from coe.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+MAX_FILES = 64
+"""Files of an artifact, its manifest not counted."""
+_VERSION = re.compile(r"[0-9a-f]{12}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""One path component, neither hidden nor `..`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a folder holds and whence. `files` maps names to SHA-256; `version` is the digest of both and of `data`."""
+
+    kind: str
+    version: str
+    created: str
+    categories: tuple[str, ...]
+    data: str
+    metrics: Mapping[str, Any] = field(repr=False)
+    files: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A published folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def version_of(files: Mapping[str, str], *, data: str, categories: Sequence[str]) -> str:
+    """The name of a version: a digest of what it holds."""
+    contents = {"files": files, "data": data, "categories": list(categories)}
+    return hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+
+
+def is_version(name: str) -> bool:
+    """Whether a version may have the name, which is a path component then."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def check_version(version: str) -> str:
+    """The same version. Raises ArtifactError for a name that no version has, such as a path."""
+    if not is_version(version):
+        raise ArtifactError(f"{version[:64]!r} is no version of an artifact: a version is 12 hexadecimal digits")
+    return version
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of an artifact may have the name: one path component of plain characters."""
+    return _FILE_NAME.fullmatch(name) is not None
+
+
+def read(folder: Path) -> Artifact:
+    """Read and verify a published folder. Raises ArtifactError that names the damaged file and the remedy."""
+    manifest = read_manifest(folder)
+    for name, digest in manifest.files.items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise ArtifactError(
+                f"{folder / name}: missing or changed since training; delete {folder.parent} to train anew"
+            )
+    return Artifact(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Nothing else of a published folder read. Raises ArtifactError."""
+    try:
+        return parsed((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
+        ) from error
+
+
+def parsed(content: bytes) -> Manifest:
+    """A manifest from its JSON. Raises ValueError where it is none, or its version is not the digest of the rest."""
+    try:
+        fields = orjson.loads(content)
+        manifest = Manifest(**{**fields, "categories": tuple(fields["categories"])})
+        files = dict(manifest.files)
+        wanted = version_of(files, data=manifest.data, categories=manifest.categories)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a manifest: {error}") from error
+    texts = (manifest.kind, manifest.created, manifest.data, *manifest.categories, *files.values())
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.metrics, dict):
+        raise ValueError("not a manifest: a field has the wrong type")
+    if len(files) > MAX_FILES or not all(map(is_file_name, files)):
+        raise ValueError(f"not a manifest: it may name {MAX_FILES} files, without folders")
+    if manifest.version != wanted:
+        raise ValueError(f"its version is {manifest.version!r}, and the digest of what it names {wanted}")
+    return manifest

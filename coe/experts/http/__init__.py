@@ -1,0 +1,1 @@
+"""Experts behind HTTP servers: the hot path, bytes in and bytes out."""

@@ -1,0 +1,1 @@
+"""Experts through litellm, for every other provider."""

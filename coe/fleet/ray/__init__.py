@@ -1,0 +1,1 @@
+"""Local experts over the nodes of a Ray cluster, one actor per server."""

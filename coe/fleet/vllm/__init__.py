@@ -1,0 +1,1 @@
+"""vLLM servers: command line, control API and LoRA adapters."""

@@ -1,0 +1,1 @@
+"""Jobs that CLI verbs run: rounds of learning, engines and exports."""

@@ -1,0 +1,98 @@
+"""One round of learning for the retrieval gate: what the coin's trials taught, judged, and promoted or not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.errors import DataError
+from coe.jobs.plan_round import NOTHING, REPORTS, Job, Outcome
+from coe.learning.estimation.experience_loader import gather
+from coe.learning.retraining.gate_round import FEWEST, Coins, Trials, gate_page, judge_gate, shifted, taught
+from coe.learning.retraining.promotion import Judgement
+from coe.learning.retraining.report import keep_report
+from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
+from coe.retrieval.gate import FILE, Bars, Gate, OutdatedGate
+
+GATE = "gate"
+
+
+def learn_gate(job: Job) -> Outcome | None:
+    """A round; None where no documents are declared, there is no gate for these categories, or no coin was thrown."""
+    artifact = job.store(GATE).current()
+    if job.registry.retrieval.store is None or artifact is None:
+        return None
+    began = artifact.manifest.version
+    try:
+        gate = Gate.load(artifact.folder / FILE)
+    except OutdatedGate as error:
+        return Outcome(GATE, False, f"{NOTHING}: {error}")
+    if set(gate.categories) != set(job.in_use.router.categories):
+        return None
+    trials = _trials(job, began)
+    if trials is None:
+        return None
+    if len(trials) < FEWEST:
+        return Outcome(GATE, False, f"{NOTHING}: {len(trials)} trials are rated, and a round takes {FEWEST}")
+    last, inputs = read_rounds(job.settings.artifacts).get(GATE), _digest(trials)
+    same = last is not None and last.in_use == began
+    if last and same and last.inputs == inputs:
+        return Outcome(GATE, False, f"{NOTHING}: no trial is new")
+    bar, round_ = Bars.of(gate.use, job.registry.retrieval.price).give, 1 + (last.judged if last and same else 0)
+    judgement = judge_gate(trials, bar=bar, round_=round_, guarded=job.registry.category_names)
+    rounds = Rounds(began, judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
+    return _concluded(job, gate, trials, judgement, rounds)
+
+
+def _trials(job: Job, version: str) -> Trials | None:
+    coins = Coins(version)
+    try:
+        gathered = gather(
+            coins.among(job.logs.records(since=job.since, until=job.now)),
+            job.logs.feedback(since=job.since),
+            categories=job.in_use.router.categories,
+            experts=job.registry.expert_names,
+        )
+    except DataError:
+        return None
+    return coins.trials(gathered.experience)
+
+
+def _digest(trials: Trials) -> str:
+    whole = hashlib.sha256(trials.told.identity.tobytes() + trials.told.reward.tobytes())
+    return whole.hexdigest()[:16]
+
+
+def _concluded(job: Job, gate: Gate, trials: Trials, judgement: Judgement, rounds: Rounds) -> Outcome:
+    """Promote the gate with what all trials taught, or keep the report, and remember the round."""
+    report = gate_page(trials, taught(trials), judgement)
+    if job.dry_run:
+        return Outcome(GATE, False, f"dry run, nothing is changed; {rounds.sentence}", report=report)
+    version = None
+    if judgement.promote:
+        store, new = job.store(GATE), shifted(gate, trials)
+        with store.draft() as draft:
+            new.save(draft / FILE)
+            _write(draft, report)
+            artifact = store.publish(draft, categories=new.categories, data=rounds.inputs, metrics=report)
+        version, folder = artifact.manifest.version, artifact.folder
+        job.promote(GATE, version, instead_of=rounds.in_use, why=rounds.sentence)
+        rounds = replace(rounds, in_use=version, judged=0)
+    else:
+        folder = keep_report(job.settings.artifacts / REPORTS, partial(_write, report=report), kind=GATE, now=job.now)
+    write_rounds(job.settings.artifacts, GATE, replace(rounds, report=str(folder)))
+    return Outcome(GATE, judgement.promote, rounds.sentence, version, str(folder), report)
+
+
+def _write(folder: Path, report: Mapping[str, Any]) -> None:
+    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    lines = [f"| {one['count']} | {one['expected']:+.3f} | {one['seen']:+.3f} |" for one in report["gain"]]
+    page = ["# Retrieval gate", "", report["sentence"], ""]
+    page += ["| trials | gain expected | gain seen |", "|---|---|---|", *lines, ""]
+    (folder / "report.md").write_text("\n".join(page), encoding="utf-8")

@@ -1,0 +1,144 @@
+"""Records with their ratings as rows of a file, JSON Lines (`.jsonl`) or parquet (`.parquet`): the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from coe.errors import DataError, InvalidRequest
+from coe.learning.evaluation.tables import numbered_rows
+from coe.records.codec import SCHEMA, to_json
+from coe.records.feedback import LONGEST, Feedback
+from coe.records.fields import FIELDS, RecordField, fields_of, read_values
+from coe.records.record import About, RoutingRecord
+
+SUFFIXES = (".jsonl", ".parquet")
+GROUP = 10_000
+"""Rows of a parquet row group, all in memory together: about 40 MB without prompts and embeddings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """What a file says about the feedback on a request: the rating and the corrected category that learning uses."""
+
+    feedback_kind: Annotated[str | None, About("Kind of the rating: score, thumb or preferred.")] = None
+    feedback_value: Annotated[float | None, About("Score from 0 to 1, or thumb: 1 up, -1 down.")] = None
+    feedback_preferred: Annotated[str | None, About("Expert that should have answered.")] = None
+    feedback_category: Annotated[str | None, About("Category that the request belongs to.")] = None
+    feedback_time: Annotated[float | None, About("Unix time in seconds of the latest of both.")] = None
+
+
+RATING_FIELDS = fields_of(Rating)
+FILE_FIELDS: tuple[RecordField, ...] = (*FIELDS, *RATING_FIELDS)
+"""The columns of a file."""
+
+Row = tuple[RoutingRecord, Rating]
+
+
+def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
+    """Write the rows to `path` in one step and return their number; with `redact` the private fields are empty.
+
+    An error or an interruption leaves no partial file. Raises DataError where the file cannot be written.
+    """
+    write = _write_parquet if path.suffix == ".parquet" else _write_jsonl
+    with _draft(path) as draft:
+        return write(draft, (_values(row, redact) for row in rows))
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read the rows that `write_rows` wrote. Raises DataError, which names the row, for anything else."""
+    for number, values in numbered_rows(path):
+        place = f"{path}:{number}"
+        if not isinstance(values, dict):
+            raise DataError(f"{place}: not a row of a routing log")
+        if missing := sorted(field.name for field in FIELDS if field.required and field.name not in values):
+            raise DataError(f"{place}: not a row of a routing log, it lacks {', '.join(missing)}")
+        if isinstance(schema := values.get("schema"), int) and schema > SCHEMA:
+            raise DataError(f"{place}: a record of schema {schema}; upgrade the CoE that reads it")
+        try:
+            yield RoutingRecord(**read_values(FIELDS, values)), Rating(**read_values(RATING_FIELDS, values))
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from None
+
+
+def events_of(row: Row) -> Iterator[Feedback]:
+    """The row's feedback, as events that are the same however often they are imported. Raises DataError."""
+    record, rating = row
+    said: dict[Any, Any] = {"category": rating.feedback_category}
+    if (kind := rating.feedback_kind) is not None:
+        said[kind] = rating.feedback_preferred if kind == "preferred" else rating.feedback_value
+    for kind, value in said.items():
+        if value is not None:
+            event_id, when = f"{record.request_id}:{kind}"[:LONGEST], rating.feedback_time or 0.0
+            try:
+                yield Feedback(event_id, record.request_id, when, kind, value, record.tenant)
+            except InvalidRequest as error:
+                raise DataError(f"request {record.request_id}: not feedback of an export ({error})") from error
+
+
+def _values(row: Row, redact: bool) -> dict[str, Any]:
+    record, rating = row
+    values = {field.name: getattr(record, field.name) for field in FIELDS}
+    values |= {field.name: getattr(rating, field.name) for field in RATING_FIELDS}
+    return values | {field.name: field.empty for field in FIELDS if field.about.private} if redact else values
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    path = path.resolve()  # a link stays a link
+    draft = path.with_name(f".{path.name}.draft")  # what a killed run left is written over by the next one
+    try:
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check its folder and the room on the disk") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    with path.open("wb") as file:
+        for row in rows:
+            file.write(to_json(row) + b"\n")
+            count += 1
+    return count
+
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    from pyarrow import Table, parquet
+
+    schema, rows, count = _parquet_schema(), iter(rows), 0
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(islice(rows, GROUP)):
+            writer.write_table(Table.from_pylist([_pairs(row) for row in group], schema=schema))
+            count += len(group)
+    return count
+
+
+def _pairs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Parquet has maps as lists of pairs."""
+    return {name: list(value.items()) if isinstance(value, Mapping) else value for name, value in row.items()}
+
+
+def _parquet_schema() -> Any:
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    types = {
+        "text": text,
+        "boolean": pyarrow.bool_(),
+        "integer": pyarrow.int64(),
+        "number": number,
+        "base64": pyarrow.binary(),
+        "list of texts": pyarrow.list_(text),
+        "list of numbers": pyarrow.list_(number),
+        "two numbers": pyarrow.list_(number),
+        "numbers by name": pyarrow.map_(text, number),
+    }
+    return pyarrow.schema([(field.name, types[field.kind.name]) for field in FILE_FIELDS])

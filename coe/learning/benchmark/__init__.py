@@ -1,0 +1,1 @@
+"""Benchmarks routing on measured quality data."""

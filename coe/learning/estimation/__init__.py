@@ -1,0 +1,1 @@
+"""Estimates quality from logged experience and feedback."""

@@ -1,0 +1,276 @@
+"""Gathering experience from pages of records and feedback, in memory bounded by the number of requests kept.
+
+Reads the routing log and the feedback beside it page by page, for jobs that are not on an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import GENERAL
+from coe.errors import DataError
+from coe.learning.estimation.experience import NONE, Experience, rank, reward
+from coe.records import open_feedback, open_log
+from coe.records.feedback import KINDS, Feedback, FeedbackLog, FeedbackPage
+from coe.records.record import LogQuery, RoutingLog, RoutingRecord
+
+LIMIT = 1_000_000
+"""Requests that are kept, the newest. A million with 14 categories and 9 experts take 100 MB, twice that while they are
+put in order, and a round of learning on them some 260 MB more (docs/log.md)."""
+UNTENANTED = ""
+"""The tenant of requests that came without a key."""
+BY_QUALITY = frozenset(("routed", "explored"))
+"""Reasons for which expected quality chose the expert, so that the propensity says how likely it was."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """The experience, and what was left out of it, counted by reason."""
+
+    experience: Experience
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def gather(
+    records: Iterable[Sequence[RoutingRecord]],
+    feedback: Iterable[Sequence[Feedback]],
+    *,
+    categories: Sequence[str],
+    experts: Sequence[str],
+    limit: int = LIMIT,
+) -> Gathered:
+    """Join pages of records, oldest first, with pages of feedback in any order, repeated or not.
+
+    Of a record met twice the first counts, of several feedbacks to a request the surest kind and then the latest.
+    Probabilities of categories that are no longer declared count as general; records of undeclared experts, records of
+    failed requests, and feedback for ids that are unknown or another tenant's are left out and counted. Raises
+    DataError when nothing is left.
+    """
+    rows = _Rows(tuple(categories), tuple(experts), limit)
+    for page in records:
+        for record in page:
+            rows.add(record)
+    join = _Join(rows)
+    for events in feedback:
+        for event in events:
+            join.add(event)
+    return Gathered(join.experience(), dict(rows.left_out))
+
+
+def identity(request_id: str) -> int:
+    """64 bits of the id's digest: of a million ids two agree with a chance of 3 in 100 million."""
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest())
+
+
+class _Rows:
+    """Columns of a fixed length, written round and round: the newest `limit` records stay."""
+
+    def __init__(self, categories: tuple[str, ...], experts: tuple[str, ...], limit: int) -> None:
+        self.categories, self.experts, self.limit = categories, experts, limit
+        self.category = {name: index for index, name in enumerate(categories)}
+        self.expert = {name: index for index, name in enumerate(experts)}
+        self.tenants: dict[str, int] = {}
+        self.versions: dict[str, int] = {}
+        self.left_out: Counter[str] = Counter()
+        self.count = 0
+        shape = (limit, len(categories)), (limit, len(experts))
+        self.posterior = np.empty(shape[0], dtype=np.float32)
+        self.allowed = np.empty(shape[1], dtype=np.bool_)
+        self.chosen = np.empty(limit, dtype=np.int16)
+        self.propensity = np.empty(limit, dtype=np.float32)
+        self.tenant = np.empty(limit, dtype=np.int32)
+        self.version = np.empty(limit, dtype=np.int32)
+        self.time = np.empty(limit, dtype=np.float64)
+        self.identity = np.empty(limit, dtype=np.uint64)
+
+    def add(self, record: RoutingRecord) -> None:
+        chosen = self.expert.get(record.expert)
+        if record.outcome not in ("ok", "aborted"):
+            self.left_out["failed"] += 1
+        elif chosen is None:
+            self.left_out["of an expert that is not declared"] += 1
+        else:
+            self._write(self.count % self.limit, record, chosen)
+            self.count += 1
+
+    def _write(self, row: int, record: RoutingRecord, chosen: int) -> None:
+        posterior, allowed = self.posterior[row], self.allowed[row]
+        posterior[:] = 0.0
+        for name, probability in record.probabilities.items():
+            posterior[self.category.get(name, self.category[GENERAL])] += probability
+        allowed[:] = False
+        allowed[[self.expert[name] for name in record.candidates if name in self.expert]] = True
+        allowed[chosen] = True
+        self.chosen[row] = chosen
+        self.propensity[row] = record.propensity if record.reason in BY_QUALITY else np.nan
+        self.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
+        self.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
+        self.time[row] = record.time
+        self.identity[row] = identity(record.request_id)
+
+    def order(self) -> NDArray[np.int64]:
+        """The rows that count, oldest first: of those with the same id the first."""
+        if not self.count:
+            raise DataError(f"the routing log holds nothing to learn from ({dict(self.left_out) or 'no records'})")
+        kept = min(self.count, self.limit)
+        rows = (np.arange(kept) + (self.count if self.count > self.limit else 0)) % self.limit
+        _, first = np.unique(self.identity[rows], return_index=True)
+        if repeated := kept - len(first):
+            self.left_out["repeated"] = repeated
+        return np.asarray(rows[np.sort(first)])
+
+
+class _Join:
+    """Finds the request of each feedback and keeps the one that counts: the largest of a total order, so that neither
+    the order of arrival nor repetition matters and no set of events seen is needed."""
+
+    def __init__(self, rows: _Rows) -> None:
+        self._rows, self._order = rows, rows.order()
+        identities = rows.identity[self._order]
+        self._sorting = np.argsort(identities)
+        self._identities = identities[self._sorting]
+        count = len(identities)
+        self.reward = np.full(count, np.nan, dtype=np.float32)
+        self.kind = np.full(count, NONE, dtype=np.int8)
+        self.corrected = np.full(count, NONE, dtype=np.int16)
+        self._time = np.full((2, count), -np.inf)  # of the rating, of the correction
+        self._event = np.zeros((2, count), dtype=np.uint64)
+        self._tenant = {number: name for name, number in rows.tenants.items()}
+
+    def add(self, event: Feedback) -> None:
+        key = np.uint64(identity(event.request_id))
+        place = int(np.searchsorted(self._identities, key))
+        if place == len(self._identities) or self._identities[place] != key:
+            self._rows.left_out["feedback for unknown requests"] += 1
+            return
+        row = int(self._sorting[place])
+        if self._tenant[int(self._rows.tenant[self._order[row]])] != (event.tenant or UNTENANTED):
+            self._rows.left_out["feedback for another tenant's requests"] += 1
+        elif event.kind == "category":
+            self._correct(row, event)
+        else:
+            self._rate(row, event)
+
+    def _correct(self, row: int, event: Feedback) -> None:
+        category = self._rows.category.get(str(event.value))
+        if category is None:
+            self._rows.left_out["corrections to categories that are not declared"] += 1
+        elif self._is_later(1, row, event):
+            self.corrected[row] = category
+
+    def _rate(self, row: int, event: Feedback) -> None:
+        known, new = self.kind[row], rank(event.kind)
+        worth = len(KINDS) if known == NONE else rank(KINDS[known])
+        if new < worth:
+            self._time[0, row] = -np.inf
+        if new <= worth and self._is_later(0, row, event):
+            expert = self._rows.experts[self._rows.chosen[self._order[row]]]
+            self.reward[row], self.kind[row] = reward(event, expert=expert), KINDS.index(event.kind)
+
+    def _is_later(self, which: int, row: int, event: Feedback) -> bool:
+        new, known = (event.time, identity(event.event_id)), (self._time[which, row], int(self._event[which, row]))
+        if new <= known:
+            return False
+        self._time[which, row], self._event[which, row] = new
+        return True
+
+    def experience(self) -> Experience:
+        rows, order = self._rows, self._order
+        return Experience(
+            categories=rows.categories,
+            experts=rows.experts,
+            tenants=tuple(rows.tenants),
+            versions=tuple(rows.versions),
+            posterior=rows.posterior[order],
+            chosen=rows.chosen[order],
+            allowed=rows.allowed[order],
+            propensity=rows.propensity[order],
+            reward=self.reward,
+            kind=self.kind,
+            corrected=self.corrected,
+            tenant=rows.tenant[order],
+            version=rows.version[order],
+            time=rows.time[order],
+            identity=rows.identity[order],
+        )
+
+
+PAGE = 2_000
+"""Records or events in memory at a time."""
+
+
+class Logs:
+    """Both logs, opened; `damaged` counts the entries that were read so far and are no records, no events. Methods
+    raise LogError."""
+
+    def __init__(self, runner: asyncio.Runner, records: RoutingLog, feedback: FeedbackLog) -> None:
+        self._runner, self._records, self._feedback = runner, records, feedback
+        self.damaged = 0
+
+    def records(
+        self,
+        *,
+        since: float = 0.0,
+        until: float,
+        category: str = "",
+        own: Callable[[RoutingRecord], object] | None = None,
+    ) -> Iterator[tuple[RoutingRecord, ...]]:
+        """Pages of the records of users' requests from `since` to `until` (Unix seconds), oldest first; none is empty.
+
+        `own` receives each record of a request that a CoE command sent (`RoutingRecord.purpose`).
+        """
+        for page in self.all(since=since, until=until, category=category):
+            if own is not None:
+                for record in page:
+                    if record.purpose:
+                        own(record)
+            if users := tuple(record for record in page if not record.purpose):
+                yield users
+
+    def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+        """The same with the requests of CoE commands among them."""
+        query = LogQuery(since=since, category=category, limit=PAGE)
+        while True:
+            page = self._runner.run(self._records.read(query))
+            self.damaged += page.damaged
+            if kept := tuple(record for record in page.records if record.time <= until):
+                yield kept
+            if page.cursor == query.after or (page.records and not kept):
+                return
+            query = replace(query, after=page.cursor)
+
+    def pages(self, *, after: str = "") -> Iterator[FeedbackPage]:
+        """Pages of feedback after a cursor, in the order it was stored; none is empty."""
+        while True:
+            page = self._runner.run(self._feedback.read(after=after, limit=PAGE))
+            self.damaged += page.damaged
+            if page.cursor == after:
+                return
+            after = page.cursor
+            yield page
+
+    def feedback(self, *, since: float = 0.0) -> Iterator[tuple[Feedback, ...]]:
+        """Pages of the events from `since` on, with which a request from then on may have been rated."""
+        for page in self.pages():
+            yield tuple(event for event in page.events if event.time >= since)
+
+
+@contextmanager
+def open_logs(url: str, *, base: Path) -> Iterator[Logs]:
+    """The logs at `url`; relative paths start at `base`."""
+    with asyncio.Runner() as runner:
+        records, feedback = open_log(url, base=base), open_feedback(url, base=base)
+        try:
+            yield Logs(runner, records, feedback)
+        finally:
+            runner.run(feedback.aclose())
+            runner.run(records.aclose())

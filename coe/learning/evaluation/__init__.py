@@ -1,0 +1,1 @@
+"""Measures experts on probes: runs, checkers, judge, sandbox and the resulting quality data."""

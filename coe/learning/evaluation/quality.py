@@ -1,0 +1,280 @@
+"""Quality data from a folder: prompts, the score of every model on each, and the models' sizes.
+
+Writes quality data: prompts.parquet, scores.parquet and models.csv, each replaced in one step.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.errors import ConfigError, DataError
+from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table
+from coe.registry import ExpertSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quality:
+    """A pool of models scored on the same prompts.
+
+    `scores` has shape (n_prompts, n_models), 0 to 1, nothing missing; `active_b` (n_models,) is in billions of
+    parameters, NaN where it is not public. `left_out` counts prompts that lack a score of some model of the pool.
+    `coarse` are the wider categories of prompts that have a label beside them, "" where one has none, () where none do.
+    `strays` holds the prompt_id of each score that belongs to no prompt. `gaps` counts by model the prompts that lack
+    its score, and `unscored` names the models that were asked for and lack usable scores.
+    """
+
+    benchmark: str
+    prompts: tuple[str, ...]
+    categories: tuple[str, ...]
+    models: tuple[str, ...]
+    scores: NDArray[np.float64]
+    active_b: NDArray[np.float64]
+    left_out: int
+    coarse: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+    gaps: Mapping[str, int] = field(default_factory=dict)
+    unscored: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, a sentence each."""
+        found = []
+        if self.left_out:
+            most = max(self.gaps, key=lambda model: self.gaps[model])
+            found.append(
+                f"{self.left_out} prompts are left out, since not every expert has a score there ({most} lacks "
+                f"{self.gaps[most]})"
+            )
+        if self.strays:
+            told = f"{len(self.strays)} scores are left out, since no prompt has their prompt_id"
+            found.append(f"{told}, {self.strays[0]!r} for one")
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the prompts in order."""
+        return hashlib.sha256(orjson.dumps(self.prompts)).hexdigest()
+
+
+def read_quality(
+    folder: Path,
+    *,
+    benchmark: str | None = None,
+    max_active_b: float | None = None,
+    open_only: bool = False,
+    only: Sequence[str] = (),
+) -> Quality:
+    """Read `prompts`, `scores` and `models` (.parquet, .jsonl or .csv each; `models` may be absent) of one benchmark.
+
+    `max_active_b` keeps models of at most so many billions of active parameters, `open_only` those of known size,
+    `only` those named: one without scores is left out, and so is the one with fewest scores as long as no prompt has
+    been scored for all of them. The category of a prompt is its `label`, or its `category` where
+    there is no label. Raises DataError with the file, what is wrong and how often.
+    """
+    folder = Path(folder)
+    prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
+    scores = read_table(needed_table(folder, "scores"), needed=("prompt_id", "model", "score"))
+    name = _benchmark(prompts, benchmark)
+    several = "benchmark" in prompts.columns
+    if several:
+        prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
+    number = _numbers(prompts)
+    active_b = _sizes(folder, name if several else None)
+    scored = set(scores.texts("model"))
+    absent = [model for model in only if model not in scored]
+    if absent and len(only) - len(absent) < 2:
+        raise DataError(
+            f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
+        )
+    models = _pool(sorted(scored & set(only or scored)), active_b, max_active_b, open_only, scores.path)
+    matrix = _matrix(scores, number, models)
+    if only:
+        models, matrix = _comparable(models, matrix)
+    whole = np.asarray(np.isfinite(matrix).all(axis=1))
+    if not whole.any():
+        gaps = dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True))
+        worst = max(gaps, key=lambda model: gaps[model])
+        raise DataError(f"{scores.path}: no prompt has a score of every model; {worst} lacks {gaps[worst]}")
+    kept = np.flatnonzero(whole).tolist()
+    texts, categories, coarse = prompts.texts("prompt"), _categories(prompts), prompts.texts("category")
+    return Quality(
+        benchmark=name,
+        prompts=tuple(texts[i] for i in kept),
+        categories=tuple(categories[i] for i in kept),
+        models=models,
+        scores=matrix[whole],
+        active_b=np.array([active_b.get(model, np.nan) for model in models]),
+        left_out=len(whole) - len(kept),
+        coarse=tuple(coarse[i] for i in kept),
+        strays=_strays(scores, number, models),
+        gaps=dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True)),
+        unscored=tuple(model for model in only if model not in models),
+    )
+
+
+def _benchmark(prompts: Table, wanted: str | None) -> str:
+    names = sorted(set(prompts.texts("benchmark")))
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted in names:
+        return str(wanted)
+    found = "no benchmark was named" if wanted is None else f"there is no benchmark {wanted!r}"
+    raise DataError(f"{prompts.path}: {found}; choose one of {', '.join(names)}")
+
+
+def _numbers(prompts: Table) -> dict[str, int]:
+    """Row of each prompt_id."""
+    ids = prompts.texts("prompt_id")
+    if twice := [name for name, times in Counter(ids).items() if times > 1]:
+        raise DataError(f"{prompts.path}: {len(twice)} prompt_id occur more than once, {twice[0]!r} for one")
+    return {name: row for row, name in enumerate(ids)}
+
+
+def _categories(prompts: Table) -> list[str]:
+    labels, coarse = prompts.texts("label"), prompts.texts("category")
+    found = [label or category for label, category in zip(labels, coarse, strict=True)]
+    if empty := found.count(""):
+        raise DataError(f"{prompts.path}: {empty} of {len(found)} prompts have neither label nor category")
+    return found
+
+
+def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
+    """Active parameters in billions of the models whose size is known, of all rows where no benchmark is given."""
+    path = find_table(folder, "models")
+    if path is None:
+        return {}
+    table = read_table(path, needed=("model", "active_b"))
+    if benchmark is not None:
+        table = table.where("benchmark", benchmark)
+    found = list(zip(table.texts("model"), table.numbers("active_b"), strict=True))
+    if wrong := [f"{size:g} of {model}" for model, size in found if size < 0]:
+        raise DataError(f"{path}: active_b is {wrong[0]}, and must not be below 0; leave it empty where it is unknown")
+    return {model: size for model, size in found if np.isfinite(size)}
+
+
+def _pool(
+    scored: list[str], active_b: dict[str, float], max_active_b: float | None, open_only: bool, path: Path
+) -> tuple[str, ...]:
+    models = scored
+    if open_only or max_active_b is not None:
+        models = [model for model in models if model in active_b]
+        if not models:
+            raise DataError(f"{path.parent}: no model's size is known; add models.csv with the columns model, active_b")
+    if max_active_b is not None:
+        models = [model for model in models if active_b[model] <= max_active_b]
+    if len(models) < 2:
+        raise DataError(f"{path}: {len(models)} model(s) left of {len(scored)}; routing takes two")
+    return tuple(models)
+
+
+def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> NDArray[np.float64]:
+    """Scores (n_prompts, n_models), NaN where there is none; repeated scores are averaged."""
+    values = np.array(scores.numbers("score"))
+    ids, names = scores.texts("prompt_id"), scores.texts("model")
+    if (outside := np.flatnonzero((values < 0) | (values > 1))).size:
+        first = int(outside[0])
+        raise DataError(
+            f"{scores.path}: {outside.size} scores are outside 0 to 1, {values[first]:g} of {names[first]} on prompt "
+            f"{ids[first]} for one; scale them"
+        )
+    column = {model: index for index, model in enumerate(models)}
+    cells = [
+        (number[i], column[m], v)
+        for i, m, v in zip(ids, names, values, strict=True)
+        if i in number and m in column and np.isfinite(v)
+    ]
+    if not cells:
+        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
+    rows, columns, found = (np.array(part) for part in zip(*cells, strict=True))
+    total, count = np.zeros((len(number), len(models))), np.zeros((len(number), len(models)))
+    np.add.at(total, (rows, columns), found)
+    np.add.at(count, (rows, columns), 1)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Leave out the model with fewest scores until two are left or some prompt has a score of every model."""
+    kept = list(range(len(models)))
+    while len(kept) > 2 and not np.isfinite(matrix[:, kept]).all(axis=1).any():
+        kept.remove(min(kept, key=lambda column: int(np.isfinite(matrix[:, column]).sum())))
+    return tuple(models[column] for column in kept), matrix[:, kept]
+
+
+def _strays(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> tuple[str, ...]:
+    pairs = zip(scores.texts("prompt_id"), scores.texts("model"), strict=True)
+    return tuple(prompt_id for prompt_id, model in pairs if prompt_id not in number and model in models)
+
+
+PROMPTS, SCORES, MODELS = "prompts.parquet", "scores.parquet", "models.csv"
+SPLIT = "probe"
+
+Score = tuple[str, str, float]
+"""Prompt id, expert, score in [0, 1]."""
+
+
+def require_parquet() -> None:
+    """Raises ConfigError where parquet cannot be written, which a run should know before it asks anyone."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError("parquet files need pyarrow; run: pip install 'coe[train]'")
+
+
+def write_quality(
+    folder: Path, *, benchmark: str, probes: Sequence[Probe], scores: Iterable[Score], experts: Sequence[ExpertSpec]
+) -> None:
+    """Write the three files. `benchmark` names the probe set in each; scores that are missing are simply not there."""
+    prompts = [
+        {
+            "benchmark": benchmark,
+            "prompt_id": probe.prompt_id,
+            "prompt": probe.prompt,
+            "category": probe.category,
+            "label": "",  # a label would go before the category
+            "split": SPLIT,
+        }
+        for probe in probes
+    ]
+    _write_parquet(folder / PROMPTS, ("benchmark", "prompt_id", "prompt", "category", "label", "split"), prompts)
+    rows = [
+        {"benchmark": benchmark, "prompt_id": prompt_id, "model": expert, "score": score}
+        for prompt_id, expert, score in scores
+    ]
+    _write_parquet(folder / SCORES, ("benchmark", "prompt_id", "model", "score"), rows)
+    _replace(folder / MODELS, _models(benchmark, experts))
+
+
+def _models(benchmark: str, experts: Sequence[ExpertSpec]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("benchmark", "model", "active_b", "total_b", "note"))
+    for expert in experts:
+        table.writerow((benchmark, expert.name, expert.active_parameters_b or "", "", expert.model))
+    return text.getvalue().encode()
+
+
+def _write_parquet(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    types = [(name, pyarrow.float32() if name == "score" else pyarrow.string()) for name in columns]
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(types)), buffer, compression="zstd")
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(content)
+    draft.replace(path)

@@ -1,0 +1,392 @@
+"""The answer's objects as the tests see them: every use is an operation that the process of the answer executes.
+
+The answer controls the result of each operation, and nothing else. So no result decides a test on its own:
+
+- A plain value arrives as a value of the exact built-in type, and is compared here.
+- Another object never equals or orders against a plain value by code of the answer.
+- Its operators receive no plain value of the tests, which could be the expected one; the exception are objects that
+  the tests made themselves from a class, known by its capitalised name.
+- Leaving the interpreter fails the run for good, whatever the tests catch.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+import sys
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from types import BuiltinFunctionType, ModuleType
+from typing import Any
+
+from coe.learning.evaluation.sandbox_child.channel import Channel, MessageTooLarge
+from coe.learning.evaluation.sandbox_child.values import Decoder, Encoder
+
+_MISSING = object()
+_LISTED = (KeysView, ValuesView, ItemsView)
+
+
+class AnswerFailed(BaseException):
+    """The answer has failed for good; no `except Exception` of the tests intercepts that."""
+
+
+class TestsUnusable(TypeError):
+    """The tests do what cannot be done across processes: no fault of the answer."""
+
+
+class Remote:
+    """The process of the answer. `failure` says why the answer cannot pass any more; `ended` that its process has."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.failure: str | None = None
+        self.ended = False
+        self._channel = channel
+        self._callbacks: list[Callable[..., Any]] = []
+        self._callback_numbers: dict[int, int] = {}
+        self._objects: dict[int, AnswerObject] = {}
+        self._error_classes: dict[int, type[Exception]] = {}
+        self._error_numbers: dict[type, int] = {}
+
+    def load(self, source: str) -> None:
+        """Have the answer executed as a module. Raises AnswerFailed."""
+        answer = self._exchange(["load", source])
+        if answer[0] != "loaded":
+            self._fail(str(answer[1]) if answer[0] == "failed" else "it sent something that is no value")
+
+    def do(self, operation: str, *words: Any, **named: Any) -> Any:
+        """Execute an operation on values and objects there. Raises what it raised, or AnswerFailed."""
+        encoder = Encoder(self._foreign)
+        request = ["do", operation, encoder.encode(words), encoder.encode(named)]
+        message = self._exchange(request)
+        while message[0] == "call":
+            message = self._exchange(self._called(message))
+        try:
+            return self._result(operation, message, encoder.containers)
+        except _Raised as raised:
+            raise raised.error from None
+
+    def _result(self, operation: str, message: Any, containers: list[Any]) -> Any:
+        decoder = Decoder(self._made, containers)
+        try:
+            if message[0] == "left":
+                value: Any = None
+            else:
+                kind, encoded, changes, printed = message
+                value = decoder.decode(encoded)
+                for number, contents in changes:
+                    decoder.refill(containers[number], contents)
+                sys.stdout.write(str(printed))
+        except Exception:
+            self._fail("it sent something that is no value")
+        if message[0] == "left":
+            self._fail(f"{message[1]}: {message[2]}" if len(message) > 2 and message[2] != "SystemExit" else message[1])
+        if kind == "raised":
+            raise _Raised(_allowed(value, operation))
+        return value
+
+    def _exchange(self, message: Any) -> Any:
+        if self.failure is not None:
+            raise AnswerFailed
+        try:
+            try:
+                self._channel.send(message)
+            except MessageTooLarge as error:
+                raise TestsUnusable(f"the tests pass {error}") from None
+            answer = self._channel.receive()
+        except (EOFError, OSError):
+            self.ended = True
+            self._fail("it ended before its tests did")
+        except ValueError as error:  # not JSON, or too large
+            self._fail(f"it sent something that is no value ({error})")
+        if type(answer) is not list or not answer:
+            self._fail("it sent something that is no value")
+        return answer
+
+    def _fail(self, why: str) -> None:
+        self.failure = self.failure or why
+        raise AnswerFailed
+
+    def _called(self, message: Any) -> Any:
+        """Call a function of the tests for the answer; returns the reply."""
+        decoder = Decoder(self._made)
+        try:
+            _, number, words, named = message
+            function = self._callbacks[number]
+            words, named = decoder.decode(words), decoder.decode(named)
+        except Exception:
+            self._fail("it sent something that is no value")
+        encoder = Encoder(self._foreign, decoder.containers)
+        try:
+            return ["value", encoder.encode(function(*words, **named))]
+        except Exception as error:
+            return ["raised", self._error(error, encoder)]
+
+    # ----------------------------------------------------------------------------------------------- encoding
+
+    def _foreign(self, value: Any, encoder: Encoder) -> Any:
+        if type(value) is AnswerObject:
+            return ["object", number_of(value)]
+        if isinstance(value, type) and value in self._error_numbers:
+            return ["object", self._error_numbers[value]]
+        if isinstance(value, Exception):
+            return self._error(value, encoder)
+        if isinstance(value, (type, BuiltinFunctionType)) and vars(builtins).get(name := str(value.__name__)) is value:
+            return ["builtin", name]
+        if isinstance(value, _LISTED):
+            return encoder.encode(list(value))
+        if isinstance(value, Iterator):
+            return ["iterator", self._callback(value, value.__next__)]
+        if callable(value):
+            return ["call", self._callback(value, value)]
+        raise TestsUnusable(
+            f"the tests pass a {type(value).__name__}, which cannot be passed to the process of the answer: pass plain "
+            "values, functions, or objects that the answer made"
+        )
+
+    def _callback(self, owner: Any, function: Callable[..., Any]) -> int:
+        if id(owner) not in self._callback_numbers:
+            self._callback_numbers[id(owner)] = len(self._callbacks)
+            self._callbacks.append(function)  # kept, so that the id stays its own
+        return self._callback_numbers[id(owner)]
+
+    def _error(self, error: Exception, encoder: Encoder) -> Any:
+        kind: Any = type(error)
+        while kind not in self._error_numbers and getattr(builtins, kind.__name__, None) is not kind:
+            kind = kind.__base__
+        words = [word for word in error.args if isinstance(word, (str, int, float))]
+        return ["exception", encoder.encode(kind), words]
+
+    # ----------------------------------------------------------------------------------------------- decoding
+
+    def _made(self, tag: str, rest: list[Any], decoder: Decoder) -> Any:
+        match tag, rest:
+            case "object" | "coroutine", [int(number)]:
+                if number not in self._objects:
+                    self._objects[number] = AnswerObject(self, number)
+                found = self._objects[number]
+                return _awaited(self, found) if tag == "coroutine" else found
+            case "call", [int(number)] if number >= 0:
+                return self._callbacks[number]
+            case "error", _:
+                return self._error_class(rest)
+            case "exception", [kind, words, str(text)]:
+                return _exception(self._error_class(kind[1:]), [decoder.decode(word) for word in words], text)
+        raise ValueError(f"not a value: {tag}")
+
+    def _error_class(self, rest: Any) -> Any:
+        """The class here for an exception class there: the built-in or imported one, or one with the same bases."""
+        number, module, name, bases = rest
+        known = self._error_classes.get(number)
+        if known is None:
+            known = _standard(str(module), str(name)) or self._new_error_class(str(name), bases)
+            if number >= 0:
+                self._error_classes[number], self._error_numbers[known] = known, number
+        return known
+
+    def _new_error_class(self, name: str, bases: Any) -> type[Exception]:
+        found = tuple(self._error_class(base[1:]) for base in bases) or (Exception,)
+        try:
+            return type(name, found, {})
+        except TypeError:
+            return type(name, (Exception,), {})
+
+
+class _Raised(Exception):
+    """Carries what the answer raised."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _allowed(error: Any, operation: str) -> Exception:
+    """StopIteration ends loops of the tests in silence, so it is that only from an iterator."""
+    if not isinstance(error, Exception):
+        return TypeError("the answer raised something that is no exception")
+    if isinstance(error, StopIteration) and operation != "next":
+        return RuntimeError("the answer raised StopIteration")
+    return error
+
+
+def _standard(module: str, name: str) -> type[Exception] | None:
+    """An exception of the standard library that is imported already."""
+    if module != "builtins" and module.partition(".")[0] not in sys.stdlib_module_names:
+        return None
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+def _exception(kind: type[Exception], words: list[Any], text: str) -> Exception:
+    try:
+        return kind(*words)
+    except Exception:  # a constructor with a signature of its own
+        return kind.__new__(kind, text)
+
+
+async def _awaited(remote: Remote, coroutine: AnswerObject) -> Any:
+    return remote.do("await", coroutine)
+
+
+# ------------------------------------------------------------------------------------------------------- the objects
+
+
+class AnswerObject:
+    """One of the answer's objects. Attributes, calls and operators are operations in its process."""
+
+    __slots__ = ("_coe_made_by_tests", "_coe_number", "_coe_remote")
+
+    _coe_remote: Remote
+    _coe_number: int
+    _coe_made_by_tests: bool
+    """The tests made it from a class, so that its operators are what they test."""
+
+    def __init__(self, remote: Remote, number: int) -> None:
+        for name, value in (("remote", remote), ("number", number), ("made_by_tests", False)):
+            object.__setattr__(self, f"_coe_{name}", value)
+
+    def __call__(self, *words: Any, **named: Any) -> Any:
+        return self._coe_remote.do("call", self, *words, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._coe_remote.do("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._coe_remote.do("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._coe_remote.do("delattr", self, name)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is AnswerObject:
+            return bool(self._coe_remote.do("eq", self, other))
+        plain = _plain(self)
+        return NotImplemented if plain is _MISSING else plain == other
+
+    def __hash__(self) -> int:
+        return int(_checked(self._coe_remote.do("hash", self), int))
+
+    def __bool__(self) -> bool:
+        return _checked(self._coe_remote.do("truth", self), bool) is True
+
+    def __contains__(self, item: Any) -> bool:
+        if self._coe_made_by_tests or type(item) is AnswerObject:
+            return _checked(self._coe_remote.do("contains", self, item), bool) is True
+        return any(one is item or one == item for one in iter(self))
+
+    def __iter__(self) -> Any:
+        return self._coe_remote.do("iter", self)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        if type(instance) is not AnswerObject:
+            return False
+        return _checked(self._coe_remote.do("isinstance", instance, self), bool) is True
+
+    def __enter__(self) -> Any:
+        return self._coe_remote.do("enter", self)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Never suppresses the error, which may be the tests' own AssertionError."""
+        if kind is None or issubclass(kind, Exception):
+            self._coe_remote.do("exit", self, None if kind is None else type(error), error, None)
+
+
+def number_of(one: AnswerObject) -> int:
+    return one._coe_number
+
+
+def _plain(one: AnswerObject) -> Any:
+    """The value of an instance of a subclass of a built-in type; _MISSING for other objects."""
+    try:
+        value = one._coe_remote.do("plain", one)
+    except Exception:
+        return _MISSING
+    return _MISSING if type(value) is AnswerObject else value
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"the answer's object gave no {kind.__name__}")
+    return value
+
+
+def _binary(operation: str, symbol: str, *, reflected: bool = False) -> Callable[..., Any]:
+    def apply(self: AnswerObject, other: Any) -> Any:
+        if type(other) is not AnswerObject and not self._coe_made_by_tests:
+            return _by_value(self, other, operation, symbol, reflected=reflected)
+        pair = (other, self) if reflected else (self, other)
+        return made_by_tests(self._coe_remote.do(operation, *pair), self._coe_made_by_tests)
+
+    return apply
+
+
+def _by_value(one: AnswerObject, other: Any, operation: str, symbol: str, *, reflected: bool) -> Any:
+    """The operator on plain values, here; the answer is not given the tests' value."""
+    plain = _plain(one)
+    if plain is _MISSING:
+        raise TypeError(f"{symbol} between an object of the answer and a plain value; call a method of it by name")
+    function: Any = divmod if operation == "divmod" else getattr(operator, operation)
+    return function(other, plain) if reflected else function(plain, other)
+
+
+def made_by_tests(value: Any, is_made: bool) -> Any:
+    """Mark an object whose operators are under test."""
+    if is_made and type(value) is AnswerObject:
+        object.__setattr__(value, "_coe_made_by_tests", True)
+    return value
+
+
+def _ordered(operation: str, symbol: str) -> Callable[..., Any]:
+    def compare(self: AnswerObject, other: Any) -> Any:
+        if type(other) is AnswerObject:
+            return _checked(self._coe_remote.do(operation, self, other), bool)
+        plain = _plain(self)
+        if plain is _MISSING:
+            raise TypeError(f"{symbol} between an object of the answer and a plain value")
+        return getattr(operator, operation)(plain, other)
+
+    return compare
+
+
+def _unary(operation: str, kind: type | None = None) -> Callable[..., Any]:
+    def apply(self: AnswerObject, *words: Any) -> Any:
+        value = self._coe_remote.do(operation, self, *words)
+        if kind is not None:
+            return _checked(value, kind)
+        return made_by_tests(value, self._coe_made_by_tests)
+
+    return apply
+
+
+def _install() -> None:
+    binary = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "truediv": "/", "floordiv": "//", "mod": "%"}
+    binary |= {"divmod": "divmod", "pow": "**", "lshift": "<<", "rshift": ">>", "and": "&", "or": "|", "xor": "^"}
+    for name, symbol in binary.items():
+        operation = f"{name}_" if name in ("and", "or") else name
+        setattr(AnswerObject, f"__{name}__", _binary(operation, symbol))
+        setattr(AnswerObject, f"__r{name}__", _binary(operation, symbol, reflected=True))
+        if name != "divmod":
+            setattr(AnswerObject, f"__i{name}__", _binary(f"i{name}", f"{symbol}="))
+    for name, symbol in {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
+        setattr(AnswerObject, f"__{name}__", _ordered(name, symbol))
+    results = {"str": str, "repr": str, "format": str, "int": int, "float": float, "complex": complex, "bytes": bytes}
+    for name, kind in {**results, "index": int, "len": int, "dir": list}.items():
+        setattr(AnswerObject, f"__{name}__", _unary(name, kind))
+    for name in ("neg", "pos", "invert", "abs", "round", "next", "reversed", "getitem", "setitem", "delitem"):
+        setattr(AnswerObject, f"__{name}__", _unary(name))
+
+
+_install()
+
+
+class AnswerModule(ModuleType):
+    """`import answer` in the tests."""
+
+    def __init__(self, remote: Remote) -> None:
+        super().__init__("answer")
+        self.__dict__["_remote"] = remote
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._remote.do("global", name)
+        except KeyError:
+            raise AttributeError(f"the answer has no {name}") from None

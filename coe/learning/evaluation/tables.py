@@ -1,0 +1,173 @@
+"""Tables of named columns from parquet, JSON Lines or CSV, the same whichever it is.
+
+Rows of a data file, JSON Lines or parquet, each with the number by which an error can name it.
+
+Labelled prompts from a file: JSON Lines or parquet with the columns prompt and category.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.errors import DataError
+
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+LONGEST = 2**31 - 1
+"""Characters of a field of CSV; the reader's own limit is less than a long prompt."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Columns of equal length; a column that the file lacks reads as empty."""
+
+    path: Path
+    columns: dict[str, list[Any]]
+    length: int
+
+    def texts(self, name: str) -> list[str]:
+        """A column as text, "" where there is nothing: null, or the NaN that pandas writes for it."""
+        return ["" if value is None or value != value else str(value) for value in self._column(name)]
+
+    def numbers(self, name: str) -> list[float]:
+        """A column as numbers, NaN where there is nothing. Raises DataError on anything else."""
+        return [self._number(name, row, value) for row, value in enumerate(self._column(name), start=1)]
+
+    def where(self, name: str, value: str) -> Table:
+        """The rows whose `name` is `value`; all of them where the file has no such column."""
+        if name not in self.columns:
+            return self
+        kept = [row for row, found in enumerate(self.texts(name)) if found == value]
+        return Table(self.path, {key: [column[i] for i in kept] for key, column in self.columns.items()}, len(kept))
+
+    def _column(self, name: str) -> Sequence[Any]:
+        return self.columns.get(name) or [None] * self.length
+
+    def _number(self, name: str, row: int, value: Any) -> float:
+        if value is None or value == "":
+            return float("nan")
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise DataError(f"{self.path}: row {row}: {name} is {value!r}, not a number") from None
+
+
+def find_table(folder: Path, name: str) -> Path | None:
+    """`name` with one of the known endings in `folder`, None where there is none."""
+    paths = (folder / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def needed_table(folder: Path, name: str) -> Path:
+    """The same, but a DataError where there is none."""
+    if (path := find_table(folder, name)) is None:
+        raise DataError(f"{folder}: no {name} file; expected {', '.join(f'{name}{suffix}' for suffix in SUFFIXES)}")
+    return path
+
+
+def read_table(path: Path, *, needed: Sequence[str]) -> Table:
+    """All rows of a file. Raises DataError when it cannot be read, is empty or lacks a column of `needed`."""
+    reader = {".parquet": _parquet, ".jsonl": _json_lines, ".csv": _csv}[path.suffix]
+    try:
+        columns = reader(path)
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's and orjson's errors are ValueErrors
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if missing := [name for name in needed if name not in columns]:
+        raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
+    length = len(columns[needed[0]])
+    if not length:
+        raise DataError(f"{path}: holds no rows")
+    return Table(path, columns, length)
+
+
+def _parquet(path: Path) -> dict[str, list[Any]]:
+    from pyarrow import parquet
+
+    columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    return columns
+
+
+def _json_lines(path: Path) -> dict[str, list[Any]]:
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number}: not an object")
+            rows.append(row)
+    return {name: [row.get(name) for row in rows] for name in {key for row in rows for key in row}}
+
+
+def _csv(path: Path) -> dict[str, list[Any]]:
+    csv.field_size_limit(LONGEST)
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
+    rows = list(reader)
+    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+
+
+PAGE = 2_000
+"""Parquet rows in memory at a time."""
+
+
+def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) pairs in file order; of parquet only `columns` are read. Raises DataError.
+
+    Rows of JSON Lines are whatever JSON they hold, to be checked by the caller.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path, columns)
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: not JSON: {error}") from None
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            if missing := set(columns or ()) - set(file.schema_arrow.names):
+                raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
+            number = 0
+            for batch in file.iter_batches(batch_size=PAGE, columns=columns):
+                yield from enumerate(batch.to_pylist(), start=number + 1)
+                number += len(batch)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def read_prompts(path: Path) -> list[tuple[str, str]]:
+    """All (prompt, category) pairs in file order. Raises DataError with the file, the line and what is wrong there."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    pairs = []
+    for number, row in numbered_rows(path, columns=("prompt", "category")):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "category")):
+            raise DataError(f"{path}:{number}: expected text under the keys prompt and category")
+        pairs.append((row["prompt"], row["category"]))
+    if not pairs:
+        raise DataError(f"{path}: holds no prompts")
+    return pairs
+
+
+def digest(pairs: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of the pairs in order."""
+    total = hashlib.sha256()
+    for pair in pairs:
+        total.update(orjson.dumps(pair))
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Monitors traffic: drift, alarms and new categories."""

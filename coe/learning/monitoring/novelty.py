@@ -1,0 +1,145 @@
+"""New kinds of requests: clusters of traffic that no category fits, proposed as categories with exemplars.
+
+A proposed category as an entry for experts.yaml: its exemplars, and a name and description to be mended.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_SAMPLE = 5000
+"""Requests that are clustered at most, drawn at random; the time grows with their square."""
+SMALLEST = 20
+"""Requests that make a cluster."""
+DIMENSIONS = 10
+"""Principal components whose direction is clustered: density means little in hundreds of dimensions, and by length one
+tight group of much the same prompts hides all that are merely about the same thing (docs/log.md)."""
+NEIGHBOURS = 3
+"""Neighbours that make a place dense."""
+CLEAREST = 0.1
+"""Silhouette (-1 to 1) below which a cluster is not told apart from its surroundings."""
+EXEMPLARS = 5
+MOST = 10
+"""Proposals at most, the largest clusters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A cluster: how many of the requests looked at are in it and how clear it is (mean silhouette).
+
+    `nearest` is the declared category that most were taken for; `exemplars` are the rows that show best what it is.
+    """
+
+    requests: int
+    share: float
+    silhouette: float
+    nearest: str
+    exemplars: tuple[int, ...]
+
+    @property
+    def sentence(self) -> str:
+        """For a report."""
+        return (
+            f"{self.requests} unsure requests ({self.share:.1%} of those looked at) are alike (silhouette "
+            f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a category of their own"
+        )
+
+
+def propose(
+    embeddings: NDArray[np.floating],
+    confidence: NDArray[np.floating],
+    category: NDArray[np.integer],
+    *,
+    categories: Sequence[str],
+    below: float,
+    seed: int = 0,
+) -> tuple[Proposal, ...]:
+    """Clusters among the requests whose confidence is `below` a threshold, largest first; none where there are few.
+
+    `embeddings` (n, dimensions) are unit length, `confidence` (n,) 0 to 1, `category` (n,) the likeliest one's index.
+    Clusters are those of HDBSCAN (Campello, Moulavi and Sander 2013), which leaves the rest alone.
+    """
+    rows = np.flatnonzero(confidence < below)
+    rows = np.random.default_rng(seed).permutation(rows)[:LARGEST_SAMPLE]
+    if len(rows) < 2 * SMALLEST:
+        return ()
+    points = _directions(embeddings[rows].astype(np.float64))
+    labels = _clusters(points)
+    if not len(set(labels.tolist()) - {-1}):
+        return ()
+    clear = _silhouettes(points, labels)
+    looked_at = len(embeddings) * len(rows) / int((confidence < below).sum())
+    found = []
+    for label in sorted(set(labels.tolist()) - {-1}):
+        inside = np.flatnonzero(labels == label)
+        silhouette = float(clear[inside].mean())
+        if silhouette < CLEAREST:
+            continue
+        distance = np.linalg.norm(points[inside] - points[inside].mean(axis=0), axis=1)
+        central = tuple(int(row) for row in rows[inside[np.argsort(distance)[:EXEMPLARS]]])
+        nearest = categories[int(np.bincount(category[rows[inside]], minlength=len(categories)).argmax())]
+        found.append(Proposal(len(inside), len(inside) / looked_at, silhouette, nearest, central))
+    return tuple(sorted(found, key=lambda proposal: -proposal.requests)[:MOST])
+
+
+def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    from sklearn.decomposition import PCA
+
+    points = PCA(min(DIMENSIONS, *vectors.shape), random_state=0).fit_transform(vectors)
+    return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12))
+
+
+def _clusters(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The cluster of each point, -1 for none."""
+    from sklearn.cluster import HDBSCAN
+
+    found = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS, copy=True).fit(points)
+    return np.asarray(found.labels_, dtype=np.int64)
+
+
+def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How much nearer each point is to its cluster than to the next, -1 to 1; what is in none counts as one more."""
+    from sklearn.metrics import silhouette_samples
+
+    if len(set(labels.tolist())) < 2:
+        return np.zeros(len(labels))
+    return np.asarray(silhouette_samples(points, labels))
+
+
+WORDS = 3
+"""Telling words in a proposed description."""
+EXAMPLE = 300
+"""Characters of an exemplar."""
+_WORD = re.compile(r"[a-z]{4,24}")
+
+
+def as_declared(exemplars: Sequence[str], others: Sequence[str]) -> str:
+    """YAML to paste under `categories`, from prompts that show what it is and prompts of all kinds."""
+    words = telling(exemplars, others)
+    name = "-".join(words[:2]) or "new-category"
+    about = (
+        f"Requests about {', '.join(words)} (say it better)" if words else "Say here what these requests have in common"
+    )
+    lines = [f"- name: {name}", f"  description: {_quoted(about)}", "  examples:"]
+    return "\n".join([*lines, *(f"    - {_quoted(text[:EXAMPLE])}" for text in exemplars)]) + "\n"
+
+
+def telling(inside: Sequence[str], outside: Sequence[str]) -> list[str]:
+    """The words, at most WORDS, that most of `inside` have and few of `outside`."""
+    own, other = (
+        Counter(word for text in texts for word in set(_WORD.findall(text.lower()))) for texts in (inside, outside)
+    )
+    lift = {word: count / len(inside) - other[word] / max(len(outside), 1) for word, count in own.items() if count > 1}
+    return sorted((word for word in lift if lift[word] > 0), key=lambda word: (-lift[word], word))[:WORDS]
+
+
+def _quoted(text: str) -> str:
+    """As a JSON string, which YAML reads too."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,71 @@
+"""What the last look at traffic found, in one small file of the state folder: written by jobs, shown by gateways.
+
+Tells the gateways what a look at the traffic found, for their `/metrics`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import orjson
+
+from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.redis import share_at
+from coe.registry import load
+from coe.settings import Settings
+
+FILE = "watch.json"
+AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
+ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
+Aspect = Literal["category mix", "confidence", "embeddings"]
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """At `time` (Unix seconds): the experts of each kind of alarm, whether each aspect of traffic that could be
+    compared has shifted, and how many new categories are proposed."""
+
+    time: float
+    alarms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drift: Mapping[str, bool] = field(default_factory=dict)
+    proposed: int = 0
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any], *, now: float) -> Watch:
+        """Of a report of `coe status`."""
+        alarms: dict[str, tuple[str, ...]] = {}
+        for alarm in report["alarms"]:
+            alarms[alarm["kind"]] = (*alarms.get(alarm["kind"], ()), alarm["expert"])
+        drift = {finding["aspect"]: bool(finding["alarm"]) for finding in report["drift"]["findings"]}
+        return cls(now, alarms, drift, len(report["proposed_categories"]))
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+
+def read_watch(path: Path) -> Watch | None:
+    """None where nobody has looked yet, or the file is something else: metrics must not fail for it."""
+    try:
+        found = orjson.loads(path.read_bytes())
+        alarms: dict[str, tuple[str, ...]] = {kind: tuple(found["alarms"].get(kind, ())) for kind in ALARMS}
+        drift: dict[str, bool] = {
+            aspect: bool(found["drift"][aspect]) for aspect in ASPECTS if aspect in found["drift"]
+        }
+        return Watch(float(found["time"]), alarms, drift, int(found["proposed"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def publish(settings: Settings, report: Mapping[str, Any]) -> None:
+    """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
+    content = Watch.of(report, now=time.time()).to_json()
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    if share is not None:
+        share.tell(FILE, content)  # first, or a gateway here could put the former one back
+    replace_file(settings.artifacts / FILE, content)

@@ -1,0 +1,130 @@
+"""Images of a benchmark, a budget sweep and a training; the ending of a file chooses the format (png, svg, pdf).
+
+The image of a round of learning: what both assignments are estimated to earn, and the evidence for a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from coe.errors import CoEError
+from coe.mapping import ParetoRow
+
+RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
+
+
+def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
+    """Quality against mean active parameters: the frontier and every method whose size is known, as made by
+    `benchmark`. Without sizes the methods are bars."""
+    figure, axes = _figure()
+    methods = {name: found for name, found in report["methods"].items() if name != "random"}
+    sized = {name: found for name, found in methods.items() if found["mean_active_b"] is not None}
+    if report["frontier"]:
+        points = sorted(report["frontier"], key=lambda point: point["mean_active_b"])
+        axes.plot([p["mean_active_b"] for p in points], [p["mean"] for p in points], marker=".", label="CoE, by price")
+        for name, found in sized.items():
+            axes.errorbar(found["mean_active_b"], found["mean"], yerr=found["std"], fmt="o", capsize=2, label=name)
+        axes.set_xlabel("mean active parameters, billions")
+        axes.set_ylabel("mean score")
+        axes.legend(fontsize="small")
+    else:
+        axes.barh(list(methods), [found["mean"] for found in methods.values()])
+        axes.set_xlabel("mean score")
+    axes.set_title(f"{report['benchmark']}: {report['models']} models, {report['prompts']} prompts")
+    figure.savefig(path)
+
+
+def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
+    """Planned quality against the limit of the swept budget row; efficient plans are joined."""
+    figure, axes = _figure()
+    best = [point for point in rows if point.efficient]
+    axes.plot([p.limit for p in best], [p.quality for p in best], marker="o", label="efficient")
+    rest = [point for point in rows if not point.efficient]
+    axes.plot([p.limit for p in rest], [p.quality for p in rest], linestyle="", marker="x", label="no better")
+    axes.set_xlabel(row)
+    axes.set_ylabel("planned quality")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
+    """What `routers.build` measured on held-out prompts: reliability.png and risk_coverage.png in `folder`.
+
+    Without matplotlib neither is drawn: a router does not fail for want of an image, and the numbers are in `metrics`.
+    """
+    if find_spec("matplotlib") is None:
+        return
+    figure, axes = _figure()
+    bins = metrics["reliability"]
+    axes.plot([0, 1], [0, 1], color="0.7", label="as sure as right")
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", label="held-out prompts")
+    axes.set(xlabel="confidence", ylabel="accuracy", title=f"Reliability, ECE {metrics['ece']:.3f}")
+    axes.legend(fontsize="small")
+    _save(figure, folder / RELIABILITY)
+    figure, axes = _figure()
+    curve = metrics["risk_coverage"]
+    axes.plot([p["coverage"] for p in curve], [p["risk"] for p in curve], marker=".")
+    kept = 1 - metrics["doubted"]
+    axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['general_below']:.2f}")
+    axes.set(xlabel="share answered, surest first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
+    axes.legend(fontsize="small")
+    _save(figure, folder / RISK_COVERAGE)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, metadata={"Software": None})  # the same bytes from any version: they are part of a digest
+
+
+def _figure() -> tuple[Any, Any]:
+    try:
+        module = import_module("matplotlib.figure")  # not pyplot, which keeps global state and looks for a screen
+    except ImportError as error:
+        raise CoEError("plot: matplotlib is not installed; install it, or leave the image out") from error
+    figure = module.Figure(figsize=(8, 5), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def plot_round(report: Mapping[str, Any], path: Path) -> None:
+    """Draw a report as `round_report` or `router_report` makes it; the file's ending chooses the format (png, svg,
+    pdf)."""
+    try:
+        module = import_module("matplotlib.figure")  # not pyplot, which keeps global state and looks for a screen
+    except ImportError as error:
+        raise CoEError("plot: matplotlib is not installed; install it, or leave the image out") from error
+    figure = module.Figure(figsize=(9, 4), layout="constrained")
+    *earned, gained = figure.subplots(1, 1 + ("estimates" in report), squeeze=False)[0]
+    for axes in earned:
+        _estimates(axes, report["estimates"])
+    _evidence(gained, report["evidence"])
+    figure.suptitle(f"round {report['round']}: {'promoted' if report['promoted'] else 'kept'} ({report['reason']})")
+    figure.savefig(path)
+
+
+def _estimates(axes: Any, found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    for shift, (who, methods) in zip((-0.1, 0.1), found.items(), strict=False):
+        ends = [(e["value"] - e["low"], e["high"] - e["value"]) for e in methods.values()]
+        places = [place + shift for place in range(len(methods))]
+        axes.errorbar(
+            places, [e["value"] for e in methods.values()], yerr=list(zip(*ends, strict=True)), fmt="o", label=who
+        )
+        axes.set_xticks(range(len(methods)), list(methods))
+        axes.legend(fontsize="small")
+    axes.set_ylabel("mean reward, 95 %")
+    axes.set_title("off-policy estimates" if found else "no request tells of the current assignment")
+
+
+def _evidence(axes: Any, evidence: list[Mapping[str, Any]]) -> None:
+    rows = [(one["source"], one["overall"]) for one in evidence]
+    rows += [(f"{one['source']}: {name}", part) for one in evidence for name, part in one["guarded"].items()]
+    axes.errorbar(
+        [part["value"] for _, part in rows], range(len(rows)), xerr=[part["error"] for _, part in rows], fmt="o"
+    )
+    axes.axvline(0.0, color="grey", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize="small")
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_xlabel("candidate less current, one standard error")
+    axes.set_title("evidence")

@@ -1,0 +1,1 @@
+"""Rounds of learning: candidates, promotion tests and reports."""

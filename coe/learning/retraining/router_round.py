@@ -1,0 +1,201 @@
+"""A round of learning for the router: do corrected categories make it better on prompts that it has not seen?
+
+Corrected categories become training prompts: the labelled base, and as many corrections as may join it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from coe.core import Router
+from coe.learning.estimation.experience import NONE, Experience
+from coe.learning.estimation.experience_loader import identity
+from coe.learning.evaluation.probe_split import is_held
+from coe.learning.retraining.promotion import Judgement, held_out, judge
+from coe.records.record import RoutingRecord
+
+Pair = tuple[str, str]
+
+SHARE = 0.5
+"""Largest part of a category's corrections that comes from one tenant."""
+RATIO = 1.0
+"""Corrections into a category, as a multiple of its prompts in the base."""
+FREE = 20
+"""Corrections that may always come, into a category and from a tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What somebody said the category of a prompt is."""
+
+    prompt: str
+    category: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """(prompt, category) pairs to train on, the base first, and why corrections were left out, counted by reason."""
+
+    pairs: tuple[Pair, ...]
+    learnt: int
+    left_out: Mapping[str, int]
+
+
+def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
+    """The corrected requests whose prompt the log keeps (`log.store_prompts`), from pages of records."""
+    rows = {
+        int(name): (experience.categories[category], experience.tenants[tenant])
+        for name, category, tenant in zip(experience.identity, experience.corrected, experience.tenant, strict=True)
+        if category != NONE
+    }
+    found = {}
+    for page in records:
+        for record in page:
+            name = identity(record.request_id)
+            if name in rows and record.prompt:
+                found[name] = Correction(record.prompt, *rows[name])
+    return tuple(found.values())
+
+
+def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> Lessons:
+    """The base and the corrections that may join it. The order of corrections does not matter.
+
+    What most tenants say of a prompt counts, a tie nothing, and the base is never contradicted. No tenant has more than
+    SHARE of the corrections into a category, and these are at most RATIO times its prompts in the base: so neither one
+    voice nor a wave of corrections turns a category into something else. Which ones stay goes by a digest of the
+    prompt, so that the next round keeps the same.
+    """
+    known, sizes = dict(base), Counter(category for _, category in base)
+    left_out: Counter[str] = Counter()
+    votes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for one in corrected:
+        votes[one.prompt][one.category].add(one.tenant)
+    chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for prompt, said in votes.items():
+        ranked = sorted(((len(tenants), category) for category, tenants in said.items()), reverse=True)
+        if prompt in known:
+            left_out["the base knows the prompt"] += 1
+        elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+            left_out["tenants contradict each other"] += 1
+        else:
+            chosen[ranked[0][1]].append((prompt, min(said[ranked[0][1]])))
+    learnt: list[Pair] = []
+    for category in sorted(chosen):
+        kept = _bounded(chosen[category], most=max(FREE, int(RATIO * sizes[category])))
+        left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
+        learnt += [(prompt, category) for prompt in kept]
+    return Lessons((*base, *learnt), len(learnt), {reason: count for reason, count in left_out.items() if count})
+
+
+def _bounded(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
+    """At most `most` prompts, no tenant's share above SHARE (or FREE), those of the smallest digests."""
+    by_tenant: dict[str, list[str]] = defaultdict(list)
+    for prompt, tenant in sorted(candidates, key=lambda pair: _digest(pair[0])):
+        by_tenant[tenant].append(prompt)
+    others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
+    bound = {tenant: max(FREE, int(SHARE / (1.0 - SHARE) * rest)) for tenant, rest in others.items()}
+    kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
+    return sorted(kept, key=_digest)[:most]
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
+
+
+HELD = 0.2
+"""Share of the prompts, of base and corrections alike, that judges."""
+FEWEST = 20
+"""New corrections that make a round; and prompts of a category below which none of it is held out."""
+
+Train = Callable[[Sequence[Pair], Path], Router]
+"""Trains on (prompt, category) pairs into a folder and loads what it wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schooling:
+    """What there is to train on: the labelled base, the corrections that may join it, and the digests of those that
+    the router in use has learnt already."""
+
+    base: tuple[Pair, ...]
+    lessons: Lessons
+    known: frozenset[str]
+
+    @property
+    def added(self) -> tuple[Pair, ...]:
+        return self.lessons.pairs[len(self.base) :]
+
+    @property
+    def new(self) -> int:
+        """How many corrections the router in use has not learnt."""
+        return sum(lesson_digest(prompt) not in self.known for prompt, _ in self.added)
+
+
+def lesson_digest(prompt: str) -> str:
+    """By which an artifact remembers a prompt that it learnt, without holding its text."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def judge_router(schooling: Schooling, train: Train, *, round_: int) -> Judgement:
+    """Train with and without the new corrections, both without the held-out part, and judge both on it.
+
+    The router in use itself cannot be judged on prompts that it was trained on. Every category is guarded.
+    """
+    pairs = schooling.lessons.pairs
+    sizes = Counter(category for _, category in schooling.base)
+    held = [sizes[category] >= FEWEST and is_held(prompt, share=HELD) for prompt, category in pairs]
+    tested = [pair for pair, judges in zip(pairs, held, strict=True) if judges]
+    taught = [pair for pair, judges in zip(pairs, held, strict=True) if not judges]
+    base = set(schooling.base)
+    before = [pair for pair in taught if pair in base or lesson_digest(pair[0]) in schooling.known]
+    if not tested:
+        return judge([], round_=round_)
+    old, new = (_right(train, part, tested) for part in (before, taught))
+    categories = [category for _, category in tested]
+    return judge([held_out(old, new, categories, guarded=sorted(sizes))], round_=round_)
+
+
+def _right(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    with TemporaryDirectory(prefix="coe-router-") as folder:
+        router = train(pairs, Path(folder))
+        found = router.predict([prompt for prompt, _ in tested])
+        names = [router.categories[prediction.best] for prediction in found]
+    return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
+
+
+def router_report(schooling: Schooling, judgement: Judgement) -> dict[str, Any]:
+    """What was learnt and how it was judged; JSON-able."""
+    return {
+        "promoted": judgement.promote,
+        "reason": judgement.reason,
+        "sentence": judgement.sentence,
+        "round": judgement.round_,
+        "base": len(schooling.base),
+        "corrections": schooling.lessons.learnt,
+        "new": schooling.new,
+        "by_category": dict(Counter(category for _, category in schooling.added)),
+        "left_out": dict(schooling.lessons.left_out),
+        "evidence": [asdict(one) for one in judgement.evidence],
+    }
+
+
+def router_page(report: Mapping[str, Any]) -> str:
+    """The report as a page of Markdown."""
+    said: str = report["sentence"]
+    counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
+    parts = [
+        f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
+        f"{said[0].upper()}{said[1:]}.",
+        f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
+    ]
+    if report["left_out"]:
+        parts.append("Left out: " + ", ".join(f"{n} ({reason})" for reason, n in report["left_out"].items()) + ".")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,1 @@
+"""Ingestion: files and texts become chunks in a document store."""

@@ -1,0 +1,1 @@
+"""The document store in Redis 8, shared by all gateways."""

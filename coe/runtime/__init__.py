@@ -1,0 +1,1 @@
+"""Active state: what is declared and promoted, shared by the CLI's jobs and the gateway."""

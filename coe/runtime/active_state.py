@@ -1,0 +1,233 @@
+"""What is in use: the declaration, the router over its categories, tenants' overlays on it, and the assignment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import routers
+from coe.artifacts.manifest import Artifact
+from coe.artifacts.store import ArtifactStore
+from coe.core import GENERAL, Router
+from coe.errors import ArtifactError, ConfigError
+from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
+from coe.registry import Registry, load
+from coe.retrieval.gate import FILE as GATE_FILE
+from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.retrieval import Consultant
+from coe.routing.composition import declared_assignment
+from coe.routing.overlay import FILE, Overlay, Overlays
+from coe.runtime.api_keys import with_admin_key
+from coe.runtime.document_index import Index, check_store, open_index
+from coe.settings import Settings
+
+ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
+"""Kinds of artifacts; the second holds one file of the same name."""
+EXAMPLES = 2
+"""Fewest examples by which a category works without training."""
+
+
+_log = logging.getLogger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """`doubt` is the confidence below which training found the router's answers doubtful; `folder` is the router's."""
+
+    registry: Registry
+    router: Router
+    assignment: Assignment
+    doubt: float
+    folder: Path
+    overlays: Overlays = field(default_factory=Overlays)
+    index: Index | None = None
+    """The declared document store; None without one."""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    """By kind of artifact, the gate's apart: which was read, None for none."""
+    consequences: tuple[Consequence, ...] = ()
+    """The differences of the declaration from the plan in use."""
+
+
+def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
+    """Load all of it, less the router of `previous` where its artifact and the declared categories are the same. Raises
+    ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_router(settings)
+    same = previous is not None and previous.folder == artifact.folder
+    if previous is not None and same and previous.registry.categories == registry.categories:
+        router = previous.router
+    else:
+        router = load_router(registry, artifact)
+    doubt = artifact.manifest.metrics.get("general_below", 0.0)
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    planned = assignment_in_use(settings, registry, router.categories)
+    heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
+    overlays = overlays_in_use(settings, router)
+    index = _index(settings, registry, artifact.folder, previous)
+    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: heads}
+    return InUse(
+        registry,
+        router,
+        planned.assignment,
+        float(doubt),
+        artifact.folder,
+        overlays,
+        index,
+        versions,
+        planned.consequences,
+    )
+
+
+def _index(settings: Settings, registry: Registry, folder: Path, previous: InUse | None) -> Index | None:
+    """The former one where store and encoder are the same."""
+    if registry.retrieval.store is None:
+        return None
+    same = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
+    if same and previous is not None and previous.index is not None:
+        return previous.index
+    return open_index(settings, registry, folder)
+
+
+def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
+    """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
+    forks. Raises ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_router(settings)
+    assignment_in_use(settings, registry, registry.category_names)
+    check_store(settings, registry)
+    return registry, artifact
+
+
+def check_router(settings: Settings) -> tuple[Registry, Artifact]:
+    """The same without the plan."""
+    registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
+    artifact = ArtifactStore(settings.artifacts, ROUTER).current()
+    if artifact is None:
+        raise ArtifactError(
+            f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which does it"
+        )
+    check_fit(registry, artifact)
+    routers.check(artifact.folder)
+    return registry, artifact
+
+
+def load_router(registry: Registry, artifact: Artifact) -> Router:
+    """The trained router over the declared categories. Raises ArtifactError when it is damaged."""
+    return routers.load(artifact.folder, declared=category_texts(registry), version=artifact.manifest.version)
+
+
+def check_fit(registry: Registry, artifact: Artifact) -> None:
+    """Raises ArtifactError for a router of wholly other categories, ConfigError for a new one with too few examples."""
+    router, trained = f"router {artifact.manifest.version}", set(artifact.manifest.categories)
+    declared = set(registry.category_names) - {GENERAL}
+    if declared and not declared & trained:
+        known = ", ".join(sorted(trained))
+        raise ArtifactError(
+            f"{router} knows none of the categories in experts.yaml (it knows {known}); run `coe train`"
+        )
+    if bare := [name for name, texts in category_texts(registry).items() if name in declared - trained and not texts]:
+        raise ConfigError(
+            f"{router} was not trained on {', '.join(bare)}: give each {EXAMPLES} examples or more in experts.yaml, "
+            "or run `coe train`"
+        )
+
+
+def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
+    """Every declared category with the texts by which an untrained one is known; none where they are too few."""
+    return {
+        category.name: (category.description, *category.examples) if len(category.examples) >= EXAMPLES else ()
+        for category in registry.categories
+    }
+
+
+def read_plan(registry: Registry, artifact: Artifact) -> PlanInEffect:
+    """A published plan under the declaration. Raises ArtifactError, with the remedy, where nothing of it is declared
+    any more."""
+    return plan_in_effect(read_published(artifact.folder, artifact.manifest.version), registry)
+
+
+def overlays_in_use(settings: Settings, router: Router) -> Overlays:
+    """The overlays in use; none where they were fitted to another router, which may have learnt since what they do.
+    Raises ArtifactError where they are damaged."""
+    artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
+    if artifact is None:
+        return Overlays()
+    found = read_overlays(artifact)
+    if not fit_router(artifact, found, router):
+        _log.warning("%s; they stay unused", other_router(artifact, router))
+        return Overlays()
+    return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
+
+
+def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
+    """Raises ArtifactError for anything else than overlays."""
+    return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
+
+
+def fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
+    """Whether overlays were fitted to this router over its present categories."""
+    same = all(one.categories == router.categories for one in overlays)
+    return artifact.manifest.data == router.version and same
+
+
+def other_router(artifact: Artifact, router: Router) -> str:
+    """Error message for overlays that were fitted to another router, or to other categories of it."""
+    made, version = artifact.manifest, router.version
+    what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
+    return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
+
+
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> PlanInEffect:
+    """The plan in use over the router's categories, or the declared assignment before the first plan."""
+    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
+    if artifact is None:
+        return PlanInEffect(declared_assignment(registry, categories))
+    found = read_plan(registry, artifact)
+    return replace(found, assignment=found.assignment.over(categories))
+
+
+GATE = "gate"
+"""Kind of artifact, made by `coe plan`."""
+
+
+_log = logging.getLogger("gateway")
+
+
+def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -> Consultant | None:
+    """None where no store is declared. Raises ArtifactError for a damaged gate."""
+    index = in_use.index
+    if index is None:
+        return None
+    gate, version = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
+    return Consultant(
+        in_use.registry.retrieval,
+        retriever=index.store,
+        encoder=index.encoder,
+        router=in_use.router,
+        threads=threads,
+        gate=gate,
+        version=version,
+    )
+
+
+def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> tuple[Gate | None, str]:
+    """The gate over the router's categories and the declared experts, and its version; None before the first one, or
+    where it was fitted to other categories, another encoder or by an earlier CoE. Raises ArtifactError where it is
+    damaged."""
+    artifact = ArtifactStore(settings.artifacts, GATE).current()
+    if artifact is None:
+        return None, ""
+    try:
+        gate = Gate.load(artifact.folder / GATE_FILE)
+    except OutdatedGate as error:
+        _log.warning("%s; it stays unused", error)
+        return None, ""
+    if set(gate.categories) != set(in_use.router.categories) or gate.dimensions != dimensions:
+        _log.warning(
+            "gate %s is of other categories or another encoder: `coe score --retrieval both` and `coe plan` make a new "
+            "one; it stays unused",
+            artifact.manifest.version,
+        )
+        return None, ""
+    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

@@ -1,0 +1,150 @@
+"""API keys: made here, kept as SHA-256 digests, looked up for every request.
+
+An administrator's key in a file, generated on the first start, so that a container is never without keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from coe.artifacts.atomic_files import sync
+from coe.core import Scope
+from coe.errors import ConfigError, Forbidden, Unauthorized
+from coe.registry import ApiKey, Registry
+from coe.settings import Settings
+
+MAX_KEY = 256
+"""Bytes of a key; longer ones are not hashed."""
+_BEARER = b"bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is: the name of the API key and its tenant, both None where no keys are declared."""
+
+    key: str | None = None
+    tenant: str | None = None
+
+
+def new_key() -> str:
+    """A key of 256 random bits."""
+    return f"coe-{secrets.token_urlsafe(32)}"
+
+
+def digest_of(key: str) -> str:
+    """What experts.yaml keeps of a key: the SHA-256 of its UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class KeyRing:
+    """The declared keys, found by digest. Without any, everybody may do everything."""
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._known = {
+            bytes.fromhex(key.sha256): (bytes.fromhex(key.sha256), key.scopes, Caller(key.name, key.tenant or key.name))
+            for key in keys
+        }
+        self._anybody = None if keys else Caller()
+
+    def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
+        """The caller whose key may do `scope` (None: any key may). Raises Unauthorized or Forbidden."""
+        if self._anybody is not None:
+            return self._anybody
+        sent = hashlib.sha256(_sent(headers)).digest()
+        found = self._known.get(sent)
+        if found is None or not hmac.compare_digest(found[0], sent):
+            raise Unauthorized("this API key is not known; ask whoever runs this service for one")
+        _, scopes, caller = found
+        if scope is not None and scope not in scopes:
+            raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
+        return caller
+
+
+def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key a request came with. Names of headers are in lower case, as ASGI has them."""
+    key = b""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == _BEARER:
+            key = value[7:].strip()
+            break
+        if name == b"x-api-key":  # as Anthropic's clients send it
+            key = value
+    if not key:
+        raise Unauthorized("an API key is needed: send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'")
+    if len(key) > MAX_KEY:
+        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY} bytes")
+    return key
+
+
+NAME = "admin"
+"""The key's name, in logs and records."""
+MIN_KEY = 20
+"""Characters of a key that was written by hand."""
+
+
+def create_admin_key(settings: Settings) -> str | None:
+    """Generates the key where COE_ADMIN_KEY_FILE names a file that does not exist, and returns what to print once; None
+    where there is nothing to do. Raises ConfigError where it cannot be written."""
+    path = settings.admin_key_file
+    if path is None or path.exists():
+        return None
+    key = new_key()
+    try:
+        created = _write(path, key)
+    except OSError as error:
+        raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be written: {error.strerror or error}") from error
+    if not created:  # another gateway over the same folder was faster
+        return None
+    return f"generated an API key with all scopes; it is printed only now, and kept in {path}: {key}"
+
+
+def with_admin_key(registry: Registry, settings: Settings) -> Registry:
+    """Adds the key of COE_ADMIN_KEY_FILE to the declared ones. Raises ConfigError for a file without a key."""
+    if settings.admin_key_file is None:
+        return registry
+    access = registry.access
+    digest = digest_of(_read(settings.admin_key_file))
+    if any(key.name == NAME for key in access.keys):
+        raise ConfigError(f"access.keys: COE_ADMIN_KEY_FILE adds a key named {NAME!r}; rename the declared one")
+    added = ApiKey(name=NAME, sha256=digest, scopes=frozenset(get_args(Scope)))
+    return registry.model_copy(update={"access": access.model_copy(update={"keys": (*access.keys, added)})})
+
+
+def _write(path: Path, key: str) -> bool:
+    """Writes the file whole, readable by its owner alone. Whether it was not there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{key}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)  # fails where the file exists, unlike a move
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    sync(path.parent)
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be read: {reason}") from None
+    if not MIN_KEY <= len(key) <= MAX_KEY or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY} to {MAX_KEY} characters; delete the file, and "
+            "the next start generates one"
+        )
+    return key

@@ -1,0 +1,78 @@
+"""Consequences of experts.yaml for the router, plan, overlays and gate in use; for check, start and reload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from coe.artifacts.manifest import Artifact, Manifest
+from coe.artifacts.store import ArtifactStore
+from coe.core import GENERAL
+from coe.mapping import Consequence
+from coe.registry import Registry
+from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, check_fit, read_plan
+from coe.settings import Settings
+
+_log = logging.getLogger("gateway")
+
+
+def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence, ...]:
+    """All consequences of a declaration, none where it is the one that everything in use was made for.
+
+    Raises ArtifactError or ConfigError, with the remedy, for what would stop a start.
+    """
+    router = ArtifactStore(settings.artifacts, ROUTER).current()
+    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
+    found = list[Consequence]()
+    if router is not None:
+        check_fit(registry, router)
+        found += _router(registry, router)
+    if plan is not None:
+        found += read_plan(registry, plan).consequences
+    if router is not None:
+        found += [*_overlays(settings, registry, router), *_gate(settings, registry)]
+    return tuple(found)
+
+
+def log_consequences(found: Sequence[Consequence]) -> None:
+    """One line each; a warning where `coe plan` should be run again."""
+    for one in found:
+        _log.log(logging.WARNING if one.replan else logging.INFO, "%s", one.sentence)
+
+
+def _router(registry: Registry, artifact: Artifact) -> Iterator[Consequence]:
+    trained = artifact.manifest.categories
+    for name in registry.category_names:
+        if name not in trained and name != GENERAL:
+            sentence = f"category {name!r}: the router knows it by its examples alone until `coe train` is run"
+            yield Consequence("router", name, sentence)
+    for name in trained:
+        if name not in registry.category_names:
+            yield Consequence("router", name, f"category {name!r}: its requests count as {GENERAL!r}")
+
+
+def _overlays(settings: Settings, registry: Registry, router: Artifact) -> Iterator[Consequence]:
+    made = _manifest(settings, OVERLAYS)
+    if made is None:
+        return
+    same = set(made.categories) == set(registry.category_names)
+    if made.data != router.manifest.version or not same:
+        why = "other categories" if not same else "another router"
+        sentence = f"the overlays of tenants were fitted to {why}; they stay unused until `coe retrain` fits new ones"
+        yield Consequence("overlays", made.version, sentence)
+
+
+def _gate(settings: Settings, registry: Registry) -> Iterator[Consequence]:
+    made = None if registry.retrieval.store is None else _manifest(settings, GATE)
+    if made is not None and set(made.categories) != set(registry.category_names):
+        sentence = (
+            "the retrieval gate was fitted to other categories; it stays unused until `coe score --retrieval both` and "
+            "`coe plan` are run"
+        )
+        yield Consequence("gate", made.version, sentence)
+
+
+def _manifest(settings: Settings, kind: str) -> Manifest | None:
+    store = ArtifactStore(settings.artifacts, kind)
+    version = store.in_use()
+    return None if version is None else store.manifest(version)

@@ -1,0 +1,179 @@
+"""What is published of one kind of artifact, what is in use, and how it came to be, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.artifacts.manifest import Artifact, Manifest
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError, ArtifactNotFound
+from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
+from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, read_overlays
+from coe.runtime.promotion import before
+
+KINDS = (ROUTER, ASSIGNMENT, OVERLAYS, GATE)
+MOST = 100
+"""Versions and moves that are listed of a kind, the newest."""
+MADE_BY = ("train", "plan", "retrain")
+"""Jobs that make versions; the other moves put a version into use that was there before."""
+QUALITY_OF = {
+    ROUTER: "share of held-out prompts classified rightly",
+    ASSIGNMENT: "planned quality, as the plan trusts it",
+    OVERLAYS: "mean gain of the tenants' held-out accuracy",
+    GATE: "quality with the gate on held-out questions",
+}
+"""What the quality of a version says, by kind."""
+LEARNT = "learnt"
+"""Of a router's metrics: a digest for every prompt that it learnt from traffic, of no use to people."""
+REPORT = "report.json"
+"""What a round of learning left beside what it promoted."""
+
+
+class Shelf:
+    """The artifacts of one kind under a root folder. Manifests never change, so each is read once."""
+
+    def __init__(self, root: Path, kind: str) -> None:
+        self.kind = kind
+        self._store = ArtifactStore(root, kind)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def in_use(self) -> str | None:
+        """The version in use, unread."""
+        return self._store.in_use()
+
+    def listed(self) -> dict[str, Any]:
+        """Versions and moves, the newest first; blocks on the disk."""
+        there = self._store.versions()
+        self._known = {version: self._known.get(version) or self._summary(version) for version in there}
+        newest = sorted(self._known.values(), key=lambda one: str(one["created"] or ""), reverse=True)
+        moves, damage = self._moves()
+        origins = _origins(moves)
+        newest = [one | {"origin": origins.get(one["version"])} for one in newest]
+        return {
+            "kind": self.kind,
+            "in_use": self._store.in_use(),
+            "before": self._before(),
+            "versions": newest[:MOST],
+            "more_versions": max(len(newest) - MOST, 0),
+            "history": moves[:MOST],
+            "more_history": max(len(moves) - MOST, 0),
+            "damaged": damage,
+        }
+
+    def whole(self, version: str) -> dict[str, Any]:
+        """One version with its report, every file checked; blocks on the disk. Raises ArtifactNotFound."""
+        if version not in self._store.versions():
+            raise ArtifactNotFound(f"no {self.kind} {version[:64]!r} is published here")
+        told = self._summary(version)
+        try:
+            artifact = self._store.published(version)
+            told |= {"metrics": _metrics(artifact.manifest)} | _CONTENTS[self.kind](artifact)
+        except (ArtifactError, OSError) as error:
+            told["damaged"] = str(error)
+        return {"object": "artifact", "kind": self.kind, **told}
+
+    def _summary(self, version: str) -> dict[str, Any]:
+        try:
+            manifest = self._store.manifest(version)
+        except ArtifactError as error:
+            nothing: dict[str, Any] = {"created": None, "data": "", "categories": [], "metrics": {}, "quality": None}
+            return {"version": version, "damaged": str(error), **nothing}
+        plain = {name: value for name, value in manifest.metrics.items() if isinstance(value, int | float | str)}
+        return {
+            "version": version,
+            "created": manifest.created,
+            "damaged": None,
+            "data": manifest.data,
+            "categories": manifest.categories,
+            "metrics": plain,
+            "quality": self._quality(manifest),
+        }
+
+    def _quality(self, manifest: Manifest) -> float | None:
+        """What the version was measured with; None where nothing is known, or the files are damaged."""
+        try:
+            found = _QUALITY[self.kind](self._store.folder(manifest.version), manifest)
+        except (ArtifactError, OSError):
+            return None
+        return None if found is None else float(found)
+
+    def _moves(self) -> tuple[list[dict[str, Any]], str | None]:
+        try:
+            return [asdict(move) for move in reversed(self._store.history())], None
+        except ArtifactError as error:
+            return [], str(error)
+
+    def _before(self) -> dict[str, Any] | None:
+        """What going back would put into use; None where there is nothing to go back to."""
+        try:
+            return {"version": before(self._store, self.kind)}
+        except ArtifactError:
+            return None
+
+
+def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By version what made it: the job that put it into use first. `moves` has the newest first."""
+    return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in MADE_BY}
+
+
+def _accuracy(_: Path, manifest: Manifest) -> Any:
+    return manifest.metrics.get("accuracy")
+
+
+def _planned_quality(folder: Path, manifest: Manifest) -> float | None:
+    plan = read_published(folder, manifest.version)
+    return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
+
+
+def _mean_gain(folder: Path, manifest: Manifest) -> float | None:
+    gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
+    return sum(gains) / len(gains) if gains else None
+
+
+def _gated(_: Path, manifest: Manifest) -> Any:
+    return manifest.metrics.get("all", {}).get("gated")
+
+
+_QUALITY: Mapping[str, Callable[[Path, Manifest], Any]] = {
+    ROUTER: _accuracy,
+    ASSIGNMENT: _planned_quality,
+    OVERLAYS: _mean_gain,
+    GATE: _gated,
+}
+
+
+def _metrics(manifest: Manifest) -> dict[str, Any]:
+    found = dict(manifest.metrics)
+    if isinstance(digests := found.get(LEARNT), list):
+        found[LEARNT] = len(digests)
+    return found
+
+
+def _nothing_more(_: Artifact) -> dict[str, Any]:
+    return {}
+
+
+def _assignment(artifact: Artifact) -> dict[str, Any]:
+    folder = artifact.folder
+    plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
+    kept = read_plan_file(folder) or {}
+    report = folder / REPORT
+    return {
+        "choice": dict(zip(plan.categories, plan.choice, strict=True)),
+        "budget": kept.get("budget"),
+        "source": kept.get("source"),
+        "learning": orjson.loads(report.read_bytes()) if report.is_file() else None,
+    }
+
+
+def _overlays(artifact: Artifact) -> dict[str, Any]:
+    found = read_overlays(artifact)
+    return {"tenants": [{"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "until": o.until} for o in found]}
+
+
+_CONTENTS = {ROUTER: _nothing_more, ASSIGNMENT: _assignment, OVERLAYS: _overlays, GATE: _nothing_more}

@@ -1,0 +1,78 @@
+"""The entrance of the application: refuses what web pages must not send, and answers allowed ones by CORS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coe.errors import RequestError
+from gateway.dialects import chat, messages
+from gateway.errors import headers_of, status_of
+from gateway.request.relay import respond
+from gateway.serving_state import Current
+
+EXPOSED = (
+    "x-request-id",
+    "x-coe-expert",
+    "x-coe-category",
+    "x-coe-confidence",
+    "x-coe-reason",
+    "x-coe-fallback-from",
+    "x-coe-cause",
+    "x-coe-router",
+    "x-coe-attempts",
+    "x-coe-overhead-ms",
+    "x-coe-retrieval",
+    "server-timing",
+    "retry-after",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)
+"""Response headers that scripts of allowed origins may read."""
+METHODS = ("GET", "POST", "DELETE")
+PREFLIGHT_SECONDS = 600
+"""For how long browsers keep the answer to a preflight request."""
+
+
+class Entrance:
+    """An ASGI application in front of `app`. The policy is that of the state served with now, so a reload changes it.
+    `count` is called with the error code of every refusal."""
+
+    def __init__(self, app: ASGIApp, current: Current, *, count: Callable[[str], None]) -> None:
+        self._app = app
+        self._current = current
+        self._count = count
+        self._cors = _with_cors(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error, cross_origin = self._current.serving.access.browsers.check(scope)
+        if error is not None:
+            self._count(error.code)
+            refuse = partial(_refuse, error)
+            await (_with_cors(refuse) if cross_origin else refuse)(scope, receive, send)
+        elif cross_origin:
+            await self._cors(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _with_cors(app: ASGIApp) -> CORSMiddleware:
+    """Adds the CORS headers for any origin: BrowserPolicy has decided already which may come this far. No cookies are
+    allowed, as the API has none."""
+    return CORSMiddleware(
+        app,
+        allow_origin_regex=r"(?s).*",
+        allow_methods=METHODS,
+        allow_headers=["*"],  # clients of OpenAI and Anthropic send headers of their own
+        expose_headers=EXPOSED,
+        allow_private_network=True,
+        max_age=PREFLIGHT_SECONDS,
+    )
+
+
+async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
+    dialect = messages if scope["path"].startswith("/v1/messages") else chat
+    headers = [(b"vary", b"Origin"), *headers_of(error)]
+    await respond(send, status=status_of(error), body=dialect.error_body(error), headers=headers)

@@ -1,0 +1,1 @@
+"""HTTP endpoints beside the chat APIs, and their OpenAPI document."""

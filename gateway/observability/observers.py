@@ -1,0 +1,96 @@
+"""What is told of every finished request, opened together: metrics, traces, the access log.
+
+The last step of the line: hand a record to the log's writer, with the text's embedding where that is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from coe.core import Encoder
+from coe.records import RecordWriter
+from coe.records.record import RoutingRecord
+from coe.settings import Settings
+from gateway.observability.logs import log_request
+from gateway.observability.metric_workers import among_workers
+from gateway.observability.metrics import Metrics
+from gateway.observability.tracing import Tracing, open_tracing
+from gateway.request.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`observers` are for the line; `tracing`, None where no collector is declared, wants to be asked before it."""
+
+    metrics: Metrics
+    tracing: Tracing | None
+    observers: tuple[Callable[[Trace], None], ...]
+
+
+@asynccontextmanager
+async def open_observation(settings: Settings, workers: Path | None) -> AsyncIterator[Observation]:
+    """`workers` is the folder that several worker processes share. Raises ConfigError where traces cannot be sent."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        if workers is not None:
+            metrics.siblings = await stack.enter_async_context(among_workers(workers, metrics.tallies))
+        tracing = await stack.enter_async_context(open_tracing(settings))
+        observers: list[Callable[[Trace], None]] = [metrics.observe]
+        if tracing is not None:
+            observers.append(tracing.observe)
+        if settings.access_log:
+            observers.append(log_request)
+        yield Observation(metrics, tracing, tuple(observers))
+
+
+_log = logging.getLogger("gateway")
+
+MAX_PENDING = 256
+"""Embeddings under way at a time; beyond it records go without one rather than pile up."""
+
+
+class Recorder:
+    """Never waits and never raises: embeddings are computed after the answer, in a thread."""
+
+    def __init__(self, writer: RecordWriter, *, encoder: Encoder | None, threads: Executor) -> None:
+        self._writer = writer
+        self._encoder = encoder
+        self._threads = threads
+        self._pending: set[asyncio.Future[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await asyncio.gather(*self._pending, return_exceptions=True)
+
+    def observe(self, trace: Trace) -> None:
+        """Queue the record of a finished request, if it was routed. One that ended before is counted and in the access
+        log, but has no record: otherwise strangers could push the records of real requests out of the log."""
+        if trace.decision is None:
+            return
+        record, text = trace.record(), trace.text
+        if self._encoder is None or not text or len(self._pending) >= MAX_PENDING:
+            self._writer.put(record)
+            return
+        task = asyncio.ensure_future(self._embed(self._encoder, record, text))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _embed(self, encoder: Encoder, record: RoutingRecord, text: str) -> None:
+        try:
+            vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
+            record = replace(record, embedding=vectors[0].astype(np.float16).tobytes())
+        except Exception:  # whatever the encoder has, the record is worth more than its vector
+            _log.exception("record %s goes without its embedding", record.request_id)
+        self._writer.put(record)

@@ -1,0 +1,37 @@
+"""The parts an application is made of: opened by `gateway.main`, read by the endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coe.records import FeedbackWriter
+from coe.records.feedback import FeedbackLog
+from coe.records.record import RoutingLog
+from coe.settings import Settings
+from gateway.observability.metrics import Metrics
+from gateway.observability.recent import RecentRequests
+from gateway.observability.tracing import Tracing
+from gateway.process.jobs import Jobs
+from gateway.process.plan_solver import Solver
+from gateway.process.reload import Reload
+from gateway.request.line import Observer
+from gateway.serving_state import Current
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an app is made of, opened and ready to use."""
+
+    current: Current
+    observers: Sequence[Observer]
+    metrics: Metrics
+    log: RoutingLog
+    feedback: FeedbackLog
+    feedback_writer: FeedbackWriter
+    recent: RecentRequests
+    settings: Settings
+    jobs: Jobs
+    solver: Solver
+    tracing: Tracing | None = None
+    reload: Reload | None = None

@@ -1,0 +1,1 @@
+"""Processes: workers, reload, drain, jobs and signals."""

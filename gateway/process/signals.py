@@ -1,0 +1,113 @@
+"""Signals to a worker process: from its parent, and from its own watch on the parent.
+
+Ends a worker process whose parent has died, even by SIGKILL, so that the port is free for the next start.
+
+Stops Granian's server in a worker process, on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from granian import _signals
+from granian._granian import WorkerSignal
+from uvloop import Loop
+
+LEAVE, RELOAD, CUT = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
+
+
+@asynccontextmanager
+async def hearing(
+    *, leave: Callable[[], None], reload: Callable[[], None], cut: Callable[[], None]
+) -> AsyncIterator[None]:
+    """LEAVE, RELOAD and CUT call these until the block ends. SIGINT is ignored: Ctrl-C in a terminal reaches every
+    process of it, and the parent alone decides what follows."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(LEAVE, leave)
+    loop.add_signal_handler(RELOAD, reload)
+    loop.add_signal_handler(CUT, cut)
+    loop.remove_signal_handler(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(LEAVE)
+        loop.remove_signal_handler(RELOAD)
+        loop.remove_signal_handler(CUT)
+        signal.signal(CUT, signal.SIG_IGN)  # no request is left, and the records are still being written
+
+
+CHECK_EVERY = 0.5
+"""Seconds between two checks of the parent."""
+FINISH = 5.0
+"""Seconds that answers under way have to end after the parent's death."""
+WRITE = 10.0
+"""Seconds after that to write the records; then the process ends at once."""
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(parent: int, serving: threading.Event) -> None:
+    """End this process when the process `parent` dies: close the listener, finish answers, write records, exit. Before
+    `serving` is set, exit at once.
+
+    On Linux the kernel sends SIGTERM at once. A thread checks the parent's id everywhere, and bounds how long the end
+    takes. Call it from the main thread, once, before anything that may block.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(1)
+    threading.Thread(target=_watch, args=(parent, serving), name="coe-parent", daemon=True).start()
+
+
+def _watch(parent: int, serving: threading.Event) -> None:
+    while os.getppid() == parent:
+        time.sleep(CHECK_EVERY)
+    if not serving.is_set():
+        os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(FINISH)
+    os.kill(os.getpid(), CUT)
+    time.sleep(WRITE)
+    os._exit(1)
+
+
+class Stop:
+    """Replaces Granian's own handler, which blocks the process for ever when SIGTERM arrives before the server runs, or
+    a second time: a process group, a service manager and the parent may each send one. Create it before the server.
+    """
+
+    def __init__(self) -> None:
+        self.serving = threading.Event()
+        """Set once the server runs."""
+        self._requested = False
+        self._stopped = False
+        self._server = WorkerSignal()
+        _signals.set_loop_signals = self._install
+
+    def allow(self) -> None:
+        """Report that the server runs. A SIGTERM that came before stops it now."""
+        self.serving.set()
+        self._stop()
+
+    def _install(self, loop: Loop) -> WorkerSignal:
+        """What Granian calls in place of its own function."""
+        loop.add_signal_handler(signal.SIGTERM, self._request)
+        return self._server
+
+    def _request(self) -> None:
+        self._requested = True
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._requested and self.serving.is_set() and not self._stopped:
+            self._stopped = True
+            self._server.set()

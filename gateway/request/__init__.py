@@ -1,0 +1,1 @@
+"""The request path: eight named steps and what they use."""

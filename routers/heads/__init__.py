@@ -1,0 +1,1 @@
+"""Classification heads: lexical, static, linear and nearest-neighbour."""
