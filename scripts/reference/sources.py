@@ -18,18 +18,19 @@ import typer.main
 
 from coe import errors
 from coe.cli import app as command_line
-from coe.composition import declared_assignment
 from coe.core import Prediction, Reason
 from coe.experts.remedies import REMEDIES
-from coe.learning.record_files import RATING_FIELDS
+from coe.jobs.record_files import RATING_FIELDS
 from coe.records.fields import FIELDS
 from coe.registry import Registry, load, schema
+from coe.routing.composition import declared_assignment
+from coe.runtime.active_state import InUse
 from coe.settings import Settings
-from gateway.app import Parts, create_app
+from gateway.app import create_app
+from gateway.endpoints.openapi import document
 from gateway.errors import body_of, status_of
-from gateway.in_use import InUse
 from gateway.main import open_parts
-from gateway.openapi import document
+from gateway.parts import Parts
 
 ROOT = Path(__file__).parents[2]
 RECORD_FIELDS, FEEDBACK_FIELDS, CAUSES = FIELDS, RATING_FIELDS, REMEDIES
