@@ -23,4 +23,4 @@ reference: setup
 	@.venv/bin/python -m scripts.reference
 
 clean:
-	rm -rf .venv .venv-vllm build/docs
+	rm -rf .venv .venv-vllm build/docs build/doctrees

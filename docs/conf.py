@@ -5,7 +5,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from sphinx.addnodes import pending_xref
 
 project = "CoE"
 author = "The CoE authors"
@@ -21,19 +21,25 @@ html_title = f"CoE {version}"
 html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
+html_use_index = False
 html_theme_options = {"top_of_page_buttons": []}
 templates_path: list[str] = []
 pygments_style = "friendly"
 pygments_dark_style = "native"
 
 
-def _folder(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """Shows a link to a folder of the repository as its text: a site has no page for a folder."""
-    target = ROOT / "docs" / Path(node.get("refdoc", "")).parent / str(node.get("reftarget", ""))
-    return content if node.get("refdomain") is None and target.is_dir() else None
+def _plain(app: Any, doctree: Any) -> None:
+    """Shows links to folders and Markdown files of the repository outside docs/ as their text: the site has no page
+    for them. Other files become downloads."""
+    here = Path(app.srcdir, app.env.docname).parent
+    for link in list(doctree.findall(pending_xref)):
+        target = str(link.get("reftarget", ""))
+        outside = link.get("refdomain") == "doc" and target.startswith(("..", "/"))
+        if outside or (link.get("refdomain") is None and target and (here / target).is_dir()):
+            link.replace_self(link.children)
 
 
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
-    app.connect("missing-reference", _folder)
+    app.connect("doctree-read", _plain)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,11 +14,15 @@ ROOT = Path(__file__).parents[1]
 SOURCE, TARGET = ROOT / "docs", ROOT / "build" / "docs"
 
 _LOADED = (
-    re.compile(r"<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\b(?:src|data)=[\"']((?:https?:)?//[^\"']+)"),
-    re.compile(r"<link\b(?=[^>]*\brel=[\"'](?:stylesheet|preload|icon|modulepreload)[\"'])[^>]*?\bhref=[\"']((?:https?:)?//[^\"']+)"),
+    re.compile(
+        r"<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\b(?:src|data)=[\"']((?:https?:)?//[^\"']+)"
+    ),
+    re.compile(
+        r"<link\b(?=[^>]*\brel=[\"'](?:stylesheet|preload|icon|modulepreload)[\"'])[^>]*?\bhref=[\"']((?:https?:)?//[^\"']+)"
+    ),
     re.compile(r"(?:@import\s+(?:url\()?|\burl\()\s*[\"']?((?:https?:)?//[^\"')\s]+)"),
 )
-"""What a browser fetches when it shows a page or reads a style sheet; links that somebody may follow are not fetched."""
+"""What a browser fetches to show a page or to read a style sheet. It does not fetch the target of a link."""
 
 
 def loaded_from_elsewhere(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -34,7 +38,9 @@ def main() -> int:
     """Build, then check."""
     from sphinx.cmd.build import build_main
 
-    if build_main(["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", str(SOURCE), str(TARGET)]):
+    if build_main(
+        ["-b", "html", "-W", "--keep-going", "-q", "-d", str(TARGET.with_name("doctrees")), str(SOURCE), str(TARGET)]
+    ):
         return 1
     found = list(loaded_from_elsewhere(TARGET))
     for path, address in found:

@@ -52,7 +52,7 @@ def page() -> str:
     return _PAGE.format(top=_keys(schema, schema, ""), sections=sections)
 
 
-def keys() -> frozenset[str]:
+def key_paths() -> frozenset[str]:
     """The dotted path of every key, such as `policy.exploration.rate`; entries of lists have the list's path."""
     schema = declaration_schema()
     found = set(schema["properties"])

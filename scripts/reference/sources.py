@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -47,6 +47,15 @@ access: {keys: [{name: reader, sha256: "%s"}]}
 def declaration_schema() -> dict[str, Any]:
     """The JSON schema of experts.yaml."""
     return schema()
+
+
+def read_declaration(path: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The problems of a file as `coe check` reports them, without the name of the file; none for a valid one."""
+    try:
+        load(path, environ=environ)
+    except errors.ConfigError as error:
+        return tuple(problem.partition(f"{path.name}:")[2] or problem for problem in error.problems)
+    return ()
 
 
 def command() -> Any:
