@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from scripts.reference.markdown import code, sentence, table
 from scripts.reference.sources import environment_table
@@ -25,6 +26,7 @@ def page() -> str:
     return _PAGE.format(variables=table(("variable", "meaning", "default"), rows))
 
 
+@cache
 def names() -> frozenset[str]:
     """Every variable."""
     return frozenset(name for row, _, _ in variables() for name in row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from scripts.reference.markdown import bounds, code, sentence, table
@@ -52,6 +53,7 @@ def page() -> str:
     return _PAGE.format(top=_keys(schema, schema, ""), sections=sections)
 
 
+@cache
 def key_paths() -> frozenset[str]:
     """The dotted path of every key, such as `policy.exploration.rate`; entries of lists have the list's path."""
     schema = declaration_schema()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from scripts.reference.http_api import type_of
@@ -67,6 +68,7 @@ def page() -> str:
     )
 
 
+@cache
 def names() -> frozenset[str]:
     """Every header of the page."""
     asked = {one["name"] for one in openapi()["components"]["parameters"].values()}

@@ -44,6 +44,7 @@ def page() -> str:
     return _PAGE.format(own=_table(own), process=_table(process), buckets=table(("metric", "bounds"), buckets))
 
 
+@cache
 def names() -> frozenset[str]:
     """Every metric, histograms with their three series too."""
     series = {one.name + end for one in _families() if one.bounds for end in ("_bucket", "_count", "_sum")}

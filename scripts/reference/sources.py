@@ -44,6 +44,7 @@ access: {keys: [{name: reader, sha256: "%s"}]}
 """ % ("0" * 64)
 
 
+@cache
 def declaration_schema() -> dict[str, Any]:
     """The JSON schema of experts.yaml."""
     return schema()
@@ -58,6 +59,7 @@ def read_declaration(path: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
     return ()
 
 
+@cache
 def command() -> Any:
     """The `coe` command with its verbs."""
     return typer.main.get_command(command_line)

@@ -135,11 +135,11 @@ def test_a_wrong_name_fails(text: str, why: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    (
+    [
         *("coe log export / import", "coe VERB --help", "x-coe-expert", 'coe_alarm{kind="failing"}', "COE_HOME"),
         *("coe_request_seconds_sum", "policy.exploration.rate", "limits", "log.md", "coe/errors", "experts.prices"),
         "anything else",
-    ),
+    ],
 )
 def test_a_right_name_passes(text: str) -> None:
     assert list(names.mistakes(text)) == []
