@@ -136,13 +136,13 @@ def timings(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
     short = [text for text in texts if len(text) <= 120]
     some = texts[:300]
     return {
-        "peek_short_median": median(router.peek, short),
-        "peek_median": median(router.peek, some),
-        "peek_100k_characters": median(router.peek, ["word " * 20_000] * 50),
+        "peek_short_median": median(router.predict_fast, short),
+        "peek_median": median(router.predict_fast, some),
+        "peek_100k_characters": median(router.predict_fast, ["word " * 20_000] * 50),
         "predict_median": median(lambda text: router.predict([text]), some),
         "predict_mean": mean(lambda text: router.predict([text]), some),
         "predict_escalated_median": median(
-            lambda text: router.predict([text]), [text for text in some if router.peek(text) is None]
+            lambda text: router.predict([text]), [text for text in some if router.predict_fast(text) is None]
         ),
     }
 
@@ -182,7 +182,7 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
     predictions = router.predict(texts)
     served = np.array([p.confidence for p in predictions])
     escalated = np.array([p.stage == "full" for p in predictions])
-    doubted = served < metrics["general_below"]
+    doubted = served < metrics["confidence_threshold"]
     return {
         "trained_on": metrics["examples"],
         "seconds": metrics["seconds"],
@@ -190,12 +190,12 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
         "out_of_scope": len(outside),
         "auroc": {
             "maximum_probability": auroc(probability, inlier),
-            "closeness": auroc(study.closeness, inlier),
-            "both": auroc(probability * study.closeness, inlier),
+            "similarity": auroc(study.similarity, inlier),
+            "both": auroc(probability * study.similarity, inlier),
             "served_confidence": auroc(served, inlier),
         },
         "escalated": float(escalated[inlier].mean()),
-        "general_below": metrics["general_below"],
+        "confidence_threshold": metrics["confidence_threshold"],
         "doubted": {"in_scope": float(doubted[inlier].mean()), "out_of_scope": float(doubted[~inlier].mean())},
     }
 
@@ -224,15 +224,15 @@ def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
         "seconds": metrics["seconds"],
         "held_out": {
             name: metrics[name]
-            for name in ("accuracy", "escalated", "ece", "general_below", "doubted", "accuracy_by_category")
+            for name in ("accuracy", "escalated", "ece", "confidence_threshold", "doubted", "accuracy_by_category")
         },
-        "public": recalls(router, sample(mapped, each=EACH), doubt=metrics["general_below"]),
-        "arena_hard_v2": recalls(router, arena, doubt=metrics["general_below"]),
-        "arena_hard_v2_ascii": recalls(router, english, doubt=metrics["general_below"]),
+        "public": recalls(router, sample(mapped, each=EACH), confidence_threshold=metrics["confidence_threshold"]),
+        "arena_hard_v2": recalls(router, arena, confidence_threshold=metrics["confidence_threshold"]),
+        "arena_hard_v2_ascii": recalls(router, english, confidence_threshold=metrics["confidence_threshold"]),
     }
 
 
-def recalls(router: CascadeRouter, rows: Sequence[Row], *, doubt: float) -> dict[str, Any]:
+def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold: float) -> dict[str, Any]:
     """Recall by category, its mean, the commonest confusions, and the shares escalated and doubted."""
     texts = [row["prompt"] for row in rows]
     heads = router.study(texts).heads
@@ -251,7 +251,7 @@ def recalls(router: CascadeRouter, rows: Sequence[Row], *, doubt: float) -> dict
             np.mean([(np.array(router.categories)[full][truth == name] == name).mean() for name in names])
         ),
         "escalated": float(np.mean([p.stage == "full" for p in predictions])),
-        "doubted": float((confidence < doubt).mean()),
+        "doubted": float((confidence < confidence_threshold).mean()),
         "ece": expected_calibration_error(confidence, found == truth),
         "confusions": [f"{t} -> {f}: {count}" for (t, f), count in confused.most_common(10)],
     }

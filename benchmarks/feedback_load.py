@@ -103,9 +103,9 @@ async def lock(folder: Path, over: asyncio.Event) -> None:
 async def stored(served: Served, rated: list[str]) -> list[str]:
     """Requests of the events in the log, once all are there or WAIT_SECONDS are over."""
     log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
-    until, found = time.monotonic() + WAIT_SECONDS, list[str]()
+    deadline, found = time.monotonic() + WAIT_SECONDS, list[str]()
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < deadline:
             with suppress(LogError):
                 found = [event.request_id for event in (await log.read(limit=10_000)).events]
             if set(found) >= set(rated):

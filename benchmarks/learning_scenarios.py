@@ -189,13 +189,13 @@ class _Log:
     def progress(self) -> float:
         return self._count / self._scenario.requests
 
-    def serve(self, until: int, assignment: Assignment) -> None:
-        """Requests up to number `until`, decided by an assignment."""
-        count, random, scenario = until - self._count, self._random, self._scenario
+    def serve(self, deadline: int, assignment: Assignment) -> None:
+        """Requests up to number `deadline`, decided by an assignment."""
+        count, random, scenario = deadline - self._count, self._random, self._scenario
         rows = random.integers(0, len(self._truth.posterior), count)
         posterior = self._truth.posterior[rows]
-        worth = posterior @ assignment.quality - assignment.price
-        chances = propensities(worth, rate=scenario.rate, loss=scenario.loss)
+        utility = posterior @ assignment.quality - assignment.price
+        chances = propensities(utility, rate=scenario.rate, loss=scenario.loss)
         chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), chances.shape[1] - 1)
         progress = (self._count + np.arange(count)) / scenario.requests
         start, end = self._truth.before[rows, chosen], self._truth.after[rows, chosen]
@@ -213,7 +213,7 @@ class _Log:
                 "time": self._count + np.arange(count, dtype=np.float64),
             }
         )
-        self._count = until
+        self._count = deadline
 
     def experience(self) -> Experience:
         names = self._columns[0]

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 import psutil
 
-from coe.fleet import Pace, ServerSpec, Vllm, local_servers, probe
+from coe.fleet import ServerSpec, Timeouts, Vllm, local_servers, probe
 from coe.fleet.process import MARK
 from coe.fleet.server import Server
 from coe.registry import ExpertSpec
@@ -52,7 +52,7 @@ def memory_gb(logs: Path) -> float:
 
 async def once(spec: ServerSpec, *, sleeps: bool) -> dict[str, float | None]:
     async with probe.open_session() as session:
-        server = Server(spec, session=session, say=lambda _: None, pace=Pace())
+        server = Server(spec, session=session, say=lambda _: None, pace=Timeouts())
         vllm = Vllm(spec.root, session=session)
         found: dict[str, float | None] = {}
         try:

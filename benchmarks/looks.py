@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
 from coe.core import Prediction
-from coe.mapping import Assignment, expected, stake
+from coe.mapping import Assignment, decision_risk, expected
 from coe.registry import load
 from coe.routing.composition import declared_assignment
 from routers.cascade import load_cascade
@@ -42,20 +42,24 @@ def main() -> None:
     unsure = [index for index, found in enumerate(quick) if not router.sure(found)]
     looked = dict(zip(unsure, router.predict([texts[index] for index in unsure]), strict=True))
     everyone = range(len(assignment.experts))
-    stakes = {index: stake(assignment, quick[index].probabilities, everyone) for index in unsure}
+    stakes = {index: decision_risk(assignment, quick[index].probabilities, everyone) for index in unsure}
     wanted = [registry.assignment.get(name, registry.general_expert) for name in names]
     print(f"{len(texts)} prompts, {len(unsure) / len(texts):.3f} unsure")
     for least in STAKES:
-        looks = {i for i in unsure if stakes[i] > least or (least <= 1 and quick[i].confidence < options.doubt)}
+        looks = {
+            i
+            for i in unsure
+            if stakes[i] > least or (least <= 1 and quick[i].confidence < options.confidence_threshold)
+        }
         found = [looked[i] if i in looks else quick[i] for i in range(len(texts))]
-        asked = [_answers(assignment, one, options.doubt, registry.general_expert) for one in found]
+        asked = [_answers(assignment, one, options.confidence_threshold, registry.general_expert) for one in found]
         expert = np.mean([one == two for one, two in zip(asked, wanted, strict=True)])
         category = np.mean([router.categories[one.best] == two for one, two in zip(found, names, strict=True)])
         print(f"stake > {least:.2f}: looks {len(looks) / len(texts):.3f}  expert {expert:.4f}  category {category:.4f}")
 
 
-def _answers(assignment: Assignment, found: Prediction, doubt: float, general: str) -> str:
-    if found.confidence < doubt:
+def _answers(assignment: Assignment, found: Prediction, confidence_threshold: float, general: str) -> str:
+    if found.confidence < confidence_threshold:
         return general
     return assignment.experts[int(expected(assignment, found.probabilities).argmax())]
 

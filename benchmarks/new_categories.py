@@ -25,11 +25,11 @@ from coe.core import Router
 from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
-from routers.examples import Lessons, prepare
+from routers.examples import TrainingSet, prepare
 from routers.heads.lexical import LexicalMatrix
 from routers.training.build import represent
 from routers.training.fitting import Data, Strengths, choose_strengths, folds, write_heads
-from routers.training.parallel import Here
+from routers.training.parallel import LocalRunner
 
 GIVEN = 8
 SEED = 0
@@ -64,21 +64,21 @@ def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
     return {"seed": SEED, "examples": GIVEN, "mean": mean, **found}
 
 
-def base_of(lessons: Lessons, folder: Path) -> tuple[Data, Strengths]:
+def base_of(lessons: TrainingSet, folder: Path) -> tuple[Data, Strengths]:
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
     opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
-    readings = opened(folder / NETWORK).read(lessons.texts)
-    data = represent(lessons, readings, out=folder, opened=opened, report=lambda share: None)
-    return data, choose_strengths(data, seed=SEED, work=Here())
+    embeddings = opened(folder / NETWORK).read(lessons.texts)
+    data = represent(lessons, embeddings, out=folder, opened=opened, report=lambda share: None)
+    return data, choose_strengths(data, seed=SEED, work=LocalRunner())
 
 
-def pairs(lessons: Lessons) -> list[tuple[str, str]]:
+def pairs(lessons: TrainingSet) -> list[tuple[str, str]]:
     return [(text, lessons.categories[label]) for text, label in zip(lessons.texts, lessons.labels, strict=True)]
 
 
 def readmit(
-    category: str, description: str, lessons: Lessons, data: Data, strengths: Strengths, folder: Path
+    category: str, description: str, lessons: TrainingSet, data: Data, strengths: Strengths, folder: Path
 ) -> dict[str, float]:
     left = lessons.categories.index(category)
     rest, held = folds(lessons.labels, seed=SEED)[0]
@@ -103,7 +103,7 @@ def readmit(
 
 
 def write_without(
-    left: int, seen: NDArray[np.int64], lessons: Lessons, data: Data, strengths: Strengths, folder: Path
+    left: int, seen: NDArray[np.int64], lessons: TrainingSet, data: Data, strengths: Strengths, folder: Path
 ) -> None:
     """Make `folder` a router that has learned from the texts `seen`, none of them of the category `left`."""
     labels = lessons.labels[seen]
@@ -113,7 +113,7 @@ def write_without(
         classes=data.classes - 1,
         lexical=LexicalMatrix(matrix=data.lexical.matrix[seen], idf=data.lexical.idf),
         static=data.static[seen],
-        readings=data.readings[seen],
+        embeddings=data.embeddings[seen],
     )
     write_heads(part, strengths, out=folder, seed=SEED)
     (folder / EXEMPLARS).unlink(missing_ok=True)  # of other exemplars

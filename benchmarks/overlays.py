@@ -103,7 +103,7 @@ def cost() -> dict[str, float]:
     head = Overlay("t", tuple(map(str, range(size))), np.eye(size) + 0.1, np.zeros(size), 0.1)
     overlays = Overlays("v", {"t": head})
     posterior = np.random.default_rng(0).dirichlet(np.ones(size)).astype(np.float32)
-    prediction = Prediction(posterior, "peek")
+    prediction = Prediction(posterior, "predict_fast")
 
     def least(tenant: str) -> float:
         runs = timeit.repeat(lambda: overlays.applied(prediction, tenant), number=number, repeat=7)

@@ -55,13 +55,13 @@ def _record(probabilities: dict[str, float]) -> RoutingRecord:
         attempts=1,
         stream=True,
         routing_ms=0.1234,
-        first_piece_ms=81.25,
+        first_token_ms=81.25,
         total_ms=912.5,
         input_tokens=123,
         output_tokens=456,
         session=uuid.uuid4().hex,
         assignment="5b1c0de9a7f34821",
-        worth=(0.7421, 0.7105, 0.6954),
+        utility=(0.7421, 0.7105, 0.6954),
     )
 
 

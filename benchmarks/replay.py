@@ -108,9 +108,9 @@ class Traffic:
         """The next `count` requests by an assignment; feedback of the poisoner is turned round where `flipped`."""
         for number in range(len(self.rewards), min(len(self.rewards) + count, len(self.order))):
             row, tenant = self.order[number], f"t{self._tenants[number]}"
-            worth = expected(assignment, self.world.posterior[row])
-            chosen, propensity = choose(worth, rate=RATE, loss=LOSS, uniform=float(self._random.random()))
-            self.explored += worth[chosen] < worth.max()
+            utility = expected(assignment, self.world.posterior[row])
+            chosen, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(self._random.random()))
+            self.explored += utility[chosen] < utility.max()
             reward = float(self.world.scores[row, chosen])
             self.rewards.append(reward)
             self.records.append(self._record(number, row, chosen, propensity, tenant))
@@ -137,7 +137,7 @@ class Traffic:
             attempts=1,
             stream=False,
             routing_ms=0.0,
-            first_piece_ms=None,
+            first_token_ms=None,
             total_ms=0.0,
             tenant=tenant,
         )

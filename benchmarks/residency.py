@@ -35,8 +35,8 @@ from residency_traces import KINDS, Asked, Traffic
 
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.scheduler import Ledger
-from coe.fleet.residency.state import Action, Plan, Resident, State
+from coe.fleet.residency.scheduler import Scheduler
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile
 
 HOST_MEMORY = 2048.0
 """GB of the host's RAM for experts asleep: enough."""
@@ -53,7 +53,7 @@ class Run:
         experts: int,
         *,
         seed: int,
-        policy: Callable[[State], Plan],
+        policy: Callable[[DeviceState], Schedule],
         forecast: Forecast,
         max_wait: float,
         host: Host,
@@ -61,10 +61,10 @@ class Run:
         self._trace = trace
         self._loads = {str(index): load for index, load in enumerate(host.loads(experts, seed=seed))}
         made = [
-            Resident(key, one.memory_gb, sleeps=one.sleeps, host_memory=one.memory_gb if one.sleeps else 0.0)
+            ServerProfile(key, one.memory_gb, sleeps=one.sleeps, host_memory=one.memory_gb if one.sleeps else 0.0)
             for key, one in self._loads.items()
         ]
-        self._ledger = Ledger(
+        self._ledger = Scheduler(
             [(one, self._loads[one.key].wake_s, self._loads[one.key].start_s) for one in made],
             memory=host.memory,
             host_memory=HOST_MEMORY,
@@ -81,7 +81,7 @@ class Run:
         self._tiers: dict[str, str] = {}
         self.waits: list[float] = []
 
-    def _rests(self, one: Resident) -> None:
+    def _rests(self, one: ServerProfile) -> None:
         if one.sleeps and self._ledger.state(0.0).host_free >= one.host_memory:
             self._ledger.left(one.key, "asleep")
 
@@ -159,9 +159,9 @@ def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, ho
         seen: set[int] = set()
         begin = at = bisect_left(times, marks[first])
         for last in range(first + 1, len(marks)):
-            until = bisect_right(times, marks[last] - longest)
-            seen.update(asked.expert for asked in trace[at:until])
-            at = max(at, until)
+            deadline = bisect_right(times, marks[last] - longest)
+            seen.update(asked.expert for asked in trace[at:deadline])
+            at = max(at, deadline)
             fit = int((np.cumsum(sorted(sizes[expert] for expert in seen)) <= host.memory).sum())
             best[last] = max(best[last], best[first] + len(seen) - fit)
             if at > begin and len(seen) >= experts:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from residency_traces import Asked
 
-from coe.fleet.residency.state import Action, Plan, Seat, State, held
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState, held
 
 
-def in_order(state: State, *, strict: bool) -> Plan:
+def in_order(state: DeviceState, *, strict: bool) -> Schedule:
     """Requests in the order of arrival; `strict`: none overtakes one whose expert is not awake."""
     actions: list[Action] = []
     loading = any(seat.tier in ("waking", "leaving") for seat in state.seats)
@@ -26,10 +26,10 @@ def in_order(state: State, *, strict: bool) -> Plan:
             loading = True
         if strict:
             break
-    return Plan(tuple(actions))
+    return Schedule(tuple(actions))
 
 
-def _bring(target: Seat, state: State, *, busy: set[str]) -> list[Action]:
+def _bring(target: ServerState, state: DeviceState, *, busy: set[str]) -> list[Action]:
     """Wake it where there is room, else put the idle that were used longest ago to sleep; nothing while too few are."""
     room, host, orders = state.free, state.host_free, []
     idle = [s for s in state.seats if s.tier == "awake" and not s.in_flight and s.key not in busy]

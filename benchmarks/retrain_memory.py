@@ -55,7 +55,7 @@ def prepare(folder: Path, router: Path, requests: int) -> Settings:
         "categories": [{"name": name, "description": name} for name in manifest["categories"]],
         "experts": experts,
         "assignment": {"general": "expert-0"},
-        "policy": {"exploration": {"rate": RATE, "loss": LOSS}},
+        "policy": {"exploration": {"rate": RATE, "max_quality_loss": LOSS}},
         "log": {"url": URL, "keep_records": requests},
     }
     settings.config.write_bytes(orjson.dumps(declared))
@@ -106,7 +106,7 @@ def batch(
             propensity=propensity,
             candidates=(assignment.experts[index], *(n for n in assignment.experts if n != assignment.experts[index])),
             probabilities=dict(zip(names, posterior.round(5).tolist(), strict=True)),
-            stage="peek",
+            stage="predict_fast",
             router="benchmark",
             config=config,
             digest="0123456789abcdef" * 4,
@@ -114,13 +114,13 @@ def batch(
             attempts=1,
             stream=True,
             routing_ms=0.2,
-            first_piece_ms=80.0,
+            first_token_ms=80.0,
             total_ms=900.0,
             input_tokens=123,
             output_tokens=456,
             tenant=tenant,
             assignment=assignment.digest[:16],
-            worth=(0.0,) * EXPERTS,
+            utility=(0.0,) * EXPERTS,
             exploration=(RATE, LOSS),
         )
         event = None

@@ -24,11 +24,11 @@ from benchmarks.answered import Asked, asked, questions_of
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
 from coe.learning.retraining.gate_report import calibration
-from coe.registry.retrieval import Retrieval, RetrievalPrice
+from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, Text, encoder_id
 from coe.retrieval.passages import Key
-from coe.retrieval.retrieval import Consultant
+from coe.retrieval.retrieval import Retrieval
 from routers.calibration import auroc, expected_calibration_error
 
 NATURAL = "llmrouter_natural_qa"
@@ -148,10 +148,10 @@ def time_when_shut(trials: Trials) -> float:
     """Median milliseconds of what a request pays for a gate that stays shut: its lift and its glance."""
     gate = fit_gate(trials)
     nobody: Any = None
-    consultant = Consultant(Retrieval(), retriever=nobody, encoder=nobody, router=nobody, threads=nobody, gate=gate)
+    consultant = Retrieval(RetrievalSpec(), retriever=nobody, encoder=nobody, router=nobody, threads=nobody, gate=gate)
     times = []
     for row in np.tile(trials.posterior, (20, 1))[:5000]:
-        prediction = Prediction(row.astype(np.float32), "peek")
+        prediction = Prediction(row.astype(np.float32), "predict_fast")
         began = time.perf_counter()
         consultant.lift(prediction, "auto")
         gate.glanced(prediction.probabilities)

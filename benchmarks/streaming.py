@@ -135,10 +135,10 @@ async def stream(port: int, *, events: int, gap: float) -> list[float]:
     assert answer.startswith(b"HTTP/1.1 200"), answer
     times, seen = [], b""
     while b"[DONE]" not in seen:
-        piece = await reader.read(2**16)
-        assert piece, seen
+        chunk = await reader.read(2**16)
+        assert chunk, seen
         times.append(time.perf_counter() - began)
-        seen = seen[-16:] + piece
+        seen = seen[-16:] + chunk
     writer.close()
     return times
 

@@ -59,7 +59,7 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RequestOptions:
     """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
     should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
     may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that. `tenant` is
@@ -67,7 +67,7 @@ class Wishes:
     `purpose` is None for a user's request."""
 
     session: str | None = None
-    thrift: float = 0.0
+    cost_weight: float = 0.0
     timeout: float = 600.0
     trace: Mapping[str, str] = field(default_factory=dict)
     retrieval: Consent = "auto"
@@ -90,14 +90,14 @@ class Prediction:
     """What a router thinks of one text.
 
     `probabilities` is a calibrated posterior over the router's `categories`, float32 of shape (n_categories,), summing
-    to 1, given that the text is of a kind the router knows. `familiarity` is the probability, 0 to 1, that it is.
+    to 1, given that the text is of a kind the router knows. `in_distribution` is the probability, 0 to 1, that it is.
     `stage` names the part of the router that decided, for the log. Where a tenant's overlay (`coe/routing/overlay.py`)
     changed the posterior, `overlay` is the version of the overlays and `plain` the router's own posterior.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
     stage: str
-    familiarity: float = 1.0
+    in_distribution: float = 1.0
     overlay: str = ""
     plain: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -109,7 +109,7 @@ class Prediction:
     @property
     def confidence(self) -> float:
         """Probability that the likeliest category is right: the text is of a known kind, and of this one."""
-        return float(self.probabilities[self.probabilities.argmax()]) * self.familiarity
+        return float(self.probabilities[self.probabilities.argmax()]) * self.in_distribution
 
 
 class Encoder(Protocol):
@@ -123,7 +123,7 @@ class Encoder(Protocol):
     def read(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
-HURRIED = "hurried"
+LOAD_SHED = "load_shed"
 """The stage of an unsure quick answer."""
 
 
@@ -133,27 +133,26 @@ class Neighbour:
     the texts finds it (`routers.digest_of`), empty where the router does not know it."""
 
     category: str
-    closeness: float
+    similarity: float
     digest: str = ""
 
 
 class Router(Protocol):
     """A category router: text to a posterior over `categories`. Thread-safe; every implementation passes one suite.
 
-    `peek` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer, slower
-    look is worth it; `predict` always answers and may take milliseconds per text. Where `peek` answers, `predict`
-    gives the same. A `hurried` peek answers in every case, in place of None with stage `hurried`. Whoever has the
-    texts' `readings` by the router's own encoder gets the surest answer for each of them, and the encoder is not asked:
-    a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest to one, the nearest first,
-    as far as the router keeps any; it takes as long as `predict`.
-    """
+    `predict_fast` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer,
+    slower look is worth it; `predict` always answers and may take milliseconds per text. Where `predict_fast` answers,
+    `predict` gives the same. A `force` peek answers in every case, in place of None with stage `force`. Whoever has the
+    texts' `embeddings` by the router's own encoder gets the surest answer for each of them, and the encoder is not
+    asked: a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest to one, the nearest
+    first, as far as the router keeps any; it takes as long as `predict`."""
 
     categories: tuple[str, ...]
     version: str
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None: ...
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None: ...
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]: ...
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]: ...
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]: ...
 
@@ -166,7 +165,7 @@ class Decision:
     """Which expert answers and why. `candidates` is the order of fall-back, the chosen expert first.
 
     `category` and `confidence` describe the conversation, `propensity` is the probability with which the policy chose
-    the first candidate for it (1.0 where nothing is random). `worth` is the expected quality less price of each
+    the first candidate for it (1.0 where nothing is random). `utility` is the expected quality less price of each
     candidate, in their order, and `price` what was taken off for each; both are empty for a pin, which nothing was
     weighed for, and `price` also where everything is free.
 
@@ -180,7 +179,7 @@ class Decision:
     reason: Reason
     candidates: tuple[str, ...]
     propensity: float = 1.0
-    worth: tuple[float, ...] = ()
+    utility: tuple[float, ...] = ()
     price: tuple[float, ...] = ()
     fallback_from: str = ""
     cause: Cause | Literal[""] = ""
@@ -191,24 +190,24 @@ class Call:
     """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds. The first
     piece of what is not streamed is all of it.
 
-    `headers` go to the expert's server beside its own (`Wishes.passed`); `conversation` is the same for every turn of a
-    conversation, so that a replica with its prefix in cache can be found again. Where experts take turns, one that is
-    not awake is waited for until `hold_until`, by the event loop's clock, unless it has the `spare` one for a sibling;
-    `category` tells what kind of request came. Servers at the addresses `but` took no connection, or were full, for the
-    same request. `caller` is the tenant whose request it is, empty where no API keys are declared.
-    """
+    `headers` are sent to the expert's server beside its own (`RequestOptions.passed`). `conversation` is the same for
+    every turn of a conversation, so that the replica with its prefix in cache can be selected again. Where experts
+    share a device, a call waits for an expert that is not loaded until `hold_until` (event loop clock), unless the
+    expert `stand_in` can answer in its place. `category` is the request's category. `exclude` holds the addresses of
+    servers that accepted no connection, or were full, for the same request. `caller` is the tenant, empty without API
+    keys."""
 
     fields: Mapping[str, Any]
     stream: bool
-    first_piece_timeout: float
-    piece_timeout: float
+    first_token_timeout: float
+    stream_idle_timeout: float
     api: Api = "chat"
     headers: Mapping[str, str] = field(default_factory=dict)
     conversation: bytes = b""
     category: str = ""
-    spare: str = ""
+    stand_in: str = ""
     hold_until: float = 0.0
-    but: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
     caller: str = ""
 
 
@@ -225,7 +224,7 @@ class Usage:
 
 
 class Reply(Protocol):
-    """An expert's accepted answer: its first piece has arrived. Iterate `pieces` to the end or `aclose()` it.
+    """An expert's accepted answer: its first piece has arrived. Iterate `chunks` to the end or `aclose()` it.
 
     Iteration raises an ExpertError when the expert breaks off. Pieces are whole: a stream yields complete server-sent
     events, a plain answer yields its JSON once.
@@ -234,13 +233,13 @@ class Reply(Protocol):
     media_type: str
     usage: Usage
 
-    def pieces(self) -> AsyncGenerator[bytes, None]: ...
+    def chunks(self) -> AsyncGenerator[bytes, None]: ...
 
     async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Health:
     """How an expert stands by its recent outcomes.
 
     `up` is False while its breaker is open; `load` is the work it has over the work it can do at once: from 1 on the
@@ -261,7 +260,7 @@ class Expert(Protocol):
     name: str
 
     @property
-    def standing(self) -> Standing: ...
+    def health(self) -> Health: ...
 
     async def stream(self, call: Call) -> Reply: ...
 

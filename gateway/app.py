@@ -15,17 +15,17 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.access.authorization import guarded
-from gateway.access.cors import Entrance
+from gateway.access.cors import CrossOriginMiddleware
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from gateway.endpoints.admin import admin_routes
 from gateway.endpoints.documents import Documents
 from gateway.endpoints.feedback import FeedbackEndpoint
-from gateway.endpoints.models import Health, Models
+from gateway.endpoints.models import HealthEndpoint, Models
 from gateway.endpoints.openapi import OpenApi
 from gateway.endpoints.route import count_tokens, route
 from gateway.errors import error_body
 from gateway.observability.metrics import Metrics
-from gateway.observability.state_metrics import RELOAD_FAILED, Gauges
+from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
 from gateway.request.line import Line
 from gateway.ui import page_routes
@@ -50,10 +50,10 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_parts() as parts:
-            health = Health(parts.current)
+            health = HealthEndpoint(parts.current)
             app.lines = _lines(parts)
             app.router.routes[:] = _routes(parts, health, app.lines)
-            app.entrance = Entrance(app.dispatch, parts.current, count=parts.metrics.refused)
+            app.entrance = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.refused)
             _show_crashes(app, parts.metrics)
             health.ready = True
             try:
@@ -68,7 +68,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
 class _App(Starlette):
     """Hands the hot paths straight to their lines, which answer for all their errors; the rest is for Starlette."""
 
-    entrance: Entrance
+    entrance: CrossOriginMiddleware
     lines: Mapping[str, Line] = {}
     under_way = 0
 
@@ -105,9 +105,9 @@ def _lines(parts: Parts) -> dict[str, Line]:
     }
 
 
-def _routes(parts: Parts, health: Health, lines: Mapping[str, Line]) -> list[Route]:
+def _routes(parts: Parts, health: HealthEndpoint, lines: Mapping[str, Line]) -> list[Route]:
     current = parts.current
-    Gauges(current).show(parts.metrics, current.admission)
+    StateMetrics(current).show(parts.metrics, current.admission)
     failed = "1 while what is declared or promoted could not be taken over."
     parts.metrics.gauge(RELOAD_FAILED, failed, lambda: current.reload_error is not None, largest=True)
     models, documents = Models(current), Documents(current)

@@ -40,18 +40,18 @@ from gateway.observability.recent import RecentRequests
 from gateway.observability.residency import open_turns
 from gateway.observability.state_metrics import show_feedback, show_log
 from gateway.observability.tracing import check_tracing
-from gateway.observability.traffic_metrics import Watched
+from gateway.observability.traffic_metrics import TrafficMetrics
 from gateway.parts import Parts
 from gateway.process.descriptors import Connections, raise_limit, soft_limit, warn_if_few
 from gateway.process.drain import Drain
 from gateway.process.gc_tuning import giving_back, settle
 from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import Solver
+from gateway.process.plan_solver import PlanSolver
 from gateway.process.reload import Reader, Reload, look_at
 from gateway.process.signals import hearing
 from gateway.process.tcp_timeouts import letting_go
-from gateway.serving_state import Current
-from gateway.wiring import Assembly
+from gateway.serving_state import ServingState
+from gateway.wiring import Wiring
 
 _log_expert_check = logging.getLogger("gateway")
 
@@ -112,7 +112,7 @@ async def open_worker(
     async with open_parts(settings, workers=workers, read=read, check=check) as parts:
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
-        stalled = parts.current.serving.registry.policy.piece_timeout
+        stalled = parts.current.serving.registry.policy.stream_idle_timeout
         hear = hearing(leave=drain.begin, reload=parts.reload.ask, cut=drain.cut)
         failed = parts.metrics.task_failed
         async with hear, letting_go(after=stalled, task_failed=failed), giving_back(task_failed=failed):
@@ -157,10 +157,10 @@ async def open_parts(
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
         turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
         affinity = await stack.enter_async_context(open_affinity(registry.access.counters, task_failed=failed))
-        assembly = Assembly(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
+        assembly = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
         stack.push_async_callback(assembly.aclose)
-        current = Current(assembly.serving(in_use))
-        Watched(settings.artifacts / FILE, current).show(observation.metrics)
+        current = ServingState(assembly.serving(in_use))
+        TrafficMetrics(settings.artifacts / FILE, current).show(observation.metrics)
         await stack.enter_async_context(
             watching(lambda: assembly.experts.values(), session=session, task_failed=failed)
         )
@@ -173,7 +173,7 @@ async def open_parts(
         observation.metrics.gauge("coe_artifacts_behind", BEHIND, behind, largest=True)
         observers = (recent.observe, recorder.observe, signals.observe, *observation.observers)
         jobs = await stack.enter_async_context(Jobs(settings))
-        solver = await stack.enter_async_context(Solver(settings))
+        solver = await stack.enter_async_context(PlanSolver(settings))
         metrics, tracing = observation.metrics, observation.tracing
         kept_in = (log, feedback, keeper, recent)
         yield Parts(current, observers, metrics, *kept_in, settings, jobs, solver, tracing, reload)

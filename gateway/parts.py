@@ -13,17 +13,17 @@ from gateway.observability.metrics import Metrics
 from gateway.observability.recent import RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import Solver
+from gateway.process.plan_solver import PlanSolver
 from gateway.process.reload import Reload
 from gateway.request.line import Observer
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What an app is made of, opened and ready to use."""
 
-    current: Current
+    current: ServingState
     observers: Sequence[Observer]
     metrics: Metrics
     log: RoutingLog
@@ -32,6 +32,6 @@ class Parts:
     recent: RecentRequests
     settings: Settings
     jobs: Jobs
-    solver: Solver
+    solver: PlanSolver
     tracing: Tracing | None = None
     reload: Reload | None = None

@@ -38,7 +38,7 @@ class Serving:
         return self.composition.registry
 
 
-class Current:
+class ServingState:
     """Holds the state that new requests are served with, and what outlives its replacement: the permits."""
 
     def __init__(self, serving: Serving) -> None:

@@ -6,19 +6,19 @@ import time
 from concurrent.futures import Executor
 
 from coe.artifacts.store import ArtifactStore
-from coe.experts import ReplicatedExpert, Turns, build_experts
+from coe.experts import ReplicatedExpert, ResidencyHold, build_experts
 from coe.experts.http.client import Client
 from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.active_state import GATE, OVERLAYS, InUse, consultant_in_use
+from coe.runtime.active_state import GATE, OVERLAYS, ActiveState, consultant_in_use
 from coe.runtime.document_index import Index
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.serving_state import Serving
 
 
-class Assembly:
+class Wiring:
     """Holds what every state of a process shares: connections, threads, the use of API keys, and which expert each
     conversation is with. Experts that did not change go on with their breakers and measured times."""
 
@@ -30,7 +30,7 @@ class Assembly:
         threads: Executor,
         limiter: Limiter,
         affinity: Affinity,
-        turns: Turns | None = None,
+        turns: ResidencyHold | None = None,
     ) -> None:
         self._settings = settings
         self._session = session
@@ -44,7 +44,7 @@ class Assembly:
         self._index: Index | None = None
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
-    def serving(self, in_use: InUse) -> Serving:
+    def serving(self, in_use: ActiveState) -> Serving:
         """Raises ConfigError for a local expert that nobody started, ArtifactError for a damaged gate."""
         registry = in_use.registry
         experts = build_experts(
@@ -58,7 +58,7 @@ class Assembly:
             assignment=in_use.assignment,
             experts=experts,
             threads=self._threads,
-            doubt=in_use.doubt,
+            confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
             overlays=in_use.overlays,
             consultant=consultant,

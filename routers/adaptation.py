@@ -9,23 +9,23 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, HURRIED, Neighbour, Prediction, Router
+from coe.core import GENERAL, LOAD_SHED, Neighbour, Prediction, Router
 from routers.calibration import Floats
-from routers.cascade import CascadeRouter, Study
+from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import digest_of
-from routers.heads.fast import Glance
+from routers.heads.fast import FastFeatures
 from routers.heads.in_distribution import unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
 CAUTION = 1.0
-"""Static vectors tell less, so `peek` takes new categories for this many nats likelier before it answers."""
+"""Static vectors tell less, so `predict_fast` takes new categories for this many nats likelier before it answers."""
 MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 7.7, 0.7
 """Logistic weights of the evidence for a new category, fitted on the starter prompts: each category left out in turn,
 eight of its prompts and its description given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomers:
+class NewCategories:
     """New categories in one space of vectors: their `means` (n_new, dimensions), and those of their `rivals`.
 
     `centre` (dimensions,) is taken off every vector, so that encoders whose vectors all lean one way are told apart;
@@ -37,7 +37,7 @@ class Newcomers:
     centre: Floats
 
     @classmethod
-    def of(cls, texts: Sequence[Floats], rivals: Floats, centre: Floats) -> Newcomers:
+    def of(cls, texts: Sequence[Floats], rivals: Floats, centre: Floats) -> NewCategories:
         """From the vectors (n_texts, dimensions) of each new category."""
         means = np.array([unit_mean(unit(own - centre)) for own in texts], dtype=np.float32)
         return cls(means=means.reshape(-1, len(centre)), rivals=rivals, centre=centre)
@@ -65,8 +65,8 @@ class AdaptedRouter:
         version: str,
         targets: NDArray[np.int64],
         new: NDArray[np.int64],
-        static: Newcomers,
-        semantic: Newcomers,
+        static: NewCategories,
+        semantic: NewCategories,
         exemplars: Sequence[Floats],
         digests: Sequence[Sequence[str]],
     ) -> None:
@@ -80,19 +80,19 @@ class AdaptedRouter:
         self._exemplars = exemplars
         self._digests = digests
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """The base's cheap answer, unless it is unsure or a new category may be near and nobody is in a hurry."""
         found = self._guess(self._base.glance(text))
-        return found if hurried or found.stage != HURRIED else None
+        return found if force or found.stage != LOAD_SHED else None
 
-    def predict(self, texts: Sequence[str], *, readings: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `readings` are given:
-        then all heads judge all texts."""
-        if readings is not None:
-            return self._full(self._base.study(texts, readings=readings)) if texts else []
+    def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `predict_fast` leaves open, none where `embeddings`
+        are given: then all heads judge all texts."""
+        if embeddings is not None:
+            return self._full(self._base.study(texts, embeddings=embeddings)) if texts else []
         glances = [self._base.glance(text) for text in texts]
         found = [self._guess(glance) for glance in glances]
-        unsure = [index for index, prediction in enumerate(found) if prediction.stage == HURRIED]
+        unsure = [index for index, prediction in enumerate(found) if prediction.stage == LOAD_SHED]
         if unsure:
             study = self._base.study([texts[index] for index in unsure], glances=[glances[index] for index in unsure])
             for index, prediction in zip(unsure, self._full(study), strict=True):
@@ -103,26 +103,26 @@ class AdaptedRouter:
         """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
         (vector,) = unit(self._base.knn.place(self._base.encoder.encode([text])))
         found = [
-            Neighbour(self.categories[int(self._targets[label])], closeness, digest)
-            for label, closeness, digest in self._base.knn.nearest(vector, limit=limit)
+            Neighbour(self.categories[int(self._targets[label])], similarity, digest)
+            for label, similarity, digest in self._base.knn.nearest(vector, limit=limit)
         ]
         for place, own, digests in zip(self._new, self._exemplars, self._digests, strict=True):
             found += map(partial(Neighbour, self.categories[int(place)]), (own @ vector).tolist(), digests)
-        return sorted(found, key=lambda one: -one.closeness)[:limit]
+        return sorted(found, key=lambda one: -one.similarity)[:limit]
 
-    def _guess(self, glance: Glance) -> Prediction:
+    def _guess(self, glance: FastFeatures) -> Prediction:
         """The cheap answer, hurried where it should not stand."""
         guess = self._base.guess(glance)
         odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
         unsure = guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold
-        return self._joined(replace(guess, stage=HURRIED) if unsure else guess, odds)
+        return self._joined(replace(guess, stage=LOAD_SHED) if unsure else guess, odds)
 
-    def _full(self, study: Study) -> list[Prediction]:
+    def _full(self, study: HeadOutputs) -> list[Prediction]:
         nearest = np.zeros((len(study.vectors), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
             nearest[:, column] = (study.placed @ own.T).max(axis=1)
         logits = MEAN_WEIGHT * self._semantic.margins(study.vectors)
-        logits += NEAREST_WEIGHT * (nearest - study.closeness[:, None]) + BIAS
+        logits += NEAREST_WEIGHT * (nearest - study.similarity[:, None]) + BIAS
         return [self._joined(*pair) for pair in zip(self._base.conclude(study), np.exp(logits), strict=True)]
 
     def _joined(self, prediction: Prediction, odds: Floats) -> Prediction:
@@ -131,7 +131,7 @@ class AdaptedRouter:
         np.add.at(posterior, self._targets, prediction.probabilities)
         posterior[self._new] += odds
         total = 1 + float(odds.sum())
-        return Prediction(posterior / np.float32(total), prediction.stage, 1 - (1 - prediction.familiarity) / total)
+        return Prediction(posterior / np.float32(total), prediction.stage, 1 - (1 - prediction.in_distribution) / total)
 
 
 def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
@@ -153,8 +153,8 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         version=base.version,
         targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
-        static=Newcomers.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
-        semantic=Newcomers.of(encoded, base.middles.means[kept], base.middles.centre),
+        static=NewCategories.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
+        semantic=NewCategories.of(encoded, base.middles.means[kept], base.middles.centre),
         exemplars=[unit(base.knn.place(own)) for own in encoded],
         digests=[[digest_of(text) for text in declared[name]] for name in new],
     )

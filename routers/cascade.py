@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from coe.core import HURRIED, Encoder, Neighbour, Prediction
+from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, pooled, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import CheapHeads, Glance, Places
-from routers.heads.in_distribution import Familiarity, Middles, unit
+from routers.heads.fast import FastFeatures, FastHeads, Projection
+from routers.heads.in_distribution import Centroids, InDistributionModel, unit
 from routers.heads.knn import KnnHead
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import WordPieces, load_tokenizer
+from routers.tokens import TokenFeatures, load_tokenizer
 
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder
@@ -35,7 +35,7 @@ TABLES = (TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
 
 @dataclass(frozen=True, slots=True)
-class Pooling:
+class EnsembleWeights:
     """How heads are joined: weights of a logarithmic pool per stage, and when the cheap stage is sure enough.
 
     `cheap` weighs (lexical, static), `full` weighs (lexical, static, linear, knn); the weights carry the calibration.
@@ -55,30 +55,30 @@ class Pooling:
 
 
 @dataclass(frozen=True, slots=True)
-class Familiarities:
+class InDistributionModels:
     """Each stage's judgement of closeness.
 
     `cheap` weighs the cosine to the nearest centroid of static vectors and the share of known terms, `full` the cosine
     to the nearest exemplars in the encoder's space.
     """
 
-    cheap: Familiarity
-    full: Familiarity
+    cheap: InDistributionModel
+    full: InDistributionModel
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(**{stage: Familiarity(tuple(v["weights"]), v["bias"]) for stage, v in value.items()})
+        return cls(**{stage: InDistributionModel(tuple(v["weights"]), v["bias"]) for stage, v in value.items()})
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class HeadOutputs:
     """What all heads see of some texts: logits (n_texts, n_categories) by name, the encoder's vectors, those along the
     neighbours' axes, closeness (n_texts,)."""
 
     heads: dict[str, Floats]
     vectors: Floats
     placed: Floats
-    closeness: Floats
+    similarity: Floats
 
 
 class CascadeRouter:
@@ -89,14 +89,14 @@ class CascadeRouter:
         *,
         categories: tuple[str, ...],
         version: str,
-        cheap: CheapHeads,
-        places: Places,
+        cheap: FastHeads,
+        places: Projection,
         encoder: Encoder,
         linear: LinearHead,
-        middles: Middles,
+        middles: Centroids,
         knn: KnnHead,
-        pooling: Pooling,
-        familiarities: Familiarities,
+        pooling: EnsembleWeights,
+        familiarities: InDistributionModels,
     ) -> None:
         self.categories = categories
         self.version = version
@@ -109,18 +109,18 @@ class CascadeRouter:
         self.pooling = pooling
         self.familiarities = familiarities
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """The cheap heads' answer, or None where the encoder should be asked and nobody is in a hurry."""
         prediction = self.guess(self.glance(text))
         if self.sure(prediction):
             return prediction
-        return replace(prediction, stage=HURRIED) if hurried else None
+        return replace(prediction, stage=LOAD_SHED) if force else None
 
-    def predict(self, texts: Sequence[str], *, readings: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `peek` leaves open, none where `readings` are given:
-        then all heads judge all texts."""
-        if readings is not None:
-            return self.conclude(self.study(texts, readings=readings)) if texts else []
+    def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
+        """One Prediction a text; the encoder sees only those that `predict_fast` leaves open, none where `embeddings`
+        are given: then all heads judge all texts."""
+        if embeddings is not None:
+            return self.conclude(self.study(texts, embeddings=embeddings)) if texts else []
         glances = [self.glance(text) for text in texts]
         found = [self.guess(glance) for glance in glances]
         unsure = [index for index, prediction in enumerate(found) if not self.sure(prediction)]
@@ -134,40 +134,40 @@ class CascadeRouter:
         """The exemplars of the encoder's space."""
         (vector,) = unit(self.knn.place(self.encoder.encode([text])))
         found = self.knn.nearest(vector, limit=limit)
-        return [Neighbour(self.categories[label], closeness, digest) for label, closeness, digest in found]
+        return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
     def sure(self, prediction: Prediction) -> bool:
         """Whether the cheap stage's answer may stand."""
         return prediction.confidence >= self.pooling.threshold
 
-    def guess(self, glance: Glance) -> Prediction:
+    def guess(self, glance: FastFeatures) -> Prediction:
         """The cheap stage's answer, sure or not."""
         posterior = self.pooling.join_cheap(glance.lexical, glance.static)
         return Prediction(posterior, "cheap", self.familiarities.cheap.of(glance.near))
 
-    def conclude(self, study: Study) -> list[Prediction]:
+    def conclude(self, study: HeadOutputs) -> list[Prediction]:
         """The full stage's answers."""
         posteriors = self.pooling.join_full(tuple(study.heads.values()))
-        familiar = self.familiarities.full(study.closeness[:, None])
+        familiar = self.familiarities.full(study.similarity[:, None])
         return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
 
     def study(
-        self, texts: Sequence[str], *, glances: Sequence[Glance] | None = None, readings: Floats | None = None
-    ) -> Study:
-        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `readings` what the encoder
+        self, texts: Sequence[str], *, glances: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
+    ) -> HeadOutputs:
+        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `embeddings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        readings = self.encoder.read(texts) if readings is None else readings
-        vectors = readings[:, : self.encoder.dimensions]
+        embeddings = self.encoder.read(texts) if embeddings is None else embeddings
+        vectors = embeddings[:, : self.encoder.dimensions]
         placed = self.knn.place(vectors)
-        votes, closeness = self.knn.look(placed)
+        votes, similarity = self.knn.look(placed)
         heads = {
             "lexical": np.stack([glance.lexical for glance in glances]),
             "static": np.stack([glance.static for glance in glances]),
-            "linear": self._linear.logits(readings),
+            "linear": self._linear.logits(embeddings),
             "knn": votes,
         }
-        return Study(heads, vectors, placed, closeness)
+        return HeadOutputs(heads, vectors, placed, similarity)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -192,11 +192,11 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     config = read_config(folder)
     version = version or content_version(folder, [CONFIG, *TABLES])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB
-    pieces = WordPieces(tokenizer)
+    pieces = TokenFeatures(tokenizer)
     encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=tokens_read(config))
     try:
-        categories, pooling = tuple(config["categories"]), Pooling(**config["pooling"])
-        familiarities = Familiarities.from_json(config["familiarities"])
+        categories, pooling = tuple(config["categories"]), EnsembleWeights(**config["pooling"])
+        familiarities = InDistributionModels.from_json(config["familiarities"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / CONFIG}: incomplete ({error!r}); train the router again") from error
     tables = {
@@ -208,11 +208,11 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     features, classes = LexicalFeatures(pieces), len(categories)
     _check_shapes(folder, tables, features=features, encoder=encoder, classes=classes)
     static, semantic = tables[STATIC], tables[SEMANTIC]
-    places = Places(centroids=static["centroids"], means=static["means"])
+    places = Projection(centroids=static["centroids"], means=static["means"])
     return CascadeRouter(
         categories=categories,
         version=version,
-        cheap=CheapHeads(
+        cheap=FastHeads(
             LexicalHead.from_arrays(tables[LEXICAL], features),
             StaticVectors(tokens=static["tokens"]),
             LinearHead.from_arrays(static),
@@ -223,7 +223,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         familiarities=familiarities,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
-        middles=Middles(semantic["centre"], semantic["means"]),
+        middles=Centroids(semantic["centre"], semantic["means"]),
         knn=KnnHead(
             semantic["axes"],
             semantic["vectors"],
@@ -241,7 +241,7 @@ def _semantic(file: Path, config: Mapping[str, Any], *, classes: int) -> Arrays:
     if config["format"] == FORMAT:
         return tables | read_arrays(file, "axes", "centre", "means")
     axes = np.eye(vectors.shape[1], dtype=np.float32)
-    return tables | {"axes": axes} | Middles.of(vectors, tables["labels"], classes=classes).arrays()
+    return tables | {"axes": axes} | Centroids.of(vectors, tables["labels"], classes=classes).arrays()
 
 
 def _digests(folder: Path, exemplars: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from routers.tokens import cut, load_tokenizer, readable
-from routers.training.parallel import Here, Work
+from routers.training.parallel import LocalRunner, TaskRunner
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,7 +39,7 @@ class OnnxEncoder:
 
     Each text is embedded alone, `threads` of them at a time. A quantised network scales all that it is given at once,
     so a vector computed among other texts is not the one that serving sees (cosine .993), and a router that is trained
-    on such loses .003 of accuracy (docs/log.md). Nor is a batch faster on a CPU.
+    on such loses .003 of accuracy (docs/experiments/quantisation.md). Nor is a batch faster on a CPU.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class OnnxEncoder:
         threads: int = 1,
         tokens: int = TOKENS,
         characters: int | None = None,
-        work: Work | None = None,
+        work: TaskRunner | None = None,
     ) -> None:
-        self._network, self._work = network, work or Here()
+        self._network, self._work = network, work or LocalRunner()
         self._threads, self._tokens = threads, tokens
         self._session = _session(network)
         self._tokenizer = tokenizer
@@ -71,7 +71,7 @@ class OnnxEncoder:
         threads: int = 1,
         tokens: int = TOKENS,
         characters: int | None = None,
-        work: Work | None = None,
+        work: TaskRunner | None = None,
     ) -> OnnxEncoder:
         """Raises ArtifactError when either file cannot be used."""
         found = load_tokenizer(tokenizer)
@@ -102,15 +102,15 @@ class OnnxEncoder:
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
         """As `read`, from token ids (special tokens included)."""
-        readings = np.zeros((len(tokens), self.width), dtype=np.float32)
+        embeddings = np.zeros((len(tokens), self.width), dtype=np.float32)
         groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
         done = 0
         for found in self._work.map(self._run_all, groups):
-            readings[done : done + len(found)] = found
+            embeddings[done : done + len(found)] = found
             done += len(found)
             if progress:
                 progress(done / len(tokens))
-        return readings
+        return embeddings
 
     def _run_all(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         if self._threads == 1 or len(texts) == 1:

@@ -20,7 +20,7 @@ KEPT = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class TrainingSet:
     """What is left: `texts`, their `labels` (n_texts,) as indices of `categories` (sorted), and what was dropped."""
 
     texts: tuple[str, ...]
@@ -34,7 +34,7 @@ def prepared(prompt: str) -> str:
     return readable(prompt[:KEPT]).strip()
 
 
-def prepare(examples: Sequence[Example]) -> Lessons:
+def prepare(examples: Sequence[Example]) -> TrainingSet:
     """Raises DataError when fewer than two categories, or fewer than two prompts of any category, are left: one that
     vanished here would be declared and never get a request."""
     labels: dict[str, set[str]] = {}
@@ -54,7 +54,7 @@ def prepare(examples: Sequence[Example]) -> Lessons:
     _check(counts, dropped, total=len(examples))
     categories = tuple(sorted(counts))
     index = {name: i for i, name in enumerate(categories)}
-    return Lessons(
+    return TrainingSet(
         texts=tuple(kept),
         labels=np.array([index[category] for category in kept.values()], dtype=np.int64),
         categories=categories,

@@ -48,7 +48,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-class WordPieces:
+class TokenFeatures:
     """Texts to word-piece ids, int64 (n_pieces,), special tokens left out. Thread-safe.
 
     Where the tokenizer is BERT's kind, the pieces of an ASCII word do not depend on its neighbours, and those of words

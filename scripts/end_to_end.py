@@ -94,8 +94,8 @@ def _ask_two_questions(port: int) -> set[str]:
     streamed = client.chat.completions.with_raw_response.create(
         model="auto", messages=[{"role": "user", "content": "Write a poem about the sea"}], max_tokens=24, stream=True
     )
-    pieces = [chunk.choices[0].delta.content for chunk in streamed.parse() if chunk.choices]
-    _expect(sum(bool(piece) for piece in pieces) > 3, f"the stream came in too few pieces: {pieces}")
+    chunks = [chunk.choices[0].delta.content for chunk in streamed.parse() if chunk.choices]
+    _expect(sum(bool(chunk) for chunk in chunks) > 3, f"the stream came in too few pieces: {chunks}")
     experts = {answer.headers["x-coe-expert"] for answer in (plain, streamed)}
     _expect(len(experts) == 2, f"both questions went to {experts}")
     return experts

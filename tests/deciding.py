@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from coe.core import Api, Chat, Decision, Message, Prediction, Standing
+from coe.core import Api, Chat, Decision, Health, Message, Prediction
 from coe.routing.composition import decide, declared_assignment
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "general")
 
 
-DOWN, FULL = Standing(up=False), Standing(load=1.0)
+DOWN, FULL = Health(up=False), Health(load=1.0)
 
 
 def chat_of(
@@ -30,20 +30,20 @@ def decided(
     chat: Chat,
     *posterior: float,
     previous: str | None = None,
-    doubt: float = 0.0,
-    familiarity: float = 1.0,
-    standings: dict[str, Standing] | None = None,
+    confidence_threshold: float = 0.0,
+    in_distribution: float = 1.0,
+    health_by_expert: dict[str, Health] | None = None,
     uniform: float | None = None,
     **changes: object,
 ) -> Decision:
     registry = registry_of(**changes)
     return decide(
         chat,
-        Prediction(np.array(posterior, dtype=np.float32), "test", familiarity),
+        Prediction(np.array(posterior, dtype=np.float32), "test", in_distribution),
         registry=registry,
         assignment=declared_assignment(registry, CATEGORIES),
-        doubt=doubt,
+        confidence_threshold=confidence_threshold,
         previous=previous,
-        standings=standings or {},
+        health_by_expert=health_by_expert or {},
         uniform=uniform,
     )

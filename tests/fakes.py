@@ -16,11 +16,11 @@ import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
-from coe.core import Call, Neighbour, Prediction, Standing, Usage
+from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
-from coe.retrieval.retrieval import Consultant
+from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition, declared_assignment
 from coe.routing.overlay import Overlays
 from coe.runtime.document_index import Index
@@ -34,9 +34,9 @@ from gateway.observability.recent import RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import Solver
+from gateway.process.plan_solver import PlanSolver
 from gateway.request.line import Observer
-from gateway.serving_state import Current, Serving
+from gateway.serving_state import Serving, ServingState
 from routers import digest_of
 from tests.listed import ListLog
 
@@ -66,44 +66,44 @@ class WordRouter:
     categories = ("code", "art", "general")
     version = "words"
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         if "ponder" in text:
-            return self._look(text, "hurried", doubt=1.0) if hurried else None
-        return self._look(text, "peek")
+            return self._look(text, "load_shed", confidence_threshold=1.0) if force else None
+        return self._look(text, "predict_fast")
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        return [self._look(text, "predict" if "ponder" in text else "peek") for text in texts]
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+        return [self._look(text, "predict" if "ponder" in text else "predict_fast") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """A category's own description is as near as the router believes in it."""
-        shares = zip(self.categories, self._look(text, "peek").probabilities.tolist(), strict=True)
+        shares = zip(self.categories, self._look(text, "predict_fast").probabilities.tolist(), strict=True)
         nearest = sorted(shares, key=lambda share: -share[1])[:limit]
         return [Neighbour(name, share, digest_of(name)) for name, share in nearest]
 
-    def _look(self, text: str, stage: str, *, doubt: float = 0.01) -> Prediction:
+    def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]
-        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + doubt
+        scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + confidence_threshold
         return Prediction(scores / scores.sum(), stage)
 
 
 class ScriptedReply:
     """A reply that yields its pieces, waits where a piece is an event, and raises where it is an error."""
 
-    def __init__(self, pieces: Sequence[Any], *, stream: bool) -> None:
+    def __init__(self, chunks: Sequence[Any], *, stream: bool) -> None:
         self.media_type = "text/event-stream" if stream else "application/json"
         self.usage = Usage()
         self.usage.input_tokens, self.usage.output_tokens = 3, 5
         self.closed = False
-        self._pieces = pieces
+        self._chunks = chunks
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        for piece in self._pieces:
-            if isinstance(piece, BaseException):
-                raise piece
-            if isinstance(piece, asyncio.Event):
-                await piece.wait()
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for chunk in self._chunks:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if isinstance(chunk, asyncio.Event):
+                await chunk.wait()
             else:
-                yield piece
+                yield chunk
 
     async def aclose(self) -> None:
         self.closed = True
@@ -118,7 +118,7 @@ class ScriptedExpert:
         self.calls: list[Call] = []
         self.replies: list[ScriptedReply] = []
         self.cancelled = False
-        self.standing = Standing()
+        self.health = Health()
 
     async def stream(self, call: Call) -> ScriptedReply:
         self.calls.append(call)
@@ -141,11 +141,11 @@ class ScriptedExpert:
 class Response:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    pieces: list[bytes] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
 
     @property
     def body(self) -> bytes:
-        return b"".join(self.pieces)
+        return b"".join(self.chunks)
 
     @property
     def json(self) -> Any:
@@ -166,11 +166,11 @@ class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
     chunk of a body is an event, the rest comes when it is set."""
 
-    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: Current) -> None:
+    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: ServingState) -> None:
         self.app, self.experts, self.log, self.current = app, experts, log, current
         self.records = log.records
         self.leave = asyncio.Event()
-        self.first_piece = asyncio.Event()
+        self.first_chunk = asyncio.Event()
 
     async def chat(self, text: str = "hello general", **fields: Any) -> Response:
         body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -221,8 +221,8 @@ class Gateway:
                 response.status = message["status"]
                 response.headers = {key.decode(): value.decode() for key, value in message["headers"]}
             elif message["body"]:
-                response.pieces.append(message["body"])
-                self.first_piece.set()
+                response.chunks.append(message["body"])
+                self.first_chunk.set()
 
         await self.app(scope, receive, send)
         return response
@@ -235,7 +235,7 @@ async def gateway_of(
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
-    consultant: Consultant | None = None,
+    consultant: Retrieval | None = None,
     index: Index | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
@@ -254,7 +254,7 @@ async def gateway_of(
     }
     log = ListLog([])
     router = WordRouter()
-    opened: list[Current] = []
+    opened: list[ServingState] = []
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:
@@ -269,7 +269,7 @@ async def gateway_of(
                 consultant=consultant,
             )
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
-            current, metrics = Current(serving), Metrics()
+            current, metrics = ServingState(serving), Metrics()
             opened.append(current)
             recent = RecentRequests()
             async with FeedbackWriter(log, log, spool=spool, count=metrics.feedback, **QUICKLY) as writer:
@@ -281,7 +281,7 @@ async def gateway_of(
                     signals.observe,
                 )
                 where = settings or NOWHERE
-                async with Jobs(where) as own_jobs, Solver(where) as own_solver:
+                async with Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
                     yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing)

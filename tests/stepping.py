@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.core import Call, Expert, Reply, Standing, Usage
+from coe.core import Call, Expert, Health, Reply, Usage
 from coe.errors import ExpertRejected
-from coe.routing.attempts import Asks, first_answer
+from coe.routing.attempts import Attempts, first_answer
 
 CALL = Call({}, True, 5, 5, conversation=b"talk")
 
@@ -22,8 +22,8 @@ class HeldReply:
         self._open = open_replies
         open_replies.append(self)
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        yield b"piece"
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield b"chunk"
 
     async def aclose(self) -> None:
         self._open.remove(self)
@@ -36,7 +36,7 @@ class Steps:
 
     name: str
     script: list[Any] = field(default_factory=lambda: [0])
-    standing: Standing = field(default_factory=Standing)
+    health: Health = field(default_factory=Health)
     open_replies: list[HeldReply] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     running: int = 0
@@ -81,20 +81,22 @@ class Asked:
 
     expert: str
     reply: Reply
-    attempts: int
+    max_attempts: int
 
 
 async def ask(
     *experts: Expert,
     call: Call = CALL,
-    attempts: int = 3,
+    max_attempts: int = 3,
     within: float = 60,
     hedge: bool = False,
-    asks: Asks | None = None,
+    attempts: Attempts | None = None,
 ) -> Asked:
-    until, asks = asyncio.get_running_loop().time() + within, asks or Asks()
-    accepted = await first_answer(call, experts, attempts=attempts, until=until, asks=asks, hedge=hedge)
-    return Asked(accepted.expert, accepted.reply, asks.begun)
+    deadline, attempts = asyncio.get_running_loop().time() + within, attempts or Attempts()
+    accepted = await first_answer(
+        call, experts, max_attempts=max_attempts, deadline=deadline, attempts=attempts, hedge=hedge
+    )
+    return Asked(accepted.expert, accepted.reply, attempts.begun)
 
 
-SLOW = Standing(p95=0.0)
+SLOW = Health(p95=0.0)

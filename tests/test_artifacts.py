@@ -121,7 +121,7 @@ def test_the_way_back_leads_over_what_was_in_use_and_not_forth_again(tmp_path: P
 DYING = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])
-from coe import artifacts
+from coe.artifacts import store as artifacts
 
 store, plain, seen = artifacts.ArtifactStore(pathlib.Path(sys.argv[2]), "router"), artifacts.replace_file, []
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from coe.core import Wishes
+from coe.core import RequestOptions
 from coe.errors import InvalidRequest, ModelNotFound
 from coe.routing.affinity import Affinity, conversation_key, is_follow_up
 from coe.routing.conversation import routing_text, shorten
@@ -29,22 +29,25 @@ def test_an_expert_of_two_categories_gathers_their_probability() -> None:
 
 
 def test_doubt_puts_the_general_expert_first_and_keeps_the_rest() -> None:
-    decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5})
+    decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5})
     assert decision.reason == "uncertain"
     assert decision.candidates == ("generalist", "coder", "painter")
 
 
 def test_a_text_of_unknown_kind_is_in_doubt_however_clear_its_category_seems() -> None:
-    decision = decided(chat_of("x"), 0.0, 1.0, 0.0, familiarity=0.3, policy={"general_below": 0.5})
+    decision = decided(chat_of("x"), 0.0, 1.0, 0.0, in_distribution=0.3, policy={"confidence_threshold": 0.5})
     assert (decision.reason, decision.expert) == ("uncertain", "generalist")
     assert decision.confidence == pytest.approx(0.3)
 
 
 def test_doubt_is_as_training_found_it_unless_the_policy_declares_it() -> None:
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.5).reason == "uncertain"
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.3).reason == "routed"
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, doubt=0.5, policy={"general_below": 0}).reason == "routed"
-    assert decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5}).reason == "uncertain"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5).reason == "uncertain"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.3).reason == "routed"
+    assert (
+        decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5, policy={"confidence_threshold": 0}).reason
+        == "routed"
+    )
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5}).reason == "uncertain"
 
 
 def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
@@ -73,7 +76,7 @@ def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() ->
 
 def test_an_unsure_follow_up_stays_rather_than_go_to_the_general_expert() -> None:
     decision = decided(
-        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"general_below": 0.5, "sticky_margin": 0}
+        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"confidence_threshold": 0.5, "sticky_margin": 0}
     )
     assert (decision.expert, decision.reason) == ("painter", "sticky")
 
@@ -86,18 +89,18 @@ def test_a_previous_expert_that_cannot_take_the_chat_is_left() -> None:
 def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
     first, later = chat_of("S kind", "hello"), chat_of("S kind", "hello", "A hi", "and now?")
     assert (
-        conversation_key(first, Wishes())
-        == conversation_key(later, Wishes())
-        != conversation_key(chat_of("S kind", "bye"), Wishes())
+        conversation_key(first, RequestOptions())
+        == conversation_key(later, RequestOptions())
+        != conversation_key(chat_of("S kind", "bye"), RequestOptions())
     )
-    one, another = Wishes("s1"), Wishes("s2")
+    one, another = RequestOptions("s1"), RequestOptions("s2")
     assert conversation_key(first, one) == conversation_key(chat_of("else"), one) != conversation_key(first, another)
-    for mine in (Wishes("s1", tenant="acme"), Wishes(tenant="acme")):
+    for mine in (RequestOptions("s1", tenant="acme"), RequestOptions(tenant="acme")):
         theirs = replace(mine, tenant="other")
         assert (
             conversation_key(first, mine)
             != conversation_key(first, theirs)
-            != conversation_key(first, Wishes(mine.session))
+            != conversation_key(first, RequestOptions(mine.session))
         )
     assert not is_follow_up(first, None)
     assert is_follow_up(later, None)
@@ -107,8 +110,8 @@ def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
 def test_the_conversations_longest_unheard_of_are_forgotten() -> None:
     affinity, chat = Affinity(limit=2), chat_of("hello")
     for session in "abac":
-        affinity.put(chat, conversation_key(chat, Wishes(session)), "coder")
-    assert [affinity.get(chat, Wishes(session)) for session in "abc"] == ["coder", None, "coder"]
+        affinity.put(chat, conversation_key(chat, RequestOptions(session)), "coder")
+    assert [affinity.get(chat, RequestOptions(session)) for session in "abc"] == ["coder", None, "coder"]
 
 
 class Gossip:
@@ -132,14 +135,14 @@ async def test_others_are_asked_about_follow_ups_to_answers_from_elsewhere_alone
     turns = [chat_of("one"), chat_of("one", "A 1", "two"), chat_of("one", "A 1", "two", "A 2", "three")]
     fifth = chat_of("one", "A 1", "two", "A 2", "three", "A 3", "four", "A 4", "five")
     for chat in turns:
-        await affinity.recall(chat, Wishes())
-        affinity.put(chat, conversation_key(chat, Wishes()), "coder")
-    assert (gossip.asked, gossip.told, affinity.get(turns[2], Wishes())) == (0, ["coder"] * 3, "coder")
-    await affinity.recall(fifth, Wishes())  # the fourth answer was another gateway's
-    assert (gossip.asked, affinity.get(fifth, Wishes())) == (1, "painter")
+        await affinity.recall(chat, RequestOptions())
+        affinity.put(chat, conversation_key(chat, RequestOptions()), "coder")
+    assert (gossip.asked, gossip.told, affinity.get(turns[2], RequestOptions())) == (0, ["coder"] * 3, "coder")
+    await affinity.recall(fifth, RequestOptions())  # the fourth answer was another gateway's
+    assert (gossip.asked, affinity.get(fifth, RequestOptions())) == (1, "painter")
     gossip.expert = None
-    await affinity.recall(turns[1], Wishes())
-    assert (gossip.asked, affinity.get(fifth, Wishes())) == (2, "painter"), "what nobody knows better stays"
+    await affinity.recall(turns[1], RequestOptions())
+    assert (gossip.asked, affinity.get(fifth, RequestOptions())) == (2, "painter"), "what nobody knows better stays"
 
 
 def test_use_goes_by_price_or_else_by_size_and_the_unknown_counts_as_large() -> None:

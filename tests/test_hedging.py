@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.core import Call, Standing
+from coe.core import Call, Health
 from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.routing.attempts import Asks
+from coe.routing.attempts import Attempts
 from tests.stepping import SLOW, Steps, ask, failed, ticks
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ async def test_of_two_that_answer_at_once_the_second_is_closed() -> None:
 
 
 async def test_company_is_another_replica_where_there_is_one() -> None:
-    first, second = Steps("a", ["hang", 0], Standing(p95=0.0, ready=2)), Steps("b")
+    first, second = Steps("a", ["hang", 0], Health(p95=0.0, ready=2)), Steps("b")
     accepted = await ask(first, second, hedge=True)
     assert (accepted.expert, len(first.calls), len(second.calls)) == ("a", 2, 0)
 
@@ -51,8 +51,8 @@ async def test_plain_answers_get_no_company_for_their_time_tells_how_much_is_sai
 
 
 async def test_a_fast_expert_and_one_of_unknown_pace_get_no_company() -> None:
-    for standing in (Standing(p95=30.0), Standing()):
-        first, second = Steps("a", [9], standing), Steps("b")
+    for health in (Health(p95=30.0), Health()):
+        first, second = Steps("a", [9], health), Steps("b")
         assert (await ask(first, second, hedge=True)).attempts == 1
         assert not second.calls
 
@@ -64,18 +64,18 @@ async def test_company_that_cannot_take_the_request_does_not_end_the_first_ones_
 
 
 async def test_a_hedge_counts_as_an_attempt_and_there_are_never_more_than_two() -> None:
-    experts, asks = [Steps(name, ["hang"], SLOW) for name in "abc"], Asks()
-    asking = asyncio.create_task(ask(*experts, attempts=3, hedge=True, asks=asks))
+    experts, attempts = [Steps(name, ["hang"], SLOW) for name in "abc"], Attempts()
+    asking = asyncio.create_task(ask(*experts, max_attempts=3, hedge=True, attempts=attempts))
     while not experts[1].calls:
         await asyncio.sleep(0)
     await ticks(20)
     assert [expert.running for expert in experts] == [1, 1, 0]
     asking.cancel()
     await asyncio.wait([asking])
-    assert asks.begun == 2
+    assert attempts.begun == 2
     lone = Steps("a", [5], SLOW)
     second = Steps("b")
-    assert (await ask(lone, second, attempts=1, hedge=True)).attempts == 1
+    assert (await ask(lone, second, max_attempts=1, hedge=True)).attempts == 1
     assert not second.calls
 
 
@@ -109,17 +109,17 @@ scripts = st.lists(
     min_size=1,
     max_size=3,
 )
-standings = st.sampled_from([Standing(), SLOW, Standing(p95=0.0, ready=2), Standing(ready=2), Standing(p95=30.0)])
-experts = st.lists(st.builds(Steps, st.just("x"), scripts, standings), min_size=1, max_size=3)
+health_by_expert = st.sampled_from([Health(), SLOW, Health(p95=0.0, ready=2), Health(ready=2), Health(p95=30.0)])
+experts = st.lists(st.builds(Steps, st.just("x"), scripts, health_by_expert), min_size=1, max_size=3)
 
 
 @given(experts, st.integers(1, 4), st.integers(0, 40), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_cancelled_at_any_moment_it_leaves_no_task_no_ask_and_no_open_reply(
-    experts: list[Steps], attempts: int, moment: int, hedge: bool
+    experts: list[Steps], max_attempts: int, moment: int, hedge: bool
 ) -> None:
     async def run() -> None:
-        asking = asyncio.create_task(ask(*experts, attempts=attempts, hedge=hedge))
+        asking = asyncio.create_task(ask(*experts, max_attempts=max_attempts, hedge=hedge))
         await ticks(moment)
         asking.cancel()
         await asyncio.wait([asking])
@@ -129,6 +129,6 @@ def test_cancelled_at_any_moment_it_leaves_no_task_no_ask_and_no_open_reply(
         assert all(expert.running == 0 for expert in experts)
         still_open = [reply for expert in experts for reply in expert.open_replies]
         assert still_open == ([accepted.reply] if accepted else [])
-        assert sum(len(expert.calls) for expert in experts) <= attempts
+        assert sum(len(expert.calls) for expert in experts) <= max_attempts
 
     asyncio.run(run())

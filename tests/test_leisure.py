@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from coe.routing.classification import LONG, REST, TOGETHER, Leisure
+from coe.routing.classification import LONG, REST, TOGETHER, LoadShedding
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 
 def test_so_many_looks_may_be_under_way_and_no_more() -> None:
-    leisure = Leisure(clock=Clock())
+    leisure = LoadShedding(clock=Clock())
     with ExitStack() as looks:
         for _ in range(TOGETHER):
             assert leisure
@@ -28,7 +28,7 @@ def test_so_many_looks_may_be_under_way_and_no_more() -> None:
 
 def test_after_a_long_look_there_is_none_for_some_time() -> None:
     clock = Clock()
-    leisure = Leisure(clock=clock)
+    leisure = LoadShedding(clock=clock)
     with leisure.look():
         clock.now += 2 * LONG
     assert not leisure
@@ -40,14 +40,14 @@ def test_after_a_long_look_there_is_none_for_some_time() -> None:
 
 def test_a_short_look_delays_no_other() -> None:
     clock = Clock()
-    leisure = Leisure(clock=clock)
+    leisure = LoadShedding(clock=clock)
     with leisure.look():
         clock.now += LONG / 2
     assert leisure
 
 
 def test_a_look_that_fails_is_over_too() -> None:
-    leisure = Leisure(clock=Clock())
+    leisure = LoadShedding(clock=Clock())
     for _ in range(TOGETHER + 1):
         with pytest.raises(ValueError, match="x"), leisure.look():
             raise ValueError("x")

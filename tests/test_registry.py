@@ -93,7 +93,11 @@ def test_the_published_schema_is_the_one_of_the_code() -> None:
             "    model: m\n    parameters: {x: 99999999999999999999}",
             "experts.yaml:8: parameters cannot be",
         ),
-        ("version: 1", "version: 1\npolicy: {thrift_limits: [1, 0]}", "experts.yaml:2: thrift_limits must be"),
+        (
+            "version: 1",
+            "version: 1\npolicy: {cost_weight_limits: [1, 0]}",
+            "experts.yaml:2: cost_weight_limits must be",
+        ),
         ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
         ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
     ],
@@ -175,15 +179,14 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
     assert first.digest == load(tmp_path, GOOD, TEST_KEY="other").digest
     assert first.digest == load(tmp_path, f"# a comment\n{GOOD}").digest
     assert first.digest != load(tmp_path, GOOD.replace("description: programs", "description: code")).digest
-    assert first.digest != load(tmp_path, f"{GOOD}policy: {{thrift: 0.1}}\n").digest
+    assert first.digest != load(tmp_path, f"{GOOD}policy: {{cost_weight: 0.1}}\n").digest
     assert "s3cret" not in repr(first)
 
 
-def test_a_plan_outlives_another_patience_with_experts(tmp_path: Path) -> None:
-    patience = (
-        "policy: {attempts: 2, hedge: true, timeout: 9, first_piece_timeout: 8, answer_timeout: 8, piece_timeout: 7}"
-    )
-    assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{patience}\n").digest
+def test_a_plan_stays_valid_when_timeouts_and_attempts_change(tmp_path: Path) -> None:
+    timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7"
+    policy = f"policy: {{max_attempts: 2, hedge: true, {timeouts}}}"
+    assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{policy}\n").digest
 
 
 def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:

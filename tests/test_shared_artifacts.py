@@ -10,7 +10,7 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.redis import RedisArtifacts, mirror, share_at
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
-from coe.runtime.artifact_sync import Follower
+from coe.runtime.artifact_sync import ArtifactSync
 from coe.settings import Settings
 from tests.records.redis_server import MISSING, RedisServer, installed
 
@@ -106,7 +106,7 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, r
     store = ArtifactStore(settings.artifacts, "router", share)
     first, second = made(store, "one"), made(store, "two")
     store.promote(first)
-    follower = Follower(settings, share)
+    follower = ArtifactSync(settings, share)
     follower.look()
     assert not follower.behind
     redis_server.kill()

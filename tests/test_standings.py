@@ -4,60 +4,68 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.core import Api, Standing
+from coe.core import Api, Health
 from coe.errors import InvalidRequest
 from tests.deciding import DOWN, FULL, chat_of, decided
 
 
 def test_experts_that_are_down_go_behind_all_that_are_up() -> None:
-    decision = decided(chat_of("x"), 0.2, 0.7, 0.1, standings={"painter": DOWN})
+    decision = decided(chat_of("x"), 0.2, 0.7, 0.1, health_by_expert={"painter": DOWN})
     assert decision.candidates == ("coder", "generalist", "painter")
     assert (decision.reason, decision.fallback_from, decision.cause) == ("fallback", "painter", "circuit_open")
     everyone = dict.fromkeys(("coder", "painter", "generalist"), DOWN)
-    assert decided(chat_of("x"), 0.2, 0.7, 0.1, standings=everyone).candidates == ("painter", "coder", "generalist")
+    assert decided(chat_of("x"), 0.2, 0.7, 0.1, health_by_expert=everyone).candidates == (
+        "painter",
+        "coder",
+        "generalist",
+    )
 
 
 def test_a_follow_up_leaves_an_expert_that_is_down_and_an_unsure_chat_a_general_one_that_is() -> None:
-    decision = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter", standings={"painter": DOWN})
+    decision = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter", health_by_expert={"painter": DOWN})
     assert (decision.expert, decision.reason, decision.fallback_from) == ("coder", "fallback", "painter")
-    unsure = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"general_below": 0.5}, standings={"generalist": DOWN})
+    unsure = decided(
+        chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5}, health_by_expert={"generalist": DOWN}
+    )
     assert (unsure.expert, unsure.reason, unsure.fallback_from) == ("coder", "fallback", "generalist")
     alone = decided(
-        chat_of("x", needs=frozenset({"tools"})), 0.5, 0.4, 0.1, previous="coder", standings={"coder": DOWN}
+        chat_of("x", needs=frozenset({"tools"})), 0.5, 0.4, 0.1, previous="coder", health_by_expert={"coder": DOWN}
     )
     assert (alone.expert, alone.reason) == ("coder", "sticky")
 
 
 def test_an_overloaded_expert_gives_way_to_one_that_is_little_worse() -> None:
-    near = decided(chat_of("x"), 0.41, 0.4, 0.19, standings={"coder": FULL})
+    near = decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert={"coder": FULL})
     assert (near.expert, near.reason) == ("painter", "spilled")
     assert near.candidates == ("painter", "coder", "generalist")
-    for standings in (
+    for health_by_expert in (
         {"coder": FULL, "painter": FULL},
         {"coder": FULL, "painter": DOWN},
-        {"coder": Standing(load=0.9)},
+        {"coder": Health(load=0.9)},
     ):
-        assert decided(chat_of("x"), 0.41, 0.4, 0.19, standings=standings).expert == "coder"
-    nobody = {"coder": Standing(False, 1.0), "painter": DOWN, "generalist": DOWN}
-    assert decided(chat_of("x"), 0.41, 0.4, 0.19, standings=nobody).expert == "coder"
-    far = decided(chat_of("x"), 0.45, 0.4, 0.15, standings={"coder": FULL})
+        assert decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert=health_by_expert).expert == "coder"
+    nobody = {"coder": Health(False, 1.0), "painter": DOWN, "generalist": DOWN}
+    assert decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert=nobody).expert == "coder"
+    far = decided(chat_of("x"), 0.45, 0.4, 0.15, health_by_expert={"coder": FULL})
     assert (far.expert, far.reason) == ("coder", "routed")
     assert (
-        decided(chat_of("x"), 0.45, 0.4, 0.15, standings={"coder": FULL}, policy={"spill_loss": 0.1}).reason
+        decided(
+            chat_of("x"), 0.45, 0.4, 0.15, health_by_expert={"coder": FULL}, policy={"max_quality_loss": 0.1}
+        ).reason
         == "spilled"
     )
 
 
 def test_a_follow_up_leaves_an_overloaded_expert_only_where_that_costs_little() -> None:
-    stays = decided(chat_of("x"), 0.1, 0.8, 0.1, previous="painter", standings={"painter": FULL})
+    stays = decided(chat_of("x"), 0.1, 0.8, 0.1, previous="painter", health_by_expert={"painter": FULL})
     assert (stays.expert, stays.reason) == ("painter", "sticky")
-    leaves = decided(chat_of("x"), 0.4, 0.41, 0.19, previous="painter", standings={"painter": FULL})
+    leaves = decided(chat_of("x"), 0.4, 0.41, 0.19, previous="painter", health_by_expert={"painter": FULL})
     assert (leaves.expert, leaves.reason) == ("coder", "spilled")
 
 
 def test_a_pin_holds_whatever_the_experts_standing() -> None:
-    for standing in (DOWN, FULL):
-        decision = decided(chat_of("x", model="painter"), 0.9, 0.05, 0.05, standings={"painter": standing})
+    for health in (DOWN, FULL):
+        decision = decided(chat_of("x", model="painter"), 0.9, 0.05, 0.05, health_by_expert={"painter": health})
         assert (decision.candidates, decision.reason) == (("painter",), "pinned")
 
 
@@ -89,7 +97,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
 @settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
-    st.dictionaries(names, st.builds(Standing, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
+    st.dictionaries(names, st.builds(Health, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
     st.none() | names,
     st.sampled_from(["auto", "coder", "generalist"]),
     st.sampled_from([frozenset(), frozenset({"tools"})]),
@@ -97,7 +105,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
 )
 def test_whatever_the_standings_a_decision_is_sound(
     masses: list[float],
-    standings: dict[str, Standing],
+    health_by_expert: dict[str, Health],
     previous: str | None,
     model: str,
     needs: frozenset[str],
@@ -106,25 +114,25 @@ def test_whatever_the_standings_a_decision_is_sound(
     able = {"coder"} if needs else {"coder", "painter", "generalist"}
     chat = chat_of("x", model=model, needs=needs)
     posterior = [mass / sum(masses) for mass in masses]
-    policy = {"spill_loss": loss, "general_below": 0.5}
+    policy = {"max_quality_loss": loss, "confidence_threshold": 0.5}
     if model not in (*able, "auto"):
         with pytest.raises(InvalidRequest):
-            decided(chat, *posterior, previous=previous, standings=standings, policy=policy)
+            decided(chat, *posterior, previous=previous, health_by_expert=health_by_expert, policy=policy)
         return
-    decision = decided(chat, *posterior, previous=previous, standings=standings, policy=policy)
-    assert decision == decided(chat, *posterior, previous=previous, standings=standings, policy=policy)
+    decision = decided(chat, *posterior, previous=previous, health_by_expert=health_by_expert, policy=policy)
+    assert decision == decided(chat, *posterior, previous=previous, health_by_expert=health_by_expert, policy=policy)
     assert decision.expert == decision.candidates[0]
     if model != "auto":
         assert (decision.candidates, decision.reason) == ((model,), "pinned")
         return
-    up = [standings.get(name, Standing()).up for name in decision.candidates]
+    up = [health_by_expert.get(name, Health()).up for name in decision.candidates]
     assert sorted(decision.candidates) == sorted(able)
     assert up == sorted(up, reverse=True)
     calm = decided(chat, *posterior, previous=previous, policy=policy)
-    if not standings:
+    if not health_by_expert:
         assert decision == calm
     if decision.reason == "spilled":
-        assert standings.get(decision.expert, Standing()).load < 1
-        assert any(standing.load >= 1 for standing in standings.values())
+        assert health_by_expert.get(decision.expert, Health()).load < 1
+        assert any(health.load >= 1 for health in health_by_expert.values())
     if decision.reason == "sticky":
         assert decision.expert == previous

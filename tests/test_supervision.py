@@ -19,9 +19,9 @@ import gateway.process.reload
 import gateway.process.tcp_timeouts
 from coe import supervision
 from coe.experts.http.client import Client
-from coe.fleet.residency.client import Turns, taking_turns
+from coe.fleet.residency.client import ResidencyClient, taking_turns
 from coe.records import FeedbackWriter, RecordWriter
-from coe.runtime.artifact_sync import Follower, following
+from coe.runtime.artifact_sync import ArtifactSync, following
 from coe.settings import Settings
 from coe.supervision import following_pause, log_failure, supervised
 from gateway.access.conversations import Conversations
@@ -168,7 +168,7 @@ def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
 
 
 def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(Turns, "connected", work)
+    patch.setattr(ResidencyClient, "connected", work)
     return taking_turns(folder / "socket", task_failed=failed)
 
 
@@ -193,7 +193,7 @@ def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) 
 
 
 def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(Follower, "run", work)
+    patch.setattr(ArtifactSync, "run", work)
     metrics = Metrics()
     patch.setattr(metrics, "task_failed", failed)
     return following(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
@@ -238,7 +238,7 @@ async def test_a_follower_survives_whatever_is_shared(
         raise UnicodeDecodeError("ascii", b"\xff" * 10_000, 0, 1, "no")
 
     monkeypatch.setattr(coe.runtime.artifact_sync, "mirror", fails)
-    follower = Follower(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
+    follower = ArtifactSync(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
     follower.look()
     assert follower.behind
     assert len(caplog.records[0].getMessage()) < 1000

@@ -129,13 +129,13 @@ class ArtifactStore:
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
         sealed(draft / MANIFEST)
         artifact = Artifact(self._placed(draft, version), manifest)
-        self._make_room(but=version)
+        self._make_room(exclude=version)
         return artifact
 
-    def _make_room(self, *, but: str) -> None:
+    def _make_room(self, *, exclude: str) -> None:
         with self._locked():
             moves = self.history()[-RECALLED:]
-            wanted = {but, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
+            wanted = {exclude, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
             published = {one: (self._folder / one / MANIFEST).stat().st_mtime for one in self.versions()}
             for version in outdated(published, wanted, now=time.time()):
                 gone = self._folder / f"{DRAFT}{version}"  # taken away in one step, and by the next draft if not now

@@ -69,13 +69,18 @@ def _router(config: Path | None) -> Look:
 
     in_use = read_in_use(settings_for(config))
     registry, router = in_use.registry, in_use.router
-    charge = registry.policy.thrift * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_use(registry)
 
     def look(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         prediction: Prediction = router.predict([routing_text(chat)])[0]
         decision = decide(
-            chat, prediction, registry=registry, assignment=in_use.assignment, doubt=in_use.doubt, charge=charge
+            chat,
+            prediction,
+            registry=registry,
+            assignment=in_use.assignment,
+            confidence_threshold=in_use.confidence_threshold,
+            charge=charge,
         )
         return decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
 
@@ -180,8 +185,8 @@ async def _print_stream(lines: Any) -> str:
         if "error" in event:
             raise ExpertUnavailable(event["error"]["message"], expert="")
         for choice in event.get("choices", ()):
-            piece = choice.get("delta", {}).get("content") or ""
-            said.append(piece)
-            write(piece)
+            chunk = choice.get("delta", {}).get("content") or ""
+            said.append(chunk)
+            write(chunk)
     say("")
     return "".join(said)

@@ -44,7 +44,7 @@ def log(
     limit: Count = 20,
     follow: Follow = False,
     since: Since = "",
-    until: Until = "",
+    deadline: Until = "",
     category: Category = "",
     expert: Expert = "",
     outcome: Outcome = "",
@@ -62,7 +62,7 @@ def log(
     registry = load(settings.config, environ=settings.environ)
     query = LogQuery(
         since=_ago(since, option="--since"),
-        until=_ago(until, option="--until", otherwise=math.inf),
+        deadline=_ago(deadline, option="--until", otherwise=math.inf),
         category=category,
         expert=expert,
         outcome=outcome,

@@ -38,7 +38,7 @@ Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts, embed
 def export(
     file: File,
     since: Since = "",
-    until: Until = "",
+    deadline: Until = "",
     category: Category = "",
     redact: Redact = False,
     config: Config = None,
@@ -51,10 +51,10 @@ def export(
     if missing := missing_file(url, base=settings.home):
         raise DataError(f"{missing}: there is no routing log yet; check --config and COE_HOME")
     first = now - seconds(since, option="--since") if since else 0.0
-    last = now - seconds(until, option="--until") if until else now
+    last = now - seconds(deadline, option="--until") if deadline else now
     with open_logs(url, base=settings.home) as logs, heeding_sigterm():
         said = Said(event for page in logs.feedback(since=first) for event in page)
-        pages = logs.all(since=first, until=last, category=category)
+        pages = logs.all(since=first, deadline=last, category=category)
         rows = ((record, said.rating(record)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
     say(f"{file}: {count} records")

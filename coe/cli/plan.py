@@ -28,9 +28,9 @@ from coe.mapping import (
     Budget,
     Dependencies,
     ParetoRow,
-    Patience,
     PlanEvidence,
     Problem,
+    TimeBudget,
     least,
     marginal_values,
     read_evidence,
@@ -113,7 +113,7 @@ def plan(
         from coe.learning.plots import plot_sweep
 
         plot_sweep(rows, row=row, path=plot)
-    patience = Patience()
+    patience = TimeBudget()
     with told_if_long("finding what each expert is worth"):
         values = marginal_values(problem, assignment, patience=patience.part(VALUES))
     if not dry_run:
@@ -276,7 +276,7 @@ def _impossible(
     if not left_out:
         return None
     try:
-        smallest = least(problem, row, Patience())
+        smallest = least(problem, row, TimeBudget())
     except TimeoutError:
         smallest = None
     return {"row": row, "limits": left_out, "smallest": smallest}

@@ -15,10 +15,10 @@ from pydantic import SecretStr
 
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError, ExpertUnavailable
-from coe.learning.evaluation.answers import Patience
+from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.judge import Judge
-from coe.learning.evaluation.passage_gain import GAINS, Supplied, supplied, write_gains
+from coe.learning.evaluation.passage_gain import GAINS, ProbesWithPassages, supplied, write_gains
 from coe.learning.evaluation.probes import Probe, read_probes
 from coe.learning.evaluation.quality import require_parquet, write_quality
 from coe.learning.evaluation.sandbox import Sandbox
@@ -108,7 +108,7 @@ class _Plan:
     experts: Sequence[ExpertSpec]
     judge: ExpertSpec | None
     concurrency: int
-    given: Sequence[Supplied] = ()
+    given: Sequence[ProbesWithPassages] = ()
     with_: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unsafe: bool = False
 
@@ -144,7 +144,7 @@ async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
     wanted = [probe for column in missing.values() for probe in column.values()]
     if not wanted:
         return
-    sandbox, patience, judge = Sandbox(unsafe=plan.unsafe), Patience(), None
+    sandbox, patience, judge = Sandbox(unsafe=plan.unsafe), RetryLimits(), None
     if any(probe.checker == "code" for probe in wanted):
         await sandbox.check()
         if plan.unsafe:
@@ -167,7 +167,7 @@ def _missing(plan: _Plan, spec: ExpertSpec, journal: Journal) -> dict[str, Probe
     return {key: probe for key, probe in keyed if key not in journal.scored}
 
 
-async def _given(settings: Settings, registry: Registry, probes: Sequence[Probe]) -> list[Supplied]:
+async def _given(settings: Settings, registry: Registry, probes: Sequence[Probe]) -> list[ProbesWithPassages]:
     """The probes with what the declared store has for them."""
     from coe.runtime.active_state import check_router
     from coe.runtime.document_index import open_index
@@ -223,7 +223,7 @@ def _write(plan: _Plan, registry: Registry, journal: Journal, out: Path, *, benc
         write_gains(out, _gains(plan, journal))
 
 
-def _gains(plan: _Plan, journal: Journal) -> list[tuple[Supplied, str, float, float]]:
+def _gains(plan: _Plan, journal: Journal) -> list[tuple[ProbesWithPassages, str, float, float]]:
     """Of every probe and expert that has both scores."""
     found = []
     for name, keys in plan.with_.items():

@@ -28,7 +28,7 @@ from coe.settings import Settings
 from coe.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
-    from coe.runtime.active_state import InUse
+    from coe.runtime.active_state import ActiveState
 
 Publish = Annotated[bool, typer.Option("--publish", help="Show the alarms in the gateways' /metrics too.")]
 HOUR, DAY, WEEK = 3_600.0, 86_400.0, 604_800.0
@@ -88,12 +88,12 @@ def _turns(settings: Settings) -> dict[str, Any]:
         return {}
 
 
-def _alarms(settings: Settings, in_use: InUse, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
+def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
     """Read the last week once, for the alarms and for `traffic`."""
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
             found = gather(
-                traffic.watched(logs.records(since=now - WEEK, until=now, own=traffic.add_own)),
+                traffic.watched(logs.records(since=now - WEEK, deadline=now, own=traffic.add_own)),
                 logs.feedback(since=now - WEEK),
                 categories=traffic.categories,
                 experts=in_use.registry.expert_names,
@@ -127,17 +127,17 @@ def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
 
 
-def _proposals(traffic: Traffic, in_use: InUse) -> list[dict[str, Any]]:
+def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
     """Proposed categories; exemplars by request id, and as an entry for experts.yaml where the log keeps prompts."""
     latest = list(traffic.latest)
     vectors, rows = embeddings(latest)
-    declared = in_use.registry.policy.general_below
+    declared = in_use.registry.policy.confidence_threshold
     found = propose(
         vectors,
         np.array([latest[row][1] for row in rows]),
         np.array([latest[row][0] for row in rows], dtype=np.int64),
         categories=traffic.categories,
-        below=in_use.doubt if declared is None else declared,
+        below=in_use.confidence_threshold if declared is None else declared,
     )
     others = [one[3] for one in latest]
 

@@ -28,7 +28,7 @@ from coe.settings import Endpoint, Settings
 from coe.terminal import say
 
 if TYPE_CHECKING:
-    from coe.fleet import Adapting, LocalExpert, ServerSpec
+    from coe.fleet import AdapterSync, LocalExpert, ServerSpec
     from coe.fleet.vllm.adapters import (
         Servers,
     )  # and the rest of it where it is used: what is imported here, a gateway carries
@@ -141,9 +141,9 @@ async def _serve(
     stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, turns: Path | None = None
 ) -> None:
     """Run the gateway until the end, in front of servers that run."""
-    from coe.fleet import Fleet, Pace
+    from coe.fleet import Fleet, Timeouts
 
-    await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Pace(grace=DRAIN)))
+    await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Timeouts(grace=DRAIN)))
     say(_welcome(settings, registry))
     if settings.check_experts:
         await stack.enter_async_context(_checking(registry, settings))
@@ -172,13 +172,13 @@ async def _check(registry: Registry, settings: Settings) -> None:
     say(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
-def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[LocalExpert]], None]) -> Adapting:
-    from coe.fleet import Adapting
+def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
+    from coe.fleet import AdapterSync
 
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
 
-    return Adapting(fleet, config=settings.config, read=read, tell=tell, say=say)
+    return AdapterSync(fleet, config=settings.config, read=read, tell=tell, say=say)
 
 
 def _tell(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:

@@ -30,8 +30,9 @@ Cause = Literal[
     "gateway_limit",
     "error",
 ]
-"""docs/operations.md describes each. `circuit_open` stands for an open breaker whose own cause is not known, `hedged`
-for an expert that was slower than the one asked beside it, `error` for all that has no word of its own."""
+"""docs/concepts/failure-handling.md describes each. `circuit_open` stands for an open breaker whose own cause is not
+known, `hedged` for an expert that was slower than the one asked beside it, `error` for all that has no word of its own.
+"""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 FOR_ALL_CALLERS: frozenset[Cause] = frozenset(

@@ -3,6 +3,6 @@
 from coe.experts.factory import build_experts, endpoints_of
 from coe.experts.health_checks import watching
 from coe.experts.replicas import Replica, ReplicatedExpert
-from coe.experts.residency import Turns
+from coe.experts.residency import ResidencyHold
 
-__all__ = ["Replica", "ReplicatedExpert", "Turns", "build_experts", "endpoints_of", "watching"]
+__all__ = ["Replica", "ReplicatedExpert", "ResidencyHold", "build_experts", "endpoints_of", "watching"]

@@ -24,7 +24,7 @@ _MESSAGES_END = sse.Types("message_stop")
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
+class ApiFormat:
     """One API as its servers speak it.
 
     `answer` is the field that every plain answer has. Of a stream's events, `preamble` tells those that say nothing
@@ -126,7 +126,7 @@ def _messages_usages(events: bytes) -> Iterator[Any]:
             yield {**begun, "output_tokens": None}  # those of the opening alone
 
 
-_CHAT = Wire(
+_CHAT = ApiFormat(
     path="chat/completions",
     answer="choices",
     done=sse.done,
@@ -137,9 +137,9 @@ _CHAT = Wire(
     preamble=sse.choiceless,
     end=sse.DONE,
 )
-WIRES: Mapping[Api, Wire] = {
+WIRES: Mapping[Api, ApiFormat] = {
     "chat": _CHAT,
-    "completions": Wire(
+    "completions": ApiFormat(
         path="completions",
         answer="choices",
         done=sse.done,
@@ -150,7 +150,7 @@ WIRES: Mapping[Api, Wire] = {
         preamble=sse.choiceless,
         end=sse.DONE,
     ),
-    "responses": Wire(
+    "responses": ApiFormat(
         path="responses",
         answer="output",
         done=lambda events: next(_RESPONSES_END.among(events), None) is not None,
@@ -161,7 +161,7 @@ WIRES: Mapping[Api, Wire] = {
         defaults=_responses_defaults,
         preamble=_RESPONSES_PREAMBLE.fits,
     ),
-    "messages": Wire(
+    "messages": ApiFormat(
         path="messages",
         answer="content",
         done=lambda events: next(_MESSAGES_END.among(events), None) is not None,
@@ -171,7 +171,7 @@ WIRES: Mapping[Api, Wire] = {
         prompted=lambda fields, prompt: {"system": _joined(prompt, fields.get("system"))},
         preamble=_MESSAGES_PREAMBLE.fits,
     ),
-    "embeddings": Wire(
+    "embeddings": ApiFormat(
         path="embeddings",
         answer="data",
         done=sse.never,

@@ -89,13 +89,13 @@ class Breaker:
 
     def wait(self, now: float, caller: str | None = None) -> float:
         """Seconds until a request may begin (of this `caller`), unless a trial decides it before."""
-        until = max(self._rest, self._next_trial() if self._open else 0.0)
+        deadline = max(self._rest, self._next_trial() if self._open else 0.0)
         if caller is not None:
             if caller == self._rested:
-                until = max(until, self._own_rest)
+                deadline = max(deadline, self._own_rest)
             if self._open and caller == self._unsure_of:
-                until = max(until, self._tried + self._cool_down)
-        return max(until - now, 0.0)
+                deadline = max(deadline, self._tried + self._cool_down)
+        return max(deadline - now, 0.0)
 
     def _next_trial(self) -> float:
         """When the next one is due. One that is under way keeps others off for a cool-down, not until it ends: the

@@ -87,7 +87,7 @@ _MODEL = re.compile(r"\bmodel\b", re.IGNORECASE)
 _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 
 
-class Faults:
+class ErrorMapping:
     """Makes the errors of one expert. Servers like to repeat what they were sent: the `key` and what is secret in the
     `base_url` are struck from their words."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from coe.core import Call, Expert, Reply, Standing
+from coe.core import Call, Expert, Health, Reply
 from coe.errors import ConfigError
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.replicas import Replica, ReplicatedExpert
-from coe.experts.residency import Turns, TurnTaking
+from coe.experts.residency import ResidencyHold, ResidentExpert
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint
 
@@ -21,7 +21,7 @@ def build_experts(
     *,
     session: Client,
     previous: Mapping[str, ReplicatedExpert] | None = None,
-    turns: Turns | None = None,
+    turns: ResidencyHold | None = None,
 ) -> dict[str, ReplicatedExpert]:
     """Every declared expert by name, in the order of the declaration.
 
@@ -51,7 +51,9 @@ def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) 
     return started[spec.name]
 
 
-def _build(spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, turns: Turns | None) -> ReplicatedExpert:
+def _build(
+    spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, turns: ResidencyHold | None
+) -> ReplicatedExpert:
     if spec.runtime == "litellm":
         replicas = [Replica(_through_litellm(spec, endpoint)) for endpoint in endpoints or (None,)]
     else:
@@ -61,8 +63,8 @@ def _build(spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, t
     return ReplicatedExpert(spec, endpoints, replicas=replicas)
 
 
-def _in_turn(expert: Expert, spec: ExpertSpec, turns: Turns | None) -> Expert:
-    return expert if turns is None else TurnTaking(expert, sibling=spec.sibling, turns=turns)
+def _in_turn(expert: Expert, spec: ExpertSpec, turns: ResidencyHold | None) -> Expert:
+    return expert if turns is None else ResidentExpert(expert, stand_in=spec.stand_in, turns=turns)
 
 
 def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
@@ -75,7 +77,7 @@ def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
 class _Spoken:
     """One server: asked directly for what it speaks, through a translation for what it does not."""
 
-    standing = Standing()
+    health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, session: Client) -> None:
         self.name = spec.name

@@ -36,7 +36,7 @@ async def watching(
 ) -> AsyncIterator[None]:
     """Watch what `experts()` gives, asked anew each round (a reload replaces them), until the block ends. One task for
     all experts of a process; no request waits for it."""
-    task = supervised(partial(_watch, experts, Watch(session)), "expert-watch", task_failed=task_failed)
+    task = supervised(partial(_watch, experts, HealthChecks(session)), "expert-watch", task_failed=task_failed)
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ async def watching(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _watch(experts: Callable[[], Iterable[ReplicatedExpert]], watch: Watch) -> None:
+async def _watch(experts: Callable[[], Iterable[ReplicatedExpert]], watch: HealthChecks) -> None:
     while True:
         try:
             await watch.look(experts())
@@ -65,7 +65,7 @@ class _Seen:
         self.alive = True
 
 
-class Watch:
+class HealthChecks:
     """Remembers between rounds what it saw, of those replicas alone that were there in the last one."""
 
     def __init__(self, session: Client) -> None:
@@ -120,7 +120,7 @@ class Watch:
                 response = await self._session.ask(Target(url, NO_HEADERS, method="GET"))
                 try:
                     chunks, size = [], 0
-                    while size <= LONGEST_PAGE and (chunk := await response.piece()):
+                    while size <= LONGEST_PAGE and (chunk := await response.chunk()):
                         chunks.append(chunk)
                         size += len(chunk)
                     return response.status, b"".join(chunks)

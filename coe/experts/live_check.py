@@ -132,7 +132,7 @@ class _Check:
         call = Call(fields, False, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=self._api)
         reply = await self._replica.expert.stream(call)
         try:
-            async for _ in reply.pieces():
+            async for _ in reply.chunks():
                 pass
         finally:
             await reply.aclose()
@@ -185,8 +185,8 @@ class _Check:
                 response = await self._session.ask(Target(url, headers, method="GET"))
                 try:
                     page = bytearray()
-                    while len(page) <= MAX_LIST_BYTES and (piece := await response.piece()):
-                        page += piece
+                    while len(page) <= MAX_LIST_BYTES and (chunk := await response.chunk()):
+                        page += chunk
                 finally:
                     response.close()
         except (OSError, ValueError):

@@ -66,7 +66,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         ),
         "timeout": (
             "it does not answer in time",
-            "check the server's load, or raise `policy.first_piece_timeout` and `policy.answer_timeout`",
+            "check the server's load, or raise `policy.first_token_timeout` and `policy.response_timeout`",
         ),
         "invalid_response": (
             "its answer is not the declared API",

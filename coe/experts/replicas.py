@@ -12,7 +12,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
-from coe.core import Call, Expert, Reply, Standing
+from coe.core import Call, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.breaker import COOL_DOWN, Breaker, State
 from coe.experts.incidents import Incidents
@@ -32,7 +32,7 @@ SPARE = 10.0
 """Streams given up in a row that this allows for."""
 
 
-class FirstPieces:
+class FirstTokenTimes:
     """The times, in seconds, to the first pieces of the last 256 streams."""
 
     __slots__ = ("_next", "_p95", "_seen", "_spare", "_times")
@@ -170,17 +170,17 @@ class _Held:
         self._caller = caller
         self._over = False
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        pieces = self._reply.pieces()
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        chunks = self._reply.chunks()
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
             self._end(whole=True)
         except ExpertError as error:
             self._end(error)
             raise
         finally:
-            await pieces.aclose()
+            await chunks.aclose()
 
     async def aclose(self) -> None:
         self._end()
@@ -217,21 +217,21 @@ class ReplicatedExpert:
         self.incidents = Incidents(spec.name, clock=clock)
         for replica in self.replicas:
             replica.incidents = self.incidents
-        self.first_pieces = FirstPieces()
+        self.first_pieces = FirstTokenTimes()
         self._limit = spec.concurrent_requests
         self._clock = clock
-        self._standing = Standing()
+        self._standing = Health()
         self._turn = 0
 
     @property
-    def standing(self) -> Standing:
+    def health(self) -> Health:
         """From the replicas that may be asked now. Without a declared concurrent_requests an expert is overloaded when
         each of them has a queue."""
         ready = self._ready(())
         load, p95, seen = self._load(ready), self.first_pieces.p95, self._standing
         cause = "" if ready else self._cause()
         if load != seen.load or len(ready) != seen.ready or p95 != seen.p95 or cause != seen.cause:
-            self._standing = seen = Standing(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
+            self._standing = seen = Health(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
         return seen
 
     def _cause(self) -> Cause:
@@ -241,20 +241,20 @@ class ReplicatedExpert:
     async def stream(self, call: Call) -> Reply:
         """Ask the best replica, and return once the first piece is there. Raises an ExpertError, or InvalidRequest."""
         failure: ExpertUnreachable | None = None
-        passed = tuple(replica for replica in self.replicas if replica.address in call.but)
+        passed = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(passed) == len(self.replicas):
             raise self._known_to_be_away(call)
-        while call.first_piece_timeout > 0 and (ready := self._ready(passed, call.caller)):
+        while call.first_token_timeout > 0 and (ready := self._ready(passed, call.caller)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
                 return await self._first(replica, call)
             except ExpertUnreachable as error:
                 failure, passed = error, (*passed, replica)
-                call = replace(call, first_piece_timeout=call.first_piece_timeout - (self._clock() - began))
+                call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
             except ExpertUnavailable as error:
                 if error.full and not self.spec.addresses:  # started here: one queue for all experts on it
-                    error.servers = call.but | {replica.address}
+                    error.servers = call.exclude | {replica.address}
                 raise
         if failure is not None:
             failure.servers = frozenset(replica.address for replica in passed if replica.root)
@@ -274,15 +274,15 @@ class ReplicatedExpert:
         self.first_pieces.note(self._clock() - began)
         return reply
 
-    def _ready(self, but: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
+    def _ready(self, exclude: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
         """Those that may be asked now (for this `caller`)."""
-        if not but and all(replica.breaker.calm for replica in self.replicas):
+        if not exclude and all(replica.breaker.calm for replica in self.replicas):
             return self.replicas
         now = self._clock()
         ready = [replica for replica in self.replicas if replica.breaker.ready(now, caller)]
         if 2 * len(ready) < len(self.replicas) > 1:
             ready = [replica for replica in self.replicas if replica in ready or _perhaps_well(replica)]
-        return [replica for replica in ready if replica not in but]
+        return [replica for replica in ready if replica not in exclude]
 
     async def aclose(self) -> None:
         """Close what the replicas opened for themselves."""
@@ -309,7 +309,7 @@ class ReplicatedExpert:
         error = ExpertUnreachable(
             f"expert {self.name!r} is at a server that just could not be reached or was full", expert=self.name
         )
-        error.servers, error.asked = call.but, False
+        error.servers, error.asked = call.exclude, False
         return error
 
     def _nobody(self, caller: str) -> ExpertError:

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from coe.core import Call, Expert, Reply, Standing
+from coe.core import Call, Expert, Health, Reply
 
 
-class Turns(Protocol):
+class ResidencyHold(Protocol):
     """Whoever wakes experts."""
 
-    async def hold(self, expert: str, *, category: str, until: float, spare: str) -> Callable[[], None]:
-        """Wait until the expert is awake, at most until a time of the event loop's clock, less where a `spare` one is
-        awake. Gives back what to call when the request is over. Raises ExpertAsleep."""
+    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+        """Wait until the expert is awake, at most until a time of the event loop's clock, less where a `stand_in` one
+        is awake. Gives back what to call when the request is over. Raises ExpertAsleep."""
 
 
-class TurnTaking:
-    """Asks `expert` once its turn has come. `sibling` is the expert that may answer in its place, if any."""
+class ResidentExpert:
+    """Asks `expert` once its turn has come. `stand_in` is the expert that may answer in its place, if any."""
 
-    standing = Standing()
+    health = Health()
 
-    def __init__(self, expert: Expert, *, sibling: str | None, turns: Turns) -> None:
+    def __init__(self, expert: Expert, *, stand_in: str | None, turns: ResidencyHold) -> None:
         self.name = expert.name
         self._expert = expert
-        self._sibling = sibling
+        self._sibling = stand_in
         self._turns = turns
 
     async def stream(self, call: Call) -> Reply:
         """Hold, then ask. Raises what either raises."""
-        spare = call.spare if call.spare == self._sibling else ""
-        over = await self._turns.hold(self.name, category=call.category, until=call.hold_until, spare=spare)
+        stand_in = call.stand_in if call.stand_in == self._sibling else ""
+        over = await self._turns.hold(self.name, category=call.category, deadline=call.hold_until, stand_in=stand_in)
         try:
             return _Held(await self._expert.stream(call), over)
         except BaseException:
@@ -52,14 +52,14 @@ class _Held:
         self._reply = reply
         self._over: Callable[[], None] | None = over
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        pieces = self._reply.pieces()
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        chunks = self._reply.chunks()
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
         finally:
             self._end()
-            await pieces.aclose()
+            await chunks.aclose()
 
     async def aclose(self) -> None:
         self._end()

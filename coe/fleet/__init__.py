@@ -5,18 +5,18 @@ from coe.fleet.planning import local_servers
 from coe.fleet.ports import free_port
 from coe.fleet.process import end_leftovers
 from coe.fleet.specs import LocalExpert, ServerSpec
-from coe.fleet.timeouts import Backoff, Pace
+from coe.fleet.timeouts import Backoff, Timeouts
 from coe.fleet.validation import mistakes
-from coe.fleet.vllm.adapters import Adapting
+from coe.fleet.vllm.adapters import AdapterSync
 from coe.fleet.vllm.client import Vllm
 
 __all__ = [
-    "Adapting",
+    "AdapterSync",
     "Backoff",
     "Fleet",
     "LocalExpert",
-    "Pace",
     "ServerSpec",
+    "Timeouts",
     "Vllm",
     "end_leftovers",
     "free_port",

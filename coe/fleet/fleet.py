@@ -11,7 +11,7 @@ from typing import Any, Self
 from coe.fleet import probe
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Pace
+from coe.fleet.timeouts import Timeouts
 from coe.supervision import supervised
 
 
@@ -26,10 +26,12 @@ class Fleet:
     that lives as long as the block.
     """
 
-    def __init__(self, specs: Sequence[ServerSpec], *, say: Callable[[str], None], pace: Pace | None = None) -> None:
+    def __init__(
+        self, specs: Sequence[ServerSpec], *, say: Callable[[str], None], pace: Timeouts | None = None
+    ) -> None:
         self._specs = specs
         self._say = say
-        self._pace = pace or Pace()
+        self._pace = pace or Timeouts()
         self._watchers: list[asyncio.Task[Any]] = []
         self._servers: list[Server] = []
 

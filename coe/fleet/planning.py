@@ -11,7 +11,7 @@ from coe.errors import FleetError
 from coe.fleet import arguments, weights
 from coe.fleet.arguments import find_command
 from coe.fleet.ports import HOST, free_port
-from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
+from coe.fleet.specs import Flag, ListenAddress, LocalExpert, ServerSpec
 from coe.fleet.validation import mistakes
 from coe.fleet.vllm import command as vllm_command
 from coe.settings import Endpoint
@@ -54,7 +54,7 @@ def local_servers(
         first = next((expert for expert in sharers if not expert.adapter), sharers[0])
         model = weights.resolve(first.model, cache=cache, say=say, beside=beside)
         port = free_port(avoid={spec.port for spec in specs}, host=host)
-        place = Place(host, port, log=logs / f"{first.name}.log", bin_folder=python.parent)
+        place = ListenAddress(host, port, log=logs / f"{first.name}.log", bin_folder=python.parent)
         if first.runtime == "vllm":
             spec = vllm_command.plan(first, adapters=adapters_of(sharers, beside=beside), model=model, place=place)
         else:
@@ -94,7 +94,7 @@ def _options(expert: LocalExpert) -> dict[str, Flag]:
     return {**_TRANSFORMERS_FLAGS, **given} if expert.runtime == "transformers" else given
 
 
-def _transformers(expert: LocalExpert, model: Path | str, place: Place) -> ServerSpec:
+def _transformers(expert: LocalExpert, model: Path | str, place: ListenAddress) -> ServerSpec:
     command = find_command("transformers", expert=expert.name, bin_folder=place.bin_folder, extra="coe[local]")
     address = ("--host", place.host, "--port", str(place.port))
     threads = str(max(1, _cores() - 1))  # as many model threads as busy cores fall to a tenth of the speed

@@ -26,7 +26,7 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.process import ServerProcess, describe_exit
 from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Pace
+from coe.fleet.timeouts import Timeouts
 from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE, Vllm
 
 LIMIT = 10 * 2**20
@@ -106,7 +106,7 @@ class Server:
     """Runs `spec`. `start`, then `watch`; `stop` ends it at any point of either, once nobody else awaits them."""
 
     def __init__(
-        self, spec: ServerSpec, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Pace
+        self, spec: ServerSpec, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Timeouts
     ) -> None:
         self.spec = spec
         self._name = f"server {spec.key!r}"

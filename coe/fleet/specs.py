@@ -13,7 +13,7 @@ Flag = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ListenAddress:
     """Where a server is to listen, what takes its output, and where its command may be installed."""
 
     host: str

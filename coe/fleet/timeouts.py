@@ -21,7 +21,7 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Timeouts:
     """Seconds between checks, for one check, and between SIGTERM and SIGKILL; `misses` failed checks mean frozen."""
 
     check_every: float = 5.0

@@ -14,7 +14,7 @@ from coe.errors import CoEError, JobError
 from coe.fleet.ray.cluster import ray_cluster
 
 if TYPE_CHECKING:
-    from routers.training.parallel import Work
+    from routers.training.parallel import TaskRunner
 
 
 class Engine(StrEnum):
@@ -24,13 +24,13 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-def working(engine: Engine) -> AbstractContextManager[Work]:
+def working(engine: Engine) -> AbstractContextManager[TaskRunner]:
     """To be entered around the job. Raises ClusterError where there is no Ray."""
     if engine is Engine.RAY:
         return on_ray()
-    from routers.training.parallel import Here
+    from routers.training.parallel import LocalRunner
 
-    return nullcontext(Here())
+    return nullcontext(LocalRunner())
 
 
 T = TypeVar("T")
@@ -38,13 +38,13 @@ R = TypeVar("R")
 
 
 @contextmanager
-def on_ray() -> Iterator[RayWork]:
+def on_ray() -> Iterator[RayRunner]:
     """Connected until the block ends. Raises ClusterError without Ray, or where the cluster cannot be reached."""
     with ray_cluster() as ray:
-        yield RayWork(ray)
+        yield RayRunner(ray)
 
 
-class RayWork:
+class RayRunner:
     """The results in the order of the items. One BLAS thread a task, as fits have it everywhere: the same numbers."""
 
     def __init__(self, ray: Any) -> None:

@@ -18,7 +18,7 @@ from coe.learning.retraining.gate_round import FEWEST, Coins, Trials, gate_page,
 from coe.learning.retraining.promotion import Judgement
 from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
-from coe.retrieval.gate import FILE, Bars, Gate, OutdatedGate
+from coe.retrieval.gate import FILE, Gate, GateThresholds, OutdatedGate
 
 GATE = "gate"
 
@@ -44,7 +44,10 @@ def learn_gate(job: Job) -> Outcome | None:
     same = last is not None and last.in_use == began
     if last and same and last.inputs == inputs:
         return Outcome(GATE, False, f"{NOTHING}: no trial is new")
-    bar, round_ = Bars.of(gate.use, job.registry.retrieval.price).give, 1 + (last.judged if last and same else 0)
+    bar, round_ = (
+        GateThresholds.of(gate.use, job.registry.retrieval.price).give,
+        1 + (last.judged if last and same else 0),
+    )
     judgement = judge_gate(trials, bar=bar, round_=round_, guarded=job.registry.category_names)
     rounds = Rounds(began, judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
     return _concluded(job, gate, trials, judgement, rounds)
@@ -54,7 +57,7 @@ def _trials(job: Job, version: str) -> Trials | None:
     coins = Coins(version)
     try:
         gathered = gather(
-            coins.among(job.logs.records(since=job.since, until=job.now)),
+            coins.among(job.logs.records(since=job.since, deadline=job.now)),
             job.logs.feedback(since=job.since),
             categories=job.in_use.router.categories,
             experts=job.registry.expert_names,

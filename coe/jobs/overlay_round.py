@@ -32,7 +32,7 @@ def learn_overlays(job: Job, experience: Experience) -> Outcome | None:
     if not tenants:
         return None
     plain = Plain(experience.categories)
-    pages = _of(tenants, job.in_use.router, job.logs.records(since=job.since, until=job.now))
+    pages = _of(tenants, job.in_use.router, job.logs.records(since=job.since, deadline=job.now))
     try:
         gathered = gather(
             plain.watched(pages),

@@ -37,14 +37,14 @@ from coe.runtime.artifact_sync import caught_up
 from coe.settings import Settings
 
 if TYPE_CHECKING:
-    from coe.runtime.active_state import InUse
+    from coe.runtime.active_state import ActiveState
 import math
 from collections.abc import Iterable, Sequence
 
 from coe.records.record import RoutingRecord
 
 
-class Tenure:
+class PolicyWindow:
     """Looks at pages of records that pass through; afterwards `since` is the time (Unix seconds) from which on all
     were decided by the assignment of this digest (its start, as records have it) and explored as declared.
 
@@ -91,7 +91,7 @@ class Job:
     before anything is changed."""
 
     settings: Settings
-    in_use: InUse
+    in_use: ActiveState
     logs: Logs
     assure: Assure
     since: float
@@ -151,19 +151,19 @@ def learn_assignment(
     if not new and (last.inputs == known.inputs and last.in_use == known.in_use if last else probes is None):
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: no feedback is new"), None
     exploration = registry.policy.exploration
-    declared = (exploration.rate, exploration.loss) if exploration.rate else None
-    tenure = Tenure(assignment.digest, exploration=declared)
+    declared = (exploration.rate, exploration.max_quality_loss) if exploration.rate else None
+    tenure = PolicyWindow(assignment.digest, exploration=declared)
     try:
         gathered = _gathered(job, tenure)
     except DataError as error:
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
-    charge = registry.policy.thrift * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_use(registry)
     current = Current(
         assignment,
         since=tenure.since,
         rounds=known.judged,
         rate=exploration.rate,
-        loss=exploration.loss,
+        loss=exploration.max_quality_loss,
         charge=charge,
         tested=known.tested,
         tested_at=known.tested_at,
@@ -236,10 +236,10 @@ def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:
     return count, after
 
 
-def _gathered(job: Job, tenure: Tenure) -> Gathered:
+def _gathered(job: Job, tenure: PolicyWindow) -> Gathered:
     known = job.logs.damaged
     found = gather(
-        tenure.watched(job.logs.records(since=job.since, until=job.now)),
+        tenure.watched(job.logs.records(since=job.since, deadline=job.now)),
         job.logs.feedback(since=job.since),
         categories=job.in_use.router.categories,
         experts=job.registry.expert_names,

@@ -36,7 +36,7 @@ from coe.learning.retraining.router_round import (
 from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
 
 if TYPE_CHECKING:
-    from routers.training.parallel import Work
+    from routers.training.parallel import TaskRunner
 
 ROUTER = "router"
 BASE, LEARNT = "base", "learnt"
@@ -47,7 +47,7 @@ Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
 """Trains on pairs into a folder and returns the metrics."""
 
 
-def learn_router(job: Job, experience: Experience, *, work: Work) -> Outcome | None:
+def learn_router(job: Job, experience: Experience, *, work: TaskRunner) -> Outcome | None:
     """A round; None where nobody corrected a category."""
     if not np.any(experience.corrected != NONE):
         return None
@@ -73,7 +73,7 @@ def _schooling(job: Job, experience: Experience) -> Schooling | str:
     metrics = artifact.manifest.metrics
     if metrics.get(BASE, artifact.manifest.data) != digest(base):
         return "the router was trained on other prompts than are declared; name them as router.training_data and train"
-    said = corrections(job.logs.records(since=job.since, until=job.now), experience)
+    said = corrections(job.logs.records(since=job.since, deadline=job.now), experience)
     if not said:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
     schooling = Schooling(tuple(base), lessons(base, said), frozenset(metrics.get(LEARNT, ())))
@@ -83,7 +83,7 @@ def _schooling(job: Job, experience: Experience) -> Schooling | str:
 
 
 @contextmanager
-def _building(encoder: str, work: Work) -> Iterator[Build]:
+def _building(encoder: str, work: TaskRunner) -> Iterator[Build]:
     """Trainings that share the vectors of their texts until the block ends."""
     import routers
 

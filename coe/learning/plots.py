@@ -69,7 +69,7 @@ def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
     curve = metrics["risk_coverage"]
     axes.plot([p["coverage"] for p in curve], [p["risk"] for p in curve], marker=".")
     kept = 1 - metrics["doubted"]
-    axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['general_below']:.2f}")
+    axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['confidence_threshold']:.2f}")
     axes.set(xlabel="share answered, surest first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
     axes.legend(fontsize="small")
     _save(figure, folder / RISK_COVERAGE)

@@ -1,6 +1,6 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, expected, stake
+from coe.mapping.assignment import Assignment, decision_risk, expected
 from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
 from coe.mapping.consequences import Consequence
 from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
@@ -16,7 +16,7 @@ from coe.mapping.plan import (
     sweep,
 )
 from coe.mapping.problem import Budget, Problem, Uses
-from coe.mapping.program import Patience, least
+from coe.mapping.program import TimeBudget, least
 from coe.mapping.published import PlanRecord, PublishedPlan, comparable, present_problem, read_published
 
 __all__ = [
@@ -28,14 +28,15 @@ __all__ = [
     "Consequence",
     "Dependencies",
     "ParetoRow",
-    "Patience",
     "PlanEvidence",
     "PlanInEffect",
     "PlanRecord",
     "Problem",
     "PublishedPlan",
+    "TimeBudget",
     "Uses",
     "comparable",
+    "decision_risk",
     "declared_uses",
     "expected",
     "frontiers",
@@ -52,6 +53,5 @@ __all__ = [
     "rounded",
     "routed_use",
     "solve",
-    "stake",
     "sweep",
 ]

@@ -183,10 +183,10 @@ ALIKE = 0.01
 """Units of quality, prices taken off, by which another expert must be better to count as better."""
 
 
-def stake(assignment: Assignment, posterior: NDArray[np.floating], able: Sequence[int]) -> float:
+def decision_risk(assignment: Assignment, posterior: NDArray[np.floating], able: Sequence[int]) -> float:
     """The probability, 0 to 1, that the category is one for which the expert of highest expected quality under
     `posterior`, shape (n_categories,), is not the best one. Among the experts at the indices `able`, at least one."""
     chosen = int(expected(assignment, posterior)[able].argmax())
-    worth = (assignment.quality - assignment.price)[:, able]
-    better = worth.max(axis=1) > worth[:, chosen] + ALIKE
+    utility = (assignment.quality - assignment.price)[:, able]
+    better = utility.max(axis=1) > utility[:, chosen] + ALIKE
     return float(posterior[better].sum())

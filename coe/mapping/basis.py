@@ -16,7 +16,7 @@ from coe.mapping.assignment import Assignment
 from coe.mapping.dependencies import Dependencies
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
-from coe.mapping.program import Patience
+from coe.mapping.program import TimeBudget
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 
 FILE, TRAFFIC = "plan.json", "traffic.npy"
@@ -53,14 +53,14 @@ class Basis:
         plan: Assignment | None = None,
         *,
         values: Mapping[str, float | None] | None = None,
-        patience: Patience | None = None,
+        patience: TimeBudget | None = None,
     ) -> None:
         """Write it, with what other budgets would give and what each expert is worth, into a folder that exists.
 
         `plan` and its `values`, as of `marginal_values`, are found anew where they are not given. What `patience` is
         not enough for is not written.
         """
-        patience = patience or Patience()
+        patience = patience or TimeBudget()
         if values is None:
             values = marginal_values(self.problem, plan, patience=patience.part(VALUES))
         others = frontiers(self.problem, plan, patience=patience)

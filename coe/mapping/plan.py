@@ -13,7 +13,7 @@ from coe.errors import DataError
 from coe.mapping.assignment import Assignment, expected
 from coe.mapping.prices import prices
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
-from coe.mapping.program import LARGE, Patience, Plan, attainable, least, optimum
+from coe.mapping.program import LARGE, Solution, TimeBudget, attainable, least, optimum
 
 POINTS = 16
 """Limits that a row is swept with."""
@@ -46,7 +46,7 @@ def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> A
 
 
 def _runners_up(
-    problem: Problem, plan: Plan, value: NDArray[np.float64]
+    problem: Problem, plan: Solution, value: NDArray[np.float64]
 ) -> tuple[tuple[str | None, ...], tuple[float, ...]]:
     """The best hosted expert beside the chosen one and how far behind it is; a category with one expert has none and
     its whole value as margin. A margin below 0 shows a category that the budget pushed to a second best."""
@@ -100,11 +100,11 @@ def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) ->
 
 
 def marginal_values(
-    problem: Problem, plan: Assignment | None = None, *, patience: Patience | None = None
+    problem: Problem, plan: Assignment | None = None, *, patience: TimeBudget | None = None
 ) -> dict[str, float | None]:
     """How much of the quality of `plan`, the best there is, is lost without each expert; 0 for one not in it, None for
     one it cannot do without. Experts are left out for which `patience` is not enough."""
-    patience = patience or Patience()
+    patience = patience or TimeBudget()
     choice = optimum(problem).choice if plan is None else _columns(problem, plan)
     best = _quality(problem, choice)
     needed = [problem.experts[column] for column in np.unique(choice)]
@@ -115,7 +115,7 @@ def marginal_values(
     return {name: lost.get(name, 0.0) for name in problem.experts if name in lost or name not in needed}
 
 
-def _lost(problem: Problem, name: str, best: float, patience: Patience) -> float | None:
+def _lost(problem: Problem, name: str, best: float, patience: TimeBudget) -> float | None:
     try:
         rest = problem.without(name)
     except DataError:
@@ -143,7 +143,7 @@ def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow
     return _in_order(row, [(one, plan) for one in tried if (plan := attainable(one)) is not None])
 
 
-def _in_order(row: str, found: Iterable[tuple[Problem, Plan]]) -> list[ParetoRow]:
+def _in_order(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[ParetoRow]:
     """Plans under limits of `row`, the smallest limit first."""
     rows: list[ParetoRow] = []
     for limit, tried, plan in sorted(((one.budget.rows()[row], one, plan) for one, plan in found), key=itemgetter(0)):
@@ -158,7 +158,7 @@ def _in_order(row: str, found: Iterable[tuple[Problem, Plan]]) -> list[ParetoRow
 
 
 def frontiers(
-    problem: Problem, plan: Assignment | None = None, *, points: int = POINTS, patience: Patience | None = None
+    problem: Problem, plan: Assignment | None = None, *, points: int = POINTS, patience: TimeBudget | None = None
 ) -> dict[str, list[ParetoRow]]:
     """By budget row what its limits give while the rest of the budget stands: from the smallest that can be kept to
     the one beyond which nothing is gained. Rows are left out whose use is not known of every expert, or that change
@@ -166,7 +166,7 @@ def frontiers(
 
     `plan` is the problem's, where it is known.
     """
-    patience = patience or Patience()
+    patience = patience or TimeBudget()
     known: _Known = {} if plan is None else {problem.budget: _plan(problem, plan)}
     rows = [field.name for field in fields(Budget)]
     if problem.quality.size > LARGE:
@@ -178,14 +178,14 @@ def frontiers(
     return {row: there for row, there in found.items() if len(there) > 1}
 
 
-_Known = dict[Budget, Plan | None]
+_Known = dict[Budget, Solution | None]
 
 
-def _plan(problem: Problem, plan: Assignment) -> Plan:
-    return Plan(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
+def _plan(problem: Problem, plan: Assignment) -> Solution:
+    return Solution(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
 
 
-def _frontier(problem: Problem, row: str, points: int, patience: Patience, known: _Known) -> list[ParetoRow]:
+def _frontier(problem: Problem, row: str, points: int, patience: TimeBudget, known: _Known) -> list[ParetoRow]:
     found = []
     limits = _limits(problem, row, points, patience, known)
     for limit in (*limits[:1], *limits[:0:-1]):  # the ends first: what lies between them can be guessed
@@ -196,14 +196,14 @@ def _frontier(problem: Problem, row: str, points: int, patience: Patience, known
     return _in_order(row, found)
 
 
-def _tried(problem: Problem, patience: Patience, known: _Known) -> Plan | None:
+def _tried(problem: Problem, patience: TimeBudget, known: _Known) -> Solution | None:
     """The plan under the problem's budget, solved once however many rows ask for it."""
     if problem.budget not in known:
         known[problem.budget] = attainable(problem, patience, gap=CLOSE)
     return known[problem.budget]
 
 
-def _limits(problem: Problem, row: str, points: int, patience: Patience, known: _Known) -> list[float]:
+def _limits(problem: Problem, row: str, points: int, patience: TimeBudget, known: _Known) -> list[float]:
     if row in USE_OF_ROW and not (problem.use(row) >= 0).all():
         return []
     low = least(problem, row, patience.part(0.25))

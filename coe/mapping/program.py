@@ -19,7 +19,7 @@ from coe.mapping.prices import lagrangian, rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
 
-class Patience:
+class TimeBudget:
     """Seconds from now on, and in `missed` what they were not enough for, in words."""
 
     def __init__(self, seconds: float = 30.0, *, missed: list[str] | None = None) -> None:
@@ -30,12 +30,12 @@ class Patience:
         """Seconds; 0 where they are over."""
         return max(0.0, self._end - time.monotonic())
 
-    def part(self, share: float) -> Patience:
+    def part(self, share: float) -> TimeBudget:
         """A share of what is left; what it does not take is left for others."""
-        return Patience(share * self.left(), missed=self.missed)
+        return TimeBudget(share * self.left(), missed=self.missed)
 
     @contextmanager
-    def attempt(self, what: str, *, share: float = 0.25) -> Iterator[Patience]:
+    def attempt(self, what: str, *, share: float = 0.25) -> Iterator[TimeBudget]:
         """Do one thing of several, of which a hard one must not take the time of all; a TimeoutError leaves it out."""
         try:
             yield self.part(share)
@@ -54,21 +54,21 @@ LOOSE = {"max_share": 1.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class Solution:
     """An optimum: the expert's index per category, and which experts must be there, shape (n_experts,)."""
 
     choice: NDArray[np.int64]
     hosted: NDArray[np.bool_]
 
 
-def optimum(problem: Problem) -> Plan:
+def optimum(problem: Problem) -> Solution:
     """The plan of highest weighted quality within the budget. Raises ConfigError when the budget cannot be kept."""
     if (plan := attainable(problem)) is None:
         raise ConfigError(*_diagnosis(problem))
     return plan
 
 
-def attainable(problem: Problem, patience: Patience | None = None, *, gap: float = 0.0) -> Plan | None:
+def attainable(problem: Problem, patience: TimeBudget | None = None, *, gap: float = 0.0) -> Solution | None:
     """The same, None when the budget cannot be kept. With `patience` raises TimeoutError where it is not found in that
     time; one that is, but not proven, counts where it is at most the share `gap` below what could be."""
     choice = None
@@ -79,11 +79,11 @@ def attainable(problem: Problem, patience: Patience | None = None, *, gap: float
     if choice is None:
         return None
     if problem.budget.memory_gb is None:
-        return Plan(choice, np.asarray(np.isfinite(problem.quality).any(axis=0)))
-    return Plan(choice, np.isin(np.arange(len(problem.experts)), choice))
+        return Solution(choice, np.asarray(np.isfinite(problem.quality).any(axis=0)))
+    return Solution(choice, np.isin(np.arange(len(problem.experts)), choice))
 
 
-def least(problem: Problem, row: str, patience: Patience | None = None) -> float | None:
+def least(problem: Problem, row: str, patience: TimeBudget | None = None) -> float | None:
     """The smallest limit of `row` that the rest of the budget leaves possible, rounded up; None where there is none.
     With `patience` the smallest found in that time. Raises TimeoutError where none is."""
     rows = {**problem.budget.rows(), row: LOOSE.get(row, np.inf)}
@@ -91,7 +91,7 @@ def least(problem: Problem, row: str, patience: Patience | None = None) -> float
     return None if found is None else float(_up(found))
 
 
-def _choose(problem: Problem, patience: Patience | None, gap: float) -> NDArray[np.int64] | None:
+def _choose(problem: Problem, patience: TimeBudget | None, gap: float) -> NDArray[np.int64] | None:
     """The best expert of each category; None where the budget cannot be kept."""
     program = _Program(problem, rows=problem.budget.rows())
     gain = problem.weights[:, None] * np.where(np.isfinite(problem.quality), problem.quality, 0.0)
@@ -155,7 +155,7 @@ class _Program:
         return coefficients
 
     def minimise(
-        self, objective: NDArray[np.float64], patience: Patience | None = None, *, gap: float = 0.0
+        self, objective: NDArray[np.float64], patience: TimeBudget | None = None, *, gap: float = 0.0
     ) -> NDArray[np.float64] | None:
         """The best variables; None where the rows cannot all be kept. Raises TimeoutError as `attainable` does."""
         from scipy.optimize import Bounds, milp
@@ -219,7 +219,7 @@ class _Program:
     def mean(self, row: str) -> NDArray[np.float64]:
         return self.spread(self._problem.weights[:, None] * self._problem.use(row)[None, :])
 
-    def smallest(self, row: str, patience: Patience | None = None) -> float | None:
+    def smallest(self, row: str, patience: TimeBudget | None = None) -> float | None:
         """The smallest limit of `row` that the other rows leave possible; None where they cannot be kept anyhow."""
         if row == "memory_gb":
             objective = self.memory()

@@ -13,7 +13,7 @@ ANSWER_SECONDS = 5.0
 CONNECTIONS = 8
 
 
-class Connection:
+class LogRedis:
     """`client` to ask with, through `answer`; `place` names the server in errors, without its password."""
 
     def __init__(self, url: str) -> None:

@@ -110,12 +110,12 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def _into_wal(connection: sqlite3.Connection) -> None:
     """SQLite's own timeout does not cover this switch: where two open a new file at once, one is refused at once."""
-    until = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)  # in the file's own thread
         else:

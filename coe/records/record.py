@@ -38,7 +38,7 @@ class RoutingRecord:
         str, About("Category of the request; empty if it failed before classification.", api="list", column=True)
     ]
     confidence: Annotated[
-        float, About("Probability of the most likely category times `familiarity`, 0 to 1.", api="list")
+        float, About("Probability of the most likely category times `in_distribution`, 0 to 1.", api="list")
     ]
     expert: Annotated[
         str, About("Expert that answered or failed last; empty if none was chosen.", api="list", column=True)
@@ -57,12 +57,12 @@ class RoutingRecord:
     attempts: Annotated[int, About("Number of calls to experts that were started.", api="list")]
     stream: Annotated[bool, About("True if the client asked for a stream.", api="list")]
     routing_ms: Annotated[float, About("Milliseconds from arrival to the decision.")]
-    first_piece_ms: Annotated[
+    first_token_ms: Annotated[
         float | None, About("Milliseconds from arrival to the first token; null if none came.", api="list")
     ]
     total_ms: Annotated[float, About("Milliseconds from arrival to the end of the answer.", api="list")]
-    familiarity: Annotated[float, About("Probability that the text is of a kind the router was trained on.")] = 1.0
-    thrift: Annotated[float, About("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
+    in_distribution: Annotated[float, About("Probability that the text is of a kind the router was trained on.")] = 1.0
+    cost_weight: Annotated[float, About("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
     input_tokens: Annotated[int | None, About("Input tokens, as the expert counted them.", api="list")] = None
     output_tokens: Annotated[int | None, About("Output tokens, as the expert counted them.", api="list")] = None
     session: Annotated[str | None, About("Value of the client's `x-session-id` header.", api="list", column=True)] = (
@@ -78,7 +78,7 @@ class RoutingRecord:
         About("Float16 vector of the text; kept only if `log.store_embeddings` is set.", api="none", private=True),
     ] = field(default=None, repr=False)
     assignment: Annotated[str, About("Digest of the assignment in effect over the router's categories.")] = ""
-    worth: Annotated[
+    utility: Annotated[
         tuple[float, ...],
         About(
             "Expected quality less price of each candidate, to four digits; null if it may not serve the category or "
@@ -125,17 +125,17 @@ class RoutingRecord:
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which records to read. Empty fields match everything; `since` and `until` are in Unix seconds, both included.
+    """Which records to read. Empty fields match everything; `since` and `deadline` are in Unix seconds, both included.
 
     `after` is the cursor of the last record already seen, as returned by `RoutingLog.read`; `before` that of the oldest
     one, as returned by `RoutingLog.back`. `request_id` is how the id begins. A record that came into the log more than
-    an hour after its time may be missed by `until`.
+    an hour after its time may be missed by `deadline`.
     """
 
     after: str = ""
     before: str = ""
     since: float = 0.0
-    until: float = math.inf
+    deadline: float = math.inf
     category: str = ""
     expert: str = ""
     outcome: str = ""

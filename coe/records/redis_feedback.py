@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coe.records.connection import Connection
+from coe.records.connection import LogRedis
 from coe.records.feedback import Feedback, FeedbackPage, encode, in_order, page, slot, slots
 from coe.records.selection import oldest_kept, page_size, position
 
@@ -51,7 +51,7 @@ class RedisFeedback:
 
     def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        self._redis = Connection(url)
+        self._redis = LogRedis(url)
         self._put = self._redis.client.register_script(PUT)
         self._retention, self._days = retention, days
 

@@ -14,7 +14,7 @@ import orjson
 
 from coe.errors import UnknownCursor
 from coe.records.codec import encode, intact
-from coe.records.connection import Connection
+from coe.records.connection import LogRedis
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import DAY, filters, matches, named, page_size
 
@@ -74,11 +74,11 @@ class Walked:
 def conditions(query: LogQuery) -> list[str | bytes]:
     """The script's arguments from the fifth on."""
     since = repr(query.since) if query.since else ""
-    until = repr(query.until) if query.until < math.inf else ""
+    deadline = repr(query.deadline) if query.deadline < math.inf else ""
     needles = [_needle(name, value) for name, value in named(query).items()]
     if query.request_id:
         needles.append(_needle("request_id", query.request_id)[:-1])  # without the closing quote
-    return [since, until, *needles]
+    return [since, deadline, *needles]
 
 
 def _needle(name: str, value: str) -> bytes:
@@ -140,7 +140,7 @@ class RedisLog:
 
     def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        self._redis = Connection(url)
+        self._redis = LogRedis(url)
         self._append = self._redis.client.register_script(APPEND)
         self._forget = self._redis.client.register_script(FORGET)
         self._scan = self._redis.client.register_script(SCAN)
@@ -231,12 +231,12 @@ class RedisLog:
         return since if _order(since) > _order(after) else "(" + after
 
     def _end(self, query: LogQuery) -> str:
-        """Where it ends: before the cursor, and not long after `until`."""
-        until = "+" if query.until == math.inf else f"{max(0, int(query.until * 1_000) + SKEW_MS)}-0"
+        """Where it ends: before the cursor, and not long after `deadline`."""
+        deadline = "+" if query.deadline == math.inf else f"{max(0, int(query.deadline * 1_000) + SKEW_MS)}-0"
         if not query.before:
-            return until
+            return deadline
         before = self._cursor(query.before)
-        return until if until != "+" and _order(until) < _order(before) else "(" + before
+        return deadline if deadline != "+" and _order(deadline) < _order(before) else "(" + before
 
     def _cursor(self, cursor: str) -> str:
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", cursor):

@@ -42,13 +42,13 @@ def named(query: LogQuery) -> dict[str, str]:
 
 def filters(query: LogQuery) -> bool:
     """Whether the query leaves any record out."""
-    return bool(query.since or query.until < math.inf or query.request_id or named(query))
+    return bool(query.since or query.deadline < math.inf or query.request_id or named(query))
 
 
 def matches(record: RoutingRecord, query: LogQuery) -> bool:
     """Whether the query wants this record; cursors and limit are the store's part."""
     return (
-        query.since <= record.time <= query.until
+        query.since <= record.time <= query.deadline
         and record.request_id.startswith(query.request_id)
         and all(getattr(record, name) == value for name, value in named(query).items())
     )

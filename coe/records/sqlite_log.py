@@ -76,9 +76,9 @@ def _times(query: LogQuery, after: int, seq: str) -> list[Condition]:
         if not after:
             first = "(SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?)"
             found.append((f"{seq} >= {first}", query.since))
-    if query.until < math.inf:
+    if query.deadline < math.inf:
         last = "(SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?)"
-        found += [("+time <= ?", query.until), (f"{seq} <= {last}", query.until)]
+        found += [("+time <= ?", query.deadline), (f"{seq} <= {last}", query.deadline)]
     return found
 
 

@@ -1,19 +1,19 @@
 """experts.yaml: what may be declared (`specs`, `policy`, `access`, `retrieval`), and the file read and checked."""
 
-from coe.registry.access import Access, ApiKey, KeyLimits, Limits
+from coe.registry.access import AccessSpec, ApiKey, KeyLimits, Limits
 from coe.registry.loader import ENTRY, load, load_with, schema
-from coe.registry.policy import Budget, Device, Policy, Residency
-from coe.registry.retrieval import Retrieval
+from coe.registry.policy import BudgetSpec, DeviceSpec, Policy, ResidencySpec
+from coe.registry.retrieval import RetrievalSpec
 from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 
 __all__ = [
     "AUTO",
     "ENTRY",
-    "Access",
+    "AccessSpec",
     "ApiKey",
-    "Budget",
+    "BudgetSpec",
     "Category",
-    "Device",
+    "DeviceSpec",
     "ExpertSpec",
     "KeyLimits",
     "Limits",
@@ -21,8 +21,8 @@ __all__ = [
     "Policy",
     "Prices",
     "Registry",
-    "Residency",
-    "Retrieval",
+    "ResidencySpec",
+    "RetrievalSpec",
     "load",
     "load_with",
     "schema",

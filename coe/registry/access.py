@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from coe.core import Scope
-from coe.registry.base import Count, Declared, Name, Positive
+from coe.registry.base import Count, Name, Positive, StrictModel
 
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
@@ -39,7 +39,7 @@ Origin = Annotated[str, AfterValidator(_origin)]
 Host = Annotated[str, AfterValidator(_host)]
 
 
-class Limits(Declared):
+class Limits(StrictModel):
     """What one gateway process accepts."""
 
     concurrent_requests: Count = 1024
@@ -54,7 +54,7 @@ class Limits(Declared):
     """JSON values of a body over 64 KiB; an object or array counts as 10."""
 
 
-class KeyLimits(Declared):
+class KeyLimits(StrictModel):
     """What one API key may use; left out: no limit."""
 
     requests_per_minute: Count | None = None
@@ -66,7 +66,7 @@ class KeyLimits(Declared):
     dollars_per_month: Positive | None = None
 
 
-class ApiKey(Declared):
+class ApiKey(StrictModel):
     """One API key; `coe key NAME` makes one and prints this entry."""
 
     name: Name
@@ -79,7 +79,7 @@ class ApiKey(Declared):
     limits: KeyLimits = KeyLimits()
 
 
-class Access(Declared):
+class AccessSpec(StrictModel):
     """Who may use the service. Without keys everyone may, and the gateway listens on loopback only."""
 
     keys: tuple[ApiKey, ...] = ()

@@ -34,7 +34,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Flag = str | bool | int | float
 
 
-class Declared(BaseModel):
+class StrictModel(BaseModel):
     """A section: frozen, unknown keys are errors, and the strings under its fields are their descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

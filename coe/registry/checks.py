@@ -11,12 +11,12 @@ import orjson
 
 from coe.core import GENERAL
 from coe.registry.specs import AUTO, ExpertSpec, Registry
-from coe.registry.yaml_source import Located, Place
+from coe.registry.yaml_source import Place, YamlSource
 
-_KEYS = ("device", "pinned", "sleep_level", "sibling")
+_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 
 
-def residency_checks(source: Located, registry: Registry) -> list[str]:
+def residency_checks(source: YamlSource, registry: Registry) -> list[str]:
     """Every expert's own part, then what has to fit on each device."""
     problems = []
     for index, expert in enumerate(registry.experts):
@@ -41,14 +41,14 @@ def _problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
     local = expert.runtime in ("transformers", "vllm")
     used = next((key for key in _KEYS if getattr(expert, key)), None)
     declared = registry.residency
-    if used and (declared is None or (not local and used != "sibling")):
+    if used and (declared is None or (not local and used != "stand_in")):
         return used, f"`{used}` is for local experts that take turns; declare `residency` with its devices"
     if declared is None:
         return None
-    if expert.sibling and (expert.sibling == expert.name or expert.sibling not in registry.expert_names):
+    if expert.stand_in and (expert.stand_in == expert.name or expert.stand_in not in registry.expert_names):
         return (
-            "sibling",
-            f"the sibling {expert.sibling!r} is no other expert; known: {', '.join(registry.expert_names)}",
+            "stand_in",
+            f"the sibling {expert.stand_in!r} is no other expert; known: {', '.join(registry.expert_names)}",
         )
     if not local:
         return None
@@ -64,7 +64,7 @@ def _problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
     return None
 
 
-def _fits(source: Located, registry: Registry) -> list[str]:
+def _fits(source: YamlSource, registry: Registry) -> list[str]:
     assert registry.residency is not None
     problems = []
     for index, device in enumerate(registry.residency.devices):
@@ -87,13 +87,13 @@ def _fits(source: Located, registry: Registry) -> list[str]:
     return problems
 
 
-def cross_checks(source: Located, registry: Registry) -> list[str]:
+def cross_checks(source: YamlSource, registry: Registry) -> list[str]:
     problems = _duplicates(source, ("categories",), registry.category_names)
     problems += _duplicates(source, ("experts",), registry.expert_names)
     if GENERAL not in registry.category_names:
         problems.append(f"{source.at(('categories',))}: a category named {GENERAL!r} is needed, for unsure requests")
-    if registry.policy.thrift_limits[0] > registry.policy.thrift_limits[1]:
-        problems.append(f"{source.at(('policy', 'thrift_limits'))}: thrift_limits must be [lowest, highest]")
+    if registry.policy.cost_weight_limits[0] > registry.policy.cost_weight_limits[1]:
+        problems.append(f"{source.at(('policy', 'cost_weight_limits'))}: cost_weight_limits must be [lowest, highest]")
     for index, expert in enumerate(registry.experts):
         problems += _check_expert(source, ("experts", index), expert)
     for category, expert_name in registry.assignment.items():
@@ -112,7 +112,7 @@ def cross_checks(source: Located, registry: Registry) -> list[str]:
     return problems + residency_checks(source, registry) + _check_memory(source, registry)
 
 
-def _duplicates(source: Located, section: Place, names: tuple[str, ...], *, field: str = "name") -> list[str]:
+def _duplicates(source: YamlSource, section: Place, names: tuple[str, ...], *, field: str = "name") -> list[str]:
     first: dict[str, int] = {}
     problems = []
     for index, name in enumerate(names):
@@ -125,7 +125,7 @@ def _duplicates(source: Located, section: Place, names: tuple[str, ...], *, fiel
     return problems
 
 
-def _check_expert(source: Located, place: Place, expert: ExpertSpec) -> list[str]:
+def _check_expert(source: YamlSource, place: Place, expert: ExpertSpec) -> list[str]:
     problems = []
     if expert.name == AUTO:
         problems.append(
@@ -148,7 +148,7 @@ def _check_expert(source: Located, place: Place, expert: ExpertSpec) -> list[str
     return problems
 
 
-def _check_address(source: Located, place: Place, expert: ExpertSpec) -> list[str]:
+def _check_address(source: YamlSource, place: Place, expert: ExpertSpec) -> list[str]:
     if expert.base_url and expert.base_urls:
         return [f"{source.at((*place, 'base_urls'))}: write base_url for one server or base_urls for several, not both"]
     if expert.runtime == "external" and not expert.addresses:
@@ -164,7 +164,7 @@ def _check_address(source: Located, place: Place, expert: ExpertSpec) -> list[st
     return []
 
 
-def _check_memory(source: Located, registry: Registry) -> list[str]:
+def _check_memory(source: YamlSource, registry: Registry) -> list[str]:
     """Experts that name the same model share one process, so its memory counts once."""
     if registry.budget.memory_gb is None or registry.residency is not None:
         return []

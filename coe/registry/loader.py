@@ -12,7 +12,7 @@ from coe.errors import ConfigError
 from coe.registry import yaml_source
 from coe.registry.checks import cross_checks, nearest
 from coe.registry.specs import Registry
-from coe.registry.yaml_source import Located, Place
+from coe.registry.yaml_source import Place, YamlSource
 
 ENTRY = "entry"
 """What the problems of a new expert's entry are named by, in place of a file."""
@@ -34,7 +34,7 @@ def load_with(path: Path, entry: str, *, environ: Mapping[str, str]) -> Registry
     return _checked(yaml_source.extended(source, "experts", _one(entry)), problems)
 
 
-def _one(entry: str) -> Located:
+def _one(entry: str) -> YamlSource:
     part = yaml_source.simple(entry, ENTRY, depth=DEEPEST)
     if isinstance(part.value, list) and len(part.value) == 1:
         part = yaml_source.inside(part, (0,))
@@ -43,7 +43,7 @@ def _one(entry: str) -> Located:
     return part
 
 
-def _checked(source: Located, problems: list[str]) -> Registry:
+def _checked(source: YamlSource, problems: list[str]) -> Registry:
     if not isinstance(source.value, dict):
         raise ConfigError(f"{source.file}:1: expected the keys {', '.join(Registry.model_fields)}")
     try:  # a section whose lines are all commented out is an empty one
@@ -62,7 +62,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Registry.model_json_schema()
 
 
-def _explain(source: Located, place: Place, kind: str, message: str) -> str:
+def _explain(source: YamlSource, place: Place, kind: str, message: str) -> str:
     where = ".".join(str(step) for step in place)
     if kind == "extra_forbidden":
         return f"{source.at(place)}: unknown key {str(place[-1])!r}{nearest(str(place[-1]), _keys_at(place[:-1]))}"

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.base import Declared, Positive
+from coe.registry.base import Positive, StrictModel
 
 
-class RetrievalPrice(Declared):
+class RetrievalPrice(StrictModel):
     """What passages must gain to be worth it, in expected quality (0 to 1), as measured when the gate was fitted."""
 
     thousand_tokens: Annotated[float, Field(ge=0)] = 0.1
@@ -17,7 +17,7 @@ class RetrievalPrice(Declared):
     """Of waiting for the look-up."""
 
 
-class Retrieval(Declared):
+class RetrievalSpec(StrictModel):
     """Documents that experts may be given passages of; `coe index` fills the store."""
 
     store: Annotated[str, Field(pattern=r"^(lancedb:///|rediss?://)")] | None = None

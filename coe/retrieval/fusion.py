@@ -13,7 +13,7 @@ CANDIDATES = 50
 """Passages that are looked at of each of the two orders; more where more are wanted."""
 WORDS = 0.025
 """What a point of BM25 counts in cosines. From .02 to .05 recall hardly differs, and reciprocal ranks do worse
-(docs/log.md)."""
+(docs/experiments/document-store.md)."""
 
 
 def candidates(limit: int) -> int:

@@ -83,7 +83,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
+class GateThresholds:
     """Above which a request goes on: what a closer `look` is expected to find above `search`, the gain with which it
     goes on to that, and the one with which it is given what was found."""
 
@@ -92,7 +92,7 @@ class Bars:
     give: float
 
     @classmethod
-    def of(cls, use: Use, price: RetrievalPrice) -> Bars:
+    def of(cls, use: Use, price: RetrievalPrice) -> GateThresholds:
         give = price.thousand_tokens * use.tokens / 1000
         search = give + price.second * use.seconds
         return cls(WORTH * search, search, give)
@@ -136,7 +136,7 @@ class Odds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outlook:
+class GateEstimate:
     """What passages are expected to do, shape (k,) each: the probability that they improve an expert's answer, and the
     change of its quality, -1 to 1. Of graded scores the first is the improvement expected."""
 
@@ -167,7 +167,7 @@ class Gate:
         """Of the vectors it was fitted with."""
         return len(self.helps.look) - len(self.helps.glance) - CUES
 
-    def glanced(self, posterior: NDArray[np.floating]) -> Outlook:
+    def glanced(self, posterior: NDArray[np.floating]) -> GateEstimate:
         """From the router's answer (m,) alone, whichever of its stages gave it: some ten microseconds."""
         soft = tempered(posterior)
         seen = shape(soft)
@@ -180,7 +180,7 @@ class Gate:
         vector: NDArray[np.floating],
         *,
         cosine: float | None = None,
-    ) -> Outlook:
+    ) -> GateEstimate:
         """From the text and its vector too, with which the router's surest posterior comes, and from the best
         passage's cosine where the look-up is paid already."""
         soft = tempered(posterior)
@@ -197,9 +197,9 @@ class Gate:
         z = (gain - bar) / spread
         return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
 
-    def _outlook(self, helps: Array, spoils: Array, posterior: NDArray[np.floating]) -> Outlook:
+    def _outlook(self, helps: Array, spoils: Array, posterior: NDArray[np.floating]) -> GateEstimate:
         gain = helps - spoils + posterior @ self.shift
-        return Outlook(helps * self.measured, gain * self.measured)
+        return GateEstimate(helps * self.measured, gain * self.measured)
 
     def over(self, categories: tuple[str, ...], experts: tuple[str, ...]) -> Gate:
         """The same gate with the same categories in another order, and over other experts: one that was not measured
@@ -246,7 +246,7 @@ class Gate:
 
 def tempered(posterior: NDArray[np.floating]) -> Array:
     """The posterior (..., m) at half its logits: on questions unlike its training a router is surer than it is right,
-    and what it thinks of next says more of the question (docs/log.md)."""
+    and what it thinks of next says more of the question (docs/experiments/retrieval-gate.md)."""
     soft = np.sqrt(posterior, dtype=np.float64)
     return np.asarray(soft / soft.sum(axis=-1, keepdims=True))
 

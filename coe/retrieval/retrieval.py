@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Chat, Consent, Encoder, Prediction, Router
-from coe.registry.retrieval import Retrieval
-from coe.retrieval.gate import Array, Bars, Gate, Outlook, Use
+from coe.registry.retrieval import RetrievalSpec
+from coe.retrieval.gate import Array, Gate, GateEstimate, GateThresholds, Use
 from coe.retrieval.insertion import Block, answer_tokens, marked, tokens_of, with_block
 from coe.retrieval.passages import Passage, Retriever, Vector
 
@@ -33,7 +33,7 @@ ANSWER = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Consultation:
+class RetrievalResult:
     """What became of it. `probability` is the gate's that passages improve the chosen expert's answer and `gain` the
     quality that it expects of them, None where it was not asked; `trial` is the version of the gate in whose place a
     coin decided; `passages` are those that were given, in the order of their numbers; `tokens` about how many they are;
@@ -62,13 +62,13 @@ class Question:
     consent: Consent
 
 
-class Consultant:
+class Retrieval:
     """Gate, store, encoder and router put together; owns none of them. For one event loop. `version` is the gate's,
     and `uniform` draws from [0, 1)."""
 
     def __init__(
         self,
-        declared: Retrieval,
+        declared: RetrievalSpec,
         *,
         retriever: Retriever,
         encoder: Encoder,
@@ -88,7 +88,7 @@ class Consultant:
         self._clock = clock
         self._resting_until = -1.0
         self._version, self._uniform = version, uniform
-        self._bars = Bars.of(gate.use if gate else Use(0.0, 0.0), declared.price)
+        self._bars = GateThresholds.of(gate.use if gate else Use(0.0, 0.0), declared.price)
 
     def lift(self, prediction: Prediction, consent: Consent) -> Array | None:
         """What passages would add to each expert's worth, price taken off, shape (k,), at a glance: some ten
@@ -101,10 +101,10 @@ class Consultant:
             return net
         return np.maximum(net, 0.0) if net.max() > 0 else None
 
-    async def consult(self, question: Question) -> tuple[Chat, Consultation]:
+    async def consult(self, question: Question) -> tuple[Chat, RetrievalResult]:
         """The chat, with passages where they pay and are found within the deadline, and what became of it."""
         if question.consent == "off":
-            return question.chat, Consultation("off")
+            return question.chat, RetrievalResult("off")
         hope = self._glance(question)
         trial = bool(hope) and question.consent == "auto" and self._uniform() < self._declared.exploration
         if question.consent == "auto" and not trial and not self._promising(question, hope):
@@ -115,7 +115,9 @@ class Consultant:
             return question.chat, _noted("failed", hope)
         return await self._in_time(question, hope, trial)
 
-    async def _in_time(self, question: Question, hope: _Hope | None, trial: bool) -> tuple[Chat, Consultation]:
+    async def _in_time(
+        self, question: Question, hope: _ExpectedGain | None, trial: bool
+    ) -> tuple[Chat, RetrievalResult]:
         began = time.perf_counter()
         note, chat = _noted("failed", hope), question.chat
         try:
@@ -131,7 +133,7 @@ class Consultant:
         self._resting_until = self._clock() + REST
         _log.warning("documents were not consulted, nor are they for %g s: %s", REST, why)
 
-    async def _look(self, question: Question, trial: bool) -> tuple[Chat, Consultation]:
+    async def _look(self, question: Question, trial: bool) -> tuple[Chat, RetrievalResult]:
         """The vector, with which the gate judges again, then the search, after which its price is paid. In a trial all
         of it is done, and a coin decides in the end."""
         loop, eager = asyncio.get_running_loop(), trial or question.consent == "on"
@@ -162,30 +164,30 @@ class Consultant:
 
     def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
         """The question's vector, and what the router makes of it with that."""
-        readings = self._encoder.read([question.text])
-        (prediction,) = self._router.predict([question.text], readings=readings)
-        return readings[0, : self._encoder.dimensions], prediction.probabilities
+        embeddings = self._encoder.read([question.text])
+        (prediction,) = self._router.predict([question.text], embeddings=embeddings)
+        return embeddings[0, : self._encoder.dimensions], prediction.probabilities
 
-    def _glance(self, question: Question) -> _Hope | None:
+    def _glance(self, question: Question) -> _ExpectedGain | None:
         if self.gate is None or question.expert is None:
             return None
         return _hope(self.gate.glanced(question.prediction.probabilities), question.expert)
 
-    def _promising(self, question: Question, hope: _Hope | None) -> bool:
+    def _promising(self, question: Question, hope: _ExpectedGain | None) -> bool:
         if self.gate is None or question.expert is None or hope is None:
             return False
         return self.gate.promise(hope.gain, question.expert, self._bars.search) > self._bars.look
 
     def _closer(
         self, question: Question, posterior: NDArray[np.float32], vector: Vector, cosine: float | None
-    ) -> _Hope | None:
+    ) -> _ExpectedGain | None:
         if self.gate is None or question.expert is None:
             return None
         return _hope(self.gate.looked(posterior, question.text, vector, cosine=cosine), question.expert)
 
 
 @dataclass(frozen=True, slots=True)
-class _Hope:
+class _ExpectedGain:
     """What passages are expected to do to the chosen expert's answer: the probability that they improve it, and the
     change of its quality."""
 
@@ -193,12 +195,12 @@ class _Hope:
     gain: float
 
 
-def _hope(outlook: Outlook, expert: int) -> _Hope:
-    return _Hope(float(outlook.helps[expert]), float(outlook.gain[expert]))
+def _hope(outlook: GateEstimate, expert: int) -> _ExpectedGain:
+    return _ExpectedGain(float(outlook.helps[expert]), float(outlook.gain[expert]))
 
 
-def _noted(status: Status, hope: _Hope | None) -> Consultation:
-    return Consultation(status, hope.chance, hope.gain) if hope else Consultation(status)
+def _noted(status: Status, hope: _ExpectedGain | None) -> RetrievalResult:
+    return RetrievalResult(status, hope.chance, hope.gain) if hope else RetrievalResult(status)
 
 
 def sources(passages: Sequence[Passage]) -> tuple[str, ...]:

@@ -6,14 +6,14 @@ import hashlib
 from collections import OrderedDict
 from typing import Protocol
 
-from coe.core import Chat, Wishes
+from coe.core import Chat, RequestOptions
 
 LIMIT = 50_000
 """Conversations remembered; the ones longest unheard of give way. About 15 MB."""
 _OPENING = 2000
 
 
-class Elsewhere(Protocol):
+class SharedAffinity(Protocol):
     """What other gateways know of conversations. Neither call fails, and `ask` is quick: not knowing is an answer."""
 
     def tell(self, key: bytes, expert: str) -> None: ...
@@ -28,23 +28,23 @@ class Affinity:
     process did not give.
     """
 
-    def __init__(self, *, limit: int = LIMIT, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(self, *, limit: int = LIMIT, elsewhere: SharedAffinity | None = None) -> None:
         self._experts: OrderedDict[bytes, tuple[str, int]] = OrderedDict()
         self._limit = limit
         self._elsewhere = elsewhere
 
-    def get(self, chat: Chat, wishes: Wishes) -> str | None:
+    def get(self, chat: Chat, options: RequestOptions) -> str | None:
         """The expert that a follow-up would stay with; None for a chat that begins."""
-        if not is_follow_up(chat, wishes.session):
+        if not is_follow_up(chat, options.session):
             return None
-        known = self._experts.get(conversation_key(chat, wishes))
+        known = self._experts.get(conversation_key(chat, options))
         return known and known[0]
 
-    async def recall(self, chat: Chat, wishes: Wishes) -> None:
+    async def recall(self, chat: Chat, options: RequestOptions) -> None:
         """Learn what another gateway knows better, so that `get` tells it."""
-        if self._elsewhere is None or not is_follow_up(chat, wishes.session):
+        if self._elsewhere is None or not is_follow_up(chat, options.session):
             return
-        key, last = conversation_key(chat, wishes), _answers(chat) - 1
+        key, last = conversation_key(chat, options), _answers(chat) - 1
         known = self._experts.get(key)
         if known is not None and known[1] == last:
             return  # the last answer came from here
@@ -64,12 +64,12 @@ class Affinity:
             self._experts.popitem(last=False)
 
 
-def conversation_key(chat: Chat, wishes: Wishes) -> bytes:
+def conversation_key(chat: Chat, options: RequestOptions) -> bytes:
     """What a conversation is known by: the client's session id, or else how it began (up to the first user turn). Of
     another tenant's nothing is found out by guessing either."""
-    digest = hashlib.blake2b(f"{wishes.tenant or ''}\0".encode(), digest_size=16)
-    if wishes.session is not None:
-        digest.update(b"session\0" + wishes.session.encode())
+    digest = hashlib.blake2b(f"{options.tenant or ''}\0".encode(), digest_size=16)
+    if options.session is not None:
+        digest.update(b"session\0" + options.session.encode())
         return digest.digest()
     for message in chat.messages:
         digest.update(f"{message.role}\0{message.text[:_OPENING]}\0".encode("utf-8", "replace"))

@@ -35,7 +35,7 @@ _Failure = ExpertError | InvalidRequest
 _TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
 
 
-class Asks:
+class Attempts:
     """Those of one request, counted while they are made: it may end amid one. `begun` counts none that did not come to
     its expert. `causes` holds the first failure of each expert, by its name."""
 
@@ -55,27 +55,34 @@ class Accepted:
 
 
 async def first_answer(
-    call: Call, experts: Sequence[Expert], *, attempts: int, until: float, asks: Asks, hedge: bool = False
+    call: Call,
+    experts: Sequence[Expert],
+    *,
+    max_attempts: int,
+    deadline: float,
+    attempts: Attempts,
+    hedge: bool = False,
 ) -> Accepted:
-    """Ask the experts in turn, `attempts` times in all, until one gives a first piece. Each is counted in `asks`.
+    """Ask the experts in turn, `max_attempts` times in all, until one gives a first piece. Each is counted in
+    `attempts`.
 
     An expert at a server that just took no connection, or that was started here and is full, is passed over, at no
     attempt. One with other replicas ready is asked a second time before the next in line. When all have failed, the one
-    that named the soonest time to come again is waited for, if that is before `until` (by the event loop's clock); a
+    that named the soonest time to come again is waited for, if that is before `deadline` (by the event loop's clock); a
     lone expert that refused or broke off is asked again after a short pause. With `hedge`, an expert whose stream
     begins later than 95 % of its latest ones did gets company: the first piece of either counts, the other one is given
     up. Raises at once where the first to judge the request rejects it, as others would; where some failed only for a
     time, one that rejects it is no reason to have the client give up. Else raises the most telling error.
     """
-    tries = _Tries(call, experts, attempts, asks)
+    tries = _Tries(call, experts, max_attempts, attempts)
     loop = asyncio.get_running_loop()
     while True:
         turn = tries.next()
         if turn is None:
-            turn, pause = tries.later(until - loop.time())
+            turn, pause = tries.later(deadline - loop.time())
             await asyncio.sleep(pause)
         tries.begin()
-        after = turn.expert.standing.p95 if hedge and call.stream else None
+        after = turn.expert.health.p95 if hedge and call.stream else None
         if after is not None:
             if accepted := await _raced(tries, turn, after):
                 return accepted
@@ -103,14 +110,14 @@ class _Turn:
 class _Tries:
     """What was asked for one request, how it failed, and what comes next."""
 
-    def __init__(self, call: Call, experts: Sequence[Expert], attempts: int, asks: Asks) -> None:
+    def __init__(self, call: Call, experts: Sequence[Expert], max_attempts: int, attempts: Attempts) -> None:
         self._call = call
         self._line = iter(experts)
         self._second: _Turn | None = None
         self._lone = len(experts) == 1
         self._away: frozenset[str] = frozenset()
-        self._left = attempts
-        self._asks = asks
+        self._left = max_attempts
+        self._asks = attempts
         self._pause = FIRST_PAUSE
         self._errors: list[ExpertError] = []
         self._unfit: InvalidRequest | None = None
@@ -123,14 +130,14 @@ class _Tries:
         turn, self._second = self._second, None
         if turn is None:
             expert = next(self._line, None)
-            call = replace(self._call, but=self._away) if self._away else self._call
+            call = replace(self._call, exclude=self._away) if self._away else self._call
             turn = _Turn(expert, call) if expert is not None else None
         return turn
 
     def company(self, turn: _Turn) -> _Turn | None:
         """Who is asked beside one that is slow: another replica of it, or else the next in line."""
-        if self._left and not turn.again and turn.expert.standing.ready > 1:
-            return _again(turn, but=self._away)
+        if self._left and not turn.again and turn.expert.health.ready > 1:
+            return _again(turn, exclude=self._away)
         return self.next()
 
     def begin(self) -> None:
@@ -159,8 +166,8 @@ class _Tries:
         if isinstance(error, ExpertUnavailable):
             self._away |= error.servers
         self._failures.append((turn, error))
-        if not turn.again and turn.expert.standing.ready > 1:
-            self._second = _again(turn, but=self._away)
+        if not turn.again and turn.expert.health.ready > 1:
+            self._second = _again(turn, exclude=self._away)
 
     def later(self, remaining: float) -> tuple[_Turn, float]:
         """Whom to ask again and after how many seconds. Raises the most telling error where nobody is worth it.
@@ -192,9 +199,9 @@ class _Tries:
         return telling
 
 
-def _again(turn: _Turn, *, but: frozenset[str] = frozenset()) -> _Turn:
+def _again(turn: _Turn, *, exclude: frozenset[str] = frozenset()) -> _Turn:
     """With none left out after a pause: a server that could not be had may be back."""
-    return _Turn(turn.expert, replace(turn.call, conversation=b"", but=but), again=True)
+    return _Turn(turn.expert, replace(turn.call, conversation=b"", exclude=exclude), again=True)
 
 
 def _how_telling(error: ExpertError) -> tuple[bool, int]:

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from coe.core import HURRIED, Prediction, Router
+from coe.core import LOAD_SHED, Prediction, Router
 from coe.routing.overlay import Overlays
 
 TOGETHER = 4
@@ -23,7 +23,7 @@ REST = 4.0
 """So many times as long as that look took there is none then, which leaves a busy process four fifths of its time."""
 
 
-class Leisure:
+class LoadShedding:
     """Counts the looks of one process. Not thread-safe: for the event loop."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,28 +54,28 @@ SETTLED = "settled"
 
 
 class Classifier:
-    """A router with the tenants' overlays on it. A look may take `look_timeout` seconds: None without end, 0: there is
-    none. For one event loop; owns none of its parts."""
+    """A router with the tenants' overlays on it. A look may take `encoder_timeout` seconds: None without end, 0: there
+    is none. For one event loop; owns none of its parts."""
 
-    def __init__(self, router: Router, *, overlays: Overlays, threads: Executor, look_timeout: float | None) -> None:
+    def __init__(self, router: Router, *, overlays: Overlays, threads: Executor, encoder_timeout: float | None) -> None:
         self._router = router
         self._overlays = overlays
         self._threads = threads
-        self._look_timeout = look_timeout
-        self._leisure = Leisure()
+        self._encoder_timeout = encoder_timeout
+        self._leisure = LoadShedding()
 
     async def classify(self, text: str, tenant: str | None, *, at_stake: Callable[[Prediction], bool]) -> Prediction:
         """The posterior, with the tenant's overlay where it has one. Only a look at the sentence encoder leaves the
         event loop; `at_stake` says of an unsure answer whether it is worth one, and there is none while too many wait
         for one."""
-        found = self._router.peek(text, hurried=True)
+        found = self._router.predict_fast(text, force=True)
         assert found is not None
         given = self._overlays.applied(found, tenant)
-        if found.stage != HURRIED:
+        if found.stage != LOAD_SHED:
             return given
         if not at_stake(given):
             return replace(given, stage=SETTLED)
-        if self._look_timeout == 0 or not self._leisure:
+        if self._encoder_timeout == 0 or not self._leisure:
             return given
         looked = await self._look(text)
         return given if looked is None else self._overlays.applied(looked, tenant)
@@ -87,7 +87,7 @@ class Classifier:
     async def _look(self, text: str) -> Prediction | None:
         """What the sentence encoder makes of it; None where that takes too long."""
         with self._leisure.look(), suppress(TimeoutError):
-            async with asyncio.timeout(self._look_timeout):
+            async with asyncio.timeout(self._encoder_timeout):
                 look = asyncio.get_running_loop().run_in_executor(self._threads, self._router.predict, (text,))
                 (prediction,) = await look
                 return prediction

@@ -1,4 +1,4 @@
-"""What thrift weighs: how much of the dearest expert's use each expert takes."""
+"""What cost_weight weighs: how much of the dearest expert's use each expert takes."""
 
 from __future__ import annotations
 

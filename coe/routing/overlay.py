@@ -27,9 +27,8 @@ class Overlay:
     nothing.
 
     `gain` is the share of held-out requests that it classified rightly more than the router alone, each counted as
-    surely as its category is known; `requests` and `until` (Unix seconds) are how many it was fitted to, and the time
-    of the newest of them.
-    """
+    surely as its category is known; `requests` and `deadline` (Unix seconds) are how many it was fitted to, and the
+    time of the newest of them."""
 
     tenant: str
     categories: tuple[str, ...]
@@ -37,7 +36,7 @@ class Overlay:
     bias: Array
     gain: float
     requests: int = 0
-    until: float = 0.0
+    deadline: float = 0.0
 
     def apply(self, posterior: NDArray[np.floating]) -> Array:
         """The tenant's posterior, shape (m,) or (n, m), from the global one."""
@@ -53,7 +52,7 @@ class Overlay:
             "bias": self.bias.tolist(),
             "gain": self.gain,
             "requests": self.requests,
-            "until": self.until,
+            "deadline": self.deadline,
         }
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
 
@@ -72,7 +71,7 @@ class Overlay:
                 bias,
                 float(fields["gain"]),
                 int(fields["requests"]),
-                float(fields["until"]),
+                float(fields["deadline"]),
             )
             size = len(made.categories)
             if (weights.shape, bias.shape) != ((size, size), (size,)):
@@ -96,7 +95,7 @@ class Overlays:
             return prediction
         plain = prediction.probabilities
         return Prediction(
-            overlay.apply(plain).astype(np.float32), prediction.stage, prediction.familiarity, self.version, plain
+            overlay.apply(plain).astype(np.float32), prediction.stage, prediction.in_distribution, self.version, plain
         )
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from coe.core import GENERAL, Api, Capability, Chat, Decision, Prediction, Wishes
+from coe.core import GENERAL, Api, Capability, Chat, Decision, Prediction, RequestOptions
 from coe.errors import NotClassified
 from coe.records.record import RoutingRecord
 from coe.registry import AUTO
@@ -16,7 +16,7 @@ from coe.routing.eligibility import CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class ReplayedDecision:
     """What would happen now. `source` says what was classified: the `prompt` that the log kept, by the router in use;
     or nothing, and the `posterior` is that of then, over the categories of now."""
 
@@ -25,7 +25,7 @@ class Again:
     decision: Decision
 
 
-async def decide_again(composition: Composition, record: RoutingRecord) -> Again:
+async def decide_again(composition: Composition, record: RoutingRecord) -> ReplayedDecision:
     """A pin stays a pin and a follow-up stays a follow-up of the same expert; nothing explores. Raises NotClassified
     where the request never got so far, and what `decide` does where nobody can take it now."""
     if not record.probabilities:
@@ -36,9 +36,9 @@ async def decide_again(composition: Composition, record: RoutingRecord) -> Again
         prediction = await composition.read(record.prompt, chat, record.tenant)
     else:
         source, prediction = "posterior", _logged(composition, record)
-    wishes = Wishes(thrift=record.thrift, retrieval="off" if record.retrieval == "off" else "auto")
+    options = RequestOptions(cost_weight=record.cost_weight, retrieval="off" if record.retrieval == "off" else "auto")
     previous = record.candidates[0] if record.reason == "sticky" else None
-    return Again(source, prediction, composition.weigh(chat, prediction, wishes, previous=previous))
+    return ReplayedDecision(source, prediction, composition.weigh(chat, prediction, options, previous=previous))
 
 
 def _logged(composition: Composition, record: RoutingRecord) -> Prediction:
@@ -49,7 +49,7 @@ def _logged(composition: Composition, record: RoutingRecord) -> Prediction:
     for name, probability in (record.probabilities if record.plain is None else record.plain).items():
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
-    return composition.overlaid(Prediction(posterior, record.stage, record.familiarity), record.tenant)
+    return composition.overlaid(Prediction(posterior, record.stage, record.in_distribution), record.tenant)
 
 
 def _chat(record: RoutingRecord) -> Chat:

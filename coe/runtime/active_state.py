@@ -17,7 +17,7 @@ from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, r
 from coe.registry import Registry, load
 from coe.retrieval.gate import FILE as GATE_FILE
 from coe.retrieval.gate import Gate, OutdatedGate
-from coe.retrieval.retrieval import Consultant
+from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import declared_assignment
 from coe.routing.overlay import FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
@@ -34,13 +34,14 @@ _log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
-class InUse:
-    """`doubt` is the confidence below which training found the router's answers doubtful; `folder` is the router's."""
+class ActiveState:
+    """`confidence_threshold` is the confidence below which training found the router's answers doubtful; `folder` is
+    the router's."""
 
     registry: Registry
     router: Router
     assignment: Assignment
-    doubt: float
+    confidence_threshold: float
     folder: Path
     overlays: Overlays = field(default_factory=Overlays)
     index: Index | None = None
@@ -51,7 +52,7 @@ class InUse:
     """The differences of the declaration from the plan in use."""
 
 
-def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
+def read_in_use(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
     """Load all of it, less the router of `previous` where its artifact and the declared categories are the same. Raises
     ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
@@ -60,18 +61,18 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
         router = previous.router
     else:
         router = load_router(registry, artifact)
-    doubt = artifact.manifest.metrics.get("general_below", 0.0)
+    confidence_threshold = artifact.manifest.metrics.get("confidence_threshold", 0.0)
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
     planned = assignment_in_use(settings, registry, router.categories)
     heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
     overlays = overlays_in_use(settings, router)
     index = _index(settings, registry, artifact.folder, previous)
     versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: heads}
-    return InUse(
+    return ActiveState(
         registry,
         router,
         planned.assignment,
-        float(doubt),
+        float(confidence_threshold),
         artifact.folder,
         overlays,
         index,
@@ -80,7 +81,7 @@ def read_in_use(settings: Settings, previous: InUse | None = None) -> InUse:
     )
 
 
-def _index(settings: Settings, registry: Registry, folder: Path, previous: InUse | None) -> Index | None:
+def _index(settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None) -> Index | None:
     """The former one where store and encoder are the same."""
     if registry.retrieval.store is None:
         return None
@@ -194,13 +195,13 @@ GATE = "gate"
 _log = logging.getLogger("gateway")
 
 
-def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -> Consultant | None:
+def consultant_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
     """None where no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:
         return None
     gate, version = gate_in_use(settings, in_use, dimensions=index.encoder.dimensions)
-    return Consultant(
+    return Retrieval(
         in_use.registry.retrieval,
         retriever=index.store,
         encoder=index.encoder,
@@ -211,7 +212,7 @@ def consultant_in_use(settings: Settings, in_use: InUse, *, threads: Executor) -
     )
 
 
-def gate_in_use(settings: Settings, in_use: InUse, *, dimensions: int) -> tuple[Gate | None, str]:
+def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
     """The gate over the router's categories and the declared experts, and its version; None before the first one, or
     where it was fitted to other categories, another encoder or by an earlier CoE. Raises ArtifactError where it is
     damaged."""

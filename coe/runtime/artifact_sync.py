@@ -30,7 +30,7 @@ MAX_WHY = 500
 """Characters of a cause in the log."""
 
 
-class Follower:
+class ArtifactSync:
     """`behind` tells that what is shared cannot be taken over; what was in use serves on."""
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
@@ -70,7 +70,7 @@ def catch_up(settings: Settings) -> None:
     """One look, before anything is served: a new machine finds its router there. Raises ConfigError."""
     share = share_at(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        follower = Follower(settings, share)
+        follower = ArtifactSync(settings, share)
         follower.look()
         follower.close()
 
@@ -83,7 +83,7 @@ async def following(settings: Settings, address: str, *, task_failed: TaskFailed
     address.
     """
     share = share_at(address)
-    follower = None if share is None else Follower(settings, share)
+    follower = None if share is None else ArtifactSync(settings, share)
     if follower is None:
         yield lambda: False
         return

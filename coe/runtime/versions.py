@@ -173,7 +173,9 @@ def _assignment(artifact: Artifact) -> dict[str, Any]:
 
 def _overlays(artifact: Artifact) -> dict[str, Any]:
     found = read_overlays(artifact)
-    return {"tenants": [{"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "until": o.until} for o in found]}
+    return {
+        "tenants": [{"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "deadline": o.deadline} for o in found]
+    }
 
 
 _CONTENTS = {ROUTER: _nothing_more, ASSIGNMENT: _assignment, OVERLAYS: _overlays, GATE: _nothing_more}

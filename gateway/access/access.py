@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from coe.core import Scope
 from coe.errors import RequestError
-from coe.registry import Access as AccessSpec
+from coe.registry import AccessSpec as AccessSpec
 from coe.registry import Prices, Registry
 from coe.runtime.api_keys import Caller, KeyRing
 from gateway.access.allowance import FREE, Allowance, Counted, Metered, Spent

@@ -11,12 +11,12 @@ from coe.core import Scope
 from coe.errors import RequestError
 from gateway.errors import body_of, headers_of, status_of
 from gateway.request.cancellation import ClientLeftError
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def guarded(endpoint: Endpoint, current: Current, *, scope: Scope | None) -> Endpoint:
+def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -> Endpoint:
     """The endpoint for callers whose key may do `scope`, any known key for None; 401 or 403 for others. A RequestError
     that it raises becomes the answer."""
 

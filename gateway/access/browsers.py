@@ -14,11 +14,11 @@ from functools import lru_cache
 from starlette.types import Scope
 
 from coe.errors import ConfigError, CrossOriginRequest, InvalidHost, RequestError, UntrustedHost
-from coe.registry import Access
+from coe.registry import AccessSpec
 from coe.settings import Settings
 
 
-def check_exposure(settings: Settings, access: Access) -> None:
+def check_exposure(settings: Settings, access: AccessSpec) -> None:
     """Raises ConfigError for a host beyond loopback without keys; one that cannot be found is not judged here."""
     if access.keys or on_loopback(settings.host):
         return

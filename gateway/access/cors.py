@@ -12,7 +12,7 @@ from coe.errors import RequestError
 from gateway.dialects import chat, messages
 from gateway.errors import headers_of, status_of
 from gateway.request.relay import respond
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 EXPOSED = (
     "x-request-id",
@@ -36,11 +36,11 @@ PREFLIGHT_SECONDS = 600
 """For how long browsers keep the answer to a preflight request."""
 
 
-class Entrance:
+class CrossOriginMiddleware:
     """An ASGI application in front of `app`. The policy is that of the state served with now, so a reload changes it.
     `count` is called with the error code of every refusal."""
 
-    def __init__(self, app: ASGIApp, current: Current, *, count: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, current: ServingState, *, count: Callable[[str], None]) -> None:
         self._app = app
         self._current = current
         self._count = count

@@ -61,7 +61,7 @@ class Change(NamedTuple):
     amount: float
 
 
-class UseStore:
+class UsageStore:
     """All methods raise LogError."""
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +135,7 @@ class DurableLimiter(MemoryLimiter):
     ) -> None:
         super().__init__(clock=clock)
         self._task_failed = task_failed
-        self._store = UseStore(path)
+        self._store = UsageStore(path)
         self._path = path
         self._known: dict[Place, Used] = {}
         self._pending: Pending = {}

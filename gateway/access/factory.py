@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from coe.errors import ConfigError
-from coe.registry import Access
+from coe.registry import AccessSpec
 from coe.supervision import TaskFailed, ignored
 from gateway.access.durable import FILE, DurableLimiter
 from gateway.access.limits import Limiter, meters_of
 from gateway.access.redis import RedisLimiter
-from gateway.access.redis_connection import Connection
+from gateway.access.redis_connection import LimitsRedis
 
 MEMORY = "memory"
 
@@ -30,11 +30,11 @@ async def open_limiter(counters: str, *, home: Path, task_failed: TaskFailed = i
         yield limiter
 
 
-def check_counters(spec: Access, *, workers: int) -> None:
+def check_counters(spec: AccessSpec, *, workers: int) -> None:
     """Raises ConfigError for an address that cannot be one, and where several processes would each count for
     themselves."""
     if spec.counters != MEMORY:
-        Connection(spec.counters)
+        LimitsRedis(spec.counters)
     elif workers > 1 and any(meters_of(key.limits) for key in spec.keys):
         raise ConfigError(
             f"access.counters: {workers} worker processes would each count the limits of access.keys for themselves; "

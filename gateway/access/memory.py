@@ -11,7 +11,7 @@ from gateway.access.buckets import Bucket, Slots, Window, enough, level_of
 from gateway.access.limits import Meter, Use, meters_of, refusal
 
 
-class Taken(NamedTuple):
+class MemoryReservation(NamedTuple):
     """What was taken, from where, and in which windows."""
 
     counted: Sequence[tuple[Meter, Bucket | Window | Slots]]
@@ -78,7 +78,7 @@ class MemoryAccount:
             if meter.name == name and isinstance(level, Window) and level.stamp == stamp:
                 level.sync(meter.limit - used, now)
 
-    async def take(self, use: Use) -> Taken:
+    async def take(self, use: Use) -> MemoryReservation:
         now, counted = self._clock(), self._counted
         for meter, level in counted:
             amount = use[meter.unit]
@@ -90,9 +90,9 @@ class MemoryAccount:
             stamps.append(level.stamp)
             if level.kind != "slots":
                 self._limiter.note(self._key, meter, level.stamp, use[meter.unit])
-        return Taken(counted, use, stamps)
+        return MemoryReservation(counted, use, stamps)
 
-    def settle(self, taken: Taken, used: Use) -> None:
+    def settle(self, taken: MemoryReservation, used: Use) -> None:
         now, use = self._clock(), taken.use
         for (meter, level), stamp in zip(taken.counted, taken.stamps, strict=True):
             level.left(now)

@@ -14,7 +14,7 @@ from uuid import uuid4
 from coe.registry import ApiKey
 from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access.limits import meters_of
-from gateway.access.redis_connection import AwayError, Connection
+from gateway.access.redis_connection import LimitsRedis, RedisUnavailable
 from gateway.access.shared_account import SharedAccount
 
 _log = logging.getLogger("gateway")
@@ -35,7 +35,7 @@ class RedisLimiter:
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
-        self._connection = Connection(url)
+        self._connection = LimitsRedis(url)
         self._clock = clock
         self._gateway = uuid4().hex
         self._accounts: dict[str, SharedAccount] = {}
@@ -83,11 +83,11 @@ class RedisLimiter:
         """Do one step. Raises AwayError, after which everybody counts alone."""
         try:
             return await self._connection.take(key, [self._gateway, *arguments])
-        except AwayError as error:
+        except RedisUnavailable as error:
             self._detach(error)
             raise
 
-    def _detach(self, error: AwayError) -> None:
+    def _detach(self, error: RedisUnavailable) -> None:
         for account in {*self._accounts.values(), *self._busy}:
             account.detach()
         if not self.degraded:

@@ -95,11 +95,11 @@ def client_of(url: str) -> Redis:
     return Redis(connection_pool=pool)
 
 
-class AwayError(Exception):
+class RedisUnavailable(Exception):
     """Redis did not answer in time, or not as it should."""
 
 
-class Connection:
+class LimitsRedis:
     """Nothing is connected before the first step."""
 
     def __init__(self, url: str) -> None:
@@ -118,10 +118,10 @@ class Connection:
                 if step.done():
                     return [float(number) for number in step.result()]
         except Exception as error:  # whatever the client library has: no request fails for the sake of counting
-            raise AwayError(f"{type(error).__name__}: {error}") from error
+            raise RedisUnavailable(f"{type(error).__name__}: {error}") from error
         finally:
             step.cancel()
-        raise AwayError(f"no answer within {ANSWER + GRACE:g} s")
+        raise RedisUnavailable(f"no answer within {ANSWER + GRACE:g} s")
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 from gateway.access.buckets import enough
 from gateway.access.limits import Meter, Use, refusal
-from gateway.access.redis_connection import AwayError
-from gateway.access.token_lease import Argument, Stock, keep_of, stock_of
+from gateway.access.redis_connection import RedisUnavailable
+from gateway.access.token_lease import Argument, TokenLease, keep_of, stock_of
 
 LEASE = 10.0
 """Seconds after which a gateway that is heard of no more has lost its slots."""
@@ -21,7 +21,7 @@ DRY = 0.1
 NOTHING = Use(0, 0, 0)
 
 
-class Common(Protocol):
+class SharedContext(Protocol):
     """What the accounts of one gateway share."""
 
     degraded: bool
@@ -33,10 +33,10 @@ class Common(Protocol):
     async def step(self, key: str, arguments: list[Argument]) -> list[float]: ...
 
 
-class Taken(NamedTuple):
+class SharedReservation(NamedTuple):
     """What was taken, from where, in which windows, and whether Redis was away."""
 
-    stocks: tuple[Stock, ...]
+    stocks: tuple[TokenLease, ...]
     use: Use
     stamps: tuple[int, ...]
     alone: bool
@@ -45,16 +45,18 @@ class Taken(NamedTuple):
 class SharedAccount:
     """An Account. Asks Redis only when what it holds is not enough, one step at a time for all who wait."""
 
-    def __init__(self, key: str, common: Common) -> None:
+    def __init__(self, key: str, common: SharedContext) -> None:
         self._key = key
         self._common = common
-        self._stocks: tuple[Stock, ...] = ()
+        self._stocks: tuple[TokenLease, ...] = ()
         self._flight: asyncio.Future[bool] | None = None
         self._demand = NOTHING
         self._moment = self._recent = NOTHING
         self._began = self._told = 0.0
         self.alone = common.degraded  # Redis is away: all counting happens here
-        self._lack: tuple[Stock, float, float] | None = None  # what a step lacked, how much, until when it is believed
+        self._lack: tuple[TokenLease, float, float] | None = (
+            None  # what a step lacked, how much, until when it is believed
+        )
 
     @property
     def meters(self) -> tuple[Meter, ...]:
@@ -73,7 +75,7 @@ class SharedAccount:
 
     # --------------------------------------------------------------------------------------------- taking
 
-    async def take(self, use: Use) -> Taken:
+    async def take(self, use: Use) -> SharedReservation:
         while True:
             stocks, now = self._stocks, self._common.now()
             if self.alone:
@@ -84,30 +86,34 @@ class SharedAccount:
             else:
                 self._note(use, now)
                 self._common.touch(self)
-                return Taken(stocks, use, tuple([stock.spend(use[stock.unit]) for stock in stocks]), alone=False)
+                return SharedReservation(
+                    stocks, use, tuple([stock.spend(use[stock.unit]) for stock in stocks]), alone=False
+                )
             await self._fetch(use, now)
 
-    def settle(self, taken: Taken, used: Use) -> None:
+    def settle(self, taken: SharedReservation, used: Use) -> None:
         now, use, shared = self._common.now(), taken.use, not self.alone
         for stock, stamp in zip(taken.stocks, taken.stamps, strict=True):
             unit = stock.unit
             stock.settle(use[unit], used[unit], stamp, alone=taken.alone, shared=shared, now=now)
         self._common.touch(self)
 
-    def _take_alone(self, use: Use, now: float) -> Taken:
+    def _take_alone(self, use: Use, now: float) -> SharedReservation:
         stocks = self._stocks
         for stock in stocks:
             amount, level = use[stock.unit], stock.level
             if not enough(level.left(now), amount, level.limit):
                 raise refusal(self._key, stock.meter, amount, wait=level.wait(amount, now))
-        return Taken(stocks, use, tuple([stock.spend_alone(use[stock.unit]) for stock in stocks]), alone=True)
+        return SharedReservation(
+            stocks, use, tuple([stock.spend_alone(use[stock.unit]) for stock in stocks]), alone=True
+        )
 
     async def _fetch(self, use: Use, now: float) -> None:
         """Wait for a step. Raises LimitReached where one has just shown that there is not enough."""
         if self._lack is not None:
-            stock, short, until = self._lack
-            missing = use[stock.unit] - stock.spare
-            if now < until and missing >= short:
+            stock, short, deadline = self._lack
+            missing = use[stock.unit] - stock.stand_in
+            if now < deadline and missing >= short:
                 raise refusal(self._key, stock.meter, use[stock.unit], wait=stock.level.wait(missing, now))
         self._demand = Use(*(waiting + more for waiting, more in zip(self._demand, use, strict=True)))
         try:
@@ -165,7 +171,7 @@ class SharedAccount:
         stamps = [stock.stamp for stock in stocks]
         try:
             answer = await self._common.step(self._key, arguments)
-        except AwayError:
+        except RedisUnavailable:
             for stock in stocks:
                 stock.lose()
             self.detach()
@@ -175,7 +181,7 @@ class SharedAccount:
             stock.land(answer[1 + 2 * place], answer[2 + 2 * place], stamp=stamp, now=now)
         if lacking := int(answer[0]):
             stock = stocks[lacking - 1]
-            short = least[stock.unit] - stock.spare
+            short = least[stock.unit] - stock.stand_in
             self._lack = stock, short, now + min(DRY, max(0.001, stock.level.wait(short, now)))
         self.alone = False
         return True

@@ -17,7 +17,7 @@ SHARE = 0.01
 Argument = str | float
 
 
-class Stock(Protocol):
+class TokenLease(Protocol):
     """Of one meter. `level` counts alone while Redis is away."""
 
     meter: Meter
@@ -28,7 +28,7 @@ class Stock(Protocol):
     def level(self) -> Level: ...
 
     @property
-    def spare(self) -> float:
+    def stand_in(self) -> float:
         """What can be spent without asking."""
 
     @property
@@ -66,14 +66,14 @@ class Stock(Protocol):
         """Redis is away: go on alone, with what was last heard."""
 
 
-class AmountStock:
+class AmountLease:
     """Of tokens, requests a minute, or money."""
 
     def __init__(self, meter: Meter, level: Bucket | Window) -> None:
         self.level = level
         self.declare(meter)
         self.stamp = 0
-        self.spare = 0.0
+        self.stand_in = 0.0
         self._owed = 0.0  # spent and not told yet; negative: to be given back
         self._told = 0.0
 
@@ -82,17 +82,17 @@ class AmountStock:
 
     @property
     def holds(self) -> bool:
-        return self.spare > 0 or self._owed != 0
+        return self.stand_in > 0 or self._owed != 0
 
     def left(self, now: float) -> float:
-        return self._look(now) + self.spare
+        return self._look(now) + self.stand_in
 
     def covers(self, amount: float, now: float) -> bool:
         self._look(now)
-        return enough(self.spare, amount, self.level.limit)
+        return enough(self.stand_in, amount, self.level.limit)
 
     def spend(self, amount: float) -> int:
-        self.spare -= amount
+        self.stand_in -= amount
         return self.stamp
 
     def spend_alone(self, amount: float) -> int:
@@ -108,28 +108,28 @@ class AmountStock:
             self.level.settle(taken, used, stamp)
         if alone or not shared:
             self._owe(used - taken)
-        elif (spare := self.spare + taken - used) >= 0:
-            self.spare = spare
+        elif (stand_in := self.stand_in + taken - used) >= 0:
+            self.stand_in = stand_in
         else:
-            self.spare, self._owed = 0.0, self._owed - spare
+            self.stand_in, self._owed = 0.0, self._owed - stand_in
 
     def surplus(self, keep: float) -> float:
-        return max(0.0, self.spare - keep) + abs(self._owed)
+        return max(0.0, self.stand_in - keep) + abs(self._owed)
 
     def order(self, amount: float, *, keep: float, now: float) -> list[Argument]:
         self._look(now)
         keep = max(amount, keep)
-        back = max(0.0, self.spare - keep)
-        self.spare -= back
+        back = max(0.0, self.stand_in - keep)
+        self.stand_in -= back
         self._told, self._owed = back - self._owed, 0.0
-        least = max(0.0, amount - self.spare)
+        least = max(0.0, amount - self.stand_in)
         kind, limit = self.level.kind, self.level.limit
-        return [kind, self.meter.name, limit, self.stamp, self._told, least, max(least, keep - self.spare)]
+        return [kind, self.meter.name, limit, self.stamp, self._told, least, max(least, keep - self.stand_in)]
 
     def land(self, taken: float, left: float, *, stamp: int, now: float) -> None:
         self._look(now)
         if stamp == self.stamp:
-            self.spare += taken
+            self.stand_in += taken
             self.level.sync(left, now)
 
     def lose(self) -> None:
@@ -137,9 +137,9 @@ class AmountStock:
 
     def detach(self, now: float) -> None:
         self._look(now)
-        self.level.settle(self.spare, 0.0, self.stamp)
-        self._owe(-self.spare)
-        self.spare = 0.0
+        self.level.settle(self.stand_in, 0.0, self.stamp)
+        self._owe(-self.stand_in)
+        self.stand_in = 0.0
 
     def _owe(self, amount: float) -> None:
         """Redis is to hear of it when it is back; not for buckets, which have refilled by then."""
@@ -150,11 +150,11 @@ class AmountStock:
         """Bring the level up to date; what is spare or owed from yesterday is void."""
         left = self.level.left(now)
         if self.level.stamp != self.stamp:
-            self.stamp, self.spare, self._owed = self.level.stamp, 0.0, 0.0
+            self.stamp, self.stand_in, self._owed = self.level.stamp, 0.0, 0.0
         return left
 
 
-class SlotStock:
+class SlotLease:
     """Of requests at the same time. A gateway tells how many it holds in all, so a step may be lost or repeated."""
 
     def __init__(self, meter: Meter, level: Slots) -> None:
@@ -168,7 +168,7 @@ class SlotStock:
         self.meter, self.unit, self.level.limit = meter, meter.unit, meter.limit
 
     @property
-    def spare(self) -> float:
+    def stand_in(self) -> float:
         return self._held - self.level.used
 
     @property
@@ -176,10 +176,10 @@ class SlotStock:
         return self._held > 0
 
     def left(self, now: float) -> float:
-        return max(0.0, self.spare) + self._others
+        return max(0.0, self.stand_in) + self._others
 
     def covers(self, amount: float, now: float) -> bool:
-        return self.spare >= amount
+        return self.stand_in >= amount
 
     def spend(self, amount: float) -> int:
         self.level.take(amount)
@@ -192,14 +192,14 @@ class SlotStock:
         self.level.settle(taken, used, stamp)
 
     def surplus(self, keep: float) -> float:
-        return max(0.0, self.spare - keep)
+        return max(0.0, self.stand_in - keep)
 
     def order(self, amount: float, *, keep: float, now: float) -> list[Argument]:
         keep = max(amount, keep)
-        spare = max(0.0, min(self.spare, keep))
-        self._held = self.level.used + spare
-        least = max(0.0, amount - spare)
-        return [self.level.kind, self.meter.name, self.level.limit, 0, self._held, least, max(least, keep - spare)]
+        stand_in = max(0.0, min(self.stand_in, keep))
+        self._held = self.level.used + stand_in
+        least = max(0.0, amount - stand_in)
+        return [self.level.kind, self.meter.name, self.level.limit, 0, self._held, least, max(least, keep - stand_in)]
 
     def land(self, taken: float, left: float, *, stamp: int, now: float) -> None:
         self._held += taken
@@ -212,13 +212,13 @@ class SlotStock:
         self._held = 0.0
 
 
-def stock_of(meter: Meter) -> Stock:
+def stock_of(meter: Meter) -> TokenLease:
     """A fresh stock for a meter."""
     level = level_of(meter)
-    return SlotStock(meter, level) if isinstance(level, Slots) else AmountStock(meter, level)
+    return SlotLease(meter, level) if isinstance(level, Slots) else AmountLease(meter, level)
 
 
-def keep_of(stock: Stock, demand: Use, recent: Use) -> float:
+def keep_of(stock: TokenLease, demand: Use, recent: Use) -> float:
     """How much a busy gateway wants here: what is asked for now, and what the last moment used, within its share; of
     requests whole ones."""
     ahead = min(stock.meter.limit * SHARE, recent[stock.unit])

@@ -37,7 +37,7 @@ from coe.runtime.document_index import Index
 from gateway.errors import body_of, headers_of, status_of
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.validation import arrived, checked
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 COLLECTION = "documents"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -87,7 +87,7 @@ class Question(_Body):
     limit: Annotated[int, Field(ge=1, le=MOST_PASSAGES)] = 5
 
 
-class Place(_Body):
+class DocumentLocation(_Body):
     """Where a document is."""
 
     collection: _Name = COLLECTION
@@ -117,7 +117,7 @@ Work = Callable[[Request, Index], Awaitable[Any]]
 class Documents:
     """The endpoints over the index that is served with now."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: ServingState) -> None:
         self._current = current
         self._under_way = 0
         self._writing = asyncio.Lock()
@@ -183,7 +183,7 @@ class Documents:
         return {"object": "list", "data": shown, "has_more": len(rest) > page.limit}
 
     async def _delete(self, request: Request, index: Index) -> Mapping[str, Any]:
-        place, name = checked(Place, _query(request)), request.path_params["id"]
+        place, name = checked(DocumentLocation, _query(request)), request.path_params["id"]
         async with self._writing:
             count = await index.store.delete([Key(name, place.collection, place.tenant)])
         if not count:

@@ -32,11 +32,11 @@ from coe.registry import Registry
 from gateway.access import Caller
 from gateway.errors import body_of, headers_of, status_of
 from gateway.observability.recent import RecentRequests, tenant_soon
-from gateway.request.admission import Shares
+from gateway.request.admission import FairShares
 from gateway.request.body import read_json_body
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.relay import respond
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 5.0
@@ -60,12 +60,14 @@ class FeedbackEndpoint:
     while the log is slow or away. Another tenant's request gets the same 404, with the same latency, as a nonexistent
     one; a key that may administer can rate all."""
 
-    def __init__(self, current: Current, *, log: RoutingLog, recent: RecentRequests, writer: FeedbackWriter) -> None:
+    def __init__(
+        self, current: ServingState, *, log: RoutingLog, recent: RecentRequests, writer: FeedbackWriter
+    ) -> None:
         self._current = current
         self._records = log
         self._recent = recent
         self._writer = writer
-        self._under_way = Shares()
+        self._under_way = FairShares()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._current.serving

@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from coe.registry import AUTO
 from gateway.errors import error_body
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 
 class Models:
     """`auto` and the declared experts, in OpenAI's shape."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: ServingState) -> None:
         self._current = current
 
     @property
@@ -46,11 +46,11 @@ def _json(value: Any) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-class Health:
+class HealthEndpoint:
     """Ready from the end of start-up until the process begins to leave. A failed reload does not change that: the last
     good state serves on, and `reload_error` says that it is not what is declared."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: ServingState) -> None:
         self._current = current
         self.ready = False
 

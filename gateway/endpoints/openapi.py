@@ -31,7 +31,7 @@ from gateway.endpoints.schemas import (
     ref,
 )
 from gateway.request.options import MAX_VERSION
-from gateway.serving_state import Current, Serving
+from gateway.serving_state import Serving, ServingState
 
 _FEEDBACK_PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
     404: "No such request, or not any more; it is there from a second after the answer's end.",
@@ -71,7 +71,7 @@ _DIALECTS = (
 class OpenApi:
     """Written once for every serving state."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: ServingState) -> None:
         self._current = current
         self._written: tuple[Serving | None, bytes] = (None, b"")
 
@@ -255,12 +255,12 @@ def _limit_headers(keys: bool) -> Schema:
 
 
 def _parameters(registry: Registry) -> Schema:
-    low, high = registry.policy.thrift_limits
+    low, high = registry.policy.cost_weight_limits
     version = {"type": "string", "maxLength": MAX_VERSION, "pattern": "^[ -~]*$"}
     return {
         "Session": _header("x-session-id", "The conversation this belongs to, so that it stays with its expert.", TEXT),
         "Thrift": _header(
-            "x-coe-thrift",
+            "x-coe-cost-weight",
             "0 for the best answer, 1 for the cheapest.",
             {"type": "number", "minimum": low, "maximum": high},
         ),

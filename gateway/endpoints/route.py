@@ -14,15 +14,15 @@ from functools import partial
 from typing import Any
 
 import routers
-from coe.core import Chat, Decision, Prediction, Wishes
+from coe.core import Chat, Decision, Prediction, RequestOptions
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
 from gateway.dialects import chat as chat_dialect
 from gateway.dialects import messages as messages_dialect
-from gateway.request.dry_run import Inquiry
-from gateway.serving_state import Current, Serving
+from gateway.request.dry_run import DryRun
+from gateway.serving_state import Serving, ServingState
 
 NEIGHBOURS = 6
 LONGEST = 300
@@ -44,12 +44,12 @@ class Explainer:
         self, composition: Composition, text: str, prediction: Prediction, decision: Decision
     ) -> dict[str, Any]:
         """Of one decision."""
-        standings = {name: expert.standing for name, expert in composition.experts.items()}
+        health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
         return {
-            "familiarity": round(prediction.familiarity, 4),
-            "worth": [round(worth, 4) for worth in decision.worth],
+            "in_distribution": round(prediction.in_distribution, 4),
+            "utility": [round(utility, 4) for utility in decision.utility],
             "price": [round(price, 4) for price in decision.price],
-            "standings": {name: {"up": one.up, "load": one.load} for name, one in standings.items()},
+            "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
             "neighbours": await self._neighbours(composition, text),
         }
 
@@ -58,7 +58,7 @@ class Explainer:
             found = await asyncio.to_thread(partial(composition.router.neighbours, text, limit=NEIGHBOURS))
             known = await asyncio.to_thread(self._texts, composition.registry)
         return [
-            {"category": one.category, "closeness": round(one.closeness, 4), "text": known.get(one.digest)}
+            {"category": one.category, "similarity": round(one.similarity, 4), "text": known.get(one.digest)}
             for one in found
         ]
 
@@ -71,23 +71,23 @@ class Explainer:
         return self._known[1]
 
 
-def route(current: Current) -> Inquiry:
+def route(current: ServingState) -> DryRun:
     """Takes a Chat Completions body and answers which expert would get it and why. Nothing is logged. With the header
     x-coe-explain, for administrators, it tells more."""
-    return Inquiry(current, dialect=chat_dialect, permission="route", answer=_Decisions().answer, explains=True)
+    return DryRun(current, dialect=chat_dialect, permission="route", answer=_Decisions().answer, explains=True)
 
 
 class _Decisions:
     def __init__(self) -> None:
         self._explainer = Explainer()
 
-    async def answer(self, serving: Serving, chat: Chat, wishes: Wishes) -> dict[str, Any]:
+    async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        text, prediction = await composition.classify(chat, wishes.tenant)
-        await composition.affinity.recall(chat, wishes)
-        decision = composition.assign(chat, prediction, wishes)
+        text, prediction = await composition.classify(chat, options.tenant)
+        await composition.affinity.recall(chat, options)
+        decision = composition.assign(chat, prediction, options)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-        explained = await self._explainer.explain(composition, text, prediction, decision) if wishes.explain else {}
+        explained = await self._explainer.explain(composition, text, prediction, decision) if options.explain else {}
         return {
             "expert": decision.expert,
             "category": decision.category,
@@ -104,12 +104,12 @@ class _Decisions:
         }
 
 
-def count_tokens(current: Current) -> Inquiry:
+def count_tokens(current: ServingState) -> DryRun:
     """Takes a Messages body and answers with an estimate: each expert has a tokenizer of its own, and `auto` may be any
     of them. What an expert gets beside the body (its system prompt, passages) is not counted. Nothing is logged."""
-    return Inquiry(current, dialect=messages_dialect, permission="chat", answer=_answer)
+    return DryRun(current, dialect=messages_dialect, permission="chat", answer=_answer)
 
 
-async def _answer(serving: Serving, chat: Chat, _: Wishes) -> dict[str, Any]:
+async def _answer(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:
     check_model(chat, serving.registry)
     return {"input_tokens": math.ceil(input_tokens(chat))}

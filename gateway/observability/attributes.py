@@ -36,8 +36,8 @@ def steps(trace: Trace, end: float) -> list[Step]:
         ("classify", trace.allowed_ms, trace.classified_ms),
         ("assign", trace.classified_ms, routed),
         ("gate", routed, trace.consulted_ms),
-        ("call", trace.consulted_ms, trace.first_piece_ms),
-        ("relay", trace.first_piece_ms, end if trace.outcome == "ok" else None),
+        ("call", trace.consulted_ms, trace.first_token_ms),
+        ("relay", trace.first_token_ms, end if trace.outcome == "ok" else None),
     )
     found: list[Step] = []
     for name, began, ended in bounds:
@@ -61,7 +61,7 @@ def of_request(trace: Trace) -> Attributes:
             "gen_ai.provider.name": "coe",
             "gen_ai.request.model": asked if asked == AUTO or asked in registry.expert_names else None,
             "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
-            "gen_ai.conversation.id": trace.wishes.session if trace.wishes else None,
+            "gen_ai.conversation.id": trace.options.session if trace.options else None,
             **_of_answer(trace),
             "gen_ai.response.model": decision.expert if decision and trace.reply else None,
             "coe.request_id": trace.request_id,
@@ -78,7 +78,7 @@ def of_request(trace: Trace) -> Attributes:
             "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.consultation.status,
             "coe.passages": len(trace.consultation.passages) or None,
-            "coe.routing.attempts": trace.asks.begun or None,
+            "coe.routing.attempts": trace.attempts.begun or None,
             "coe.cost": trace.cost,
         }
     )
@@ -100,13 +100,13 @@ def of_call(trace: Trace) -> Attributes:
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
             "coe.expert": spec.name,
-            "coe.routing.attempts": trace.asks.begun or None,
+            "coe.routing.attempts": trace.attempts.begun or None,
         }
     )
 
 
 def _of_answer(trace: Trace) -> Attributes:
-    usage, first = trace.usage, trace.first_piece_ms
+    usage, first = trace.usage, trace.first_token_ms
     streamed = trace.chat is not None and trace.chat.stream
     return {
         "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,

@@ -45,7 +45,7 @@ class Notices:
 
     def of(self, trace: Trace, *, now: float) -> tuple[Feedback, ...]:
         """The signals of a request that ended `now` (Unix seconds); none for those of CoE's own commands."""
-        if trace.wishes is not None and trace.wishes.purpose:
+        if trace.options is not None and trace.options.purpose:
             return ()
         found = []
         if trace.left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
@@ -68,7 +68,7 @@ class Notices:
 
 def _conversation(trace: Trace) -> bytes | None:
     """What an answered conversation is known by, whoever's it is; None for what is none, or was not answered."""
-    chat, session = trace.chat, trace.wishes.session if trace.wishes else None
+    chat, session = trace.chat, trace.options.session if trace.options else None
     if chat is None or not chat.messages or chat.api == "embeddings":
         return None
     if trace.outcome != "ok" and not (trace.left and trace.reply is not None):

@@ -49,7 +49,7 @@ class Family:
 Gauge = tuple[Family, Callable[[], Mapping[Labels, float]]]
 
 
-class Tallies:
+class MetricRegistry:
     """The families of one process. `worker` tells this process from its siblings; `gateway` is the same for all of
     them, and another one when counting begins anew."""
 

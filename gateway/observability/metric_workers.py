@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from gateway.observability.metric_registry import Family, Tallies, read, taken_at
+from gateway.observability.metric_registry import Family, MetricRegistry, read, taken_at
 
 PATIENCE = 1.0
 """Seconds that a sibling has to answer; after that its last snapshot counts."""
@@ -26,7 +26,7 @@ Siblings = Callable[[], Awaitable[list[list[Family]]]]
 
 
 @asynccontextmanager
-async def among_workers(folder: Path, tallies: Tallies) -> AsyncIterator[Siblings]:
+async def among_workers(folder: Path, tallies: MetricRegistry) -> AsyncIterator[Siblings]:
     """Be one of the workers that share `folder`."""
     number, lock = _claim(folder)
     tallies.worker, tallies.gateway = number, folder.name

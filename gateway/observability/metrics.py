@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.records.feedback import Kind
-from gateway.observability.metric_registry import Family, Labels, Tallies, join, page
+from gateway.observability.metric_registry import Family, Labels, MetricRegistry, join, page
 from gateway.observability.metric_workers import Siblings
 from gateway.request.trace import Trace
 
@@ -23,7 +23,7 @@ class Metrics:
     """Label values are declared names and fixed words, so their number is bounded; a reload may leave old ones."""
 
     def __init__(self) -> None:
-        self.tallies = tallies = Tallies()
+        self.tallies = tallies = MetricRegistry()
         self.siblings: Siblings | None = None
         """Set where there are several workers."""
         requests = ("api", "category", "expert", "outcome", "reason", "status")
@@ -70,7 +70,7 @@ class Metrics:
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
         self._routing.observe(_ALONE, trace.routing_ms / 1000)
         self._gated(trace)
-        if (first := trace.first_piece_ms) is not None:
+        if (first := trace.first_token_ms) is not None:
             self._answered(trace, (decision.expert,), first)
             if decision.fallback_from:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
@@ -85,7 +85,7 @@ class Metrics:
 
     def _answered(self, trace: Trace, expert: Labels, first_ms: float) -> None:
         self._first.observe(expert, first_ms / 1000)
-        if trace.asks.begun == 1:
+        if trace.attempts.begun == 1:
             self._upstream.observe(expert, (first_ms - trace.routing_ms) / 1000)
         if (usage := trace.usage) is not None:
             if usage.input_tokens:

@@ -29,7 +29,7 @@ from gateway.request.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class Observability:
     """`observers` are for the line; `tracing`, None where no collector is declared, wants to be asked before it."""
 
     metrics: Metrics
@@ -38,7 +38,7 @@ class Observation:
 
 
 @asynccontextmanager
-async def open_observation(settings: Settings, workers: Path | None) -> AsyncIterator[Observation]:
+async def open_observation(settings: Settings, workers: Path | None) -> AsyncIterator[Observability]:
     """`workers` is the folder that several worker processes share. Raises ConfigError where traces cannot be sent."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
@@ -50,7 +50,7 @@ async def open_observation(settings: Settings, workers: Path | None) -> AsyncIte
             observers.append(tracing.observe)
         if settings.access_log:
             observers.append(log_request)
-        yield Observation(metrics, tracing, tuple(observers))
+        yield Observability(metrics, tracing, tuple(observers))
 
 
 _log = logging.getLogger("gateway")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from coe.fleet.residency.client import Turns, taking_turns
+from coe.fleet.residency.client import ResidencyClient, taking_turns
 from coe.settings import Settings
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
@@ -15,7 +15,7 @@ ON_ITS_WAY = 2
 
 
 @asynccontextmanager
-async def open_turns(settings: Settings, metrics: Metrics) -> AsyncIterator[Turns | None]:
+async def open_turns(settings: Settings, metrics: Metrics) -> AsyncIterator[ResidencyClient | None]:
     """A connection to the `coe up` that started this gateway; None where all experts are awake all the time. The
     metrics are there in either case."""
     if settings.turns is None:
@@ -28,7 +28,7 @@ async def open_turns(settings: Settings, metrics: Metrics) -> AsyncIterator[Turn
         yield turns
 
 
-def _show(metrics: Metrics, turns: Turns | None) -> None:
+def _show(metrics: Metrics, turns: ResidencyClient | None) -> None:
     def of(key: str) -> dict[Labels, float]:
         return {(name,): float(told[key]) for name, told in turns.tiers.items()} if turns else {}
 

@@ -10,7 +10,7 @@ from coe.experts.incidents import Incidents
 from coe.records import FeedbackWriter, RecordWriter
 from gateway.observability.metrics import Metrics
 from gateway.request.admission import Admission
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 ARTIFACTS, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
 STATES = {"closed": 0, "resting": 1, "half_open": 2, "open": 3}
@@ -25,10 +25,10 @@ class _Replica(Protocol):
     def in_flight(self) -> int: ...
 
 
-class Gauges:
+class StateMetrics:
     """Everything is looked up when the page is asked for, so a reload shows at once."""
 
-    def __init__(self, current: Current) -> None:
+    def __init__(self, current: ServingState) -> None:
         self._current = current
 
     def show(self, metrics: Metrics, admission: Admission) -> None:

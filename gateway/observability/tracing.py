@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coe.core import Wishes
+from coe.core import RequestOptions
 from coe.errors import ConfigError
 from coe.settings import Settings
 from coe.urls import shown
@@ -102,10 +102,10 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
         self._fine, self._wrong = api.Status(), api.Status(api.StatusCode.ERROR)
 
-    def begin(self, trace: Trace, wishes: Wishes) -> Wishes:
+    def begin(self, trace: Trace, options: RequestOptions) -> RequestOptions:
         """The wishes with a trace context for the expert: the client's trace or a new one, our call as the parent."""
         api = self._api
-        context = self._propagator.extract(wishes.trace)
+        context = self._propagator.extract(options.trace)
         parent = api.get_current_span(context).get_span_context()
         trace_id = parent.trace_id if parent.is_valid else random.getrandbits(128) or 1
         decision = self._sampler.should_sample(context, trace_id, _name(trace)).decision
@@ -113,9 +113,9 @@ class Tracing:
         server, call = (api.SpanContext(trace_id, _span_id(), False, flags, parent.trace_state) for _ in range(2))
         trace.spans = Spans(parent, server, call)
         carried = {"traceparent": f"00-{trace_id:032x}-{call.span_id:016x}-{flags:02x}"}
-        if parent.is_valid and "tracestate" in wishes.trace:
-            carried["tracestate"] = wishes.trace["tracestate"]
-        return replace(wishes, trace=carried)
+        if parent.is_valid and "tracestate" in options.trace:
+            carried["tracestate"] = options.trace["tracestate"]
+        return replace(options, trace=carried)
 
     def observe(self, trace: Trace) -> None:
         """Hand the spans of a finished request to the exporter's queue."""

@@ -7,21 +7,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from coe.experts.incidents import Incidents
-from coe.learning.monitoring.traffic_report import ALARMS, Watch, read_watch
+from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_watch
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 Cells = dict[Labels, float]
 
 
-class Watched:
+class TrafficMetrics:
     """The file at `path`, read again where it has changed."""
 
-    def __init__(self, path: Path, current: Current) -> None:
+    def __init__(self, path: Path, current: ServingState) -> None:
         self._path, self._current = path, current
         self._seen: tuple[int, int] | None = None
-        self._watch: Watch | None = None
+        self._watch: TrafficReport | None = None
 
     def show(self, metrics: Metrics) -> None:
         """All of it is the same in every worker. Label values are declared names and fixed words."""
@@ -35,7 +35,7 @@ class Watched:
         proposed = "Kinds of requests that may deserve a category, as the last look found."
         metrics.gauges("coe_proposed_categories", proposed, (), self._proposed, largest=True)
         looked = "When the last look at the traffic was."
-        metrics.gauges("coe_watch_timestamp_seconds", looked, (), self._time, largest=True)
+        metrics.gauges("coe_traffic_report_timestamp_seconds", looked, (), self._time, largest=True)
 
     def _alarms(self) -> Cells:
         names = self._current.serving.registry.expert_names
@@ -62,7 +62,7 @@ class Watched:
         watch = self._now()
         return {} if watch is None else {(): watch.time}
 
-    def _now(self) -> Watch | None:
+    def _now(self) -> TrafficReport | None:
         try:
             found = self._path.stat()
         except OSError:

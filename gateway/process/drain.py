@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from coe.errors import Draining
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 FINISH = 30.0
 """Seconds that answers under way have to end, counted from when nothing new is taken."""
@@ -15,7 +15,7 @@ class Drain:
     """`begin` starts the steps. For `lame_duck` seconds only readiness is off and work is still done, so that nothing
     is lost to a balancer that has not looked yet; 0 where none is in front."""
 
-    def __init__(self, current: Current, *, lame_duck: float, finish: float = FINISH) -> None:
+    def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH) -> None:
         self._current = current
         self._lame_duck = lame_duck
         self._finish = finish

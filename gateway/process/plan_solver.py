@@ -22,7 +22,7 @@ IDLE = 60.0
 RETRY_AFTER = 1.0
 
 
-class Solver:
+class PlanSolver:
     """One process, one question at a time. Whoever moves a slider asks often: of those that wait the newest is
     answered, and the rest are told so."""
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
-from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, InUse
+from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, ActiveState
 from coe.runtime.consequences import log_consequences
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.process.gc_tuning import give_back
-from gateway.serving_state import Current
-from gateway.wiring import Assembly
+from gateway.serving_state import ServingState
+from gateway.wiring import Wiring
 
 POLL = 0.5
 """Seconds between two looks at the files."""
@@ -34,7 +34,7 @@ SETTLE = 0.1
 Look = tuple[tuple[int, int, int] | None, ...]
 """Inode, size and time of every watched file; None for one that is not there."""
 
-Reader = Callable[[Settings, InUse | None], InUse]
+Reader = Callable[[Settings, ActiveState | None], ActiveState]
 """Reads what is in use now, given what was, None at the start."""
 
 _log = logging.getLogger("gateway")
@@ -50,11 +50,11 @@ class Reload:
 
     def __init__(
         self,
-        current: Current,
+        current: ServingState,
         *,
         settings: Settings,
-        in_use: InUse,
-        assembly: Assembly,
+        in_use: ActiveState,
+        assembly: Wiring,
         read: Reader,
     ) -> None:
         self._current = current

@@ -14,10 +14,10 @@ from typing import Self
 
 from coe.errors import BodyMemoryFull, Draining, Overloaded
 from coe.registry import Limits
-from gateway.request.cancellation import Cutoff
+from gateway.request.cancellation import Cancellation
 
 
-class Shares:
+class FairShares:
     """How many places each caller has taken. It may have as many as are still free: alone half of them, two a third
     each. One that takes all it may leaves another half of what it found; none are left once as many do so as the places
     can be halved, eight for 128."""
@@ -81,12 +81,12 @@ class Admission:
         self.queued = 0
         self.closed = False
         """No request is taken any more: the process is about to end."""
-        self.under_way: set[Cutoff] = set()
+        self.under_way: set[Cancellation] = set()
         """One for each request that arrives, waits or is worked on, so that the end of the process can cut them."""
         self.parsing = asyncio.Lock()
         """Held while a large body is parsed, so that other requests are served between two of them."""
-        self._arriving = Shares()
-        self._memory = Shares()
+        self._arriving = FairShares()
+        self._memory = FairShares()
         self._next_read = 0.0
         self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
         self._rate = _Rate()

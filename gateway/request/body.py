@@ -77,9 +77,9 @@ class JsonScan:
             return
         if escapes:
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
-        pieces = window.split(b'"')
-        self._count(b"".join(pieces[self._in_string :: 2]))
-        quotes = len(pieces) - 1
+        chunks = window.split(b'"')
+        self._count(b"".join(chunks[self._in_string :: 2]))
+        quotes = len(chunks) - 1
         self.values += quotes // 2
         self._in_string ^= bool(quotes % 2)
 
@@ -106,7 +106,7 @@ INITIAL_COPIES = 2
 """Copies of a body's bytes that memory is reserved for before any of them has arrived: as read, and as parsed."""
 
 
-class Room(Protocol):
+class BodyMemory(Protocol):
     """What bounds the large bodies of all requests together."""
 
     def hold(self, size: int) -> None:
@@ -117,7 +117,7 @@ class Room(Protocol):
 
 
 async def read_json_body(
-    scope: Scope, receive: Receive, *, limit: int, max_values: int = MAX_VALUES, room: Room | None = None
+    scope: Scope, receive: Receive, *, limit: int, max_values: int = MAX_VALUES, room: BodyMemory | None = None
 ) -> bytes | bytearray:
     """Reads the whole body, at most `limit` bytes and `max_values` JSON values.
 
@@ -147,7 +147,7 @@ async def read_json_body(
 
 
 async def _read(
-    message: Message, receive: Receive, *, limit: int, scan: JsonScan, room: Room | None
+    message: Message, receive: Receive, *, limit: int, scan: JsonScan, room: BodyMemory | None
 ) -> bytes | bytearray:
     """The body that begins with `message`, in one buffer: a list of chunks to be joined would hold it twice."""
     body = bytearray()

@@ -16,17 +16,17 @@ class ClientLeftError(Exception):
     """The client closed the connection, or reads no more; nobody waits for the answer."""
 
 
-class Cutoff:
+class Cancellation:
     """Cancels the block it is entered around and raises in its place the error that says why. `open` holds all cutoffs
     that are entered, so that the end of the process can cut them.
 
-    The block's time is over when the event loop's clock shows `until`; the error is then what `late` makes.
+    The block's time is over when the event loop's clock shows `deadline`; the error is then what `late` makes.
     """
 
-    __slots__ = ("_error", "_loop", "_open", "_task", "_timer", "_watcher", "late", "until")
+    __slots__ = ("_error", "_loop", "_open", "_task", "_timer", "_watcher", "deadline", "late")
 
-    def __init__(self, open: set[Cutoff], *, until: float, late: Callable[[], RequestError]) -> None:  # noqa: A002
-        self.until = until
+    def __init__(self, open: set[Cancellation], *, deadline: float, late: Callable[[], RequestError]) -> None:  # noqa: A002
+        self.deadline = deadline
         """May be moved on, not back: the timer looks again when it rings."""
         self.late = late
         self._open = open
@@ -38,7 +38,7 @@ class Cutoff:
         assert task is not None
         self._task = task
         self._loop = task.get_loop()
-        self._timer = self._loop.call_at(self.until, self._ring)
+        self._timer = self._loop.call_at(self.deadline, self._ring)
         self._open.add(self)
         return self
 
@@ -82,7 +82,7 @@ class Cutoff:
         self.cut(ClientLeftError())
 
     def _ring(self) -> None:
-        if self._loop.time() < self.until:
-            self._timer = self._loop.call_at(self.until, self._ring)
+        if self._loop.time() < self.deadline:
+            self._timer = self._loop.call_at(self.deadline, self._ring)
         else:
             self.cut(self.late())

@@ -45,22 +45,22 @@ class Annotated:
         self._own: Counter[Place] = Counter()
         self._found: dict[Place, list[Event]] = {}
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         reading = False
-        async with aclosing(self._reply.pieces()) as pieces:
-            async for piece in pieces:
-                reading = reading or any(word in piece for word in _WORDS)
-                yield b"".join(self._read(piece)) if reading else piece
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                reading = reading or any(word in chunk for word in _WORDS)
+                yield b"".join(self._read(chunk)) if reading else chunk
 
     async def aclose(self) -> None:
         await self._reply.aclose()
 
-    def _read(self, piece: bytes) -> Iterator[bytes]:
+    def _read(self, chunk: bytes) -> Iterator[bytes]:
         end = 0
-        for found in _EVENT.finditer(piece):
+        for found in _EVENT.finditer(chunk):
             end = found.end()
             yield from self._told(found[0])
-        yield piece[end:]
+        yield chunk[end:]
 
     def _told(self, raw: bytes) -> Iterator[bytes]:
         """The event, after those that it brings. One of another form goes as it came."""
@@ -169,8 +169,8 @@ class _Cited:
         self._passages = passages
         self._annotate = annotate
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        body = b"".join([piece async for piece in self._reply.pieces()])
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        body = b"".join([chunk async for chunk in self._reply.chunks()])
         try:
             answer = orjson.loads(body)
             self._annotate(answer, self._passages)
@@ -194,17 +194,17 @@ class _Announced:
         self._reply = reply
         self._passages = passages
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         first = True
-        async with aclosing(self._reply.pieces()) as pieces:
-            async for piece in pieces:
-                yield (self._chunk(piece) if first else b"") + piece
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                yield (self._chunk(chunk) if first else b"") + chunk
                 first = False
 
-    def _chunk(self, piece: bytes) -> bytes:
+    def _chunk(self, chunk: bytes) -> bytes:
         """With the id of the chunk that it stands before."""
         try:
-            event = sse.first_event(piece.lstrip(b"\r\n"))
+            event = sse.first_event(chunk.lstrip(b"\r\n"))
         except ValueError:
             event = None
         if not isinstance(event, dict):

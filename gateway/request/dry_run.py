@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Chat, Wishes
+from coe.core import Chat, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from gateway.access import FREE
@@ -16,19 +16,19 @@ from gateway.dialects import Dialect
 from gateway.errors import headers_of, status_of
 from gateway.request.arrival import admit, begin, parsed
 from gateway.request.cancellation import ClientLeftError
-from gateway.request.options import read_wishes
+from gateway.request.options import read_options
 from gateway.request.relay import respond
-from gateway.serving_state import Current, Serving
+from gateway.serving_state import Serving, ServingState
 
-Answer = Callable[[Serving, Chat, Wishes], Awaitable[dict[str, Any]]]
+Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
 
 
-class Inquiry:
+class DryRun:
     """One endpoint as an ASGI application, for keys with the scope `permission`. With `explains` it tells
     administrators more who send x-coe-explain, and refuses the header of others."""
 
     def __init__(
-        self, current: Current, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
+        self, current: ServingState, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
     ) -> None:
         self._current = current
         self._admission = current.admission
@@ -42,15 +42,15 @@ class Inquiry:
         access, limits = serving.access, serving.registry.limits
         try:
             caller = access.identify(scope["headers"], self._permission)
-            wishes = read_wishes(scope, serving.registry.policy, tenant=caller.tenant)
-            if wishes.explain and self._explains:  # what else was learnt, and how the experts stand
+            options = read_options(scope, serving.registry.policy, tenant=caller.tenant)
+            if options.explain and self._explains:  # what else was learnt, and how the experts stand
                 access.identify(scope["headers"], "admin")
-            with self._admission.ticket(caller.key) as ticket, begin(self._admission, wishes) as cutoff:
+            with self._admission.ticket(caller.key) as ticket, begin(self._admission, options) as cutoff:
                 allowance = access.inquiry(caller)
                 async with allowance:
-                    body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
+                    body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, options=options, limits=limits)
                     chat = await parsed(self._dialect, body, self._admission)
-                    answer = await self._answer(serving, chat, wishes)
+                    answer = await self._answer(serving, chat, options)
             await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
         except RequestError as error:
             error.drop_frames()

@@ -24,17 +24,17 @@ from gateway.request.admission import Admission
 from gateway.request.arrival import admit, begin, parsed
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.citations import cited
-from gateway.request.options import read_wishes
+from gateway.request.options import read_options
 from gateway.request.relay import EVENT_STREAM, relay, respond
 from gateway.request.trace import Trace
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 
 def headers_of(trace: Trace) -> list[tuple[bytes, bytes]]:
     """The response headers known so far; with x-coe-explain Server-Timing too (W3C), in milliseconds for each step that
     came to its end before the headers went out."""
     found = trace.headers()
-    if trace.wishes is not None and trace.wishes.explain:
+    if trace.options is not None and trace.options.explain:
         done = [
             f"{name};dur={ended - began:.3f}" for name, began, ended, whole in steps(trace, trace.elapsed_ms()) if whole
         ]
@@ -55,7 +55,7 @@ class Line:
 
     def __init__(
         self,
-        current: Current,
+        current: ServingState,
         *,
         dialect: Dialect,
         admission: Admission,
@@ -92,29 +92,31 @@ class Line:
     async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         composition, access = trace.serving.composition, trace.serving.access
         policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
-        wishes = read_wishes(scope, policy, tenant=trace.caller.tenant, api=trace.api)
-        if wishes.purpose and not access.administers(scope["headers"]):
-            wishes = replace(wishes, purpose=None)  # an ordinary key cannot hide its requests from reports
-        trace.wishes = wishes
+        options = read_options(scope, policy, tenant=trace.caller.tenant, api=trace.api)
+        if options.purpose and not access.administers(scope["headers"]):
+            options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
+        trace.options = options
         if self._tracing is not None:
-            trace.wishes = wishes = self._tracing.begin(trace, wishes)
+            trace.options = options = self._tracing.begin(trace, options)
         admission = self._admission
-        with admission.ticket(trace.caller.key) as ticket, begin(admission, wishes) as cutoff:  # 1 admit
+        with admission.ticket(trace.caller.key) as ticket, begin(admission, options) as cutoff:  # 1 admit
             trace.allowance = access.allowance(trace.caller, trace.spent)
             async with trace.allowance:
-                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, wishes=wishes, limits=limits)
+                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, options=options, limits=limits)
                 chat = await self._parsed(body, trace)  # 2 parse
                 del body  # or it would stay in memory beside what was parsed of it
                 await trace.allowance.reserve(chat)
                 trace.allowed_ms = trace.elapsed_ms()
                 trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
                 trace.classified_ms = trace.elapsed_ms()
-                await composition.affinity.recall(chat, wishes)
-                trace.decision = composition.assign(chat, trace.prediction, wishes)  # 4 assign
+                await composition.affinity.recall(chat, options)
+                trace.decision = composition.assign(chat, trace.prediction, options)  # 4 assign
                 trace.routed()
-                chat = await trace.consulted(chat, wishes)  # 5 gate
-                asks, until = trace.asks, cutoff.until
-                answer = await composition.call(chat, trace.decision, wishes, until=until, asks=asks)  # 6 call
+                chat = await trace.consulted(chat, options)  # 5 gate
+                attempts, deadline = trace.attempts, cutoff.deadline
+                answer = await composition.call(
+                    chat, trace.decision, options, deadline=deadline, attempts=attempts
+                )  # 6 call
                 try:
                     trace.answered(answer)
                     if ticket.memory:

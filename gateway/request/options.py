@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from starlette.types import Scope
 
-from coe.core import Api, Consent, Purpose, Wishes
+from coe.core import Api, Consent, Purpose, RequestOptions
 from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
@@ -29,13 +29,13 @@ _VERSIONS = (b"anthropic-version", b"anthropic-beta")
 """Of Messages requests these go on as well. No other header of a client ever reaches an expert's server."""
 
 
-def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat") -> Wishes:
+def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat") -> RequestOptions:
     """Reads x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions.
 
     What is declared holds without them. Raises InvalidRequest for an unknown word, a number outside the declared
     limits, or a version that no server should see.
     """
-    session, thrift, timeout, size = None, policy.thrift, policy.timeout, 0
+    session, cost_weight, timeout, size = None, policy.cost_weight, policy.timeout, 0
     options: dict[str, Any] = {}
     trace: dict[str, str] = {}
     versioned = api == "messages"
@@ -44,8 +44,8 @@ def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None, api:
         size += len(name) + len(value)
         if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION:
             session = value.decode("latin-1")
-        elif name == b"x-coe-thrift":
-            thrift = _number(value, "x-coe-thrift", *policy.thrift_limits)
+        elif name == b"x-coe-cost-weight":
+            cost_weight = _number(value, "x-coe-cost-weight", *policy.cost_weight_limits)
         elif name == b"x-coe-timeout":
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
         elif name in _OPTIONS:
@@ -57,7 +57,7 @@ def read_wishes(scope: Scope, policy: Policy, *, tenant: str | None = None, api:
             _add_version(versions, name.decode(), value.decode("latin-1"))
     if size > MAX_HEADERS:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return Wishes(session, thrift, timeout, trace, tenant=tenant, versions=versions, **options)
+    return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, versions=versions, **options)
 
 
 def _add_version(versions: dict[str, str], name: str, value: str) -> None:

@@ -19,14 +19,14 @@ async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
     `send` waits for the socket, so a client that reads slowly holds up the expert and not this process's memory.
     """
     if reply.media_type != EVENT_STREAM:
-        body = b"".join([piece async for piece in reply.pieces()])
+        body = b"".join([chunk async for chunk in reply.chunks()])
         await respond(send, status=200, body=body, headers=headers)
         return
     start = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": start})
-    async with aclosing(reply.pieces()) as pieces:
-        async for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    async with aclosing(reply.chunks()) as chunks:
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Api, Chat, Decision, Prediction, Reply, Usage, Wishes
+from coe.core import Api, Chat, Decision, Prediction, Reply, RequestOptions, Usage
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
 from coe.retrieval.retrieval import sources
-from coe.routing.attempts import Asks
-from coe.routing.composition import NOT_CONSULTED, Answer, answered_by
+from coe.routing.attempts import Attempts
+from coe.routing.composition import NOT_CONSULTED, RoutedAnswer, answered_by
 from gateway.access import Allowance, Caller
 from gateway.serving_state import Serving
 
@@ -36,15 +36,16 @@ class Trace:
         "allowance",
         "allowed_ms",
         "api",
-        "asks",
+        "attempts",
         "caller",
         "chat",
         "classified_ms",
         "consultation",
         "consulted_ms",
         "decision",
-        "first_piece_ms",
+        "first_token_ms",
         "left",
+        "options",
         "outcome",
         "parsed_ms",
         "prediction",
@@ -58,7 +59,6 @@ class Trace:
         "status",
         "text",
         "time",
-        "wishes",
     )
 
     def __init__(self, serving: Serving, *, api: Api) -> None:
@@ -71,13 +71,13 @@ class Trace:
         self.left = False
         self.caller = Caller()
         self.allowance: Allowance | None = None
-        self.wishes: Wishes | None = None
+        self.options: RequestOptions | None = None
         self.chat: Chat | None = None
         self.text = ""
         self.prediction: Prediction | None = None
         self.decision: Decision | None = None
         self.reply: Reply | None = None
-        self.asks = Asks()
+        self.attempts = Attempts()
         self.status: int | None = None
         self.spans: Spans | None = None
         self.read_ms: float | None = None
@@ -87,7 +87,7 @@ class Trace:
         self.routing_ms = 0.0
         self.consultation = NOT_CONSULTED
         self.consulted_ms: float | None = None
-        self.first_piece_ms: float | None = None
+        self.first_token_ms: float | None = None
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.start) * 1000
@@ -96,19 +96,19 @@ class Trace:
         """Steps 1 to 4 are done."""
         self.routing_ms = self.elapsed_ms()
 
-    async def consulted(self, chat: Chat, wishes: Wishes) -> Chat:
+    async def consulted(self, chat: Chat, options: RequestOptions) -> Chat:
         """Step 5: the chat that the expert gets; the decision may change where passages were counted on in vain."""
         assert self.decision is not None
         assert self.prediction is not None
         chat, self.decision, self.consultation = await self.serving.composition.consult(
-            chat, self.decision, wishes, text=self.text, prediction=self.prediction, tenant=self.caller.tenant
+            chat, self.decision, options, text=self.text, prediction=self.prediction, tenant=self.caller.tenant
         )
         self.consulted_ms = self.elapsed_ms()
         return chat
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: RoutedAnswer) -> None:
         """Step 6 is done: the first piece is there."""
-        self.first_piece_ms = self.elapsed_ms()
+        self.first_token_ms = self.elapsed_ms()
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
 
@@ -118,7 +118,7 @@ class Trace:
         if not isinstance(error, ExpertError) or decision is None:
             return
         if self.reply is None and error.expert not in ("", decision.expert):
-            cause = self.asks.causes.get(decision.expert, error.cause)
+            cause = self.attempts.causes.get(decision.expert, error.cause)
             self.decision = answered_by(decision, error.expert, cause=cause)
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
@@ -133,7 +133,7 @@ class Trace:
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
                 (b"x-coe-router", self.serving.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.asks.begun),
+                (b"x-coe-attempts", b"%d" % self.attempts.begun),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
             if decision.fallback_from:
@@ -178,7 +178,7 @@ class Trace:
 
     def record(self) -> RoutingRecord:
         """The request's line in the routing log."""
-        decision, prediction, usage, wishes = self.decision, self.prediction, self.usage, self.wishes
+        decision, prediction, usage, options = self.decision, self.prediction, self.usage, self.options
         composition, registry = self.serving.composition, self.serving.registry
         exploration = registry.policy.exploration
         names = composition.router.categories
@@ -199,16 +199,16 @@ class Trace:
             config=registry.digest,
             digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
             outcome=self.outcome,
-            attempts=self.asks.begun,
+            attempts=self.attempts.begun,
             stream=self.chat.stream if self.chat else False,
             routing_ms=round(self.routing_ms, 3),
-            first_piece_ms=round(self.first_piece_ms, 3) if self.first_piece_ms is not None else None,
+            first_token_ms=round(self.first_token_ms, 3) if self.first_token_ms is not None else None,
             total_ms=round(self.elapsed_ms(), 3),
-            familiarity=prediction.familiarity if prediction is not None else 1.0,
-            thrift=wishes.thrift if wishes else 0.0,
+            in_distribution=prediction.in_distribution if prediction is not None else 1.0,
+            cost_weight=options.cost_weight if options else 0.0,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
-            session=wishes.session if wishes else None,
+            session=options.session if options else None,
             api=self.api,
             tenant=self.caller.tenant,
             key=self.caller.key,
@@ -216,9 +216,9 @@ class Trace:
             prompt=self.text if registry.log.store_prompts and self.text else None,
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
-            worth=tuple(round(worth, 4) for worth in decision.worth) if decision else (),
+            utility=tuple(round(utility, 4) for utility in decision.utility) if decision else (),
             price=tuple(round(price, 4) for price in decision.price) if decision else (),
-            exploration=(exploration.rate, exploration.loss) if exploration.rate else None,
+            exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
             retrieval=self.consultation.status,
             gate=self.consultation.probability,
             gain=self.consultation.gain,
@@ -228,7 +228,7 @@ class Trace:
             retrieval_ms=round(self.consultation.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay if prediction is not None else "",
-            purpose=(wishes.purpose or "") if wishes else "",
+            purpose=(options.purpose or "") if options else "",
             plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
         )
 

@@ -19,7 +19,7 @@ from routers.tokens import CHARACTERS, cut
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Projection:
     """Where the training data lie among static vectors, unit length: `centroids` (n, dimensions) of all of it, `means`
     (n_categories, dimensions) of each category."""
 
@@ -28,7 +28,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class FastFeatures:
     """What the cheap heads see of one text: logits (n_categories,), its static vector, and its closeness (2,)."""
 
     lexical: Floats
@@ -37,7 +37,7 @@ class Glance:
     near: tuple[float, float]
 
 
-class CheapHeads:
+class FastHeads:
     """Text to Glance. Thread-safe: nothing changes after construction but what `pieces` remembers, and the last glance,
     since a look at the encoder begins with what a peek has seen a moment ago.
 
@@ -46,7 +46,7 @@ class CheapHeads:
     move by .001.
     """
 
-    def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: Places) -> None:
+    def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: Projection) -> None:
         classes = len(lexical.bias)
         self._pieces = lexical.features.pieces
         self._features = lexical.features
@@ -59,16 +59,16 @@ class CheapHeads:
         self._start, self._scripts, self._words = lexical.bias, lexical.traits[:-2], lexical.traits[-2:]
         self._ascii_start = lexical.bias + lexical.traits[0]
         self._frequency = (1 + np.log(np.arange(1, CHARACTERS + 2))).astype(np.float32)
-        self._last: tuple[str, Glance] | None = None
+        self._last: tuple[str, FastFeatures] | None = None
 
-    def __call__(self, text: str) -> Glance:
+    def __call__(self, text: str) -> FastFeatures:
         text = cut(text, characters=CHARACTERS)
         last = self._last
         if last is None or last[0] != text:
             last = self._last = (text, self._see(text))
         return last[1]
 
-    def _see(self, text: str) -> Glance:
+    def _see(self, text: str) -> FastFeatures:
         ids = self._pieces(text)
         known_pieces = self._known_pieces.take(ids, axis=0)
         vector = known_pieces[:, 0] @ self._steps.take(ids, axis=0).astype(np.float32)
@@ -79,7 +79,7 @@ class CheapHeads:
         static = along[: self._classes] + self._bias
         nearest = float(np.maximum.reduce(along[self._classes :]))
         lexical, known = self._look(text, ids, np.add.reduce(known_pieces[:, 1:], axis=0))
-        return Glance(lexical, static, vector, (nearest, known))
+        return FastFeatures(lexical, static, vector, (nearest, known))
 
     def _look(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
         """As LexicalHead.look, with the function words, foreign and English, counted."""

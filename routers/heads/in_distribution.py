@@ -15,31 +15,31 @@ from routers.calibration import Floats
 from routers.files import Arrays
 
 CENTROIDS = 512
-"""Most centroids of static vectors, shared evenly among the categories; more would slow `peek`."""
+"""Most centroids of static vectors, shared evenly among the categories; more would slow `predict_fast`."""
 UNKNOWN = 0.03
 """Share of requests taken to be of unknown kind. Their number is not in the data; a higher one costs calibration."""
 
 
 @dataclass(frozen=True, slots=True)
-class Familiarity:
+class InDistributionModel:
     """A logistic model over measures of closeness: `weights`, one a measure, and `bias`."""
 
     weights: tuple[float, ...]
     bias: float
 
-    def of(self, closeness: Sequence[float]) -> float:
+    def of(self, similarity: Sequence[float]) -> float:
         """The probability of one text from its (n_measures,)."""
-        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, closeness)) - self.bias))
+        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, similarity)) - self.bias))
 
-    def __call__(self, closeness: Floats) -> Floats:
+    def __call__(self, similarity: Floats) -> Floats:
         """Probabilities (n_texts,) from closeness (n_texts, n_measures)."""
-        logit = closeness @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
+        logit = similarity @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
         result: Floats = 1 / (1 + np.exp(-logit))
         return result
 
 
 @dataclass(frozen=True, slots=True)
-class Middles:
+class Centroids:
     """The `centre` (dimensions,) of the exemplars in the encoder's space, and the unit mean of each category's as seen
     from there, `means` (n_categories, dimensions)."""
 
@@ -56,14 +56,14 @@ class Middles:
         return {"centre": self.centre, "means": self.means}
 
 
-def fit_familiarity(known: Floats, unknown: Floats) -> Familiarity:
+def fit_familiarity(known: Floats, unknown: Floats) -> InDistributionModel:
     """From the closeness (n_texts, n_measures) of held-out texts, and of texts whose own category was left out."""
     from sklearn.linear_model import LogisticRegression
 
     labels = np.arange(len(known) + len(unknown)) < len(known)
     model = LogisticRegression(C=100, class_weight="balanced").fit(np.concatenate((known, unknown)), labels)
     prior = np.log((1 - UNKNOWN) / UNKNOWN)
-    return Familiarity(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
+    return InDistributionModel(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
 
 
 def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:

@@ -1,7 +1,8 @@
 """A nearest-neighbour head: cosine kNN with similarity weights; it also tells how close a text is to the training.
 
 Neighbours are looked for in fewer dimensions than the encoder's: a look begins with cold caches, where the time goes by
-the bytes that are read, and what the last principal axes tell of closeness is mostly noise (docs/log.md). That a text
+the bytes that are read, and what the last principal axes tell of closeness is mostly noise
+(docs/experiments/neighbour-projection.md). That a text
 lies outside of them tells that it is of another kind, most of all where few exemplars span few: to exemplars it is as
 far as if that were one more axis, along which none of them lies.
 """
@@ -66,8 +67,8 @@ class KnnHead:
         cells = self.labels[nearest] + self.classes * np.arange(len(queries))[:, None]
         votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * self.classes)
         shares = votes.reshape(len(queries), self.classes) / weights.sum(axis=1, keepdims=True)
-        closeness = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
-        return np.log(shares + PRIOR).astype(np.float32), closeness
+        similarity = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
+        return np.log(shares + PRIOR).astype(np.float32), similarity
 
     def nearest(self, vector: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
         """Label, cosine and digest of the exemplars nearest to one that is placed (n_axes,), the nearest first."""

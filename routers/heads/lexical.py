@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.files import Arrays
-from routers.heads.writing_systems import ENGLISH_WORDS, FOREIGN_WORDS, NAMES, Scripts
-from routers.tokens import WordPieces
+from routers.heads.writing_systems import ENGLISH_WORDS, FOREIGN_WORDS, NAMES, WritingSystems
+from routers.tokens import TokenFeatures
 
 BUCKETS = 1 << 16
 """Pairs of neighbouring pieces are hashed into this many rows."""
@@ -22,10 +22,10 @@ TRAITS = len(NAMES) + 2
 class LexicalFeatures:
     """What the head sees of a text: rows of its table with TF-IDF weights (unit length), and a few traits."""
 
-    def __init__(self, pieces: WordPieces) -> None:
+    def __init__(self, pieces: TokenFeatures) -> None:
         self.pieces = pieces
         self.rows = pieces.size + BUCKETS
-        self.scripts = Scripts()
+        self.scripts = WritingSystems()
         self.function_words = np.zeros((pieces.size, 2), dtype=np.float32)
         self.function_words[pieces.known(FOREIGN_WORDS.split()), 0] = 1.0
         self.function_words[pieces.known(ENGLISH_WORDS.split()), 1] = 1.0

@@ -48,7 +48,7 @@ def _table() -> NDArray[np.int8]:
     return table
 
 
-class Scripts:
+class WritingSystems:
     """Shares of a text's letters by writing system, shape (len(NAMES),), float32, summing to 1 or all zero."""
 
     def __init__(self) -> None:

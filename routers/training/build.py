@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
 from routers.encoders import TOKENS, OnnxEncoder
-from routers.examples import Example, Lessons, digest_of, prepare
+from routers.examples import Example, TrainingSet, digest_of, prepare
 from routers.files import write_json
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
 from routers.heads.static import distil
-from routers.tokens import CHARACTERS, WordPieces, cut, load_tokenizer
-from routers.training.embedding_cache import RememberingEncoder, export_once, open_encoder
+from routers.tokens import CHARACTERS, TokenFeatures, cut, load_tokenizer
+from routers.training.embedding_cache import CachedEncoder, export_once, open_encoder
 from routers.training.export import locate_encoder, quantise
 from routers.training.fitting import Data, choose_strengths, cross_fit, exemplar_rows, held_out_right, write_heads
-from routers.training.parallel import Work
+from routers.training.parallel import TaskRunner
 from routers.training.tuning import measure, tune
 
 QUANTISATION_SAMPLE = 2000
@@ -36,7 +36,7 @@ FOLDINGS = 8
 """Divisions into folds that the comparison is averaged over: what one alone says is off by .005 either way."""
 
 Progress = Callable[[str, float], None]
-Opened = Callable[[Path], OnnxEncoder | RememberingEncoder]
+Opened = Callable[[Path], OnnxEncoder | CachedEncoder]
 """The encoder of a network."""
 
 
@@ -74,7 +74,7 @@ def train(
     progress: Progress | None,
     threads: int,
     memory: Path | None,
-    work: Work,
+    work: TaskRunner,
 ) -> dict[str, Any]:
     """See `routers.build`."""
     stages = Stages(progress)
@@ -85,9 +85,9 @@ def train(
     with stages.stage("export"):
         export_once(source, network=out / NETWORK, tokenizer=out / TOKENIZER, memory=memory)
     opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
-    readings, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
+    embeddings, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
     with stages.stage("distil") as report:
-        data = represent(lessons, readings, out=out, opened=opened, report=report)
+        data = represent(lessons, embeddings, out=out, opened=opened, report=report)
     with stages.stage("held-out") as report, small_fits():
         strengths = choose_strengths(data, seed=seed, work=work)
         held_out = cross_fit(data, strengths, seed=seed, work=work, report=report)
@@ -111,7 +111,7 @@ def train(
         "examples": len(lessons.texts),
         "dropped": lessons.dropped,
         "quantisation": quantisation,
-        "encoder": {"dimensions": data.dimensions, "width": data.readings.shape[1]},
+        "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
         "strengths": asdict(strengths),
         **measure(held_out, data.labels, lessons.categories, pooling, familiarities),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
@@ -119,40 +119,42 @@ def train(
     }
 
 
-def embed(lessons: Lessons, *, out: Path, opened: Opened, seed: int, stages: Stages) -> tuple[Floats, dict[str, Any]]:
+def embed(
+    lessons: TrainingSet, *, out: Path, opened: Opened, seed: int, stages: Stages
+) -> tuple[Floats, dict[str, Any]]:
     """Readings of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
     full, small = out / NETWORK, out / "encoder.int8.onnx"
     with stages.stage("embed") as report:
         quantise(full, out=small)
-        readings = opened(small).read(lessons.texts, report)
+        embeddings = opened(small).read(lessons.texts, report)
     with stages.stage("compare") as report:
-        found = _compare(lessons, readings, opened(full), seed=seed, report=report)
+        found = _compare(lessons, embeddings, opened(full), seed=seed, report=report)
     if found["fp32"] - found["int8"] <= QUANTISATION_LOSS:
         small.replace(full)
-        return readings, {"kept": "int8", **found}
+        return embeddings, {"kept": "int8", **found}
     small.unlink()
     with stages.stage("embed in fp32") as report:
         return opened(full).read(lessons.texts, report), {"kept": "fp32", **found}
 
 
 def _compare(
-    lessons: Lessons,
-    readings: Floats,
-    precise: OnnxEncoder | RememberingEncoder,
+    lessons: TrainingSet,
+    embeddings: Floats,
+    precise: OnnxEncoder | CachedEncoder,
     *,
     seed: int,
     report: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Held-out accuracy with the `precise` network and with the one that gave `readings`, on a sample."""
+    """Held-out accuracy with the `precise` network and with the one that gave `embeddings`, on a sample."""
     sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
     exact, labels = precise.read([lessons.texts[i] for i in sample], report), lessons.labels[sample]
     with small_fits():
-        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, readings[sample]))
+        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, embeddings[sample]))
     return {"compared": len(sample), "fp32": fp32, "int8": int8}
 
 
-def _held_out_accuracy(readings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
-    return float(np.mean([held_out_right(readings, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
+def _held_out_accuracy(embeddings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
+    return float(np.mean([held_out_right(embeddings, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
 
 
 def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
@@ -163,10 +165,10 @@ def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
 
 
 def represent(
-    lessons: Lessons, readings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
+    lessons: TrainingSet, embeddings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
 ) -> Data:
     """Word pieces, static token vectors distilled from the encoder, and the lexical matrix."""
-    pieces = WordPieces(load_tokenizer(out / TOKENIZER))
+    pieces = TokenFeatures(load_tokenizer(out / TOKENIZER))
     features = LexicalFeatures(pieces)
     texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
     ids = [pieces(text) for text in texts]
@@ -184,6 +186,6 @@ def represent(
         lexical=lexical_matrix(texts, ids, features),
         tokens=tokens,
         static=tokens.vectors(ids),
-        readings=readings,
+        embeddings=embeddings,
         dimensions=encoder.dimensions,
     )

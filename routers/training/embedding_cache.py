@@ -14,7 +14,7 @@ from coe.errors import ArtifactError
 from routers.calibration import Floats
 from routers.encoders import TOKENS, OnnxEncoder
 from routers.training.export import LAYOUT, export_encoder
-from routers.training.parallel import Work
+from routers.training.parallel import TaskRunner
 
 Progress = Callable[[float], None]
 
@@ -38,7 +38,7 @@ def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | N
     shutil.copyfile(kept / "tokenizer", tokenizer)
 
 
-class RememberingEncoder:
+class CachedEncoder:
     """A coe.core.Encoder that asks `encoder` only for token sequences whose readings `file` lacks, and adds them."""
 
     def __init__(self, encoder: OnnxEncoder, file: Path) -> None:
@@ -69,8 +69,8 @@ class RememberingEncoder:
             return {}
         try:
             with np.load(self._file, allow_pickle=False) as archive:
-                keys, readings = archive["keys"], archive["readings"]
-            return {row.tobytes(): reading for row, reading in zip(keys, readings, strict=True)}
+                keys, embeddings = archive["keys"], archive["embeddings"]
+            return {row.tobytes(): reading for row, reading in zip(keys, embeddings, strict=True)}
         except Exception as error:  # zipfile, zlib, KeyError and ValueError all mean the same here
             raise ArtifactError(f"{self._file}: damaged ({error}); delete it") from error
 
@@ -79,7 +79,7 @@ class RememberingEncoder:
         keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
         with tempfile.TemporaryDirectory(dir=self._file.parent) as draft:
             written = Path(draft) / "readings.npz"
-            np.savez(written, allow_pickle=False, keys=keys, readings=np.stack(list(known.values())))
+            np.savez(written, allow_pickle=False, keys=keys, embeddings=np.stack(list(known.values())))
             written.replace(self._file)
 
 
@@ -90,14 +90,14 @@ def open_encoder(
     threads: int,
     memory: Path | None,
     tokens: int = TOKENS,
-    work: Work | None = None,
-) -> OnnxEncoder | RememberingEncoder:
+    work: TaskRunner | None = None,
+) -> OnnxEncoder | CachedEncoder:
     """The encoder in these two files, with the readings that `memory` holds of the same two."""
     encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens, work=work)
     if memory is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]
-    return RememberingEncoder(encoder, memory / f"readings-{digest}.npz")
+    return CachedEncoder(encoder, memory / f"readings-{digest}.npz")
 
 
 def _digest_of_folder(folder: Path) -> str:

@@ -5,7 +5,7 @@ A network's attention, made lean: it cuts its heads itself, its three projection
 The exporter cuts queries, keys and values into heads, turns them, and turns the result back: eight operators a layer, a
 tenth of the time that a line of text takes. ONNX's Attention does so by itself where it is told the heads, and gives
 the same to the bit. Projecting once in place of three times, and leaving out a mask that hides nothing, takes as much
-again (docs/log.md).
+again (docs/experiments/encoder-latency.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ OPSET = 23
 """The first in which attention is one operator."""
 DEPTHS = (2 / 3, 1 / 3)
 """The inner layers that are read, by their depth. The middle of such a network tells topics apart better than its end,
-which is made for closeness (docs/log.md; Skean et al. 2025, arXiv 2502.02013, find the same of many)."""
+which is made for closeness (docs/experiments/encoder-layers.md; Skean et al. 2025, arXiv 2502.02013, find the same
+of many)."""
 LAYOUT = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in DEPTHS)}-lean"
 """By which an export kept from before is known to be as this module makes it."""
 PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]

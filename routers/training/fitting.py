@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.files import write_arrays
-from routers.heads.in_distribution import Middles, centroids, class_means
+from routers.heads.in_distribution import Centroids, centroids, class_means
 from routers.heads.knn import KnnHead, choose_exemplars, fit_knn
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
 from routers.heads.linear import LinearHead, fit_linear
 from routers.heads.static import StaticVectors
-from routers.training.parallel import Work
+from routers.training.parallel import TaskRunner
 
 Labels = NDArray[np.int64]
 HEADS = ("lexical", "static", "linear")
@@ -36,7 +36,7 @@ LEFT_OUT = -1e4
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A training set as the heads see it: the linear one sees the encoder's `readings`, the neighbours the sentence
+    """A training set as the heads see it: the linear one sees the encoder's `embeddings`, the neighbours the sentence
     vectors, their first `dimensions` columns, alone."""
 
     labels: Labels
@@ -45,12 +45,12 @@ class Data:
     lexical: LexicalMatrix
     tokens: StaticVectors
     static: Floats
-    readings: Floats
+    embeddings: Floats
     dimensions: int
 
     @property
     def vectors(self) -> Floats:
-        return self.readings[:, : self.dimensions]
+        return self.embeddings[:, : self.dimensions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Strengths:
 class Views:
     """Every head's logits (n_texts, n_categories) on some texts, and how close those are to the training data.
 
-    `near` (n_texts, 2) is what the cheap stage sees of closeness, `closeness` (n_texts,) what the full stage sees.
+    `near` (n_texts, 2) is what the cheap stage sees of closeness, `similarity` (n_texts,) what the full stage sees.
     """
 
     lexical: Floats
@@ -74,7 +74,7 @@ class Views:
     linear: Floats
     knn: Floats
     near: Floats
-    closeness: Floats
+    similarity: Floats
 
     @property
     def heads(self) -> tuple[Floats, Floats, Floats, Floats]:
@@ -92,8 +92,8 @@ class Views:
     @classmethod
     def blank(cls, texts: int, classes: int) -> Views:
         lexical, static, linear, knn = (np.zeros((texts, classes), dtype=np.float32) for _ in range(4))
-        near, closeness = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
-        return cls(lexical=lexical, static=static, linear=linear, knn=knn, near=near, closeness=closeness)
+        near, similarity = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
+        return cls(lexical=lexical, static=static, linear=linear, knn=knn, near=near, similarity=similarity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
-def choose_strengths(data: Data, *, seed: int, work: Work) -> Strengths:
+def choose_strengths(data: Data, *, seed: int, work: TaskRunner) -> Strengths:
     """Those with the least log loss, temperature fitted, on one fold."""
     fold = folds(data.labels, seed=seed)[0]
     trials = [(head, strength) for head in HEADS for strength in STRENGTHS]
@@ -134,11 +134,13 @@ def _trial(data: Data, fold: tuple[Labels, Labels], trial: tuple[str, float]) ->
 def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength: float) -> Floats:
     if head == "lexical":
         return _lexical_logits(_lexical(data, rest, strength), data, held)
-    vectors = data.static if head == "static" else data.readings
+    vectors = data.static if head == "static" else data.embeddings
     return _linear(vectors, data, rest, strength).logits(vectors[held])
 
 
-def cross_fit(data: Data, strengths: Strengths, *, seed: int, work: Work, report: Callable[[float], None]) -> HeldOut:
+def cross_fit(
+    data: Data, strengths: Strengths, *, seed: int, work: TaskRunner, report: Callable[[float], None]
+) -> HeldOut:
     """What every head says of texts it did not learn from, over folds."""
     found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
     parts = folds(data.labels, seed=seed)
@@ -172,14 +174,14 @@ def _view_trained(found: HeldOut, data: Data, strengths: Strengths, rest: Labels
 def _view_neighbours(found: HeldOut, data: Data, knn: KnnHead, held: Labels) -> None:
     for start in range(0, len(held), BLOCK):
         block = held[start : start + BLOCK]
-        found.known.knn[block], found.known.closeness[block] = knn.look(knn.place(data.vectors[block]))
+        found.known.knn[block], found.known.similarity[block] = knn.look(knn.place(data.vectors[block]))
     for label in range(data.classes):
         others = knn.without(label)
         own = held[data.labels[held] == label]
         for start in range(0, len(own), BLOCK):
             block = own[start : start + BLOCK]
             placed = others.place(data.vectors[block])
-            found.unknown.knn[block], found.unknown.closeness[block] = others.look(placed)
+            found.unknown.knn[block], found.unknown.similarity[block] = others.look(placed)
             found.unknown.knn[block, label] = LEFT_OUT
 
 
@@ -200,7 +202,7 @@ def _view_near(found: HeldOut, data: Data, rest: Labels, held: Labels, *, seed: 
 def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> None:
     """Fit every head on all texts and write its table."""
     everything = np.arange(len(data.labels))
-    linear = _linear(data.readings, data, everything, strengths.linear)
+    linear = _linear(data.embeddings, data, everything, strengths.linear)
     static = _linear(data.static, data, everything, strengths.static)
     write_arrays(out / LEXICAL, _lexical(data, everything, strengths.lexical).arrays())
     means, _ = centroids(data.static, data.labels, seed=seed)
@@ -208,7 +210,7 @@ def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> No
     write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": means, "means": own})
     kept = exemplar_rows(data, everything, seed=seed)
     knn = fit_knn(data.vectors[kept], data.labels[kept], classes=data.classes)
-    middles = Middles.of(data.vectors[kept], data.labels[kept], classes=data.classes)
+    middles = Centroids.of(data.vectors[kept], data.labels[kept], classes=data.classes)
     write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **middles.arrays()})
 
 
@@ -218,13 +220,13 @@ def exemplar_rows(data: Data, rows: Labels, *, seed: int) -> Labels:
     return rows[choose_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
 
 
-def held_out_right(readings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
-    """Which texts a linear head on `readings` gets right, over folds."""
+def held_out_right(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
+    """Which texts a linear head on `embeddings` gets right, over folds."""
     names, labels = np.unique(labels, return_inverse=True)
     right = np.zeros(len(labels), dtype=bool)
     for rest, held in folds(labels, seed=seed):
-        head = fit_linear(readings[rest], labels[rest], strength=3.0, classes=len(names))
-        right[held] = head.logits(readings[held]).argmax(axis=1) == labels[held]
+        head = fit_linear(embeddings[rest], labels[rest], strength=3.0, classes=len(names))
+        right[held] = head.logits(embeddings[held]).argmax(axis=1) == labels[held]
     return right
 
 

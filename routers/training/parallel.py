@@ -1,4 +1,4 @@
-"""Where the heavy parts of training run: here, or wherever a `Work` takes them."""
+"""Where the heavy parts of training run: here, or wherever a `TaskRunner` takes them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Work(Protocol):
+class TaskRunner(Protocol):
     """The results of `task` on each item, in their order. Task, items and results can be pickled, and a task gives the
     same result wherever it runs."""
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
 
 
-class Here:
+class LocalRunner:
     """In this process, one after the other, each when its result is asked for."""
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

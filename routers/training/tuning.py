@@ -22,7 +22,7 @@ from routers.calibration import (
     risk_coverage,
     softmax,
 )
-from routers.cascade import Familiarities, Pooling
+from routers.cascade import EnsembleWeights, InDistributionModels
 from routers.heads.in_distribution import fit_familiarity
 from routers.training.fitting import HeldOut, Labels, Views
 
@@ -32,7 +32,7 @@ SEPARATION_LOSS = 0.002
 """The cheap stage keeps as much as it can within these losses of accuracy and of the AUROC of confidence, and at least
 1 - MOST_ESCALATED."""
 MOST_DOUBTED = 0.05
-"""Share of known texts that the suggested `general_below` may turn away."""
+"""Share of known texts that the suggested `confidence_threshold` may turn away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,20 @@ class Served:
         return found
 
 
-def tune(held_out: HeldOut, labels: Labels) -> tuple[Pooling, Familiarities]:
+def tune(held_out: HeldOut, labels: Labels) -> tuple[EnsembleWeights, InDistributionModels]:
     """Weights, familiarity and escalation."""
     known, unknown = held_out.known, held_out.unknown
-    familiarities = Familiarities(
+    familiarities = InDistributionModels(
         cheap=fit_familiarity(known.near, unknown.near),
-        full=fit_familiarity(known.closeness[:, None], unknown.closeness[:, None]),
+        full=fit_familiarity(known.similarity[:, None], unknown.similarity[:, None]),
     )
-    pooling = Pooling(cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0)
+    pooling = EnsembleWeights(
+        cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0
+    )
     return replace(pooling, threshold=_threshold(held_out, labels, pooling, familiarities)), familiarities
 
 
-def serve(views: Views, pooling: Pooling, familiarities: Familiarities) -> Served:
+def serve(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> Served:
     """As CascadeRouter serves texts with these `views`."""
     cheap, cheap_confidence = _cheap(views, pooling, familiarities)
     full, full_confidence = _full(views, pooling, familiarities)
@@ -71,17 +73,19 @@ def serve(views: Views, pooling: Pooling, familiarities: Familiarities) -> Serve
     )
 
 
-def _cheap(views: Views, pooling: Pooling, familiarities: Familiarities) -> tuple[Floats, Floats]:
+def _cheap(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_cheap(views.lexical, views.static)
     return posterior, posterior.max(axis=1) * familiarities.cheap(views.near)
 
 
-def _full(views: Views, pooling: Pooling, familiarities: Familiarities) -> tuple[Floats, Floats]:
+def _full(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_full(views.heads)
-    return posterior, posterior.max(axis=1) * familiarities.full(views.closeness[:, None])
+    return posterior, posterior.max(axis=1) * familiarities.full(views.similarity[:, None])
 
 
-def _threshold(held_out: HeldOut, labels: Labels, pooling: Pooling, familiarities: Familiarities) -> float:
+def _threshold(
+    held_out: HeldOut, labels: Labels, pooling: EnsembleWeights, familiarities: InDistributionModels
+) -> float:
     """The lowest confidence at which the cheap answer is kept, so that neither accuracy nor confidence suffers."""
     (cheap, sure), (full, surer) = (stage(held_out.known, pooling, familiarities) for stage in (_cheap, _full))
     right, righter = cheap.argmax(axis=1) == labels, full.argmax(axis=1) == labels
@@ -97,16 +101,20 @@ def _threshold(held_out: HeldOut, labels: Labels, pooling: Pooling, familiaritie
 
 
 def measure(
-    held_out: HeldOut, labels: Labels, categories: Sequence[str], pooling: Pooling, familiarities: Familiarities
+    held_out: HeldOut,
+    labels: Labels,
+    categories: Sequence[str],
+    pooling: EnsembleWeights,
+    familiarities: InDistributionModels,
 ) -> dict[str, Any]:
     """Held-out accuracy, calibration and escalation of the cascade and its parts, and what doubt is worth.
 
-    `general_below` is the suggested confidence below which the general expert should answer; `doubted` and
+    `confidence_threshold` is the suggested confidence below which the general expert should answer; `doubted` and
     `doubted_unknown` are the shares of known texts and of stand-ins for unknown ones that it turns away.
     """
     known, unknown = (serve(views, pooling, familiarities) for views in (held_out.known, held_out.unknown))
     right = known.right(labels)
-    general_below = choose_doubt(
+    confidence_threshold = choose_doubt(
         np.concatenate((known.confidence, unknown.confidence)),
         np.concatenate((right, np.zeros_like(right))),
         np.repeat([True, False], len(labels)),
@@ -126,13 +134,13 @@ def measure(
         "unknown_auroc": auroc(
             np.concatenate((known.confidence, unknown.confidence)), np.repeat([True, False], len(labels))
         ),
-        "general_below": general_below,
-        "doubted": float((known.confidence < general_below).mean()),
-        "doubted_unknown": float((unknown.confidence < general_below).mean()),
+        "confidence_threshold": confidence_threshold,
+        "doubted": float((known.confidence < confidence_threshold).mean()),
+        "doubted_unknown": float((unknown.confidence < confidence_threshold).mean()),
     }
 
 
-def _by_head(views: Views, labels: Labels, pooling: Pooling) -> dict[str, float]:
+def _by_head(views: Views, labels: Labels, pooling: EnsembleWeights) -> dict[str, float]:
     parts = dict(zip(("lexical", "static", "linear", "knn"), views.heads, strict=True))
     parts |= {"cheap": pooled(views.heads[:2], pooling.cheap), "full": pooled(views.heads, pooling.full)}
     return {name: float((logits.argmax(axis=1) == labels).mean()) for name, logits in parts.items()}

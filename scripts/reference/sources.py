@@ -13,18 +13,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
-import numpy as np
 import typer.main
 
 from coe import errors
 from coe.cli import app as command_line
-from coe.core import Prediction, Reason
+from coe.core import Reason
 from coe.experts.remedies import REMEDIES
 from coe.jobs.record_files import RATING_FIELDS
 from coe.records.fields import FIELDS
 from coe.registry import Registry, load, schema
 from coe.routing.composition import declared_assignment
-from coe.runtime.active_state import InUse
+from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.endpoints.openapi import document
@@ -115,11 +114,12 @@ async def _families() -> list[Any]:
     with TemporaryDirectory() as folder:
         registry = _registry(Path(folder))
         settings = Settings.read({"COE_HOME": folder}, config=Path(folder) / "experts.yaml")
-        in_use = InUse(registry, _Router(), declared_assignment(registry, ("general",)), 0.0, Path(folder))
+        router: Any = _Router()
+        state = ActiveState(registry, router, declared_assignment(registry, ("general",)), 0.0, Path(folder))
 
         @asynccontextmanager
         async def parts() -> AsyncIterator[Parts]:
-            async with open_parts(settings, read=lambda *_: in_use) as found:
+            async with open_parts(settings, read=lambda *_: state) as found:
                 opened.append(found)
                 yield found
 
@@ -133,12 +133,6 @@ class _Router:
 
     version = "none"
     categories = ("general",)
-
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction:
-        return Prediction(np.ones(1, np.float32), "none")
-
-    def predict(self, texts: list[str]) -> list[Prediction]:
-        return [self.peek(text) for text in texts]
 
 
 def _registry(folder: Path) -> Registry:

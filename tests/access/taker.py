@@ -17,10 +17,10 @@ TASKS, SECONDS = 10, 0.8
 USE = Use(1, 10, 0.001)
 
 
-async def take(account: Account, until: float) -> int:
+async def take(account: Account, deadline: float) -> int:
     """One client that asks again and again, and holds what it got for a moment."""
     count = 0
-    while time.monotonic() < until:
+    while time.monotonic() < deadline:
         try:
             taken = await account.take(USE)
         except LimitReached:
@@ -34,8 +34,8 @@ async def take(account: Account, until: float) -> int:
 
 async def compete(limiter: RedisLimiter, limits: dict[str, float]) -> int:
     account = account_of(limiter, **limits)
-    until = time.monotonic() + SECONDS
-    return sum(await asyncio.gather(*(take(account, until) for _ in range(TASKS))))
+    deadline = time.monotonic() + SECONDS
+    return sum(await asyncio.gather(*(take(account, deadline) for _ in range(TASKS))))
 
 
 async def main(url: str) -> None:

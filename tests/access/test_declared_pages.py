@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from coe.registry import Access
+from coe.registry import AccessSpec
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from coe.registry import Access
     ],
 )
 def test_an_origin_is_kept_as_browsers_send_it(written: str, kept: str) -> None:
-    assert Access(allowed_origins=(written,)).allowed_origins == (kept,)
+    assert AccessSpec(allowed_origins=(written,)).allowed_origins == (kept,)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +28,15 @@ def test_an_origin_is_kept_as_browsers_send_it(written: str, kept: str) -> None:
 )
 def test_what_is_no_origin_is_refused_with_an_example(written: str) -> None:
     with pytest.raises(ValidationError, match=r"write https://app\.example\.com"):
-        Access(allowed_origins=(written,))
+        AccessSpec(allowed_origins=(written,))
 
 
 @pytest.mark.parametrize("written", ["llm.example.com", "LLM.example.com", "*.example.com", "gateway", "my_host"])
 def test_a_host_is_a_name(written: str) -> None:
-    assert Access(allowed_hosts=(written,)).allowed_hosts == (written.lower(),)
+    assert AccessSpec(allowed_hosts=(written,)).allowed_hosts == (written.lower(),)
 
 
 @pytest.mark.parametrize("written", ["*", "", "llm.example.com:8080", "https://llm.example.com", "a.*.example", "a/b"])
 def test_what_is_no_host_is_refused_with_an_example(written: str) -> None:
     with pytest.raises(ValidationError, match=r"write llm\.example\.com"):
-        Access(allowed_hosts=(written,))
+        AccessSpec(allowed_hosts=(written,))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 Gateways = Callable[[], Awaitable[RedisLimiter]]
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+async def deadline(condition: Callable[[], Awaitable[bool]]) -> None:
     """Waits until it holds; fails when it does not within some seconds."""
     async with asyncio.timeout(10):
         while not await condition():
@@ -78,7 +78,7 @@ async def test_gateways_share_the_places_of_concurrent_requests(gateways: Gatewa
     assert len(running) == 5
     assert not await admitted(other, 3)
     one.settle(running[0], ONE)
-    await until(lambda: _some(other))
+    await deadline(lambda: _some(other))
     assert not await admitted(other, 3)
 
 
@@ -91,7 +91,7 @@ async def test_tokens_that_one_gateway_did_not_use_are_there_for_the_others(gate
     taken = await one.take(tokens(950))
     assert not await admitted(other, 1, tokens(500))
     one.settle(taken, tokens(10))
-    await until(lambda: _some(other, tokens(500)))
+    await deadline(lambda: _some(other, tokens(500)))
 
 
 async def test_what_is_spent_beyond_the_estimate_holds_the_others_too(gateways: Gateways) -> None:
@@ -104,7 +104,7 @@ async def test_what_is_spent_beyond_the_estimate_holds_the_others_too(gateways: 
             other.settle(each, dollars(0))
         return not taken
 
-    await until(refused)
+    await deadline(refused)
 
 
 async def test_a_busy_gateway_asks_redis_seldom(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ async def test_an_idle_gateway_holds_nothing(gateways: Gateways, monkeypatch: py
             other.settle(taken, ONE)
         return other.left()[0] == 6000
 
-    await until(nothing_held)
+    await deadline(nothing_held)
 
 
 async def test_a_gateway_that_ends_gives_back_what_it_held(redis_url: str) -> None:
@@ -168,7 +168,7 @@ async def test_slots_of_a_gateway_that_crashed_are_free_again(
     assert len(await admitted(account_of(crashed, concurrent_requests=2), 5)) == 2
     other = account_of(await gateways(), concurrent_requests=2)
     assert not await admitted(other, 2)
-    await until(lambda: _some(other))
+    await deadline(lambda: _some(other))
     await crashed._connection.aclose()
 
 
@@ -220,7 +220,7 @@ async def test_without_redis_each_gateway_counts_for_itself_and_says_so_once(
         assert money
 
         own_server.start()
-        await until(lambda: _together(limiter))
+        await deadline(lambda: _together(limiter))
         async with RedisLimiter(own_server.url) as other:
             account = account_of(other, dollars_per_day=10)
             assert not await admitted(account, 1, dollars(3))  # what was spent meanwhile is known to all
@@ -244,7 +244,7 @@ async def test_a_redis_that_hangs_holds_nobody_longer_than_its_bound(
         assert limiter.degraded
         assert len(running) == 100
         own_server.signal(signal.SIGCONT)
-        await until(lambda: _together(limiter))
+        await deadline(lambda: _together(limiter))
         for taken in running:
             account.settle(taken, ONE)
         assert len(await admitted(account, 200)) == 100
@@ -260,7 +260,7 @@ async def test_a_redis_that_is_away_at_the_start_is_waited_for(
         account = account_of(limiter, requests_per_minute=60)
         assert len(await admitted(account, 100)) == 60
         own_server.start()
-        await until(lambda: _together(limiter))
+        await deadline(lambda: _together(limiter))
     own_server.kill()
 
 
@@ -275,7 +275,7 @@ async def test_a_redis_that_fails_again_while_it_comes_back_holds_nobody(
         async def every_second_one(key: str, arguments: list[str | float]) -> list[float]:
             asked.append(key)
             if len(asked) % 2 == 0:
-                raise redis_connection.AwayError("again")
+                raise redis_connection.RedisUnavailable("again")
             return await take(key, arguments)
 
         monkeypatch.setattr(limiter._connection, "take", every_second_one)

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ConfigError
-from coe.registry import Access
+from coe.registry import AccessSpec
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
 from tests.access.samples import key_of
 from tests.gateway.test_main import settings_of
 
-KEYED = Access(keys=(key_of(limits={"requests_per_minute": 1}),))
+KEYED = AccessSpec(keys=(key_of(limits={"requests_per_minute": 1}),))
 
 
 def listening(host: str, **environ: str) -> Settings:
@@ -25,35 +25,35 @@ def listening(host: str, **environ: str) -> Settings:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "::ffff:127.0.0.1"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    check_exposure(listening(host), Access())
+    check_exposure(listening(host), AccessSpec())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1", "0"])
 def test_beyond_loopback_without_keys_is_refused_with_both_remedies(host: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_exposure(listening(host), Access())
+        check_exposure(listening(host), AccessSpec())
     for remedy in ("COE_HOST=127.0.0.1", "access.keys"):
         assert remedy in str(refused.value)
     with pytest.raises(ConfigError):  # no variable opens it
-        check_exposure(listening(host, COE_OPEN="1"), Access())
+        check_exposure(listening(host, COE_OPEN="1"), AccessSpec())
     check_exposure(listening(host), KEYED)
 
 
 def test_a_host_that_no_name_can_be_is_left_to_who_listens() -> None:
-    check_exposure(listening("no such host"), Access())
+    check_exposure(listening("no such host"), AccessSpec())
 
 
 def test_several_workers_want_a_common_counter_for_limits() -> None:
     with pytest.raises(ConfigError, match=r"write counters: redis://HOST:6379/0, or set COE_WORKERS=1"):
         check_counters(KEYED, workers=2)
     check_counters(KEYED, workers=1)
-    check_counters(Access(keys=(key_of(),)), workers=2)
-    check_counters(Access(keys=KEYED.keys, counters="redis://localhost:6379/0"), workers=2)
+    check_counters(AccessSpec(keys=(key_of(),)), workers=2)
+    check_counters(AccessSpec(keys=KEYED.keys, counters="redis://localhost:6379/0"), workers=2)
 
 
 def test_a_wrong_address_of_redis_is_refused_without_its_password() -> None:
     with pytest.raises(ConfigError, match=r"access\.counters: not a Redis address") as refused:
-        check_counters(Access(counters="redis://:se/cret@localhost:6379/0"), workers=1)
+        check_counters(AccessSpec(counters="redis://:se/cret@localhost:6379/0"), workers=1)
     assert "cret" not in str(refused.value)
 
 
@@ -75,7 +75,7 @@ def run(*words: str, code: int = 0) -> str:
 def test_coe_key_prints_a_key_and_the_entry_that_declares_it(tmp_path: Path) -> None:
     key, _, text = run("no", "--tenant", "1e3", "--scope", "chat", "--scope", "admin").partition("\n")
     declared = YAML(typ="safe").load(text[text.index("access:") :])
-    (entry,) = Access.model_validate(declared["access"]).keys
+    (entry,) = AccessSpec.model_validate(declared["access"]).keys
     assert key.startswith("coe-")
     assert len(key) == 47
     assert entry.sha256 == hashlib.sha256(key.encode()).hexdigest()

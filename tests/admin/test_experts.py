@@ -146,7 +146,7 @@ async def test_what_is_wrong_with_the_file_itself_is_told_as_its_own(settings: S
 
 async def test_the_environment_cannot_be_asked_through_an_entry(settings: Settings) -> None:
     async with gateway_of(settings=settings) as gateway:
-        for line in ("sibling: ${SECRET_KEY}", "device: ${SECRET_KEY}", "api_key: ${SECRET_KEY}", "x: ${SECRET_KEY}"):
+        for line in ("stand_in: ${SECRET_KEY}", "device: ${SECRET_KEY}", "api_key: ${SECRET_KEY}", "x: ${SECRET_KEY}"):
             answer = await gateway.post("/v1/experts/check", orjson.dumps({"entry": f"{ENTRY}  {line}\n"}))
             assert b"hidden-value" not in answer.body
         found = await check(gateway, ENTRY + "  api_key: ${WRITER_KEY}\n")

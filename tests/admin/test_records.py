@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Standing
+from coe.core import Health
 from coe.errors import LogError, UnknownCursor
-from gateway.endpoints.admin import record_bodies
 from gateway.endpoints.admin import records as endpoint
+from gateway.endpoints.admin import records as record_bodies
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -64,7 +64,7 @@ async def test_filters_go_to_the_log() -> None:
         ("limit=201", "limit"),
         ("since=yesterday", "since"),
         ("since=-1", "since"),
-        ("until=nan", "until"),
+        ("until=nan", "deadline"),
         ("category=" + "x" * 129, "category"),
         ("before=elsewhere", "before"),
         ("before=-1", "before"),
@@ -85,7 +85,7 @@ async def test_one_record_tells_all_and_what_was_said_of_it() -> None:
         told = (await look(gateway, f"/v1/records/{request_id}")).json
         (record,) = gateway.records
     assert told["probabilities"] == record.probabilities
-    assert told["worth"] == list(record.worth)
+    assert told["utility"] == list(record.utility)
     assert "embedding" not in told
     (said,) = told["feedback"]
     assert (said["kind"], said["value"]) == ("thumb", 1)
@@ -142,7 +142,7 @@ async def test_nothing_changed_so_nothing_would_be_decided_otherwise() -> None:
             then, now = told["then"], told["now"]
             assert told["source"] == "posterior"
             assert now["probabilities"] == pytest.approx(then["probabilities"], abs=1e-4)
-            assert now["worth"] == pytest.approx(then["worth"], abs=1e-3)
+            assert now["utility"] == pytest.approx(then["utility"], abs=1e-3)
             for name in ("expert", "category", "reason", "candidates", "router", "config", "assignment"):
                 assert now[name] == then[name]
 
@@ -150,7 +150,7 @@ async def test_nothing_changed_so_nothing_would_be_decided_otherwise() -> None:
 async def test_experts_as_they_stand_now_decide() -> None:
     async with gateway_of() as gateway:
         request_id = await asked(gateway, "code")
-        gateway.experts["coder"].standing = Standing(up=False)
+        gateway.experts["coder"].health = Health(up=False)
         told = (await again(gateway, request_id)).json
     assert told["then"]["expert"] == "coder"
     assert told["now"]["expert"] != "coder"

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from coe.errors import ExpertUnavailable
-from gateway.endpoints.admin import events, stats
+from gateway.endpoints.admin import stats
 from gateway.endpoints.admin.counts import Counts, experts_told
-from gateway.endpoints.admin.stats import Looks
+from gateway.endpoints.admin.stats import SharedSnapshot
 from gateway.observability.metrics import Metrics
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import serving
@@ -40,7 +40,7 @@ async def listening(gateway: Gateway, count: int = 1) -> AsyncIterator[list[Resp
     tasks = [asyncio.create_task(gateway.post("/v1/stats/stream", method="GET", into=response)) for response in into]
     try:
         async with asyncio.timeout(10):
-            while not all(response.pieces for response in into):
+            while not all(response.chunks for response in into):
                 await asyncio.sleep(0)
         yield into
     finally:
@@ -131,7 +131,7 @@ async def test_all_who_listen_share_one_look(monkeypatch: pytest.MonkeyPatch) ->
         await asyncio.sleep(0)
         return b"%d" % len(taken)
 
-    looks, due = Looks(look), asyncio.get_running_loop().time()
+    looks, due = SharedSnapshot(look), asyncio.get_running_loop().time()
     assert await asyncio.gather(*(looks.since(due) for _ in range(9))) == [b"1"] * 9
     assert await looks.since(due) == b"1"
     while (later := asyncio.get_running_loop().time()) <= due:
@@ -148,7 +148,7 @@ async def test_a_look_that_fails_fails_those_who_wait_and_not_the_next() -> None
             raise OSError("gone")
         return b"well"
 
-    looks, due = Looks(look), asyncio.get_running_loop().time()
+    looks, due = SharedSnapshot(look), asyncio.get_running_loop().time()
     failures = await asyncio.gather(looks.since(due), looks.since(due), return_exceptions=True)
     assert [type(failure) for failure in failures] == [OSError, OSError]
     broken.clear()
@@ -158,7 +158,7 @@ async def test_a_look_that_fails_fails_those_who_wait_and_not_the_next() -> None
 async def test_the_stream_ends_when_the_process_is_about_to_and_begins_no_more() -> None:
     async with gateway_of() as gateway:
         streaming = asyncio.create_task(gateway.post("/v1/stats/stream", method="GET"))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         gateway.serving_state.leaving = True
         response = await streaming
         assert response.status == 200
@@ -167,7 +167,7 @@ async def test_the_stream_ends_when_the_process_is_about_to_and_begins_no_more()
 
 
 async def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "STALLED", 0.01)
+    monkeypatch.setattr(stats, "STALLED", 0.01)
     never, over = asyncio.Event(), asyncio.Event()
 
     async def told() -> Any:
@@ -181,7 +181,7 @@ async def test_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> N
         await never.wait()
 
     async with asyncio.timeout(10):
-        await events.EventStream(told(), over=over.set)({}, receive, send)
+        await stats.EventStream(told(), over=over.set)({}, receive, send)
     assert over.is_set()
 
 

@@ -40,7 +40,7 @@ DECLARED: dict[str, Any] = {
         for name in ("chef", "generalist")
     ],
     "assignment": {"general": "generalist"},
-    "policy": {"general_below": 0, "exploration": {"rate": RATE, "loss": LOSS}},
+    "policy": {"confidence_threshold": 0, "exploration": {"rate": RATE, "max_quality_loss": LOSS}},
 }
 PROMPTS = [(one.prompt, one.category) for one in examples(count=60)] + [(f"hello {n}", "general") for n in range(30)]
 TAUGHT = digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
@@ -112,8 +112,8 @@ class Shop:
             category, tenant = int(random.integers(len(names))), TENANTS[int(random.integers(len(TENANTS)))]
             posterior = np.full(len(names), 0.03)
             posterior[category] = 1.0 - 0.03 * (len(names) - 1)
-            worth = expected(assignment, posterior)
-            index, propensity = choose(worth, rate=RATE, loss=LOSS, uniform=float(random.random()))
+            utility = expected(assignment, posterior)
+            index, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(random.random()))
             expert, when = assignment.experts[index], self.began + number / 10
             chance = TRUTH[expert].get(names[category], 0.2)
             good = float(random.random() < chance)
@@ -123,11 +123,11 @@ class Shop:
                 category=names[category],
                 confidence=float(posterior.max()),
                 expert=expert,
-                reason="routed" if worth[index] == worth.max() else "explored",
+                reason="routed" if utility[index] == utility.max() else "explored",
                 propensity=propensity,
                 candidates=(expert, *(name for name in assignment.experts if name != expert)),
                 probabilities=dict(zip(names, posterior.tolist(), strict=True)),
-                stage="peek",
+                stage="predict_fast",
                 router=in_use.router.version,
                 config=in_use.registry.digest,
                 digest="",
@@ -135,7 +135,7 @@ class Shop:
                 attempts=1,
                 stream=False,
                 routing_ms=0.1,
-                first_piece_ms=1.0,
+                first_token_ms=1.0,
                 total_ms=2.0,
                 tenant=tenant,
                 assignment=assignment.digest[:16],

@@ -39,7 +39,7 @@ def record_of(number: int, **fields: object) -> RoutingRecord:
         "attempts": 1,
         "stream": False,
         "routing_ms": 0.1,
-        "first_piece_ms": 5.0,
+        "first_token_ms": 5.0,
         "total_ms": 6.0,
     }
     return RoutingRecord(**(usual | fields))  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ TIME = 1_000_000_000_000.0
 
 def everything(shop: Shop) -> tuple[list[RoutingRecord], list[Feedback]]:
     with open_logs(shop.url, base=shop.settings.home) as logs:
-        records = [one for page in logs.records(until=TIME) for one in page]
+        records = [one for page in logs.records(deadline=TIME) for one in page]
         return records, [one for page in logs.pages() for one in page.events]
 
 
@@ -44,9 +44,9 @@ def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, f
         time=now,
         prompt="né 日本語 🦜",
         embedding=b"\x00\x3c" * 8,
-        worth=(0.5, float("-inf")),
+        utility=(0.5, float("-inf")),
         exploration=(0.05, 0.1),
-        first_piece_ms=None,
+        first_token_ms=None,
         tenant=None,
         cost=0.25,
     )

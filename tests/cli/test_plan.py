@@ -13,7 +13,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
 from coe.jobs import progress
-from coe.mapping import Assignment, Patience, read_plan_file
+from coe.mapping import Assignment, TimeBudget, read_plan_file
 
 DECLARED = """\
 version: 1
@@ -157,7 +157,7 @@ def test_limits_of_a_sweep_that_cannot_be_kept_are_told_with_the_smallest_that_c
 
 
 def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.cli.plan.Patience", lambda: Patience(0))
+    monkeypatch.setattr("coe.cli.plan.Patience", lambda: TimeBudget(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that

@@ -36,13 +36,13 @@ class Remembering:
             for word in prompt.split():
                 self._votes.setdefault(word, [0] * len(CATEGORIES))[CATEGORIES.index(category)] += 1
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
         votes = np.array([np.array(self._votes[w]) / sum(self._votes[w]) for w in text.split() if w in self._votes])
         scores = votes.sum(axis=0) + 0.01 if len(votes) else np.ones(len(CATEGORIES))
         return Prediction((scores / scores.sum()).astype(np.float32), "words")
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        return [self.peek(text) for text in texts]
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+        return [self.predict_fast(text) for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         return []

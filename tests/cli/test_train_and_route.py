@@ -80,7 +80,7 @@ def test_prompts_that_are_left_out_are_counted(config: Path) -> None:
 
 
 def test_a_plan_takes_effect_and_is_forgotten(config: Path) -> None:
-    config.write_text(config.read_text() + "budget: {max_share: 0.9}\npolicy: {general_below: 0}\n")
+    config.write_text(config.read_text() + "budget: {max_share: 0.9}\npolicy: {confidence_threshold: 0}\n")
     run("train", "--config", config)
     folder = config.with_name("quality")
     folder.mkdir()

@@ -50,8 +50,8 @@ def gateway(upstream: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 30
-    while time.monotonic() < until and process.poll() is None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return

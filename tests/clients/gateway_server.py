@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 
 from coe.registry import Registry
 from coe.routing.composition import declared_assignment
-from coe.runtime.active_state import InUse
+from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_parts
@@ -53,7 +53,7 @@ def registry(upstream: str) -> Registry:
     return registry_of(
         experts=[{"name": name, **declared, **able} for name, declared in (kinds | twins).items()],
         assignment={"general": "native"},
-        policy={"attempts": 1},
+        policy={"max_attempts": 1},
         access={"keys": [{"name": "tests", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
     )
 
@@ -61,7 +61,7 @@ def registry(upstream: str) -> Registry:
 def build(upstream: str, folder: Path) -> Starlette:
     declared, router = registry(upstream), WordRouter()
     settings = Settings.read({"COE_HOME": str(folder)}, config=folder / "experts.yaml")
-    in_use = InUse(declared, router, declared_assignment(declared, router.categories), 0.0, folder)
+    in_use = ActiveState(declared, router, declared_assignment(declared, router.categories), 0.0, folder)
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:

@@ -55,23 +55,23 @@ def translated(url: str, **declared: Any) -> LitellmExpert:
     return LitellmExpert(ExpertSpec.model_validate(spec), Endpoint(url, "m"))
 
 
-def call(*, api: Any = "chat", stream: bool = False, first: float = 60.0, piece: float = 60.0, **fields: Any) -> Call:
+def call(*, api: Any = "chat", stream: bool = False, first: float = 60.0, chunk: float = 60.0, **fields: Any) -> Call:
     given = fields or {"messages": HI}
     return Call(
-        {"model": "auto", "stream": stream, **given}, stream, first, piece, api=api, headers={"traceparent": "t"}
+        {"model": "auto", "stream": stream, **given}, stream, first, chunk, api=api, headers={"traceparent": "t"}
     )
 
 
 async def answer(expert: LitellmExpert, asked: Call) -> str:
     reply = await expert.stream(asked)
     try:
-        pieces = [piece async for piece in reply.pieces()]
+        chunks = [chunk async for chunk in reply.chunks()]
     finally:
         await reply.aclose()
     if asked.stream:
-        assert all(piece.endswith(b"\n\n") for piece in pieces)
+        assert all(chunk.endswith(b"\n\n") for chunk in chunks)
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (7, 5)
-    return b"".join(pieces).decode()
+    return b"".join(chunks).decode()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,7 +159,7 @@ async def test_whoever_leaves_a_stream_stops_the_server(server: ModelServer, api
 async def _read(expert: LitellmExpert, asked: Call) -> None:
     reply = await expert.stream(asked)
     try:
-        async for _ in reply.pieces():
+        async for _ in reply.chunks():
             pass
     finally:
         await reply.aclose()
@@ -169,7 +169,7 @@ async def test_a_server_that_says_nothing_or_falls_silent_is_let_go(server: Mode
     stall = [{"role": "user", "content": "stall"}]
     await answer(translated(server.url), call(api="messages", messages=HI))  # so that litellm is imported
     with pytest.raises(ExpertTimeout, match="fell silent"):
-        await _read(translated(server.url), call(api="responses", stream=True, input="stall", piece=0.1))
+        await _read(translated(server.url), call(api="responses", stream=True, input="stall", chunk=0.1))
     await asyncio.wait_for(server.dropped.wait(), 5)
     server.dropped.clear()
     with pytest.raises(ExpertTimeout, match="no first piece"):

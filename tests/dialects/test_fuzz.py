@@ -108,12 +108,12 @@ streams = st.lists(lines | st.binary(max_size=12), max_size=12).flatmap(
 def test_any_cut_of_any_stream_gives_the_same_events(stream: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     buffer, whole = sse.EventBuffer(), sse.EventBuffer()
-    pieces = [buffer.feed(stream[start:end]) for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert b"".join(pieces) + buffer.rest == stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    chunks = [buffer.feed(stream[start:end]) for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert b"".join(chunks) + buffer.rest == stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     blank = b"\n"  # a third line end in a row belongs to neither event
-    assert b"".join(pieces).strip(blank) == whole.feed(stream).strip(blank)
+    assert b"".join(chunks).strip(blank) == whole.feed(stream).strip(blank)
     assert buffer.rest.strip(blank) == whole.rest.strip(blank)
-    assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks if chunk)
 
 
 @given(stream=streams)

@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import ExpertBusy, ExpertUnavailable, InvalidRequest
 from coe.registry import Registry
-from gateway.request.options import MAX_VERSION, read_wishes
+from gateway.request.options import MAX_VERSION, read_options
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -104,8 +104,8 @@ async def test_a_stream_that_breaks_ends_with_the_apis_own_error_event(path: str
     script = (b'event: first\ndata: {"type":"first"}\n\n', ExpertUnavailable("broke off", expert="generalist"))
     async with gateway_of(speaking(), generalist=script) as gateway:
         response = await gateway.post(path, body(path, stream=True, model="generalist"))
-    assert response.pieces[0] == script[0]
-    name, data = response.pieces[-1].removesuffix(b"\n\n").split(b"\n")
+    assert response.chunks[0] == script[0]
+    name, data = response.chunks[-1].removesuffix(b"\n\n").split(b"\n")
     told = orjson.loads(data.removeprefix(b"data: "))
     assert name == b"event: error"
     assert told["type"] == "error"
@@ -149,6 +149,6 @@ async def test_a_version_that_no_server_should_see_is_refused_as_anthropic_would
 def test_betas_in_several_lines_are_one_list_under_one_bound() -> None:
     policy = speaking().policy
     lines = [(b"anthropic-beta", b"one"), (b"anthropic-beta", b""), (b"anthropic-beta", b"two,three")]
-    assert read_wishes({"headers": lines}, policy, api="messages").versions == {"anthropic-beta": "one,two,three"}
+    assert read_options({"headers": lines}, policy, api="messages").versions == {"anthropic-beta": "one,two,three"}
     with pytest.raises(InvalidRequest):
-        read_wishes({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}, policy, api="messages")
+        read_options({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}, policy, api="messages")

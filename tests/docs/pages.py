@@ -44,7 +44,7 @@ class Page:
     @property
     def historical(self) -> bool:
         """True for pages that say what was measured or changed at a time: their commands and names are of that time."""
-        return self.name.startswith("docs/experiments/") or self.name in ("docs/log.md", "CHANGELOG.md")
+        return self.name.startswith("docs/experiments/") or self.name == "CHANGELOG.md"
 
 
 def pages() -> list[Page]:

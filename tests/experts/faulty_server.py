@@ -172,11 +172,11 @@ class FaultyServer:
     async def _floods(self, request: web.Request, _: str) -> web.StreamResponse:
         """200 MB, as fast as they are read; `sent` counts."""
         response = await self._events(request, end=False)
-        piece = b'data: {"choices":[{"delta":{"content":"' + b"x" * 4000 + b'"},"finish_reason":null}]}\n\n'
+        chunk = b'data: {"choices":[{"delta":{"content":"' + b"x" * 4000 + b'"},"finish_reason":null}]}\n\n'
         try:
             for _ in range(50_000):
-                await response.write(piece)
-                self.sent += len(piece)
+                await response.write(chunk)
+                self.sent += len(chunk)
         except (ConnectionError, asyncio.CancelledError):
             self.dropped.set()
             raise
@@ -200,15 +200,15 @@ class FaultyServer:
         whole = CHUNK % b"m" + LAST + DONE
         return await self._events(request, *(whole[i : i + 7] for i in range(0, len(whole), 7)))
 
-    async def _events(self, request: web.Request, *pieces: bytes | None, end: bool = True) -> web.StreamResponse:
+    async def _events(self, request: web.Request, *chunks: bytes | None, end: bool = True) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         try:
-            for piece in pieces:
-                if piece is None:
+            for chunk in chunks:
+                if chunk is None:
                     await self._until_gone(request)
                     return response
-                await response.write(piece)
+                await response.write(chunk)
         except (ConnectionError, asyncio.CancelledError):
             self.dropped.set()
             raise

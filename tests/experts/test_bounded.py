@@ -71,10 +71,10 @@ class Spring:
         response = web.StreamResponse(status=self.status, headers=self.headers)
         await response.prepare(request)
         await response.write(self.body)
-        piece = self.drop * (PIECE // len(self.drop)) if self.drop else b""
-        while piece and self.sent < 4 * MAX_ANSWER:
-            await response.write(piece)
-            self.sent += len(piece)
+        chunk = self.drop * (PIECE // len(self.drop)) if self.drop else b""
+        while chunk and self.sent < 4 * MAX_ANSWER:
+            await response.write(chunk)
+            self.sent += len(chunk)
         await response.write_eof()
         return response
 
@@ -98,7 +98,7 @@ async def ask(spring: Spring, model: str, api: Any, *, stream: bool = False) -> 
     expert = LitellmExpert(ExpertSpec.model_validate(declared), Endpoint(base, model))
     reply = await expert.stream(Call({"model": "auto", "stream": stream, **fields}, stream, 60, 60, api))
     try:
-        async for _ in reply.pieces():
+        async for _ in reply.chunks():
             pass
     finally:
         await reply.aclose()
@@ -208,7 +208,7 @@ def test_events_may_be_any_number_however_they_are_cut(
     monkeypatch.setattr(response_limits, "MAX_EVENT", 20)
     take = Intake(stream=True).taking(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
     events = 9 * (b"data: x" + newline + b"id: 1" + 2 * newline)
-    assert b"".join(take(piece) or b"" for piece in cut(events, size)) == events
+    assert b"".join(take(chunk) or b"" for chunk in cut(events, size)) == events
     with pytest.raises(Excess):
         list(map(take, cut(9 * (b"data: x" + newline), size)))
 

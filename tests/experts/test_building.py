@@ -56,7 +56,7 @@ async def test_what_a_server_speaks_reaches_it_as_it_is() -> None:
     async with Client() as session:
         experts = build_experts(registry({**spec, "apis": ["chat", "responses"]}), {}, session=session)
         reply = await experts["generalist"].stream(Call({"input": "hi"}, False, 5, 5, api="responses"))
-        assert b'"generalist"' in b"".join([piece async for piece in reply.pieces()])
+        assert b'"generalist"' in b"".join([chunk async for chunk in reply.chunks()])
         await reply.aclose()
     await runner.cleanup()
     assert server.seen == [{"input": "hi", "model": "good"}]
@@ -72,9 +72,9 @@ async def test_with_one_of_two_servers_gone_no_request_fails() -> None:
         async def ask(number: int) -> bytes:
             call = Call({"messages": [], "stream": True}, True, 5, 5, conversation=b"%d" % number)
             reply = await expert.stream(call)
-            pieces = [piece async for piece in reply.pieces()]
+            chunks = [chunk async for chunk in reply.chunks()]
             await reply.aclose()
-            return b"".join(pieces)
+            return b"".join(chunks)
 
         for number in range(20):
             assert (await ask(number)).endswith(b"[DONE]\n\n")

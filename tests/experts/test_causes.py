@@ -23,14 +23,14 @@ KEY = "sk-very-secret-4711"
 FIELDS = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-async def failure(base_url: str, *, first_piece: float = 5.0, model: str = "m") -> ExpertError:
+async def failure(base_url: str, *, first_chunk: float = 5.0, model: str = "m") -> ExpertError:
     """The error of an expert at this address."""
     declared = {"name": "coder", "model": model, "runtime": "external", "base_url": base_url, "api_key": KEY}
     registry = registry_of(experts=[declared], assignment={"general": "coder"})
     async with Client() as session:
         expert = build_experts(registry, {}, session=session)["coder"]
         with pytest.raises(ExpertError) as raised:
-            await expert.stream(Call(FIELDS, False, first_piece, 5.0))
+            await expert.stream(Call(FIELDS, False, first_chunk, 5.0))
     return raised.value
 
 
@@ -80,7 +80,7 @@ async def test_a_connection_that_does_not_come_about_says_why() -> None:
     async with server(answering) as root:
         assert (await failure(f"{root.replace('http://', 'https://')}/v1")).cause == "tls_error"
     async with server(silent) as root:
-        assert (await failure(f"{root}/v1", first_piece=0.2)).cause == "timeout"
+        assert (await failure(f"{root}/v1", first_chunk=0.2)).cause == "timeout"
 
 
 def test_every_cause_has_a_remedy() -> None:

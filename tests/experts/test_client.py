@@ -48,11 +48,11 @@ async def request_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 async def whole(client: Client, target: Target, body: bytes = b"{}") -> bytes:
     response = await client.ask(target, body)
-    pieces = [response.status.to_bytes(2, "big")]
-    while piece := await response.piece():
-        pieces.append(piece)
+    chunks = [response.status.to_bytes(2, "big")]
+    while chunk := await response.chunk():
+        chunks.append(chunk)
     response.release()
-    return b"".join(pieces)[2:]
+    return b"".join(chunks)[2:]
 
 
 async def test_a_request_says_what_it_should_and_no_more() -> None:
@@ -65,7 +65,7 @@ async def test_a_request_says_what_it_should_and_no_more() -> None:
     async with serving(serve) as url, Client() as client:
         target = Target(f"{url.replace('//', '//me:p%40ss@')}?a=b c", {"x-own": "1"})
         response = await client.ask(target, b"body", {"traceparent": "t"})
-        assert await response.piece() == b"ok"
+        assert await response.chunk() == b"ok"
         response.close()
     (head, body), *_ = seen
     lines = head.decode().split("\r\n")
@@ -134,9 +134,9 @@ async def test_bytes_that_came_before_a_break_are_read_before_it_is_raised() -> 
 
     async with serving(serve) as url, Client() as client:
         response = await client.ask(Target(url, {}), b"{}")
-        assert await response.piece() == b"hel"
+        assert await response.chunk() == b"hel"
         with pytest.raises(ConnectionError):
-            await response.piece()
+            await response.chunk()
         response.release()
 
 
@@ -160,10 +160,10 @@ async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
             for _ in range(50):
                 await asyncio.sleep(0)
         assert written < size
-        assert len(await response.piece()) < WINDOW + 2**20
+        assert len(await response.chunk()) < WINDOW + 2**20
         got = 0
-        while piece := await response.piece():
-            got += len(piece)
+        while chunk := await response.chunk():
+            got += len(chunk)
         assert got > size // 2
         response.release()
 

@@ -20,15 +20,15 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 Serving = Callable[..., Expert]
 
 
-def call(*, stream: bool = False, first: float = 5.0, piece: float = 5.0) -> Call:
+def call(*, stream: bool = False, first: float = 5.0, chunk: float = 5.0) -> Call:
     fields = {"model": "auto", "messages": MESSAGES, **({"stream": True} if stream else {})}
-    return Call(fields, stream, first, piece)
+    return Call(fields, stream, first, chunk)
 
 
 async def whole(expert: Expert, asked: Call) -> bytes:
     reply = await expert.stream(asked)
     try:
-        return b"".join([piece async for piece in reply.pieces()])
+        return b"".join([chunk async for chunk in reply.chunks()])
     finally:
         await reply.aclose()
 
@@ -52,13 +52,13 @@ async def serving(request: pytest.FixtureRequest, server: FaultyServer) -> Async
 async def test_it_has_its_declared_name_and_stands_ready(serving: Serving) -> None:
     expert = serving("good")
     assert expert.name == "clever"
-    assert (expert.standing.up, expert.standing.load) == (True, 0)
+    assert (expert.health.up, expert.health.load) == (True, 0)
     await expert.aclose()
 
 
 async def test_a_plain_answer_is_one_json_under_the_experts_name_with_its_tokens(serving: Serving) -> None:
     reply = await serving("good").stream(call())
-    (body,) = [piece async for piece in reply.pieces()]
+    (body,) = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
     assert reply.media_type == "application/json"
     assert orjson.loads(body)["model"] == "clever"
@@ -67,11 +67,11 @@ async def test_a_plain_answer_is_one_json_under_the_experts_name_with_its_tokens
 
 async def test_a_stream_is_whole_events_to_the_end_with_the_tokens(serving: Serving) -> None:
     reply = await serving("good").stream(call(stream=True))
-    pieces = [piece async for piece in reply.pieces()]
+    chunks = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
     assert reply.media_type == "text/event-stream"
-    assert all(piece.endswith(b"\n\n") for piece in pieces)
-    assert pieces[-1].endswith(b"data: [DONE]\n\n")
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+    assert chunks[-1].endswith(b"data: [DONE]\n\n")
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
 
 
@@ -99,7 +99,7 @@ async def test_a_server_that_is_not_there_is_unavailable(serving: Serving) -> No
 async def test_without_a_first_piece_in_time_the_server_is_let_go(
     serving: Serving, server: FaultyServer, stream: bool
 ) -> None:
-    with pytest.raises(ExpertTimeout, match="no first piece within" if stream else "no answer within"):
+    with pytest.raises(ExpertTimeout, match="no first chunk within" if stream else "no answer within"):
         await whole(serving("silent"), call(stream=stream, first=0.2))
     await asyncio.wait_for(server.dropped.wait(), 5)
 
@@ -118,9 +118,9 @@ async def test_who_stops_waiting_for_the_first_piece_makes_the_server_stop(
 
 async def test_who_leaves_in_mid_answer_makes_the_server_stop(serving: Serving, server: FaultyServer) -> None:
     reply = await serving("stalls").stream(call(stream=True))
-    pieces = reply.pieces()
-    assert await anext(pieces)
-    await pieces.aclose()
+    chunks = reply.chunks()
+    assert await anext(chunks)
+    await chunks.aclose()
     await reply.aclose()
     await reply.aclose()
     await asyncio.wait_for(server.dropped.wait(), 5)
@@ -134,7 +134,7 @@ async def test_an_answer_that_breaks_off_raises(serving: Serving, model: str) ->
 
 async def test_silence_in_mid_answer_is_not_waited_for(serving: Serving) -> None:
     with pytest.raises(ExpertTimeout, match="fell silent"):
-        await whole(serving("stalls"), call(stream=True, piece=0.1))
+        await whole(serving("stalls"), call(stream=True, chunk=0.1))
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -14,10 +14,10 @@ from coe.errors import OutOfDescriptors
 from coe.experts import descriptors
 from coe.experts.descriptors import NoDescriptor, ShortageLog, out_of_descriptors, shortage_log
 from coe.experts.factory import build_experts
-from coe.experts.health_checks import Watch
+from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Target, Unreachable
 from coe.registry import Registry
-from coe.routing.attempts import Asks, first_answer
+from coe.routing.attempts import Attempts, first_answer
 from gateway.errors import headers_of, status_of
 from tests.experts.test_client import OK, request_of, serving, whole
 
@@ -55,7 +55,7 @@ async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
         held = await client.ask(target, b"{}")
         with pytest.raises(NoDescriptor, match="all 1 connections"):
             await client.ask(target, b"{}")
-        while await held.piece():
+        while await held.chunk():
             pass
         held.release()
         assert await whole(client, target, b"{}") == b"ok"
@@ -68,10 +68,12 @@ async def test_a_shortage_is_not_tried_elsewhere_and_tells_nothing_of_the_server
     async with Client() as session:
         experts = build_experts(registry, {}, session=session)
         for _ in range(12):
-            asks = Asks()
+            attempts = Attempts()
             with pytest.raises(OutOfDescriptors) as caught:
-                await first_answer(call, list(experts.values()), attempts=3, until=float("inf"), asks=asks, hedge=hedge)
-            assert asks.begun == 0
+                await first_answer(
+                    call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts, hedge=hedge
+                )
+            assert attempts.begun == 0
     assert len(full) == 12
     assert all(replica.breaker.calm for expert in experts.values() for replica in expert.replicas)
     assert (status_of(caught.value), caught.value.code) == (503, "overloaded")
@@ -82,7 +84,7 @@ async def test_a_shortage_is_no_sign_that_a_server_is_dead(full: list[int]) -> N
     async with Client() as session:
         experts = build_experts(registry_of("a"), {}, session=session)
         (replica,) = experts["a"].replicas
-        await Watch(session).look(experts.values())
+        await HealthChecks(session).look(experts.values())
         assert full
         assert replica.alive is None
 

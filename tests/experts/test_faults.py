@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertError
-from coe.experts.error_mapping import LONGEST_RETRY, MAX_CHARACTERS, Faults, retry_after
+from coe.experts.error_mapping import LONGEST_RETRY, MAX_CHARACTERS, ErrorMapping, retry_after
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),
@@ -43,7 +43,7 @@ def test_no_header_is_too_odd_to_read(value: str) -> None:
 @settings(deadline=None)
 @given(st.integers(201, 599), st.binary() | JSON.map(lambda told: repr(told).encode()))
 def test_every_refusal_is_one_bounded_line_without_the_key(status: int, body: bytes) -> None:
-    error = Faults("clever", key="k3y").refusal(status, {}, b"k3y " + body, api="chat")
+    error = ErrorMapping("clever", key="k3y").refusal(status, {}, b"k3y " + body, api="chat")
     assert isinstance(error, ExpertError)
     assert "k3y" not in str(error)
     assert len(str(error).splitlines()) == 1
@@ -53,4 +53,4 @@ def test_every_refusal_is_one_bounded_line_without_the_key(status: int, body: by
 @settings(deadline=None)
 @given(JSON)
 def test_every_error_event_can_be_told(told: Any) -> None:
-    assert str(Faults("clever", key="").failed("failed", told))
+    assert str(ErrorMapping("clever", key="").failed("failed", told))

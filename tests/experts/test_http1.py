@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.http.parser import LONGEST_HEAD, LONGEST_LINE, Answer, ProtocolError
+from coe.experts.http.parser import LONGEST_HEAD, LONGEST_LINE, ProtocolError, ResponseParser
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 COUNTED = HEAD + b"Content-Length: 11\r\n\r\nhello world"
@@ -17,7 +17,7 @@ INFORMED = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + COUNTED
 
 @given(whole=st.sampled_from([COUNTED, CHUNKED, TRAILED, INFORMED]), cuts=st.lists(st.integers(1, 150), max_size=8))
 def test_however_the_bytes_are_cut_the_answer_is_the_same(whole: bytes, cuts: list[int]) -> None:
-    answer, body, at = Answer(), b"", 0
+    answer, body, at = ResponseParser(), b"", 0
     for end in [*sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]:
         body += answer.feed(whole[at:end])
         at = end
@@ -27,7 +27,7 @@ def test_however_the_bytes_are_cut_the_answer_is_the_same(whole: bytes, cuts: li
 
 @given(data=st.binary(max_size=300), before=st.sampled_from([b"", HEAD, CHUNKED[:-20]]))
 def test_nothing_but_a_protocol_error_comes_of_any_bytes(data: bytes, before: bytes) -> None:
-    answer = Answer()
+    answer = ResponseParser()
     try:
         answer.feed(before)
         for at in range(len(data)):
@@ -38,7 +38,7 @@ def test_nothing_but_a_protocol_error_comes_of_any_bytes(data: bytes, before: by
 
 
 def test_without_a_length_the_body_ends_with_the_connection() -> None:
-    answer = Answer()
+    answer = ResponseParser()
     assert answer.feed(HEAD + b"\r\nhello") == b"hello"
     assert not answer.complete
     answer.end()
@@ -49,7 +49,7 @@ def test_without_a_length_the_body_ends_with_the_connection() -> None:
 @pytest.mark.parametrize("whole", [COUNTED, CHUNKED, TRAILED], ids=["counted", "chunked", "trailed"])
 def test_a_connection_that_ends_early_is_an_error_wherever_it_ends(whole: bytes) -> None:
     for length in range(len(whole)):
-        answer = Answer()
+        answer = ResponseParser()
         answer.feed(whole[:length])
         with pytest.raises(ProtocolError):
             answer.end()
@@ -65,14 +65,14 @@ def test_a_connection_that_ends_early_is_an_error_wherever_it_ends(whole: bytes)
     ],
 )
 def test_the_server_says_whether_the_connection_serves_again(head: bytes, reusable: bool) -> None:
-    answer = Answer()
+    answer = ResponseParser()
     answer.feed(head + b"content-length: 0\r\n\r\n")
     assert answer.complete
     assert answer.reusable is reusable
 
 
 def test_no_content_has_no_body_and_is_at_its_end() -> None:
-    answer = Answer()
+    answer = ResponseParser()
     answer.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
     assert answer.complete
 
@@ -105,4 +105,4 @@ def test_no_content_has_no_body_and_is_at_its_end() -> None:
 )
 def test_what_is_no_answer_is_an_error(whole: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Answer().feed(whole)
+        ResponseParser().feed(whole)

@@ -22,10 +22,10 @@ from coe.errors import (
     InvalidRequest,
 )
 from coe.experts.api_formats import WIRES
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import Echo, Streamed
+from coe.experts.http.replies import ModelNameRewriter, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
@@ -42,19 +42,19 @@ def spec_of(**fields: object) -> ExpertSpec:
 
 
 async def answer(
-    url: str, model: str, *, stream: bool = False, first: float = 5.0, piece: float = 5.0, **spec: object
+    url: str, model: str, *, stream: bool = False, first: float = 5.0, chunk: float = 5.0, **spec: object
 ) -> list[bytes]:
     """All pieces of one answer."""
     fields = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], **({"stream": True} if stream else {})}
     async with Client() as session:
         expert = HttpExpert(spec_of(**spec), Endpoint(url, model), session=session)
-        reply = await expert.stream(Call(fields, stream, first, piece))
+        reply = await expert.stream(Call(fields, stream, first, chunk))
         try:
-            pieces = [piece async for piece in reply.pieces()]
+            chunks = [chunk async for chunk in reply.chunks()]
         finally:
             await reply.aclose()
         assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
-        return pieces
+        return chunks
 
 
 async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: FaultyServer) -> None:
@@ -65,21 +65,21 @@ async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: Fa
 
 
 async def test_a_stream_comes_as_whole_events_however_the_bytes_are_cut(server: FaultyServer) -> None:
-    pieces = await answer(server.url, "split", stream=True)
-    assert all(piece.endswith(b"\n\n") for piece in pieces)
-    assert b"".join(pieces).count(b"data:") == 3
-    assert pieces[-1].endswith(DONE)
+    chunks = await answer(server.url, "split", stream=True)
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks)
+    assert b"".join(chunks).count(b"data:") == 3
+    assert chunks[-1].endswith(DONE)
 
 
 async def test_a_stream_carries_the_experts_name(server: FaultyServer) -> None:
-    pieces = await answer(server.url, "good:/a/folder", stream=True)
-    assert b'"model":"clever"' in b"".join(pieces)
-    assert b"folder" not in b"".join(pieces)
+    chunks = await answer(server.url, "good:/a/folder", stream=True)
+    assert b'"model":"clever"' in b"".join(chunks)
+    assert b"folder" not in b"".join(chunks)
 
 
 async def test_done_is_added_where_the_server_forgets_it(server: FaultyServer) -> None:
-    pieces = await answer(server.url, "no-done", stream=True)
-    assert b"".join(pieces).endswith(LAST + DONE)
+    chunks = await answer(server.url, "no-done", stream=True)
+    assert b"".join(chunks).endswith(LAST + DONE)
 
 
 async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(server: FaultyServer) -> None:
@@ -125,35 +125,35 @@ async def test_each_fault_has_its_error(
         await answer(server.url, model, stream=stream)
 
 
-class Pieces:
+class Chunks:
     """An answer that comes in these."""
 
     media_type, at_end = "text/event-stream", False
 
-    def __init__(self, *pieces: bytes) -> None:
-        self._pieces = list(pieces)
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks = list(chunks)
 
-    async def piece(self) -> bytes:
-        return self._pieces.pop(0)
+    async def chunk(self) -> bytes:
+        return self._chunks.pop(0)
 
     def close(self) -> None: ...
 
 
 async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> None:
     error = b'data: {"error":{"message":"cuda died"}}\n\n'
-    response: Any = Pieces(CHUNK % b"m", CHUNK % b"n" + error + DONE)
-    echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
-    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0)
+    response: Any = Chunks(CHUNK % b"m", CHUNK % b"n" + error + DONE)
+    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
+    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0)
     await reply.begin()
-    pieces = reply.pieces()
-    assert [await anext(pieces), await anext(pieces)] == [CHUNK % b"clever", CHUNK % b"n"]
+    chunks = reply.chunks()
+    assert [await anext(chunks), await anext(chunks)] == [CHUNK % b"clever", CHUNK % b"n"]
     with pytest.raises(ExpertUnavailable, match="cuda died"):
-        await anext(pieces)
+        await anext(chunks)
     await reply.aclose()
 
 
 def test_only_the_answers_own_model_is_renamed() -> None:
-    echo = Echo(theirs="m", ours="clever")
+    echo = ModelNameRewriter(theirs="m", ours="clever")
     answer = {"model": "m", "content": [{"type": "tool_use", "input": {"model": "m"}}]}
     assert orjson.loads(echo.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
     foreign = answer | {"model": "another"}
@@ -221,7 +221,7 @@ async def test_a_connection_is_used_again_though_the_end_of_a_stream_comes_after
         for _ in range(2):
             ended.clear()
             reply = await expert.stream(Call({"messages": [{"role": "user", "content": "hi"}]}, True, 5, 5))
-            assert [piece async for piece in reply.pieces()]
+            assert [chunk async for chunk in reply.chunks()]
             asyncio.get_running_loop().call_soon(ended.set)
             await reply.aclose()
     for writer in connections:
@@ -238,14 +238,14 @@ async def test_endless_noise_is_not_waited_for(server: FaultyServer) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_expert_without_a_first_piece_times_out_and_is_let_go(server: FaultyServer, stream: bool) -> None:
-    with pytest.raises(ExpertTimeout, match=f"no {'first piece' if stream else 'answer'} within 0.05 s"):
+    with pytest.raises(ExpertTimeout, match=f"no {'first chunk' if stream else 'answer'} within 0.05 s"):
         await answer(server.url, "silent", stream=stream, first=0.05)
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
 async def test_an_expert_that_falls_silent_times_out_and_is_let_go(server: FaultyServer) -> None:
     with pytest.raises(ExpertTimeout, match="fell silent"):
-        await answer(server.url, "stalls", stream=True, piece=0.05)
+        await answer(server.url, "stalls", stream=True, chunk=0.05)
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
@@ -257,8 +257,8 @@ async def test_a_port_where_nobody_listens_is_unavailable() -> None:
 
 
 async def test_a_comment_before_the_answer_and_a_blank_line_are_no_fault(server: FaultyServer) -> None:
-    pieces = await answer(server.url, "slow-start", stream=True)
-    assert b"".join(pieces).endswith(LAST + DONE)
+    chunks = await answer(server.url, "slow-start", stream=True)
+    assert b"".join(chunks).endswith(LAST + DONE)
 
 
 async def test_a_host_that_no_name_can_be_is_unavailable() -> None:

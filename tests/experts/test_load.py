@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from coe.experts.replicas import ENOUGH, KEPT, FirstPieces
+from coe.experts.replicas import ENOUGH, KEPT, FirstTokenTimes
 
 
 def test_a_percentile_is_of_the_latest_times_alone() -> None:
-    times = FirstPieces()
+    times = FirstTokenTimes()
     for number in range(1000):
         times.note(1.0 if number < 600 else number % 100 / 100)
     assert times.p95 == pytest.approx(0.94, abs=0.02)
@@ -18,7 +18,7 @@ def test_a_percentile_is_of_the_latest_times_alone() -> None:
 
 def test_streams_that_others_beat_do_not_make_the_rest_seem_slow() -> None:
     """Two alike, each given company beyond its own 95 %: that stays near one stream in twenty."""
-    rng, times, hedged = np.random.default_rng(0), FirstPieces(), 0
+    rng, times, hedged = np.random.default_rng(0), FirstTokenTimes(), 0
     for first, second in rng.lognormal(sigma=1.5, size=(20_000, 2)).tolist():
         usual = times.p95
         if usual is not None and first > usual:
@@ -31,7 +31,7 @@ def test_streams_that_others_beat_do_not_make_the_rest_seem_slow() -> None:
 
 
 def test_an_expert_that_became_slower_is_waited_for_until_that_is_known() -> None:
-    times = FirstPieces()
+    times = FirstTokenTimes()
     for _ in range(KEPT):
         times.note(0.01)
     asked_twice = 0
@@ -47,7 +47,7 @@ def test_an_expert_that_became_slower_is_waited_for_until_that_is_known() -> Non
 
 
 def test_while_too_many_were_given_up_there_is_no_usual_time() -> None:
-    times = FirstPieces()
+    times = FirstTokenTimes()
     for _ in range(ENOUGH):
         times.note(0.01)
     for _ in range(10):

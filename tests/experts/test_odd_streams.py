@@ -8,8 +8,8 @@ import pytest
 from coe.core import Api
 from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
 from coe.experts.api_formats import WIRES
-from coe.experts.error_mapping import Faults
-from coe.experts.http.replies import MAX_ERROR, Echo, Plain, Streamed
+from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http.replies import MAX_ERROR, ModelNameRewriter, Plain, Streamed
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio
@@ -26,37 +26,42 @@ WHOLE = b'data: {"type":"response.%b","response":{"output":[]}}\n\n'
 UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
 
 
-class Pieces:
+class Chunks:
     """An answer that comes in these."""
 
     at_end, length = True, None
 
-    def __init__(self, *pieces: bytes, media_type: str = "text/event-stream") -> None:
-        self._pieces = list(pieces)
+    def __init__(self, *chunks: bytes, media_type: str = "text/event-stream") -> None:
+        self._chunks = list(chunks)
         self.media_type = media_type
 
-    async def piece(self) -> bytes:
-        return self._pieces.pop(0) if self._pieces else b""
+    async def chunk(self) -> bytes:
+        return self._chunks.pop(0) if self._chunks else b""
 
     def release(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-def streamed(*pieces: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
-    answer: Any = Pieces(*pieces, **response)
-    echo, faults = Echo(theirs="m", ours="clever"), Faults("clever", key="")
-    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, piece_timeout=5.0, choices=choices)
+def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
+    answer: Any = Chunks(*chunks, **response)
+    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
+    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, stream_idle_timeout=5.0, choices=choices)
 
 
-def plain(*pieces: bytes, api: Api = "chat") -> Plain:
-    answer: Any = Pieces(*pieces, media_type="application/json")
-    return Plain(answer, wire=WIRES[api], faults=Faults("clever", key=""), echo=Echo(theirs="m", ours="clever"))
+def plain(*chunks: bytes, api: Api = "chat") -> Plain:
+    answer: Any = Chunks(*chunks, media_type="application/json")
+    return Plain(
+        answer,
+        wire=WIRES[api],
+        faults=ErrorMapping("clever", key=""),
+        echo=ModelNameRewriter(theirs="m", ours="clever"),
+    )
 
 
 async def relayed(reply: Streamed | Plain) -> bytes:
     await reply.begin()
-    body = b"".join([piece async for piece in reply.pieces()])
+    body = b"".join([chunk async for chunk in reply.chunks()])
     await reply.aclose()
     return body
 
@@ -68,8 +73,8 @@ def cut(whole: bytes) -> list[bytes]:
 @pytest.mark.parametrize("blank", [b"\r\n\r\n", b"\n\r\n", b"\r\n\n", b"\r\r"])
 async def test_any_line_end_ends_a_line(blank: bytes) -> None:
     sent = (FIRST + LAST + DONE).replace(b"\n\n", blank)
-    for pieces in ([sent], cut(sent)):
-        reply = streamed(*pieces)
+    for chunks in ([sent], cut(sent)):
+        reply = streamed(*chunks)
         assert await relayed(reply) == NAMED + LAST + DONE
         assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
 
@@ -88,8 +93,8 @@ async def test_data_over_several_lines_is_read_and_relayed_in_one() -> None:
         return b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n"
 
     sent = b": hello\n\n" + folded(FIRST) + folded(LAST) + DONE
-    for pieces in ([sent], cut(sent)):
-        reply = streamed(*pieces)
+    for chunks in ([sent], cut(sent)):
+        reply = streamed(*chunks)
         hello, first, last, *end = (await relayed(reply)).split(b"\n\n")
         assert (hello, end) == (b": hello", [b"data: [DONE]", b""])
         assert orjson.loads(first[5:]) == orjson.loads(NAMED[5:])
@@ -116,8 +121,8 @@ async def test_where_several_choices_were_asked_for_one_that_ends_is_not_the_end
     ends = [b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n' % index for index in (0, 1)]
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
         await relayed(streamed(begun, ends[0] + begun, ends[0], choices=2))
-    for pieces in ([begun, *ends], [begun, ends[1] + ends[0]]):
-        assert (await relayed(streamed(*pieces, choices=2))).endswith(DONE)
+    for chunks in ([begun, *ends], [begun, ends[1] + ends[0]]):
+        assert (await relayed(streamed(*chunks, choices=2))).endswith(DONE)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -153,9 +158,9 @@ async def test_an_answer_of_tokens_alone_has_its_end() -> None:
 async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_empty_answer(
     api: Api, sent: bytes
 ) -> None:
-    for pieces in ([sent], cut(sent)):
+    for chunks in ([sent], cut(sent)):
         with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
-            await streamed(*pieces, api=api).begin()
+            await streamed(*chunks, api=api).begin()
         assert broken.value.unhealthy
 
 
@@ -172,8 +177,8 @@ async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_em
     ],
 )
 async def test_an_answer_that_is_truly_empty_is_one(api: Api, sent: bytes) -> None:
-    for pieces in ([sent], cut(sent)):
-        assert await relayed(streamed(*pieces, api=api)) == sent
+    for chunks in ([sent], cut(sent)):
+        assert await relayed(streamed(*chunks, api=api)) == sent
 
 
 async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:

@@ -30,10 +30,10 @@ async def ask(
         fields = {"model": "auto", **({"stream": True} if stream else {}), **more}
         reply = await expert.stream(Call(fields, stream, 5, 5, api=api, headers=trace or {}))
         try:
-            pieces = [piece async for piece in reply.pieces()]
+            chunks = [chunk async for chunk in reply.chunks()]
         finally:
             await reply.aclose()
-    return b"".join(pieces), (reply.usage.input_tokens, reply.usage.output_tokens)
+    return b"".join(chunks), (reply.usage.input_tokens, reply.usage.output_tokens)
 
 
 @pytest.mark.parametrize("api", SAMPLES)

@@ -58,9 +58,9 @@ def error(kind: type[Any], **more: Any) -> Any:
 
 async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     reply = await expert.stream(call)
-    pieces = [piece async for piece in reply.pieces()]
+    chunks = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
-    return pieces
+    return chunks
 
 
 async def test_the_expert_answers_in_its_replicas_words_and_holds_them_to_the_last_byte() -> None:
@@ -68,7 +68,7 @@ async def test_the_expert_answers_in_its_replicas_words_and_holds_them_to_the_la
     reply = await expert.stream(CALL)
     assert expert.replicas[0].in_flight == 1
     assert (reply.media_type, reply.usage.output_tokens) == ("text/event-stream", 5)
-    assert [piece async for piece in reply.pieces()] == [b"one", b"two"]
+    assert [chunk async for chunk in reply.chunks()] == [b"one", b"two"]
     assert expert.replicas[0].in_flight == 0
     await reply.aclose()
     await reply.aclose()
@@ -80,14 +80,14 @@ async def test_a_reply_that_is_left_is_let_go_once_and_counts_as_nothing() -> No
     expert, (server,), _ = made((*WHOLE, error(ExpertUnavailable)))
     for _ in range(2 * STREAK):
         reply = await expert.stream(CALL)
-        pieces = reply.pieces()
-        await anext(pieces)
-        await pieces.aclose()
+        chunks = reply.chunks()
+        await anext(chunks)
+        await chunks.aclose()
         assert expert.replicas[0].in_flight == 1
         await reply.aclose()
         assert expert.replicas[0].in_flight == 0
     assert all(reply.closed for reply in server.replies)
-    assert expert.standing.up
+    assert expert.health.up
 
 
 @pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertGarbage])
@@ -96,13 +96,13 @@ async def test_replicas_that_fail_are_not_asked_for_a_while(kind: type[Any]) -> 
     for _ in range(STREAK):
         with pytest.raises(kind):
             await whole(expert)
-    assert not expert.standing.up
+    assert not expert.health.up
     with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; it is asked again in 1\.0 s") as no:
         await whole(expert)
     assert (no.value.retry_after, no.value.asked, len(server.calls)) == (1.0, False, STREAK)
     clock.now += 1
     server.script = WHOLE
-    assert expert.standing.up
+    assert expert.health.up
     assert await whole(expert) == [b"one", b"two"]
     assert expert.replicas[0].state == "closed"
 
@@ -121,7 +121,7 @@ async def test_while_one_request_tries_a_replica_again_the_others_are_told_when_
     assert no.value.retry_after == 1.0
     server.script.set()
     assert await trial == []
-    assert expert.standing.up
+    assert expert.health.up
 
 
 async def test_an_answer_that_breaks_off_is_a_failure() -> None:
@@ -129,7 +129,7 @@ async def test_an_answer_that_breaks_off_is_a_failure() -> None:
     for _ in range(STREAK):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
-    assert (expert.standing.up, expert.replicas[0].in_flight) == (False, 0)
+    assert (expert.health.up, expert.replicas[0].in_flight) == (False, 0)
 
 
 async def test_a_whole_answer_among_failures_counts_for_the_server_and_one_that_is_left_does_not() -> None:
@@ -140,7 +140,7 @@ async def test_a_whole_answer_among_failures_counts_for_the_server_and_one_that_
         await ((await expert.stream(CALL)).aclose() if left else whole(expert))
         server.script = error(ExpertUnavailable)
         await fail(expert, STREAK - 1 if not left else 1)
-        assert expert.standing.up != left
+        assert expert.health.up != left
 
 
 async def fail(expert: ReplicatedExpert, times: int) -> None:
@@ -157,7 +157,7 @@ async def test_what_is_not_the_servers_fault_is_not_held_against_it(raised: Exce
     for _ in range(4 * STREAK):
         with pytest.raises(type(raised)):
             await whole(expert)
-    assert expert.standing.up
+    assert expert.health.up
 
 
 async def test_a_request_that_could_not_be_sent_counts_as_nothing() -> None:
@@ -166,7 +166,7 @@ async def test_a_request_that_could_not_be_sent_counts_as_nothing() -> None:
         server.script = InvalidRequest("deep") if number % 2 else error(ExpertUnavailable)
         with pytest.raises((InvalidRequest, ExpertUnavailable)):
             await whole(expert)
-    assert not expert.standing.up
+    assert not expert.health.up
     assert expert.replicas[0].in_flight == 0
 
 
@@ -187,7 +187,7 @@ async def test_a_busy_replica_rests_until_it_said_and_another_one_is_asked() -> 
         await whole(expert)
     assert (no.value.retry_after, no.value.asked) == (7.0, False)
     clock.now += 7
-    assert expert.standing.ready == 1
+    assert expert.health.ready == 1
 
 
 async def test_a_replica_that_cannot_be_reached_is_passed_over_within_the_call() -> None:
@@ -259,27 +259,27 @@ def test_load_is_the_work_over_what_the_ready_replicas_can_do() -> None:
     expert, _, _ = made(WHOLE, WHOLE, concurrent_requests=4)
     expert.replicas[0].in_flight = 6
     expert.replicas[1].waiting = 1
-    assert expert.standing.load == 7 / 8
+    assert expert.health.load == 7 / 8
     expert.replicas[1].breaker.rest(5)
-    assert (expert.standing.load, expert.standing.ready) == (6 / 4, 1)
+    assert (expert.health.load, expert.health.ready) == (6 / 4, 1)
 
 
 def test_without_a_declared_limit_an_expert_is_overloaded_when_each_replica_has_a_queue() -> None:
     expert, _, _ = made(WHOLE, WHOLE)
     expert.replicas[0].in_flight = 1000
     expert.replicas[0].waiting = 3
-    assert expert.standing.load == 0
+    assert expert.health.load == 0
     expert.replicas[1].waiting = 1
-    assert expert.standing.load == 1
+    assert expert.health.load == 1
 
 
 async def test_the_usual_time_to_the_first_piece_is_known_after_enough_answers() -> None:
     expert, _, _ = made(WHOLE)
     for _ in range(ENOUGH - 1):
         await whole(expert)
-    assert expert.standing.p95 is None
+    assert expert.health.p95 is None
     await whole(expert)
-    assert expert.standing.p95 == 0.0
+    assert expert.health.p95 == 0.0
 
 
 def test_an_address_is_shown_without_what_it_may_hold_in_secret() -> None:

@@ -19,9 +19,9 @@ def test_any_cut_of_the_bytes_gives_the_same_events(events: list[str], end: str,
     sent = whole.replace("\n", end).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
     buffer = EventBuffer()
-    pieces = [buffer.feed(sent[start:end]) for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
-    assert b"".join(pieces) == whole.encode()
-    assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
+    chunks = [buffer.feed(sent[start:end]) for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    assert b"".join(chunks) == whole.encode()
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks if chunk)
     assert buffer.rest == b""
 
 

@@ -26,7 +26,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 
 
-async def pieces(server: FaultyServer, api: Any, model: str, *, stream: bool = True, **fields: Any) -> list[bytes]:
+async def chunks(server: FaultyServer, api: Any, model: str, *, stream: bool = True, **fields: Any) -> list[bytes]:
     """The answer of a server that behaves as the model's name says."""
     declared = {"name": "clever", "model": model, "runtime": "external", "base_url": server.url}
     expert = LitellmExpert(ExpertSpec.model_validate(declared), Endpoint(server.url, model))
@@ -34,14 +34,14 @@ async def pieces(server: FaultyServer, api: Any, model: str, *, stream: bool = T
         Call({"model": "auto", "stream": stream, **PROMPTS[api], **fields}, stream, 60, 60, api)
     )
     try:
-        return [piece async for piece in reply.pieces()]
+        return [chunk async for chunk in reply.chunks()]
     finally:
         await reply.aclose()
 
 
 async def streamed(server: FaultyServer, api: Any, *chunks: bytes, **fields: Any) -> list[dict[str, Any]]:
     """The events that these chunks of chat become."""
-    answer = b"".join(await pieces(server, api, f"stream-text:{b''.join(chunks).decode()}", **fields))
+    answer = b"".join(await chunks(server, api, f"stream-text:{b''.join(chunks).decode()}", **fields))
     return [orjson.loads(line[6:]) for line in answer.splitlines() if line.startswith(b"data: {")]
 
 
@@ -54,14 +54,14 @@ async def test_a_stream_without_an_answer_is_broken_and_not_an_empty_answer(
     server: FaultyServer, api: str, model: str
 ) -> None:
     with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
-        await pieces(server, api, model)
+        await chunks(server, api, model)
     assert broken.value.unhealthy
 
 
 @pytest.mark.parametrize("api", APIS)
 async def test_an_error_in_place_of_a_plain_answer_tells_of_the_servers_health(server: FaultyServer, api: str) -> None:
     with pytest.raises(ExpertUnavailable, match="no quota") as refused:
-        await pieces(server, api, 'text:{"error":{"message":"no quota","code":"insufficient_quota"}}', stream=False)
+        await chunks(server, api, 'text:{"error":{"message":"no quota","code":"insufficient_quota"}}', stream=False)
     assert refused.value.unhealthy
 
 
@@ -78,9 +78,9 @@ async def test_the_first_thing_said_is_not_held_back_be_it_a_thought(
     server: FaultyServer, api: Any, said: bytes
 ) -> None:
     thought = b'data: {"choices":[{"delta":{"reasoning_content":"Hm."},"finish_reason":null}]}\n\n'
-    first, *_ = await pieces(server, api, f"stream-text:{(ROLE + thought + CHUNK % b'm' + LAST + DONE).decode()}")
+    first, *_ = await chunks(server, api, f"stream-text:{(ROLE + thought + CHUNK % b'm' + LAST + DONE).decode()}")
     assert said in first
     assert b'"hi"' not in first
-    first, *rest = await pieces(server, api, "no-done")
+    first, *rest = await chunks(server, api, "no-done")
     assert b'"hi"' in first
     assert rest

@@ -12,13 +12,13 @@ from aiohttp import web
 from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
 from coe.experts.api_formats import WIRES
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import Echo, Streamed
+from coe.experts.http.replies import ModelNameRewriter, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from tests.experts.test_odd_streams import Pieces
+from tests.experts.test_odd_streams import Chunks
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ Refuse = Callable[[dict[str, Any]], tuple[int, str] | None]
 
 
 class Server:
-    """Streams `pieces`, with counts where they are requested; `refuse` may give a status and a reason instead."""
+    """Streams `chunks`, with counts where they are requested; `refuse` may give a status and a reason instead."""
 
     def __init__(self, refuse: Refuse = lambda _: None, *, last: bytes = LAST, counts: bytes = COUNTS) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -50,8 +50,8 @@ class Server:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         counts = self._counts if (body.get("stream_options") or {}).get("include_usage") else b""
-        for piece in (WORD, self._last, counts, DONE):
-            await response.write(piece)
+        for chunk in (WORD, self._last, counts, DONE):
+            await response.write(chunk)
         return response
 
 
@@ -78,7 +78,7 @@ async def asking(server: Server, **declared: Any) -> AsyncIterator[Callable[...,
 
 
 async def whole(reply: Reply) -> bytes:
-    body = b"".join([piece async for piece in reply.pieces()])
+    body = b"".join([chunk async for chunk in reply.chunks()])
     await reply.aclose()
     return body
 
@@ -182,9 +182,9 @@ async def test_options_declared_for_an_expert_are_kept_and_its_counts_hidden() -
 
 async def test_counts_in_pieces_of_a_byte_are_hidden_too() -> None:
     stream = WORD + LAST + COUNTS + DONE
-    answer: Any = Pieces(*(stream[at : at + 1] for at in range(len(stream))))
-    echo, faults = Echo(theirs="m", ours="e"), Faults("e", key="")
-    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, piece_timeout=5.0, hide_usage=True)
+    answer: Any = Chunks(*(stream[at : at + 1] for at in range(len(stream))))
+    echo, faults = ModelNameRewriter(theirs="m", ours="e"), ErrorMapping("e", key="")
+    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0, hide_usage=True)
     await reply.begin()
     assert await whole(reply) == WORD + LAST + DONE
     assert orjson.loads(COUNTS[6:])["usage"]["completion_tokens"] == reply.usage.output_tokens

@@ -7,7 +7,7 @@ import pytest
 
 from coe.experts import Replica, ReplicatedExpert, watching
 from coe.experts.breaker import STREAK
-from coe.experts.health_checks import SELDOM, Watch, waiting
+from coe.experts.health_checks import SELDOM, HealthChecks, waiting
 from coe.experts.http.client import Client
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -59,12 +59,12 @@ def test_the_queues_of_all_engines_count_and_other_numbers_do_not() -> None:
 async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, session: Client) -> None:
     expert, replica = expert_at(server.url)
     server.metrics = PAGE
-    watch = Watch(session)
+    watch = HealthChecks(session)
     await watch.look([expert])
-    assert (replica.waiting, expert.standing.load) == (5, 1)
+    assert (replica.waiting, expert.health.load) == (5, 1)
     server.metrics = PAGE.replace(" 3.0", " 0.0").replace(" 2.0", " 0.0")
     await watch.look([expert])
-    assert (replica.waiting, expert.standing.load) == (0, 0)
+    assert (replica.waiting, expert.health.load) == (0, 0)
     assert server.pages == {"/metrics": 2}
 
 
@@ -72,7 +72,7 @@ async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, se
 async def test_a_server_that_shows_no_queue_is_asked_once(server: FaultyServer, session: Client, page: str) -> None:
     expert, replica = expert_at(server.url)
     server.metrics = page
-    watch = Watch(session)
+    watch = HealthChecks(session)
     for _ in range(2 * SELDOM):
         await watch.look([expert])
     assert server.pages == {"/metrics": 1}
@@ -85,7 +85,7 @@ async def test_a_server_that_is_back_is_tried_at_once_and_closed_by_a_real_answe
     expert, replica = expert_at(server.url)
     trip(replica)
     server.healthy = 503
-    watch = Watch(session)
+    watch = HealthChecks(session)
     await watch.look([expert])
     assert replica.state == "open"
     server.healthy = 200
@@ -101,7 +101,7 @@ async def test_a_server_whose_health_page_never_failed_keeps_its_cool_down(
 ) -> None:
     expert, replica = expert_at(server.url)
     trip(replica)
-    watch = Watch(session)
+    watch = HealthChecks(session)
     for _ in range(2 * SELDOM):
         await watch.look([expert])
     assert replica.state == "open"
@@ -111,7 +111,7 @@ async def test_a_server_without_a_health_page_is_known_by_its_models(server: Fau
     expert, replica = expert_at(server.url)
     trip(replica)
     server.healthy = 404
-    await Watch(session).look([expert])
+    await HealthChecks(session).look([expert])
     assert server.pages == {"/health": 1, "/v1/models": 1}
 
 
@@ -119,11 +119,11 @@ async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session:
     for url in ("http://127.0.0.1:1/v1", "http://a..b/v1"):
         expert, replica = expert_at(url)
         replica.waiting = 7
-        await Watch(session).look([expert])
+        await HealthChecks(session).look([expert])
         assert replica.waiting is None
         trip(replica)
-        await Watch(session).look([expert])
-        assert not expert.standing.up
+        await HealthChecks(session).look([expert])
+        assert not expert.health.up
 
 
 async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
@@ -154,7 +154,7 @@ async def test_whether_a_server_answers_is_known_after_the_first_look_and_again_
 ) -> None:
     there, replica = expert_at(server.url)
     gone, other = expert_at("http://127.0.0.1:1/v1")
-    watch = Watch(session)
+    watch = HealthChecks(session)
     assert replica.alive is None
     await watch.look([there, gone])
     assert (replica.alive, other.alive) == (True, False)

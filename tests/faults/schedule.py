@@ -40,7 +40,7 @@ PACE = 0.3
 """Seconds between two events of the schedule."""
 PATIENCE = 70.0
 """Seconds within which the log must have every record after the last fault."""
-SILENCE = {"first_piece_timeout": 0.5, "answer_timeout": 0.5, "piece_timeout": 0.5}
+SILENCE = {"first_token_timeout": 0.5, "response_timeout": 0.5, "stream_idle_timeout": 0.5}
 """Seconds an expert may keep quiet."""
 ADDRESSES = {"coder": 2, "painter": 1, "generalist": 2}
 """Experts and their numbers of replicas."""
@@ -196,7 +196,7 @@ async def surroundings(folder: Path, seed: int) -> AsyncIterator[tuple[Served, l
             environ={"COE_WORKERS": "2"},
             experts=experts,
             assignment={"code": "coder", "art": "painter", "general": "generalist"},
-            policy={"attempts": 3, "timeout": 10, **SILENCE},
+            policy={"max_attempts": 3, "timeout": 10, **SILENCE},
             limits={"concurrent_requests": 40, "queue_timeout": 2},
             log={"url": redis.url},
         ) as served:

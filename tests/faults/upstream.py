@@ -25,8 +25,8 @@ def body(status: bytes, content: bytes, *more: bytes) -> bytes:
     return b"\r\n".join((*head, b"", content))
 
 
-def chunked(*pieces: bytes) -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
 
 
 async def good(writer: Writer, stream: bool) -> bool:

@@ -10,12 +10,12 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from coe.fleet import Backoff, Pace, ServerSpec, free_port
+from coe.fleet import Backoff, ServerSpec, Timeouts, free_port
 from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 DEADLINE = 20.0
-QUICK = Pace(
+QUICK = Timeouts(
     check_every=0.05,
     check_timeout=0.3,
     misses=20,  # on a busy machine a healthy server misses some

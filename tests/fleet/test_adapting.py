@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, FleetError
-from coe.fleet import Adapting, Fleet, LocalExpert
+from coe.fleet import AdapterSync, Fleet, LocalExpert
 from coe.fleet.planning import shared_by
 from coe.fleet.vllm import adapters
 from coe.registry import ExpertSpec
@@ -64,7 +64,7 @@ async def following(
     spec = spec if lora else replace(spec, env={"OMP_NUM_THREADS": "1"})
     declared.declare()
     async with Fleet([spec], say=fakes.say, pace=QUICK) as fleet:
-        follower = Adapting(
+        follower = AdapterSync(
             fleet, config=tmp_path / "experts.yaml", read=declared.read, tell=declared.tell, say=fakes.say
         )
         task = asyncio.create_task(follower.watch({shared_by(BASE): spec.key}, [BASE]))

@@ -21,7 +21,7 @@ from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
 from coe.fleet.ray.cluster import ray_cluster
 from coe.fleet.ray.fleet import ClusterFleet
-from coe.fleet.ray.server_request import Order, orders
+from coe.fleet.ray.server_request import ServerRequest, orders
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -79,7 +79,7 @@ def there(nodes: Nodes) -> Iterator[Fakes]:
     assert not left
 
 
-def ordered(folder: Path, *experts: ExpertSpec) -> list[Order]:
+def ordered(folder: Path, *experts: ExpertSpec) -> list[ServerRequest]:
     return list(orders(experts, beside=folder, models=folder / "models", logs=folder / "logs", gpus_there=False))
 
 

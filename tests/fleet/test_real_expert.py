@@ -38,7 +38,7 @@ def ask(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: 
     return session.post(f"{served.base_url}/chat/completions", json=body)
 
 
-async def pieces(session: aiohttp.ClientSession, served: Endpoint, *, tokens: int) -> AsyncIterator[str]:
+async def chunks(session: aiohttp.ClientSession, served: Endpoint, *, tokens: int) -> AsyncIterator[str]:
     async with ask(session, served, LONG, tokens=tokens, stream=True) as response:
         assert response.status == 200
         async for line in response.content:
@@ -90,7 +90,7 @@ async def test_a_real_expert_answers_samples_as_asked_and_stops_a_stream_that_is
         assert len(certain) == 1
         assert len(varied | certain) > 2, "each request is sampled as it asks"
 
-        stream = pieces(session, served, tokens=4000)  # minutes, when nobody stops it
+        stream = chunks(session, served, tokens=4000)  # minutes, when nobody stops it
         while not await anext(stream):
             pass
         await stream.aclose()

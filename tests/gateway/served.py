@@ -125,7 +125,7 @@ def declared_for(upstream: str, **changes: Any) -> dict[str, Any]:
         "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
         "experts": experts,
         "assignment": {"general": "good"},
-        "policy": {"attempts": 1},
+        "policy": {"max_attempts": 1},
         "log": {"url": SQLITE},
         **changes,
     }

@@ -10,18 +10,18 @@ from coe.experts import ReplicatedExpert
 from coe.experts.http.client import Client
 from coe.routing.affinity import Affinity
 from coe.routing.composition import declared_assignment
-from coe.runtime.active_state import InUse
+from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.access import open_limiter
-from gateway.wiring import Assembly
+from gateway.wiring import Wiring
 from tests.fakes import WordRouter, registry_of
 
 pytestmark = pytest.mark.anyio
 
 
-def in_use_of(**changes: Any) -> InUse:
+def in_use_of(**changes: Any) -> ActiveState:
     registry, router = registry_of(**changes), WordRouter()
-    return InUse(registry, router, declared_assignment(registry, router.categories), 0.0, Path())
+    return ActiveState(registry, router, declared_assignment(registry, router.categories), 0.0, Path())
 
 
 async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can_use_them(
@@ -37,7 +37,7 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     async with Client() as session, open_limiter("memory", home=tmp_path) as limiter:
         with ThreadPoolExecutor(1) as threads:
             parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
-            assembly = Assembly(Settings.read({}), **parts)
+            assembly = Wiring(Settings.read({}), **parts)
             assembly.serving(in_use_of(policy={"timeout": 60}))
             before = dict(assembly.experts)
             experts = [dict(spec.model_dump(exclude_none=True, exclude={"api_key"})) for spec in registry_of().experts]

@@ -39,7 +39,7 @@ async def test_unknown_body_fields_reach_the_expert_untouched() -> None:
 
 
 async def test_an_unsure_request_goes_to_the_general_expert() -> None:
-    registry = registry_of(policy={"general_below": 0.5})
+    registry = registry_of(policy={"confidence_threshold": 0.5})
     async with gateway_of(registry) as gateway:
         response = await gateway.chat("who knows")
     assert response.headers["x-coe-expert"] == "generalist"
@@ -70,7 +70,7 @@ async def test_there_is_no_slow_look_where_it_could_change_nothing() -> None:
 
 async def test_an_answer_in_doubt_is_looked_at_though_one_expert_has_most_of_it() -> None:
     assignment = {"code": "generalist", "art": "generalist", "general": "generalist"}
-    async with gateway_of(registry_of(assignment=assignment, policy={"general_below": 0.8})) as gateway:
+    async with gateway_of(registry_of(assignment=assignment, policy={"confidence_threshold": 0.8})) as gateway:
         await gateway.chat("ponder art")
     assert gateway.records[0].stage == "predict"
 
@@ -100,7 +100,7 @@ async def test_a_follow_up_stays_with_the_expert_that_answered_before() -> None:
 
 
 async def test_thrift_slides_to_the_cheaper_expert_within_the_declared_limits() -> None:
-    registry = registry_of(policy={"thrift_limits": [0, 0.9]})
+    registry = registry_of(policy={"cost_weight_limits": [0, 0.9]})
     priced = [
         spec.model_copy(update={"active_parameters_b": size})
         for spec, size in zip(registry.experts, (9, 1, 1), strict=True)
@@ -108,14 +108,14 @@ async def test_thrift_slides_to_the_cheaper_expert_within_the_declared_limits() 
     body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code and art"}]})
     asked = {}
     async with gateway_of(registry.model_copy(update={"experts": tuple(priced)})) as gateway:
-        for thrift in ("0", "0.9", "0.95", "much", "nan"):
-            headers = {"content-type": "application/json", "x-coe-thrift": thrift}
-            asked[thrift] = await gateway.post(CHAT, body, headers=headers)
+        for cost_weight in ("0", "0.9", "0.95", "much", "nan"):
+            headers = {"content-type": "application/json", "x-coe-cost-weight": cost_weight}
+            asked[cost_weight] = await gateway.post(CHAT, body, headers=headers)
     assert asked["0"].headers["x-coe-expert"] == "coder"
     assert asked["0.9"].headers["x-coe-expert"] == "painter"
     for wrong in ("0.95", "much", "nan"):
         assert asked[wrong].status == 400
-        assert "x-coe-thrift must be a number from 0 to 0.9" in asked[wrong].error["message"]
+        assert "x-coe-cost-weight must be a number from 0 to 0.9" in asked[wrong].error["message"]
 
 
 async def test_a_pinned_expert_that_fails_is_not_replaced() -> None:
@@ -164,7 +164,9 @@ async def test_a_failure_is_told_and_recorded_of_the_expert_whose_it_was() -> No
 
 async def test_the_number_of_attempts_is_bounded_by_policy() -> None:
     down = ExpertUnavailable("down", expert="x")
-    async with gateway_of(registry_of(policy={"attempts": 2}), coder=down, painter=down, generalist=down) as gateway:
+    async with gateway_of(
+        registry_of(policy={"max_attempts": 2}), coder=down, painter=down, generalist=down
+    ) as gateway:
         await gateway.chat("code")
         assert sum(len(expert.calls) for expert in gateway.experts.values()) == 2
 
@@ -183,13 +185,13 @@ async def test_a_stream_is_relayed_piece_by_piece() -> None:
     async with gateway_of(coder=[EVENT, held, b"data: [DONE]\n\n"]) as gateway, anyio.create_task_group() as tasks:
 
         async def let_go_after_the_first_piece() -> None:
-            await gateway.first_piece.wait()
+            await gateway.first_chunk.wait()
             held.set()
 
         tasks.start_soon(let_go_after_the_first_piece)
         response = await gateway.chat("code", stream=True)
     assert response.headers["content-type"] == "text/event-stream"
-    assert response.pieces == [EVENT, b"data: [DONE]\n\n"]
+    assert response.chunks == [EVENT, b"data: [DONE]\n\n"]
     assert gateway.records[0].outcome == "ok"
     assert (gateway.records[0].input_tokens, gateway.records[0].output_tokens) == (3, 5)
 
@@ -198,8 +200,8 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done() -> No
     async with gateway_of(coder=[EVENT, ExpertUnavailable("broke", expert="coder")]) as gateway:
         response = await gateway.chat("code", stream=True)
     assert response.status == 200
-    assert response.pieces[0] == EVENT
-    error = orjson.loads(response.pieces[1].removeprefix(b"data: "))["error"]
+    assert response.chunks[0] == EVENT
+    error = orjson.loads(response.chunks[1].removeprefix(b"data: "))["error"]
     assert error["code"] == "expert_unavailable"
     assert b"[DONE]" not in response.body
     assert gateway.records[0].outcome == "expert_unavailable"
@@ -210,7 +212,7 @@ async def test_a_client_that_leaves_mid_stream_stops_the_expert() -> None:
     async with gateway_of(coder=[EVENT, asyncio.Event()]) as gateway, anyio.create_task_group() as tasks:
 
         async def leave_after_the_first_piece() -> None:
-            await gateway.first_piece.wait()
+            await gateway.first_chunk.wait()
             gateway.leave.set()
 
         tasks.start_soon(leave_after_the_first_piece)
@@ -233,7 +235,7 @@ async def test_beyond_the_permits_a_request_is_refused_with_a_time_to_come_back(
     registry = registry_of(limits={"concurrent_requests": 1, "queued_requests": 0})
     async with gateway_of(registry, coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: gateway.chat("code", stream=True))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         refused = await gateway.chat("code")
         held.set()
     assert refused.status == 429

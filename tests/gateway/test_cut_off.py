@@ -55,8 +55,8 @@ async def test_an_answer_that_does_not_end_in_time_ends_with_an_error_event() ->
         response = await gateway.post(CHAT, stream, headers=SOON)
     assert response.status == 200
     assert response.headers["content-type"] == EVENT_STREAM
-    assert response.pieces[0] == EVENT
-    assert orjson.loads(response.pieces[1].removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+    assert response.chunks[0] == EVENT
+    assert orjson.loads(response.chunks[1].removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
     assert gateway.experts["coder"].replies[0].closed
     assert gateway.records[0].outcome == "deadline_exceeded"
 
@@ -89,7 +89,7 @@ class busy:
     async def __aenter__(self) -> None:
         stream = self._gateway.chat("code", stream=True)
         self._task = asyncio.ensure_future(stream)
-        await self._gateway.first_piece.wait()
+        await self._gateway.first_chunk.wait()
 
     async def __aexit__(self, *_: object) -> None:
         self._gateway.leave.set()
@@ -100,7 +100,7 @@ async def test_a_request_waits_for_its_turn_and_is_answered_then() -> None:
     held = asyncio.Event()
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: gateway.chat("code", stream=True))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         asyncio.get_running_loop().call_soon(held.set)
         answered = await gateway.chat("art")
     assert answered.status == 200
@@ -110,7 +110,7 @@ async def test_a_request_waits_for_its_turn_and_is_answered_then() -> None:
 async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place() -> None:
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, asyncio.Event()]) as gateway:
         first = asyncio.ensure_future(gateway.chat("code", stream=True))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         second = asyncio.ensure_future(gateway.chat("art"))
         while not gateway.serving_state.admission.queued:
             await asyncio.sleep(0)
@@ -150,25 +150,25 @@ async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(m
 
 async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
-    async with gateway_of(registry_of(policy={"look_timeout": 0.01})) as gateway:
+    async with gateway_of(registry_of(router={"encoder_timeout": 0.01})) as gateway:
         response = await gateway.chat("ponder art")
         assert gate.reached.is_set()
         gate.open.set()
     assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "hurried"
+    assert gateway.records[0].stage == "load_shed"
 
 
 async def test_where_no_time_is_declared_for_a_look_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
-    async with gateway_of(registry_of(policy={"look_timeout": 0})) as gateway:
+    async with gateway_of(registry_of(router={"encoder_timeout": 0})) as gateway:
         response = await gateway.chat("ponder art")
     assert not gate.reached.is_set()
     assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "hurried"
+    assert gateway.records[0].stage == "load_shed"
 
 
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:
-    async with serving(tmp_path, policy={"attempts": 1, "piece_timeout": 1}) as served:
+    async with serving(tmp_path, policy={"max_attempts": 1, "stream_idle_timeout": 1}) as served:
         before = served.workers[0].memory_info().rss
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(served.raw("floods", stream=True))
@@ -180,7 +180,7 @@ async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp
 
 
 async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_its_place(tmp_path: Path) -> None:
-    async with serving(tmp_path, policy={"attempts": 1, "timeout": 1}) as served:
+    async with serving(tmp_path, policy={"max_attempts": 1, "timeout": 1}) as served:
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(served.raw("good")[:-1])
             answer = await asyncio.to_thread(client.recv, 1000)

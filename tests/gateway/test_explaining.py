@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from coe.core import Standing
+from coe.core import Health
 from coe.errors import ExpertUnavailable
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -57,19 +57,19 @@ async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> Non
         ]
     )
     async with gateway_of(registry) as gateway:
-        gateway.experts["painter"].standing = Standing(up=False, load=0.5)
+        gateway.experts["painter"].health = Health(up=False, load=0.5)
         told = (await ask(gateway, "/v1/route", WHY)).json
         plain = (await ask(gateway, "/v1/route", JSON)).json
     assert told["candidates"][0] == "coder"
-    assert told["worth"][0] > told["worth"][1]
-    assert len(told["worth"]) == 3
-    assert told["standings"]["painter"] == {"up": False, "load": 0.5}
+    assert told["utility"][0] > told["utility"][1]
+    assert len(told["utility"]) == 3
+    assert told["health"]["painter"] == {"up": False, "load": 0.5}
     assert [(near["category"], near["text"]) for near in told["neighbours"]] == [
         ("code", "code"),
         ("art", None),  # a text that neither the package nor experts.yaml has is not told
         ("general", "general"),
     ]
-    assert not {"neighbours", "standings", "worth"} & plain.keys()
+    assert not {"neighbours", "health", "utility"} & plain.keys()
 
 
 async def test_only_administrators_are_told_why() -> None:

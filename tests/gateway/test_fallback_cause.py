@@ -12,7 +12,7 @@ import pytest
 
 from coe.cli import ask
 from coe.cli.log import _line
-from coe.core import Standing
+from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
 from coe.learning.monitoring.alarms import UNANSWERED, failing_alarms
 from coe.learning.monitoring.traffic import Traffic
@@ -20,7 +20,7 @@ from coe.records.codec import decode, encode
 from coe.records.record import RoutingRecord
 from gateway.observability.metric_registry import page as written
 from gateway.observability.metrics import Metrics
-from gateway.observability.traffic_metrics import Watched
+from gateway.observability.traffic_metrics import TrafficMetrics
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
 from tests.fakes import NOWHERE, Gateway, Response, gateway_of, registry_of
 from tests.gateway.gateway_over import gateway_over
@@ -65,7 +65,7 @@ async def test_a_request_whose_first_choice_answers_has_neither() -> None:
 
 async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> None:
     async with gateway_of() as gateway:
-        gateway.experts["coder"].standing = Standing(up=False, ready=0, cause="connection_refused")
+        gateway.experts["coder"].health = Health(up=False, ready=0, cause="connection_refused")
         response = await gateway.chat("code")
         route = await gateway.post(
             "/v1/route", orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
@@ -79,7 +79,7 @@ async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> 
 
 async def test_the_first_choice_stays_the_one_named_when_its_stand_in_fails_too() -> None:
     async with gateway_of(generalist=ExpertTimeout("slow", expert="generalist")) as gateway:
-        gateway.experts["coder"].standing = Standing(up=False, ready=0, cause="rate_limited")
+        gateway.experts["coder"].health = Health(up=False, ready=0, cause="rate_limited")
         response = await gateway.chat("code")
     assert told(response) == ("painter", "fallback", "coder", "rate_limited", "2")
 
@@ -133,7 +133,7 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
         experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
         page = await metrics(gateway)
         alarms = Metrics()
-        Watched(NOWHERE.artifacts / "none", gateway.serving_state).show(alarms)
+        TrafficMetrics(NOWHERE.artifacts / "none", gateway.serving_state).show(alarms)
         shown = written([alarms.tallies.families()])
     assert attempts[0] > attempts[-1] == "1"  # kept away from both dead experts, and a fallback all the same
     assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 8

@@ -13,7 +13,7 @@ import pytest
 
 from coe.core import Chat
 from coe.registry import Registry
-from gateway.request.cancellation import Cutoff
+from gateway.request.cancellation import Cancellation
 from gateway.request.trace import Trace
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.gateway.crowd import bearer, keyed
@@ -45,7 +45,7 @@ def body(**fields: Any) -> bytes:
 
 
 def alive() -> Counter[str]:
-    return Counter(kind.__name__ for kind in map(type, gc.get_objects()) if kind in (Trace, Chat, Cutoff))
+    return Counter(kind.__name__ for kind in map(type, gc.get_objects()) if kind in (Trace, Chat, Cancellation))
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def test_after_a_look_in_a_thread() -> None:
 @pytest.mark.usefixtures("uncollected")
 async def test_after_a_stream() -> None:
     async with gone(coder=[EVENT, EVENT]) as gateway:
-        assert (await gateway.post(CHAT, body(stream=True), headers=KEY)).pieces == [EVENT, EVENT]
+        assert (await gateway.post(CHAT, body(stream=True), headers=KEY)).chunks == [EVENT, EVENT]
 
 
 @pytest.mark.usefixtures("uncollected")
@@ -95,7 +95,7 @@ async def test_after_its_time_was_over() -> None:
 async def test_after_its_client_left() -> None:
     async with gone(coder=[EVENT, asyncio.Event()]) as gateway:
         asking = asyncio.ensure_future(gateway.post(CHAT, body(stream=True), headers=KEY))
-        await gateway.first_piece.wait()
+        await gateway.first_chunk.wait()
         gateway.leave.set()
         await asking
         del asking

@@ -11,7 +11,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.retrieval.gate import FILE, Gate
 from coe.routing.composition import declared_assignment
-from coe.runtime.active_state import InUse, gate_in_use
+from coe.runtime.active_state import ActiveState, gate_in_use
 from coe.settings import Settings
 from tests.fakes import WordRouter, registry_of
 from tests.retrieval.gates import CATEGORIES, WIDTH, gate_of
@@ -33,7 +33,7 @@ def put(settings: Settings, **changes: object) -> str:
 def served(settings: Settings, dimensions: int = WIDTH) -> tuple[Gate | None, str]:
     registry = registry_of()
     assignment = declared_assignment(registry, CATEGORIES)
-    in_use = InUse(registry, WordRouter(), assignment, 0.0, settings.home)
+    in_use = ActiveState(registry, WordRouter(), assignment, 0.0, settings.home)
     return gate_in_use(settings, in_use, dimensions=dimensions)
 
 

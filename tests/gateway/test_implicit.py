@@ -107,7 +107,7 @@ async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not
             gateway.leave.clear()
             asked = asyncio.create_task(gateway.chat(text, stream=True))
             if text == "code":
-                await gateway.first_piece.wait()
+                await gateway.first_chunk.wait()
             gateway.leave.set()
             await asked
         left = gateway.records[0].request_id

@@ -13,7 +13,7 @@ from coe.settings import Settings
 from gateway.process import jobs as jobs_module
 from gateway.process import plan_solver as solver_module
 from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import Solver
+from gateway.process.plan_solver import PlanSolver
 from tests.admin.samples import measured_registry, planned, settings_in
 
 pytestmark = pytest.mark.anyio
@@ -70,7 +70,7 @@ async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: 
 
 async def test_the_process_of_a_plan_answers_one_after_the_other_and_is_gone_in_the_end(settings: Settings) -> None:
     version, _ = planned(settings, measured_registry())
-    async with Solver(settings) as solver:
+    async with PlanSolver(settings) as solver:
         first = await solver.solve(version, {"mean_active_b": 5})
         (process,) = children()
         with pytest.raises(InvalidRequest, match="the smallest that would do"):
@@ -85,7 +85,7 @@ async def test_the_process_of_a_plan_answers_one_after_the_other_and_is_gone_in_
 
 async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings) -> None:
     version, _ = planned(settings, measured_registry())
-    async with Solver(settings) as solver:
+    async with PlanSolver(settings) as solver:
         asked = [asyncio.create_task(solver.solve(version, {"mean_active_b": limit})) for limit in (3, 4, 5)]
         await asyncio.wait(asked)
     told = [one.exception() or one.result()["budget"] for one in asked]
@@ -95,7 +95,7 @@ async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings)
 
 async def test_one_who_leaves_does_not_spoil_the_answer_of_the_next(settings: Settings) -> None:
     version, _ = planned(settings, measured_registry())
-    async with Solver(settings) as solver:
+    async with PlanSolver(settings) as solver:
         leaving = asyncio.create_task(solver.solve(version, {"mean_active_b": 3}))
         await asyncio.sleep(0.05)
         leaving.cancel()
@@ -105,7 +105,7 @@ async def test_one_who_leaves_does_not_spoil_the_answer_of_the_next(settings: Se
 async def test_a_plan_that_is_not_there_or_takes_too_long_is_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Solver(settings) as solver:
+    async with PlanSolver(settings) as solver:
         with pytest.raises(JobUnavailable, match="no such assignment artifact"):
             await solver.solve("nothing", {})
         version, _ = planned(settings, measured_registry())
@@ -118,7 +118,7 @@ async def test_a_plan_that_is_not_there_or_takes_too_long_is_told(
 async def test_an_idle_process_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     version, _ = planned(settings, measured_registry())
     monkeypatch.setattr(solver_module, "IDLE", 0.0)
-    async with Solver(settings) as solver:
+    async with PlanSolver(settings) as solver:
         await solver.solve(version, {})
         async with asyncio.timeout(10):
             while children():

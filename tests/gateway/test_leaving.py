@@ -160,7 +160,7 @@ async def test_what_does_not_end_in_time_is_told_so_inside_its_stream() -> None:
     async with gateway_of(coder=[event, asyncio.Event()], painter=asyncio.Event()) as gateway:
         Drain(gateway.serving_state, lame_duck=0, finish=0.01).begin()
         begun, waiting = await asyncio.gather(gateway.chat("code", stream=True), gateway.chat("art"))
-    assert orjson.loads(begun.pieces[-1].removeprefix(b"data: "))["error"]["code"] == "draining"
+    assert orjson.loads(begun.chunks[-1].removeprefix(b"data: "))["error"]["code"] == "draining"
     assert waiting.status == 503
     assert waiting.error["code"] == "draining"
     assert gateway.experts["coder"].replies[0].closed

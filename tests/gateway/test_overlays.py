@@ -50,10 +50,10 @@ def published(settings: Settings, *heads: Overlay, router: str = "words") -> str
 
 
 def test_a_prediction_remembers_what_the_router_alone_said() -> None:
-    known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "peek", 0.7)
+    known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "predict_fast", 0.7)
     overlays = Overlays("v1", {"alice": swapping("alice")})
     changed = overlays.applied(known, "alice")
-    assert (changed.best, changed.stage, changed.familiarity, changed.overlay) == (1, "peek", 0.7, "v1")
+    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay) == (1, "predict_fast", 0.7, "v1")
     assert changed.probabilities.dtype == np.float32
     assert changed.plain is known.probabilities
     assert overlays.applied(known, "bob") is known
@@ -112,14 +112,14 @@ async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenant
 
         report = await asyncio.to_thread(retrain, settings)
         assert [one["tenant"] for one in report["tenants"]] == ["alice"]
-        await until(served, {"alice": "slow-start", "bob": "good"})
+        await deadline(served, {"alice": "slow-start", "bob": "good"})
         assert await experts(served, "art") == {"alice": "slow-start", "bob": "slow-start"}
 
         assert {one.tenant for one in await overlaid(served)} == {"alice"}
         await asyncio.to_thread(rollback, Kind.OVERLAYS, config=settings.config)
-        await until(served, {"alice": "good", "bob": "good"})
+        await deadline(served, {"alice": "good", "bob": "good"})
         await asyncio.to_thread(promote, Kind.OVERLAYS, config=settings.config)
-        await until(served, {"alice": "slow-start", "bob": "good"})
+        await deadline(served, {"alice": "slow-start", "bob": "good"})
 
         other = published(settings, swapping("alice"), router="older")
         with pytest.raises(ArtifactError, match="of router older, not words"):
@@ -144,7 +144,7 @@ async def experts(served: Served, text: str) -> dict[str, str]:
     return {name: (await ask(served, name, text))["x-coe-expert"] for name in ("alice", "bob")}
 
 
-async def until(served: Served, wanted: dict[str, str]) -> None:
+async def deadline(served: Served, wanted: dict[str, str]) -> None:
     async with asyncio.timeout(SOON):
         while await experts(served, "code") != wanted:
             await asyncio.sleep(0.02)
@@ -153,7 +153,7 @@ async def until(served: Served, wanted: dict[str, str]) -> None:
 def retrain(settings: Settings) -> Any:
     now = time.time()
     with begun(settings, since=0.0, now=now, dry_run=False) as job:
-        pages, said = job.logs.records(until=now), job.logs.feedback()
+        pages, said = job.logs.records(deadline=now), job.logs.feedback()
         names = job.registry.expert_names
         known = gather(pages, said, categories=CATEGORIES, experts=names).experience
         outcome = learn_overlays(job, known)

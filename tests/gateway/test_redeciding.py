@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coe.learning.estimation.experience_loader import gather
-from coe.learning.estimation.off_policy import worth
+from coe.learning.estimation.off_policy import utility
 from coe.mapping import expected
 from coe.records.codec import decode, encode
 from coe.routing.composition import declared_assignment
@@ -24,7 +24,7 @@ PRICED = {
         {"name": name, "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1", "prices": {"input": n}}
         for n, name in enumerate(("coder", "painter", "generalist"), start=1)
     ],
-    "policy": {"thrift": 0.3, "general_below": 0, "exploration": {"rate": 0.4, "loss": 1.0}},
+    "policy": {"cost_weight": 0.3, "confidence_threshold": 0, "exploration": {"rate": 0.4, "max_quality_loss": 1.0}},
 }
 
 
@@ -37,22 +37,22 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
         records = [decode(encode(record)) for record in gateway.records]
         categories = gateway.serving_state.serving.composition.router.categories
     assignment = declared_assignment(registry, categories)
-    charge = registry.policy.thrift * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_use(registry)
     charged = replace(assignment, price=assignment.price + charge)
     for record in records:
         posterior = np.array([record.probabilities[name] for name in categories])
         value = dict(zip(assignment.experts, expected(charged, posterior), strict=True))
-        np.testing.assert_allclose(record.worth, [value[name] for name in record.candidates], atol=1e-4)
+        np.testing.assert_allclose(record.utility, [value[name] for name in record.candidates], atol=1e-4)
         paid = dict(zip(assignment.experts, charge, strict=True))
         assert record.price == pytest.approx([paid[name] for name in record.candidates] if charge.any() else [])
         if record.reason in ("routed", "explored"):
             chance = 1.0
             if record.exploration:
                 rate, loss = record.exploration
-                chance = propensities(np.array(record.worth), rate=rate, loss=loss)[0]
+                chance = propensities(np.array(record.utility), rate=rate, loss=loss)[0]
             assert record.propensity == pytest.approx(chance)
     seen = gather([records], [], categories=categories, experts=assignment.experts).experience
-    again = worth(seen, charged)
+    again = utility(seen, charged)
     for row, record in zip(again, records, strict=True):
         chosen = row[assignment.experts.index(record.expert)]
         assert (record.reason == "explored") == (chosen < row.max())

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.core import Wishes
+from coe.core import RequestOptions
 from coe.mapping import Assignment
 from coe.registry import load
 from coe.routing.affinity import conversation_key
@@ -60,7 +60,7 @@ class Replicas:
     async def know(self, expert: str, opening: str, session: str | None = None) -> None:
         """Until that is known to be the expert of the conversation which begins so, or is that session."""
         chat = parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": opening}]}))
-        name = f"coe:with:{conversation_key(chat, Wishes(session, tenant='bob')).hex()}"
+        name = f"coe:with:{conversation_key(chat, RequestOptions(session, tenant='bob')).hex()}"
         async with asyncio.timeout(10), Redis.from_url(self.redis, decode_responses=True) as redis:
             while await redis.get(name) != expert:
                 await asyncio.sleep(0.01)
@@ -72,7 +72,7 @@ def declared(upstream: str, redis: str) -> dict[str, Any]:
     return {
         "experts": [{"name": name, "model": "good", "runtime": "external", "base_url": upstream} for name in names],
         "assignment": dict(zip(("code", "art", "general"), names, strict=True)),
-        "policy": {"general_below": 0.5},
+        "policy": {"confidence_threshold": 0.5},
         "access": {"keys": [key.model_dump(mode="json") for key in keys], "counters": redis},
         "log": {"url": redis},
         "artifacts": redis,

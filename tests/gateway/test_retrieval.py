@@ -143,11 +143,11 @@ async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
     consulted.retriever.own = {"acme": [passage("Acme's secret.")]}
     question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}
     async with gateway_of(consultant=consulted.consultant) as gateway:
-        composition, wishes = gateway.serving_state.serving.composition, wishes_of("on")
+        composition, options = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")
-        decision = composition.assign(chat, question["prediction"], wishes)
-        other, _, nothing = await composition.consult(chat, decision, wishes, **question)
-        own, _, found = await composition.consult(chat, decision, wishes, **{**question, "tenant": "acme"})
+        decision = composition.assign(chat, question["prediction"], options)
+        other, _, nothing = await composition.consult(chat, decision, options, **question)
+        own, _, found = await composition.consult(chat, decision, options, **{**question, "tenant": "acme"})
     assert (nothing.status, found.status) == ("empty", "open")
     assert "secret" not in repr(other.fields)
     assert "secret" in repr(own.fields)
@@ -244,7 +244,7 @@ def events(body: bytes) -> list[Any]:
 def uniform() -> tuple[Any, str]:
     import numpy as np
 
-    return np.array([0.1, 0.1, 0.8], dtype=np.float32), "peek"
+    return np.array([0.1, 0.1, 0.8], dtype=np.float32), "predict_fast"
 
 
 def chat_of(text: str) -> Any:
@@ -254,6 +254,6 @@ def chat_of(text: str) -> Any:
 
 
 def wishes_of(consent: Any) -> Any:
-    from coe.core import Wishes
+    from coe.core import RequestOptions
 
-    return Wishes(retrieval=consent)
+    return RequestOptions(retrieval=consent)

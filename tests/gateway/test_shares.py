@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from gateway.request.admission import Shares
+from gateway.request.admission import FairShares
 
 
-def filled(shares: Shares, caller: str | None, *, among: int) -> int:
+def filled(shares: FairShares, caller: str | None, *, among: int) -> int:
     """How many it has once it may have no more."""
     while shares.take(caller, among=among):
         pass
@@ -17,25 +17,25 @@ def filled(shares: Shares, caller: str | None, *, among: int) -> int:
 
 @pytest.mark.parametrize(("among", "own"), [(0, 0), (1, 1), (2, 1), (128, 64)])
 def test_a_caller_alone_gets_half(among: int, own: int) -> None:
-    assert filled(Shares(), None, among=among) == own
+    assert filled(FairShares(), None, among=among) == own
 
 
 def test_it_takes_as_many_callers_as_the_places_can_be_halved_to_leave_another_none() -> None:
-    shares = Shares()
+    shares = FairShares()
     assert [filled(shares, caller, among=128) for caller in "abcdefghi"] == [64, 32, 16, 8, 4, 2, 1, 1, 0]
-    shares = Shares()
+    shares = FairShares()
     assert [filled(shares, caller, among=4096) for caller in "abcdefghijklmn"][-3:] == [1, 1, 0]
 
 
 def test_two_that_go_on_asking_get_a_third_each() -> None:
-    shares = Shares()
+    shares = FairShares()
     for _ in range(100):
         shares.take("a", among=30), shares.take("b", among=30)
     assert (shares.of("a"), shares.of("b"), shares.taken) == (10, 10, 20)
 
 
 def test_fewer_places_than_are_taken_give_none_until_enough_are_given_back() -> None:
-    shares = Shares()
+    shares = FairShares()
     assert filled(shares, "a", among=20) == 10
     assert not shares.take("b", among=10)
     shares.give_back("a")
@@ -43,7 +43,7 @@ def test_fewer_places_than_are_taken_give_none_until_enough_are_given_back() -> 
 
 
 def test_what_is_taken_and_given_back_is_counted_exactly() -> None:
-    rng, shares, counted = random.Random(0), Shares(), Counter[str]()
+    rng, shares, counted = random.Random(0), FairShares(), Counter[str]()
     for _ in range(5000):
         caller = rng.choice("aaab")
         if rng.random() < 0.55:

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.registry import load
-from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, InUse, assignment_in_use, overlays_in_use
+from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, ActiveState, assignment_in_use, overlays_in_use
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_worker, several
@@ -18,7 +18,7 @@ from gateway.process import processes
 from tests.fakes import WordRouter
 
 
-def read(settings: Settings, _: InUse | None = None) -> InUse:
+def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
     registry = load(settings.config, environ=settings.environ)
     router = WordRouter()
     pointer = settings.artifacts / ROUTER / POINTER
@@ -26,7 +26,7 @@ def read(settings: Settings, _: InUse | None = None) -> InUse:
         router.version = pointer.read_text().strip()
     plan, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
     kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
-    return InUse(
+    return ActiveState(
         registry,
         router,
         plan.assignment,

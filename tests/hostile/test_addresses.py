@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from coe.errors import ConfigError
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.replicas import Replica
 from coe.settings import Endpoint
 from coe.urls import below, secrets_in, shown, without
@@ -46,7 +46,7 @@ def test_a_replica_is_named_without_secrets_and_still_told_from_another() -> Non
 @pytest.mark.parametrize("word", ["query-secret", "w%2Frd-secret", "w/rd-secret", "key=query-secret&version=2024-10"])
 def test_what_a_server_repeats_of_it_is_struck_out(word: str) -> None:
     assert word in secrets_in(URL)
-    error = Faults("clever", key="", base_url=URL).refusal(500, {}, f"no {word} here".encode(), api="chat")
+    error = ErrorMapping("clever", key="", base_url=URL).refusal(500, {}, f"no {word} here".encode(), api="chat")
     assert "secret" not in str(error)
     assert "no *** here" in str(error)
 

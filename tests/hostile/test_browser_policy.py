@@ -159,7 +159,7 @@ async def test_an_allowed_origin_reads_answers_and_their_headers(body: bytes) ->
 async def test_an_allowed_origin_reads_errors_too() -> None:
     down = ExpertUnavailable("away", expert="coder")
     access = {"allowed_origins": [APP], "keys": [{"name": "a", "sha256": hashlib.sha256(b"a").hexdigest()}]}
-    rejected = registry_of(access={"allowed_origins": [APP]}, policy={"attempts": 1})
+    rejected = registry_of(access={"allowed_origins": [APP]}, policy={"max_attempts": 1})
     async with gateway_of(rejected, coder=down) as gateway:
         answers = [
             await sent(gateway, {"origin": APP}),

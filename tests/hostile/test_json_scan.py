@@ -18,10 +18,10 @@ JSON = st.recursive(
 )
 
 
-def scanned(*pieces: bytes, max_values: int = 10**9) -> JsonScan:
+def scanned(*chunks: bytes, max_values: int = 10**9) -> JsonScan:
     scan = JsonScan(max_values=max_values)
-    for piece in pieces:
-        scan.feed(piece)
+    for chunk in chunks:
+        scan.feed(chunk)
     return scan
 
 
@@ -47,8 +47,8 @@ def test_a_scan_counts_the_structure_and_no_content_of_strings_however_the_text_
     least, most = weight(value)
     assert scanned(text).values == most
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    pieces = [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert least <= scanned(*pieces).values <= most
+    chunks = [text[low:high] for low, high in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert least <= scanned(*chunks).values <= most
 
 
 @given(st.binary(max_size=200))

@@ -188,8 +188,8 @@ async def test_at_most_half_of_the_replicas_are_ejected_for_what_a_request_can_p
     for _ in range(20 * STREAK):
         with pytest.raises(kind):
             await whole(expert)
-    assert expert.standing.up
-    assert expert.standing.ready == 4  # more than half would be ejected: all are asked
+    assert expert.health.up
+    assert expert.health.ready == 4  # more than half would be ejected: all are asked
     for server in servers_:
         before = len(server.calls)
         for _ in range(4):
@@ -203,7 +203,7 @@ async def test_half_of_the_replicas_may_be_ejected() -> None:
     expert, (first, second, *_), _ = made(*[(b"one",)] * 4)
     for replica in expert.replicas[:2]:
         fail(replica.breaker, "", STREAK)
-    assert expert.standing.ready == 2
+    assert expert.health.ready == 2
     for _ in range(10):
         assert await whole(expert) == [b"one"]
     assert first.calls == second.calls == []
@@ -215,8 +215,8 @@ async def test_replicas_at_which_nothing_listens_are_ejected_however_many() -> N
     for _ in range(STREAK):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
-    assert not expert.standing.up
-    assert expert.standing.cause == "unreachable"
+    assert not expert.health.up
+    assert expert.health.cause == "unreachable"
 
 
 @pytest.mark.anyio
@@ -227,7 +227,7 @@ async def test_a_replica_whose_health_page_failed_is_ejected_however_many() -> N
     for _ in range(4 * STREAK):
         with pytest.raises((ExpertTimeout, ExpertUnavailable)):
             await expert.stream(CALL)
-    assert not expert.standing.up
+    assert not expert.health.up
 
 
 # ------------------------------------------------------------------------------------------- the gateway

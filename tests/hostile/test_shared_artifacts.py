@@ -16,7 +16,7 @@ from coe.artifacts.manifest import MAX_FILES, read, version_of
 from coe.artifacts.redis import MAX_SMALL_BYTES, RedisArtifacts, unpack
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.runtime.artifact_sync import Follower
+from coe.runtime.artifact_sync import ArtifactSync
 from coe.settings import Settings
 from tests.records.redis_server import MISSING, installed
 
@@ -56,7 +56,7 @@ class FollowingGateway:
         self.settings = Settings.read({"COE_HOME": str(folder / "deep" / "home")})
         self.share = RedisArtifacts(url)
         self.store = ArtifactStore(self.settings.artifacts, "router", self.share)
-        self.follower = Follower(self.settings, self.share)
+        self.follower = ArtifactSync(self.settings, self.share)
 
     def outside(self) -> list[str]:
         """Files outside the state folder."""

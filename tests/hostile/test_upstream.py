@@ -10,10 +10,10 @@ import pytest
 from coe.core import Api
 from coe.errors import ExpertError
 from coe.experts.http.client import Client, Target
-from coe.experts.http.parser import MAX_INFORMATIONAL, Answer, ProtocolError
+from coe.experts.http.parser import MAX_INFORMATIONAL, ProtocolError, ResponseParser
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.test_client import request_of, serving, whole
-from tests.experts.test_odd_streams import Pieces, relayed, streamed
+from tests.experts.test_odd_streams import Chunks, relayed, streamed
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ HELLO = b'data: {"type":"message_start","message":{"usage":{"input_tokens":1,"ou
 def test_informational_answers_without_end_are_refused(at_once: bool) -> None:
     many = EARLY * 100_000
     size = len(many) if at_once else len(EARLY)
-    answer = Answer()
+    answer = ResponseParser()
 
     def feed() -> None:
         for at in range(0, len(many), size):
@@ -39,7 +39,7 @@ def test_informational_answers_without_end_are_refused(at_once: bool) -> None:
 
 
 def test_a_few_informational_answers_are_skipped() -> None:
-    answer = Answer()
+    answer = ResponseParser()
     assert answer.feed(EARLY * MAX_INFORMATIONAL + HEAD + b"content-length: 2\r\n\r\nok") == b"ok"
     assert answer.complete
 
@@ -61,7 +61,7 @@ def test_a_few_informational_answers_are_skipped() -> None:
 )
 async def test_an_ambiguous_length_is_refused_and_its_connection_closed(head: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Answer().feed(head + b"hello")
+        ResponseParser().feed(head + b"hello")
     closed = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,10 +79,10 @@ async def test_an_ambiguous_length_is_refused_and_its_connection_closed(head: by
 
 
 def test_one_length_said_twice_is_that_length() -> None:
-    assert Answer().feed(HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello") == b"hello"
+    assert ResponseParser().feed(HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello") == b"hello"
 
 
-class Watched(Pieces):
+class Watched(Chunks):
     """Notes whether its connection was kept for another request."""
 
     at_end = False
@@ -95,15 +95,15 @@ class Watched(Pieces):
         self.kept = False
 
 
-async def relayed_by(*pieces: bytes, api: Api = "chat") -> tuple[bytes, bool | None]:
-    response = Watched(*pieces)
+async def relayed_by(*chunks: bytes, api: Api = "chat") -> tuple[bytes, bool | None]:
+    response = Watched(*chunks)
     reply: Any = streamed(api=api)
     reply._response = response
     return await relayed(reply), response.kept
 
 
 @pytest.mark.parametrize(
-    "pieces",
+    "chunks",
     [
         [EVENT + LAST + DONE + EVENT],
         [EVENT, LAST + DONE + EVENT + DONE],
@@ -114,13 +114,13 @@ async def relayed_by(*pieces: bytes, api: Api = "chat") -> tuple[bytes, bool | N
         [EVENT, LAST + DONE + b": comment\n\n"],
     ],
 )
-async def test_nothing_is_relayed_after_done_and_the_connection_is_closed(pieces: list[bytes]) -> None:
-    assert await relayed_by(*pieces) == (EVENT + LAST + DONE, False)
+async def test_nothing_is_relayed_after_done_and_the_connection_is_closed(chunks: list[bytes]) -> None:
+    assert await relayed_by(*chunks) == (EVENT + LAST + DONE, False)
 
 
-@pytest.mark.parametrize("pieces", [[EVENT + LAST + DONE], [EVENT, LAST, DONE], [EVENT, LAST + DONE + b"\n", b"\n"]])
-async def test_a_stream_that_ends_with_done_keeps_its_connection(pieces: list[bytes]) -> None:
-    assert await relayed_by(*pieces) == (EVENT + LAST + DONE, True)
+@pytest.mark.parametrize("chunks", [[EVENT + LAST + DONE], [EVENT, LAST, DONE], [EVENT, LAST + DONE + b"\n", b"\n"]])
+async def test_a_stream_that_ends_with_done_keeps_its_connection(chunks: list[bytes]) -> None:
+    assert await relayed_by(*chunks) == (EVENT + LAST + DONE, True)
 
 
 async def test_nothing_is_relayed_after_the_end_of_messages() -> None:
@@ -129,6 +129,6 @@ async def test_nothing_is_relayed_after_the_end_of_messages() -> None:
 
 
 async def test_an_answer_that_begins_after_done_is_none() -> None:
-    for pieces in ([DONE + EVENT], [DONE, EVENT]):
+    for chunks in ([DONE + EVENT], [DONE, EVENT]):
         with pytest.raises(ExpertError, match="before the first event"):
-            await relayed(streamed(*pieces))
+            await relayed(streamed(*chunks))

@@ -57,8 +57,8 @@ def told(
     category = random.integers(0, len(CATEGORIES), count)
     posterior = np.full((count, len(CATEGORIES)), 0.05)
     posterior[np.arange(count), category] = 0.9
-    worth = posterior @ (np.zeros_like(TRUTH) if quality is None else quality)
-    chances = propensities(worth, rate=rate, loss=loss)
+    utility = posterior @ (np.zeros_like(TRUTH) if quality is None else quality)
+    chances = propensities(utility, rate=rate, loss=loss)
     chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), len(EXPERTS) - 1)
     return experience(
         count,
@@ -92,7 +92,7 @@ def record(request_id: str, **fields: Any) -> RoutingRecord:
         "attempts": 1,
         "stream": False,
         "routing_ms": 0.1,
-        "first_piece_ms": 1.0,
+        "first_token_ms": 1.0,
         "total_ms": 2.0,
         "tenant": "a",
     }

@@ -10,7 +10,7 @@ import pytest
 from coe.errors import DataError
 from coe.learning.estimation.off_policy import greedy
 from coe.learning.monitoring.alarms import degradation_alarms, share_alarms
-from coe.learning.monitoring.drift import Finding, Sample, benjamini_hochberg, holm, watch
+from coe.learning.monitoring.drift import DriftFinding, Sample, benjamini_hochberg, holm, watch
 from coe.learning.monitoring.novelty import propose
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
@@ -32,7 +32,7 @@ def traffic(
     )
 
 
-def look(recent: Sample, number: int = 1) -> dict[str, Finding]:
+def look(recent: Sample, number: int = 1) -> dict[str, DriftFinding]:
     return {one.aspect: one for one in watch(traffic(0), recent, categories=CATEGORIES, look=number)}
 
 

@@ -45,12 +45,12 @@ _WORTHS = st.lists(st.one_of(st.sampled_from((0.2, 0.5, 0.5, 0.52)), st.just(-np
 
 
 @given(
-    worth=_WORTHS.filter(lambda w: max(w) > -np.inf), rate=st.floats(0, 1), uniform=st.floats(0, 1, exclude_max=True)
+    utility=_WORTHS.filter(lambda w: max(w) > -np.inf), rate=st.floats(0, 1), uniform=st.floats(0, 1, exclude_max=True)
 )
 def test_a_choice_always_has_the_propensity_it_is_reported_with(
-    worth: list[float], rate: float, uniform: float
+    utility: list[float], rate: float, uniform: float
 ) -> None:
-    values = np.array(worth)
+    values = np.array(utility)
     chances = propensities(values, rate=rate, loss=0.1)
     index, propensity = choose(values, rate=rate, loss=0.1, uniform=uniform)
     assert chances.sum() == pytest.approx(1.0)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from coe.cli.status import status_report
-from coe.learning.monitoring.traffic_report import Watch
+from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.settings import Settings
 from tests.learning.samples import record
 from tests.learning.test_watch import logged, settings
@@ -26,7 +26,7 @@ def test_an_expert_of_half_the_traffic_that_is_dead_is_an_alarm_and_a_share_of_f
     assert (alarm["kind"], alarm["expert"], alarm["value"]) == ("failing", "coder", 1.0)
     assert "connection_refused 20" in alarm["sentence"]
     assert report["traffic"]["reasons"]["fallback"] == 0.5
-    assert Watch.of(report, now=now).alarms == {"failing": ("coder",)}
+    assert TrafficReport.of(report, now=now).alarms == {"failing": ("coder",)}
 
 
 @pytest.mark.parametrize("reason", ["routed", "pinned"])

@@ -18,7 +18,7 @@ from coe.learning.evaluation.passage_gain import GAINS, read_gains, supplied, wr
 from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import Trials, fit_gate, held_out, outlooks
 from coe.learning.retraining.gate_report import gate_report
-from coe.registry.retrieval import Retrieval, RetrievalPrice
+from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, tempered
 from routers.calibration import auroc
 from tests.cli.test_plan import config
@@ -139,11 +139,11 @@ def probe(number: int) -> Probe:
 @pytest.mark.anyio
 async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_pairs(tmp_path: Path) -> None:
     retriever = ListRetriever(passage("It is so."), passage("Not like it at all.", score=0.0))
-    (given,) = await supplied([probe(1)], Retrieval(), retriever=retriever, encoder=FlatEncoder())
+    (given,) = await supplied([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
     assert "It is so." in given.probe.messages[0]["content"]
     assert "Not like" not in given.probe.messages[0]["content"]
     assert (given.cosine, given.probe.digest == probe(1).digest) == (0.6, False)
-    (bare,) = await supplied([probe(2)], Retrieval(), retriever=ListRetriever(), encoder=FlatEncoder())
+    (bare,) = await supplied([probe(2)], RetrievalSpec(), retriever=ListRetriever(), encoder=FlatEncoder())
     assert (bare.probe, bare.tokens) == (probe(2), 0)
     write_gains(tmp_path, [(given, "small", 0.0, 1.0), (bare, "large", 1.0, 1.0)])
     gains = read_gains(tmp_path, EXPERTS)

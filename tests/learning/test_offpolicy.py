@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import Logged, cross_fitted, difference, estimates, explored, greedy, worth
+from coe.learning.estimation.off_policy import Logged, cross_fitted, difference, estimates, explored, greedy, utility
 from coe.mapping import Assignment, Problem, expected, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
@@ -104,7 +104,7 @@ def test_worth_is_what_a_decision_expects_request_by_request() -> None:
     planned = assignment(quality)
     requests = experience(9)
     each = [expected(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
-    np.testing.assert_allclose(worth(requests, planned), np.stack(each))
+    np.testing.assert_allclose(utility(requests, planned), np.stack(each))
 
 
 def test_an_expert_that_could_not_take_the_request_is_not_chosen_afterwards() -> None:

@@ -18,11 +18,11 @@ from tests.learning.samples import CATEGORIES, EXPERTS, record, told
 CODE, GENERAL, LAW = range(3)
 
 
-def mixed(seed: int, *, count: int = 900, until: float = np.inf) -> Experience:
-    """Tenant `a` calls law what the router takes for code, in the first `until` requests; `b` agrees with it."""
+def mixed(seed: int, *, count: int = 900, deadline: float = np.inf) -> Experience:
+    """Tenant `a` calls law what the router takes for code, in the first `deadline` requests; `b` agrees with it."""
     log = told(count, seed=seed, tenants=("a", "b"))
     taken = log.posterior.argmax(axis=1)
-    odd = (log.tenant == 0) & (taken == CODE) & (np.arange(count) < until)
+    odd = (log.tenant == 0) & (taken == CODE) & (np.arange(count) < deadline)
     random = np.random.default_rng(seed)
     corrected = np.where(odd & (random.random(count) < 0.7), LAW, -1)
     corrected[(log.tenant == 1) & (random.random(count) < 0.1)] = GENERAL
@@ -73,7 +73,7 @@ def test_a_tenant_that_uses_a_word_otherwise_gets_a_head_that_knows_it() -> None
 
 
 def test_where_the_newest_requests_no_longer_need_it_none_comes_in() -> None:
-    assert verdicts(try_overlays(mixed(0, until=500))) == {"a": "not better", "b": "not better"}
+    assert verdicts(try_overlays(mixed(0, deadline=500))) == {"a": "not better", "b": "not better"}
 
 
 def test_corrections_at_random_give_nobody_a_head() -> None:

@@ -16,15 +16,15 @@ from ruamel.yaml import YAML
 from coe.artifacts.atomic_files import replace_file
 from coe.cli.status import status_report
 from coe.learning.monitoring.novelty import as_declared, telling
-from coe.learning.monitoring.traffic_report import FILE, Watch, publish, read_watch
+from coe.learning.monitoring.traffic_report import FILE, TrafficReport, publish, read_watch
 from coe.records import open_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
 from gateway.observability.metric_registry import page
 from gateway.observability.metrics import Metrics
-from gateway.observability.traffic_metrics import Watched
-from gateway.serving_state import Current
+from gateway.observability.traffic_metrics import TrafficMetrics
+from gateway.serving_state import ServingState
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
 from tests.learning.samples import record
@@ -66,7 +66,7 @@ async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(
         shown = _shown(tmp_path / FILE, gateway.serving_state)
         assert value(shown(), "coe_alarm", kind="failing", expert="painter") == 0
         assert b"starvation" not in shown()
-        replace_file(tmp_path / FILE, Watch.of(REPORT, now=7.0).to_json())
+        replace_file(tmp_path / FILE, TrafficReport.of(REPORT, now=7.0).to_json())
         found = shown()
         assert value(found, "coe_alarm", kind="starvation", expert="painter") == 1
         assert value(found, "coe_alarm", kind="collapse", expert="painter") == 0
@@ -75,17 +75,17 @@ async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(
         assert value(found, "coe_drift", kind="category mix") == 0
         assert b"embeddings" not in found
         assert value(found, "coe_proposed_categories") == 1
-        assert value(found, "coe_watch_timestamp_seconds") == 7
-        replace_file(tmp_path / FILE, Watch(8.0).to_json())
-        assert value(shown(), "coe_watch_timestamp_seconds") == 8
+        assert value(found, "coe_traffic_report_timestamp_seconds") == 7
+        replace_file(tmp_path / FILE, TrafficReport(8.0).to_json())
+        assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
         replace_file(tmp_path / FILE, b'{"time": ')
-        assert names(shown()).isdisjoint({"coe_watch_timestamp_seconds", "coe_drift"})
+        assert names(shown()).isdisjoint({"coe_traffic_report_timestamp_seconds", "coe_drift"})
         assert b"starvation" not in shown()
 
 
-def _shown(path: Path, current: Current) -> Callable[[], bytes]:
+def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
     metrics = Metrics()
-    Watched(path, current).show(metrics)
+    TrafficMetrics(path, current).show(metrics)
     return lambda: page([metrics.tallies.families()])
 
 
@@ -110,7 +110,9 @@ def logged(settings: Settings, records: list[RoutingRecord]) -> None:
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Of a declaration with the words router in use."""
     monkeypatch.setattr("coe.runtime.active_state.read_in_use", words_server.read)
-    declared = registry_of(log={"url": URL}, policy={"general_below": 0.5}).model_dump(mode="json", exclude_none=True)
+    declared = registry_of(log={"url": URL}, policy={"confidence_threshold": 0.5}).model_dump(
+        mode="json", exclude_none=True
+    )
     (tmp_path / "experts.yaml").write_bytes(orjson.dumps(declared))
     return Settings.read({}, config=tmp_path / "experts.yaml")
 
@@ -187,4 +189,4 @@ def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> 
     report = status_report(settings, now=time.time())
     assert (report["alarms"], report["proposed_categories"], report["drift"]["findings"]) == ([], [], [])
     assert report["drift"]["compared"] is None
-    assert Watch.of(report, now=1.0) == Watch(1.0)
+    assert TrafficReport.of(report, now=1.0) == TrafficReport(1.0)

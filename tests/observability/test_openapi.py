@@ -63,9 +63,9 @@ def test_security_is_told_only_where_keys_are_declared() -> None:
 
 
 def test_the_limits_of_headers_are_those_declared() -> None:
-    told = document(registry_of(policy={"thrift_limits": [0.25, 0.5]}))
-    thrift = told["components"]["parameters"]["Thrift"]["schema"]
-    assert (thrift["minimum"], thrift["maximum"]) == (0.25, 0.5)
+    told = document(registry_of(policy={"cost_weight_limits": [0.25, 0.5]}))
+    cost_weight = told["components"]["parameters"]["Thrift"]["schema"]
+    assert (cost_weight["minimum"], cost_weight["maximum"]) == (0.25, 0.5)
 
 
 @contextmanager

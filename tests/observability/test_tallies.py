@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from gateway.observability.metric_registry import Tallies, page, read
+from gateway.observability.metric_registry import MetricRegistry, page, read
 from tests.observability.pages import samples, value
 
 
-def counted(requests: int, *, waiting: float = 0.0) -> Tallies:
-    tallies = Tallies()
+def counted(requests: int, *, waiting: float = 0.0) -> MetricRegistry:
+    tallies = MetricRegistry()
     counter = tallies.counter("c_total", "C.", ("who",))
     histogram = tallies.histogram("h_seconds", "H.", (0.1, 1.0), ("who",))
     tallies.gauge("sum", "S.", (), lambda: {(): waiting}, largest=False)
@@ -58,7 +58,7 @@ def test_a_process_counts_on_from_the_one_whose_place_it_takes() -> None:
 
 
 def test_buckets_that_changed_are_not_counted_on_from() -> None:
-    before, now = Tallies(), Tallies()
+    before, now = MetricRegistry(), MetricRegistry()
     before.histogram("h_seconds", "H.", (0.1,)).observe((), 1.0)
     now.histogram("h_seconds", "H.", (0.5,)).observe((), 1.0)
     now.resume(before.snapshot())
@@ -76,6 +76,6 @@ def test_each_process_shows_its_own_memory_and_descriptors() -> None:
 
 
 def test_label_values_of_any_kind_stay_one_sample() -> None:
-    tallies = Tallies()
+    tallies = MetricRegistry()
     tallies.counter("c_total", "C.", ("who",)).add(('a"\\\n{}',))
     assert len([name for name, _ in samples(page([tallies.families()])) if name == "c_total"]) == 1

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from gateway.observability import metric_workers
-from gateway.observability.metric_registry import Tallies, page
+from gateway.observability.metric_registry import MetricRegistry, page
 from gateway.observability.metric_workers import Siblings, among_workers
 from tests.observability.pages import value
 from tests.observability.worker import tallies
@@ -40,7 +40,7 @@ async def process(folder: Path, count: int) -> AsyncIterator[asyncio.subprocess.
         await started.wait()
 
 
-async def shown(own: Tallies, siblings: Siblings) -> tuple[float, float]:
+async def shown(own: MetricRegistry, siblings: Siblings) -> tuple[float, float]:
     """The counter and the gauge on the page."""
     text = page([own.families(), *await siblings()])
     return value(text, "c_total"), value(text, "busy")

@@ -6,12 +6,12 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.observability.metric_registry import Tallies
+from gateway.observability.metric_registry import MetricRegistry
 from gateway.observability.metric_workers import among_workers
 
 
-def tallies() -> Tallies:
-    found = Tallies()
+def tallies() -> MetricRegistry:
+    found = MetricRegistry()
     found.counter("c_total", "C.")
     found.gauge("busy", "B.", (), lambda: {(): 1.0}, largest=False)
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.mapping import Assignment, Budget, Problem, Uses, expected, solve, stake
+from coe.mapping import Assignment, Budget, Problem, Uses, decision_risk, expected, solve
 
 DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "big"), {"code": "coder"}, "big")
 
@@ -55,10 +55,12 @@ def test_nothing_is_at_stake_among_categories_of_one_expert() -> None:
     posterior = np.array([0.5, 0.2, 0.3], dtype=np.float32)
     own = Assignment.declared(("a", "b", "general"), ("x", "y", "z"), {"a": "x", "b": "x"}, general="z")
     apart = Assignment.declared(("a", "b", "general"), ("x", "y", "z"), {"a": "x", "b": "y"}, general="z")
-    assert stake(own, posterior, [0, 1, 2]) == pytest.approx(0.3)
-    assert stake(apart, posterior, [0, 1, 2]) == pytest.approx(0.5)
-    assert stake(apart, posterior, [0, 1]) == pytest.approx(0.2)  # the third cannot, and without it both are alike
-    assert stake(apart, posterior, [1]) == 0
+    assert decision_risk(own, posterior, [0, 1, 2]) == pytest.approx(0.3)
+    assert decision_risk(apart, posterior, [0, 1, 2]) == pytest.approx(0.5)
+    assert decision_risk(apart, posterior, [0, 1]) == pytest.approx(
+        0.2
+    )  # the third cannot, and without it both are alike
+    assert decision_risk(apart, posterior, [1]) == 0
 
 
 def test_a_hardly_better_expert_puts_nothing_at_stake_and_prices_count() -> None:
@@ -67,7 +69,7 @@ def test_a_hardly_better_expert_puts_nothing_at_stake_and_prices_count() -> None
         return replace(made, quality=np.array(quality), price=np.array(price))
 
     even = np.array([0.5, 0.5], dtype=np.float32)
-    assert stake(planned([[0.7, 0.6], [0.6, 0.605]], [0.0, 0.0]), even, [0, 1]) == 0
-    assert stake(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.0]), even, [0, 1]) == 0.5
-    assert stake(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.1]), even, [0, 1]) == 0
-    assert stake(planned([[0.7, 0.6], [-np.inf, 0.65]], [0.0, 0.0]), even, [0, 1]) == 0.5
+    assert decision_risk(planned([[0.7, 0.6], [0.6, 0.605]], [0.0, 0.0]), even, [0, 1]) == 0
+    assert decision_risk(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.0]), even, [0, 1]) == 0.5
+    assert decision_risk(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.1]), even, [0, 1]) == 0
+    assert decision_risk(planned([[0.7, 0.6], [-np.inf, 0.65]], [0.0, 0.0]), even, [0, 1]) == 0.5

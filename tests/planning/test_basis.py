@@ -13,8 +13,8 @@ from coe.errors import ArtifactError, ConfigError
 from coe.mapping import (
     Basis,
     Budget,
-    Patience,
     Problem,
+    TimeBudget,
     frontiers,
     planned_quality,
     read_plan_file,
@@ -92,7 +92,7 @@ def test_a_plan_that_is_known_changes_no_frontier() -> None:
 
 def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
     problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    plan, patience = solve(problem), Patience(0)
+    plan, patience = solve(problem), TimeBudget(0)
     basis_of(problem).save(tmp_path, plan, patience=patience)
     kept, found = read_plan_file(tmp_path), read_problem(tmp_path)
     assert kept is not None

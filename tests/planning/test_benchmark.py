@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.learning.benchmark.benchmark import benchmark, nearest, ridge, tuned
-from coe.learning.benchmark.frontier import Point, hull, hull_area
+from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
@@ -30,10 +30,10 @@ class FirstWord:
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.categories = tuple(sorted({category for _, category in pairs}))
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction | None:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
         return [Prediction(self._posterior(text.split()[0]), "test") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
@@ -208,7 +208,7 @@ def test_the_strength_of_a_rival_is_chosen_on_folds() -> None:
 
 
 def test_the_hull_leaves_out_what_a_mixture_beats() -> None:
-    points = [Point(3, 0.2, 1), Point(2, 0.3, 5), Point(1, 0.8, 6), Point(0, 0.7, 9)]
+    points = [FrontierPoint(3, 0.2, 1), FrontierPoint(2, 0.3, 5), FrontierPoint(1, 0.8, 6), FrontierPoint(0, 0.7, 9)]
     assert [point.price for point in hull(points)] == [3, 1]
     assert hull_area(points, np.array([1.0, 11.0])) == pytest.approx((5 * 0.5 + 5 * 0.8) / 10)
 
@@ -234,7 +234,7 @@ def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> No
         ],
         "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
         "doubted": 0.05,
-        "general_below": 0.4,
+        "confidence_threshold": 0.4,
     }
     drawn = []
     for name in ("one", "other"):

@@ -11,8 +11,8 @@ import pytest
 from coe.errors import ConfigError, DataError
 from coe.mapping import (
     Budget,
-    Patience,
     Problem,
+    TimeBudget,
     Uses,
     expected,
     marginal_values,
@@ -155,13 +155,13 @@ def test_an_expert_that_nothing_works_without_has_no_value() -> None:
 
 def test_what_an_expert_is_worth_is_left_out_rather_than_guessed_where_there_is_no_time() -> None:
     problem = Problem(("x", "y"), ("a", "b", "c"), np.array([[0.9, 0.7, 0.1], [0.2, 0.6, 0.1]]), np.array([0.5, 0.5]))
-    patience = Patience(0)
+    patience = TimeBudget(0)
     assert marginal_values(problem, patience=patience) == {"c": 0.0}
     assert patience.missed == ["the worth of a", "the worth of b"]
 
 
 def test_one_thing_that_takes_too_long_leaves_the_others_their_time() -> None:
-    patience, done = Patience(1000), []
+    patience, done = TimeBudget(1000), []
     for name in ("easy", "hard", "easy too"):
         with patience.attempt(name) as part:
             if name == "hard":

@@ -100,7 +100,9 @@ class Case:
 
 CASES = {
     "nothing": Case({}, {}, [], False),
-    "what no plan depends on": Case({"policy": {"attempts": 1}, "limits": {"concurrent_requests": 5}}, {}, [], False),
+    "what no plan depends on": Case(
+        {"policy": {"max_attempts": 1}, "limits": {"concurrent_requests": 5}}, {}, [], False
+    ),
     "a new expert": Case(
         {"experts": [*without(""), expert("newcomer")]},
         {},

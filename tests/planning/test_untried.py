@@ -12,7 +12,7 @@ from coe.routing.composition import decide, declared_assignment
 from tests.deciding import CATEGORIES, FULL, chat_of
 from tests.fakes import registry_of
 
-REGISTRY = registry_of(policy={"exploration": {"rate": 0.2, "loss": 0.05}})
+REGISTRY = registry_of(policy={"exploration": {"rate": 0.2, "max_quality_loss": 0.05}})
 
 
 def open_to(expert: str, *categories: str) -> Assignment:
@@ -48,5 +48,7 @@ def test_it_is_tried_at_the_declared_rate_and_never_routed_to() -> None:
 def test_it_is_not_tried_where_it_may_not_serve_or_has_no_room() -> None:
     for uniform in np.linspace(0, 0.999, 50):
         assert decided(open_to("painter", "art"), 1.0, 0.0, 0.0, uniform=float(uniform)).expert == "coder"
-        full = decided(open_to("painter", "code"), 1.0, 0.0, 0.0, uniform=float(uniform), standings={"painter": FULL})
+        full = decided(
+            open_to("painter", "code"), 1.0, 0.0, 0.0, uniform=float(uniform), health_by_expert={"painter": FULL}
+        )
         assert full.expert == "coder"

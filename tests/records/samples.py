@@ -30,7 +30,7 @@ def record(number: int = 0, **changes: Any) -> RoutingRecord:
         "attempts": 1,
         "stream": True,
         "routing_ms": 0.25,
-        "first_piece_ms": 80.5,
+        "first_token_ms": 80.5,
         "total_ms": 900.0,
         "input_tokens": 12,
         "output_tokens": 200,

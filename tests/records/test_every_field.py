@@ -19,7 +19,7 @@ from coe.records.codec import SCHEMA, decode, encode
 from coe.records.fields import COLUMNS, FIELDS
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 from coe.records.sqlite_log import SqliteLog
-from gateway.endpoints.admin import record_bodies
+from gateway.endpoints.admin import records as record_bodies
 
 pytestmark = pytest.mark.anyio
 SAMPLES: dict[Any, Any] = {

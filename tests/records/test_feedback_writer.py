@@ -39,7 +39,7 @@ async def spooled(path: Path) -> tuple[Pending, ...]:
     return found
 
 
-async def until(log: ListLog, count: int) -> None:
+async def deadline(log: ListLog, count: int) -> None:
     async with asyncio.timeout(10):
         while len(log.events) < count:
             await asyncio.sleep(0.001)
@@ -69,7 +69,7 @@ async def test_while_the_log_is_slow_or_away_an_event_is_in_the_spool_when_keep_
         log.gate.set()
     log.fails = None
     async with writer_of(log, path):
-        await until(log, 50)
+        await deadline(log, 50)
     assert sorted(one.event_id for one in log.events) == sorted(f"e{number}" for number in range(50))
     assert await spooled(path) == ()
 
@@ -110,7 +110,7 @@ async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
             await writer.keep(Pending(event(3)))
         assert [one.event for one in await spooled(path)] == [event(number) for number in range(3)]
         log.fails = None
-        await until(log, 3)
+        await deadline(log, 3)
         await writer.keep(Pending(event(4)))
     assert {one.event_id for one in log.events} >= {"e0", "e1", "e2", "e4"}
 
@@ -154,5 +154,5 @@ async def test_a_damaged_row_does_not_hold_up_the_others(tmp_path: Path) -> None
     await spool._database.write(lambda connection: connection.execute("UPDATE feedback SET record = '{' WHERE seq = 1"))
     await spool.aclose()
     async with writer_of(log, path) as writer:
-        await until(log, 1)
+        await deadline(log, 1)
     assert (log.events, writer.dropped) == ([event(2)], 1)

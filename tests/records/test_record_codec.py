@@ -43,7 +43,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 RECORDS = st.builds(RoutingRecord, **{name: values(hint) for name, hint in HINTS.items()} | {"schema": st.just(1)})
-COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "worth": tuple, "price": tuple}
+COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "utility": tuple, "price": tuple}
 
 
 @given(RECORDS)
@@ -84,8 +84,8 @@ def test_a_field_that_was_not_there_yet_takes_its_default() -> None:
 
 
 def test_a_line_from_before_the_worth_of_candidates_was_kept_is_read() -> None:
-    values = orjson.loads(encode(record(assignment="abc", worth=(0.5, -math.inf), exploration=(0.05, 0.1))))
-    for name in ("assignment", "worth", "price", "exploration"):
+    values = orjson.loads(encode(record(assignment="abc", utility=(0.5, -math.inf), exploration=(0.05, 0.1))))
+    for name in ("assignment", "utility", "price", "exploration"):
         del values[name]
     assert decode(orjson.dumps(values)) == record()
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_record_comes_back_as_it_was_put(log: RoutingLog) -> None:
     full = record(1, prompt="né 日本語 🦜\n\0'\";", embedding=bytes(range(256)), session="s-1", category="médecine")
-    bare = record(2, first_piece_ms=None, input_tokens=None, output_tokens=None, candidates=(), probabilities={})
+    bare = record(2, first_token_ms=None, input_tokens=None, output_tokens=None, candidates=(), probabilities={})
     await log.append([full, bare])
     assert (await log.read(LogQuery())).records == (full, bare)
 
@@ -96,10 +96,10 @@ async def test_a_time_span_lets_through_what_lies_in_it(log: RoutingLog) -> None
         [record(number, time=now + number, category="law" if number % 2 else "code") for number in range(9)]
     )
     for query, expected in (
-        (LogQuery(until=now + 3), [0, 1, 2, 3]),
-        (LogQuery(since=now + 2, until=now + 5), [2, 3, 4, 5]),
-        (LogQuery(since=now + 2, until=now + 6, category="law"), [3, 5]),
-        (LogQuery(until=now - 1), []),
+        (LogQuery(deadline=now + 3), [0, 1, 2, 3]),
+        (LogQuery(since=now + 2, deadline=now + 5), [2, 3, 4, 5]),
+        (LogQuery(since=now + 2, deadline=now + 6, category="law"), [3, 5]),
+        (LogQuery(deadline=now - 1), []),
     ):
         wanted = [record(number).request_id for number in expected]
         assert ids((await log.read(query)).records) == wanted
@@ -246,9 +246,9 @@ async def test_a_record_is_found_by_its_id_until_it_makes_room(opened: Callable[
     log = opened(retention=200)
     assert await log.find(record(0).request_id) is None
     await log.append(records(1_200))
-    await log.append([record(1_100, outcome="again"), record(1_200, worth=(0.5, 0.25), exploration=(0.05, 0.1))])
+    await log.append([record(1_100, outcome="again"), record(1_200, utility=(0.5, 0.25), exploration=(0.05, 0.1))])
     assert await log.find(record(1_100).request_id) == record(1_100)
-    assert await log.find(record(1_200).request_id) == record(1_200, worth=(0.5, 0.25), exploration=(0.05, 0.1))
+    assert await log.find(record(1_200).request_id) == record(1_200, utility=(0.5, 0.25), exploration=(0.05, 0.1))
     for unknown in (record(0).request_id, "", "nobody\0's", "' OR 1=1 --"):
         assert await log.find(unknown) is None
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from coe.fleet.residency.client import Turns, taking_turns
-from coe.fleet.residency.devices import Floor, Room
+from coe.fleet.residency.client import ResidencyClient, taking_turns
+from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.socket_server import desk
-from coe.fleet.residency.state import Resident
+from coe.fleet.residency.state import ServerProfile
 from coe.settings import Endpoint
 from tests.fleet.fake_fleet import QUICK, Fakes
 
@@ -25,10 +25,10 @@ class House:
         rooms = []
         for name, mode in modes.items():
             sleeps = name in sleepers
-            resident = Resident(name, SIZE, sleeps=sleeps)
-            rooms.append(Room(resident, fakes.spec(mode, key=name), 1 if sleeps else None))
+            resident = ServerProfile(name, SIZE, sleeps=sleeps)
+            rooms.append(ScheduledServer(resident, fakes.spec(mode, key=name), 1 if sleeps else None))
         self.specs = {room.key: room.spec for room in rooms}
-        self.floor = Floor(memory, 0.0, tuple(rooms), {room.key: room.key for room in rooms})
+        self.floor = Device(memory, 0.0, tuple(rooms), {room.key: room.key for room in rooms})
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
@@ -45,7 +45,9 @@ class House:
             yield residency, address
 
     @asynccontextmanager
-    async def asked(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Turns]]:
+    async def asked(
+        self, *, first: str = "a", max_wait: float = 0.2
+    ) -> AsyncIterator[tuple[Residency, ResidencyClient]]:
         """The same, with a gateway's side of it."""
         async with self.open(first=first, max_wait=max_wait) as (residency, address), taking_turns(address) as turns:
             yield residency, turns

@@ -44,8 +44,8 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
         (devices(50, 50), {}, "name its device, one of gpu0, gpu1"),
         (devices(50), {"large": {"device": "gpu1"}}, "name its device, one of gpu0"),
         (devices(50), {"large": {"memory_gb": None}}, "need memory_gb"),
-        (devices(50), {"large": {"sibling": "smal"}}, "'smal' is no other expert; known: small, large"),
-        (devices(50), {"large": {"sibling": "large"}}, "is no other expert"),
+        (devices(50), {"large": {"stand_in": "smal"}}, "'smal' is no other expert; known: small, large"),
+        (devices(50), {"large": {"stand_in": "large"}}, "is no other expert"),
         (devices(50), {"large": {"runtime": "transformers", "sleep_level": 1}}, "only vLLM servers can sleep"),
         (devices(50, hold=5, max_wait=30), {}, r"hold must be at least max_wait \(30\)"),
         (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
@@ -62,7 +62,7 @@ def test_what_cannot_be_is_refused(
 
 
 def test_with_residency_the_experts_may_need_more_together_than_there_is(tmp_path: Path) -> None:
-    found = declared(tmp_path, residency=devices(45), large={"sibling": "small"}, budget={"memory_gb": 45})
+    found = declared(tmp_path, residency=devices(45), large={"stand_in": "small"}, budget={"memory_gb": 45})
     assert found.device_of(found.experts[1]) == "gpu0"
 
 

@@ -8,56 +8,60 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, Resident, Seat, State
+from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
 from tests.residency.world import LEAVE, LOAD, World, ledger_of
 
-A, B, C = (Resident(key, 10.0) for key in "abc")
+A, B, C = (ServerProfile(key, 10.0) for key in "abc")
 WORK = 4.0
 
 
-def state(*seats: Seat, memory: float = 10.0, host_memory: float = 0.0, now: float = 0.0) -> State:
-    return State(now, memory, host_memory, 10.0, seats)
+def state(*seats: ServerState, memory: float = 10.0, host_memory: float = 0.0, now: float = 0.0) -> DeviceState:
+    return DeviceState(now, memory, host_memory, 10.0, seats)
 
 
-def orders(*seats: Seat, memory: float = 10.0, host_memory: float = 0.0, now: float = 0.0) -> list[tuple[str, str]]:
+def orders(
+    *seats: ServerState, memory: float = 10.0, host_memory: float = 0.0, now: float = 0.0
+) -> list[tuple[str, str]]:
     decided = plan(state(*seats, memory=memory, host_memory=host_memory, now=now))
     return [(action.verb, action.key) for action in decided.actions]
 
 
 def test_a_request_for_one_that_is_awake_goes_ahead_at_once() -> None:
-    assert plan(state(Seat(A, "awake", waiting=(0.0, 0.0)))).actions == (Action("admit", "a", 2),)
+    assert plan(state(ServerState(A, "awake", waiting=(0.0, 0.0)))).actions == (Action("admit", "a", 2),)
 
 
 def test_a_request_for_one_that_is_not_wakes_it_where_there_is_room() -> None:
-    assert orders(Seat(A, "awake", in_flight=3), Seat(B, "stopped", waiting=(0.0,)), memory=20.0) == [("wake", "b")]
+    assert orders(ServerState(A, "awake", in_flight=3), ServerState(B, "stopped", waiting=(0.0,)), memory=20.0) == [
+        ("wake", "b")
+    ]
 
 
 def test_an_idle_one_of_less_use_leaves_for_it() -> None:
-    assert orders(Seat(A, "awake"), Seat(B, "stopped", waiting=(0.0,))) == [("stop", "a")]
+    assert orders(ServerState(A, "awake"), ServerState(B, "stopped", waiting=(0.0,))) == [("stop", "a")]
 
 
 def test_one_that_is_about_to_be_needed_more_stays_until_the_other_has_waited() -> None:
-    popular = Seat(A, "awake", rate=0.5)
-    rare = Seat(B, "stopped", waiting=(0.0,), wake=2.0)
+    popular = ServerState(A, "awake", rate=0.5)
+    rare = ServerState(B, "stopped", waiting=(0.0,), wake=2.0)
     assert plan(state(popular, rare)) == replace(plan(state(popular)), again_at=8.0)
     assert orders(popular, rare, now=8.0) == [("stop", "a")]
 
 
 def test_requests_that_gather_weigh_as_much_as_a_forecast() -> None:
-    rare = Seat(B, "stopped", waiting=(0.0,) * 6)
-    assert orders(Seat(A, "awake", rate=0.25), rare) == [("stop", "a")]
-    assert orders(Seat(A, "awake", rate=0.35), rare) == []
+    rare = ServerState(B, "stopped", waiting=(0.0,) * 6)
+    assert orders(ServerState(A, "awake", rate=0.25), rare) == [("stop", "a")]
+    assert orders(ServerState(A, "awake", rate=0.35), rare) == []
 
 
 def test_of_those_awake_the_one_of_least_use_leaves_and_of_the_like_the_one_used_longest_ago() -> None:
-    wanted = Seat(C, "stopped", waiting=(0.0,))
-    assert orders(Seat(A, "awake", rate=0.05), Seat(B, "awake"), wanted, memory=20.0) == [("stop", "b")]
-    older = Seat(A, "awake", last_used=1.0), Seat(B, "awake", last_used=2.0)
+    wanted = ServerState(C, "stopped", waiting=(0.0,))
+    assert orders(ServerState(A, "awake", rate=0.05), ServerState(B, "awake"), wanted, memory=20.0) == [("stop", "b")]
+    older = ServerState(A, "awake", last_used=1.0), ServerState(B, "awake", last_used=2.0)
     assert orders(*older, wanted, memory=20.0) == [("stop", "a")]
 
 
 def test_work_in_flight_is_waited_for_and_nothing_new_begins_there_once_somebody_is_due() -> None:
-    busy, due = Seat(A, "awake", in_flight=1), Seat(B, "stopped", waiting=(0.0,))
+    busy, due = ServerState(A, "awake", in_flight=1), ServerState(B, "stopped", waiting=(0.0,))
     assert orders(busy, due, now=1.0) == []
     assert orders(busy, due, now=9.0) == [("close", "a")]
     closing = replace(busy, tier="closing", waiting=(5.0,))
@@ -66,14 +70,14 @@ def test_work_in_flight_is_waited_for_and_nothing_new_begins_there_once_somebody
 
 
 def test_one_that_admits_is_not_told_to_leave_by_the_same_plan() -> None:
-    admits, due = Seat(A, "awake", waiting=(0.0,)), Seat(B, "stopped", waiting=(0.0,))
+    admits, due = ServerState(A, "awake", waiting=(0.0,)), ServerState(B, "stopped", waiting=(0.0,))
     assert orders(admits, due, now=9.0) == [("admit", "a"), ("close", "a")]
 
 
 def test_one_that_is_stopped_from_its_sleep_holds_no_more_than_it_did_asleep() -> None:
     sleeper = replace(A, sleeps=True, asleep_memory=2.0)
-    assert state(Seat(sleeper, "leaving", from_sleep=True)).free == 8.0
-    assert state(Seat(sleeper, "leaving")).free == 0.0
+    assert state(ServerState(sleeper, "leaving", from_sleep=True)).free == 8.0
+    assert state(ServerState(sleeper, "leaving")).free == 0.0
     ledger = ledger_of([sleeper, B], memory=11.0)
     ledger.left("a", "asleep")
     ledger.arrived(1, "b", 0.0)
@@ -82,53 +86,55 @@ def test_one_that_is_stopped_from_its_sleep_holds_no_more_than_it_did_asleep() -
 
 
 def test_one_that_was_closed_opens_again_when_nobody_needs_its_place() -> None:
-    assert orders(Seat(A, "closing", in_flight=1), Seat(B, "stopped")) == [("open", "a")]
+    assert orders(ServerState(A, "closing", in_flight=1), ServerState(B, "stopped")) == [("open", "a")]
 
 
 def test_of_several_due_the_longest_overdue_comes_first() -> None:
-    early, late = Seat(B, "stopped", waiting=(1.0,)), Seat(C, "stopped", waiting=(2.0,) * 9)
+    early, late = ServerState(B, "stopped", waiting=(1.0,)), ServerState(C, "stopped", waiting=(2.0,) * 9)
     assert orders(late, early, now=20.0) == [("wake", "b")]
 
 
 def test_a_pinned_one_never_leaves() -> None:
-    pinned = Seat(replace(A, pinned=True), "awake")
-    assert orders(pinned, Seat(B, "stopped", waiting=(0.0,)), now=100.0) == []
+    pinned = ServerState(replace(A, pinned=True), "awake")
+    assert orders(pinned, ServerState(B, "stopped", waiting=(0.0,)), now=100.0) == []
 
 
 def test_a_device_loads_one_at_a_time() -> None:
-    assert orders(Seat(A, "waking"), Seat(B, "stopped", waiting=(0.0,)), memory=30.0) == []
+    assert orders(ServerState(A, "waking"), ServerState(B, "stopped", waiting=(0.0,)), memory=30.0) == []
 
 
 def test_one_that_sleeps_goes_to_sleep_as_long_as_there_is_ram_and_else_the_less_used_sleeper_goes_too() -> None:
     a, b, c = (replace(one, sleeps=True, host_memory=10.0) for one in (A, B, C))
-    wanted = Seat(b, "stopped", waiting=(0.0,) * 3)
-    assert orders(Seat(a, "awake"), wanted, host_memory=10.0) == [("sleep", "a")]
-    leaves = Seat(a, "awake", rate=0.1)
-    assert orders(leaves, wanted, Seat(c, "asleep"), host_memory=10.0) == [("stop", "a"), ("stop", "c")]
-    assert orders(leaves, wanted, Seat(c, "asleep", rate=0.2), host_memory=10.0) == [("stop", "a")]
+    wanted = ServerState(b, "stopped", waiting=(0.0,) * 3)
+    assert orders(ServerState(a, "awake"), wanted, host_memory=10.0) == [("sleep", "a")]
+    leaves = ServerState(a, "awake", rate=0.1)
+    assert orders(leaves, wanted, ServerState(c, "asleep"), host_memory=10.0) == [("stop", "a"), ("stop", "c")]
+    assert orders(leaves, wanted, ServerState(c, "asleep", rate=0.2), host_memory=10.0) == [("stop", "a")]
 
 
 def test_what_sleepers_keep_of_the_device_is_taken_where_nothing_else_makes_room() -> None:
-    sleeper = Seat(replace(A, sleeps=True, asleep_memory=2.0), "asleep")
-    assert orders(sleeper, Seat(B, "stopped", waiting=(0.0,)), memory=11.0) == [("stop", "a")]
+    sleeper = ServerState(replace(A, sleeps=True, asleep_memory=2.0), "asleep")
+    assert orders(sleeper, ServerState(B, "stopped", waiting=(0.0,)), memory=11.0) == [("stop", "a")]
 
 
 def test_one_that_will_be_needed_is_woken_ahead_but_not_in_place_of_one_that_is_needed_nearly_as_much() -> None:
-    assert orders(Seat(A, "stopped", rate=0.2), Seat(B, "stopped", rate=0.3), memory=20.0) == [("wake", "b")]
-    assert orders(Seat(A, "awake", rate=0.2), Seat(B, "stopped", rate=0.3)) == []
-    assert orders(Seat(A, "awake", rate=0.1), Seat(B, "stopped", rate=0.3)) == [("stop", "a")]
-    assert orders(Seat(A, "stopped", rate=0.01)) == []
+    assert orders(ServerState(A, "stopped", rate=0.2), ServerState(B, "stopped", rate=0.3), memory=20.0) == [
+        ("wake", "b")
+    ]
+    assert orders(ServerState(A, "awake", rate=0.2), ServerState(B, "stopped", rate=0.3)) == []
+    assert orders(ServerState(A, "awake", rate=0.1), ServerState(B, "stopped", rate=0.3)) == [("stop", "a")]
+    assert orders(ServerState(A, "stopped", rate=0.01)) == []
 
 
 def test_one_whose_start_failed_rests() -> None:
-    failed = Seat(A, "stopped", waiting=(5.0,), rests_until=7.0)
+    failed = ServerState(A, "stopped", waiting=(5.0,), rests_until=7.0)
     assert plan(state(failed, now=6.0)).again_at == 7.0
     assert orders(failed, now=6.0) == []
     assert orders(failed, now=7.0) == [("wake", "a")]
 
 
 def test_what_a_sibling_answers_meanwhile_counts_as_use() -> None:
-    assert orders(Seat(A, "awake"), Seat(B, "stopped", wished=1)) == [("stop", "a")]
+    assert orders(ServerState(A, "awake"), ServerState(B, "stopped", wished=1)) == [("stop", "a")]
 
 
 keys = st.sampled_from("abcde")
@@ -142,7 +148,9 @@ def test_never_over_budget_never_leaving_work_and_nobody_starves(
     memories: list[float], asked: list[tuple[float, str, float]], pin: bool, host: float, max_wait: float
 ) -> None:
     residents = [
-        Resident(key, memory, pinned=pin and key == "a", sleeps=index % 2 == 0, asleep_memory=0.1, host_memory=memory)
+        ServerProfile(
+            key, memory, pinned=pin and key == "a", sleeps=index % 2 == 0, asleep_memory=0.1, host_memory=memory
+        )
         for index, (key, memory) in enumerate(zip("abcde", memories, strict=True))
     ]
     world = World(ledger_of(residents, memory=21.0, host_memory=host, max_wait=max_wait))

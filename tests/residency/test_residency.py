@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
-from coe.fleet.residency.client import Turns, ask_tiers, taking_turns
+from coe.fleet.residency.client import ResidencyClient, ask_tiers, taking_turns
 from coe.fleet.residency.residency import Residency
 from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
 from tests.residency.house import House
@@ -18,9 +18,11 @@ from tests.residency.house import House
 pytestmark = pytest.mark.anyio
 
 
-async def hold(turns: Turns, expert: str, *, within: float = DEADLINE, spare: str = "") -> Callable[[], None]:
-    until = asyncio.get_running_loop().time() + within
-    return await turns.hold(expert, category="x", until=until, spare=spare)
+async def hold(
+    turns: ResidencyClient, expert: str, *, within: float = DEADLINE, stand_in: str = ""
+) -> Callable[[], None]:
+    deadline = asyncio.get_running_loop().time() + within
+    return await turns.hold(expert, category="x", deadline=deadline, stand_in=stand_in)
 
 
 def tiers(residency: Residency) -> dict[str, str]:
@@ -97,7 +99,7 @@ async def test_with_a_sibling_awake_nobody_waits_and_the_large_one_is_woken_all_
         (await hold(turns, "other"))()
         await become(residency, small="awake")
         with pytest.raises(ExpertAsleep):
-            await hold(turns, "large", spare="small")
+            await hold(turns, "large", stand_in="small")
         await become(residency, large="awake")
 
 

@@ -61,7 +61,7 @@ async def test_a_request_for_an_expert_that_is_not_awake_is_held_until_it_is(fak
 
 async def test_a_pin_that_does_not_get_its_turn_is_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
-        ticket = residency.hold("a", category="", within=60, spare="", granted=lambda: None, refused=lambda *_: None)
+        ticket = residency.hold("a", category="", within=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
         async with served.ask("b") as response:
             assert response.status == 503
             assert (await response.json())["error"]["code"] == "expert_asleep"
@@ -74,7 +74,7 @@ async def test_what_is_routed_goes_to_one_that_is_awake_when_its_own_does_not_co
     fakes: Fakes, tmp_path: Path
 ) -> None:
     async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
-        ticket = residency.hold("a", category="", within=60, spare="", granted=lambda: None, refused=lambda *_: None)
+        ticket = residency.hold("a", category="", within=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
         body = chat("auto", text="code code code")
         async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
             assert response.status == 200, await response.text()
@@ -84,7 +84,7 @@ async def test_what_is_routed_goes_to_one_that_is_awake_when_its_own_does_not_co
 
 
 async def test_a_sibling_answers_while_the_large_one_is_woken(fakes: Fakes, tmp_path: Path) -> None:
-    async with turning(fakes, tmp_path, sibling="a") as (residency, served):
+    async with turning(fakes, tmp_path, stand_in="a") as (residency, served):
         body = chat("auto", text="code code code")
         async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
             assert response.headers["x-coe-expert"] == "a"
@@ -95,7 +95,7 @@ async def test_a_sibling_answers_while_the_large_one_is_woken(fakes: Fakes, tmp_
 
 async def test_a_gateway_killed_in_the_middle_leaves_nothing_held(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
-        ticket = residency.hold("a", category="", within=60, spare="", granted=lambda: None, refused=lambda *_: None)
+        ticket = residency.hold("a", category="", within=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
         waiting = asyncio.create_task(_ignored(served))
         async with asyncio.timeout(10):
             while residency.tiers()["b"]["held"] == 0:

@@ -7,25 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.scheduler import Ledger
-from coe.fleet.residency.state import Action, Resident, held
+from coe.fleet.residency.scheduler import Scheduler
+from coe.fleet.residency.state import Action, ServerProfile, held
 
 LOAD, LEAVE = 2.0, 0.5
 
 
 def ledger_of(
-    residents: Sequence[Resident], *, memory: float, host_memory: float = 0.0, max_wait: float = 10.0, now: float = 0.0
-) -> Ledger:
+    residents: Sequence[ServerProfile],
+    *,
+    memory: float,
+    host_memory: float = 0.0,
+    max_wait: float = 10.0,
+    now: float = 0.0,
+) -> Scheduler:
     made = [(one, LOAD, LOAD) for one in residents]
     forecast = Forecast({}, now=now)
-    return Ledger(made, memory=memory, host_memory=host_memory, max_wait=max_wait, forecast=forecast)
+    return Scheduler(made, memory=memory, host_memory=host_memory, max_wait=max_wait, forecast=forecast)
 
 
 @dataclass
 class World:
     """Runs requests (arrival, resident's key, seconds of work) against a ledger, and checks what must always hold."""
 
-    ledger: Ledger
+    ledger: Scheduler
     waits: dict[int, float] = field(default_factory=dict)
     orders: list[Action] = field(default_factory=list)
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.registry.retrieval import Retrieval
+from coe.registry.retrieval import RetrievalSpec
 from coe.retrieval.gate import CUES, Gate, Odds, Use
 from coe.retrieval.passages import Passage, Vector
-from coe.retrieval.retrieval import Consultant
+from coe.retrieval.retrieval import Retrieval
 from tests.fakes import WordRouter
 
 CATEGORIES, EXPERTS = ("code", "art", "general"), ("coder", "painter", "generalist")
@@ -91,8 +91,8 @@ class Consulted:
         self.encoder = FlatEncoder()
         self.now = 0.0
         self.draws = [1.0] * 100
-        self.consultant = Consultant(
-            Retrieval(**declared),
+        self.consultant = Retrieval(
+            RetrievalSpec(**declared),
             retriever=self.retriever,
             encoder=self.encoder,
             router=WordRouter(),

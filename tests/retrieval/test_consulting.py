@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
-from coe.registry.retrieval import Retrieval, RetrievalPrice
-from coe.retrieval.retrieval import Consultant, Question
+from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.retrieval.retrieval import Question, Retrieval
 from gateway.dialects import chat
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
 
@@ -43,20 +43,20 @@ class Second:
     categories = CATEGORIES
     version = "second"
 
-    def peek(self, text: str, *, hurried: bool = False) -> Prediction:
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
         return self.predict([text])[0]
 
-    def predict(self, texts: Sequence[str], *, readings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        logits = Scatter().encode(texts)[:, :3] if readings is None else 4 * readings[:, [1, 0, 2]]
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+        logits = Scatter().encode(texts)[:, :3] if embeddings is None else 4 * embeddings[:, [1, 0, 2]]
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        return [Prediction(row, "peek" if readings is None else "full") for row in chances]
+        return [Prediction(row, "predict_fast" if embeddings is None else "full") for row in chances]
 
 
 def tried() -> Trials:
     """Where the surer answer is the first category, passages mostly help, where it is the second, they mostly spoil."""
     texts = [f"question {number}" for number in range(240)]
-    readings = Scatter().read(texts)
-    likeliest = np.array([found.best for found in Second().predict(texts, readings=readings)])
+    embeddings = Scatter().read(texts)
+    likeliest = np.array([found.best for found in Second().predict(texts, embeddings=embeddings)])
     as_expected = np.random.default_rng(0).random(len(texts)) < 0.8
     without = np.where((likeliest == 0) == as_expected, 0.0, 1.0)
     with_ = np.where((likeliest == 1) == as_expected, 0.0, 1.0)
@@ -71,8 +71,8 @@ async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
     chances, open_ = outlooks(gate, trials, evidence=True).helps[:, 0], opened(gate, trials, PRICE)[:, 0]
     assert 30 < open_.sum() < 210
     with ThreadPoolExecutor(1) as threads:
-        consultant = Consultant(
-            Retrieval(price=PRICE),
+        consultant = Retrieval(
+            RetrievalSpec(price=PRICE),
             retriever=ListRetriever(passage("A passage.", score=COSINE)),
             encoder=Scatter(),
             router=Second(),
@@ -81,7 +81,7 @@ async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
         )
         for text, chance, yes in zip(trials.texts, chances, open_, strict=True):
             body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]})
-            question = Question(chat.parse(body), text, Second().peek(text), 0, 4096, None, "auto")
+            question = Question(chat.parse(body), text, Second().predict_fast(text), 0, 4096, None, "auto")
             _, found = await consultant.consult(question)
             assert (found.status == "open") == yes
             if yes:

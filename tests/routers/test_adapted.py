@@ -49,9 +49,9 @@ def test_two_new_categories_are_told_apart(built: Built) -> None:
 def test_what_is_near_a_new_category_is_familiar_and_nothing_peek_answers(built: Built) -> None:
     base, router = routers.load(built[0]), adapted(built)
     for text in CHESS:
-        assert router.peek(text) is None
+        assert router.predict_fast(text) is None
         (before,), (after,) = base.predict([text]), router.predict([text])
-        assert after.familiarity > before.familiarity
+        assert after.in_distribution > before.in_distribution
 
 
 def test_a_category_no_longer_declared_counts_as_general(built: Built) -> None:
@@ -85,4 +85,4 @@ def test_odd_examples_do_no_harm(built: Built, text: str) -> None:
     for prediction in router.predict(["bake bread in the oven", text]):
         assert np.isfinite(prediction.probabilities).all()
         assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-4)
-        assert 0 <= prediction.familiarity <= 1
+        assert 0 <= prediction.in_distribution <= 1

@@ -11,11 +11,11 @@ import pytest
 from routers import tokens as pieces_module
 from routers.cascade import LEXICAL, STATIC
 from routers.files import read_arrays
-from routers.heads.fast import CheapHeads, Places
+from routers.heads.fast import FastHeads, Projection
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import WordPieces, cut, load_tokenizer
+from routers.tokens import TokenFeatures, cut, load_tokenizer
 from tests.routers.conftest import WORDS, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]
@@ -32,19 +32,19 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def pieces(built: Built) -> WordPieces:
-    return WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+def pieces(built: Built) -> TokenFeatures:
+    return TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
-def test_one_look_equals_the_separate_heads(built: Built, pieces: WordPieces, text: str) -> None:
+def test_one_look_equals_the_separate_heads(built: Built, pieces: TokenFeatures, text: str) -> None:
     tables = read_arrays(built[0] / STATIC, "tokens", "weights", "bias", "centroids", "means")
     lexical = LexicalHead.from_arrays(
         read_arrays(built[0] / LEXICAL, "weights", "idf", "traits", "bias"), LexicalFeatures(pieces)
     )
     static, head = StaticVectors(tables["tokens"]), LinearHead.from_arrays(tables)
-    places = Places(centroids=tables["centroids"], means=tables["means"])
-    glance = CheapHeads(lexical, static, head, places)(text)
+    places = Projection(centroids=tables["centroids"], means=tables["means"])
+    glance = FastHeads(lexical, static, head, places)(text)
 
     read = cut(text, characters=pieces_module.CHARACTERS)
     ids = pieces(read)
@@ -56,7 +56,7 @@ def test_one_look_equals_the_separate_heads(built: Built, pieces: WordPieces, te
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
-def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: WordPieces, text: str) -> None:
+def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: TokenFeatures, text: str) -> None:
     whole = load_tokenizer(built[0] / "tokenizer.json").encode(text, add_special_tokens=False).ids
     assert pieces(text).tolist() == whole
     assert pieces(text).tolist() == whole  # the second time from memory
@@ -64,7 +64,7 @@ def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: Wor
 
 def test_words_that_are_remembered_stay_bounded(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces_module, "WORDS", 3)
-    pieces = WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+    pieces = TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
     texts = ["bake bread", "a b c d e f", "x" * 1000, "bake bread"]
     assert [len(pieces(text)) for text in texts] == [2, 6, 1, 2]
     assert len(pieces._met) <= 3

@@ -8,7 +8,7 @@ import pytest
 from routers.heads.in_distribution import (
     CENTROIDS,
     UNKNOWN,
-    Familiarity,
+    InDistributionModel,
     centroids,
     class_means,
     fit_familiarity,
@@ -17,11 +17,11 @@ from routers.heads.in_distribution import (
 
 
 def test_familiarity_is_a_probability_that_rises_with_closeness() -> None:
-    familiarity = Familiarity(weights=(4.0, 2.0), bias=-3.0)
-    found = familiarity(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
+    in_distribution = InDistributionModel(weights=(4.0, 2.0), bias=-3.0)
+    found = in_distribution(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
     assert 0 < found[0] < found[1] < found[2] < 1
-    assert familiarity.of((0.75, 0.0)) == pytest.approx(0.5)
-    assert familiarity.of((0.9, 1.0)) == pytest.approx(found[2])
+    assert in_distribution.of((0.75, 0.0)) == pytest.approx(0.5)
+    assert in_distribution.of((0.9, 1.0)) == pytest.approx(found[2])
 
 
 def test_where_closeness_tells_nothing_familiarity_is_the_assumed_share_of_known_requests() -> None:
@@ -32,9 +32,9 @@ def test_where_closeness_tells_nothing_familiarity_is_the_assumed_share_of_known
 def test_where_closeness_tells_all_strangers_are_unfamiliar() -> None:
     rng = np.random.default_rng(0)
     near, far = (rng.normal(centre, 0.02, (200, 1)).astype(np.float32) for centre in (0.8, 0.3))
-    familiarity = fit_familiarity(near, far)
-    assert familiarity(near).min() > 0.95
-    assert familiarity(far).mean() < 0.15
+    in_distribution = fit_familiarity(near, far)
+    assert in_distribution(near).min() > 0.95
+    assert in_distribution(far).mean() < 0.15
 
 
 def test_centroids_are_bounded_unit_vectors_of_every_category() -> None:

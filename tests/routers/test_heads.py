@@ -14,8 +14,8 @@ from routers.heads.knn import AXES, KnnHead, choose_exemplars, fit_knn
 from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
 from routers.heads.linear import fit_linear
 from routers.heads.static import StaticVectors, distil
-from routers.heads.writing_systems import NAMES, Scripts
-from routers.tokens import WordPieces, cut, load_tokenizer, readable
+from routers.heads.writing_systems import NAMES, WritingSystems
+from routers.tokens import TokenFeatures, cut, load_tokenizer, readable
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, sentences
 
@@ -23,8 +23,8 @@ Built = tuple[Path, dict[str, Any], list[Any]]
 
 
 @pytest.fixture(scope="module")
-def pieces(built: Built) -> WordPieces:
-    return WordPieces(load_tokenizer(built[0] / "tokenizer.json"))
+def pieces(built: Built) -> TokenFeatures:
+    return TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_lone_surrogates_become_readable() -> None:
     assert readable("a\ud800b") == "a?b"
 
 
-def test_word_pieces_leave_special_tokens_out(pieces: WordPieces) -> None:
+def test_word_pieces_leave_special_tokens_out(pieces: TokenFeatures) -> None:
     assert len(pieces("bake bread")) == 2
     assert len(pieces("")) == 0
 
@@ -69,13 +69,13 @@ def test_word_pieces_leave_special_tokens_out(pieces: WordPieces) -> None:
     ],
 )
 def test_a_writing_system_is_recognised(text: str, script: str) -> None:
-    shares = Scripts()(text)
+    shares = WritingSystems()(text)
     assert NAMES[int(shares.argmax())] == script
     assert shares.sum() == pytest.approx(1)
 
 
 def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
-    shares = Scripts()("ab中文")
+    shares = WritingSystems()("ab中文")
     assert shares[NAMES.index("ascii")] == pytest.approx(0.5)
     assert shares[NAMES.index("cjk")] == pytest.approx(0.5)
 
@@ -83,7 +83,7 @@ def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
 # ------------------------------------------------------------------------------------ heads
 
 
-def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> None:
+def test_the_lexical_head_serves_what_it_was_trained_on(pieces: TokenFeatures) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=5)]
     texts[0] = "bake bake bake é 中 el der"  # repeated words, other scripts
@@ -101,7 +101,7 @@ def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordPieces) -> N
     assert min(shares) < max(shares)
 
 
-def test_unknown_words_flatten_the_lexical_posterior(pieces: WordPieces) -> None:
+def test_unknown_words_flatten_the_lexical_posterior(pieces: TokenFeatures) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=6)]
     ids = [pieces(text) for text in texts]
@@ -149,10 +149,10 @@ def test_a_category_without_texts_is_never_predicted_and_moves_no_other() -> Non
 def test_near_neighbours_outvote_many_far_ones() -> None:
     vectors = np.array([[1, 0]] * 2 + [[0, 1]] * 8, dtype=np.float32)
     head = KnnHead(np.eye(2, dtype=np.float32), vectors, np.array([0] * 2 + [1] * 8), 3)
-    votes, closeness = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
+    votes, similarity = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
     assert votes[0].argmax() == 0
     assert np.isfinite(votes).all()
-    assert closeness[0] > closeness[1]
+    assert similarity[0] > similarity[1]
 
 
 def test_a_category_that_is_left_out_gets_no_votes() -> None:
@@ -169,17 +169,17 @@ def test_neighbours_are_the_same_along_fewer_axes_where_the_others_say_nothing()
     head = fit_knn(vectors, np.arange(40), classes=40)
     assert head.axes.shape == (300, 3)
     np.testing.assert_allclose(np.linalg.norm(head.vectors, axis=1), 1, atol=1e-5)
-    votes, closeness = head.look(head.place(vectors))
+    votes, similarity = head.look(head.place(vectors))
     assert votes.argmax(axis=1).tolist() == list(range(40))
-    assert closeness.max() <= 1.0001
+    assert similarity.max() <= 1.0001
 
 
 def test_a_text_that_lies_outside_of_the_axes_is_far_from_all_exemplars() -> None:
     """However near to one the little of it is that lies along them."""
     corners = np.eye(8, dtype=np.float32)
     head = fit_knn(corners[:4], np.arange(4), classes=4)
-    _, closeness = head.look(head.place(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
-    assert closeness.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
+    _, similarity = head.look(head.place(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
+    assert similarity.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
 
 
 @pytest.mark.parametrize("apart", [0, 1e-6, 1e-4, 1e-3])

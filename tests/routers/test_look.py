@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import routers
-from routers.heads.fast import CheapHeads
+from routers.heads.fast import FastHeads
 
 Built = tuple[Path, dict[str, Any], list[Any]]
 
@@ -18,16 +18,16 @@ def test_a_text_is_glanced_at_once_and_no_more_of_it_kept_than_is_read(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    see = CheapHeads._see
+    see = FastHeads._see
 
-    def counted(self: CheapHeads, text: str) -> Any:
+    def counted(self: FastHeads, text: str) -> Any:
         seen.append(text[:5])
         return see(self, text)
 
-    monkeypatch.setattr(CheapHeads, "_see", counted)
+    monkeypatch.setattr(FastHeads, "_see", counted)
     router: Any = routers.load(built[0])
     for text in ("bake", "orbit " * 1000, "bake"):
-        router.peek(text, hurried=True)
+        router.predict_fast(text, force=True)
         if len(text) > 1000:
             assert len(router.glance._last[0]) < 600
         router.predict([text])

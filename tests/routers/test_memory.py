@@ -70,9 +70,9 @@ def counted(built: tuple[Path, dict[str, Any], list[Any]]) -> Any:
 
 
 def test_only_texts_not_met_before_are_embedded_and_rows_keep_their_order(counted: Any, tmp_path: Path) -> None:
-    first = remembered.RememberingEncoder(counted, tmp_path / "readings.npz")
+    first = remembered.CachedEncoder(counted, tmp_path / "readings.npz")
     stew, star = first.encode(["bake the stew", "orbit a star"])
-    again = remembered.RememberingEncoder(counted, tmp_path / "readings.npz")
+    again = remembered.CachedEncoder(counted, tmp_path / "readings.npz")
     rows = again.encode(["orbit a star", "a new one", "bake the stew", "orbit a star"])
     assert counted.asked == [2, 1]
     np.testing.assert_array_equal(rows[[0, 2, 3]], [star, stew, star])
@@ -92,6 +92,6 @@ def test_another_encoder_does_not_take_these_vectors(
 
 def test_a_damaged_memory_is_named(counted: Any, tmp_path: Path) -> None:
     (tmp_path / "readings.npz").write_bytes(b"not an archive")
-    encoder = remembered.RememberingEncoder(counted, tmp_path / "readings.npz")
+    encoder = remembered.CachedEncoder(counted, tmp_path / "readings.npz")
     with pytest.raises(ArtifactError, match=r"readings\.npz: damaged .*delete it"):
         encoder.encode(["a star"])

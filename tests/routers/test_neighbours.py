@@ -23,8 +23,8 @@ def test_a_text_of_the_training_is_its_own_nearest_and_found_by_its_digest(built
     one = examples()[7]
     found = router.neighbours(one.prompt, limit=5)
     assert len(found) == 5
-    assert found[0].closeness == pytest.approx(1.0, abs=0.02)  # the tables are float16
-    assert [near.closeness for near in found] == sorted((near.closeness for near in found), reverse=True)
+    assert found[0].similarity == pytest.approx(1.0, abs=0.02)  # the tables are float16
+    assert [near.similarity for near in found] == sorted((near.similarity for near in found), reverse=True)
     assert one.prompt in {learnt[near.digest].prompt for near in found}
     assert all(learnt[near.digest].category == near.category for near in found)
 

@@ -65,13 +65,13 @@ def test_every_text_gets_a_posterior_that_sums_to_one(router: Router) -> None:
         assert prediction.probabilities.shape == (len(router.categories),)
         assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-4)
         assert prediction.probabilities.min() >= 0
-        assert 0 <= prediction.familiarity <= 1
+        assert 0 <= prediction.in_distribution <= 1
 
 
 def test_where_peek_answers_predict_gives_the_same(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=1)]
     for text, prediction in zip(texts, router.predict(texts), strict=True):
-        glance = router.peek(text)
+        glance = router.predict_fast(text)
         assert (glance is None) == (prediction.stage != "cheap")
         if glance is not None:
             np.testing.assert_array_equal(glance.probabilities, prediction.probabilities)
@@ -81,12 +81,12 @@ def test_where_peek_answers_predict_gives_the_same(router: Router) -> None:
 def test_a_hurried_peek_always_answers_and_says_where_it_would_have_asked(router: Router) -> None:
     texts = [*ODD_TEXTS[:-2], *(text for name in WORDS for text in sentences(name, count=10, seed=1))]
     for text in texts:
-        hurried, glance = router.peek(text, hurried=True), router.peek(text)
-        assert hurried is not None
-        assert hurried.stage == ("cheap" if glance else "hurried")
-        assert hurried.probabilities.sum() == pytest.approx(1, abs=1e-4)
+        force, glance = router.predict_fast(text, force=True), router.predict_fast(text)
+        assert force is not None
+        assert force.stage == ("cheap" if glance else "load_shed")
+        assert force.probabilities.sum() == pytest.approx(1, abs=1e-4)
         if glance is not None:
-            np.testing.assert_array_equal(glance.probabilities, hurried.probabilities)
+            np.testing.assert_array_equal(glance.probabilities, force.probabilities)
 
 
 def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_company(router: Router) -> None:
@@ -102,14 +102,14 @@ def test_no_texts_give_no_predictions(router: Router) -> None:
 
 def test_with_readings_every_text_gets_the_surest_answer(router: Router, built: Built, monkeypatch: Any) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
-    readings = routers.load_document_encoder(built[0]).read(texts)
+    embeddings = routers.load_document_encoder(built[0]).read(texts)
     before = router.predict(texts)
     monkeypatch.setattr(OnnxEncoder, "read_ids", None)  # from here on nobody may ask it
-    found = router.predict(texts, readings=readings)
+    found = router.predict(texts, embeddings=embeddings)
     assert {prediction.stage for prediction in found} == {"full"}
     for looked, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "full"]:
         np.testing.assert_allclose(prediction.probabilities, looked.probabilities, atol=0.05)
-    assert router.predict([], readings=readings[:0]) == []
+    assert router.predict([], embeddings=embeddings[:0]) == []
 
 
 def test_unseen_prompts_reach_their_category(router: Router) -> None:
@@ -137,15 +137,15 @@ def test_threads_may_share_a_router(router: Router) -> None:
 def test_a_threshold_of_zero_never_asks_the_encoder_and_one_above_one_always_does(built: Built, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    assert with_threshold(built, tmp_path / "a", 0.0).peek("bake bread") is not None
+    assert with_threshold(built, tmp_path / "a", 0.0).predict_fast("bake bread") is not None
     full = with_threshold(built, tmp_path / "b", 1.1)
-    assert full.peek("bake bread") is None
+    assert full.predict_fast("bake bread") is None
     assert full.predict(["bake bread"])[0].stage == "full"
 
 
 def test_only_the_ends_of_a_long_text_are_read_by_peek(built: Built, tmp_path: Path) -> None:
     router = with_threshold(built, tmp_path, 0.0)
-    one, other = (router.peek("bake " * 200 + middle * 1000 + "bread " * 200) for middle in ("star ", "goal "))
+    one, other = (router.predict_fast("bake " * 200 + middle * 1000 + "bread " * 200) for middle in ("star ", "goal "))
     assert one is not None
     assert other is not None
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
@@ -244,7 +244,7 @@ def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
     assert set(metrics["accuracy_by_category"]) == set(WORDS)
     assert metrics["accuracy"] > 0.9
     assert 0 <= metrics["escalated"] <= 1
-    assert 0 < metrics["general_below"] < 1
+    assert 0 < metrics["confidence_threshold"] < 1
     assert metrics["doubted"] <= 0.05 < metrics["doubted_unknown"]
     assert metrics["quantisation"]["kept"] in ("int8", "fp32")
     assert metrics["bytes"].keys() == {*FILES, EXEMPLARS}

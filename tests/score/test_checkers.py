@@ -255,15 +255,15 @@ def test_a_reference_that_would_be_read_as_another_number_is_unclear(reference: 
 
 
 @pytest.mark.parametrize(
-    "piece",
+    "chunk",
     [
         *("(", "\n", " ", "*", "_,", "answer: ", "answer ", "\\boxed{", "**a. ", "{}"),
         *("答案：", "réponse est la ", "选", ".,", "…"),
     ],
 )
-def test_an_answer_made_to_be_slow_is_checked_all_the_same(piece: str) -> None:
+def test_an_answer_made_to_be_slow_is_checked_all_the_same(chunk: str) -> None:
     """Patterns that backtrack take minutes over these."""
-    text = piece * (400_000 // len(piece)) + "x"
+    text = chunk * (400_000 // len(chunk)) + "x"
     assert chosen(text) is None
     assert last_number(text) == ()
     assert contains(text, "y") == 0.0

@@ -3,13 +3,13 @@
 import pytest
 
 from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
-from coe.learning.evaluation.answers import Patience
+from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.judge import ASKED, Judge, Judgement
 from tests.score.answering import AnsweringExpert, Say
 
 pytestmark = pytest.mark.anyio
 
-QUICK = Patience(attempts=2, pause=0)
+QUICK = RetryLimits(attempts=2, pause=0)
 
 
 async def judged(say: Say, *, reference: str | None = "THEIRS") -> Judgement:

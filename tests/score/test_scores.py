@@ -9,7 +9,7 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
-from coe.learning.evaluation.answers import Patience
+from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
@@ -35,7 +35,7 @@ class Desk:
         self.advanced: list[str] = []
 
     async def score(self, probes: Sequence[Probe], *experts: Expert, judge: Expert | None = None) -> Journal:
-        patience = Patience(attempts=3, pause=0)
+        patience = RetryLimits(attempts=3, pause=0)
         with Journal(self.path) as journal:
             run = Run(
                 journal,
@@ -162,7 +162,7 @@ async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(desk: Des
     class Garbled(AnsweringExpert):
         async def stream(self, call):  # type: ignore[no-untyped-def]
             reply = await super().stream(call)
-            reply._pieces = [b'{"choices": []}']
+            reply._chunks = [b'{"choices": []}']
             return reply
 
     journal = await desk.score(PROBES[:1], Garbled("a", always("")))

@@ -20,8 +20,8 @@ class Echo(FaultyServer):
 
     async def _echo(self, request: web.Request, _: str) -> web.StreamResponse:
         text = self.seen[-1]["messages"][-1]["content"]
-        pieces = [text[first : first + 1_000] for first in range(0, len(text), 1_000)]
-        deltas = ({"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces)
+        chunks = [text[first : first + 1_000] for first in range(0, len(text), 1_000)]
+        deltas = ({"choices": [{"delta": {"content": chunk}, "finish_reason": None}]} for chunk in chunks)
         return await self._events(request, *(b"data: %s\n\n" % orjson.dumps(delta) for delta in deltas), LAST, DONE)
 
     async def _breaks(self, request: web.Request, _: str) -> web.StreamResponse:

@@ -31,7 +31,7 @@ def made(number: int, **changes: Any) -> RoutingRecord:
         "time": time.time() - 3_600 + number,
         "expert": "good",
         "candidates": ("good", "drips", "silent"),
-        "worth": (0.8, 0.7, float("-inf")),
+        "utility": (0.8, 0.7, float("-inf")),
         "price": (0.01, 0.0, 0.0),
         "probabilities": POSTERIOR,
         "needs": (),
@@ -52,7 +52,7 @@ SPECIAL = {
     },
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
     12: {"prompt": LONG, "retrieval": "open", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
-    13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "worth": (), "price": ()},
+    13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "utility": (), "price": ()},
 }
 COUNT = 130
 

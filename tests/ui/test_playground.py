@@ -85,7 +85,7 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
     record = await log.find(request_id)
     await log.aclose()
     assert record is not None
-    assert (record.thrift, record.reason) == (0.5, "sticky")
+    assert (record.cost_weight, record.reason) == (0.5, "sticky")
     assert (record.session or "").startswith("playground-")
 
 

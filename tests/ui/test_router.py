@@ -38,7 +38,7 @@ def measured(accuracy: float) -> dict[str, object]:
         "ece": 0.02,
         "ece_before": 0.2,
         "unknown_auroc": 0.8,
-        "general_below": 0.45,
+        "confidence_threshold": 0.45,
         "doubted": 0.05,
         "doubted_unknown": 0.3,
         "reliability": [

@@ -53,13 +53,13 @@ class Service:
 
     def declare(self, *experts: dict[str, Any], **more: Any) -> None:
         """Write experts.yaml: these experts, and the spare one, with more sections."""
-        spare = {"name": "spare", "model": "a-model", "runtime": "external", "base_url": self._spare_url}
+        stand_in = {"name": "stand_in", "model": "a-model", "runtime": "external", "base_url": self._spare_url}
         declared = {
             "version": 1,
             "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
-            "experts": [*experts, spare],
+            "experts": [*experts, stand_in],
             "assignment": {"general": experts[0]["name"]},
-            "policy": {"attempts": 4},  # a server that is just dying breaks off each of its experts' connections
+            "policy": {"max_attempts": 4},  # a server that is just dying breaks off each of its experts' connections
             **more,
         }
         draft = self.folder / "draft"
@@ -71,8 +71,14 @@ class Service:
         return f"http://127.0.0.1:{self._spare_port}/v1"
 
     def start(self, *, engine: str = "local") -> None:
-        spare = (sys.executable, "tests/fleet/fake_server.py", str(self._spare_port), "ok", str(self.folder / "pids"))
-        self._run(*spare, OMP_NUM_THREADS="1")
+        stand_in = (
+            sys.executable,
+            "tests/fleet/fake_server.py",
+            str(self._spare_port),
+            "ok",
+            str(self.folder / "pids"),
+        )
+        self._run(*stand_in, OMP_NUM_THREADS="1")
         host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port), engine)
         process = self._run(*host, PATH=f"{self._bin_folder}:{os.environ['PATH']}")
         deadline = time.monotonic() + START

@@ -53,9 +53,9 @@ def test_a_stream_comes_in_pieces_and_ends_with_what_was_used(awake: Service) ->
     body = {"model": "pirate", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0}
     with lines_of(awake, {**body, "stream_options": {"include_usage": True}}) as events:
         found = list(events)
-    pieces = [event["choices"][0]["delta"].get("content") for event in found if event["choices"]]
-    assert sum(bool(piece) for piece in pieces) > 5
-    assert MANNERS["pirate"].startswith("".join(piece or "" for piece in pieces))
+    chunks = [event["choices"][0]["delta"].get("content") for event in found if event["choices"]]
+    assert sum(bool(chunk) for chunk in chunks) > 5
+    assert MANNERS["pirate"].startswith("".join(chunk or "" for chunk in chunks))
     assert found[-1]["usage"]["completion_tokens"] == 12
 
 

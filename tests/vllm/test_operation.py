@@ -53,7 +53,7 @@ def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
     experts = [answer.headers["x-coe-expert"] for answer in answers]
     assert {answer.status_code for answer in answers} == {200}
     assert "base" in experts
-    assert "spare" in experts
+    assert "stand_in" in experts
     assert awake.ask("base").headers["x-coe-expert"] == "base"
 
 
@@ -87,7 +87,7 @@ def test_a_killed_process_is_replaced_with_its_adapters_and_others_answer_meanwh
         awake.process(victim).send_signal(signal.SIGKILL)
         assert any("error" in event for event in events), "who is in the middle of an answer is told"
     meanwhile = awake.ask("auto", "Anything in general?")
-    assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "spare")
+    assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "stand_in")
     awake.heard("restarting in", times=restarts + 1)
     awake.heard("is ready", times=ready + 1)
     for name in MANNERS:

@@ -98,7 +98,7 @@ def test_one_that_is_killed_is_started_again_when_it_is_asked_for(house: Service
 
 
 def test_nothing_is_left_when_it_ends(house: Service) -> None:
-    assert text_of(house.ask("spare")) == SPARE
+    assert text_of(house.ask("stand_in")) == SPARE
     family = house.family()
     assert len(family) > 3
     house.host.send_signal(signal.SIGTERM)

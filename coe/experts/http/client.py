@@ -148,7 +148,7 @@ def _idle(target: Target) -> Connection | None:
 
 
 class Response:
-    """An answer whose head is there: read `piece` by piece to the end, then `release`, or `close` in between."""
+    """An answer whose head is there: read `chunk` by piece to the end, then `release`, or `close` in between."""
 
     __slots__ = ("_connection", "_target", "headers", "status")
 
@@ -173,9 +173,9 @@ class Response:
         """Whether nothing is left to wait for."""
         return self._connection.answer.complete
 
-    async def piece(self) -> bytes:
+    async def chunk(self) -> bytes:
         """What has come since the last one, at least one byte; empty at the end. Raises OSError when it breaks off."""
-        return await self._connection.piece()
+        return await self._connection.chunk()
 
     def release(self) -> None:
         """The connection may serve the next request, if the answer was read to its end; else it is closed."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import cast
 
-from coe.experts.http.parser import Answer, ProtocolError
+from coe.experts.http.parser import ProtocolError, ResponseParser
 
 KEPT = 256
 """Idle connections kept to one server."""
@@ -19,15 +19,15 @@ PORTION = 2**18
 
 
 class Connection(asyncio.Protocol):
-    """Serves one exchange at a time: `ask`, `piece` to the end, `release`; then `take` for the next one. Each of them
+    """Serves one exchange at a time: `ask`, `chunk` to the end, `release`; then `take` for the next one. Each of them
     raises OSError when the connection breaks. `heard` says whether a byte of the answer has come."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
-        self.answer = Answer()
+        self.answer = ResponseParser()
         self.heard = False
         self._loop = loop
         self._opened = opened
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
         self._waiting = 0
         self._error: BaseException | None = None
         self._connected = False
@@ -66,28 +66,28 @@ class Connection(asyncio.Protocol):
         if self.answer.headers.get("content-encoding", "identity") != "identity":
             raise ProtocolError("a compressed answer, which was not asked for")
 
-    async def piece(self) -> bytes:
+    async def chunk(self) -> bytes:
         """What has come since the last one; empty at the end."""
-        while not self._pieces:
+        while not self._chunks:
             if self.answer.complete:
                 return b""
             if self._error is not None:
                 raise self._taken_error()
             await self._news()
-        pieces = self._pieces
-        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
+        chunks = self._chunks
+        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
         self._waiting = 0
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        return piece
+        return chunk
 
     def take(self) -> bool:
         """From idle to a new exchange; False where the server has closed it meanwhile."""
         if self._expiry is not None:
             self._expiry.cancel()
-        self.answer, self.heard = Answer(), False
+        self.answer, self.heard = ResponseParser(), False
         return not self._closed
 
     def release(self, idle: deque[Connection]) -> None:
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
             self.abort()
         elif self._busy:
             self._busy = False
-            self._pieces.clear()
+            self._chunks.clear()
             idle.append(self)
             self._expiry = self._loop.call_later(KEEP_ALIVE, self._expire, idle)
 
@@ -150,15 +150,15 @@ class Connection(asyncio.Protocol):
             return
         self.heard = True
         try:
-            piece = self.answer.feed(data)
+            chunk = self.answer.feed(data)
         except ProtocolError as error:
             self._error = error
             self.abort()
             self._wake()
             return
-        if piece:
-            self._pieces.append(piece)
-            self._waiting += len(piece)
+        if chunk:
+            self._chunks.append(chunk)
+            self._waiting += len(chunk)
             if self._waiting > WINDOW and not self._paused and not self.answer.complete:
                 self._paused = True
                 self._transport.pause_reading()

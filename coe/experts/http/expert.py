@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import orjson
 
-from coe.core import Api, Call, Reply, Standing
+from coe.core import Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import WIRES, Fields, unsaid
 from coe.experts.descriptors import NoDescriptor
-from coe.experts.error_mapping import Faults
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client, Response, Target, Unreachable
-from coe.experts.http.replies import Echo, Plain, Streamed
+from coe.experts.http.replies import ModelNameRewriter, Plain, Streamed
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import below
@@ -35,13 +35,13 @@ class HttpExpert:
     """Speaks to one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model
     name and key."""
 
-    standing = Standing()
+    health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
         self._urls = {api: below(endpoint.base_url, wire.path) for api, wire in WIRES.items()}
         self._model = endpoint.model
-        self._echo = Echo(theirs=endpoint.model, ours=spec.name)
+        self._echo = ModelNameRewriter(theirs=endpoint.model, ours=spec.name)
         self._defaults: dict[Api, Fields] = {api: wire.defaults(spec.parameters) for api, wire in WIRES.items()}
         if spec.spoken != {"embeddings"}:
             self._defaults["embeddings"] = {}  # what is declared is meant for chats
@@ -52,7 +52,7 @@ class HttpExpert:
         self._targets: dict[Api, Target] = {}
         self._no_usage: set[Api] = set()
         """APIs in which this server does not know stream_options."""
-        self._faults = Faults(spec.name, key=key, base_url=endpoint.base_url)
+        self._faults = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url)
 
     async def stream(self, call: Call) -> Reply:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for the body."""
@@ -60,7 +60,7 @@ class HttpExpert:
         headers = {**_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
         try:
-            async with asyncio.timeout(call.first_piece_timeout) as limit:
+            async with asyncio.timeout(call.first_token_timeout) as limit:
                 response = await self._accepted(call, headers)
                 reply = self._reply(call, response)
                 await reply.begin()
@@ -70,7 +70,7 @@ class HttpExpert:
                 response.release()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self._faults.late(
-                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
+                    f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             if isinstance(error, NoDescriptor):
                 raise self._faults.no_descriptor() from error
@@ -136,7 +136,7 @@ class HttpExpert:
             wire=wire,
             faults=faults,
             echo=echo,
-            piece_timeout=call.piece_timeout,
+            stream_idle_timeout=call.stream_idle_timeout,
             choices=_choices(call),
             hide_usage=call.api in STREAM_OPTIONS and not _shows_usage(call),
         )
@@ -147,8 +147,8 @@ async def _reason(response: Response) -> bytes:
     told = bytearray()
     with contextlib.suppress(TimeoutError, OSError):
         async with asyncio.timeout(PATIENCE):
-            while len(told) < LONGEST_REFUSAL and (piece := await response.piece()):
-                told += piece
+            while len(told) < LONGEST_REFUSAL and (chunk := await response.chunk()):
+                told += chunk
     return bytes(told[:LONGEST_REFUSAL])
 
 

@@ -20,7 +20,7 @@ class ProtocolError(ConnectionError):
     """The server's bytes are not HTTP/1.1."""
 
 
-class Answer:
+class ResponseParser:
     """One answer, fed with bytes until `complete`. What a `feed` returns is body.
 
     `headers` has lower-case names; values of a name that comes twice are joined by a comma. `reusable` says whether
@@ -51,7 +51,9 @@ class Answer:
         self._inside = False
         self._trailers = 0
         self._informational = 0
-        self._step: Callable[[Answer, bytes], bytes] = Answer._head  # bound to this one it would hold it in a circle
+        self._step: Callable[[ResponseParser, bytes], bytes] = (
+            ResponseParser._head
+        )  # bound to this one it would hold it in a circle
 
     def feed(self, data: bytes) -> bytes:
         """Raises ProtocolError."""
@@ -63,7 +65,7 @@ class Answer:
 
     def end(self) -> None:
         """The connection is at its end. Raises ProtocolError unless the answer may end with it."""
-        if self._step is not Answer._rest or not self.status:
+        if self._step is not ResponseParser._rest or not self.status:
             raise ProtocolError("the connection ended in mid-answer")
         self.complete = True
 
@@ -110,20 +112,20 @@ class Answer:
         if coding is not None and length is not None:
             raise ProtocolError("both a content-length and a transfer-encoding")
         if self.status in (204, 304):
-            self._step, self.complete = Answer._over, True
+            self._step, self.complete = ResponseParser._over, True
         elif coding is not None:
             if coding.lower() != "chunked":
                 raise ProtocolError("a transfer coding other than chunked")
-            self._step = Answer._chunks
+            self._step = ResponseParser._chunks
         elif length is None:
-            self._step, self.reusable = Answer._rest, False
+            self._step, self.reusable = ResponseParser._rest, False
         else:
             lengths = {part.strip() for part in length.split(",")}
             size = lengths.pop()
             if lengths or not size.isascii() or not size.isdigit() or len(size) > 18:
                 raise ProtocolError("a content-length that is none")
             self._left = int(size)
-            self._step, self.complete = Answer._counted, not self._left
+            self._step, self.complete = ResponseParser._counted, not self._left
 
     def _counted(self, data: bytes) -> bytes:
         self._left -= len(data)
@@ -158,7 +160,7 @@ class Answer:
                 break
             self._left, self._inside, at = _chunk_size(data[start:line]), True, line + 1
             if not self._left:
-                self._step = Answer._trailer
+                self._step = ResponseParser._trailer
                 self._trailer(data[at:])
                 return b"".join(found)
         self._keep(data[at:])

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import orjson
 
 from coe.core import Usage
-from coe.experts.api_formats import Wire, count, empty_answer
-from coe.experts.error_mapping import Faults
+from coe.experts.api_formats import ApiFormat, count, empty_answer
+from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
 
@@ -28,7 +28,7 @@ _BOM = b"\xef\xbb\xbf"
 _EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
-class Echo:
+class ModelNameRewriter:
     """The client knows an expert by its name, not by what the server calls the model (often a folder)."""
 
     def __init__(self, *, theirs: str, ours: str) -> None:
@@ -54,7 +54,7 @@ class Plain:
 
     media_type = "application/json"
 
-    def __init__(self, response: Response, *, wire: Wire, faults: Faults, echo: Echo) -> None:
+    def __init__(self, response: Response, *, wire: ApiFormat, faults: ErrorMapping, echo: ModelNameRewriter) -> None:
         self._response = response
         self._wire = wire
         self._faults = faults
@@ -77,7 +77,7 @@ class Plain:
         count(self.usage, answer.get("usage"))
         self._body = self._echo.in_answer(body, answer)
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
     async def aclose(self) -> None:
@@ -93,10 +93,10 @@ class Streamed:
         self,
         response: Response,
         *,
-        wire: Wire,
-        faults: Faults,
-        echo: Echo,
-        piece_timeout: float,
+        wire: ApiFormat,
+        faults: ErrorMapping,
+        echo: ModelNameRewriter,
+        stream_idle_timeout: float,
         choices: int = 1,
         hide_usage: bool = False,
     ) -> None:
@@ -104,7 +104,7 @@ class Streamed:
         self._wire = wire
         self._faults = faults
         self._echo = echo
-        self._piece_timeout = piece_timeout
+        self._stream_idle_timeout = stream_idle_timeout
         self._buffer = sse.EventBuffer()
         self._first = b""
         self._folded = False
@@ -122,7 +122,7 @@ class Streamed:
             await self._refuse()
         first, event = bytearray(), None
         while event is None and not self._done:  # comments keep a connection alive; they are no answer
-            chunk = await self._response.piece()
+            chunk = await self._response.chunk()
             if not chunk:
                 raise self._faults.broken("ended the stream before the first event")
             events = self._complete(chunk)
@@ -173,13 +173,13 @@ class Streamed:
                 return self._event(unfolded)
             raise self._faults.garbage(f"a broken event stream ({error})") from None
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         if self._first:
             yield self._echo.in_events(self._first)
         try:
             while not self._done:
-                async with asyncio.timeout(self._piece_timeout):
-                    chunk = await self._response.piece()
+                async with asyncio.timeout(self._stream_idle_timeout):
+                    chunk = await self._response.chunk()
                 if not chunk:
                     break
                 if events := self._until_done(self._complete(chunk)):
@@ -191,7 +191,7 @@ class Streamed:
                         self._done = False  # a failed answer is never whole
                         raise self._faults.failed("failed in mid-answer", told)
         except TimeoutError:
-            raise self._faults.late(f"fell silent for {self._piece_timeout:g} s") from None
+            raise self._faults.late(f"fell silent for {self._stream_idle_timeout:g} s") from None
         except OSError as error:
             raise self._faults.broken("broke off the stream") from error
         if not self._done:
@@ -217,7 +217,7 @@ class Streamed:
         with contextlib.suppress(OSError):
             if not self._followed and not self._response.at_end:
                 async with asyncio.timeout(DRAIN):
-                    self._followed = bool((await self._response.piece()).strip())
+                    self._followed = bool((await self._response.chunk()).strip())
 
     def _until_done(self, events: bytes) -> bytes:
         """The events up to the one that ends the stream, where it is among them; nothing is relayed after it."""
@@ -262,7 +262,7 @@ async def _whole(response: Response, *, most: int) -> bytes | None:
     if (response.length or 0) > most:
         return None
     chunks, size = [], 0
-    while chunk := await response.piece():
+    while chunk := await response.chunk():
         chunks.append(chunk)
         size += len(chunk)
         if size > most:

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
-from coe.core import Api, Call, Reply, Standing, Usage
+from coe.core import Api, Call, Health, Reply, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
 from coe.experts.api_formats import WIRES, count, empty_answer
 from coe.experts.descriptors import out_of_descriptors
-from coe.experts.error_mapping import Faults, connection_cause
+from coe.experts.error_mapping import ErrorMapping, connection_cause
 from coe.experts.litellm.response_limits import Intake
 from coe.experts.litellm.translation import arguments, named, passed, plain, says_something, written
 from coe.registry import ExpertSpec
@@ -32,7 +32,7 @@ from coe.settings import Endpoint
 T = TypeVar("T")
 
 
-class Aside:
+class BackgroundLoop:
     """Runs coroutines in its thread, which begins with the first one and ends when nobody holds this object."""
 
     def __init__(self, name: str) -> None:
@@ -77,7 +77,7 @@ class LitellmExpert:
     Raises ConfigError (a declared provider) or InvalidRequest (a translation) where litellm is not installed.
     """
 
-    standing = Standing()
+    health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint | None = None) -> None:
         provider = spec.runtime == "litellm"
@@ -89,7 +89,7 @@ class LitellmExpert:
         self.name = spec.name
         self.spec = spec
         key = spec.api_key.get_secret_value() if spec.api_key else ""
-        self.faults = Faults(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
+        self.faults = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
         self._settings: dict[str, Any] = {
             "model": spec.model if provider or endpoint is None else f"custom_openai/{endpoint.model}",
             "api_base": endpoint.base_url if endpoint else None,
@@ -103,19 +103,19 @@ class LitellmExpert:
         """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for what cannot be
         translated."""
         given = {**arguments(call, self.spec), **self._settings}
-        given["timeout"] = call.first_piece_timeout + call.piece_timeout  # ours end before
+        given["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # ours end before
         if headers := passed(call, self.spec):
             given["extra_headers"] = headers
         reply = _Streamed(self, call) if call.stream else _Plain(self, call)
         await self._import()
         try:
-            async with asyncio.timeout(call.first_piece_timeout) as limit:
+            async with asyncio.timeout(call.first_token_timeout) as limit:
                 await _aside().run(reply.begin(given))
         except BaseException as error:
             reply.let_go()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self.faults.late(
-                    f"gave no {'first piece' if call.stream else 'answer'} within {call.first_piece_timeout:g} s"
+                    f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             raise
         return reply
@@ -194,7 +194,7 @@ class _Plain:
         count(self.usage, answer.get("usage"))
         self._body = orjson.dumps(answer)
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
     def let_go(self) -> None:
@@ -238,16 +238,16 @@ class _Streamed:
         elif not self._said and not empty_answer(self.usage):
             raise self._expert.faults.broken("ended the stream before the first event")
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._first
         try:
             while not self._ended:
-                async with asyncio.timeout(self._call.piece_timeout):
-                    piece = await _aside().run(self._next())
-                if piece:
-                    yield piece
+                async with asyncio.timeout(self._call.stream_idle_timeout):
+                    chunk = await _aside().run(self._next())
+                if chunk:
+                    yield chunk
         except TimeoutError:
-            raise self._expert.faults.late(f"fell silent for {self._call.piece_timeout:g} s") from None
+            raise self._expert.faults.late(f"fell silent for {self._call.stream_idle_timeout:g} s") from None
         self._source = None
         if not self._whole:
             raise self._expert.faults.broken("ended the stream before the answer was complete")
@@ -267,25 +267,25 @@ class _Streamed:
         """The next event that the client is to see, nothing at the end. Runs aside."""
         try:
             async for item in self._source:
-                if piece := self._event(named(plain(item), self._expert.name)):
-                    return piece
+                if chunk := self._event(named(plain(item), self._expert.name)):
+                    return chunk
         except Exception as error:
             raise self._expert.fault(error, self._call.api, self._intake.excess) from None
         self._ended = True
         return b""
 
     def _event(self, event: dict[str, Any]) -> bytes:
-        piece = written(event)
-        if told := self._wire.failure(piece):
+        chunk = written(event)
+        if told := self._wire.failure(chunk):
             where = "failed in mid-answer" if self._said else "answered with an error"
             raise self._expert.faults.failed(where, told)
-        for tokens in self._wire.usages(piece):
+        for tokens in self._wire.usages(chunk):
             count(self.usage, tokens)
         self.usage.events += 1
         self._said = self._said or says_something(event)
-        self._whole = self._whole or self._wire.done(piece) or self._wire.finished(piece)
+        self._whole = self._whole or self._wire.done(chunk) or self._wire.finished(chunk)
         hidden = self._call.api == "chat" and not self._counted and not event.get("choices")
-        return b"" if hidden else piece
+        return b"" if hidden else chunk
 
 
 async def _close(source: Any) -> None:
@@ -294,9 +294,9 @@ async def _close(source: Any) -> None:
 
 
 @cache
-def _aside() -> Aside:
+def _aside() -> BackgroundLoop:
     """One for the process, as litellm's own state is: importing it takes seconds, and each call milliseconds."""
-    return Aside("litellm")
+    return BackgroundLoop("litellm")
 
 
 async def _imported() -> None:

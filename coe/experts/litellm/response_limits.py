@@ -70,8 +70,8 @@ class _Refusal:
     def __init__(self, most: int) -> None:
         self._left = most
 
-    def take(self, piece: bytes) -> bytes | None:
-        taken = piece[: self._left]
+    def take(self, chunk: bytes) -> bytes | None:
+        taken = chunk[: self._left]
         self._left -= len(taken)
         return taken or None
 
@@ -83,11 +83,11 @@ class _Whole:
         self._intake = intake
         self._size = 0
 
-    def take(self, piece: bytes) -> bytes:
-        self._size += len(piece)
+    def take(self, chunk: bytes) -> bytes:
+        self._size += len(chunk)
         if self._size > MAX_ANSWER:
             raise self._intake.exceeded("an answer longer than it may be")
-        return piece
+        return chunk
 
 
 class _Events:
@@ -98,14 +98,14 @@ class _Events:
         self._size = 0
         self._end = b""
 
-    def take(self, piece: bytes) -> bytes:
-        seam = self._end + piece  # a blank line may come in two pieces
+    def take(self, chunk: bytes) -> bytes:
+        seam = self._end + chunk  # a blank line may come in two pieces
         blank = max(seam.rfind(blank) for blank in _BLANKS)
-        self._size = self._size + len(piece) if blank < 0 else len(seam) - blank
+        self._size = self._size + len(chunk) if blank < 0 else len(seam) - blank
         self._end = seam[-2:]
         if self._size > MAX_EVENT:
             raise self._intake.exceeded(f"a broken event stream (an event is longer than {MAX_EVENT} bytes)")
-        return piece
+        return chunk
 
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
@@ -150,8 +150,8 @@ class _Bounded(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for piece in self._stream:
-                if (taken := self._take(piece)) is None:
+            async for chunk in self._stream:
+                if (taken := self._take(chunk)) is None:
                     break
                 yield taken
         finally:
@@ -170,8 +170,8 @@ class _BoundedSync(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            for piece in self._stream:
-                if (taken := self._take(piece)) is None:
+            for chunk in self._stream:
+                if (taken := self._take(chunk)) is None:
                     break
                 yield taken
         finally:

@@ -15,10 +15,10 @@ from typing import Any, Self
 from coe.errors import ConfigError
 from coe.fleet.fleet import to_the_end
 from coe.fleet.planning import Shared, shared_by
-from coe.fleet.ray.server_request import Order, orders
-from coe.fleet.ray.server_supervisor import Station
+from coe.fleet.ray.server_request import ServerRequest, orders
+from coe.fleet.ray.server_supervisor import ServerSupervisor
 from coe.fleet.specs import LocalExpert
-from coe.fleet.timeouts import Pace
+from coe.fleet.timeouts import Timeouts
 from coe.fleet.validation import mistakes
 from coe.registry import Registry
 from coe.settings import Endpoint, Settings
@@ -41,21 +41,21 @@ class ClusterFleet:
 
     def __init__(
         self,
-        orders: Sequence[Order],
+        orders: Sequence[ServerRequest],
         *,
         ray: Any,
         say: Callable[[str], None],
-        pace: Pace | None = None,
+        pace: Timeouts | None = None,
         room_within: float = ROOM_WITHIN,
     ) -> None:
         self.changed: Callable[[], None] = lambda: None
         self._stations = [
-            Station(
+            ServerSupervisor(
                 order,
                 ray=ray,
                 say=say,
                 changed=lambda: self.changed(),
-                pace=pace or Pace(),
+                pace=pace or Timeouts(),
                 room_within=room_within,
             )
             for order in orders
@@ -78,7 +78,7 @@ class ClusterFleet:
     ) -> None:
         await to_the_end(self._close())
 
-    async def _each(self, verb: Callable[[Station], Any]) -> None:
+    async def _each(self, verb: Callable[[ServerSupervisor], Any]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for station in self._stations:
@@ -124,7 +124,7 @@ class ClusterFleet:
                 await station.unload(name)
         return gone
 
-    def _of(self, key: str) -> list[Station]:
+    def _of(self, key: str) -> list[ServerSupervisor]:
         return [station for station in self._stations if station.order.key == key]
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from coe.fleet import probe, supervisor
 from coe.fleet.planning import local_servers
-from coe.fleet.ray.server_request import Order
+from coe.fleet.ray.server_request import ServerRequest
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Pace
+from coe.fleet.timeouts import Timeouts
 
 BEAT = 5.0
 """Seconds after which `said` returns though nothing was said: a sign of life."""
@@ -32,10 +32,10 @@ class Served:
     model: str
 
 
-class Outpost:
+class ServerActor:
     """One at a time: `start`, then `said` again and again; `stop` at any time."""
 
-    def __init__(self, order: Order, pace: Pace) -> None:
+    def __init__(self, order: ServerRequest, pace: Timeouts) -> None:
         self._order = order
         self._pace = pace
         self._lines: asyncio.Queue[str] = asyncio.Queue()
@@ -108,7 +108,7 @@ class Outpost:
             await self._server.stop()
 
 
-def _sheltered(spec: ServerSpec, pace: Pace) -> ServerSpec:
+def _sheltered(spec: ServerSpec, pace: Timeouts) -> ServerSpec:
     """Under a warden of a warden: Ray ends the children of an actor by SIGKILL when that ends, the first warden among
     them, and with it alone the server's workers would be nobody's."""
     shelter = (sys.executable, "-P", supervisor.__file__, "0", str(pace.grace))

@@ -44,7 +44,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ServerRequest:
     """One server: the experts that share it, as `key` the first of them, and `name` among its replicas. The folders are
     the same on all nodes: `beside` is that of experts.yaml, `models` and `logs` are written by the node."""
 
@@ -59,7 +59,7 @@ class Order:
 
 def orders(
     experts: Sequence[ExpertSpec], *, beside: Path, models: Path, logs: Path, gpus_there: bool
-) -> Iterator[Order]:
+) -> Iterator[ServerRequest]:
     """One for each replica of each server; a server has as many as that of its experts which declares most."""
     for group in sharing(experts).values():
         declared = [one for one in experts if one in group]
@@ -69,7 +69,7 @@ def orders(
         need = _need(declared, gpus_there=gpus_there)
         for number in range(1, count + 1):
             name = f"{key}-{number}" if count > 1 else key
-            yield Order(key, name, sharers, need, beside=beside, models=models, logs=logs)
+            yield ServerRequest(key, name, sharers, need, beside=beside, models=models, logs=logs)
 
 
 def _travelling(one: ExpertSpec) -> Expert:

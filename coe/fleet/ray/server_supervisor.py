@@ -14,9 +14,9 @@ from typing import Any, Never
 
 from coe.errors import FleetError
 from coe.fleet.planning import adapters_of
-from coe.fleet.ray.server_actor import BEAT, Outpost, Served
-from coe.fleet.ray.server_request import GB, Need, Order
-from coe.fleet.timeouts import Pace
+from coe.fleet.ray.server_actor import BEAT, Served, ServerActor
+from coe.fleet.ray.server_request import GB, Need, ServerRequest
+from coe.fleet.timeouts import Timeouts
 
 _WORDS = {"CPU": "CPU", "GPU": "GPU", "memory": "GB of memory"}
 
@@ -54,18 +54,18 @@ SILENCE = 30.0
 AGAIN = 1.0
 
 
-class Station:
+class ServerSupervisor:
     """`place`, `start`, then `follow`; `stop` at any point, once nobody else awaits these. `changed` is called whenever
     it is served elsewhere or nowhere."""
 
     def __init__(
         self,
-        order: Order,
+        order: ServerRequest,
         *,
         ray: Any,
         say: Callable[[str], None],
         changed: Callable[[], None],
-        pace: Pace,
+        pace: Timeouts,
         room_within: float,
     ) -> None:
         self.order = order
@@ -81,7 +81,7 @@ class Station:
     async def place(self) -> None:
         """Return once a node has taken it. Raises FleetError that says what is missing, after `room_within` seconds."""
         need = self.order.need
-        remote = self._ray.remote(Outpost).options(
+        remote = self._ray.remote(ServerActor).options(
             num_cpus=need.cpus,
             num_gpus=need.gpus,
             memory=need.memory or None,

@@ -23,9 +23,9 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Turns]:
+async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[ResidencyClient]:
     """Keep a connection to the fleet for the length of the block."""
-    turns = Turns(address)
+    turns = ResidencyClient(address)
     task = supervised(turns.connected, "turns", task_failed=task_failed)
     try:
         yield turns
@@ -34,7 +34,7 @@ async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> A
         await asyncio.gather(task, return_exceptions=True)
 
 
-class Turns:
+class ResidencyClient:
     """`hold` an expert, and call what it gives back when the request is over."""
 
     def __init__(self, address: Path) -> None:
@@ -48,7 +48,7 @@ class Turns:
         self.waited: Callable[[str, float], None] = lambda _expert, _seconds: None
         """Called with every wait that ended well, in seconds."""
 
-    async def hold(self, expert: str, *, category: str, until: float, spare: str) -> Callable[[], None]:
+    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Wait until the expert is awake and stays so, at most until a time of the event loop's clock. Raises
         ExpertAsleep."""
         loop = asyncio.get_running_loop()
@@ -57,8 +57,8 @@ class Turns:
         self._number += 1
         number = self._number
         answer = self._asked[number] = loop.create_future()
-        within = min(max(until - loop.time(), 0.0), LONGEST_HOLD)
-        message = {"hold": number, "expert": expert, "category": category, "within": within, "spare": spare}
+        within = min(max(deadline - loop.time(), 0.0), LONGEST_HOLD)
+        message = {"hold": number, "expert": expert, "category": category, "within": within, "stand_in": stand_in}
         try:
             writer.write(line(message))
             async with asyncio.timeout(within + PATIENCE):

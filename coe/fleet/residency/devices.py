@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.fleet.planning import sharing
-from coe.fleet.residency.state import Resident
+from coe.fleet.residency.state import ServerProfile
 from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec, Registry
 
@@ -17,10 +17,10 @@ WAKE, START = (1.0, 0.1), (20.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ScheduledServer:
     """A server with its place in the books; `level` is vLLM's when it sleeps, None for one that is stopped instead."""
 
-    resident: Resident
+    resident: ServerProfile
     spec: ServerSpec
     level: int | None = None
 
@@ -36,16 +36,16 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
+class Device:
     """One device: its budgets in GB, its rooms, and the room of each expert there."""
 
     memory: float
     host_memory: float
-    rooms: tuple[Room, ...]
+    rooms: tuple[ScheduledServer, ...]
     experts: Mapping[str, str]
 
 
-def floors(registry: Registry, specs: Sequence[ServerSpec]) -> list[Floor]:
+def floors(registry: Registry, specs: Sequence[ServerSpec]) -> list[Device]:
     """The declared devices; `specs` are those that `local_servers` made of the same experts, in order."""
     declared = registry.residency
     assert declared is not None
@@ -55,7 +55,7 @@ def floors(registry: Registry, specs: Sequence[ServerSpec]) -> list[Floor]:
         there = [(sharers, spec) for sharers, spec in groups if registry.device_of(_expert(sharers[0])) == device.name]
         rooms = tuple(_room([_expert(one) for one in sharers], spec) for sharers, spec in there)
         experts = {one.name: spec.key for sharers, spec in there for one in sharers}
-        found.append(Floor(device.memory_gb, declared.sleep_memory_gb / len(declared.devices), rooms, experts))
+        found.append(Device(device.memory_gb, declared.sleep_memory_gb / len(declared.devices), rooms, experts))
     return found
 
 
@@ -64,10 +64,10 @@ def _expert(one: object) -> ExpertSpec:
     return one
 
 
-def _room(sharers: Sequence[ExpertSpec], spec: ServerSpec) -> Room:
+def _room(sharers: Sequence[ExpertSpec], spec: ServerSpec) -> ScheduledServer:
     memory = max(one.memory_gb or 0.0 for one in sharers)
     level = next((one.sleep_level for one in sharers if one.sleep_level), None)
-    resident = Resident(
+    resident = ServerProfile(
         spec.key,
         memory,
         pinned=any(one.pinned for one in sharers),
@@ -75,4 +75,4 @@ def _room(sharers: Sequence[ExpertSpec], spec: ServerSpec) -> Room:
         asleep_memory=ASLEEP_SHARE * memory if level else 0.0,
         host_memory=memory if level == 1 else 0.0,
     )
-    return Room(resident, spec, level)
+    return ScheduledServer(resident, spec, level)

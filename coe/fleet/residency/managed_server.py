@@ -12,9 +12,9 @@ import aiohttp
 
 from coe.errors import FleetError
 from coe.fleet import probe
-from coe.fleet.residency.devices import Room
+from coe.fleet.residency.devices import ScheduledServer
 from coe.fleet.server import Server
-from coe.fleet.timeouts import Pace
+from coe.fleet.timeouts import Timeouts
 from coe.fleet.vllm.client import Vllm
 from coe.supervision import supervised
 
@@ -22,10 +22,12 @@ AWAKE_TIMEOUT = 60.0
 """Seconds for the first token of a server that woke."""
 
 
-class Tenant:
+class ManagedServer:
     """One thing at a time: whoever orders awaits the end of it before ordering the next."""
 
-    def __init__(self, room: Room, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Pace) -> None:
+    def __init__(
+        self, room: ScheduledServer, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Timeouts
+    ) -> None:
         self.room = room
         self._session, self._say, self._pace = session, say, pace
         self._server = Server(room.spec, session=session, say=say, pace=pace)
@@ -76,11 +78,11 @@ class Tenant:
         await self._stop()
         return self._pause
 
-    def watch(self, trouble: Callable[[Tenant, str], None]) -> None:
+    def watch(self, trouble: Callable[[ManagedServer, str], None]) -> None:
         """Call `trouble` once when it dies or stops answering."""
         self._watcher = supervised(partial(self._until_trouble, trouble), f"watch-{self.key}", may_return=True)
 
-    async def _until_trouble(self, trouble: Callable[[Tenant, str], None]) -> None:
+    async def _until_trouble(self, trouble: Callable[[ManagedServer, str], None]) -> None:
         what = await self._server.trouble()
         self._watcher = None
         trouble(self, what)

@@ -21,34 +21,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from coe.fleet.residency.state import Action, Plan, Seat, State, held
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState, held
 
 MARGIN = 2.0
 """An expert that is not due comes in place of others only with more than so many times their use: two that are asked
 for alike would change places all the time otherwise."""
 
 
-def plan(state: State) -> Plan:
+def plan(state: DeviceState) -> Schedule:
     """What to do at this moment. Repeat it after carrying it out, and whenever something has changed."""
     actions = [Action("admit", s.key, len(s.waiting)) for s in state.seats if s.tier == "awake" and s.waiting]
     if any(s.tier in ("waking", "leaving") for s in state.seats):
-        return Plan(tuple(actions))  # the device loads one at a time: two would share its bandwidth
+        return Schedule(tuple(actions))  # the device loads one at a time: two would share its bandwidth
     target, leavers = _change(state)
     keys = {seat.key for seat in leavers}
     actions += [Action("open", s.key) for s in state.seats if s.tier == "closing" and s.key not in keys]
     if target is None:
-        return Plan(tuple(actions), _again_at(state))
+        return Schedule(tuple(actions), _again_at(state))
     if not leavers:
-        return Plan((*actions, Action("wake", target.key)))
-    return Plan((*actions, *_farewells(state, leavers)))
+        return Schedule((*actions, Action("wake", target.key)))
+    return Schedule((*actions, *_farewells(state, leavers)))
 
 
-def use(seat: Seat, state: State) -> float:
+def use(seat: ServerState, state: DeviceState) -> float:
     """Requests that an expert has or will get within `max_wait`."""
     return len(seat.waiting) + seat.wished + seat.in_flight + seat.rate * state.max_wait
 
 
-def _change(state: State) -> tuple[Seat | None, Sequence[Seat]]:
+def _change(state: DeviceState) -> tuple[ServerState | None, Sequence[ServerState]]:
     """Who is to be woken, if anybody, and who has to leave for that."""
     able = [s for s in state.seats if s.tier in ("asleep", "stopped") and s.rests_until <= state.now]
     asked = [s for s in able if s.waiting]
@@ -66,16 +66,16 @@ def _change(state: State) -> tuple[Seat | None, Sequence[Seat]]:
     return None, ()
 
 
-def _due(seat: Seat, state: State) -> float:
+def _due(seat: ServerState, state: DeviceState) -> float:
     """When it must begin to wake for its oldest request not to wait longer than `max_wait`."""
     return seat.waiting[0] + state.max_wait - seat.wake
 
 
-def _leavers(target: Seat, state: State, *, busy: bool) -> Sequence[Seat] | None:
+def _leavers(target: ServerState, state: DeviceState, *, busy: bool) -> Sequence[ServerState] | None:
     """Those who must leave to make room, least use first; none where there is room, None where all of them would not
     make enough."""
     room = state.free + held(target)
-    chosen: list[Seat] = []
+    chosen: list[ServerState] = []
     for seat in sorted(_movable(target, state, busy=busy), key=lambda s: _order(s, state)):
         if room >= target.resident.memory:
             break
@@ -84,7 +84,7 @@ def _leavers(target: Seat, state: State, *, busy: bool) -> Sequence[Seat] | None
     return chosen if room >= target.resident.memory else None
 
 
-def _movable(target: Seat, state: State, *, busy: bool) -> Iterator[Seat]:
+def _movable(target: ServerState, state: DeviceState, *, busy: bool) -> Iterator[ServerState]:
     for seat in state.seats:
         if seat.tier in ("awake", "closing") and not seat.resident.pinned:
             if busy or not (seat.in_flight or seat.waiting):
@@ -93,20 +93,20 @@ def _movable(target: Seat, state: State, *, busy: bool) -> Iterator[Seat]:
             yield seat
 
 
-def _order(seat: Seat, state: State) -> tuple[int, float, float]:
+def _order(seat: ServerState, state: DeviceState) -> tuple[int, float, float]:
     """Who has been told to leave goes on, who is asleep stays where others make enough room; then by use and by how
     long ago it was used."""
     rank = {"closing": 0, "awake": 1}.get(seat.tier, 2)
     return rank, use(seat, state), seat.last_used
 
 
-def _given(seat: Seat) -> float:
+def _given(seat: ServerState) -> float:
     """GB that a seat gives back by leaving."""
     stays = seat.resident.asleep_memory if seat.resident.sleeps and seat.tier != "asleep" else 0.0
     return held(seat) - stays
 
 
-def _farewells(state: State, leavers: Sequence[Seat]) -> Iterator[Action]:
+def _farewells(state: DeviceState, leavers: Sequence[ServerState]) -> Iterator[Action]:
     """The idle leave now; the busy are closed first. Without room in the host's RAM one is stopped, and with it the
     least used of those asleep where that is less used, so that there is room the next time."""
     host = state.host_free
@@ -124,7 +124,7 @@ def _farewells(state: State, leavers: Sequence[Seat]) -> Iterator[Action]:
                 yield Action("stop", asleep.pop(0).key)
 
 
-def _again_at(state: State) -> float | None:
+def _again_at(state: DeviceState) -> float | None:
     """When somebody becomes due, or has rested."""
     times = [_due(s, state) for s in state.seats if s.tier in ("asleep", "stopped") and s.waiting]
     times += [s.rests_until for s in state.seats if s.waiting]

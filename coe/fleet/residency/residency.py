@@ -11,12 +11,12 @@ from typing import Any, Self
 from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.fleet import to_the_end
-from coe.fleet.residency.devices import Floor, Room
+from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.managed_server import Tenant
-from coe.fleet.residency.scheduler import Ledger, Ticket
+from coe.fleet.residency.managed_server import ManagedServer
+from coe.fleet.residency.scheduler import Scheduler, Ticket
 from coe.fleet.residency.state import Action
-from coe.fleet.timeouts import Pace
+from coe.fleet.timeouts import Timeouts
 from coe.supervision import log_failure
 
 
@@ -30,10 +30,10 @@ class _Held:
     timer: asyncio.TimerHandle
 
 
-class _Level:
+class _MemoryAccount:
     """A floor with its books."""
 
-    def __init__(self, floor: Floor, ledger: Ledger) -> None:
+    def __init__(self, floor: Device, ledger: Scheduler) -> None:
         self.floor, self.ledger = floor, ledger
         self.again: asyncio.TimerHandle | None = None
 
@@ -49,20 +49,20 @@ class Residency:
 
     def __init__(
         self,
-        floors: Sequence[Floor],
+        floors: Sequence[Device],
         *,
         assignment: Mapping[str, str],
         max_wait: float,
         say: Callable[[str], None],
-        pace: Pace | None = None,
+        pace: Timeouts | None = None,
     ) -> None:
         self._floors, self._assignment, self._max_wait = floors, assignment, max_wait
-        self._say, self._pace = say, pace or Pace()
-        self._levels: dict[str, _Level] = {}
-        self._tenants: dict[str, Tenant] = {}
+        self._say, self._pace = say, pace or Timeouts()
+        self._levels: dict[str, _MemoryAccount] = {}
+        self._tenants: dict[str, ManagedServer] = {}
         self._rooms: dict[str, str] = {}
         self._held: dict[Ticket, _Held] = {}
-        self._level_of: dict[Ticket, _Level] = {}
+        self._level_of: dict[Ticket, _MemoryAccount] = {}
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.changed: Callable[[], None] = lambda: None
@@ -87,18 +87,18 @@ class Residency:
     ) -> None:
         await to_the_end(self._close())
 
-    def _open(self, floor: Floor) -> None:
+    def _open(self, floor: Device) -> None:
         ours = {category: floor.experts[name] for category, name in self._assignment.items() if name in floor.experts}
-        ledger = Ledger(
+        ledger = Scheduler(
             [(room.resident, *room.loads) for room in floor.rooms],
             memory=floor.memory,
             host_memory=floor.host_memory,
             max_wait=self._max_wait,
             forecast=Forecast(ours, now=self._loop.time()),
         )
-        level = _Level(floor, ledger)
+        level = _MemoryAccount(floor, ledger)
         for room in floor.rooms:
-            self._tenants[room.key] = Tenant(room, session=self._session, say=self._say, pace=self._pace)
+            self._tenants[room.key] = ManagedServer(room, session=self._session, say=self._say, pace=self._pace)
             self._levels[room.key] = level
         self._rooms |= floor.experts
 
@@ -114,7 +114,7 @@ class Residency:
             self._levels[room.key].ledger.woken(room.key, self._loop.time())
             self._tenants[room.key].watch(self._in_trouble)
 
-    def _first_of(self, floor: Floor) -> list[Room]:
+    def _first_of(self, floor: Device) -> list[ScheduledServer]:
         assigned = [floor.experts[name] for name in dict.fromkeys(self._assignment.values()) if name in floor.experts]
         assigned += [floor.experts[name] for name in floor.experts]
         wanted = sorted(dict.fromkeys(assigned), key=lambda key: not self._tenants[key].room.resident.pinned)
@@ -149,21 +149,21 @@ class Residency:
         *,
         category: str,
         within: float,
-        spare: str,
+        stand_in: str,
         granted: Callable[[], None],
         refused: Callable[[str, float], None],
     ) -> Ticket | None:
         """Ask for an expert: `granted` is called once it is awake, or `refused` with a reason and the seconds after
-        which to try again, within `within` seconds; either may happen before this returns. With a `spare` that is awake
-        the request is refused at once, and the expert is woken for the next one. `end` the ticket when it is over, in
-        every case; there is none where the request was refused at once."""
+        which to try again, within `within` seconds; either may happen before this returns. With a `stand_in` that is
+        awake the request is refused at once, and the expert is woken for the next one. `end` the ticket when it is
+        over, in every case; there is none where the request was refused at once."""
         key = self._rooms.get(expert)
         if key is None:
             refused(f"expert {expert!r} is not among those that were started", 60.0)
             return None
         level, now = self._levels[key], self._loop.time()
         tier = level.ledger.tier(key)
-        if tier != "awake" and (within <= 0 or self._is_awake(spare)):
+        if tier != "awake" and (within <= 0 or self._is_awake(stand_in)):
             if within > 0:
                 level.ledger.wished(key, now, category=category)
                 self._look(level)
@@ -203,7 +203,7 @@ class Residency:
 
     # ------------------------------------------------------------------------------------------------ orders
 
-    def _look(self, level: _Level) -> None:
+    def _look(self, level: _MemoryAccount) -> None:
         """Ask the policy, and do what it says."""
         if level.again:
             level.again.cancel()
@@ -220,7 +220,7 @@ class Residency:
         if orders:
             self.changed()
 
-    def _do(self, level: _Level, order: Action) -> None:
+    def _do(self, level: _MemoryAccount, order: Action) -> None:
         tenant = self._tenants[order.key]
         work = self._wake(level, tenant) if order.verb == "wake" else self._rest(level, tenant, order.verb == "sleep")
         self._spawn(work)
@@ -232,7 +232,7 @@ class Residency:
         task.add_done_callback(log_failure)
         return task
 
-    async def _wake(self, level: _Level, tenant: Tenant) -> None:
+    async def _wake(self, level: _MemoryAccount, tenant: ManagedServer) -> None:
         try:
             await tenant.wake()
         except FleetError as error:
@@ -243,19 +243,19 @@ class Residency:
         self._look(level)
         self.changed()
 
-    async def _rest(self, level: _Level, tenant: Tenant, asleep: bool) -> None:
+    async def _rest(self, level: _MemoryAccount, tenant: ManagedServer, asleep: bool) -> None:
         tier = await tenant.rest(asleep=asleep)
         level.ledger.left(tenant.key, tier)
         self._look(level)
         self.changed()
 
-    def _in_trouble(self, tenant: Tenant, trouble: str) -> None:
+    def _in_trouble(self, tenant: ManagedServer, trouble: str) -> None:
         level = self._levels[tenant.key]
         level.ledger.falls(tenant.key)
         self._spawn(self._fell(level, tenant, trouble, refuse=False))
         self.changed()
 
-    async def _fell(self, level: _Level, tenant: Tenant, trouble: str, *, refuse: bool) -> None:
+    async def _fell(self, level: _MemoryAccount, tenant: ManagedServer, trouble: str, *, refuse: bool) -> None:
         """A server is down: end what is left of it, and let it rest a while. Who waits for one that does not start is
         told so; who waits for one that died meanwhile waits for its return."""
         pause = await tenant.down(trouble)

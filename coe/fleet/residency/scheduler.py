@@ -9,7 +9,7 @@ from typing import Any
 
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, Plan, Resident, Seat, State, Tier
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
 Ticket = int
 """Names one request from its arrival to its end."""
@@ -22,11 +22,11 @@ REMEMBERED = 0.5
 class _Line:
     """What the ledger keeps of one resident. `loads` are seconds to awake from asleep and from stopped."""
 
-    resident: Resident
+    resident: ServerProfile
     loads: dict[Tier, float]
     tier: Tier = "stopped"
     waiting: dict[Ticket, float] = field(default_factory=dict)
-    wishes: int = 0
+    options: int = 0
     at_work: set[Ticket] = field(default_factory=set)
     last_used: float = 0.0
     rests_until: float = 0.0
@@ -35,7 +35,7 @@ class _Line:
     switches: int = 0
 
 
-class Ledger:
+class Scheduler:
     """`decide` after every event; it books its own orders, and gives them back to be carried out.
 
     Orders to wake, sleep and stop are under way until `woken`, `left` or `failed` says how they ended.
@@ -43,13 +43,13 @@ class Ledger:
 
     def __init__(
         self,
-        residents: Iterable[tuple[Resident, float, float]],
+        residents: Iterable[tuple[ServerProfile, float, float]],
         *,
         memory: float,
         host_memory: float,
         max_wait: float,
         forecast: Forecast,
-        policy: Callable[[State], Plan] = plan,
+        policy: Callable[[DeviceState], Schedule] = plan,
     ) -> None:
         """Residents come with their expected seconds to awake: from asleep and from stopped."""
         self._lines = {
@@ -74,7 +74,7 @@ class Ledger:
     def wished(self, key: str, now: float, *, category: str = "") -> None:
         """A request for a resident that is not awake came and a sibling answers it."""
         line = self._lines[key]
-        line.wishes += 1
+        line.options += 1
         line.last_used = now
         self._forecast.note(key, category, now)
 
@@ -93,7 +93,7 @@ class Ledger:
         if line.woken is not None:
             tier, began = line.woken
             line.loads[tier] += REMEMBERED * (now - began - line.loads[tier])
-        line.tier, line.woken, line.wishes, line.rests_until = "awake", None, 0, 0.0
+        line.tier, line.woken, line.options, line.rests_until = "awake", None, 0, 0.0
 
     def left(self, key: str, tier: Tier) -> None:
         """A resident is `asleep` or `stopped` now."""
@@ -108,7 +108,7 @@ class Ledger:
         """A resident is down, and must not be woken before a time. Gives back who waited for it where they are to be
         refused; else they wait on."""
         line = self._lines[key]
-        line.tier, line.woken, line.wishes, line.rests_until = "stopped", None, 0, rests_until
+        line.tier, line.woken, line.options, line.rests_until = "stopped", None, 0, rests_until
         refused = list(line.waiting) if refuse else []
         for ticket in refused:
             del self._owner[ticket], line.waiting[ticket]
@@ -168,19 +168,19 @@ class Ledger:
         line = self._lines[key]
         return {"tier": line.tier, "held": len(line.waiting), "switches": line.switches}
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> DeviceState:
         """All of it, frozen."""
         memory, host_memory, max_wait = self._budget
         rates = self._forecast.rates(now)
         seats = tuple(self._seat(line, rates.get(key, 0.0)) for key, line in self._lines.items())
-        return State(now, memory, host_memory, max_wait, seats)
+        return DeviceState(now, memory, host_memory, max_wait, seats)
 
-    def _seat(self, line: _Line, rate: float) -> Seat:
-        return Seat(
+    def _seat(self, line: _Line, rate: float) -> ServerState:
+        return ServerState(
             line.resident,
             line.tier,
             waiting=tuple(line.waiting.values()),
-            wished=line.wishes,
+            wished=line.options,
             in_flight=len(line.at_work),
             rate=rate,
             last_used=line.last_used,

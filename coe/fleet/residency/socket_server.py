@@ -20,10 +20,10 @@ SLOW = 2**22
 @asynccontextmanager
 async def desk(residency: Residency, address: Path) -> AsyncIterator[None]:
     """Answer at `address` for the length of the block."""
-    visitors: set[_Visitor] = set()
+    visitors: set[_ClientConnection] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        visitor = _Visitor(residency, writer)
+        visitor = _ClientConnection(residency, writer)
         visitors.add(visitor)
         try:
             visitor.say({"tiers": residency.tiers()})
@@ -49,7 +49,7 @@ async def desk(residency: Residency, address: Path) -> AsyncIterator[None]:
             visitor.leave()
 
 
-class _Visitor:
+class _ClientConnection:
     """One gateway process: its requests by the numbers it gave them."""
 
     def __init__(self, residency: Residency, writer: asyncio.StreamWriter) -> None:
@@ -78,7 +78,7 @@ class _Visitor:
             str(message["expert"]),
             category=str(message["category"]),
             within=float(message["within"]),
-            spare=str(message["spare"]),
+            stand_in=str(message["stand_in"]),
             granted=partial(self.say, {"granted": number}),
             refused=partial(self._refused, number),
         )

@@ -10,7 +10,7 @@ Tier = Literal["awake", "closing", "waking", "leaving", "asleep", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class ServerProfile:
     """A server that takes turns on a device; memory in GB.
 
     Awake it needs `memory`, asleep `asleep_memory` of the device and `host_memory` of the host's RAM; one that does not
@@ -26,7 +26,7 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class ServerState:
     """One resident now.
 
     `waiting` holds the arrivals of its held requests, oldest first; `wished` counts those that a sibling answers
@@ -35,7 +35,7 @@ class Seat:
     of a monotonic clock.
     """
 
-    resident: Resident
+    resident: ServerProfile
     tier: Tier
     waiting: tuple[float, ...] = ()
     wished: int = 0
@@ -52,7 +52,7 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class DeviceState:
     """One device at one moment. `memory` and `host_memory` are budgets in GB, `max_wait` is in seconds: how long a
     request may wait so that others like it can join."""
 
@@ -60,7 +60,7 @@ class State:
     memory: float
     host_memory: float
     max_wait: float
-    seats: tuple[Seat, ...]
+    seats: tuple[ServerState, ...]
 
     @property
     def free(self) -> float:
@@ -72,7 +72,7 @@ class State:
         return self.host_memory - sum(s.resident.host_memory for s in self.seats if s.tier in ("asleep", "leaving"))
 
 
-def held(seat: Seat) -> float:
+def held(seat: ServerState) -> float:
     """GB of the device that a seat has or is about to have."""
     if seat.tier == "stopped":
         return 0.0
@@ -93,7 +93,7 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Schedule:
     """What to do now, and when to look again if nothing happens before (None: no need)."""
 
     actions: tuple[Action, ...] = ()

@@ -38,7 +38,7 @@ class Servers(Protocol):
         ...
 
 
-class Adapting:
+class AdapterSync:
     """`read` gives the declared experts or raises ConfigError, `tell` gets those that are served whenever that
     changes, `say` a line for each event. Experts whose server does not run are left to the next start."""
 

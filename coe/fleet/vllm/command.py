@@ -8,7 +8,7 @@ from pathlib import Path
 from coe.fleet import arguments, weights
 from coe.fleet.arguments import find_command
 from coe.fleet.ports import HOST
-from coe.fleet.specs import Flag, LocalExpert, Place, ServerSpec
+from coe.fleet.specs import Flag, ListenAddress, LocalExpert, ServerSpec
 from coe.fleet.vllm import lora
 from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE, VERBS
 
@@ -19,7 +19,7 @@ _TOGETHER = 8
 _SERVERS = ("data-parallel-size", "api-server-count")
 
 
-def plan(first: LocalExpert, *, adapters: Mapping[str, Path], model: Path | str, place: Place) -> ServerSpec:
+def plan(first: LocalExpert, *, adapters: Mapping[str, Path], model: Path | str, place: ListenAddress) -> ServerSpec:
     """The server of `first` and of all adapters on the same model, options and devices."""
     command = find_command("vllm", expert=first.name, bin_folder=place.bin_folder, extra="vllm")
     served = first.name if not first.adapter else f"{first.name}-base"
@@ -65,7 +65,7 @@ def _lora(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
     return {name: value for name, value in usual.items() if name not in options}
 
 
-def _environ(expert: LocalExpert, options: Mapping[str, Flag], place: Place) -> dict[str, str]:
+def _environ(expert: LocalExpert, options: Mapping[str, Flag], place: ListenAddress) -> dict[str, str]:
     """vllm.py needs its endpoints, on loopback; and nobody is told what this machine serves."""
     environ = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if place.host == HOST:

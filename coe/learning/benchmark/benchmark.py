@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL, Router
 from coe.errors import DataError
-from coe.learning.benchmark.frontier import Point, average, hull_area, trace
+from coe.learning.benchmark.frontier import FrontierPoint, average, hull_area, trace
 from coe.learning.evaluation.quality import Quality
 from coe.mapping import Assignment, Problem, expected, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
@@ -93,7 +93,7 @@ class Split:
 
     score: dict[str, float]
     size: dict[str, float]
-    traces: dict[str, list[Point]]
+    traces: dict[str, list[FrontierPoint]]
     route_ms: list[float]
 
 
@@ -222,7 +222,7 @@ def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) ->
     times = []
     for prompt in prompts:
         began = time.perf_counter()
-        prediction = router.peek(prompt) or router.predict([prompt])[0]
+        prediction = router.predict_fast(prompt) or router.predict([prompt])[0]
         expected(assignment, prediction.probabilities).argmax()
         times.append(1000.0 * (time.perf_counter() - began))
     return times

@@ -13,7 +13,7 @@ PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class FrontierPoint:
     """What one price gives: mean quality, and mean active parameters in billions."""
 
     price: float
@@ -21,20 +21,22 @@ class Point:
     mean_active_b: float
 
 
-def trace(value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]) -> list[Point]:
+def trace(
+    value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]
+) -> list[FrontierPoint]:
     """The points of a method that expects `value` (n_prompts, n_models) and earns `scores` of the same shape."""
     points = []
     for price in PRICES:
         chosen = (value - price * active_b).argmax(axis=1)
         earned = float(scores[np.arange(len(chosen)), chosen].mean())
-        points.append(Point(price, earned, float(active_b[chosen].mean())))
+        points.append(FrontierPoint(price, earned, float(active_b[chosen].mean())))
     return points
 
 
-def average(traces: Sequence[Sequence[Point]]) -> list[Point]:
+def average(traces: Sequence[Sequence[FrontierPoint]]) -> list[FrontierPoint]:
     """Point by point over splits."""
     return [
-        Point(
+        FrontierPoint(
             points[0].price,
             float(np.mean([point.mean for point in points])),
             float(np.mean([point.mean_active_b for point in points])),
@@ -43,9 +45,9 @@ def average(traces: Sequence[Sequence[Point]]) -> list[Point]:
     ]
 
 
-def hull(points: Sequence[Point]) -> list[Point]:
+def hull(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     """The upper hull, from the cheapest point to the best: what mixing neighbouring prices reaches."""
-    kept: list[Point] = []
+    kept: list[FrontierPoint] = []
     for point in sorted(points, key=lambda p: (p.mean_active_b, -p.mean)):
         if kept and point.mean <= kept[-1].mean:
             continue
@@ -55,7 +57,7 @@ def hull(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def hull_area(points: Sequence[Point], active_b: NDArray[np.float64]) -> float:
+def hull_area(points: Sequence[FrontierPoint], active_b: NDArray[np.float64]) -> float:
     """Mean height of the hull between the smallest and the largest model's size, flat beyond its ends."""
     smallest, largest = float(active_b.min()), float(active_b.max())
     corners = hull(points)
@@ -67,5 +69,5 @@ def hull_area(points: Sequence[Point], active_b: NDArray[np.float64]) -> float:
     return float(np.trapezoid(np.interp(grid, sizes, heights), grid) / (largest - smallest))
 
 
-def _rise(left: Point, right: Point) -> float:
+def _rise(left: FrontierPoint, right: FrontierPoint) -> float:
     return (right.mean - left.mean) / max(right.mean_active_b - left.mean_active_b, 1e-12)

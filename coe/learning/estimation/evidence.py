@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 HALVINGS = 50
 
 
-def table_of(experience: Experience, worth: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
+def table_of(experience: Experience, utility: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
     """The table of the rewards: request i is `worth[i]` scores (0 to 1) that speak for `importance[i]` requests each.
 
     Two bounds hold in each cell. Requests that are likelier of another category count together at most as much as the
@@ -21,8 +21,8 @@ def table_of(experience: Experience, worth: Array, importance: Array, *, share: 
     (Kish 1965): scores of uneven importance tell less.
     """
     best = experience.posterior.argmax(axis=1)[:, None] == np.arange(len(experience.categories))
-    own = sums_by_tenant(experience, worth, importance, experience.posterior * best)
-    strange = sums_by_tenant(experience, worth, importance, experience.posterior * ~best)
+    own = sums_by_tenant(experience, utility, importance, experience.posterior * best)
+    strange = sums_by_tenant(experience, utility, importance, experience.posterior * ~best)
     inside, outside = own[0].sum(axis=0), strange[0].sum(axis=0)
     allowed = np.maximum(inside, free)
     scale = np.divide(allowed, outside, out=np.ones_like(outside), where=outside > allowed)
@@ -31,17 +31,17 @@ def table_of(experience: Experience, worth: Array, importance: Array, *, share: 
     return table_of_sums(experience, (sums * factor).sum(axis=1))
 
 
-def sums_by_tenant(experience: Experience, worth: Array, importance: Array, posterior: NDArray[np.floating]) -> Array:
+def sums_by_tenant(experience: Experience, utility: Array, importance: Array, posterior: NDArray[np.floating]) -> Array:
     """Sums over requests of w u, w u², w u r and w u r², shape (4, n_tenants, m, k).
 
-    w is `posterior` (n, m) times `worth`, u the `importance` and r the reward.
+    w is `posterior` (n, m) times `utility`, u the `importance` and r the reward.
     """
-    known = np.isfinite(experience.reward) & (worth > 0)
+    known = np.isfinite(experience.reward) & (utility > 0)
     sums = np.zeros((4, len(experience.tenants), len(experience.categories), len(experience.experts)))
     for tenant, rows in experience.by_tenant(known):
         part = experience.part(rows)
         chosen = np.zeros((len(part), len(part.experts)))
-        chosen[np.arange(len(part)), part.chosen] = worth[rows] * importance[rows]
+        chosen[np.arange(len(part)), part.chosen] = utility[rows] * importance[rows]
         reward = part.reward.astype(np.float64)
         each = (np.ones(len(part)), importance[rows], reward, reward**2)
         sums[:, tenant] = np.stack([posterior[rows].T @ (chosen * factor[:, None]) for factor in each])

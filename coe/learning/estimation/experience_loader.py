@@ -25,7 +25,8 @@ from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 LIMIT = 1_000_000
 """Requests that are kept, the newest. A million with 14 categories and 9 experts take 100 MB, twice that while they are
-put in order, and a round of learning on them some 260 MB more (docs/log.md)."""
+put in order, and a round of learning on them some 260 MB more
+(docs/experiments/retrain-memory.md)."""
 UNTENANTED = ""
 """The tenant of requests that came without a key."""
 BY_QUALITY = frozenset(("routed", "explored"))
@@ -169,10 +170,10 @@ class _Join:
 
     def _rate(self, row: int, event: Feedback) -> None:
         known, new = self.kind[row], rank(event.kind)
-        worth = len(KINDS) if known == NONE else rank(KINDS[known])
-        if new < worth:
+        utility = len(KINDS) if known == NONE else rank(KINDS[known])
+        if new < utility:
             self._time[0, row] = -np.inf
-        if new <= worth and self._is_later(0, row, event):
+        if new <= utility and self._is_later(0, row, event):
             expert = self._rows.experts[self._rows.chosen[self._order[row]]]
             self.reward[row], self.kind[row] = reward(event, expert=expert), KINDS.index(event.kind)
 
@@ -220,15 +221,16 @@ class Logs:
         self,
         *,
         since: float = 0.0,
-        until: float,
+        deadline: float,
         category: str = "",
         own: Callable[[RoutingRecord], object] | None = None,
     ) -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the records of users' requests from `since` to `until` (Unix seconds), oldest first; none is empty.
+        """Pages of the records of users' requests from `since` to `deadline` (Unix seconds), oldest first; none is
+        empty.
 
         `own` receives each record of a request that a CoE command sent (`RoutingRecord.purpose`).
         """
-        for page in self.all(since=since, until=until, category=category):
+        for page in self.all(since=since, deadline=deadline, category=category):
             if own is not None:
                 for record in page:
                     if record.purpose:
@@ -236,13 +238,13 @@ class Logs:
             if users := tuple(record for record in page if not record.purpose):
                 yield users
 
-    def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+    def all(self, *, since: float = 0.0, deadline: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
         """The same with the requests of CoE commands among them."""
         query = LogQuery(since=since, category=category, limit=PAGE)
         while True:
             page = self._runner.run(self._records.read(query))
             self.damaged += page.damaged
-            if kept := tuple(record for record in page.records if record.time <= until):
+            if kept := tuple(record for record in page.records if record.time <= deadline):
                 yield kept
             if page.cursor == query.after or (page.records and not kept):
                 return

@@ -175,7 +175,8 @@ def _interval(method: str, value: float, variance: float, weighed: _Weighed) -> 
     A few heavy weights decide the variance, and a log that happens to hold none of them looks certain. So the variance
     is at least that of 0-or-1 rewards (above), one request of the heaviest weight that the log could hold is added, as
     far as the policy does anything the log does not, and the degrees of freedom are those of the weights' kurtosis:
-    2 n / (kurtosis - 1), the precision of a variance. Coverage against plain normal intervals: docs/log.md.
+    2 n / (kurtosis - 1), the precision of a variance. Coverage against plain normal intervals:
+    docs/experiments/off-policy-learning.md.
     """
     from scipy.stats import t
 
@@ -215,7 +216,7 @@ Array_policies = NDArray[np.float64]
 Fit = Callable[[Experience], Assignment]
 
 
-def worth(experience: Experience, assignment: Assignment) -> Array_policies:
+def utility(experience: Experience, assignment: Assignment) -> Array_policies:
     """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
 
     The same as `mapping.expected` gives one by one. The assignment has the experience's categories and experts.
@@ -228,14 +229,14 @@ def worth(experience: Experience, assignment: Assignment) -> Array_policies:
 
 def greedy(experience: Experience, assignment: Assignment) -> Array_policies:
     """The policy that always takes the expert of highest worth, shape (n, k); those that tie share the request."""
-    values = worth(experience, assignment)
+    values = utility(experience, assignment)
     best = values == values.max(axis=1, keepdims=True)
     return np.asarray(best / best.sum(axis=1, keepdims=True))
 
 
 def explored(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array_policies:
     """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
-    values = worth(experience, assignment)
+    values = utility(experience, assignment)
     if assignment.unmeasured is not None:
         untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
         values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)

@@ -82,10 +82,10 @@ def refit(
     rule = weighting or Weighting()
     known = agreements(experience, base=base) if found is None else found
     age = np.maximum(now - experience.time, 0.0) / DAY
-    worth = experience.weight * np.exp2(-age / rule.half_life) * trust_of(experience, known)
+    utility = experience.weight * np.exp2(-age / rule.half_life) * trust_of(experience, known)
     propensity = np.where(experience.propensity > 0, experience.propensity, 1.0)
     importance = np.minimum(1.0 / propensity, rule.clip)
-    table = table_of(experience, worth, importance, share=rule.share, free=rule.free)
+    table = table_of(experience, utility, importance, share=rule.share, free=rule.free)
     if base is None:
         return Refit(table, known, rule, table, 0.0)
     return Refit(joined(table, base), known, rule, table, level_of(table, base))

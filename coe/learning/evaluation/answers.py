@@ -18,7 +18,7 @@ _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryLimits:
     """How long to wait for a whole answer, in seconds, and how often to ask: with a pause that doubles in between."""
 
     answer: float = 600.0
@@ -32,7 +32,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeAnswer:
     """What an expert said. `latency_ms` is the last attempt's alone; `cut` says that it ran out of tokens."""
 
     text: str = field(repr=False)
@@ -42,7 +42,7 @@ class Answer:
     cut: bool
 
 
-async def ask(expert: Expert, messages: Sequence[Mapping[str, Any]], *, patience: Patience) -> Answer:
+async def ask(expert: Expert, messages: Sequence[Mapping[str, Any]], *, patience: RetryLimits) -> ProbeAnswer:
     """Ask until there is an answer. Raises the last ExpertError, at once where asking again cannot help."""
     for attempt in range(1, patience.attempts + 1):
         try:
@@ -54,18 +54,18 @@ async def ask(expert: Expert, messages: Sequence[Mapping[str, Any]], *, patience
     raise AssertionError("patience has at least one attempt")
 
 
-async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit: float) -> Answer:
+async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit: float) -> ProbeAnswer:
     began = time.perf_counter()
     # in one piece: only so do all servers tell the token counts
     fields = {"messages": list(messages), "stream": False}
     reply = await expert.stream(Call(fields, False, limit, limit, headers=_HEADERS))
     try:
-        body = b"".join([piece async for piece in reply.pieces()])
+        body = b"".join([chunk async for chunk in reply.chunks()])
     finally:
         await reply.aclose()
     latency = (time.perf_counter() - began) * 1000
     text, cut = _first_choice(body, expert.name)
-    return Answer(text, reply.usage.input_tokens, reply.usage.output_tokens, round(latency, 1), cut)
+    return ProbeAnswer(text, reply.usage.input_tokens, reply.usage.output_tokens, round(latency, 1), cut)
 
 
 def _first_choice(body: bytes, expert: str) -> tuple[str, bool]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from coe.core import Expert
 from coe.errors import ExpertGarbage
-from coe.learning.evaluation.answers import Patience, ask
+from coe.learning.evaluation.answers import RetryLimits, ask
 from coe.routing.conversation import shorten
 
 ASKED = 3
@@ -76,7 +76,7 @@ class Judgement:
 class Judge:
     """Asks an expert for verdicts. Give it temperature 0 in experts.yaml: what it is sent sets no parameters."""
 
-    def __init__(self, expert: Expert, *, patience: Patience, concurrency: int) -> None:
+    def __init__(self, expert: Expert, *, patience: RetryLimits, concurrency: int) -> None:
         self._expert = expert
         self._patience = patience
         self._slots = asyncio.Semaphore(concurrency)

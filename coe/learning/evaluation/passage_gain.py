@@ -17,7 +17,7 @@ from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import Trials
-from coe.registry.retrieval import Retrieval
+from coe.registry.retrieval import RetrievalSpec
 from coe.retrieval.insertion import marked, with_block
 from coe.retrieval.passages import Retriever
 
@@ -26,7 +26,7 @@ _COLUMNS = ("prompt_id", "prompt", "model", "without", "with", "cosine", "tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Supplied:
+class ProbesWithPassages:
     """A probe as it is asked with passages; the cosine of the best, NaN without any, about how many tokens they are,
     and the seconds that finding them took."""
 
@@ -37,14 +37,16 @@ class Supplied:
 
 
 async def supplied(
-    probes: Iterable[Probe], declared: Retrieval, *, retriever: Retriever, encoder: Encoder
-) -> list[Supplied]:
+    probes: Iterable[Probe], declared: RetrievalSpec, *, retriever: Retriever, encoder: Encoder
+) -> list[ProbesWithPassages]:
     """Each probe with what the declared store has for it, as the gateway would give it with `x-coe-retrieval: on`.
     Raises RetrievalError."""
     return [await _supplied(probe, declared, retriever, encoder) for probe in probes]
 
 
-async def _supplied(probe: Probe, declared: Retrieval, retriever: Retriever, encoder: Encoder) -> Supplied:
+async def _supplied(
+    probe: Probe, declared: RetrievalSpec, retriever: Retriever, encoder: Encoder
+) -> ProbesWithPassages:
     began = time.perf_counter()
     vector = encoder.encode([probe.prompt])[0]
     found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.passages)
@@ -52,15 +54,15 @@ async def _supplied(probe: Probe, declared: Retrieval, retriever: Retriever, enc
     like = [passage for passage in found if passage.score >= declared.least_cosine]
     block = marked(like, budget=declared.tokens) if like else None
     if block is None:
-        return Supplied(probe, float("nan"), 0, seconds)
+        return ProbesWithPassages(probe, float("nan"), 0, seconds)
     fields = with_block({"messages": list(probe.messages)}, "chat", block.text)
     assert fields is not None, "a probe ends with the user's words"
     digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
     given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
-    return Supplied(given, max(passage.score for passage in like), block.tokens, seconds)
+    return ProbesWithPassages(given, max(passage.score for passage in like), block.tokens, seconds)
 
 
-Gain = tuple[Supplied, str, float, float]
+Gain = tuple[ProbesWithPassages, str, float, float]
 """What was asked, the expert, its scores without and with passages."""
 
 

@@ -17,7 +17,7 @@ import orjson
 from coe.core import Expert
 from coe.errors import ExpertError, InvalidRequest, RequestError
 from coe.learning.evaluation import checkers
-from coe.learning.evaluation.answers import Answer, Patience, ask
+from coe.learning.evaluation.answers import ProbeAnswer, RetryLimits, ask
 from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
@@ -109,7 +109,7 @@ class Run:
     journal: Journal
     sandbox: Sandbox
     judge: Judge | None
-    patience: Patience
+    patience: RetryLimits
     concurrency: int
     tell: Callable[[str], None]
     advance: Callable[[str], None]
@@ -181,7 +181,7 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: Run) -> Cell:
     return replace(cell, score=_checked(probe, answer.text))
 
 
-async def _judged(probe: Probe, answer: Answer, cell: Cell, judge: Judge | None) -> Cell:
+async def _judged(probe: Probe, answer: ProbeAnswer, cell: Cell, judge: Judge | None) -> Cell:
     assert judge is not None, "probes that need a judge are refused where there is none"
     try:
         judgement = await judge.score(probe.prompt, answer.text, reference=probe.reference)

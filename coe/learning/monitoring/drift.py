@@ -34,7 +34,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DriftFinding:
     """One test: the `chance` of as large a shift by luck, the size of the `effect` (see SMALLEST), and whether both
     make an alarm."""
 
@@ -45,7 +45,7 @@ class Finding:
     sentence: str
 
 
-def watch(reference: Sample, recent: Sample, *, categories: Sequence[str], look: int) -> tuple[Finding, ...]:
+def watch(reference: Sample, recent: Sample, *, categories: Sequence[str], look: int) -> tuple[DriftFinding, ...]:
     """The findings of the `look`-th look (from 1) against the same reference.
 
     All looks together give a false alarm with a chance of 5 % at most (`promotion.allowance`; within a look, Holm). A
@@ -62,7 +62,7 @@ def watch(reference: Sample, recent: Sample, *, categories: Sequence[str], look:
     for (aspect, effect, chance, said), surely in zip(tests, adjusted, strict=True):
         alarm = surely < allowance(look) and effect >= SMALLEST[aspect]
         sentence = f"{aspect} {'has shifted' if alarm else 'is as before'}: {said} (by luck {chance:.2g})"
-        found.append(Finding(aspect, effect, chance, alarm, sentence))
+        found.append(DriftFinding(aspect, effect, chance, alarm, sentence))
     return tuple(found)
 
 

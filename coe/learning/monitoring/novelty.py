@@ -20,7 +20,8 @@ SMALLEST = 20
 """Requests that make a cluster."""
 DIMENSIONS = 10
 """Principal components whose direction is clustered: density means little in hundreds of dimensions, and by length one
-tight group of much the same prompts hides all that are merely about the same thing (docs/log.md)."""
+tight group of much the same prompts hides all that are merely about the same thing
+(docs/experiments/drift-alarms.md)."""
 NEIGHBOURS = 3
 """Neighbours that make a place dense."""
 CLEAREST = 0.1

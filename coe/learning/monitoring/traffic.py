@@ -120,7 +120,7 @@ def _plainly(record: RoutingRecord) -> tuple[str, float]:
     if record.plain is None:
         return record.category, record.confidence
     category = max(record.plain, key=record.plain.__getitem__)
-    return category, record.plain[category] * record.familiarity
+    return category, record.plain[category] * record.in_distribution
 
 
 def sample(looked: Sequence[Looked]) -> Sample:

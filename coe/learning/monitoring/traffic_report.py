@@ -26,7 +26,7 @@ ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class TrafficReport:
     """At `time` (Unix seconds): the experts of each kind of alarm, whether each aspect of traffic that could be
     compared has shifted, and how many new categories are proposed."""
 
@@ -36,7 +36,7 @@ class Watch:
     proposed: int = 0
 
     @classmethod
-    def of(cls, report: Mapping[str, Any], *, now: float) -> Watch:
+    def of(cls, report: Mapping[str, Any], *, now: float) -> TrafficReport:
         """Of a report of `coe status`."""
         alarms: dict[str, tuple[str, ...]] = {}
         for alarm in report["alarms"]:
@@ -48,7 +48,7 @@ class Watch:
         return orjson.dumps(asdict(self))
 
 
-def read_watch(path: Path) -> Watch | None:
+def read_watch(path: Path) -> TrafficReport | None:
     """None where nobody has looked yet, or the file is something else: metrics must not fail for it."""
     try:
         found = orjson.loads(path.read_bytes())
@@ -56,14 +56,14 @@ def read_watch(path: Path) -> Watch | None:
         drift: dict[str, bool] = {
             aspect: bool(found["drift"][aspect]) for aspect in ASPECTS if aspect in found["drift"]
         }
-        return Watch(float(found["time"]), alarms, drift, int(found["proposed"]))
+        return TrafficReport(float(found["time"]), alarms, drift, int(found["proposed"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def publish(settings: Settings, report: Mapping[str, Any]) -> None:
     """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
-    content = Watch.of(report, now=time.time()).to_json()
+    content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     share = share_at(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:

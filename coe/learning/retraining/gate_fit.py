@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
-from coe.retrieval.gate import CUES, Array, Bars, Gate, Odds, Outlook, Use, cues, shape, tempered
+from coe.retrieval.gate import CUES, Array, Gate, GateEstimate, GateThresholds, Odds, Use, cues, shape, tempered
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -55,12 +55,12 @@ class Trials:
     @classmethod
     def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> Trials:
         """With what serving has of the texts: the router's answers, before and after the encoder has read them."""
-        readings = encoder.read(texts)
+        embeddings = encoder.read(texts)
         posterior, full = (
-            np.stack([found.probabilities for found in router.predict(texts, readings=known)]).astype(np.float64)
-            for known in (None, readings)
+            np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
+            for known in (None, embeddings)
         )
-        vectors = readings[:, : encoder.dimensions].astype(np.float64)
+        vectors = embeddings[:, : encoder.dimensions].astype(np.float64)
         return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=vectors, **rest)
 
     def __len__(self) -> int:
@@ -118,19 +118,19 @@ def held_out(trials: Trials, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int6
         yield fold, fit_gate(trials.part(np.setdiff1d(np.arange(len(trials)), fold)), seed=seed)
 
 
-def outlooks(gate: Gate, trials: Trials, *, evidence: bool = False) -> Outlook:
+def outlooks(gate: Gate, trials: Trials, *, evidence: bool = False) -> GateEstimate:
     """What the gate expects of all trials (n, k), looked at as it serves them."""
     rows = zip(trials.full, trials.texts, trials.vectors, trials.cosine, strict=True)
     found = [
         gate.looked(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
         for p, text, vector, cosine in rows
     ]
-    return Outlook(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
+    return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
 
 
 def opened(gate: Gate, trials: Trials, price: RetrievalPrice) -> NDArray[np.bool_]:
     """For which questions and experts (n, k) passages are given, as `Consultant` decides it."""
-    bars = Bars.of(gate.use, price)
+    bars = GateThresholds.of(gate.use, price)
     hopes = _glances(gate, trials)
     promises = np.array([[gate.promise(g, k, bars.search) for k, g in enumerate(row)] for row in hopes])
     before, after = outlooks(gate, trials), outlooks(gate, trials, evidence=True)

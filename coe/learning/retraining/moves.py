@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, Logged, difference, greedy, worth
+from coe.learning.estimation.off_policy import FOLDS, Logged, difference, greedy, utility
 from coe.learning.retraining.promotion import CHANCE, FIRST, HELD_OUT, LOGGED, Contrast, estimated, paired
 from coe.mapping import Assignment
 from coe.mapping.score_table import ScoreTable
@@ -227,7 +227,7 @@ def _opening_row(
 
 def _opened(experience: Experience, old: Assignment, new: Assignment, loss: float) -> Array:
     """The additional share of requests in which each expert comes within `loss` of the best, shape (k,)."""
-    within = [(value := worth(experience, one)) >= value.max(axis=1, keepdims=True) - loss for one in (old, new)]
+    within = [(value := utility(experience, one)) >= value.max(axis=1, keepdims=True) - loss for one in (old, new)]
     return np.asarray((within[1].sum(axis=0) - within[0].sum(axis=0)) / max(len(experience), 1))
 
 

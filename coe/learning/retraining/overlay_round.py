@@ -172,7 +172,7 @@ def _tried(tenant: str, categories: tuple[str, ...], known: _Known, overlay: Ove
         return Tried(tenant, said, count, known.corrected, contrast, head)
 
     if overlay is not None:
-        newer = known.part(known.time > overlay.until)
+        newer = known.part(known.time > overlay.deadline)
         since = newer.contrast(overlay) if len(newer.label) else None
         harms = since is not None and since.below < CHANCE
         grown = overlay.requests < MOST and count >= min(GROWTH * overlay.requests, MOST)

@@ -50,8 +50,9 @@ MARGIN = 0.01
 @dataclass(frozen=True, slots=True, eq=False)
 class Current:
     """The assignment in use: `since` when (Unix seconds) requests are its own, judged how often since it was promoted,
-    and with what exploration it served. `charge` is what the declared thrift takes off beside any assignment's prices,
-    a number for each expert or one for all. The last test, at `tested_at` (Unix seconds), used `tested` ratings."""
+    and with what exploration it served. `charge` is what the declared cost_weight takes off beside any assignment's
+    prices, a number for each expert or one for all. The last test, at `tested_at` (Unix seconds), used `tested`
+    ratings."""
 
     assignment: Assignment
     since: float
@@ -162,8 +163,8 @@ def retrain(
         evidence.append(logged(served.log, served.old, new, _likeliest(served.experience), guarded=guarded))
         estimated = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, new)}
     judgement = _judgement(moves, evidence, round_=current.rounds + 1, due=due)
-    rated, until = (len(served.log), float(served.experience.time.max())) if served else (0, 0.0)
-    return Round(candidate, fitted, judgement, estimated, moves, due, rated, until)
+    rated, deadline = (len(served.log), float(served.experience.time.max())) if served else (0, 0.0)
+    return Round(candidate, fitted, judgement, estimated, moves, due, rated, deadline)
 
 
 def _enough_is_new(served: Served, current: Current) -> bool:

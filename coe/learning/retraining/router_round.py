@@ -42,7 +42,7 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class CorrectedPrompts:
     """(prompt, category) pairs to train on, the base first, and why corrections were left out, counted by reason."""
 
     pairs: tuple[Pair, ...]
@@ -66,7 +66,7 @@ def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experien
     return tuple(found.values())
 
 
-def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> Lessons:
+def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
     """The base and the corrections that may join it. The order of corrections does not matter.
 
     What most tenants say of a prompt counts, a tie nothing, and the base is never contradicted. No tenant has more than
@@ -93,7 +93,9 @@ def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> Lessons:
         kept = _bounded(chosen[category], most=max(FREE, int(RATIO * sizes[category])))
         left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
         learnt += [(prompt, category) for prompt in kept]
-    return Lessons((*base, *learnt), len(learnt), {reason: count for reason, count in left_out.items() if count})
+    return CorrectedPrompts(
+        (*base, *learnt), len(learnt), {reason: count for reason, count in left_out.items() if count}
+    )
 
 
 def _bounded(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
@@ -126,7 +128,7 @@ class Schooling:
     the router in use has learnt already."""
 
     base: tuple[Pair, ...]
-    lessons: Lessons
+    lessons: CorrectedPrompts
     known: frozenset[str]
 
     @property

@@ -44,9 +44,9 @@ class Pointer:
 async def writing(folder: Path) -> AsyncIterator[None]:
     """Entered by one writer at a time, of all processes. Raises RetrievalError after PATIENCE."""
     with _lock(folder) as lock:
-        until = asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + PATIENCE
         while not _taken(lock.fileno()):
-            if asyncio.get_running_loop().time() > until:
+            if asyncio.get_running_loop().time() > deadline:
                 raise RetrievalError(f"{folder}: another process writes there for long; try again when it is done")
             await asyncio.sleep(_POLL)
         yield  # closing the file gives the lock back

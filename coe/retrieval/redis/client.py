@@ -25,7 +25,7 @@ class Moved(RetrievalError):
     """The version that was to be written is not, or no longer, the one in use."""
 
 
-class Connection:
+class DocumentsRedis:
     """`client` to ask with, through `answer`; `place` names the server in errors, without its password."""
 
     def __init__(self, url: str) -> None:

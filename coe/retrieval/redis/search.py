@@ -12,7 +12,7 @@ import orjson
 from coe.retrieval.fusion import candidates, check_encoder, contenders, fused
 from coe.retrieval.passages import EncoderId, Passage, Vector
 from coe.retrieval.redis import scripts, terms
-from coe.retrieval.redis.client import Connection
+from coe.retrieval.redis.client import DocumentsRedis
 from coe.retrieval.redis.terms import cosine, scored
 
 PREFIX = "coe:{documents}:"
@@ -25,7 +25,7 @@ nearest 50 with it, 99.6 % with twice as many in twice the time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class IndexVersion:
     """A version of the index and its parts, each of them TENANT/COLLECTION."""
 
     version: str
@@ -51,9 +51,9 @@ class _Found:
 class RedisSearch:
     """Of the version in use, or of a `version` that is not. For one event loop."""
 
-    def __init__(self, redis: Connection, encoder: EncoderId, *, version: str | None = None) -> None:
+    def __init__(self, redis: DocumentsRedis, encoder: EncoderId, *, version: str | None = None) -> None:
         self._redis, self._encoder, self._version = redis, encoder, version
-        self._known: Place | None = None
+        self._known: IndexVersion | None = None
         self._vectors = redis.client.register_script(scripts.VECTORS)
 
     async def passages(
@@ -81,13 +81,13 @@ class RedisSearch:
         order = fused(cosines, lexical)
         return (await self._passages(prefixes, order[: limit + SPARE], cosines, parts))[:limit]
 
-    async def place(self) -> Place | None:
+    async def place(self) -> IndexVersion | None:
         """What there is now; None before the first write. Raises IndexMismatch where another encoder made it."""
         version = await self.version()
         if version is None:
             return None
         parts = await self._redis.answer(self._redis.client.smembers(f"{PREFIX}{version}:parts"))
-        return Place(version, _named(parts))
+        return IndexVersion(version, _named(parts))
 
     async def version(self) -> str | None:
         """The version in use, made by this encoder; None before the first write."""
@@ -104,8 +104,8 @@ class RedisSearch:
         return version.decode()
 
     async def _candidates(
-        self, place: Place, parts: Sequence[str], vector: Vector, words: Sequence[str], most: int
-    ) -> tuple[Place, _Found]:
+        self, place: IndexVersion, parts: Sequence[str], vector: Vector, words: Sequence[str], most: int
+    ) -> tuple[IndexVersion, _Found]:
         """What there is now, and what the place has."""
         prefixes, blob = place.prefixes(parts), vector.astype("<f4").tobytes()
         async with self._redis.client.pipeline(transaction=False) as pipe:
@@ -120,7 +120,7 @@ class RedisSearch:
                 pipe.eval(scripts.WORDS, len(prefixes), *prefixes, *words)
             head, members, *found = await self._redis.answer(pipe.execute())
         version = self._version if self._version is not None else self._checked(head)
-        return Place(version or "", _named(members)), _found(found, most)
+        return IndexVersion(version or "", _named(members)), _found(found, most)
 
     async def _cosines(self, prefixes: Sequence[str], numbers: Sequence[int], vector: Vector) -> dict[int, float]:
         """None of chunks that are gone."""
@@ -154,7 +154,7 @@ def _named(members: Any) -> tuple[str, ...]:
     return tuple(sorted(part.decode() for part in members))
 
 
-def _visible(place: Place, tenant: str | None, collections: Sequence[str]) -> list[str]:
+def _visible(place: IndexVersion, tenant: str | None, collections: Sequence[str]) -> list[str]:
     """The parts of these collections, all for none, that a tenant may see."""
     found = ((part, *part.partition("/")) for part in place.parts)
     return [

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coe.errors import RetrievalError
 from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.redis import scripts
-from coe.retrieval.redis.client import Connection, Moved, Rebuilding
+from coe.retrieval.redis.client import DocumentsRedis, Moved, Rebuilding
 from coe.retrieval.redis.search import INDEX, PREFIX, RedisSearch
 from coe.retrieval.redis.terms import arguments_of
 
@@ -47,12 +47,12 @@ class RedisStore:
         encoder: EncoderId,
         *,
         draft: tuple[str, str] | None = None,
-        connection: Connection | None = None,
+        connection: DocumentsRedis | None = None,
     ) -> None:
         """`draft` is a version that is not in use, and who holds the index for it. Raises ConfigError when `url` cannot
         be a Redis address."""
         self._url = url
-        self._redis = connection or Connection(url)
+        self._redis = connection or DocumentsRedis(url)
         self._encoder = encoder
         self._draft = draft
         script = self._redis.client.register_script
@@ -139,7 +139,7 @@ class RedisStore:
     async def _write(self, script: Any, writes: Sequence[_Write], *, new: bool = False) -> int:
         """Run a script on the part of each document, on one way there and back, once nobody rebuilds: all of them again
         where somebody began meanwhile. What they answer in sum. Raises Rebuilding after PATIENCE."""
-        until = asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + PATIENCE
         holder = self._draft[1] if self._draft else ""
         while True:
             version = await self._search.version() if new else await self._version()
@@ -153,7 +153,7 @@ class RedisStore:
                 try:
                     return sum(int(answer or 0) for answer in await self._redis.answer(pipe.execute()))
                 except (Rebuilding, Moved):
-                    if self._draft or asyncio.get_running_loop().time() > until:
+                    if self._draft or asyncio.get_running_loop().time() > deadline:
                         raise
             await asyncio.sleep(_POLL)
 
@@ -161,9 +161,9 @@ class RedisStore:
     async def rebuilding(self) -> AsyncIterator[RedisStore]:
         """Writers wait until the block ends."""
         client, holder = self._redis.client, secrets.token_hex(8)
-        until = asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + PATIENCE
         while not await self._redis.answer(client.set(REBUILDING, holder, nx=True, px=HELD_MS)):
-            if asyncio.get_running_loop().time() > until:
+            if asyncio.get_running_loop().time() > deadline:
                 raise Rebuilding(f"{self._redis.place}: another rebuilding is under way; try again later")
             await asyncio.sleep(_POLL)
         renewing = asyncio.create_task(self._renewed())

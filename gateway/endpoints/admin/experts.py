@@ -123,13 +123,13 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
 
 def _standing(serving: Serving, name: str, told: Mapping[str, Any]) -> dict[str, Any]:
     expert = serving.composition.experts[name]
-    standing = expert.standing
+    health = expert.health
     turns = {key: told[key] for key in ("tier", "held", "switches") if key in told}
     return {
-        "up": standing.up,
-        "load": standing.load,
+        "up": health.up,
+        "load": health.load,
         "failing": _failing(expert),
-        "p95_s": standing.p95,
+        "p95_s": health.p95,
         "in_flight": told["in_flight"],
         "replicas": _replicas(expert, told["replicas"]),
         "requests": sum(told["outcomes"].values()),

@@ -39,7 +39,7 @@ class Entry(BaseModel):
     """YAML: `- name: ...` with its other keys below."""
 
 
-class Adding:
+class Onboarding:
     """One file is read and parsed at a time, in a thread."""
 
     def __init__(self, parts: Parts) -> None:
@@ -150,7 +150,7 @@ OPERATIONS = (
         "POST",
         "/v1/experts/check",
         f"Whether experts.yaml is right with one expert more; its problems are at `{ENTRY}`, and nothing is written",
-        Adding.check,
+        Onboarding.check,
         whole(
             {
                 "object": {"const": "expert.check"},
@@ -168,7 +168,7 @@ OPERATIONS = (
         "GET",
         "/v1/experts/{id}/steps",
         "How far an expert has come: declared, served, reachable, scored, planned, answering",
-        Adding.steps,
+        Onboarding.steps,
         whole(
             {
                 "object": {"const": "expert.steps"},

@@ -36,7 +36,7 @@ from coe.core import Reason
 from coe.records.feedback import Feedback
 from coe.records.fields import FIELDS, schema_of
 from coe.registry import Registry
-from coe.routing.replay import Again
+from coe.routing.replay import ReplayedDecision
 from gateway.endpoints.admin.operation import Schema
 
 MOST = 200
@@ -57,10 +57,10 @@ DECIDED = (
     "confidence",
     "reason",
     "candidates",
-    "worth",
+    "utility",
     "price",
     "probabilities",
-    "familiarity",
+    "in_distribution",
     "stage",
     "overlay",
     "router",
@@ -78,7 +78,7 @@ class Search(BaseModel):
 
     before: Annotated[str, Field(pattern=r"^([0-9]{1,19}(-[0-9]{1,19})?)?$")] = ""
     since: _Time = 0.0
-    until: _Time = FARTHEST
+    deadline: _Time = FARTHEST
     category: _Value = ""
     expert: _Value = ""
     outcome: _Value = ""
@@ -89,7 +89,7 @@ class Search(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MOST)] = 50
 
     def query(self) -> LogQuery:
-        fields = self.model_dump(exclude={"id"} | ({"until"} if self.until == FARTHEST else set()))
+        fields = self.model_dump(exclude={"id"} | ({"deadline"} if self.deadline == FARTHEST else set()))
         return LogQuery(request_id=self.id, **fields)
 
 
@@ -110,16 +110,20 @@ def whole(record: RoutingRecord, said: tuple[Feedback, ...], registry: Registry)
     return {"object": "record", **told, "feedback": feedback, "choices": choices(registry)}
 
 
-def compared(record: RoutingRecord, again: Again, *, categories: tuple[str, ...], versions: Schema) -> dict[str, Any]:
+def compared(
+    record: RoutingRecord, again: ReplayedDecision, *, categories: tuple[str, ...], versions: Schema
+) -> dict[str, Any]:
     """Both decisions side by side. A worth of null is that of an expert the plan has not for this category."""
     decision, prediction = again.decision, again.prediction
     now = {
-        **{name: getattr(decision, name) for name in ("expert", "category", "reason", "candidates", "worth", "price")},
+        **{
+            name: getattr(decision, name) for name in ("expert", "category", "reason", "candidates", "utility", "price")
+        },
         "confidence": round(decision.confidence, 5),
         "probabilities": {
             name: round(p, 5) for name, p in zip(categories, prediction.probabilities.tolist(), strict=True)
         },
-        "familiarity": prediction.familiarity,
+        "in_distribution": prediction.in_distribution,
         "stage": prediction.stage,
         "overlay": prediction.overlay,
         **versions,
@@ -217,14 +221,14 @@ class Records:
 
     async def _filled(self, query: LogQuery) -> LogPage:
         """A full page, or what is found in LOOKING seconds; the cursor goes on from there."""
-        until = time.monotonic() + LOOKING
+        deadline = time.monotonic() + LOOKING
         found, damaged = list[RoutingRecord](), 0
         while True:
             rest = replace(query, limit=query.limit - len(found))
             page = await self._records.back(rest)
             found += page.records
             damaged += page.damaged
-            if not page.cursor or len(found) == query.limit or time.monotonic() > until:
+            if not page.cursor or len(found) == query.limit or time.monotonic() > deadline:
                 return LogPage(tuple(found), page.cursor, damaged)
             query = replace(query, before=page.cursor)
 

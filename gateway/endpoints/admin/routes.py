@@ -14,7 +14,7 @@ from starlette.routing import Route
 from gateway.access.authorization import guarded
 from gateway.endpoints.admin import artifacts, experts, mapping, onboarding, records, stats
 from gateway.endpoints.admin.operation import Operation
-from gateway.serving_state import Current
+from gateway.serving_state import ServingState
 
 if TYPE_CHECKING:
     from gateway.parts import Parts
@@ -85,13 +85,13 @@ def admin_routes(parts: Parts) -> list[Route]:
         *_routes(mapping.Map(parts), mapping.OPERATIONS, current),
         *_routes(artifacts.Artifacts(parts), artifacts.OPERATIONS, current),
         *_routes(Status(parts), STATUS_OPERATIONS, current),
-        *_routes(onboarding.Adding(parts), onboarding.OPERATIONS, current),
+        *_routes(onboarding.Onboarding(parts), onboarding.OPERATIONS, current),
         *_routes(experts.Experts(parts), experts.OPERATIONS, current),
         *_routes(records.Records(parts), records.OPERATIONS, current),
     ]
 
 
-def _routes(view: Any, operations: Iterable[Operation], current: Current) -> list[Route]:
+def _routes(view: Any, operations: Iterable[Operation], current: ServingState) -> list[Route]:
     return [
         Route(one.path, guarded(partial(one.does, view), current, scope="admin"), methods=[one.method])
         for one in operations

@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.request.relay import EVENT_STREAM
 
 
-class Looks:
+class SharedSnapshot:
     """`take` makes what is seen; nothing is done while nobody looks."""
 
     def __init__(self, take: Callable[[], Awaitable[bytes]]) -> None:
@@ -129,7 +129,7 @@ class Stats:
     def __init__(self, parts: Parts) -> None:
         self._current = parts.current
         self._metrics = parts.metrics
-        self._looks = Looks(self._look)
+        self._looks = SharedSnapshot(self._look)
         self._listening = 0
 
     async def now(self, _: Request) -> Response:

@@ -11,12 +11,12 @@ export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 
 /** The reason for the choice, as a sentence. */
 export function sentence(told) {
-  const { reason, expert, category, confidence, candidates, attempts, propensity, worth, price } = told;
+  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = told;
   if (!expert) return "It ended before an expert was chosen.";
   const sure = `${category}, ${percent(confidence)} sure`;
   switch (reason) {
     case "routed":
-      return `${expert} is expected to answer best (${sure}).${cheaper({ expert, candidates, worth, price })}`;
+      return `${expert} is expected to answer best (${sure}).${cheaper({ expert, candidates, utility, price })}`;
     case "explored":
       return `${expert} was tried in order to learn, by a chance of ${percent(propensity)} (${sure}).`;
     case "uncertain":
@@ -68,20 +68,20 @@ export const unanswered = ({ fallback_from: first, expert, cause }) =>
   cause ? html`<span class="faint" title=${CAUSES[cause] ?? cause}>${first || expert}: ${cause}</span>` : nothing;
 
 /** Where another is better and its price takes more than that. */
-function cheaper({ expert, candidates, worth, price }) {
-  const all = qualities({ candidates, worth, price });
+function cheaper({ expert, candidates, utility, price }) {
+  const all = qualities({ candidates, utility, price });
   const own = all.find((one) => one.name === expert);
   const better = all.find((one) => own && one.quality != null && one.quality > own.quality + 0.0005);
   return better ? ` ${better.name} is expected to be better, but not by as much as it costs more.` : "";
 }
 
-/** Each candidate with its worth, the price that was taken off, and their sum, which is the expected quality. */
-export function qualities({ candidates = [], worth = [], price = [] }) {
+/** Each candidate with its utility, the price that was taken off, and their sum, which is the expected quality. */
+export function qualities({ candidates = [], utility = [], price = [] }) {
   return candidates.map((name, index) => ({
     name,
-    worth: worth[index],
+    utility: utility[index],
     price: price[index] ?? 0,
-    quality: worth[index] == null ? null : worth[index] + (price[index] ?? 0),
+    quality: utility[index] == null ? null : utility[index] + (price[index] ?? 0),
   }));
 }
 
@@ -104,12 +104,12 @@ export function posterior({ probabilities, category }, { limit = 6 } = {}) {
 const three = (value) => (value == null || !Number.isFinite(value) ? "–" : value.toFixed(3));
 
 /**
- * Whom it could have gone to, in the order of asking. `standings` (by name, { up, load }) are told where they are
+ * Whom it could have gone to, in the order of asking. `health` (by name, { up, load }) are told where they are
  * known.
  */
-export function considered({ candidates = [], worth = [], price = [], expert }, standings) {
+export function considered({ candidates = [], utility = [], price = [], expert }, health) {
   if (!candidates.length) return html`<p class="faint">Nobody was considered.</p>`;
-  if (!worth.length) return html`<p class="faint">Nothing was weighed: it was asked for by name.</p>`;
+  if (!utility.length) return html`<p class="faint">Nothing was weighed: it was asked for by name.</p>`;
   const priced = price.length > 0;
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Experts considered">
     <table class="considered">
@@ -119,16 +119,16 @@ export function considered({ candidates = [], worth = [], price = [], expert }, 
           <th scope="col">Expert</th>
           <th scope="col" class="number">Quality</th>
           ${priced ? html`<th scope="col" class="number">Price</th><th scope="col" class="number">Worth</th>` : nothing}
-          ${standings ? html`<th scope="col" class="number">Load</th>` : nothing}
+          ${health ? html`<th scope="col" class="number">Load</th>` : nothing}
         </tr>
       </thead>
       <tbody>
-        ${qualities({ candidates, worth, price }).map(
+        ${qualities({ candidates, utility, price }).map(
           (one) => html`<tr class=${one.name === expert ? "chosen" : nothing}>
             <th scope="row">${one.name}${one.name === expert ? html`<span class="unseen"> (chosen)</span>` : nothing}</th>
             <td class="number">${three(one.quality)}</td>
-            ${priced ? html`<td class="number">${three(one.price)}</td><td class="number">${three(one.worth)}</td>` : nothing}
-            ${standings ? html`<td class="number">${standing(standings[one.name])}</td>` : nothing}
+            ${priced ? html`<td class="number">${three(one.price)}</td><td class="number">${three(one.utility)}</td>` : nothing}
+            ${health ? html`<td class="number">${healthText(health[one.name])}</td>` : nothing}
           </tr>`,
         )}
       </tbody>
@@ -136,7 +136,7 @@ export function considered({ candidates = [], worth = [], price = [], expert }, 
   </div>`;
 }
 
-function standing(one) {
+function healthText(one) {
   if (!one) return "–";
   return one.up ? percent(one.load) : badge("down", "bad");
 }
@@ -193,7 +193,7 @@ export function documents({ retrieval, gate, gain, passages = [], passage_tokens
 }
 
 /** Tokens a second while the answer streamed. */
-export function speed({ output_tokens: tokens, first_piece_ms: first, total_ms: total, stream }) {
+export function speed({ output_tokens: tokens, first_token_ms: first, total_ms: total, stream }) {
   if (!tokens || first == null || !stream || total - first < 1) return null;
   return (1000 * tokens) / (total - first);
 }

@@ -159,8 +159,8 @@ async def _exchange(examiner: asyncio.subprocess.Process, task: bytes) -> bytes:
         await examiner.stdin.drain()
         examiner.stdin.close()
     report = b""
-    while len(report) <= MAX_REPORT_BYTES and (piece := await examiner.stdout.read(MAX_REPORT_BYTES)):
-        report += piece
+    while len(report) <= MAX_REPORT_BYTES and (chunk := await examiner.stdout.read(MAX_REPORT_BYTES)):
+        report += chunk
     return report
 
 

@@ -203,7 +203,7 @@ function rows(records) {
             <td class="number wide">${number(one.input_tokens, 6)}</td>
             <td class="number wide">${number(one.output_tokens, 6)}</td>
             <td class="number wide">${dollars(one.cost)}</td>
-            <td class="number wide">${milliseconds(one.first_piece_ms)}</td>
+            <td class="number wide">${milliseconds(one.first_token_ms)}</td>
             <td class="number">${milliseconds(one.total_ms)}</td>
           </tr>`,
         )}

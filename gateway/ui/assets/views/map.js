@@ -5,7 +5,7 @@ import { api, resource } from "../api.js";
 import { badge, moment, shown } from "../parts.js";
 import { heat, heatmap, scale, spot } from "../heat.js";
 import { openBudget } from "./map/budget.js";
-import { assignment, worth } from "./map/assignment.js";
+import { assignment, utility } from "./map/assignment.js";
 import { points } from "./map/rows.js";
 
 export const name = "map";
@@ -40,7 +40,7 @@ function whole(map, at, budget) {
       <h2>Assignment</h2>
       ${assignment(map)}
     </section>
-    ${map.measured ? html`<section class="card wide-names"><h2>What each expert is worth</h2>${worth(map)}</section>` : nothing}
+    ${map.measured ? html`<section class="card wide-names"><h2>What each expert is worth</h2>${utility(map)}</section>` : nothing}
   `;
 }
 

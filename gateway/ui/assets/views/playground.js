@@ -112,14 +112,14 @@ function settings(experts, draw) {
     set(event.target.name, event.target.value);
     draw();
   };
-  const { model, second, system, thrift, temperature, max_tokens: tokens, retrieval } = room.settings;
+  const { model, second, system, cost_weight, temperature, max_tokens: tokens, retrieval } = room.settings;
   const more = [system.trim() && "a system prompt", temperature !== "" && `temperature ${temperature}`, tokens !== "" && `at most ${tokens} tokens`].filter(Boolean);
   return html`<form class="card playset" aria-label="Settings" @change=${change} @submit=${(event) => event.preventDefault()}>
     <div class="fields">
       ${select("Model", "model", model, ["auto", ...experts])}
       ${select("Side by side with", "second", second, ["", "auto", ...experts], { "": "nobody" })}
       ${select("Documents", "retrieval", retrieval, ["auto", "on", "off"], { auto: "where it pays", on: "always", off: "never" })}
-      ${field("Thrift, 0 to 1", "thrift", thrift, { min: 0, max: 1, step: 0.05, placeholder: "as declared" })}
+      ${field("Thrift, 0 to 1", "cost_weight", cost_weight, { min: 0, max: 1, step: 0.05, placeholder: "as declared" })}
     </div>
     <details>
       <summary>More${more.length ? `: ${more.join(", ")}` : ""}</summary>

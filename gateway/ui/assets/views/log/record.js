@@ -29,7 +29,7 @@ function whole(record, again, labels) {
     <dl class="figures">
       ${figure("Category", record.category || "–", `${percent(record.confidence)} sure`)}
       ${figure("Expert", record.expert || "–", record.reason ? html`${record.reason} ${unanswered(record)}` : nothing)}
-      ${figure("First piece", milliseconds(record.first_piece_ms))} ${figure("Total", milliseconds(record.total_ms))}
+      ${figure("First piece", milliseconds(record.first_token_ms))} ${figure("Total", milliseconds(record.total_ms))}
       ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
       ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}
     </dl>
@@ -57,7 +57,7 @@ const speedOf = (record) => number(speed(record));
 
 /** From arrival to the last byte. Routing includes reading the body; retrieval lies between it and the expert. */
 function stretches(record) {
-  const { routing_ms: routing, retrieval_ms: retrieval, first_piece_ms: first, total_ms: total } = record;
+  const { routing_ms: routing, retrieval_ms: retrieval, first_token_ms: first, total_ms: total } = record;
   if (first == null) return [{ name: "Until the decision", ms: routing }, { name: "Until its end", ms: total - routing }];
   return [
     { name: "Until the decision", ms: routing },
@@ -70,7 +70,7 @@ function stretches(record) {
 const STAGES = {
   cheap: "its quick heads were sure",
   full: "its sentence encoder was asked",
-  hurried: "its quick heads, unsure, as there was no time for more",
+  load_shed: "its quick heads, unsure, as there was no time for more",
   settled: "its quick heads, unsure, but every answer led to the same expert",
 };
 
@@ -78,7 +78,7 @@ function classified(record) {
   if (!record.category) return nothing;
   return html`<dl class="pairs">
     <dt>Familiar</dt>
-    <dd>${percent(record.familiarity)} probable that it is of a kind the router knows</dd>
+    <dd>${percent(record.in_distribution)} probable that it is of a kind the router knows</dd>
     <dt>By</dt>
     <dd>${STAGES[record.stage] ?? record.stage}</dd>
     ${record.overlay ? html`<dt>Overlay</dt><dd>the tenant's own, <span class="code">${record.overlay}</span></dd>` : nothing}
@@ -96,7 +96,7 @@ function request(record) {
     <dt>Key</dt><dd>${record.key ?? "–"}</dd>
     <dt>Needs</dt><dd>${record.needs == null ? "not written down" : record.needs.join(", ") || "nothing special"}</dd>
     <dt>Attempts</dt><dd>${record.attempts}</dd>
-    <dt>Thrift</dt><dd>${number(record.thrift)}</dd>
+    <dt>Thrift</dt><dd>${number(record.cost_weight)}</dd>
     ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, at a loss of ${number(record.exploration[1])}; this choice had a chance of ${percent(record.propensity)}</dd>` : nothing}
   </dl>`;
 }

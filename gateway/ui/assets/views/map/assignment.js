@@ -41,7 +41,7 @@ const margin = ({ margin: value, runner_up }) => {
 };
 
 /** By expert what it uses, what a request to it costs in quality, and what would be lost without it. */
-export function worth(map) {
+export function utility(map) {
   const { measured, experts, hosted, prices } = map;
   const most = Math.max(...experts.map((name) => measured.value_of_expert[name] ?? 0), 1e-9);
   const known = (name) => measured.estimate.some((row) => row[experts.indexOf(name)] !== null);

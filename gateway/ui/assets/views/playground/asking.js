@@ -34,9 +34,9 @@ function bodyOf(model, messages, settings) {
   return body;
 }
 
-function headersOf({ thrift, retrieval }, session) {
+function headersOf({ cost_weight, retrieval }, session) {
   const headers = { "x-session-id": session, "x-coe-explain": "1", "x-coe-retrieval": retrieval };
-  if (thrift !== "") headers["x-coe-thrift"] = thrift;
+  if (cost_weight !== "") headers["x-coe-cost-weight"] = cost_weight;
   return headers;
 }
 

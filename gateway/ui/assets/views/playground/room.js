@@ -7,7 +7,7 @@ import { ask } from "./asking.js";
 const KEPT = "coe-playground";
 const TURNS = 40;
 const CHARACTERS = 1_000_000; // of all that is kept
-const DEFAULTS = { model: "auto", second: "", system: "", thrift: "", temperature: "", max_tokens: "", retrieval: "auto" };
+const DEFAULTS = { model: "auto", second: "", system: "", cost_weight: "", temperature: "", max_tokens: "", retrieval: "auto" };
 
 export const room = { settings: { ...DEFAULTS }, session: newSession(), turns: [], draft: "", draw: () => {} };
 

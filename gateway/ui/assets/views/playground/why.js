@@ -13,7 +13,7 @@ export function why(answer) {
     ${figures(answer, told)}
     ${part("Category", posterior(told))}
     ${part("Nearest examples", neighbours(answer.why))}
-    ${part("Experts considered", considered(told, answer.why?.standings))}
+    ${part("Experts considered", considered(told, answer.why?.health))}
     ${part("Documents", told.retrieval ? documents(told) : html`<p class="faint">Known when the answer is complete.</p>`)}
     ${part("Time", timeline("Steps of the request", steps(answer, told)))}
     ${headers(answer)}
@@ -33,7 +33,7 @@ function decided({ record, headers: found, why: asked }) {
   const known = asked && !asked.failed ? asked : null;
   if (!found["x-coe-expert"]) return known && { ...known, attempts: 1, propensity: 1 };
   return {
-    ...(known ?? { candidates: [], worth: [], price: [], probabilities: {} }),
+    ...(known ?? { candidates: [], utility: [], price: [], probabilities: {} }),
     expert: found["x-coe-expert"],
     category: found["x-coe-category"],
     confidence: Number(found["x-coe-confidence"]),
@@ -62,12 +62,12 @@ function neighbours(asked) {
   if (!asked.neighbours.length) return html`<p class="faint">This router keeps none.</p>`;
   return html`<ol class="neighbours">
     ${asked.neighbours.map(
-      ({ category, closeness, text }) => html`<li>
+      ({ category, similarity, text }) => html`<li>
         ${text == null
           ? html`<span class="faint">Its text is not kept here.</span>`
           : html`<span class="text" dir="auto">${text}</span>`}
         <span class="near">
-          <span>${category}</span>${bar(closeness, 8)}<span class="number">${closeness.toFixed(2)}<span class="unseen"> alike (cosine)</span></span>
+          <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> alike (cosine)</span></span>
         </span>
       </li>`,
     )}
@@ -78,7 +78,7 @@ function neighbours(asked) {
 function steps({ headers: found, record, state }, told) {
   const header = found["server-timing"] ?? "";
   const times = Object.fromEntries([...header.matchAll(/([a-z]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
-  const relayed = told.first_piece_ms == null || !record?.request_id ? null : told.total_ms - told.first_piece_ms;
+  const relayed = told.first_token_ms == null || !record?.request_id ? null : told.total_ms - told.first_token_ms;
   const named = ["admit", "parse", "classify", "assign", "gate", "call"].map((name) => ({ name, ms: times[name] ?? null }));
   const open = state === "asking" || state === "streaming";
   return [...named, { name: "relay", ms: relayed, note: open ? "…" : "–" }, { name: "record", ms: null, note: "after the answer" }];

@@ -27,8 +27,8 @@ export function curves(metrics, other, version, beside) {
     <section>
       <h3>Risk and coverage</h3>
       <p class="faint">
-        How often it is wrong where only the surest prompts are answered. Below a confidence of ${metrics.general_below?.toFixed(2)} (the upright line) training
-        suggests the general expert; <code>policy.general_below</code> may say otherwise.
+        How often it is wrong where only the surest prompts are answered. Below a confidence of ${metrics.confidence_threshold?.toFixed(2)} (the upright line) training
+        suggests the general expert; <code>policy.confidence_threshold</code> may say otherwise.
       </p>
       ${chart({
         label: "Error rate by share answered",

@@ -51,7 +51,7 @@ const FIGURES = [
   ["The same uncalibrated", "ece_before", three, 0, "of the plain mean of the heads"],
   ["Tells the unknown apart", "unknown_auroc", three, 1, "AUROC of confidence on texts of no category; 0.5 is a coin"],
   ["Asks the sentence encoder", "escalated", share, -1, "prompts whose quick answer is unsure"],
-  ["General below", "general_below", three, 0, "the confidence that training suggests"],
+  ["General below", "confidence_threshold", three, 0, "the confidence that training suggests"],
   ["Doubted by that", "doubted", share, -1, "known prompts that it would turn away"],
   ["Unknown ones doubted", "doubted_unknown", share, 1, "texts of no category that it would turn away"],
   ["Prompts", "examples", whole, 0, "trained on"],
