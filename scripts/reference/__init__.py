@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.reference import cli, environment, errors, experts_yaml, headers, http_api, metrics, records
+from scripts.reference.markdown import wrapped
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "reference"
@@ -66,4 +67,4 @@ def write(folder: Path = FOLDER) -> None:
 
 def _noted(text: str) -> str:
     title, _, rest = text.partition("\n")
-    return f"{title}\n{NOTE}{rest}"
+    return f"{title}\n\n{NOTE}{wrapped(rest)}"

@@ -16,7 +16,14 @@ _PAGE = """\
 A failed request has OpenAI's error body. The Messages API has Anthropic's.
 
 ```json
-{{"error": {{"message": "...", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}}}}
+{{
+  "error": {{
+    "message": "the model 'gpt-5' does not exist here; known: auto, coder, generalist",
+    "type": "invalid_request_error",
+    "param": "model",
+    "code": "model_not_found"
+  }}
+}}
 ```
 
 `code` names the error, `param` the field at fault. Responses with status 429 or 503 may carry `retry-after`, in

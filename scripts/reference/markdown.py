@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,42 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def code(text: str) -> str:
     """Inline code; nothing for an empty text."""
     return f"`{text}`" if text else ""
+
+
+_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`[^`]+`")
+_GAP = "\N{NO-BREAK SPACE}"
+"""Stands for a space of inline code while lines are broken."""
+
+
+def wrapped(text: str) -> str:
+    """A page whose paragraphs and list items are wrapped at 100 columns. Tables, headings and code stay."""
+    parts = _FENCED.split(text)
+    parts[::2] = ["\n\n".join(map(_wrapped, part.split("\n\n"))) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _wrapped(part: str) -> str:
+    words = part.strip()
+    if not words or words.startswith(("|", "#", "<")):
+        return part
+    before, after = part[: len(part) - len(part.lstrip())], part[len(part.rstrip()) :]
+    marks = ("- ", "  ") if words.startswith("- ") else ("", "")
+    items = words.removeprefix("- ").split("\n- ") if marks[0] else [words]
+    return before + "\n".join(_filled(item, *marks) for item in items) + after
+
+
+def _filled(text: str, first: str, rest: str) -> str:
+    whole = _CODE.sub(lambda found: found[0].replace(" ", _GAP), " ".join(text.split()))
+    lines = textwrap.fill(
+        whole,
+        100,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines.replace(_GAP, " ")
 
 
 def bounds(schema: Mapping[str, Any]) -> str:
