@@ -81,7 +81,7 @@ class Asked:
 
     expert: str
     reply: Reply
-    max_attempts: int
+    attempts: int
 
 
 async def ask(

@@ -39,9 +39,9 @@ async def chunks(server: FaultyServer, api: Any, model: str, *, stream: bool = T
         await reply.aclose()
 
 
-async def streamed(server: FaultyServer, api: Any, *chunks: bytes, **fields: Any) -> list[dict[str, Any]]:
-    """The events that these chunks of chat become."""
-    answer = b"".join(await chunks(server, api, f"stream-text:{b''.join(chunks).decode()}", **fields))
+async def streamed(server: FaultyServer, api: Any, *sent: bytes, **fields: Any) -> list[dict[str, Any]]:
+    """The events that these chunks of a chat stream become."""
+    answer = b"".join(await chunks(server, api, f"stream-text:{b''.join(sent).decode()}", **fields))
     return [orjson.loads(line[6:]) for line in answer.splitlines() if line.startswith(b"data: {")]
 
 

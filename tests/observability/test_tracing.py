@@ -86,7 +86,7 @@ async def test_attributes_are_those_of_the_conventions_and_ours() -> None:
     assert root["gen_ai.request.model"] == "auto"
     assert root["gen_ai.response.model"] == root["coe.expert"] == "coder"
     assert root["gen_ai.conversation.id"] == "s1"
-    assert (root["coe.category"], root["coe.reason"], root["coe.routing.attempts"]) == ("code", "routed", 1)
+    assert (root["coe.category"], root["coe.reason"], root["coe.attempts"]) == ("code", "routed", 1)
     assert call.kind == CLIENT
     expected = {
         "gen_ai.operation.name": "chat",
