@@ -82,8 +82,6 @@ class Example:
 
 def digest_of(prompt: str) -> str:
     """By which a router remembers an exemplar, without its text."""
-    from routers.examples import prepared
-
     return hashlib.blake2b(prepared(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
