@@ -157,7 +157,7 @@ class CascadeRouter:
         """One or more texts as all heads see them; `glances` are what the cheap ones saw, `embeddings` what the encoder
         did, where they did already."""
         glances = glances or [self.glance(text) for text in texts]
-        embeddings = self.encoder.read(texts) if embeddings is None else embeddings
+        embeddings = self.encoder.features(texts) if embeddings is None else embeddings
         vectors = embeddings[:, : self.encoder.dimensions]
         placed = self.knn.place(vectors)
         votes, similarity = self.knn.look(placed)

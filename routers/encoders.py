@@ -83,9 +83,9 @@ class OnnxEncoder:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The texts' vectors, shape (n_texts, dimensions), float32."""
-        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+        return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
-    def read(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
         """Readings of the texts, shape (n_texts, width), float32."""
         return self.read_ids(self.tokenize(texts), progress)
 
@@ -101,7 +101,7 @@ class OnnxEncoder:
     def read_ids(
         self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
-        """As `read`, from token ids (special tokens included)."""
+        """As `features`, from token ids (special tokens included)."""
         embeddings = np.zeros((len(tokens), self.width), dtype=np.float32)
         groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
         done = 0
@@ -180,9 +180,9 @@ class DocumentEncoder:
         """Unit vectors, float32 (n_texts, dimensions)."""
         return self._encoder.encode(texts)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Their readings, as a router takes them, float32 (n_texts, width)."""
-        return self._encoder.read(texts)
+        return self._encoder.features(texts)
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters; special tokens left out."""

@@ -126,7 +126,7 @@ def embed(
     full, small = out / NETWORK, out / "encoder.int8.onnx"
     with stages.stage("embed") as report:
         quantise(full, out=small)
-        embeddings = opened(small).read(lessons.texts, report)
+        embeddings = opened(small).features(lessons.texts, report)
     with stages.stage("compare") as report:
         found = _compare(lessons, embeddings, opened(full), seed=seed, report=report)
     if found["fp32"] - found["int8"] <= QUANTISATION_LOSS:
@@ -134,7 +134,7 @@ def embed(
         return embeddings, {"kept": "int8", **found}
     small.unlink()
     with stages.stage("embed in fp32") as report:
-        return opened(full).read(lessons.texts, report), {"kept": "fp32", **found}
+        return opened(full).features(lessons.texts, report), {"kept": "fp32", **found}
 
 
 def _compare(
@@ -147,7 +147,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Held-out accuracy with the `precise` network and with the one that gave `embeddings`, on a sample."""
     sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
-    exact, labels = precise.read([lessons.texts[i] for i in sample], report), lessons.labels[sample]
+    exact, labels = precise.features([lessons.texts[i] for i in sample], report), lessons.labels[sample]
     with small_fits():
         fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, embeddings[sample]))
     return {"compared": len(sample), "fp32": fp32, "int8": int8}

@@ -48,9 +48,9 @@ class CachedEncoder:
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """As OnnxEncoder.encode. Raises ArtifactError when the file is damaged."""
-        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+        return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
-    def read(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
+    def features(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
         """As OnnxEncoder.read. Raises ArtifactError when the file is damaged."""
         return self.read_ids(self._encoder.tokenize(texts), progress)
 

@@ -87,7 +87,7 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
         program.model = project_once(leave_heads_to_attention(program.model))
         program.save(str(network))
         expected = np.concatenate([torch.cat(reader(text), dim=1).detach().numpy() for text in texts])
-    if np.abs(OnnxEncoder.load(network, tokenizer).read(PROBES) - expected).max() > 1e-3:
+    if np.abs(OnnxEncoder.load(network, tokenizer).features(PROBES) - expected).max() > 1e-3:
         raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
     longest = np.resize(texts[1][0], min(LONGEST, model.max_seq_length or LONGEST))
     tried = [ids.tolist() for ids in (longest, *(text[0] for text in texts))]

@@ -43,14 +43,14 @@ def test_a_vector_depends_neither_on_company_nor_on_threads(
 ) -> None:
     monkeypatch.setattr("routers.encoders.GROUP", 2)
     alone = OnnxEncoder.load(network, built[0] / "tokenizer.json")
-    expected = np.concatenate([alone.read([text]) for text in TEXTS])
+    expected = np.concatenate([alone.features([text]) for text in TEXTS])
     told: list[float] = []
     encoder = OnnxEncoder.load(network, built[0] / "tokenizer.json", threads=threads)
-    np.testing.assert_array_equal(encoder.read(TEXTS, told.append), expected)
+    np.testing.assert_array_equal(encoder.features(TEXTS, told.append), expected)
     assert told == [0.4, 0.8, 1.0]
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected[:, : encoder.dimensions])
     assert encoder.encode([]).shape == (0, encoder.dimensions)
-    assert encoder.read([]).shape == (0, encoder.width)
+    assert encoder.features([]).shape == (0, encoder.width)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -65,7 +65,7 @@ def test_a_reading_is_the_sentence_vector_and_the_means_of_the_inner_layers(laye
     means = [states.hidden_states[layer].mean(dim=1) for layer in inner_layers(layers)]
     inner = [torch.nn.functional.normalize(mean, dim=1).numpy()[0] for mean in means]
     expected = np.concatenate([model.encode(text, normalize_embeddings=True), *inner])
-    np.testing.assert_allclose(encoder.read([text])[0], expected, atol=1e-4)
+    np.testing.assert_allclose(encoder.features([text])[0], expected, atol=1e-4)
     assert (encoder.dimensions, encoder.width) == (32, 96 if layers == 3 else 32)
 
 
