@@ -129,7 +129,7 @@ class Traffic:
             propensity=propensity,
             candidates=self.world.experts,
             probabilities=dict(zip(self.world.categories, posterior.tolist(), strict=True)),
-            stage="full",
+            stage="encoder",
             router="starter",
             config="benchmark",
             digest="",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.core import Encoder, Router
-from routers.examples import Example, digest_of, shipped
+from routers.examples import Example, prompt_digest, starter_examples
 
 if TYPE_CHECKING:
     from routers.encoders import DocumentEncoder
@@ -49,11 +49,11 @@ def check(folder: Path) -> None:
 
 def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) -> Encoder:
     """The sentence encoder of the router in `folder`; `memory` as in `build`. Raises ArtifactError as `load` does."""
-    from routers.cascade import NETWORK, TOKENIZER, read_config, tokens_read
+    from routers.cascade import NETWORK, TOKENIZER, encoder_tokens, read_config
     from routers.training.embedding_cache import open_encoder
 
     network, tokenizer = Path(folder) / NETWORK, Path(folder) / TOKENIZER
-    tokens = tokens_read(read_config(Path(folder)))
+    tokens = encoder_tokens(read_config(Path(folder)))
     return open_encoder(network, tokenizer, threads=threads, memory=memory, tokens=tokens)
 
 
@@ -104,9 +104,9 @@ __all__ = [
     "Example",
     "build",
     "check",
-    "digest_of",
     "load",
     "load_document_encoder",
     "load_encoder",
-    "shipped",
+    "prompt_digest",
+    "starter_examples",
 ]

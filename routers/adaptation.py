@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, LOAD_SHED, Neighbour, Prediction, Router
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
-from routers.examples import digest_of
+from routers.examples import prompt_digest
 from routers.heads.fast import FastFeatures
 from routers.heads.in_distribution import unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
-CAUTION = 1.0
+NEW_CATEGORY_PRIOR_NATS = 1.0
 """Static vectors tell less, so `predict_fast` takes new categories for this many nats likelier before it answers."""
 MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 7.7, 0.7
 """Logistic weights of the evidence for a new category, fitted on the starter prompts: each category left out in turn,
@@ -114,7 +114,9 @@ class AdaptedRouter:
         """The cheap answer, hurried where it should not stand."""
         guess = self._base.guess(glance)
         odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
-        unsure = guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold
+        unsure = (
+            guess.confidence / (1 + float(odds.sum()) * np.e**NEW_CATEGORY_PRIOR_NATS) < self._base.pooling.threshold
+        )
         return self._joined(replace(guess, stage=LOAD_SHED) if unsure else guess, odds)
 
     def _full(self, study: HeadOutputs) -> list[Prediction]:
@@ -156,5 +158,5 @@ def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
         static=NewCategories.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
         semantic=NewCategories.of(encoded, base.middles.means[kept], base.middles.centre),
         exemplars=[unit(base.knn.place(own)) for own in encoded],
-        digests=[[digest_of(text) for text in declared[name]] for name in new],
+        digests=[[prompt_digest(text) for text in declared[name]] for name in new],
     )

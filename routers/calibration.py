@@ -20,7 +20,7 @@ def softmax(logits: Floats) -> Floats:
     return result
 
 
-def pooled(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
+def logarithmic_pool(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
     """The logarithmic pool of `heads`: their logits, each (n_texts, n_categories), summed with `weights`."""
     total = np.zeros_like(heads[0])
     for weight, head in zip(weights, heads, strict=True):
@@ -36,10 +36,10 @@ def log_loss(logits: Floats, labels: NDArray[np.int64]) -> float:
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
     """The temperature to divide `logits` by that makes `labels` likeliest, between 1/20 and 20."""
-    return 1.0 / fit_pool([logits], labels)[0]
+    return 1.0 / fit_pool_weights([logits], labels)[0]
 
 
-def fit_pool(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int = 4) -> tuple[float, ...]:
+def fit_pool_weights(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int = 4) -> tuple[float, ...]:
     """Non-negative weights of a logarithmic pool, sum of weight times logits, that make `labels` likeliest.
 
     The loss is convex in the weights; each is searched in turn over a shrinking geometric grid, which needs no solver
@@ -50,7 +50,7 @@ def fit_pool(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int 
     for _ in range(rounds):
         for _sweep in range(3 if len(heads) > 1 else 1):
             for index, head in enumerate(heads):
-                rest = pooled(heads, [0.0 if i == index else w for i, w in enumerate(weights)])
+                rest = logarithmic_pool(heads, [0.0 if i == index else w for i, w in enumerate(weights)])
                 choices = weights[index] * 2.0 ** np.linspace(-width, width, 13)
                 losses = [log_loss(rest + choice * head, labels) for choice in choices]
                 weights[index] = float(choices[int(np.argmin(losses))])
@@ -59,7 +59,7 @@ def fit_pool(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int 
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class ReliabilityBin:
     """Predictions of like confidence: how many, their mean confidence and their accuracy."""
 
     count: int
@@ -67,12 +67,12 @@ class Bin:
     accuracy: float
 
 
-def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[Bin]:
+def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[ReliabilityBin]:
     """Non-empty bins of equal width over [0, 1]."""
     where = np.minimum((confidence * bins).astype(int), bins - 1)
     groups = [where == index for index in range(bins)]
     return [
-        Bin(count=int(g.sum()), confidence=float(confidence[g].mean()), accuracy=float(correct[g].mean()))
+        ReliabilityBin(count=int(g.sum()), confidence=float(confidence[g].mean()), accuracy=float(correct[g].mean()))
         for g in groups
         if g.any()
     ]
@@ -93,7 +93,7 @@ def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[Float
     return (count / max(1, len(order))).astype(np.float32), risk.astype(np.float32)
 
 
-def choose_threshold(
+def choose_escalation_threshold(
     confidence: Floats,
     cheap: NDArray[np.bool_],
     full: NDArray[np.bool_],
@@ -124,7 +124,7 @@ def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:
     return float((np.cumsum(below) - below / 2)[index[positive]].mean() / negatives)
 
 
-def choose_separation(
+def choose_separation_threshold(
     cheap: Floats,
     full: Floats,
     known: NDArray[np.bool_],
@@ -142,7 +142,9 @@ def choose_separation(
     return steps[int(np.argmax(told >= told.max() - loss))]
 
 
-def choose_doubt(confidence: Floats, right: NDArray[np.bool_], known: NDArray[np.bool_], *, most: float) -> float:
+def choose_confidence_threshold(
+    confidence: Floats, right: NDArray[np.bool_], known: NDArray[np.bool_], *, most: float
+) -> float:
     """The confidence below which an answer is in doubt, read off risk and coverage.
 
     Turns texts away, the least sure first, as long as more of them are wrong than right, and no more than the share

@@ -11,15 +11,15 @@ import numpy as np
 
 from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
-from routers.calibration import Floats, pooled, softmax
+from routers.calibration import Floats, logarithmic_pool, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import FastFeatures, FastHeads, Projection
-from routers.heads.in_distribution import Centroids, InDistributionModel, unit
+from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids
+from routers.heads.in_distribution import CategoryMeans, InDistributionModel, unit
 from routers.heads.knn import KnnHead
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import TokenFeatures, load_tokenizer
+from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder
@@ -51,7 +51,7 @@ class EnsembleWeights:
 
     def join_full(self, heads: Sequence[Floats]) -> Floats:
         """The full stage's posterior (n_texts, n_categories) from its heads' logits."""
-        return softmax(pooled(heads, self.full))
+        return softmax(logarithmic_pool(heads, self.full))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ class CascadeRouter:
         categories: tuple[str, ...],
         version: str,
         cheap: FastHeads,
-        places: Projection,
+        places: StaticCentroids,
         encoder: Encoder,
         linear: LinearHead,
-        middles: Centroids,
+        middles: CategoryMeans,
         knn: KnnHead,
         pooling: EnsembleWeights,
         familiarities: InDistributionModels,
@@ -179,7 +179,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def tokens_read(config: Mapping[str, Any]) -> int:
+def encoder_tokens(config: Mapping[str, Any]) -> int:
     """How many tokens of a text the encoder was trained to read."""
     return int(config.get("tokens", 256))  # 256: routers of before it was written down
 
@@ -192,8 +192,8 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     config = read_config(folder)
     version = version or content_version(folder, [CONFIG, *TABLES])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB
-    pieces = TokenFeatures(tokenizer)
-    encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=tokens_read(config))
+    pieces = WordCachedTokenizer(tokenizer)
+    encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=encoder_tokens(config))
     try:
         categories, pooling = tuple(config["categories"]), EnsembleWeights(**config["pooling"])
         familiarities = InDistributionModels.from_json(config["familiarities"])
@@ -208,7 +208,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     features, classes = LexicalFeatures(pieces), len(categories)
     _check_shapes(folder, tables, features=features, encoder=encoder, classes=classes)
     static, semantic = tables[STATIC], tables[SEMANTIC]
-    places = Projection(centroids=static["centroids"], means=static["means"])
+    places = StaticCentroids(centroids=static["centroids"], means=static["means"])
     return CascadeRouter(
         categories=categories,
         version=version,
@@ -223,7 +223,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         familiarities=familiarities,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
-        middles=Centroids(semantic["centre"], semantic["means"]),
+        middles=CategoryMeans(semantic["centre"], semantic["means"]),
         knn=KnnHead(
             semantic["axes"],
             semantic["vectors"],
@@ -241,7 +241,7 @@ def _semantic(file: Path, config: Mapping[str, Any], *, classes: int) -> Arrays:
     if config["format"] == FORMAT:
         return tables | read_arrays(file, "axes", "centre", "means")
     axes = np.eye(vectors.shape[1], dtype=np.float32)
-    return tables | {"axes": axes} | Centroids.of(vectors, tables["labels"], classes=classes).arrays()
+    return tables | {"axes": axes} | CategoryMeans.of(vectors, tables["labels"], classes=classes).arrays()
 
 
 def _digests(folder: Path, exemplars: int) -> tuple[str, ...]:

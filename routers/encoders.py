@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.tokens import cut, load_tokenizer, readable
+from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.parallel import LocalRunner, TaskRunner
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 import hashlib
 from typing import TYPE_CHECKING
 
-TOKENS = 128
+ROUTING_TOKENS = 128
 """Texts are cut to this many tokens, special tokens included, since the network's time grows with them. From 256 to 128
 the router loses .002 of accuracy on public prompts, to 64 .008."""
 CHARACTERS_PER_TOKEN = 4
 """A text is cut to so many before tokenization, so that its tail is read too; about right for English."""
-GROUP = 512
+TEXTS_PER_TASK = 512
 """Texts that are handed over together: where work runs elsewhere, the network is loaded anew for each group."""
 
 
@@ -48,7 +48,7 @@ class OnnxEncoder:
         tokenizer: Tokenizer,
         *,
         threads: int = 1,
-        tokens: int = TOKENS,
+        tokens: int = ROUTING_TOKENS,
         characters: int | None = None,
         work: TaskRunner | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class OnnxEncoder:
         tokenizer: Path,
         *,
         threads: int = 1,
-        tokens: int = TOKENS,
+        tokens: int = ROUTING_TOKENS,
         characters: int | None = None,
         work: TaskRunner | None = None,
     ) -> OnnxEncoder:
@@ -91,7 +91,7 @@ class OnnxEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, cut, special tokens included."""
-        shown = [readable(cut(text, characters=self._characters)) for text in texts]
+        shown = [replace_surrogates(truncate_middle(text, characters=self._characters)) for text in texts]
         encodings = self._tokenizer.encode_batch(shown, add_special_tokens=False)
         room = max(0, self._tokens - self._tokenizer.num_special_tokens_to_add(is_pair=False))
         for encoding in encodings:  # not by the tokenizer, which others may share
@@ -103,7 +103,7 @@ class OnnxEncoder:
     ) -> NDArray[np.float32]:
         """As `read`, from token ids (special tokens included)."""
         embeddings = np.zeros((len(tokens), self.width), dtype=np.float32)
-        groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
+        groups = [tokens[start : start + TEXTS_PER_TASK] for start in range(0, len(tokens), TEXTS_PER_TASK)]
         done = 0
         for found in self._work.map(self._run_all, groups):
             embeddings[done : done + len(found)] = found
@@ -151,7 +151,7 @@ def _session(network: Path | bytes) -> Any:
         raise ArtifactError(f"{name}: not a usable network ({error}); train the router again") from error
 
 
-TOKENS_DOCUMENTS = 256
+DOCUMENT_TOKENS = 256
 """Of a text that are read, special tokens included; MiniLM was trained on no longer ones."""
 
 
@@ -171,9 +171,7 @@ class DocumentEncoder:
     def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> DocumentEncoder:
         """Raises ArtifactError when either file cannot be used."""
         found = load_tokenizer(tokenizer)
-        encoder = OnnxEncoder(
-            network, found, threads=threads, tokens=TOKENS_DOCUMENTS, characters=16 * TOKENS_DOCUMENTS
-        )
+        encoder = OnnxEncoder(network, found, threads=threads, tokens=DOCUMENT_TOKENS, characters=16 * DOCUMENT_TOKENS)
         return cls(encoder, found, digest=_digest(network, tokenizer))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -186,7 +184,7 @@ class DocumentEncoder:
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters; special tokens left out."""
-        shown = [readable(text) for text in texts]
+        shown = [replace_surrogates(text) for text in texts]
         return [encoding.offsets for encoding in self._tokenizer.encode_batch(shown, add_special_tokens=False)]
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from routers.tokens import readable
+from routers.tokens import replace_surrogates
 
-KEPT = 8192
+MAX_PROMPT_CHARACTERS = 8192
 """Characters of a prompt that are kept; no head reads more."""
 
 
@@ -29,18 +29,18 @@ class TrainingSet:
     dropped: dict[str, int]
 
 
-def prepared(prompt: str) -> str:
+def normalize_prompt(prompt: str) -> str:
     """What of a prompt is learnt from."""
-    return readable(prompt[:KEPT]).strip()
+    return replace_surrogates(prompt[:MAX_PROMPT_CHARACTERS]).strip()
 
 
-def prepare(examples: Sequence[Example]) -> TrainingSet:
+def build_training_set(examples: Sequence[Example]) -> TrainingSet:
     """Raises DataError when fewer than two categories, or fewer than two prompts of any category, are left: one that
     vanished here would be declared and never get a request."""
     labels: dict[str, set[str]] = {}
     blank = 0
     for example in examples:
-        text = prepared(example.prompt)
+        text = normalize_prompt(example.prompt)
         if text:
             labels.setdefault(text, set()).add(example.category)
         else:
@@ -80,14 +80,14 @@ class Example:
     category: str
 
 
-def digest_of(prompt: str) -> str:
+def prompt_digest(prompt: str) -> str:
     """By which a router remembers an exemplar, without its text."""
-    from routers.examples import prepared
+    from routers.examples import normalize_prompt
 
-    return hashlib.blake2b(prepared(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return hashlib.blake2b(normalize_prompt(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def shipped() -> list[Example]:
+def starter_examples() -> list[Example]:
     """The labelled prompts that come with this package."""
     lines = (
         (importlib.resources.files("routers") / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()

@@ -15,14 +15,14 @@ from coe.errors import ArtifactError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CHARACTERS = 512
+FAST_CHARACTERS = 512
 """How much of a text the cheap heads read, so that their time is flat in its length."""
-WORDS, LONGEST_WORD = 30_000, 32
+MAX_CACHED_WORDS, MAX_CACHED_WORD_CHARACTERS = 30_000, 32
 """Words whose pieces are remembered, at most about 6 MB, and how many characters such a word may have."""
 _WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 
 
-def cut(text: str, *, characters: int) -> str:
+def truncate_middle(text: str, *, characters: int) -> str:
     """At most about `characters` of `text`: its first three quarters and its last, where questions tend to stand."""
     if len(text) <= characters:
         return text
@@ -30,7 +30,7 @@ def cut(text: str, *, characters: int) -> str:
     return f"{text[: characters - tail]}\n{text[-tail:]}"
 
 
-def readable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """`text` without lone surrogates, which no tokenizer accepts."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -48,7 +48,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-class TokenFeatures:
+class WordCachedTokenizer:
     """Texts to word-piece ids, int64 (n_pieces,), special tokens left out. Thread-safe.
 
     Where the tokenizer is BERT's kind, the pieces of an ASCII word do not depend on its neighbours, and those of words
@@ -71,8 +71,8 @@ class TokenFeatures:
 
     def _learn(self, word: str) -> bytes:
         ids = self._encode(word)
-        if len(word) <= LONGEST_WORD:
-            if len(self._met) >= WORDS:
+        if len(word) <= MAX_CACHED_WORD_CHARACTERS:
+            if len(self._met) >= MAX_CACHED_WORDS:
                 self._met.clear()
             self._met[word] = ids
         return ids
@@ -81,7 +81,7 @@ class TokenFeatures:
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError:  # what the Rust side says of a lone surrogate
-            ids = self._tokenizer.encode(readable(text), add_special_tokens=False).ids
+            ids = self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
         return np.array(ids, dtype=np.int64).tobytes()
 
     def known(self, words: Iterable[str]) -> list[int]:
@@ -94,5 +94,5 @@ def _is_uncased_bert(tokenizer: Tokenizer) -> bool:
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
-    normal, cut = tokenizer.normalizer, tokenizer.pre_tokenizer
-    return isinstance(normal, BertNormalizer) and normal.lowercase and isinstance(cut, BertPreTokenizer)
+    normal, truncate_middle = tokenizer.normalizer, tokenizer.pre_tokenizer
+    return isinstance(normal, BertNormalizer) and normal.lowercase and isinstance(truncate_middle, BertPreTokenizer)

@@ -15,11 +15,11 @@ from routers.calibration import Floats
 from routers.heads.lexical import LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import CHARACTERS, cut
+from routers.tokens import FAST_CHARACTERS, truncate_middle
 
 
 @dataclass(frozen=True, slots=True)
-class Projection:
+class StaticCentroids:
     """Where the training data lie among static vectors, unit length: `centroids` (n, dimensions) of all of it, `means`
     (n_categories, dimensions) of each category."""
 
@@ -46,7 +46,7 @@ class FastHeads:
     move by .001.
     """
 
-    def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: Projection) -> None:
+    def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: StaticCentroids) -> None:
         classes = len(lexical.bias)
         self._pieces = lexical.features.pieces
         self._features = lexical.features
@@ -58,11 +58,11 @@ class FastHeads:
         self._bias = head.bias
         self._start, self._scripts, self._words = lexical.bias, lexical.traits[:-2], lexical.traits[-2:]
         self._ascii_start = lexical.bias + lexical.traits[0]
-        self._frequency = (1 + np.log(np.arange(1, CHARACTERS + 2))).astype(np.float32)
+        self._frequency = (1 + np.log(np.arange(1, FAST_CHARACTERS + 2))).astype(np.float32)
         self._last: tuple[str, FastFeatures] | None = None
 
     def __call__(self, text: str) -> FastFeatures:
-        text = cut(text, characters=CHARACTERS)
+        text = truncate_middle(text, characters=FAST_CHARACTERS)
         last = self._last
         if last is None or last[0] != text:
             last = self._last = (text, self._see(text))

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from routers.calibration import Floats
 from routers.files import Arrays
 
-CENTROIDS = 512
+MAX_CENTROIDS = 512
 """Most centroids of static vectors, shared evenly among the categories; more would slow `predict_fast`."""
-UNKNOWN = 0.03
+OUT_OF_SCOPE_SHARE = 0.03
 """Share of requests taken to be of unknown kind. Their number is not in the data; a higher one costs calibration."""
 
 
@@ -39,7 +39,7 @@ class InDistributionModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Centroids:
+class CategoryMeans:
     """The `centre` (dimensions,) of the exemplars in the encoder's space, and the unit mean of each category's as seen
     from there, `means` (n_categories, dimensions)."""
 
@@ -56,17 +56,17 @@ class Centroids:
         return {"centre": self.centre, "means": self.means}
 
 
-def fit_familiarity(known: Floats, unknown: Floats) -> InDistributionModel:
+def fit_in_distribution_model(known: Floats, unknown: Floats) -> InDistributionModel:
     """From the closeness (n_texts, n_measures) of held-out texts, and of texts whose own category was left out."""
     from sklearn.linear_model import LogisticRegression
 
     labels = np.arange(len(known) + len(unknown)) < len(known)
     model = LogisticRegression(C=100, class_weight="balanced").fit(np.concatenate((known, unknown)), labels)
-    prior = np.log((1 - UNKNOWN) / UNKNOWN)
+    prior = np.log((1 - OUT_OF_SCOPE_SHARE) / OUT_OF_SCOPE_SHARE)
     return InDistributionModel(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
 
 
-def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+def fit_centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
     """Unit-length k-means centroids (n_centroids, dimensions) of every category, and their labels (n_centroids,)."""
     from sklearn.cluster import MiniBatchKMeans
 
@@ -74,7 +74,7 @@ def centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple
     found = []
     for name in names:
         own = vectors[labels == name]
-        count = max(1, min(CENTROIDS // len(names), len(own) // 2))
+        count = max(1, min(MAX_CENTROIDS // len(names), len(own) // 2))
         means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed).fit(own).cluster_centers_
         found.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
     return np.concatenate(found).astype(np.float32), np.repeat(names, [len(means) for means in found])

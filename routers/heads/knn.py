@@ -20,16 +20,16 @@ from routers.heads.in_distribution import unit
 NEIGHBOURS = 20
 SHARPNESS = 15.0
 """Neighbours weigh exp(SHARPNESS * cosine)."""
-CLOSEST = 3
+SIMILARITY_NEIGHBOURS = 3
 """Exemplars whose mean cosine says how close a text is to the training data."""
-PRIOR = 0.02
+VOTE_SMOOTHING = 0.02
 """Added to every category's share of the votes, so that a logarithm exists."""
-AXES = 128
+MAX_AXES = 128
 """Most principal axes that are kept."""
-NARROWEST = 1e-2
+MIN_RELATIVE_SINGULAR_VALUE = 1e-2
 """Part of the first axis' singular value that another's must be: one that tells two exemplars apart that are nearly the
 same would be so wide, made even, that by what lies outside every text were far from all."""
-EVENNESS = 0.25
+WHITENING_EXPONENT = 0.25
 """Axes are divided by this power of their singular values, which keeps the first few from drowning the others."""
 
 
@@ -60,7 +60,7 @@ class KnnHead:
     def look(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Log votes (n_texts, classes) and the mean cosine to the CLOSEST exemplars (n_texts,), of what is placed."""
         cosines = queries @ self.vectors.T
-        k, few = min(NEIGHBOURS, len(self.vectors)), min(CLOSEST, len(self.vectors))
+        k, few = min(NEIGHBOURS, len(self.vectors)), min(SIMILARITY_NEIGHBOURS, len(self.vectors))
         nearest = cosines.argpartition(-k, axis=1)[:, -k:]
         near = np.take_along_axis(cosines, nearest, axis=1)
         weights = np.exp(SHARPNESS * (near - near.max(axis=1, keepdims=True)))
@@ -68,7 +68,7 @@ class KnnHead:
         votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * self.classes)
         shares = votes.reshape(len(queries), self.classes) / weights.sum(axis=1, keepdims=True)
         similarity = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
-        return np.log(shares + PRIOR).astype(np.float32), similarity
+        return np.log(shares + VOTE_SMOOTHING).astype(np.float32), similarity
 
     def nearest(self, vector: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
         """Label, cosine and digest of the exemplars nearest to one that is placed (n_axes,), the nearest first."""
@@ -88,13 +88,13 @@ class KnnHead:
 def fit_knn(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, classes: int) -> KnnHead:
     """The exemplars' `vectors` (n_exemplars, dimensions) along their principal axes, not centred."""
     _, spread, principal = np.linalg.svd(vectors, full_matrices=False)
-    kept = min(AXES, int((spread > spread[0] * NARROWEST).sum()))
-    axes = np.ascontiguousarray(principal[:kept].T / spread[:kept] ** EVENNESS, dtype=np.float32)
+    kept = min(MAX_AXES, int((spread > spread[0] * MIN_RELATIVE_SINGULAR_VALUE).sum()))
+    axes = np.ascontiguousarray(principal[:kept].T / spread[:kept] ** WHITENING_EXPONENT, dtype=np.float32)
     head = KnnHead(axes, vectors, labels, classes)
     return replace(head, vectors=unit(head.place(vectors)))
 
 
-def choose_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def sample_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Indices of at most `each` examples of every label, drawn at random."""
     chosen = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))

@@ -10,21 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.files import Arrays
-from routers.heads.writing_systems import ENGLISH_WORDS, FOREIGN_WORDS, NAMES, WritingSystems
-from routers.tokens import TokenFeatures
+from routers.heads.writing_systems import ENGLISH_WORDS, FOREIGN_WORDS, WRITING_SYSTEM_NAMES, WritingSystems
+from routers.tokens import WordCachedTokenizer
 
-BUCKETS = 1 << 16
+HASH_BUCKETS = 1 << 16
 """Pairs of neighbouring pieces are hashed into this many rows."""
-TRAITS = len(NAMES) + 2
+N_TRAITS = len(WRITING_SYSTEM_NAMES) + 2
 """Features that are not words: shares of letters by writing system, of foreign and of English function words."""
 
 
 class LexicalFeatures:
     """What the head sees of a text: rows of its table with TF-IDF weights (unit length), and a few traits."""
 
-    def __init__(self, pieces: TokenFeatures) -> None:
+    def __init__(self, pieces: WordCachedTokenizer) -> None:
         self.pieces = pieces
-        self.rows = pieces.size + BUCKETS
+        self.rows = pieces.size + HASH_BUCKETS
         self.scripts = WritingSystems()
         self.function_words = np.zeros((pieces.size, 2), dtype=np.float32)
         self.function_words[pieces.known(FOREIGN_WORDS.split()), 0] = 1.0
@@ -37,7 +37,7 @@ class LexicalFeatures:
 
     def pairs(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row of every pair of neighbours in `ids`."""
-        return (((ids[:-1] * 0x9E3779B1 + ids[1:] * 0x85EBCA6B) >> 7) & (BUCKETS - 1)) + self.pieces.size
+        return (((ids[:-1] * 0x9E3779B1 + ids[1:] * 0x85EBCA6B) >> 7) & (HASH_BUCKETS - 1)) + self.pieces.size
 
     def traits(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Shape (TRAITS,)."""

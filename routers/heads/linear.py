@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from routers.files import Arrays
 
-NEVER = -100.0
+ABSENT_CATEGORY_LOGIT = -100.0
 """Logit of a category without training texts."""
 
 
@@ -45,7 +45,8 @@ def fit_linear(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, stren
     if len(model.classes_) == 2:  # scikit-learn keeps one column for two classes
         weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     head = LinearHead(
-        weights=np.zeros((vectors.shape[1], classes), dtype=np.float32), bias=np.full(classes, NEVER, dtype=np.float32)
+        weights=np.zeros((vectors.shape[1], classes), dtype=np.float32),
+        bias=np.full(classes, ABSENT_CATEGORY_LOGIT, dtype=np.float32),
     )
     head.weights[:, model.classes_] = weights
     head.bias[model.classes_] = bias

@@ -12,8 +12,8 @@ import numpy as np
 
 from coe.errors import ArtifactError
 from routers.calibration import Floats
-from routers.encoders import TOKENS, OnnxEncoder
-from routers.training.export import LAYOUT, export_encoder
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder
+from routers.training.export import EXPORT_VERSION, export_encoder
 from routers.training.parallel import TaskRunner
 
 Progress = Callable[[float], None]
@@ -25,7 +25,7 @@ def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | N
     if memory is None or not Path(source).is_dir():
         export_encoder(source, network=network, tokenizer=tokenizer)
         return
-    kept = memory / f"export-{LAYOUT}-{_digest_of_folder(Path(source))}"
+    kept = memory / f"export-{EXPORT_VERSION}-{_digest_of_folder(Path(source))}"
     if not kept.is_dir():
         memory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=memory) as draft:
@@ -89,7 +89,7 @@ def open_encoder(
     *,
     threads: int,
     memory: Path | None,
-    tokens: int = TOKENS,
+    tokens: int = ROUTING_TOKENS,
     work: TaskRunner | None = None,
 ) -> OnnxEncoder | CachedEncoder:
     """The encoder in these two files, with the readings that `memory` holds of the same two."""

@@ -28,17 +28,17 @@ from routers.encoders import OnnxEncoder
 
 OPSET = 23
 """The first in which attention is one operator."""
-DEPTHS = (2 / 3, 1 / 3)
+INNER_LAYER_DEPTHS = (2 / 3, 1 / 3)
 """The inner layers that are read, by their depth. The middle of such a network tells topics apart better than its end,
 which is made for closeness (docs/experiments/encoder-layers.md; Skean et al. 2025, arXiv 2502.02013, find the same
 of many)."""
-LAYOUT = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in DEPTHS)}-lean"
+EXPORT_VERSION = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in INNER_LAYER_DEPTHS)}-lean"
 """By which an export kept from before is known to be as this module makes it."""
 PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
 """Texts of unlike length: the export is traced with the first and checked on all."""
-LONGEST = 256
+MAX_MASK_TEST_TOKENS = 256
 """Tokens of the text on which masks are found to hide nothing; the most that is read of any text."""
-IDLE = 1e-5
+MASK_TOLERANCE = 1e-5
 """By how much readings without masks may differ from those with masks, which is what rounding does."""
 
 
@@ -84,12 +84,12 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
             opset_version=OPSET,
             verbose=False,
         )
-        program.model = project_once(leave_heads_to_attention(program.model))
+        program.model = fuse_projections(fuse_head_transposes(program.model))
         program.save(str(network))
         expected = np.concatenate([torch.cat(reader(text), dim=1).detach().numpy() for text in texts])
     if np.abs(OnnxEncoder.load(network, tokenizer).read(PROBES) - expected).max() > 1e-3:
         raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
-    longest = np.resize(texts[1][0], min(LONGEST, model.max_seq_length or LONGEST))
+    longest = np.resize(texts[1][0], min(MAX_MASK_TEST_TOKENS, model.max_seq_length or MAX_MASK_TEST_TOKENS))
     tried = [ids.tolist() for ids in (longest, *(text[0] for text in texts))]
     _drop_idle_masks(program, tried, network=network, tokenizer=tokenizer)
 
@@ -99,11 +99,11 @@ def _drop_idle_masks(program: Any, texts: list[list[int]], *, network: Path, tok
     that cannot read them all, as RoBERTas take two positions off what their files say, keeps its masks."""
 
     lean = network.with_name(f"{network.name}.lean")
-    program.model = hide_nothing(program.model)
+    program.model = remove_masks(program.model)
     program.save(str(lean))
     try:
         before, after = (OnnxEncoder.load(path, tokenizer).read_ids(texts) for path in (network, lean))
-        idle = np.abs(after - before).max() < IDLE
+        idle = np.abs(after - before).max() < MASK_TOLERANCE
     except Exception:  # onnxruntime's own errors share no base
         idle = False
     if idle:
@@ -148,7 +148,7 @@ def _as_module(model: Any) -> Any:
 
 def inner_layers(layers: int) -> list[int]:
     """Which of so many layers are read besides the last, the deepest first."""
-    return sorted({round(depth * layers) for depth in DEPTHS} & set(range(1, layers)), reverse=True)
+    return sorted({round(depth * layers) for depth in INNER_LAYER_DEPTHS} & set(range(1, layers)), reverse=True)
 
 
 def quantise(network: Path, *, out: Path) -> None:
@@ -177,36 +177,36 @@ def _quiet(name: str | None) -> Iterator[None]:
         logger.setLevel(level)
 
 
-TURN = [0, 2, 1, 3]
+HEAD_PERMUTATION = [0, 2, 1, 3]
 """(texts, tokens, heads, dimensions) to (texts, heads, tokens, dimensions), and back."""
-MASK = 3
+MASK_INPUT = 3
 """Attention's input that hides tokens from each other, after queries, keys and values."""
 
 
-def leave_heads_to_attention(model: Any) -> Any:
+def fuse_head_transposes(model: Any) -> Any:
     """The onnx_ir model, rewritten; what is built otherwise stays as it is."""
     return rewrite(model, [pattern.RewriteRule(_exported, _rewritten, _known)])
 
 
-def project_once(model: Any) -> Any:
+def fuse_projections(model: Any) -> Any:
     """The same, with one product in place of those that make queries, keys and values of one text."""
     return rewrite(model, [pattern.RewriteRule(_thrice, _once, _constant)])
 
 
-def hide_nothing(model: Any) -> Any:
+def remove_masks(model: Any) -> Any:
     """The same without masks. Right where every token of a lone text sees all others, which the caller must know."""
     for node in model.graph:
-        if node.op_type == "Attention" and len(node.inputs) > MASK:
-            node.replace_input_with(MASK, None)
+        if node.op_type == "Attention" and len(node.inputs) > MASK_INPUT:
+            node.replace_input_with(MASK_INPUT, None)
     RemoveUnusedNodesPass()(model)
     return model
 
 
 def _exported(op: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, flat: Any) -> Any:
     cut = [(queries, own), (keys, shared), (values, shared)]
-    turned = [op.Transpose(op.Reshape(whole, shape), perm=TURN) for whole, shape in cut]
+    turned = [op.Transpose(op.Reshape(whole, shape), perm=HEAD_PERMUTATION) for whole, shape in cut]
     found = op.Attention(*turned, _allow_other_inputs=True, _outputs=["attention"])
-    return op.Reshape(op.Transpose(found, perm=TURN), flat)
+    return op.Reshape(op.Transpose(found, perm=HEAD_PERMUTATION), flat)
 
 
 def _known(_: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, flat: Any, **__: Any) -> bool:
@@ -220,7 +220,7 @@ def _known(_: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, 
 def _rewritten(op: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, attention: Any, **_: Any) -> Any:
     heads, kept = (int(shape.const_value.numpy()[2]) for shape in (own, shared))
     before = attention.producer()
-    inputs = (queries, keys, values, *before.inputs[MASK:])
+    inputs = (queries, keys, values, *before.inputs[MASK_INPUT:])
     return op.Attention(*inputs, **before.attributes, q_num_heads=heads, kv_num_heads=kept)
 
 
@@ -250,4 +250,4 @@ def _once(op: Any, text: Any, attention: Any, **tables: Any) -> Any:
     )
     found = op.Split(op.Add(op.MatMul(text, whole), bias), sizes, axis=2, _outputs=3)
     before = attention.producer()
-    return op.Attention(*found, *before.inputs[MASK:], **before.attributes)
+    return op.Attention(*found, *before.inputs[MASK_INPUT:], **before.attributes)

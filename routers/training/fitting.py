@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.files import write_arrays
-from routers.heads.in_distribution import Centroids, centroids, class_means
-from routers.heads.knn import KnnHead, choose_exemplars, fit_knn
+from routers.heads.in_distribution import CategoryMeans, class_means, fit_centroids
+from routers.heads.knn import KnnHead, fit_knn, sample_exemplars
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
 from routers.heads.linear import LinearHead, fit_linear
 from routers.heads.static import StaticVectors
@@ -24,18 +24,18 @@ Labels = NDArray[np.int64]
 HEADS = ("lexical", "static", "linear")
 """The trained heads, as Strengths and Views name them."""
 FOLDS = 5
-EXEMPLARS = 6000
+MAX_EXEMPLARS = 6000
 """Most exemplars that the kNN head keeps, shared evenly among the categories."""
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
+REGULARIZATION_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse regularisations to choose from."""
-BLOCK = 1000
+KNN_BATCH_TEXTS = 1000
 """Texts whose neighbours are looked up at a time: bounds the matrix of cosines."""
-LEFT_OUT = -1e4
+EXCLUDED_LOGIT = -1e4
 """Logit of a category that is left out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TrainingData:
     """A training set as the heads see it: the linear one sees the encoder's `embeddings`, the neighbours the sentence
     vectors, their first `dimensions` columns, alone."""
 
@@ -54,7 +54,7 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Strengths:
+class Regularization:
     """The inverse regularisation of each trained head."""
 
     lexical: float
@@ -63,7 +63,7 @@ class Strengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
+class HeadScores:
     """Every head's logits (n_texts, n_categories) on some texts, and how close those are to the training data.
 
     `near` (n_texts, 2) is what the cheap stage sees of closeness, `similarity` (n_texts,) what the full stage sees.
@@ -80,32 +80,32 @@ class Views:
     def heads(self) -> tuple[Floats, Floats, Floats, Floats]:
         return self.lexical, self.static, self.linear, self.knn
 
-    def part(self, rows: Labels) -> Views:
+    def part(self, rows: Labels) -> HeadScores:
         """The views of some of the texts."""
-        return Views(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return HeadScores(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def take(self, rows: Labels, part: Views) -> None:
+    def take(self, rows: Labels, part: HeadScores) -> None:
         """Fill in the views of these texts."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(part, field.name)
 
     @classmethod
-    def blank(cls, texts: int, classes: int) -> Views:
+    def blank(cls, texts: int, classes: int) -> HeadScores:
         lexical, static, linear, knn = (np.zeros((texts, classes), dtype=np.float32) for _ in range(4))
         near, similarity = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
         return cls(lexical=lexical, static=static, linear=linear, knn=knn, near=near, similarity=similarity)
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
+class HeldOutScores:
     """The heads' views of texts that they did not learn from.
 
     `known` are those texts as they are. `unknown` are the same as if their own category were not among the known ones:
     stand-ins for texts of kinds that training has not met.
     """
 
-    known: Views
-    unknown: Views
+    known: HeadScores
+    unknown: HeadScores
 
 
 def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
@@ -117,21 +117,21 @@ def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
-def choose_strengths(data: Data, *, seed: int, work: TaskRunner) -> Strengths:
+def choose_regularization(data: TrainingData, *, seed: int, work: TaskRunner) -> Regularization:
     """Those with the least log loss, temperature fitted, on one fold."""
     fold = folds(data.labels, seed=seed)[0]
-    trials = [(head, strength) for head in HEADS for strength in STRENGTHS]
-    losses = np.array(list(work.map(partial(_trial, data, fold), trials))).reshape(len(HEADS), len(STRENGTHS))
-    return Strengths(*(STRENGTHS[best] for best in losses.argmin(axis=1)))
+    trials = [(head, strength) for head in HEADS for strength in REGULARIZATION_GRID]
+    losses = np.array(list(work.map(partial(_trial, data, fold), trials))).reshape(len(HEADS), len(REGULARIZATION_GRID))
+    return Regularization(*(REGULARIZATION_GRID[best] for best in losses.argmin(axis=1)))
 
 
-def _trial(data: Data, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
+def _trial(data: TrainingData, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
     """The log loss of one head at one strength."""
     (rest, held), (head, strength) = fold, trial
     return _loss(_trained_logits(head, data, rest, held, strength), data.labels[held])
 
 
-def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength: float) -> Floats:
+def _trained_logits(head: str, data: TrainingData, rest: Labels, held: Labels, strength: float) -> Floats:
     if head == "lexical":
         return _lexical_logits(_lexical(data, rest, strength), data, held)
     vectors = data.static if head == "static" else data.embeddings
@@ -139,10 +139,10 @@ def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength:
 
 
 def cross_fit(
-    data: Data, strengths: Strengths, *, seed: int, work: TaskRunner, report: Callable[[float], None]
-) -> HeldOut:
+    data: TrainingData, strengths: Regularization, *, seed: int, work: TaskRunner, report: Callable[[float], None]
+) -> HeldOutScores:
     """What every head says of texts it did not learn from, over folds."""
-    found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
+    found = HeldOutScores(*(HeadScores.blank(len(data.labels), data.classes) for _ in range(2)))
     parts = folds(data.labels, seed=seed)
     for index, part in enumerate(work.map(partial(_fold, data, strengths, seed), parts)):
         held = parts[index][1]
@@ -152,41 +152,43 @@ def cross_fit(
     return found
 
 
-def _fold(data: Data, strengths: Strengths, seed: int, fold: tuple[Labels, Labels]) -> HeldOut:
+def _fold(data: TrainingData, strengths: Regularization, seed: int, fold: tuple[Labels, Labels]) -> HeldOutScores:
     """The views of the held texts alone."""
-    found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
+    found = HeldOutScores(*(HeadScores.blank(len(data.labels), data.classes) for _ in range(2)))
     rest, held = fold
     _view_trained(found, data, strengths, rest, held)
     _view_neighbours(found, data, _knn(data, rest, seed=seed), held)
     _view_near(found, data, rest, held, seed=seed)
-    return HeldOut(found.known.part(held), found.unknown.part(held))
+    return HeldOutScores(found.known.part(held), found.unknown.part(held))
 
 
-def _view_trained(found: HeldOut, data: Data, strengths: Strengths, rest: Labels, held: Labels) -> None:
+def _view_trained(
+    found: HeldOutScores, data: TrainingData, strengths: Regularization, rest: Labels, held: Labels
+) -> None:
     """Logits of the trained heads; a stand-in's are those of the other categories."""
     for head in HEADS:
         getattr(found.known, head)[held] = _trained_logits(head, data, rest, held, getattr(strengths, head))
     for known, unknown in zip(found.known.heads[:3], found.unknown.heads[:3], strict=True):
         unknown[held] = known[held]
-        unknown[held, data.labels[held]] = LEFT_OUT
+        unknown[held, data.labels[held]] = EXCLUDED_LOGIT
 
 
-def _view_neighbours(found: HeldOut, data: Data, knn: KnnHead, held: Labels) -> None:
-    for start in range(0, len(held), BLOCK):
-        block = held[start : start + BLOCK]
+def _view_neighbours(found: HeldOutScores, data: TrainingData, knn: KnnHead, held: Labels) -> None:
+    for start in range(0, len(held), KNN_BATCH_TEXTS):
+        block = held[start : start + KNN_BATCH_TEXTS]
         found.known.knn[block], found.known.similarity[block] = knn.look(knn.place(data.vectors[block]))
     for label in range(data.classes):
         others = knn.without(label)
         own = held[data.labels[held] == label]
-        for start in range(0, len(own), BLOCK):
-            block = own[start : start + BLOCK]
+        for start in range(0, len(own), KNN_BATCH_TEXTS):
+            block = own[start : start + KNN_BATCH_TEXTS]
             placed = others.place(data.vectors[block])
             found.unknown.knn[block], found.unknown.similarity[block] = others.look(placed)
-            found.unknown.knn[block, label] = LEFT_OUT
+            found.unknown.knn[block, label] = EXCLUDED_LOGIT
 
 
-def _view_near(found: HeldOut, data: Data, rest: Labels, held: Labels, *, seed: int) -> None:
-    means, labels = centroids(data.static[rest], data.labels[rest], seed=seed)
+def _view_near(found: HeldOutScores, data: TrainingData, rest: Labels, held: Labels, *, seed: int) -> None:
+    means, labels = fit_centroids(data.static[rest], data.labels[rest], seed=seed)
     cosines = data.static[held] @ means.T
     found.known.near[held, 0] = cosines.max(axis=1)
     cosines[data.labels[held][:, None] == labels] = -1
@@ -199,28 +201,28 @@ def _view_near(found: HeldOut, data: Data, rest: Labels, held: Labels, *, seed: 
         found.unknown.near[own, 1] = data.lexical.known_share(own, others)
 
 
-def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> None:
+def write_heads(data: TrainingData, strengths: Regularization, *, out: Path, seed: int) -> None:
     """Fit every head on all texts and write its table."""
     everything = np.arange(len(data.labels))
     linear = _linear(data.embeddings, data, everything, strengths.linear)
     static = _linear(data.static, data, everything, strengths.static)
     write_arrays(out / LEXICAL, _lexical(data, everything, strengths.lexical).arrays())
-    means, _ = centroids(data.static, data.labels, seed=seed)
+    means, _ = fit_centroids(data.static, data.labels, seed=seed)
     own = class_means(data.static, data.labels, classes=data.classes)
     write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": means, "means": own})
     kept = exemplar_rows(data, everything, seed=seed)
     knn = fit_knn(data.vectors[kept], data.labels[kept], classes=data.classes)
-    middles = Centroids.of(data.vectors[kept], data.labels[kept], classes=data.classes)
+    middles = CategoryMeans.of(data.vectors[kept], data.labels[kept], classes=data.classes)
     write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **middles.arrays()})
 
 
-def exemplar_rows(data: Data, rows: Labels, *, seed: int) -> Labels:
+def exemplar_rows(data: TrainingData, rows: Labels, *, seed: int) -> Labels:
     """Which of the rows the nearest-neighbour head keeps, in its order."""
-    each = max(1, EXEMPLARS // data.classes)
-    return rows[choose_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
+    each = max(1, MAX_EXEMPLARS // data.classes)
+    return rows[sample_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
 
 
-def held_out_right(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
+def held_out_correct(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
     """Which texts a linear head on `embeddings` gets right, over folds."""
     names, labels = np.unique(labels, return_inverse=True)
     right = np.zeros(len(labels), dtype=bool)
@@ -230,21 +232,21 @@ def held_out_right(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[
     return right
 
 
-def _lexical(data: Data, rows: Labels, strength: float) -> LexicalHead:
+def _lexical(data: TrainingData, rows: Labels, strength: float) -> LexicalHead:
     part = LexicalMatrix(matrix=data.lexical.matrix[rows], idf=data.lexical.idf)
     return fit_lexical(part, data.labels[rows], data.features, strength=strength, classes=data.classes)
 
 
-def _lexical_logits(head: LexicalHead, data: Data, rows: Labels) -> Floats:
+def _lexical_logits(head: LexicalHead, data: TrainingData, rows: Labels) -> Floats:
     logits: Floats = data.lexical.matrix[rows] @ np.concatenate((head.weights, head.traits)) + head.bias
     return logits
 
 
-def _linear(vectors: Floats, data: Data, rows: Labels, strength: float) -> LinearHead:
+def _linear(vectors: Floats, data: TrainingData, rows: Labels, strength: float) -> LinearHead:
     return fit_linear(vectors[rows], data.labels[rows], strength=strength, classes=data.classes)
 
 
-def _knn(data: Data, rows: Labels, *, seed: int) -> KnnHead:
+def _knn(data: TrainingData, rows: Labels, *, seed: int) -> KnnHead:
     chosen = exemplar_rows(data, rows, seed=seed)
     return fit_knn(data.vectors[chosen], data.labels[chosen], classes=data.classes)
 

@@ -12,31 +12,31 @@ from numpy.typing import NDArray
 from routers.calibration import (
     Floats,
     auroc,
-    choose_doubt,
-    choose_separation,
-    choose_threshold,
+    choose_confidence_threshold,
+    choose_escalation_threshold,
+    choose_separation_threshold,
     expected_calibration_error,
-    fit_pool,
-    pooled,
+    fit_pool_weights,
+    logarithmic_pool,
     reliability,
     risk_coverage,
     softmax,
 )
 from routers.cascade import EnsembleWeights, InDistributionModels
-from routers.heads.in_distribution import fit_familiarity
-from routers.training.fitting import HeldOut, Labels, Views
+from routers.heads.in_distribution import fit_in_distribution_model
+from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
-MOST_ESCALATED = 0.35
-ESCALATION_LOSS = 0.005
-SEPARATION_LOSS = 0.002
+MAX_ESCALATED_SHARE = 0.35
+MAX_ACCURACY_LOSS = 0.005
+MAX_AUROC_LOSS = 0.002
 """The cheap stage keeps as much as it can within these losses of accuracy and of the AUROC of confidence, and at least
 1 - MOST_ESCALATED."""
-MOST_DOUBTED = 0.05
+MAX_REJECTED_SHARE = 0.05
 """Share of known texts that the suggested `confidence_threshold` may turn away."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class CascadeOutputs:
     """What the cascade answers: a posterior (n_texts, n_categories), its confidence and who was `escalated`."""
 
     posterior: Floats
@@ -48,60 +48,62 @@ class Served:
         return found
 
 
-def tune(held_out: HeldOut, labels: Labels) -> tuple[EnsembleWeights, InDistributionModels]:
+def tune(held_out: HeldOutScores, labels: Labels) -> tuple[EnsembleWeights, InDistributionModels]:
     """Weights, familiarity and escalation."""
     known, unknown = held_out.known, held_out.unknown
     familiarities = InDistributionModels(
-        cheap=fit_familiarity(known.near, unknown.near),
-        full=fit_familiarity(known.similarity[:, None], unknown.similarity[:, None]),
+        cheap=fit_in_distribution_model(known.near, unknown.near),
+        full=fit_in_distribution_model(known.similarity[:, None], unknown.similarity[:, None]),
     )
     pooling = EnsembleWeights(
-        cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0
+        cheap=fit_pool_weights(known.heads[:2], labels), full=fit_pool_weights(known.heads, labels), threshold=0.0
     )
     return replace(pooling, threshold=_threshold(held_out, labels, pooling, familiarities)), familiarities
 
 
-def serve(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> Served:
+def simulate_cascade(
+    views: HeadScores, pooling: EnsembleWeights, familiarities: InDistributionModels
+) -> CascadeOutputs:
     """As CascadeRouter serves texts with these `views`."""
     cheap, cheap_confidence = _cheap(views, pooling, familiarities)
     full, full_confidence = _full(views, pooling, familiarities)
     escalated = cheap_confidence < pooling.threshold
-    return Served(
+    return CascadeOutputs(
         posterior=np.where(escalated[:, None], full, cheap),
         confidence=np.where(escalated, full_confidence, cheap_confidence),
         escalated=escalated,
     )
 
 
-def _cheap(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
+def _cheap(views: HeadScores, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_cheap(views.lexical, views.static)
     return posterior, posterior.max(axis=1) * familiarities.cheap(views.near)
 
 
-def _full(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
+def _full(views: HeadScores, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
     posterior = pooling.join_full(views.heads)
     return posterior, posterior.max(axis=1) * familiarities.full(views.similarity[:, None])
 
 
 def _threshold(
-    held_out: HeldOut, labels: Labels, pooling: EnsembleWeights, familiarities: InDistributionModels
+    held_out: HeldOutScores, labels: Labels, pooling: EnsembleWeights, familiarities: InDistributionModels
 ) -> float:
     """The lowest confidence at which the cheap answer is kept, so that neither accuracy nor confidence suffers."""
     (cheap, sure), (full, surer) = (stage(held_out.known, pooling, familiarities) for stage in (_cheap, _full))
     right, righter = cheap.argmax(axis=1) == labels, full.argmax(axis=1) == labels
-    for_accuracy = choose_threshold(sure, right, righter, most=MOST_ESCALATED, loss=ESCALATION_LOSS)
-    for_doubt = choose_separation(
+    for_accuracy = choose_escalation_threshold(sure, right, righter, most=MAX_ESCALATED_SHARE, loss=MAX_ACCURACY_LOSS)
+    for_doubt = choose_separation_threshold(
         np.concatenate((sure, _cheap(held_out.unknown, pooling, familiarities)[1])),
         np.concatenate((surer, _full(held_out.unknown, pooling, familiarities)[1])),
         np.repeat([True, False], len(labels)),
-        most=MOST_ESCALATED,
-        loss=SEPARATION_LOSS,
+        most=MAX_ESCALATED_SHARE,
+        loss=MAX_AUROC_LOSS,
     )
     return max(for_accuracy, for_doubt)
 
 
-def measure(
-    held_out: HeldOut,
+def training_metrics(
+    held_out: HeldOutScores,
     labels: Labels,
     categories: Sequence[str],
     pooling: EnsembleWeights,
@@ -112,13 +114,13 @@ def measure(
     `confidence_threshold` is the suggested confidence below which the general expert should answer; `doubted` and
     `doubted_unknown` are the shares of known texts and of stand-ins for unknown ones that it turns away.
     """
-    known, unknown = (serve(views, pooling, familiarities) for views in (held_out.known, held_out.unknown))
+    known, unknown = (simulate_cascade(views, pooling, familiarities) for views in (held_out.known, held_out.unknown))
     right = known.right(labels)
-    confidence_threshold = choose_doubt(
+    confidence_threshold = choose_confidence_threshold(
         np.concatenate((known.confidence, unknown.confidence)),
         np.concatenate((right, np.zeros_like(right))),
         np.repeat([True, False], len(labels)),
-        most=MOST_DOUBTED,
+        most=MAX_REJECTED_SHARE,
     )
     return {
         "accuracy": float(right.mean()),
@@ -140,15 +142,18 @@ def measure(
     }
 
 
-def _by_head(views: Views, labels: Labels, pooling: EnsembleWeights) -> dict[str, float]:
+def _by_head(views: HeadScores, labels: Labels, pooling: EnsembleWeights) -> dict[str, float]:
     parts = dict(zip(("lexical", "static", "linear", "knn"), views.heads, strict=True))
-    parts |= {"cheap": pooled(views.heads[:2], pooling.cheap), "full": pooled(views.heads, pooling.full)}
+    parts |= {
+        "cheap": logarithmic_pool(views.heads[:2], pooling.cheap),
+        "full": logarithmic_pool(views.heads, pooling.full),
+    }
     return {name: float((logits.argmax(axis=1) == labels).mean()) for name, logits in parts.items()}
 
 
-def _ece_before(views: Views, labels: Labels, escalated: NDArray[np.bool_]) -> float:
+def _ece_before(views: HeadScores, labels: Labels, escalated: NDArray[np.bool_]) -> float:
     """Of the plain mean of the same heads' logits."""
-    plain = (pooled(heads, [1 / len(heads)] * len(heads)) for heads in (views.heads, views.heads[:2]))
+    plain = (logarithmic_pool(heads, [1 / len(heads)] * len(heads)) for heads in (views.heads, views.heads[:2]))
     posterior = softmax(np.where(escalated[:, None], *plain))
     return expected_calibration_error(posterior.max(axis=1), posterior.argmax(axis=1) == labels)
 

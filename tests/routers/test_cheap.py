@@ -11,11 +11,11 @@ import pytest
 from routers import tokens as pieces_module
 from routers.cascade import LEXICAL, STATIC
 from routers.files import read_arrays
-from routers.heads.fast import FastHeads, Projection
+from routers.heads.fast import FastHeads, StaticCentroids
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import TokenFeatures, cut, load_tokenizer
+from routers.tokens import WordCachedTokenizer, load_tokenizer, truncate_middle
 from tests.routers.conftest import WORDS, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]
@@ -32,21 +32,21 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def pieces(built: Built) -> TokenFeatures:
-    return TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
+def pieces(built: Built) -> WordCachedTokenizer:
+    return WordCachedTokenizer(load_tokenizer(built[0] / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
-def test_one_look_equals_the_separate_heads(built: Built, pieces: TokenFeatures, text: str) -> None:
+def test_one_look_equals_the_separate_heads(built: Built, pieces: WordCachedTokenizer, text: str) -> None:
     tables = read_arrays(built[0] / STATIC, "tokens", "weights", "bias", "centroids", "means")
     lexical = LexicalHead.from_arrays(
         read_arrays(built[0] / LEXICAL, "weights", "idf", "traits", "bias"), LexicalFeatures(pieces)
     )
     static, head = StaticVectors(tables["tokens"]), LinearHead.from_arrays(tables)
-    places = Projection(centroids=tables["centroids"], means=tables["means"])
+    places = StaticCentroids(centroids=tables["centroids"], means=tables["means"])
     glance = FastHeads(lexical, static, head, places)(text)
 
-    read = cut(text, characters=pieces_module.CHARACTERS)
+    read = truncate_middle(text, characters=pieces_module.FAST_CHARACTERS)
     ids = pieces(read)
     logits, known = lexical.look(read, ids)
     np.testing.assert_allclose(glance.lexical, logits, atol=1e-5)
@@ -56,7 +56,7 @@ def test_one_look_equals_the_separate_heads(built: Built, pieces: TokenFeatures,
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
-def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: TokenFeatures, text: str) -> None:
+def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: WordCachedTokenizer, text: str) -> None:
     whole = load_tokenizer(built[0] / "tokenizer.json").encode(text, add_special_tokens=False).ids
     assert pieces(text).tolist() == whole
     assert pieces(text).tolist() == whole  # the second time from memory
@@ -64,8 +64,8 @@ def test_word_by_word_a_text_has_the_tokenizers_pieces(built: Built, pieces: Tok
 
 def test_words_that_are_remembered_stay_bounded(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces_module, "WORDS", 3)
-    pieces = TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
+    pieces = WordCachedTokenizer(load_tokenizer(built[0] / "tokenizer.json"))
     texts = ["bake bread", "a b c d e f", "x" * 1000, "bake bread"]
     assert [len(pieces(text)) for text in texts] == [2, 6, 1, 2]
     assert len(pieces._met) <= 3
-    assert all(len(word) <= pieces_module.LONGEST_WORD for word in pieces._met)
+    assert all(len(word) <= pieces_module.MAX_CACHED_WORD_CHARACTERS for word in pieces._met)

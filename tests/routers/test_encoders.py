@@ -18,11 +18,11 @@ from sentence_transformers import SentenceTransformer
 from routers.encoders import OnnxEncoder
 from routers.training.export import (
     export_encoder,
-    hide_nothing,
+    fuse_head_transposes,
+    fuse_projections,
     inner_layers,
-    leave_heads_to_attention,
-    project_once,
     quantise,
+    remove_masks,
 )
 from tests.routers.conftest import save_bert
 
@@ -41,7 +41,7 @@ def network(built: tuple[Path, Any, Any], tmp_path: Path) -> Path:
 def test_a_vector_depends_neither_on_company_nor_on_threads(
     built: tuple[Path, Any, Any], network: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr("routers.encoders.GROUP", 2)
+    monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 2)
     alone = OnnxEncoder.load(network, built[0] / "tokenizer.json")
     expected = np.concatenate([alone.read([text]) for text in TEXTS])
     told: list[float] = []
@@ -135,9 +135,9 @@ def test_attention_is_told_its_heads_only_where_three_dimensions_come_and_go(
     random = np.random.default_rng(0)
     sizes = [1, 5] if len(shape) == 3 else [5]
     feed = {name: random.normal(size=(*sizes, width)).astype(np.float32) for name, width in (("q", 32), ("k", 16))}
-    expected, found = (_run(model, feed, tmp_path) for model in (before, leave_heads_to_attention(before.clone())))
+    expected, found = (_run(model, feed, tmp_path) for model in (before, fuse_head_transposes(before.clone())))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    kept = [node.op_type for node in leave_heads_to_attention(before.clone()).graph]
+    kept = [node.op_type for node in fuse_head_transposes(before.clone()).graph]
     assert ("Transpose" not in kept) == rewritten
 
 
@@ -194,7 +194,7 @@ def test_queries_keys_and_values_are_one_product_where_their_tables_are_in_the_n
     before = ir.from_proto(onnx.parser.parse_model(text))
     feed = {"x": random.normal(size=(1, 5, 8)), "mask": random.normal(size=(5, 5))} | {n: tables[n] for n in given}
     feed = {name: value.astype(np.float32) for name, value in feed.items()}
-    after = project_once(before.clone())
+    after = fuse_projections(before.clone())
     np.testing.assert_allclose(_run(after, feed, tmp_path), _run(before, feed, tmp_path), atol=1e-5)
     assert [node.op_type for node in after.graph].count("MatMul") == (3 if given else 1)
 
@@ -204,7 +204,7 @@ def test_what_makes_a_mask_goes_with_it() -> None:
         f"float[{', '.join(map(str, size))}] {name} = {{{', '.join(['0.0'] * int(np.prod(size)))}}}"
         for name, size in SIZES.items()
     )
-    model = hide_nothing(ir.from_proto(onnx.parser.parse_model(PROJECTED.format(tables=zeros, given=""))))
+    model = remove_masks(ir.from_proto(onnx.parser.parse_model(PROJECTED.format(tables=zeros, given=""))))
     assert {node.op_type for node in model.graph} == {"MatMul", "Add", "Attention"}
 
 

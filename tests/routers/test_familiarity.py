@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from routers.heads.in_distribution import (
-    CENTROIDS,
-    UNKNOWN,
+    MAX_CENTROIDS,
+    OUT_OF_SCOPE_SHARE,
     InDistributionModel,
-    centroids,
     class_means,
-    fit_familiarity,
+    fit_centroids,
+    fit_in_distribution_model,
     unit_mean,
 )
 
@@ -26,13 +26,13 @@ def test_familiarity_is_a_probability_that_rises_with_closeness() -> None:
 
 def test_where_closeness_tells_nothing_familiarity_is_the_assumed_share_of_known_requests() -> None:
     same = np.full((50, 1), 0.4, dtype=np.float32)
-    assert fit_familiarity(same, same)(same)[0] == pytest.approx(1 - UNKNOWN, abs=1e-3)
+    assert fit_in_distribution_model(same, same)(same)[0] == pytest.approx(1 - OUT_OF_SCOPE_SHARE, abs=1e-3)
 
 
 def test_where_closeness_tells_all_strangers_are_unfamiliar() -> None:
     rng = np.random.default_rng(0)
     near, far = (rng.normal(centre, 0.02, (200, 1)).astype(np.float32) for centre in (0.8, 0.3))
-    in_distribution = fit_familiarity(near, far)
+    in_distribution = fit_in_distribution_model(near, far)
     assert in_distribution(near).min() > 0.95
     assert in_distribution(far).mean() < 0.15
 
@@ -41,9 +41,9 @@ def test_centroids_are_bounded_unit_vectors_of_every_category() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3000, 4)).astype(np.float32)
     labels = np.array([0] * 2900 + [2] * 99 + [3])
-    means, owners = centroids(vectors, labels, seed=0)
+    means, owners = fit_centroids(vectors, labels, seed=0)
     assert set(owners.tolist()) == {0, 2, 3}
-    assert len(means) == len(owners) <= CENTROIDS
+    assert len(means) == len(owners) <= MAX_CENTROIDS
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1.0, atol=1e-5)
 
 

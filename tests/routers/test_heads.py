@@ -10,12 +10,12 @@ import pytest
 
 from routers.encoders import OnnxEncoder
 from routers.heads.in_distribution import unit
-from routers.heads.knn import AXES, KnnHead, choose_exemplars, fit_knn
+from routers.heads.knn import MAX_AXES, KnnHead, fit_knn, sample_exemplars
 from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
 from routers.heads.linear import fit_linear
 from routers.heads.static import StaticVectors, distil
-from routers.heads.writing_systems import NAMES, WritingSystems
-from routers.tokens import TokenFeatures, cut, load_tokenizer, readable
+from routers.heads.writing_systems import WRITING_SYSTEM_NAMES, WritingSystems
+from routers.tokens import WordCachedTokenizer, load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, sentences
 
@@ -23,8 +23,8 @@ Built = tuple[Path, dict[str, Any], list[Any]]
 
 
 @pytest.fixture(scope="module")
-def pieces(built: Built) -> TokenFeatures:
-    return TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
+def pieces(built: Built) -> WordCachedTokenizer:
+    return WordCachedTokenizer(load_tokenizer(built[0] / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,18 @@ def encoder(built: Built) -> OnnxEncoder:
 
 
 def test_a_short_text_is_not_cut() -> None:
-    assert cut("abc", characters=3) == "abc"
+    assert truncate_middle("abc", characters=3) == "abc"
 
 
 def test_a_long_text_keeps_its_head_and_its_tail() -> None:
-    assert cut("aaaaaa" + "-" * 50 + "zz", characters=8) == "aaaaaa\nzz"
+    assert truncate_middle("aaaaaa" + "-" * 50 + "zz", characters=8) == "aaaaaa\nzz"
 
 
 def test_lone_surrogates_become_readable() -> None:
-    assert readable("a\ud800b") == "a?b"
+    assert replace_surrogates("a\ud800b") == "a?b"
 
 
-def test_word_pieces_leave_special_tokens_out(pieces: TokenFeatures) -> None:
+def test_word_pieces_leave_special_tokens_out(pieces: WordCachedTokenizer) -> None:
     assert len(pieces("bake bread")) == 2
     assert len(pieces("")) == 0
 
@@ -70,20 +70,20 @@ def test_word_pieces_leave_special_tokens_out(pieces: TokenFeatures) -> None:
 )
 def test_a_writing_system_is_recognised(text: str, script: str) -> None:
     shares = WritingSystems()(text)
-    assert NAMES[int(shares.argmax())] == script
+    assert WRITING_SYSTEM_NAMES[int(shares.argmax())] == script
     assert shares.sum() == pytest.approx(1)
 
 
 def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
     shares = WritingSystems()("ab中文")
-    assert shares[NAMES.index("ascii")] == pytest.approx(0.5)
-    assert shares[NAMES.index("cjk")] == pytest.approx(0.5)
+    assert shares[WRITING_SYSTEM_NAMES.index("ascii")] == pytest.approx(0.5)
+    assert shares[WRITING_SYSTEM_NAMES.index("cjk")] == pytest.approx(0.5)
 
 
 # ------------------------------------------------------------------------------------ heads
 
 
-def test_the_lexical_head_serves_what_it_was_trained_on(pieces: TokenFeatures) -> None:
+def test_the_lexical_head_serves_what_it_was_trained_on(pieces: WordCachedTokenizer) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=5)]
     texts[0] = "bake bake bake é 中 el der"  # repeated words, other scripts
@@ -101,7 +101,7 @@ def test_the_lexical_head_serves_what_it_was_trained_on(pieces: TokenFeatures) -
     assert min(shares) < max(shares)
 
 
-def test_unknown_words_flatten_the_lexical_posterior(pieces: TokenFeatures) -> None:
+def test_unknown_words_flatten_the_lexical_posterior(pieces: WordCachedTokenizer) -> None:
     features = LexicalFeatures(pieces)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=6)]
     ids = [pieces(text) for text in texts]
@@ -196,7 +196,7 @@ def test_exemplars_that_are_nearly_the_same_do_not_make_other_texts_far(apart: f
 def test_neighbours_have_a_bounded_number_of_axes() -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
     head = fit_knn(vectors, np.zeros(200, dtype=np.int64), classes=1)
-    assert (head.axes.shape, head.vectors.shape) == ((150, AXES), (200, AXES))
+    assert (head.axes.shape, head.vectors.shape) == ((150, MAX_AXES), (200, MAX_AXES))
 
 
 def test_the_first_axes_do_not_drown_the_others() -> None:
@@ -208,7 +208,7 @@ def test_the_first_axes_do_not_drown_the_others() -> None:
 
 def test_exemplars_are_bounded_for_every_label() -> None:
     labels = np.array([0] * 50 + [1] * 3)
-    chosen = choose_exemplars(labels, each=10, rng=np.random.default_rng(0))
+    chosen = sample_exemplars(labels, each=10, rng=np.random.default_rng(0))
     assert np.bincount(labels[chosen]).tolist() == [10, 3]
     assert len(set(chosen.tolist())) == 13
 

@@ -19,7 +19,7 @@ Built = tuple[Path, dict[str, Any], list[Any]]
 
 def test_a_text_of_the_training_is_its_own_nearest_and_found_by_its_digest(built: Built) -> None:
     router = routers.load(built[0])
-    learnt = {routers.digest_of(one.prompt): one for one in examples()}
+    learnt = {routers.prompt_digest(one.prompt): one for one in examples()}
     one = examples()[7]
     found = router.neighbours(one.prompt, limit=5)
     assert len(found) == 5
@@ -34,19 +34,19 @@ def test_new_categories_have_neighbours_too_and_dropped_ones_are_general(built: 
     kept = sorted(WORDS)[1:]
     router = routers.load(built[0], declared=dict.fromkeys(kept, ()) | {"general": (), "chess": chess})
     (nearest, *_) = router.neighbours(chess[0], limit=3)
-    assert (nearest.category, nearest.digest) == ("chess", routers.digest_of(chess[0]))
+    assert (nearest.category, nearest.digest) == ("chess", routers.prompt_digest(chess[0]))
     dropped = next(one.prompt for one in examples() if one.category == sorted(WORDS)[0])
     assert {near.category for near in router.neighbours(dropped, limit=3)} <= {"general", "chess", *kept}
 
 
 def test_digests_are_of_what_is_learnt_of_a_prompt() -> None:
-    assert routers.digest_of("  a word\n") == routers.digest_of("a word")
-    assert routers.digest_of("a word") != routers.digest_of("another")
-    assert len(routers.digest_of("\ud800")) == 24
+    assert routers.prompt_digest("  a word\n") == routers.prompt_digest("a word")
+    assert routers.prompt_digest("a word") != routers.prompt_digest("another")
+    assert len(routers.prompt_digest("\ud800")) == 24
 
 
 def test_the_starter_prompts_are_shipped_with_their_categories() -> None:
-    found = routers.shipped()
+    found = routers.starter_examples()
     assert len(found) > 3_000
     assert {"code", "general"} <= {one.category for one in found}
 

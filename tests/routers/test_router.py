@@ -72,7 +72,7 @@ def test_where_peek_answers_predict_gives_the_same(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=1)]
     for text, prediction in zip(texts, router.predict(texts), strict=True):
         glance = router.predict_fast(text)
-        assert (glance is None) == (prediction.stage != "cheap")
+        assert (glance is None) == (prediction.stage != "fast")
         if glance is not None:
             np.testing.assert_array_equal(glance.probabilities, prediction.probabilities)
             assert glance.confidence == prediction.confidence
@@ -83,7 +83,7 @@ def test_a_hurried_peek_always_answers_and_says_where_it_would_have_asked(router
     for text in texts:
         force, glance = router.predict_fast(text, force=True), router.predict_fast(text)
         assert force is not None
-        assert force.stage == ("cheap" if glance else "load_shed")
+        assert force.stage == ("fast" if glance else "load_shed")
         assert force.probabilities.sum() == pytest.approx(1, abs=1e-4)
         if glance is not None:
             np.testing.assert_array_equal(glance.probabilities, force.probabilities)
@@ -106,8 +106,8 @@ def test_with_readings_every_text_gets_the_surest_answer(router: Router, built: 
     before = router.predict(texts)
     monkeypatch.setattr(OnnxEncoder, "read_ids", None)  # from here on nobody may ask it
     found = router.predict(texts, embeddings=embeddings)
-    assert {prediction.stage for prediction in found} == {"full"}
-    for looked, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "full"]:
+    assert {prediction.stage for prediction in found} == {"encoder"}
+    for looked, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "encoder"]:
         np.testing.assert_allclose(prediction.probabilities, looked.probabilities, atol=0.05)
     assert router.predict([], embeddings=embeddings[:0]) == []
 
@@ -140,7 +140,7 @@ def test_a_threshold_of_zero_never_asks_the_encoder_and_one_above_one_always_doe
     assert with_threshold(built, tmp_path / "a", 0.0).predict_fast("bake bread") is not None
     full = with_threshold(built, tmp_path / "b", 1.1)
     assert full.predict_fast("bake bread") is None
-    assert full.predict(["bake bread"])[0].stage == "full"
+    assert full.predict(["bake bread"])[0].stage == "encoder"
 
 
 def test_only_the_ends_of_a_long_text_are_read_by_peek(built: Built, tmp_path: Path) -> None:

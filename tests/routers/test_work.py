@@ -32,7 +32,7 @@ def version_of(folder: Path, store: ArtifactStore) -> str:
 def test_the_router_is_the_same_to_the_last_bit_wherever_work_runs(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routers.encoders.GROUP", 3)
+    monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 3)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     build = partial(routers.build, examples(), encoder=str(tiny_encoder), threads=1)
