@@ -27,9 +27,9 @@ from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
 from routers.examples import TrainingSet, build_training_set
 from routers.heads.lexical import LexicalMatrix
+from routers.task_runner import LocalRunner
 from routers.training.build import compute_training_data
 from routers.training.fitting import Regularization, TrainingData, choose_regularization, folds, write_heads
-from routers.training.parallel import LocalRunner
 
 GIVEN = 8
 SEED = 0

@@ -48,11 +48,11 @@ def benchmark(
         memory = work / "memory"  # the five routers share their encoder and most of their texts
 
         def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, memory=memory)
+            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=memory)
             return routers.load(out)
 
         def encode(router: Path, texts: Sequence[str]) -> Any:
-            return routers.load_encoder(router, threads=2, memory=memory).encode(texts)
+            return routers.load_encoder(router, threads=2, cache=memory).encode(texts)
 
         report = run(data, train_router=train, prepared=normalize_prompt, encode=encode, work=work, progress=progress)
     report["strays"] = len(data.strays)

@@ -1,4 +1,4 @@
-"""Which writing systems a text uses and how foreign its function words look: what an English encoder cannot tell."""
+"""Writing systems and function words: language features that an English encoder lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ WRITING_SYSTEM_NAMES = (
     "kana",
     "other",
 )
-OTHER = WRITING_SYSTEM_NAMES.index("other")
 _RANGES = {  # first and last code point, https://www.unicode.org/charts/
     "ascii": [(0x41, 0x5A), (0x61, 0x7A)],
     "latin": [(0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F), (0x300, 0x36F), (0x1E00, 0x1EFF)],
@@ -44,7 +43,7 @@ FOREIGN_WORDS = """
     bir ve bu için icin ne mi nasıl ile si nu cu din este pe un în sau
     ang ng mga sa yang dan itu dengan untuk apa jest nie że się jak
 """
-"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian and others, less
+"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian and others, without
 those that are common in English too."""
 
 ENGLISH_WORDS = """
@@ -62,7 +61,10 @@ def _table() -> NDArray[np.int8]:
 
 
 class WritingSystems:
-    """Shares of a text's letters by writing system, shape (len(NAMES),), float32, summing to 1 or all zero."""
+    """Computes the shares of a text's letters by writing system, float32 (len(WRITING_SYSTEM_NAMES),).
+
+    The shares sum to 1, or are all zero for a text without letters.
+    """
 
     def __init__(self) -> None:
         self._table = _table()

@@ -233,7 +233,7 @@ def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> No
             {"count": 9, "confidence": 0.9, "accuracy": 1},
         ],
         "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
-        "doubted": 0.05,
+        "rejected": 0.05,
         "confidence_threshold": 0.4,
     }
     drawn = []
