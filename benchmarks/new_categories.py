@@ -68,7 +68,7 @@ def base_of(lessons: TrainingSet, folder: Path) -> tuple[TrainingData, Regulariz
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
     opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
-    embeddings = opened(folder / NETWORK).read(lessons.texts)
+    embeddings = opened(folder / NETWORK).features(lessons.texts)
     data = compute_training_data(lessons, embeddings, out=folder, opened=opened, report=lambda share: None)
     return data, choose_regularization(data, seed=SEED, work=LocalRunner())
 

@@ -167,7 +167,7 @@ class CascadeRouter:
     ) -> HeadOutputs:
         """Run all heads on one or more texts. Fast `features` and `embeddings` that are given are not recomputed."""
         features = features or [self.fast_heads(text) for text in texts]
-        embeddings = self.encoder.read(texts) if embeddings is None else embeddings
+        embeddings = self.encoder.features(texts) if embeddings is None else embeddings
         vectors = embeddings[:, : self.encoder.dimensions]
         projected = self.knn.project(vectors)
         votes, similarity = self.knn.score(projected)

@@ -82,9 +82,9 @@ class OnnxEncoder:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the texts' sentence vectors, float32 (n_texts, dimensions)."""
-        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+        return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
-    def read(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
         """Return the texts' embeddings, float32 (n_texts, width). `progress` is called with the completed share."""
         return self.embed_ids(self.tokenize(texts), progress)
 
@@ -100,7 +100,7 @@ class OnnxEncoder:
     def embed_ids(
         self, token_ids: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
-        """As `read`, from token ids with special tokens."""
+        """As `features`, from token ids with special tokens."""
         embeddings = np.zeros((len(token_ids), self.width), dtype=np.float32)
         tasks = [token_ids[start : start + TEXTS_PER_TASK] for start in range(0, len(token_ids), TEXTS_PER_TASK)]
         done = 0
@@ -171,9 +171,9 @@ class DocumentEncoder:
         """Return unit vectors, float32 (n_texts, dimensions)."""
         return self._encoder.encode(texts)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return embeddings for the router, float32 (n_texts, width)."""
-        return self._encoder.read(texts)
+        return self._encoder.features(texts)
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Return the start and end of each token in characters, without special tokens."""

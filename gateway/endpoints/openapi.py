@@ -13,7 +13,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.core import Consent, Purpose
+from coe.core import Purpose, RetrievalMode
 from coe.errors import CAUSES
 from coe.registry import Registry
 from gateway.endpoints import admin, documents
@@ -272,7 +272,7 @@ def _parameters(registry: Registry) -> Schema:
         "Documents": _header(
             "x-coe-retrieval",
             "Whether documents may be consulted: where it pays (auto), in any case, or never.",
-            {"type": "string", "enum": list(get_args(Consent))},
+            {"type": "string", "enum": list(get_args(RetrievalMode))},
         ),
         "Explain": _header(
             "x-coe-explain",

@@ -99,7 +99,7 @@ class _Decisions:
             "probabilities": {name: round(p, 4) for name, p in probabilities},
             "stage": prediction.stage,
             "router": composition.router.version,
-            "overlay": prediction.overlay,
+            "overlay": prediction.overlay_version,
             **explained,
         }
 

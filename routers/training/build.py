@@ -132,7 +132,7 @@ def embed_texts(
     fp32_network, int8_network = out / NETWORK, out / "encoder.int8.onnx"
     with timer.stage("embed") as report:
         quantise(fp32_network, out=int8_network)
-        embeddings = open_network(int8_network).read(training_set.texts, report)
+        embeddings = open_network(int8_network).features(training_set.texts, report)
     with timer.stage("compare") as report:
         fp32_encoder = open_network(fp32_network)
         compared = _compare_networks(training_set, embeddings, fp32_encoder, seed=seed, report=report)
@@ -141,7 +141,7 @@ def embed_texts(
         return embeddings, {"kept": "int8", **compared}
     int8_network.unlink()
     with timer.stage("embed in fp32") as report:
-        return open_network(fp32_network).read(training_set.texts, report), {"kept": "fp32", **compared}
+        return open_network(fp32_network).features(training_set.texts, report), {"kept": "fp32", **compared}
 
 
 def _compare_networks(
@@ -154,7 +154,7 @@ def _compare_networks(
 ) -> dict[str, Any]:
     """Return the held-out accuracy with each network on a sample of the texts."""
     sample = sample_texts(training_set.texts, count=QUANTISATION_SAMPLE_TEXTS)
-    fp32_embeddings = fp32_encoder.read([training_set.texts[i] for i in sample], report)
+    fp32_embeddings = fp32_encoder.features([training_set.texts[i] for i in sample], report)
     labels = training_set.labels[sample]
     with single_blas_thread():
         fp32, int8 = (

@@ -57,10 +57,10 @@ class CachedEncoder:
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """As OnnxEncoder.encode."""
-        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+        return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
-    def read(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
-        """As OnnxEncoder.read."""
+    def features(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
+        """As OnnxEncoder.features."""
         return self.embed_ids(self._encoder.tokenize(texts), progress)
 
     def embed_ids(self, token_ids: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:

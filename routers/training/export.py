@@ -87,7 +87,7 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
         program.model = fuse_projections(fuse_head_transposes(program.model))
         program.save(str(network))
         expected = np.concatenate([torch.cat(module(text), dim=1).detach().numpy() for text in texts])
-    if np.abs(OnnxEncoder.load(network, tokenizer).read(PROBE_TEXTS) - expected).max() > 1e-3:
+    if np.abs(OnnxEncoder.load(network, tokenizer).features(PROBE_TEXTS) - expected).max() > 1e-3:
         raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
     longest = np.resize(texts[1][0], min(MAX_MASK_TEST_TOKENS, model.max_seq_length or MAX_MASK_TEST_TOKENS))
     token_ids = [ids.tolist() for ids in (longest, *(text[0] for text in texts))]

@@ -53,9 +53,14 @@ def test_a_prediction_remembers_what_the_router_alone_said() -> None:
     known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "predict_fast", 0.7)
     overlays = Overlays("v1", {"alice": swapping("alice")})
     changed = overlays.applied(known, "alice")
-    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay) == (1, "predict_fast", 0.7, "v1")
+    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay_version) == (
+        1,
+        "predict_fast",
+        0.7,
+        "v1",
+    )
     assert changed.probabilities.dtype == np.float32
-    assert changed.plain is known.probabilities
+    assert changed.router_probabilities is known.probabilities
     assert overlays.applied(known, "bob") is known
     assert overlays.applied(known, None) is known
 

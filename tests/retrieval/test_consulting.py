@@ -33,7 +33,7 @@ class Scatter:
         rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
         return np.array([row / np.linalg.norm(row) for row in rows], dtype=np.float32)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return wider(self.encode(texts))
 
 
@@ -55,7 +55,7 @@ class Second:
 def tried() -> Trials:
     """Where the surer answer is the first category, passages mostly help, where it is the second, they mostly spoil."""
     texts = [f"question {number}" for number in range(240)]
-    embeddings = Scatter().read(texts)
+    embeddings = Scatter().features(texts)
     likeliest = np.array([found.best for found in Second().predict(texts, embeddings=embeddings)])
     as_expected = np.random.default_rng(0).random(len(texts)) < 0.8
     without = np.where((likeliest == 0) == as_expected, 0.0, 1.0)

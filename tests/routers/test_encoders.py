@@ -41,14 +41,14 @@ def test_an_embedding_does_not_depend_on_other_texts_or_threads(
 ) -> None:
     monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 2)
     alone = OnnxEncoder.load(network, built[0] / "tokenizer.json")
-    expected = np.concatenate([alone.read([text]) for text in TEXTS])
+    expected = np.concatenate([alone.features([text]) for text in TEXTS])
     progress: list[float] = []
     encoder = OnnxEncoder.load(network, built[0] / "tokenizer.json", threads=threads)
-    np.testing.assert_array_equal(encoder.read(TEXTS, progress.append), expected)
+    np.testing.assert_array_equal(encoder.features(TEXTS, progress.append), expected)
     assert progress == [0.4, 0.8, 1.0]
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected[:, : encoder.dimensions])
     assert encoder.encode([]).shape == (0, encoder.dimensions)
-    assert encoder.read([]).shape == (0, encoder.width)
+    assert encoder.features([]).shape == (0, encoder.width)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -63,7 +63,7 @@ def test_an_embedding_is_the_sentence_vector_and_the_means_of_the_inner_layers(l
     means = [states.hidden_states[layer].mean(dim=1) for layer in inner_layers(layers)]
     inner = [torch.nn.functional.normalize(mean, dim=1).numpy()[0] for mean in means]
     expected = np.concatenate([model.encode(text, normalize_embeddings=True), *inner])
-    np.testing.assert_allclose(encoder.read([text])[0], expected, atol=1e-4)
+    np.testing.assert_allclose(encoder.features([text])[0], expected, atol=1e-4)
     assert (encoder.dimensions, encoder.width) == (32, 96 if layers == 3 else 32)
 
 

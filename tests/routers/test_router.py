@@ -102,7 +102,7 @@ def test_no_texts_give_no_predictions(router: Router) -> None:
 
 def test_with_embeddings_every_text_is_scored_by_all_heads(router: Router, built: Built, monkeypatch: Any) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
-    embeddings = routers.load_document_encoder(built[0]).read(texts)
+    embeddings = routers.load_document_encoder(built[0]).features(texts)
     before = router.predict(texts)
     monkeypatch.setattr(OnnxEncoder, "embed_ids", None)  # from here on the encoder must not run
     found = router.predict(texts, embeddings=embeddings)

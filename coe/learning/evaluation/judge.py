@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coe.core import Expert
-from coe.errors import ExpertGarbage
+from coe.errors import ExpertInvalidResponse
 from coe.learning.evaluation.answers import RetryLimits, ask
 from coe.routing.conversation import shorten
 
@@ -115,4 +115,6 @@ class Judge:
             if found := verdict.findall(answer.text):
                 return str(found[-1])
         name = self._expert.name
-        raise ExpertGarbage(f"expert {name!r} gave no verdict in {ASKED} answers; a stronger judge may", expert=name)
+        raise ExpertInvalidResponse(
+            f"expert {name!r} gave no verdict in {ASKED} answers; a stronger judge may", expert=name
+        )

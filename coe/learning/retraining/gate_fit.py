@@ -55,7 +55,7 @@ class Trials:
     @classmethod
     def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> Trials:
         """With what serving has of the texts: the router's answers, before and after the encoder has read them."""
-        embeddings = encoder.read(texts)
+        embeddings = encoder.features(texts)
         posterior, full = (
             np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
             for known in (None, embeddings)

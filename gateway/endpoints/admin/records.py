@@ -125,7 +125,7 @@ def compared(
         },
         "in_distribution": prediction.in_distribution,
         "stage": prediction.stage,
-        "overlay": prediction.overlay,
+        "overlay": prediction.overlay_version,
         **versions,
     }
     then = {name: getattr(record, name) for name in DECIDED}
