@@ -72,7 +72,7 @@ def world_of(data: Quality, work: Path) -> World:
     if not cache.is_file():
         with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
             examples = [routers.Example(*pair) for pair in read_prompts(shipped)]
-        routers.build(examples, out=work / "starter", memory=work / "memory", threads=1)
+        routers.build(examples, out=work / "starter", cache=work / "memory", threads=1)
         router = routers.load(work / "starter")
         posteriors = np.stack([found.probabilities for found in router.predict(data.prompts)])
         np.savez(cache, posterior=posteriors, categories=np.array(router.categories))
@@ -129,7 +129,7 @@ class Traffic:
             propensity=propensity,
             candidates=self.world.experts,
             probabilities=dict(zip(self.world.categories, posterior.tolist(), strict=True)),
-            stage="full",
+            stage="encoder",
             router="starter",
             config="benchmark",
             digest="",

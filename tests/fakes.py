@@ -37,7 +37,7 @@ from gateway.process.jobs import Jobs
 from gateway.process.plan_solver import PlanSolver
 from gateway.request.line import Observer
 from gateway.serving_state import Serving, ServingState
-from routers import digest_of
+from routers import prompt_digest
 from tests.listed import ListLog
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
@@ -78,7 +78,7 @@ class WordRouter:
         """A category's own description is as near as the router believes in it."""
         shares = zip(self.categories, self._look(text, "predict_fast").probabilities.tolist(), strict=True)
         nearest = sorted(shares, key=lambda share: -share[1])[:limit]
-        return [Neighbour(name, share, digest_of(name)) for name, share in nearest]
+        return [Neighbour(name, share, prompt_digest(name)) for name, share in nearest]
 
     def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]

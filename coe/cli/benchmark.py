@@ -37,7 +37,7 @@ def benchmark(
     import routers
     from coe.learning.benchmark.benchmark import benchmark as run
     from coe.learning.evaluation.quality import read_quality
-    from routers.examples import prepared
+    from routers.examples import normalize_prompt
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:
@@ -48,13 +48,13 @@ def benchmark(
         memory = work / "memory"  # the five routers share their encoder and most of their texts
 
         def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, memory=memory)
+            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=memory)
             return routers.load(out)
 
         def encode(router: Path, texts: Sequence[str]) -> Any:
-            return routers.load_encoder(router, threads=2, memory=memory).encode(texts)
+            return routers.load_encoder(router, threads=2, cache=memory).encode(texts)
 
-        report = run(data, train_router=train, prepared=prepared, encode=encode, work=work, progress=progress)
+        report = run(data, train_router=train, prepared=normalize_prompt, encode=encode, work=work, progress=progress)
     report["strays"] = len(data.strays)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

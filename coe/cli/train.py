@@ -49,7 +49,7 @@ def train(
     ):
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         encoder = encoder or registry.router.encoder
-        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, work=work)
+        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, runner=work)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")

@@ -14,7 +14,7 @@ from coe.errors import CoEError, JobError
 from coe.fleet.ray.cluster import ray_cluster
 
 if TYPE_CHECKING:
-    from routers.training.parallel import TaskRunner
+    from routers.task_runner import TaskRunner
 
 
 class Engine(StrEnum):
@@ -28,7 +28,7 @@ def working(engine: Engine) -> AbstractContextManager[TaskRunner]:
     """To be entered around the job. Raises ClusterError where there is no Ray."""
     if engine is Engine.RAY:
         return on_ray()
-    from routers.training.parallel import LocalRunner
+    from routers.task_runner import LocalRunner
 
     return nullcontext(LocalRunner())
 

@@ -36,7 +36,7 @@ from coe.learning.retraining.router_round import (
 from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
 
 if TYPE_CHECKING:
-    from routers.training.parallel import TaskRunner
+    from routers.task_runner import TaskRunner
 
 ROUTER = "router"
 BASE, LEARNT = "base", "learnt"
@@ -87,11 +87,11 @@ def _building(encoder: str, work: TaskRunner) -> Iterator[Build]:
     """Trainings that share the vectors of their texts until the block ends."""
     import routers
 
-    with TemporaryDirectory(prefix="coe-vectors-") as memory, progress_bar("training") as progress:
+    with TemporaryDirectory(prefix="coe-vectors-") as cache, progress_bar("training") as progress:
 
         def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
             examples = [routers.Example(prompt, category) for prompt, category in pairs]
-            return routers.build(examples, encoder=encoder, out=out, progress=progress, memory=Path(memory), work=work)
+            return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=Path(cache), runner=work)
 
         yield build
 

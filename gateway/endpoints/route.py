@@ -66,8 +66,8 @@ class Explainer:
         """By digest; put together when first asked for, and anew where experts.yaml has changed."""
         if self._known[0] != registry.digest:
             declared = [text for one in registry.categories for text in (one.description, *one.examples)]
-            texts = [*(one.prompt for one in routers.shipped()), *declared]
-            self._known = registry.digest, {routers.digest_of(text): text[:LONGEST] for text in texts}
+            texts = [*(one.prompt for one in routers.starter_examples()), *declared]
+            self._known = registry.digest, {routers.prompt_digest(text): text[:LONGEST] for text in texts}
         return self._known[1]
 
 

@@ -49,7 +49,7 @@ class Second:
     def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
         logits = Scatter().encode(texts)[:, :3] if embeddings is None else 4 * embeddings[:, [1, 0, 2]]
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        return [Prediction(row, "predict_fast" if embeddings is None else "full") for row in chances]
+        return [Prediction(row, "fast" if embeddings is None else "encoder") for row in chances]
 
 
 def tried() -> Trials:

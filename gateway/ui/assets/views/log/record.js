@@ -68,10 +68,10 @@ function stretches(record) {
 }
 
 const STAGES = {
-  cheap: "its quick heads were sure",
-  full: "its sentence encoder was asked",
+  fast: "its quick heads were sure",
+  encoder: "its sentence encoder was asked",
   load_shed: "its quick heads, unsure, as there was no time for more",
-  settled: "its quick heads, unsure, but every answer led to the same expert",
+  short_circuit: "its quick heads, unsure, but every answer led to the same expert",
 };
 
 function classified(record) {
