@@ -12,7 +12,7 @@ import typer
 
 from coe.cli.common import image, writable
 from coe.jobs.progress import progress_bar
-from coe.jobs.signals import heeding_sigterm
+from coe.jobs.signals import exit_on_sigterm
 from coe.terminal import say, say_error
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
@@ -43,7 +43,7 @@ def benchmark(
     for note in data.notes:
         say_error(f"note: {note}")
 
-    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress, heeding_sigterm():
+    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress, exit_on_sigterm():
         work = Path(run_folder)
         memory = work / "memory"  # the five routers share their encoder and most of their texts
 

@@ -9,10 +9,10 @@ from coe.errors import ConfigError, DataError
 from coe.learning.evaluation.tables import read_prompts
 from coe.registry import Registry
 
-Pairs = list[tuple[str, str]]
+LabelledPrompts = list[tuple[str, str]]
 
 
-def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pairs:
+def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> LabelledPrompts:
     """The labelled prompts for the declared categories: the file given or declared or shipped, and declared examples.
 
     Raises DataError for a category that only one side knows; shipped prompts of undeclared categories are left out.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark.benchmark import benchmark, nearest, ridge, tuned
+from coe.learning.benchmark.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
 from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
@@ -191,9 +191,9 @@ def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:
     vectors = rng.normal(size=(300, 5))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     scores = np.column_stack((vectors[:, 0], -vectors[:, 0]))
-    predicted = ridge(vectors[:200], scores[:200], vectors[200:], 1e-6)
+    predicted = ridge_baseline(vectors[:200], scores[:200], vectors[200:], 1e-6)
     np.testing.assert_allclose(predicted, scores[200:], atol=1e-6)
-    near = nearest(vectors, scores, vectors, 1)
+    near = knn_baseline(vectors, scores, vectors, 1)
     np.testing.assert_allclose(near, scores)
 
 
@@ -203,8 +203,8 @@ def test_the_strength_of_a_rival_is_chosen_on_folds() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     first = vectors[:, 0] > 0
     scores = (rng.random((400, 2)) < np.where(first[:, None], [0.7, 0.3], [0.3, 0.7])).astype(float)
-    chosen = tuned(nearest, vectors, scores, vectors, grid=(1, 60), seed=0)
-    np.testing.assert_allclose(chosen, nearest(vectors, scores, vectors, 60))
+    chosen = tuned(knn_baseline, vectors, scores, vectors, grid=(1, 60), seed=0)
+    np.testing.assert_allclose(chosen, knn_baseline(vectors, scores, vectors, 60))
 
 
 def test_the_hull_leaves_out_what_a_mixture_beats() -> None:

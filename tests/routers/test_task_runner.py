@@ -15,7 +15,7 @@ import pytest
 import routers
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ClusterError
-from coe.jobs.engine import on_ray
+from coe.jobs.engine import ray_task_runner
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
 
@@ -39,7 +39,7 @@ def test_the_router_is_identical_wherever_tasks_run(
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     build = partial(routers.build, examples(), encoder=str(tiny_encoder), threads=1)
     build(out=tmp_path / "local")
-    with on_ray() as runner:
+    with ray_task_runner() as runner:
         build(out=tmp_path / "ray", runner=runner)
         with pytest.raises(ArtifactError, match="missing"):
             list(runner.map(_failing, ["network.onnx"]))
@@ -67,5 +67,5 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), on_ray():
+    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), ray_task_runner():
         pass
