@@ -166,8 +166,10 @@ class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
     chunk of a body is an event, the rest comes when it is set."""
 
-    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: ServingState) -> None:
-        self.app, self.experts, self.log, self.current = app, experts, log, current
+    def __init__(
+        self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, serving_state: ServingState
+    ) -> None:
+        self.app, self.experts, self.log, self.serving_state = app, experts, log, serving_state
         self.records = log.records
         self.leave = asyncio.Event()
         self.first_chunk = asyncio.Event()
