@@ -99,4 +99,4 @@ async def ask(
     return Asked(accepted.expert, accepted.reply, attempts.begun)
 
 
-SLOW = Health(p95=0.0)
+SLOW = Health(ttft_p95=0.0)

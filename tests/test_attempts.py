@@ -8,7 +8,7 @@ import pytest
 from coe.core import Health
 from coe.errors import (
     ExpertBusy,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -53,7 +53,7 @@ async def test_no_more_are_asked_than_allowed() -> None:
     assert attempts.begun == 3
 
 
-@pytest.mark.parametrize("error", [failed(ExpertUnreachable), failed(ExpertUnavailable, full=True)])
+@pytest.mark.parametrize("error", [failed(ExpertUnreachable), failed(ExpertUnavailable, queue_full=True)])
 async def test_experts_at_a_server_that_takes_no_connection_or_is_full_use_up_no_attempts(error: Exception) -> None:
     servers = [ScriptedExpert(name, (b"one",)) for name in "bcde"]
     first = Replica(ScriptedExpert("a", error), endpoint=Endpoint("http://dead:1/v1", "m"))
@@ -76,7 +76,7 @@ async def test_a_server_elsewhere_may_be_full_for_one_of_its_models_alone() -> N
             ExpertSpec(name=name, model=name, runtime="external", base_urls=urls),
             replicas=[Replica(ScriptedExpert(name, script), endpoint=Endpoint(urls[0], name))],
         )
-        for name, script in (("a", failed(ExpertUnavailable, full=True)), ("b", (b"one",)))
+        for name, script in (("a", failed(ExpertUnavailable, queue_full=True)), ("b", (b"one",)))
     ]
     assert (await ask(*experts)).expert == "b"
 
@@ -128,17 +128,17 @@ async def test_an_expert_whose_api_has_no_words_for_it_is_passed_over_at_no_atte
 
 
 async def test_an_expert_with_another_replica_is_asked_there_before_the_next_one() -> None:
-    first = Steps("a", [failed(ExpertUnavailable), 0], Health(ready=2))
+    first = Steps("a", [failed(ExpertUnavailable), 0], Health(ready_replicas=2))
     accepted = await ask(first, Steps("b"))
     assert (accepted.expert, accepted.attempts) == ("a", 2)
     assert [call.conversation for call in first.calls] == [b"talk", b""]
-    down = Steps("a", [failed(ExpertUnavailable)], Health(ready=2))
+    down = Steps("a", [failed(ExpertUnavailable)], Health(ready_replicas=2))
     assert (await ask(down, Steps("b"))).attempts == 3
     assert len(down.calls) == 2
 
 
 async def test_an_expert_that_could_not_be_asked_costs_no_attempt(pauses: list[float]) -> None:
-    refused = failed(ExpertUnavailable, asked=False, retry_after=1.0)
+    refused = failed(ExpertUnavailable, request_sent=False, retry_after=1.0)
     accepted = await ask(Steps("a", [refused]), Steps("b", [failed(ExpertTimeout)]), Steps("c"), max_attempts=2)
     assert (accepted.expert, accepted.attempts) == ("c", 2)
     attempts = Attempts()
@@ -180,7 +180,7 @@ async def test_a_lone_expert_that_refused_is_asked_again_after_growing_pauses(pa
     assert 0.2 <= pauses[2] <= 0.6
 
 
-@pytest.mark.parametrize("kind", [ExpertTimeout, ExpertGarbage])
+@pytest.mark.parametrize("kind", [ExpertTimeout, ExpertInvalidResponse])
 async def test_a_lone_expert_that_was_slow_or_mad_is_not_asked_again(pauses: list[float], kind: type[Any]) -> None:
     with pytest.raises(kind):
         await ask(Steps("a", [failed(kind)]))
@@ -188,7 +188,7 @@ async def test_a_lone_expert_that_was_slow_or_mad_is_not_asked_again(pauses: lis
 
 
 async def test_the_error_told_is_the_one_a_client_can_act_on() -> None:
-    kinds = (ExpertUnavailable, ExpertGarbage, ExpertTimeout, ExpertBusy)
+    kinds = (ExpertUnavailable, ExpertInvalidResponse, ExpertTimeout, ExpertBusy)
     for number, kind in enumerate(kinds, start=1):
         attempts = Attempts()
         with pytest.raises(kind):
@@ -202,7 +202,9 @@ async def test_the_error_told_is_the_one_a_client_can_act_on() -> None:
 
 async def test_an_ask_counts_from_when_it_is_made_not_from_when_it_is_waited_for() -> None:
     busy, attempts = Steps("a", [failed(ExpertBusy, retry_after=9.0), "hang"]), Attempts()
-    asking = asyncio.create_task(ask(Steps("b", [failed(ExpertUnavailable, asked=False)]), busy, attempts=attempts))
+    asking = asyncio.create_task(
+        ask(Steps("b", [failed(ExpertUnavailable, request_sent=False)]), busy, attempts=attempts)
+    )
     await ticks(20)
     asking.cancel()
     await asyncio.wait([asking])

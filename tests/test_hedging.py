@@ -40,7 +40,7 @@ async def test_of_two_that_answer_at_once_the_second_is_closed() -> None:
 
 
 async def test_company_is_another_replica_where_there_is_one() -> None:
-    first, second = Steps("a", ["hang", 0], Health(p95=0.0, ready=2)), Steps("b")
+    first, second = Steps("a", ["hang", 0], Health(ttft_p95=0.0, ready_replicas=2)), Steps("b")
     accepted = await ask(first, second, hedge=True)
     assert (accepted.expert, len(first.calls), len(second.calls)) == ("a", 2, 0)
 
@@ -51,7 +51,7 @@ async def test_plain_answers_get_no_company_for_their_time_tells_how_much_is_sai
 
 
 async def test_a_fast_expert_and_one_of_unknown_pace_get_no_company() -> None:
-    for health in (Health(p95=30.0), Health()):
+    for health in (Health(ttft_p95=30.0), Health()):
         first, second = Steps("a", [9], health), Steps("b")
         assert (await ask(first, second, hedge=True)).attempts == 1
         assert not second.calls
@@ -109,7 +109,9 @@ scripts = st.lists(
     min_size=1,
     max_size=3,
 )
-health_by_expert = st.sampled_from([Health(), SLOW, Health(p95=0.0, ready=2), Health(ready=2), Health(p95=30.0)])
+health_by_expert = st.sampled_from(
+    [Health(), SLOW, Health(ttft_p95=0.0, ready_replicas=2), Health(ready_replicas=2), Health(ttft_p95=30.0)]
+)
 experts = st.lists(st.builds(Steps, st.just("x"), scripts, health_by_expert), min_size=1, max_size=3)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from coe.cli.common import image, writable
 from coe.jobs.progress import progress_bar
-from coe.jobs.signals import heeding_sigterm
+from coe.jobs.signals import exit_on_sigterm
 from coe.terminal import say, say_error
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
@@ -37,24 +37,24 @@ def benchmark(
     import routers
     from coe.learning.benchmark.benchmark import benchmark as run
     from coe.learning.evaluation.quality import read_quality
-    from routers.examples import prepared
+    from routers.examples import normalize_prompt
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:
         say_error(f"note: {note}")
 
-    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress, heeding_sigterm():
+    with tempfile.TemporaryDirectory() as run_folder, progress_bar("benchmark") as progress, exit_on_sigterm():
         work = Path(run_folder)
         memory = work / "memory"  # the five routers share their encoder and most of their texts
 
         def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, memory=memory)
+            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=memory)
             return routers.load(out)
 
         def encode(router: Path, texts: Sequence[str]) -> Any:
-            return routers.load_encoder(router, threads=2, memory=memory).encode(texts)
+            return routers.load_encoder(router, threads=2, cache=memory).encode(texts)
 
-        report = run(data, train_router=train, prepared=prepared, encode=encode, work=work, progress=progress)
+        report = run(data, train_router=train, prepared=normalize_prompt, encode=encode, work=work, progress=progress)
     report["strays"] = len(data.strays)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

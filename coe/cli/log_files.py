@@ -17,9 +17,9 @@ import typer
 from coe.cli.common import Config, seconds, settings_for, writable
 from coe.errors import DataError
 from coe.jobs.record_files import SUFFIXES, Rating, events_of, read_rows, write_rows
-from coe.jobs.signals import heeding_sigterm
-from coe.learning.estimation.experience import RATINGS, rank
-from coe.learning.estimation.experience_loader import identity, open_logs
+from coe.jobs.signals import exit_on_sigterm
+from coe.learning.estimation.experience import RATING_KINDS, certainty_rank
+from coe.learning.estimation.experience_loader import open_logs, request_hash
 from coe.learning.evaluation.quality import require_parquet
 from coe.records import missing_file, open_feedback, open_log
 from coe.records.feedback import Feedback
@@ -52,7 +52,7 @@ def export(
         raise DataError(f"{missing}: there is no routing log yet; check --config and COE_HOME")
     first = now - seconds(since, option="--since") if since else 0.0
     last = now - seconds(deadline, option="--until") if deadline else now
-    with open_logs(url, base=settings.home) as logs, heeding_sigterm():
+    with open_logs(url, base=settings.home) as logs, exit_on_sigterm():
         said = Said(event for page in logs.feedback(since=first) for event in page)
         pages = logs.all(since=first, deadline=last, category=category)
         rows = ((record, said.rating(record)) for page in pages for record in page)
@@ -79,7 +79,7 @@ class Said:
     def __init__(self, events: Iterable[Feedback]) -> None:
         self._told: tuple[dict[int, Feedback], dict[int, Feedback]] = {}, {}
         for event in events:
-            if event.kind in (*RATINGS, "category"):
+            if event.kind in (*RATING_KINDS, "category"):
                 known, key = self._told[event.kind == "category"], _key(event.request_id, event.tenant)
                 known[key] = max(known.get(key, event), event, key=_counts)
 
@@ -97,11 +97,11 @@ class Said:
 
 
 def _key(request_id: str, tenant: str | None) -> int:
-    return identity(f"{tenant or ''}\0{request_id}")
+    return request_hash(f"{tenant or ''}\0{request_id}")
 
 
 def _counts(event: Feedback) -> tuple[int, float, str]:
-    return -rank(event.kind), event.time, event.event_id
+    return -certainty_rank(event.kind), event.time, event.event_id
 
 
 PAGE = 2_000

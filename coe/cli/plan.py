@@ -16,9 +16,9 @@ from coe.cli.common import Config, Json, image, keep_output_clean, settings_for
 from coe.cli.plan_gate import plan_gate
 from coe.cli.plan_report import LeftOut, plan_report, show_plan
 from coe.errors import ArtifactError, DataError
-from coe.jobs.progress import told_if_long
-from coe.learning.estimation.evidence import joined
-from coe.learning.estimation.refit import STRONGEST_SHRINKAGE
+from coe.jobs.progress import note_if_slow
+from coe.learning.estimation.evidence import merged
+from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
@@ -104,9 +104,9 @@ def plan(
         learnt=PlanEvidence() if drop_learnt else learnt,
     )
     problem = basis.problem
-    with told_if_long("solving the plan"):
+    with note_if_slow("solving the plan"):
         assignment = solve(problem, traffic=basis.traffic)
-    with told_if_long("the sweep"):
+    with note_if_slow("the sweep"):
         rows = sweep(problem, row, limits) if row else []
         impossible = _impossible(problem, row, limits, rows)
     if plot is not None:
@@ -114,12 +114,12 @@ def plan(
 
         plot_sweep(rows, row=row, path=plot)
     patience = TimeBudget()
-    with told_if_long("finding what each expert is worth"):
+    with note_if_slow("finding what each expert is worth"):
         values = marginal_values(problem, assignment, patience=patience.part(VALUES))
     if not dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
-            with told_if_long("finding what other budgets would give"):
+            with note_if_slow("finding what other budgets would give"):
                 basis.save(draft, assignment, values=values, patience=patience)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
@@ -172,9 +172,9 @@ def basis_of(
     count = fit_pseudo_count(labels, scores)
     quality = measured.lower(deviations=deviations, pseudo_count=count)
     if feedback is not None:
-        both = joined(measured, feedback)
+        both = merged(measured, feedback)
         rows_moved = np.isin(categories, moved)[:, None]
-        strength = min(count, STRONGEST_SHRINKAGE)
+        strength = min(count, MAX_PSEUDO_COUNT)
         quality = np.where(rows_moved, both.lower(deviations=deviations, pseudo_count=strength), quality)
     problem = declared_problem(registry, measured, quality=quality, weights=weights)
     traffic = _traffic(settings, problem, prompts)

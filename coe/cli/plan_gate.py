@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from coe.learning.evaluation.passage_gain import GAINS, read_gains
-from coe.learning.retraining.gate_fit import Trials, fit_gate
+from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate
 from coe.learning.retraining.gate_report import gate_report, plot_calibration
 from coe.registry import Registry
 from coe.retrieval.gate import FILE
@@ -33,13 +33,13 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
         gate.save(draft / FILE)
         if find_spec("matplotlib") is not None:
             plot_calibration(report["calibration"], draft / CALIBRATION)
-        data = hashlib.sha256((folder / GAINS).read_bytes()).hexdigest()[:16]
+        data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
         artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
     store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")
     return report | {"version": artifact.manifest.version}
 
 
-def measured(settings: Settings, registry: Registry, folder: Path) -> Trials | None:
+def measured(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
     """The pairs of scores with what the router in use sees of their prompts; None without any."""
     gains = read_gains(folder, registry.expert_names)
     if gains is None:

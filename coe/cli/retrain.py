@@ -17,13 +17,13 @@ import typer
 from coe.cli.common import Config, EngineOption, Json, keep_output_clean, seconds, settings_for
 from coe.cli.status import status_report
 from coe.errors import CoEError
-from coe.jobs.engine import Engine, working
+from coe.jobs.engine import Engine, task_runner
 from coe.jobs.gate_round import learn_gate
 from coe.jobs.overlay_round import learn_overlays
-from coe.jobs.plan_round import Outcome, begun, learn_assignment
+from coe.jobs.plan_round import Outcome, learn_assignment, open_job
 from coe.jobs.router_round import learn_router
-from coe.jobs.signals import heeding_sigterm
-from coe.learning.monitoring.traffic_report import publish
+from coe.jobs.signals import exit_on_sigterm
+from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.settings import Settings
 from coe.terminal import say, say_error, say_json
 
@@ -54,7 +54,7 @@ def retrain(
     settings, window = settings_for(config), seconds(since, option="--since")
     round_ = partial(learn, settings, probes=probes, benchmark=name, window=window, dry_run=dry_run, engine=engine)
     if not every:
-        with heeding_sigterm():
+        with exit_on_sigterm():
             _say(round_(), json)
             _watch(settings, dry_run)
         return
@@ -80,7 +80,7 @@ def learn(
 ) -> list[Outcome]:
     """One round, of the last `window` seconds. Raises JobError where another is at work, or what is wrong."""
     now = time.time()
-    with begun(settings, since=now - window, now=now, dry_run=dry_run) as job, working(engine) as work:
+    with open_job(settings, since=now - window, now=now, dry_run=dry_run) as job, task_runner(engine) as work:
         found, experience = learn_assignment(job, probes=probes, benchmark=benchmark)
         if experience is None:
             return [found]
@@ -95,7 +95,7 @@ def _watch(settings: Settings, dry_run: bool) -> None:
     if dry_run:
         return
     try:
-        publish(settings, status_report(settings, now=time.time()))
+        publish_traffic_report(settings, status_report(settings, now=time.time()))
     except CoEError as error:  # what was learnt stands
         say_error(f"the traffic was not looked at: {error}")
 

@@ -18,12 +18,12 @@ from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.judge import Judge
-from coe.learning.evaluation.passage_gain import GAINS, ProbesWithPassages, supplied, write_gains
+from coe.learning.evaluation.passage_gain import GAINS_FILE, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe, read_probes
 from coe.learning.evaluation.quality import require_parquet, write_quality
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import report_of
-from coe.learning.evaluation.scoring_run import Column, Run, keys_of, score_columns
+from coe.learning.evaluation.score_report import score_report
+from coe.learning.evaluation.scoring_run import ExpertColumn, ScoringRun, cell_keys, score_columns
 from coe.learning.evaluation.tables import find_table
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
@@ -78,9 +78,9 @@ def score(
     read = read_probes(probes, categories=registry.category_names)
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
-    keys = {spec.name: keys_of(read, spec, judging) for spec in registry.experts}
+    keys = {spec.name: cell_keys(read, spec, judging) for spec in registry.experts}
     given = asyncio.run(_given(settings, registry, read)) if retrieval == "both" else []
-    with_ = {spec.name: keys_of([one.probe for one in given], spec, judging) for spec in registry.experts}
+    with_ = {spec.name: cell_keys([one.probe for one in given], spec, judging) for spec in registry.experts}
     plan = _Plan(read, keys, asked, judging, concurrency, given, with_, unsafe)
     with _journal(out) as journal:
         reused = {spec.name: sum(key in journal.scored for key in keys[spec.name]) for spec in asked}
@@ -90,7 +90,7 @@ def score(
         except KeyboardInterrupt:
             stopped = True
         _write(plan, registry, journal, out, benchmark=probes.stem)
-        report = report_of(read, {spec.name: keys[spec.name] for spec in asked}, journal, reused=reused)
+        report = score_report(read, {spec.name: keys[spec.name] for spec in asked}, journal, reused=reused)
         report |= _with_passages(plan, journal, report["missing"])
     report |= {"out": str(out), "stopped": stopped}
     say_json(report) if json else _tell(report)
@@ -108,7 +108,7 @@ class _Plan:
     experts: Sequence[ExpertSpec]
     judge: ExpertSpec | None
     concurrency: int
-    given: Sequence[ProbesWithPassages] = ()
+    given: Sequence[ProbeWithPassages] = ()
     with_: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unsafe: bool = False
 
@@ -155,9 +155,9 @@ async def _score(plan: _Plan, settings: Settings, journal: Journal) -> None:
         experts = {spec.name: HttpExpert(*_served(spec, settings), session=session) for spec in specs}
         if plan.judge:
             judge = Judge(experts[plan.judge.name], patience=patience, concurrency=plan.concurrency)
-        columns = [Column(experts[name], probes) for name, probes in missing.items()]
+        columns = [ExpertColumn(experts[name], probes) for name, probes in missing.items()]
         with _progress({name: len(probes) for name, probes in missing.items()}) as (advance, tell):
-            run = Run(journal, sandbox, judge, patience, plan.concurrency, tell=tell, advance=advance)
+            run = ScoringRun(journal, sandbox, judge, patience, plan.concurrency, tell=tell, advance=advance)
             await score_columns(columns, run)
 
 
@@ -167,14 +167,14 @@ def _missing(plan: _Plan, spec: ExpertSpec, journal: Journal) -> dict[str, Probe
     return {key: probe for key, probe in keyed if key not in journal.scored}
 
 
-async def _given(settings: Settings, registry: Registry, probes: Sequence[Probe]) -> list[ProbesWithPassages]:
+async def _given(settings: Settings, registry: Registry, probes: Sequence[Probe]) -> list[ProbeWithPassages]:
     """The probes with what the declared store has for them."""
     from coe.runtime.active_state import check_router
     from coe.runtime.document_index import open_index
 
     index = open_index(settings, registry, check_router(settings)[1].folder)
     try:
-        return await supplied(probes, registry.retrieval, retriever=index.store, encoder=index.encoder)
+        return await add_passages(probes, registry.retrieval, retriever=index.store, encoder=index.encoder)
     finally:
         await index.store.aclose()
 
@@ -223,7 +223,7 @@ def _write(plan: _Plan, registry: Registry, journal: Journal, out: Path, *, benc
         write_gains(out, _gains(plan, journal))
 
 
-def _gains(plan: _Plan, journal: Journal) -> list[tuple[ProbesWithPassages, str, float, float]]:
+def _gains(plan: _Plan, journal: Journal) -> list[tuple[ProbeWithPassages, str, float, float]]:
     """Of every probe and expert that has both scores."""
     found = []
     for name, keys in plan.with_.items():
@@ -285,7 +285,7 @@ def _tell(report: Mapping[str, Any]) -> None:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not asked yet"
             say(f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}")
     for name, means in report.get("retrieval", {}).items():
-        say(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS}")
+        say(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
     state = (
         "stopped; run again to go on"
         if report["stopped"]

@@ -17,13 +17,13 @@ from coe.artifacts.store import KINDS, ArtifactStore
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError
 from coe.fleet.residency.client import ask_tiers
-from coe.learning.estimation.experience_loader import gather, open_logs
+from coe.learning.estimation.experience_loader import load_experience, open_logs
 from coe.learning.monitoring import traffic_report
 from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
-from coe.learning.monitoring.drift import watch
-from coe.learning.monitoring.novelty import Proposal, as_declared, propose
-from coe.learning.monitoring.traffic import Traffic, compared, embeddings, sample
-from coe.learning.retraining.state import Rounds, read_rounds
+from coe.learning.monitoring.drift import detect_drift
+from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
+from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
+from coe.learning.retraining.state import RoundState, read_round_states
 from coe.settings import Settings
 from coe.terminal import printable, say, say_json
 
@@ -46,7 +46,7 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
     catch_up(settings)
     report = status_report(settings, now=time.time())
     if publish:
-        traffic_report.publish(settings, report)
+        traffic_report.publish_traffic_report(settings, report)
     if json or not sys.stdout.isatty():
         say_json(report)
     else:
@@ -70,11 +70,11 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "alarms": [asdict(alarm) for alarm in alarms],
         "proposed_categories": _proposals(traffic, in_use),
         "turns": _turns(settings),
-        "learning": {kind: _last(rounds) for kind, rounds in read_rounds(settings.artifacts).items()},
+        "learning": {kind: _last(rounds) for kind, rounds in read_round_states(settings.artifacts).items()},
     }
 
 
-def _last(rounds: Rounds) -> dict[str, Any]:
+def _last(rounds: RoundState) -> dict[str, Any]:
     """The outcome of a kind's last round; digests and cursors are for the next round alone."""
     shown = ("time", "promoted", "sentence", "report", "judged", "tested")
     return {name: getattr(rounds, name) for name in shown}
@@ -92,7 +92,7 @@ def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: f
     """Read the last week once, for the alarms and for `traffic`."""
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
-            found = gather(
+            found = load_experience(
                 traffic.watched(logs.records(since=now - WEEK, deadline=now, own=traffic.add_own)),
                 logs.feedback(since=now - WEEK),
                 categories=traffic.categories,
@@ -117,12 +117,17 @@ def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
 def _drift(traffic: Traffic, *, days: int) -> dict[str, Any]:
     """The last day against the first traffic that the router served. A day is one look, so that asking often neither
     raises false alarms nor blunts the tests."""
-    both = compared(traffic)
+    both = comparison(traffic)
     if min(len(traffic.first), len(traffic.latest)) < FEWEST:
         told = f"{len(traffic.first)} earlier requests of this router in the week and {len(traffic.latest)} of the day"
         reference = f"too little to compare: {told}, {FEWEST} of each are needed"
         return {"reference": reference, "findings": [], "compared": both}
-    found = watch(sample(traffic.first), sample(list(traffic.latest)), categories=traffic.categories, look=days + 1)
+    found = detect_drift(
+        traffic_sample(traffic.first),
+        traffic_sample(list(traffic.latest)),
+        categories=traffic.categories,
+        look=days + 1,
+    )
     reference = f"the first {len(traffic.first)} requests of this router that the week's log has"
     return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
 
@@ -132,7 +137,7 @@ def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
     latest = list(traffic.latest)
     vectors, rows = embeddings(latest)
     declared = in_use.registry.policy.confidence_threshold
-    found = propose(
+    found = propose_categories(
         vectors,
         np.array([latest[row][1] for row in rows]),
         np.array([latest[row][0] for row in rows], dtype=np.int64),
@@ -141,10 +146,10 @@ def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
     )
     others = [one[3] for one in latest]
 
-    def told(one: Proposal) -> dict[str, Any]:
+    def told(one: CategoryProposal) -> dict[str, Any]:
         shown = [latest[rows[index]] for index in one.exemplars]
         prompts = [prompt for _, _, _, prompt, _ in shown if prompt]
-        entry = as_declared(prompts, others) if prompts else None
+        entry = category_entry(prompts, others) if prompts else None
         names = [request_id for *_, request_id in shown]
         return {**asdict(one), "sentence": one.sentence, "exemplars": names, "entry": entry}
 

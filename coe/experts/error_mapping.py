@@ -21,7 +21,7 @@ from coe.errors import (
     Cause,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -122,8 +122,8 @@ class ErrorMapping:
         """The server sent an error where an answer or the rest of it should be."""
         return self.broken(f"{where}: {self._line(message_of(told))}", cause="server_error")
 
-    def garbage(self, what: str) -> ExpertGarbage:
-        return ExpertGarbage(f"expert {self.expert!r} answered {what}", expert=self.expert)
+    def garbage(self, what: str) -> ExpertInvalidResponse:
+        return ExpertInvalidResponse(f"expert {self.expert!r} answered {what}", expert=self.expert)
 
     def late(self, what: str) -> ExpertTimeout:
         return ExpertTimeout(f"expert {self.expert!r} {what}", expert=self.expert)
@@ -144,13 +144,13 @@ class ErrorMapping:
     def _refused(self, status: int, told: str, *, word: str | None, param: str | None) -> ExpertError:
         if status in _CLIENTS_FAULT:
             message = f"expert {self.expert!r} rejected the request: {told}"
-            return ExpertRejected(message, expert=self.expert, status=status, word=word, param=param)
+            return ExpertRejected(message, expert=self.expert, status=status, upstream_code=word, param=param)
         if status in (401, 403):
             return self.broken(f"refused its api_key (HTTP {status}); check it in experts.yaml")
         if status == 429:
             return ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {told}", expert=self.expert)
         error = self.broken(f"answered HTTP {status}: {told}")
-        error.full = status == 503
+        error.queue_full = status == 503
         return error
 
     def _name(self, body: bytes, field: str) -> str | None:

@@ -51,7 +51,7 @@ class Incidents:
 
     def failed(self, error: ExpertError, *, address: str) -> None:
         """Count a failure of the expert. What the client's request is to blame for counts as none."""
-        if not error.asked or not (error.unhealthy or isinstance(error, ExpertBusy)):
+        if not error.request_sent or not (error.unhealthy or isinstance(error, ExpertBusy)):
             return
         now = self._clock()
         if (incident := self._active.get(error.cause)) is not None:

@@ -116,16 +116,16 @@ class Replica:
     async def stream(self, call: Call) -> Reply:
         """Ask this server; the breaker learns how it went. Raises what its expert raises."""
         breaker = self.breaker
-        era = breaker.begin(call.caller)
+        era = breaker.begin(call.tenant)
         self.in_flight += 1
         try:
             reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
-            self._learn(error, era, call.caller)
+            self._learn(error, era, call.tenant)
             raise
         breaker.answered(era)
-        return _Held(reply, self, era, call.caller)
+        return _Held(reply, self, era, call.tenant)
 
     async def aclose(self) -> None:
         await self.expert.aclose()
@@ -142,13 +142,13 @@ class Replica:
             self.breaker.dropped(era)
 
     def _learn(self, error: BaseException, era: int, caller: str) -> None:
-        if not isinstance(error, ExpertError) or not error.asked:
+        if not isinstance(error, ExpertError) or not error.request_sent:
             self.breaker.dropped(era)
             return
         self.incidents.failed(error, address=self.address)
         if error.unhealthy:
             self.cause = error.cause
-            self.breaker.failed(era, caller=caller, concerns_all=error.concerns_all)
+            self.breaker.failed(era, caller=caller, concerns_all=error.caller_independent)
         else:
             self.breaker.succeeded(era)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
@@ -230,8 +230,8 @@ class ReplicatedExpert:
         ready = self._ready(())
         load, p95, seen = self._load(ready), self.first_pieces.p95, self._standing
         cause = "" if ready else self._cause()
-        if load != seen.load or len(ready) != seen.ready or p95 != seen.p95 or cause != seen.cause:
-            self._standing = seen = Health(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
+        if load != seen.load or len(ready) != seen.ready_replicas or p95 != seen.ttft_p95 or cause != seen.cause:
+            self._standing = seen = Health(bool(ready), load, len(ready), p95, cause)
         return seen
 
     def _cause(self) -> Cause:
@@ -244,7 +244,7 @@ class ReplicatedExpert:
         passed = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(passed) == len(self.replicas):
             raise self._known_to_be_away(call)
-        while call.first_token_timeout > 0 and (ready := self._ready(passed, call.caller)):
+        while call.first_token_timeout > 0 and (ready := self._ready(passed, call.tenant)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
@@ -253,12 +253,12 @@ class ReplicatedExpert:
                 failure, passed = error, (*passed, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
             except ExpertUnavailable as error:
-                if error.full and not self.spec.addresses:  # started here: one queue for all experts on it
-                    error.servers = call.exclude | {replica.address}
+                if error.queue_full and not self.spec.addresses:  # started here: one queue for all experts on it
+                    error.unavailable_servers = call.exclude | {replica.address}
                 raise
         if failure is not None:
-            failure.servers = frozenset(replica.address for replica in passed if replica.root)
-        raise failure or self._nobody(call.caller)
+            failure.unavailable_servers = frozenset(replica.address for replica in passed if replica.root)
+        raise failure or self._nobody(call.tenant)
 
     async def _first(self, replica: Replica, call: Call) -> Reply:
         """Ask one; how long a stream takes to begin is noted. A plain answer's first piece is its last, and tells how
@@ -309,7 +309,7 @@ class ReplicatedExpert:
         error = ExpertUnreachable(
             f"expert {self.name!r} is at a server that just could not be reached or was full", expert=self.name
         )
-        error.servers, error.asked = call.exclude, False
+        error.unavailable_servers, error.request_sent = call.exclude, False
         return error
 
     def _nobody(self, caller: str) -> ExpertError:
@@ -320,7 +320,7 @@ class ReplicatedExpert:
         error = (ExpertBusy if resting else ExpertUnavailable)(
             f"expert {self.name!r} {reason}; it is asked again in {wait:.1f} s", expert=self.name
         )
-        error.retry_after, error.asked = wait, False
+        error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
         return error
 

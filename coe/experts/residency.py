@@ -30,7 +30,7 @@ class ResidentExpert:
     async def stream(self, call: Call) -> Reply:
         """Hold, then ask. Raises what either raises."""
         stand_in = call.stand_in if call.stand_in == self._sibling else ""
-        over = await self._turns.hold(self.name, category=call.category, deadline=call.hold_until, stand_in=stand_in)
+        over = await self._turns.hold(self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in)
         try:
             return _Held(await self._expert.stream(call), over)
         except BaseException:

@@ -14,7 +14,7 @@ from coe.errors import CoEError, JobError
 from coe.fleet.ray.cluster import ray_cluster
 
 if TYPE_CHECKING:
-    from routers.training.parallel import TaskRunner
+    from routers.task_runner import TaskRunner
 
 
 class Engine(StrEnum):
@@ -24,11 +24,11 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-def working(engine: Engine) -> AbstractContextManager[TaskRunner]:
+def task_runner(engine: Engine) -> AbstractContextManager[TaskRunner]:
     """To be entered around the job. Raises ClusterError where there is no Ray."""
     if engine is Engine.RAY:
-        return on_ray()
-    from routers.training.parallel import LocalRunner
+        return ray_task_runner()
+    from routers.task_runner import LocalRunner
 
     return nullcontext(LocalRunner())
 
@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 
 @contextmanager
-def on_ray() -> Iterator[RayRunner]:
+def ray_task_runner() -> Iterator[RayRunner]:
     """Connected until the block ends. Raises ClusterError without Ray, or where the cluster cannot be reached."""
     with ray_cluster() as ray:
         yield RayRunner(ray)

@@ -12,12 +12,20 @@ from typing import Any
 import orjson
 
 from coe.errors import DataError
-from coe.jobs.plan_round import NOTHING, REPORTS, Job, Outcome
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.gate_round import FEWEST, Coins, Trials, gate_page, judge_gate, shifted, taught
+from coe.jobs.plan_round import NOTHING_TO_LEARN, REPORTS, Job, Outcome
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.retraining.gate_round import (
+    MIN_TRIALS,
+    GateTrials,
+    TrialCollector,
+    fit_shift,
+    gate_round_report,
+    judge_gate,
+    with_shift,
+)
 from coe.learning.retraining.promotion import Judgement
 from coe.learning.retraining.report import keep_report
-from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
+from coe.learning.retraining.state import RoundState, read_round_states, write_round_state
 from coe.retrieval.gate import FILE, Gate, GateThresholds, OutdatedGate
 
 GATE = "gate"
@@ -32,31 +40,33 @@ def learn_gate(job: Job) -> Outcome | None:
     try:
         gate = Gate.load(artifact.folder / FILE)
     except OutdatedGate as error:
-        return Outcome(GATE, False, f"{NOTHING}: {error}")
+        return Outcome(GATE, False, f"{NOTHING_TO_LEARN}: {error}")
     if set(gate.categories) != set(job.in_use.router.categories):
         return None
     trials = _trials(job, began)
     if trials is None:
         return None
-    if len(trials) < FEWEST:
-        return Outcome(GATE, False, f"{NOTHING}: {len(trials)} trials are rated, and a round takes {FEWEST}")
-    last, inputs = read_rounds(job.settings.artifacts).get(GATE), _digest(trials)
+    if len(trials) < MIN_TRIALS:
+        return Outcome(
+            GATE, False, f"{NOTHING_TO_LEARN}: {len(trials)} trials are rated, and a round takes {MIN_TRIALS}"
+        )
+    last, inputs = read_round_states(job.settings.artifacts).get(GATE), _digest(trials)
     same = last is not None and last.in_use == began
     if last and same and last.inputs == inputs:
-        return Outcome(GATE, False, f"{NOTHING}: no trial is new")
+        return Outcome(GATE, False, f"{NOTHING_TO_LEARN}: no trial is new")
     bar, round_ = (
         GateThresholds.of(gate.use, job.registry.retrieval.price).give,
         1 + (last.judged if last and same else 0),
     )
     judgement = judge_gate(trials, bar=bar, round_=round_, guarded=job.registry.category_names)
-    rounds = Rounds(began, judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
+    rounds = RoundState(began, judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
     return _concluded(job, gate, trials, judgement, rounds)
 
 
-def _trials(job: Job, version: str) -> Trials | None:
-    coins = Coins(version)
+def _trials(job: Job, version: str) -> GateTrials | None:
+    coins = TrialCollector(version)
     try:
-        gathered = gather(
+        gathered = load_experience(
             coins.among(job.logs.records(since=job.since, deadline=job.now)),
             job.logs.feedback(since=job.since),
             categories=job.in_use.router.categories,
@@ -67,19 +77,19 @@ def _trials(job: Job, version: str) -> Trials | None:
     return coins.trials(gathered.experience)
 
 
-def _digest(trials: Trials) -> str:
+def _digest(trials: GateTrials) -> str:
     whole = hashlib.sha256(trials.told.identity.tobytes() + trials.told.reward.tobytes())
     return whole.hexdigest()[:16]
 
 
-def _concluded(job: Job, gate: Gate, trials: Trials, judgement: Judgement, rounds: Rounds) -> Outcome:
+def _concluded(job: Job, gate: Gate, trials: GateTrials, judgement: Judgement, rounds: RoundState) -> Outcome:
     """Promote the gate with what all trials taught, or keep the report, and remember the round."""
-    report = gate_page(trials, taught(trials), judgement)
+    report = gate_round_report(trials, fit_shift(trials), judgement)
     if job.dry_run:
         return Outcome(GATE, False, f"dry run, nothing is changed; {rounds.sentence}", report=report)
     version = None
     if judgement.promote:
-        store, new = job.store(GATE), shifted(gate, trials)
+        store, new = job.store(GATE), with_shift(gate, trials)
         with store.draft() as draft:
             new.save(draft / FILE)
             _write(draft, report)
@@ -89,7 +99,7 @@ def _concluded(job: Job, gate: Gate, trials: Trials, judgement: Judgement, round
         rounds = replace(rounds, in_use=version, judged=0)
     else:
         folder = keep_report(job.settings.artifacts / REPORTS, partial(_write, report=report), kind=GATE, now=job.now)
-    write_rounds(job.settings.artifacts, GATE, replace(rounds, report=str(folder)))
+    write_round_state(job.settings.artifacts, GATE, replace(rounds, report=str(folder)))
     return Outcome(GATE, judgement.promote, rounds.sentence, version, str(folder), report)
 
 

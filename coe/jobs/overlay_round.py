@@ -14,10 +14,16 @@ from coe.core import Router
 from coe.errors import DataError
 from coe.jobs.plan_round import REPORTS, Job, Outcome
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.overlay_round import REMEMBERED, Plain, Tried, candidates, try_overlays
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.retraining.overlay_round import (
+    MAX_POSTERIORS,
+    OverlayResult,
+    RouterPosteriors,
+    eligible_tenants,
+    judge_overlays,
+)
 from coe.learning.retraining.report import keep_report
-from coe.learning.retraining.state import Rounds, write_rounds
+from coe.learning.retraining.state import RoundState, write_round_state
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import FILE
 
@@ -28,23 +34,23 @@ def learn_overlays(job: Job, experience: Experience) -> Outcome | None:
     """A round; None where no tenant has an overlay or said enough for one."""
     began = job.store(OVERLAYS).in_use()
     known = job.in_use.overlays.by_tenant
-    tenants = candidates(experience).union(known)
+    tenants = eligible_tenants(experience).union(known)
     if not tenants:
         return None
-    plain = Plain(experience.categories)
+    plain = RouterPosteriors(experience.categories)
     pages = _of(tenants, job.in_use.router, job.logs.records(since=job.since, deadline=job.now))
     try:
-        gathered = gather(
+        gathered = load_experience(
             plain.watched(pages),
             job.logs.feedback(since=job.since),
             categories=experience.categories,
             experts=experience.experts,
-            limit=REMEMBERED,
+            limit=MAX_POSTERIORS,
         )
     except DataError:  # the router is new, or was asked by others only
         return None
     own = gathered.experience
-    tried = try_overlays(own, plain.posterior(own), in_use=known)
+    tried = judge_overlays(own, plain.posterior(own), in_use=known)
     return _concluded(job, tried, began=began)
 
 
@@ -60,7 +66,7 @@ def _of(
         )
 
 
-def _concluded(job: Job, tried: Sequence[Tried], *, began: str | None) -> Outcome:
+def _concluded(job: Job, tried: Sequence[OverlayResult], *, began: str | None) -> Outcome:
     """Put those that help into use, or keep the report, and remember the round."""
     used = [one.overlay for one in tried if one.overlay is not None]
     changed = any(one.verdict in ("new", "fitted anew", "dropped") for one in tried)
@@ -84,12 +90,12 @@ def _concluded(job: Job, tried: Sequence[Tried], *, began: str | None) -> Outcom
             job.settings.artifacts / REPORTS, partial(_write, report=report), kind=OVERLAYS, now=job.now
         )
     in_use = version if changed else began
-    rounds = Rounds(in_use or "", 0, "", "", job.now, changed, sentence, str(folder))
-    write_rounds(job.settings.artifacts, OVERLAYS, rounds)
+    rounds = RoundState(in_use or "", 0, "", "", job.now, changed, sentence, str(folder))
+    write_round_state(job.settings.artifacts, OVERLAYS, rounds)
     return Outcome(OVERLAYS, changed, sentence, version, str(folder), report)
 
 
-def _told(one: Tried) -> dict[str, Any]:
+def _told(one: OverlayResult) -> dict[str, Any]:
     return {
         "tenant": one.tenant,
         "verdict": one.verdict,

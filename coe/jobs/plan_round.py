@@ -20,15 +20,15 @@ from coe.artifacts.redis import RedisArtifacts, mirror
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import Gathered, Logs, gather, open_logs
-from coe.learning.estimation.refit import STRONGEST_SHRINKAGE, Weighting
-from coe.learning.evaluation.probe_split import probe_parts
+from coe.learning.estimation.experience_loader import LoadedExperience, Logs, load_experience, open_logs
+from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
+from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.retraining.budget_solver import Budgeted
-from coe.learning.retraining.job_lock import Assure, only_job
-from coe.learning.retraining.plan_round import Current, Probes, Round, retrain
-from coe.learning.retraining.report import keep_report, round_report, write_report
-from coe.learning.retraining.state import STATE, Rounds, read_rounds, write_rounds
+from coe.learning.retraining.budget_solver import BudgetSolver
+from coe.learning.retraining.job_lock import CheckLock, job_lock
+from coe.learning.retraining.plan_round import CurrentPlan, JudgedPlan, Probes, judge_plan
+from coe.learning.retraining.report import keep_report, plan_report, write_plan_report
+from coe.learning.retraining.state import STATE_FILE, RoundState, read_round_states, write_round_state
 from coe.mapping import Basis, PlanEvidence, read_evidence
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.registry import Registry, load
@@ -70,7 +70,7 @@ class PolicyWindow:
 
 
 ASSIGNMENT, REPORTS = "assignment", "reports"
-NOTHING = "nothing to learn from"
+NOTHING_TO_LEARN = "nothing to learn from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Job:
     settings: Settings
     in_use: ActiveState
     logs: Logs
-    assure: Assure
+    assure: CheckLock
     since: float
     now: float
     dry_run: bool
@@ -121,20 +121,20 @@ class Job:
 
 
 @contextmanager
-def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
+def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
     """Hold the lock and the logs. Raises JobError, LogError, or what is wrong with what is in use."""
     from coe.runtime.active_state import read_in_use
 
     url = load(settings.config, environ=settings.environ).log.url
-    with only_job(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
+    with job_lock(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
         share = caught_up(settings)
         if share is not None:
-            share.hear(STATE, settings.artifacts)
+            share.hear(STATE_FILE, settings.artifacts)
         try:
             yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
         finally:
-            if share is not None and (state := settings.artifacts / STATE).is_file():
-                share.tell(STATE, state.read_bytes())
+            if share is not None and (state := settings.artifacts / STATE_FILE).is_file():
+                share.tell(STATE_FILE, state.read_bytes())
 
 
 def learn_assignment(
@@ -143,22 +143,24 @@ def learn_assignment(
     """A round, and the experience it learnt from, None where there is none."""
     registry, assignment = job.registry, job.in_use.assignment
     began, measured = job.store(ASSIGNMENT).in_use(), _measured(job, probes, benchmark)
-    last = read_rounds(job.settings.artifacts).get(ASSIGNMENT)
-    known = Rounds(assignment.digest, 0, measured.digest, last.feedback if last else "", job.now, False, NOTHING, "")
+    last = read_round_states(job.settings.artifacts).get(ASSIGNMENT)
+    known = RoundState(
+        assignment.digest, 0, measured.digest, last.feedback if last else "", job.now, False, NOTHING_TO_LEARN, ""
+    )
     if last and last.in_use == known.in_use:
         known = replace(known, judged=last.judged, tested=last.tested, tested_at=last.tested_at)
     new, cursor = _new_feedback(job.logs, after=known.feedback)
     if not new and (last.inputs == known.inputs and last.in_use == known.in_use if last else probes is None):
-        return Outcome(ASSIGNMENT, False, f"{NOTHING}: no feedback is new"), None
+        return Outcome(ASSIGNMENT, False, f"{NOTHING_TO_LEARN}: no feedback is new"), None
     exploration = registry.policy.exploration
     declared = (exploration.rate, exploration.max_quality_loss) if exploration.rate else None
     tenure = PolicyWindow(assignment.digest, exploration=declared)
     try:
         gathered = _gathered(job, tenure)
     except DataError as error:
-        return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
+        return Outcome(ASSIGNMENT, False, f"{NOTHING_TO_LEARN}: {error}"), None
     charge = registry.policy.cost_weight * relative_use(registry)
-    current = Current(
+    current = CurrentPlan(
         assignment,
         since=tenure.since,
         rounds=known.judged,
@@ -168,9 +170,9 @@ def learn_assignment(
         tested=known.tested,
         tested_at=known.tested_at,
     )
-    plan, evidence = Budgeted(registry, gathered.experience), _evidence_in_use(job, began)
+    plan, evidence = BudgetSolver(registry, gathered.experience), _evidence_in_use(job, began)
     base = evidence.measured if measured.table is None else measured.table
-    found = retrain(
+    found = judge_plan(
         gathered.experience,
         current,
         now=job.now,
@@ -180,7 +182,7 @@ def learn_assignment(
         weighting=measured.weighting,
         guarded=registry.category_names,
     )
-    report = round_report(found, current, experience=gathered.experience, left_out=gathered.left_out)
+    report = plan_report(found, current, experience=gathered.experience, left_out=gathered.left_out)
     rounds = replace(known, feedback=cursor, promoted=found.judgement.promote, sentence=found.judgement.sentence)
     if found.judgement.evidence and found.tested:
         rounds = replace(rounds, judged=found.judgement.round_, tested=found.rated, tested_at=found.rated_until)
@@ -215,7 +217,7 @@ def _measured(job: Job, folder: Path | None, benchmark: str | None) -> _Measured
     if folder is None:
         return _Measured(declared)
     data, router = read_quality(folder, benchmark=benchmark), job.in_use.router
-    table, probes = probe_parts(
+    table, probes = split_probes(
         data,
         categories=router.categories,
         experts=job.registry.expert_names,
@@ -224,7 +226,7 @@ def _measured(job: Job, folder: Path | None, benchmark: str | None) -> _Measured
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
     columns = [data.models.index(name) for name in job.registry.expert_names]
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
-    pulled = Weighting(pseudo_count=min(fitted, STRONGEST_SHRINKAGE))
+    pulled = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, pulled)
 
 
@@ -236,9 +238,9 @@ def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:
     return count, after
 
 
-def _gathered(job: Job, tenure: PolicyWindow) -> Gathered:
+def _gathered(job: Job, tenure: PolicyWindow) -> LoadedExperience:
     known = job.logs.damaged
-    found = gather(
+    found = load_experience(
         tenure.watched(job.logs.records(since=job.since, deadline=job.now)),
         job.logs.feedback(since=job.since),
         categories=job.in_use.router.categories,
@@ -250,7 +252,7 @@ def _gathered(job: Job, tenure: PolicyWindow) -> Gathered:
 
 
 def _concluded(
-    job: Job, found: Round, report: dict[str, Any], rounds: Rounds, basis: Basis, *, began: str | None
+    job: Job, found: JudgedPlan, report: dict[str, Any], rounds: RoundState, basis: Basis, *, began: str | None
 ) -> Outcome:
     """Promote, or keep the report, and remember the round."""
     if job.dry_run:
@@ -260,7 +262,7 @@ def _concluded(
         with job.store(ASSIGNMENT).draft() as draft:
             (draft / f"{ASSIGNMENT}.json").write_bytes(found.candidate.to_json())
             basis.save(draft, found.candidate)
-            write_report(draft, report)
+            write_plan_report(draft, report)
             artifact = job.store(ASSIGNMENT).publish(
                 draft, categories=found.candidate.categories, data=job.registry.digest, metrics={}
             )
@@ -271,6 +273,6 @@ def _concluded(
             rounds = replace(rounds, judged=0, tested=0, tested_at=0.0)
     else:
         reports = job.settings.artifacts / REPORTS
-        folder = keep_report(reports, partial(write_report, report=report), kind=ASSIGNMENT, now=job.now)
-    write_rounds(job.settings.artifacts, ASSIGNMENT, replace(rounds, report=str(folder)))
+        folder = keep_report(reports, partial(write_plan_report, report=report), kind=ASSIGNMENT, now=job.now)
+    write_round_state(job.settings.artifacts, ASSIGNMENT, replace(rounds, report=str(folder)))
     return Outcome(ASSIGNMENT, rounds.promoted, rounds.sentence, version, str(folder), report)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from coe.terminal import say_error
 
-QUIET = 5.0
+NOTE_AFTER_SECONDS = 5.0
 """Seconds that nobody needs to be told of."""
 
 
@@ -28,9 +28,9 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None] | None]:
 
 
 @contextmanager
-def told_if_long(work: str) -> Iterator[None]:
+def note_if_slow(work: str) -> Iterator[None]:
     """Name the work on standard error where it takes longer than a few seconds."""
-    timer = threading.Timer(QUIET, say_error, (f"note: {work} takes a while",))
+    timer = threading.Timer(NOTE_AFTER_SECONDS, say_error, (f"note: {work} takes a while",))
     timer.daemon = True
     timer.start()
     try:

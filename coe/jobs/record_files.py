@@ -17,7 +17,7 @@ from coe.records.fields import FIELDS, RecordField, fields_of, read_values
 from coe.records.record import About, RoutingRecord
 
 SUFFIXES = (".jsonl", ".parquet")
-GROUP = 10_000
+ROW_GROUP_SIZE = 10_000
 """Rows of a parquet row group, all in memory together: about 40 MB without prompts and embeddings."""
 
 
@@ -115,7 +115,7 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     schema, rows, count = _parquet_schema(), iter(rows), 0
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        while group := list(islice(rows, GROUP)):
+        while group := list(islice(rows, ROW_GROUP_SIZE)):
             writer.write_table(Table.from_pylist([_pairs(row) for row in group], schema=schema))
             count += len(group)
     return count

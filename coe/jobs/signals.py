@@ -9,12 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-AGAIN = 5.0
+RESEND_SECONDS = 5.0
 """Seconds after which a job that has not left is told again: Python ignores what is raised while it frees an object."""
 
 
 @contextmanager
-def heeding_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Until the block ends, SIGTERM ends the process through every `with` and `finally` under way, which a second one
     at its heels does not interrupt (`timeout` sends two). Better entered after what takes long to put away: no later
     one interrupts that."""
@@ -31,7 +31,7 @@ def heeding_sigterm() -> Iterator[None]:
         if leaving:
             return
         leaving = True
-        reminder = threading.Timer(AGAIN, remind, (number,))
+        reminder = threading.Timer(RESEND_SECONDS, remind, (number,))
         reminder.daemon = True
         reminder.start()
         reminders.append(reminder)

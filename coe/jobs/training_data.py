@@ -9,10 +9,10 @@ from coe.errors import ConfigError, DataError
 from coe.learning.evaluation.tables import read_prompts
 from coe.registry import Registry
 
-Pairs = list[tuple[str, str]]
+LabelledPrompts = list[tuple[str, str]]
 
 
-def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pairs:
+def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> LabelledPrompts:
     """The labelled prompts for the declared categories: the file given or declared or shipped, and declared examples.
 
     Raises DataError for a category that only one side knows; shipped prompts of undeclared categories are left out.
@@ -26,7 +26,7 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pair
         if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
             raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     else:
-        kept = (one for one in routers.shipped() if one.category in registry.category_names)
+        kept = (one for one in routers.starter_examples() if one.category in registry.category_names)
         pairs = [(one.prompt, one.category) for one in kept]
     pairs += [(example, category.name) for category in registry.categories for example in category.examples]
     counts = Counter(category for _, category in pairs)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Chat, Consent, Encoder, Prediction, Router
+from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
 from coe.registry.retrieval import RetrievalSpec
 from coe.retrieval.gate import Array, Gate, GateEstimate, GateThresholds, Use
 from coe.retrieval.insertion import Block, answer_tokens, marked, tokens_of, with_block
@@ -59,7 +59,7 @@ class Question:
     expert: int | None
     context: int
     tenant: str | None
-    consent: Consent
+    consent: RetrievalMode
 
 
 class Retrieval:
@@ -90,7 +90,7 @@ class Retrieval:
         self._version, self._uniform = version, uniform
         self._bars = GateThresholds.of(gate.use if gate else Use(0.0, 0.0), declared.price)
 
-    def lift(self, prediction: Prediction, consent: Consent) -> Array | None:
+    def lift(self, prediction: Prediction, consent: RetrievalMode) -> Array | None:
         """What passages would add to each expert's worth, price taken off, shape (k,), at a glance: some ten
         microseconds. None where there would be none, or nothing is known of what they do."""
         gate = self.gate
@@ -164,7 +164,7 @@ class Retrieval:
 
     def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
         """The question's vector, and what the router makes of it with that."""
-        embeddings = self._encoder.read([question.text])
+        embeddings = self._encoder.features([question.text])
         (prediction,) = self._router.predict([question.text], embeddings=embeddings)
         return embeddings[0, : self._encoder.dimensions], prediction.probabilities
 

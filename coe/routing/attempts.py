@@ -16,7 +16,7 @@ from coe.errors import (
     Cause,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertTimeout,
     ExpertUnavailable,
     InvalidRequest,
@@ -32,7 +32,7 @@ _PASSING = (ExpertUnavailable, ExpertBusy)
 """What may be over a moment later."""
 _Failure = ExpertError | InvalidRequest
 """An InvalidRequest: the request could not be put to this expert, whose API has no words for it."""
-_TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
+_TELLING = (ExpertBusy, ExpertTimeout, ExpertInvalidResponse, ExpertUnavailable)
 
 
 class Attempts:
@@ -82,7 +82,7 @@ async def first_answer(
             turn, pause = tries.later(deadline - loop.time())
             await asyncio.sleep(pause)
         tries.begin()
-        after = turn.expert.health.p95 if hedge and call.stream else None
+        after = turn.expert.health.ttft_p95 if hedge and call.stream else None
         if after is not None:
             if accepted := await _raced(tries, turn, after):
                 return accepted
@@ -136,7 +136,7 @@ class _Tries:
 
     def company(self, turn: _Turn) -> _Turn | None:
         """Who is asked beside one that is slow: another replica of it, or else the next in line."""
-        if self._left and not turn.again and turn.expert.health.ready > 1:
+        if self._left and not turn.again and turn.expert.health.ready_replicas > 1:
             return _again(turn, exclude=self._away)
         return self.next()
 
@@ -150,7 +150,7 @@ class _Tries:
         cause = "unsupported" if isinstance(error, InvalidRequest) else error.cause
         self._asks.causes.setdefault(turn.expert.name, cause)
         error.drop_frames()
-        if isinstance(error, InvalidRequest) or not error.asked:
+        if isinstance(error, InvalidRequest) or not error.request_sent:
             self._left += 1
             self._asks.begun -= 1
         if isinstance(error, InvalidRequest):
@@ -164,9 +164,9 @@ class _Tries:
 
     def _passing(self, turn: _Turn, error: ExpertError) -> None:
         if isinstance(error, ExpertUnavailable):
-            self._away |= error.servers
+            self._away |= error.unavailable_servers
         self._failures.append((turn, error))
-        if not turn.again and turn.expert.health.ready > 1:
+        if not turn.again and turn.expert.health.ready_replicas > 1:
             self._second = _again(turn, exclude=self._away)
 
     def later(self, remaining: float) -> tuple[_Turn, float]:
@@ -174,7 +174,7 @@ class _Tries:
 
         Only who was really asked is waited for: else all requests to a server that is down or rests would gather here.
         """
-        asked = [(turn, error) for turn, error in self._failures if error.asked]
+        asked = [(turn, error) for turn, error in self._failures if error.request_sent]
         pauses = [
             (error.retry_after * random.uniform(1, 1.1) + SLACK, turn)  # noqa: S311
             for turn, error in asked
@@ -206,7 +206,7 @@ def _again(turn: _Turn, *, exclude: frozenset[str] = frozenset()) -> _Turn:
 
 def _how_telling(error: ExpertError) -> tuple[bool, int]:
     rank = next((place for place, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))
-    return not error.asked, rank
+    return not error.request_sent, rank
 
 
 class _Race:

@@ -49,7 +49,7 @@ class LoadShedding:
                 self._resting_until = now + REST * (now - began)
 
 
-SETTLED = "settled"
+SHORT_CIRCUIT = "short_circuit"
 """The stage of an unsure quick answer where the same expert would answer whatever a look found."""
 
 
@@ -74,7 +74,7 @@ class Classifier:
         if found.stage != LOAD_SHED:
             return given
         if not at_stake(given):
-            return replace(given, stage=SETTLED)
+            return replace(given, stage=SHORT_CIRCUIT)
         if self._encoder_timeout == 0 or not self._leisure:
             return given
         looked = await self._look(text)

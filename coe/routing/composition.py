@@ -309,12 +309,12 @@ class Composition:
             policy.first_token_timeout if chat.stream else policy.response_timeout,
             policy.stream_idle_timeout,
             api=chat.api,
-            headers=options.passed,
+            headers=options.forwarded_headers,
             conversation=conversation,
             category=decision.category,
             stand_in=decision.candidates[1] if len(decision.candidates) > 1 else "",
-            hold_until=min(deadline, asyncio.get_running_loop().time() + self.registry.hold),
-            caller=options.tenant or "",
+            wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.hold),
+            tenant=options.tenant or "",
         )
         accepted = await first_answer(
             call,

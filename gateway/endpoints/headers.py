@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from coe.core import Consent, Purpose
+from coe.core import Purpose, RetrievalMode
 from coe.errors import CAUSES
 from coe.registry import Registry
 from gateway.endpoints.operation import Schema
@@ -86,7 +86,7 @@ def request_headers(registry: Registry) -> Schema:
         "Retrieval": _header(
             "x-coe-retrieval",
             "Whether documents are retrieved: where the gate expects a gain (auto), always (on), or never (off).",
-            {"type": "string", "enum": list(get_args(Consent))},
+            {"type": "string", "enum": list(get_args(RetrievalMode))},
         ),
         "Explain": _header(
             "x-coe-explain",

@@ -72,7 +72,7 @@ class _Decisions:
             "probabilities": {name: round(p, 4) for name, p in probabilities},
             "stage": prediction.stage,
             "router": composition.router.version,
-            "overlay": prediction.overlay,
+            "overlay": prediction.overlay_version,
             **explained,
         }
 
@@ -114,8 +114,8 @@ class Explainer:
         """Texts by digest; built at the first use, and again after experts.yaml has changed."""
         if self._texts[0] != registry.digest:
             declared = [text for one in registry.categories for text in (one.description, *one.examples)]
-            texts = [*(one.prompt for one in routers.shipped()), *declared]
-            by_digest = {routers.digest_of(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
+            texts = [*(one.prompt for one in routers.starter_examples()), *declared]
+            by_digest = {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
             self._texts = registry.digest, by_digest
         return self._texts[1]
 

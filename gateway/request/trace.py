@@ -227,9 +227,11 @@ class Trace:
             passage_tokens=self.consultation.tokens,
             retrieval_ms=round(self.consultation.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
-            overlay=prediction.overlay if prediction is not None else "",
+            overlay=prediction.overlay_version if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
-            plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
+            plain=_named(names, prediction.router_probabilities)
+            if prediction is not None and prediction.router_probabilities is not None
+            else None,
         )
 
 

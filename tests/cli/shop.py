@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
-from coe.learning.evaluation.tables import digest
+from coe.learning.evaluation.tables import pairs_digest
 from coe.mapping import expected
 from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback
@@ -43,7 +43,7 @@ DECLARED: dict[str, Any] = {
     "policy": {"confidence_threshold": 0, "exploration": {"rate": RATE, "max_quality_loss": LOSS}},
 }
 PROMPTS = [(one.prompt, one.category) for one in examples(count=60)] + [(f"hello {n}", "general") for n in range(30)]
-TAUGHT = digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
+TAUGHT = pairs_digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
 """The digest of what its router counts as trained on, where `router.training_data` holds PROMPTS."""
 TRUTH = {"chef": {"cooking": 0.9, "football": 0.9}, "generalist": {"astronomy": 0.9, "general": 0.9}}
 """Chance that an expert's answer is good; .2 for what is not named."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import KEY
+from coe.learning.retraining.job_lock import LOCK_KEY
 from tests.cli.shop import Shop
 
 PROGRAM = """
@@ -107,4 +107,4 @@ def test_a_round_that_is_told_twice_to_end_leaves_no_draft_and_lets_the_next_one
         assert job.wait(30) == 128 + signal.SIGTERM
     assert not list(shop.config.parent.rglob(".draft-*"))
     with Redis.from_url(shop.url) as client:
-        assert client.get(KEY) is None
+        assert client.get(LOCK_KEY) is None

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import KEY
+from coe.learning.retraining.job_lock import LOCK_KEY
 from tests.cli.shop import DECLARED, TRUTH, Shop
 from tests.cli.test_retrain import LEARNT
 from tests.experts.faulty_server import FaultyServer
@@ -162,7 +162,7 @@ async def test_two_jobs_at_once_are_one_job_and_one_refusal(shop: Shop) -> None:
     for code, said in outcomes:
         assert code == 0 or "another job is at work (process " in said
     with Redis.from_url(shop.url) as client:
-        assert client.get(KEY) is None
+        assert client.get(LOCK_KEY) is None
     assert len(shop.store().history()) == 1
 
 
@@ -185,7 +185,7 @@ def test_a_job_killed_at_any_time_leaves_something_that_serves(shop: Shop, tmp_p
         asyncio.run(killed_after(shop, seconds))
         assert shop.choices() in (before, LEARNT)
     with Redis.from_url(shop.url) as client:  # as if its lease were over
-        client.delete(KEY)
+        client.delete(LOCK_KEY)
     shop.retrain()
     assert shop.choices() == LEARNT
 
@@ -198,9 +198,9 @@ async def killed_after(shop: Shop, seconds: float) -> None:
         stderr=asyncio.subprocess.DEVNULL,
     )
     with Redis.from_url(shop.url) as client:
-        client.delete(KEY)
+        client.delete(LOCK_KEY)
         async with asyncio.timeout(60):
-            while process.returncode is None and client.get(KEY) is None:
+            while process.returncode is None and client.get(LOCK_KEY) is None:
                 await asyncio.sleep(0.01)
     await asyncio.sleep(seconds)
     if process.returncode is None:

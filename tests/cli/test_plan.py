@@ -169,10 +169,10 @@ def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatc
 def test_work_that_takes_long_is_named_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     told = queue.SimpleQueue[str]()
     monkeypatch.setattr(progress, "say_error", told.put)
-    with progress.told_if_long("quick work"):
+    with progress.note_if_slow("quick work"):
         pass
     monkeypatch.setattr(progress, "QUIET", 0.0)
-    with progress.told_if_long("solving"):
+    with progress.note_if_slow("solving"):
         assert told.get(timeout=30) == "note: solving takes a while"
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ArtifactError, DataError, JobError, LogError
-from coe.learning.retraining.job_lock import only_job
+from coe.learning.retraining.job_lock import job_lock
 from tests.cli.shop import Shop
 
 LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
@@ -154,7 +154,7 @@ def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
     from coe.jobs import plan_round
 
     shop.serve(400)
-    plain = plan_round.retrain
+    plain = plan_round.judge_plan
 
     def slow(*args: object, **options: object) -> object:
         shop.declare(budget={"max_share": 0.9})
@@ -168,7 +168,7 @@ def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
 
 def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Shop) -> None:
     shop.serve(400)
-    with only_job(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is at work \(process"):
+    with job_lock(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is at work \(process"):
         shop.run("retrain")
     assert shop.retrain()["promoted"]
 

@@ -169,7 +169,7 @@ def test_what_the_client_is_to_blame_for_is_no_incident(lines: Any) -> None:
     incidents = Incidents("coder", clock=Clock())
     incidents.failed(ExpertRejected("bad", expert="coder", status=400), address="a")
     kept_away = ExpertUnavailable("open", expert="coder")
-    kept_away.asked = False
+    kept_away.request_sent = False
     incidents.failed(kept_away, address="a")
     assert not incidents.active
     assert lines() == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coe.core import Call
 from coe.errors import (
     ExpertBusy,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -90,7 +90,7 @@ async def test_a_reply_that_is_left_is_let_go_once_and_counts_as_nothing() -> No
     assert expert.health.up
 
 
-@pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertGarbage])
+@pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertInvalidResponse])
 async def test_replicas_that_fail_are_not_asked_for_a_while(kind: type[Any]) -> None:
     expert, (server,), clock = made(error(kind))
     for _ in range(STREAK):
@@ -99,7 +99,7 @@ async def test_replicas_that_fail_are_not_asked_for_a_while(kind: type[Any]) -> 
     assert not expert.health.up
     with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; it is asked again in 1\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.asked, len(server.calls)) == (1.0, False, STREAK)
+    assert (no.value.retry_after, no.value.request_sent, len(server.calls)) == (1.0, False, STREAK)
     clock.now += 1
     server.script = WHOLE
     assert expert.health.up
@@ -185,9 +185,9 @@ async def test_a_busy_replica_rests_until_it_said_and_another_one_is_asked() -> 
         await whole(expert)
     with pytest.raises(ExpertBusy, match=r"asked to be left alone; it is asked again in 7\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.asked) == (7.0, False)
+    assert (no.value.retry_after, no.value.request_sent) == (7.0, False)
     clock.now += 7
-    assert expert.health.ready == 1
+    assert expert.health.ready_replicas == 1
 
 
 async def test_a_replica_that_cannot_be_reached_is_passed_over_within_the_call() -> None:
@@ -261,7 +261,7 @@ def test_load_is_the_work_over_what_the_ready_replicas_can_do() -> None:
     expert.replicas[1].waiting = 1
     assert expert.health.load == 7 / 8
     expert.replicas[1].breaker.rest(5)
-    assert (expert.health.load, expert.health.ready) == (6 / 4, 1)
+    assert (expert.health.load, expert.health.ready_replicas) == (6 / 4, 1)
 
 
 def test_without_a_declared_limit_an_expert_is_overloaded_when_each_replica_has_a_queue() -> None:
@@ -277,9 +277,9 @@ async def test_the_usual_time_to_the_first_piece_is_known_after_enough_answers()
     expert, _, _ = made(WHOLE)
     for _ in range(ENOUGH - 1):
         await whole(expert)
-    assert expert.health.p95 is None
+    assert expert.health.ttft_p95 is None
     await whole(expert)
-    assert expert.health.p95 == 0.0
+    assert expert.health.ttft_p95 == 0.0
 
 
 def test_an_address_is_shown_without_what_it_may_hold_in_secret() -> None:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.errors import LogError
-from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.experience_loader import load_experience
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint
@@ -189,7 +189,9 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
         assert (await say(gateway, key="alice", request_id=request_id, score=1)).status == 200
         assert (await say(gateway, key="boss", request_id=request_id, score=0)).status == 200
         assert (await say(gateway, key="mute", request_id=request_id, score=0)).status == 403
-        seen = gather([gateway.records], [gateway.log.events], categories=("code", "art", "general"), experts=EXPERTS)
+        seen = load_experience(
+            [gateway.records], [gateway.log.events], categories=("code", "art", "general"), experts=EXPERTS
+        )
     assert [(event.tenant, event.key) for event in gateway.log.events] == [("a", "alice"), ("a", "boss")]
     assert dict(seen.left_out) == {}
 

@@ -18,8 +18,8 @@ from coe.cli.promote import Kind, promote, rollback
 from coe.core import Prediction
 from coe.errors import ArtifactError
 from coe.jobs.overlay_round import learn_overlays
-from coe.jobs.plan_round import begun
-from coe.learning.estimation.experience_loader import gather
+from coe.jobs.plan_round import open_job
+from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import FILE, Overlay, Overlays
 from coe.runtime.active_state import OVERLAYS, overlays_in_use
@@ -53,9 +53,14 @@ def test_a_prediction_remembers_what_the_router_alone_said() -> None:
     known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "predict_fast", 0.7)
     overlays = Overlays("v1", {"alice": swapping("alice")})
     changed = overlays.applied(known, "alice")
-    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay) == (1, "predict_fast", 0.7, "v1")
+    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay_version) == (
+        1,
+        "predict_fast",
+        0.7,
+        "v1",
+    )
     assert changed.probabilities.dtype == np.float32
-    assert changed.plain is known.probabilities
+    assert changed.router_probabilities is known.probabilities
     assert overlays.applied(known, "bob") is known
     assert overlays.applied(known, None) is known
 
@@ -152,10 +157,10 @@ async def deadline(served: Served, wanted: dict[str, str]) -> None:
 
 def retrain(settings: Settings) -> Any:
     now = time.time()
-    with begun(settings, since=0.0, now=now, dry_run=False) as job:
+    with open_job(settings, since=0.0, now=now, dry_run=False) as job:
         pages, said = job.logs.records(deadline=now), job.logs.feedback()
         names = job.registry.expert_names
-        known = gather(pages, said, categories=CATEGORIES, experts=names).experience
+        known = load_experience(pages, said, categories=CATEGORIES, experts=names).experience
         outcome = learn_overlays(job, known)
     assert outcome is not None
     assert outcome.promoted

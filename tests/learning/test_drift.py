@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.estimation.off_policy import greedy
+from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.monitoring.alarms import degradation_alarms, share_alarms
-from coe.learning.monitoring.drift import DriftFinding, Sample, benjamini_hochberg, holm, watch
-from coe.learning.monitoring.novelty import propose
+from coe.learning.monitoring.drift import DriftFinding, TrafficSample, benjamini_hochberg, detect_drift, holm
+from coe.learning.monitoring.novelty import propose_categories
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, told
@@ -21,19 +21,19 @@ MIX = (0.5, 0.3, 0.2)
 
 def traffic(
     seed: int, *, count: int = 800, mix: tuple[float, ...] = MIX, confidence: float = 8.0, turn: float = 0.0
-) -> Sample:
+) -> TrafficSample:
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(min(count, 300), 16))
     vectors[:, 0] += turn
-    return Sample(
+    return TrafficSample(
         random.choice(3, count, p=mix),
         random.beta(confidence, 2.0, count),
         vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
     )
 
 
-def look(recent: Sample, number: int = 1) -> dict[str, DriftFinding]:
-    return {one.aspect: one for one in watch(traffic(0), recent, categories=CATEGORIES, look=number)}
+def look(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
+    return {one.aspect: one for one in detect_drift(traffic(0), recent, categories=CATEGORIES, look=number)}
 
 
 def test_each_shift_is_found_where_it_is_and_nowhere_else() -> None:
@@ -58,7 +58,7 @@ def test_the_same_traffic_looked_at_again_and_again_hardly_ever_alarms() -> None
     for series in range(12):
         reference = traffic(1000 + series, count=400)
         looks = (
-            watch(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, look=n + 1)
+            detect_drift(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, look=n + 1)
             for n in range(4)
         )
         false += any(found.alarm for findings in looks for found in findings)
@@ -66,9 +66,9 @@ def test_the_same_traffic_looked_at_again_and_again_hardly_ever_alarms() -> None
 
 
 def test_a_sure_but_tiny_shift_is_no_news() -> None:
-    many = Sample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
+    many = TrafficSample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
     moved = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
-    found = watch(many, moved, categories=CATEGORIES, look=1)[0]
+    found = detect_drift(many, moved, categories=CATEGORIES, look=1)[0]
     assert found.chance < 1e-12
     assert not found.alarm
 
@@ -86,7 +86,7 @@ def test_without_embeddings_two_aspects_are_watched() -> None:
 
 def test_an_empty_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="empty"):
-        look(Sample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
+        look(TrafficSample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
 
 
 def test_corrections_for_many_tests_are_the_published_ones() -> None:
@@ -117,7 +117,7 @@ def unsure(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 def test_groups_of_unsure_requests_are_proposed_with_exemplars_of_their_own() -> None:
     vectors, confidence, category, of = unsure(clusters=2)
-    found = propose(vectors, confidence, category, categories=CATEGORIES, below=0.5)
+    found = propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5)
     assert len(found) == 2
     assert {int(of[proposal.exemplars[0]]) for proposal in found} == {0, 1}
     for proposal in found:
@@ -128,8 +128,8 @@ def test_groups_of_unsure_requests_are_proposed_with_exemplars_of_their_own() ->
 
 def test_scattered_or_few_unsure_requests_propose_nothing() -> None:
     vectors, confidence, category, _ = unsure(clusters=0)
-    assert propose(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
-    assert propose(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
+    assert propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
+    assert propose_categories(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
 
 
 # ------------------------------------------------------------------------------------------------------------ experts
@@ -146,7 +146,7 @@ def served(log: Experience, expert: np.ndarray) -> Experience:
 def test_traffic_as_planned_is_no_alarm_even_where_one_expert_gets_all_of_it() -> None:
     log = told(600, seed=0)
     for quality in (TRUTH, np.array([[1.0, 0.0, 0.0]] * 3)):
-        as_planned = served(log, greedy(log, plan(quality)).argmax(axis=1))
+        as_planned = served(log, greedy_policy(log, plan(quality)).argmax(axis=1))
         assert share_alarms(as_planned, plan(quality)) == ()
 
 

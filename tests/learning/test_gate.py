@@ -14,9 +14,9 @@ import coe.cli.plan_gate
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.learning.evaluation.passage_gain import GAINS, read_gains, supplied, write_gains
+from coe.learning.evaluation.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.learning.evaluation.probes import Probe
-from coe.learning.retraining.gate_fit import Trials, fit_gate, held_out, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_estimates, held_out
 from coe.learning.retraining.gate_report import gate_report
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, tempered
@@ -29,7 +29,7 @@ __all__ = ["config"]
 EXPERTS = ("small", "large")
 
 
-def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
+def trials_of(count: int = 240, *, seed: int = 0) -> GateExamples:
     """Law questions need documents, more so the further along the first axis they lie; the large expert knows half."""
     random = np.random.default_rng(seed)
     category = random.integers(0, 3, count)
@@ -41,7 +41,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
     small = random.random(count) < need
     large = small & (random.random(count) < 0.3)
     needs = np.stack([small, large], axis=1).astype(float)
-    return Trials(
+    return GateExamples(
         categories=("code", "law", "general"),
         experts=EXPERTS,
         texts=tuple(f"question {number}" for number in range(count)),
@@ -60,7 +60,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
 def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
     trials, found = trials_of(), np.zeros((240, 2))
     for rows, gate in held_out(trials):
-        found[rows] = outlooks(gate, trials.part(rows)).helps
+        found[rows] = gate_estimates(gate, trials.part(rows)).helps
     helped = trials.delta > 0
     assert auroc(found[:, 0].astype(np.float32), helped[:, 0]) > 0.85
     law = trials.posterior.argmax(axis=1) == 1
@@ -82,10 +82,10 @@ def test_it_survives_its_file_and_another_order_of_categories_and_experts(tmp_pa
     gate = fit_gate(trials)
     gate.save(tmp_path / "gate.npz")
     read = Gate.load(tmp_path / "gate.npz")
-    assert np.array_equal(outlooks(read, trials).gain, outlooks(gate, trials).gain)
+    assert np.array_equal(gate_estimates(read, trials).gain, gate_estimates(gate, trials).gain)
     turned = read.over(("general", "code", "law"), ("new", "large", "small"))
     other = turned.looked(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
-    assert other.helps[[2, 1]] == pytest.approx(outlooks(gate, trials).helps[0])
+    assert other.helps[[2, 1]] == pytest.approx(gate_estimates(gate, trials).helps[0])
     assert (other.helps[0], other.gain[0]) == (0, 0)
 
 
@@ -139,11 +139,11 @@ def probe(number: int) -> Probe:
 @pytest.mark.anyio
 async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_pairs(tmp_path: Path) -> None:
     retriever = ListRetriever(passage("It is so."), passage("Not like it at all.", score=0.0))
-    (given,) = await supplied([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
+    (given,) = await add_passages([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
     assert "It is so." in given.probe.messages[0]["content"]
     assert "Not like" not in given.probe.messages[0]["content"]
     assert (given.cosine, given.probe.digest == probe(1).digest) == (0.6, False)
-    (bare,) = await supplied([probe(2)], RetrievalSpec(), retriever=ListRetriever(), encoder=FlatEncoder())
+    (bare,) = await add_passages([probe(2)], RetrievalSpec(), retriever=ListRetriever(), encoder=FlatEncoder())
     assert (bare.probe, bare.tokens) == (probe(2), 0)
     write_gains(tmp_path, [(given, "small", 0.0, 1.0), (bare, "large", 1.0, 1.0)])
     gains = read_gains(tmp_path, EXPERTS)
@@ -152,7 +152,7 @@ async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_p
     assert gains.columns["with_"][0, 0] == 1.0
     assert np.isnan(gains.columns["without"][0, 1])
     assert read_gains(tmp_path / "elsewhere", EXPERTS) is None
-    (tmp_path / GAINS).write_bytes(b"noise")
+    (tmp_path / GAINS_FILE).write_bytes(b"noise")
     with pytest.raises(DataError, match=r"gains.parquet: not what"):
         read_gains(tmp_path, EXPERTS)
 
@@ -161,7 +161,7 @@ async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_p
 def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (config.parent / GAINS).write_bytes(b"pairs")
+    (config.parent / GAINS_FILE).write_bytes(b"pairs")
     monkeypatch.setattr(coe.cli.plan_gate, "measured", lambda *_: trials_of())
     words = ["plan", str(config.parent), "--config", str(config)]
     dry = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)

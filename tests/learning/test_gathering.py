@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import DataError
-from coe.learning.estimation.experience_loader import Gathered, gather, identity
+from coe.learning.estimation.experience_loader import LoadedExperience, load_experience, request_hash
 from coe.learning.estimation.refit import refit
 from coe.records.feedback import KINDS, Feedback, Kind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
-def joined(records: list[Any], feedback: list[Feedback] | None = None, **options: Any) -> Gathered:
-    return gather([records], [feedback or []], categories=CATEGORIES, experts=EXPERTS, **options)
+def joined(records: list[Any], feedback: list[Feedback] | None = None, **options: Any) -> LoadedExperience:
+    return load_experience([records], [feedback or []], categories=CATEGORIES, experts=EXPERTS, **options)
 
 
 def said(
@@ -37,7 +37,7 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.corrected.tolist() == [CATEGORIES.index("law")]
     assert (found.tenants, found.versions) == (("a",), ("r1/c1",))
     assert found.time.tolist() == [7.0]
-    assert found.identity.tolist() == [identity("r")]
+    assert found.identity.tolist() == [request_hash("r")]
     assert found.weight.tolist() == [1.0]
     assert found.telling.tolist() == [True]
 

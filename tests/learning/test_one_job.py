@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from coe.errors import JobError, LogError
-from coe.learning.retraining.job_lock import KEY, only_job
+from coe.learning.retraining.job_lock import LOCK_KEY, job_lock
 
 SOON = 10.0
 """Seconds after which waiting is given up."""
@@ -47,12 +47,12 @@ def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends
     with another_process(url, tmp_path) as other:
         with (
             pytest.raises(JobError, match=rf"another job is at work \(process {other.pid} on "),
-            only_job(url, home=tmp_path),
+            job_lock(url, home=tmp_path),
         ):
             pytest.fail("two at once")
         other.communicate("")
         assert other.returncode == 0
-    with only_job(url, home=tmp_path) as assure:
+    with job_lock(url, home=tmp_path) as assure:
         assure()
 
 
@@ -63,7 +63,7 @@ def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(u
     given_up = time.monotonic() + SOON
     while True:
         try:
-            with only_job(url, home=tmp_path):
+            with job_lock(url, home=tmp_path):
                 return
         except JobError:
             assert time.monotonic() < given_up
@@ -71,9 +71,9 @@ def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(u
 
 
 def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis_url: str, tmp_path: Path) -> None:
-    with Redis.from_url(redis_url) as client, only_job(redis_url, home=tmp_path, lease=LEASE):
-        given_up, left = time.monotonic() + SOON, client.pttl(KEY)
-        while (now := client.pttl(KEY)) <= left:  # type: ignore[operator]
+    with Redis.from_url(redis_url) as client, job_lock(redis_url, home=tmp_path, lease=LEASE):
+        given_up, left = time.monotonic() + SOON, client.pttl(LOCK_KEY)
+        while (now := client.pttl(LOCK_KEY)) <= left:  # type: ignore[operator]
             left = now
             assert time.monotonic() < given_up
             time.sleep(0.01)
@@ -83,17 +83,17 @@ def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_
     redis_url: str, tmp_path: Path
 ) -> None:
     with Redis.from_url(redis_url) as client:
-        with only_job(redis_url, home=tmp_path) as assure:
-            client.set(KEY, "somebody else's")
+        with job_lock(redis_url, home=tmp_path) as assure:
+            client.set(LOCK_KEY, "somebody else's")
             with pytest.raises(JobError, match=r"the lock was lost .*; nothing is promoted, run it again"):
                 assure()
-        assert client.get(KEY) == b"somebody else's"
-        client.delete(KEY)
+        assert client.get(LOCK_KEY) == b"somebody else's"
+        client.delete(LOCK_KEY)
 
 
 def test_a_redis_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
     with (
         pytest.raises(LogError, match="the lock in Redis cannot be had"),
-        only_job("redis://127.0.0.1:1/0", home=tmp_path),
+        job_lock("redis://127.0.0.1:1/0", home=tmp_path),
     ):
         pytest.fail("locked by nobody")

@@ -10,8 +10,8 @@ import pytest
 
 from coe.errors import ArtifactError
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.overlay_round import Plain, Tried, try_overlays
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.routing.overlay import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, record, told
 
@@ -52,18 +52,18 @@ def later(log: Experience, head: Overlay, *, back: float) -> tuple[Experience, n
     return replace(log, posterior=served, corrected=corrected, time=log.time + 10_000, kind=kind, reward=reward), plain
 
 
-def verdicts(tried: tuple[Tried, ...]) -> Mapping[str, str]:
+def verdicts(tried: tuple[OverlayResult, ...]) -> Mapping[str, str]:
     return {one.tenant: one.verdict for one in tried}
 
 
 def head_of(log: Experience) -> Overlay:
-    head = {one.tenant: one.overlay for one in try_overlays(log)}["a"]
+    head = {one.tenant: one.overlay for one in judge_overlays(log)}["a"]
     assert head is not None
     return head
 
 
 def test_a_tenant_that_uses_a_word_otherwise_gets_a_head_that_knows_it() -> None:
-    assert verdicts(try_overlays(mixed(0))) == {"a": "new", "b": "not better"}
+    assert verdicts(judge_overlays(mixed(0))) == {"a": "new", "b": "not better"}
     head = head_of(mixed(0))
     assert head.gain > 0.05
     as_code, as_general = np.array([0.9, 0.05, 0.05]), np.array([0.05, 0.9, 0.05])
@@ -73,7 +73,7 @@ def test_a_tenant_that_uses_a_word_otherwise_gets_a_head_that_knows_it() -> None
 
 
 def test_where_the_newest_requests_no_longer_need_it_none_comes_in() -> None:
-    assert verdicts(try_overlays(mixed(0, deadline=500))) == {"a": "not better", "b": "not better"}
+    assert verdicts(judge_overlays(mixed(0, deadline=500))) == {"a": "not better", "b": "not better"}
 
 
 def test_corrections_at_random_give_nobody_a_head() -> None:
@@ -82,21 +82,21 @@ def test_corrections_at_random_give_nobody_a_head() -> None:
         log = told(600, seed=seed, tenants=("a", "b"))
         random = np.random.default_rng(seed)
         noise = np.where(random.random(600) < 0.1, random.integers(0, 3, 600), -1)
-        kept += sum(one.overlay is not None for one in try_overlays(replace(log, corrected=noise.astype(np.int16))))
+        kept += sum(one.overlay is not None for one in judge_overlays(replace(log, corrected=noise.astype(np.int16))))
     assert kept == 0
 
 
 def test_few_corrections_are_not_enough() -> None:
-    assert try_overlays(mixed(0, count=60)) == ()
+    assert judge_overlays(mixed(0, count=60)) == ()
 
 
 def test_silence_is_some_consent_so_that_few_corrections_do_not_carry_a_category_away() -> None:
-    assert verdicts(try_overlays(corrected_only(0, share=0.6))) == {"a": "new"}
-    assert verdicts(try_overlays(corrected_only(0, share=0.12, count=1800))) == {"a": "not better"}
+    assert verdicts(judge_overlays(corrected_only(0, share=0.6))) == {"a": "new"}
+    assert verdicts(judge_overlays(corrected_only(0, share=0.12, count=1800))) == {"a": "not better"}
 
 
 def test_requests_without_a_key_have_no_head_in_common() -> None:
-    assert verdicts(try_overlays(replace(mixed(0), tenants=("", "b")))) == {"b": "not better"}
+    assert verdicts(judge_overlays(replace(mixed(0), tenants=("", "b")))) == {"b": "not better"}
 
 
 def test_one_tenants_feedback_changes_no_other_tenants_head() -> None:
@@ -108,21 +108,21 @@ def test_one_tenants_feedback_changes_no_other_tenants_head() -> None:
 def test_a_head_that_helps_stays_as_it_is() -> None:
     head = head_of(corrected_only(0, share=0.6))
     log, plain = later(told(600, seed=5, tenants=("a", "b")), head, back=0.02)
-    (tried,) = try_overlays(log, plain, in_use={"a": head})
+    (tried,) = judge_overlays(log, plain, in_use={"a": head})
     assert (tried.verdict, tried.overlay) == ("kept", head)
 
 
 def test_a_head_whose_changes_are_taken_back_is_dropped() -> None:
     head = head_of(corrected_only(0, share=0.6))
     log, plain = later(told(600, seed=5, tenants=("a", "b")), head, back=0.6)
-    (tried,) = try_overlays(log, plain, in_use={"a": head})
+    (tried,) = judge_overlays(log, plain, in_use={"a": head})
     assert (tried.verdict, tried.overlay) == ("dropped", None)
     assert "corrected" in tried.sentence
 
 
 def test_a_head_is_fitted_anew_once_there_is_twice_as_much_to_fit_it_to() -> None:
     head = head_of(corrected_only(0, share=0.6, count=400))
-    (tried,) = try_overlays(corrected_only(0, share=0.6, count=900), in_use={"a": head})
+    (tried,) = judge_overlays(corrected_only(0, share=0.6, count=900), in_use={"a": head})
     assert tried.verdict == "fitted anew"
     assert tried.overlay is not None
     assert tried.overlay.requests > 2 * head.requests
@@ -131,7 +131,7 @@ def test_a_head_is_fitted_anew_once_there_is_twice_as_much_to_fit_it_to() -> Non
 def test_a_tenant_that_is_silent_keeps_its_head() -> None:
     head = head_of(mixed(0))
     log = told(300, seed=1, tenants=("b", "c"))
-    assert [(one.tenant, one.verdict, one.overlay) for one in try_overlays(log, in_use={"a": head})] == [
+    assert [(one.tenant, one.verdict, one.overlay) for one in judge_overlays(log, in_use={"a": head})] == [
         ("a", "kept", head)
     ]
 
@@ -139,8 +139,8 @@ def test_a_tenant_that_is_silent_keeps_its_head() -> None:
 def test_the_routers_own_posterior_is_remembered_where_an_overlay_made_another() -> None:
     served, own = {"code": 0.1, "general": 0.0, "law": 0.9}, {"code": 0.9, "general": 0.0, "law": 0.1}
     page = (record("one"), record("two", probabilities=served, plain=own, overlay="v"))
-    plain = Plain(CATEGORIES)
-    log = gather(plain.watched(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
+    plain = RouterPosteriors(CATEGORIES)
+    log = load_experience(plain.watched(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
     assert log.posterior.argmax(axis=1).tolist() == [CODE, LAW]
     np.testing.assert_allclose(plain.posterior(log), [[0.8, 0.1, 0.1], [0.9, 0.0, 0.1]], atol=1e-6)
 

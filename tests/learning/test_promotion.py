@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import Logged, greedy
-from coe.learning.retraining.promotion import CHANCE, Contrast, Evidence, allowance, held_out, judge, logged
+from coe.learning.estimation.off_policy import LoggedBandit, greedy_policy
+from coe.learning.retraining.promotion import (
+    SIGNIFICANCE,
+    Contrast,
+    Evidence,
+    held_out_evidence,
+    judge,
+    logged_evidence,
+    significance_level,
+)
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, told
@@ -65,26 +73,26 @@ def test_what_suffices_in_the_first_round_does_not_in_a_later_one() -> None:
 
 
 def test_all_rounds_together_spend_the_chance_once() -> None:
-    assert sum(allowance(number) for number in range(1, 100_000)) == pytest.approx(CHANCE, rel=1e-4)
+    assert sum(significance_level(number) for number in range(1, 100_000)) == pytest.approx(SIGNIFICANCE, rel=1e-4)
 
 
 def test_a_paired_test_is_exact_where_few_pairs_differ() -> None:
     gain = np.zeros(400)
     gain[:3] = 1.0
-    found = held_out(np.zeros(400), gain, ["x"] * 400).overall
+    found = held_out_evidence(np.zeros(400), gain, ["x"] * 400).overall
     assert found.above == pytest.approx(1 / 8, abs=0.01)  # three coins, all heads
     assert found.below == pytest.approx(1.0)
 
 
 def test_the_same_scores_are_no_evidence_at_all() -> None:
     scores = np.random.default_rng(0).random(50)
-    found = held_out(scores, scores, ["x"] * 50).overall
+    found = held_out_evidence(scores, scores, ["x"] * 50).overall
     assert (found.value, found.above, found.below) == (0.0, 1.0, 1.0)
 
 
 def test_only_guarded_categories_with_enough_requests_are_looked_at() -> None:
     names = ["law"] * 30 + ["code"] * 5
-    found = held_out(np.ones(35), np.zeros(35), names, guarded=("law", "code", "math"))
+    found = held_out_evidence(np.ones(35), np.zeros(35), names, guarded=("law", "code", "math"))
     assert list(found.guarded) == ["law"]
     assert found.guarded["law"].below < 0.001
 
@@ -106,8 +114,8 @@ def test_noise_on_a_held_out_set_is_promoted_as_rarely_as_said() -> None:
     random, promoted = np.random.default_rng(1), 0
     for _ in range(150):
         current, candidate = (random.random((2, 120)) < 0.7).astype(float)
-        promoted += judge([held_out(current, candidate, ["x"] * 120)], round_=1).promote
-    assert promoted / 150 < allowance(1) + 2 * (allowance(1) / 150) ** 0.5
+        promoted += judge([held_out_evidence(current, candidate, ["x"] * 120)], round_=1).promote
+    assert promoted / 150 < significance_level(1) + 2 * (significance_level(1) / 150) ** 0.5
 
 
 def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> None:
@@ -115,9 +123,9 @@ def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> 
     better = same = 0
     for seed in range(40):
         log = told(400, seed=seed)
-        prepared, likeliest = Logged.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
-        old, new, coder, lawyer = (greedy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
-        better += judge([logged(prepared, old, new, likeliest)], round_=1).promote
-        same += judge([logged(prepared, coder, lawyer, likeliest)], round_=1).promote
+        prepared, likeliest = LoggedBandit.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
+        old, new, coder, lawyer = (greedy_policy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
+        better += judge([logged_evidence(prepared, old, new, likeliest)], round_=1).promote
+        same += judge([logged_evidence(prepared, coder, lawyer, likeliest)], round_=1).promote
     assert better >= 38
     assert same <= 3

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.learning.estimation.evidence import capped, joined, table_of
+from coe.learning.estimation.evidence import merged, score_table, tenant_factors
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Weighting, refit
 from coe.learning.estimation.trust import agreements
@@ -46,7 +46,7 @@ def test_without_weights_and_bounds_the_table_is_the_softly_tabulated_one() -> N
     scores = np.full((200, 3), np.nan)
     scores[np.arange(200), log.chosen] = log.reward
     plain = tabulate_softly(CATEGORIES, EXPERTS, log.posterior, scores)
-    made = table_of(log, np.ones(200), np.ones(200), share=1.0, free=1e9)
+    made = score_table(log, np.ones(200), np.ones(200), share=1.0, free=1e9)
     np.testing.assert_allclose(made.mean, plain.mean, rtol=1e-5)
     np.testing.assert_allclose(made.variance, plain.variance, atol=1e-5)
     np.testing.assert_allclose(made.count, plain.count, rtol=1e-5)
@@ -55,7 +55,7 @@ def test_without_weights_and_bounds_the_table_is_the_softly_tabulated_one() -> N
 def test_uneven_weights_count_as_fewer_scores() -> None:
     log = told(200, seed=1)
     even, uneven = (
-        table_of(log, np.ones(200), w, share=1.0, free=1e9) for w in (np.full(200, 3.0), np.arange(1.0, 201.0))
+        score_table(log, np.ones(200), w, share=1.0, free=1e9) for w in (np.full(200, 3.0), np.arange(1.0, 201.0))
     )
     assert even.count.sum() == pytest.approx(200, rel=1e-5)
     assert uneven.count.sum() < 160
@@ -107,7 +107,7 @@ def test_measured_quality_counts_beside_feedback_at_the_level_of_feedback() -> N
 
 def test_joining_with_nothing_changes_nothing() -> None:
     base, nothing = measured(TRUTH, 20.0), measured(np.full((3, 3), np.nan), 0.0)
-    for table in (joined(nothing, base), joined(base, nothing)):
+    for table in (merged(nothing, base), merged(base, nothing)):
         np.testing.assert_allclose(table.mean, base.mean)
         np.testing.assert_allclose(table.count, base.count)
         np.testing.assert_allclose(table.variance, base.variance)
@@ -161,7 +161,7 @@ def test_a_flood_of_one_tenant_does_not_outvote_the_others() -> None:
     both["tenant"][300:] = 3
     log = experience(6300, **both, tenants=("a", "b", "c", "flood"), time=np.zeros(6300))
     weight = np.ones(6300)
-    free, bounded = (table_of(log, weight, weight, share=share, free=10.0) for share in (1.0, 0.4))
+    free, bounded = (score_table(log, weight, weight, share=share, free=10.0) for share in (1.0, 0.4))
     assert free.mean[2].argmax() == 0
     assert bounded.mean[2].argmax() == 2
 
@@ -173,7 +173,7 @@ def test_a_crowd_of_another_category_does_not_drown_a_small_one() -> None:
     keep = np.concatenate((np.flatnonzero(rows)[:60], np.tile(strangers, 4)))
     log = law.part(keep)
     weight = np.ones(len(log))
-    drowned, saved = (table_of(log, weight, weight, share=1.0, free=free).count[2].sum() for free in (1e9, 0.0))
+    drowned, saved = (score_table(log, weight, weight, share=1.0, free=free).count[2].sum() for free in (1e9, 0.0))
     assert drowned > 250
     assert saved < 130
 
@@ -184,7 +184,7 @@ def test_a_crowd_of_another_category_does_not_drown_a_small_one() -> None:
 )
 def test_no_tenant_gets_more_than_its_share_nor_loses_without_need(weights: list[list[float]], share: float) -> None:
     array = np.array(weights)
-    after = array * capped(array, share=share, free=0.0)
+    after = array * tenant_factors(array, share=share, free=0.0)
     for column, kept in zip(array.T, after.T, strict=True):
         bound = max(share, 1.0 / max((column > 0).sum(), 1))
         assert kept.max() <= bound * kept.sum() * (1 + 1e-6) + 1e-9

@@ -15,8 +15,13 @@ from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
 from coe.cli.status import status_report
-from coe.learning.monitoring.novelty import as_declared, telling
-from coe.learning.monitoring.traffic_report import FILE, TrafficReport, publish, read_watch
+from coe.learning.monitoring.novelty import category_entry, distinctive_words
+from coe.learning.monitoring.traffic_report import (
+    TRAFFIC_REPORT_FILE,
+    TrafficReport,
+    publish_traffic_report,
+    read_traffic_report,
+)
 from coe.records import open_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
@@ -38,7 +43,7 @@ OTHERS = ("write a poem about may", "what is a tensor", "how high is the tower",
 
 def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
     exemplars = (*TIDES, 'what does "neap: tide" # mean\n in my harbour')
-    entry = as_declared(exemplars, OTHERS)
+    entry = category_entry(exemplars, OTHERS)
     (category,) = YAML(typ="safe").load(entry)
     assert category["name"] == "tide-harbour"
     assert category["description"].startswith("Requests about tide, harbour")
@@ -49,8 +54,8 @@ def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
 
 
 def test_without_words_in_common_a_name_is_left_to_people() -> None:
-    assert telling(("eins zwei", "drei vier"), OTHERS) == []
-    assert as_declared(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
+    assert distinctive_words(("eins zwei", "drei vier"), OTHERS) == []
+    assert category_entry(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
 
 
 REPORT: dict[str, Any] = {
@@ -63,10 +68,10 @@ REPORT: dict[str, Any] = {
 @pytest.mark.anyio
 async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(tmp_path: Path) -> None:
     async with gateway_of() as gateway:
-        shown = _shown(tmp_path / FILE, gateway.serving_state)
+        shown = _shown(tmp_path / TRAFFIC_REPORT_FILE, gateway.serving_state)
         assert value(shown(), "coe_alarm", kind="failing", expert="painter") == 0
         assert b"starvation" not in shown()
-        replace_file(tmp_path / FILE, TrafficReport.of(REPORT, now=7.0).to_json())
+        replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport.of(REPORT, now=7.0).to_json())
         found = shown()
         assert value(found, "coe_alarm", kind="starvation", expert="painter") == 1
         assert value(found, "coe_alarm", kind="collapse", expert="painter") == 0
@@ -76,9 +81,9 @@ async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(
         assert b"embeddings" not in found
         assert value(found, "coe_proposed_categories") == 1
         assert value(found, "coe_traffic_report_timestamp_seconds") == 7
-        replace_file(tmp_path / FILE, TrafficReport(8.0).to_json())
+        replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport(8.0).to_json())
         assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
-        replace_file(tmp_path / FILE, b'{"time": ')
+        replace_file(tmp_path / TRAFFIC_REPORT_FILE, b'{"time": ')
         assert names(shown()).isdisjoint({"coe_traffic_report_timestamp_seconds", "coe_drift"})
         assert b"starvation" not in shown()
 
@@ -93,8 +98,8 @@ def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
     "data", [b"", b"[]", b"{}", b'{"time": "x", "alarms": {}, "drift": {}, "proposed": 0}', b"\xff"]
 )
 def test_a_file_that_is_something_else_shows_nothing(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / FILE).write_bytes(data)
-    assert read_watch(tmp_path / FILE) is None
+    (tmp_path / TRAFFIC_REPORT_FILE).write_bytes(data)
+    assert read_traffic_report(tmp_path / TRAFFIC_REPORT_FILE) is None
 
 
 def logged(settings: Settings, records: list[RoutingRecord]) -> None:
@@ -167,8 +172,8 @@ def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_takes_all
         assert one["entry"].startswith("- name: ")
         assert len(one["exemplars"]) == 5
     assert sorted("tide" in one["entry"] for one in proposed) == [False, True]
-    publish(settings, report)
-    found = read_watch(settings.artifacts / FILE)
+    publish_traffic_report(settings, report)
+    found = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
     assert found is not None
     assert found.alarms["collapse"] == ("coder",)
     assert found.drift["embeddings"]

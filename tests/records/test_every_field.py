@@ -15,7 +15,6 @@ from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
 from coe.jobs.record_files import FILE_FIELDS, Rating, read_rows, write_rows
-from coe.jobs.record_reference import reference
 from coe.records.codec import SCHEMA, decode, encode
 from coe.records.fields import COLUMNS, FIELDS
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
@@ -24,7 +23,6 @@ from gateway.endpoints.admin import record_bodies
 from tests.fakes import registry_of
 
 pytestmark = pytest.mark.anyio
-DOCS = Path(__file__).parents[2] / "docs"
 SAMPLES: dict[Any, Any] = {
     str: "né 日本語 🦜 \n\" '",
     float: 0.1 + 0.2,
@@ -143,8 +141,3 @@ def test_what_the_api_returns_fits_its_schema() -> None:
     ):
         Draft202012Validator(schema).validate(orjson.loads(orjson.dumps(told)))
     assert "embedding" not in record_bodies.RECORD_FIELDS
-
-
-def test_the_page_of_the_fields_is_up_to_date() -> None:
-    page = (DOCS / "records.md").read_text()
-    assert page == reference(), "run: python -m coe.jobs.record_reference > docs/records.md"

@@ -49,7 +49,7 @@ class FlatEncoder:
         self.asked += len(texts)
         return np.full((len(texts), WIDTH), 0.5, dtype=np.float32)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return wider(self.encode(texts))
 
 

@@ -217,7 +217,7 @@ async def test_unsafe_runs_without_bubblewrap_and_decides_the_same(monkeypatch: 
 
 
 def test_the_check_finds_what_is_open_to_this_process(tmp_path: Path) -> None:
-    with leaks.outside() as program:
+    with leaks.leak_probe() as program:
         names: dict[str, Any] = {}
         program = program.replace("os.kill, -1, 0", "os.kill, os.getpid(), 0").replace("os.fork", "os.getpid")
         exec(program.replace("/made", str(tmp_path / "made")), names)

@@ -14,8 +14,14 @@ from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import report_of
-from coe.learning.evaluation.scoring_run import GIVE_UP, Column, Run, keys_of, score_columns
+from coe.learning.evaluation.score_report import score_report
+from coe.learning.evaluation.scoring_run import (
+    MAX_CONSECUTIVE_FAILURES,
+    ExpertColumn,
+    ScoringRun,
+    cell_keys,
+    score_columns,
+)
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, Say, probe_of
@@ -37,7 +43,7 @@ class Desk:
     async def score(self, probes: Sequence[Probe], *experts: Expert, judge: Expert | None = None) -> Journal:
         patience = RetryLimits(attempts=3, pause=0)
         with Journal(self.path) as journal:
-            run = Run(
+            run = ScoringRun(
                 journal,
                 Sandbox(),
                 Judge(judge, patience=patience, concurrency=2) if judge else None,
@@ -46,7 +52,7 @@ class Desk:
                 tell=self.told.append,
                 advance=self.advanced.append,
             )
-            columns = [Column(expert, missing(journal, expert, probes)) for expert in experts]
+            columns = [ExpertColumn(expert, missing(journal, expert, probes)) for expert in experts]
             await score_columns(columns, run)
         return journal
 
@@ -93,7 +99,7 @@ async def test_an_expert_that_is_down_is_told_at_once_left_alone_and_never_score
     journal = await desk.score(PROBES, a, b)
     assert len([key for key in journal.scored if key.startswith("b/")]) == 30
     assert not any(key.startswith("a/") for key in journal.scored)
-    assert GIVE_UP <= len(journal.failed) < GIVE_UP + 4
+    assert MAX_CONSECUTIVE_FAILURES <= len(journal.failed) < MAX_CONSECUTIVE_FAILURES + 4
     assert len(a.asked) == 3 * len(journal.failed)
     assert desk.told[0] == "a: probe p0 has no score: expert 'a' cannot be reached"
     assert "failed 10 probes in a row" in desk.told[1]
@@ -166,7 +172,7 @@ async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(desk: Des
             return reply
 
     journal = await desk.score(PROBES[:1], Garbled("a", always("")))
-    assert journal.failed["a/p0"].code == "expert_garbage"
+    assert journal.failed["a/p0"].code == "expert_invalid_response"
 
 
 async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(desk: Desk) -> None:
@@ -202,7 +208,7 @@ def test_a_line_that_is_no_cell_is_named(tmp_path: Path, line: str) -> None:
 
 
 def key_of(probe: Probe, spec: ExpertSpec, judge: ExpertSpec | None = None) -> str:
-    return keys_of([probe], spec, judge)[0]
+    return cell_keys([probe], spec, judge)[0]
 
 
 def test_a_key_changes_with_the_probe_and_with_what_the_expert_answers_by() -> None:
@@ -232,7 +238,7 @@ def test_the_report_counts_scores_gaps_and_reasons(tmp_path: Path) -> None:
         journal.append(Cell("kx", "x", "a", score=1.0, output_tokens=5, latency_ms=10.0, cut=True))
         journal.append(Cell("ky", "y", "a", score=0.5, latency_ms=20.0, consistent=False))
         journal.append(Cell("kz", "z", "a", code="expert_timeout", error="too slow"))
-        report = report_of(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})
+        report = score_report(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})
     column = report["experts"]["a"]
     assert (report["missing"], column["scored"], column["missing"], column["reused"]) == (1, 2, 1, 1)
     assert column["categories"] == {"code": {"n": 1, "mean": 0.5}, "general": {"n": 1, "mean": 1.0}}

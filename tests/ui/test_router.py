@@ -37,10 +37,10 @@ def measured(accuracy: float) -> dict[str, object]:
         "escalated": 0.3,
         "ece": 0.02,
         "ece_before": 0.2,
-        "unknown_auroc": 0.8,
+        "out_of_scope_auroc": 0.8,
         "confidence_threshold": 0.45,
-        "doubted": 0.05,
-        "doubted_unknown": 0.3,
+        "rejected": 0.05,
+        "rejected_out_of_scope": 0.3,
         "reliability": [
             {"count": 100, "confidence": 0.3, "accuracy": 0.4},
             {"count": 200, "confidence": 0.9, "accuracy": 0.9},

@@ -22,25 +22,23 @@ from coe.learning.evaluation.quality import Quality
 from coe.mapping import Assignment, Problem, expected, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 
-Floats_rivals = NDArray[np.floating]
-Predict = Callable[[Floats_rivals, Floats_rivals, Floats_rivals, float], NDArray[np.float64]]
+Floats = NDArray[np.floating]
+PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
 """(vectors, scores) to learn from, vectors to predict for, strength -> predicted scores (n_prompts, n_models)."""
 
-NEIGHBOURS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-FOLDS = 4
+KNN_GRID = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+RIDGE_GRID = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+TUNING_FOLDS = 4
 
 
-def nearest(
-    vectors: Floats_rivals, scores: Floats_rivals, wanted: Floats_rivals, strength: float
-) -> NDArray[np.float64]:
+def knn_baseline(vectors: Floats, scores: Floats, wanted: Floats, strength: float) -> NDArray[np.float64]:
     """Mean scores of the `strength` prompts most similar by cosine; vectors are unit length."""
     neighbours = min(int(strength), len(vectors))
     closest = np.argpartition(-(wanted @ vectors.T), neighbours - 1, axis=1)[:, :neighbours]
     return np.asarray(scores[closest].mean(axis=1), dtype=np.float64)
 
 
-def ridge(vectors: Floats_rivals, scores: Floats_rivals, wanted: Floats_rivals, strength: float) -> NDArray[np.float64]:
+def ridge_baseline(vectors: Floats, scores: Floats, wanted: Floats, strength: float) -> NDArray[np.float64]:
     """One ridge regression a model, with an intercept that is not penalised."""
     centre, level = vectors.mean(axis=0), scores.mean(axis=0)
     inputs = (vectors - centre).astype(np.float64)
@@ -49,20 +47,20 @@ def ridge(vectors: Floats_rivals, scores: Floats_rivals, wanted: Floats_rivals, 
 
 
 def tuned(
-    predict: Predict,
-    vectors: Floats_rivals,
-    scores: Floats_rivals,
-    wanted: Floats_rivals,
+    predict: PredictScores,
+    vectors: Floats,
+    scores: Floats,
+    wanted: Floats,
     *,
     grid: Sequence[float],
     seed: int,
 ) -> NDArray[np.float64]:
     """Predictions with the strength of `grid` whose choices score best on held-out folds of what is learnt from."""
-    fold = np.random.default_rng(seed).permutation(len(vectors)) % FOLDS
+    fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS
     reached = []
     for strength in grid:
         gained = 0.0
-        for held in range(FOLDS):
+        for held in range(TUNING_FOLDS):
             rest, away = fold != held, fold == held
             chosen = predict(vectors[rest], scores[rest], vectors[away], strength).argmax(axis=1)
             gained += float(scores[away][np.arange(len(chosen)), chosen].sum())
@@ -72,15 +70,14 @@ def tuned(
 
 SEEDS = (0, 1, 2, 3, 4)
 TRAIN_SHARE = 0.7
-FEWEST = 8
+MIN_TRAINING_PROMPTS = 8
 """Different training prompts below which a label is not learnt by itself but joins its category, or the general one."""
-TIMED = 200
+MAX_TIMED_PROMPTS = 200
 """Prompts whose routing time is measured."""
 
-Floats = NDArray[np.floating]
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """(prompt, category) pairs and an empty folder to a router as it is served."""
-Prepared = Callable[[str], str]
+PrepareText = Callable[[str], str]
 """What of a prompt a router learns from, empty where that is nothing; prompts alike in it are one."""
 Encode = Callable[[Path, Sequence[str]], Floats]
 """The folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
@@ -88,7 +85,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitResult:
     """One seed's result: each method's mean score and mean size, the traces of three, and routing times in ms."""
 
     score: dict[str, float]
@@ -101,7 +98,7 @@ def benchmark(
     data: Quality,
     *,
     train_router: TrainRouter,
-    prepared: Prepared,
+    prepared: PrepareText,
     encode: Encode,
     work: Path,
     seeds: Sequence[int] = SEEDS,
@@ -120,7 +117,7 @@ def benchmark(
     texts, splits = [prepared(prompt) for prompt in data.prompts], []
     for number, seed in enumerate(seeds):
         tell(f"split {number + 1} of {len(seeds)}", number / len(seeds))
-        splits.append(_split(data, texts, train_router=train_router, encode=encode, work=work, seed=seed))
+        splits.append(_run_split(data, texts, train_router=train_router, encode=encode, work=work, seed=seed))
     tell("done", 1.0)
     return _report(data, splits, seeds)
 
@@ -135,44 +132,46 @@ def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
     return vectors
 
 
-def _split(
+def _run_split(
     data: Quality, texts: Sequence[str], *, train_router: TrainRouter, encode: Encode, work: Path, seed: int
-) -> Split:
+) -> SplitResult:
     """`texts` are the prompts as they are learnt from."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    router, assignment = _learn(data, texts, train, train_router, folder)
+    router, assignment = _train(data, texts, train, train_router, folder)
     vectors = _vectors(data, encode, work, folder)
     posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
     value = {
         "coe": np.stack([expected(assignment, posterior) for posterior in posteriors]),
-        "knn": tuned(nearest, vectors[train], data.scores[train], vectors[test], grid=NEIGHBOURS, seed=seed),
-        "ridge": tuned(ridge, vectors[train], data.scores[train], vectors[test], grid=PENALTIES, seed=seed),
+        "knn": tuned(knn_baseline, vectors[train], data.scores[train], vectors[test], grid=KNN_GRID, seed=seed),
+        "ridge": tuned(ridge_baseline, vectors[train], data.scores[train], vectors[test], grid=RIDGE_GRID, seed=seed),
     }
     choice = {name: expects.argmax(axis=1) for name, expects in value.items()}
     choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
     choice |= _bounds(data, train, test)
     scores, everyone = data.scores[test], np.arange(len(test))
     known = bool(np.isfinite(data.active_b).all())
-    return Split(
+    return SplitResult(
         score={"random": float(scores.mean())} | {n: float(scores[everyone, c].mean()) for n, c in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
         traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
-        route_ms=_route_ms(router, assignment, [data.prompts[i] for i in test[:TIMED]]),
+        route_ms=_route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
     )
 
 
-def _learn(
+def _train(
     data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
 ) -> tuple[Router, Assignment]:
     """A router for the categories of the training part and the assignment over them, as `coe train` and `coe plan`
     make them."""
     coarse = [data.coarse[i] for i in train if data.coarse]
-    labels = _learnable([texts[i] for i in train], [data.categories[i] for i in train], coarse)
+    labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
-        told = f"{data.benchmark}: fewer than two categories have {FEWEST} different prompts to learn from"
+        told = (
+            f"{data.benchmark}: fewer than two categories have {MIN_TRAINING_PROMPTS} different prompts to learn from"
+        )
         raise DataError(f"{told}; score more prompts, or sort them into fewer categories")
     pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
     router = train_router([pair for pair in pairs if pair[1]], folder)
@@ -183,17 +182,19 @@ def _learn(
     return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength)))
 
 
-def _learnable(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
+def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
     """Labels with the rare ones joined to their coarse category, where that is rare to the general one, and "" where
     even that is."""
     found, general = list(labels), [GENERAL] * len(labels)
     for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
-        count = _different(texts, found)
-        found = [label if count[label] >= FEWEST else other for label, other in zip(found, wider, strict=True)]
+        count = _distinct_prompts(texts, found)
+        found = [
+            label if count[label] >= MIN_TRAINING_PROMPTS else other for label, other in zip(found, wider, strict=True)
+        ]
     return found
 
 
-def _different(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
+def _distinct_prompts(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
     """How many different prompts each label has; one under two labels teaches neither."""
     known: dict[str, set[str]] = {}
     for text, label in zip(texts, labels, strict=True):
@@ -233,7 +234,7 @@ def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) ->
 METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe", "class_map_on_test", "oracle")
 
 
-def _report(data: Quality, splits: Sequence[Split], seeds: Sequence[int]) -> dict[str, Any]:
+def _report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
     methods = {name: _summary([s.score[name] for s in splits], [s.size[name] for s in splits]) for name in METHODS}
     mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
     gap = mean["oracle"] - mean["best_single"]

@@ -9,10 +9,10 @@ from coe.learning.estimation.experience import Experience
 from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
-HALVINGS = 50
+BISECTION_STEPS = 50
 
 
-def table_of(experience: Experience, utility: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
+def score_table(experience: Experience, utility: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
     """The table of the rewards: request i is `worth[i]` scores (0 to 1) that speak for `importance[i]` requests each.
 
     Two bounds hold in each cell. Requests that are likelier of another category count together at most as much as the
@@ -27,8 +27,8 @@ def table_of(experience: Experience, utility: Array, importance: Array, *, share
     allowed = np.maximum(inside, free)
     scale = np.divide(allowed, outside, out=np.ones_like(outside), where=outside > allowed)
     sums = own + strange * scale  # fewer scores, as if drawn from them, not weaker ones
-    factor = capped(sums[0].reshape(len(sums[0]), -1), share=share, free=free).reshape(sums[0].shape)
-    return table_of_sums(experience, (sums * factor).sum(axis=1))
+    factor = tenant_factors(sums[0].reshape(len(sums[0]), -1), share=share, free=free).reshape(sums[0].shape)
+    return score_table_from_sums(experience, (sums * factor).sum(axis=1))
 
 
 def sums_by_tenant(experience: Experience, utility: Array, importance: Array, posterior: NDArray[np.floating]) -> Array:
@@ -48,7 +48,7 @@ def sums_by_tenant(experience: Experience, utility: Array, importance: Array, po
     return sums
 
 
-def table_of_sums(experience: Experience, sums: Array) -> ScoreTable:
+def score_table_from_sums(experience: Experience, sums: Array) -> ScoreTable:
     """The table of sums of shape (4, m, k)."""
     mass, square, total, second = sums
     nothing = np.full_like(mass, np.nan)
@@ -58,7 +58,7 @@ def table_of_sums(experience: Experience, sums: Array) -> ScoreTable:
     return ScoreTable(experience.categories, experience.experts, mean, np.maximum(variance, 0.0), count)
 
 
-def capped(weights: Array, *, share: float, free: float) -> Array:
+def tenant_factors(weights: Array, *, share: float, free: float) -> Array:
     """Factors (0 to 1) that bound each tenant's part of each cell; `weights` has shape (n_tenants, n_cells).
 
     The bound is the largest level c with c <= share x sum of min(weight, c), found by halving; `free` is always let
@@ -68,7 +68,7 @@ def capped(weights: Array, *, share: float, free: float) -> Array:
     part = np.maximum(share, 1.0 / np.maximum(present, 1)) * (1.0 + 1e-9)
     low, high = np.zeros(weights.shape[1]), weights.max(axis=0)
     fits = part * weights.sum(axis=0) >= high
-    for _ in range(HALVINGS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         good = part * np.minimum(weights, middle).sum(axis=0) >= middle
         low, high = np.where(good, middle, low), np.where(good, high, middle)
@@ -76,7 +76,7 @@ def capped(weights: Array, *, share: float, free: float) -> Array:
     return np.divide(np.minimum(weights, level), weights, out=np.ones_like(weights), where=weights > 0)
 
 
-def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
+def merged(table: ScoreTable, base: ScoreTable) -> ScoreTable:
     """Both tables together; `base` counts as many scores as it rests on.
 
     Checked probes and people's ratings differ in level, so the base is first shifted by the weighted median difference
@@ -84,7 +84,7 @@ def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
     measured. Differences between experts in the base stay.
     """
     new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
-    old = np.clip(old + level_of(table, base), 0.0, 1.0)
+    old = np.clip(old + level_difference(table, base), 0.0, 1.0)
     count = table.count + base.count
     squares = table.count * (np.nan_to_num(table.variance) + new**2)
     squares += base.count * (np.nan_to_num(base.variance) + old**2)
@@ -94,7 +94,7 @@ def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
     return ScoreTable(table.categories, table.experts, mean, np.maximum(variance, 0.0), count)
 
 
-def level_of(table: ScoreTable, base: ScoreTable) -> float:
+def level_difference(table: ScoreTable, base: ScoreTable) -> float:
     """The level of `table` less that of `base`: the weighted median difference over the cells that both have."""
     new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
     return _weighted_median(new - old, np.minimum(table.count, base.count))

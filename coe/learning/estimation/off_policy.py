@@ -18,9 +18,9 @@ from coe.routing.exploration import propensities
 
 Array = NDArray[np.float64]
 FOLDS = 5
-FEW = 30.0
+MIN_EFFECTIVE_REQUESTS = 30.0
 """Effective sample size below which an estimate comes with a warning."""
-UNSUPPORTED = 0.05
+MAX_UNSUPPORTED_SHARE = 0.05
 """Share of traffic without support above which it does."""
 
 
@@ -45,7 +45,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Logged:
+class LoggedBandit:
     """The telling part of the experience, prepared: every array has n rows.
 
     `propensity` and `reward` belong to the expert `chosen`; `modelled` (n, k) is each expert's expected reward by a
@@ -59,7 +59,7 @@ class Logged:
     supported: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, told: Experience, *, supported: NDArray[np.bool_] | None = None) -> Logged:
+    def of(cls, told: Experience, *, supported: NDArray[np.bool_] | None = None) -> LoggedBandit:
         """Prepare the telling part of an experience. The model is the shrunk table over posteriors, cross-fitted.
 
         Without `supported` every allowed expert is taken to have had a chance, which only exploration with an unlimited
@@ -76,22 +76,22 @@ class Logged:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def part(self, rows: NDArray[np.bool_]) -> Logged:
+    def part(self, rows: NDArray[np.bool_]) -> LoggedBandit:
         """The requests that a mask names."""
-        return Logged(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return LoggedBandit(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def taken(self, table: Array) -> Array:
         """The entries of a table (n, k) that belong to the experts chosen, shape (n,)."""
         return np.asarray(table[np.arange(len(self)), self.chosen])
 
 
-def fold_of(count: int) -> NDArray[np.int64]:
+def fold_indices(count: int) -> NDArray[np.int64]:
     """Which of FOLDS each request belongs to: in turn, so that every fold spans the whole time."""
     return np.arange(count) % FOLDS
 
 
 def _cross_fitted(told: Experience) -> Array:
-    fold, modelled = fold_of(len(told)), np.empty((len(told), len(told.experts)))
+    fold, modelled = fold_indices(len(told)), np.empty((len(told), len(told.experts)))
     for held in range(FOLDS):
         away, rest = fold == held, told.part(fold != held)
         scores = np.full((len(rest), len(rest.experts)), np.nan)
@@ -101,18 +101,18 @@ def _cross_fitted(told: Experience) -> Array:
     return modelled
 
 
-def estimates(logged: Logged, policy: Array) -> Mapping[str, Estimate]:
+def estimates(logged: LoggedBandit, policy: Array) -> Mapping[str, Estimate]:
     """Estimates `ips`, `snips` and `dr` of the mean reward of `policy`, probabilities of shape (n, k).
 
     Inverse propensity scores (Horvitz and Thompson 1952), self-normalised (Swaminathan and Joachims 2015), and doubly
     robust (Dudik, Langford and Li 2011). Values and intervals are cut to [0, 1]; what the log could not have shown may
     be anything in it.
     """
-    weighed = _Weighed.of(logged, policy)
-    return {"ips": _plain(weighed), "snips": _normalised(weighed), "dr": _doubly_robust(weighed)}
+    weighed = _WeightedPolicy.of(logged, policy)
+    return {"ips": _inverse_propensity(weighed), "snips": _self_normalized(weighed), "dr": _doubly_robust(weighed)}
 
 
-def difference(logged: Logged, candidate: Array, current: Array) -> Estimate:
+def policy_difference(logged: LoggedBandit, candidate: Array, current: Array) -> Estimate:
     """Doubly robust estimate of how much more `candidate` earns than `current`; where they agree nothing is noise.
 
     A choice that the log could not have made earns no credit: it counts as no better than the current one is modelled,
@@ -120,15 +120,15 @@ def difference(logged: Logged, candidate: Array, current: Array) -> Estimate:
     """
     present = (current * logged.modelled).sum(axis=1, keepdims=True)
     modelled = np.where(logged.supported, logged.modelled, np.minimum(logged.modelled, present))
-    return _doubly_robust(_Weighed.of(replace(logged, modelled=modelled), candidate, less=current))
+    return _doubly_robust(_WeightedPolicy.of(replace(logged, modelled=modelled), candidate, less=current))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Weighed:
+class _WeightedPolicy:
     """A policy, or a difference of two, against the log: `weight` (n,) of each request, `far`, the share of traffic
     treated otherwise than in the log (or by the other), and `unsupported`, the share treated as the log could not."""
 
-    logged: Logged
+    logged: LoggedBandit
     policy: Array
     weight: Array
     far: float
@@ -136,7 +136,7 @@ class _Weighed:
     is_difference: bool
 
     @classmethod
-    def of(cls, logged: Logged, policy: Array, *, less: Array | None = None) -> _Weighed:
+    def of(cls, logged: LoggedBandit, policy: Array, *, less: Array | None = None) -> _WeightedPolicy:
         unsupported = float((policy * ~logged.supported).sum(axis=1).mean())
         far = 1.0 - float(logged.taken(policy).mean())
         if less is not None:
@@ -145,31 +145,31 @@ class _Weighed:
         return cls(logged, policy, logged.taken(policy) / logged.propensity, far, unsupported, less is not None)
 
 
-def _plain(weighed: _Weighed) -> Estimate:
+def _inverse_propensity(weighed: _WeightedPolicy) -> Estimate:
     earned = weighed.weight * weighed.logged.reward
-    return _interval("ips", float(earned.mean()), float(earned.var(ddof=1)) / len(earned), weighed)
+    return _t_interval("ips", float(earned.mean()), float(earned.var(ddof=1)) / len(earned), weighed)
 
 
-def _normalised(weighed: _Weighed) -> Estimate:
+def _self_normalized(weighed: _WeightedPolicy) -> Estimate:
     reward = weighed.logged.reward
     share = weighed.weight / max(float(weighed.weight.sum()), 1e-12)
     value = float(share @ reward)
     lone = np.minimum(share, 0.5)  # leaving one out (HC3) undoes its pull on the mean; a request all alone has no other
     measured = float(((share * (reward - value) / (1.0 - lone)) ** 2).sum())
-    return _interval("snips", value, max(measured, float((share**2).sum()) * value * (1.0 - value)), weighed)
+    return _t_interval("snips", value, max(measured, float((share**2).sum()) * value * (1.0 - value)), weighed)
 
 
-def _doubly_robust(weighed: _Weighed) -> Estimate:
+def _doubly_robust(weighed: _WeightedPolicy) -> Estimate:
     logged, weight = weighed.logged, weighed.weight
     expected, modelled = (weighed.policy * logged.modelled).sum(axis=1), logged.taken(logged.modelled)
     surprise = weight * (logged.reward - modelled)
     possible = weight**2 * modelled * (1.0 - modelled)  # no reward in [0, 1] with this mean varies more
     noise = max(float((surprise**2).mean()), float(possible.mean()))
     variance = (float(expected.var(ddof=1)) + noise) / len(logged)
-    return _interval("dr", float((expected + surprise).mean()), variance, weighed)
+    return _t_interval("dr", float((expected + surprise).mean()), variance, weighed)
 
 
-def _interval(method: str, value: float, variance: float, weighed: _Weighed) -> Estimate:
+def _t_interval(method: str, value: float, variance: float, weighed: _WeightedPolicy) -> Estimate:
     """A t-interval that does not believe a small sample's own variance.
 
     A few heavy weights decide the variance, and a log that happens to hold none of them looks certain. So the variance
@@ -183,7 +183,7 @@ def _interval(method: str, value: float, variance: float, weighed: _Weighed) -> 
     logged, weight = weighed.logged, weighed.weight
     heaviest = 1.0 / float(logged.propensity.min())
     error = float(np.sqrt(variance + weighed.far * (heaviest / len(logged)) ** 2 / 4))
-    degrees = _degrees(np.append(weight, heaviest))
+    degrees = _degrees_of_freedom(np.append(weight, heaviest))
     half = float(t.ppf(0.975, degrees)) * error
     low, high = value - half, value + half
     if not weighed.is_difference:
@@ -196,27 +196,26 @@ def _interval(method: str, value: float, variance: float, weighed: _Weighed) -> 
     return Estimate(method, value, error, degrees, low, high, effective, weighed.unsupported, warning)
 
 
-def _degrees(weight: Array) -> float:
+def _degrees_of_freedom(weight: Array) -> float:
     centred = weight - weight.mean()
     square = float((centred**2).mean())
     kurtosis = float((centred**4).mean()) / square**2 if square else 1.0
     return float(np.clip(2 * len(weight) / max(kurtosis - 1.0, 1e-9), 1.0, 1e9))
 
 
-def _warning(effective: float, weighed: _Weighed) -> str:
+def _warning(effective: float, weighed: _WeightedPolicy) -> str:
     found = []
-    if weighed.far > 0 and effective < FEW:
+    if weighed.far > 0 and effective < MIN_EFFECTIVE_REQUESTS:
         found.append(f"it rests on about {effective:.0f} requests")
-    if weighed.unsupported > UNSUPPORTED:
+    if weighed.unsupported > MAX_UNSUPPORTED_SHARE:
         found.append(f"{weighed.unsupported:.0%} of its choices could not have been made in the log")
     return f"thin support: {'; '.join(found)}; explore more or wait" if found else ""
 
 
-Array_policies = NDArray[np.float64]
 Fit = Callable[[Experience], Assignment]
 
 
-def utility(experience: Experience, assignment: Assignment) -> Array_policies:
+def utility(experience: Experience, assignment: Assignment) -> Array:
     """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
 
     The same as `mapping.expected` gives one by one. The assignment has the experience's categories and experts.
@@ -227,14 +226,14 @@ def utility(experience: Experience, assignment: Assignment) -> Array_policies:
     return np.where(open_ | ~open_.any(axis=1, keepdims=True) & experience.allowed, values, -np.inf)
 
 
-def greedy(experience: Experience, assignment: Assignment) -> Array_policies:
+def greedy_policy(experience: Experience, assignment: Assignment) -> Array:
     """The policy that always takes the expert of highest worth, shape (n, k); those that tie share the request."""
     values = utility(experience, assignment)
     best = values == values.max(axis=1, keepdims=True)
     return np.asarray(best / best.sum(axis=1, keepdims=True))
 
 
-def explored(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array_policies:
+def exploration_policy(experience: Experience, assignment: Assignment, *, rate: float, loss: float) -> Array:
     """The policy (n, k) that `exploration.choose` followed; an unmeasured expert counts as just within `loss`."""
     values = utility(experience, assignment)
     if assignment.unmeasured is not None:
@@ -243,13 +242,13 @@ def explored(experience: Experience, assignment: Assignment, *, rate: float, los
     return propensities(values, rate=rate, loss=loss)
 
 
-def cross_fitted(experience: Experience, fit: Fit) -> Array_policies:
+def cross_fitted_policy(experience: Experience, fit: Fit) -> Array:
     """What the assignments of `fit` would choose for each request without having seen its fold, shape (n, k).
 
     An assignment judged on the very requests it was fitted to looks better than it is, the more the noisier it is.
     """
-    fold, policy = fold_of(len(experience)), np.empty((len(experience), len(experience.experts)))
+    fold, policy = fold_indices(len(experience)), np.empty((len(experience), len(experience.experts)))
     for held in range(FOLDS):
         away = fold == held
-        policy[away] = greedy(experience.part(away), fit(experience.part(~away)))
+        policy[away] = greedy_policy(experience.part(away), fit(experience.part(~away)))
     return policy

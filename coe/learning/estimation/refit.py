@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.evidence import joined, level_of, table_of
+from coe.learning.estimation.evidence import level_difference, merged, score_table
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.trust import Agreement, agreements
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 
 Array = NDArray[np.float64]
-DAY = 86_400.0
-STRONGEST_SHRINKAGE = 30.0
+DAY_SECONDS = 86_400.0
+MAX_PSEUDO_COUNT = 30.0
 """Largest pseudo-count beside feedback. Experts that differed by level alone may since differ by category."""
 
 
@@ -81,11 +81,11 @@ def refit(
     """
     rule = weighting or Weighting()
     known = agreements(experience, base=base) if found is None else found
-    age = np.maximum(now - experience.time, 0.0) / DAY
+    age = np.maximum(now - experience.time, 0.0) / DAY_SECONDS
     utility = experience.weight * np.exp2(-age / rule.half_life) * trust_of(experience, known)
     propensity = np.where(experience.propensity > 0, experience.propensity, 1.0)
     importance = np.minimum(1.0 / propensity, rule.clip)
-    table = table_of(experience, utility, importance, share=rule.share, free=rule.free)
+    table = score_table(experience, utility, importance, share=rule.share, free=rule.free)
     if base is None:
         return Refit(table, known, rule, table, 0.0)
-    return Refit(joined(table, base), known, rule, table, level_of(table, base))
+    return Refit(merged(table, base), known, rule, table, level_difference(table, base))

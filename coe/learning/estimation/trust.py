@@ -8,17 +8,17 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.evidence import joined, sums_by_tenant, table_of_sums
+from coe.learning.estimation.evidence import merged, score_table_from_sums, sums_by_tenant
 from coe.learning.estimation.experience import Experience
 from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
 
-FEWEST = 50
+MIN_RATED = 50
 """Rated requests below which a tenant's agreement is not judged."""
-EXPECTED = 0.5
+MIN_AGREEMENT = 0.5
 """Agreement below which a tenant counts as disagreeing, once the doubt about it is small enough."""
-CHANCE = 0.01
+SIGNIFICANCE = 0.01
 """Chance that any honest tenant of all of them is taken for a disagreeing one."""
 
 
@@ -57,8 +57,8 @@ def agreements(experience: Experience, *, base: ScoreTable | None = None) -> tup
     ones = np.ones(len(told))
     sums = sums_by_tenant(told, ones, ones, told.posterior)
     sizes = np.bincount(told.tenant, minlength=len(told.tenants))
-    limit = NormalDist().inv_cdf(1.0 - CHANCE / max(int((sizes >= FEWEST).sum()), 1))
-    judging = dict(told.by_tenant((sizes >= FEWEST)[told.tenant]))
+    limit = NormalDist().inv_cdf(1.0 - SIGNIFICANCE / max(int((sizes >= MIN_RATED).sum()), 1))
+    judging = dict(told.by_tenant((sizes >= MIN_RATED)[told.tenant]))
     settled: list[Agreement] = []
     everybody, doubted = sums.sum(axis=1), 0
     voices = len(told) + (0.0 if base is None else float(base.count.sum()))
@@ -67,11 +67,11 @@ def agreements(experience: Experience, *, base: ScoreTable | None = None) -> tup
         wrong = [
             found
             for found in judged
-            if found.slope + limit * found.error < EXPECTED and doubted + found.requests < voices / 2
+            if found.slope + limit * found.error < MIN_AGREEMENT and doubted + found.requests < voices / 2
         ]
         if not wrong:
             return tuple(sorted((*judged, *settled), key=lambda found: found.tenant))
-        worst = min(wrong, key=lambda found: (found.slope - EXPECTED) / found.error)
+        worst = min(wrong, key=lambda found: (found.slope - MIN_AGREEMENT) / found.error)
         settled.append(replace(worst, trust=max(0.0, worst.slope)))
         number = told.tenants.index(worst.tenant)
         del judging[number]
@@ -80,8 +80,8 @@ def agreements(experience: Experience, *, base: ScoreTable | None = None) -> tup
 
 def _agreement(told: Experience, rows: NDArray[np.int64], others: Array, base: ScoreTable | None) -> Agreement:
     own = told.part(rows)
-    opinion = table_of_sums(told, np.maximum(others, 0.0))
-    table = opinion if base is None else joined(opinion, base)
+    opinion = score_table_from_sums(told, np.maximum(others, 0.0))
+    table = opinion if base is None else merged(opinion, base)
     expects = (own.posterior @ table.shrunk())[np.arange(len(own)), own.chosen]
     slope, error = _regression(expects, own.reward.astype(np.float64))
     return Agreement(told.tenants[int(own.tenant[0])], len(own), slope, error, 1.0)

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 TOLERANCE = 1e-4
 """Relative error a numeric answer may have where the probe does not say; two whole numbers must be equal."""
-TAIL = 50_000
+MAX_CHECKED_CHARACTERS = 50_000
 """Characters of an answer that are looked at for its final letter or number: the last ones."""
 
 
@@ -121,7 +121,7 @@ def chosen(answer: str) -> str | None:
     picked, as in 选B; without that, the last one marked as an option: (B), **B**, "B." at the start of a line, or alone
     at the end. None counts that is negated, as in "not B".
     """
-    text = unicodedata.normalize("NFKC", answer[-TAIL:])
+    text = unicodedata.normalize("NFKC", answer[-MAX_CHECKED_CHARACTERS:])
     if lone := _LONE.fullmatch(text.strip()):
         return lone[1].upper()
     for pattern in (_STATED, _PICKED, _MARKED):
@@ -207,7 +207,7 @@ def _last(text: str) -> tuple[re.Match[str], float] | None:
 def _plain(text: str) -> str:
     """What of a text may hold its number, typographic forms as ASCII ones: minus signs, digits, spaced or braced
     thousands, fractions, superscripts."""
-    text = text[-TAIL:]
+    text = text[-MAX_CHECKED_CHARACTERS:]
     if boxed := _BOXED.findall(text):
         text = boxed[-1]
     for form, plain in _FORMS:

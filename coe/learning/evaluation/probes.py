@@ -20,9 +20,9 @@ from coe.routing.conversation import routing_text
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
-EDITION = 4
+CHECKER_VERSION = 4
 """Part of every digest; raise it when a checker changes its verdicts, so that old scores are not taken for new ones."""
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 """Bad lines named in one error."""
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -65,8 +65,8 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
             probes.append(probe)
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
-            if len(problems) == MOST_PROBLEMS:
-                problems.append(f"{path}: and maybe more; reading stopped after {MOST_PROBLEMS} bad lines")
+            if len(problems) == MAX_PROBLEMS:
+                problems.append(f"{path}: and maybe more; reading stopped after {MAX_PROBLEMS} bad lines")
                 break
     if problems:
         raise DataError("\n".join(problems))
@@ -83,7 +83,7 @@ def _probe(row: Any, categories: Collection[str]) -> Probe:
     messages = _messages(row)
     checker = _checker(row)
     reference, tests, tolerance = _reference(row, checker), _tests(row, checker), _tolerance(row, checker)
-    judged = [EDITION, messages, checker, reference, tests, tolerance]
+    judged = [CHECKER_VERSION, messages, checker, reference, tests, tolerance]
     return Probe(
         prompt_id=_prompt_id(row, messages),
         messages=messages,

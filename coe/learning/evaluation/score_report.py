@@ -14,7 +14,7 @@ Keys = Mapping[str, Sequence[str]]
 """By expert: the key of its cell for every probe, in the probes' order."""
 
 
-def report_of(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
+def score_report(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
     """`{probes, missing, experts: {name: {...}}}`, ready for JSON. `reused` counts scores of earlier runs."""
     experts = {name: _column(probes, column, journal) | {"reused": reused[name]} for name, column in keys.items()}
     return {

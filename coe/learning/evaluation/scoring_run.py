@@ -25,7 +25,7 @@ from coe.learning.evaluation.sandbox import Sandbox
 from coe.mapping import ANSWERING
 from coe.registry import ExpertSpec
 
-MOST_LINES = 5_000
+MAX_UNFENCED_LINES = 5_000
 """Lines of an answer without fences that are searched for a program."""
 _FENCE = re.compile(
     r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]{0,3}\1|\Z)", re.MULTILINE | re.DOTALL
@@ -43,7 +43,7 @@ def program_of(answer: str) -> str:
     blocks = [match[3] for match in _FENCE.finditer(answer) if match[2].lower() in _PYTHON]
     if blocks:
         return "\n".join([block for block in blocks if _defines(block)] or blocks)
-    return _unfenced(answer.splitlines()[:MOST_LINES])
+    return _unfenced(answer.splitlines()[:MAX_UNFENCED_LINES])
 
 
 def _defines(block: str) -> bool:
@@ -78,12 +78,12 @@ def _parsed(program: str) -> ast.Module | None:
         return None
 
 
-GIVE_UP = 10
+MAX_CONSECUTIVE_FAILURES = 10
 """Probes an expert fails in a row, each after all retries, before the rest are left for the next run."""
-_ANSWERED_BY = {"name", *ANSWERING}
+_SCORE_FIELDS = {"name", *ANSWERING}
 
 
-def keys_of(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:
+def cell_keys(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:
     """For every probe the digest of all its score depends on: it, what the expert answers by, and any judge."""
     answering, judging = _declared(spec), _declared(judge) if judge else ""
     parts = [[probe.digest, answering, judging if probe.checker == "judge" else ""] for probe in probes]
@@ -91,11 +91,11 @@ def keys_of(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None)
 
 
 def _declared(spec: ExpertSpec) -> str:
-    return orjson.dumps(spec.model_dump(mode="json", include=_ANSWERED_BY), option=orjson.OPT_SORT_KEYS).decode()
+    return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class ExpertColumn:
     """One expert and what it has still to answer: probes by the key of their cell."""
 
     expert: Expert
@@ -103,7 +103,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ScoringRun:
     """What all columns share. `tell` gets lines for people, `advance` an expert's name for every finished probe."""
 
     journal: Journal
@@ -115,17 +115,17 @@ class Run:
     advance: Callable[[str], None]
 
 
-async def score_columns(columns: Sequence[Column], run: Run) -> None:
+async def score_columns(columns: Sequence[ExpertColumn], run: ScoringRun) -> None:
     """Score all that is missing, every expert at once, with at most `concurrency` probes in flight at each."""
     async with asyncio.TaskGroup() as tasks:
         for column in columns:
-            pace = _Pace(iter(column.missing.items()))
+            pace = _WorkQueue(iter(column.missing.items()))
             for _ in range(min(run.concurrency, len(column.missing))):
                 tasks.create_task(_work(column.expert, pace, run))
 
 
 @dataclass(slots=True)
-class _Pace:
+class _WorkQueue:
     """The probes one expert's workers share, and how it is doing."""
 
     rest: Iterator[tuple[str, Probe]]
@@ -134,7 +134,7 @@ class _Pace:
     """In a row."""
 
 
-async def _work(expert: Expert, pace: _Pace, run: Run) -> None:
+async def _work(expert: Expert, pace: _WorkQueue, run: ScoringRun) -> None:
     while (item := next(pace.rest, None)) is not None:
         key, probe = item
         blank = Cell(key, probe.prompt_id, expert.name)
@@ -148,18 +148,20 @@ async def _work(expert: Expert, pace: _Pace, run: Run) -> None:
         run.advance(expert.name)
 
 
-def _note_failure(cell: Cell, pace: _Pace, run: Run, *, hopeless: bool) -> None:
+def _note_failure(cell: Cell, pace: _WorkQueue, run: ScoringRun, *, hopeless: bool) -> None:
     """Tell the first failure at once. An expert that is down is left alone; one that rejects some probes is not."""
     if not pace.told:
         pace.told = True
         run.tell(f"{cell.expert}: probe {cell.prompt_id} has no score: {cell.error}")
     pace.failures += hopeless
-    if pace.failures == GIVE_UP:
+    if pace.failures == MAX_CONSECUTIVE_FAILURES:
         pace.rest = iter(())
-        run.tell(f"{cell.expert}: failed {GIVE_UP} probes in a row; the rest are left for the next run")
+        run.tell(
+            f"{cell.expert}: failed {MAX_CONSECUTIVE_FAILURES} probes in a row; the rest are left for the next run"
+        )
 
 
-async def _score(probe: Probe, expert: Expert, blank: Cell, run: Run) -> Cell:
+async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> Cell:
     """Raises a RequestError where the expert, or the judge, gave no usable answer."""
     answer = await ask(expert, probe.messages, patience=run.patience)
     cell = replace(

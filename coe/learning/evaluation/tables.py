@@ -20,7 +20,7 @@ import orjson
 from coe.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-LONGEST = 2**31 - 1
+MAX_CSV_FIELD_CHARACTERS = 2**31 - 1
 """Characters of a field of CSV; the reader's own limit is less than a long prompt."""
 
 
@@ -109,13 +109,13 @@ def _json_lines(path: Path) -> dict[str, list[Any]]:
 
 
 def _csv(path: Path) -> dict[str, list[Any]]:
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(MAX_CSV_FIELD_CHARACTERS)
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
     rows = list(reader)
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
 
 
-PAGE = 2_000
+PARQUET_BATCH_ROWS = 2_000
 """Parquet rows in memory at a time."""
 
 
@@ -144,7 +144,7 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
             number = 0
-            for batch in file.iter_batches(batch_size=PAGE, columns=columns):
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
                 yield from enumerate(batch.to_pylist(), start=number + 1)
                 number += len(batch)
     except (ArrowException, OSError) as error:
@@ -165,7 +165,7 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def digest(pairs: Iterable[tuple[str, str]]) -> str:
+def pairs_digest(pairs: Iterable[tuple[str, str]]) -> str:
     """SHA-256 of the pairs in order."""
     total = hashlib.sha256()
     for pair in pairs:

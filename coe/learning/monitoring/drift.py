@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.learning.monitoring.traffic_report import Aspect
-from coe.learning.retraining.promotion import allowance
+from coe.learning.retraining.promotion import significance_level
 
 Array = NDArray[np.float64]
 
-SMALLEST = {"category mix": 0.05, "confidence": 0.05, "embeddings": 0.05}
+MIN_EFFECT = {"category mix": 0.05, "confidence": 0.05, "embeddings": 0.05}
 """Effects below which a shift is no news, however sure: the share of traffic that would have to change category (total
 variation); the largest gap of the two distributions (Kolmogorov and Smirnov); and how much better than a coin the two
 samples are told apart along the direction in which they differ most."""
-SAMPLE = 1000
+MAX_EMBEDDINGS = 1000
 """Requests of each side whose embeddings are compared."""
-FEATURES, SHUFFLES = 256, 1000
+RANDOM_FEATURES, PERMUTATIONS = 256, 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
+class TrafficSample:
     """Traffic of one time: `category` (n,) indices of the likeliest categories, `confidence` (n,), and `embeddings`
     (n_embedded, dimensions), unit length, of some or none of it."""
 
@@ -45,7 +45,9 @@ class DriftFinding:
     sentence: str
 
 
-def watch(reference: Sample, recent: Sample, *, categories: Sequence[str], look: int) -> tuple[DriftFinding, ...]:
+def detect_drift(
+    reference: TrafficSample, recent: TrafficSample, *, categories: Sequence[str], look: int
+) -> tuple[DriftFinding, ...]:
     """The findings of the `look`-th look (from 1) against the same reference.
 
     All looks together give a false alarm with a chance of 5 % at most (`promotion.allowance`; within a look, Holm). A
@@ -54,22 +56,22 @@ def watch(reference: Sample, recent: Sample, *, categories: Sequence[str], look:
     """
     if not len(reference.category) or not len(recent.category):
         raise DataError("drift: a sample is empty; wait for traffic")
-    tests = [_mix(reference.category, recent.category, categories), _confidence(reference, recent)]
+    tests = [_category_mix_test(reference.category, recent.category, categories), _confidence_test(reference, recent)]
     if len(reference.embeddings) and len(recent.embeddings):
-        tests.append(_embeddings(reference.embeddings, recent.embeddings))
+        tests.append(_embedding_test(reference.embeddings, recent.embeddings))
     adjusted = holm([chance for _, _, chance, _ in tests])
     found = []
     for (aspect, effect, chance, said), surely in zip(tests, adjusted, strict=True):
-        alarm = surely < allowance(look) and effect >= SMALLEST[aspect]
+        alarm = surely < significance_level(look) and effect >= MIN_EFFECT[aspect]
         sentence = f"{aspect} {'has shifted' if alarm else 'is as before'}: {said} (by luck {chance:.2g})"
         found.append(DriftFinding(aspect, effect, chance, alarm, sentence))
     return tuple(found)
 
 
-_Test = tuple[Aspect, float, float, str]
+_TestResult = tuple[Aspect, float, float, str]
 
 
-def _mix(before: NDArray[np.int64], after: NDArray[np.int64], categories: Sequence[str]) -> _Test:
+def _category_mix_test(before: NDArray[np.int64], after: NDArray[np.int64], categories: Sequence[str]) -> _TestResult:
     """G-test of both mixes; the categories that moved are named by a test each (Benjamini and Hochberg 1995)."""
     from scipy.stats import chi2_contingency
 
@@ -91,7 +93,7 @@ def _mix(before: NDArray[np.int64], after: NDArray[np.int64], categories: Sequen
     return "category mix", effect, chance, names or f"{effect:.1%} of traffic elsewhere"
 
 
-def _confidence(reference: Sample, recent: Sample) -> _Test:
+def _confidence_test(reference: TrafficSample, recent: TrafficSample) -> _TestResult:
     from scipy.stats import ks_2samp
 
     found = ks_2samp(reference.confidence, recent.confidence, method="asymp")
@@ -99,31 +101,33 @@ def _confidence(reference: Sample, recent: Sample) -> _Test:
     return "confidence", float(found.statistic), float(found.pvalue), f"median {medians[0]:.2f} to {medians[1]:.2f}"
 
 
-def _embeddings(before: NDArray[np.floating], after: NDArray[np.floating]) -> _Test:
+def _embedding_test(before: NDArray[np.floating], after: NDArray[np.floating]) -> _TestResult:
     """Maximum mean discrepancy (Gretton et al. 2012) of a Gaussian kernel in random features (Rahimi and Recht 2007),
     its chance by shuffling which sample a vector is from."""
     random = np.random.default_rng(0)
-    sides = [side[random.permutation(len(side))[:SAMPLE]].astype(np.float64) for side in (before, after)]
+    sides = [side[random.permutation(len(side))[:MAX_EMBEDDINGS]].astype(np.float64) for side in (before, after)]
     both, first = np.concatenate(sides), len(sides[0])
     pairs = random.integers(0, len(both), (2, 2000))
     width = float(np.median(np.linalg.norm(both[pairs[0]] - both[pairs[1]], axis=1))) or 1.0
-    angles = both @ random.normal(0.0, 1.0 / width, (both.shape[1], FEATURES)) + random.uniform(0, 2 * np.pi, FEATURES)
-    features = np.sqrt(2.0 / FEATURES) * np.cos(angles)
+    angles = both @ random.normal(0.0, 1.0 / width, (both.shape[1], RANDOM_FEATURES)) + random.uniform(
+        0, 2 * np.pi, RANDOM_FEATURES
+    )
+    features = np.sqrt(2.0 / RANDOM_FEATURES) * np.cos(angles)
     sign = np.where(np.arange(len(both)) < first, -1.0 / first, 1.0 / (len(both) - first))
     direction = sign @ features
-    shuffled = random.permuted(np.tile(sign, (SHUFFLES, 1)), axis=1) @ features
+    shuffled = random.permuted(np.tile(sign, (PERMUTATIONS, 1)), axis=1) @ features
     distances = (shuffled**2).sum(axis=1)
     own = float(direction @ direction)
-    chance = _tail(own, distances)
+    chance = _tail_probability(own, distances)
     return (
         "embeddings",
-        _apart(features, first),
+        _separability(features, first),
         chance,
         f"distance {own**0.5:.3f}, {distances.mean() ** 0.5:.3f} by luck",
     )
 
 
-def _tail(own: float, shuffled: Array) -> float:
+def _tail_probability(own: float, shuffled: Array) -> float:
     """The share of shuffled distances as large; beyond what shuffling resolves, by a gamma law of the same moments."""
     from scipy.stats import gamma
 
@@ -134,7 +138,7 @@ def _tail(own: float, shuffled: Array) -> float:
     return float(gamma.sf(own, mean**2 / variance, scale=variance / mean))
 
 
-def _apart(features: Array, first: int) -> float:
+def _separability(features: Array, first: int) -> float:
     """How much more often than a coin held-out halves are told apart by their projection on the difference of means."""
     before, after = features[:first], features[first:]
     right = []

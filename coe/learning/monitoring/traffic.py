@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
-from coe.learning.monitoring.drift import Sample
+from coe.learning.monitoring.drift import TrafficSample
 from coe.records.record import RoutingRecord
 
-KEPT = 5_000
+MAX_SAMPLE = 5_000
 """Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
-TENTHS = 10
-_NO_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged", "gateway_limit"})
+CONFIDENCE_BINS = 10
+_CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged", "gateway_limit"})
 """Causes that say nothing against an expert."""
 
-Looked = tuple[int, float, bytes | None, str, str]
+SampledRequest = tuple[int, float, bytes | None, str, str]
 """Category index, confidence, embedding, prompt (empty where the log keeps none) and request id."""
 
 
@@ -51,8 +51,8 @@ class Traffic:
     by_category: Counter[str] = field(default_factory=Counter)
     by_expert: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, Unanswered] = field(default_factory=dict)
-    first: list[Looked] = field(default_factory=list)
-    latest: deque[Looked] = field(default_factory=lambda: deque(maxlen=KEPT))
+    first: list[SampledRequest] = field(default_factory=list)
+    latest: deque[SampledRequest] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLE))
 
     def watched(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         """The same pages."""
@@ -68,11 +68,11 @@ class Traffic:
     def _add(self, record: RoutingRecord) -> None:
         looked = None
         if record.category in self.categories:
-            category, confidence = _plainly(record)
+            category, confidence = _router_decision(record)
             kept = record.embedding, record.prompt or "", record.request_id
             looked = self.categories.index(category), confidence, *kept
         if record.time < self.day:
-            if looked and record.is_by(self.router, categories=self.categories) and len(self.first) < KEPT:
+            if looked and record.is_by(self.router, categories=self.categories) and len(self.first) < MAX_SAMPLE:
                 self.first.append(looked)
             return
         if record.time >= self.hour:
@@ -90,7 +90,7 @@ class Traffic:
             return
         found = self.unanswered.setdefault(first, Unanswered())
         found.requests += 1
-        if record.cause and record.cause not in _NO_FAULT:
+        if record.cause and record.cause not in _CAUSES_WITHOUT_FAULT:
             found.causes[record.cause] += 1
             found.latest = max(found.latest, record.time)
 
@@ -115,7 +115,7 @@ class Traffic:
         }
 
 
-def _plainly(record: RoutingRecord) -> tuple[str, float]:
+def _router_decision(record: RoutingRecord) -> tuple[str, float]:
     """Category and confidence by the router alone: a new overlay is no drift."""
     if record.plain is None:
         return record.category, record.confidence
@@ -123,16 +123,16 @@ def _plainly(record: RoutingRecord) -> tuple[str, float]:
     return category, record.plain[category] * record.in_distribution
 
 
-def sample(looked: Sequence[Looked]) -> Sample:
+def traffic_sample(looked: Sequence[SampledRequest]) -> TrafficSample:
     """For `drift.watch`; of vectors of different lengths only those as long as the latest one."""
-    return Sample(
+    return TrafficSample(
         np.array([one[0] for one in looked], dtype=np.int64),
         np.array([one[1] for one in looked], dtype=np.float64),
         embeddings(looked)[0],
     )
 
 
-def compared(traffic: Traffic) -> Mapping[str, object] | None:
+def comparison(traffic: Traffic) -> Mapping[str, object] | None:
     """The two sides that drift is looked for between, as shares (0 to 1) by category and by tenth of confidence; None
     where one of them is empty. JSON-able."""
     sides = {"before": traffic.first, "now": list(traffic.latest)}
@@ -141,23 +141,27 @@ def compared(traffic: Traffic) -> Mapping[str, object] | None:
     return {
         "requests": {name: len(side) for name, side in sides.items()},
         "categories": {
-            name: dict(zip(traffic.categories, _parts([one[0] for one in side], len(traffic.categories)), strict=True))
+            name: dict(
+                zip(traffic.categories, _histogram([one[0] for one in side], len(traffic.categories)), strict=True)
+            )
             for name, side in sides.items()
         },
-        "confidence": {name: _parts([_tenth(one[1]) for one in side], TENTHS) for name, side in sides.items()},
+        "confidence": {
+            name: _histogram([_confidence_bin(one[1]) for one in side], CONFIDENCE_BINS) for name, side in sides.items()
+        },
     }
 
 
-def _tenth(confidence: float) -> int:
-    return min(int(confidence * TENTHS), TENTHS - 1)
+def _confidence_bin(confidence: float) -> int:
+    return min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
 
 
-def _parts(places: Sequence[int], count: int) -> list[float]:
+def _histogram(places: Sequence[int], count: int) -> list[float]:
     shares: list[float] = (np.bincount(places, minlength=count) / len(places)).round(5).tolist()
     return shares
 
 
-def embeddings(looked: Sequence[Looked]) -> tuple[NDArray[np.float32], list[int]]:
+def embeddings(looked: Sequence[SampledRequest]) -> tuple[NDArray[np.float32], list[int]]:
     """The vectors (n_embedded, dimensions) that the log keeps, and which of the requests they belong to."""
     kept = [(row, one[2]) for row, one in enumerate(looked) if one[2]]
     if not kept:

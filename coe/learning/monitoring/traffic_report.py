@@ -18,7 +18,7 @@ from coe.artifacts.redis import share_at
 from coe.registry import load
 from coe.settings import Settings
 
-FILE = "watch.json"
+TRAFFIC_REPORT_FILE = "watch.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]
@@ -48,7 +48,7 @@ class TrafficReport:
         return orjson.dumps(asdict(self))
 
 
-def read_watch(path: Path) -> TrafficReport | None:
+def read_traffic_report(path: Path) -> TrafficReport | None:
     """None where nobody has looked yet, or the file is something else: metrics must not fail for it."""
     try:
         found = orjson.loads(path.read_bytes())
@@ -61,11 +61,11 @@ def read_watch(path: Path) -> TrafficReport | None:
         return None
 
 
-def publish(settings: Settings, report: Mapping[str, Any]) -> None:
+def publish_traffic_report(settings: Settings, report: Mapping[str, Any]) -> None:
     """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
     content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     share = share_at(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        share.tell(FILE, content)  # first, or a gateway here could put the former one back
-    replace_file(settings.artifacts / FILE, content)
+        share.tell(TRAFFIC_REPORT_FILE, content)  # first, or a gateway here could put the former one back
+    replace_file(settings.artifacts / TRAFFIC_REPORT_FILE, content)

@@ -16,12 +16,10 @@ from coe.mapping import Assignment, Basis, Budget, Dependencies, Problem, declar
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
 
-Array_declared_problem = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 
-def declared_problem(
-    registry: Registry, table: ScoreTable, *, quality: Array_declared_problem, weights: Array_declared_problem
-) -> Problem:
+def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, weights: Array) -> Problem:
     """The problem of planning by `quality`, shape (m, k), under the declared budget; declared assignments are pins.
 
     `table` is over the declared categories (in any order) and experts; `weights` (m,) says how often each one comes.
@@ -36,19 +34,18 @@ def declared_problem(
     )
 
 
-def _pin(row: Array_declared_problem, column: int) -> None:
+def _pin(row: Array, column: int) -> None:
     kept = row[column]
     row[:] = -np.inf
     row[column] = kept
 
 
-Array = NDArray[np.float64]
-SAMPLE = 4000
+PRICE_SAMPLE_SIZE = 4000
 """Requests whose posteriors the prices are fitted to."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Budgeted:
+class BudgetSolver:
     """By shrunk means, not by lower bounds as of measured scores: an expert that is little tried would lose by its
     bound alone, be explored no more, and stay unknown."""
 
@@ -84,5 +81,5 @@ class Budgeted:
         """None where no price depends on it."""
         if not problem.budget.rows().keys() - {"memory_gb"}:
             return None
-        sample = np.random.default_rng(0).permutation(len(self.experience))[:SAMPLE]
+        sample = np.random.default_rng(0).permutation(len(self.experience))[:PRICE_SAMPLE_SIZE]
         return rounded(self.experience.posterior[sample])

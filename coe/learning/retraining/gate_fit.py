@@ -22,17 +22,17 @@ from coe.retrieval.gate import CUES, Array, Gate, GateEstimate, GateThresholds, 
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
-SCALES = (0.15, 0.2, 0.05)
+FEATURE_SCALES = (0.15, 0.2, 0.05)
 """Of the posterior, its entropy and the cues, each brought to unit spread, beside a unit vector."""
-PAIRS, CATEGORIES = 0.03, 0.1
+PAIR_SCALE, CATEGORY_SCALE = 0.03, 0.1
 """Scales of the offsets of pairs and of categories, beside 1 for experts."""
-FEWEST = 50
+MIN_QUESTIONS = 50
 """Questions that a gate takes, so that four fifths of them, without which it is judged on the rest, are LEAST."""
-LEAST = FEWEST * (FOLDS - 1) // FOLDS
+MIN_TRAINING_QUESTIONS = MIN_QUESTIONS * (FOLDS - 1) // FOLDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trials:
+class GateExamples:
     """n questions, m categories, k experts: what was asked and what passages changed.
 
     `posterior` (n, m) and `vectors` (n, dimensions) are the served router's and encoder's, `full` (n, m) the router's
@@ -53,9 +53,9 @@ class Trials:
     seconds: Array
 
     @classmethod
-    def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> Trials:
+    def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> GateExamples:
         """With what serving has of the texts: the router's answers, before and after the encoder has read them."""
-        embeddings = encoder.read(texts)
+        embeddings = encoder.features(texts)
         posterior, full = (
             np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
             for known in (None, embeddings)
@@ -71,54 +71,56 @@ class Trials:
         """What passages changed, shape (n, k), -1 to 1."""
         return np.asarray(self.with_ - self.without)
 
-    def part(self, rows: NDArray[np.int64]) -> Trials:
+    def part(self, rows: NDArray[np.int64]) -> GateExamples:
         names = ("posterior", "full", "vectors", "without", "with_", "cosine", "tokens", "seconds")
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in names}
         return replace(self, texts=tuple(self.texts[row] for row in rows), **arrays)
 
 
-def fit_gate(trials: Trials, *, seed: int = 0) -> Gate:
+def fit_gate(trials: GateExamples, *, seed: int = 0) -> Gate:
     """Raises DataError where too few questions were answered both ways, or passages never or always helped."""
     delta = trials.delta
     known = np.isfinite(delta)
-    if known.any(axis=1).sum() < LEAST:
-        raise DataError(f"a gate needs {FEWEST} questions or more that were answered with and without passages")
+    if known.any(axis=1).sum() < MIN_TRAINING_QUESTIONS:
+        raise DataError(f"a gate needs {MIN_QUESTIONS} questions or more that were answered with and without passages")
     if len(np.unique(delta[known] > 0)) < 2:
         raise DataError("passages always or never improved the answers: there is nothing for a gate to learn")
     folds = _folds(len(trials), seed=seed)
     gate = Gate(
         categories=trials.categories,
         experts=trials.experts,
-        helps=_odds(trials, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
-        spoils=_odds(trials, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
+        helps=_fit_odds(trials, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
+        spoils=_fit_odds(trials, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
         shift=np.zeros((len(trials.categories), len(trials.experts))),
         spread=np.zeros(len(trials.experts)),
-        use=Use(_known_mean(trials.tokens), _known_mean(trials.seconds)),
+        use=Use(_finite_mean(trials.tokens), _finite_mean(trials.seconds)),
     )
-    return replace(gate, spread=np.sqrt(np.mean((outlooks(gate, trials).gain - _glances(gate, trials)) ** 2, axis=0)))
+    return replace(
+        gate, spread=np.sqrt(np.mean((gate_estimates(gate, trials).gain - _fast_gains(gate, trials)) ** 2, axis=0))
+    )
 
 
-def _odds(trials: Trials, label: Array, folds: Sequence[NDArray[np.int64]]) -> Odds:
+def _fit_odds(trials: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> Odds:
     """Of a label (n, k), 0 to 1, NaN where it is not known."""
     target, m = _target(label), len(trials.categories)
     parts = []
     glanced, looked = tempered(trials.posterior), tempered(trials.full)
     for seen, posterior in ((shape(glanced), glanced), (_features(trials, looked), looked)):
         weights, held_out = _ridge(seen, _scale(seen, m), target, folds)
-        slope, offset = _offsets(held_out, posterior, label)
+        slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
     (glance, first, _), (look, second, odds) = parts
-    return Odds(glance, look, np.stack([first, second]), _evidence(odds, trials.cosine, label))
+    return Odds(glance, look, np.stack([first, second]), _evidence_weights(odds, trials.cosine, label))
 
 
-def held_out(trials: Trials, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Gate]]:
+def held_out(trials: GateExamples, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Gate]]:
     """Every question once: rows of them, and a gate that was fitted without these."""
     for fold in _folds(len(trials), seed=seed):
         yield fold, fit_gate(trials.part(np.setdiff1d(np.arange(len(trials)), fold)), seed=seed)
 
 
-def outlooks(gate: Gate, trials: Trials, *, evidence: bool = False) -> GateEstimate:
+def gate_estimates(gate: Gate, trials: GateExamples, *, evidence: bool = False) -> GateEstimate:
     """What the gate expects of all trials (n, k), looked at as it serves them."""
     rows = zip(trials.full, trials.texts, trials.vectors, trials.cosine, strict=True)
     found = [
@@ -128,17 +130,17 @@ def outlooks(gate: Gate, trials: Trials, *, evidence: bool = False) -> GateEstim
     return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
 
 
-def opened(gate: Gate, trials: Trials, price: RetrievalPrice) -> NDArray[np.bool_]:
+def gate_decisions(gate: Gate, trials: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
     """For which questions and experts (n, k) passages are given, as `Consultant` decides it."""
     bars = GateThresholds.of(gate.use, price)
-    hopes = _glances(gate, trials)
+    hopes = _fast_gains(gate, trials)
     promises = np.array([[gate.promise(g, k, bars.search) for k, g in enumerate(row)] for row in hopes])
-    before, after = outlooks(gate, trials), outlooks(gate, trials, evidence=True)
+    before, after = gate_estimates(gate, trials), gate_estimates(gate, trials, evidence=True)
     found = np.isfinite(trials.cosine)[:, None]
     return (promises > bars.look) & (before.gain > bars.search) & found & (after.gain > bars.give)
 
 
-def _glances(gate: Gate, trials: Trials) -> Array:
+def _fast_gains(gate: Gate, trials: GateExamples) -> Array:
     """Gains (n, k)."""
     return np.stack([gate.glanced(row).gain for row in trials.posterior])
 
@@ -155,7 +157,7 @@ def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
 
 
-def _features(trials: Trials, looked: Array) -> Array:
+def _features(trials: GateExamples, looked: Array) -> Array:
     """As the gate reads them: (n, m + 1 + CUES + dimensions)."""
     said = np.stack([cues(text) for text in trials.texts])
     return np.hstack([shape(looked), said, trials.vectors]).astype(np.float64)
@@ -164,7 +166,7 @@ def _features(trials: Trials, looked: Array) -> Array:
 def _scale(seen: Array, categories: int) -> Array:
     """What each column is multiplied with before the one penalty: its group's scale over its spread, 1 for vectors."""
     sizes = (categories, 1, CUES)[: 3 if seen.shape[1] > categories + 1 else 2]
-    wanted = np.repeat(SCALES[: len(sizes)], sizes)
+    wanted = np.repeat(FEATURE_SCALES[: len(sizes)], sizes)
     spread = seen[:, : len(wanted)].std(axis=0)
     scaled = np.divide(wanted, spread, out=np.zeros_like(wanted), where=spread > 1e-6)
     return np.concatenate((scaled, np.ones(seen.shape[1] - len(wanted))))
@@ -191,7 +193,7 @@ def _solve(seen: Array, target: Array, penalty: float) -> Array:
     return np.asarray(centred.T @ np.linalg.solve(gram, target - target.mean()))
 
 
-def _offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
+def _fit_offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
     """The slope of the shared need and the offsets (m, k), by one logistic regression over all answers."""
     m, k = posterior.shape[1], label.shape[1]
     rows, columns = np.nonzero(np.isfinite(label))
@@ -199,20 +201,20 @@ def _offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]
     design = np.zeros((len(rows), 1 + k + m + m * k))
     design[:, 0] = need[rows] / spread
     design[np.arange(len(rows)), 1 + columns] = 1.0
-    design[:, 1 + k : 1 + k + m] = CATEGORIES * posterior[rows]
+    design[:, 1 + k : 1 + k + m] = CATEGORY_SCALE * posterior[rows]
     pairs = 1 + k + m + columns[:, None] * m + np.arange(m)
-    design[np.arange(len(rows))[:, None], pairs] = PAIRS * posterior[rows]
+    design[np.arange(len(rows))[:, None], pairs] = PAIR_SCALE * posterior[rows]
     found, constant = _logistic(design, label[rows, columns])
-    expert, category = found[1 : 1 + k], CATEGORIES * found[1 + k : 1 + k + m]
-    pair = PAIRS * found[1 + k + m :].reshape(k, m).T
+    expert, category = found[1 : 1 + k], CATEGORY_SCALE * found[1 + k : 1 + k + m]
+    pair = PAIR_SCALE * found[1 + k + m :].reshape(k, m).T
     offset = constant + expert[None, :] + category[:, None] + pair
     return max(float(found[0]), 0.0) / spread, offset
 
 
-def _evidence(odds: Array, cosine: Array, label: Array) -> Array:
+def _evidence_weights(odds: Array, cosine: Array, label: Array) -> Array:
     """Weights of log-odds (n, k), cosine and a constant; nothing changes where no cosine is known."""
     known = np.isfinite(label) & np.isfinite(cosine)[:, None]
-    if known.sum() < LEAST:
+    if known.sum() < MIN_TRAINING_QUESTIONS:
         return np.array([1.0, 0.0, 0.0])
     rows, columns = np.nonzero(known)
     found, constant = _logistic(np.stack([odds[rows, columns], 5 * cosine[rows]], axis=1), label[rows, columns])
@@ -231,6 +233,6 @@ def _logistic(design: Array, label: Array) -> tuple[Array, float]:
     return model.coef_[0], float(model.intercept_[0])
 
 
-def _known_mean(values: Array) -> float:
+def _finite_mean(values: Array) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else 0.0

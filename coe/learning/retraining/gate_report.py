@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.retraining.gate_fit import Trials, held_out, opened, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, gate_decisions, gate_estimates, held_out
 from coe.registry.retrieval import RetrievalPrice
 from coe.retrieval.gate import Array
 
 BINS = 5
 
 
-def gate_report(trials: Trials, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
+def gate_report(trials: GateExamples, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
     """By expert and over all: quality and tokens of the three policies, each question judged by a gate that was fitted
     without it; and bins of equal counts of probability against how often passages helped."""
     known = np.isfinite(trials.delta)
     open_, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
     for rows, gate in held_out(trials, seed=seed):
         part = trials.part(rows)
-        open_[rows], helps[rows] = opened(gate, part, price), outlooks(gate, part, evidence=True).helps
+        open_[rows], helps[rows] = gate_decisions(gate, part, price), gate_estimates(gate, part, evidence=True).helps
     experts = {
         name: _policies(trials, open_[:, [column]], known[:, [column]], [column])
         for column, name in enumerate(trials.experts)
@@ -41,7 +41,7 @@ def gate_report(trials: Trials, price: RetrievalPrice, *, seed: int = 0) -> dict
 
 
 def _policies(
-    trials: Trials, open_: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
+    trials: GateExamples, open_: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
 ) -> dict[str, float]:
     without, with_ = trials.without[:, columns][known], trials.with_[:, columns][known]
     tokens = np.broadcast_to(trials.tokens[:, None], known.shape)[known]

@@ -15,58 +15,58 @@ from uuid import uuid4
 
 from coe.errors import JobError, LogError
 
-KEY = "coe:retrain"
-LEASE = 30.0
+LOCK_KEY = "coe:retrain"
+LEASE_SECONDS = 30.0
 """Seconds that the lock outlives a job that was killed or cut off."""
-EXTENSION = 10.0
+EXTENSION_SECONDS = 10.0
 """Seconds between two extensions of the lease."""
-ANSWER_SECONDS = 5.0
+REDIS_TIMEOUT_SECONDS = 5.0
 
-Assure = Callable[[], None]
+CheckLock = Callable[[], None]
 """Raises JobError unless this job still is the only one."""
 
 
-def only_job(url: str, *, home: Path, lease: float = LEASE) -> AbstractContextManager[Assure]:
+def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractContextManager[CheckLock]:
     """Entered by one job at a time of all that share the log at `url` (Redis) or the state folder `home`.
 
     Yields a check to call before anything is changed. Raises JobError, which names the holder, when another job is at
     work, and LogError when Redis cannot be asked.
     """
     if url.startswith(("redis://", "rediss://")):
-        return _leased(url, lease)
-    return _flocked(home / "retrain.lock")
+        return _redis_lock(url, lease)
+    return _file_lock(home / "retrain.lock")
 
 
-def _name() -> str:
+def _holder_name() -> str:
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @contextmanager
-def _flocked(path: Path) -> Iterator[Assure]:
+def _file_lock(path: Path) -> Iterator[CheckLock]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _taken(file.read().strip()) from None
+            raise _held_error(file.read().strip()) from None
         file.truncate(0)
-        file.write(_name())
+        file.write(_holder_name())
         file.flush()
         yield lambda: None  # the kernel holds it as long as this process lives
 
 
 @contextmanager
-def _leased(url: str, lease: float) -> Iterator[Assure]:
+def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
     from redis import Redis
     from redis.exceptions import RedisError
 
-    client = Redis.from_url(url, socket_connect_timeout=ANSWER_SECONDS, socket_timeout=ANSWER_SECONDS)
-    lock = client.lock(KEY, timeout=lease, blocking=False, thread_local=False)
+    client = Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=REDIS_TIMEOUT_SECONDS)
+    lock = client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
     try:
-        if not lock.acquire(token=f"{_name()} {uuid4().hex[:8]}"):
-            holder: Any = client.get(KEY)
-            raise _taken((holder or b"").decode())
+        if not lock.acquire(token=f"{_holder_name()} {uuid4().hex[:8]}"):
+            holder: Any = client.get(LOCK_KEY)
+            raise _held_error((holder or b"").decode())
     except (RedisError, OSError) as error:
         client.close()
         raise LogError(
@@ -75,7 +75,7 @@ def _leased(url: str, lease: float) -> Iterator[Assure]:
     except JobError:
         client.close()
         raise
-    extended = _Extended(lock, lease)
+    extended = _LeaseExtension(lock, lease)
     try:
         yield extended.assure
     finally:
@@ -85,7 +85,7 @@ def _leased(url: str, lease: float) -> Iterator[Assure]:
         client.close()
 
 
-class _Extended:
+class _LeaseExtension:
     """Extends a lock from a thread, so that a long fit does not lose it."""
 
     def __init__(self, lock: Any, lease: float) -> None:
@@ -108,10 +108,10 @@ class _Extended:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(min(EXTENSION, self._lease / 3)):
+        while not self._over.wait(min(EXTENSION_SECONDS, self._lease / 3)):
             with suppress(JobError):  # `assure` says so before anything is changed
                 self.assure()
 
 
-def _taken(holder: str) -> JobError:
+def _held_error(holder: str) -> JobError:
     return JobError(f"retrain: another job is at work ({holder or 'it has just begun'}); wait for it or stop it")

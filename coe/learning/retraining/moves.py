@@ -10,8 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, Logged, difference, greedy, utility
-from coe.learning.retraining.promotion import CHANCE, FIRST, HELD_OUT, LOGGED, Contrast, estimated, paired
+from coe.learning.estimation.off_policy import FOLDS, LoggedBandit, greedy_policy, policy_difference, utility
+from coe.learning.retraining.promotion import (
+    FIRST_SOURCE_SHARE,
+    HELD_OUT,
+    LOGGED,
+    SIGNIFICANCE,
+    Contrast,
+    estimated_contrast,
+    paired_contrast,
+)
 from coe.mapping import Assignment
 from coe.mapping.score_table import ScoreTable
 
@@ -86,7 +94,7 @@ class Served:
     """
 
     experience: Experience
-    log: Logged
+    log: LoggedBandit
     old: Array
     fold: NDArray[np.int64]
     rows: Array
@@ -103,7 +111,7 @@ class Served:
         policy = np.empty_like(self.old)
         for held in range(FOLDS):
             rows = self.fold == held
-            policy[rows] = greedy(self.experience.part(rows), with_rows(current, self.rows[held], categories))
+            policy[rows] = greedy_policy(self.experience.part(rows), with_rows(current, self.rows[held], categories))
         return policy
 
     @property
@@ -159,7 +167,7 @@ def shares(assignment: Assignment) -> Array:
     return np.asarray(best / best.sum(axis=1, keepdims=True))
 
 
-def moved(current: Assignment, rows: Array) -> tuple[int, ...]:
+def moved_categories(current: Assignment, rows: Array) -> tuple[int, ...]:
     """Indices of the categories that `rows` send elsewhere."""
     new = with_rows(current, rows, range(len(current.categories)))
     return tuple(np.flatnonzero((shares(new) != shares(current)).any(axis=1)).tolist())
@@ -192,7 +200,7 @@ def explored_moves(
         rewards = served.log.reward[own & (served.log.chosen == chosen[category])]
         if name in taken or len(rewards) < MIN_RATED:
             continue
-        falls = _falls(current, base, category, int(chosen[category]), rewards, level=level)
+        falls = _drops(current, base, category, int(chosen[category]), rewards, level=level)
         limit = chance / (len(current.categories) * max(len(falls), 1))
         if not any(fall.above < limit for fall in falls.values()):
             continue  # before the side effects are measured, which takes long
@@ -214,12 +222,16 @@ def _opening_row(
 ) -> tuple[Array, Array]:
     """The row nearest to the proposed one that sends at most MAX_FLIPPED of the traffic to another expert, and the
     additional share of the category's requests in which each expert comes within `loss` of the best, shape (k,)."""
-    own, row, old = traffic.posterior.argmax(axis=1) == category, current.quality[category], greedy(traffic, current)
+    own, row, old = (
+        traffic.posterior.argmax(axis=1) == category,
+        current.quality[category],
+        greedy_policy(traffic, current),
+    )
     change = np.zeros_like(row)
     np.subtract(rows[category], row, out=change, where=np.isfinite(row))
     for step in STEPS:
         opened = with_rows(current, {category: row + step * change}, (category,))
-        flipped = np.abs(greedy(traffic, opened) - old).sum(axis=1).mean() / 2
+        flipped = np.abs(greedy_policy(traffic, opened) - old).sum(axis=1).mean() / 2
         if flipped <= MAX_FLIPPED:
             return opened.quality[category], _opened(traffic.part(own), current, opened, loss)
     return row, np.zeros(len(current.experts))
@@ -231,13 +243,13 @@ def _opened(experience: Experience, old: Assignment, new: Assignment, loss: floa
     return np.asarray((within[1].sum(axis=0) - within[0].sum(axis=0)) / max(len(experience), 1))
 
 
-def _falls(
+def _drops(
     current: Assignment, base: ScoreTable, category: int, chosen: int, rewards: Array, *, level: float
 ) -> dict[int, Contrast]:
     """The fall of the chosen expert's ratings below each expert that was measured in the category, less its price."""
     measured = np.flatnonzero(np.isfinite(current.quality[category]) & (base.count[category] >= MIN_RATED))
     return {
-        int(expert): _fall(
+        int(expert): _drop(
             rewards, base, (category, int(expert)), level=level - float(current.price[expert] - current.price[chosen])
         )
         for expert in measured
@@ -245,7 +257,7 @@ def _falls(
     }
 
 
-def _fall(rewards: Array, base: ScoreTable, cell: tuple[int, int], *, level: float) -> Contrast:
+def _drop(rewards: Array, base: ScoreTable, cell: tuple[int, int], *, level: float) -> Contrast:
     """Measured quality of a cell less the mean of `rewards`, by Welch's test."""
     from scipy.stats import t
 
@@ -272,7 +284,7 @@ class HeldOut:
 
     def gain(self, current: Assignment, candidate: Assignment) -> Array:
         """The candidate's score less that of `current` on each probe, shape (n,)."""
-        old, new = ((greedy(self.seen, one) * self.scores).sum(axis=1) for one in (current, candidate))
+        old, new = ((greedy_policy(self.seen, one) * self.scores).sum(axis=1) for one in (current, candidate))
         return np.asarray(new - old)
 
 
@@ -285,11 +297,11 @@ def judged_moves(
     the held-out set spends FIRST of it. A move that one source shows is rejected where another shows a loss of more
     than `margin`.
     """
-    proposed = moved(current, rows)
+    proposed = moved_categories(current, rows)
     found = {category: _move(current, rows, category, served=served, probes=probes) for category in proposed}
-    spent = _spent(chance, served=served, probes=probes)
-    by_log = _holm(found, LOGGED, spent[LOGGED], family=served.family) if served else set()
-    by_probes = _holm(found, HELD_OUT, spent[HELD_OUT] / 2, family=len(found)) if probes else set()
+    spent = _levels(chance, served=served, probes=probes)
+    by_log = _significant(found, LOGGED, spent[LOGGED], family=served.family) if served else set()
+    by_probes = _significant(found, HELD_OUT, spent[HELD_OUT] / 2, family=len(found)) if probes else set()
     past = {category for category in by_log if served and not _gains_recently(served, current, category)}
     found |= {category: replace(found[category], verdict="not recent") for category in past}
     by_log -= past
@@ -301,15 +313,15 @@ def judged_moves(
         rest = [category for category in found if _may_join(found[category], verdicts[category], probes, category)]
         base = with_rows(current, rows, [category for category, verdict in verdicts.items() if verdict == "better"])
         gain = probes.gain(base, with_rows(base, rows, rest))
-        if rest and paired(gain).above < spent[HELD_OUT] / 2:
+        if rest and paired_contrast(gain).above < spent[HELD_OUT] / 2:
             found |= {category: replace(found[category], group=True) for category in rest}
             verdicts |= dict.fromkeys(rest, "better")
     return tuple(replace(found[category], verdict=verdicts[category]) for category in proposed)
 
 
-def _spent(chance: float, *, served: Served | None, probes: HeldOut | None) -> dict[str, float]:
+def _levels(chance: float, *, served: Served | None, probes: HeldOut | None) -> dict[str, float]:
     if served is not None and probes is not None:
-        return {HELD_OUT: FIRST * chance, LOGGED: (1.0 - FIRST) * chance}
+        return {HELD_OUT: FIRST_SOURCE_SHARE * chance, LOGGED: (1.0 - FIRST_SOURCE_SHARE) * chance}
     return {HELD_OUT: chance, LOGGED: chance}
 
 
@@ -319,7 +331,7 @@ def _move(current: Assignment, rows: Array, category: int, *, served: Served | N
     verdict: Verdict = "not better"
     unsupported, rated = 1.0, 0
     if probes is not None:
-        contrasts[HELD_OUT] = paired(probes.move_gain(current, rows, category))
+        contrasts[HELD_OUT] = paired_contrast(probes.move_gain(current, rows, category))
     if served is not None:
         rated = int(served.rated[category, target])
         policy = served.move_policy(current, category)
@@ -327,7 +339,7 @@ def _move(current: Assignment, rows: Array, category: int, *, served: Served | N
         if not served.shown[category, target] or unsupported > MAX_UNSUPPORTED:
             verdict = "thin support"
         else:
-            contrasts[LOGGED] = estimated(served.log, served.old, policy)
+            contrasts[LOGGED] = estimated_contrast(served.log, served.old, policy)
     chosen = int(shares(current)[category].argmax())
     names = current.categories[category], current.experts[chosen], current.experts[target]
     return Move(*names, rated, unsupported, contrasts, verdict)
@@ -344,10 +356,10 @@ def _gains_recently(served: Served, current: Assignment, category: int) -> bool:
     moving = np.flatnonzero((policy != served.old).any(axis=1))
     later = np.zeros(len(served.log), dtype=np.bool_)
     later[moving[len(moving) // 2 :]] = True
-    return difference(served.log.part(later), policy[later], served.old[later]).value > 0
+    return policy_difference(served.log.part(later), policy[later], served.old[later]).value > 0
 
 
-def _holm(found: Mapping[int, Move], source: str, chance: float, *, family: int) -> set[int]:
+def _significant(found: Mapping[int, Move], source: str, chance: float, *, family: int) -> set[int]:
     """Categories whose gain `source` shows, the family-wise error being at most `chance` (Holm 1979)."""
     named = {c: move.contrasts[source] for c, move in found.items() if source in move.contrasts}
     accepted: set[int] = set()
@@ -361,23 +373,23 @@ def _holm(found: Mapping[int, Move], source: str, chance: float, *, family: int)
 def _may_join(move: Move, verdict: Verdict, probes: HeldOut, category: int) -> bool:
     """Whether the group test may include a move: enough probes are of its category, and no source shows a loss."""
     enough = int((probes.seen.posterior.argmax(axis=1) == category).sum()) >= MIN_RATED
-    loses = any(one.value < 0 and one.below < CHANCE for one in move.contrasts.values())
+    loses = any(one.value < 0 and one.below < SIGNIFICANCE for one in move.contrasts.values())
     return verdict in ("not better", "thin support") and enough and not loses
 
 
 def _verdict(move: Move, *, shown: bool, margin: float) -> Verdict:
     if not shown:
         return move.verdict
-    worse = any(one.value < -margin and one.below < CHANCE for one in move.contrasts.values())
+    worse = any(one.value < -margin and one.below < SIGNIFICANCE for one in move.contrasts.values())
     return "worse elsewhere" if worse else "better"
 
 
-def described(moves: Sequence[Move]) -> str:
+def summary(moves: Sequence[Move]) -> str:
     """The accepted moves in one line, for a log or a terminal."""
-    return "; ".join(_short(move) for move in moves if move.accepted)
+    return "; ".join(_short_summary(move) for move in moves if move.accepted)
 
 
-def _short(move: Move) -> str:
+def _short_summary(move: Move) -> str:
     source, best = min(move.contrasts.items(), key=lambda pair: pair[1].above)
     if move.verdict == "explored":
         return f"{move.category} explores {move.target} ({move.current} fell by {best.value:.3f}, p = {best.above:.2g})"

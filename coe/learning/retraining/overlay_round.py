@@ -11,38 +11,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import NONE, Experience
-from coe.learning.estimation.experience_loader import UNTENANTED, identity
-from coe.learning.retraining.promotion import Contrast, held_out
+from coe.learning.estimation.experience_loader import UNTENANTED, request_hash
+from coe.learning.retraining.promotion import Contrast, held_out_evidence
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import Overlay, logs, softmax
 
 Array = NDArray[np.float64]
 Verdict = Literal["new", "fitted anew", "kept", "dropped", "not better"]
 
-FEWEST = 60
+MIN_REQUESTS = 60
 """Requests that a tenant's head takes, and corrections among them below."""
-CORRECTED = 10
-MOST = 5_000
+MIN_CORRECTED = 10
+MAX_REQUESTS = 5_000
 """Requests of a tenant that a head is fitted to, the newest."""
-HELD = 0.3
+HELD_OUT_SHARE = 0.3
 """Newest share of them that judges and does not teach."""
 PENALTY = 0.02
 """Pull of the head towards doing nothing, against the mean loss of a request."""
-LIKED = 0.75
+MIN_LIKED_REWARD = 0.75
 """Reward from which on a request that nobody corrected counts as classified rightly."""
-SILENT = 0.2
+UNRATED_WEIGHT = 0.2
 """How much a request counts as classified rightly of which nobody said anything, a liked or corrected one being 1. Few
 people correct what is wrong; but were silence nothing, a handful of corrections would carry a whole category away."""
-CHANCE = 0.01
+SIGNIFICANCE = 0.01
 """Chance that any tenant of all of them gets a head by luck, in one look; and that one that helps is dropped."""
-GROWTH = 2
+REFIT_GROWTH = 2
 """A head that helps is fitted anew where the tenant has so many times the requests that it was fitted to."""
-REMEMBERED = 500_000
+MAX_POSTERIORS = 500_000
 """Requests whose plain posterior is remembered, the newest; some 300 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class OverlayResult:
     """What became of one tenant's head; `overlay` is the one to use, None where there is none. `contrast` is the head
     less the router alone on requests that it was not fitted to, None where none told of it."""
 
@@ -64,7 +64,7 @@ class Tried:
         return f"{self.tenant}: {self.verdict} ({judged}; {self.corrected} of {self.requests} corrected)"
 
 
-class Plain:
+class RouterPosteriors:
     """Looks at pages of records that pass through, and remembers the router's own posterior where an overlay made
     another of it."""
 
@@ -77,10 +77,10 @@ class Plain:
         for page in pages:
             for record in page:
                 if record.plain is not None:
-                    if len(self._found) >= REMEMBERED:
+                    if len(self._found) >= MAX_POSTERIORS:
                         del self._found[next(iter(self._found))]
                     row = [record.plain.get(name, 0.0) for name in self._categories]
-                    self._found[identity(record.request_id)] = np.array(row, dtype=np.float32)
+                    self._found[request_hash(record.request_id)] = np.array(row, dtype=np.float32)
             yield page
 
     def posterior(self, experience: Experience) -> NDArray[np.float32]:
@@ -92,22 +92,22 @@ class Plain:
         return posterior
 
 
-def candidates(experience: Experience) -> frozenset[str]:
+def eligible_tenants(experience: Experience) -> frozenset[str]:
     """The tenants who have said enough for a head of their own. Requests without a key belong to nobody in
     particular."""
     count = len(experience.tenants)
     requests = np.bincount(experience.tenant, minlength=count)
     corrected = np.bincount(experience.tenant[experience.corrected != NONE], minlength=count)
-    enough = (requests >= FEWEST) & (corrected >= CORRECTED)
+    enough = (requests >= MIN_REQUESTS) & (corrected >= MIN_CORRECTED)
     return frozenset(np.array(experience.tenants, dtype=object)[enough]) - {UNTENANTED}
 
 
-def try_overlays(
+def judge_overlays(
     experience: Experience,
     plain: NDArray[np.floating] | None = None,
     *,
     in_use: Mapping[str, Overlay] = MappingProxyType({}),
-) -> tuple[Tried, ...]:
+) -> tuple[OverlayResult, ...]:
     """Judge every tenant's head, by its own requests alone; of a tenant in neither group nothing is said.
 
     `plain` (n, m) is what the router alone said; the experience's posterior is what was served. A head learns from
@@ -117,22 +117,24 @@ def try_overlays(
     wrong more often on the requests since then; then it must come in anew, or is gone.
     """
     router = experience.posterior if plain is None else plain
-    known = _Known.of(experience, router)
-    wanted = candidates(experience)
+    known = _LabelledRequests.of(experience, router)
+    wanted = eligible_tenants(experience)
     found = []
     for number, rows in experience.by_tenant(known.weight > 0):
         tenant = experience.tenants[number]
         overlay = in_use.get(tenant)
         if overlay is not None or tenant in wanted:
-            part = known.part(rows[np.argsort(experience.time[rows], kind="stable")][-MOST:])
-            found.append(_tried(tenant, experience.categories, part, overlay, chance=CHANCE / max(len(wanted), 1)))
+            part = known.part(rows[np.argsort(experience.time[rows], kind="stable")][-MAX_REQUESTS:])
+            found.append(
+                _judge_tenant(tenant, experience.categories, part, overlay, chance=SIGNIFICANCE / max(len(wanted), 1))
+            )
     silent = in_use.keys() - {one.tenant for one in found}
-    found += [Tried(tenant, "kept", 0, 0, None, in_use[tenant]) for tenant in silent]
+    found += [OverlayResult(tenant, "kept", 0, 0, None, in_use[tenant]) for tenant in silent]
     return tuple(sorted(found, key=lambda one: one.tenant))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Known:
+class _LabelledRequests:
     """Requests whose category is known more or less, oldest first: the router's posterior (n, m), the category, how
     much it counts, whether somebody said it, and when the request came."""
 
@@ -143,15 +145,17 @@ class _Known:
     time: Array
 
     @classmethod
-    def of(cls, experience: Experience, router: NDArray[np.floating]) -> _Known:
+    def of(cls, experience: Experience, router: NDArray[np.floating]) -> _LabelledRequests:
         said = experience.corrected != NONE
-        liked = experience.rated & (experience.reward >= LIKED)
-        weight = np.where(said | liked, 1.0, np.where(experience.kind == NONE, SILENT, 0.0))
+        liked = experience.rated & (experience.reward >= MIN_LIKED_REWARD)
+        weight = np.where(said | liked, 1.0, np.where(experience.kind == NONE, UNRATED_WEIGHT, 0.0))
         label = np.where(said, experience.corrected, experience.posterior.argmax(axis=1)).astype(np.int64)
         return cls(router.astype(np.float64), label, weight, said, experience.time)
 
-    def part(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> _Known:
-        return _Known(self.posterior[rows], self.label[rows], self.weight[rows], self.said[rows], self.time[rows])
+    def part(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> _LabelledRequests:
+        return _LabelledRequests(
+            self.posterior[rows], self.label[rows], self.weight[rows], self.said[rows], self.time[rows]
+        )
 
     @property
     def corrected(self) -> int:
@@ -162,23 +166,25 @@ class _Known:
         old, new = (
             (guess.argmax(axis=1) == self.label) * self.weight for guess in (self.posterior, head.apply(self.posterior))
         )
-        return held_out(old, new, [""] * len(self.label)).overall
+        return held_out_evidence(old, new, [""] * len(self.label)).overall
 
 
-def _tried(tenant: str, categories: tuple[str, ...], known: _Known, overlay: Overlay | None, *, chance: float) -> Tried:
+def _judge_tenant(
+    tenant: str, categories: tuple[str, ...], known: _LabelledRequests, overlay: Overlay | None, *, chance: float
+) -> OverlayResult:
     count, harms, since = len(known.label), False, None
 
-    def verdict(said: Verdict, contrast: Contrast | None, head: Overlay | None) -> Tried:
-        return Tried(tenant, said, count, known.corrected, contrast, head)
+    def verdict(said: Verdict, contrast: Contrast | None, head: Overlay | None) -> OverlayResult:
+        return OverlayResult(tenant, said, count, known.corrected, contrast, head)
 
     if overlay is not None:
         newer = known.part(known.time > overlay.deadline)
         since = newer.contrast(overlay) if len(newer.label) else None
-        harms = since is not None and since.below < CHANCE
-        grown = overlay.requests < MOST and count >= min(GROWTH * overlay.requests, MOST)
+        harms = since is not None and since.below < SIGNIFICANCE
+        grown = overlay.requests < MAX_REQUESTS and count >= min(REFIT_GROWTH * overlay.requests, MAX_REQUESTS)
         if not harms and not grown:
             return verdict("kept", since, overlay)
-    contrast, head = _entry(tenant, categories, known, chance=chance)
+    contrast, head = _test_new_overlay(tenant, categories, known, chance=chance)
     if head is not None:
         return verdict("new" if overlay is None else "fitted anew", contrast, head)
     if overlay is None:
@@ -186,22 +192,22 @@ def _tried(tenant: str, categories: tuple[str, ...], known: _Known, overlay: Ove
     return verdict("dropped", since, None) if harms else verdict("kept", since, overlay)
 
 
-def _entry(
-    tenant: str, categories: tuple[str, ...], known: _Known, *, chance: float
+def _test_new_overlay(
+    tenant: str, categories: tuple[str, ...], known: _LabelledRequests, *, chance: float
 ) -> tuple[Contrast | None, Overlay | None]:
     """How a head does on the newest requests, fitted to those before; fitted to all of them where it may come in."""
     count = len(known.label)
-    if count < FEWEST or known.corrected < CORRECTED:
+    if count < MIN_REQUESTS or known.corrected < MIN_CORRECTED:
         return None, None
-    early = count - round(HELD * count)
-    head = _fitted(tenant, categories, known.part(slice(early)), gain=0.0)
+    early = count - round(HELD_OUT_SHARE * count)
+    head = _fit_overlay(tenant, categories, known.part(slice(early)), gain=0.0)
     contrast = known.part(slice(early, None)).contrast(head)
     if contrast.above >= chance:
         return contrast, None
-    return contrast, _fitted(tenant, categories, known, gain=contrast.value)
+    return contrast, _fit_overlay(tenant, categories, known, gain=contrast.value)
 
 
-def _fitted(tenant: str, categories: tuple[str, ...], known: _Known, *, gain: float) -> Overlay:
+def _fit_overlay(tenant: str, categories: tuple[str, ...], known: _LabelledRequests, *, gain: float) -> Overlay:
     """Multinomial logistic regression from log posteriors to categories, pulled towards the identity: requests that
     nobody corrected pull towards what the router says of them."""
     from scipy.optimize import minimize

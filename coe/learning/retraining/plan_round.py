@@ -9,46 +9,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, Estimate, Logged, estimates, explored, fold_of, greedy
+from coe.learning.estimation.off_policy import (
+    FOLDS,
+    Estimate,
+    LoggedBandit,
+    estimates,
+    exploration_policy,
+    fold_indices,
+    greedy_policy,
+)
 from coe.learning.estimation.refit import Refit, Weighting, refit, trust_of
 from coe.learning.estimation.trust import agreements
 from coe.learning.retraining.moves import (
     HeldOut,
     Move,
     Served,
-    described,
     explored_moves,
     judged_moves,
-    moved,
+    moved_categories,
     proposed_rows,
     shares,
     shown_cells,
+    summary,
     with_rows,
 )
-from coe.learning.retraining.promotion import Evidence, Judgement, Reason, allowance, falling, held_out, logged
+from coe.learning.retraining.promotion import (
+    Evidence,
+    Judgement,
+    Reason,
+    falling_categories,
+    held_out_evidence,
+    logged_evidence,
+    significance_level,
+)
 from coe.mapping import Assignment
 from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
-Plan = Callable[[ScoreTable, Array], Assignment]
+SolvePlan = Callable[[ScoreTable, Array], Assignment]
 """Solves the assignment of a table and its quality (m, k) under the declared budget."""
 
-FEWEST = 100
+MIN_SERVED = 100
 """Rated requests of the current assignment below which logged traffic is no evidence."""
-GROWTH = 1.5
+RATINGS_GROWTH = 1.5
 """Factor by which the rated requests must have grown since the last test, so that tests stay few as a log grows."""
-OPENING = 0.1
+OPENING_SHARE = 0.1
 """Part of a round's chance that opening categories for exploration may spend."""
-SAMPLE = 20_000
+SIDE_EFFECT_SAMPLE = 20_000
 """Requests, the newest, on which the side effects of opening a category for exploration are measured."""
-ROUNDING = 1e-4
+LOSS_TOLERANCE = 1e-4
 """Quality by which the five digits of logged posteriors may move an expert across the limit of exploration."""
-MARGIN = 0.01
+MAX_LOSS_ELSEWHERE = 0.01
 """Loss of mean quality in one source that rejects what another source shows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Current:
+class CurrentPlan:
     """The assignment in use: `since` when (Unix seconds) requests are its own, judged how often since it was promoted,
     and with what exploration it served. `charge` is what the declared cost_weight takes off beside any assignment's
     prices, a number for each expert or one for all. The last test, at `tested_at` (Unix seconds), used `tested`
@@ -81,7 +97,7 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Round:
+class JudgedPlan:
     """The result of a round of learning.
 
     `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested`
@@ -100,17 +116,17 @@ class Round:
     rated_until: float
 
 
-def retrain(
+def judge_plan(
     experience: Experience,
-    current: Current,
+    current: CurrentPlan,
     *,
     now: float,
-    plan: Plan,
+    plan: SolvePlan,
     probes: Probes | None = None,
     base: ScoreTable | None = None,
     guarded: Sequence[str] = (),
     weighting: Weighting | None = None,
-) -> Round:
+) -> JudgedPlan:
     """Refit quality, propose a move for each category, and accept the moves that have evidence.
 
     Evidence comes from the probes, and from the trusted, rated requests that the current assignment has served itself,
@@ -129,10 +145,10 @@ def retrain(
     nothing = np.zeros_like(present.quality, dtype=np.bool_)
     shown = ~nothing if probes else served.shown if served else nothing
     rows = proposed_rows(present, fitted.quality, shown=shown, loss=current.loss)
-    due = probes is not None or served is None or _enough_is_new(served, current)
-    chance = allowance(current.rounds + 1) if due else 0.0
-    opening = OPENING * chance if base is not None and probes is None else 0.0
-    moves = judged_moves(present, rows, served=served, probes=held, chance=chance - opening, margin=MARGIN)
+    due = probes is not None or served is None or _is_test_due(served, current)
+    chance = significance_level(current.rounds + 1) if due else 0.0
+    opening = OPENING_SHARE * chance if base is not None and probes is None else 0.0
+    moves = judged_moves(present, rows, served=served, probes=held, chance=chance - opening, margin=MAX_LOSS_ELSEWHERE)
     if served is not None and base is not None and probes is None:
         taken = [move.category for move in moves if move.accepted]
         opened, rows = explored_moves(
@@ -140,7 +156,7 @@ def retrain(
             rows,
             served,
             base,
-            traffic=_newest(experience),
+            traffic=_newest_requests(experience),
             level=fitted.level,
             loss=current.loss,
             taken=taken,
@@ -148,33 +164,35 @@ def retrain(
         )
         twice = {move.category for move in opened}
         moves = (*(move for move in moves if move.category not in twice), *opened)
-    assembly = _Assembly(current, rows, plan, fitted.table)
+    assembly = _PlanBuilder(current, rows, plan, fitted.table)
     moves = assembly.within_budget(moves)
     accepted = _indices(present, moves, ("better", "explored"))
-    judged = _indices(present, moves, ("better",)) if accepted else moved(present, rows)
+    judged = _indices(present, moves, ("better",)) if accepted else moved_categories(present, rows)
     candidate = assembly.solved(accepted or judged) if accepted or judged else current.assignment
     evidence = []
     if probes is not None:
         old, then = (_scores(probes, current.charged(one)) for one in (current.assignment, candidate))
-        evidence.append(held_out(old, then, probes.categories, guarded=guarded))
+        evidence.append(held_out_evidence(old, then, probes.categories, guarded=guarded))
     estimated = {}
     if served is not None:
         new = served.policy(current.charged(candidate), judged)
-        evidence.append(logged(served.log, served.old, new, _likeliest(served.experience), guarded=guarded))
+        evidence.append(
+            logged_evidence(served.log, served.old, new, _likeliest_categories(served.experience), guarded=guarded)
+        )
         estimated = {"current": estimates(served.log, served.old), "candidate": estimates(served.log, new)}
     judgement = _judgement(moves, evidence, round_=current.rounds + 1, due=due)
     rated, deadline = (len(served.log), float(served.experience.time.max())) if served else (0, 0.0)
-    return Round(candidate, fitted, judgement, estimated, moves, due, rated, deadline)
+    return JudgedPlan(candidate, fitted, judgement, estimated, moves, due, rated, deadline)
 
 
-def _enough_is_new(served: Served, current: Current) -> bool:
+def _is_test_due(served: Served, current: CurrentPlan) -> bool:
     """Whether the ratings since the last test are GROWTH - 1 of those that it used, or of a shorter log."""
     new = int((served.experience.time > current.tested_at).sum())
-    return new >= (GROWTH - 1.0) * min(current.tested, len(served.log))
+    return new >= (RATINGS_GROWTH - 1.0) * min(current.tested, len(served.log))
 
 
-def _newest(experience: Experience) -> Experience:
-    return experience.part(np.arange(max(len(experience) - SAMPLE, 0), len(experience)))
+def _newest_requests(experience: Experience) -> Experience:
+    return experience.part(np.arange(max(len(experience) - SIDE_EFFECT_SAMPLE, 0), len(experience)))
 
 
 def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:
@@ -182,40 +200,40 @@ def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection
 
 
 def _scores(probes: Probes, assignment: Assignment) -> Array:
-    return np.asarray((greedy(probes.seen, assignment) * probes.scores).sum(axis=1))
+    return np.asarray((greedy_policy(probes.seen, assignment) * probes.scores).sum(axis=1))
 
 
-def _likeliest(experience: Experience) -> tuple[str, ...]:
+def _likeliest_categories(experience: Experience) -> tuple[str, ...]:
     return tuple(experience.categories[index] for index in experience.posterior.argmax(axis=1))
 
 
 def served_requests(
-    trusted: Experience, current: Current, fit: Callable[[Experience], Refit], *, all_shown: bool = False
+    trusted: Experience, current: CurrentPlan, fit: Callable[[Experience], Refit], *, all_shown: bool = False
 ) -> Served | None:
     """The requests that the current assignment served, with refits for each fold; None where they are too few."""
     own = trusted.time >= current.since
-    if own.sum() < FEWEST:
+    if own.sum() < MIN_SERVED:
         return None
     experience, present = trusted.part(own), current.charged(current.assignment)
-    supported = explored(experience, present, rate=current.rate, loss=current.loss + ROUNDING) > 0
+    supported = exploration_policy(experience, present, rate=current.rate, loss=current.loss + LOSS_TOLERANCE) > 0
     shown, rated = shown_cells(experience, supported)
     usable = np.ones_like(shown) if all_shown else shown
-    folds = fold_of(len(trusted))
+    folds = fold_indices(len(trusted))
     rows = [
         proposed_rows(present, fit(trusted.part(folds != held)).quality, shown=usable, loss=current.loss)
         for held in range(FOLDS)
     ]
-    log = Logged.of(experience, supported=supported)
-    return Served(experience, log, greedy(experience, present), folds[own], np.stack(rows), shown, rated)
+    log = LoggedBandit.of(experience, supported=supported)
+    return Served(experience, log, greedy_policy(experience, present), folds[own], np.stack(rows), shown, rated)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Assembly:
+class _PlanBuilder:
     """Builds the assignment with the rows of some categories replaced, under the declared budget."""
 
-    current: Current
+    current: CurrentPlan
     rows: Array
-    plan: Plan
+    plan: SolvePlan
     table: ScoreTable
 
     def solved(self, categories: Collection[int]) -> Assignment:
@@ -228,7 +246,9 @@ class _Assembly:
 
     def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
         """The moves; one is rejected whose plan, to keep the budget, would send it or another category elsewhere."""
-        order = sorted((number for number, move in enumerate(moves) if move.accepted), key=lambda n: _luck(moves[n]))
+        order = sorted(
+            (number for number, move in enumerate(moves) if move.accepted), key=lambda n: _smallest_p(moves[n])
+        )
         if self._holds([moves[number] for number in order]):
             return tuple(moves)
         kept: list[int] = []
@@ -257,7 +277,7 @@ class _Assembly:
         return bool(np.array_equal(after, wanted))
 
 
-def _luck(move: Move) -> float:
+def _smallest_p(move: Move) -> float:
     return min(one.above for one in move.contrasts.values())
 
 
@@ -270,14 +290,14 @@ def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: i
     if not due:
         return verdict("too little is new", "kept: too few requests were rated since the last test")
     accepted = [move for move in moves if move.accepted]
-    if accepted and (fall := falling(evidence)):
+    if accepted and (fall := falling_categories(evidence)):
         return verdict("guarded category falls", f"kept: {fall}")
     better = any(move.verdict == "better" for move in moves)
     if worse := [one for one in evidence if better and one.overall.value < 0]:
         loss = f"{worse[0].overall.value:+.4f} on the {worse[0].source}"
-        return verdict("worse elsewhere", f"kept: the moves together lose {loss} ({described(accepted)})")
+        return verdict("worse elsewhere", f"kept: the moves together lose {loss} ({summary(accepted)})")
     if accepted:
-        return verdict("better", f"promoted: {described(accepted)}")
+        return verdict("better", f"promoted: {summary(accepted)}")
     thin = [move.category for move in moves if move.verdict == "thin support"]
     if thin and len(thin) == len(moves):
         return verdict("thin support", f"kept: thin support for a move of {', '.join(thin)}; explore more or wait")
@@ -291,4 +311,4 @@ def _closest(moves: Sequence[Move]) -> str:
     judged = [move for move in moves if move.contrasts]
     if not judged:
         return "no category would go to another expert"
-    return f"no move is shown to be better; the closest is {min(judged, key=_luck).sentence}"
+    return f"no move is shown to be better; the closest is {min(judged, key=_smallest_p).sentence}"

@@ -17,18 +17,18 @@ import numpy as np
 
 from coe.core import Router
 from coe.learning.estimation.experience import NONE, Experience
-from coe.learning.estimation.experience_loader import identity
-from coe.learning.evaluation.probe_split import is_held
-from coe.learning.retraining.promotion import Judgement, held_out, judge
+from coe.learning.estimation.experience_loader import request_hash
+from coe.learning.evaluation.probe_split import is_held_out
+from coe.learning.retraining.promotion import Judgement, held_out_evidence, judge
 from coe.records.record import RoutingRecord
 
 Pair = tuple[str, str]
 
-SHARE = 0.5
+MAX_TENANT_SHARE = 0.5
 """Largest part of a category's corrections that comes from one tenant."""
-RATIO = 1.0
+MAX_CORRECTION_RATIO = 1.0
 """Corrections into a category, as a multiple of its prompts in the base."""
-FREE = 20
+MIN_QUOTA = 20
 """Corrections that may always come, into a category and from a tenant."""
 
 
@@ -60,13 +60,13 @@ def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experien
     found = {}
     for page in records:
         for record in page:
-            name = identity(record.request_id)
+            name = request_hash(record.request_id)
             if name in rows and record.prompt:
                 found[name] = Correction(record.prompt, *rows[name])
     return tuple(found.values())
 
 
-def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
+def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
     """The base and the corrections that may join it. The order of corrections does not matter.
 
     What most tenants say of a prompt counts, a tie nothing, and the base is never contradicted. No tenant has more than
@@ -90,7 +90,7 @@ def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedP
             chosen[ranked[0][1]].append((prompt, min(said[ranked[0][1]])))
     learnt: list[Pair] = []
     for category in sorted(chosen):
-        kept = _bounded(chosen[category], most=max(FREE, int(RATIO * sizes[category])))
+        kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
         left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
         learnt += [(prompt, category) for prompt in kept]
     return CorrectedPrompts(
@@ -98,24 +98,27 @@ def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedP
     )
 
 
-def _bounded(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
+def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
     """At most `most` prompts, no tenant's share above SHARE (or FREE), those of the smallest digests."""
     by_tenant: dict[str, list[str]] = defaultdict(list)
-    for prompt, tenant in sorted(candidates, key=lambda pair: _digest(pair[0])):
+    for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
         by_tenant[tenant].append(prompt)
     others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
-    bound = {tenant: max(FREE, int(SHARE / (1.0 - SHARE) * rest)) for tenant, rest in others.items()}
+    bound = {
+        tenant: max(MIN_QUOTA, int(MAX_TENANT_SHARE / (1.0 - MAX_TENANT_SHARE) * rest))
+        for tenant, rest in others.items()
+    }
     kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
-    return sorted(kept, key=_digest)[:most]
+    return sorted(kept, key=_order_key)[:most]
 
 
-def _digest(prompt: str) -> bytes:
+def _order_key(prompt: str) -> bytes:
     return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
 
 
-HELD = 0.2
+HELD_OUT_SHARE = 0.2
 """Share of the prompts, of base and corrections alike, that judges."""
-FEWEST = 20
+MIN_NEW_CORRECTIONS = 20
 """New corrections that make a round; and prompts of a category below which none of it is held out."""
 
 Train = Callable[[Sequence[Pair], Path], Router]
@@ -123,49 +126,52 @@ Train = Callable[[Sequence[Pair], Path], Router]
 
 
 @dataclass(frozen=True, slots=True)
-class Schooling:
+class RouterTrainingSet:
     """What there is to train on: the labelled base, the corrections that may join it, and the digests of those that
     the router in use has learnt already."""
 
     base: tuple[Pair, ...]
-    lessons: CorrectedPrompts
+    corrected: CorrectedPrompts
     known: frozenset[str]
 
     @property
     def added(self) -> tuple[Pair, ...]:
-        return self.lessons.pairs[len(self.base) :]
+        return self.corrected.pairs[len(self.base) :]
 
     @property
     def new(self) -> int:
         """How many corrections the router in use has not learnt."""
-        return sum(lesson_digest(prompt) not in self.known for prompt, _ in self.added)
+        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
 
 
-def lesson_digest(prompt: str) -> str:
+def prompt_digest(prompt: str) -> str:
     """By which an artifact remembers a prompt that it learnt, without holding its text."""
     return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def judge_router(schooling: Schooling, train: Train, *, round_: int) -> Judgement:
+def judge_router(schooling: RouterTrainingSet, train: Train, *, round_: int) -> Judgement:
     """Train with and without the new corrections, both without the held-out part, and judge both on it.
 
     The router in use itself cannot be judged on prompts that it was trained on. Every category is guarded.
     """
-    pairs = schooling.lessons.pairs
+    pairs = schooling.corrected.pairs
     sizes = Counter(category for _, category in schooling.base)
-    held = [sizes[category] >= FEWEST and is_held(prompt, share=HELD) for prompt, category in pairs]
+    held = [
+        sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
+        for prompt, category in pairs
+    ]
     tested = [pair for pair, judges in zip(pairs, held, strict=True) if judges]
     taught = [pair for pair, judges in zip(pairs, held, strict=True) if not judges]
     base = set(schooling.base)
-    before = [pair for pair in taught if pair in base or lesson_digest(pair[0]) in schooling.known]
+    before = [pair for pair in taught if pair in base or prompt_digest(pair[0]) in schooling.known]
     if not tested:
         return judge([], round_=round_)
-    old, new = (_right(train, part, tested) for part in (before, taught))
+    old, new = (_is_correct(train, part, tested) for part in (before, taught))
     categories = [category for _, category in tested]
-    return judge([held_out(old, new, categories, guarded=sorted(sizes))], round_=round_)
+    return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
 
 
-def _right(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
     with TemporaryDirectory(prefix="coe-router-") as folder:
         router = train(pairs, Path(folder))
         found = router.predict([prompt for prompt, _ in tested])
@@ -173,7 +179,7 @@ def _right(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.nd
     return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
 
 
-def router_report(schooling: Schooling, judgement: Judgement) -> dict[str, Any]:
+def router_report(schooling: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
     """What was learnt and how it was judged; JSON-able."""
     return {
         "promoted": judgement.promote,
@@ -181,15 +187,15 @@ def router_report(schooling: Schooling, judgement: Judgement) -> dict[str, Any]:
         "sentence": judgement.sentence,
         "round": judgement.round_,
         "base": len(schooling.base),
-        "corrections": schooling.lessons.learnt,
+        "corrections": schooling.corrected.learnt,
         "new": schooling.new,
         "by_category": dict(Counter(category for _, category in schooling.added)),
-        "left_out": dict(schooling.lessons.left_out),
+        "left_out": dict(schooling.corrected.left_out),
         "evidence": [asdict(one) for one in judgement.evidence],
     }
 
 
-def router_page(report: Mapping[str, Any]) -> str:
+def router_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page of Markdown."""
     said: str = report["sentence"]
     counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())

@@ -11,11 +11,11 @@ import orjson
 from coe.artifacts.atomic_files import replace_file
 from coe.errors import ArtifactError
 
-STATE = "rounds.json"
+STATE_FILE = "rounds.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Rounds:
+class RoundState:
     """The rounds of one kind of artifact.
 
     `in_use` is the digest or version that the last round judged against, `judged` how often candidates were judged
@@ -36,20 +36,20 @@ class Rounds:
     tested_at: float = 0.0
 
 
-def read_rounds(artifacts: Path) -> Mapping[str, Rounds]:
+def read_round_states(artifacts: Path) -> Mapping[str, RoundState]:
     """The last rounds by kind, empty before the first. Raises ArtifactError where the file is something else."""
-    path = artifacts / STATE
+    path = artifacts / STATE_FILE
     try:
-        return {kind: Rounds(**fields) for kind, fields in orjson.loads(path.read_bytes()).items()}
+        return {kind: RoundState(**fields) for kind, fields in orjson.loads(path.read_bytes()).items()}
     except FileNotFoundError:
         return {}
     except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}); delete it, and rounds are counted anew") from None
 
 
-def write_rounds(artifacts: Path, kind: str, rounds: Rounds) -> None:
+def write_round_state(artifacts: Path, kind: str, rounds: RoundState) -> None:
     """Remember the last round of a kind; for one job at a time."""
-    known = {**read_rounds(artifacts), kind: rounds}
+    known = {**read_round_states(artifacts), kind: rounds}
     artifacts.mkdir(parents=True, exist_ok=True)
     fields = {name: asdict(one) for name, one in known.items()}
-    replace_file(artifacts / STATE, orjson.dumps(fields, option=orjson.OPT_INDENT_2))
+    replace_file(artifacts / STATE_FILE, orjson.dumps(fields, option=orjson.OPT_INDENT_2))

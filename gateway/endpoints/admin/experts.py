@@ -120,7 +120,7 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
         "up": health.up,
         "load": health.load,
         "failing": _failing(expert),
-        "p95_s": health.p95,
+        "p95_s": health.ttft_p95,
         "in_flight": stats["in_flight"],
         "replicas": _replicas(expert, stats["replicas"]),
         "requests": sum(stats["outcomes"].values()),

@@ -124,7 +124,7 @@ def _decision_fields(decision: Decision, prediction: Prediction, categories: Seq
         "probabilities": {name: round(probability, 5) for name, probability in probabilities},
         "in_distribution": prediction.in_distribution,
         "stage": prediction.stage,
-        "overlay": prediction.overlay,
+        "overlay": prediction.overlay_version,
     }
 
 

@@ -68,10 +68,10 @@ function stretches(record) {
 }
 
 const STAGES = {
-  cheap: "fast heads",
-  full: "encoder",
+  fast: "fast heads",
+  encoder: "encoder",
   load_shed: "fast heads (load shed)",
-  settled: "fast heads (same expert either way)",
+  short_circuit: "fast heads (same expert either way)",
 };
 
 function classified(record) {

@@ -84,7 +84,7 @@ function reliable(sides) {
 function risky(sides) {
   const [{ metrics }] = sides;
   const top = Math.max(...sides.flatMap((side) => side.metrics.risk_coverage.map(({ risk }) => risk)));
-  const threshold = metrics.doubted == null ? [] : [{ x: 1 - metrics.doubted, y: 0 }, { x: 1 - metrics.doubted, y: top }];
+  const threshold = metrics.rejected == null ? [] : [{ x: 1 - metrics.rejected, y: 0 }, { x: 1 - metrics.rejected, y: top }];
   return (palette) => ({
     type: "scatter",
     data: {

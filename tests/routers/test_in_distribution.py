@@ -1,4 +1,4 @@
-"""Closeness to the training data, turned into a probability."""
+"""In-distribution probability, from similarity to the training data."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ import numpy as np
 import pytest
 
 from routers.heads.in_distribution import (
-    CENTROIDS,
-    UNKNOWN,
+    MAX_CENTROIDS,
+    OUT_OF_SCOPE_SHARE,
     InDistributionModel,
-    centroids,
     class_means,
-    fit_familiarity,
+    fit_centroids,
+    fit_in_distribution_model,
     unit_mean,
 )
 
 
-def test_familiarity_is_a_probability_that_rises_with_closeness() -> None:
-    in_distribution = InDistributionModel(weights=(4.0, 2.0), bias=-3.0)
-    found = in_distribution(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
+def test_the_probability_rises_with_similarity() -> None:
+    model = InDistributionModel(weights=(4.0, 2.0), bias=-3.0)
+    found = model(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
     assert 0 < found[0] < found[1] < found[2] < 1
-    assert in_distribution.of((0.75, 0.0)) == pytest.approx(0.5)
-    assert in_distribution.of((0.9, 1.0)) == pytest.approx(found[2])
+    assert model.of((0.75, 0.0)) == pytest.approx(0.5)
+    assert model.of((0.9, 1.0)) == pytest.approx(found[2])
 
 
-def test_where_closeness_tells_nothing_familiarity_is_the_assumed_share_of_known_requests() -> None:
+def test_uninformative_similarity_gives_the_assumed_share_of_in_scope_requests() -> None:
     same = np.full((50, 1), 0.4, dtype=np.float32)
-    assert fit_familiarity(same, same)(same)[0] == pytest.approx(1 - UNKNOWN, abs=1e-3)
+    assert fit_in_distribution_model(same, same)(same)[0] == pytest.approx(1 - OUT_OF_SCOPE_SHARE, abs=1e-3)
 
 
-def test_where_closeness_tells_all_strangers_are_unfamiliar() -> None:
+def test_informative_similarity_separates_out_of_scope_texts() -> None:
     rng = np.random.default_rng(0)
     near, far = (rng.normal(centre, 0.02, (200, 1)).astype(np.float32) for centre in (0.8, 0.3))
-    in_distribution = fit_familiarity(near, far)
-    assert in_distribution(near).min() > 0.95
-    assert in_distribution(far).mean() < 0.15
+    model = fit_in_distribution_model(near, far)
+    assert model(near).min() > 0.95
+    assert model(far).mean() < 0.15
 
 
 def test_centroids_are_bounded_unit_vectors_of_every_category() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3000, 4)).astype(np.float32)
     labels = np.array([0] * 2900 + [2] * 99 + [3])
-    means, owners = centroids(vectors, labels, seed=0)
+    means, owners = fit_centroids(vectors, labels, seed=0)
     assert set(owners.tolist()) == {0, 2, 3}
-    assert len(means) == len(owners) <= CENTROIDS
+    assert len(means) == len(owners) <= MAX_CENTROIDS
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1.0, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""What training says of itself, beyond one number."""
+"""Metrics that training reports beyond accuracy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_confusion_counts_every_prompt_once_and_agrees_with_the_accuracy(bui
         assert rows[name][own] / rows[name].sum() == pytest.approx(share)
 
 
-def test_the_risk_curve_says_at_which_confidence_each_share_is_answered(built: Built) -> None:
+def test_the_risk_curve_has_the_confidence_at_each_coverage(built: Built) -> None:
     curve = built[1]["risk_coverage"]
     assert [point["confidence"] for point in curve] == sorted((p["confidence"] for p in curve), reverse=True)
     assert (curve[-1]["coverage"], curve[-1]["risk"]) == (1.0, pytest.approx(1 - built[1]["accuracy"]))

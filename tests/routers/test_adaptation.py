@@ -1,8 +1,7 @@
-"""Categories that a router was not trained on, and trained ones that are no longer declared.
+"""Categories that a router was not trained on, and trained ones that are not declared.
 
-The encoder of these tests is untrained and four words of six say nothing, so a few examples carry less here than with a
-real one (`benchmarks/new_categories.py` measures that).
-"""
+The encoder of these tests is untrained and four words of six carry no information, so a few examples help less than
+with a real encoder (`benchmarks/new_categories.py` measures that)."""
 
 from __future__ import annotations
 
@@ -38,15 +37,15 @@ def test_prompts_of_a_new_category_reach_it_and_the_others_stay(built: Built) ->
         assert share(router, name, sentences(name, count=30, seed=10)) > 0.75
 
 
-def test_two_new_categories_are_told_apart(built: Built) -> None:
+def test_two_new_categories_are_separated(built: Built) -> None:
     declared: dict[str, Sequence[str]] = dict.fromkeys(WORDS, ())
-    declared |= {"pieces": ["pawn rook", "bishop knight", "rook bishop"], "plans": ["gambit opening", "the opening"]}
+    declared |= {"figures": ["pawn rook", "bishop knight", "rook bishop"], "plans": ["gambit opening", "the opening"]}
     router = routers.load(built[0], declared=declared)
-    assert share(router, "pieces", ["knight pawn rook", "bishop and rook"]) == 1
+    assert share(router, "figures", ["knight pawn rook", "bishop and rook"]) == 1
     assert share(router, "plans", ["opening gambit", "a gambit"]) == 1
 
 
-def test_what_is_near_a_new_category_is_familiar_and_nothing_peek_answers(built: Built) -> None:
+def test_texts_near_a_new_category_are_in_distribution_and_escalated(built: Built) -> None:
     base, router = routers.load(built[0]), adapted(built)
     for text in CHESS:
         assert router.predict_fast(text) is None
@@ -61,7 +60,7 @@ def test_a_category_no_longer_declared_counts_as_general(built: Built) -> None:
     assert share(router, "cooking", sentences("cooking", count=30, seed=11)) > 0.9
 
 
-def test_a_dropped_category_does_not_hold_its_texts_against_a_new_one_of_the_same_kind(built: Built) -> None:
+def test_a_dropped_category_does_not_compete_with_a_new_one_of_the_same_kind(built: Built) -> None:
     declared: dict[str, Sequence[str]] = {"cooking": (), "astronomy": (), "general": ()}
     router = routers.load(built[0], declared=declared | {"soccer": sentences("football", count=8, seed=12)})
     assert share(router, "soccer", sentences("football", count=30, seed=13)) > 0.6
@@ -73,14 +72,14 @@ def test_the_version_is_the_one_that_the_router_is_published_under(built: Built)
     assert routers.load(built[0], declared=declared, version="published").version == "published"
 
 
-def test_a_router_of_the_declared_categories_is_served_as_trained(built: Built) -> None:
+def test_declaring_the_trained_categories_changes_nothing(built: Built) -> None:
     base = routers.load(built[0])
     same = routers.load(built[0], declared={name: ["not read"] for name in reversed(list(WORDS))})
     assert (same.version, same.categories) == (base.version, base.categories)
 
 
 @pytest.mark.parametrize("text", ["", "\ud800", "日本の首都"])
-def test_odd_examples_do_no_harm(built: Built, text: str) -> None:
+def test_odd_example_texts_are_harmless(built: Built, text: str) -> None:
     router = adapted(built, chess=(text, "\x00"))
     for prediction in router.predict(["bake bread in the oven", text]):
         assert np.isfinite(prediction.probabilities).all()

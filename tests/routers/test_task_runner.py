@@ -1,4 +1,4 @@
-"""Training elsewhere gives the router that training here gives."""
+"""Training on a cluster gives the same router as training in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import routers
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ClusterError
-from coe.jobs.engine import on_ray
+from coe.jobs.engine import ray_task_runner
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
 
@@ -28,32 +28,34 @@ def version_of(folder: Path, store: ArtifactStore) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray does not wait for its own
-def test_the_router_is_the_same_to_the_last_bit_wherever_work_runs(
+@pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning"
+)  # Ray does not wait for its processes
+def test_the_router_is_identical_wherever_tasks_run(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routers.encoders.GROUP", 3)
+    monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 3)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     build = partial(routers.build, examples(), encoder=str(tiny_encoder), threads=1)
-    build(out=tmp_path / "here")
-    with on_ray() as work:
-        build(out=tmp_path / "there", work=work)
+    build(out=tmp_path / "local")
+    with ray_task_runner() as runner:
+        build(out=tmp_path / "ray", runner=runner)
         with pytest.raises(ArtifactError, match="missing"):
-            list(work.map(_failing, ["network.onnx"]))
-    gc.collect()  # or its processes would be missed in another test
+            list(runner.map(_failing, ["network.onnx"]))
+    gc.collect()  # stops its processes before another test counts them
     store = ArtifactStore(tmp_path, "router")
-    assert version_of(tmp_path / "here", store) == version_of(tmp_path / "there", store)
+    assert version_of(tmp_path / "local", store) == version_of(tmp_path / "ray", store)
 
 
 def _failing(name: str) -> None:
     OnnxEncoder(Path(name), None)  # type: ignore[arg-type]
 
 
-def test_an_encoder_travels_with_its_network(built: tuple[Path, Any, Any]) -> None:
-    here = OnnxEncoder.load(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
-    there = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(here))))
-    np.testing.assert_array_equal(there.encode(["bake a star"]), here.encode(["bake a star"]))
+def test_an_encoder_pickles_with_its_network(built: tuple[Path, Any, Any]) -> None:
+    original = OnnxEncoder.load(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
+    copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(original))))
+    np.testing.assert_array_equal(copy.encode(["bake a star"]), original.encode(["bake a star"]))
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,5 +67,5 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), on_ray():
+    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), ray_task_runner():
         pass

@@ -1,4 +1,4 @@
-"""Where the heavy parts of training run: here, or wherever a `TaskRunner` takes them."""
+"""Where the heavy parts of training run: in this process, or on a cluster (see `coe.jobs.engine`)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ R = TypeVar("R")
 
 
 class TaskRunner(Protocol):
-    """The results of `task` on each item, in their order. Task, items and results can be pickled, and a task gives the
-    same result wherever it runs."""
+    """Applies a task to each item and yields the results in order.
+
+    Tasks, items and results must be picklable, and a task must return the same result wherever it runs.
+    """
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
 
 
 class LocalRunner:
-    """In this process, one after the other, each when its result is asked for."""
+    """Runs tasks in this process, one after the other, each when its result is requested."""
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         return map(task, items)
