@@ -30,9 +30,9 @@ from coe.errors import (
     RequestError,
     RetrievalError,
 )
-from coe.retrieval.ingest.chunking import clean
-from coe.retrieval.ingest.indexing import Indexer, Text
-from coe.retrieval.passages import MOST_PASSAGES, Key
+from coe.retrieval.ingest.chunking import normalize_text
+from coe.retrieval.ingest.indexing import Indexer, SourceText
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.runtime.document_index import Index
 from gateway.errors import body_of, headers_of, status_of
 from gateway.request.cancellation import ClientLeftError
@@ -84,7 +84,7 @@ class Question(_Body):
     """Those to look in; all when empty."""
     tenant: _Name | None = None
     """Sees its own documents and everybody's."""
-    limit: Annotated[int, Field(ge=1, le=MOST_PASSAGES)] = 5
+    limit: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 5
 
 
 class DocumentLocation(_Body):
@@ -185,7 +185,7 @@ class Documents:
     async def _delete(self, request: Request, index: Index) -> Mapping[str, Any]:
         place, name = checked(DocumentLocation, _query(request)), request.path_params["id"]
         async with self._writing:
-            count = await index.store.delete([Key(name, place.collection, place.tenant)])
+            count = await index.store.delete([DocumentKey(name, place.collection, place.tenant)])
         if not count:
             raise DocumentNotFound(
                 f"no document {name[:64]!r} in {place.collection!r} of {place.tenant or 'everybody'}"
@@ -226,10 +226,10 @@ def _query(request: Request) -> bytes:
     return orjson.dumps(dict(request.query_params))
 
 
-async def _texts(upload: Upload) -> AsyncIterator[Text]:
+async def _texts(upload: Upload) -> AsyncIterator[SourceText]:
     for one in upload.documents:
-        key = Key(one.id, upload.collection, upload.tenant)
-        yield Text(key, clean(one.text), one.source if one.source is not None else one.id, one.title)
+        key = DocumentKey(one.id, upload.collection, upload.tenant)
+        yield SourceText(key, normalize_text(one.text), one.source if one.source is not None else one.id, one.title)
 
 
 Schema = dict[str, Any]

@@ -31,7 +31,7 @@ EXPERT, PAIR = 0.1, 0.1
 PSEUDO_COUNT = 10.0
 """Trials for which the mean reward of all experts stands in that of each."""
 BINS = 5
-WAYS = ("held", "open")
+WAYS = ("withheld", "used")
 """How a coin falls: what a policy chooses among here."""
 
 
@@ -131,7 +131,7 @@ def gate_page(trials: Trials, shift: Array, judgement: Judgement) -> dict[str, A
 def shifted(gate: Gate, trials: Trials) -> Gate:
     """The gate with what all trials taught. It is of the same categories and experts in any order; an expert that it
     does not know stays unknown."""
-    here = gate.over(trials.told.categories, trials.told.experts)
+    here = gate.align(trials.told.categories, trials.told.experts)
     return replace(here, shift=(here.shift + taught(trials)) * here.measured)
 
 

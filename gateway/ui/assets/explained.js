@@ -173,11 +173,11 @@ const swatch = (index) =>
 const GATES = {
   none: "No documents are declared for this, or the request has no place for passages.",
   off: "The request asked for none.",
-  shut: "The gate stayed shut: passages would not improve this answer by more than they cost.",
+  skipped: "The gate stayed shut: passages would not improve this answer by more than they cost.",
   empty: "The gate was open, but nothing that fits was found.",
   failed: "The document store was away or too slow.",
-  held: "Passages were found and held back by a coin, to learn what they change.",
-  open: "The gate was open, and the expert was given passages.",
+  withheld: "Passages were found and held back by a coin, to learn what they change.",
+  used: "The gate was open, and the expert was given passages.",
 };
 
 /** Whether documents were consulted, and what came of it. */
