@@ -17,9 +17,9 @@ from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
 from coe.jobs.progress import progress_bar
 from coe.retrieval.ingest.conversion import Converter
-from coe.retrieval.ingest.files import Found, Refused, find
-from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Tally, Text
-from coe.retrieval.passages import MOST_PASSAGES, DocumentStore, Key, Passage
+from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore, Passage
 from coe.runtime.active_state import check_router
 from coe.runtime.document_index import open_index
 from coe.terminal import say, say_error, say_json
@@ -45,7 +45,7 @@ Into = Annotated[str, typer.Option("--collection", callback=_name, help="The col
 In = Annotated[list[str] | None, typer.Option("--collection", help="Look in this one; may be repeated.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", callback=_name, help="Whose it is; left out: everybody's.")]
 Prune = Annotated[bool, typer.Option("--prune", help="Forget the collection's other documents.")]
-Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MOST_PASSAGES, help="How many passages.")]
+Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MAX_PASSAGES, help="How many passages.")]
 Documents = Annotated[bool, typer.Option("--documents", help="Name every document of the collection.")]
 
 
@@ -53,7 +53,7 @@ Documents = Annotated[bool, typer.Option("--documents", help="Name every documen
 class _Run:
     """What a run of `coe index add` did: counts, and the files that were not taken with the reason."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: IndexingCounts = field(default_factory=IndexingCounts)
     refused: list[tuple[str, str]] = field(default_factory=list)
     forgotten: int = 0
 
@@ -69,7 +69,7 @@ def add(
 ) -> None:
     """Index files; what did not change since is not touched. Exit 1 where a file could not be taken."""
     settings = settings_for(config)
-    found = find(paths)
+    found = find_files(paths)
     run = asyncio.run(_add(settings.config, found, collection=collection, tenant=tenant, prune=prune, config=config))
     _report(run, json)
     if run.refused:
@@ -103,7 +103,7 @@ def remove(
     ids: Ids, collection: Into = COLLECTION, tenant: Tenant = None, config: Config = None, json: Json = False
 ) -> None:
     """Forget documents. Exit 1 where one was not there."""
-    count = asyncio.run(_remove([Key(one, collection, tenant) for one in ids], config))
+    count = asyncio.run(_remove([DocumentKey(one, collection, tenant) for one in ids], config))
     say_json({"removed": count}) if json else say(f"{count} of {len(ids)} documents forgotten")
     if count < len(set(ids)):
         raise typer.Exit(1)
@@ -135,7 +135,7 @@ def rebuild(config: Config = None, json: Json = False) -> None:
 
 
 @asynccontextmanager
-async def _opened(config: Path | None) -> AsyncIterator[tuple[DocumentStore, DocumentEncoder]]:
+async def _opened(config: Path | None) -> AsyncIterator[tuple[DocumentStore, TokenizingEncoder]]:
     settings = settings_for(config)
     registry, artifact = check_router(settings)
     index = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
@@ -147,7 +147,7 @@ async def _opened(config: Path | None) -> AsyncIterator[tuple[DocumentStore, Doc
 
 async def _add(
     base: Path,
-    found: Sequence[Found | Refused],
+    found: Sequence[SourceFile | RejectedFile],
     *,
     collection: str,
     tenant: str | None,
@@ -163,25 +163,25 @@ async def _add(
         if prune and not run.refused:
             kept = {_id(one.path, base.parent) for one in found}
             others = [name for name in await store.digests(collection, tenant) if name not in kept]
-            run.forgotten = await store.delete([Key(name, collection, tenant) for name in others])
+            run.forgotten = await store.delete([DocumentKey(name, collection, tenant) for name in others])
     return run
 
 
 async def _texts(
-    found: Sequence[Found | Refused], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
-) -> AsyncIterator[Text]:
+    found: Sequence[SourceFile | RejectedFile], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
+) -> AsyncIterator[SourceText]:
     base, collection, tenant = place
     for one in found:
-        if isinstance(one, Refused):
-            run.refused.append((str(one.path), one.why))
+        if isinstance(one, RejectedFile):
+            run.refused.append((str(one.path), one.reason))
             continue
         try:
-            converted = await converter.convert(one.path, one.kind)
+            converted = await converter.convert(one.path, one.file_format)
         except DocumentError as error:
             run.refused.append((str(one.path), str(error)))
             continue
         name = _id(one.path, base)
-        yield Text(Key(name, collection, tenant), converted.text, name, converted.title)
+        yield SourceText(DocumentKey(name, collection, tenant), converted.text, name, converted.title)
 
 
 def _id(file: Path, base: Path) -> str:
@@ -201,7 +201,7 @@ async def _names(collection: str, tenant: str | None, config: Path | None) -> Se
         return list(await store.digests(collection, tenant))
 
 
-async def _remove(keys: Sequence[Key], config: Path | None) -> int:
+async def _remove(keys: Sequence[DocumentKey], config: Path | None) -> int:
     async with _opened(config) as (store, _):
         return await store.delete(keys)
 

@@ -26,7 +26,7 @@ from coe.learning.retraining.gate_round import (
 from coe.learning.retraining.promotion import Judgement
 from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.state import RoundState, read_round_states, write_round_state
-from coe.retrieval.gate import FILE, Gate, GateThresholds, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate, GateThresholds, OutdatedGate
 
 GATE = "gate"
 
@@ -38,7 +38,7 @@ def learn_gate(job: Job) -> Outcome | None:
         return None
     began = artifact.manifest.version
     try:
-        gate = Gate.load(artifact.folder / FILE)
+        gate = Gate.load(artifact.folder / GATE_FILE)
     except OutdatedGate as error:
         return Outcome(GATE, False, f"{NOTHING_TO_LEARN}: {error}")
     if set(gate.categories) != set(job.in_use.router.categories):
@@ -55,7 +55,7 @@ def learn_gate(job: Job) -> Outcome | None:
     if last and same and last.inputs == inputs:
         return Outcome(GATE, False, f"{NOTHING_TO_LEARN}: no trial is new")
     bar, round_ = (
-        GateThresholds.of(gate.use, job.registry.retrieval.price).give,
+        GateThresholds.of(gate.cost, job.registry.retrieval.price).insert,
         1 + (last.judged if last and same else 0),
     )
     judgement = judge_gate(trials, bar=bar, round_=round_, guarded=job.registry.category_names)
@@ -91,7 +91,7 @@ def _concluded(job: Job, gate: Gate, trials: GateTrials, judgement: Judgement, r
     if judgement.promote:
         store, new = job.store(GATE), with_shift(gate, trials)
         with store.draft() as draft:
-            new.save(draft / FILE)
+            new.save(draft / GATE_FILE)
             _write(draft, report)
             artifact = store.publish(draft, categories=new.categories, data=rounds.inputs, metrics=report)
         version, folder = artifact.manifest.version, artifact.folder

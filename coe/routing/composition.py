@@ -17,7 +17,7 @@ from coe.core import GENERAL, Call, Chat, Decision, Expert, Health, Prediction, 
 from coe.errors import Cause, InvalidRequest
 from coe.mapping import Assignment, decision_risk, expected
 from coe.registry import AUTO, Policy, Registry
-from coe.retrieval.retrieval import Question, Retrieval, RetrievalResult
+from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
 from coe.routing.attempts import Attempts, first_answer
 from coe.routing.classification import Classifier
@@ -265,7 +265,7 @@ class Composition:
     def _charge(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """What is taken off each expert's worth: its use by the cost_weight asked for, less what passages add. So a
         small expert with passages may go before a large one without."""
-        lift = self._consultant.lift(prediction, options.retrieval) if self._consultant else None
+        lift = self._consultant.net_gain(prediction, options.retrieval) if self._consultant else None
         if not options.cost_weight:
             return None if lift is None else -lift
         use = options.cost_weight * self._use
@@ -289,10 +289,14 @@ class Composition:
         specs = [self.registry.expert(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(decision.expert)
-        question = Question(chat, text, prediction, expert, context, tenant, options.retrieval)
-        counted_on = consultant.lift(prediction, options.retrieval) is not None
-        given, found = await consultant.consult(question)
-        if counted_on and found.status not in ("open", "held") and decision.reason in ("routed", "spilled", "fallback"):
+        question = RetrievalRequest(chat, text, prediction, expert, context, tenant, options.retrieval)
+        counted_on = consultant.net_gain(prediction, options.retrieval) is not None
+        given, found = await consultant.retrieve(question)
+        if (
+            counted_on
+            and found.status not in ("used", "withheld")
+            and decision.reason in ("routed", "spilled", "fallback")
+        ):
             decision = self.assign(chat, prediction, replace(options, retrieval="off"))
         return given, decision, found
 

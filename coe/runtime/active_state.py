@@ -15,8 +15,7 @@ from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
 from coe.registry import Registry, load
-from coe.retrieval.gate import FILE as GATE_FILE
-from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import declared_assignment
 from coe.routing.overlay import FILE, Overlay, Overlays
@@ -231,4 +230,4 @@ def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> 
             artifact.manifest.version,
         )
         return None, ""
-    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version
+    return gate.align(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

@@ -27,9 +27,9 @@ from coe.errors import (
     Overloaded,
     RetrievalError,
 )
-from coe.retrieval.ingest.chunking import clean
-from coe.retrieval.ingest.indexing import Indexer, Text
-from coe.retrieval.passages import MOST_PASSAGES, Key
+from coe.retrieval.ingest.chunking import normalize_text
+from coe.retrieval.ingest.indexing import Indexer, SourceText
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.runtime.document_index import Index
 from gateway.endpoints.http import json_response, query_of
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
@@ -88,7 +88,7 @@ class PassageQuery(_Model):
     """The collections to search; all if empty."""
     tenant: _Name | None = None
     """Searches this tenant's documents and those of all tenants."""
-    limit: Annotated[int, Field(ge=1, le=MOST_PASSAGES)] = 5
+    limit: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 5
 
 
 class DocumentLocation(_Model):
@@ -144,7 +144,7 @@ class Documents:
         async with self._index() as index:
             where, name = query_of(request, DocumentLocation), request.path_params["id"]
             async with self._writing:
-                count = await index.store.delete([Key(name, where.collection, where.tenant)])
+                count = await index.store.delete([DocumentKey(name, where.collection, where.tenant)])
             if not count:
                 owner = where.tenant or "all tenants"
                 raise DocumentNotFound(f"no document {name[:64]!r} in {where.collection!r} of {owner}")
@@ -191,10 +191,10 @@ async def _body(request: Request) -> bytes | bytearray:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 2**20} MiB that documents may be") from None
 
 
-async def _texts(upload: Upload) -> AsyncIterator[Text]:
+async def _texts(upload: Upload) -> AsyncIterator[SourceText]:
     for one in upload.documents:
-        key = Key(one.id, upload.collection, upload.tenant)
-        yield Text(key, clean(one.text), one.source if one.source is not None else one.id, one.title)
+        key = DocumentKey(one.id, upload.collection, upload.tenant)
+        yield SourceText(key, normalize_text(one.text), one.source if one.source is not None else one.id, one.title)
 
 
 _TEXT: Schema = {"type": "string"}

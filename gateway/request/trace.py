@@ -15,7 +15,7 @@ from coe.core import Api, Chat, Decision, Prediction, Reply, RequestOptions, Usa
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
-from coe.retrieval.retrieval import sources
+from coe.retrieval.retrieval import passage_ids
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NOT_CONSULTED, RoutedAnswer, answered_by
 from gateway.access import Allowance, Caller
@@ -149,7 +149,7 @@ class Trace:
     def _retrieval(self) -> bytes:
         """How the gate stood, and where it was open how many passages of about how many tokens the expert got."""
         found = self.consultation
-        if found.status != "open":
+        if found.status != "used":
             return found.status.encode()
         return b"open; passages=%d; tokens=%d" % (len(found.passages), found.tokens)
 
@@ -223,7 +223,7 @@ class Trace:
             gate=self.consultation.probability,
             gain=self.consultation.gain,
             trial=self.consultation.trial,
-            passages=sources(self.consultation.passages),
+            passages=passage_ids(self.consultation.passages),
             passage_tokens=self.consultation.tokens,
             retrieval_ms=round(self.consultation.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
-from coe.retrieval.retrieval import Question, Retrieval
+from coe.retrieval.retrieval import Retrieval, RetrievalRequest
 from gateway.dialects import chat
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
 
@@ -81,8 +81,8 @@ async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
         )
         for text, chance, yes in zip(trials.texts, chances, open_, strict=True):
             body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]})
-            question = Question(chat.parse(body), text, Second().predict_fast(text), 0, 4096, None, "auto")
-            _, found = await consultant.consult(question)
-            assert (found.status == "open") == yes
+            question = RetrievalRequest(chat.parse(body), text, Second().predict_fast(text), 0, 4096, None, "auto")
+            _, found = await consultant.retrieve(question)
+            assert (found.status == "used") == yes
             if yes:
                 assert found.probability == pytest.approx(chance, abs=1e-6)

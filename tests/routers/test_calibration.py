@@ -147,11 +147,11 @@ def test_rejection_respects_the_maximum_share_of_in_scope_texts() -> None:
     confidence = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
     nothing_right = np.zeros(4, dtype=bool)
     assert choose_confidence_threshold(
-        confidence, nothing_right, np.array([YES, NO, YES, YES]), most=0.4
+        confidence, nothing_right, np.array([YES, NO, YES, YES]), max_rejected=0.4
     ) == pytest.approx(0.3)
 
 
 def test_where_every_answer_is_right_nothing_is_in_doubt() -> None:
     confidence = np.array([0.4, 0.9], dtype=np.float32)
-    threshold = choose_confidence_threshold(confidence, np.array([YES, YES]), np.array([YES, YES]), most=0.5)
+    threshold = choose_confidence_threshold(confidence, np.array([YES, YES]), np.array([YES, YES]), max_rejected=0.5)
     assert (confidence < threshold).sum() == 0

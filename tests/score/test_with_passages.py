@@ -16,7 +16,7 @@ from pyarrow import parquet
 from coe.artifacts.store import ArtifactStore
 from coe.fleet import Fleet, local_servers
 from coe.registry import ExpertSpec
-from coe.retrieval.gate import FILE, Gate
+from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Endpoint
 from tests.cli.shop import TAUGHT
 from tests.routers.conftest import WORDS, built, tiny_encoder
@@ -105,7 +105,7 @@ async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fit
     artifact = ArtifactStore(folder / ".coe" / "artifacts", "gate").current()
     assert artifact is not None
     assert artifact.manifest.version == planned["gate"]["version"]
-    assert set(Gate.load(artifact.folder / FILE).experts) == {"small", "reader"}
+    assert set(Gate.load(artifact.folder / GATE_FILE).experts) == {"small", "reader"}
     told = planned["gate"]["experts"]
     assert told["small"]["always"] == pytest.approx(means["small"]["with"])
     assert told["reader"]["gated"] == pytest.approx(means["reader"]["with"], abs=0.1)

@@ -52,7 +52,7 @@ SPECIAL = {
         "cause": "connection_refused",
     },
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
-    12: {"prompt": LONG, "retrieval": "open", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
+    12: {"prompt": LONG, "retrieval": "used", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
     13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "utility": (), "price": ()},
 }
 COUNT = 130

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
-from coe.retrieval.gate import CUES, Array, Gate, GateEstimate, GateThresholds, Odds, Use, cues, shape, tempered
+from coe.retrieval.gate import (
+    CUES,
+    Array,
+    Gate,
+    GateEstimate,
+    GateThresholds,
+    LogOddsModel,
+    RetrievalCost,
+    cues,
+    posterior_features,
+    temper,
+)
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -90,28 +101,28 @@ def fit_gate(trials: GateExamples, *, seed: int = 0) -> Gate:
         categories=trials.categories,
         experts=trials.experts,
         helps=_fit_odds(trials, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
-        spoils=_fit_odds(trials, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
+        harms=_fit_odds(trials, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
         shift=np.zeros((len(trials.categories), len(trials.experts))),
         spread=np.zeros(len(trials.experts)),
-        use=Use(_finite_mean(trials.tokens), _finite_mean(trials.seconds)),
+        cost=RetrievalCost(_finite_mean(trials.tokens), _finite_mean(trials.seconds)),
     )
     return replace(
         gate, spread=np.sqrt(np.mean((gate_estimates(gate, trials).gain - _fast_gains(gate, trials)) ** 2, axis=0))
     )
 
 
-def _fit_odds(trials: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> Odds:
+def _fit_odds(trials: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> LogOddsModel:
     """Of a label (n, k), 0 to 1, NaN where it is not known."""
     target, m = _target(label), len(trials.categories)
     parts = []
-    glanced, looked = tempered(trials.posterior), tempered(trials.full)
-    for seen, posterior in ((shape(glanced), glanced), (_features(trials, looked), looked)):
+    glanced, looked = temper(trials.posterior), temper(trials.full)
+    for seen, posterior in ((posterior_features(glanced), glanced), (_features(trials, looked), looked)):
         weights, held_out = _ridge(seen, _scale(seen, m), target, folds)
         slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
     (glance, first, _), (look, second, odds) = parts
-    return Odds(glance, look, np.stack([first, second]), _evidence_weights(odds, trials.cosine, label))
+    return LogOddsModel(glance, look, np.stack([first, second]), _evidence_weights(odds, trials.cosine, label))
 
 
 def held_out(trials: GateExamples, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Gate]]:
@@ -124,7 +135,7 @@ def gate_estimates(gate: Gate, trials: GateExamples, *, evidence: bool = False) 
     """What the gate expects of all trials (n, k), looked at as it serves them."""
     rows = zip(trials.full, trials.texts, trials.vectors, trials.cosine, strict=True)
     found = [
-        gate.looked(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
+        gate.estimate(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
         for p, text, vector, cosine in rows
     ]
     return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
@@ -132,17 +143,17 @@ def gate_estimates(gate: Gate, trials: GateExamples, *, evidence: bool = False) 
 
 def gate_decisions(gate: Gate, trials: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
     """For which questions and experts (n, k) passages are given, as `Consultant` decides it."""
-    bars = GateThresholds.of(gate.use, price)
+    bars = GateThresholds.of(gate.cost, price)
     hopes = _fast_gains(gate, trials)
-    promises = np.array([[gate.promise(g, k, bars.search) for k, g in enumerate(row)] for row in hopes])
+    promises = np.array([[gate.expected_improvement(g, k, bars.search) for k, g in enumerate(row)] for row in hopes])
     before, after = gate_estimates(gate, trials), gate_estimates(gate, trials, evidence=True)
     found = np.isfinite(trials.cosine)[:, None]
-    return (promises > bars.look) & (before.gain > bars.search) & found & (after.gain > bars.give)
+    return (promises > bars.encode) & (before.gain > bars.search) & found & (after.gain > bars.insert)
 
 
 def _fast_gains(gate: Gate, trials: GateExamples) -> Array:
     """Gains (n, k)."""
-    return np.stack([gate.glanced(row).gain for row in trials.posterior])
+    return np.stack([gate.estimate_fast(row).gain for row in trials.posterior])
 
 
 def _target(label: Array) -> Array:
@@ -160,7 +171,7 @@ def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
 def _features(trials: GateExamples, looked: Array) -> Array:
     """As the gate reads them: (n, m + 1 + CUES + dimensions)."""
     said = np.stack([cues(text) for text in trials.texts])
-    return np.hstack([shape(looked), said, trials.vectors]).astype(np.float64)
+    return np.hstack([posterior_features(looked), said, trials.vectors]).astype(np.float64)
 
 
 def _scale(seen: Array, categories: int) -> Array:

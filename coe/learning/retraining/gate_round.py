@@ -31,7 +31,7 @@ EXPERT_PRIOR_DEVIATION, PAIR_PRIOR_DEVIATION = 0.1, 0.1
 PSEUDO_COUNT = 10.0
 """Trials for which the mean reward of all experts stands in that of each."""
 BINS = 5
-ARMS = ("held", "open")
+ARMS = ("withheld", "used")
 """How a coin falls: what a policy chooses among here."""
 
 
@@ -131,7 +131,7 @@ def gate_round_report(trials: GateTrials, shift: Array, judgement: Judgement) ->
 def with_shift(gate: Gate, trials: GateTrials) -> Gate:
     """The gate with what all trials taught. It is of the same categories and experts in any order; an expert that it
     does not know stays unknown."""
-    here = gate.over(trials.told.categories, trials.told.experts)
+    here = gate.align(trials.told.categories, trials.told.experts)
     return replace(here, shift=(here.shift + fit_shift(trials)) * here.measured)
 
 

@@ -173,11 +173,11 @@ const swatch = (index) =>
 const GATES = {
   none: "No document store is declared, or the request cannot carry passages.",
   off: "The request turned retrieval off.",
-  shut: "Gate closed: expected gain below the price.",
+  skipped: "Gate closed: expected gain below the price.",
   empty: "Gate open; no passage was found.",
   failed: "The document store was unavailable or timed out.",
-  held: "Passages withheld at random (exploration).",
-  open: "Gate open; the expert received passages.",
+  withheld: "Passages withheld at random (exploration).",
+  used: "Gate open; the expert received passages.",
 };
 
 /** Whether documents were consulted, and what came of it. */
