@@ -18,7 +18,8 @@ from tests.cli.shop import Shop
 PROGRAM = """
 import time
 import routers
-from coe.cli import ending, main
+from coe.cli import main
+from coe.jobs import signals
 
 class Freed:
     def __del__(self):
@@ -33,13 +34,14 @@ def build(*_, out, **__):
     {at_work}
     time.sleep(120)
 
-ending.AGAIN = 0.1
+signals.RESEND_SECONDS = 0.1
 routers.build = build
 main()
 """
 ROUND = """
 import shutil, time
-from coe.cli import main, rounds
+from coe.cli import main
+from coe.jobs import plan_round
 
 def write_report(draft, report):
     (draft / "half").touch()
@@ -51,7 +53,7 @@ def rmtree(*args, **options):
     time.sleep(0.3)
     real(*args, **options)
 
-real, shutil.rmtree, rounds.write_report = shutil.rmtree, rmtree, write_report
+real, shutil.rmtree, plan_round.write_plan_report = shutil.rmtree, rmtree, write_report
 main()
 """
 DECLARED = """\

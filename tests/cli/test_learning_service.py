@@ -160,7 +160,7 @@ async def test_two_jobs_at_once_are_one_job_and_one_refusal(shop: Shop) -> None:
     outcomes = await asyncio.gather(*(retrained(shop) for _ in range(3)))
     assert sum(code == 0 and "promoted: " in said for code, said in outcomes) == 1
     for code, said in outcomes:
-        assert code == 0 or "another job is at work (process " in said
+        assert code == 0 or "another job is running (process " in said
     with Redis.from_url(shop.url) as client:
         assert client.get(LOCK_KEY) is None
     assert len(shop.store().history()) == 1

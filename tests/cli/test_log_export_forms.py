@@ -126,7 +126,7 @@ def test_a_link_is_written_through_and_a_device_refused(config: Path, tmp_path: 
 ENDLESS = """
 import sys, time
 from dataclasses import replace
-from coe.cli import log_export, main
+from coe.cli import log, main
 from tests.records.test_every_field import RATING, RECORD
 
 def rows():
@@ -135,8 +135,8 @@ def rows():
             print("writing", flush=True)
         yield replace(RECORD, request_id=str(number)), RATING
 
-write = log_export.write_rows
-log_export.write_rows = lambda file, _, redact: write(file, rows(), redact=redact)
+write = log.write_rows
+log.write_rows = lambda file, _, redact: write(file, rows(), redact=redact)
 main()
 """
 

@@ -23,7 +23,7 @@ TIME = 1_000_000_000_000.0
 
 def everything(shop: Shop) -> tuple[list[RoutingRecord], list[Feedback]]:
     with open_logs(shop.url, base=shop.settings.home) as logs:
-        records = [one for page in logs.records(deadline=TIME) for one in page]
+        records = [one for page in logs.records(until=TIME) for one in page]
         return records, [one for page in logs.pages() for one in page.events]
 
 

@@ -41,7 +41,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.setattr("coe.cli.common.os.access", lambda path, mode: (Path(path).name, mode) != ("kept.png", os.W_OK))
     (tmp_path / "kept.png").touch()
     if place == "." and verb[-1] == "--plot":
-        told = "is to end in .png, .svg, .pdf"
+        told = "must end in .png, .svg, .pdf"
     result = CliRunner().invoke(app, [*verb, place], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert told in result.output
@@ -74,7 +74,7 @@ def test_a_tag_that_cannot_be_read_is_told_with_the_file(config: Path, tag: str)
 
 
 def test_what_libraries_print_is_kept_out_of_the_output() -> None:
-    begin = "import os; from coe.cli.common import keep_output_clean; keep_output_clean()"
+    begin = "import os; from coe.cli.common import keep_stdout_clean; keep_stdout_clean()"
     script = f"{begin}; os.write(1, b'noise\\n'); print('said')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("said\n", "noise\n")

@@ -14,7 +14,8 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.status import _lines, status_report
+from coe.cli.status import _lines
+from coe.jobs.status_report import status_report
 from coe.learning.estimation.experience_loader import open_logs
 from coe.records.record import RoutingRecord
 from coe.settings import Settings
@@ -65,8 +66,8 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
     logged(settings, made + of_score(made))
     with open_logs(URL, base=settings.home) as logs:
         own: list[RoutingRecord] = []
-        users = [one for page in logs.records(deadline=2_000.0, own=own.append) for one in page]
-        everything = [one for page in logs.all(deadline=2_000.0) for one in page]
+        users = [one for page in logs.records(until=2_000.0, own=own.append) for one in page]
+        everything = [one for page in logs.all(until=2_000.0) for one in page]
     assert ([one.purpose for one in users], [one.purpose for one in own]) == ([""] * 20, ["score"] * 20)
     assert len(everything) == 40
 

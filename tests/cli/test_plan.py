@@ -128,7 +128,7 @@ def test_a_crowd_that_prices_cannot_part_is_told(config: Path, monkeypatch: pyte
     config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
 
     def planned(*requests: int) -> Result:
-        monkeypatch.setattr("coe.cli.plan._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
+        monkeypatch.setattr("coe.jobs.planning.basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
         return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
 
     crowded = planned(80, 10, 10)
@@ -157,7 +157,7 @@ def test_limits_of_a_sweep_that_cannot_be_kept_are_told_with_the_smallest_that_c
 
 
 def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.cli.plan.Patience", lambda: TimeBudget(0))
+    monkeypatch.setattr("coe.jobs.planning.plan.TimeBudget", lambda: TimeBudget(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that
@@ -171,7 +171,7 @@ def test_work_that_takes_long_is_named_meanwhile(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(progress, "say_error", told.put)
     with progress.note_if_slow("quick work"):
         pass
-    monkeypatch.setattr(progress, "QUIET", 0.0)
+    monkeypatch.setattr(progress, "NOTE_AFTER_SECONDS", 0.0)
     with progress.note_if_slow("solving"):
         assert told.get(timeout=30) == "note: solving takes a while"
 

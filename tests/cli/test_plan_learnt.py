@@ -44,10 +44,10 @@ def test_a_plan_made_again_keeps_what_feedback_moved_unless_told_to_drop_it(shop
     assert "kept from feedback: cooking (moved by coe retrain" in shop.run("plan", scores)
     assert shop.choices()["cooking"] == "chef"
     again = shop.report("plan", scores)
-    assert again["learnt"] == {"kept": ["cooking"], "moved_by_scores": [], "dropped": []}
+    assert again["feedback"] == {"kept": ["cooking"], "moved_by_scores": [], "dropped": []}
     assert shop.choices()["cooking"] == "chef"
 
-    dropped = shop.run("plan", scores, "--drop-learnt")
+    dropped = shop.run("plan", scores, "--drop-feedback")
     assert "dropped: the feedback on cooking, which coe retrain had moved" in dropped
     assert {name: shop.choices()[name] for name in MEASURED} == MEASURED
 

@@ -160,7 +160,7 @@ def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
         shop.declare(budget={"max_share": 0.9})
         return plain(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan_round, "retrain", slow)
+    monkeypatch.setattr(plan_round, "judge_plan", slow)
     with pytest.raises(ArtifactError, match=r"experts\.yaml was changed meanwhile; nothing is promoted"):
         shop.run("retrain")
     assert shop.store().in_use() is None
@@ -168,7 +168,7 @@ def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
 
 def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Shop) -> None:
     shop.serve(400)
-    with job_lock(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is at work \(process"):
+    with job_lock(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is running \(process"):
         shop.run("retrain")
     assert shop.retrain()["promoted"]
 
@@ -186,7 +186,7 @@ def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
     with Redis.from_url(shop.url) as client:
         try:
             client.execute_command(*broken)  # type: ignore[no-untyped-call]
-            with pytest.raises(LogError, match=f"the lock in Redis cannot be had .*{says}"):
+            with pytest.raises(LogError, match=f"the lock in Redis cannot be acquired .*{says}"):
                 shop.run("retrain")
         finally:
             client.execute_command(*mended)  # type: ignore[no-untyped-call]

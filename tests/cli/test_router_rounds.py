@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +54,12 @@ def school(shop: Shop, built: tuple[Path, dict[str, Any], list[Any]], monkeypatc
     shop.config.with_name("prompts.jsonl").write_text("\n".join(lines))
     shop.declare(router={"training_data": "prompts.jsonl"}, log={"url": shop.url, "store_prompts": True})
 
-    @contextmanager
-    def building(encoder: str, work: object) -> Iterator[router_round.Build]:
-        def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
-            shutil.copytree(built[0], out, dirs_exist_ok=True)
-            return {}
+    def build(pairs: Sequence[Pair], out: Path, **_: object) -> Mapping[str, Any]:
+        shutil.copytree(built[0], out, dirs_exist_ok=True)
+        return {}
 
-        yield build
-
-    def loading(build: object) -> Callable[[Sequence[Pair], Path], Remembering]:
-        return lambda pairs, folder: Remembering(pairs)
-
-    monkeypatch.setattr(router_round, "_building", building)
-    monkeypatch.setattr(router_round, "_loading", loading)
+    monkeypatch.setattr(router_round, "build_router", build)
+    monkeypatch.setattr(router_round, "train_router", lambda pairs, out, *, build: Remembering(pairs))
     monkeypatch.setattr(router_round, "plot_training", lambda metrics, folder: None)
     return shop
 

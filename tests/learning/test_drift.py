@@ -33,7 +33,7 @@ def traffic(
 
 
 def look(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
-    return {one.aspect: one for one in detect_drift(traffic(0), recent, categories=CATEGORIES, look=number)}
+    return {one.aspect: one for one in detect_drift(traffic(0), recent, categories=CATEGORIES, test=number)}
 
 
 def test_each_shift_is_found_where_it_is_and_nowhere_else() -> None:
@@ -58,7 +58,7 @@ def test_the_same_traffic_looked_at_again_and_again_hardly_ever_alarms() -> None
     for series in range(12):
         reference = traffic(1000 + series, count=400)
         looks = (
-            detect_drift(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, look=n + 1)
+            detect_drift(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, test=n + 1)
             for n in range(4)
         )
         false += any(found.alarm for findings in looks for found in findings)
@@ -68,7 +68,7 @@ def test_the_same_traffic_looked_at_again_and_again_hardly_ever_alarms() -> None
 def test_a_sure_but_tiny_shift_is_no_news() -> None:
     many = TrafficSample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
     moved = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
-    found = detect_drift(many, moved, categories=CATEGORIES, look=1)[0]
+    found = detect_drift(many, moved, categories=CATEGORIES, test=1)[0]
     assert found.chance < 1e-12
     assert not found.alarm
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from coe.cli.status import status_report
+from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.settings import Settings
 from tests.learning.samples import record

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import coe.cli.plan_gate
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
+from coe.jobs.planning import gate as gate_job
 from coe.learning.evaluation.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.learning.evaluation.probes import Probe
-from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_estimates, held_out
+from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
 from coe.learning.retraining.gate_report import gate_report
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, tempered
@@ -59,7 +59,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> GateExamples:
 @pytest.mark.slow
 def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
     trials, found = trials_of(), np.zeros((240, 2))
-    for rows, gate in held_out(trials):
+    for rows, gate in cross_fitted_gates(trials):
         found[rows] = gate_estimates(gate, trials.part(rows)).helps
     helped = trials.delta > 0
     assert auroc(found[:, 0].astype(np.float32), helped[:, 0]) > 0.85
@@ -162,7 +162,7 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (config.parent / GAINS_FILE).write_bytes(b"pairs")
-    monkeypatch.setattr(coe.cli.plan_gate, "measured", lambda *_: trials_of())
+    monkeypatch.setattr(gate_job, "load_examples", lambda *_: trials_of())
     words = ["plan", str(config.parent), "--config", str(config)]
     dry = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "gate")

@@ -47,7 +47,7 @@ def log(
 def trials_of(records: list[RoutingRecord], events: list[Feedback]) -> GateTrials:
     coins = TrialCollector(VERSION)
     pages: Iterator[tuple[RoutingRecord, ...]] = iter([tuple(records[:7]), tuple(records[7:])])
-    found = load_experience(coins.among(pages), [events], categories=CATEGORIES, experts=EXPERTS)
+    found = load_experience(coins.select(pages), [events], categories=CATEGORIES, experts=EXPERTS)
     return coins.trials(found.experience)
 
 
@@ -58,27 +58,27 @@ def test_a_gate_that_stays_shut_for_what_passages_help_learns_to_open_for_it_alo
     assert art > 0.2
     assert code < -0.2
     assert np.abs(shift[:, : EXPERTS.index("generalist")]).max() < 1e-9
-    judgement = judge_gate(trials, bar=BAR, round_=1, guarded=CATEGORIES)
+    judgement = judge_gate(trials, threshold=BAR, round_=1, guarded=CATEGORIES)
     assert judgement.promote, judgement.sentence
     gate = gate_of(-9.0)
     new = with_shift(gate, trials)
     posterior = np.array([0.05, 0.9, 0.05])
     assert gate.glanced(posterior).gain[2] < BAR < new.glanced(posterior).gain[2]
     assert new.glanced(posterior[[1, 0, 2]]).gain[2] < 0
-    assert judge_gate(trials, bar=BAR, round_=1).promote
+    assert judge_gate(trials, threshold=BAR, round_=1).promote
 
 
 def test_where_passages_change_nothing_no_gate_is_promoted() -> None:
     for seed in range(8):
         trials = trials_of(*log(900, effect={}, gain=0.0, seed=seed))
-        assert not judge_gate(trials, bar=BAR, round_=1).promote
+        assert not judge_gate(trials, threshold=BAR, round_=1).promote
         assert np.abs(fit_shift(trials)).max() < 0.15
 
 
 def test_what_the_gate_expected_already_teaches_nothing() -> None:
     trials = trials_of(*log(3000, effect=dict.fromkeys(CATEGORIES, 0.4), gain=0.4))
     assert np.abs(fit_shift(trials)).max() < 0.1
-    judgement = judge_gate(trials, bar=BAR, round_=1)
+    judgement = judge_gate(trials, threshold=BAR, round_=1)
     assert (judgement.promote, judgement.reason) == (False, "not better")
 
 

@@ -46,7 +46,7 @@ def another_process(url: str, home: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends(url: str, tmp_path: Path) -> None:
     with another_process(url, tmp_path) as other:
         with (
-            pytest.raises(JobError, match=rf"another job is at work \(process {other.pid} on "),
+            pytest.raises(JobError, match=rf"another job is running \(process {other.pid} on "),
             job_lock(url, home=tmp_path),
         ):
             pytest.fail("two at once")
@@ -93,7 +93,7 @@ def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_
 
 def test_a_redis_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(LogError, match="the lock in Redis cannot be had"),
+        pytest.raises(LogError, match="the lock in Redis cannot be acquired"),
         job_lock("redis://127.0.0.1:1/0", home=tmp_path),
     ):
         pytest.fail("locked by nobody")

@@ -123,7 +123,7 @@ def test_a_head_whose_changes_are_taken_back_is_dropped() -> None:
 def test_a_head_is_fitted_anew_once_there_is_twice_as_much_to_fit_it_to() -> None:
     head = head_of(corrected_only(0, share=0.6, count=400))
     (tried,) = judge_overlays(corrected_only(0, share=0.6, count=900), in_use={"a": head})
-    assert tried.verdict == "fitted anew"
+    assert tried.verdict == "refitted"
     assert tried.overlay is not None
     assert tried.overlay.requests > 2 * head.requests
 
@@ -140,9 +140,9 @@ def test_the_routers_own_posterior_is_remembered_where_an_overlay_made_another()
     served, own = {"code": 0.1, "general": 0.0, "law": 0.9}, {"code": 0.9, "general": 0.0, "law": 0.1}
     page = (record("one"), record("two", probabilities=served, plain=own, overlay="v"))
     plain = RouterPosteriors(CATEGORIES)
-    log = load_experience(plain.watched(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
+    log = load_experience(plain.observe(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
     assert log.posterior.argmax(axis=1).tolist() == [CODE, LAW]
-    np.testing.assert_allclose(plain.posterior(log), [[0.8, 0.1, 0.1], [0.9, 0.0, 0.1]], atol=1e-6)
+    np.testing.assert_allclose(plain.of(log), [[0.8, 0.1, 0.1], [0.9, 0.0, 0.1]], atol=1e-6)
 
 
 def test_an_overlay_survives_being_written() -> None:

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
-from coe.cli.status import status_report
+from coe.jobs.status_report import status_report
 from coe.learning.monitoring.novelty import category_entry, distinctive_words
 from coe.learning.monitoring.traffic_report import (
     TRAFFIC_REPORT_FILE,

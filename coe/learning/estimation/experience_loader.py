@@ -221,16 +221,16 @@ class Logs:
         self,
         *,
         since: float = 0.0,
-        deadline: float,
+        until: float,
         category: str = "",
         own: Callable[[RoutingRecord], object] | None = None,
     ) -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the records of users' requests from `since` to `deadline` (Unix seconds), oldest first; none is
+        """Pages of the records of users' requests from `since` to `until` (Unix seconds), oldest first; none is
         empty.
 
         `own` receives each record of a request that a CoE command sent (`RoutingRecord.purpose`).
         """
-        for page in self.all(since=since, deadline=deadline, category=category):
+        for page in self.all(since=since, until=until, category=category):
             if own is not None:
                 for record in page:
                     if record.purpose:
@@ -238,13 +238,13 @@ class Logs:
             if users := tuple(record for record in page if not record.purpose):
                 yield users
 
-    def all(self, *, since: float = 0.0, deadline: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+    def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
         """The same with the requests of CoE commands among them."""
         query = LogQuery(since=since, category=category, limit=PAGE_SIZE)
         while True:
             page = self._runner.run(self._records.read(query))
             self.damaged += page.damaged
-            if kept := tuple(record for record in page.records if record.time <= deadline):
+            if kept := tuple(record for record in page.records if record.time <= until):
                 yield kept
             if page.cursor == query.after or (page.records and not kept):
                 return

@@ -1,4 +1,8 @@
-"""Checkers: is an answer the right one? Pure functions from an answer and its reference to a score in [0, 1]."""
+"""Checkers: pure functions that score an answer against its reference, in [0, 1].
+
+Answers are free text in many languages. `chosen` finds the letter of a multiple-choice answer, `last_number` the number
+of a numeric one; both read the end of an answer and normalize typographic forms first.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ import unicodedata
 from fractions import Fraction
 
 TOLERANCE = 1e-4
-"""Relative error a numeric answer may have where the probe does not say; two whole numbers must be equal."""
+"""Default relative error of a numeric answer; two whole numbers must be equal."""
 MAX_CHECKED_CHARACTERS = 50_000
-"""Characters of an answer that are looked at for its final letter or number: the last ones."""
+"""Characters at the end of an answer that are searched for its final letter or number."""
 
 
 def exact(answer: str, reference: str) -> float:
@@ -27,7 +31,7 @@ def contains(answer: str, reference: str) -> float:
 
 
 def choice(answer: str, reference: str) -> float:
-    """1.0 when the answer settles on the reference's letter, A to J."""
+    """1.0 when the answer's final letter is the reference's, A to J."""
     return float(chosen(answer) == chosen(reference))
 
 
@@ -48,7 +52,8 @@ _UNSPACED = rf"[^\W_{_SPACED}]"
 
 
 def normalised(text: str) -> str:
-    """Case folded, white space collapsed, punctuation cut off both ends, save what carries meaning: -3, 5%, C#."""
+    """The text case-folded, with white space collapsed and punctuation stripped at both ends, except in -3, 5% and
+    C#."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     start, end = 0, len(folded)
     while start < end and _is_edge(folded[start]) and not _MINUS.match(folded, start):
@@ -103,7 +108,7 @@ _MARKED = re.compile(
     re.MULTILINE,
 )
 _NEGATION = 60
-"""Characters before a letter in which it is negated."""
+"""Characters before a letter that are searched for a negation."""
 _NEGATED = re.compile(  # not A, isn't **option A**, cannot be (A), n'est pas A, 不是A, 不能选A
     r"(?:(?i:(?:\b(?:not|never|cannot|neither|nor|nicht|pas|no\s{1,3}es|não\s{1,3}é|non\s{1,3}è|не)|n['’]t)\b"
     r"(?:[ \t*]{1,4}(?:be|choose|pick|select|option|choice|letter|answer|opción|opção|die|la|вариант)\b){0,3})"
@@ -115,11 +120,11 @@ _LONE = re.compile(r"\W*([A-Ja-j])\W*")
 
 
 def chosen(answer: str) -> str | None:
-    """The letter an answer settles on, upper case, or None.
+    """The letter that an answer settles on, upper case, or None.
 
     The last statement such as "the answer is (B)", "答案是B" or \\boxed{B} counts; without one, the last letter that is
     picked, as in 选B; without that, the last one marked as an option: (B), **B**, "B." at the start of a line, or alone
-    at the end. None counts that is negated, as in "not B".
+    at the end. Negated letters, as in "not B", do not count.
     """
     text = unicodedata.normalize("NFKC", answer[-MAX_CHECKED_CHARACTERS:])
     if lone := _LONE.fullmatch(text.strip()):
@@ -182,7 +187,7 @@ def last_number(text: str) -> tuple[float, ...]:
 
 
 def unclear(reference: str) -> str | None:
-    """What keeps a text from being the reference of `numeric`, and the remedy; None where nothing does."""
+    """Why a text cannot be the reference of `numeric`, with the remedy; None where it can."""
     plain = _plain(reference.rpartition(_SOLUTION_END)[2])
     pointed = _pointed(plain)
     found = _last(pointed)
@@ -205,8 +210,8 @@ def _last(text: str) -> tuple[re.Match[str], float] | None:
 
 
 def _plain(text: str) -> str:
-    """What of a text may hold its number, typographic forms as ASCII ones: minus signs, digits, spaced or braced
-    thousands, fractions, superscripts."""
+    """The part of a text that may hold its number, with typographic forms as ASCII: minus signs, digits, thousands,
+    fractions."""
     text = text[-MAX_CHECKED_CHARACTERS:]
     if boxed := _BOXED.findall(text):
         text = boxed[-1]
@@ -221,12 +226,12 @@ def _plain(text: str) -> str:
 
 
 def _pointed(text: str) -> str:
-    """With decimal commas as points."""
+    """The text with decimal commas as points."""
     return _CONTINENTAL.sub(_with_point, text)
 
 
 def _with_point(number: re.Match[str]) -> str:
-    """A pair in brackets is a list or a point of the plane."""
+    """A decimal comma as a point; a pair in brackets is a list and stays."""
     start, end = number.span()
     before = number.string[max(start - 2, 0) : start].rstrip("+-")
     pair = before.endswith(("(", "[", "{")) and number.string.startswith((")", "]", "}"), end)

@@ -1,6 +1,7 @@
-"""A round of learning for the router: do corrected categories make it better on prompts that it has not seen?
+"""Judges whether corrected categories improve the router on prompts that it has not seen.
 
-Corrected categories become training prompts: the labelled base, and as many corrections as may join it.
+The training set is the labelled base and the corrections that may join it. Quotas by tenant and category keep one
+tenant, or a wave of corrections, from redefining a category.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from coe.records.record import RoutingRecord
 Pair = tuple[str, str]
 
 MAX_TENANT_SHARE = 0.5
-"""Largest part of a category's corrections that comes from one tenant."""
+"""Largest share of one tenant in the corrections into a category."""
 MAX_CORRECTION_RATIO = 1.0
-"""Corrections into a category, as a multiple of its prompts in the base."""
+"""Largest number of corrections into a category, as a multiple of its prompts in the base."""
 MIN_QUOTA = 20
-"""Corrections that may always come, into a category and from a tenant."""
+"""Corrections that are always allowed, into a category and from a tenant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What somebody said the category of a prompt is."""
+    """A corrected request: its prompt, the corrected category and the tenant."""
 
     prompt: str
     category: str
@@ -43,7 +44,7 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedPrompts:
-    """(prompt, category) pairs to train on, the base first, and why corrections were left out, counted by reason."""
+    """(prompt, category) pairs to train on, the base first, and the corrections left out, counted by reason."""
 
     pairs: tuple[Pair, ...]
     learnt: int
@@ -51,7 +52,7 @@ class CorrectedPrompts:
 
 
 def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
-    """The corrected requests whose prompt the log keeps (`log.store_prompts`), from pages of records."""
+    """The corrections whose prompt the log keeps (`log.store_prompts`), from pages of records."""
     rows = {
         int(name): (experience.categories[category], experience.tenants[tenant])
         for name, category, tenant in zip(experience.identity, experience.corrected, experience.tenant, strict=True)
@@ -67,12 +68,11 @@ def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experien
 
 
 def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
-    """The base and the corrections that may join it. The order of corrections does not matter.
+    """The base and the corrections that may join it; the order of corrections does not matter.
 
-    What most tenants say of a prompt counts, a tie nothing, and the base is never contradicted. No tenant has more than
-    SHARE of the corrections into a category, and these are at most RATIO times its prompts in the base: so neither one
-    voice nor a wave of corrections turns a category into something else. Which ones stay goes by a digest of the
-    prompt, so that the next round keeps the same.
+    The category that most tenants give a prompt counts, a tie does not, and the base is never contradicted. The
+    corrections into a category are at most MAX_CORRECTION_RATIO times its prompts in the base, and MAX_TENANT_SHARE of
+    them may come from one tenant. A digest of the prompt decides which ones stay, so that each round keeps the same.
     """
     known, sizes = dict(base), Counter(category for _, category in base)
     left_out: Counter[str] = Counter()
@@ -99,7 +99,7 @@ def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> 
 
 
 def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
-    """At most `most` prompts, no tenant's share above SHARE (or FREE), those of the smallest digests."""
+    """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
     by_tenant: dict[str, list[str]] = defaultdict(list)
     for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
         by_tenant[tenant].append(prompt)
@@ -119,16 +119,16 @@ def _order_key(prompt: str) -> bytes:
 HELD_OUT_SHARE = 0.2
 """Share of the prompts, of base and corrections alike, that judges."""
 MIN_NEW_CORRECTIONS = 20
-"""New corrections that make a round; and prompts of a category below which none of it is held out."""
+"""New corrections that a round needs; also the prompts that a category needs to have a held-out part."""
 
 Train = Callable[[Sequence[Pair], Path], Router]
-"""Trains on (prompt, category) pairs into a folder and loads what it wrote."""
+"""Trains on (prompt, category) pairs into a folder and loads the router."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouterTrainingSet:
-    """What there is to train on: the labelled base, the corrections that may join it, and the digests of those that
-    the router in use has learnt already."""
+    """The labelled base, the corrections that may join it, and the digests of those that the router in use was trained
+    on."""
 
     base: tuple[Pair, ...]
     corrected: CorrectedPrompts
@@ -140,12 +140,12 @@ class RouterTrainingSet:
 
     @property
     def new(self) -> int:
-        """How many corrections the router in use has not learnt."""
+        """The number of corrections that the router in use was not trained on."""
         return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
 
 
 def prompt_digest(prompt: str) -> str:
-    """By which an artifact remembers a prompt that it learnt, without holding its text."""
+    """The digest by which an artifact records a training prompt without holding its text."""
     return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
@@ -180,7 +180,7 @@ def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> 
 
 
 def router_report(schooling: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
-    """What was learnt and how it was judged; JSON-able."""
+    """The training set and the judgement; JSON-able."""
     return {
         "promoted": judgement.promote,
         "reason": judgement.reason,
