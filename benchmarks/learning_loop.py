@@ -25,7 +25,7 @@ import orjson
 from numpy.typing import NDArray
 from replay import LOSS, RATE, Array, Traffic, World, flat, world_of
 
-from coe.learning.estimation.off_policy import LoggedBandit, estimates
+from coe.learning.estimation.off_policy import BanditLog, estimates
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_round import CurrentPlan, judge_plan
@@ -181,7 +181,7 @@ def coverage(world: World, *, logs: int = LOGS) -> dict[str, Any]:
             reward=world.scores[rows, chosen].astype(np.float32),
             kind=np.zeros(LOGGED, dtype=np.int8),
         )
-        log = LoggedBandit.of(told)
+        log = BanditLog.of(told)
         for name, policy in policies.items():
             for method, found in estimates(log, policy[rows]).items():
                 held[method].append(found.low <= truth[name] <= found.high)

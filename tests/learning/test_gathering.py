@@ -39,7 +39,7 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.time.tolist() == [7.0]
     assert found.identity.tolist() == [request_hash("r")]
     assert found.weight.tolist() == [1.0]
-    assert found.telling.tolist() == [True]
+    assert found.usable_off_policy.tolist() == [True]
 
 
 @pytest.mark.parametrize("reason", ["pinned", "sticky", "uncertain", "spilled", "fallback"])
@@ -47,7 +47,7 @@ def test_a_choice_that_quality_did_not_make_teaches_but_has_no_propensity(reason
     found = joined([record("r", reason=reason)], [said("score", 1.0)]).experience
     assert np.isnan(found.propensity).all()
     assert found.rated.all()
-    assert not found.telling.any()
+    assert not found.usable_off_policy.any()
 
 
 def test_an_explored_choice_has_its_propensity() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.learning.estimation.off_policy import (
-    LoggedBandit,
+    BanditLog,
     cross_fitted_policy,
     estimates,
     exploration_policy,
@@ -39,7 +39,7 @@ def test_intervals_cover_the_true_value_of_policies_near_and_far() -> None:
     covered: dict[str, list[bool]] = {"ips": [], "snips": [], "dr": []}
     for seed in range(30):
         log = told(500, seed=seed, quality=RIGHT, rate=0.1)
-        prepared = LoggedBandit.of(log)
+        prepared = BanditLog.of(log)
         for quality in (RIGHT, SWAPPED, TRUTH, np.eye(3)[[1, 1, 1]]):
             for method, found in estimates(prepared, greedy_policy(log, assignment(quality))).items():
                 covered[method].append(found.low <= value(quality) <= found.high)
@@ -48,7 +48,7 @@ def test_intervals_cover_the_true_value_of_policies_near_and_far() -> None:
 
 def test_estimates_are_centred_on_the_truth() -> None:
     found = [
-        estimates(LoggedBandit.of(log), greedy_policy(log, assignment(SWAPPED)))
+        estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))
         for log in (told(1000, seed=seed, quality=RIGHT) for seed in range(30))
     ]
     for method in ("ips", "snips", "dr"):
@@ -59,7 +59,7 @@ def test_estimates_are_centred_on_the_truth() -> None:
 def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
     log = told(600, seed=0, quality=RIGHT)
     served = exploration_policy(log, assignment(RIGHT), rate=0.3, loss=1.0)
-    found = estimates(LoggedBandit.of(log), served)
+    found = estimates(BanditLog.of(log), served)
     assert found["ips"].value == pytest.approx(float(log.reward.mean()), abs=1e-6)
     assert found["ips"].effective == pytest.approx(600, rel=1e-6)
     assert found["dr"].warning == ""
@@ -68,7 +68,7 @@ def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
 def test_the_difference_of_a_policy_to_itself_is_nothing_without_doubt() -> None:
     log = told(300, seed=0, quality=RIGHT)
     policy = greedy_policy(log, assignment(RIGHT))
-    found = policy_difference(LoggedBandit.of(log), policy, policy)
+    found = policy_difference(BanditLog.of(log), policy, policy)
     assert (found.value, found.error) == (0.0, 0.0)
 
 
@@ -77,7 +77,7 @@ def test_a_difference_is_surer_than_two_estimates() -> None:
     near = RIGHT.copy()
     near[0] = [0.0, 1.0, 0.0]
     candidate, current = (greedy_policy(log, assignment(q)) for q in (near, RIGHT))
-    prepared = LoggedBandit.of(log)
+    prepared = BanditLog.of(log)
     found = policy_difference(prepared, candidate, current)
     alone = [estimates(prepared, policy)["dr"].error for policy in (candidate, current)]
     assert found.error < np.hypot(*alone)
@@ -87,7 +87,7 @@ def test_a_difference_is_surer_than_two_estimates() -> None:
 def test_what_the_log_could_not_show_is_said_and_widens_the_interval() -> None:
     log = told(1000, seed=2, quality=RIGHT, rate=0.0)
     supported = exploration_policy(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0
-    found = estimates(LoggedBandit.of(log, supported=supported), greedy_policy(log, assignment(SWAPPED)))["dr"]
+    found = estimates(BanditLog.of(log, supported=supported), greedy_policy(log, assignment(SWAPPED)))["dr"]
     assert found.unsupported == pytest.approx(2 / 3, abs=0.05)
     assert "could not have been made in the log" in found.warning
     assert found.low <= value(SWAPPED) <= found.high
@@ -96,16 +96,14 @@ def test_what_the_log_could_not_show_is_said_and_widens_the_interval() -> None:
 def test_a_gain_that_only_the_model_sees_earns_no_credit() -> None:
     log = told(1500, seed=3, quality=SWAPPED, rate=0.0)
     current, candidate = (greedy_policy(log, assignment(q)) for q in (SWAPPED, RIGHT))
-    knowing = replace(LoggedBandit.of(log), modelled=log.posterior @ TRUTH)
+    knowing = replace(BanditLog.of(log), modelled=log.posterior @ TRUTH)
     assert policy_difference(knowing, candidate, current).low > 0.1
     assert policy_difference(replace(knowing, supported=current > 0), candidate, current).low <= 0.0
 
 
 def test_few_requests_behind_an_estimate_are_said() -> None:
     log = told(150, seed=4, quality=RIGHT, rate=0.05)
-    assert (
-        "it rests on about" in estimates(LoggedBandit.of(log), greedy_policy(log, assignment(SWAPPED)))["snips"].warning
-    )
+    assert "it rests on about" in estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))["snips"].warning
 
 
 def test_worth_is_what_a_decision_expects_request_by_request() -> None:

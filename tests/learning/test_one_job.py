@@ -21,8 +21,8 @@ LEASE = 0.3
 HOLDING = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-from coe.learning.retraining.job_lock import only_job
-with only_job(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
+from coe.learning.retraining.job_lock import job_lock
+with job_lock(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
     print("held", flush=True)
     sys.stdin.read()
 """

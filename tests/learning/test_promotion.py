@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import LoggedBandit, greedy_policy
+from coe.learning.estimation.off_policy import BanditLog, greedy_policy
 from coe.learning.retraining.promotion import (
     SIGNIFICANCE,
     Contrast,
@@ -123,7 +123,7 @@ def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> 
     better = same = 0
     for seed in range(40):
         log = told(400, seed=seed)
-        prepared, likeliest = LoggedBandit.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
+        prepared, likeliest = BanditLog.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
         old, new, coder, lawyer = (greedy_policy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
         better += judge([logged_evidence(prepared, old, new, likeliest)], round_=1).promote
         same += judge([logged_evidence(prepared, coder, lawyer, likeliest)], round_=1).promote

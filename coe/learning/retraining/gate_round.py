@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import request_hash
-from coe.learning.estimation.off_policy import FOLDS, LoggedBandit, fold_indices
+from coe.learning.estimation.off_policy import FOLDS, BanditLog, fold_indices
 from coe.learning.estimation.refit import trust_of
 from coe.learning.estimation.trust import agreements
 from coe.learning.retraining.promotion import Judgement, judge, logged_evidence
@@ -153,7 +153,7 @@ def _arm_policy(is_open: NDArray[np.bool_]) -> Array:
     return np.stack([~is_open, is_open], axis=1).astype(np.float64)
 
 
-def _logged_arms(trials: GateTrials, threshold: float) -> LoggedBandit:
+def _logged_arms(trials: GateTrials, threshold: float) -> BanditLog:
     """The trials as logged choices between two arms with equal probability; added passages cost their price."""
     count = len(trials)
     arms = replace(
@@ -163,6 +163,6 @@ def _logged_arms(trials: GateTrials, threshold: float) -> LoggedBandit:
         allowed=np.ones((count, 2), dtype=bool),
         propensity=np.full(count, 0.5, dtype=np.float32),
     )
-    log = LoggedBandit.of(arms)
+    log = BanditLog.of(arms)
     price = np.array([0.0, threshold])
     return replace(log, reward=log.reward - threshold * trials.given, modelled=log.modelled - price)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, LoggedBandit, greedy_policy, policy_difference, utility
+from coe.learning.estimation.off_policy import FOLDS, BanditLog, greedy_policy, policy_difference, utility
 from coe.learning.retraining.promotion import (
     FIRST_SOURCE_SHARE,
     HELD_OUT,
@@ -98,7 +98,7 @@ class Served:
     """
 
     experience: Experience
-    log: LoggedBandit
+    log: BanditLog
     old: Array
     fold: NDArray[np.int64]
     rows: Array

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.off_policy import (
     FOLDS,
+    BanditLog,
     Estimate,
-    LoggedBandit,
     estimates,
     exploration_policy,
     fold_indices,
@@ -134,7 +134,7 @@ def judge_plan(
         return refit(part, now=now, base=base, weighting=weighting, found=tenants)
 
     fitted, present = fit(experience), current.charged(current.assignment)
-    trusted = experience.part(experience.telling & (trust_of(experience, tenants) == 1.0))
+    trusted = experience.part(experience.usable_off_policy & (trust_of(experience, tenants) == 1.0))
     served = served_requests(trusted, current, fit, all_shown=probes is not None)
     rows = proposed_rows(present, fitted.quality, shown=_shown(present, served, probes), loss=current.loss)
     is_due = probes is not None or served is None or _is_test_due(served, current)
@@ -242,7 +242,7 @@ def served_requests(
         proposed_rows(present, fit(trusted.part(folds != held)).quality, shown=usable, loss=current.loss)
         for held in range(FOLDS)
     ]
-    log = LoggedBandit.of(experience, supported=supported)
+    log = BanditLog.of(experience, supported=supported)
     return Served(experience, log, greedy_policy(experience, present), folds[own], np.stack(rows), shown, rated)
 
 

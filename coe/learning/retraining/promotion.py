@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.off_policy import LoggedBandit, policy_difference
+from coe.learning.estimation.off_policy import BanditLog, policy_difference
 
 Array = NDArray[np.float64]
 Reason = Literal[
@@ -94,7 +94,7 @@ def held_out_evidence(
 
 
 def logged_evidence(
-    log: LoggedBandit, current: Array, candidate: Array, categories: Sequence[str], *, guarded: Sequence[str] = ()
+    log: BanditLog, current: Array, candidate: Array, categories: Sequence[str], *, guarded: Sequence[str] = ()
 ) -> Evidence:
     """Evidence from logged traffic, doubly robust: policies of shape (n, k), and each request's likeliest category.
 
@@ -172,7 +172,7 @@ def paired_contrast(gain: Array) -> Contrast:
     return Contrast(total / count, float(gain.std(ddof=1)) / count**0.5, above, below, count)
 
 
-def estimated_contrast(log: LoggedBandit, current: Array, candidate: Array) -> Contrast:
+def estimated_contrast(log: BanditLog, current: Array, candidate: Array) -> Contrast:
     """The doubly robust difference of two policies (n, k), tested by its t-interval."""
     from scipy.stats import t
 
