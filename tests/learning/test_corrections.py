@@ -52,8 +52,8 @@ def test_the_base_is_never_contradicted() -> None:
 
 def test_corrections_do_not_outnumber_the_base_of_a_category() -> None:
     said = [one for tenant in "abcd" for one in many(30, "code", tenant)]
-    assert merge_corrections(BASE, said).learnt == 60
-    assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).learnt == MIN_QUOTA
+    assert merge_corrections(BASE, said).added == 60
+    assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added == MIN_QUOTA
 
 
 def test_one_tenant_brings_at_most_as_much_as_all_others() -> None:

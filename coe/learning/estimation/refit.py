@@ -39,14 +39,14 @@ class Weighting:
 class Refit:
     """The score table of experience and measurement together, and how far tenants agree.
 
-    `learnt` is the part of the table that comes from feedback. `level` is the level of feedback less that of the
+    `feedback` is the part of the table that comes from feedback. `level` is the level of feedback less that of the
     measured scores; 0 without measured scores.
     """
 
     table: ScoreTable
     agreements: tuple[Agreement, ...]
     weighting: Weighting
-    learnt: ScoreTable
+    feedback: ScoreTable
     level: float
 
     @property

@@ -24,10 +24,10 @@ def exact(answer: str, reference: str) -> float:
 
 def contains(answer: str, reference: str) -> float:
     """1.0 when the reference occurs in the answer as whole words; in scripts that write without spaces, anywhere."""
-    wanted = normalised(reference)
-    before = rf"(?<![{_SPACED}])" if re.match(f"[{_SPACED}]", wanted) else ""
-    after = rf"(?![{_SPACED}])" if re.search(f"[{_SPACED}]$", wanted) else ""
-    return float(re.search(before + re.escape(wanted) + after, normalised(answer)) is not None)
+    expected = normalised(reference)
+    before = rf"(?<![{_SPACED}])" if re.match(f"[{_SPACED}]", expected) else ""
+    after = rf"(?![{_SPACED}])" if re.search(f"[{_SPACED}]$", expected) else ""
+    return float(re.search(before + re.escape(expected) + after, normalised(answer)) is not None)
 
 
 def choice(answer: str, reference: str) -> float:
@@ -40,8 +40,8 @@ def numeric(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> flo
 
     A number with a percent sign counts as written and as its hundredth, since references are given either way.
     """
-    found, wanted = last_number(answer), last_number(reference)
-    return float(any(_close(a, b, tolerance) for a in found for b in wanted))
+    found, expected = last_number(answer), last_number(reference)
+    return float(any(_close(a, b, tolerance) for a in found for b in expected))
 
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -76,7 +76,7 @@ def _is_edge(character: str) -> bool:
 _OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\「『【]{0,9}", r"[)\]}*_\"'`$.,;:!。、」』】]"
 _LETTER = (  # a bare I is mostly a pronoun
     rf"(?:([A-HJ])(?![{_SPACED}'’])|([A-Ja-j])(?={_CLOSE}|[ \t]{{0,9}}(?:\n|\Z)))"
-    r"(?!\s?(?:では|じゃ|[가이]\s?아니))"  # what is not the answer, as Japanese and Korean say it
+    r"(?!\s?(?:では|じゃ|[가이]\s?아니))"  # a negated answer in Japanese and Korean
 )
 _WESTERN = (
     r"(?i:\b(?:réponse|respuesta|resposta|risposta|antwort|ответ)\b"
@@ -93,7 +93,7 @@ _STATED = re.compile(
     rf"|\\boxed){_OPEN}(?:text(?:bf)?[{{ ])?{_OPEN}{_LETTER}"
     r"|\b([A-J])\)?[*_]{0,3}\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
 )
-_PICKED = re.compile(  # 选B, Antwort B: said of the others too, so it counts less
+_PICKED = re.compile(  # 选B, Antwort B: also used of other options, so it counts less
     rf"(?:{_WESTERN}|{_EASTERN}"
     r"|[选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)"
     rf"{_OPEN}([A-HJ])(?![{_SPACED}'’])"
@@ -156,13 +156,13 @@ _NUMBER = re.compile(
 )
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no answer
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no number
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _FORMS = (
     *(("−", "-"), ("–", "-"), ("⁄", "/"), ("٪", "%"), ("٫", "."), ("٬", ",")),
     *(("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")),
-    *(("，", ", "), ("…", " ")),  # these part what is written, whatever NFKC makes of them
+    *(("，", ", "), ("…", " ")),  # separators, before NFKC changes them
 )
 _CONTINENTAL = re.compile(  # 3,5 and 1.234,5 and 1.234.567, but none of 1,2,3
     r"(?<![\d,])(?<!\d\.)(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|\d+,\d+)(?!,\S|\.?\d)"
@@ -260,7 +260,7 @@ def _fraction(digits: str) -> Fraction:
     return Fraction(digits.replace(",", ""))
 
 
-def _close(value: float, wanted: float, tolerance: float) -> bool:
-    if value.is_integer() and wanted.is_integer() and tolerance <= TOLERANCE:
-        return value == wanted
-    return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=1e-12)
+def _close(value: float, expected: float, tolerance: float) -> bool:
+    if value.is_integer() and expected.is_integer() and tolerance <= TOLERANCE:
+        return value == expected
+    return math.isclose(value, expected, rel_tol=tolerance, abs_tol=1e-12)

@@ -69,7 +69,7 @@ class BudgetSolver:
             source=f"the feedback on {int(self.experience.rated.sum())} requests",
             pseudo_count=refit.weighting.pseudo_count,
             measured=measured,
-            learnt=refit.learnt,
+            learnt=refit.feedback,
             moved=moved,
             dependencies=Dependencies.of(self.registry),
         )

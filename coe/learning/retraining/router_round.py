@@ -47,7 +47,7 @@ class CorrectedPrompts:
     """(prompt, category) pairs to train on, the base first, and the corrections left out, counted by reason."""
 
     pairs: tuple[Pair, ...]
-    learnt: int
+    added: int
     left_out: Mapping[str, int]
 
 
@@ -80,22 +80,20 @@ def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> 
     for one in corrected:
         votes[one.prompt][one.category].add(one.tenant)
     chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for prompt, said in votes.items():
-        ranked = sorted(((len(tenants), category) for category, tenants in said.items()), reverse=True)
+    for prompt, tenants_by_category in votes.items():
+        ranked = sorted(((len(tenants), category) for category, tenants in tenants_by_category.items()), reverse=True)
         if prompt in known:
             left_out["the base knows the prompt"] += 1
         elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
             left_out["tenants contradict each other"] += 1
         else:
-            chosen[ranked[0][1]].append((prompt, min(said[ranked[0][1]])))
-    learnt: list[Pair] = []
+            chosen[ranked[0][1]].append((prompt, min(tenants_by_category[ranked[0][1]])))
+    added: list[Pair] = []
     for category in sorted(chosen):
         kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
         left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
-        learnt += [(prompt, category) for prompt in kept]
-    return CorrectedPrompts(
-        (*base, *learnt), len(learnt), {reason: count for reason, count in left_out.items() if count}
-    )
+        added += [(prompt, category) for prompt in kept]
+    return CorrectedPrompts((*base, *added), len(added), {reason: count for reason, count in left_out.items() if count})
 
 
 def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
@@ -149,24 +147,24 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def judge_router(schooling: RouterTrainingSet, train: Train, *, round_: int) -> Judgement:
+def judge_router(data: RouterTrainingSet, train: Train, *, round_: int) -> Judgement:
     """Train with and without the new corrections, both without the held-out part, and judge both on it.
 
     The router in use itself cannot be judged on prompts that it was trained on. Every category is guarded.
     """
-    pairs = schooling.corrected.pairs
-    sizes = Counter(category for _, category in schooling.base)
-    held = [
+    pairs = data.corrected.pairs
+    sizes = Counter(category for _, category in data.base)
+    is_held = [
         sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
         for prompt, category in pairs
     ]
-    tested = [pair for pair, judges in zip(pairs, held, strict=True) if judges]
-    taught = [pair for pair, judges in zip(pairs, held, strict=True) if not judges]
-    base = set(schooling.base)
-    before = [pair for pair in taught if pair in base or prompt_digest(pair[0]) in schooling.known]
+    tested = [pair for pair, held in zip(pairs, is_held, strict=True) if held]
+    trained = [pair for pair, held in zip(pairs, is_held, strict=True) if not held]
+    base = set(data.base)
+    before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
     if not tested:
         return judge([], round_=round_)
-    old, new = (_is_correct(train, part, tested) for part in (before, taught))
+    old, new = (_is_correct(train, part, tested) for part in (before, trained))
     categories = [category for _, category in tested]
     return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
 
@@ -179,29 +177,29 @@ def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> 
     return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
 
 
-def router_report(schooling: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
+def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
     """The training set and the judgement; JSON-able."""
     return {
         "promoted": judgement.promote,
         "reason": judgement.reason,
         "sentence": judgement.sentence,
         "round": judgement.round_,
-        "base": len(schooling.base),
-        "corrections": schooling.corrected.learnt,
-        "new": schooling.new,
-        "by_category": dict(Counter(category for _, category in schooling.added)),
-        "left_out": dict(schooling.corrected.left_out),
+        "base": len(data.base),
+        "corrections": data.corrected.added,
+        "new": data.new,
+        "by_category": dict(Counter(category for _, category in data.added)),
+        "left_out": dict(data.corrected.left_out),
         "evidence": [asdict(one) for one in judgement.evidence],
     }
 
 
 def router_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page of Markdown."""
-    said: str = report["sentence"]
+    sentence: str = report["sentence"]
     counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
     parts = [
         f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
-        f"{said[0].upper()}{said[1:]}.",
+        f"{sentence[0].upper()}{sentence[1:]}.",
         f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
     ]
     if report["left_out"]:
