@@ -82,7 +82,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("at_work", ["said()", "Freed()"], ids=["at work", "freeing an object, which ignores errors"])
 @pytest.mark.parametrize("verb", ["train", "benchmark"])
-def test_sigterm_ends_a_job_and_leaves_no_half_of_its_work(verb: str, at_work: str, place: Path) -> None:
+def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str, place: Path) -> None:
     words = [verb, "--config", "experts.yaml"] if verb == "train" else [verb, "."]
     program = (sys.executable, "-c", PROGRAM.format(at_work=at_work), *words)
     environ = os.environ | {"TMPDIR": str(place / "temporary")}
@@ -96,7 +96,7 @@ def test_sigterm_ends_a_job_and_leaves_no_half_of_its_work(verb: str, at_work: s
     assert not list((place / "temporary").iterdir())
 
 
-def test_a_round_that_is_told_twice_to_end_leaves_no_draft_and_lets_the_next_one_begin(shop: Shop) -> None:
+def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(shop: Shop) -> None:
     shop.serve(500)
     program = (sys.executable, "-c", ROUND, "retrain", "--config", str(shop.config))
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as job:

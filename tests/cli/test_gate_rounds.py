@@ -46,7 +46,7 @@ def serve(shop: Shop, count: int, *, trial: str) -> None:
     shop.append([record for record, _ in made], [event for _, event in made])
 
 
-def test_what_trials_showed_becomes_the_gate_in_use_and_can_be_taken_back(shop: Shop) -> None:
+def test_rated_trials_change_the_gate_in_use_and_the_change_can_be_rolled_back(shop: Shop) -> None:
     shop.declare(retrieval={"store": "lancedb:///documents"})
     shop.serve(60)
     assert "gate" not in shop.report("retrain")

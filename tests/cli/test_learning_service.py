@@ -119,7 +119,7 @@ async def use(gateway: Gateway, count: int) -> None:
     await asyncio.gather(*(one(*pair, rng.random()) for pair in texts))
 
 
-async def test_a_running_gateway_serves_by_what_its_users_taught_it_and_by_the_former_plan_again(shop: Shop) -> None:
+async def test_a_running_gateway_serves_by_the_learned_plan_and_after_a_rollback_by_the_former_one(shop: Shop) -> None:
     async with serving(shop) as gateway:
         await use(gateway, 360)
         code, said = await retrained(shop, "--json")
@@ -138,7 +138,7 @@ async def line(stream: asyncio.StreamReader | None) -> str:
     return (await asyncio.wait_for(stream.readline(), 60)).decode()
 
 
-async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(
+async def test_rounds_repeat_until_sigterm_and_survive_an_unreachable_redis(
     shop: Shop, shared_redis: RedisServer
 ) -> None:
     await asyncio.to_thread(shop.serve, 400)

@@ -36,7 +36,7 @@ def tried(*words: object) -> Result:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_every_field_goes_from_redis_to_a_file_and_into_sqlite(
+def test_every_field_is_copied_from_redis_to_a_file_and_into_sqlite(
     shop: Shop, tmp_path: Path, record: RoutingRecord, suffix: str
 ) -> None:
     file = tmp_path / f"log.{suffix}"
@@ -102,7 +102,7 @@ def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: P
     assert sorted(one.name for one in tmp_path.iterdir()) == ["experts.yaml"]
 
 
-def test_a_list_without_records_says_so_and_names_what_is_not_declared(config: Path) -> None:
+def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> None:
     logged(config, record_of(1))
     assert tried("log", "--expert", "smal", "--config", config).stderr == (
         "no records match; 'smal' is no declared expert; declared: small\n"
@@ -111,7 +111,7 @@ def test_a_list_without_records_says_so_and_names_what_is_not_declared(config: P
     assert tried("log", "--config", config).stderr == ""
 
 
-def test_a_link_is_written_through_and_a_device_refused(config: Path, tmp_path: Path) -> None:
+def test_an_export_writes_through_a_link_and_refuses_a_device(config: Path, tmp_path: Path) -> None:
     logged(config, record_of(1))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "log.jsonl")
     run("log", "export", tmp_path / "link.jsonl", "--config", config)

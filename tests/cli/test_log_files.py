@@ -36,7 +36,7 @@ def file(shop: Shop) -> Path:
     return shop.config.with_name("log.parquet")
 
 
-def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, file: Path) -> None:
+def test_a_log_is_copied_unchanged_from_redis_to_a_file_and_into_sqlite(shop: Shop, file: Path) -> None:
     shop.serve(40)
     now = shop.began
     odd = record(
@@ -70,7 +70,7 @@ def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, f
     assert shop.retrain()["report"]["requests"] == 40
 
 
-def test_an_export_may_be_of_a_time_and_a_category_and_what_is_too_old_is_not_imported(shop: Shop, file: Path) -> None:
+def test_an_export_selects_by_time_and_category_and_too_old_records_are_not_imported(shop: Shop, file: Path) -> None:
     shop.append([record("req_old", time=shop.began - 7_200), record("req_new", time=shop.began, category="cooking")])
     assert "1 records" in shop.run("log", "export", file, "--category", "cooking")
     assert "1 records" in shop.run("log", "export", file, "--until", "2h")
@@ -80,7 +80,7 @@ def test_an_export_may_be_of_a_time_and_a_category_and_what_is_too_old_is_not_im
     assert "1 records are older than log.keep_days" in said
 
 
-def test_damaged_entries_are_told_and_left_out_everywhere(shop: Shop, file: Path) -> None:
+def test_damaged_entries_are_reported_and_left_out_everywhere(shop: Shop, file: Path) -> None:
     shop.serve(400)
     with Redis.from_url(shop.url) as client:
         client.xadd("coe:records", {"record": "{"})
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(shop: Shop, file: 
         shop.run("log", "import", file)
 
 
-def test_an_import_into_a_log_that_has_some_of_it_adds_the_rest(shop: Shop, file: Path) -> None:
+def test_an_import_adds_only_the_records_that_the_log_lacks(shop: Shop, file: Path) -> None:
     shop.serve(30)
     shop.run("log", "export", file)
     with Redis.from_url(shop.url) as client:

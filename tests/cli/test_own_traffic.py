@@ -53,7 +53,7 @@ def test_a_run_of_coe_score_changes_nothing_in_the_status_but_its_own_count(sett
     )
 
 
-def test_own_requests_alone_are_no_traffic(settings: Settings) -> None:
+def test_requests_of_coe_commands_alone_are_no_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, of_score(traffic(300, start=now - 3_000, expert="coder")))
     report = status_report(settings, now=now)
@@ -72,7 +72,7 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
     assert len(everything) == 40
 
 
-def test_a_round_of_learning_leaves_them_out(shop: Shop) -> None:
+def test_a_learning_round_leaves_out_requests_of_coe_commands(shop: Shop) -> None:
     shop.serve(30)
     shop.serve(50, purpose="score")
     assert shop.retrain()["report"]["requests"] == 30

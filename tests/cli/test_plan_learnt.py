@@ -32,7 +32,7 @@ def scores(shop: Shop) -> Path:
     return folder
 
 
-def test_a_plan_made_again_keeps_what_feedback_moved_unless_told_to_drop_it(shop: Shop, scores: Path) -> None:
+def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(shop: Shop, scores: Path) -> None:
     shop.report("plan", scores)
     assert {name: shop.choices()[name] for name in MEASURED} == MEASURED
     shop.serve(1500)
@@ -52,7 +52,7 @@ def test_a_plan_made_again_keeps_what_feedback_moved_unless_told_to_drop_it(shop
     assert {name: shop.choices()[name] for name in MEASURED} == MEASURED
 
 
-def test_the_scores_that_a_plan_was_measured_with_travel_in_it_through_rounds(shop: Shop, scores: Path) -> None:
+def test_a_plan_keeps_its_measured_scores_through_learning_rounds(shop: Shop, scores: Path) -> None:
     shop.report("plan", scores)
     names = {"categories": ("cooking", "football"), "experts": ("chef", "generalist")}
 

@@ -18,7 +18,7 @@ from tests.cli.shop import Shop
 LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
 
 
-def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Shop) -> None:
+def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(shop: Shop) -> None:
     assert set(shop.choices().values()) == {"generalist"}
     shop.serve(500)
     found = shop.retrain()
@@ -47,7 +47,7 @@ def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Sh
     assert shop.choices() == LEARNT
 
 
-def test_where_one_machine_has_learnt_another_goes_on(shop: Shop, tmp_path: Path) -> None:
+def test_another_machine_continues_from_the_learned_plan(shop: Shop, tmp_path: Path) -> None:
     shop.declare(artifacts=shop.url)
     shop.run("promote", "router")
     shop.serve(500)
@@ -88,7 +88,7 @@ def test_a_dry_run_judges_and_changes_nothing(shop: Shop) -> None:
     assert shop.retrain()["promoted"]
 
 
-def test_one_tenant_that_says_the_opposite_is_named_and_teaches_nothing(shop: Shop) -> None:
+def test_a_tenant_that_contradicts_the_others_is_named_and_changes_nothing(shop: Shop) -> None:
     shop.serve(500)
     assert shop.retrain()["promoted"]
     shop.serve(800, flipped=("b",))
@@ -99,7 +99,7 @@ def test_one_tenant_that_says_the_opposite_is_named_and_teaches_nothing(shop: Sh
     assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
 
 
-def test_entries_that_come_twice_and_out_of_order_tell_the_same(shop: Shop) -> None:
+def test_repeated_and_reordered_entries_give_the_same_result(shop: Shop) -> None:
     shop.serve(400)
     clean = shop.retrain("--dry-run")["report"]
     with Redis.from_url(shop.url) as client:
@@ -142,13 +142,13 @@ def test_a_benchmark_without_the_folder_that_holds_it_is_bad_usage(shop: Shop) -
     assert result.exit_code == 2
 
 
-def test_a_log_without_requests_or_feedback_teaches_nothing_and_is_no_failure(shop: Shop) -> None:
+def test_a_log_without_requests_or_feedback_changes_nothing_and_is_no_failure(shop: Shop) -> None:
     assert shop.retrain()["sentence"] == "nothing to learn from: no feedback is new"
     shop.serve(20, outcome="expert_unavailable")
     assert "the routing log holds nothing to learn from ({'failed': 20})" in shop.retrain()["sentence"]
 
 
-def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
+def test_a_declaration_that_changes_during_a_round_stops_the_promotion(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from coe.jobs import plan_round
@@ -166,7 +166,7 @@ def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
     assert shop.store().in_use() is None
 
 
-def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Shop) -> None:
+def test_while_another_job_runs_a_round_is_refused_with_its_name(shop: Shop) -> None:
     shop.serve(400)
     with job_lock(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is running \(process"):
         shop.run("retrain")
@@ -193,7 +193,7 @@ def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
 
 
 @pytest.mark.parametrize("content", ["{", '{"assignment": {"in_use": 1}}', "[1]"])
-def test_a_damaged_memory_of_rounds_is_named_with_the_remedy(content: str, shop: Shop) -> None:
+def test_a_damaged_state_file_is_named_with_the_remedy(content: str, shop: Shop) -> None:
     shop.serve(40)
     (shop.settings.artifacts / "rounds.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"rounds\.json: cannot be read .*; delete it"):

@@ -85,7 +85,7 @@ def correct(shop: Shop, texts: Sequence[str], category: str) -> None:
     shop.append(records, events)
 
 
-def test_corrections_of_many_teach_the_router_and_are_remembered(school: Shop) -> None:
+def test_corrections_of_many_tenants_train_the_router_and_are_recorded(school: Shop) -> None:
     before = school.store("router").in_use()
     correct(school, [f"pawn takes rook on field{n}" for n in range(60)], "astronomy")
     found = school.report("retrain")["router"]
@@ -115,7 +115,7 @@ def again(shop: Shop) -> str:
     return said
 
 
-def test_a_router_that_was_trained_on_something_else_is_not_taught(school: Shop) -> None:
+def test_a_router_that_was_trained_on_other_prompts_is_not_retrained(school: Shop) -> None:
     school.config.with_name("prompts.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"{name} {n}", "category": name}) for name in CATEGORIES for n in range(30))
     )
@@ -123,7 +123,7 @@ def test_a_router_that_was_trained_on_something_else_is_not_taught(school: Shop)
     assert "trained on other prompts than are declared" in school.report("retrain")["router"]["sentence"]
 
 
-def test_corrections_without_their_prompts_teach_nothing_and_say_so(school: Shop) -> None:
+def test_corrections_without_their_prompts_are_reported_and_change_nothing(school: Shop) -> None:
     school.serve(40, prompt=None)
     school.append([], [Feedback("c", f"req_{0:032x}", school.began, "category", "cooking", tenant=first_tenant())])
     assert "set log.store_prompts" in school.report("retrain")["router"]["sentence"]

@@ -57,7 +57,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> GateExamples:
 
 
 @pytest.mark.slow
-def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
+def test_the_gate_finds_questions_that_need_documents_and_that_a_small_expert_needs_them_more() -> None:
     trials, found = trials_of(), np.zeros((240, 2))
     for rows, gate in cross_fitted_gates(trials):
         found[rows] = gate_estimates(gate, trials.part(rows)).helps
@@ -69,7 +69,7 @@ def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more()
     assert abs(found.mean() - helped.mean()) < 0.05
 
 
-def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
+def test_the_fast_estimate_knows_the_categories_and_an_encoder_pass_adds_to_it() -> None:
     gate = fit_gate(trials := trials_of())
     code, law = (gate.glanced(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1))
     assert law[0] > 0.3 > 0.1 > code[0]
@@ -77,7 +77,7 @@ def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
     assert near > far
 
 
-def test_it_survives_its_file_and_another_order_of_categories_and_experts(tmp_path: Path) -> None:
+def test_a_gate_is_the_same_after_saving_and_in_another_order_of_categories_and_experts(tmp_path: Path) -> None:
     trials = trials_of(80)
     gate = fit_gate(trials)
     gate.save(tmp_path / "gate.npz")
@@ -100,7 +100,7 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
         Gate.load(tmp_path / "gate.npz")
 
 
-def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_gate_of_another_format_is_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
     gate_of(0.0).save(tmp_path / "gate.npz")
     with np.load(tmp_path / "gate.npz") as file:
         arrays = dict(file)
@@ -109,7 +109,7 @@ def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) 
         Gate.load(tmp_path / "gate.npz")
 
 
-def test_too_little_or_nothing_to_learn_is_said() -> None:
+def test_too_little_or_nothing_to_learn_is_an_error() -> None:
     with pytest.raises(DataError, match="50 questions"):
         fit_gate(trials_of(20))
     with pytest.raises(DataError, match="50 questions"):
@@ -120,7 +120,7 @@ def test_too_little_or_nothing_to_learn_is_said() -> None:
         fit_gate(replace(trials, without=trials.with_))
 
 
-def test_the_report_sets_gated_against_never_and_always() -> None:
+def test_the_report_compares_gated_with_never_and_always() -> None:
     report = gate_report(trials_of(), RetrievalPrice())
     found = report["all"]
     assert found["never"] < found["gated"] <= found["always"] == 1.0
@@ -137,7 +137,7 @@ def probe(number: int) -> Probe:
 
 
 @pytest.mark.anyio
-async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_pairs(tmp_path: Path) -> None:
+async def test_probes_get_the_passages_of_a_request_and_scores_are_stored_in_pairs(tmp_path: Path) -> None:
     retriever = ListRetriever(passage("It is so."), passage("Not like it at all.", score=0.0))
     (given,) = await add_passages([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
     assert "It is so." in given.probe.messages[0]["content"]
@@ -175,6 +175,6 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
 
 
-def test_the_gate_reads_a_posterior_at_half_its_logits() -> None:
+def test_the_gate_tempers_posteriors_to_half_their_logits() -> None:
     soft = tempered(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

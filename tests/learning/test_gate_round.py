@@ -51,7 +51,7 @@ def trials_of(records: list[RoutingRecord], events: list[Feedback]) -> GateTrial
     return coins.trials(found.experience)
 
 
-def test_a_gate_that_stays_shut_for_what_passages_help_learns_to_open_for_it_alone() -> None:
+def test_a_gate_learns_to_open_only_where_passages_help() -> None:
     trials = trials_of(*log(3000, effect={"art": 0.45, "code": -0.4}))
     shift = fit_shift(trials)
     art, code = (shift[CATEGORIES.index(name), EXPERTS.index("generalist")] for name in ("art", "code"))
@@ -75,14 +75,14 @@ def test_where_passages_change_nothing_no_gate_is_promoted() -> None:
         assert np.abs(fit_shift(trials)).max() < 0.15
 
 
-def test_what_the_gate_expected_already_teaches_nothing() -> None:
+def test_effects_that_the_gate_expected_change_nothing() -> None:
     trials = trials_of(*log(3000, effect=dict.fromkeys(CATEGORIES, 0.4), gain=0.4))
     assert np.abs(fit_shift(trials)).max() < 0.1
     judgement = judge_gate(trials, threshold=BAR, round_=1)
     assert (judgement.promote, judgement.reason) == (False, "not better")
 
 
-def test_one_tenant_that_says_the_opposite_does_not_decide() -> None:
+def test_a_tenant_that_contradicts_the_others_does_not_decide() -> None:
     trials = trials_of(*log(3000, effect={"art": 0.45}, flipped="c"))
     assert fit_shift(trials)[CATEGORIES.index("art"), EXPERTS.index("generalist")] > 0.1
 
@@ -90,7 +90,7 @@ def test_one_tenant_that_says_the_opposite_does_not_decide() -> None:
 @pytest.mark.parametrize(
     "changes", [{"trial": "another"}, {"trial": ""}, {"gain": None}, {"reason": "fallback"}, {"outcome": "dead"}]
 )
-def test_what_is_no_trial_of_this_gate_is_left_out(changes: dict[str, object]) -> None:
+def test_trials_of_another_gate_are_left_out(changes: dict[str, object]) -> None:
     records, events = log(300, effect={})
     records[0] = record(0, **{"expert": "generalist", "trial": VERSION, "gain": 0.0, "tenant": "a", **changes})
     assert len(trials_of(records, events)) == 299

@@ -65,14 +65,14 @@ def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
     assert found["dr"].warning == ""
 
 
-def test_the_difference_of_a_policy_to_itself_is_nothing_without_doubt() -> None:
+def test_the_difference_of_a_policy_to_itself_is_exactly_zero() -> None:
     log = told(300, seed=0, quality=RIGHT)
     policy = greedy_policy(log, assignment(RIGHT))
     found = policy_difference(BanditLog.of(log), policy, policy)
     assert (found.value, found.error) == (0.0, 0.0)
 
 
-def test_a_difference_is_surer_than_two_estimates() -> None:
+def test_a_difference_has_a_smaller_error_than_two_estimates() -> None:
     log = told(2000, seed=1, quality=RIGHT)
     near = RIGHT.copy()
     near[0] = [0.0, 1.0, 0.0]
@@ -84,7 +84,7 @@ def test_a_difference_is_surer_than_two_estimates() -> None:
     assert found.low <= value(near) - value(RIGHT) <= found.high
 
 
-def test_what_the_log_could_not_show_is_said_and_widens_the_interval() -> None:
+def test_unsupported_choices_are_reported_and_widen_the_interval() -> None:
     log = told(1000, seed=2, quality=RIGHT, rate=0.0)
     supported = exploration_policy(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0
     found = estimates(BanditLog.of(log, supported=supported), greedy_policy(log, assignment(SWAPPED)))["dr"]
@@ -93,7 +93,7 @@ def test_what_the_log_could_not_show_is_said_and_widens_the_interval() -> None:
     assert found.low <= value(SWAPPED) <= found.high
 
 
-def test_a_gain_that_only_the_model_sees_earns_no_credit() -> None:
+def test_a_gain_without_observed_rewards_earns_no_credit() -> None:
     log = told(1500, seed=3, quality=SWAPPED, rate=0.0)
     current, candidate = (greedy_policy(log, assignment(q)) for q in (SWAPPED, RIGHT))
     knowing = replace(BanditLog.of(log), modelled=log.posterior @ TRUTH)
@@ -101,12 +101,12 @@ def test_a_gain_that_only_the_model_sees_earns_no_credit() -> None:
     assert policy_difference(replace(knowing, supported=current > 0), candidate, current).low <= 0.0
 
 
-def test_few_requests_behind_an_estimate_are_said() -> None:
+def test_an_estimate_of_few_requests_has_a_warning() -> None:
     log = told(150, seed=4, quality=RIGHT, rate=0.05)
     assert "it rests on about" in estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))["snips"].warning
 
 
-def test_worth_is_what_a_decision_expects_request_by_request() -> None:
+def test_utility_equals_that_of_a_decision_request_by_request() -> None:
     quality = TRUTH.copy()
     quality[2, 0] = -np.inf
     planned = assignment(quality)
@@ -115,7 +115,7 @@ def test_worth_is_what_a_decision_expects_request_by_request() -> None:
     np.testing.assert_allclose(utility(requests, planned), np.stack(each))
 
 
-def test_an_expert_that_could_not_take_the_request_is_not_chosen_afterwards() -> None:
+def test_an_expert_that_could_not_take_the_request_is_never_chosen() -> None:
     allowed = np.ones((3, 3), dtype=np.bool_)
     allowed[0] = [False, True, True]
     policy = greedy_policy(experience(3, allowed=allowed), assignment(RIGHT))

@@ -56,7 +56,7 @@ def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends
         assure()
 
 
-def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(url: str, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_job_is_free_when_its_lease_expires(url: str, tmp_path: Path) -> None:
     with another_process(url, tmp_path) as other:
         other.kill()
         other.wait()
@@ -70,7 +70,7 @@ def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(u
             time.sleep(0.02)
 
 
-def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis_url: str, tmp_path: Path) -> None:
+def test_a_lease_is_extended_while_the_job_runs(redis_url: str, tmp_path: Path) -> None:
     with Redis.from_url(redis_url) as client, job_lock(redis_url, home=tmp_path, lease=LEASE):
         given_up, left = time.monotonic() + SOON, client.pttl(LOCK_KEY)
         while (now := client.pttl(LOCK_KEY)) <= left:  # type: ignore[operator]
@@ -91,7 +91,7 @@ def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_
         client.delete(LOCK_KEY)
 
 
-def test_a_redis_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_unreachable_redis_is_one_clear_error(tmp_path: Path) -> None:
     with (
         pytest.raises(LogError, match="the lock in Redis cannot be acquired"),
         job_lock("redis://127.0.0.1:1/0", home=tmp_path),

@@ -89,7 +89,7 @@ def test_implicit_complaints_count_less_than_ratings() -> None:
     assert refit(mixed, now=0.0).quality.mean() > refit(log, now=0.0).quality.mean() + 0.2
 
 
-def test_explored_requests_speak_for_those_like_them_up_to_the_clip() -> None:
+def test_explored_requests_are_weighted_by_inverse_propensity_up_to_the_clip() -> None:
     log = told(400, seed=5, quality=TRUTH, rate=0.1)
     plain, clipped = (refit(log, now=0.0, weighting=Weighting(clip=clip)).table for clip in (1.0, 3.0))
     assert clipped.count[0, 0] < plain.count[0, 0]
@@ -105,7 +105,7 @@ def test_measured_quality_counts_beside_feedback_at_the_level_of_feedback() -> N
     assert generous.quality.mean() > 0.5
 
 
-def test_joining_with_nothing_changes_nothing() -> None:
+def test_merging_with_an_empty_table_changes_nothing() -> None:
     base, nothing = measured(TRUTH, 20.0), measured(np.full((3, 3), np.nan), 0.0)
     for table in (merged(nothing, base), merged(base, nothing)):
         np.testing.assert_allclose(table.mean, base.mean)
@@ -116,7 +116,7 @@ def test_joining_with_nothing_changes_nothing() -> None:
 # --------------------------------------------------------------------------------------------------------- tenants
 
 
-def test_a_tenant_that_says_the_opposite_is_found_and_counts_nothing() -> None:
+def test_a_tenant_that_contradicts_the_others_is_found_and_has_no_weight() -> None:
     log = flipped(told(1500, seed=7, tenants=TENANTS), 2, share=0.3)
     found = refit(log, now=0.0)
     trust = {one.tenant: one.trust for one in found.agreements}
@@ -125,30 +125,30 @@ def test_a_tenant_that_says_the_opposite_is_found_and_counts_nothing() -> None:
     assert found.quality.argmax(axis=1).tolist() == TRUTH.argmax(axis=1).tolist()
 
 
-def test_honest_tenants_are_hardly_ever_doubted() -> None:
+def test_honest_tenants_are_rarely_distrusted() -> None:
     doubted = sum(one.trust < 1.0 for seed in range(60) for one in agreements(told(700, seed=seed, tenants=TENANTS)))
     assert doubted <= 3  # at most one run in a hundred each, seven tenants a run
 
 
-def test_a_tenant_with_harder_requests_is_not_taken_for_an_opponent() -> None:
+def test_a_tenant_with_harder_requests_is_not_distrusted() -> None:
     log = told(1500, seed=8, tenants=TENANTS)
     random = np.random.default_rng(0)
     harder = np.where((log.tenant == 0) & (random.random(1500) < 0.4), 0.0, log.reward).astype(np.float32)
     assert all(one.trust == 1.0 for one in agreements(replace(log, reward=harder)))
 
 
-def test_those_who_gave_most_of_the_feedback_are_not_doubted() -> None:
+def test_tenants_with_most_of_the_feedback_are_not_distrusted() -> None:
     log = flipped(told(1500, seed=9, tenants=("a", "b")), 0, share=0.6)
     assert {one.tenant for one in agreements(log) if one.trust < 1.0} <= {"b"}
 
 
-def test_measured_quality_tells_who_is_wrong_where_two_contradict_each_other() -> None:
+def test_measured_quality_decides_which_of_two_contradicting_tenants_is_wrong() -> None:
     log = flipped(told(1500, seed=10, tenants=("a", "b")), 0)
     found = {one.tenant: one.trust for one in agreements(log, base=measured(TRUTH, 500.0))}
     assert found == {"a": 0.0, "b": 1.0}
 
 
-def test_a_lone_tenant_has_nobody_to_disagree_with() -> None:
+def test_a_single_tenant_is_never_distrusted() -> None:
     (only,) = agreements(told(300, seed=11))
     assert only.trust == 1.0
 
@@ -166,7 +166,7 @@ def test_a_flood_of_one_tenant_does_not_outvote_the_others() -> None:
     assert bounded.mean[2].argmax() == 2
 
 
-def test_a_crowd_of_another_category_does_not_drown_a_small_one() -> None:
+def test_many_requests_of_another_category_do_not_dominate_a_small_one() -> None:
     law = told(2000, seed=14)
     rows = law.posterior.argmax(axis=1) == 2
     strangers = np.flatnonzero(~rows)

@@ -44,7 +44,7 @@ def choices(assignment: Assignment) -> list[int]:
     return greedy_policy(experience(3), assignment).argmax(axis=1).tolist()
 
 
-def test_from_nothing_known_a_round_of_traffic_promotes_the_right_plan() -> None:
+def test_a_round_of_traffic_promotes_the_right_plan_without_prior_scores() -> None:
     found = judge_plan(told(900, seed=0), current(np.zeros((3, 3))), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
     assert found.judgement.promote
@@ -67,7 +67,7 @@ def test_probes_alone_can_show_a_plan_better_where_no_request_is_rated() -> None
     assert found.judgement.promote
 
 
-def test_a_round_judges_requests_as_thrift_decides_them() -> None:
+def test_a_round_judges_requests_with_the_declared_cost_weight() -> None:
     log = told(900, seed=0)
     dear = replace(current(np.zeros((3, 3))), charge=np.array([2.0, 0.0, 2.0]))
     found = judge_plan(log, dear, now=900.0, solve_plan=plan, probes=probes(300))
@@ -76,7 +76,7 @@ def test_a_round_judges_requests_as_thrift_decides_them() -> None:
     assert found.estimates["current"]["dr"].value == pytest.approx(found.estimates["candidate"]["dr"].value)
 
 
-def test_only_requests_that_the_current_plan_served_speak_of_it() -> None:
+def test_only_requests_that_the_current_plan_served_count_as_its_traffic() -> None:
     log = told(900, seed=2)
     late = replace(current(np.zeros((3, 3))), since=850.0)
     assert judge_plan(log, late, now=900.0, solve_plan=plan).judgement.reason == "nothing to judge by"
@@ -89,7 +89,7 @@ def poisoned(log: Experience) -> Experience:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_feedback_that_one_tenant_turns_round_neither_teaches_nor_judges(seed: int) -> None:
+def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) -> None:
     log = poisoned(told(1800, seed=seed, tenants=TENANTS))
     found = judge_plan(log, current(TRUTH), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
@@ -132,7 +132,7 @@ def test_a_cell_that_the_log_cannot_show_never_takes_a_category() -> None:
     assert choices(found.candidate)[0] != 2
 
 
-def test_a_fallen_expert_opens_its_category_for_one_that_was_measured_better_and_keeps_it() -> None:
+def test_an_expert_whose_ratings_drop_keeps_its_category_and_opens_it_for_a_better_measured_one() -> None:
     changed = TRUTH.copy()
     changed[0] = [0.1, 0.5, 0.2]
     measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
@@ -148,7 +148,7 @@ def test_a_fallen_expert_opens_its_category_for_one_that_was_measured_better_and
     assert found.judgement.sentence.startswith("promoted: code explores generalist (coder fell by 0.")
 
 
-def test_a_round_whose_support_is_thin_says_so_and_promotes_nothing_of_it() -> None:
+def test_a_move_with_thin_support_is_reported_and_not_promoted() -> None:
     log = told(400, seed=7, quality=TRUTH[::-1], rate=0.02)
     found = judge_plan(log, current(TRUTH[::-1]), now=400.0, solve_plan=plan)
     assert not found.judgement.promote
@@ -178,7 +178,7 @@ def test_a_category_without_probes_does_not_move_with_a_group() -> None:
     assert "law" not in {move.category for move in found.moves if move.accepted}
 
 
-def test_a_gain_of_the_past_alone_moves_nothing() -> None:
+def test_a_gain_that_is_not_recent_moves_nothing() -> None:
     """The lawyer was better at code for most of the time and is worse now."""
     early, late = TRUTH.copy(), TRUTH.copy()
     early[0], late[0] = [0.3, 0.2, 0.9], [0.6, 0.2, 0.1]
@@ -198,7 +198,7 @@ def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
     assert judge_plan(log, replace(asked, tested=150), now=600.0, solve_plan=plan).judgement.promote
 
 
-def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() -> None:
+def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:
     log = poisoned(told(1800, seed=0, tenants=TENANTS))
     before = current(TRUTH[::-1])
     found = judge_plan(log, before, now=1800.0, solve_plan=plan)

@@ -59,7 +59,7 @@ async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
     assert await judged(say, reference=None) == JudgeScore(pytest.approx(score), consistent)
 
 
-async def test_a_judge_that_gives_no_verdict_is_asked_again_and_then_reported() -> None:
+async def test_a_judge_that_gives_no_verdict_is_retried_and_then_reported() -> None:
     expert = AnsweringExpert("judge", lambda _: "both are nice")
     with pytest.raises(ExpertGarbage, match="'judge' gave no verdict in 3 answers"):
         await Judge(expert, limits=QUICK, concurrency=1).score("q", "a", reference="r")

@@ -87,14 +87,14 @@ async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once
     assert runner.reported == []
 
 
-async def test_an_expert_that_recovers_is_asked_again_and_scored(runner: Runner) -> None:
+async def test_an_expert_that_recovers_is_retried_and_scored(runner: Runner) -> None:
     answers = iter([DOWN, DOWN, "right"])
     journal = await runner.score(PROBES[:1], AnsweringExpert("a", lambda _: next(answers)))
     assert journal.scored["a/p0"].score == 1.0
     assert runner.reported == []
 
 
-async def test_an_expert_that_is_down_is_told_at_once_left_alone_and_never_scored(runner: Runner) -> None:
+async def test_an_expert_that_is_down_is_reported_at_once_skipped_and_never_scored(runner: Runner) -> None:
     a, b = AnsweringExpert("a", always(DOWN)), AnsweringExpert("b", always("right"))
     journal = await runner.score(PROBES, a, b)
     assert len([key for key in journal.scored if key.startswith("b/")]) == 30
@@ -106,7 +106,7 @@ async def test_an_expert_that_is_down_is_told_at_once_left_alone_and_never_score
     assert len(runner.reported) == 2
 
 
-async def test_a_rejected_probe_is_not_asked_again_and_does_not_end_the_rest(runner: Runner) -> None:
+async def test_a_rejected_probe_is_not_retried_and_does_not_stop_the_rest(runner: Runner) -> None:
     def say(text: str) -> str | Exception:
         number = int(text[1:])
         return ExpertRejected("too long", expert="a", status=400) if number < 20 else "right"
@@ -118,7 +118,7 @@ async def test_a_rejected_probe_is_not_asked_again_and_does_not_end_the_rest(run
     assert {cell.code for cell in journal.failed.values()} == {"expert_rejected"}
 
 
-async def test_a_second_run_asks_only_what_is_missing(runner: Runner) -> None:
+async def test_a_second_run_requests_only_missing_scores(runner: Runner) -> None:
     await runner.score(PROBES[:20], AnsweringExpert("a", lambda text: DOWN if text == "p7" else "right"))
     again = AnsweringExpert("a", always("right"))
     journal = await runner.score(PROBES, again)
@@ -183,7 +183,7 @@ async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(runner: Runn
 # ------------------------------------------------------------------------------------------------------------- journal
 
 
-def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped_and_written_again(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.append(Cell("k1", "p1", "a", score=1.0))
@@ -197,7 +197,7 @@ def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"surprise": 1}'])
-def test_a_line_that_is_no_cell_is_named(tmp_path: Path, line: str) -> None:
+def test_a_damaged_journal_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(f"{line}\n")
     with pytest.raises(DataError, match=r"journal\.jsonl:1: not a line of the journal"), Journal(path):
