@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from coe.learning.retraining.job_lock import LOCK_KEY
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 
 PROGRAM = """
 import time
@@ -96,17 +96,17 @@ def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str,
     assert not list((place / "temporary").iterdir())
 
 
-def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(shop: Shop) -> None:
-    shop.serve(500)
-    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(shop.config))
+def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(service: LoggedService) -> None:
+    service.serve(500)
+    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(service.config))
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
         assert job.stdout.readline() == "begun\n"
-        assert list(shop.config.parent.rglob("half"))
+        assert list(service.config.parent.rglob("half"))
         job.send_signal(signal.SIGTERM)
         assert job.stdout.readline() == "leaving\n"
         job.send_signal(signal.SIGTERM)  # as `timeout` does
         assert job.wait(30) == 128 + signal.SIGTERM
-    assert not list(shop.config.parent.rglob(".draft-*"))
-    with Redis.from_url(shop.url) as client:
+    assert not list(service.config.parent.rglob(".draft-*"))
+    with Redis.from_url(service.url) as client:
         assert client.get(LOCK_KEY) is None

@@ -19,7 +19,7 @@ from coe.jobs.status_report import status_report
 from coe.learning.estimation.experience_loader import open_logs
 from coe.records.record import RoutingRecord
 from coe.settings import Settings
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 from tests.learning.test_watch import URL, logged, settings, traffic
 from tests.score.answering import completion
 
@@ -72,10 +72,10 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
     assert len(everything) == 40
 
 
-def test_a_learning_round_leaves_out_requests_of_coe_commands(shop: Shop) -> None:
-    shop.serve(30)
-    shop.serve(50, purpose="score")
-    assert shop.retrain()["report"]["requests"] == 30
+def test_a_learning_round_leaves_out_requests_of_coe_commands(service: LoggedService) -> None:
+    service.serve(30)
+    service.serve(50, purpose="score")
+    assert service.retrain()["report"]["requests"] == 30
 
 
 @pytest.fixture
