@@ -1,4 +1,4 @@
-"""Fixtures of the CLI tests: a tiny encoder for whole `coe train` runs, a declaration, and a service with a log in Redis."""
+"""Fixtures of the CLI tests: a tiny encoder for whole `coe train` runs, a declaration, and a service with a log."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from coe.learning.monitoring.drift import DriftFinding, TrafficSample, benjamini
 from coe.learning.monitoring.novelty import propose_categories
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience
 
 MIX = (0.5, 0.3, 0.2)
 
@@ -144,33 +144,33 @@ def served(log: Experience, expert: np.ndarray) -> Experience:
 
 
 def test_traffic_as_planned_is_no_alarm_even_where_one_expert_gets_all_of_it() -> None:
-    log = told(600, seed=0)
+    log = rated_experience(600, seed=0)
     for quality in (TRUTH, np.array([[1.0, 0.0, 0.0]] * 3)):
         as_planned = served(log, greedy_policy(log, plan(quality)).argmax(axis=1))
         assert share_alarms(as_planned, plan(quality)) == ()
 
 
 def test_an_expert_that_gets_all_traffic_and_starved_ones_are_named() -> None:
-    log = served(told(600, seed=0), np.zeros(600))
+    log = served(rated_experience(600, seed=0), np.zeros(600))
     found = {(one.kind, one.expert) for one in share_alarms(log, plan(TRUTH))}
     assert found == {("collapse", "coder"), ("starvation", "generalist"), ("starvation", "lawyer")}
 
 
 def test_a_few_requests_raise_no_alarm() -> None:
-    assert share_alarms(served(told(100, seed=0), np.zeros(100)), plan(TRUTH)) == ()
+    assert share_alarms(served(rated_experience(100, seed=0), np.zeros(100)), plan(TRUTH)) == ()
 
 
 def test_an_expert_that_got_worse_is_found_and_the_others_are_not() -> None:
     worse = TRUTH.copy()
     worse[:, 2] -= 0.2
-    before = told(900, seed=1)
-    (alarm,) = degradation_alarms(before, told(900, seed=2, truth=worse), assignment=plan(TRUTH))
+    before = rated_experience(900, seed=1)
+    (alarm,) = degradation_alarms(before, rated_experience(900, seed=2, truth=worse), assignment=plan(TRUTH))
     assert (alarm.kind, alarm.expert) == ("degradation", "lawyer")
     assert alarm.value == pytest.approx(0.2, abs=0.1)
     assert "lawyer is rated 0." in alarm.sentence
 
 
 def test_harder_categories_do_not_make_an_expert_look_worse() -> None:
-    easy, hard = told(900, seed=3), told(900, seed=4)
+    easy, hard = rated_experience(900, seed=3), rated_experience(900, seed=4)
     before = easy.part(easy.posterior.argmax(axis=1) != 2)
     assert degradation_alarms(before, hard.part(hard.posterior.argmax(axis=1) != 0), assignment=plan(TRUTH)) == ()

@@ -18,7 +18,7 @@ from coe.learning.estimation.off_policy import (
 )
 from coe.mapping import Assignment, Problem, expected, solve
 from coe.mapping.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 RIGHT = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
 SWAPPED = RIGHT[::-1]
@@ -38,7 +38,7 @@ def value(quality: np.ndarray) -> float:
 def test_intervals_cover_the_true_value_of_policies_near_and_far() -> None:
     covered: dict[str, list[bool]] = {"ips": [], "snips": [], "dr": []}
     for seed in range(30):
-        log = told(500, seed=seed, quality=RIGHT, rate=0.1)
+        log = rated_experience(500, seed=seed, quality=RIGHT, rate=0.1)
         prepared = BanditLog.of(log)
         for quality in (RIGHT, SWAPPED, TRUTH, np.eye(3)[[1, 1, 1]]):
             for method, found in estimates(prepared, greedy_policy(log, assignment(quality))).items():
@@ -49,7 +49,7 @@ def test_intervals_cover_the_true_value_of_policies_near_and_far() -> None:
 def test_estimates_are_centred_on_the_truth() -> None:
     found = [
         estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))
-        for log in (told(1000, seed=seed, quality=RIGHT) for seed in range(30))
+        for log in (rated_experience(1000, seed=seed, quality=RIGHT) for seed in range(30))
     ]
     for method in ("ips", "snips", "dr"):
         errors = np.array([one[method].value for one in found]) - value(SWAPPED)
@@ -57,7 +57,7 @@ def test_estimates_are_centred_on_the_truth() -> None:
 
 
 def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
-    log = told(600, seed=0, quality=RIGHT)
+    log = rated_experience(600, seed=0, quality=RIGHT)
     served = exploration_policy(log, assignment(RIGHT), rate=0.3, loss=1.0)
     found = estimates(BanditLog.of(log), served)
     assert found["ips"].value == pytest.approx(float(log.reward.mean()), abs=1e-6)
@@ -66,14 +66,14 @@ def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
 
 
 def test_the_difference_of_a_policy_to_itself_is_exactly_zero() -> None:
-    log = told(300, seed=0, quality=RIGHT)
+    log = rated_experience(300, seed=0, quality=RIGHT)
     policy = greedy_policy(log, assignment(RIGHT))
     found = policy_difference(BanditLog.of(log), policy, policy)
     assert (found.value, found.error) == (0.0, 0.0)
 
 
 def test_a_difference_has_a_smaller_error_than_two_estimates() -> None:
-    log = told(2000, seed=1, quality=RIGHT)
+    log = rated_experience(2000, seed=1, quality=RIGHT)
     near = RIGHT.copy()
     near[0] = [0.0, 1.0, 0.0]
     candidate, current = (greedy_policy(log, assignment(q)) for q in (near, RIGHT))
@@ -85,7 +85,7 @@ def test_a_difference_has_a_smaller_error_than_two_estimates() -> None:
 
 
 def test_unsupported_choices_are_reported_and_widen_the_interval() -> None:
-    log = told(1000, seed=2, quality=RIGHT, rate=0.0)
+    log = rated_experience(1000, seed=2, quality=RIGHT, rate=0.0)
     supported = exploration_policy(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0
     found = estimates(BanditLog.of(log, supported=supported), greedy_policy(log, assignment(SWAPPED)))["dr"]
     assert found.unsupported == pytest.approx(2 / 3, abs=0.05)
@@ -94,7 +94,7 @@ def test_unsupported_choices_are_reported_and_widen_the_interval() -> None:
 
 
 def test_a_gain_without_observed_rewards_earns_no_credit() -> None:
-    log = told(1500, seed=3, quality=SWAPPED, rate=0.0)
+    log = rated_experience(1500, seed=3, quality=SWAPPED, rate=0.0)
     current, candidate = (greedy_policy(log, assignment(q)) for q in (SWAPPED, RIGHT))
     knowing = replace(BanditLog.of(log), modelled=log.posterior @ TRUTH)
     assert policy_difference(knowing, candidate, current).low > 0.1
@@ -102,7 +102,7 @@ def test_a_gain_without_observed_rewards_earns_no_credit() -> None:
 
 
 def test_an_estimate_of_few_requests_has_a_warning() -> None:
-    log = told(150, seed=4, quality=RIGHT, rate=0.05)
+    log = rated_experience(150, seed=4, quality=RIGHT, rate=0.05)
     assert "it rests on about" in estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))["snips"].warning
 
 

@@ -13,14 +13,14 @@ from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.routing.overlay import Overlay
-from tests.learning.samples import CATEGORIES, EXPERTS, record, told
+from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 
 CODE, GENERAL, LAW = range(3)
 
 
 def mixed(seed: int, *, count: int = 900, deadline: float = np.inf) -> Experience:
     """Tenant `a` calls law what the router takes for code, in the first `deadline` requests; `b` agrees with it."""
-    log = told(count, seed=seed, tenants=("a", "b"))
+    log = rated_experience(count, seed=seed, tenants=("a", "b"))
     taken = log.posterior.argmax(axis=1)
     odd = (log.tenant == 0) & (taken == CODE) & (np.arange(count) < deadline)
     random = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ def mixed(seed: int, *, count: int = 900, deadline: float = np.inf) -> Experienc
 
 def corrected_only(seed: int, *, share: float, count: int = 900) -> Experience:
     """Nobody rates; tenant `a` corrects this share of what the router takes for code into law."""
-    log = told(count, seed=seed, tenants=("a", "b"))
+    log = rated_experience(count, seed=seed, tenants=("a", "b"))
     said = (log.tenant == 0) & (log.posterior.argmax(axis=1) == CODE)
     said &= np.random.default_rng(seed).random(count) < share
     silent = {"reward": np.full(count, np.nan, np.float32), "kind": np.full(count, -1, np.int8)}
@@ -79,7 +79,7 @@ def test_an_overlay_that_the_newest_requests_no_longer_need_is_not_accepted() ->
 def test_random_corrections_give_no_tenant_an_overlay() -> None:
     kept = 0
     for seed in range(10):
-        log = told(600, seed=seed, tenants=("a", "b"))
+        log = rated_experience(600, seed=seed, tenants=("a", "b"))
         random = np.random.default_rng(seed)
         noise = np.where(random.random(600) < 0.1, random.integers(0, 3, 600), -1)
         kept += sum(one.overlay is not None for one in judge_overlays(replace(log, corrected=noise.astype(np.int16))))
@@ -107,14 +107,14 @@ def test_one_tenants_feedback_changes_no_other_tenants_overlay() -> None:
 
 def test_an_overlay_that_helps_stays_as_it_is() -> None:
     head = head_of(corrected_only(0, share=0.6))
-    log, plain = later(told(600, seed=5, tenants=("a", "b")), head, back=0.02)
+    log, plain = later(rated_experience(600, seed=5, tenants=("a", "b")), head, back=0.02)
     (tried,) = judge_overlays(log, plain, in_use={"a": head})
     assert (tried.verdict, tried.overlay) == ("kept", head)
 
 
 def test_an_overlay_that_its_tenant_corrects_back_is_dropped() -> None:
     head = head_of(corrected_only(0, share=0.6))
-    log, plain = later(told(600, seed=5, tenants=("a", "b")), head, back=0.6)
+    log, plain = later(rated_experience(600, seed=5, tenants=("a", "b")), head, back=0.6)
     (tried,) = judge_overlays(log, plain, in_use={"a": head})
     assert (tried.verdict, tried.overlay) == ("dropped", None)
     assert "corrected" in tried.sentence
@@ -130,7 +130,7 @@ def test_an_overlay_is_refitted_after_its_tenants_requests_have_doubled() -> Non
 
 def test_a_tenant_without_requests_keeps_its_overlay() -> None:
     head = head_of(mixed(0))
-    log = told(300, seed=1, tenants=("b", "c"))
+    log = rated_experience(300, seed=1, tenants=("b", "c"))
     assert [(one.tenant, one.verdict, one.overlay) for one in judge_overlays(log, in_use={"a": head})] == [
         ("a", "kept", head)
     ]

@@ -17,7 +17,7 @@ from coe.learning.retraining.promotion import (
 )
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, rated_experience
 
 
 def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:
@@ -122,7 +122,7 @@ def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> 
     equal = [np.vstack((TRUTH[0], row, TRUTH[2])) for row in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0])]  # both are right in .4
     better = same = 0
     for seed in range(40):
-        log = told(400, seed=seed)
+        log = rated_experience(400, seed=seed)
         prepared, likeliest = BanditLog.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
         old, new, coder, lawyer = (greedy_policy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
         better += judge([logged_evidence(prepared, old, new, likeliest)], round_=1).promote

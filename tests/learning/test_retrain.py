@@ -17,7 +17,7 @@ from coe.learning.retraining.plan_round import CurrentPlan, judge_plan
 from coe.learning.retraining.report import plan_markdown, plan_report
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 TENANTS = tuple("abcdefg")
 BEST = TRUTH.argmax(axis=1).tolist()
@@ -45,7 +45,7 @@ def choices(assignment: Assignment) -> list[int]:
 
 
 def test_a_round_of_traffic_promotes_the_right_plan_without_prior_scores() -> None:
-    found = judge_plan(told(900, seed=0), current(np.zeros((3, 3))), now=900.0, solve_plan=plan)
+    found = judge_plan(rated_experience(900, seed=0), current(np.zeros((3, 3))), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
     assert found.judgement.promote
     assert [one.source for one in found.judgement.evidence] == ["logged traffic"]
@@ -53,14 +53,14 @@ def test_a_round_of_traffic_promotes_the_right_plan_without_prior_scores() -> No
 
 def test_a_plan_that_is_right_already_is_kept_round_after_round() -> None:
     for number in range(6):
-        log = told(600, seed=number, quality=TRUTH)
+        log = rated_experience(600, seed=number, quality=TRUTH)
         found = judge_plan(log, current(TRUTH, rounds=number), now=600.0, solve_plan=plan, probes=probes(300))
         assert found.judgement.reason == "not better"
         assert found.judgement.round_ == number + 1
 
 
 def test_probes_alone_can_show_a_plan_better_where_no_request_is_rated() -> None:
-    silent = replace(told(600, seed=1, quality=TRUTH[::-1]), kind=np.full(600, 4, dtype=np.int8))
+    silent = replace(rated_experience(600, seed=1, quality=TRUTH[::-1]), kind=np.full(600, 4, dtype=np.int8))
     taught = replace(silent, kind=np.where(np.arange(600) < 80, 0, silent.kind).astype(np.int8))
     found = judge_plan(taught, current(TRUTH[::-1]), now=600.0, solve_plan=plan, probes=probes(300))
     assert [one.source for one in found.judgement.evidence] == ["held-out set"]
@@ -68,7 +68,7 @@ def test_probes_alone_can_show_a_plan_better_where_no_request_is_rated() -> None
 
 
 def test_a_round_judges_requests_with_the_declared_cost_weight() -> None:
-    log = told(900, seed=0)
+    log = rated_experience(900, seed=0)
     dear = replace(current(np.zeros((3, 3))), charge=np.array([2.0, 0.0, 2.0]))
     found = judge_plan(log, dear, now=900.0, solve_plan=plan, probes=probes(300))
     assert choices(dear.charged(found.candidate)) == [1, 1, 1]
@@ -77,7 +77,7 @@ def test_a_round_judges_requests_with_the_declared_cost_weight() -> None:
 
 
 def test_only_requests_that_the_current_plan_served_count_as_its_traffic() -> None:
-    log = told(900, seed=2)
+    log = rated_experience(900, seed=2)
     late = replace(current(np.zeros((3, 3))), since=850.0)
     assert judge_plan(log, late, now=900.0, solve_plan=plan).judgement.reason == "nothing to judge by"
 
@@ -90,7 +90,7 @@ def poisoned(log: Experience) -> Experience:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) -> None:
-    log = poisoned(told(1800, seed=seed, tenants=TENANTS))
+    log = poisoned(rated_experience(1800, seed=seed, tenants=TENANTS))
     found = judge_plan(log, current(TRUTH), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
     assert not found.judgement.promote
@@ -99,7 +99,7 @@ def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) ->
 
 def test_a_move_that_probes_show_to_lose_is_rejected_and_the_others_are_accepted() -> None:
     harmed = np.array([[0.8, 0.5, 0.2], [0.4, 0.6, 0.4], [0.9, 0.5, 0.1]])  # ratings that like the coder for law
-    log = told(900, seed=3, truth=harmed)
+    log = rated_experience(900, seed=3, truth=harmed)
     wrong = TRUTH.copy()
     wrong[0] = [0.2, 0.5, 0.8]
     found = judge_plan(log, current(wrong), now=900.0, solve_plan=plan, probes=probes(600), guarded=CATEGORIES)
@@ -113,7 +113,7 @@ def test_only_the_categories_with_evidence_move_and_the_rows_of_the_others_stay(
     changed[0] = [0.2, 0.5, 0.2]  # the coder got worse at code
     measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
     before = current(TRUTH)
-    log = told(2000, seed=4, quality=TRUTH, truth=changed)
+    log = rated_experience(2000, seed=4, quality=TRUTH, truth=changed)
     found = judge_plan(log, before, now=2000.0, solve_plan=plan, base=measured)
     assert found.judgement.promote
     assert [(move.category, move.target) for move in found.moves if move.accepted] == [("code", "generalist")]
@@ -126,7 +126,7 @@ def test_a_cell_that_the_log_cannot_show_never_takes_a_category() -> None:
     changed = TRUTH.copy()
     changed[0] = [0.2, 0.3, 0.9]
     before = replace(current(TRUTH), loss=0.35)  # the lawyer is .6 behind at code
-    log = told(3000, seed=5, quality=TRUTH, truth=changed, loss=0.35)
+    log = rated_experience(3000, seed=5, quality=TRUTH, truth=changed, loss=0.35)
     found = judge_plan(log, before, now=3000.0, solve_plan=plan)
     assert "lawyer" not in {move.target for move in found.moves if move.category == "code" and move.accepted}
     assert choices(found.candidate)[0] != 2
@@ -137,7 +137,7 @@ def test_an_expert_whose_ratings_drop_keeps_its_category_and_opens_it_for_a_bett
     changed[0] = [0.1, 0.5, 0.2]
     measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
     before = replace(current(TRUTH), loss=0.1)  # the generalist is .3 behind at code: never explored
-    log = told(1200, seed=6, quality=TRUTH, truth=changed, loss=0.1)
+    log = rated_experience(1200, seed=6, quality=TRUTH, truth=changed, loss=0.1)
     found = judge_plan(log, before, now=1200.0, solve_plan=plan, base=measured)
     assert [(move.category, move.target, move.verdict) for move in found.moves] == [("code", "generalist", "explored")]
     assert found.judgement.promote
@@ -149,12 +149,12 @@ def test_an_expert_whose_ratings_drop_keeps_its_category_and_opens_it_for_a_bett
 
 
 def test_a_move_with_thin_support_is_reported_and_not_promoted() -> None:
-    log = told(400, seed=7, quality=TRUTH[::-1], rate=0.02)
+    log = rated_experience(400, seed=7, quality=TRUTH[::-1], rate=0.02)
     found = judge_plan(log, current(TRUTH[::-1]), now=400.0, solve_plan=plan)
     assert not found.judgement.promote
     assert {move.verdict for move in found.moves} <= {"thin support", "not better"}
     before = replace(current(np.array([[0.5, 0.4, 0.4]] * 3)), loss=0.0)
-    few = told(300, seed=8, quality=np.array([[0.5, 0.4, 0.4]] * 3), loss=0.0)
+    few = rated_experience(300, seed=8, quality=np.array([[0.5, 0.4, 0.4]] * 3), loss=0.0)
     assert not judge_plan(few, before, now=300.0, solve_plan=plan).judgement.promote
 
 
@@ -163,7 +163,7 @@ def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected(
     changed[0] = [0.2, 0.5, 0.2]
     assignment = replace(current(quality).assignment, price=np.array([0.0, 0.0, 0.6]))
     before = replace(current(TRUTH), assignment=assignment, loss=0.35)
-    log = told(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
+    log = rated_experience(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
     found = judge_plan(log, before, now=2000.0, solve_plan=plan)  # which has no prices
     assert {move.verdict for move in found.moves if move.category == "code"} == {"breaks the budget"}
     assert not found.judgement.promote
@@ -173,7 +173,7 @@ def test_a_category_without_probes_does_not_move_with_a_group() -> None:
     held = probes(300)
     few = held.seen.posterior.argmax(axis=1) != 2
     part = HeldOutProbes(held.seen.part(few), held.scores[few], tuple(np.array(held.categories)[few]))
-    log = told(60, seed=11, quality=TRUTH[::-1])
+    log = rated_experience(60, seed=11, quality=TRUTH[::-1])
     found = judge_plan(log, current(TRUTH[::-1]), now=60.0, solve_plan=plan, probes=part)
     assert "law" not in {move.category for move in found.moves if move.accepted}
 
@@ -182,7 +182,10 @@ def test_a_gain_that_is_not_recent_moves_nothing() -> None:
     """The lawyer was better at code for most of the time and is worse now."""
     early, late = TRUTH.copy(), TRUTH.copy()
     early[0], late[0] = [0.3, 0.2, 0.9], [0.6, 0.2, 0.1]
-    parts = [told(1500, seed=9, quality=TRUTH, truth=early), told(700, seed=10, quality=TRUTH, truth=late)]
+    parts = [
+        rated_experience(1500, seed=9, quality=TRUTH, truth=early),
+        rated_experience(700, seed=10, quality=TRUTH, truth=late),
+    ]
     names = ("posterior", "chosen", "propensity", "reward", "kind", "tenant")
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     found = judge_plan(experience(2200, **columns), current(TRUTH), now=2200.0, solve_plan=plan)
@@ -191,7 +194,7 @@ def test_a_gain_that_is_not_recent_moves_nothing() -> None:
 
 
 def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
-    log = told(600, seed=0, quality=TRUTH[::-1])
+    log = rated_experience(600, seed=0, quality=TRUTH[::-1])
     asked = replace(current(TRUTH[::-1], rounds=2), tested=500, tested_at=500.0)
     found = judge_plan(log, asked, now=600.0, solve_plan=plan)
     assert (found.tested, found.judgement.promote, found.judgement.reason) == (False, False, "too little is new")
@@ -199,7 +202,7 @@ def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
 
 
 def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:
-    log = poisoned(told(1800, seed=0, tenants=TENANTS))
+    log = poisoned(rated_experience(1800, seed=0, tenants=TENANTS))
     before = current(TRUTH[::-1])
     found = judge_plan(log, before, now=1800.0, solve_plan=plan)
     made = orjson.loads(orjson.dumps(plan_report(found, before, experience=log, left_out={"failed": 3})))
@@ -221,7 +224,7 @@ def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:
 
 
 def test_the_report_of_an_uneventful_round_has_no_empty_sections() -> None:
-    log = told(60, seed=0, quality=TRUTH)
+    log = rated_experience(60, seed=0, quality=TRUTH)
     same = current(TRUTH)
     found = judge_plan(log, same, now=60.0, solve_plan=plan)
     page = plan_markdown(plan_report(found, same, experience=log))
@@ -231,7 +234,7 @@ def test_the_report_of_an_uneventful_round_has_no_empty_sections() -> None:
 
 @pytest.mark.parametrize("requests", [60, 900])
 def test_a_round_can_be_drawn_with_and_without_evidence(requests: int, tmp_path: Path) -> None:
-    log, before = told(requests, seed=0), current(np.zeros((3, 3)))
+    log, before = rated_experience(requests, seed=0), current(np.zeros((3, 3)))
     found = judge_plan(log, before, now=float(requests), solve_plan=plan, guarded=("law",))
     plot_round(plan_report(found, before, experience=log), tmp_path / "round.svg")
     drawn = (tmp_path / "round.svg").read_text(encoding="utf-8")
