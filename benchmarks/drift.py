@@ -61,7 +61,7 @@ def alarmed(series: int, looks: int, requests: int, change: Change) -> dict[str,
             finding.aspect
             for look in range(looks)
             for finding in detect_drift(
-                reference, traffic(random, requests, *later), categories=CATEGORIES, look=look + 1
+                reference, traffic(random, requests, *later), categories=CATEGORIES, test=look + 1
             )
             if finding.alarm
         }

@@ -256,7 +256,7 @@ def _gains(
     old, new = ((greedy_policy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
     now = float(len(experience))
     served = served_requests(
-        experience.part(experience.telling), judged, lambda part: refit(part, now=now, base=measured)
+        experience.part(experience.usable_off_policy), judged, lambda part: refit(part, now=now, base=measured)
     )
     found, missed = [], []
     for category in range(len(world.categories)):

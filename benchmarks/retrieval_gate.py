@@ -118,7 +118,7 @@ def _trials(
     """As served; passages make every answer right where nothing else was `measured`."""
     nothing = dict.fromkeys(("cosine", "tokens", "seconds"), np.full(len(texts), np.nan))
     rest = {"experts": experts, "without": without, "with_": np.ones_like(without)} | nothing | measured
-    return GateExamples.seen(texts, router, encoder, **rest)
+    return GateExamples.from_texts(texts, router, encoder, **rest)
 
 
 def _tried(found: list[Asked], router: Any, encoder: Any) -> GateExamples:

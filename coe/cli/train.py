@@ -1,4 +1,4 @@
-"""`coe train`: prompts with categories become the router in use."""
+"""`coe train`: trains the router on prompts with categories and puts it into use."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from coe.registry import load
 from coe.runtime.artifact_sync import store_of
 from coe.terminal import say, say_json
 
-Pairs = list[tuple[str, str]]
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: artifacts in the state folder].")]
+Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 
 
@@ -42,14 +41,14 @@ def train(
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else store_of(settings, "router")
     with (
-        task_runner(engine) as work,
+        task_runner(engine) as runner,
         store.draft() as draft,
         progress_bar("training") as progress,
         exit_on_sigterm(),
     ):
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         encoder = encoder or registry.router.encoder
-        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, runner=work)
+        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, runner=runner)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
@@ -69,5 +68,5 @@ def _report(artifact: Artifact, json: bool) -> None:
     if dropped:
         say("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
     drawn = [name for name in (RELIABILITY, RISK_COVERAGE) if name in manifest.files]
-    beside = f"; drawn beside it in {' and '.join(drawn)}" if drawn else ""
-    say(f"held-out figures are in {artifact.folder / MANIFEST}{beside}")
+    plots = f"; plots: {' and '.join(drawn)}" if drawn else ""
+    say(f"held-out figures are in {artifact.folder / MANIFEST}{plots}")

@@ -34,7 +34,7 @@ def fitted(config: Path, odds: float) -> str:
         return store.publish(draft, categories=CATEGORIES, data="", metrics={}).manifest.version
 
 
-def test_a_gate_is_put_into_use_and_taken_back(config: Path) -> None:
+def test_a_gate_is_promoted_and_rolled_back(config: Path) -> None:
     first, second = fitted(config, 1.0), fitted(config, 2.0)
     assert first in run("promote", "gate", first, config=config)
     assert f"{first} -> {second}" in run("promote", "gate", second, config=config)

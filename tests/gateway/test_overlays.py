@@ -17,8 +17,8 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli.promote import Kind, promote, rollback
 from coe.core import Prediction
 from coe.errors import ArtifactError
-from coe.jobs.overlay_round import learn_overlays
-from coe.jobs.plan_round import open_job
+from coe.jobs.overlay_round import OverlayRound
+from coe.jobs.round import open_job, run_round
 from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import FILE, Overlay, Overlays
@@ -158,10 +158,10 @@ async def deadline(served: Served, wanted: dict[str, str]) -> None:
 def retrain(settings: Settings) -> Any:
     now = time.time()
     with open_job(settings, since=0.0, now=now, dry_run=False) as job:
-        pages, said = job.logs.records(deadline=now), job.logs.feedback()
+        pages, said = job.logs.records(until=now), job.logs.feedback()
         names = job.registry.expert_names
         known = load_experience(pages, said, categories=CATEGORIES, experts=names).experience
-        outcome = learn_overlays(job, known)
+        outcome = run_round(OverlayRound(known), job)
     assert outcome is not None
     assert outcome.promoted
     return outcome.report

@@ -42,7 +42,7 @@ def experience(count: int, **columns: Any) -> Experience:
     return Experience(**(fields | columns))
 
 
-def told(
+def rated_experience(
     count: int,
     *,
     seed: int,

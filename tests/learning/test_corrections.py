@@ -17,7 +17,7 @@ def many(count: int, category: str, tenant: str) -> list[Correction]:
     return [Correction(f"{tenant} {category} {i}", category, tenant) for i in range(count)]
 
 
-def test_a_corrected_request_whose_prompt_was_kept_becomes_a_lesson() -> None:
+def test_a_corrected_request_with_a_stored_prompt_becomes_a_training_prompt() -> None:
     records = [record("r1", prompt="is this contract void?"), record("r2"), record("r3", prompt="never corrected")]
     said = [Feedback(f"e{r}", r, 1.0, "category", "law", tenant="a") for r in ("r1", "r2")]
     found = load_experience([records], [said], categories=CATEGORIES, experts=EXPERTS)
@@ -39,7 +39,7 @@ def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
     assert found.left_out == {"tenants contradict each other": 1}
 
 
-def test_repeating_oneself_is_one_voice() -> None:
+def test_repeated_corrections_of_a_tenant_count_once() -> None:
     said = [Correction("x", "code", "a")] * 5 + [Correction("x", "law", "b"), Correction("x", "law", "c")]
     assert merge_corrections(BASE, said).pairs[-1] == ("x", "law")
 
@@ -52,11 +52,11 @@ def test_the_base_is_never_contradicted() -> None:
 
 def test_corrections_do_not_outnumber_the_base_of_a_category() -> None:
     said = [one for tenant in "abcd" for one in many(30, "code", tenant)]
-    assert merge_corrections(BASE, said).learnt == 60
-    assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).learnt == MIN_QUOTA
+    assert merge_corrections(BASE, said).added == 60
+    assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added == MIN_QUOTA
 
 
-def test_one_tenant_brings_at_most_as_much_as_all_others() -> None:
+def test_one_tenant_adds_at_most_as_many_corrections_as_all_others() -> None:
     found = merge_corrections(BASE, many(55, "code", "loud") + many(25, "code", "quiet"))
     assert sum(prompt.startswith("loud") for prompt, _ in found.pairs) == 25
     assert found.left_out == {"more than the category or the tenant may bring": 30}

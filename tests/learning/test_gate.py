@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import coe.cli.plan_gate
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
+from coe.jobs.planning import gate as gate_job
 from coe.learning.evaluation.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.learning.evaluation.probes import Probe
-from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_estimates, held_out
+from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
 from coe.learning.retraining.gate_report import gate_report
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, temper
@@ -57,9 +57,9 @@ def trials_of(count: int = 240, *, seed: int = 0) -> GateExamples:
 
 
 @pytest.mark.slow
-def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
+def test_the_gate_finds_questions_that_need_documents_and_that_a_small_expert_needs_them_more() -> None:
     trials, found = trials_of(), np.zeros((240, 2))
-    for rows, gate in held_out(trials):
+    for rows, gate in cross_fitted_gates(trials):
         found[rows] = gate_estimates(gate, trials.part(rows)).helps
     helped = trials.delta > 0
     assert auroc(found[:, 0].astype(np.float32), helped[:, 0]) > 0.85
@@ -69,7 +69,7 @@ def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more()
     assert abs(found.mean() - helped.mean()) < 0.05
 
 
-def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
+def test_the_fast_estimate_knows_the_categories_and_an_encoder_pass_adds_to_it() -> None:
     gate = fit_gate(trials := trials_of())
     code, law = (
         gate.estimate_fast(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1)
@@ -79,7 +79,7 @@ def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
     assert near > far
 
 
-def test_it_survives_its_file_and_another_order_of_categories_and_experts(tmp_path: Path) -> None:
+def test_a_gate_is_the_same_after_saving_and_in_another_order_of_categories_and_experts(tmp_path: Path) -> None:
     trials = trials_of(80)
     gate = fit_gate(trials)
     gate.save(tmp_path / "gate.npz")
@@ -102,7 +102,7 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
         Gate.load(tmp_path / "gate.npz")
 
 
-def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_gate_of_another_format_is_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
     gate_of(0.0).save(tmp_path / "gate.npz")
     with np.load(tmp_path / "gate.npz") as file:
         arrays = dict(file)
@@ -111,7 +111,7 @@ def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) 
         Gate.load(tmp_path / "gate.npz")
 
 
-def test_too_little_or_nothing_to_learn_is_said() -> None:
+def test_too_little_or_nothing_to_learn_is_an_error() -> None:
     with pytest.raises(DataError, match="50 questions"):
         fit_gate(trials_of(20))
     with pytest.raises(DataError, match="50 questions"):
@@ -122,7 +122,7 @@ def test_too_little_or_nothing_to_learn_is_said() -> None:
         fit_gate(replace(trials, without=trials.with_))
 
 
-def test_the_report_sets_gated_against_never_and_always() -> None:
+def test_the_report_compares_gated_with_never_and_always() -> None:
     report = gate_report(trials_of(), RetrievalPrice())
     found = report["all"]
     assert found["never"] < found["gated"] <= found["always"] == 1.0
@@ -139,7 +139,7 @@ def probe(number: int) -> Probe:
 
 
 @pytest.mark.anyio
-async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_pairs(tmp_path: Path) -> None:
+async def test_probes_get_the_passages_of_a_request_and_scores_are_stored_in_pairs(tmp_path: Path) -> None:
     retriever = ListRetriever(passage("It is so."), passage("Not like it at all.", score=0.0))
     (given,) = await add_passages([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
     assert "It is so." in given.probe.messages[0]["content"]
@@ -164,7 +164,7 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (config.parent / GAINS_FILE).write_bytes(b"pairs")
-    monkeypatch.setattr(coe.cli.plan_gate, "measured", lambda *_: trials_of())
+    monkeypatch.setattr(gate_job, "load_examples", lambda *_: trials_of())
     words = ["plan", str(config.parent), "--config", str(config)]
     dry = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "gate")
@@ -177,6 +177,6 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
 
 
-def test_the_gate_reads_a_posterior_at_half_its_logits() -> None:
+def test_the_gate_tempers_posteriors_to_half_their_logits() -> None:
     soft = temper(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

@@ -66,7 +66,7 @@ def encode(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encode": encode} | options
-    return benchmark(data, prepared=normalize_prompt, work=work, **given)
+    return benchmark(data, prepare=normalize_prompt, work=work, **given)
 
 
 def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None:

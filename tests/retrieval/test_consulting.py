@@ -62,7 +62,7 @@ def tried() -> GateExamples:
     with_ = np.where((likeliest == 1) == as_expected, 0.0, 1.0)
     costs = {"cosine": np.full(240, COSINE), "tokens": np.full(240, 400.0), "seconds": np.full(240, 0.01)}
     sides = {"without": without[:, None], "with_": with_[:, None]}
-    return GateExamples.seen(texts, Second(), Scatter(), experts=("small",), **sides, **costs)
+    return GateExamples.from_texts(texts, Second(), Scatter(), experts=("small",), **sides, **costs)
 
 
 async def test_the_gate_is_served_what_it_was_fitted_with() -> None:

@@ -9,11 +9,11 @@ from tests.score.answering import AnsweringExpert, Say
 
 pytestmark = pytest.mark.anyio
 
-QUICK = RetryLimits(attempts=2, pause=0)
+QUICK = RetryLimits(attempts=2, pause_seconds=0)
 
 
 async def judged(say: Say, *, reference: str | None = "THEIRS") -> JudgeScore:
-    judge = Judge(AnsweringExpert("judge", say), patience=QUICK, concurrency=2)
+    judge = Judge(AnsweringExpert("judge", say), limits=QUICK, concurrency=2)
     return await judge.score("why {so}?", "OURS", reference=reference)
 
 
@@ -59,10 +59,10 @@ async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
     assert await judged(say, reference=None) == JudgeScore(pytest.approx(score), consistent)
 
 
-async def test_a_judge_that_gives_no_verdict_is_asked_again_and_then_reported() -> None:
+async def test_a_judge_that_gives_no_verdict_is_retried_and_then_reported() -> None:
     expert = AnsweringExpert("judge", lambda _: "both are nice")
     with pytest.raises(ExpertInvalidResponse, match="'judge' gave no verdict in 3 answers"):
-        await Judge(expert, patience=QUICK, concurrency=1).score("q", "a", reference="r")
+        await Judge(expert, limits=QUICK, concurrency=1).score("q", "a", reference="r")
     assert len(expert.asked) == MAX_ATTEMPTS
 
 
@@ -73,6 +73,6 @@ async def test_a_judge_that_is_down_is_reported() -> None:
 
 async def test_the_judge_sees_the_whole_question_and_bounded_texts() -> None:
     expert = AnsweringExpert("judge", lambda text: "[[5]]")
-    await Judge(expert, patience=QUICK, concurrency=1).score("why {so}?", "x" * 10**6, reference=None)
+    await Judge(expert, limits=QUICK, concurrency=1).score("why {so}?", "x" * 10**6, reference=None)
     assert "why {so}?" in expert.asked[0]
     assert len(expert.asked[0]) < 25_000

@@ -99,7 +99,7 @@ async def test_right_programs_pass(program: str, tests: str) -> None:
     assert await run(program, tests) == Verdict(True)
 
 
-async def test_a_wrong_program_fails_with_the_test_that_told() -> None:
+async def test_a_wrong_program_fails_with_the_failed_test() -> None:
     verdict = await run("def f(x): return x", "assert f(1) == 1\nassert f(2) == 3")
     assert verdict == Verdict(False, "AssertionError in line 2 of the tests: assert f(2) == 3")
 

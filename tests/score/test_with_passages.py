@@ -18,7 +18,7 @@ from coe.fleet import Fleet, local_servers
 from coe.registry import ExpertSpec
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Endpoint
-from tests.cli.shop import TAUGHT
+from tests.cli.logged_service import TAUGHT
 from tests.routers.conftest import WORDS, built, tiny_encoder
 from tests.score.answering import AnsweringServer
 

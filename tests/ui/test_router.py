@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli.status import status_report
+from coe.jobs.status_report import status_report
 from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving

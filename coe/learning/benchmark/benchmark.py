@@ -1,6 +1,7 @@
-"""How much of the possible gain routing reaches on quality data: CoE as served against its rivals and its bounds.
+"""Measures how much of the possible gain routing reaches on quality data, against baselines and bounds.
 
-What CoE is measured against: nearest neighbours and ridge regression on embeddings, tuned on folds.
+CoE is trained and served as in production on random splits. The baselines are nearest neighbours and ridge regression
+on embeddings, tuned on folds; the bounds are the best single model, the best map on the test part, and the oracle.
 """
 
 from __future__ import annotations
@@ -24,69 +25,70 @@ from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 
 Floats = NDArray[np.floating]
 PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
-"""(vectors, scores) to learn from, vectors to predict for, strength -> predicted scores (n_prompts, n_models)."""
+"""From (vectors, scores) to train on, vectors to predict for and a strength to scores (n_prompts, n_models)."""
 
 KNN_GRID = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 RIDGE_GRID = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TUNING_FOLDS = 4
 
 
-def knn_baseline(vectors: Floats, scores: Floats, wanted: Floats, strength: float) -> NDArray[np.float64]:
+def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, strength: float) -> NDArray[np.float64]:
     """Mean scores of the `strength` prompts most similar by cosine; vectors are unit length."""
     neighbours = min(int(strength), len(vectors))
-    closest = np.argpartition(-(wanted @ vectors.T), neighbours - 1, axis=1)[:, :neighbours]
+    closest = np.argpartition(-(targets @ vectors.T), neighbours - 1, axis=1)[:, :neighbours]
     return np.asarray(scores[closest].mean(axis=1), dtype=np.float64)
 
 
-def ridge_baseline(vectors: Floats, scores: Floats, wanted: Floats, strength: float) -> NDArray[np.float64]:
-    """One ridge regression a model, with an intercept that is not penalised."""
+def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, strength: float) -> NDArray[np.float64]:
+    """One ridge regression for each model, with an unpenalized intercept."""
     centre, level = vectors.mean(axis=0), scores.mean(axis=0)
     inputs = (vectors - centre).astype(np.float64)
     gram = inputs.T @ inputs + strength * np.eye(inputs.shape[1])
-    return np.asarray((wanted - centre) @ np.linalg.solve(gram, inputs.T @ (scores - level)) + level)
+    return np.asarray((targets - centre) @ np.linalg.solve(gram, inputs.T @ (scores - level)) + level)
 
 
 def tuned(
     predict: PredictScores,
     vectors: Floats,
     scores: Floats,
-    wanted: Floats,
+    targets: Floats,
     *,
     grid: Sequence[float],
     seed: int,
 ) -> NDArray[np.float64]:
-    """Predictions with the strength of `grid` whose choices score best on held-out folds of what is learnt from."""
+    """Predictions with the strength of `grid` whose choices score best on held-out folds of the training data."""
     fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS
     reached = []
     for strength in grid:
         gained = 0.0
         for held in range(TUNING_FOLDS):
-            rest, away = fold != held, fold == held
-            chosen = predict(vectors[rest], scores[rest], vectors[away], strength).argmax(axis=1)
-            gained += float(scores[away][np.arange(len(chosen)), chosen].sum())
+            trained, tested = fold != held, fold == held
+            chosen = predict(vectors[trained], scores[trained], vectors[tested], strength).argmax(axis=1)
+            gained += float(scores[tested][np.arange(len(chosen)), chosen].sum())
         reached.append(gained)
-    return predict(vectors, scores, wanted, grid[int(np.argmax(reached))])
+    return predict(vectors, scores, targets, grid[int(np.argmax(reached))])
 
 
 SEEDS = (0, 1, 2, 3, 4)
 TRAIN_SHARE = 0.7
 MIN_TRAINING_PROMPTS = 8
-"""Different training prompts below which a label is not learnt by itself but joins its category, or the general one."""
+"""Distinct training prompts that a label needs; a rarer one joins its category, or the general one."""
 MAX_TIMED_PROMPTS = 200
 """Prompts whose routing time is measured."""
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
-"""(prompt, category) pairs and an empty folder to a router as it is served."""
+"""From (prompt, category) pairs and an empty folder to a router as it is served."""
 PrepareText = Callable[[str], str]
-"""What of a prompt a router learns from, empty where that is nothing; prompts alike in it are one."""
+"""Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
 Encode = Callable[[Path, Sequence[str]], Floats]
-"""The folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
+"""From the folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """One seed's result: each method's mean score and mean size, the traces of three, and routing times in ms."""
+    """The result of one seed: each method's mean score and size, the frontiers of three methods, and routing times in
+    ms."""
 
     score: dict[str, float]
     size: dict[str, float]
@@ -98,32 +100,32 @@ def benchmark(
     data: Quality,
     *,
     train_router: TrainRouter,
-    prepared: PrepareText,
+    prepare: PrepareText,
     encode: Encode,
     work: Path,
     seeds: Sequence[int] = SEEDS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Random 70/30 splits by `seeds`: everything is learnt and tuned on the larger part, and scored on the other.
+    """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
-    Routers are trained into folders of `work`; the rivals learn on the vectors of the first one's encoder, which are
-    kept there. Returns a JSON-able report: mean and standard deviation over splits of each method, the share of the gap
-    between best single model and oracle that CoE closes, its frontier, hull areas and routing time. Sizes, frontier and
-    areas are null or empty where a model's size is not known. Raises DataError when the data cannot be split.
+    Routers are trained into folders of `work`. The baselines use the vectors of the first router's encoder, which are
+    stored there. Returns a JSON-able report: mean and standard deviation over splits of each method, the share of the
+    gap between best single model and oracle that CoE closes, its frontier, hull areas and routing time. Sizes, frontier
+    and areas are null or empty where a model's size is not known. Raises DataError when the data cannot be split.
     """
     if len(set(data.categories)) < 2:
         raise DataError(f"{data.benchmark}: all prompts have one category; routing takes two")
-    tell = progress or (lambda stage, share: None)
-    texts, splits = [prepared(prompt) for prompt in data.prompts], []
+    report = progress or (lambda stage, share: None)
+    texts, splits = [prepare(prompt) for prompt in data.prompts], []
     for number, seed in enumerate(seeds):
-        tell(f"split {number + 1} of {len(seeds)}", number / len(seeds))
+        report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
         splits.append(_run_split(data, texts, train_router=train_router, encode=encode, work=work, seed=seed))
-    tell("done", 1.0)
+    report("done", 1.0)
     return _report(data, splits, seeds)
 
 
 def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
-    """Embeddings of all prompts, read from `work` when the same prompts were embedded before."""
+    """Embeddings of all prompts, read from `work` where the same prompts were embedded before."""
     path = work / f"vectors-{data.digest[:16]}.npy"
     if path.is_file():
         return np.asarray(np.load(path, allow_pickle=False))
@@ -135,7 +137,7 @@ def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
 def _run_split(
     data: Quality, texts: Sequence[str], *, train_router: TrainRouter, encode: Encode, work: Path, seed: int
 ) -> SplitResult:
-    """`texts` are the prompts as they are learnt from."""
+    """The result of one seed; `texts` are the prepared prompts."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
@@ -164,15 +166,14 @@ def _run_split(
 def _train(
     data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
 ) -> tuple[Router, Assignment]:
-    """A router for the categories of the training part and the assignment over them, as `coe train` and `coe plan`
-    make them."""
+    """A router and an assignment for the training part, made as by `coe train` and `coe plan`."""
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
-        told = (
+        message = (
             f"{data.benchmark}: fewer than two categories have {MIN_TRAINING_PROMPTS} different prompts to learn from"
         )
-        raise DataError(f"{told}; score more prompts, or sort them into fewer categories")
+        raise DataError(f"{message}; score more prompts, or sort them into fewer categories")
     pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
     router = train_router([pair for pair in pairs if pair[1]], folder)
     there = [number for number, label in enumerate(labels) if label in router.categories]
@@ -183,8 +184,8 @@ def _train(
 
 
 def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
-    """Labels with the rare ones joined to their coarse category, where that is rare to the general one, and "" where
-    even that is."""
+    """Labels with rare ones merged into their coarse category, then into the general one, and "" where even that is
+    rare."""
     found, general = list(labels), [GENERAL] * len(labels)
     for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
         count = _distinct_prompts(texts, found)
@@ -195,7 +196,7 @@ def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequ
 
 
 def _distinct_prompts(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
-    """How many different prompts each label has; one under two labels teaches neither."""
+    """The number of distinct prompts of each label; a prompt with two labels counts for neither."""
     known: dict[str, set[str]] = {}
     for text, label in zip(texts, labels, strict=True):
         if text:
@@ -204,13 +205,15 @@ def _distinct_prompts(texts: Sequence[str], labels: Sequence[str]) -> Counter[st
 
 
 def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Choices of the best single model of the training part, and of two that look at the test scores: the best model
-    of each true category, and the best (then smallest) model of each prompt."""
+    """Choices of the best single model of the training part, and of two that use the test scores.
+
+    These are the best model of each true category, and the best (then smallest) model of each prompt.
+    """
     scores = data.scores[test]
     names, rows = np.unique([data.categories[i] for i in test], return_inverse=True)
     total = np.zeros((len(names), len(data.models)))
     np.add.at(total, rows, scores)
-    smallest_first = np.argsort(data.active_b, kind="stable")  # NaN, not known, goes last
+    smallest_first = np.argsort(data.active_b, kind="stable")  # unknown sizes (NaN) go last
     return {
         "best_single": np.full(len(test), int(data.scores[train].mean(axis=0).argmax())),
         "class_map_on_test": total.argmax(axis=1)[rows],
@@ -219,7 +222,7 @@ def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) ->
 
 
 def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) -> list[float]:
-    """Milliseconds from each text to its expert, one at a time, as a request is served."""
+    """Milliseconds from each text to its expert, one request at a time."""
     times = []
     for prompt in prompts:
         began = time.perf_counter()

@@ -1,4 +1,7 @@
-"""Probes with the passages a request would be given, and the file of what passages changed: gains.parquet."""
+"""Adds passages to probes as the gateway would, and stores what they change: gains.parquet.
+
+`coe score --retrieval both` writes the file, and `coe plan` fits the retrieval gate on it.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,10 @@ _COLUMNS = ("prompt_id", "prompt", "model", "without", "with", "cosine", "tokens
 
 @dataclass(frozen=True, slots=True)
 class ProbeWithPassages:
-    """A probe as it is asked with passages; the cosine of the best, NaN without any, about how many tokens they are,
-    and the seconds that finding them took."""
+    """A probe with passages added.
+
+    `cosine` is that of the best passage, NaN without any; `tokens` is their estimated size, `seconds` the search time.
+    """
 
     probe: Probe
     cosine: float
@@ -39,8 +44,10 @@ class ProbeWithPassages:
 async def add_passages(
     probes: Iterable[Probe], declared: RetrievalSpec, *, retriever: Retriever, encoder: Encoder
 ) -> list[ProbeWithPassages]:
-    """Each probe with what the declared store has for it, as the gateway would give it with `x-coe-retrieval: on`.
-    Raises RetrievalError."""
+    """Each probe with passages of the declared store, as the gateway adds them under `x-coe-retrieval: on`.
+
+    Raises RetrievalError.
+    """
     return [await _with_passages(probe, declared, retriever, encoder) for probe in probes]
 
 
@@ -51,23 +58,23 @@ async def _with_passages(
     vector = encoder.encode([probe.prompt])[0]
     found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.passages)
     seconds = time.perf_counter() - began
-    like = [passage for passage in found if passage.score >= declared.least_cosine]
-    block = format_passages(like, budget=declared.tokens) if like else None
+    similar = [passage for passage in found if passage.score >= declared.least_cosine]
+    block = format_passages(similar, budget=declared.tokens) if similar else None
     if block is None:
         return ProbeWithPassages(probe, float("nan"), 0, seconds)
     fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
     assert fields is not None, "a probe ends with the user's words"
     digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
     given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
-    return ProbeWithPassages(given, max(passage.score for passage in like), block.tokens, seconds)
+    return ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds)
 
 
 Gain = tuple[ProbeWithPassages, str, float, float]
-"""What was asked, the expert, its scores without and with passages."""
+"""The probe, the expert, and its scores without and with passages."""
 
 
 def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
-    """Replaces the file in one step."""
+    """Replace the file atomically."""
     import pyarrow
     from pyarrow import parquet
 
@@ -88,19 +95,19 @@ def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gains:
-    """What `coe score --retrieval both` measured: texts, experts, and the columns of `GateExamples`."""
+    """The measurements of `coe score --retrieval both`: texts, experts, and columns of `GateExamples`."""
 
     texts: tuple[str, ...]
     experts: tuple[str, ...]
     columns: dict[str, Any]
 
-    def trials(self, router: Router, encoder: Encoder) -> GateExamples:
-        """With what the router and the encoder see of the texts, in their order."""
-        return GateExamples.seen(self.texts, router, encoder, experts=self.experts, **self.columns)
+    def examples(self, router: Router, encoder: Encoder) -> GateExamples:
+        """The measurements with the posteriors and vectors of a router and encoder."""
+        return GateExamples.from_texts(self.texts, router, encoder, experts=self.experts, **self.columns)
 
 
 def read_gains(folder: Path, experts: Sequence[str]) -> Gains | None:
-    """Of the declared `experts`; None where there is no such file. Raises DataError where it is another one."""
+    """The measurements of the declared `experts`; None without the file. Raises DataError for a damaged file."""
     path = folder / GAINS_FILE
     if not path.is_file():
         return None

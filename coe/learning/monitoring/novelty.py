@@ -1,6 +1,7 @@
-"""New kinds of requests: clusters of traffic that no category fits, proposed as categories with exemplars.
+"""Finds new kinds of requests: clusters of uncertain traffic, proposed as categories with exemplars.
 
-A proposed category as an entry for experts.yaml: its exemplars, and a name and description to be mended.
+Clusters come from HDBSCAN on the direction of the first principal components of embeddings. `category_entry` turns the
+exemplars of a proposal into an entry for experts.yaml, with a name and a description to edit.
 """
 
 from __future__ import annotations
@@ -17,25 +18,24 @@ from numpy.typing import NDArray
 MAX_CLUSTERED = 5000
 """Requests that are clustered at most, drawn at random; the time grows with their square."""
 MIN_CLUSTER_SIZE = 20
-"""Requests that make a cluster."""
 PCA_DIMENSIONS = 10
-"""Principal components whose direction is clustered: density means little in hundreds of dimensions, and by length one
-tight group of much the same prompts hides all that are merely about the same thing
-(docs/experiments/drift-alarms.md)."""
+"""Principal components whose direction is clustered. Density means little in hundreds of dimensions; with lengths, one
+tight group of near-duplicates hides groups that merely share a topic (docs/experiments/drift-alarms.md)."""
 MIN_NEIGHBOURS = 3
-"""Neighbours that make a place dense."""
+"""Neighbours that make a point dense."""
 MIN_SILHOUETTE = 0.1
-"""Silhouette (-1 to 1) below which a cluster is not told apart from its surroundings."""
+"""Silhouette (-1 to 1) below which a cluster is not distinct from its surroundings."""
 MAX_EXEMPLARS = 5
 MAX_PROPOSALS = 10
-"""Proposals at most, the largest clusters."""
+"""Proposals in a report, the largest clusters."""
 
 
 @dataclass(frozen=True, slots=True)
 class CategoryProposal:
-    """A cluster: how many of the requests looked at are in it and how clear it is (mean silhouette).
+    """A cluster of similar requests: its number of requests, their share of the requests considered, and its mean
+    silhouette.
 
-    `nearest` is the declared category that most were taken for; `exemplars` are the rows that show best what it is.
+    `nearest` is the declared category that most of them were routed to; `exemplars` are the rows nearest to its centre.
     """
 
     requests: int
@@ -48,7 +48,7 @@ class CategoryProposal:
     def sentence(self) -> str:
         """For a report."""
         return (
-            f"{self.requests} unsure requests ({self.share:.1%} of those looked at) are alike (silhouette "
+            f"{self.requests} uncertain requests ({self.share:.1%} of those considered) are alike (silhouette "
             f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a category of their own"
         )
 
@@ -76,7 +76,7 @@ def propose_categories(
     if not len(set(labels.tolist()) - {-1}):
         return ()
     clear = _silhouettes(points, labels)
-    looked_at = len(embeddings) * len(rows) / int((confidence < below).sum())
+    considered = len(embeddings) * len(rows) / int((confidence < below).sum())
     found = []
     for label in sorted(set(labels.tolist()) - {-1}):
         inside = np.flatnonzero(labels == label)
@@ -86,7 +86,7 @@ def propose_categories(
         distance = np.linalg.norm(points[inside] - points[inside].mean(axis=0), axis=1)
         central = tuple(int(row) for row in rows[inside[np.argsort(distance)[:MAX_EXEMPLARS]]])
         nearest = categories[int(np.bincount(category[rows[inside]], minlength=len(categories)).argmax())]
-        found.append(CategoryProposal(len(inside), len(inside) / looked_at, silhouette, nearest, central))
+        found.append(CategoryProposal(len(inside), len(inside) / considered, silhouette, nearest, central))
     return tuple(sorted(found, key=lambda proposal: -proposal.requests)[:MAX_PROPOSALS])
 
 
@@ -106,7 +106,8 @@ def _clusters(points: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How much nearer each point is to its cluster than to the next, -1 to 1; what is in none counts as one more."""
+    """How much nearer each point is to its own cluster than to the next one, -1 to 1; points without a cluster form
+    one."""
     from sklearn.metrics import silhouette_samples
 
     if len(set(labels.tolist())) < 2:
@@ -115,25 +116,22 @@ def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDAr
 
 
 MAX_WORDS = 3
-"""Telling words in a proposed description."""
+"""Distinctive words in a proposed description."""
 MAX_EXAMPLE_CHARACTERS = 300
-"""Characters of an exemplar."""
 _WORD = re.compile(r"[a-z]{4,24}")
 
 
 def category_entry(exemplars: Sequence[str], others: Sequence[str]) -> str:
-    """YAML to paste under `categories`, from prompts that show what it is and prompts of all kinds."""
+    """YAML for `categories` in experts.yaml, from the prompts of a proposal and prompts of all kinds."""
     words = distinctive_words(exemplars, others)
     name = "-".join(words[:2]) or "new-category"
-    about = (
-        f"Requests about {', '.join(words)} (say it better)" if words else "Say here what these requests have in common"
-    )
+    about = f"Requests about {', '.join(words)} (edit this)" if words else "Describe what these requests have in common"
     lines = [f"- name: {name}", f"  description: {_quoted(about)}", "  examples:"]
     return "\n".join([*lines, *(f"    - {_quoted(text[:MAX_EXAMPLE_CHARACTERS])}" for text in exemplars)]) + "\n"
 
 
 def distinctive_words(inside: Sequence[str], outside: Sequence[str]) -> list[str]:
-    """The words, at most WORDS, that most of `inside` have and few of `outside`."""
+    """Up to MAX_WORDS words that most of `inside` have and few of `outside`."""
     own, other = (
         Counter(word for text in texts for word in set(_WORD.findall(text.lower()))) for texts in (inside, outside)
     )
@@ -142,5 +140,5 @@ def distinctive_words(inside: Sequence[str], outside: Sequence[str]) -> list[str
 
 
 def _quoted(text: str) -> str:
-    """As a JSON string, which YAML reads too."""
+    """The text as a JSON string, which is valid YAML."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,7 +1,4 @@
-"""What the last look at traffic found, in one small file of the state folder: written by jobs, shown by gateways.
-
-Tells the gateways what a look at the traffic found, for their `/metrics`.
-"""
+"""Stores the last traffic report in a small file of the state folder: jobs write it, gateways show it in `/metrics`."""
 
 from __future__ import annotations
 
@@ -27,8 +24,8 @@ ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 @dataclass(frozen=True, slots=True)
 class TrafficReport:
-    """At `time` (Unix seconds): the experts of each kind of alarm, whether each aspect of traffic that could be
-    compared has shifted, and how many new categories are proposed."""
+    """At `time` (Unix seconds): experts by kind of alarm, whether each tested aspect has shifted, and proposed
+    categories."""
 
     time: float
     alarms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -37,7 +34,7 @@ class TrafficReport:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], *, now: float) -> TrafficReport:
-        """Of a report of `coe status`."""
+        """The part of a `coe status` report that metrics show."""
         alarms: dict[str, tuple[str, ...]] = {}
         for alarm in report["alarms"]:
             alarms[alarm["kind"]] = (*alarms.get(alarm["kind"], ()), alarm["expert"])
@@ -49,7 +46,7 @@ class TrafficReport:
 
 
 def read_traffic_report(path: Path) -> TrafficReport | None:
-    """None where nobody has looked yet, or the file is something else: metrics must not fail for it."""
+    """The stored report; None where there is none or the file is damaged, since metrics must not fail."""
     try:
         found = orjson.loads(path.read_bytes())
         alarms: dict[str, tuple[str, ...]] = {kind: tuple(found["alarms"].get(kind, ())) for kind in ALARMS}
@@ -62,7 +59,8 @@ def read_traffic_report(path: Path) -> TrafficReport | None:
 
 
 def publish_traffic_report(settings: Settings, report: Mapping[str, Any]) -> None:
-    """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
+    """Store the report of `coe status` for this machine's gateways, and for other machines where artifacts are
+    shared."""
     content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     share = share_at(load(settings.config, environ=settings.environ).artifacts)

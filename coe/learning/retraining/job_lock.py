@@ -1,4 +1,8 @@
-"""One job at a time: a lock in the log's Redis with a lease, or on a file where the log is one."""
+"""The lock that lets one learning job run at a time: a lease in the log's Redis, else a file lock.
+
+A thread extends the lease in Redis while the job runs, so that a long fit does not lose it. Before a job changes
+anything it checks that it still holds the lock.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,20 @@ from coe.errors import JobError, LogError
 
 LOCK_KEY = "coe:retrain"
 LEASE_SECONDS = 30.0
-"""Seconds that the lock outlives a job that was killed or cut off."""
+"""Time that the lock outlives a job that was killed or disconnected."""
 EXTENSION_SECONDS = 10.0
-"""Seconds between two extensions of the lease."""
+"""Time between two extensions of the lease."""
 REDIS_TIMEOUT_SECONDS = 5.0
 
 CheckLock = Callable[[], None]
-"""Raises JobError unless this job still is the only one."""
+"""Raises JobError unless this job still holds the lock."""
 
 
 def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractContextManager[CheckLock]:
-    """Entered by one job at a time of all that share the log at `url` (Redis) or the state folder `home`.
+    """A context that one job at a time enters, of all that share the Redis at `url` or the state folder `home`.
 
-    Yields a check to call before anything is changed. Raises JobError, which names the holder, when another job is at
-    work, and LogError when Redis cannot be asked.
+    Yields a check to call before anything is changed. Raises JobError, which names the holder, where another job runs,
+    and LogError where Redis does not answer.
     """
     if url.startswith(("redis://", "rediss://")):
         return _redis_lock(url, lease)
@@ -53,7 +57,7 @@ def _file_lock(path: Path) -> Iterator[CheckLock]:
         file.truncate(0)
         file.write(_holder_name())
         file.flush()
-        yield lambda: None  # the kernel holds it as long as this process lives
+        yield lambda: None  # the kernel holds the lock as long as this process lives
 
 
 @contextmanager
@@ -70,32 +74,32 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
     except (RedisError, OSError) as error:
         client.close()
         raise LogError(
-            f"retrain: the lock in Redis cannot be had ({error}); check that it runs and takes writes"
+            f"retrain: the lock in Redis cannot be acquired ({error}); check that Redis runs and accepts writes"
         ) from error
     except JobError:
         client.close()
         raise
-    extended = _LeaseExtension(lock, lease)
+    extension = _LeaseExtension(lock, lease)
     try:
-        yield extended.assure
+        yield extension.check
     finally:
-        extended.stop()
-        with suppress(RedisError, OSError):  # not ours any longer, or Redis is away and the lease runs out
+        extension.stop()
+        with suppress(RedisError, OSError):  # the lease is lost, or it expires by itself
             lock.release()
         client.close()
 
 
 class _LeaseExtension:
-    """Extends a lock from a thread, so that a long fit does not lose it."""
+    """Extends a lease from a thread until it is stopped."""
 
     def __init__(self, lock: Any, lease: float) -> None:
         self._lock, self._lease = lock, lease
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coe-retrain-lease", daemon=True)
         self._thread.start()
 
-    def assure(self) -> None:
-        """Extend it now. Raises JobError when it is not held any more or Redis cannot say."""
+    def check(self) -> None:
+        """Extend the lease now. Raises JobError where it is lost or Redis does not answer."""
         from redis.exceptions import RedisError
 
         try:
@@ -104,14 +108,14 @@ class _LeaseExtension:
             raise JobError(f"retrain: the lock was lost ({error}); nothing is promoted, run it again") from error
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(min(EXTENSION_SECONDS, self._lease / 3)):
-            with suppress(JobError):  # `assure` says so before anything is changed
-                self.assure()
+        while not self._stopped.wait(min(EXTENSION_SECONDS, self._lease / 3)):
+            with suppress(JobError):  # `check` reports it before anything is changed
+                self.check()
 
 
 def _held_error(holder: str) -> JobError:
-    return JobError(f"retrain: another job is at work ({holder or 'it has just begun'}); wait for it or stop it")
+    return JobError(f"retrain: another job is running ({holder or 'it has just begun'}); wait for it or stop it")

@@ -1,6 +1,6 @@
-"""The report of a round of learning: JSON for machines, Markdown for people.
+"""Writes the report of a plan round: JSON for machines, Markdown and an image for people.
 
-A round's report as files: beside what was promoted, or among the newest reports of what was not.
+A promoted artifact holds its round's report; `keep_report` stores those of rejected candidates, the newest MAX_REPORTS.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from coe.records.feedback import KINDS
 def plan_report(
     found: JudgedPlan, current: CurrentPlan, *, experience: Experience, left_out: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """What was learnt from, what changed, what was judged, and whom not to trust; JSON-able."""
+    """The report of a round, JSON-able: its inputs, the changes, the judgement, and the tenants that are not
+    trusted."""
     old, new = current.assignment, found.candidate
     kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(KINDS)}
     return {
@@ -92,7 +93,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 MAX_REPORTS = 50
-"""Reports of rounds that promoted nothing, the newest."""
+"""Kept reports of rejected candidates of all kinds, the newest."""
 
 
 def write_plan_report(folder: Path, report: Mapping[str, Any]) -> None:
@@ -103,8 +104,10 @@ def write_plan_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
-    """Have it written to a folder of its own under `root`, named by the time `now` (Unix seconds) and the kind of
-    artifact; the oldest make room."""
+    """Write a report into a new folder under `root`, named by the time `now` (Unix seconds) and the kind of artifact.
+
+    Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
+    """
     folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
     folder.mkdir(parents=True)
     write(folder)

@@ -178,9 +178,9 @@ async def _complaint(*processes: asyncio.subprocess.Process) -> str:
         assert process.stderr is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
-                told = (await process.stderr.read(MAX_REPORT_BYTES)).decode("utf-8", "replace").strip()
-                if told:
-                    return told.splitlines()[-1][:300]
+                text = (await process.stderr.read(MAX_REPORT_BYTES)).decode("utf-8", "replace").strip()
+                if text:
+                    return text.splitlines()[-1][:300]
     return ""
 
 

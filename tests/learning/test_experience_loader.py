@@ -39,15 +39,15 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.time.tolist() == [7.0]
     assert found.identity.tolist() == [request_hash("r")]
     assert found.weight.tolist() == [1.0]
-    assert found.telling.tolist() == [True]
+    assert found.usable_off_policy.tolist() == [True]
 
 
 @pytest.mark.parametrize("reason", ["pinned", "sticky", "uncertain", "spilled", "fallback"])
-def test_a_choice_that_quality_did_not_make_teaches_but_has_no_propensity(reason: str) -> None:
+def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason: str) -> None:
     found = joined([record("r", reason=reason)], [said("score", 1.0)]).experience
     assert np.isnan(found.propensity).all()
     assert found.rated.all()
-    assert not found.telling.any()
+    assert not found.usable_off_policy.any()
 
 
 def test_an_explored_choice_has_its_propensity() -> None:
@@ -65,11 +65,11 @@ def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> N
     assert joined(left, [said("abandoned"), said("thumb", 1)]).experience.reward[0] == 1.0
 
 
-def test_a_client_that_left_without_a_signal_said_nothing() -> None:
+def test_a_client_that_left_without_a_signal_gives_no_feedback() -> None:
     assert np.isnan(joined([record("r", outcome="aborted")]).experience.reward).all()
 
 
-def test_complaints_go_by_how_often_they_come_and_nothing_rests_on_them_alone() -> None:
+def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> None:
     busy = [record(f"b{number}") for number in range(400)]
     idle = [record(f"i{number}", expert="generalist") for number in range(20)]
     odd = [record(f"o{number}", expert="lawyer") for number in range(20)]
@@ -111,7 +111,7 @@ def test_neither_the_order_nor_repetition_of_feedback_matters(events: list[Feedb
     np.testing.assert_array_equal(first.corrected, second.corrected)
 
 
-def test_what_cannot_be_used_is_left_out_and_counted() -> None:
+def test_unusable_entries_are_left_out_and_counted() -> None:
     records = [
         record("r"),
         record("r", expert="lawyer"),
@@ -138,7 +138,7 @@ def test_what_cannot_be_used_is_left_out_and_counted() -> None:
     }
 
 
-def test_probability_of_a_category_that_is_gone_counts_as_general() -> None:
+def test_probability_of_an_undeclared_category_counts_as_general() -> None:
     found = joined([record("r", probabilities={"poetry": 0.5, "general": 0.2, "law": 0.3})]).experience
     np.testing.assert_allclose(found.posterior, [[0.0, 0.7, 0.3]])
 
@@ -152,6 +152,6 @@ def test_only_the_newest_requests_are_kept_and_stay_in_order() -> None:
     assert found.left_out == {"feedback for unknown requests": 4}
 
 
-def test_an_empty_log_is_an_error_that_says_so() -> None:
+def test_an_empty_log_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to learn from"):
         joined([record("r", outcome="expert_error")])

@@ -50,8 +50,8 @@ TRUTH = {"chef": {"cooking": 0.9, "football": 0.9}, "generalist": {"astronomy": 
 
 
 @dataclass
-class Shop:
-    """`serve` adds to the log what its gateway would, by what is in use."""
+class LoggedService:
+    """A declared service; `serve` logs requests as its gateway would decide them."""
 
     config: Path
     url: str

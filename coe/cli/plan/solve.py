@@ -1,4 +1,4 @@
-"""`coe solve`: the plan in use under other budgets, a line of JSON in, a line out; nothing is published."""
+"""`coe solve`: solves the plan in use under other budgets, one JSON line in, one out; publishes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from numpy.typing import NDArray
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, keep_output_clean, settings_for
+from coe.cli.common import Config, keep_stdout_clean, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.mapping import (
     Budget,
@@ -30,27 +30,31 @@ from coe.settings import Settings
 from coe.terminal import say_json
 
 Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
-LONGEST = 10_000
-"""Characters of a line."""
+MAX_LINE_CHARACTERS = 10_000
+"""Longer input lines are read in parts."""
 
 
 def solve_lines(version: Version = None, config: Config = None) -> None:
-    """Solve a plan again under other budgets: each line on standard input is a JSON object of budget rows, such as
-    {"memory_gb": 24}, that replace the declared budget; each line on standard output is the plan, or why there is
-    none."""
-    keep_output_clean()
+    """Solve a plan again under other budgets.
+
+    Each line on standard input is a JSON object of budget rows, such as {"memory_gb": 24}, that replace the declared
+    budget. Each line on standard output is the plan, or the error.
+    """
+    keep_stdout_clean()
     settings = settings_for(config)
     store = ArtifactStore(settings.artifacts, "assignment")
     version = version or store.in_use()
-    found = None if version is None else _present(settings, version, store.published(version).folder)
+    found = None if version is None else _current_problem(settings, version, store.published(version).folder)
     if found is None:
-        raise ArtifactError("solve: no plan was made of scores yet; run `coe plan`")
+        raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
     for answer in answers(_lines(sys.stdin), *found):
         say_json(answer)
 
 
-def _present(settings: Settings, version: str, folder: Path) -> tuple[Problem, NDArray[np.float64] | None] | None:
-    """The problem of the plan, as experts.yaml declares it now; None where no record was kept."""
+def _current_problem(
+    settings: Settings, version: str, folder: Path
+) -> tuple[Problem, NDArray[np.float64] | None] | None:
+    """The problem of the plan under the current experts.yaml, and its traffic; None for a plan without a record."""
     solved = read_problem(folder)
     if solved is None:
         return None
@@ -59,7 +63,7 @@ def _present(settings: Settings, version: str, folder: Path) -> tuple[Problem, N
 
 
 def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:
-    """{"plan": ...} or {"error": why not} for each line."""
+    """{"plan": ...} or {"error": ...} for each line."""
     for line in lines:
         try:
             yield {"plan": _solved(problem, traffic, _budget(line))}
@@ -68,12 +72,12 @@ def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64]
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
-    while line := stream.readline(LONGEST):
+    while line := stream.readline(MAX_LINE_CHARACTERS):
         yield line
 
 
 def _budget(line: str) -> Budget:
-    """Raises DataError for what is no budget, ConfigError for one that is not above 0."""
+    """Raises DataError for a line that is no budget, ConfigError for a limit that is not above 0."""
     known = list(Budget.__dataclass_fields__)
     try:
         rows = orjson.loads(line)
@@ -85,13 +89,13 @@ def _budget(line: str) -> Budget:
 
 
 def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:
-    tried = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
-    found = solve(tried, traffic=traffic)
+    changed = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
+    found = solve(changed, traffic=traffic)
     columns = zip(found.categories, found.choice, found.runner_up, found.margin, strict=True)
     return {
         "budget": budget.rows(),
-        "quality": planned_quality(tried, found),
-        "used": planned_use(tried, found),
+        "quality": planned_quality(changed, found),
+        "used": planned_use(changed, found),
         "hosted": found.hosted,
         "assignment": [
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.mapping import read_evidence
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 from tests.routers.conftest import examples
 
 MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
@@ -16,9 +16,9 @@ MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalis
 
 
 @pytest.fixture
-def scores(shop: Shop) -> Path:
+def scores(service: LoggedService) -> Path:
     """A folder as `coe score` writes it, with the same number of prompts for each category."""
-    folder = shop.config.with_name("quality")
+    folder = service.config.with_name("quality")
     folder.mkdir()
     prompts, results = [], []
     for number, example in enumerate(one for one in examples(count=60) if one.category in MEASURED):
@@ -32,46 +32,48 @@ def scores(shop: Shop) -> Path:
     return folder
 
 
-def test_a_plan_made_again_keeps_what_feedback_moved_unless_told_to_drop_it(shop: Shop, scores: Path) -> None:
-    shop.report("plan", scores)
-    assert {name: shop.choices()[name] for name in MEASURED} == MEASURED
-    shop.serve(1500)
-    found = shop.retrain()
+def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(
+    service: LoggedService, scores: Path
+) -> None:
+    service.report("plan", scores)
+    assert {name: service.choices()[name] for name in MEASURED} == MEASURED
+    service.serve(1500)
+    found = service.retrain()
     assert found["promoted"], found["sentence"]
     assert [move["category"] for move in found["report"]["moves"] if move["verdict"] == "better"] == ["cooking"]
-    assert shop.choices()["cooking"] == "chef"
+    assert service.choices()["cooking"] == "chef"
 
-    assert "kept from feedback: cooking (moved by coe retrain" in shop.run("plan", scores)
-    assert shop.choices()["cooking"] == "chef"
-    again = shop.report("plan", scores)
-    assert again["learnt"] == {"kept": ["cooking"], "moved_by_scores": [], "dropped": []}
-    assert shop.choices()["cooking"] == "chef"
+    assert "kept from feedback: cooking (moved by coe retrain" in service.run("plan", scores)
+    assert service.choices()["cooking"] == "chef"
+    again = service.report("plan", scores)
+    assert again["feedback"] == {"kept": ["cooking"], "moved_by_scores": [], "dropped": []}
+    assert service.choices()["cooking"] == "chef"
 
-    dropped = shop.run("plan", scores, "--drop-learnt")
+    dropped = service.run("plan", scores, "--drop-feedback")
     assert "dropped: the feedback on cooking, which coe retrain had moved" in dropped
-    assert {name: shop.choices()[name] for name in MEASURED} == MEASURED
+    assert {name: service.choices()[name] for name in MEASURED} == MEASURED
 
 
-def test_the_scores_that_a_plan_was_measured_with_travel_in_it_through_rounds(shop: Shop, scores: Path) -> None:
-    shop.report("plan", scores)
+def test_a_plan_keeps_its_measured_scores_through_learning_rounds(service: LoggedService, scores: Path) -> None:
+    service.report("plan", scores)
     names = {"categories": ("cooking", "football"), "experts": ("chef", "generalist")}
 
     def measured() -> tuple[list[list[float]], list[list[float]]]:
-        version = shop.store().in_use()
+        version = service.store().in_use()
         assert version is not None
-        found = read_evidence(shop.store().published(version).folder, **names)
+        found = read_evidence(service.store().published(version).folder, **names)
         assert found.measured is not None
         return found.measured.count.tolist(), found.measured.mean.tolist()
 
     before = measured()
-    shop.serve(1500)
-    assert shop.retrain()["promoted"]
+    service.serve(1500)
+    assert service.retrain()["promoted"]
     assert measured() == before
 
 
-def test_a_damaged_plan_in_use_does_not_stop_a_new_one(shop: Shop, scores: Path) -> None:
-    version = shop.report("plan", scores) and shop.store().in_use()
+def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, scores: Path) -> None:
+    version = service.report("plan", scores) and service.store().in_use()
     assert version is not None
-    (shop.store().published(version).folder / "plan.json").write_text("{")
-    shop.run("plan", scores, "--deviations", "2")
-    assert shop.store().in_use() not in (None, version)
+    (service.store().published(version).folder / "plan.json").write_text("{")
+    service.run("plan", scores, "--deviations", "2")
+    assert service.store().in_use() not in (None, version)

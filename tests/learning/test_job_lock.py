@@ -21,8 +21,8 @@ LEASE = 0.3
 HOLDING = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-from coe.learning.retraining.job_lock import only_job
-with only_job(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
+from coe.learning.retraining.job_lock import job_lock
+with job_lock(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -46,7 +46,7 @@ def another_process(url: str, home: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends(url: str, tmp_path: Path) -> None:
     with another_process(url, tmp_path) as other:
         with (
-            pytest.raises(JobError, match=rf"another job is at work \(process {other.pid} on "),
+            pytest.raises(JobError, match=rf"another job is running \(process {other.pid} on "),
             job_lock(url, home=tmp_path),
         ):
             pytest.fail("two at once")
@@ -56,7 +56,7 @@ def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends
         assure()
 
 
-def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(url: str, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_job_is_free_when_its_lease_expires(url: str, tmp_path: Path) -> None:
     with another_process(url, tmp_path) as other:
         other.kill()
         other.wait()
@@ -70,7 +70,7 @@ def test_the_lock_of_a_killed_job_is_free_at_the_latest_when_its_lease_is_over(u
             time.sleep(0.02)
 
 
-def test_a_lease_is_extended_as_long_as_the_job_is_at_work(redis_url: str, tmp_path: Path) -> None:
+def test_a_lease_is_extended_while_the_job_runs(redis_url: str, tmp_path: Path) -> None:
     with Redis.from_url(redis_url) as client, job_lock(redis_url, home=tmp_path, lease=LEASE):
         given_up, left = time.monotonic() + SOON, client.pttl(LOCK_KEY)
         while (now := client.pttl(LOCK_KEY)) <= left:  # type: ignore[operator]
@@ -91,9 +91,9 @@ def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_
         client.delete(LOCK_KEY)
 
 
-def test_a_redis_that_is_away_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_unreachable_redis_is_one_clear_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(LogError, match="the lock in Redis cannot be had"),
+        pytest.raises(LogError, match="the lock in Redis cannot be acquired"),
         job_lock("redis://127.0.0.1:1/0", home=tmp_path),
     ):
         pytest.fail("locked by nobody")

@@ -13,12 +13,13 @@ import pytest
 from redis import Redis
 
 from coe.learning.retraining.job_lock import LOCK_KEY
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 
 PROGRAM = """
 import time
 import routers
-from coe.cli import ending, main
+from coe.cli import main
+from coe.jobs import signals
 
 class Freed:
     def __del__(self):
@@ -33,13 +34,14 @@ def build(*_, out, **__):
     {at_work}
     time.sleep(120)
 
-ending.AGAIN = 0.1
+signals.RESEND_SECONDS = 0.1
 routers.build = build
 main()
 """
 ROUND = """
 import shutil, time
-from coe.cli import main, rounds
+from coe.cli import main
+from coe.jobs import plan_round
 
 def write_report(draft, report):
     (draft / "half").touch()
@@ -51,7 +53,7 @@ def rmtree(*args, **options):
     time.sleep(0.3)
     real(*args, **options)
 
-real, shutil.rmtree, rounds.write_report = shutil.rmtree, rmtree, write_report
+real, shutil.rmtree, plan_round.write_plan_report = shutil.rmtree, rmtree, write_report
 main()
 """
 DECLARED = """\
@@ -80,7 +82,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("at_work", ["said()", "Freed()"], ids=["at work", "freeing an object, which ignores errors"])
 @pytest.mark.parametrize("verb", ["train", "benchmark"])
-def test_sigterm_ends_a_job_and_leaves_no_half_of_its_work(verb: str, at_work: str, place: Path) -> None:
+def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str, place: Path) -> None:
     words = [verb, "--config", "experts.yaml"] if verb == "train" else [verb, "."]
     program = (sys.executable, "-c", PROGRAM.format(at_work=at_work), *words)
     environ = os.environ | {"TMPDIR": str(place / "temporary")}
@@ -94,17 +96,17 @@ def test_sigterm_ends_a_job_and_leaves_no_half_of_its_work(verb: str, at_work: s
     assert not list((place / "temporary").iterdir())
 
 
-def test_a_round_that_is_told_twice_to_end_leaves_no_draft_and_lets_the_next_one_begin(shop: Shop) -> None:
-    shop.serve(500)
-    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(shop.config))
+def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(service: LoggedService) -> None:
+    service.serve(500)
+    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(service.config))
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
         assert job.stdout.readline() == "begun\n"
-        assert list(shop.config.parent.rglob("half"))
+        assert list(service.config.parent.rglob("half"))
         job.send_signal(signal.SIGTERM)
         assert job.stdout.readline() == "leaving\n"
         job.send_signal(signal.SIGTERM)  # as `timeout` does
         assert job.wait(30) == 128 + signal.SIGTERM
-    assert not list(shop.config.parent.rglob(".draft-*"))
-    with Redis.from_url(shop.url) as client:
+    assert not list(service.config.parent.rglob(".draft-*"))
+    with Redis.from_url(service.url) as client:
         assert client.get(LOCK_KEY) is None

@@ -1,4 +1,4 @@
-"""The part of `coe plan` that fits the retrieval gate, where `coe score --retrieval both` measured what passages do."""
+"""Fits the retrieval gate for `coe plan`, where `coe score --retrieval both` measured what passages change."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ from coe.retrieval.gate import GATE_FILE
 from coe.runtime.artifact_sync import store_of
 from coe.settings import Settings
 
-GATE, CALIBRATION = "gate", "calibration.png"
+GATE, CALIBRATION_FILE = "gate", "calibration.png"
 
 
 def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:
-    """Fit the gate on the folder's pairs of scores and put it into use; its report, None where there are no pairs.
-    Raises DataError, or ArtifactError where no router is trained whose features it could read."""
-    trials = measured(settings, registry, folder)
-    if trials is None:
+    """Fit the gate on the folder's pairs of scores and put it into use; returns its report, None without pairs.
+
+    Raises DataError, or ArtifactError where no router is trained, whose posteriors the gate reads.
+    """
+    examples = load_examples(settings, registry, folder)
+    if examples is None:
         return None
-    gate = fit_gate(trials)
-    report = gate_report(trials, registry.retrieval.price)
+    gate = fit_gate(examples)
+    report = gate_report(examples, registry.retrieval.price)
     if dry_run:
         return report
     store = store_of(settings, GATE)
     with store.draft() as draft:
         gate.save(draft / GATE_FILE)
         if find_spec("matplotlib") is not None:
-            plot_calibration(report["calibration"], draft / CALIBRATION)
+            plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
         data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
         artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
     store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")
     return report | {"version": artifact.manifest.version}
 
 
-def measured(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
-    """The pairs of scores with what the router in use sees of their prompts; None without any."""
+def load_examples(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
+    """The pairs of scores, with the posteriors and vectors of the router in use; None without any."""
     gains = read_gains(folder, registry.expert_names)
     if gains is None:
         return None
@@ -49,13 +51,4 @@ def measured(settings: Settings, registry: Registry, folder: Path) -> GateExampl
 
     artifact = check_router(settings)[1]
     router = load_router(registry, artifact)
-    return gains.trials(router, routers.load_document_encoder(artifact.folder))
-
-
-def told(report: dict[str, Any]) -> list[str]:
-    """The report in lines."""
-    lines = [f"\n{'retrieval':16} {'never':>7} {'always':>7} {'gated':>7} {'opened':>7} {'tokens saved':>13}"]
-    for name, found in {**report["experts"], "all": report["all"]}.items():
-        quality = " ".join(f"{found[policy]:7.3f}" for policy in ("never", "always", "gated"))
-        lines.append(f"{name:16} {quality} {found['opened']:7.1%} {found['saved']:13.1%}")
-    return lines
+    return gains.examples(router, routers.load_document_encoder(artifact.folder))

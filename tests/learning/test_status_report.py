@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
-from coe.cli.status import status_report
+from coe.jobs.status_report import status_report
 from coe.learning.monitoring.novelty import category_entry, distinctive_words
 from coe.learning.monitoring.traffic_report import (
     TRAFFIC_REPORT_FILE,
@@ -53,7 +53,7 @@ def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
     assert read.category_names[-1] == "tide-harbour"
 
 
-def test_without_words_in_common_a_name_is_left_to_people() -> None:
+def test_without_common_words_the_proposed_name_is_a_placeholder() -> None:
     assert distinctive_words(("eins zwei", "drei vier"), OTHERS) == []
     assert category_entry(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
 
@@ -66,7 +66,7 @@ REPORT: dict[str, Any] = {
 
 
 @pytest.mark.anyio
-async def test_the_gateway_shows_what_the_last_look_found_and_nothing_before_it(tmp_path: Path) -> None:
+async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(tmp_path: Path) -> None:
     async with gateway_of() as gateway:
         shown = _shown(tmp_path / TRAFFIC_REPORT_FILE, gateway.serving_state)
         assert value(shown(), "coe_alarm", kind="failing", expert="painter") == 0
@@ -97,7 +97,7 @@ def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"{}", b'{"time": "x", "alarms": {}, "drift": {}, "proposed": 0}', b"\xff"]
 )
-def test_a_file_that_is_something_else_shows_nothing(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_report_file_shows_nothing(tmp_path: Path, data: bytes) -> None:
     (tmp_path / TRAFFIC_REPORT_FILE).write_bytes(data)
     assert read_traffic_report(tmp_path / TRAFFIC_REPORT_FILE) is None
 
@@ -148,7 +148,7 @@ def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> li
     return made
 
 
-def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_takes_all(settings: Settings) -> None:
+def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", unsure=0.4))

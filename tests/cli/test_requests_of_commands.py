@@ -14,11 +14,12 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.status import _lines, status_report
+from coe.cli.status import _lines
+from coe.jobs.status_report import status_report
 from coe.learning.estimation.experience_loader import open_logs
 from coe.records.record import RoutingRecord
 from coe.settings import Settings
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 from tests.learning.test_watch import URL, logged, settings, traffic
 from tests.score.answering import completion
 
@@ -52,7 +53,7 @@ def test_a_run_of_coe_score_changes_nothing_in_the_status_but_its_own_count(sett
     )
 
 
-def test_own_requests_alone_are_no_traffic(settings: Settings) -> None:
+def test_requests_of_coe_commands_alone_are_no_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, of_score(traffic(300, start=now - 3_000, expert="coder")))
     report = status_report(settings, now=now)
@@ -65,16 +66,16 @@ def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Sett
     logged(settings, made + of_score(made))
     with open_logs(URL, base=settings.home) as logs:
         own: list[RoutingRecord] = []
-        users = [one for page in logs.records(deadline=2_000.0, own=own.append) for one in page]
-        everything = [one for page in logs.all(deadline=2_000.0) for one in page]
+        users = [one for page in logs.records(until=2_000.0, own=own.append) for one in page]
+        everything = [one for page in logs.all(until=2_000.0) for one in page]
     assert ([one.purpose for one in users], [one.purpose for one in own]) == ([""] * 20, ["score"] * 20)
     assert len(everything) == 40
 
 
-def test_a_round_of_learning_leaves_them_out(shop: Shop) -> None:
-    shop.serve(30)
-    shop.serve(50, purpose="score")
-    assert shop.retrain()["report"]["requests"] == 30
+def test_a_learning_round_leaves_out_requests_of_coe_commands(service: LoggedService) -> None:
+    service.serve(30)
+    service.serve(50, purpose="score")
+    assert service.retrain()["report"]["requests"] == 30
 
 
 @pytest.fixture
