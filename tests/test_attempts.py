@@ -202,7 +202,9 @@ async def test_the_error_told_is_the_one_a_client_can_act_on() -> None:
 
 async def test_an_ask_counts_from_when_it_is_made_not_from_when_it_is_waited_for() -> None:
     busy, attempts = Steps("a", [failed(ExpertBusy, retry_after=9.0), "hang"]), Attempts()
-    asking = asyncio.create_task(ask(Steps("b", [failed(ExpertUnavailable, request_sent=False)]), busy, attempts=attempts))
+    asking = asyncio.create_task(
+        ask(Steps("b", [failed(ExpertUnavailable, request_sent=False)]), busy, attempts=attempts)
+    )
     await ticks(20)
     asking.cancel()
     await asyncio.wait([asking])

@@ -93,8 +93,8 @@ class GateThresholds:
 
     @classmethod
     def of(cls, use: Use, price: RetrievalPrice) -> GateThresholds:
-        give = price.thousand_tokens * use.tokens / 1000
-        search = give + price.second * use.seconds
+        give = price.per_thousand_tokens * use.tokens / 1000
+        search = give + price.per_second * use.seconds
         return cls(WORTH * search, search, give)
 
 

@@ -106,7 +106,7 @@ class Retrieval:
         if question.consent == "off":
             return question.chat, RetrievalResult("off")
         hope = self._glance(question)
-        trial = bool(hope) and question.consent == "auto" and self._uniform() < self._declared.exploration
+        trial = bool(hope) and question.consent == "auto" and self._uniform() < self._declared.exploration_rate
         if question.consent == "auto" and not trial and not self._promising(question, hope):
             return question.chat, _noted("shut" if hope else "none", hope)
         if with_block(question.chat.fields, question.chat.api, "") is None:
@@ -121,10 +121,10 @@ class Retrieval:
         began = time.perf_counter()
         note, chat = _noted("failed", hope), question.chat
         try:
-            async with asyncio.timeout(self._declared.deadline):
+            async with asyncio.timeout(self._declared.timeout):
                 chat, note = await self._look(question, trial)
         except TimeoutError:
-            self._fail(f"took longer than {self._declared.deadline:g} s")
+            self._fail(f"took longer than {self._declared.timeout:g} s")
         except Exception as error:  # whatever a store has, the answer is worth more than its passages
             self._fail(str(error))
         return chat, replace(note, ms=(time.perf_counter() - began) * 1000)
@@ -147,10 +147,10 @@ class Retrieval:
             vector,
             collections=declared.collections,
             tenant=question.tenant,
-            limit=declared.passages,
+            limit=declared.max_passages,
         )
-        like = [passage for passage in found if passage.score >= declared.least_cosine]
-        block = marked(like, budget=min(declared.tokens, _room(question))) if like else None
+        like = [passage for passage in found if passage.score >= declared.min_similarity]
+        block = marked(like, budget=min(declared.max_tokens, _room(question))) if like else None
         if block is None:
             return question.chat, _noted("empty", hope)
         hope = self._closer(question, posterior, vector, max(passage.score for passage in like))

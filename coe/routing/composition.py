@@ -313,7 +313,7 @@ class Composition:
             conversation=conversation,
             category=decision.category,
             stand_in=decision.candidates[1] if len(decision.candidates) > 1 else "",
-            wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.hold),
+            wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
         )
         accepted = await first_answer(

@@ -16,7 +16,7 @@ _TRANSLATED = frozenset({"responses", "messages"})
 
 def obstacle(chat: Chat, spec: ExpertSpec) -> str:
     """Why an expert cannot take a chat; empty when it can."""
-    if chat.api not in spec.spoken and not (chat.api in _TRANSLATED and "chat" in spec.spoken):
+    if chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED and "chat" in spec.supported_apis):
         return f"{spec.name} does not speak the {chat.api} API"
     if missing := chat.needs - spec.capabilities:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"

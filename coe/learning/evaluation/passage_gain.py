@@ -49,10 +49,10 @@ async def _supplied(
 ) -> ProbesWithPassages:
     began = time.perf_counter()
     vector = encoder.encode([probe.prompt])[0]
-    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.passages)
+    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.max_passages)
     seconds = time.perf_counter() - began
-    like = [passage for passage in found if passage.score >= declared.least_cosine]
-    block = marked(like, budget=declared.tokens) if like else None
+    like = [passage for passage in found if passage.score >= declared.min_similarity]
+    block = marked(like, budget=declared.max_tokens) if like else None
     if block is None:
         return ProbesWithPassages(probe, float("nan"), 0, seconds)
     fields = with_block({"messages": list(probe.messages)}, "chat", block.text)

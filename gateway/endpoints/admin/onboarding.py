@@ -16,7 +16,7 @@ from starlette.responses import Response
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, Overloaded
 from coe.mapping import read_plan_file
-from coe.registry import ENTRY, load, load_with, yaml_source
+from coe.registry import ENTRY_NAME, load, load_with_expert, yaml_source
 from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.admin.counts import Counts, experts_told
 from gateway.endpoints.admin.operation import Operation, Schema, whole
@@ -70,9 +70,9 @@ class Onboarding:
 
     def _checked(self, entry: str) -> dict[str, Any]:
         environ = self._settings.environ
-        unset = [name for name in yaml_source.variables(entry) if name not in environ]
+        unset = [name for name in yaml_source.variable_names(entry) if name not in environ]
         try:
-            registry = load_with(self._settings.config, entry, environ=environ)
+            registry = load_with_expert(self._settings.config, entry, environ=environ)
         except ConfigError as error:
             return {"ok": False, "problems": [_placed(one) for one in error.problems], "unset": unset, "name": None}
         return {"ok": True, "problems": [], "unset": unset, "name": registry.expert_names[-1]}
@@ -149,7 +149,7 @@ OPERATIONS = (
         "checkExpert",
         "POST",
         "/v1/experts/check",
-        f"Whether experts.yaml is right with one expert more; its problems are at `{ENTRY}`, and nothing is written",
+        f"Check experts.yaml with one more expert, without writing it; problems of the entry are at `{ENTRY_NAME}`",
         Onboarding.check,
         whole(
             {
