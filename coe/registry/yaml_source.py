@@ -185,7 +185,7 @@ def parse(text: str, file: str, *, max_depth: int = MAX_DEPTH, aliases: bool = T
     except YAMLError as error:
         raise ConfigError(f"{file}:1: not YAML: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # ruamel on `!!int ""`
-        raise ConfigError(f"{file}:1: cannot be parsed ({error!r}); leave out its tags (!!...)") from None
+        raise ConfigError(f"{file}:1: not YAML that can be parsed ({error!r}); leave out its tags (!!...)") from None
 
 
 def _plain(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
