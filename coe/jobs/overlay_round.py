@@ -19,7 +19,7 @@ from coe.learning.retraining.overlay_round import REMEMBERED, Plain, Tried, cand
 from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.state import Rounds, write_rounds
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import FILE
+from coe.routing.overlay import OVERLAYS_FILE
 
 OVERLAYS = "overlays"
 
@@ -72,7 +72,7 @@ def _concluded(job: Job, tried: Sequence[Tried], *, began: str | None) -> Outcom
     if changed and used:
         store, router = job.store(OVERLAYS), job.in_use.router
         with store.draft() as draft:
-            (draft / FILE).write_bytes(b"".join(one.to_json() + b"\n" for one in used))
+            (draft / OVERLAYS_FILE).write_bytes(b"".join(one.to_json() + b"\n" for one in used))
             _write(draft, report)
             metrics = {"tenants": len(used)}
             artifact = store.publish(draft, categories=router.categories, data=router.version, metrics=metrics)

@@ -30,9 +30,9 @@ from coe.learning.retraining.plan_round import Current, Probes, Round, retrain
 from coe.learning.retraining.report import keep_report, round_report, write_report
 from coe.learning.retraining.state import STATE, Rounds, read_rounds, write_rounds
 from coe.mapping import Basis, PlanEvidence, read_evidence
+from coe.mapping.declaration import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.registry import Registry, load
-from coe.routing.cost_weight import relative_use
 from coe.runtime.artifact_sync import caught_up
 from coe.settings import Settings
 
@@ -157,7 +157,7 @@ def learn_assignment(
         gathered = _gathered(job, tenure)
     except DataError as error:
         return Outcome(ASSIGNMENT, False, f"{NOTHING}: {error}"), None
-    charge = registry.policy.cost_weight * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_cost(registry)
     current = Current(
         assignment,
         since=tenure.since,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.learning.estimation.off_policy import Logged, cross_fitted, difference, estimates, explored, greedy, utility
-from coe.mapping import Assignment, Problem, expected, solve
+from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
 
@@ -103,7 +103,7 @@ def test_worth_is_what_a_decision_expects_request_by_request() -> None:
     quality[2, 0] = -np.inf
     planned = assignment(quality)
     requests = experience(9)
-    each = [expected(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
+    each = [expected_utility(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
     np.testing.assert_allclose(utility(requests, planned), np.stack(each))
 
 

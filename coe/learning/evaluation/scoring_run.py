@@ -22,7 +22,7 @@ from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.mapping import ANSWERING
+from coe.mapping import ANSWER_FIELDS
 from coe.registry import ExpertSpec
 
 MOST_LINES = 5_000
@@ -80,7 +80,7 @@ def _parsed(program: str) -> ast.Module | None:
 
 GIVE_UP = 10
 """Probes an expert fails in a row, each after all retries, before the rest are left for the next run."""
-_ANSWERED_BY = {"name", *ANSWERING}
+_ANSWERED_BY = {"name", *ANSWER_FIELDS}
 
 
 def keys_of(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:

@@ -14,7 +14,7 @@ from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.estimation.experience_loader import UNTENANTED, identity
 from coe.learning.retraining.promotion import Contrast, held_out
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import Overlay, logs, softmax
+from coe.routing.overlay import Overlay, log_posterior, softmax
 
 Array = NDArray[np.float64]
 Verdict = Literal["new", "fitted anew", "kept", "dropped", "not better"]
@@ -172,7 +172,7 @@ def _tried(tenant: str, categories: tuple[str, ...], known: _Known, overlay: Ove
         return Tried(tenant, said, count, known.corrected, contrast, head)
 
     if overlay is not None:
-        newer = known.part(known.time > overlay.deadline)
+        newer = known.part(known.time > overlay.fitted_until)
         since = newer.contrast(overlay) if len(newer.label) else None
         harms = since is not None and since.below < CHANCE
         grown = overlay.requests < MOST and count >= min(GROWTH * overlay.requests, MOST)
@@ -206,7 +206,7 @@ def _fitted(tenant: str, categories: tuple[str, ...], known: _Known, *, gain: fl
     nobody corrected pull towards what the router says of them."""
     from scipy.optimize import minimize
 
-    inputs, size = logs(known.posterior), known.posterior.shape[1]
+    inputs, size = log_posterior(known.posterior), known.posterior.shape[1]
     agreed = known.posterior.argmax(axis=1) == known.label
     wanted = np.where((~known.said & agreed)[:, None], known.posterior, np.eye(size)[known.label])
     weight = (known.weight / known.weight.sum())[:, None]

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from coe.errors import InvalidRequest, LogError, LogUnavailable, Overloaded, RecordNotFound, UnknownCursor
 from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.routing.replay import decide_again
+from coe.routing.replay import replay
 from gateway.endpoints.admin.operation import Operation, listed
 from gateway.endpoints.admin.operation import whole as whole_schema
 from gateway.observability.recent import found_soon
@@ -210,7 +210,7 @@ class Records:
             record = await self._found(request)
         serving = self._current.serving
         composition = serving.composition
-        again = await decide_again(composition, record)
+        again = await replay(composition, record)
         versions = {
             "router": composition.router.version,
             "config": composition.registry.digest,
