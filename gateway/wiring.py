@@ -61,7 +61,7 @@ class Wiring:
             confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
             overlays=in_use.overlays,
-            consultant=consultant,
+            retrieval=consultant,
         )
         versions = {**in_use.versions, GATE: gate}
         used = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(consultant and consultant.gate)}

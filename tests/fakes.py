@@ -18,10 +18,11 @@ from starlette.applications import Starlette
 
 from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
+from coe.mapping.declaration import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.composition import Composition, declared_assignment
+from coe.routing.composition import Composition
 from coe.routing.overlay import Overlays
 from coe.runtime.document_index import Index
 from coe.settings import Settings
@@ -38,7 +39,7 @@ from gateway.process.plan_solver import PlanSolver
 from gateway.request.line import Observer
 from gateway.serving_state import Serving, ServingState
 from routers import prompt_digest
-from tests.listed import ListLog
+from tests.list_log import ListLog
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
 """Of a gateway that needs no files: no artifacts, no declaration."""
@@ -268,7 +269,7 @@ async def gateway_of(
                 experts=experts,
                 threads=threads,
                 overlays=overlays,
-                consultant=consultant,
+                retrieval=consultant,
             )
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
             current, metrics = ServingState(serving), Metrics()

@@ -112,8 +112,8 @@ class GateThresholds:
 
     @classmethod
     def of(cls, cost: RetrievalCost, price: RetrievalPrice) -> GateThresholds:
-        insert = price.thousand_tokens * cost.tokens / 1000
-        search = insert + price.second * cost.seconds
+        insert = price.per_thousand_tokens * cost.tokens / 1000
+        search = insert + price.per_second * cost.seconds
         return cls(MIN_IMPROVEMENT_SHARE * search, search, insert)
 
 

@@ -130,7 +130,7 @@ class Retrieval:
         if request.mode == "off":
             return request.chat, RetrievalResult("off")
         estimate = self._estimate_fast(request)
-        trial = bool(estimate) and request.mode == "auto" and self._uniform() < self._declared.exploration
+        trial = bool(estimate) and request.mode == "auto" and self._uniform() < self._declared.exploration_rate
         if request.mode == "auto" and not trial and not self._is_promising(request, estimate):
             return request.chat, _result("skipped" if estimate else "none", estimate)
         if insert_block(request.chat.fields, request.chat.api, "") is None:
@@ -145,10 +145,10 @@ class Retrieval:
         began = time.perf_counter()
         chat, result = request.chat, _result("failed", estimate)
         try:
-            async with asyncio.timeout(self._declared.deadline):
+            async with asyncio.timeout(self._declared.timeout):
                 chat, result = await self._search_and_insert(request, trial=trial)
         except TimeoutError:
-            self._back_off(f"took longer than {self._declared.deadline:g} s")
+            self._back_off(f"took longer than {self._declared.timeout:g} s")
         except Exception as error:  # a store may raise anything, and the response matters more than its passages
             self._back_off(str(error))
         return chat, replace(result, ms=(time.perf_counter() - began) * 1000)
@@ -171,10 +171,10 @@ class Retrieval:
             vector,
             collections=declared.collections,
             tenant=request.tenant,
-            limit=declared.passages,
+            limit=declared.max_passages,
         )
-        similar = [passage for passage in found if passage.score >= declared.least_cosine]
-        budget = min(declared.tokens, _free_context(request))
+        similar = [passage for passage in found if passage.score >= declared.min_similarity]
+        budget = min(declared.max_tokens, _free_context(request))
         block = format_passages(similar, budget=budget) if similar else None
         if block is None:
             return request.chat, _result("empty", estimate)

@@ -57,7 +57,7 @@ class _Decisions:
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
         text, prediction = await composition.classify(chat, options.tenant)
-        await composition.affinity.recall(chat, options)
+        await composition.affinity.refresh(chat, options)
         decision = composition.assign(chat, prediction, options)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = await self._explainer.explain(composition, text, prediction, decision) if options.explain else {}

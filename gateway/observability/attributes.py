@@ -78,7 +78,7 @@ def of_request(trace: Trace) -> Attributes:
             "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.consultation.status,
             "coe.passages": len(trace.consultation.passages) or None,
-            "coe.attempts": trace.attempts.begun or None,
+            "coe.attempts": trace.attempts.count or None,
             "coe.cost": trace.cost,
         }
     )
@@ -100,7 +100,7 @@ def of_call(trace: Trace) -> Attributes:
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
             "coe.expert": spec.name,
-            "coe.attempts": trace.attempts.begun or None,
+            "coe.attempts": trace.attempts.count or None,
         }
     )
 

@@ -109,7 +109,7 @@ class Line:
                 trace.allowed_ms = trace.elapsed_ms()
                 trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
                 trace.classified_ms = trace.elapsed_ms()
-                await composition.affinity.recall(chat, options)
+                await composition.affinity.refresh(chat, options)
                 trace.decision = composition.assign(chat, trace.prediction, options)  # 4 assign
                 trace.routed()
                 chat = await trace.consulted(chat, options)  # 5 gate

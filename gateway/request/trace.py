@@ -17,7 +17,8 @@ from coe.records.record import RoutingRecord
 from coe.registry import Prices
 from coe.retrieval.retrieval import passage_ids
 from coe.routing.attempts import Attempts
-from coe.routing.composition import NOT_CONSULTED, RoutedAnswer, answered_by
+from coe.routing.composition import NO_RETRIEVAL, RoutedReply
+from coe.routing.decision import with_fallback
 from gateway.access import Allowance, Caller
 from gateway.serving_state import Serving
 
@@ -85,7 +86,7 @@ class Trace:
         self.allowed_ms: float | None = None
         self.classified_ms: float | None = None
         self.routing_ms = 0.0
-        self.consultation = NOT_CONSULTED
+        self.consultation = NO_RETRIEVAL
         self.consulted_ms: float | None = None
         self.first_token_ms: float | None = None
 
@@ -100,13 +101,13 @@ class Trace:
         """Step 5: the chat that the expert gets; the decision may change where passages were counted on in vain."""
         assert self.decision is not None
         assert self.prediction is not None
-        chat, self.decision, self.consultation = await self.serving.composition.consult(
+        chat, self.decision, self.consultation = await self.serving.composition.retrieve(
             chat, self.decision, options, text=self.text, prediction=self.prediction, tenant=self.caller.tenant
         )
         self.consulted_ms = self.elapsed_ms()
         return chat
 
-    def answered(self, answer: RoutedAnswer) -> None:
+    def answered(self, answer: RoutedReply) -> None:
         """Step 6 is done: the first piece is there."""
         self.first_token_ms = self.elapsed_ms()
         self.status = 200
@@ -119,7 +120,7 @@ class Trace:
             return
         if self.reply is None and error.expert not in ("", decision.expert):
             cause = self.attempts.causes.get(decision.expert, error.cause)
-            self.decision = answered_by(decision, error.expert, cause=cause)
+            self.decision = with_fallback(decision, error.expert, cause=cause)
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
 
@@ -133,7 +134,7 @@ class Trace:
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
                 (b"x-coe-router", self.serving.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.attempts.begun),
+                (b"x-coe-attempts", b"%d" % self.attempts.count),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
             if decision.fallback_from:
@@ -199,7 +200,7 @@ class Trace:
             config=registry.digest,
             digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
             outcome=self.outcome,
-            attempts=self.attempts.begun,
+            attempts=self.attempts.count,
             stream=self.chat.stream if self.chat else False,
             routing_ms=round(self.routing_ms, 3),
             first_token_ms=round(self.first_token_ms, 3) if self.first_token_ms is not None else None,

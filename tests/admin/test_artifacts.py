@@ -10,7 +10,7 @@ import pytest
 
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry
-from coe.routing.overlay import FILE
+from coe.routing.overlay import OVERLAYS_FILE
 from coe.runtime.active_state import OVERLAYS, ROUTER
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
@@ -149,7 +149,7 @@ async def test_overlays_are_listed_by_tenant_and_a_damaged_history_does_not_hide
     assert "a line is no promotion" in found["damaged"]
     assert [one["version"] for one in found["versions"]] == [version]
     assert [one["tenant"] for one in whole["tenants"]] == ["alice", "bob"]
-    assert (settings.artifacts / OVERLAYS / version / FILE).is_file()
+    assert (settings.artifacts / OVERLAYS / version / OVERLAYS_FILE).is_file()
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_
 
 
 async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_record_says_so() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration=0.1)
+    consulted = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
     consulted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
     async with gateway_of(consultant=consulted.consultant) as gateway:
         texts = ("general: a", "general: b", "general: c", "code: d")
@@ -124,7 +124,7 @@ async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(
 
 
 async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alone_for_a_while() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of(3.0), deadline=0.2)
+    consulted = Consulted(passage(TOWER), gate=gate_of(3.0), timeout=0.2)
     consulted.retriever.waits = asyncio.Event()
     async with gateway_of(consultant=consulted.consultant) as gateway:
         first, second = await asked(gateway, "on"), await asked(gateway, "on")
@@ -146,8 +146,8 @@ async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
         composition, options = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")
         decision = composition.assign(chat, question["prediction"], options)
-        other, _, nothing = await composition.consult(chat, decision, options, **question)
-        own, _, found = await composition.consult(chat, decision, options, **{**question, "tenant": "acme"})
+        other, _, nothing = await composition.retrieve(chat, decision, options, **question)
+        own, _, found = await composition.retrieve(chat, decision, options, **{**question, "tenant": "acme"})
     assert (nothing.status, found.status) == ("empty", "used")
     assert "secret" not in repr(other.fields)
     assert "secret" in repr(own.fields)

@@ -21,7 +21,7 @@ from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wid
 pytestmark = pytest.mark.anyio
 
 COSINE = 0.6
-PRICE = RetrievalPrice(thousand_tokens=0.1, second=0)
+PRICE = RetrievalPrice(per_thousand_tokens=0.1, per_second=0)
 
 
 class Scatter:

@@ -44,7 +44,12 @@ def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
     experts = [{"runtime": "external", **one} for one in (small, reader)]
     declared: dict[str, Any] = {"version": 1, "categories": categories, "experts": experts}
     declared |= {"assignment": {"general": "small"}}
-    declared["retrieval"] = {"store": "lancedb:///documents", "passages": 1, "least_cosine": -1, "tokens": 128}
+    declared["retrieval"] = {
+        "store": "lancedb:///documents",
+        "max_passages": 1,
+        "min_similarity": -1,
+        "max_tokens": 128,
+    }
     (folder / "experts.yaml").write_text(json.dumps(declared))
     store = ArtifactStore(folder / ".coe" / "artifacts", "router")
     with store.draft() as draft:

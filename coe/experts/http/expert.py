@@ -43,7 +43,7 @@ class HttpExpert:
         self._model = endpoint.model
         self._echo = ModelNameRewriter(theirs=endpoint.model, ours=spec.name)
         self._defaults: dict[Api, Fields] = {api: wire.defaults(spec.parameters) for api, wire in WIRES.items()}
-        if spec.spoken != {"embeddings"}:
+        if spec.supported_apis != {"embeddings"}:
             self._defaults["embeddings"] = {}  # what is declared is meant for chats
         self._system_prompt = spec.system_prompt
         self._session = session

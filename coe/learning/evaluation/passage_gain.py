@@ -56,10 +56,10 @@ async def _with_passages(
 ) -> ProbeWithPassages:
     began = time.perf_counter()
     vector = encoder.encode([probe.prompt])[0]
-    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.passages)
+    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.max_passages)
     seconds = time.perf_counter() - began
-    similar = [passage for passage in found if passage.score >= declared.least_cosine]
-    block = format_passages(similar, budget=declared.tokens) if similar else None
+    similar = [passage for passage in found if passage.score >= declared.min_similarity]
+    block = format_passages(similar, budget=declared.max_tokens) if similar else None
     if block is None:
         return ProbeWithPassages(probe, float("nan"), 0, seconds)
     fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)

@@ -99,7 +99,7 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
         "model": spec.model,
         "runtime": spec.runtime,
         "adapter": spec.adapter,
-        "apis": sorted(spec.spoken),
+        "apis": sorted(spec.supported_apis),
         "capabilities": sorted(spec.capabilities),
         "context_length": spec.context_length,
         "prices": {"input": spec.prices.input, "output": spec.prices.output},

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, Overloaded
 from coe.mapping import read_plan_file
-from coe.registry import ENTRY, load, load_with, yaml_source
+from coe.registry import ENTRY_NAME, load, load_with_expert, yaml_source
 from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.admin.counts import Counts, expert_stats
 from gateway.endpoints.http import json_response
@@ -73,9 +73,9 @@ class Onboarding:
 
     def _check(self, entry: str) -> dict[str, Any]:
         environ = self._settings.environ
-        unset = [name for name in yaml_source.variables(entry) if name not in environ]
+        unset = [name for name in yaml_source.variable_names(entry) if name not in environ]
         try:
-            registry = load_with(self._settings.config, entry, environ=environ)
+            registry = load_with_expert(self._settings.config, entry, environ=environ)
         except ConfigError as error:
             return {
                 "ok": False,
@@ -179,7 +179,7 @@ OPERATIONS = (
         name="checkExpert",
         method="POST",
         path="/v1/experts/check",
-        summary=f"Check experts.yaml with one more expert, whose problems are at `{ENTRY}`; nothing is written",
+        summary=f"Check experts.yaml with one more expert, whose problems are at `{ENTRY_NAME}`; nothing is written",
         resource=Onboarding,
         handler=Onboarding.check,
         scope="admin",

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from coe.errors import InvalidRequest, LogError, LogUnavailable, Overloaded, RecordNotFound, UnknownCursor
 from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.routing.replay import decide_again
+from coe.routing.replay import replay
 from gateway.endpoints.admin.record_bodies import (
     LIST_SCHEMA,
     RECORD_SCHEMA,
@@ -67,7 +67,7 @@ class Records:
             record = await self._record(request)
         serving = self._current.serving
         composition = serving.composition
-        decided = await decide_again(composition, record)
+        decided = await replay(composition, record)
         versions = {
             "router": composition.router.version,
             "config": composition.registry.digest,

@@ -1,4 +1,4 @@
-"""decide() when experts are down, overloaded, or do not speak the client's API."""
+"""decide() when experts are down, overloaded, or do not support the client's API."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from coe.core import Api, Health
 from coe.errors import InvalidRequest
-from tests.deciding import DOWN, FULL, chat_of, decided
+from tests.decisions import DOWN, FULL, chat_of, decided
 
 
 def test_experts_that_are_down_go_behind_all_that_are_up() -> None:
@@ -21,20 +21,20 @@ def test_experts_that_are_down_go_behind_all_that_are_up() -> None:
     )
 
 
-def test_a_follow_up_leaves_an_expert_that_is_down_and_an_unsure_chat_a_general_one_that_is() -> None:
+def test_a_follow_up_leaves_an_expert_that_is_down_and_an_uncertain_chat_a_general_expert_that_is_down() -> None:
     decision = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter", health_by_expert={"painter": DOWN})
     assert (decision.expert, decision.reason, decision.fallback_from) == ("coder", "fallback", "painter")
-    unsure = decided(
+    uncertain = decided(
         chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5}, health_by_expert={"generalist": DOWN}
     )
-    assert (unsure.expert, unsure.reason, unsure.fallback_from) == ("coder", "fallback", "generalist")
+    assert (uncertain.expert, uncertain.reason, uncertain.fallback_from) == ("coder", "fallback", "generalist")
     alone = decided(
         chat_of("x", needs=frozenset({"tools"})), 0.5, 0.4, 0.1, previous="coder", health_by_expert={"coder": DOWN}
     )
     assert (alone.expert, alone.reason) == ("coder", "sticky")
 
 
-def test_an_overloaded_expert_gives_way_to_one_that_is_little_worse() -> None:
+def test_the_request_of_an_overloaded_expert_goes_to_one_that_is_hardly_worse() -> None:
     near = decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert={"coder": FULL})
     assert (near.expert, near.reason) == ("painter", "spilled")
     assert near.candidates == ("painter", "coder", "generalist")
@@ -44,8 +44,8 @@ def test_an_overloaded_expert_gives_way_to_one_that_is_little_worse() -> None:
         {"coder": Health(load=0.9)},
     ):
         assert decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert=health_by_expert).expert == "coder"
-    nobody = {"coder": Health(False, 1.0), "painter": DOWN, "generalist": DOWN}
-    assert decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert=nobody).expert == "coder"
+    all_down = {"coder": Health(False, 1.0), "painter": DOWN, "generalist": DOWN}
+    assert decided(chat_of("x"), 0.41, 0.4, 0.19, health_by_expert=all_down).expert == "coder"
     far = decided(chat_of("x"), 0.45, 0.4, 0.15, health_by_expert={"coder": FULL})
     assert (far.expert, far.reason) == ("coder", "routed")
     assert (
@@ -56,20 +56,20 @@ def test_an_overloaded_expert_gives_way_to_one_that_is_little_worse() -> None:
     )
 
 
-def test_a_follow_up_leaves_an_overloaded_expert_only_where_that_costs_little() -> None:
+def test_a_follow_up_leaves_an_overloaded_expert_only_if_the_loss_is_small() -> None:
     stays = decided(chat_of("x"), 0.1, 0.8, 0.1, previous="painter", health_by_expert={"painter": FULL})
     assert (stays.expert, stays.reason) == ("painter", "sticky")
     leaves = decided(chat_of("x"), 0.4, 0.41, 0.19, previous="painter", health_by_expert={"painter": FULL})
     assert (leaves.expert, leaves.reason) == ("coder", "spilled")
 
 
-def test_a_pin_holds_whatever_the_experts_standing() -> None:
+def test_a_pinned_expert_is_selected_whatever_its_health() -> None:
     for health in (DOWN, FULL):
         decision = decided(chat_of("x", model="painter"), 0.9, 0.05, 0.05, health_by_expert={"painter": health})
         assert (decision.candidates, decision.reason) == (("painter",), "pinned")
 
 
-def test_an_expert_is_asked_in_an_api_that_reaches_it() -> None:
+def test_only_experts_that_support_the_api_are_candidates() -> None:
     at = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
     experts = [
         {"name": "generalist", **at},
@@ -78,16 +78,16 @@ def test_an_expert_is_asked_in_an_api_that_reaches_it() -> None:
         {"name": "both", "apis": ["chat", "completions"], **at},
     ]
 
-    def who(api: Api) -> set[str]:
+    def candidates(api: Api) -> set[str]:
         decision = decided(chat_of("x", api=api), 0.4, 0.3, 0.3, experts=experts, assignment={"general": "generalist"})
         return set(decision.candidates)
 
-    assert who("chat") == {"generalist", "both"}
-    assert who("responses") == {"generalist", "native", "both"}
-    assert who("messages") == {"generalist", "both"}
-    assert who("embeddings") == {"vectors"}
-    assert who("completions") == {"both"}
-    with pytest.raises(InvalidRequest, match="vectors does not speak the chat API"):
+    assert candidates("chat") == {"generalist", "both"}
+    assert candidates("responses") == {"generalist", "native", "both"}
+    assert candidates("messages") == {"generalist", "both"}
+    assert candidates("embeddings") == {"vectors"}
+    assert candidates("completions") == {"both"}
+    with pytest.raises(InvalidRequest, match="vectors does not support the chat API"):
         decided(chat_of("x", model="vectors"), 0.4, 0.3, 0.3, experts=experts, assignment={"general": "generalist"})
 
 
@@ -103,7 +103,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
     st.sampled_from([frozenset(), frozenset({"tools"})]),
     st.floats(0, 1),
 )
-def test_whatever_the_standings_a_decision_is_sound(
+def test_a_decision_is_valid_whatever_the_health_of_experts(
     masses: list[float],
     health_by_expert: dict[str, Health],
     previous: str | None,
@@ -111,11 +111,11 @@ def test_whatever_the_standings_a_decision_is_sound(
     needs: frozenset[str],
     loss: float,
 ) -> None:
-    able = {"coder"} if needs else {"coder", "painter", "generalist"}
+    eligible = {"coder"} if needs else {"coder", "painter", "generalist"}
     chat = chat_of("x", model=model, needs=needs)
     posterior = [mass / sum(masses) for mass in masses]
     policy = {"max_quality_loss": loss, "confidence_threshold": 0.5}
-    if model not in (*able, "auto"):
+    if model not in (*eligible, "auto"):
         with pytest.raises(InvalidRequest):
             decided(chat, *posterior, previous=previous, health_by_expert=health_by_expert, policy=policy)
         return
@@ -126,11 +126,11 @@ def test_whatever_the_standings_a_decision_is_sound(
         assert (decision.candidates, decision.reason) == ((model,), "pinned")
         return
     up = [health_by_expert.get(name, Health()).up for name in decision.candidates]
-    assert sorted(decision.candidates) == sorted(able)
+    assert sorted(decision.candidates) == sorted(eligible)
     assert up == sorted(up, reverse=True)
-    calm = decided(chat, *posterior, previous=previous, policy=policy)
+    healthy = decided(chat, *posterior, previous=previous, policy=policy)
     if not health_by_expert:
-        assert decision == calm
+        assert decision == healthy
     if decision.reason == "spilled":
         assert health_by_expert.get(decision.expert, Health()).load < 1
         assert any(health.load >= 1 for health in health_by_expert.values())

@@ -1,4 +1,4 @@
-"""Experts that do as they are told, tick by tick, and show what was left behind."""
+"""Scripted experts that advance by event loop ticks, and count open replies and running calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from coe.core import Call, Expert, Health, Reply, Usage
 from coe.errors import ExpertRejected
-from coe.routing.attempts import Attempts, first_answer
+from coe.routing.attempts import Attempts, call_experts
 
 CALL = Call({}, True, 5, 5, conversation=b"talk")
 
@@ -30,9 +30,9 @@ class HeldReply:
 
 
 @dataclass
-class Steps:
-    """An expert that does as its script says, ask by ask: a number of ticks to wait, an error, or to hang; then it
-    answers. The last entry repeats."""
+class SteppedExpert:
+    """An expert with a script of one entry per call: ticks to wait before the reply, an error, (ticks, error), or
+    "hang". The last entry repeats."""
 
     name: str
     script: list[Any] = field(default_factory=lambda: [0])
@@ -76,27 +76,27 @@ def failed(kind: type[Any], **more: Any) -> Any:
 
 
 @dataclass
-class Asked:
-    """What came of it, after how many asks."""
+class CallResult:
+    """The accepted reply, its expert, and the number of attempts."""
 
     expert: str
     reply: Reply
     attempts: int
 
 
-async def ask(
+async def call_all(
     *experts: Expert,
     call: Call = CALL,
     max_attempts: int = 3,
     within: float = 60,
     hedge: bool = False,
     attempts: Attempts | None = None,
-) -> Asked:
+) -> CallResult:
     deadline, attempts = asyncio.get_running_loop().time() + within, attempts or Attempts()
-    accepted = await first_answer(
+    accepted = await call_experts(
         call, experts, max_attempts=max_attempts, deadline=deadline, attempts=attempts, hedge=hedge
     )
-    return Asked(accepted.expert, accepted.reply, attempts.begun)
+    return CallResult(accepted.expert, accepted.reply, attempts.count)
 
 
 SLOW = Health(ttft_p95=0.0)

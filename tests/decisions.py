@@ -1,11 +1,12 @@
-"""Chats and decisions about them, for tests of decide()."""
+"""Chats and decisions for tests of `decide()`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from coe.core import Api, Chat, Decision, Health, Message, Prediction
-from coe.routing.composition import decide, declared_assignment
+from coe.mapping.declaration import declared_assignment
+from coe.routing.decision import decide
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "general")

@@ -1,4 +1,4 @@
-"""decide(): filters, pins, doubt, and the order of fall-back."""
+"""decide(): eligibility, pins, uncertainty and fallback order; affinity and the routed text."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import pytest
 
 from coe.core import RequestOptions
 from coe.errors import InvalidRequest, ModelNotFound
+from coe.mapping.declaration import relative_cost
 from coe.routing.affinity import Affinity, conversation_key, is_follow_up
 from coe.routing.conversation import routing_text, shorten
-from coe.routing.cost_weight import relative_use
-from tests.deciding import chat_of, decided
+from tests.decisions import chat_of, decided
 from tests.fakes import registry_of
 
 
-def test_the_expert_of_the_likeliest_category_comes_first_and_the_others_in_order_of_worth() -> None:
+def test_the_expert_of_the_most_likely_category_comes_first_and_the_others_in_order_of_utility() -> None:
     decision = decided(chat_of("x"), 0.2, 0.7, 0.1)
     assert decision.candidates == ("painter", "coder", "generalist")
     assert (decision.expert, decision.category, decision.reason) == ("painter", "art", "routed")
@@ -21,26 +21,26 @@ def test_the_expert_of_the_likeliest_category_comes_first_and_the_others_in_orde
     assert decision.propensity == 1.0
 
 
-def test_an_expert_of_two_categories_gathers_their_probability() -> None:
+def test_an_expert_of_two_categories_has_their_joint_probability() -> None:
     both = {"code": "coder", "general": "coder", "art": "painter"}
     decision = decided(chat_of("x"), 0.3, 0.4, 0.3, assignment=both)
     assert decision.expert == "coder"
     assert decision.category == "art"
 
 
-def test_doubt_puts_the_general_expert_first_and_keeps_the_rest() -> None:
+def test_an_uncertain_request_goes_to_the_general_expert_and_keeps_the_other_candidates() -> None:
     decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5})
     assert decision.reason == "uncertain"
     assert decision.candidates == ("generalist", "coder", "painter")
 
 
-def test_a_text_of_unknown_kind_is_in_doubt_however_clear_its_category_seems() -> None:
+def test_an_out_of_distribution_text_is_uncertain_however_clear_its_category_seems() -> None:
     decision = decided(chat_of("x"), 0.0, 1.0, 0.0, in_distribution=0.3, policy={"confidence_threshold": 0.5})
     assert (decision.reason, decision.expert) == ("uncertain", "generalist")
     assert decision.confidence == pytest.approx(0.3)
 
 
-def test_doubt_is_as_training_found_it_unless_the_policy_declares_it() -> None:
+def test_the_confidence_threshold_is_the_trained_one_unless_the_policy_declares_one() -> None:
     assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5).reason == "uncertain"
     assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.3).reason == "routed"
     assert (
@@ -54,7 +54,7 @@ def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
     assert decided(chat_of("x", needs=frozenset({"images"})), 0.9, 0.05, 0.05).candidates == ("painter",)
 
 
-def test_a_chat_that_surely_does_not_fit_is_given_to_an_expert_that_can_read_it() -> None:
+def test_a_chat_that_does_not_fit_goes_to_an_expert_with_a_longer_context() -> None:
     experts = [
         {"name": "coder", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 100},
         {"name": "generalist", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 10000},
@@ -62,7 +62,7 @@ def test_a_chat_that_surely_does_not_fit_is_given_to_an_expert_that_can_read_it(
     changes = {"experts": experts, "assignment": {"code": "coder", "general": "generalist"}}
     long = chat_of("x", characters=5000)
     assert decided(long, 0.9, 0.05, 0.05, **changes).candidates == ("generalist",)
-    with pytest.raises(InvalidRequest, match="coder reads 100 tokens and the chat has 5000 characters"):
+    with pytest.raises(InvalidRequest, match="coder has a context of 100 tokens and the chat has 5000 characters"):
         decided(chat_of("x", model="coder", characters=5000), 0.9, 0.05, 0.05, **changes)
 
 
@@ -74,19 +74,19 @@ def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() ->
     assert (clear.expert, clear.reason) == ("coder", "routed")
 
 
-def test_an_unsure_follow_up_stays_rather_than_go_to_the_general_expert() -> None:
+def test_an_uncertain_follow_up_stays_with_its_expert() -> None:
     decision = decided(
         chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"confidence_threshold": 0.5, "sticky_margin": 0}
     )
     assert (decision.expert, decision.reason) == ("painter", "sticky")
 
 
-def test_a_previous_expert_that_cannot_take_the_chat_is_left() -> None:
+def test_a_previous_expert_that_is_not_eligible_does_not_stay() -> None:
     chat = chat_of("x", needs=frozenset({"tools"}))
     assert decided(chat, 0.5, 0.4, 0.1, previous="painter").candidates == ("coder",)
 
 
-def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
+def test_a_conversation_is_identified_by_its_session_or_its_first_messages() -> None:
     first, later = chat_of("S kind", "hello"), chat_of("S kind", "hello", "A hi", "and now?")
     assert (
         conversation_key(first, RequestOptions())
@@ -107,57 +107,59 @@ def test_a_conversation_is_known_by_its_session_or_by_how_it_began() -> None:
     assert is_follow_up(first, "s1")
 
 
-def test_the_conversations_longest_unheard_of_are_forgotten() -> None:
+def test_the_least_recently_used_conversations_are_evicted() -> None:
     affinity, chat = Affinity(limit=2), chat_of("hello")
     for session in "abac":
         affinity.put(chat, conversation_key(chat, RequestOptions(session)), "coder")
     assert [affinity.get(chat, RequestOptions(session)) for session in "abc"] == ["coder", None, "coder"]
 
 
-class Gossip:
-    """An Elsewhere that knows one expert for everything, and counts how often it is asked."""
+class SharedAffinityStub:
+    """A SharedAffinity with one expert for every conversation, which counts lookups."""
 
     def __init__(self, expert: str | None) -> None:
-        self.expert, self.asked, self.told = expert, 0, list[str]()
+        self.expert, self.lookups, self.published = expert, 0, list[str]()
 
-    def tell(self, key: bytes, expert: str) -> None:
-        self.told.append(expert)
+    def publish(self, key: bytes, expert: str) -> None:
+        self.published.append(expert)
 
-    async def ask(self, key: bytes) -> str | None:
-        self.asked += 1
+    async def lookup(self, key: bytes) -> str | None:
+        self.lookups += 1
         return self.expert
 
 
 @pytest.mark.anyio
-async def test_others_are_asked_about_follow_ups_to_answers_from_elsewhere_alone() -> None:
-    gossip = Gossip("painter")
-    affinity = Affinity(elsewhere=gossip)
+async def test_the_shared_affinity_is_looked_up_only_after_another_gateways_response() -> None:
+    shared = SharedAffinityStub("painter")
+    affinity = Affinity(shared=shared)
     turns = [chat_of("one"), chat_of("one", "A 1", "two"), chat_of("one", "A 1", "two", "A 2", "three")]
     fifth = chat_of("one", "A 1", "two", "A 2", "three", "A 3", "four", "A 4", "five")
     for chat in turns:
-        await affinity.recall(chat, RequestOptions())
+        await affinity.refresh(chat, RequestOptions())
         affinity.put(chat, conversation_key(chat, RequestOptions()), "coder")
-    assert (gossip.asked, gossip.told, affinity.get(turns[2], RequestOptions())) == (0, ["coder"] * 3, "coder")
-    await affinity.recall(fifth, RequestOptions())  # the fourth answer was another gateway's
-    assert (gossip.asked, affinity.get(fifth, RequestOptions())) == (1, "painter")
-    gossip.expert = None
-    await affinity.recall(turns[1], RequestOptions())
-    assert (gossip.asked, affinity.get(fifth, RequestOptions())) == (2, "painter"), "what nobody knows better stays"
+    assert (shared.lookups, shared.published, affinity.get(turns[2], RequestOptions())) == (0, ["coder"] * 3, "coder")
+    await affinity.refresh(fifth, RequestOptions())  # the fourth response came from another gateway
+    assert (shared.lookups, affinity.get(fifth, RequestOptions())) == (1, "painter")
+    shared.expert = None
+    await affinity.refresh(turns[1], RequestOptions())
+    assert (shared.lookups, affinity.get(fifth, RequestOptions())) == (2, "painter"), (
+        "an unknown conversation keeps its entry"
+    )
 
 
-def test_use_goes_by_price_or_else_by_size_and_the_unknown_counts_as_large() -> None:
-    def use_of(*experts: dict[str, object]) -> list[float]:
+def test_relative_cost_is_by_price_or_else_by_size_and_an_unknown_size_counts_as_the_largest() -> None:
+    def costs_of(*experts: dict[str, object]) -> list[float]:
         common = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
         declared = [{"name": f"e{number}", **common, **expert} for number, expert in enumerate(experts)]
         registry = registry_of(experts=declared, assignment={"general": "e0"})
-        return [float(share) for share in relative_use(registry)]
+        return [float(cost) for cost in relative_cost(registry)]
 
-    assert use_of({"active_parameters_b": 2}, {"active_parameters_b": 8}, {}) == [0.25, 1, 1]
-    assert use_of({"active_parameters_b": 9, "prices": {"input": 1}}, {"prices": {"input": 1, "output": 3}}) == [
+    assert costs_of({"active_parameters_b": 2}, {"active_parameters_b": 8}, {}) == [0.25, 1, 1]
+    assert costs_of({"active_parameters_b": 9, "prices": {"input": 1}}, {"prices": {"input": 1, "output": 3}}) == [
         0.25,
         1,
     ]
-    assert use_of({}, {}) == [0, 0]
+    assert costs_of({}, {}) == [0, 0]
 
 
 def test_an_unknown_model_is_not_found() -> None:
@@ -165,7 +167,7 @@ def test_an_unknown_model_is_not_found() -> None:
         decided(chat_of("x", model="gpt"), 0.9, 0.05, 0.05)
 
 
-def test_the_last_user_turn_comes_first_and_older_ones_shrink() -> None:
+def test_the_last_user_message_comes_first_and_older_ones_are_shortened() -> None:
     chat = chat_of(
         "S you are kind and helpful to all",
         "old " * 200,
@@ -181,7 +183,7 @@ def test_the_last_user_turn_comes_first_and_older_ones_shrink() -> None:
     assert 100 < text.count("old") * 4 < 220
 
 
-def test_the_system_prompt_counts_only_where_little_else_was_said() -> None:
+def test_the_system_prompt_is_included_only_with_little_user_text() -> None:
     assert routing_text(chat_of("S you teach chemistry", "next")) == "next\nS you teach chemistry"
 
 
