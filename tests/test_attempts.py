@@ -66,7 +66,7 @@ async def test_experts_at_a_server_that_takes_no_connection_or_is_full_use_up_no
     accepted = await ask(*experts, max_attempts=2)
     assert (accepted.expert, accepted.attempts) == ("e", 2)
     assert not any(server.calls for server in servers[:3])
-    assert all(replica.breaker.calm for replica in beside), "nothing was learnt about those that were not asked"
+    assert all(replica.breaker.healthy for replica in beside), "nothing was learnt about those that were not asked"
 
 
 async def test_a_server_elsewhere_may_be_full_for_one_of_its_models_alone() -> None:

@@ -86,12 +86,12 @@ def _show(follows: tuple[Consequence, ...], *, replan: bool) -> None:
 
 def _check_local(found: Registry, settings: Settings) -> None:
     """What the experts to be started here need of this machine; a gateway elsewhere is not held up by it."""
-    from coe.fleet.validation import mistakes
+    from coe.fleet.validation import find_problems
 
     source = yaml_source.read(settings.config)
     problems = [
         f"{source.at(('experts', index, key))}: {found.experts[index].name!r}: {what}"
-        for index, key, what in mistakes(found.experts, beside=settings.config.parent)
+        for index, key, what in find_problems(found.experts, base_folder=settings.config.parent)
     ]
     if problems:
         raise ConfigError(*problems)

@@ -198,7 +198,7 @@ async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, sessio
     if not local:
         return
     try:
-        (await session.ask(Target(f"{_gateway(settings)}/health/live", {}, method="GET"))).close()
+        (await session.send(Target(f"{_gateway(settings)}/health/live", {}, method="GET"))).close()
     except OSError:
         message = f"{', '.join(local)}: run locally, and nothing answers at {_gateway(settings)}; is `coe up` running?"
         raise ExpertUnavailable(message, expert=local[0]) from None

@@ -16,7 +16,7 @@ import typer
 from coe.artifacts.store import KINDS, ArtifactStore
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError
-from coe.fleet.residency.client import ask_tiers
+from coe.fleet.residency.client import fetch_tiers
 from coe.learning.estimation.experience_loader import gather, open_logs
 from coe.learning.monitoring import traffic_report
 from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
@@ -83,7 +83,7 @@ def _last(rounds: Rounds) -> dict[str, Any]:
 def _turns(settings: Settings) -> dict[str, Any]:
     """By expert that takes turns at a device: its tier, requests held, switches; empty where no `coe up` runs any."""
     try:
-        return asyncio.run(ask_tiers(settings.turns_link.readlink()))
+        return asyncio.run(fetch_tiers(settings.turns_link.readlink()))
     except OSError:  # no link, or nobody behind it; TimeoutError is one
         return {}
 

@@ -37,9 +37,9 @@ from tempfile import TemporaryDirectory
 
 from coe.core import GENERAL
 from coe.fleet import ServerSpec
-from coe.fleet.residency.devices import floors
+from coe.fleet.residency.devices import plan_devices
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.socket_server import desk
+from coe.fleet.residency.socket_server import serve_residency
 
 DRAIN = 55.0
 """Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
@@ -95,26 +95,28 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 
 
 async def _over_a_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
-    from coe.fleet.ray.fleet import spread
+    from coe.fleet.ray.fleet import running_cluster
 
-    experts = await stack.enter_async_context(spread(settings, registry, ray=ray, tell=partial(_tell, settings)))
+    experts = await stack.enter_async_context(
+        running_cluster(settings, registry, ray=ray, publish=partial(_tell, settings))
+    )
     await _serve(stack, settings, registry)
-    await _adapting(settings, experts.fleet, experts.tell).watch(experts.running, experts.experts)
+    await _adapting(settings, experts.fleet, experts.publish).watch(experts.running, experts.experts)
 
 
 async def _on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
-    from coe.fleet import Fleet, end_leftovers, local_servers
-    from coe.fleet.planning import endpoint_of, shared_by
+    from coe.fleet import Fleet, end_orphans, local_servers
+    from coe.fleet.planning import endpoint_of, server_config
 
     servers, endpoints = local_servers(
         registry.experts,
         cache=settings.models,
         logs=settings.logs,
         python=Path(sys.executable),
-        say=say,
-        beside=settings.config.parent,
+        report=say,
+        base_folder=settings.config.parent,
     )
-    if ended := await asyncio.to_thread(end_leftovers, settings.logs):
+    if ended := await asyncio.to_thread(end_orphans, settings.logs):
         say(f"ended what an earlier start left running: {', '.join(ended)}")
     for expert in registry.experts:
         if expert.replicas > 1:
@@ -125,14 +127,14 @@ async def _on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings,
     if registry.residency is not None:
         await _serve(stack, settings, registry, await stack.enter_async_context(in_turns(settings, registry, servers)))
         await asyncio.Event().wait()
-    fleet = await stack.enter_async_context(Fleet(servers, say=say))
+    fleet = await stack.enter_async_context(Fleet(servers, report=say))
     await _serve(stack, settings, registry)
     by_address = {f"{spec.root}/v1": spec for spec in servers}
     serving = [expert for expert in registry.experts if expert.name in endpoints]
-    running = {shared_by(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
+    running = {server_config(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
 
     def tell(experts: Sequence[LocalExpert]) -> None:
-        _tell(settings, {one.name: (endpoint_of(one, running[shared_by(one)]),) for one in experts})
+        _tell(settings, {one.name: (endpoint_of(one, running[server_config(one)]),) for one in experts})
 
     await _adapting(settings, fleet, tell).watch({shared: spec.key for shared, spec in running.items()}, serving)
 
@@ -143,7 +145,7 @@ async def _serve(
     """Run the gateway until the end, in front of servers that run."""
     from coe.fleet import Fleet, Timeouts
 
-    await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Timeouts(grace=DRAIN)))
+    await stack.enter_async_context(Fleet([_gateway(settings, turns)], report=say, timeouts=Timeouts(grace=DRAIN)))
     say(_welcome(settings, registry))
     if settings.check_experts:
         await stack.enter_async_context(_checking(registry, settings))
@@ -178,7 +180,7 @@ def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[Local
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
 
-    return AdapterSync(fleet, config=settings.config, read=read, tell=tell, say=say)
+    return AdapterSync(fleet, config=settings.config, read=read, publish=tell, report=say)
 
 
 def _tell(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
@@ -267,11 +269,11 @@ async def in_turns(settings: Settings, registry: Registry, servers: Sequence[Ser
     assert registry.residency is not None
     assignment = {GENERAL: registry.general_expert} | registry.assignment
     residency = Residency(
-        floors(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, say=say
+        plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=say
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # short, as the paths of sockets must be
         address = Path(folder) / "turns.sock"
-        async with residency, desk(residency, address):
+        async with residency, serve_residency(residency, address):
             _link(settings.turns_link, address)
             yield address
 
