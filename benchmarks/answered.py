@@ -81,13 +81,13 @@ async def asked(
         cache=folder / "models",
         logs=folder / "logs",
         python=Path(sys.executable),
-        say=print,
+        report=print,
     )
     found = []
     missing = [q for q in questions if not kept.complete(q)]
     if not missing:
         return [_asked(q, kept) for q in questions]
-    async with Fleet(specs, say=print):
+    async with Fleet(specs, report=print):
         import aiohttp
 
         endpoint = endpoints["small"]

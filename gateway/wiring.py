@@ -48,7 +48,7 @@ class Wiring:
         """Raises ConfigError for a local expert that nobody started, ArtifactError for a damaged gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._turns
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
         consultant = consultant_in_use(self._settings, in_use, threads=self._threads)

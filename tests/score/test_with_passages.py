@@ -88,12 +88,12 @@ async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fit
         cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
         logs=tmp_path / "logs",
         python=Path(sys.executable),
-        say=print,
+        report=print,
     )
     folder, out = tmp_path / "service", tmp_path / "quality"
     folder.mkdir()
     reader = AnsweringServer({"reader": lambda text: text if "sources" in text else "I cannot know."})
-    async with reader.running(), Fleet(specs, say=print):
+    async with reader.running(), Fleet(specs, report=print):
         made(folder, built[0], endpoints["small"], reader.port)
         indexed = await run(folder, "index", "add", "facts")
         scored = await run(folder, "score", "probes.jsonl", "--out", str(out), "--retrieval", "both")
