@@ -82,12 +82,12 @@ def expert_server() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802  (health and load, which this server does not report)
+        def do_GET(self) -> None:
             self.send_error(404)
 
         def log_message(self, *_: Any) -> None: ...
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER)
             self.wfile.write(head + ANSWER.encode())

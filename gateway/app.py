@@ -98,10 +98,9 @@ class _App(Starlette):
 
 
 def _lines(parts: Parts) -> dict[str, Line]:
-    current, observers, tracing = parts.current, parts.observers, parts.tracing
+    state, observers, tracing = parts.current, parts.observers, parts.tracing
     return {
-        path: Line(current, dialect=dialect, admission=current.admission, observers=observers, tracing=tracing)
-        for path, dialect in DIALECTS.items()
+        path: Line(state, dialect=dialect, observers=observers, tracing=tracing) for path, dialect in DIALECTS.items()
     }
 
 

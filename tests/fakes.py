@@ -237,7 +237,7 @@ async def gateway_of(
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
-    consultant: Retrieval | None = None,
+    retrieval: Retrieval | None = None,
     index: Index | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
@@ -268,7 +268,7 @@ async def gateway_of(
                 experts=experts,
                 threads=threads,
                 overlays=overlays,
-                consultant=consultant,
+                retrieval=retrieval,
             )
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
             current, metrics = ServingState(serving), Metrics()

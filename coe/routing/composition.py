@@ -31,7 +31,7 @@ STAKE = 0.3
 """The probability that a surer posterior would choose another expert from which on it is worth a look: below, on public
 prompts, looks were as often wrong as right."""
 _IDLE = Health()
-NOT_CONSULTED = RetrievalResult()
+NO_RETRIEVAL = RetrievalResult()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Composition:
         confidence_threshold: float = 0.0,
         affinity: Affinity | None = None,
         overlays: Overlays | None = None,
-        consultant: Retrieval | None = None,
+        retrieval: Retrieval | None = None,
     ) -> None:
         self.registry = registry
         self.router = router
@@ -205,7 +205,7 @@ class Composition:
         self._classifier = Classifier(
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
-        self._consultant = consultant
+        self._retrieval = retrieval
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
         """The routed text and its posterior, with the tenant's overlay where it has one."""
@@ -222,7 +222,7 @@ class Composition:
 
     def _at_stake(self, chat: Chat, prediction: Prediction) -> bool:
         """Whether a surer posterior might change the choice of the expert, or of passages for it."""
-        if self._consultant is not None:
+        if self._retrieval is not None:
             return True
         if chat.model != AUTO:
             return False
@@ -265,7 +265,7 @@ class Composition:
     def _charge(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """What is taken off each expert's worth: its use by the cost_weight asked for, less what passages add. So a
         small expert with passages may go before a large one without."""
-        lift = self._consultant.lift(prediction, options.retrieval) if self._consultant else None
+        lift = self._retrieval.lift(prediction, options.retrieval) if self._retrieval else None
         if not options.cost_weight:
             return None if lift is None else -lift
         use = options.cost_weight * self._use
@@ -283,15 +283,15 @@ class Composition:
     ) -> tuple[Chat, Decision, RetrievalResult]:
         """The chat, with passages where they pay. Where passages that the decision counted on do not come, it is made
         anew without them. Never fails."""
-        consultant = self._consultant
-        if consultant is None:
-            return chat, decision, NOT_CONSULTED
+        retrieval = self._retrieval
+        if retrieval is None:
+            return chat, decision, NO_RETRIEVAL
         specs = [self.registry.expert(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(decision.expert)
         question = Question(chat, text, prediction, expert, context, tenant, options.retrieval)
-        counted_on = consultant.lift(prediction, options.retrieval) is not None
-        given, found = await consultant.consult(question)
+        counted_on = retrieval.lift(prediction, options.retrieval) is not None
+        given, found = await retrieval.consult(question)
         if counted_on and found.status not in ("open", "held") and decision.reason in ("routed", "spilled", "fallback"):
             decision = self.assign(chat, prediction, replace(options, retrieval="off"))
         return given, decision, found

@@ -35,8 +35,7 @@ from coe.retrieval.ingest.indexing import Indexer, Text
 from coe.retrieval.passages import MOST_PASSAGES, Key
 from coe.runtime.document_index import Index
 from gateway.errors import body_of, headers_of, status_of
-from gateway.request.cancellation import ClientLeftError
-from gateway.request.validation import arrived, checked
+from gateway.request.body import ClientLeftError, read_body, validated
 from gateway.serving_state import ServingState
 
 COLLECTION = "documents"
@@ -164,7 +163,7 @@ class Documents:
             self._under_way -= 1
 
     async def _upload(self, request: Request, index: Index) -> Mapping[str, Any]:
-        upload = checked(Upload, await _body(request))
+        upload = validated(Upload, await _body(request))
         ids = [document.id for document in upload.documents]
         if twice := sorted({one for one in ids if ids.count(one) > 1}):
             raise DocumentsConflict(f"documents: the id {twice[0]!r} comes twice", param="documents")
@@ -173,7 +172,7 @@ class Documents:
         return {"object": "documents", **asdict(tally)}
 
     async def _list(self, request: Request, index: Index) -> Mapping[str, Any]:
-        page = checked(Page, _query(request))
+        page = validated(Page, _query(request))
         if page.collection is None:
             there = [asdict(one) for one in await index.store.collections()]
             return {"object": "list", "data": there, "has_more": False}
@@ -183,7 +182,7 @@ class Documents:
         return {"object": "list", "data": shown, "has_more": len(rest) > page.limit}
 
     async def _delete(self, request: Request, index: Index) -> Mapping[str, Any]:
-        place, name = checked(DocumentLocation, _query(request)), request.path_params["id"]
+        place, name = validated(DocumentLocation, _query(request)), request.path_params["id"]
         async with self._writing:
             count = await index.store.delete([Key(name, place.collection, place.tenant)])
         if not count:
@@ -193,7 +192,7 @@ class Documents:
         return {"object": "document", "id": name, "deleted": True}
 
     async def _search(self, request: Request, index: Index) -> Mapping[str, Any]:
-        asked = checked(Question, await _body(request))
+        asked = validated(Question, await _body(request))
         vector = (await asyncio.to_thread(index.encoder.encode, [asked.query]))[0]
         found = await index.store.search(
             asked.query, vector, collections=asked.collections, tenant=asked.tenant, limit=asked.limit
@@ -217,7 +216,7 @@ def _telling() -> Iterator[None]:
 
 async def _body(request: Request) -> bytes | bytearray:
     try:
-        return await arrived(request, limit=MAX_BODY)
+        return await read_body(request, limit=MAX_BODY)
     except BodyTooLarge:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY // 2**20} MiB that documents may have") from None
 

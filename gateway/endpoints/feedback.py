@@ -30,12 +30,10 @@ from coe.records.feedback import LONGEST, Feedback, Kind
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from gateway.access import Caller
-from gateway.errors import body_of, headers_of, status_of
+from gateway.errors import body_of, headers_of, respond, status_of
 from gateway.observability.recent import RecentRequests, tenant_soon
-from gateway.request.admission import FairShares
-from gateway.request.body import read_json_body
-from gateway.request.cancellation import ClientLeftError
-from gateway.request.relay import respond
+from gateway.request.body import ClientLeftError, read_json_body
+from gateway.request.fair_shares import FairShares
 from gateway.serving_state import ServingState
 
 MAX_BODY = 64 * 1024
@@ -89,13 +87,13 @@ class FeedbackEndpoint:
     def _place(self, key: str | None) -> Iterator[None]:
         if self._current.admission.closed:
             raise Draining("this gateway is about to end; send it again", retry_after=RETRY_AFTER)
-        if not self._under_way.take(key, among=AT_ONCE):
-            why = f"{self._under_way.taken} events of feedback are under way, {self._under_way.of(key)} of this caller"
+        if not self._under_way.acquire(key, capacity=AT_ONCE):
+            why = f"{self._under_way.held} events of feedback are under way, {self._under_way.of(key)} of this caller"
             raise Overloaded(f"{why}, and no more may be", retry_after=RETRY_AFTER)
         try:
             yield
         finally:
-            self._under_way.give_back(key)
+            self._under_way.release(key)
 
     async def _checked(self, event: Feedback, *, administers: bool) -> Pending:
         """The event with its request's tenant; unchecked where the log cannot say within LOG_SECONDS.

@@ -21,7 +21,7 @@ from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
 from gateway.dialects import chat as chat_dialect
 from gateway.dialects import messages as messages_dialect
-from gateway.request.dry_run import DryRun
+from gateway.request.line import DryRun
 from gateway.serving_state import Serving, ServingState
 
 NEIGHBOURS = 6

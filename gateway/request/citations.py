@@ -17,9 +17,8 @@ import orjson
 
 from coe.core import Api, Reply
 from coe.experts.http import sse
+from coe.experts.http.sse import EVENT_STREAM
 from coe.retrieval.passages import Passage
-from gateway.request.relay import EVENT_STREAM
-from gateway.request.trace import Trace
 
 _DONE, _ADDED = "response.output_text.done", "response.output_text.annotation.added"
 _PART, _ITEM = "response.content_part.done", "response.output_item.done"
@@ -148,15 +147,12 @@ def flat(annotation: dict[str, Any]) -> dict[str, Any]:
 Answer = dict[str, Any]
 
 
-def cited(reply: Reply, trace: Trace) -> Reply:
+def cited(reply: Reply, passages: Passages, api: Api) -> Reply:
     """The reply with the passages that it was given, where there are any and the API has a place for them."""
-    passages = trace.consultation.passages
-    if not passages:
-        return reply
     if reply.media_type != EVENT_STREAM:
-        annotate = _PLAIN.get(trace.api)
+        annotate = _PLAIN.get(api)
         return reply if annotate is None else _Cited(reply, passages, annotate)
-    streamed = _STREAMED.get(trace.api)
+    streamed = _STREAMED.get(api)
     return reply if streamed is None else streamed(reply, passages)
 
 

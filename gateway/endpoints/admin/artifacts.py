@@ -23,7 +23,7 @@ from coe.runtime.versions import KINDS, Shelf
 from coe.settings import Settings
 from gateway.endpoints.admin.operation import Operation, Schema, listed, whole
 from gateway.observability.state_metrics import ARTIFACTS, RELOAD_FAILED
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 
 if TYPE_CHECKING:
     from gateway.parts import Parts
@@ -82,7 +82,7 @@ class Artifacts:
     async def promote(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/promote`."""
         kind = self._shelf(request).kind
-        asked = checked(Promote, await arrived(request, limit=MAX_BODY))
+        asked = validated(Promote, await read_body(request, limit=MAX_BODY))
         if asked.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
             raise ArtifactNotFound(f"no {kind} {asked.version!r} is published here", param="version")
         return await self._move(
@@ -94,7 +94,7 @@ class Artifacts:
     async def roll_back(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/rollback`."""
         kind = self._shelf(request).kind
-        asked = checked(RollBack, await arrived(request, limit=MAX_BODY))
+        asked = validated(RollBack, await read_body(request, limit=MAX_BODY))
         return await self._move(
             kind, asked, lambda settings, store: promotion.roll_back(settings, store, kind, why=asked.why)
         )

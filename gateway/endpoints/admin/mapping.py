@@ -31,7 +31,7 @@ from coe.mapping import (
 from coe.registry import Registry
 from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.admin.operation import Operation, Schema, listed, whole
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Map:
 
     async def solve(self, request: Request) -> Response:
         """`POST /v1/map/solve`."""
-        budget = checked(Ask, await arrived(request, limit=MAX_BODY))
+        budget = validated(Ask, await read_body(request, limit=MAX_BODY))
         version = self._current.serving.versions.get(ASSIGNMENT)
         kept, _ = await asyncio.to_thread(self._read, version)
         if version is None or kept is None:

@@ -20,7 +20,7 @@ from coe.registry import ENTRY, load, load_with, yaml_source
 from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.admin.counts import Counts, experts_told
 from gateway.endpoints.admin.operation import Operation, Schema, whole
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 
 if TYPE_CHECKING:
     from gateway.parts import Parts
@@ -49,7 +49,7 @@ class Onboarding:
         self._waiting = 0
 
     async def check(self, request: Request) -> Response:
-        asked = checked(Entry, await arrived(request, limit=MAX_BODY))
+        asked = validated(Entry, await read_body(request, limit=MAX_BODY))
         return _answer({"object": "expert.check", **await self._alone(self._checked, asked.entry)})
 
     async def steps(self, request: Request) -> Response:

@@ -23,7 +23,7 @@ from coe.routing.replay import decide_again
 from gateway.endpoints.admin.operation import Operation, listed
 from gateway.endpoints.admin.operation import whole as whole_schema
 from gateway.observability.recent import found_soon
-from gateway.request.validation import checked
+from gateway.request.body import validated
 
 if TYPE_CHECKING:
     from gateway.parts import Parts
@@ -179,7 +179,7 @@ class Records:
         self._under_way = 0
 
     async def page(self, request: Request) -> Response:
-        search = checked(Search, orjson.dumps(dict(request.query_params)))
+        search = validated(Search, orjson.dumps(dict(request.query_params)))
         async with self._asking():
             page = await self._filled(search.query())
         registry = self._current.serving.registry

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from coe.errors import Draining, Overloaded
 from gateway.endpoints.admin.counts import Counts, told
 from gateway.endpoints.admin.operation import Operation, Schema, whole
-from gateway.request.validation import checked
+from gateway.request.body import validated
 
 if TYPE_CHECKING:
     from gateway.parts import Parts
@@ -31,7 +31,7 @@ from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.request.relay import EVENT_STREAM
+from coe.experts.http.sse import EVENT_STREAM
 
 
 class SharedSnapshot:
@@ -137,7 +137,7 @@ class Stats:
         return Response(found, media_type="application/json")
 
     async def stream(self, request: Request) -> Response:
-        asked = checked(Listening, orjson.dumps(dict(request.query_params)))
+        asked = validated(Listening, orjson.dumps(dict(request.query_params)))
         if self._current.leaving:
             raise Draining("this gateway is about to end; ask again", retry_after=_RETRY)
         if self._listening >= LISTENERS:
