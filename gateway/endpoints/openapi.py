@@ -30,7 +30,7 @@ from gateway.endpoints.schemas import (
     problems,
     ref,
 )
-from gateway.request.options import MAX_VERSION
+from gateway.request.options import MAX_VERSION_CHARACTERS
 from gateway.serving_state import Serving, ServingState
 
 _FEEDBACK_PROBLEMS: dict[int, str] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 429, 500)} | {
@@ -256,7 +256,7 @@ def _limit_headers(keys: bool) -> Schema:
 
 def _parameters(registry: Registry) -> Schema:
     low, high = registry.policy.cost_weight_limits
-    version = {"type": "string", "maxLength": MAX_VERSION, "pattern": "^[ -~]*$"}
+    version = {"type": "string", "maxLength": MAX_VERSION_CHARACTERS, "pattern": "^[ -~]*$"}
     return {
         "Session": _header("x-session-id", "The conversation this belongs to, so that it stays with its expert.", TEXT),
         "Thrift": _header(

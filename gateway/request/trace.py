@@ -20,7 +20,6 @@ from coe.core import Api, Chat, Decision, Prediction, Reason, Reply, RequestOpti
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
-from coe.retrieval.retrieval import sources
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedAnswer, answered_by
 from gateway.access import Allowance, Caller
@@ -259,7 +258,7 @@ class Trace:
             gate=retrieval.probability,
             gain=retrieval.gain,
             trial=retrieval.trial,
-            passages=sources(retrieval.passages),
+            passages=tuple([passage.id for passage in retrieval.passages]),
             passage_tokens=retrieval.tokens,
             retrieval_ms=round(retrieval.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
