@@ -11,7 +11,7 @@ from coe.errors import CAUSES
 from coe.records.feedback import LONGEST
 from coe.registry import AUTO
 from gateway.dialects import chat, messages, responses
-from gateway.dialects.parts import TEXT_PARTS
+from gateway.dialects.parsing import TEXT_PARTS
 from gateway.endpoints.feedback import SAYS, THUMBS
 
 Schema = dict[str, Any]
@@ -107,8 +107,8 @@ COMPONENTS: Schema = {
     "ResponsesItem": {
         "anyOf": [
             {"allOf": [_turn(responses.ROLES), _object({"type": {"const": "message"}})]},
-            _of_type(*responses.OUTPUTS, output=_CONTENT),
-            _other_than("message", *responses.OUTPUTS),
+            _of_type(*responses.TOOL_OUTPUTS, output=_CONTENT),
+            _other_than("message", *responses.TOOL_OUTPUTS),
         ]
     },
     "ResponsesRequest": _request(
