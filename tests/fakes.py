@@ -238,7 +238,7 @@ async def gateway_of(
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
-    consultant: Retrieval | None = None,
+    retrieval: Retrieval | None = None,
     index: Index | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
@@ -269,7 +269,7 @@ async def gateway_of(
                 experts=experts,
                 threads=threads,
                 overlays=overlays,
-                retrieval=consultant,
+                retrieval=retrieval,
             )
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
             current, metrics = ServingState(serving), Metrics()

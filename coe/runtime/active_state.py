@@ -194,7 +194,7 @@ GATE = "gate"
 _log = logging.getLogger("gateway")
 
 
-def consultant_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
+def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
     """None where no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:

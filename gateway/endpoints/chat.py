@@ -16,7 +16,7 @@ from gateway.request.line import Line
 
 def _line(parts: Parts, *, dialect: Dialect) -> Line:
     current = parts.current
-    return Line(current, dialect=dialect, admission=current.admission, observers=parts.observers, tracing=parts.tracing)
+    return Line(current, dialect=dialect, observers=parts.observers, tracing=parts.tracing)
 
 
 def _operation(

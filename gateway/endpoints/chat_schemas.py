@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from coe.registry import AUTO
 from gateway.dialects import chat, messages, responses
-from gateway.dialects.parts import TEXT_PARTS
+from gateway.dialects.parsing import TEXT_PARTS
 from gateway.endpoints.operation import Schema, ref
 
 _TEXT: Schema = {"type": "string"}
@@ -109,8 +109,8 @@ CHAT_SCHEMAS: Schema = {
     "ResponsesItem": {
         "anyOf": [
             {"allOf": [_message(responses.ROLES), _object({"type": {"const": "message"}})]},
-            _of_type(*responses.OUTPUTS, output=_CONTENT),
-            _other_than("message", *responses.OUTPUTS),
+            _of_type(*responses.TOOL_OUTPUTS, output=_CONTENT),
+            _other_than("message", *responses.TOOL_OUTPUTS),
         ]
     },
     "ResponsesRequest": _request(

@@ -34,7 +34,7 @@ from coe.runtime.document_index import Index
 from gateway.endpoints.http import json_response, query_of
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
 from gateway.parts import Parts
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 
 DEFAULT_COLLECTION = "documents"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -131,7 +131,7 @@ class Documents:
     async def upload(self, request: Request) -> Response:
         """`POST /v1/documents`."""
         async with self._index() as index:
-            upload = checked(Upload, await _body(request))
+            upload = validated(Upload, await _body(request))
             ids = [document.id for document in upload.documents]
             if repeated := sorted({one for one in ids if ids.count(one) > 1}):
                 raise DocumentsConflict(f"documents: the id {repeated[0]!r} comes twice", param="documents")
@@ -153,7 +153,7 @@ class Documents:
     async def search(self, request: Request) -> Response:
         """`POST /v1/documents/search`."""
         async with self._index() as index:
-            search = checked(PassageQuery, await _body(request))
+            search = validated(PassageQuery, await _body(request))
             vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
             found = await index.store.search(
                 search.query, vector, collections=search.collections, tenant=search.tenant, limit=search.limit
@@ -186,7 +186,7 @@ class Documents:
 
 async def _body(request: Request) -> bytes | bytearray:
     try:
-        return await arrived(request, limit=MAX_BODY_BYTES)
+        return await read_body(request, limit=MAX_BODY_BYTES)
     except BodyTooLarge:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 2**20} MiB that documents may be") from None
 

@@ -35,13 +35,11 @@ from coe.registry import Registry
 from gateway.access import Caller
 from gateway.endpoints.http import JSON
 from gateway.endpoints.operation import Operation, Schema, Success, object_schema, problems, ref
-from gateway.errors import body_of, headers_of, status_of
+from gateway.errors import body_of, headers_of, respond, status_of
 from gateway.observability.recent import tenant_soon
 from gateway.parts import Parts
-from gateway.request.admission import FairShares
-from gateway.request.body import read_json_body
-from gateway.request.cancellation import ClientLeftError
-from gateway.request.relay import respond
+from gateway.request.body import ClientLeftError, read_json_body
+from gateway.request.fair_shares import FairShares
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0
@@ -94,14 +92,14 @@ class FeedbackEndpoint:
     def _slot(self, key: str | None) -> Iterator[None]:
         if self._current.admission.closed:
             raise Draining("this gateway is shutting down; send the feedback again", retry_after=RETRY_AFTER)
-        if not self._active.take(key, among=MAX_CONCURRENT):
-            active, own = self._active.taken, self._active.of(key)
+        if not self._active.acquire(key, capacity=MAX_CONCURRENT):
+            active, own = self._active.held, self._active.of(key)
             why = f"{active} feedback requests are in progress, {own} of them of this caller; that is the limit"
             raise Overloaded(why, retry_after=RETRY_AFTER)
         try:
             yield
         finally:
-            self._active.give_back(key)
+            self._active.release(key)
 
     async def _checked(self, event: Feedback, *, administers: bool) -> Pending:
         """The event with its request's tenant; unchecked where the log does not answer within LOG_SECONDS.

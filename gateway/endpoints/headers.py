@@ -8,7 +8,7 @@ from coe.core import Purpose, RetrievalMode
 from coe.errors import CAUSES
 from coe.registry import Registry
 from gateway.endpoints.operation import Schema
-from gateway.request.options import MAX_VERSION
+from gateway.request.options import MAX_VERSION_CHARACTERS
 
 _TEXT: Schema = {"type": "string"}
 
@@ -70,7 +70,7 @@ RESPONSE_HEADERS: Schema = {
 def request_headers(registry: Registry) -> Schema:
     """Parameter components; the cost weight has the declared limits."""
     low, high = registry.policy.cost_weight_limits
-    version = {"type": "string", "maxLength": MAX_VERSION, "pattern": "^[ -~]*$"}
+    version = {"type": "string", "maxLength": MAX_VERSION_CHARACTERS, "pattern": "^[ -~]*$"}
     return {
         "Session": _header("x-session-id", "Id of the conversation, which keeps it on its expert.", _TEXT),
         "CostWeight": _header(

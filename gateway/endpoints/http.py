@@ -8,7 +8,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.request.validation import Body, checked
+from gateway.request.body import Body, validated
 
 JSON, EVENTS = "application/json", "text/event-stream"
 
@@ -21,4 +21,4 @@ def json_response(content: Any, *, status: int = 200) -> Response:
 
 def query_of(request: Request, model: type[Body]) -> Body:
     """The query string as a value of `model`. Raises InvalidRequest, which names the parameter."""
-    return checked(model, orjson.dumps(dict(request.query_params)))
+    return validated(model, orjson.dumps(dict(request.query_params)))

@@ -25,7 +25,7 @@ from gateway.dialects import messages as messages_dialect
 from gateway.endpoints.headers import DECISION_HEADERS
 from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, json_success, object_schema, ref
 from gateway.parts import Parts
-from gateway.request.dry_run import DryRun
+from gateway.request.line import DryRun
 from gateway.serving_state import Serving
 
 MAX_NEIGHBOURS = 6

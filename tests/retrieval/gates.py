@@ -86,14 +86,14 @@ class ListRetriever:
 
 
 class Consulted:
-    """A consultant with its parts in reach."""
+    """A Retrieval with its parts in reach."""
 
     def __init__(self, *passages: Passage, gate: Gate | None, **declared: Any) -> None:
         self.retriever = ListRetriever(*passages)
         self.encoder = FlatEncoder()
         self.now = 0.0
         self.draws = [1.0] * 100
-        self.consultant = Retrieval(
+        self.retrieval = Retrieval(
             RetrievalSpec(**declared),
             retriever=self.retriever,
             encoder=self.encoder,

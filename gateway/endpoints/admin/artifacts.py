@@ -27,7 +27,7 @@ from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
 from gateway.observability.state_metrics import ARTIFACTS, RELOAD_FAILED
 from gateway.parts import Parts
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER = 2.0
@@ -83,7 +83,7 @@ class Artifacts:
     async def promote(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/promote`."""
         kind = self._shelf(request).kind
-        body = checked(PromoteRequest, await arrived(request, limit=MAX_BODY_BYTES))
+        body = validated(PromoteRequest, await read_body(request, limit=MAX_BODY_BYTES))
         if body.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
             raise ArtifactNotFound(f"no {kind} {body.version!r} is published here", param="version")
         return await self._move(
@@ -95,7 +95,7 @@ class Artifacts:
     async def roll_back(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/rollback`."""
         kind = self._shelf(request).kind
-        body = checked(RollbackRequest, await arrived(request, limit=MAX_BODY_BYTES))
+        body = validated(RollbackRequest, await read_body(request, limit=MAX_BODY_BYTES))
         return await self._move(
             kind, body, lambda settings, store: promotion.roll_back(settings, store, kind, why=body.why)
         )

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.request.relay import EVENT_STREAM
+from coe.experts.http.sse import EVENT_STREAM
 
 SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""

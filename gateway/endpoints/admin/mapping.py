@@ -32,7 +32,7 @@ from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
 from gateway.parts import Parts
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
@@ -76,7 +76,7 @@ class Map:
 
     async def solve(self, request: Request) -> Response:
         """`POST /v1/map/solve`."""
-        budget = checked(BudgetRequest, await arrived(request, limit=MAX_BODY_BYTES))
+        budget = validated(BudgetRequest, await read_body(request, limit=MAX_BODY_BYTES))
         version = self._current.serving.versions.get(ASSIGNMENT)
         stored, _ = await asyncio.to_thread(self._read, version)
         if version is None or stored is None:

@@ -24,7 +24,7 @@ from gateway.endpoints.admin.counts import Counts, expert_stats
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
 from gateway.parts import Parts
-from gateway.request.validation import arrived, checked
+from gateway.request.body import read_body, validated
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_WAITING = 8
@@ -51,7 +51,7 @@ class Onboarding:
 
     async def check(self, request: Request) -> Response:
         """`POST /v1/experts/check`."""
-        body = checked(ExpertEntry, await arrived(request, limit=MAX_BODY_BYTES))
+        body = validated(ExpertEntry, await read_body(request, limit=MAX_BODY_BYTES))
         return json_response({"object": "expert.check", **await self._exclusively(self._check, body.entry)})
 
     async def steps(self, request: Request) -> Response:
