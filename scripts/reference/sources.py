@@ -20,9 +20,9 @@ from coe.cli import app as command_line
 from coe.core import Reason
 from coe.experts.remedies import REMEDIES
 from coe.jobs.record_files import RATING_FIELDS
+from coe.mapping.declaration import declared_assignment
 from coe.records.fields import FIELDS
 from coe.registry import Registry, load, schema
-from coe.routing.composition import declared_assignment
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
