@@ -26,7 +26,7 @@ from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.endpoints.openapi import document
+from gateway.endpoints.operations import document
 from gateway.errors import body_of, status_of
 from gateway.main import open_parts
 from gateway.parts import Parts
