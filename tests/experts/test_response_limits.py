@@ -16,7 +16,7 @@ from coe.experts.http.replies import MAX_ANSWER_BYTES
 from coe.experts.http.sse import MAX_EVENT_BYTES
 from coe.experts.litellm import response_limits
 from coe.experts.litellm.expert import LitellmExpert
-from coe.experts.litellm.response_limits import LimitExceeded, ResponseLimits
+from coe.experts.litellm.response_limits import ResponseLimitExceeded, ResponseLimits
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -194,7 +194,7 @@ async def test_requests_that_litellm_makes_in_a_thread_are_bounded_too(spring: S
     with pytest.raises(ExpertUnavailable):
         await ask(spring, "openai/m", "chat")  # so that litellm is imported
     spring.status, spring.drop = 200, b" "
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(ResponseLimitExceeded):
         await asyncio.to_thread(litellm.module_level_client.get, spring.url)
     assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
@@ -209,7 +209,7 @@ def test_any_number_of_events_passes_however_they_are_cut(
     read = ResponseLimits(stream=True).for_response(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
     events = 9 * (b"data: x" + newline + b"id: 1" + 2 * newline)
     assert b"".join(read(chunk) or b"" for chunk in cut(events, size)) == events
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(ResponseLimitExceeded):
         list(map(read, cut(9 * (b"data: x" + newline), size)))
 
 

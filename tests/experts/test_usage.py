@@ -1,6 +1,5 @@
 """Token counts of streams: always requested, shown to clients that requested them, omitted if a server rejects the
-option.
-"""
+option."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -32,8 +32,7 @@ async def idle_state(served: Served, upstreams: list[Upstream], redis: RedisServ
 
 def descriptors(served: Served, redis: RedisServer) -> Counter[str]:
     """The number of descriptors by kind: `socket`, `pipe`, or the file's name. Without those of the routing log: a
-    bounded pool of connections, and the spool, which is closed on an error and opened at the next need.
-    """
+    bounded pool of connections, and the spool, which is closed on an error and opened at the next need."""
     kinds = Counter[str]()
     for worker in served.workers:
         for link in Path(f"/proc/{worker.pid}/fd").iterdir():

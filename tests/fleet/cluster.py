@@ -29,10 +29,8 @@ fake_server.main(int(port), mode, fake_server.Path({pids}), host)
 
 
 class Nodes:
-    """A Ray cluster on this machine. `join` adds a node; `lose` removes one, as a power cut would unless
-    `gracefully`; `set` chooses how servers behave that start from now on (fake_server.py). `cluster` ends all of
-    it.
-    """
+    """A Ray cluster on this machine. `join` adds a node; `lose` removes one, as a power cut would unless `gracefully`;
+    `set` chooses how servers behave that start from now on (fake_server.py). `cluster` ends all of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

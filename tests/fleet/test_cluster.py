@@ -1,6 +1,5 @@
 """Expert servers on a Ray cluster: spread over nodes, restarted in place, moved off a dead node, ended with the
-fleet.
-"""
+fleet."""
 
 from __future__ import annotations
 

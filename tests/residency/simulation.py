@@ -29,8 +29,7 @@ def scheduler_of(
 @dataclass
 class Simulation:
     """Runs requests (arrival, server key, seconds of work) through a scheduler, and asserts its invariants at every
-    event.
-    """
+    event."""
 
     scheduler: Scheduler
     waits: dict[int, float] = field(default_factory=dict)
