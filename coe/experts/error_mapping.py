@@ -22,7 +22,7 @@ from coe.errors import (
     Cause,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -123,9 +123,9 @@ class ErrorMapping:
         """The server sent an error in place of a response or of the rest of one."""
         return self.connection_lost(f"{where}: {self._line(message_of(error))}", cause="server_error")
 
-    def invalid_response(self, what: str) -> ExpertGarbage:
+    def invalid_response(self, what: str) -> ExpertInvalidResponse:
         """The response does not follow the API."""
-        return ExpertGarbage(f"expert {self.expert!r} answered {what}", expert=self.expert)
+        return ExpertInvalidResponse(f"expert {self.expert!r} answered {what}", expert=self.expert)
 
     def timed_out(self, what: str) -> ExpertTimeout:
         """The server did not answer in time."""
@@ -147,13 +147,13 @@ class ErrorMapping:
     def _refusal_error(self, status: int, reason: str, *, code: str | None, param: str | None) -> ExpertError:
         if status in _REJECTED_STATUSES:
             message = f"expert {self.expert!r} rejected the request: {reason}"
-            return ExpertRejected(message, expert=self.expert, status=status, word=code, param=param)
+            return ExpertRejected(message, expert=self.expert, status=status, upstream_code=code, param=param)
         if status in (401, 403):
             return self.connection_lost(f"refused its api_key (HTTP {status}); check it in experts.yaml")
         if status == 429:
             return ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {reason}", expert=self.expert)
         error = self.connection_lost(f"answered HTTP {status}: {reason}")
-        error.full = status == 503
+        error.queue_full = status == 503
         return error
 
     def _name(self, body: bytes, field: str) -> str | None:

@@ -89,7 +89,7 @@ class _ServedExpert:
         self._translation: Expert | None = None
 
     def stream(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        if call.api in self._spec.spoken:
+        if call.api in self._spec.supported_apis:
             return self._native.stream(call)
         if self._translation is None:
             self._translation = _through_litellm(self._spec, self._endpoint)

@@ -51,7 +51,7 @@ class Incidents:
 
     def failed(self, error: ExpertError, *, address: str) -> None:
         """Records a failure of the expert. Failures that the request itself caused are ignored."""
-        if not error.asked or not (error.unhealthy or isinstance(error, ExpertBusy)):
+        if not error.request_sent or not (error.unhealthy or isinstance(error, ExpertBusy)):
             return
         now = self._clock()
         if (incident := self._active.get(error.cause)) is not None:

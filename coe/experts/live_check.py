@@ -107,7 +107,7 @@ class _Check:
         self._base_url = expert.endpoints[index].base_url.rstrip("/") if expert.endpoints else ""
         self._model = expert.endpoints[index].model if expert.endpoints else expert.spec.model
         self._session = session
-        self._api: Api = next(api for api in _REQUESTS if api in expert.spec.spoken)
+        self._api: Api = next(api for api in _REQUESTS if api in expert.spec.supported_apis)
 
     async def run(self) -> Finding:
         began = time.monotonic()

@@ -131,16 +131,16 @@ class Replica:
     async def stream(self, call: Call) -> Reply:
         """Sends a call to this server; the breaker records the outcome. Raises what its expert raises."""
         breaker = self.breaker
-        generation = breaker.begin(call.caller)
+        generation = breaker.begin(call.tenant)
         self.in_flight += 1
         try:
             reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
-            self._record_failure(error, generation, call.caller)
+            self._record_failure(error, generation, call.tenant)
             raise
         breaker.answered(generation)
-        return _TrackedReply(reply, self, generation, call.caller)
+        return _TrackedReply(reply, self, generation, call.tenant)
 
     async def aclose(self) -> None:
         await self.expert.aclose()
@@ -157,13 +157,13 @@ class Replica:
             self.breaker.cancelled(generation)
 
     def _record_failure(self, error: BaseException, generation: int, caller: str) -> None:
-        if not isinstance(error, ExpertError) or not error.asked:
+        if not isinstance(error, ExpertError) or not error.request_sent:
             self.breaker.cancelled(generation)
             return
         self.incidents.failed(error, address=self.address)
         if error.unhealthy:
             self.cause = error.cause
-            self.breaker.failed(generation, caller=caller, concerns_all=error.concerns_all)
+            self.breaker.failed(generation, caller=caller, concerns_all=error.caller_independent)
         else:
             self.breaker.succeeded(generation)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
@@ -244,8 +244,13 @@ class ReplicatedExpert:
         ready = self._ready(())
         load, p95, health = self._load(ready), self.first_token_times.p95, self._health
         cause = "" if ready else self._cause()
-        if load != health.load or len(ready) != health.ready or p95 != health.p95 or cause != health.cause:
-            self._health = health = Health(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
+        if (
+            load != health.load
+            or len(ready) != health.ready_replicas
+            or p95 != health.ttft_p95
+            or cause != health.cause
+        ):
+            self._health = health = Health(bool(ready), load, len(ready), p95, cause)
         return health
 
     def _cause(self) -> Cause:
@@ -258,7 +263,7 @@ class ReplicatedExpert:
         tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(tried) == len(self.replicas):
             raise self._all_excluded(call)
-        while call.first_token_timeout > 0 and (ready := self._ready(tried, call.caller)):
+        while call.first_token_timeout > 0 and (ready := self._ready(tried, call.tenant)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
@@ -267,12 +272,12 @@ class ReplicatedExpert:
                 failure, tried = error, (*tried, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
             except ExpertUnavailable as error:
-                if error.full and not self.spec.addresses:  # a local server: all experts on it share its queue
-                    error.servers = call.exclude | {replica.address}
+                if error.queue_full and not self.spec.addresses:  # a local server: all experts on it share its queue
+                    error.unavailable_servers = call.exclude | {replica.address}
                 raise
         if failure is not None:
-            failure.servers = frozenset(replica.address for replica in tried if replica.root)
-        raise failure or self._none_ready(call.caller)
+            failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
+        raise failure or self._none_ready(call.tenant)
 
     async def _stream_from(self, replica: Replica, call: Call) -> Reply:
         """Calls one replica and records the time to the first token of a stream. A plain response arrives in one piece,
@@ -323,7 +328,7 @@ class ReplicatedExpert:
         error = ExpertUnreachable(
             f"expert {self.name!r} is at a server that this request could not reach or found full", expert=self.name
         )
-        error.servers, error.asked = call.exclude, False
+        error.unavailable_servers, error.request_sent = call.exclude, False
         return error
 
     def _none_ready(self, caller: str) -> ExpertError:
@@ -334,7 +339,7 @@ class ReplicatedExpert:
         error = (ExpertBusy if throttled else ExpertUnavailable)(
             f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s", expert=self.name
         )
-        error.retry_after, error.asked = wait, False
+        error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
         return error
 

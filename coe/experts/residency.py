@@ -31,7 +31,7 @@ class ResidentExpert:
         """Holds the expert, then calls it. Raises what either raises."""
         stand_in = call.stand_in if call.stand_in == self._stand_in else ""
         release = await self._residency.hold(
-            self.name, category=call.category, deadline=call.hold_until, stand_in=stand_in
+            self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in
         )
         try:
             return _ResidentReply(await self._expert.stream(call), release)

@@ -15,7 +15,7 @@ import orjson
 from coe.core import Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
-from gateway.dialects.parts import ANSWERS, TEXT_PARTS, prompts_of
+from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS = 4
 """Of text in a token, about."""
@@ -65,7 +65,7 @@ def output_tokens(chat: Chat) -> float:
         return 0
     fields = chat.fields
     longest: float = max([value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=OUTPUT)
-    answers: float = max([value for name in ANSWERS if (value := fields.get(name)) is not None], default=1)
+    answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
     return min(longest * answers * (len(_prompts(chat)) or 1), MAX_TOKEN_COUNT)
 
 

@@ -14,7 +14,7 @@ from coe.errors import (
     ConfigError,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -208,7 +208,7 @@ async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, m
 
 async def test_an_exception_without_a_status_is_an_invalid_response_without_its_text(server: ModelServer) -> None:
     error = provider(server).expert_error(KeyError("the prompt"), "chat")
-    assert isinstance(error, ExpertGarbage)
+    assert isinstance(error, ExpertInvalidResponse)
     assert "the prompt" not in str(error)
     assert not error.unhealthy
 

@@ -169,7 +169,7 @@ def test_errors_of_the_request_are_no_incident(lines: Any) -> None:
     incidents = Incidents("coder", clock=Clock())
     incidents.failed(ExpertRejected("bad", expert="coder", status=400), address="a")
     kept_away = ExpertUnavailable("open", expert="coder")
-    kept_away.asked = False
+    kept_away.request_sent = False
     incidents.failed(kept_away, address="a")
     assert not incidents.active
     assert lines() == []

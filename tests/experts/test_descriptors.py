@@ -17,7 +17,7 @@ from coe.experts.factory import build_experts
 from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Target, Unreachable
 from coe.registry import Registry
-from coe.routing.attempts import Attempts, first_answer
+from coe.routing.attempts import Attempts, call_experts
 from gateway.errors import headers_of, status_of
 from tests.experts.test_client import OK, request_of, serving, whole
 
@@ -70,10 +70,10 @@ async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(ful
         for _ in range(12):
             attempts = Attempts()
             with pytest.raises(OutOfDescriptors) as caught:
-                await first_answer(
+                await call_experts(
                     call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts, hedge=hedge
                 )
-            assert attempts.begun == 0
+            assert attempts.count == 0
     assert len(full) == 12
     assert all(replica.breaker.healthy for expert in experts.values() for replica in expert.replicas)
     assert (status_of(caught.value), caught.value.code) == (503, "overloaded")

@@ -14,7 +14,7 @@ from coe.core import Call
 from coe.errors import (
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -103,11 +103,11 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
         ("status:400", False, ExpertRejected, "rejected the request: because I say so"),
         ("detail:422", True, ExpertRejected, "rejected the request: unexpected field"),
         ("redirect", False, ExpertUnavailable, "HTTP 302"),
-        ("text:<html>", False, ExpertGarbage, "not JSON"),
-        ("text:[]", False, ExpertGarbage, "without choices"),
-        ("text:{}", True, ExpertGarbage, "where an event stream was asked for"),
-        ("stream-text:noise\n\n", True, ExpertGarbage, "broken event stream"),
-        ("stream-text:data: {\n\n", True, ExpertGarbage, "broken event stream"),
+        ("text:<html>", False, ExpertInvalidResponse, "not JSON"),
+        ("text:[]", False, ExpertInvalidResponse, "without choices"),
+        ("text:{}", True, ExpertInvalidResponse, "where an event stream was asked for"),
+        ("stream-text:noise\n\n", True, ExpertInvalidResponse, "broken event stream"),
+        ("stream-text:data: {\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),
         ("stream-text:", True, ExpertUnavailable, "before the first event"),
         ("stream-text:: ping\n\n", True, ExpertUnavailable, "before the first event"),
@@ -176,11 +176,11 @@ async def test_retry_after_headers_are_read(
 async def test_a_refusal_keeps_the_servers_message_code_and_param(server: FaultyServer) -> None:
     with pytest.raises(ExpertRejected, match=r"rejected the request: too long$") as raised:
         await answer(server.url, "refuses:slowly400")
-    assert (raised.value.word, raised.value.param) == ("context_length_exceeded", "messages[0]")
+    assert (raised.value.upstream_code, raised.value.param) == ("context_length_exceeded", "messages[0]")
     assert orjson.loads(body_of(raised.value))["error"]["code"] == "context_length_exceeded"
     with pytest.raises(ExpertRejected) as raised:
         await answer(server.url, "refuses:slowly400", api_key="context_length_exceeded")
-    assert raised.value.word is None
+    assert raised.value.upstream_code is None
 
 
 async def test_a_refusal_does_not_wait_for_a_missing_body(
@@ -234,7 +234,7 @@ async def test_a_connection_is_reused_although_the_body_ends_after_the_last_even
 
 
 async def test_an_endless_preamble_is_refused(server: FaultyServer) -> None:
-    with pytest.raises(ExpertGarbage):
+    with pytest.raises(ExpertInvalidResponse):
         await answer(server.url, "stream-text:" + "noise " * 50, stream=True)
 
 

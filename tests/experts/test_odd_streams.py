@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from coe.core import Api
-from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
+from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.replies import MAX_ERROR_BYTES, ModelNameRewriter, PlainReply, StreamedReply
@@ -196,7 +196,7 @@ async def test_a_renamed_response_keeps_values_that_are_not_valid_json() -> None
 
 @pytest.mark.parametrize("body", [b"NaN", b"[" * 100_000, b'{"choices": [NaN}', b"\xff\xfe{", b""])
 async def test_unparsable_json_is_an_invalid_response(body: bytes) -> None:
-    with pytest.raises(ExpertGarbage):
+    with pytest.raises(ExpertInvalidResponse):
         await plain(body).begin()
 
 

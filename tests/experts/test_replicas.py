@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coe.core import Call
 from coe.errors import (
     ExpertBusy,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -90,7 +90,7 @@ async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
     assert expert.health.up
 
 
-@pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertGarbage])
+@pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertInvalidResponse])
 async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[Any]) -> None:
     expert, (server,), clock = made(error(kind))
     for _ in range(MAX_CONSECUTIVE_FAILURES):
@@ -99,7 +99,7 @@ async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[An
     assert not expert.health.up
     with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; next attempt in 1\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.asked, len(server.calls)) == (1.0, False, MAX_CONSECUTIVE_FAILURES)
+    assert (no.value.retry_after, no.value.request_sent, len(server.calls)) == (1.0, False, MAX_CONSECUTIVE_FAILURES)
     clock.now += 1
     server.script = WHOLE
     assert expert.health.up
@@ -185,9 +185,9 @@ async def test_a_throttled_replica_is_skipped_until_its_retry_after() -> None:
         await whole(expert)
     with pytest.raises(ExpertBusy, match=r"is rate limited; next attempt in 7\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.asked) == (7.0, False)
+    assert (no.value.retry_after, no.value.request_sent) == (7.0, False)
     clock.now += 7
-    assert expert.health.ready == 1
+    assert expert.health.ready_replicas == 1
 
 
 async def test_an_unreachable_replica_is_replaced_within_the_call() -> None:
@@ -262,7 +262,7 @@ def test_load_is_the_outstanding_work_over_the_capacity_of_the_ready_replicas() 
     expert.replicas[1].queue_length = 1
     assert expert.health.load == 7 / 8
     expert.replicas[1].breaker.throttle(5)
-    assert (expert.health.load, expert.health.ready) == (6 / 4, 1)
+    assert (expert.health.load, expert.health.ready_replicas) == (6 / 4, 1)
 
 
 def test_without_a_declared_limit_an_expert_is_overloaded_if_every_replica_has_a_queue() -> None:
@@ -278,9 +278,9 @@ async def test_the_p95_of_the_first_token_is_known_after_enough_streams() -> Non
     expert, _, _ = made(WHOLE)
     for _ in range(MIN_TIMES - 1):
         await whole(expert)
-    assert expert.health.p95 is None
+    assert expert.health.ttft_p95 is None
     await whole(expert)
-    assert expert.health.p95 == 0.0
+    assert expert.health.ttft_p95 == 0.0
 
 
 def test_an_address_is_shown_without_credentials() -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from coe.core import Call
-from coe.errors import ExpertError, ExpertGarbage, ExpertRejected, ExpertUnavailable
+from coe.errors import ExpertError, ExpertInvalidResponse, ExpertRejected, ExpertUnavailable
 from coe.experts.http.replies import MAX_ANSWER_BYTES
 from coe.experts.http.sse import MAX_EVENT_BYTES
 from coe.experts.litellm import response_limits
@@ -115,7 +115,7 @@ def bomb() -> bytes:
 async def test_a_compressed_response_is_refused_unread(spring: Spring, model: str, api: str, stream: bool) -> None:
     spring.headers = {"content-type": EVENT_STREAM if stream else JSON, "content-encoding": "gzip"}
     spring.body = bomb()
-    with pytest.raises(ExpertGarbage, match="a compressed answer, which was not requested") as caught:
+    with pytest.raises(ExpertInvalidResponse, match="a compressed answer, which was not requested") as caught:
         await ask(spring, model, api, stream=stream)
     assert caught.value.unhealthy
     assert [request.headers["accept-encoding"] for request in spring.seen] == ["identity"]
@@ -127,7 +127,7 @@ async def test_a_plain_response_is_read_up_to_its_limit(
     spring: Spring, model: str, api: str, kind: str, drop: bytes
 ) -> None:
     spring.headers, spring.drop = {"content-type": kind}, drop
-    with pytest.raises(ExpertGarbage, match="an answer longer than it may be"):
+    with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
         await ask(spring, model, api)
     assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
@@ -135,7 +135,7 @@ async def test_a_plain_response_is_read_up_to_its_limit(
 @pytest.mark.parametrize(("model", "api"), [pair for pair in ASKED if pair[0] != NOVA])  # which has no such events
 async def test_an_event_is_read_up_to_its_limit(spring: Spring, model: str, api: str) -> None:
     spring.headers, spring.body, spring.drop = {"content-type": EVENT_STREAM}, b"data: ", b"x"
-    with pytest.raises(ExpertGarbage, match=f"an event is longer than {MAX_EVENT_BYTES} bytes"):
+    with pytest.raises(ExpertInvalidResponse, match=f"an event is longer than {MAX_EVENT_BYTES} bytes"):
         await ask(spring, model, api, stream=True)
     assert spring.sent < MAX_EVENT_BYTES + ON_ITS_WAY
 
@@ -143,7 +143,7 @@ async def test_an_event_is_read_up_to_its_limit(spring: Spring, model: str, api:
 @pytest.mark.parametrize(("model", "api"), [("translated", "messages"), ("ollama_chat/m", "chat")])
 async def test_a_stream_of_another_type_has_the_limit_of_a_plain_response(spring: Spring, model: str, api: str) -> None:
     spring.drop = b" "
-    with pytest.raises(ExpertGarbage, match="an answer longer than it may be"):
+    with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
         await ask(spring, model, api, stream=True)
     assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 

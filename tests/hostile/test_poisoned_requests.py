@@ -197,7 +197,7 @@ async def test_at_most_half_of_the_replicas_are_ejected_for_what_a_request_can_p
         with pytest.raises(kind):
             await whole(expert)
     assert expert.health.up
-    assert expert.health.ready == 4  # more than half would be ejected: all are asked
+    assert expert.health.ready_replicas == 4  # more than half would be ejected: all are asked
     for server in servers_:
         before = len(server.calls)
         for _ in range(4):
@@ -211,7 +211,7 @@ async def test_half_of_the_replicas_may_be_ejected() -> None:
     expert, (first, second, *_), _ = made(*[(b"one",)] * 4)
     for replica in expert.replicas[:2]:
         fail(replica.breaker, "", MAX_CONSECUTIVE_FAILURES)
-    assert expert.health.ready == 2
+    assert expert.health.ready_replicas == 2
     for _ in range(10):
         assert await whole(expert) == [b"one"]
     assert first.calls == second.calls == []

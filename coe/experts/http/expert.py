@@ -50,7 +50,7 @@ class HttpExpert:
         self._defaults: dict[Api, Fields] = {
             api: api_format.defaults(spec.parameters) for api, api_format in API_FORMATS.items()
         }
-        if spec.spoken != {"embeddings"}:
+        if spec.supported_apis != {"embeddings"}:
             self._defaults["embeddings"] = {}  # the declared parameters are meant for chats
         self._system_prompt = spec.system_prompt
         self._session = session

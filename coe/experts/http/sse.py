@@ -30,6 +30,7 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+EVENT_STREAM = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 16 * 2**20
 """Bytes of one event."""
