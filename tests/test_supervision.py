@@ -173,7 +173,7 @@ def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.health_checks, "_watch", work)
+    patch.setattr(coe.experts.health_checks, "_run", work)
     return coe.experts.health_checks.running_health_checks(list, session=Client(), task_failed=failed)
 
 

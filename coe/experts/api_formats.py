@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from coe.core import Api, Usage
@@ -47,9 +47,8 @@ class ApiFormat:
 
 
 def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
-    """Prepends `prompt` to the messages. It is merged into the client's own system prompt, because many chat
-    templates accept only one.
-    """
+    """Prepends `prompt` to the messages. It is merged into the client's own system prompt, because many chat templates
+    accept only one."""
     head = messages[0]
     if head["role"] not in ("system", "developer"):
         return [{"role": "system", "content": prompt}, *messages]
@@ -57,9 +56,8 @@ def with_system_prompt(messages: list[dict[str, Any]], prompt: str) -> list[dict
 
 
 def applicable_defaults(defaults: Fields, fields: Fields) -> Fields:
-    """Drops the declared output limit if the request has one, whatever its name: servers refuse two limits or obey
-    the wrong one.
-    """
+    """Drops the declared output limit if the request has one, whatever its name: servers refuse two limits or obey the
+    wrong one."""
     if all(fields.get(name) is None for name in LENGTH_FIELDS):
         return defaults
     return {name: value for name, value in defaults.items() if name not in LENGTH_FIELDS}
@@ -83,8 +81,7 @@ def record_usage(usage: Usage, counts: Any) -> None:
 
 def is_empty_answer(usage: Usage) -> bool:
     """Whether a stream without content is still an answer: its output tokens were counted. The opening event of a
-    Messages stream, which counts the input only, does not make it one.
-    """
+    Messages stream, which counts the input only, does not make it one."""
     return bool(usage.input_tokens) and usage.output_tokens is not None
 
 
@@ -145,17 +142,7 @@ _CHAT = ApiFormat(
 )
 API_FORMATS: Mapping[Api, ApiFormat] = {
     "chat": _CHAT,
-    "completions": ApiFormat(
-        path="completions",
-        answer_field="choices",
-        done=sse.done,
-        finished=sse.finished,
-        failure=sse.error,
-        usages=_chat_usages,
-        system_prompt_fields=_no_prompt,
-        preamble=sse.has_no_choice,
-        end=sse.DONE,
-    ),
+    "completions": replace(_CHAT, path="completions", system_prompt_fields=_no_prompt),
     "responses": ApiFormat(
         path="responses",
         answer_field="output",

@@ -16,13 +16,11 @@ _Failure = tuple[str, bool]
 """The caller, and whether the failure concerns all callers."""
 
 MAX_CONSECUTIVE_FAILURES = 5
-"""Failures in a row that open it. A dead server fails at once and each failure costs a caller an attempt, but
-healthy servers refuse or reset a single connection now and then.
-"""
+"""Failures in a row that open it. A dead server fails at once and each failure costs a caller an attempt, but healthy
+servers refuse or reset a single connection now and then."""
 WINDOW_SIZE = 20
-"""Outcomes that the failure rate is computed over. They are counted, not timed, so that the rate means the same at
-any traffic.
-"""
+"""Outcomes that the failure rate is computed over. They are counted, not timed, so that the rate means the same at any
+traffic."""
 MAX_WINDOW_FAILURES = 10
 """Failures in the window that open it: half. Such a server costs every second caller a fallback."""
 COOL_DOWN = 1.0
@@ -37,8 +35,7 @@ CALLER_MEMORY = 2 * MAX_COOL_DOWN
 """Seconds for which a caller counts as using the server. Longer than an open breaker keeps it away."""
 MIN_OTHER_FAILURES = 2
 """Failures in the window that callers other than the worst one must have met, if several callers use the server. A
-single one is chance, and would open the breaker whenever another caller's bad requests fill the window.
-"""
+single one is chance, and would open the breaker whenever another caller's bad requests fill the window."""
 _NEVER = float("-inf")
 
 
@@ -57,28 +54,10 @@ class Breaker:
     Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
     """
 
-    __slots__ = (
-        "_caller",
-        "_caller_at",
-        "_caller_throttled_until",
-        "_clock",
-        "_closed_at",
-        "_cool_down",
-        "_failed_at",
-        "_failed_trial_caller",
-        "_generation",
-        "_open",
-        "_open_until",
-        "_other_caller_at",
-        "_streak",
-        "_throttled_caller",
-        "_throttled_until",
-        "_trial",
-        "_trial_began",
-        "_window",
-        "concerns_all",
-        "healthy",
-    )  # fmt: skip
+    __slots__ = ("_caller", "_caller_at", "_caller_throttled_until", "_clock", "_closed_at", "_cool_down",
+                 "_failed_at", "_failed_trial_caller", "_generation", "_open", "_open_until", "_other_caller_at",
+                 "_streak", "_throttled_caller", "_throttled_until", "_trial", "_trial_began", "_window",
+                 "concerns_all", "healthy")  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -112,8 +91,7 @@ class Breaker:
 
     def ready(self, now: float, caller: str | None = None) -> bool:
         """Whether a request of `caller` may begin now. After a failed trial that proved nothing about other callers,
-        its own caller waits for a cool-down.
-        """
+        its own caller waits for a cool-down."""
         if self.healthy:
             return True
         return self.wait(now, caller) <= 0
@@ -129,9 +107,8 @@ class Breaker:
         return max(deadline - now, 0.0)
 
     def _next_trial(self) -> float:
-        """When the next trial is due. A running trial keeps others away for one cool-down, not until it ends: a
-        plain response arrives in one piece, and healthy servers take minutes for some.
-        """
+        """When the next trial is due. A running trial keeps others away for one cool-down, not until it ends: a plain
+        response arrives in one piece, and healthy servers take minutes for some."""
         return self._trial_began + self._cool_down if self._trial else self._open_until
 
     def failed_recently(self, now: float) -> bool:
@@ -150,8 +127,7 @@ class Breaker:
 
     def answered(self, generation: int) -> None:
         """The first chunk arrived. For a trial this closes the breaker on probation: one failure before the first
-        complete response opens it again.
-        """
+        complete response opens it again."""
         if self._open and generation == self._generation:
             self._open = self._trial = False
             self._closed_at = self._clock()
@@ -171,9 +147,8 @@ class Breaker:
         self._window.append(None)
 
     def failed(self, generation: int, *, caller: str = "", concerns_all: bool = False) -> None:
-        """The server refused, broke off, timed out or sent an invalid response. `concerns_all`: no request can
-        provoke this failure, so every caller would meet it.
-        """
+        """The server refused, broke off, timed out or sent an invalid response. `concerns_all`: no request can provoke
+        this failure, so every caller would meet it."""
         if generation != self._generation:
             return
         self.healthy = False

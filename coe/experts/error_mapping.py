@@ -51,8 +51,7 @@ _HIDDEN = "***"
 
 def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
     """Returns one bounded line without `secrets`, without credentials and queries of URLs, and without likely API
-    keys.
-    """
+    keys."""
     for secret in secrets:
         text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]
@@ -134,8 +133,7 @@ class ErrorMapping:
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes, *, api: Api) -> ExpertError:
         """The error for an HTTP status other than 200. A missing API other than chat does not make the server
-        unhealthy.
-        """
+        unhealthy."""
         reason, code = self._line(_reason(body)), self._name(body, "code")
         error = self._refusal_error(status, reason, code=code, param=self._name(body, "param"))
         error.cause = _refusal_cause(status, code=code, reason=reason)
@@ -206,9 +204,8 @@ def _refusal_cause(status: int, *, code: str | None, reason: str) -> Cause:
 
 
 def retry_after(value: str, *, now: float) -> float | None:
-    """Seconds of a Retry-After header (seconds, or an HTTP date relative to Unix time `now`), at most
-    MAX_RETRY_AFTER. None if it is unreadable (RFC 9110, 10.2.3).
-    """
+    """Seconds of a Retry-After header (seconds, or an HTTP date relative to Unix time `now`), at most MAX_RETRY_AFTER.
+    None if it is unreadable (RFC 9110, 10.2.3)."""
     value = value.strip()
     try:
         seconds = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - now

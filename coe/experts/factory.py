@@ -1,6 +1,4 @@
-"""Builds experts from their declaration. An unchanged expert is reused with its breakers, times and requests in
-flight.
-"""
+"""Builds experts from their declaration; a reload reuses unchanged ones with their state."""
 
 from __future__ import annotations
 
@@ -44,8 +42,7 @@ def build_experts(
 
 def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) -> tuple[Endpoint, ...]:
     """Returns one endpoint for each replica; none if the provider's own address is meant. Raises ConfigError for a
-    local expert that is not started.
-    """
+    local expert that is not started."""
     if spec.addresses:
         return tuple(Endpoint(address, spec.model) for address in spec.addresses)
     if spec.runtime == "litellm":

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from coe.experts.descriptors import NoDescriptor
-from coe.experts.http.client import NO_HEADERS, Client, Target
+from coe.experts.http.client import Client
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.supervision import TaskFailed, ignored, supervised
 from coe.urls import below
@@ -38,9 +38,8 @@ _log = logging.getLogger(__name__)
 async def running_health_checks(
     experts: Callable[[], Iterable[ReplicatedExpert]], *, session: Client, task_failed: TaskFailed = ignored
 ) -> AsyncIterator[None]:
-    """Checks the replicas of `experts()` until the block ends; it is called each round, because a reload replaces
-    them. One task serves all experts of a process, and no request waits for it.
-    """
+    """Checks the replicas of `experts()` until the block ends; it is called each round, because a reload replaces them.
+    One task serves all experts of a process, and no request waits for it."""
     task = supervised(partial(_run, experts, HealthChecks(session)), "health-checks", task_failed=task_failed)
     try:
         yield
@@ -80,9 +79,8 @@ class HealthChecks:
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def run_round(self, experts: Iterable[ReplicatedExpert]) -> None:
-        """Checks the queue of each closed replica that shows one, and the health of each open one. Takes a few
-        seconds at most.
-        """
+        """Checks the queue of each closed replica that shows one, and the health of each open one. Takes a few seconds
+        at most."""
         self._round += 1
         replicas = [replica for expert in experts for replica in expert.replicas if replica.root]
         self._observed = {replica: self._observed.get(replica) or _Observed() for replica in replicas}
@@ -99,8 +97,7 @@ class HealthChecks:
 
     async def _check_health(self, replica: Replica, observed: _Observed) -> None:
         """Lets the breaker of a server that recovered try a request at once. If its health page never failed, its
-        breaker opened for another reason and keeps its cool-down.
-        """
+        breaker opened for another reason and keeps its cool-down."""
         status, _ = await self._page(below(replica.root, "health"))
         if status in (404, 405):
             status, _ = await self._page(below(replica.root, "v1/models"))
@@ -123,19 +120,10 @@ class HealthChecks:
 
     async def _page(self, url: str) -> tuple[int, bytes]:
         """Status and start of a page. Status 0 if there was no response, NOT_CONNECTED if this process could not
-        connect.
-        """
+        connect."""
         try:
             async with self._slots, asyncio.timeout(PAGE_TIMEOUT):
-                response = await self._session.send(Target(url, NO_HEADERS, method="GET"))
-                try:
-                    chunks, size = [], 0
-                    while size <= MAX_PAGE_BYTES and (chunk := await response.chunk()):
-                        chunks.append(chunk)
-                        size += len(chunk)
-                    return response.status, b"".join(chunks)
-                finally:
-                    response.close()
+                return await self._session.get(url, max_bytes=MAX_PAGE_BYTES)
         except NoDescriptor:
             return NOT_CONNECTED, b""
         except (OSError, ValueError):  # TimeoutError is an OSError; ValueError: no URL

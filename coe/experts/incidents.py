@@ -11,9 +11,8 @@ from coe.errors import Cause, ExpertBusy, ExpertError
 from coe.experts.remedies import REMEDIES
 
 QUIET_PERIOD = 10.0
-"""Seconds without a failure before a success ends an incident. An expert that fails now and then thus logs at most
-one start and one end in that time.
-"""
+"""Seconds without a failure before a success ends an incident. An expert that fails now and then thus logs at most one
+start and one end in that time."""
 MIN_FAILURES = 3
 """Failures that make an incident an alarm: fewer may come from one odd request."""
 _log = logging.getLogger(__name__)

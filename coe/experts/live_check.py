@@ -21,7 +21,7 @@ from coe.core import Api, Call
 from coe.errors import Cause, ExpertError, ExpertRejected, InvalidRequest
 from coe.experts.api_formats import LENGTH_FIELDS, Fields
 from coe.experts.error_mapping import redacted
-from coe.experts.http.client import Client, Target
+from coe.experts.http.client import Client
 from coe.experts.remedies import REMEDIES
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
@@ -183,16 +183,10 @@ class _Check:
         headers["anthropic-version"] = "2023-06-01"
         try:
             async with asyncio.timeout(LIST_TIMEOUT):
-                response = await self._session.send(Target(url, headers, method="GET"))
-                try:
-                    page = bytearray()
-                    while len(page) <= MAX_LIST_BYTES and (chunk := await response.chunk()):
-                        page += chunk
-                finally:
-                    response.close()
+                status, page = await self._session.get(url, headers, max_bytes=MAX_LIST_BYTES)
         except (OSError, ValueError):
             return None
-        return _names(response.status, bytes(page))
+        return _names(status, page)
 
 
 def _names(status: int, page: bytes) -> list[str] | None:

@@ -29,9 +29,8 @@ MIN_TIMES = 20
 _P95_INTERVAL = 16
 """Streams between two computations of the percentile; sorting for each would cost every request 10 µs."""
 ABANDONED_SHARE = 0.1
-"""Share of an expert's streams that may be abandoned as slower than usual. Normally one in twenty is. If more are,
-the expert has become slower, and this shows only if its streams are awaited (like gRPC's retry throttling).
-"""
+"""Share of an expert's streams that may be abandoned as slower than usual. Normally one in twenty is. If more are, the
+expert has become slower, and this shows only if its streams are awaited (like gRPC's retry throttling)."""
 ABANDONED_BURST = 10.0
 """Streams that may be abandoned in a row."""
 
@@ -49,10 +48,9 @@ class FirstTokenTimes:
         self._count = 0
 
     def record_abandoned(self, seconds: float) -> None:
-        """A stream was abandoned after `seconds` without a token, because another expert answered first or the
-        client left. If that was late, it counts as a time: without the slowest streams the percentile would fall
-        and more would count as slow.
-        """
+        """A stream was abandoned after `seconds` without a token, because another expert answered first or the client
+        left. If that was late, it counts as a time: without the slowest streams the percentile would fall and more
+        would count as slow."""
         if self._p95 is not None and seconds > self._p95:
             self._tokens = max(self._tokens - 1.0 - ABANDONED_SHARE, 0.0)
             self.record(seconds)
@@ -73,15 +71,13 @@ class FirstTokenTimes:
     @property
     def p95(self) -> float | None:
         """Seconds within which 95 % of the streams began. None before MIN_TIMES streams, or if too many were
-        abandoned.
-        """
+        abandoned."""
         return self._p95 if self._tokens >= 1.0 else None
 
 
 LOAD_BOUND = 1.25
 """A conversation leaves its own replica if that has more than LOAD_BOUND times the mean work, plus one request
-(consistent hashing with bounded loads, Mirrokni et al. 2018, arXiv 1608.01350).
-"""
+(consistent hashing with bounded loads, Mirrokni et al. 2018, arXiv 1608.01350)."""
 _MASK = 2**64 - 1
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
@@ -243,9 +239,8 @@ class ReplicatedExpert:
 
     @property
     def health(self) -> Health:
-        """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if
-        each of them has a queue.
-        """
+        """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
+        of them has a queue."""
         ready = self._ready(())
         load, p95, health = self._load(ready), self.first_token_times.p95, self._health
         cause = "" if ready else self._cause()
@@ -285,9 +280,8 @@ class ReplicatedExpert:
         raise failure or self._none_ready(call.tenant)
 
     async def _stream_from(self, replica: Replica, call: Call) -> Reply:
-        """Calls one replica and records the time to the first token of a stream. A plain response arrives in one
-        piece, so its time depends on its length.
-        """
+        """Calls one replica and records the time to the first token of a stream. A plain response arrives in one piece,
+        so its time depends on its length."""
         if not call.stream:
             return await replica.stream(call)
         began = self._clock()
@@ -357,9 +351,8 @@ def _possibly_healthy(replica: Replica) -> bool:
 
 
 def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Replica:
-    """The conversation's own replica, which has its prefix in cache, unless its work exceeds the load bound; then
-    the one with the least work. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998).
-    """
+    """The conversation's own replica, which has its prefix in cache, unless its work exceeds the load bound; then the
+    one with the least work. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998)."""
     key = int.from_bytes(blake2b(conversation, digest_size=8).digest(), "little")
     own, highest = replicas[0], -1
     for replica in replicas:  # multiply: differences reach the high bits; shift: and return to the low ones

@@ -13,8 +13,7 @@ class ResidencyHold(Protocol):
 
     async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
-        `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep.
-        """
+        `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
 
 
 class ResidentExpert:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 
 from coe.errors import FleetError
@@ -11,6 +12,7 @@ from coe.fleet.specs import Flag
 
 RESERVED_FLAGS = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
 """Flags that CoE sets from the rest of the declaration."""
+_PARALLEL_FLAGS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
 def normalized(options: Mapping[str, Flag]) -> dict[str, Flag]:
@@ -29,6 +31,11 @@ def _flag_argv(name: str, value: Flag) -> Iterator[str]:
     else:
         yield f"--{name}"
         yield str(value)
+
+
+def parallel_size(options: Mapping[str, Flag]) -> int:
+    """The number of devices that the options spread a model over; 1 by default."""
+    return prod(size for name in _PARALLEL_FLAGS if isinstance(size := options.get(name), int))
 
 
 def find_command(name: str, *, expert: str, bin_folder: Path, extra: str) -> Path:

@@ -1,6 +1,4 @@
-"""Plans the server processes for the declared experts. Experts with the same model, flags and devices share a
-server.
-"""
+"""Plans the server processes of the declared experts; those with the same model, flags and devices share one."""
 
 from __future__ import annotations
 

@@ -16,8 +16,7 @@ _FIRST, _LAST = 20_000, 32_000
 
 def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
     """Returns a port of `host` that nobody listens on and that is not in `avoid`. Raises FleetError if it finds
-    none.
-    """
+    none."""
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in avoid and is_free(port, host=host):

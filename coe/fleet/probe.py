@@ -58,9 +58,8 @@ def _is_completion(text: bytes) -> bool:
 
 
 async def is_alive(spec: ServerSpec, *, session: aiohttp.ClientSession, time_limit: float) -> bool:
-    """Whether the server's event loop answers its health page within `time_limit` seconds. Not a completion: that
-    would queue behind real work, and a busy server would seem frozen.
-    """
+    """Whether the server's event loop answers its health page within `time_limit` seconds. Not a completion: that would
+    queue behind real work, and a busy server would seem frozen."""
     return await _get_below(
         spec, "/health", session=session, max_status=500, client_timeout=aiohttp.ClientTimeout(total=time_limit)
     )

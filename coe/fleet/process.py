@@ -38,8 +38,7 @@ def fleet_environment(logs: Path) -> dict[str, str]:
 
 def end_orphans(logs: Path) -> list[str]:
     """Ends processes of earlier fleets with the same log folder whose own process has ended. Returns their names and
-    ids. The processes of a running fleet stay.
-    """
+    ids. The processes of a running fleet stay."""
     found = list(_orphans(str(logs.absolute())))
     names = [f"{process.info['name']} ({process.pid})" for process in found]
     for process in found:

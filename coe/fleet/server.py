@@ -145,8 +145,7 @@ class Server:
 
     async def watch(self) -> Never:
         """Restarts the server whenever it dies or stops answering, and reports each event. Ends by cancellation
-        only.
-        """
+        only."""
         delay = 0.0
         while True:
             ready = time.monotonic()
@@ -182,9 +181,8 @@ class Server:
         return ""
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
-        """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for
-        one that cannot be loaded; it is then not kept.
-        """
+        """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for one
+        that cannot be loaded; it is then not kept."""
         new = {name: folder for name, folder in adapters.items() if self.spec.adapters.get(name) != folder}
         if new and LORA_UPDATING_VARIABLE not in self.spec.env:
             raise FleetError(

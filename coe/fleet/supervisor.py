@@ -1,5 +1,4 @@
-"""A small process that runs one server as its child and ends everything it started: `supervisor.py PARENT GRACE
-ARGV...`
+"""A small process that runs one server and ends everything it started: `supervisor.py PARENT GRACE ARGV...`
 
 It ends every process that the server started, whatever group or session it moved to, when
 

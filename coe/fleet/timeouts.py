@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Seconds before a restart: `initial`, doubling up to `maximum`, and `initial` again after a server was ready
-    for `reset_after` seconds.
-    """
+    """Seconds before a restart: `initial`, doubling up to `maximum`, and `initial` again after a server was ready for
+    `reset_after` seconds."""
 
     initial: float = 1.0
     maximum: float = 30.0
@@ -24,9 +23,8 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """`check_interval` and `check_timeout` of health checks, and `grace` between SIGTERM and SIGKILL, in seconds.
-    After `max_missed_checks` failed checks a server counts as frozen.
-    """
+    """`check_interval` and `check_timeout` of health checks, and `grace` between SIGTERM and SIGKILL, in seconds. After
+    `max_missed_checks` failed checks a server counts as frozen."""
 
     check_interval: float = 5.0
     check_timeout: float = 5.0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 
 from coe.errors import FleetError
 from coe.fleet import arguments, weights
 from coe.fleet.specs import Flag, LocalExpert
 from coe.fleet.vllm import lora
-
-_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 Problem = tuple[int, str, str]
 """The index of the expert, its key in experts.yaml, and what is wrong with the remedy."""
@@ -68,9 +65,8 @@ def _device_problems(expert: LocalExpert, options: dict[str, Flag]) -> Iterator[
         return
     if len(set(expert.gpus)) < len(expert.gpus):
         yield "gpus", f"a device is named twice: {list(expert.gpus)}"
-    sizes = [size for name in _PARALLEL if isinstance(size := options.get(name), int)]
-    if sizes and prod(sizes) > len(expert.gpus):
-        yield "gpus", f"the options spread the model over {prod(sizes)} devices and `gpus` names {len(expert.gpus)}"
+    if (size := arguments.parallel_size(options)) > len(expert.gpus):
+        yield "gpus", f"the options spread the model over {size} devices and `gpus` names {len(expert.gpus)}"
 
 
 def _split_model_problems(experts: Sequence[LocalExpert]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""The breaker: when it opens, how it tries again, and what it never does."""
+"""The circuit breaker: when it opens, how trials close it, and its invariants."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ def fail(breaker: Breaker, times: int = 1) -> None:
         breaker.failed(breaker.begin())
 
 
-def test_failures_in_a_row_open_it_and_one_success_among_them_does_not_let_them() -> None:
+def test_consecutive_failures_open_the_breaker_and_a_success_between_them_does_not() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
     breaker.succeeded(breaker.begin())
@@ -43,7 +43,7 @@ def test_failures_in_a_row_open_it_and_one_success_among_them_does_not_let_them(
     assert not breaker.ready(clock.now)
 
 
-def test_failures_of_every_second_request_open_it() -> None:
+def test_a_failure_rate_of_one_half_opens_the_breaker() -> None:
     breaker, _ = breaker_of()
     for _ in range(MAX_WINDOW_FAILURES - 1):
         fail(breaker)
@@ -53,7 +53,7 @@ def test_failures_of_every_second_request_open_it() -> None:
     assert breaker.state == "open"
 
 
-def test_after_the_cool_down_one_request_tries_it_and_a_first_piece_closes_it() -> None:
+def test_after_the_cool_down_one_trial_goes_out_and_its_first_chunk_closes_the_breaker() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     assert breaker.wait(clock.now) == COOL_DOWN
@@ -67,7 +67,7 @@ def test_after_the_cool_down_one_request_tries_it_and_a_first_piece_closes_it() 
     assert breaker.ready(clock.now)
 
 
-def test_a_failure_right_after_the_trial_opens_it_again_and_a_whole_answer_ends_the_probation() -> None:
+def test_a_failure_on_probation_opens_the_breaker_again_and_a_complete_response_ends_probation() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
@@ -92,7 +92,7 @@ def test_each_failed_trial_doubles_the_cool_down_up_to_a_bound() -> None:
     assert waits == [1, 2, 4, 8, 16, 32, MAX_COOL_DOWN, MAX_COOL_DOWN, MAX_COOL_DOWN]
 
 
-def test_trouble_soon_after_a_recovery_waits_longer_and_after_a_steady_time_starts_over() -> None:
+def test_the_cool_down_grows_after_a_recent_recovery_and_resets_after_a_steady_time() -> None:
     breaker, clock = breaker_of()
     for steady, expected in ((0.0, 2.0), (COOL_DOWN_RESET, 1.0)):
         fail(breaker, MAX_CONSECUTIVE_FAILURES)
@@ -106,7 +106,7 @@ def test_trouble_soon_after_a_recovery_waits_longer_and_after_a_steady_time_star
         clock.now += COOL_DOWN_RESET
 
 
-def test_a_trial_that_is_given_up_leaves_the_next_one_free() -> None:
+def test_a_cancelled_trial_allows_the_next_one() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
@@ -115,7 +115,7 @@ def test_a_trial_that_is_given_up_leaves_the_next_one_free() -> None:
     assert breaker.state == "half_open"
 
 
-def test_a_trial_that_takes_its_time_keeps_others_off_for_one_cool_down_alone() -> None:
+def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
@@ -130,7 +130,7 @@ def test_a_trial_that_takes_its_time_keeps_others_off_for_one_cool_down_alone() 
     assert breaker.state == "closed"
 
 
-def test_a_sign_of_life_does_not_wait_for_a_trial_that_hangs() -> None:
+def test_a_passed_health_check_overrides_a_hanging_trial() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
@@ -139,7 +139,7 @@ def test_a_sign_of_life_does_not_wait_for_a_trial_that_hangs() -> None:
     assert breaker.ready(clock.now)
 
 
-def test_outcomes_of_requests_from_before_it_opened_are_stale() -> None:
+def test_outcomes_of_requests_from_before_the_opening_are_ignored() -> None:
     breaker, clock = breaker_of()
     early = [breaker.begin() for _ in range(3)]
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
@@ -150,7 +150,7 @@ def test_outcomes_of_requests_from_before_it_opened_are_stale() -> None:
     assert breaker.state == "open"
 
 
-def test_a_rest_ends_by_itself_and_is_bounded() -> None:
+def test_throttling_expires_and_is_bounded() -> None:
     breaker, clock = breaker_of()
     breaker.throttle(3)
     assert breaker.state == "resting"
@@ -166,7 +166,7 @@ def test_a_rest_ends_by_itself_and_is_bounded() -> None:
     assert breaker.wait(clock.now) == MAX_THROTTLE
 
 
-def test_a_sign_of_life_allows_the_trial_at_once_and_closes_nothing() -> None:
+def test_a_passed_health_check_allows_a_trial_at_once_and_closes_nothing() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     breaker.allow_trial_now()
@@ -174,7 +174,7 @@ def test_a_sign_of_life_allows_the_trial_at_once_and_closes_nothing() -> None:
     assert breaker.ready(clock.now)
 
 
-def test_a_failure_is_remembered_for_a_second() -> None:
+def test_a_failure_counts_as_recent_for_a_second() -> None:
     breaker, clock = breaker_of()
     assert not breaker.failed_recently(clock.now)
     fail(breaker)
@@ -248,7 +248,7 @@ NAMES = (
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 70)), max_size=150))
-def test_whatever_happens_one_trial_at_a_time_goes_out_and_time_always_leads_back(steps: list[tuple[str, int]]) -> None:
+def test_one_trial_at_a_time_goes_out_and_every_breaker_recovers(steps: list[tuple[str, int]]) -> None:
     traffic = Traffic()
     breaker, clock = traffic.breaker, traffic.clock
     for name, argument in steps:

@@ -55,7 +55,7 @@ async def whole(client: Client, target: Target, body: bytes = b"{}") -> bytes:
     return b"".join(chunks)[2:]
 
 
-async def test_a_request_says_what_it_should_and_no_more() -> None:
+async def test_a_request_has_the_expected_head_and_body() -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,7 +75,7 @@ async def test_a_request_says_what_it_should_and_no_more() -> None:
     assert body == b"body"
 
 
-async def test_a_connection_serves_again_after_an_answer_was_read_to_its_end() -> None:
+async def test_a_connection_is_reused_after_a_response_was_read_to_its_end() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -95,7 +95,7 @@ async def test_a_connection_serves_again_after_an_answer_was_read_to_its_end() -
         assert connections == 2
 
 
-async def test_a_kept_connection_that_the_server_closed_is_replaced_unseen() -> None:
+async def test_a_kept_connection_that_the_server_closed_is_replaced_transparently() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,7 +113,7 @@ async def test_a_kept_connection_that_the_server_closed_is_replaced_unseen() -> 
         assert connections == 2
 
 
-async def test_a_new_connection_that_ends_without_an_answer_is_an_error() -> None:
+async def test_a_new_connection_that_closes_without_a_response_is_an_error() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,7 +127,7 @@ async def test_a_new_connection_that_ends_without_an_answer_is_an_error() -> Non
     assert connections == 1
 
 
-async def test_bytes_that_came_before_a_break_are_read_before_it_is_raised() -> None:
+async def test_bytes_before_a_connection_loss_are_read_before_it_is_raised() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel")
@@ -140,7 +140,7 @@ async def test_bytes_that_came_before_a_break_are_read_before_it_is_raised() -> 
         response.release()
 
 
-async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
+async def test_backpressure_pauses_a_server_whose_response_is_not_read() -> None:
     written, size = 0, 64 * 2**20
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,7 +168,7 @@ async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
         response.release()
 
 
-async def test_a_large_body_arrives_whole_and_one_refused_early_is_not_read_on() -> None:
+async def test_a_large_body_arrives_complete_and_an_early_refusal_stops_it() -> None:
     body, bodies = b"x" * (20 * WRITE_SIZE), []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,7 +189,7 @@ async def test_a_large_body_arrives_whole_and_one_refused_early_is_not_read_on()
         response.release()
 
 
-async def test_a_compressed_answer_is_refused() -> None:
+async def test_a_compressed_response_is_refused() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\nok")
@@ -199,7 +199,7 @@ async def test_a_compressed_answer_is_refused() -> None:
             await client.send(Target(url, {}), b"{}")
 
 
-async def test_where_nobody_listens_nobody_is_reached() -> None:
+async def test_a_closed_port_is_unreachable() -> None:
     async with serving(lambda *_: asyncio.sleep(0)) as url:
         pass
     async with Client() as client:
@@ -220,7 +220,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return made, key
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(certificate: tuple[Path, Path]) -> None:
+async def test_a_self_signed_certificate_is_not_trusted(certificate: tuple[Path, Path]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
 
@@ -236,11 +236,11 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(certificate:
 
 
 @pytest.mark.parametrize("url", ["ftp://x/", "http:///x", "127.0.0.1:8000", "http://x:port/", "http://a..b/"])
-def test_an_address_that_none_can_be_is_a_value_error(url: str) -> None:
+def test_an_invalid_address_is_a_value_error(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (of several kinds)
         Target(url, {})
 
 
-def test_a_header_cannot_bring_another_one() -> None:
+def test_a_header_value_cannot_inject_another_header() -> None:
     with pytest.raises(ValueError, match="line break"):
         Target("http://x/", {}).head(0, {"traceparent": "a\r\nx-evil: b"})

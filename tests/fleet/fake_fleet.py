@@ -1,4 +1,4 @@
-"""Specs of fake servers, and what became of the processes behind them."""
+"""Specs of fake servers, and the state of the processes behind them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUICK = Timeouts(
 
 @dataclass
 class Fakes:
-    """Makes specs of fake servers in `folder`; knows the processes they started and the lines said about them."""
+    """Makes specs of fake servers in `folder`; collects the processes that they start and the reported lines."""
 
     folder: Path
     lines: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Fakes:
         self._line_added.set()
 
     async def wait_for_line(self, text: str, *, times: int = 1) -> None:
-        """Wait until so many lines held `text`."""
+        """Waits until `times` lines contained `text`."""
         async with asyncio.timeout(DEADLINE):
             while sum(text in line for line in self.lines) < times:
                 self._line_added.clear()
@@ -65,7 +65,7 @@ class Fakes:
 
 
 def _is_alive(pid: int) -> bool:
-    """A zombie is not: init, which inherits what a killed warden leaves, may be slow to collect it."""
+    """A zombie is not alive: init may be slow to reap what a killed supervisor leaves."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -73,7 +73,7 @@ def _is_alive(pid: int) -> bool:
 
 
 async def ask(spec: ServerSpec, path: str) -> None:
-    """GET something that may end the server before it answers."""
+    """Sends a GET that may end the server before it answers."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
         try:
             async with session.get(f"http://127.0.0.1:{spec.port}{path}") as response:

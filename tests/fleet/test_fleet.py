@@ -1,4 +1,4 @@
-"""A fleet of fake servers: made ready, restarted, and gone without a trace."""
+"""A fleet of fake servers: started, restarted, and ended without a trace."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ async def test_every_server_has_answered_when_the_block_begins(fakes: Fakes) -> 
     assert specs[0].log.read_text() == "OMP_NUM_THREADS=3\n"
 
 
-async def test_a_fleet_of_none_is_fine(fakes: Fakes) -> None:
+async def test_an_empty_fleet_is_allowed(fakes: Fakes) -> None:
     async with Fleet([], report=fakes.report):
         assert not fakes.lines
 
 
 @pytest.mark.parametrize(("mode", "processes"), [("ok", 1), ("deaf", 1), ("family", FAMILY_SIZE)])
-async def test_leaving_ends_every_process_whatever_it_did(fakes: Fakes, mode: str, processes: int) -> None:
+async def test_leaving_the_block_ends_every_process(fakes: Fakes, mode: str, processes: int) -> None:
     async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
         assert len(fakes.alive()) == processes
     assert fakes.alive() == []
@@ -87,12 +87,12 @@ async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
     assert "failed 2 health checks in a row" in fakes.lines[1]
 
 
-async def test_a_server_that_calls_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
+async def test_a_server_that_reports_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
     async with Fleet([fakes.spec("sick")], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
         await fakes.wait_for_line("failed 2 health checks in a row")
 
 
-async def test_a_server_whose_warden_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:
+async def test_a_server_whose_supervisor_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:
     async with Fleet([fakes.spec()], report=fakes.report, timeouts=QUICK):
         psutil.Process(fakes.pids()[0]).parent().kill()
         await fakes.wait_for_line("is ready", times=2)
@@ -100,7 +100,7 @@ async def test_a_server_whose_warden_is_killed_dies_with_it_and_is_restarted(fak
     assert "was killed by SIGKILL" in fakes.lines[1]
 
 
-async def test_restarts_that_fail_are_said_and_wait_longer_each_time(fakes: Fakes) -> None:
+async def test_failed_restarts_are_reported_and_delayed_longer_each_time(fakes: Fakes) -> None:
     spec = fakes.spec("dies-again")
     async with Fleet([spec], report=fakes.report, timeouts=QUICK):
         await ask(spec, "/die")
@@ -110,7 +110,7 @@ async def test_restarts_that_fail_are_said_and_wait_longer_each_time(fakes: Fake
     assert "(server 'fake' exited with code 1 before it was ready: ValueError: no such weights)" in fakes.lines[2]
 
 
-async def test_a_port_in_use_is_named_and_nothing_starts(fakes: Fakes) -> None:
+async def test_a_port_in_use_is_reported_and_nothing_starts(fakes: Fakes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(FleetError, match=f"'fake': port {port} of 127.0.0.1 is in use; stop the process"):
@@ -132,7 +132,7 @@ async def test_a_server_that_dies_at_start_fails_the_fleet_with_the_end_of_its_l
     assert fakes.alive() == []
 
 
-async def test_a_command_that_is_not_there_is_named(fakes: Fakes) -> None:
+async def test_a_missing_command_is_reported(fakes: Fakes) -> None:
     with pytest.raises(FleetError, match="cannot run /nowhere/vllm: No such file or directory"):
         async with Fleet([replace(fakes.spec(), argv=("/nowhere/vllm",))], report=fakes.report, timeouts=QUICK):
             pass
@@ -155,14 +155,16 @@ async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) 
 @pytest.mark.parametrize(
     ("mode", "said"), [("other-model", "404: .*no model a-model"), ("no-chat", '200: {"hello": "world"}')]
 )
-async def test_an_answer_that_cannot_become_right_fails_the_fleet_at_once(fakes: Fakes, mode: str, said: str) -> None:
+async def test_a_probe_response_that_cannot_become_valid_fails_the_fleet_at_once(
+    fakes: Fakes, mode: str, said: str
+) -> None:
     with pytest.raises(FleetError, match=f"readiness request for model 'a-model' with {said}"):
         async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
             pass
     assert fakes.alive() == []
 
 
-async def test_a_server_without_a_model_is_ready_when_it_says_so(fakes: Fakes) -> None:
+async def test_a_server_without_a_model_is_ready_once_it_reports_it(fakes: Fakes) -> None:
     async with Fleet([replace(fakes.spec("loading"), model=None)], report=fakes.report, timeouts=QUICK):
         assert len(fakes.alive()) == 1
     with pytest.raises(FleetError, match=r"gave no answer within 0\.5 s"):
@@ -209,7 +211,7 @@ async def test_killing_the_parent_ends_every_process_too(fakes: Fakes) -> None:
     assert psutil.wait_procs(processes, DEADLINE)[1] == []
 
 
-async def test_a_long_log_is_cut_to_its_end_while_the_server_writes(fakes: Fakes) -> None:
+async def test_a_long_log_is_truncated_to_its_end_while_the_server_writes(fakes: Fakes) -> None:
     spec = fakes.spec()
     async with Fleet([spec], report=fakes.report, timeouts=QUICK):
         await ask(spec, "/shout")

@@ -1,4 +1,4 @@
-"""The embedded model behind the real server."""
+"""The packaged model behind the real server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def processor_time() -> float:
     return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
 
 
-async def test_a_real_expert_answers_samples_as_asked_and_stops_a_stream_that_is_dropped(tmp_path: Path) -> None:
+async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(tmp_path: Path) -> None:
     lines: list[str] = []
     specs, endpoints = local_servers(
         [Declared("small"), Declared("again")],

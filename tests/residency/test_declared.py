@@ -1,4 +1,4 @@
-"""Residency in experts.yaml: what does not fit is refused with its place and a remedy."""
+"""Residency in experts.yaml: invalid declarations are rejected with their place and a remedy."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
         (None, {"budget": {"memory_gb": 45}}, "raise it, or declare `residency`"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_residency_declarations_are_rejected(
     tmp_path: Path, residency: dict[str, Any] | None, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         declared(tmp_path, residency=residency, **changes)
 
 
-def test_with_residency_the_experts_may_need_more_together_than_there_is(tmp_path: Path) -> None:
+def test_with_residency_the_experts_may_need_more_memory_than_the_device_has(tmp_path: Path) -> None:
     found = declared(tmp_path, residency=devices(45), large={"stand_in": "small"}, budget={"memory_gb": 45})
     assert found.device_of(found.experts[1]) == "gpu0"
 
 
-def test_neither_turns_nor_replicas_change_the_digest(tmp_path: Path) -> None:
+def test_neither_residency_nor_replicas_change_the_digest(tmp_path: Path) -> None:
     plain = declared(tmp_path, residency=None).digest
     assert declared(tmp_path, residency=devices(60), large={"pinned": True}).digest == plain
     assert declared(tmp_path, residency=None, large={"replicas": 2}).digest == plain

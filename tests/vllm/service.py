@@ -1,4 +1,4 @@
-"""`coe up` as a process, the requests one makes of it, and what became of its servers."""
+"""`coe up` as a process, requests to it, and the state of its servers."""
 
 from __future__ import annotations
 

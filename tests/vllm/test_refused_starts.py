@@ -1,4 +1,4 @@
-"""A real vLLM that cannot start says why, in the first line of the error."""
+"""A real vLLM server that cannot start: the first line of the error gives the reason."""
 
 from __future__ import annotations
 

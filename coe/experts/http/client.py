@@ -65,8 +65,7 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 class Client:
     """The connections of one process, at most `connections` at a time; beyond that, an idle one is closed for a new
-    one. Close the client in the event loop that used it.
-    """
+    one. Close the client in the event loop that used it."""
 
     def __init__(self, *, connections: int = MAX_CONNECTIONS) -> None:
         self._max_connections = connections
@@ -98,6 +97,19 @@ class Client:
                 if connection.received_any:
                     raise
         return await self._exchange(await self._connect(target), target, head, body)
+
+    async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS, *, max_bytes: int) -> tuple[int, bytes]:
+        """Returns the status and the body of a page, truncated once it exceeds `max_bytes`. Raises ValueError for an
+        invalid URL, or OSError."""
+        response = await self.send(Target(url, headers, method="GET"))
+        try:
+            chunks, size = [], 0
+            while size <= max_bytes and (chunk := await response.chunk()):
+                chunks.append(chunk)
+                size += len(chunk)
+            return response.status, b"".join(chunks)
+        finally:
+            response.close()
 
     async def _exchange(self, connection: Connection, target: Target, head: bytes, body: bytes) -> Response:
         try:
@@ -178,8 +190,7 @@ class Response:
 
     async def chunk(self) -> bytes:
         """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
-        breaks off.
-        """
+        breaks off."""
         return await self._connection.chunk()
 
     def release(self) -> None:

@@ -19,10 +19,8 @@ WRITE_SIZE = 2**18
 
 
 class Connection(asyncio.Protocol):
-    """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one. Each
-    of them raises OSError if the connection breaks. `received_any` says whether a byte of the response has
-    arrived.
-    """
+    """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one. Each of
+    them raises OSError if the connection breaks. `received_any` says whether a byte of the response has arrived."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
         self.parser = ResponseParser()
@@ -116,8 +114,7 @@ class Connection(asyncio.Protocol):
 
     def _take_error(self) -> BaseException:
         """Returns what broke the connection and forgets it: its traceback will refer to this connection and the
-        request.
-        """
+        request."""
         assert self._error is not None
         error, self._error = self._error, ConnectionResetError("the connection is broken")
         return error

@@ -37,9 +37,8 @@ _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 
 
 class HttpExpert:
-    """Calls one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model
-    name and key.
-    """
+    """Calls one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model name
+    and key."""
 
     health = Health()
 
@@ -64,8 +63,7 @@ class HttpExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
-        body.
-        """
+        body."""
         api = call.api
         headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
@@ -91,9 +89,8 @@ class HttpExpert:
             raise
 
     async def _accepted(self, call: Call, headers: Mapping[str, str]) -> Response:
-        """Returns a response with status 200, or raises the refusal as an ExpertError. If the server rejects the
-        option for token counts, the request is sent again without it.
-        """
+        """Returns a response with status 200, or raises the refusal as an ExpertError. If the server rejects the option
+        for token counts, the request is sent again without it."""
         add_usage = self._adds_usage(call)
         response = await self._session.send(self._target(call.api), self._body(call, add_usage=add_usage), headers)
         if add_usage and response.status in UNKNOWN_OPTION_STATUSES:

@@ -1,5 +1,6 @@
-"""An incremental HTTP/1.1 response parser: the head, then the body by length, in chunks, or until the connection
-closes.
+"""An incremental HTTP/1.1 response parser.
+
+It reads the head, then the body: by length, in chunks, or until the connection closes.
 
 It does no I/O. It follows RFC 9112, bounds everything that it buffers, and raises ProtocolError for invalid bytes.
 """

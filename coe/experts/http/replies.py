@@ -92,8 +92,7 @@ class PlainReply:
 
 class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
-    rest. Adds the event that ends the stream if the server omits it.
-    """
+    rest. Adds the event that ends the stream if the server omits it."""
 
     media_type = "text/event-stream"
 
@@ -169,9 +168,8 @@ class StreamedReply:
             raise self._errors.invalid_response("something that is not an event stream")
 
     def _first_event(self, events: bytes) -> tuple[Any, bytes]:
-        """Returns the first event with content, None without one; and the events, with multi-line data joined if
-        they could not be parsed otherwise.
-        """
+        """Returns the first event with content, None without one; and the events, with multi-line data joined if they
+        could not be parsed otherwise."""
         try:
             stripped = events.lstrip(b"\n")
             return sse.first_event(stripped, preamble=self._api_format.preamble) if stripped else None, events

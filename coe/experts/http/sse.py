@@ -116,16 +116,14 @@ def never(_: Any) -> bool:
 
 
 def has_no_choice(event: Any) -> bool:
-    """Whether a chunk has no choice, or `null` choices: Azure sends content filter results first, others token
-    counts last.
-    """
+    """Whether a chunk has no choice, or `null` choices: Azure sends content filter results first, others token counts
+    last."""
     return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
 
 
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
-    """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this
-    is no event stream.
-    """
+    """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
+    no event stream."""
     if not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():

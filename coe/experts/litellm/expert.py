@@ -74,8 +74,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 REMEDY = "pip install 'coe[providers]'"
 SIDE_REQUEST_TIMEOUT = 1.0
 """Seconds for requests that litellm makes beside the call (Ollama: the model's size). All its streams wait
-meanwhile.
-"""
+meanwhile."""
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
 
 EntryPoint: TypeAlias = Callable[..., Awaitable[Any]]
@@ -111,8 +110,7 @@ class LitellmExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Calls the provider; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for a
-        request that cannot be translated.
-        """
+        request that cannot be translated."""
         arguments = {**litellm_arguments(call, self.spec), **self._settings}
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
         if headers := forwarded_headers(call, self.spec):
@@ -145,8 +143,7 @@ class LitellmExpert:
 
     def expert_error(self, error: Exception, api: Api, exceeded_limit: str = "") -> ExpertError:
         """Converts litellm's exception. With `exceeded_limit` the exception is a consequence of that limit, whatever
-        its class.
-        """
+        its class."""
         if out_of_descriptors(error):
             return self.errors.no_descriptor()
         if exceeded_limit:

@@ -19,11 +19,11 @@ from coe.experts.http.replies import MAX_ANSWER_BYTES
 from coe.experts.http.sse import MAX_EVENT_BYTES
 
 Reader = Callable[[bytes], bytes | None]
-"""Returns the part of a chunk that may be read, None once enough was read. Raises LimitExceeded."""
+"""Returns the part of a chunk that may be read, None once enough was read. Raises ResponseLimitExceeded."""
 _BLANKS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
-class LimitExceeded(Exception):
+class ResponseLimitExceeded(Exception):
     """A server sent more than it may."""
 
 
@@ -49,9 +49,9 @@ class ResponseLimits:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         return _EventStream(self).read if self._stream and kind == "text/event-stream" else _Whole(self).read
 
-    def exceed(self, how: str) -> LimitExceeded:
+    def exceed(self, how: str) -> ResponseLimitExceeded:
         self.exceeded_limit = how
-        return LimitExceeded(how)
+        return ResponseLimitExceeded(how)
 
 
 _LIMITS: ContextVar[ResponseLimits] = ContextVar("current_limits")
@@ -111,8 +111,7 @@ C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 
 def limit_clients() -> None:
     """Bounds every client that litellm creates from now on, drops those it has, and gives one to OpenAI's library,
-    which would create its own.
-    """
+    which would create its own."""
     AsyncHTTPHandler.create_client = _with_limits(AsyncHTTPHandler.create_client, _limit)  # type: ignore[method-assign]
     HTTPHandler.create_client = _with_limits(HTTPHandler.create_client, _limit_sync)  # type: ignore[method-assign]
     litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]

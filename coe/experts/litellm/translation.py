@@ -30,9 +30,8 @@ _NAMES: Mapping[Api, str] = {
     "embeddings": "dimensions encoding_format input user",
 }
 FIELDS: Mapping[Api, frozenset[str]] = {api: frozenset(names.split()) for api, names in _NAMES.items()}
-"""Request fields that pass. litellm reads its own settings (api_base, mock_response, fallbacks and many more) from
-the same arguments; otherwise a client could send the expert's key to an address of its own.
-"""
+"""Request fields that pass. litellm reads its own settings (api_base, mock_response, fallbacks and many more) from the
+same arguments; otherwise a client could send the expert's key to an address of its own."""
 
 _LOGPROBS = "message.output_text.logprobs"
 _SERVER_STATE = ("previous_response_id", "conversation", "prompt")
@@ -48,8 +47,7 @@ _BLOCK_TYPES = ("text", "image", "document", "tool_use", "tool_result", "thinkin
 
 def litellm_arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
     """The declared parameters, then the client's fields, then the expert's system prompt. Raises InvalidRequest for
-    what cannot be translated.
-    """
+    what cannot be translated."""
     if call.api not in FIELDS:
         raise _unsupported(f"expert {spec.name!r} cannot answer the {call.api} API", "model")
     _check_types(call.api, call.fields)
@@ -75,9 +73,8 @@ def litellm_arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
 
 
 def forwarded_headers(call: Call, spec: ExpertSpec) -> dict[str, str]:
-    """The headers of the call that are forwarded. litellm sets anthropic-version itself; anthropic-beta means
-    something to Anthropic alone.
-    """
+    """The headers of the call that are forwarded. litellm sets anthropic-version itself; anthropic-beta means something
+    to Anthropic alone."""
     anthropic = spec.runtime == "litellm" and spec.model.startswith("anthropic/")
     dropped = ("anthropic-version",) if anthropic else ("anthropic-version", "anthropic-beta")
     return {name: value for name, value in call.headers.items() if name not in dropped}
@@ -175,8 +172,7 @@ def to_event(event: dict[str, Any]) -> bytes:
 
 def has_content(event: dict[str, Any]) -> bool:
     """Whether an event can only come from the server. litellm emits the opening and the end of an answer even if it
-    received none (a login page, an error with status 200).
-    """
+    received none (a login page, an error with status 200)."""
     kind = event.get("type")
     if kind is None:
         return any(choice.get("delta") for choice in event.get("choices", ()))

@@ -16,9 +16,8 @@ CONNECT_TIMEOUT = 5.0
 
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
-    """Yields the module `ray`, connected until the block ends; a temporary cluster ends with it. Raises ClusterError
-    if Ray is not installed or the cluster cannot be reached.
-    """
+    """Yields the module `ray`, connected until the block ends; a temporary cluster ends with it. Raises ClusterError if
+    Ray is not installed or the cluster cannot be reached."""
     try:
         import ray
     except ImportError:

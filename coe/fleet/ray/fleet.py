@@ -95,8 +95,7 @@ class ClusterFleet:
 
     def endpoints(self, experts: Sequence[LocalExpert], keys: Sequence[str]) -> dict[str, tuple[Endpoint, ...]]:
         """The endpoints of the replicas that are up, for experts whose servers have these keys. If none is up, the last
-        one: requests to it fail, and their breaker notices when one is back.
-        """
+        one: requests to it fail, and their breaker notices when one is back."""
         found: dict[str, tuple[Endpoint, ...]] = {}
         for expert, key in zip(experts, keys, strict=True):
             up = [supervisor.served for supervisor in self._replicas(key) if supervisor.served is not None]
@@ -110,8 +109,7 @@ class ClusterFleet:
 
     async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders, by name, at every replica of `key` too. Returns the new names. Raises
-        FleetError.
-        """
+        FleetError."""
         loaded = [await supervisor.load_adapters(adapters) for supervisor in self._replicas(key)]
         return loaded[0]
 
@@ -158,9 +156,8 @@ class PublishedFleet:
 async def running_cluster(
     settings: Settings, registry: Registry, *, ray: Any, publish: Publish
 ) -> AsyncIterator[PublishedFleet]:
-    """Runs all servers for the length of the block; it begins once their endpoints are published. Raises ConfigError
-    or FleetError.
-    """
+    """Runs all servers for the length of the block; it begins once their endpoints are published. Raises ConfigError or
+    FleetError."""
     base_folder = settings.config.parent
     if registry.residency is not None:
         raise ConfigError("residency is for the devices of one machine; leave it out, or `--engine ray`")

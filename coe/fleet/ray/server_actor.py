@@ -73,8 +73,7 @@ class ServerActor:
 
     async def next_events(self) -> list[str]:
         """The events since the last call, one line each; waits up to HEARTBEAT for the first. Raises what ended the
-        watch.
-        """
+        watch."""
         assert self._watcher is not None, "next_events() follows start()"
         first = asyncio.ensure_future(self._events.get())
         try:
@@ -112,8 +111,7 @@ class ServerActor:
 
 def _doubly_supervised(spec: ServerSpec, timeouts: Timeouts) -> ServerSpec:
     """Adds a second supervisor process: when an actor ends, Ray ends its children by SIGKILL. The outer supervisor
-    alone would thus leave the server's workers without one.
-    """
+    alone would thus leave the server's workers without one."""
     outer = (sys.executable, "-P", supervisor.__file__, "0", str(timeouts.grace))
     return replace(spec, argv=(*outer, *spec.argv))
 

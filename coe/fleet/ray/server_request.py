@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from coe.fleet import arguments
@@ -12,7 +11,6 @@ from coe.fleet.planning import group_by_config
 from coe.fleet.specs import Flag
 from coe.registry import ExpertSpec
 
-_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 GB = 2**30
 
 
@@ -78,11 +76,9 @@ def server_requests(
 
 def _resources(experts: Sequence[ExpertSpec], *, cluster_has_gpus: bool) -> ServerResources:
     """As many GPUs as are declared, or as the model is spread over; by default one if the cluster has any. Without a
-    GPU, the declared memory is RAM.
-    """
+    GPU, the declared memory is RAM."""
     first = experts[0]
-    options = arguments.normalized(first.options)
-    gpus = len(first.gpus) or prod(size for name in _PARALLEL if isinstance(size := options.get(name), int))
+    gpus = len(first.gpus) or arguments.parallel_size(arguments.normalized(first.options))
     if not first.gpus and gpus == 1 and not cluster_has_gpus:
         gpus = 0
     if first.runtime != "vllm":

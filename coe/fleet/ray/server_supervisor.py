@@ -31,8 +31,7 @@ _UNITS = {"CPU": "CPU", "GPU": "GPU", "memory": "GB of memory"}
 
 class ServerSupervisor:
     """Call `place`, `start`, then `follow`; `stop` at any point, once nothing else awaits these. `changed` is called
-    whenever the server's address changes or is lost.
-    """
+    whenever the server's address changes or is lost."""
 
     def __init__(
         self,
@@ -97,8 +96,7 @@ class ServerSupervisor:
 
     async def follow(self) -> Never:
         """Reports the server's events; when it is lost, starts it elsewhere, after growing delays. Ends by cancellation
-        only.
-        """
+        only."""
         delay = 0.0
         while True:
             ready = time.monotonic()
@@ -144,8 +142,7 @@ class ServerSupervisor:
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders too; returns the new names. A lost server loads them when it returns. Raises
-        FleetError.
-        """
+        FleetError."""
         new = {name: folder for name, folder in adapters.items() if self.adapters.get(name) != folder}
         if new and self.served is not None:
             await self._result(self._actor.load_adapters.remote(new))

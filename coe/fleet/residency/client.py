@@ -55,8 +55,7 @@ class ResidencyClient:
 
     async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock). Returns the function that
-        releases it. Raises ExpertAsleep.
-        """
+        releases it. Raises ExpertAsleep."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         writer = await self._connection(expert)

@@ -48,8 +48,7 @@ class Device:
 
 def plan_devices(registry: Registry, specs: Sequence[ServerSpec]) -> list[Device]:
     """Returns the declared devices. `specs` are the servers that `local_servers` planned for the same experts, in
-    order.
-    """
+    order."""
     declared = registry.residency
     assert declared is not None
     groups = [cast("list[ExpertSpec]", group) for group in group_by_config(registry.experts).values()]

@@ -48,8 +48,7 @@ class ManagedServer:
 
     async def load(self) -> None:
         """Wakes or starts the server; returns once it has answered with a token. Raises FleetError; call `take_down`
-        then.
-        """
+        then."""
         if self._server.running:
             await self._vllm.wake(level=self._sleep_level)
             await self._wait_until_ready()

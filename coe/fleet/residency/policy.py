@@ -105,8 +105,8 @@ def _freed_memory(server: ServerState) -> float:
 
 def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Action]:
     """Unloads idle servers and drains busy ones. If the host's RAM has no space for a server, it is stopped. The
-    sleeping server of least demand is then stopped too, if its demand is lower, so that there is space the next time.
-    """
+    sleeping server of least demand is then stopped too, if its demand is lower, so that there is space the next
+    time."""
     host = state.host_free
     asleep = sorted(
         (s for s in state.servers if s.tier == "asleep" and s not in evicted), key=lambda s: demand(s, state)

@@ -267,8 +267,7 @@ class Residency:
 
     async def _take_down(self, schedule: _DeviceSchedule, server: ManagedServer, failure: str, *, refuse: bool) -> None:
         """Ends a failed server and delays its next start. With `refuse` (it did not start) its held requests are
-        refused; else (it died while awake) they stay held until it is back.
-        """
+        refused; else (it died while awake) they stay held until it is back."""
         delay = await server.take_down(failure)
         for ticket in schedule.scheduler.server_failed(server.key, retry_at=self._loop.time() + delay, refuse=refuse):
             request = self._held[ticket]

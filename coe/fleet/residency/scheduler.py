@@ -41,8 +41,7 @@ class _ServerRecord:
 
 class Scheduler:
     """Call `decide` after every event. Orders to load, sleep and stop are under way until `server_loaded`,
-    `server_unloaded` or `server_failed` reports the outcome.
-    """
+    `server_unloaded` or `server_failed` reports the outcome."""
 
     def __init__(
         self,

@@ -1,6 +1,4 @@
-"""Keeps the LoRA adapters of running servers in sync with experts.yaml: edits load and unload them without a
-restart.
-"""
+"""Keeps the LoRA adapters of running servers in sync with experts.yaml, without restarts."""
 
 from __future__ import annotations
 
@@ -64,17 +62,16 @@ class AdapterSync:
         self._last_report = ""
 
     async def watch(self, running: Mapping[ServerConfig, str], serving: Sequence[LocalExpert]) -> None:
-        """Follows the file until cancelled. `running` maps the config of each running server to its key, `serving`
-        are the experts published already.
-        """
-        followed, now = None, _serving_by_name(serving, running)
+        """Follows the file until cancelled. `running` maps the config of each running server to its key, `serving` are
+        the experts published already."""
+        applied, published = None, _published_by_name(serving, running)
         while True:
             await asyncio.sleep(POLL_INTERVAL)
             version = _file_version(self._config)
-            if version == followed:
+            if version == applied:
                 continue
             try:
-                now = await self._apply(self._read(), running, now)
+                published = await self._apply(self._read(), running, published)
             except ConfigError:
                 pass  # the gateway reads it too, and reports what is wrong
             except CoEError as error:
@@ -83,28 +80,25 @@ class AdapterSync:
                 )
                 await asyncio.sleep(RETRY_INTERVAL)
                 continue
-            followed = version
+            applied = version
 
     async def _apply(
-        self, experts: Sequence[LocalExpert], running: Mapping[ServerConfig, str], now: Mapping[str, str]
+        self, experts: Sequence[LocalExpert], running: Mapping[ServerConfig, str], published: Mapping[str, str]
     ) -> dict[str, str]:
         """Loads, publishes, unloads, in this order, so that no gateway requests a missing adapter."""
         base_folder = self._config.parent
-        wrong = [
-            f"expert {experts[at].name!r}: {what}" for at, _, what in find_problems(experts, base_folder=base_folder)
-        ]
-        if wrong:
-            raise FleetError(wrong[0])
+        for index, _, what in find_problems(experts, base_folder=base_folder):
+            raise FleetError(f"expert {experts[index].name!r}: {what}")
         served = [expert for expert in experts if server_config(expert) in running]
         wanted = {
-            key: adapters_of([expert for expert in served if server_config(expert) == shared], base_folder=base_folder)
-            for shared, key in running.items()
+            key: adapters_of([expert for expert in served if server_config(expert) == config], base_folder=base_folder)
+            for config, key in running.items()
         }
         for key, adapters in wanted.items():
             for name in await self._fleet.load_adapters(key, adapters):
                 self._report(f"server {key!r} has loaded the adapter {name!r}")
-        there = _serving_by_name(served, running)
-        if there != now:
+        names = _published_by_name(served, running)
+        if names != published:
             self._publish(served)
         if any(self._fleet.stale_adapters(key, adapters) for key, adapters in wanted.items()):
             await asyncio.sleep(UNLOAD_DELAY)
@@ -112,7 +106,7 @@ class AdapterSync:
                 for name in await self._fleet.unload_adapters(key, adapters):
                     self._report(f"server {key!r} has unloaded the adapter {name!r}")
         self._last_report = ""
-        return there
+        return names
 
     def _report_once(self, line: str) -> None:
         if line != self._last_report:
@@ -120,7 +114,7 @@ class AdapterSync:
         self._last_report = line
 
 
-def _serving_by_name(experts: Sequence[LocalExpert], running: Mapping[ServerConfig, str]) -> dict[str, str]:
+def _published_by_name(experts: Sequence[LocalExpert], running: Mapping[ServerConfig, str]) -> dict[str, str]:
     """By expert, all that its address depends on: its server, and whether it is an adapter there."""
     return {
         one.name: f"{running[server_config(one)]} {bool(one.adapter)}"

@@ -142,7 +142,7 @@ def _replicas(expert: Expert, states: Mapping[str, str]) -> list[dict[str, Any]]
             "state": states.get(replica.address, replica.state),
             "alive": replica.alive,
             "in_flight": replica.in_flight,
-            "queue_length": replica.queue_length,
+            "waiting": replica.queue_length,
         }
         for replica in getattr(expert, "replicas", ())
     ]

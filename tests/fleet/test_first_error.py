@@ -1,4 +1,4 @@
-"""Why a server failed, found in its log; the logs are shortened ones of vLLM 0.32."""
+"""Finding the error in a server's log; the logs are shortened ones of vLLM 0.32."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ api_server.py: error: unrecognized arguments: --max-modle-len
         ("all is well\n", ""),
     ],
 )
-def test_the_first_error_is_the_cause(log: str, said: str) -> None:
+def test_the_first_error_of_a_log_is_found(log: str, said: str) -> None:
     assert first_error(log) == said

@@ -1,4 +1,4 @@
-"""Starts, kills and freezes an expert's server (upstream.py)."""
+"""An expert's server as a process to start, kill and freeze (upstream.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two real servers take turns where one fits: vLLM, which sleeps, and `transformers serve`, which is stopped."""
+"""Two real servers share a device that fits one: vLLM, which sleeps, and `transformers serve`, which is stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AWAKE, ASLEEP, STOPPED = "awake", "asleep", "stopped"
 
 
 @pytest.fixture(scope="module")
-def house(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A device for one of them; `sleeper` is told to answer when in doubt."""
     with Service(tmp_path_factory.mktemp("turns"), bin_folder=python.parent) as service:
         options = {**OPTIONS, "max-num-seqs": 2, "max-num-queued-reqs": 8}
@@ -46,61 +46,61 @@ def house(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -
         yield service
 
 
-def tiers(house: Service) -> dict[str, str]:
+def tiers(service: Service) -> dict[str, str]:
     """As `coe status` asks for them."""
-    settings = Settings.read({}, config=house.folder / "experts.yaml")
+    settings = Settings.read({}, config=service.folder / "experts.yaml")
     told = asyncio.run(fetch_tiers(settings.turns_link.readlink()))
     return {name: one["tier"] for name, one in told.items()}
 
 
-def metric(house: Service, name: str, expert: str) -> float:
+def metric(service: Service, name: str, expert: str) -> float:
     """Of the gateway."""
     wanted = f'{name}{{expert="{expert}"}} '
-    lines = house.client.get("/metrics").text.splitlines()
+    lines = service.client.get("/metrics").text.splitlines()
     return next((float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted)), 0.0)
 
 
-def test_who_is_asked_for_is_woken_and_the_other_one_rests(house: Service) -> None:
-    assert tiers(house) == {"sleeper": AWAKE, "stopper": STOPPED}
-    assert text_of(house.ask("sleeper"))
+def test_a_requested_server_is_loaded_and_the_other_unloaded(service: Service) -> None:
+    assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
+    assert text_of(service.ask("sleeper"))
     with ThreadPoolExecutor(3) as threads:  # held together, one switch
-        answers = list(threads.map(lambda number: house.ask("stopper", f"Hello {number}"), range(3)))
+        answers = list(threads.map(lambda number: service.ask("stopper", f"Hello {number}"), range(3)))
     assert [answer.headers["x-coe-expert"] for answer in answers] == ["stopper"] * 3
     assert all(text_of(answer) for answer in answers)
-    assert tiers(house) == {"sleeper": ASLEEP, "stopper": AWAKE}
-    assert metric(house, "coe_expert_switches", "stopper") == 1
-    assert metric(house, "coe_hold_seconds_count", "stopper") == 3
-    assert text_of(house.ask("sleeper"))
-    assert tiers(house) == {"sleeper": AWAKE, "stopper": STOPPED}
-    assert metric(house, "coe_expert_switches", "sleeper") == 1
-    assert house.said.count("server 'sleeper' is ready") == 1, "it slept and was not started again"
+    assert tiers(service) == {"sleeper": ASLEEP, "stopper": AWAKE}
+    assert metric(service, "coe_expert_switches", "stopper") == 1
+    assert metric(service, "coe_hold_seconds_count", "stopper") == 3
+    assert text_of(service.ask("sleeper"))
+    assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
+    assert metric(service, "coe_expert_switches", "sleeper") == 1
+    assert service.said.count("server 'sleeper' is ready") == 1, "it slept and was not started again"
 
 
-def test_a_stream_is_not_cut_by_one_that_wants_its_place(house: Service) -> None:
-    house.until_answered("sleeper")
+def test_a_stream_is_not_interrupted_by_an_eviction(service: Service) -> None:
+    service.until_answered("sleeper")
     body: dict[str, Any] = {"model": "sleeper", "messages": [{"role": "user", "content": "Tell a long story"}]}
-    with ThreadPoolExecutor(1) as threads, lines_of(house, {**body, "max_tokens": 300, "ignore_eos": True}) as events:
+    with ThreadPoolExecutor(1) as threads, lines_of(service, {**body, "max_tokens": 300, "ignore_eos": True}) as events:
         next(events)
-        waiting = threads.submit(house.ask, "stopper")
+        waiting = threads.submit(service.ask, "stopper")
         found = list(events)
         assert not any("error" in event for event in found)
         assert len(found) > 200
         assert waiting.result(120).headers["x-coe-expert"] == "stopper"
 
 
-def test_one_that_is_killed_is_started_again_when_it_is_asked_for(house: Service) -> None:
-    house.until_answered("stopper")
-    ready = house.said.count("server 'stopper' is ready")
-    house.process("transformers").send_signal(signal.SIGKILL)
-    house.wait_for_line("server 'stopper' was killed by SIGKILL")
-    house.until_answered("stopper")
-    assert house.said.count("server 'stopper' is ready") == ready + 1
+def test_a_killed_vllm_server_starts_again_on_request(service: Service) -> None:
+    service.until_answered("stopper")
+    ready = service.said.count("server 'stopper' is ready")
+    service.process("transformers").send_signal(signal.SIGKILL)
+    service.wait_for_line("server 'stopper' was killed by SIGKILL")
+    service.until_answered("stopper")
+    assert service.said.count("server 'stopper' is ready") == ready + 1
 
 
-def test_nothing_is_left_when_it_ends(house: Service) -> None:
-    assert text_of(house.ask("stand_in")) == SPARE
-    family = house.family()
+def test_no_process_is_left_at_the_end(service: Service) -> None:
+    assert text_of(service.ask("stand_in")) == SPARE
+    family = service.family()
     assert len(family) > 3
-    house.host.send_signal(signal.SIGTERM)
-    assert house.host.wait(60) == 0
+    service.host.send_signal(signal.SIGTERM)
+    assert service.host.wait(60) == 0
     assert psutil.wait_procs(family, 10)[1] == []

@@ -1,4 +1,4 @@
-"""HTTP/1.1 answers, cut anywhere, read the same; what is none is said to be none."""
+"""The HTTP/1.1 parser: any cut of the bytes gives the same response, and invalid bytes are a ProtocolError."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INFORMED = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + COUNTED
 
 
 @given(whole=st.sampled_from([COUNTED, CHUNKED, TRAILED, INFORMED]), cuts=st.lists(st.integers(1, 150), max_size=8))
-def test_however_the_bytes_are_cut_the_answer_is_the_same(whole: bytes, cuts: list[int]) -> None:
+def test_any_cut_of_the_bytes_parses_to_the_same_response(whole: bytes, cuts: list[int]) -> None:
     answer, body, at = ResponseParser(), b"", 0
     for end in [*sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]:
         body += answer.feed(whole[at:end])
@@ -26,7 +26,7 @@ def test_however_the_bytes_are_cut_the_answer_is_the_same(whole: bytes, cuts: li
 
 
 @given(data=st.binary(max_size=300), before=st.sampled_from([b"", HEAD, CHUNKED[:-20]]))
-def test_nothing_but_a_protocol_error_comes_of_any_bytes(data: bytes, before: bytes) -> None:
+def test_arbitrary_bytes_raise_nothing_but_a_protocol_error(data: bytes, before: bytes) -> None:
     answer = ResponseParser()
     try:
         answer.feed(before)
@@ -37,7 +37,7 @@ def test_nothing_but_a_protocol_error_comes_of_any_bytes(data: bytes, before: by
         pass
 
 
-def test_without_a_length_the_body_ends_with_the_connection() -> None:
+def test_without_a_length_the_body_ends_at_connection_close() -> None:
     answer = ResponseParser()
     assert answer.feed(HEAD + b"\r\nhello") == b"hello"
     assert not answer.complete
@@ -47,7 +47,7 @@ def test_without_a_length_the_body_ends_with_the_connection() -> None:
 
 
 @pytest.mark.parametrize("whole", [COUNTED, CHUNKED, TRAILED], ids=["counted", "chunked", "trailed"])
-def test_a_connection_that_ends_early_is_an_error_wherever_it_ends(whole: bytes) -> None:
+def test_a_connection_that_closes_early_is_an_error_at_any_byte(whole: bytes) -> None:
     for length in range(len(whole)):
         answer = ResponseParser()
         answer.feed(whole[:length])
@@ -64,14 +64,14 @@ def test_a_connection_that_ends_early_is_an_error_wherever_it_ends(whole: bytes)
         (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\n", True),
     ],
 )
-def test_the_server_says_whether_the_connection_serves_again(head: bytes, reusable: bool) -> None:
+def test_the_response_head_decides_whether_the_connection_is_reusable(head: bytes, reusable: bool) -> None:
     answer = ResponseParser()
     answer.feed(head + b"content-length: 0\r\n\r\n")
     assert answer.complete
     assert answer.reusable is reusable
 
 
-def test_no_content_has_no_body_and_is_at_its_end() -> None:
+def test_a_204_response_has_no_body_and_is_complete() -> None:
     answer = ResponseParser()
     answer.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
     assert answer.complete
@@ -103,6 +103,6 @@ def test_no_content_has_no_body_and_is_at_its_end() -> None:
     ],
     ids=lambda whole: repr(whole[-24:]),
 )
-def test_what_is_no_answer_is_an_error(whole: bytes) -> None:
+def test_an_invalid_response_is_an_error(whole: bytes) -> None:
     with pytest.raises(ProtocolError):
         ResponseParser().feed(whole)

@@ -1,4 +1,4 @@
-"""Adapters follow the declaration while their server runs."""
+"""AdapterSync: adapters follow the declaration while their server runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def following(
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_an_adapter_is_loaded_before_it_is_told_and_untold_before_it_is_unloaded(
+async def test_an_adapter_is_loaded_before_it_is_published_and_unpublished_before_it_is_unloaded(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, _):
@@ -89,7 +89,7 @@ async def test_an_adapter_is_loaded_before_it_is_told_and_untold_before_it_is_un
         assert declared.asked[1:] == ["/v1/unload_lora_adapter poet"]
 
 
-async def test_a_server_that_dies_comes_back_with_what_was_loaded_meanwhile(
+async def test_a_restarted_server_loads_the_adapters_added_meanwhile(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, fleet):
@@ -101,7 +101,7 @@ async def test_a_server_that_dies_comes_back_with_what_was_loaded_meanwhile(
         await fakes.wait_for_line("is ready", times=2)
 
 
-async def test_what_cannot_be_loaded_is_said_once_told_to_nobody_and_not_kept_for_a_restart(
+async def test_a_failed_load_is_reported_once_not_published_and_not_repeated_at_a_restart(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, fleet):
@@ -116,7 +116,7 @@ async def test_what_cannot_be_loaded_is_said_once_told_to_nobody_and_not_kept_fo
         await fakes.wait_for_line("told base, poet")
 
 
-async def test_a_declaration_that_is_not_valid_changes_nothing(
+async def test_an_invalid_declaration_changes_nothing(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, _):
@@ -127,7 +127,7 @@ async def test_a_declaration_that_is_not_valid_changes_nothing(
         assert len(fakes.lines) == 3
 
 
-async def test_a_server_without_lora_says_what_it_needs(
+async def test_a_server_without_lora_reports_the_option_it_needs(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch, lora=False) as (declared, fleet):

@@ -1,4 +1,4 @@
-"""Fake servers of 10 GB each that take turns on one device."""
+"""Fake servers of 10 GB each that share one device."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.fleet.fake_fleet import QUICK, Fakes
 SIZE = 10.0
 
 
-class House:
-    """A floor of fakes: `modes` by name; those in `sleepers` sleep instead of being stopped."""
+class SharedDevice:
+    """A device with fake servers: `modes` by name; those in `sleepers` sleep instead of being stopped."""
 
     def __init__(self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "") -> None:
         self.fakes = fakes
@@ -28,7 +28,7 @@ class House:
             profile = ServerProfile(name, SIZE, sleeps=sleeps)
             servers.append(ScheduledServer(profile, fakes.spec(mode, key=name), 1 if sleeps else None))
         self.specs = {server.key: server.spec for server in servers}
-        self.floor = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers})
+        self.device_spec = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers})
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
@@ -36,12 +36,12 @@ class House:
 
     def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
         return Residency(
-            [self.floor], assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
+            [self.device_spec], assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
         )
 
     @asynccontextmanager
     async def open(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Path]]:
-        """The servers in turns, and where to ask for them."""
+        """The running residency, and the address of its socket."""
         address = self.fakes.folder / "s"
         async with self.residency(first=first, max_wait=max_wait) as residency, serve_residency(residency, address):
             yield residency, address
@@ -50,9 +50,9 @@ class House:
     async def asked(
         self, *, first: str = "a", max_wait: float = 0.2
     ) -> AsyncIterator[tuple[Residency, ResidencyClient]]:
-        """The same, with a gateway's side of it."""
+        """The running residency, and a connected client."""
         async with (
             self.open(first=first, max_wait=max_wait) as (residency, address),
-            connected_client(address) as turns,
+            connected_client(address) as client,
         ):
-            yield residency, turns
+            yield residency, client

@@ -1,4 +1,4 @@
-"""The verbs of a vLLM server against a stand-in that answers as vLLM 0.32 does; tests/vllm asks the real one."""
+"""VllmClient against a stand-in that answers as vLLM 0.32 does; tests/vllm uses the real server."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_a_server_sleeps_and_wakes() -> None:
         assert server.asked[0] == ("/sleep?level=1&mode=wait", None), "work in flight ends first"
 
 
-async def test_after_level_two_the_weights_are_read_again_before_anything_is_answered() -> None:
+async def test_after_level_two_the_weights_are_reloaded_before_the_server_wakes() -> None:
     async with standing_in() as (server, vllm):
         await vllm.sleep(level=2)
         server.asked.clear()
@@ -91,7 +91,7 @@ async def test_after_level_two_the_weights_are_read_again_before_anything_is_ans
         ]
 
 
-async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_said() -> None:
+async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_reported() -> None:
     async with standing_in() as (server, vllm):
         server.insomniac = True
         with pytest.raises(FleetError, match=r"/sleep\?level=1&mode=wait gave no answer within 0.2 s"):
@@ -99,7 +99,7 @@ async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_said() ->
         assert server.asked[-1][0] == "/wake_up"
 
 
-async def test_adapters_come_and_go_and_may_do_so_twice(tmp_path: Path) -> None:
+async def test_adapters_are_loaded_and_unloaded_repeatedly(tmp_path: Path) -> None:
     async with standing_in() as (server, vllm):
         for _ in range(2):
             await vllm.load_adapter("poet", tmp_path)
@@ -109,13 +109,13 @@ async def test_adapters_come_and_go_and_may_do_so_twice(tmp_path: Path) -> None:
         assert not server.adapters
 
 
-async def test_a_refusal_is_told_in_the_servers_words() -> None:
+async def test_a_refusal_keeps_the_servers_message() -> None:
     async with standing_in() as (_, vllm):
         with pytest.raises(FleetError, match="answered 404: Loading lora a failed: No adapter found for /nowhere"):
             await vllm.load_adapter("a", Path("/nowhere"))
 
 
-async def test_a_server_that_is_not_there_is_an_error_at_once() -> None:
+async def test_a_missing_server_is_an_error_at_once() -> None:
     async with open_probe_session() as session:
         with pytest.raises(FleetError, match="cannot be reached"):
             await VllmClient(f"http://127.0.0.1:{free_port()}", session=session).sleep()

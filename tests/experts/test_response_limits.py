@@ -1,4 +1,4 @@
-"""What comes through litellm is bounded as what comes without it, and comes from where it was declared alone."""
+"""Responses through litellm have the same limits as others, and redirects are not followed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coe.experts.http.replies import MAX_ANSWER_BYTES
 from coe.experts.http.sse import MAX_EVENT_BYTES
 from coe.experts.litellm import response_limits
 from coe.experts.litellm.expert import LitellmExpert
-from coe.experts.litellm.response_limits import LimitExceeded, ResponseLimits
+from coe.experts.litellm.response_limits import ResponseLimitExceeded, ResponseLimits
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -112,7 +112,7 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "api"), ASKED)
-async def test_what_is_compressed_is_refused_unread(spring: Spring, model: str, api: str, stream: bool) -> None:
+async def test_a_compressed_response_is_refused_unread(spring: Spring, model: str, api: str, stream: bool) -> None:
     spring.headers = {"content-type": EVENT_STREAM if stream else JSON, "content-encoding": "gzip"}
     spring.body = bomb()
     with pytest.raises(ExpertInvalidResponse, match="a compressed answer, which was not requested") as caught:
@@ -123,7 +123,7 @@ async def test_what_is_compressed_is_refused_unread(spring: Spring, model: str, 
 
 @pytest.mark.parametrize(("kind", "drop"), [(JSON, b" "), (EVENT_STREAM, TINY)], ids=["body", "tiny events"])
 @pytest.mark.parametrize(("model", "api"), ASKED + EMBEDDED)
-async def test_a_plain_answer_is_read_as_far_as_it_may_be(
+async def test_a_plain_response_is_read_up_to_its_limit(
     spring: Spring, model: str, api: str, kind: str, drop: bytes
 ) -> None:
     spring.headers, spring.drop = {"content-type": kind}, drop
@@ -133,7 +133,7 @@ async def test_a_plain_answer_is_read_as_far_as_it_may_be(
 
 
 @pytest.mark.parametrize(("model", "api"), [pair for pair in ASKED if pair[0] != NOVA])  # which has no such events
-async def test_an_event_is_read_as_far_as_it_may_be(spring: Spring, model: str, api: str) -> None:
+async def test_an_event_is_read_up_to_its_limit(spring: Spring, model: str, api: str) -> None:
     spring.headers, spring.body, spring.drop = {"content-type": EVENT_STREAM}, b"data: ", b"x"
     with pytest.raises(ExpertInvalidResponse, match=f"an event is longer than {MAX_EVENT_BYTES} bytes"):
         await ask(spring, model, api, stream=True)
@@ -141,7 +141,7 @@ async def test_an_event_is_read_as_far_as_it_may_be(spring: Spring, model: str, 
 
 
 @pytest.mark.parametrize(("model", "api"), [("translated", "messages"), ("ollama_chat/m", "chat")])
-async def test_a_stream_of_another_kind_is_read_as_far_as_a_plain_answer(spring: Spring, model: str, api: str) -> None:
+async def test_a_stream_of_another_type_has_the_limit_of_a_plain_response(spring: Spring, model: str, api: str) -> None:
     spring.drop = b" "
     with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
         await ask(spring, model, api, stream=True)
@@ -151,7 +151,7 @@ async def test_a_stream_of_another_kind_is_read_as_far_as_a_plain_answer(spring:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("status", "error"), [(400, ExpertRejected), (500, ExpertUnavailable)])
 @pytest.mark.parametrize(("model", "api"), ASKED)
-async def test_of_a_refusal_without_end_the_status_tells(
+async def test_an_endless_error_body_is_mapped_by_its_status(
     spring: Spring, model: str, api: str, status: int, error: type[ExpertError], stream: bool
 ) -> None:
     spring.status, spring.drop = status, b"no "
@@ -163,7 +163,7 @@ async def test_of_a_refusal_without_end_the_status_tells(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "api"), ASKED)
-async def test_of_a_compressed_refusal_the_status_tells_alone(
+async def test_a_compressed_error_body_is_mapped_by_its_status_alone(
     spring: Spring, model: str, api: str, stream: bool
 ) -> None:
     """Whose requests are refused must not make the expert look unwell to others."""
@@ -174,7 +174,7 @@ async def test_of_a_compressed_refusal_the_status_tells_alone(
 
 
 @pytest.mark.parametrize("coding", ["", "Identity", "identity, identity"])
-def test_what_is_called_uncompressed_is_taken(coding: str) -> None:
+def test_an_identity_encoding_is_accepted(coding: str) -> None:
     assert ResponseLimits(stream=False).for_response(200, {"content-encoding": coding})(b"x") == b"x"
 
 
@@ -187,21 +187,21 @@ async def test_a_redirect_is_not_followed(spring: Spring, model: str, api: str, 
     assert len(spring.seen) == 1
 
 
-async def test_what_litellm_asks_in_a_thread_is_bounded_too(spring: Spring) -> None:
+async def test_requests_that_litellm_makes_in_a_thread_are_bounded_too(spring: Spring) -> None:
     import litellm
 
     spring.status = 500
     with pytest.raises(ExpertUnavailable):
         await ask(spring, "openai/m", "chat")  # so that litellm is imported
     spring.status, spring.drop = 200, b" "
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(ResponseLimitExceeded):
         await asyncio.to_thread(litellm.module_level_client.get, spring.url)
     assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_events_may_be_any_number_however_they_are_cut(
+def test_any_number_of_events_passes_however_they_are_cut(
     newline: bytes, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(response_limits, "MAX_ANSWER_BYTES", 10)
@@ -209,7 +209,7 @@ def test_events_may_be_any_number_however_they_are_cut(
     read = ResponseLimits(stream=True).for_response(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
     events = 9 * (b"data: x" + newline + b"id: 1" + 2 * newline)
     assert b"".join(read(chunk) or b"" for chunk in cut(events, size)) == events
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(ResponseLimitExceeded):
         list(map(read, cut(9 * (b"data: x" + newline), size)))
 
 

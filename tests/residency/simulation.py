@@ -1,4 +1,4 @@
-"""A small world for the books and the policy: residents that take as long as they are told, requests that do too."""
+"""Simulates servers with fixed load times and requests of fixed length against a Scheduler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.state import Action, ServerProfile
 
-LOAD, LEAVE = 2.0, 0.5
+LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 
 
 def scheduler_of(
@@ -21,14 +21,15 @@ def scheduler_of(
     max_wait: float = 10.0,
     now: float = 0.0,
 ) -> Scheduler:
-    made = [(one, LOAD, LOAD) for one in profiles]
+    made = [(one, LOAD_SECONDS, LOAD_SECONDS) for one in profiles]
     forecast = Forecast({}, now=now)
     return Scheduler(made, memory=memory, host_memory=host_memory, max_wait=max_wait, forecast=forecast)
 
 
 @dataclass
-class World:
-    """Runs requests (arrival, resident's key, seconds of work) against a ledger, and checks what must always hold."""
+class Simulation:
+    """Runs requests (arrival, server key, seconds of work) through a scheduler, and asserts its invariants at every
+    event."""
 
     scheduler: Scheduler
     waits: dict[int, float] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class World:
                 self.waits[ticket] = now - requests[ticket][0]
                 at(now + requests[ticket][2], "ends", ticket)
             for order in orders:
-                at(now + (LOAD if order.verb == "load" else LEAVE), order.verb, order.key)
+                at(now + (LOAD_SECONDS if order.verb == "load" else UNLOAD_SECONDS), order.verb, order.key)
             if next_check is not None:
                 at(next_check, "look", "")
 

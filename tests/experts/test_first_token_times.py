@@ -1,4 +1,4 @@
-"""FirstPieces: how long an expert usually takes to begin, and when that is no longer known."""
+"""FirstTokenTimes: the 95th percentile of the time to the first token, and when it is unknown."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from coe.experts.replicas import MAX_TIMES, MIN_TIMES, FirstTokenTimes
 
 
-def test_a_percentile_is_of_the_latest_times_alone() -> None:
+def test_the_percentile_covers_the_latest_times_only() -> None:
     times = FirstTokenTimes()
     for number in range(1000):
         times.record(1.0 if number < 600 else number % 100 / 100)
@@ -16,7 +16,7 @@ def test_a_percentile_is_of_the_latest_times_alone() -> None:
     assert times.p95 == 3.0
 
 
-def test_streams_that_others_beat_do_not_make_the_rest_seem_slow() -> None:
+def test_abandoned_streams_do_not_lower_the_percentile() -> None:
     """Two alike, each given company beyond its own 95 %: that stays near one stream in twenty."""
     rng, times, hedged = np.random.default_rng(0), FirstTokenTimes(), 0
     for first, second in rng.lognormal(sigma=1.5, size=(20_000, 2)).tolist():
@@ -30,7 +30,7 @@ def test_streams_that_others_beat_do_not_make_the_rest_seem_slow() -> None:
     assert 0.04 < hedged / 20_000 < 0.08
 
 
-def test_an_expert_that_became_slower_is_waited_for_until_that_is_known() -> None:
+def test_an_expert_that_became_slower_gets_a_new_percentile() -> None:
     times = FirstTokenTimes()
     for _ in range(MAX_TIMES):
         times.record(0.01)
@@ -46,7 +46,7 @@ def test_an_expert_that_became_slower_is_waited_for_until_that_is_known() -> Non
     assert times.p95 == 0.3
 
 
-def test_while_too_many_were_given_up_there_is_no_usual_time() -> None:
+def test_too_many_abandoned_streams_suspend_the_percentile() -> None:
     times = FirstTokenTimes()
     for _ in range(MIN_TIMES):
         times.record(0.01)

@@ -1,4 +1,4 @@
-"""The watch over replicas, against real pages."""
+"""Health checks of replicas, against real pages."""
 
 from collections.abc import AsyncIterator
 
@@ -50,13 +50,13 @@ def trip(replica: Replica) -> None:
         replica.breaker.failed(replica.breaker.begin())
 
 
-def test_the_queues_of_all_engines_count_and_other_numbers_do_not() -> None:
+def test_the_queues_of_all_engines_are_added_up() -> None:
     assert queue_length(PAGE.encode()) == 5
     assert queue_length(b"vllm:num_requests_waiting 4.0\n") == 4
     assert queue_length(b"") == queue_length(b"vllm:num_requests_waiting 1.2.3\n") == 0
 
 
-async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, session: Client) -> None:
+async def test_a_visible_queue_is_read_each_round(server: FaultyServer, session: Client) -> None:
     expert, replica = expert_at(server.url)
     server.metrics = PAGE
     watch = HealthChecks(session)
@@ -69,7 +69,9 @@ async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, se
 
 
 @pytest.mark.parametrize("page", ["", "other_metric 1\n"])
-async def test_a_server_that_shows_no_queue_is_asked_once(server: FaultyServer, session: Client, page: str) -> None:
+async def test_a_server_without_a_visible_queue_is_checked_once(
+    server: FaultyServer, session: Client, page: str
+) -> None:
     expert, replica = expert_at(server.url)
     server.metrics = page
     watch = HealthChecks(session)
@@ -79,7 +81,7 @@ async def test_a_server_that_shows_no_queue_is_asked_once(server: FaultyServer, 
     assert replica.queue_length is None
 
 
-async def test_a_server_that_is_back_is_tried_at_once_and_closed_by_a_real_answer_only(
+async def test_a_recovered_server_is_tried_at_once_and_only_a_real_response_closes_its_breaker(
     server: FaultyServer, session: Client
 ) -> None:
     expert, replica = expert_at(server.url)
@@ -107,7 +109,9 @@ async def test_a_server_whose_health_page_never_failed_keeps_its_cool_down(
     assert replica.state == "open"
 
 
-async def test_a_server_without_a_health_page_is_known_by_its_models(server: FaultyServer, session: Client) -> None:
+async def test_a_server_without_a_health_page_is_checked_by_its_list_of_models(
+    server: FaultyServer, session: Client
+) -> None:
     expert, replica = expert_at(server.url)
     trip(replica)
     server.healthy = 404
@@ -115,7 +119,7 @@ async def test_a_server_without_a_health_page_is_known_by_its_models(server: Fau
     assert server.pages == {"/health": 1, "/v1/models": 1}
 
 
-async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session: Client) -> None:
+async def test_a_dead_server_yields_no_observation_and_no_exception(session: Client) -> None:
     for url in ("http://127.0.0.1:1/v1", "http://a..b/v1"):
         expert, replica = expert_at(url)
         replica.queue_length = 7
@@ -126,10 +130,10 @@ async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session:
         assert not expert.health.up
 
 
-async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
+async def test_health_checks_continue_after_an_exception_and_end_with_their_block(
     session: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.experts.health_checks.ROUND", 0)
+    monkeypatch.setattr("coe.experts.health_checks.ROUND_INTERVAL", 0)
     rounds = 0
     twice = anyio.Event()
 
@@ -149,7 +153,7 @@ async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
     assert "a bug" in caplog.text
 
 
-async def test_whether_a_server_answers_is_known_after_the_first_look_and_again_once_it_failed(
+async def test_alive_is_set_by_the_first_check_and_updated_after_a_failure(
     server: FaultyServer, session: Client
 ) -> None:
     there, replica = expert_at(server.url)

@@ -1,4 +1,4 @@
-"""From the declaration to experts, at start and at a reload."""
+"""Building experts from the declaration, at start and at a reload."""
 
 import time
 from typing import Any
@@ -22,7 +22,7 @@ def registry(*experts: dict[str, Any]) -> Registry:
     return registry_of(experts=list(experts), assignment={"general": "generalist"})
 
 
-async def test_an_expert_that_did_not_change_is_taken_over_with_all_it_knows() -> None:
+async def test_an_unchanged_expert_is_reused_with_its_state() -> None:
     started = {"generalist": (Endpoint("http://h:1/v1", "m"),)}
     far = {"name": "far", "model": "m", "runtime": "external", "base_urls": ["http://a/v1", "http://b/v1"]}
     async with Client() as session:
@@ -39,17 +39,17 @@ async def test_an_expert_that_did_not_change_is_taken_over_with_all_it_knows() -
         assert third["generalist"] is not second["generalist"]
 
 
-def test_a_local_expert_that_nobody_started_is_told_with_the_remedy() -> None:
+def test_a_local_expert_that_is_not_started_is_an_error_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"'generalist' runs locally and is not started; use `coe up`"):
         endpoints_of(registry(LOCAL).experts[0], {})
 
 
-def test_a_providers_own_address_needs_no_endpoint() -> None:
+def test_a_providers_default_address_needs_no_endpoint() -> None:
     spec = {"name": "generalist", "model": "anthropic/x", "runtime": "litellm"}
     assert endpoints_of(registry(spec).experts[0], {}) == ()
 
 
-async def test_what_a_server_speaks_reaches_it_as_it_is() -> None:
+async def test_requests_in_an_api_that_the_server_speaks_pass_unchanged() -> None:
     server = FaultyServer()
     runner = await server.start()
     spec = {"name": "generalist", "model": "good", "runtime": "external", "base_url": server.url}
@@ -83,5 +83,5 @@ async def test_with_one_of_two_servers_gone_no_request_fails() -> None:
         for number in range(40):
             assert (await ask(number)).endswith(b"[DONE]\n\n")
         assert [replica.in_flight for replica in expert.replicas] == [0, 0]
-        assert expert.replicas[0].breaker.shaken(time.monotonic())
+        assert expert.replicas[0].breaker.failed_recently(time.monotonic())
     await runners[1].cleanup()

@@ -1,4 +1,4 @@
-"""What servers say went wrong, in any shape."""
+"""Error mapping: refusals and error events of any shape become bounded messages."""
 
 from typing import Any
 
@@ -29,20 +29,20 @@ JSON = st.recursive(
         ("", None),
     ],
 )
-def test_when_to_come_again_is_told_in_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
+def test_retry_after_is_read_as_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
     assert retry_after(told, now=100.0) == seconds
 
 
 @settings(deadline=None)
 @given(st.text())
-def test_no_header_is_too_odd_to_read(value: str) -> None:
+def test_any_retry_after_header_is_parsed_without_an_exception(value: str) -> None:
     seconds = retry_after(value, now=1e9)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 
 
 @settings(deadline=None)
 @given(st.integers(201, 599), st.binary() | JSON.map(lambda told: repr(told).encode()))
-def test_every_refusal_is_one_bounded_line_without_the_key(status: int, body: bytes) -> None:
+def test_every_refusal_message_is_one_bounded_line_without_the_key(status: int, body: bytes) -> None:
     error = ErrorMapping("clever", key="k3y").refusal(status, {}, b"k3y " + body, api="chat")
     assert isinstance(error, ExpertError)
     assert "k3y" not in str(error)
@@ -52,5 +52,5 @@ def test_every_refusal_is_one_bounded_line_without_the_key(status: int, body: by
 
 @settings(deadline=None)
 @given(JSON)
-def test_every_error_event_can_be_told(told: Any) -> None:
-    assert str(ErrorMapping("clever", key="").failed("failed", told))
+def test_every_error_event_maps_to_an_error(told: Any) -> None:
+    assert str(ErrorMapping("clever", key="").server_error("failed", told))

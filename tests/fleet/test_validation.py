@@ -1,4 +1,4 @@
-"""What `coe check` says of experts that are to be started here."""
+"""What `coe check` reports about local experts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def found(folder: Path, *declared: dict[str, Any]) -> list[tuple[int, str, str]]
     return list(find_problems([ExpertSpec.model_validate({**BASE, **one}) for one in declared], base_folder=folder))
 
 
-def test_adapters_beside_their_base_are_right(tmp_path: Path) -> None:
+def test_adapters_beside_their_base_are_valid(tmp_path: Path) -> None:
     adapter(tmp_path / "poet")
     options = {"max-model-len": 1024}
     assert not found(
@@ -32,7 +32,7 @@ def test_adapters_beside_their_base_are_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["transformers", "external", "litellm"])
-def test_a_runtime_without_lora_takes_no_adapter(tmp_path: Path, runtime: str) -> None:
+def test_a_runtime_without_lora_accepts_no_adapter(tmp_path: Path, runtime: str) -> None:
     adapter(tmp_path / "poet")
     [(_, key, what)] = found(tmp_path, {"runtime": runtime, "adapter": "poet"})
     assert key == "adapter"
@@ -49,14 +49,14 @@ def test_a_runtime_without_lora_takes_no_adapter(tmp_path: Path, runtime: str) -
         ({"weights": False}, "holds no weights"),
     ],
 )
-def test_an_adapter_that_cannot_be_served_is_refused(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+def test_an_adapter_that_cannot_be_served_is_rejected(tmp_path: Path, config: dict[str, Any], said: str) -> None:
     adapter(tmp_path / "poet", **config)
     [(_, key, what)] = found(tmp_path, {"adapter": "poet"})
     assert key == "adapter"
     assert said in what
 
 
-def test_folders_that_do_not_exist_are_named(tmp_path: Path) -> None:
+def test_missing_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert found(tmp_path, {"model": "./nowhere", "adapter": "gone"}, {"name": "poet", "adapter": "empty"}) == [
         (0, "model", f"model './nowhere': there is no folder {tmp_path / 'nowhere'}"),
@@ -85,7 +85,7 @@ def test_folders_that_do_not_exist_are_named(tmp_path: Path) -> None:
         ({"adapter": "big", "options": {"enable-lora": False}}, "options", "the options say enable-lora: false"),
     ],
 )
-def test_what_cannot_work_together_is_refused(tmp_path: Path, declared: dict[str, Any], key: str, said: str) -> None:
+def test_incompatible_declarations_are_rejected(tmp_path: Path, declared: dict[str, Any], key: str, said: str) -> None:
     adapter(tmp_path / "big", rank_pattern={"q_proj": 64})
     [(_, where, what)] = found(tmp_path, declared)
     assert where == key
@@ -101,7 +101,7 @@ def test_an_adapter_with_other_flags_than_its_base_would_load_the_model_twice(tm
     assert what.startswith("shares the model of 'base' but not its options and gpus")
 
 
-def test_coe_check_shows_the_line(tmp_path: Path) -> None:
+def test_coe_check_reports_the_line(tmp_path: Path) -> None:
     config = tmp_path / "experts.yaml"
     config.write_text(
         """\

@@ -1,4 +1,4 @@
-"""What the gateway's workers hold when there is nothing to do and nobody to be connected to."""
+"""What the gateway's workers hold while they are idle and connected to nothing."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from tests.faults.server import Upstream
+from tests.faults.upstream_process import Upstream
 from tests.gateway.served import Served
 from tests.records.redis_server import RedisServer
 
 GAUGES = ("coe_tasks", "coe_requests_arriving", "coe_requests_in_flight", "coe_queue_length", "coe_expert_in_flight")
 
 
-async def at_rest(served: Served, upstreams: list[Upstream], redis: RedisServer) -> Counter[str]:
-    """What the workers hold while there is nobody to be connected to: GAUGES, and their descriptors by what they are
-    of."""
+async def idle_state(served: Served, upstreams: list[Upstream], redis: RedisServer) -> Counter[str]:
+    """Returns what the workers hold while nothing is connected: GAUGES, and the number of descriptors by kind."""
     for upstream in upstreams:
         upstream.kill()
     seen: list[Counter[str]] = []
@@ -32,8 +31,8 @@ async def at_rest(served: Served, upstreams: list[Upstream], redis: RedisServer)
 
 
 def descriptors(served: Served, redis: RedisServer) -> Counter[str]:
-    """By what they are of: `socket`, `pipe`, or the file's name. But for the log's: a bounded pool of connections, and
-    the spool, which is closed on an error and opened at the next need."""
+    """The number of descriptors by kind: `socket`, `pipe`, or the file's name. Without those of the routing log: a
+    bounded pool of connections, and the spool, which is closed on an error and opened at the next need."""
     kinds = Counter[str]()
     for worker in served.workers:
         for link in Path(f"/proc/{worker.pid}/fd").iterdir():

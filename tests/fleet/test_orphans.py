@@ -1,4 +1,4 @@
-"""What a killed supervisor left running is found at the next start, by its mark."""
+"""Orphans of a killed fleet are found at the next start by the fleet variable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def started(marked: dict[str, str]) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_processes_of_a_fleet_that_is_gone_are_ended_and_others_are_left_alone(tmp_path: Path) -> None:
+def test_processes_of_a_dead_fleet_are_ended_and_others_stay(tmp_path: Path) -> None:
     gone = {FLEET_VARIABLE: f"{2**22 - 1}:1.00:{tmp_path}"}
     elsewhere = {FLEET_VARIABLE: f"{2**22 - 1}:1.00:{tmp_path / 'other'}"}
     left, other, ours = started(gone), started(elsewhere), started(fleet_environment(tmp_path))
@@ -43,7 +43,7 @@ def test_processes_of_a_fleet_that_is_gone_are_ended_and_others_are_left_alone(t
 
 
 @pytest.mark.anyio
-async def test_every_process_of_a_server_carries_the_mark(fakes: Fakes) -> None:
+async def test_every_process_of_a_server_carries_the_fleet_variable(fakes: Fakes) -> None:
     spec = fakes.spec("family")
     async with Fleet([spec], report=fakes.report, timeouts=QUICK):
         marks = {psutil.Process(pid).environ()[FLEET_VARIABLE] for pid in fakes.alive()}

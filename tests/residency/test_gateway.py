@@ -1,4 +1,4 @@
-"""The gateway in front of experts that take turns: real processes on both sides."""
+"""The gateway in front of experts that share a device: real processes on both sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from coe.fleet.residency.residency import Residency
 from tests.fleet.fake_fleet import Fakes
 from tests.gateway.served import Served, chat, serving
-from tests.residency.house import House
+from tests.residency.shared_device import SharedDevice
 
 pytestmark = pytest.mark.anyio
 
@@ -29,10 +29,10 @@ def expert(name: str, **more: Any) -> dict[str, Any]:
 async def turning(
     fakes: Fakes, tmp_path: Path, *, hold: float = 20.0, **more: Any
 ) -> AsyncIterator[tuple[Residency, Served]]:
-    house = House(fakes, {"a": "ok", "b": "ok"})
-    async with house.open() as (residency, address):
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok"})
+    async with device.open() as (residency, address):
         environ = {
-            "COE_ENDPOINTS": orjson.dumps({name: asdict(one) for name, one in house.endpoints.items()}).decode(),
+            "COE_ENDPOINTS": orjson.dumps({name: asdict(one) for name, one in device.endpoints.items()}).decode(),
             "COE_TURNS": str(address),
         }
         folder = tmp_path / "gateway"
@@ -47,7 +47,7 @@ async def turning(
             yield residency, served
 
 
-async def test_a_request_for_an_expert_that_is_not_awake_is_held_until_it_is(fakes: Fakes, tmp_path: Path) -> None:
+async def test_a_request_for_an_unloaded_expert_is_held_until_it_is_awake(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
         for name in ("b", "a", "b"):
             async with served.ask(name) as response:
@@ -59,9 +59,11 @@ async def test_a_request_for_an_expert_that_is_not_awake_is_held_until_it_is(fak
         assert await served.metric("coe_hold_seconds_count") == 3
 
 
-async def test_a_pin_that_does_not_get_its_turn_is_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
+async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
-        ticket = residency.hold("a", category="", within=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
+        ticket = residency.hold(
+            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
+        )
         async with served.ask("b") as response:
             assert response.status == 503
             assert (await response.json())["error"]["code"] == "expert_asleep"
@@ -70,11 +72,11 @@ async def test_a_pin_that_does_not_get_its_turn_is_a_503_with_retry_after(fakes:
         residency.end(ticket)
 
 
-async def test_what_is_routed_goes_to_one_that_is_awake_when_its_own_does_not_come(
-    fakes: Fakes, tmp_path: Path
-) -> None:
+async def test_a_routed_request_falls_back_to_an_awake_expert(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
-        ticket = residency.hold("a", category="", within=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
+        ticket = residency.hold(
+            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
+        )
         body = chat("auto", text="code code code")
         async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
             assert response.status == 200, await response.text()
@@ -83,7 +85,7 @@ async def test_what_is_routed_goes_to_one_that_is_awake_when_its_own_does_not_co
         residency.end(ticket)
 
 
-async def test_a_sibling_answers_while_the_large_one_is_woken(fakes: Fakes, tmp_path: Path) -> None:
+async def test_a_stand_in_answers_while_the_large_expert_loads(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path, stand_in="a") as (residency, served):
         body = chat("auto", text="code code code")
         async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
@@ -95,7 +97,9 @@ async def test_a_sibling_answers_while_the_large_one_is_woken(fakes: Fakes, tmp_
 
 async def test_a_gateway_killed_in_the_middle_leaves_nothing_held(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
-        ticket = residency.hold("a", category="", within=60, stand_in="", granted=lambda: None, refused=lambda *_: None)
+        ticket = residency.hold(
+            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
+        )
         waiting = asyncio.create_task(_ignored(served))
         async with asyncio.timeout(10):
             while residency.tiers()["b"]["held"] == 0:
