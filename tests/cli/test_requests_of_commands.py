@@ -20,7 +20,7 @@ from coe.learning.estimation.experience_loader import open_logs
 from coe.records.record import RoutingRecord
 from coe.settings import Settings
 from tests.cli.logged_service import LoggedService
-from tests.learning.test_watch import URL, logged, settings, traffic
+from tests.learning.test_status_report import URL, logged, settings, traffic
 from tests.score.answering import completion
 
 __all__ = ["settings"]

@@ -10,7 +10,7 @@ from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.settings import Settings
 from tests.learning.samples import record
-from tests.learning.test_watch import logged, settings
+from tests.learning.test_status_report import logged, settings
 
 __all__ = ["settings"]
 

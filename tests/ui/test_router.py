@@ -18,7 +18,7 @@ from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving
 from tests.gateway.test_overlays import published, swapping
-from tests.learning.test_watch import logged, settings, traffic
+from tests.learning.test_status_report import logged, settings, traffic
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
 __all__ = ["settings"]
