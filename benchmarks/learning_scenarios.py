@@ -113,7 +113,9 @@ def run(world: World, scenario: Scenario, seed: int) -> Series:
     for count in (number for number in ROUNDS if number <= scenario.requests):
         log.serve(count, current.assignment)
         experience = log.experience()
-        found = judge_plan(experience, current, now=float(count), plan=_plan, base=measured, guarded=world.categories)
+        found = judge_plan(
+            experience, current, now=float(count), solve_plan=_plan, base=measured, guarded=world.categories
+        )
         if found.tested:
             last = (experience, current, log.progress)
         if found.judgement.promote:
