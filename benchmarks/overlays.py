@@ -106,7 +106,7 @@ def cost() -> dict[str, float]:
     prediction = Prediction(posterior, "predict_fast")
 
     def least(tenant: str) -> float:
-        runs = timeit.repeat(lambda: overlays.applied(prediction, tenant), number=number, repeat=7)
+        runs = timeit.repeat(lambda: overlays.apply(prediction, tenant), number=number, repeat=7)
         return min(runs) / number * 1e6
 
     return {"with": least("t"), "without": least("nobody")}

@@ -26,8 +26,8 @@ from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisi
 from coe.learning.retraining.gate_report import calibration
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval import open_store
-from coe.retrieval.ingest.indexing import Indexer, Text, encoder_id
-from coe.retrieval.passages import Key
+from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
+from coe.retrieval.passages import DocumentKey
 from coe.retrieval.retrieval import Retrieval
 from routers.calibration import auroc, expected_calibration_error
 
@@ -62,7 +62,7 @@ def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
             gate = fit_gate(trials.part(np.setdiff1d(np.arange(len(rows)), fold)), seed=seed)
             chance = gate_estimates(gate, trials.part(fold)).helps[:, small]
             found[fold] = chance.mean(axis=1)
-            glanced[fold] = [gate.glanced(row).helps[small].mean() for row in trials.posterior[fold]]
+            glanced[fold] = [gate.estimate_fast(row).helps[small].mean() for row in trials.posterior[fold]]
             told.append((chance.ravel(), alone[np.ix_(fold, small)].ravel() < 0.5))
         looks.append(np.mean([auroc(found[f].astype(np.float32), label[f] == 1) for f in folds]))
         glances.append(np.mean([auroc(glanced[f].astype(np.float32), label[f] == 1) for f in folds]))
@@ -107,9 +107,9 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     }
 
 
-async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[Text]:
+async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:
     for doc in docs:
-        yield Text(Key(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
+        yield SourceText(DocumentKey(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
 
 
 def _trials(
@@ -153,8 +153,8 @@ def time_when_shut(trials: GateExamples) -> float:
     for row in np.tile(trials.posterior, (20, 1))[:5000]:
         prediction = Prediction(row.astype(np.float32), "predict_fast")
         began = time.perf_counter()
-        consultant.lift(prediction, "auto")
-        gate.glanced(prediction.probabilities)
+        consultant.net_gain(prediction, "auto")
+        gate.estimate_fast(prediction.probabilities)
         times.append(time.perf_counter() - began)
     return float(np.median(times) * 1000)
 

@@ -62,15 +62,15 @@ RouteRequest = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
 
 
 def _open_router(config: Path | None) -> RouteRequest:
-    from coe.routing.composition import decide
+    from coe.mapping.declaration import relative_cost
     from coe.routing.conversation import routing_text
-    from coe.routing.cost_weight import relative_use
+    from coe.routing.decision import decide
     from coe.runtime.active_state import read_in_use
     from gateway.dialects.chat import parse
 
     in_use = read_in_use(settings_for(config))
     registry, router = in_use.registry, in_use.router
-    charge = registry.policy.cost_weight * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_cost(registry)
 
     def route_request(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
@@ -81,7 +81,7 @@ def _open_router(config: Path | None) -> RouteRequest:
             registry=registry,
             assignment=in_use.assignment,
             confidence_threshold=in_use.confidence_threshold,
-            charge=charge,
+            extra_price=charge,
         )
         return decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
 

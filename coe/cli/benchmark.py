@@ -42,7 +42,7 @@ def benchmark(
     import routers
     from coe.learning.benchmark.benchmark import benchmark as run
     from coe.learning.evaluation.quality import read_quality
-    from routers.examples import prepared as prepare
+    from routers.examples import normalize_prompt as prepare
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:
@@ -53,11 +53,11 @@ def benchmark(
         cache = work / "memory"  # of embeddings: the five routers share their encoder and most texts
 
         def train(pairs: Sequence[tuple[str, str]], out: Path) -> Any:
-            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, memory=cache)
+            routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=cache)
             return routers.load(out)
 
         def encode(router: Path, texts: Sequence[str]) -> Any:
-            return routers.load_encoder(router, threads=2, memory=cache).encode(texts)
+            return routers.load_encoder(router, threads=2, cache=cache).encode(texts)
 
         report = run(data, train_router=train, prepare=prepare, encode=encode, work=work, progress=progress)
     report["strays"] = len(data.strays)

@@ -64,12 +64,12 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
 
 def _check_local_experts(declared: Registry, settings: Settings) -> None:
     """Check what local experts need of this machine; raises ConfigError. A gateway alone does not need it."""
-    from coe.fleet.validation import mistakes
+    from coe.fleet.validation import find_problems
 
     source = yaml_source.read(settings.config)
     problems = [
         f"{source.at(('experts', index, key))}: {declared.experts[index].name!r}: {what}"
-        for index, key, what in mistakes(declared.experts, beside=settings.config.parent)
+        for index, key, what in find_problems(declared.experts, base_folder=settings.config.parent)
     ]
     if problems:
         raise ConfigError(*problems)

@@ -18,9 +18,9 @@ from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
 from coe.jobs.progress import progress_bar
 from coe.retrieval.ingest.conversion import Converter
-from coe.retrieval.ingest.files import Found, Refused, find
-from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Tally, Text
-from coe.retrieval.passages import MOST_PASSAGES, DocumentStore, Key, Passage
+from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore, Passage
 from coe.runtime.active_state import check_router
 from coe.runtime.document_index import open_index
 from coe.terminal import say, say_error, say_json
@@ -44,7 +44,7 @@ Collection = Annotated[str, typer.Option("--collection", callback=_name, help="T
 Collections = Annotated[list[str] | None, typer.Option("--collection", help="Search this one; may be repeated.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", callback=_name, help="Its tenant [default: shared by all].")]
 Prune = Annotated[bool, typer.Option("--prune", help="Remove the collection's other documents.")]
-Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MOST_PASSAGES, help="How many passages.")]
+Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MAX_PASSAGES, help="How many passages.")]
 Documents = Annotated[bool, typer.Option("--documents", help="List the names of the collection's documents.")]
 
 
@@ -52,7 +52,7 @@ Documents = Annotated[bool, typer.Option("--documents", help="List the names of 
 class _Run:
     """The result of `coe index add`: counts, and the refused files with the reason."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: IndexingCounts = field(default_factory=IndexingCounts)
     refused: list[tuple[str, str]] = field(default_factory=list)
     removed: int = 0
 
@@ -68,7 +68,7 @@ def add(
 ) -> None:
     """Index files; unchanged ones are skipped. Exit 1 where a file was refused."""
     settings = settings_for(config)
-    found = find(paths)
+    found = find_files(paths)
     run = asyncio.run(_add(settings.config, found, collection=collection, tenant=tenant, prune=prune, config=config))
     _report(run, json)
     if run.refused:
@@ -106,7 +106,7 @@ def remove(
     json: Json = False,
 ) -> None:
     """Remove documents. Exit 1 where one was not found."""
-    count = asyncio.run(_remove([Key(one, collection, tenant) for one in ids], config))
+    count = asyncio.run(_remove([DocumentKey(one, collection, tenant) for one in ids], config))
     say_json({"removed": count}) if json else say(f"{count} of {len(ids)} documents removed")
     if count < len(set(ids)):
         raise typer.Exit(1)
@@ -138,7 +138,7 @@ def rebuild(config: Config = None, json: Json = False) -> None:
 
 
 @asynccontextmanager
-async def _open_store(config: Path | None) -> AsyncIterator[tuple[DocumentStore, DocumentEncoder]]:
+async def _open_store(config: Path | None) -> AsyncIterator[tuple[DocumentStore, TokenizingEncoder]]:
     settings = settings_for(config)
     registry, artifact = check_router(settings)
     index = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
@@ -150,7 +150,7 @@ async def _open_store(config: Path | None) -> AsyncIterator[tuple[DocumentStore,
 
 async def _add(
     base: Path,
-    found: Sequence[Found | Refused],
+    found: Sequence[SourceFile | RejectedFile],
     *,
     collection: str,
     tenant: str | None,
@@ -166,25 +166,25 @@ async def _add(
         if prune and not run.refused:
             current = {_id(one.path, base.parent) for one in found}
             others = [name for name in await store.digests(collection, tenant) if name not in current]
-            run.removed = await store.delete([Key(name, collection, tenant) for name in others])
+            run.removed = await store.delete([DocumentKey(name, collection, tenant) for name in others])
     return run
 
 
 async def _texts(
-    found: Sequence[Found | Refused], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
-) -> AsyncIterator[Text]:
+    found: Sequence[SourceFile | RejectedFile], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
+) -> AsyncIterator[SourceText]:
     base, collection, tenant = place
     for one in found:
-        if isinstance(one, Refused):
-            run.refused.append((str(one.path), one.why))
+        if isinstance(one, RejectedFile):
+            run.refused.append((str(one.path), one.reason))
             continue
         try:
-            converted = await converter.convert(one.path, one.kind)
+            converted = await converter.convert(one.path, one.file_format)
         except DocumentError as error:
             run.refused.append((str(one.path), str(error)))
             continue
         name = _id(one.path, base)
-        yield Text(Key(name, collection, tenant), converted.text, name, converted.title)
+        yield SourceText(DocumentKey(name, collection, tenant), converted.text, name, converted.title)
 
 
 def _id(file: Path, base: Path) -> str:
@@ -204,7 +204,7 @@ async def _names(collection: str, tenant: str | None, config: Path | None) -> Se
         return list(await store.digests(collection, tenant))
 
 
-async def _remove(keys: Sequence[Key], config: Path | None) -> int:
+async def _remove(keys: Sequence[DocumentKey], config: Path | None) -> int:
     async with _open_store(config) as (store, _):
         return await store.delete(keys)
 

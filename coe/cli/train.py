@@ -48,7 +48,7 @@ def train(
     ):
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         encoder = encoder or registry.router.encoder
-        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, work=runner)
+        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, runner=runner)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")

@@ -26,11 +26,11 @@ from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
-from coe.fleet import AdapterSync, Fleet, LocalExpert, ServerSpec, Timeouts, end_leftovers, local_servers
-from coe.fleet.planning import endpoint_of, shared_by
-from coe.fleet.residency.devices import floors
+from coe.fleet import AdapterSync, Fleet, LocalExpert, ServerSpec, Timeouts, end_orphans, local_servers
+from coe.fleet.planning import endpoint_of, server_config
+from coe.fleet.residency.devices import plan_devices
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.socket_server import desk
+from coe.fleet.residency.socket_server import serve_residency
 from coe.jobs.engine import Engine
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
@@ -95,13 +95,13 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 
 
 async def _run_on_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
-    from coe.fleet.ray.fleet import spread
+    from coe.fleet.ray.fleet import running_cluster
 
     experts = await stack.enter_async_context(
-        spread(settings, registry, ray=ray, tell=partial(_write_endpoints, settings))
+        running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
     )
     await _serve(stack, settings, registry)
-    await _adapter_sync(settings, experts.fleet, experts.tell).watch(experts.running, experts.experts)
+    await _adapter_sync(settings, experts.fleet, experts.publish).watch(experts.running, experts.experts)
 
 
 async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
@@ -110,10 +110,10 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         cache=settings.models,
         logs=settings.logs,
         python=Path(sys.executable),
-        say=say,
-        beside=settings.config.parent,
+        report=say,
+        base_folder=settings.config.parent,
     )
-    if ended := await asyncio.to_thread(end_leftovers, settings.logs):
+    if ended := await asyncio.to_thread(end_orphans, settings.logs):
         say(f"stopped servers that an earlier start left running: {', '.join(ended)}")
     for expert in registry.experts:
         if expert.replicas > 1:
@@ -125,14 +125,14 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         socket = await stack.enter_async_context(residency_socket(settings, registry, servers))
         await _serve(stack, settings, registry, socket)
         await asyncio.Event().wait()
-    fleet = await stack.enter_async_context(Fleet(servers, say=say))
+    fleet = await stack.enter_async_context(Fleet(servers, report=say))
     await _serve(stack, settings, registry)
     by_address = {f"{spec.root}/v1": spec for spec in servers}
     serving = [expert for expert in registry.experts if expert.name in endpoints]
-    running = {shared_by(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
+    running = {server_config(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
 
     def write(experts: Sequence[LocalExpert]) -> None:
-        _write_endpoints(settings, {one.name: (endpoint_of(one, running[shared_by(one)]),) for one in experts})
+        _write_endpoints(settings, {one.name: (endpoint_of(one, running[server_config(one)]),) for one in experts})
 
     await _adapter_sync(settings, fleet, write).watch({shared: spec.key for shared, spec in running.items()}, serving)
 
@@ -141,7 +141,9 @@ async def _serve(
     stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, socket: Path | None = None
 ) -> None:
     """Start the gateway in front of running servers; it runs until the stack closes."""
-    await stack.enter_async_context(Fleet([_gateway(settings, socket)], say=say, pace=Timeouts(grace=DRAIN_SECONDS)))
+    await stack.enter_async_context(
+        Fleet([_gateway(settings, socket)], report=say, timeouts=Timeouts(grace=DRAIN_SECONDS))
+    )
     say(_welcome(settings, registry))
     if settings.check_experts:
         await stack.enter_async_context(_background_check(registry, settings))
@@ -174,7 +176,7 @@ def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
 
-    return AdapterSync(fleet, config=settings.config, read=read, tell=write, say=say)
+    return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=say)
 
 
 def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
@@ -263,11 +265,11 @@ async def residency_socket(
     assert registry.residency is not None
     assignment = {GENERAL: registry.general_expert} | registry.assignment
     residency = Residency(
-        floors(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, say=say
+        plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=say
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "turns.sock"
-        async with residency, desk(residency, address):
+        async with residency, serve_residency(residency, address):
             settings.turns_link.unlink(missing_ok=True)
             settings.turns_link.symlink_to(address)
             yield address

@@ -27,7 +27,7 @@ from coe.learning.retraining.gate_round import (
     with_shift,
 )
 from coe.learning.retraining.state import RoundState
-from coe.retrieval.gate import FILE, Gate, GateThresholds, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate, GateThresholds, OutdatedGate
 
 GATE = "gate"
 
@@ -44,7 +44,7 @@ class GateRound:
             return None
         version = artifact.manifest.version
         try:
-            gate = Gate.load(artifact.folder / FILE)
+            gate = Gate.load(artifact.folder / GATE_FILE)
         except OutdatedGate as error:
             return str(error)
         if set(gate.categories) != set(job.in_use.router.categories):
@@ -58,7 +58,7 @@ class GateRound:
         tests = job.tests_so_far(GATE, in_use=version, inputs=inputs)
         if tests is None:
             return "no trial is new"
-        threshold = GateThresholds.of(gate.use, job.registry.retrieval.price).give
+        threshold = GateThresholds.of(gate.cost, job.registry.retrieval.price).insert
         judgement = judge_gate(trials, threshold=threshold, round_=tests + 1, guarded=job.registry.category_names)
         report = gate_round_report(trials, fit_shift(trials), judgement)
         return Candidate(
@@ -87,7 +87,7 @@ def _digest(trials: GateTrials) -> str:
 
 def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: Mapping[str, Any]) -> ManifestFields:
     shifted = with_shift(gate, trials)
-    shifted.save(folder / FILE)
+    shifted.save(folder / GATE_FILE)
     return {"categories": shifted.categories, "data": inputs, "metrics": report}
 
 

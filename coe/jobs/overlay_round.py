@@ -27,7 +27,7 @@ from coe.learning.retraining.overlay_round import (
 )
 from coe.learning.retraining.state import RoundState
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import FILE, Overlay
+from coe.routing.overlay import OVERLAYS_FILE, Overlay
 
 OVERLAYS = "overlays"
 
@@ -82,7 +82,7 @@ def _candidate(results: Sequence[OverlayResult], job: Job, *, version: str | Non
 
 
 def _save(overlays: Sequence[Overlay], folder: Path, *, router: Router) -> ManifestFields:
-    (folder / FILE).write_bytes(b"".join(overlay.to_json() + b"\n" for overlay in overlays))
+    (folder / OVERLAYS_FILE).write_bytes(b"".join(overlay.to_json() + b"\n" for overlay in overlays))
     return {"categories": router.categories, "data": router.version, "metrics": {"tenants": len(overlays)}}
 
 

@@ -30,9 +30,9 @@ from coe.learning.retraining.plan_round import JudgedPlan, judge_plan
 from coe.learning.retraining.report import plan_report, write_plan_report
 from coe.learning.retraining.state import RoundState, read_round_states
 from coe.mapping import Basis, PlanEvidence, read_evidence
+from coe.mapping.declaration import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.record import RoutingRecord
-from coe.routing.cost_weight import relative_use
 
 ASSIGNMENT = "assignment"
 
@@ -114,7 +114,7 @@ def _current_plan(job: Job, state: RoundState, *, since: float) -> CurrentPlan:
         rounds=state.judged,
         rate=exploration.rate,
         loss=exploration.max_quality_loss,
-        charge=job.registry.policy.cost_weight * relative_use(job.registry),
+        charge=job.registry.policy.cost_weight * relative_cost(job.registry),
         tested=state.tested,
         tested_at=state.tested_at,
     )

@@ -36,7 +36,7 @@ from coe.learning.retraining.router_round import (
 from coe.learning.retraining.state import RoundState
 
 if TYPE_CHECKING:
-    from routers.training.parallel import TaskRunner
+    from routers.task_runner import TaskRunner
 
 ROUTER = "router"
 BASE, LEARNT = "base", "learnt"
@@ -103,7 +103,7 @@ def build_router(
 
     examples = [routers.Example(prompt, category) for prompt, category in pairs]
     with progress_bar("training") as progress:
-        return routers.build(examples, encoder=encoder, out=out, progress=progress, memory=cache, work=runner)
+        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache, runner=runner)
 
 
 def train_router(pairs: Sequence[Pair], out: Path, *, build: Build) -> Router:

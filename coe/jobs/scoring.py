@@ -182,7 +182,7 @@ async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, sessio
         return
     url = _gateway_url(settings)
     try:
-        (await session.ask(Target(f"{url}/health/live", {}, method="GET"))).close()
+        (await session.send(Target(f"{url}/health/live", {}, method="GET"))).close()
     except OSError:
         message = f"{', '.join(local)}: run locally, and nothing answers at {url}; is `coe up` running?"
         raise ExpertUnavailable(message, expert=local[0]) from None

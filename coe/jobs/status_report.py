@@ -13,7 +13,7 @@ import numpy as np
 
 from coe.artifacts.store import KINDS, ArtifactStore
 from coe.errors import DataError
-from coe.fleet.residency.client import ask_tiers
+from coe.fleet.residency.client import fetch_tiers
 from coe.learning.estimation.experience_loader import load_experience, open_logs
 from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
 from coe.learning.monitoring.drift import detect_drift
@@ -70,7 +70,7 @@ def _last_round(state: RoundState) -> dict[str, Any]:
 def _residency(settings: Settings) -> dict[str, Any]:
     """By expert that shares a device: its tier, held requests and switches; empty where no `coe up` manages any."""
     try:
-        return asyncio.run(ask_tiers(settings.turns_link.readlink()))
+        return asyncio.run(fetch_tiers(settings.turns_link.readlink()))
     except OSError:  # no link, or no process behind it; TimeoutError is one
         return {}
 

@@ -25,7 +25,9 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> list
         if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
             raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     else:
-        pairs = [(one.prompt, one.category) for one in routers.shipped() if one.category in registry.category_names]
+        pairs = [
+            (one.prompt, one.category) for one in routers.starter_examples() if one.category in registry.category_names
+        ]
     pairs += [(example, category.name) for category in registry.categories for example in category.examples]
     counts = Counter(category for _, category in pairs)
     if without := [name for name in registry.category_names if not counts[name]]:

@@ -67,7 +67,7 @@ def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
     figure, axes = _figure()
     curve = metrics["risk_coverage"]
     axes.plot([p["coverage"] for p in curve], [p["risk"] for p in curve], marker=".")
-    kept = 1 - metrics["doubted"]
+    kept = 1 - metrics["rejected"]
     axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['confidence_threshold']:.2f}")
     axes.set(xlabel="coverage, most confident first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
     axes.legend(fontsize="small")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.learning.evaluation.tables import pairs_digest
-from coe.mapping import expected
+from coe.mapping import expected_utility
 from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
@@ -85,7 +85,7 @@ class LoggedService:
     def choices(self) -> dict[str, str]:
         """Who answers a clear case of each category, by what is in use."""
         assignment = read_in_use(self.settings).assignment
-        best = [int(expected(assignment, row).argmax()) for row in np.eye(len(assignment.categories))]
+        best = [int(expected_utility(assignment, row).argmax()) for row in np.eye(len(assignment.categories))]
         return {name: assignment.experts[index] for name, index in zip(assignment.categories, best, strict=True)}
 
     def serve(self, count: int, *, flipped: Collection[str] = (), **fields: Any) -> None:
@@ -112,7 +112,7 @@ class LoggedService:
             category, tenant = int(random.integers(len(names))), TENANTS[int(random.integers(len(TENANTS)))]
             posterior = np.full(len(names), 0.03)
             posterior[category] = 1.0 - 0.03 * (len(names) - 1)
-            utility = expected(assignment, posterior)
+            utility = expected_utility(assignment, posterior)
             index, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(random.random()))
             expert, when = assignment.experts[index], self.began + number / 10
             chance = TRUTH[expert].get(names[category], 0.2)

@@ -31,7 +31,7 @@ def record_of(number: int, **fields: object) -> RoutingRecord:
         "propensity": 1.0,
         "candidates": ("small",),
         "probabilities": {"code": 0.9, "general": 0.1},
-        "stage": "cheap",
+        "stage": "fast",
         "router": "r",
         "config": "c",
         "digest": "d",

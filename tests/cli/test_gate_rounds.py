@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from coe.records.feedback import Feedback
-from coe.retrieval.gate import CUES, FILE, Gate, Odds, Use
+from coe.retrieval.gate import CUES, GATE_FILE, Gate, LogOddsModel, RetrievalCost
 from coe.runtime.active_state import read_in_use
 from tests.cli.logged_service import LoggedService
 
@@ -19,11 +19,15 @@ CATEGORIES, EXPERTS = ("cooking", "astronomy", "football", "general"), ("chef", 
 def fitted(service: LoggedService) -> str:
     """A gate that expects nothing of passages."""
     m, k = len(CATEGORIES), len(EXPERTS)
-    never = Odds(np.zeros(m + 1), np.zeros(m + 1 + CUES + 32), np.full((2, m, k), -30.0), np.array([1.0, 0.0, 0.0]))
-    gate = Gate(CATEGORIES, EXPERTS, never, never, np.ones(k), np.zeros((m, k)), np.zeros(k), Use(200.0, 0.01))
+    never = LogOddsModel(
+        np.zeros(m + 1), np.zeros(m + 1 + CUES + 32), np.full((2, m, k), -30.0), np.array([1.0, 0.0, 0.0])
+    )
+    gate = Gate(
+        CATEGORIES, EXPERTS, never, never, np.ones(k), np.zeros((m, k)), np.zeros(k), RetrievalCost(200.0, 0.01)
+    )
     store = service.store("gate")
     with store.draft() as draft:
-        gate.save(draft / FILE)
+        gate.save(draft / GATE_FILE)
         version = store.publish(draft, categories=CATEGORIES, data="", metrics={}).manifest.version
     store.promote(version)
     return version
@@ -39,7 +43,7 @@ def serve(service: LoggedService, count: int, *, trial: str) -> None:
         score = 1.0 if helped and random.random() < 0.8 else float(event.value)
         made.append(
             (
-                replace(record, retrieval="open" if given else "held", trial=trial, gain=0.0, gate=0.0),
+                replace(record, retrieval="used" if given else "withheld", trial=trial, gain=0.0, gate=0.0),
                 Feedback(event.event_id, event.request_id, event.time, "score", score, tenant=event.tenant),
             )
         )
@@ -60,8 +64,8 @@ def test_rated_trials_change_the_gate_in_use_and_the_change_can_be_rolled_back(s
     assert found["promoted"], found["sentence"]
     assert service.store("gate").in_use() == found["version"] != first
     names = read_in_use(service.settings).router.categories
-    gate = Gate.load(Path(found["folder"]) / FILE).over(names, EXPERTS)
-    gains = {name: gate.glanced(np.eye(4)[row]).gain[1] for row, name in enumerate(names)}
+    gate = Gate.load(Path(found["folder"]) / GATE_FILE).align(names, EXPERTS)
+    gains = {name: gate.estimate_fast(np.eye(4)[row]).gain[1] for row, name in enumerate(names)}
     assert gains["cooking"] > 0.2
     assert gains["astronomy"] < 0.1
     report = json.loads((Path(found["folder"]) / "report.json").read_text())

@@ -63,7 +63,7 @@ def test_a_path_that_is_no_file_no_folder_or_no_text_is_reported_in_one_line(con
 
 def test_an_endlessly_nested_declaration_is_reported_in_one_line(config: Path) -> None:
     config.write_text("version: " + "[" * 2000)
-    assert coe("check", "--config", config) == (1, "experts.yaml:1: nested more than 64 deep\n")
+    assert coe("check", "--config", config) == (1, "experts.yaml:1: nested deeper than 64 levels\n")
 
 
 @pytest.mark.parametrize("tag", ["!!int ''", "!!int '0b'", "!!float ''", "!!bool x", "!!omap [a: 1]", "!!python/x [1]"])

@@ -65,7 +65,7 @@ async def test_a_request_whose_first_choice_answers_has_neither() -> None:
 
 async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> None:
     async with gateway_of() as gateway:
-        gateway.experts["coder"].health = Health(up=False, ready=0, cause="connection_refused")
+        gateway.experts["coder"].health = Health(up=False, ready_replicas=0, cause="connection_refused")
         response = await gateway.chat("code")
         route = await gateway.post(
             "/v1/route", orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
@@ -79,7 +79,7 @@ async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> 
 
 async def test_the_first_choice_stays_the_one_named_when_its_stand_in_fails_too() -> None:
     async with gateway_of(generalist=ExpertTimeout("slow", expert="generalist")) as gateway:
-        gateway.experts["coder"].health = Health(up=False, ready=0, cause="rate_limited")
+        gateway.experts["coder"].health = Health(up=False, ready_replicas=0, cause="rate_limited")
         response = await gateway.chat("code")
     assert told(response) == ("painter", "fallback", "coder", "rate_limited", "2")
 

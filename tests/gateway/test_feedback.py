@@ -199,7 +199,7 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
 async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(endpoint, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint, "STORE_SECONDS", 0.05)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         gateway.log.gate.clear()
@@ -216,7 +216,7 @@ async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_un
 
 
 async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "AT_ONCE", 2)
+    monkeypatch.setattr(endpoint, "MAX_CONCURRENT", 2)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         gateway.log.gate.clear()
@@ -224,7 +224,9 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
         await gateway.log.asked.wait()
         second = await say(gateway, request_id=request_id, thumb="up")
         assert (second.status, second.headers["retry-after"]) == (429, "1")
-        assert second.error["message"] == "1 events of feedback are under way, 1 of this caller, and no more may be"
+        assert second.error["message"] == (
+            "1 feedback requests are in progress, 1 of them of this caller; that is the limit"
+        )
         gateway.log.gate.set()
         assert (await first).status == 200
         assert (await say(gateway, request_id=request_id, thumb="up")).status == 200
@@ -233,7 +235,7 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
 async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.serving_state.admission.closed = True
+        gateway.current.admission.closed = True
         response = await say(gateway, request_id=request_id, score=1)
     assert (response.status, response.error["code"]) == (503, "draining")
 

@@ -19,7 +19,7 @@ from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
 from coe.learning.retraining.gate_report import gate_report
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
-from coe.retrieval.gate import Gate, OutdatedGate, tempered
+from coe.retrieval.gate import Gate, OutdatedGate, temper
 from routers.calibration import auroc
 from tests.cli.test_plan import config
 from tests.retrieval.gates import FlatEncoder, ListRetriever, gate_of, passage
@@ -71,9 +71,11 @@ def test_the_gate_finds_questions_that_need_documents_and_that_a_small_expert_ne
 
 def test_the_fast_estimate_knows_the_categories_and_an_encoder_pass_adds_to_it() -> None:
     gate = fit_gate(trials := trials_of())
-    code, law = (gate.glanced(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1))
+    code, law = (
+        gate.estimate_fast(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1)
+    )
     assert law[0] > 0.3 > 0.1 > code[0]
-    near, far = (gate.looked(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c).helps[0] for c in (0.8, 0.1))
+    near, far = (gate.estimate(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c).helps[0] for c in (0.8, 0.1))
     assert near > far
 
 
@@ -83,8 +85,8 @@ def test_a_gate_is_the_same_after_saving_and_in_another_order_of_categories_and_
     gate.save(tmp_path / "gate.npz")
     read = Gate.load(tmp_path / "gate.npz")
     assert np.array_equal(gate_estimates(read, trials).gain, gate_estimates(gate, trials).gain)
-    turned = read.over(("general", "code", "law"), ("new", "large", "small"))
-    other = turned.looked(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
+    turned = read.align(("general", "code", "law"), ("new", "large", "small"))
+    other = turned.estimate(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
     assert other.helps[[2, 1]] == pytest.approx(gate_estimates(gate, trials).helps[0])
     assert (other.helps[0], other.gain[0]) == (0, 0)
 
@@ -176,5 +178,5 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
 
 
 def test_the_gate_tempers_posteriors_to_half_their_logits() -> None:
-    soft = tempered(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
+    soft = temper(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

@@ -33,7 +33,7 @@ def log(
             expert="generalist",
             candidates=("generalist",),
             probabilities={name: 0.9 if name == category else 0.05 for name in CATEGORIES},
-            retrieval="open" if given else "held",
+            retrieval="used" if given else "withheld",
             trial=VERSION,
             gain=gain,
             tenant=tenant,
@@ -63,8 +63,8 @@ def test_a_gate_learns_to_open_only_where_passages_help() -> None:
     gate = gate_of(-9.0)
     new = with_shift(gate, trials)
     posterior = np.array([0.05, 0.9, 0.05])
-    assert gate.glanced(posterior).gain[2] < BAR < new.glanced(posterior).gain[2]
-    assert new.glanced(posterior[[1, 0, 2]]).gain[2] < 0
+    assert gate.estimate_fast(posterior).gain[2] < BAR < new.estimate_fast(posterior).gain[2]
+    assert new.estimate_fast(posterior[[1, 0, 2]]).gain[2] < 0
     assert judge_gate(trials, threshold=BAR, round_=1).promote
 
 

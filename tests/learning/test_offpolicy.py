@@ -16,7 +16,7 @@ from coe.learning.estimation.off_policy import (
     policy_difference,
     utility,
 )
-from coe.mapping import Assignment, Problem, expected, solve
+from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import tabulate_softly
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
@@ -111,7 +111,7 @@ def test_utility_equals_that_of_a_decision_request_by_request() -> None:
     quality[2, 0] = -np.inf
     planned = assignment(quality)
     requests = experience(9)
-    each = [expected(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
+    each = [expected_utility(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
     np.testing.assert_allclose(utility(requests, planned), np.stack(each))
 
 

@@ -19,7 +19,7 @@ from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
-from routers.examples import KEPT, prepared
+from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt
 
 
 class FirstWord:
@@ -66,7 +66,7 @@ def encode(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encode": encode} | options
-    return benchmark(data, prepare=prepared, work=work, **given)
+    return benchmark(data, prepare=normalize_prompt, work=work, **given)
 
 
 def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_prompts_that_teach_nothing_do_not_make_a_category(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("begin", ["x", " "], ids=["the same", "nothing"])
 def test_prompts_of_which_training_reads_the_same_or_nothing_are_no_different_ones(tmp_path: Path, begin: str) -> None:
-    data, long = made_up(rare=60), tuple(f"{begin * KEPT} rare {number}" for number in range(60))
+    data, long = made_up(rare=60), tuple(f"{begin * MAX_PROMPT_CHARACTERS} rare {number}" for number in range(60))
     assert learnt(replace(data, prompts=(*data.prompts[:400], *long)), tmp_path) == {"code", "law"}
 
 
@@ -233,7 +233,7 @@ def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> No
             {"count": 9, "confidence": 0.9, "accuracy": 1},
         ],
         "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
-        "doubted": 0.05,
+        "rejected": 0.05,
         "confidence_threshold": 0.4,
     }
     drawn = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
+from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.judge import MAX_ATTEMPTS, Judge, JudgeScore
 from tests.score.answering import AnsweringExpert, Say
@@ -61,7 +61,7 @@ async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
 
 async def test_a_judge_that_gives_no_verdict_is_retried_and_then_reported() -> None:
     expert = AnsweringExpert("judge", lambda _: "both are nice")
-    with pytest.raises(ExpertGarbage, match="'judge' gave no verdict in 3 answers"):
+    with pytest.raises(ExpertInvalidResponse, match="'judge' gave no verdict in 3 answers"):
         await Judge(expert, limits=QUICK, concurrency=1).score("q", "a", reference="r")
     assert len(expert.asked) == MAX_ATTEMPTS
 

@@ -172,7 +172,7 @@ async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(runner: R
             return reply
 
     journal = await runner.score(PROBES[:1], Garbled("a", always("")))
-    assert journal.failed["a/p0"].code == "expert_garbage"
+    assert journal.failed["a/p0"].code == "expert_invalid_response"
 
 
 async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(runner: Runner) -> None:

@@ -11,7 +11,7 @@ from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate
 from coe.learning.retraining.gate_report import gate_report, plot_calibration
 from coe.registry import Registry
-from coe.retrieval.gate import FILE
+from coe.retrieval.gate import GATE_FILE
 from coe.runtime.artifact_sync import store_of
 from coe.settings import Settings
 
@@ -32,7 +32,7 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
         return report
     store = store_of(settings, GATE)
     with store.draft() as draft:
-        gate.save(draft / FILE)
+        gate.save(draft / GATE_FILE)
         if find_spec("matplotlib") is not None:
             plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
         data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]

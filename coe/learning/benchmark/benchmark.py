@@ -20,7 +20,7 @@ from coe.core import GENERAL, Router
 from coe.errors import DataError
 from coe.learning.benchmark.frontier import FrontierPoint, average, hull_area, trace
 from coe.learning.evaluation.quality import Quality
-from coe.mapping import Assignment, Problem, expected, solve
+from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 
 Floats = NDArray[np.floating]
@@ -146,7 +146,7 @@ def _run_split(
     vectors = _vectors(data, encode, work, folder)
     posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
     value = {
-        "coe": np.stack([expected(assignment, posterior) for posterior in posteriors]),
+        "coe": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
         "knn": tuned(knn_baseline, vectors[train], data.scores[train], vectors[test], grid=KNN_GRID, seed=seed),
         "ridge": tuned(ridge_baseline, vectors[train], data.scores[train], vectors[test], grid=RIDGE_GRID, seed=seed),
     }
@@ -227,7 +227,7 @@ def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) ->
     for prompt in prompts:
         began = time.perf_counter()
         prediction = router.predict_fast(prompt) or router.predict([prompt])[0]
-        expected(assignment, prediction.probabilities).argmax()
+        expected_utility(assignment, prediction.probabilities).argmax()
         times.append(1000.0 * (time.perf_counter() - began))
     return times
 

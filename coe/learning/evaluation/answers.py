@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from coe.core import Call, Expert
-from coe.errors import ExpertError, ExpertGarbage
+from coe.errors import ExpertError, ExpertInvalidResponse
 
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
 """For an expert behind the gateway: add no passages, and do not count the request as a user's."""
@@ -77,5 +77,7 @@ def _first_choice(body: bytes, expert: str) -> tuple[str, bool]:
         if not isinstance(content, str):
             raise TypeError("content is not text")
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise ExpertGarbage(f"expert {expert!r} answered no chat completion ({error!r})", expert=expert) from None
+        raise ExpertInvalidResponse(
+            f"expert {expert!r} answered no chat completion ({error!r})", expert=expert
+        ) from None
     return content, choice.get("finish_reason") == "length"

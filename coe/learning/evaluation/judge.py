@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coe.core import Expert
-from coe.errors import ExpertGarbage
+from coe.errors import ExpertInvalidResponse
 from coe.learning.evaluation.answers import RetryLimits, request_answer
 from coe.routing.conversation import shorten
 
@@ -126,6 +126,6 @@ class Judge:
             if found := verdict.findall(answer.text):
                 return str(found[-1])
         name = self._expert.name
-        raise ExpertGarbage(
+        raise ExpertInvalidResponse(
             f"expert {name!r} gave no verdict in {MAX_ATTEMPTS} answers; a stronger judge may", expert=name
         )

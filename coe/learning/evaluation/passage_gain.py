@@ -21,7 +21,7 @@ from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import GateExamples
 from coe.registry.retrieval import RetrievalSpec
-from coe.retrieval.insertion import marked, with_block
+from coe.retrieval.insertion import format_passages, insert_block
 from coe.retrieval.passages import Retriever
 
 GAINS_FILE = "gains.parquet"
@@ -56,13 +56,13 @@ async def _with_passages(
 ) -> ProbeWithPassages:
     began = time.perf_counter()
     vector = encoder.encode([probe.prompt])[0]
-    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.passages)
+    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.max_passages)
     seconds = time.perf_counter() - began
-    similar = [passage for passage in found if passage.score >= declared.least_cosine]
-    block = marked(similar, budget=declared.tokens) if similar else None
+    similar = [passage for passage in found if passage.score >= declared.min_similarity]
+    block = format_passages(similar, budget=declared.max_tokens) if similar else None
     if block is None:
         return ProbeWithPassages(probe, float("nan"), 0, seconds)
-    fields = with_block({"messages": list(probe.messages)}, "chat", block.text)
+    fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
     assert fields is not None, "a probe ends with the user's words"
     digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
     given = replace(probe, messages=tuple(fields["messages"]), digest=digest)

@@ -23,7 +23,7 @@ from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.mapping import ANSWERING
+from coe.mapping import ANSWER_FIELDS
 from coe.registry import ExpertSpec
 
 MAX_UNFENCED_LINES = 5_000
@@ -81,7 +81,7 @@ def _parse(program: str) -> ast.Module | None:
 
 MAX_CONSECUTIVE_FAILURES = 10
 """Probes that an expert fails in a row, each after all retries, before the rest are left for the next run."""
-_SCORE_FIELDS = {"name", *ANSWERING}
+_SCORE_FIELDS = {"name", *ANSWER_FIELDS}
 
 
 def cell_keys(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:

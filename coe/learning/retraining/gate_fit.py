@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
-from coe.retrieval.gate import CUES, Array, Gate, GateEstimate, GateThresholds, Odds, Use, cues, shape, tempered
+from coe.retrieval.gate import (
+    CUES,
+    Array,
+    Gate,
+    GateEstimate,
+    GateThresholds,
+    LogOddsModel,
+    RetrievalCost,
+    cues,
+    posterior_features,
+    temper,
+)
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -57,7 +68,7 @@ class GateExamples:
     @classmethod
     def from_texts(cls, texts: Sequence[str], router: Router, encoder: Encoder, **columns: Any) -> GateExamples:
         """Examples of these texts with the served router's posteriors, before and after an encoder pass."""
-        embeddings = encoder.read(texts)
+        embeddings = encoder.features(texts)
         posterior, full = (
             np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
             for known in (None, embeddings)
@@ -93,28 +104,28 @@ def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
         categories=examples.categories,
         experts=examples.experts,
         helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
-        spoils=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
+        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
         shift=np.zeros((len(examples.categories), len(examples.experts))),
         spread=np.zeros(len(examples.experts)),
-        use=Use(_finite_mean(examples.tokens), _finite_mean(examples.seconds)),
+        cost=RetrievalCost(_finite_mean(examples.tokens), _finite_mean(examples.seconds)),
     )
     return replace(
         gate, spread=np.sqrt(np.mean((gate_estimates(gate, examples).gain - _fast_gains(gate, examples)) ** 2, axis=0))
     )
 
 
-def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> Odds:
+def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> LogOddsModel:
     """Fit the log-odds of a label (n, k), 0 to 1, NaN where it is unknown."""
     target, m = _target(label), len(examples.categories)
     parts = []
-    fast, full = tempered(examples.posterior), tempered(examples.full)
-    for inputs, posterior in ((shape(fast), fast), (_features(examples, full), full)):
+    fast, full = temper(examples.posterior), temper(examples.full)
+    for inputs, posterior in ((posterior_features(fast), fast), (_features(examples, full), full)):
         weights, held_out = _ridge(inputs, _scale(inputs, m), target, folds)
         slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
     (fast_weights, fast_offset, _), (full_weights, full_offset, odds) = parts
-    return Odds(
+    return LogOddsModel(
         fast_weights,
         full_weights,
         np.stack([fast_offset, full_offset]),
@@ -133,7 +144,7 @@ def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False
     counts."""
     rows = zip(examples.full, examples.texts, examples.vectors, examples.cosine, strict=True)
     found = [
-        gate.looked(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
+        gate.estimate(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
         for p, text, vector, cosine in rows
     ]
     return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
@@ -141,17 +152,19 @@ def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False
 
 def gate_decisions(gate: Gate, examples: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
     """The questions and experts (n, k) for which passages are added, decided as `Retrieval` decides it."""
-    thresholds = GateThresholds.of(gate.use, price)
+    thresholds = GateThresholds.of(gate.cost, price)
     fast = _fast_gains(gate, examples)
-    promises = np.array([[gate.promise(g, k, thresholds.search) for k, g in enumerate(row)] for row in fast])
+    promises = np.array(
+        [[gate.expected_improvement(g, k, thresholds.search) for k, g in enumerate(row)] for row in fast]
+    )
     before, after = gate_estimates(gate, examples), gate_estimates(gate, examples, evidence=True)
     found = np.isfinite(examples.cosine)[:, None]
-    return (promises > thresholds.look) & (before.gain > thresholds.search) & found & (after.gain > thresholds.give)
+    return (promises > thresholds.encode) & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
 
 
 def _fast_gains(gate: Gate, examples: GateExamples) -> Array:
     """Gains (n, k) by the fast estimate."""
-    return np.stack([gate.glanced(row).gain for row in examples.posterior])
+    return np.stack([gate.estimate_fast(row).gain for row in examples.posterior])
 
 
 def _target(label: Array) -> Array:
@@ -169,7 +182,7 @@ def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
 def _features(examples: GateExamples, posterior: Array) -> Array:
     """The gate's input features, shape (n, m + 1 + CUES + dimensions)."""
     text_cues = np.stack([cues(text) for text in examples.texts])
-    return np.hstack([shape(posterior), text_cues, examples.vectors]).astype(np.float64)
+    return np.hstack([posterior_features(posterior), text_cues, examples.vectors]).astype(np.float64)
 
 
 def _scale(inputs: Array, categories: int) -> Array:

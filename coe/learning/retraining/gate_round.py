@@ -32,7 +32,7 @@ PSEUDO_COUNT = 10.0
 """Trials with the overall mean reward that are added to each expert's own."""
 BINS = 5
 """Bins of equal count in the report."""
-ARMS = ("held", "open")
+ARMS = ("withheld", "used")
 """The arms of a trial: passages withheld or added."""
 
 
@@ -137,7 +137,7 @@ def gate_round_report(trials: GateTrials, shift: Array, judgement: Judgement) ->
 
 def with_shift(gate: Gate, trials: GateTrials) -> Gate:
     """The gate with the shift that all trials give. Experts that the gate has not measured stay unmeasured."""
-    ordered = gate.over(trials.rated.categories, trials.rated.experts)
+    ordered = gate.align(trials.rated.categories, trials.rated.experts)
     return replace(ordered, shift=(ordered.shift + fit_shift(trials)) * ordered.measured)
 
 

@@ -19,7 +19,7 @@ from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.estimation.experience_loader import UNTENANTED, request_hash
 from coe.learning.retraining.promotion import Contrast, held_out_evidence
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import Overlay, logs, softmax
+from coe.routing.overlay import Overlay, log_posterior, softmax
 
 Array = NDArray[np.float64]
 Verdict = Literal["new", "refitted", "kept", "dropped", "not better"]
@@ -193,7 +193,7 @@ def _judge_tenant(
         return OverlayResult(tenant, verdict, count, requests.corrected, contrast, head)
 
     if overlay is not None:
-        newer = requests.part(requests.time > overlay.deadline)
+        newer = requests.part(requests.time > overlay.fitted_until)
         since = newer.contrast(overlay) if len(newer.label) else None
         harms = since is not None and since.below < SIGNIFICANCE
         grown = overlay.requests < MAX_REQUESTS and count >= min(REFIT_GROWTH * overlay.requests, MAX_REQUESTS)
@@ -230,7 +230,7 @@ def _fit_overlay(tenant: str, categories: tuple[str, ...], requests: _LabelledRe
     """
     from scipy.optimize import minimize
 
-    inputs, size = logs(requests.posterior), requests.posterior.shape[1]
+    inputs, size = log_posterior(requests.posterior), requests.posterior.shape[1]
     agreed = requests.posterior.argmax(axis=1) == requests.label
     targets = np.where((~requests.is_corrected & agreed)[:, None], requests.posterior, np.eye(size)[requests.label])
     weight = (requests.weight / requests.weight.sum())[:, None]
