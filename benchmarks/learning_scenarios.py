@@ -33,7 +33,8 @@ from coe.learning.estimation.off_policy import greedy_policy, policy_difference
 from coe.learning.estimation.refit import refit
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.retraining.plan_round import CurrentPlan, judge_plan, served_requests
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import judge_plan, served_requests
 from coe.learning.retraining.promotion import significance_level
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
@@ -112,7 +113,9 @@ def run(world: World, scenario: Scenario, seed: int) -> Series:
     for count in (number for number in ROUNDS if number <= scenario.requests):
         log.serve(count, current.assignment)
         experience = log.experience()
-        found = judge_plan(experience, current, now=float(count), plan=_plan, base=measured, guarded=world.categories)
+        found = judge_plan(
+            experience, current, now=float(count), solve_plan=_plan, base=measured, guarded=world.categories
+        )
         if found.tested:
             last = (experience, current, log.progress)
         if found.judgement.promote:

@@ -130,7 +130,7 @@ def _tried(found: list[Asked], router: Any, encoder: Any) -> GateExamples:
     return _trials(texts, router, encoder, experts=("small",), without=without, **measured)
 
 
-def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
+def _policies(found: list[Asked], is_open: Any) -> dict[str, float]:
     without, with_, tokens = (
         np.array([getattr(one, name) for one in found]) for name in ("without", "with_", "tokens")
     )
@@ -138,9 +138,9 @@ def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
         "questions": len(found),
         "never": float(without.mean()),
         "always": float(with_.mean()),
-        "gated": float(np.where(gate_decisions, with_, without).mean()),
-        "opened": float(gate_decisions.mean()),
-        "token_share": float(tokens[gate_decisions].sum() / tokens.sum()),
+        "gated": float(np.where(is_open, with_, without).mean()),
+        "opened": float(is_open.mean()),
+        "token_share": float(tokens[is_open].sum() / tokens.sum()),
     }
 
 

@@ -25,7 +25,8 @@ from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
-from coe.learning.retraining.plan_round import CurrentPlan, JudgedPlan, judge_plan
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import JudgedPlan, judge_plan
 from coe.learning.retraining.report import plan_report, write_plan_report
 from coe.learning.retraining.state import RoundState, read_round_states
 from coe.mapping import Basis, PlanEvidence, read_evidence

@@ -157,9 +157,9 @@ async def test_coe_chat_says_in_whose_place_an_expert_answers_and_why(
         return web.Response(text='data: {"choices":[{"delta":{"content":"ok"}}]}\n\n', headers=headers)
 
     async with servers((answer,)) as (root,):
-        await ask._ask(f"{root}/v1/chat/completions", "auto", [], {})
+        await ask._send(f"{root}/v1/chat/completions", "auto", [], {})
         with pytest.raises(ExpertUnavailable, match=r"no answer \(cause: unauthorized\)"):
-            await ask._ask(f"{root}/v1/chat/completions", "coder", [], {})
+            await ask._send(f"{root}/v1/chat/completions", "coder", [], {})
     first, *_ = capsys.readouterr().out.splitlines()
     assert first == "[painter: code 0.900; in place of coder, which did not answer: connection_refused]"
 

@@ -13,7 +13,8 @@ from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.plots import plot_round
 from coe.learning.retraining.moves import HeldOutProbes, shares
-from coe.learning.retraining.plan_round import CurrentPlan, judge_plan
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import judge_plan
 from coe.learning.retraining.report import plan_markdown, plan_report
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable

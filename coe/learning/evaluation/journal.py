@@ -18,7 +18,7 @@ class Cell:
     """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
 
     `answer` is the SHA-256 of the answer's text, `cut` that it ran out of tokens, `note` why code failed its tests, and
-    `consistent` False when the judge's two verdicts contradict each other. `code` is the error's machine-readable word.
+    `consistent` False when the judge's two verdicts contradict each other. `code` is the error's machine-readable code.
     """
 
     key: str

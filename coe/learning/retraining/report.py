@@ -16,7 +16,8 @@ import orjson
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.plots import plot_round
-from coe.learning.retraining.plan_round import CurrentPlan, JudgedPlan
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import JudgedPlan
 from coe.records.feedback import KINDS
 
 
