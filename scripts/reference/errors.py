@@ -63,7 +63,7 @@ _REMEDIES: Mapping[str, str] = {
     "expert_asleep": "Retry after `retry-after`, or raise `residency.hold`.",
     "expert_busy": "Retry after `retry-after`, or ask the provider for a higher limit.",
     "expert_error": "Read the cause in `x-coe-cause` and the log of the expert's server.",
-    "expert_garbage": "Check that `base_url` is an OpenAI-compatible API and that `apis` is right.",
+    "expert_invalid_response": "Check that `base_url` is an OpenAI-compatible API and that `apis` is right.",
     "expert_rejected": "Correct the request; the message and `param` are the expert's.",
     "expert_timeout": "Check the load of the expert's server, or raise the timeouts in `policy`.",
     "expert_unavailable": "Run `coe check --live` and follow the remedy of the [cause](#causes).",

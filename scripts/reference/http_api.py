@@ -60,7 +60,7 @@ def paths() -> frozenset[str]:
 
 
 def _operation(method: str, path: str, operation: Schema) -> str:
-    parts = [f"\n### {method} {path}\n", sentence(operation["summary"]) + "\n"]
+    parts = [f"\n### {method} {path}\n", sentence(operation["summary"]) + "\n", _scope(operation) + "\n"]
     parameters = [_resolved(one) for one in operation.get("parameters", ())]
     if wished := [code(one["name"]) for one in parameters if one["in"] == "header"]:
         parts.append(f"Request headers: {', '.join(wished)}.\n")
@@ -78,6 +78,13 @@ def _operation(method: str, path: str, operation: Schema) -> str:
     if usual:
         parts.append(f"[Common statuses](#common-statuses): {', '.join(usual)}.\n")
     return "\n".join(parts)
+
+
+def _scope(operation: Schema) -> str:
+    if "security" not in operation:
+        return "Needs no key."
+    scopes = operation["security"][0]["bearer"]
+    return f"Needs a key with the scope {' and '.join(map(code, scopes))}." if scopes else "Needs a key of any scope."
 
 
 @cache

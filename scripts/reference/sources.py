@@ -151,7 +151,7 @@ def _failure(kind: Any) -> Failure:
     error = kind.__new__(kind)
     passed_on = issubclass(kind, errors.ExpertRejected)
     if passed_on:
-        error.status, error.word = 400, None
+        error.status, error.upstream_code = 400, None
     told = json.loads(body_of(error))["error"]
     return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), told["type"], kind.__doc__ or "")
 

@@ -35,7 +35,7 @@ async def says(page: Page, state: str) -> None:
 
 
 async def in_all(page: Page, count: int) -> None:
-    await expect(page.get_by_text(f"{count} in all")).to_be_visible()
+    await expect(page.get_by_text(f"{count} in total")).to_be_visible()
 
 
 @pytest.mark.parametrize("phone", [False, True])
@@ -69,12 +69,12 @@ async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: 
         async with page.expect_event("requestfailed", lambda request: "stats/stream" in request.url):
             await page.get_by_role("button", name="Pause").click()
         await says(page, "Paused")
-        before = await page.get_by_text("in all").text_content()
+        before = await page.get_by_text("in total").text_content()
         await (await served.ask("good")).read()
         await page.get_by_role("heading", level=1).click()  # the focus is nowhere
         await page.keyboard.press("Space")
         await says(page, "Live")
-        await expect(page.get_by_text("in all")).not_to_have_text(before or "")
+        await expect(page.get_by_text("in total")).not_to_have_text(before or "")
         await page.keyboard.press("Space")
         await says(page, "Paused")
 
@@ -142,14 +142,14 @@ async def test_quantiles_and_differences_are_right(browser: Browser, served: Ser
     async with visiting(browser, f"{served.url}/ui/#/live") as page:
         found = await page.evaluate(
             """async () => {
-                const { quantile, less, margins, failures } = await import("/ui/views/live/sums.js");
+                const { quantile, increments, margins, failures } = await import("/ui/views/live/counters.js");
                 const bounds = [0.1, 0.2, 0.4];
                 return [
                     quantile(bounds, [0, 0, 0, 0], 0.5),
                     quantile(bounds, [4, 0, 0, 0], 0.5),
                     quantile(bounds, [2, 2, 4, 0], 0.75),
                     quantile(bounds, [0, 0, 0, 3], 0.5),
-                    less({ a: 3, b: 2, c: 1 }, { a: 1, b: 2 }),
+                    increments({ a: 3, b: 2, c: 1 }, { a: 1, b: 2 }),
                     margins({ code: { x: 2, y: 1 }, art: { x: 4 } }),
                     failures({ ok: 5, aborted: 2, expert_busy: 3, draining: 1 }),
                 ];

@@ -151,7 +151,7 @@ async def test_a_request_is_decided_again_beside_what_was(browser: Browser, shop
     async with visiting(browser, shop.url(f"/{shop.records[10].request_id}")) as page:
         await page.get_by_role("button", name="Replay decision").click()
         await expect(page.get_by_text("the current router classified it again")).to_be_visible()
-        table = page.get_by_role("table", name="Decision then and now")
+        table = page.get_by_role("table", name="Decision recorded and replayed")
         await expect(table.get_by_role("row", name="Expert")).to_have_text("Expert drips good")
         await expect(table.get_by_role("row", name="Router")).to_contain_text("words")
         await check_accessible(page)

@@ -1,17 +1,17 @@
-// Why a request went where it went: what a record (or a decision) says, in bars, tables and a plain sentence.
+// Explanations of a routing decision, from a record or from `/v1/route`: sentences, bars and tables.
 
 import { html, nothing, svg } from "./vendor/lit-html.js";
 import { badge, bars, milliseconds, number, percent } from "./parts.js";
 
-const SEEN = 0.005; // probability below which a bar cannot be seen
+const MIN_VISIBLE_SHARE = 0.005; // below it a bar cannot be seen
 const KINDS = { ok: "good", aborted: "warn" };
 
-/** How it ended, as a badge. */
+/** The outcome as a badge. */
 export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 
-/** The reason for the choice, as a sentence. */
-export function sentence(told) {
-  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = told;
+/** Why the expert was chosen, as a sentence. */
+export function sentence(decision) {
+  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = decision;
   if (!expert) return "Ended before routing.";
   const prediction = `${category}, confidence ${percent(confidence)}`;
   switch (reason) {
@@ -28,7 +28,7 @@ export function sentence(told) {
     case "spilled":
       return `The best expert was overloaded; spilled to ${expert} (${prediction}).`;
     case "fallback":
-      return `${told.fallback_from || candidates[0]} did not answer${because(told.cause)}, so ${expert} answered (${prediction}; attempts: ${attempts}).`;
+      return `${decision.fallback_from || candidates[0]} did not answer${because(decision.cause)}, so ${expert} answered (${prediction}; attempts: ${attempts}).`;
     default:
       return `${expert} was chosen (${reason}; ${prediction}).`;
   }
@@ -63,11 +63,11 @@ const CAUSES = {
   circuit_open: "it had failed too often",
 };
 
-/** Who did not answer, and why; nothing for a request whose first choice answered. */
+/** The first choice and why it did not answer; nothing where it answered. */
 export const unanswered = ({ fallback_from: first, expert, cause }) =>
   cause ? html`<span class="faint" title=${CAUSES[cause] ?? cause}>${first || expert}: ${cause}</span>` : nothing;
 
-/** Where another is better and its price takes more than that. */
+/** A sentence on a better candidate whose price outweighs its quality. */
 function cheaper({ expert, candidates, utility, price }) {
   const all = qualities({ candidates, utility, price });
   const own = all.find((one) => one.name === expert);
@@ -75,7 +75,7 @@ function cheaper({ expert, candidates, utility, price }) {
   return better ? ` ${better.name} has higher expected quality, but not enough for its price.` : "";
 }
 
-/** Each candidate with its utility, the price that was taken off, and their sum, which is the expected quality. */
+/** Each candidate with its utility, its price, and their sum, the expected quality. */
 export function qualities({ candidates = [], utility = [], price = [] }) {
   return candidates.map((name, index) => ({
     name,
@@ -91,23 +91,20 @@ export function posterior({ probabilities, category }, { limit = 6 } = {}) {
   const count = shares.length;
   if (!count) return html`<p class="faint">Not classified.</p>`;
   const caption = "Probability of each category";
-  const told = { chosen: category, text: percent };
-  if (count <= limit) return bars(caption, probabilities, told);
-  const likely = Math.max(3, Math.min(limit, shares.filter((share) => share >= SEEN).length));
-  return html`${bars(caption, probabilities, { ...told, limit: likely })}
+  const options = { chosen: category, text: percent };
+  if (count <= limit) return bars(caption, probabilities, options);
+  const likely = Math.max(3, Math.min(limit, shares.filter((share) => share >= MIN_VISIBLE_SHARE).length));
+  return html`${bars(caption, probabilities, { ...options, limit: likely })}
     <details>
       <summary>All ${count} categories</summary>
-      ${bars("Probability of all categories", probabilities, told)}
+      ${bars("Probability of all categories", probabilities, options)}
     </details>`;
 }
 
 const three = (value) => (value == null || !Number.isFinite(value) ? "–" : value.toFixed(3));
 
-/**
- * Whom it could have gone to, in the order of asking. `health` (by name, { up, load }) are told where they are
- * known.
- */
-export function considered({ candidates = [], utility = [], price = [], expert }, health) {
+/** The candidates in call order; `health` ({ up, load } by name) is shown where it is known. */
+export function candidateTable({ candidates = [], utility = [], price = [], expert }, health) {
   if (!candidates.length) return html`<p class="faint">No candidates.</p>`;
   if (!utility.length) return html`<p class="faint">Not ranked: the expert was pinned.</p>`;
   const priced = price.length > 0;
@@ -141,9 +138,9 @@ function healthText(one) {
   return one.up ? percent(one.load) : badge("down", "bad");
 }
 
-/** Stretches of time, [{ name, ms }], one after the other: a bar of their shares, and each with its number. */
-export function timeline(caption, stretches) {
-  const known = stretches.filter(({ ms }) => ms != null);
+/** Consecutive periods, [{ name, ms }], as a bar of their shares and a list of their lengths. */
+export function timeline(caption, periods) {
+  const known = periods.filter(({ ms }) => ms != null);
   const total = known.reduce((sum, { ms }) => sum + ms, 0) || 1;
   let begun = 0;
   const place = (ms) => {
@@ -158,7 +155,7 @@ export function timeline(caption, stretches) {
       )}
     </svg>
     <dl class="stretches" aria-label=${caption}>
-      ${stretches.map(
+      ${periods.map(
         ({ name, ms, note }) => html`<div>
           <dt>${ms == null ? nothing : swatch(known.findIndex((one) => one.name === name))}${name}</dt>
           <dd>${ms == null ? (note ?? "–") : milliseconds(ms)}</dd>
@@ -180,8 +177,8 @@ const GATES = {
   used: "Gate open; the expert received passages.",
 };
 
-/** Whether documents were consulted, and what came of it. */
-export function documents({ retrieval, gate, gain, passages = [], passage_tokens: tokens, retrieval_ms: ms }) {
+/** The outcome of retrieval. */
+export function retrievalDetails({ retrieval, gate, gain, passages = [], passage_tokens: tokens, retrieval_ms: ms }) {
   return html`<p>${GATES[retrieval] ?? retrieval}</p>
     <dl class="pairs">
       ${gate == null ? nothing : html`<dt>Probability of improvement</dt><dd>${percent(gate)}</dd>`}
@@ -192,7 +189,7 @@ export function documents({ retrieval, gate, gain, passages = [], passage_tokens
     </dl>`;
 }
 
-/** Tokens a second while the answer streamed. */
+/** Output tokens per second of the stream. */
 export function speed({ output_tokens: tokens, first_token_ms: first, total_ms: total, stream }) {
   if (!tokens || first == null || !stream || total - first < 1) return null;
   return (1000 * tokens) / (total - first);

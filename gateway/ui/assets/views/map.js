@@ -1,4 +1,4 @@
-// Map: who answers what, how well that is known, and what other budgets would give.
+// Map: the assignment of categories to experts, the scores behind it, and plans under other budgets.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
@@ -32,7 +32,7 @@ export function open({ draw }) {
 
 function whole(map, at, budget) {
   return html`
-    <p class="whence">${whence(map)}</p>
+    <p class="whence">${origin(map)}</p>
     ${consequences(map)}
     ${map.measured ? html`<section class="card"><h2>Expected quality</h2>${qualities(map, at)}</section>` : unmeasured(map)}
     ${budget?.template()}
@@ -54,7 +54,7 @@ function consequences({ consequences: found }) {
   </section>`;
 }
 
-function whence({ version, promotion, measured }) {
+function origin({ version, promotion, measured }) {
   if (!version) return html`${badge("declared")} The assignment of experts.yaml is in use.`;
   const made = { plan: "planned", retrain: "learnt from traffic", hand: "promoted manually", rollback: "rolled back" };
   return html`${badge("planned", "good")} Plan <code>${version}</code>${promotion
@@ -84,14 +84,14 @@ function qualities(map, at) {
     const [estimate, error, count] = [measured.estimate[y][x], measured.error[y][x], measured.count[y][x]];
     if (estimate === null) {
       const why = `${categories[y]}, ${experts[x]}: not in the plan. Score it and plan again.`;
-      return { text: "–", kind: chosen[y][0] === x ? "shut first" : "shut", told: why };
+      return { text: "–", kind: chosen[y][0] === x ? "shut first" : "shut", description: why };
     }
     const kinds = [heat((estimate - low) / (high - low || 1))];
     if (count === 0) kinds.push("guessed");
     if (map.quality_lower_bound[y][x] === null) kinds.push("shut");
     if (chosen[y][0] === x) kinds.push("first");
     if (chosen[y][1] === x) kinds.push("second");
-    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), told: told(map, y, x, chosen[y]) };
+    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), description: describe(map, y, x, chosen[y]) };
   };
   return html`
     <p class="faint legend">
@@ -112,7 +112,7 @@ function qualities(map, at) {
   `;
 }
 
-function told({ categories, experts, measured, quality_lower_bound: bounds, pinned }, y, x, [first, second]) {
+function describe({ categories, experts, measured, quality_lower_bound: bounds, pinned }, y, x, [first, second]) {
   const scores = measured.count[y][x];
   const known = scores
     ? `mean ${points(measured.mean[y][x], 3)} of ${Math.round(scores).toLocaleString("en")} scores`

@@ -1,13 +1,13 @@
-// What is left to do for an expert, each ticked off from what the gateway can see.
+// The steps of adding an expert, each checked by the gateway.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { copyable } from "../../parts.js";
 
 const DONE = { true: ["✓", "done", "good"], false: ["○", "to do", "faint"], null: ["?", "not known", "faint"] };
 
-/** The steps of `name`; `told` is what the gateway says of it, undefined before it did. */
-export function steps(name, told, local) {
-  const rows = told ? [declared, served, reachable, scored, planned, receiving].map((one) => one(name, told, local)) : [];
+/** The steps of `name`; `progress` is the response of the gateway, undefined before it came. */
+export function steps(name, progress, local) {
+  const rows = progress ? [declared, served, reachable, scored, planned, receiving].map((one) => one(name, progress, local)) : [];
   return html`<ol class="todo">
     ${rows.map(({ done, title, note, commands = [] }) => {
       const [mark, word, kind] = DONE[done];

@@ -1,29 +1,29 @@
-// A record's page: all that the log says of one request, laid out; what was said of it; and two things to do with it.
+// The page of one record: its fields, feedback, and the replay of its decision.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
-import { considered, documents, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
-import { openAgain } from "./again.js";
+import { candidateTable, retrievalDetails, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
+import { openReplay } from "./replay.js";
 import { openLabels } from "./labels.js";
 
 export function openRecord(id, draw) {
   const at = `v1/records/${encodeURIComponent(id)}`;
   const record = resource(() => api.get(at), draw);
-  const again = openAgain(`${at}/decision`, draw);
+  const replay = openReplay(`${at}/decision`, draw);
   const labels = openLabels(id, draw, () => record.load());
   return {
     template: () => html`
       <p class="crumb"><a href="#/log">Log</a></p>
       <article class="record">
         <h1 class="code">${id}</h1>
-        ${shown(record, (found) => whole(found, again, labels))}
+        ${shown(record, (found) => whole(found, replay, labels))}
       </article>
     `,
   };
 }
 
-function whole(record, again, labels) {
+function whole(record, replay, labels) {
   return html`
     <p class="lead">${outcome(record.outcome)} ${sentence(record)}</p>
     <dl class="figures">
@@ -36,12 +36,12 @@ function whole(record, again, labels) {
     <div class="columns">
       <div>
         ${card("Category", html`${posterior(record)} ${classified(record)}`)}
-        ${card("Candidates", considered(record))} ${card("Time", timeline("Time", stretches(record)))}
-        ${card("Retrieval", documents(record))} ${card("Versions", versions(record))}
+        ${card("Candidates", candidateTable(record))} ${card("Time", timeline("Time", periods(record)))}
+        ${card("Retrieval", retrievalDetails(record))} ${card("Versions", versions(record))}
       </div>
       <div>
-        ${card("Request", request(record))} ${record.prompt == null ? nothing : card("Text", kept(record.prompt))}
-        ${again.template(record)} ${labels.template(record)}
+        ${card("Request", request(record))} ${record.prompt == null ? nothing : card("Text", storedText(record.prompt))}
+        ${replay.template(record)} ${labels.template(record)}
       </div>
     </div>
   `;
@@ -49,14 +49,14 @@ function whole(record, again, labels) {
 
 const card = (title, content) => html`<section class="card"><h2>${title}</h2>${content}</section>`;
 
-const kept = (text) => html`<div class="kept" tabindex="0" role="region" aria-label="Classified text">
+const storedText = (text) => html`<div class="kept" tabindex="0" role="region" aria-label="Classified text">
   <pre class="text" dir="auto">${text}</pre>
 </div>`;
 
 const speedOf = (record) => number(speed(record));
 
-/** From arrival to the last byte. Routing includes reading the body; retrieval lies between it and the expert. */
-function stretches(record) {
+/** Periods from arrival to the last byte. Routing includes reading the body; retrieval follows it. */
+function periods(record) {
   const { routing_ms: routing, retrieval_ms: retrieval, first_token_ms: first, total_ms: total } = record;
   if (first == null) return [{ name: "Routing", ms: routing }, { name: "Response", ms: total - routing }];
   return [

@@ -1,10 +1,10 @@
-// The assignment in use by category, and what each expert is worth in it.
+// The assignment in use by category, and the value of each expert in it.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, bar, table } from "../../parts.js";
 import { ROWS, points, share } from "./rows.js";
 
-/** Who answers each category. */
+/** The expert of each category. */
 export function assignment(map) {
   const { measured, experts } = map;
   const row = new Map(map.assignment.map(({ category }, index) => [category, index]));
@@ -40,7 +40,7 @@ const margin = ({ margin: value, runner_up }) => {
   return html`<span class=${value < 0 ? "warn" : nothing}>${value < 0 ? "−" : ""}${Math.abs(value).toFixed(3)}</span>`;
 };
 
-/** By expert what it uses, what a request to it costs in quality, and what would be lost without it. */
+/** By expert: its value, the price of a request in quality, and its resource use. */
 export function utility(map) {
   const { measured, experts, hosted, prices } = map;
   const most = Math.max(...experts.map((name) => measured.value_of_expert[name] ?? 0), 1e-9);

@@ -18,7 +18,7 @@ export function confusion(found, at) {
     return {
       text: counts[y][x] ? (100 * share).toFixed(share < 0.1 ? 1 : 0) : "",
       kind: `${heat(Math.sqrt(share))} ${y === x ? "first" : ""}`,
-      told: `${counts[y][x].toLocaleString("en")} of ${totals[y].toLocaleString("en")} prompts of ${categories[y]} were ${predicted} (${percent(share)})`,
+      description: `${counts[y][x].toLocaleString("en")} of ${totals[y].toLocaleString("en")} prompts of ${categories[y]} were ${predicted} (${percent(share)})`,
     };
   };
   return html`<h3>Confusion</h3>

@@ -1,12 +1,12 @@
-// Reliability, and risk by coverage, of one router or of two.
+// Reliability diagram and risk–coverage curve of one or two routers.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { chart } from "../../charts.js";
 import { percent } from "../../parts.js";
 
-const kept = new WeakMap(); // configurations by what they show, so that nothing is drawn anew for nothing
+const cache = new WeakMap(); // chart configurations by their metrics, since a new one redraws the chart
 
-/** Both curves of `metrics`, beside those of `other`, which may be none. */
+/** Both curves of `metrics` and, unless null, of `other`. */
 export function curves(metrics, other, version, beside) {
   if (!metrics.reliability || !metrics.risk_coverage) return nothing;
   const sides = [{ metrics, version }, ...(other?.reliability ? [{ metrics: other, version: beside }] : [])];
@@ -43,10 +43,10 @@ export function curves(metrics, other, version, beside) {
 }
 
 function configured(metrics, sides) {
-  const known = kept.get(metrics);
+  const known = cache.get(metrics);
   if (known && known.beside === sides[1]?.metrics) return known;
   const made = { beside: sides[1]?.metrics, reliability: reliable(sides), risk: risky(sides) };
-  kept.set(metrics, made);
+  cache.set(metrics, made);
   return made;
 }
 

@@ -1,4 +1,4 @@
-// The report of one version, beside another one's where the visitor compares them.
+// The report of one version, optionally compared with another one.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, moment, percent, shown, table } from "../../parts.js";

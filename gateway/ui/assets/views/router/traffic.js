@@ -1,11 +1,11 @@
-// What the last look at the traffic found: drift, alarms, proposed categories, and the last rounds of learning.
+// The traffic report: drift, alarms, proposed categories, and the latest retraining rounds.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { chart } from "../../charts.js";
 import { badge, copyable, figure, moment, number, percent } from "../../parts.js";
 import { KINDS } from "./kinds.js";
 
-const kept = new WeakMap();
+const cache = new WeakMap(); // chart configurations by their data
 
 export function traffic({ time, report }) {
   const { traffic: day, drift, alarms, proposed_categories: proposed, learning } = report;
@@ -34,12 +34,12 @@ export function traffic({ time, report }) {
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function compared(both) {
-  if (!kept.has(both)) kept.set(both, { categories: byCategory(both), confidence: byConfidence(both) });
-  const { categories, confidence } = kept.get(both);
+  if (!cache.has(both)) cache.set(both, { categories: byCategory(both), confidence: byConfidence(both) });
+  const { categories, confidence } = cache.get(both);
   const { before, now } = both.categories;
-  const told = `${number(both.requests.before)} requests before, ${number(both.requests.now)} of the last day`;
+  const counts = `${number(both.requests.before)} requests before, ${number(both.requests.now)} of the last day`;
   const height = Object.keys(now).length > 8 ? "high" : "middle";
-  return html`<p class="faint">${told}.</p>
+  return html`<p class="faint">${counts}.</p>
     <div class="columns">
       ${chart({
         label: "Share of requests by category, before and now",

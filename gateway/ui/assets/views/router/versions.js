@@ -1,12 +1,12 @@
-// What is in use of each kind, all its versions, and how they came into use.
+// The version in use of each kind, all its versions, and their history.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, moment, percent, table } from "../../parts.js";
-import { KINDS, takenOver, versionOf } from "./kinds.js";
+import { KINDS, isServed, versionOf } from "./kinds.js";
 
 const BY = { train: "train", plan: "plan", retrain: "retrain", hand: "manual", rollback: "rollback" };
 
-/** What is in use of a kind. */
+/** The card of a kind with the version in use. */
 export function card(one, move) {
   const { title } = KINDS[one.kind];
   const last = one.history.find(({ version }) => version === one.in_use);
@@ -36,12 +36,12 @@ function state(one) {
   const workers = Object.values(one.served).reduce((sum, count) => sum + count, 0);
   const served = one.served[one.in_use ?? ""] ?? 0;
   if (!workers) return nothing;
-  if (!takenOver(one)) return badge(`loaded by ${served} of ${workers} workers`, "warn");
+  if (!isServed(one)) return badge(`loaded by ${served} of ${workers} workers`, "warn");
   if (!one.in_use) return nothing;
   return one.unused ? badge("unused", "warn") : badge(workers > 1 ? `served by ${workers} workers` : "served", "good");
 }
 
-/** The versions of a kind, the newest first; `chosen` is the one whose report is open. */
+/** The versions of a kind, newest first; `chosen` is the one whose report is shown. */
 export function versions(one, chosen, move) {
   const { title, made } = KINDS[one.kind];
   if (!one.versions.length) {

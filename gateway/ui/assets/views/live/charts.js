@@ -1,18 +1,18 @@
-// The two charts: requests a second over the last minutes, and the flow from categories to experts.
+// Configurations of two charts: requests per second, and the flow from categories to experts.
 
-import { chart, colour } from "../../charts.js";
+import { colour } from "../../charts.js";
 import { number } from "../../parts.js";
-import { margins, sum } from "./sums.js";
+import { margins, sum } from "./counters.js";
 
-const SPAN = 300; // seconds
-const STEP = 30; // seconds of one row in the table of numbers
+const SPAN_SECONDS = 300;
+const ROW_SECONDS = 30; // of one row in the table of numbers
 
-/** Requests a second and failures among them; `now` is the time of the latest look. */
+/** Requests and failures per second; `now` is the time of the latest snapshot. */
 export function rates(points, now) {
   const line = (name) => points.map((point) => ({ x: point.time - now, y: point[name] }));
   const most = Math.max(1, ...points.map(({ all }) => all ?? 0));
   return {
-    label: "Requests a second over the last five minutes",
+    label: "Requests per second over the last five minutes",
     height: "low",
     config: (palette) => ({
       type: "line",
@@ -28,12 +28,12 @@ export function rates(points, now) {
         events: [],
         layout: { padding: { right: 8 } },
         scales: {
-          x: { type: "linear", min: -SPAN, max: 0, ticks: { stepSize: 60, maxRotation: 0, callback: ago }, grid: { display: false } },
+          x: { type: "linear", min: -SPAN_SECONDS, max: 0, ticks: { stepSize: 60, maxRotation: 0, callback: ago }, grid: { display: false } },
           y: { min: 0, suggestedMax: most, ticks: { maxTicksLimit: 5 } },
         },
       },
     }),
-    columns: ["Time", "Requests a second", "Failed a second"],
+    columns: ["Time", "Requests per second", "Failures per second"],
     rows: steps(points, now),
   };
 }
@@ -52,8 +52,8 @@ const ago = (seconds) => (seconds ? `${Math.round(-seconds / 60)} min` : "now");
 
 function steps(points, now) {
   const rows = [];
-  for (let from = 0; from < SPAN; from += STEP) {
-    const within = points.filter(({ time, all }) => all !== null && now - time >= from && now - time < from + STEP);
+  for (let from = 0; from < SPAN_SECONDS; from += ROW_SECONDS) {
+    const within = points.filter(({ time, all }) => all !== null && now - time >= from && now - time < from + ROW_SECONDS);
     if (!within.length) continue;
     const mean = (name) => number(within.reduce((total, point) => total + point[name], 0) / within.length);
     rows.push([from ? `${from} s ago` : "now", mean("all"), mean("failed")]);
@@ -61,7 +61,7 @@ function steps(points, now) {
   return rows;
 }
 
-/** Requests from category to expert; colours go by the experts' order. */
+/** Requests from category to expert; colours follow the order of experts. */
 export function flow(flows, { categories, experts }) {
   const links = Object.entries(flows).flatMap(([category, row]) =>
     Object.entries(row).map(([expert, count]) => ({ from: `c ${category}`, to: `e ${expert}`, flow: count, category, expert })),
@@ -103,6 +103,3 @@ const order = (categories, experts) =>
     ...categories.map((name, index) => [`c ${name}`, index]),
     ...experts.map((name, index) => [`e ${name}`, index]),
   ]);
-
-/** The template of a picture. */
-export const drawn = (picture) => chart(picture);

@@ -1,4 +1,4 @@
-// "Add an expert": a form that makes the entry for experts.yaml, has it checked, and says what comes next.
+// "Add an expert": a form that writes the entry for experts.yaml, checks it, and lists the next steps.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
@@ -13,11 +13,11 @@ const RUNTIMES = {
   transformers: "started here by coe up, with transformers",
   litellm: "another provider, through litellm",
 };
-const EVERY = 3000; // milliseconds between looks at the steps
+const POLL_MS = 3000;
 
 export function openAdding(draw) {
-  const state = { fields: { runtime: "external", capabilities: [] }, text: "", own: false, checking: false, found: null, error: null, copied: false };
-  let told = null; // the resource of the steps of the name that was found good
+  const state = { fields: { runtime: "external", capabilities: [] }, text: "", own: false, checking: false, checked: null, error: null, copied: false };
+  let progress = null; // the resource of the steps of a valid entry
   let timer = null;
   state.text = entry(state.fields);
 
@@ -25,11 +25,11 @@ export function openAdding(draw) {
     const data = new FormData(event.currentTarget);
     state.fields = { ...Object.fromEntries(data), capabilities: data.getAll("capabilities") };
     state.text = entry(state.fields);
-    Object.assign(state, { own: false, found: null, copied: false });
+    Object.assign(state, { own: false, checked: null, copied: false });
     draw();
   };
   const edited = (event) => {
-    Object.assign(state, { text: event.target.value, own: true, found: null, copied: false });
+    Object.assign(state, { text: event.target.value, own: true, checked: null, copied: false });
     draw();
   };
   const check = async (event) => {
@@ -37,18 +37,18 @@ export function openAdding(draw) {
     Object.assign(state, { checking: true, error: null });
     draw();
     try {
-      state.found = await api.post("v1/experts/check", { entry: state.text });
-      if (state.found.ok) watch(state.found.name);
+      state.checked = await api.post("v1/experts/check", { entry: state.text });
+      if (state.checked.ok) watch(state.checked.name);
     } catch (error) {
-      Object.assign(state, { found: null, error });
+      Object.assign(state, { checked: null, error });
     }
     state.checking = false;
     draw();
   };
   const watch = (name) => {
     clearInterval(timer);
-    told = resource(() => api.get(`v1/experts/${encodeURIComponent(name)}/steps`), draw);
-    timer = setInterval(() => document.hidden || told.load(), EVERY);
+    progress = resource(() => api.get(`v1/experts/${encodeURIComponent(name)}/steps`), draw);
+    timer = setInterval(() => document.hidden || progress.load(), POLL_MS);
   };
   const copy = async () => {
     await navigator.clipboard.writeText(state.text);
@@ -73,20 +73,20 @@ export function openAdding(draw) {
               <button ?disabled=${state.checking}>${state.checking ? "Checking…" : "Check entry"}</button>
               ${navigator.clipboard ? html`<button type="button" class="quiet" @click=${copy}>${state.copied ? "Copied" : "Copy"}</button>` : nothing}
             </div>
-            <div id="found" role="status">${state.error ? failure(state.error) : state.found ? verdict(state.found) : nothing}</div>
+            <div id="found" role="status">${state.error ? failure(state.error) : state.checked ? verdict(state.checked) : nothing}</div>
           </form>
         </div>
-        ${told ? next(told, state) : nothing}
+        ${progress ? next(progress, state) : nothing}
       </section>
     `,
     close: () => clearInterval(timer),
   };
 }
 
-function next(told, { found, fields }) {
-  if (told.state === "failed") return failure(told.error, () => told.load());
-  return html`<h3>Next steps${told.value ? ` for ${told.value.id}` : ""}</h3>
-    ${told.value ? steps(told.value.id, told.value, isLocal(told.value.runtime ?? fields.runtime)) : html`<p class="note">Loading…</p>`}`;
+function next(progress, { fields }) {
+  if (progress.state === "failed") return failure(progress.error, () => progress.load());
+  return html`<h3>Next steps${progress.value ? ` for ${progress.value.id}` : ""}</h3>
+    ${progress.value ? steps(progress.value.id, progress.value, isLocal(progress.value.runtime ?? fields.runtime)) : html`<p class="note">Loading…</p>`}`;
 }
 
 function verdict({ ok, problems, unset }) {

@@ -1,19 +1,19 @@
-// Putting a version into use, or going back: asked for in a dialog, done by the gateway, and looked after until it is.
+// Promotion and rollback: a dialog requests it, and the page polls until the gateway serves the version.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
-import { KINDS, takenOver, versionOf } from "./kinds.js";
+import { KINDS, isServed, versionOf } from "./kinds.js";
 
-const EVERY = 700; // milliseconds between looks
-const LOOKS = 40;
+const POLL_MS = 700;
+const MAX_POLLS = 40;
 
 /** `list` is the resource of all kinds; `ask` opens the dialog. */
 export function openMove(list, draw) {
-  const self = { ask, template, told, close };
+  const self = { ask, template, result, close };
   let wanted = null; // { kind, was, version, back }
   let error = null;
   let busy = false;
-  let done = null; // the move that was made: { kind, in_use, looks }
+  let done = null; // the finished promotion or rollback: { kind, in_use, polls }
   let timer = 0;
 
   function ask(move) {
@@ -35,9 +35,9 @@ export function openMove(list, draw) {
     draw();
     try {
       const made = await api.post(`v1/artifacts/${wanted.kind}/${wanted.back ? "rollback" : "promote"}`, body(wanted, why));
-      done = { ...made, looks: 0 };
+      done = { ...made, polls: 0 };
       dialog.close();
-      look();
+      poll();
     } catch (problem) {
       error = problem;
     } finally {
@@ -46,22 +46,22 @@ export function openMove(list, draw) {
     }
   }
 
-  async function look() {
+  async function poll() {
     await list.load();
     draw();
-    if (done && !served() && done.looks++ < LOOKS) timer = setTimeout(look, EVERY);
+    if (done && !served() && done.polls++ < MAX_POLLS) timer = setTimeout(poll, POLL_MS);
   }
 
   const entry = () => list.value?.data.find(({ kind }) => kind === done.kind);
-  const served = () => entry() && entry().in_use === done.in_use && takenOver(entry());
+  const served = () => entry() && entry().in_use === done.in_use && isServed(entry());
 
-  function told() {
+  function result() {
     if (!done) return nothing;
     const version = versionOf(done.kind, done.in_use);
     const title = KINDS[done.kind].title;
     const text = served()
       ? `${title} in use: ${version}. The gateway serves it.`
-      : done.looks > LOOKS
+      : done.polls > MAX_POLLS
         ? `${title} in use: ${version}. This gateway has not loaded it yet; see its log.`
         : `${title} in use: ${version}. The gateway is loading it…`;
     return html`<p class="card done" role="status">${text}</p>`;
@@ -73,7 +73,7 @@ export function openMove(list, draw) {
 
   function form() {
     const { kind, was, version, back } = wanted;
-    const { title, told: more } = KINDS[kind];
+    const { title, effect: more } = KINDS[kind];
     return html`<form @submit=${submit}>
       <h2 id="move-title">${back ? `Roll back the ${title.toLowerCase()}?` : `Promote this ${title.toLowerCase()}?`}</h2>
       <dl class="pairs">
@@ -100,7 +100,7 @@ export function openMove(list, draw) {
   return self;
 }
 
-/** What was in use when the visitor decided goes with it: where that has changed meanwhile, nothing is moved. */
+/** States the version in use that the visitor saw: where it has changed since, the gateway refuses. */
 function body({ was, version, back }, why) {
   return { why, ...(was ? { expected_version: was } : {}), ...(back ? {} : { version }) };
 }

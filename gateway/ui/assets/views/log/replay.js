@@ -1,4 +1,4 @@
-// "Replay": the request decided again with the current router, plan and experts, beside what was.
+// "Replay": the decision with the current router, plan and experts, beside the recorded one.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
@@ -10,9 +10,9 @@ const SOURCES = {
   posterior: "The log stores no text (log.store_prompts), so the recorded probabilities were used to rank the experts again.",
 };
 
-export function openAgain(path, draw) {
+export function openReplay(path, draw) {
   let decision = null;
-  const ask = () => {
+  const replay = () => {
     decision = resource(() => api.post(path), draw);
     draw();
   };
@@ -20,7 +20,7 @@ export function openAgain(path, draw) {
     template: (record) => html`<section class="card">
       <div class="row">
         <h2>Replay</h2>
-        <button @click=${ask} ?disabled=${!record.category}>Replay decision</button>
+        <button @click=${replay} ?disabled=${!record.category}>Replay decision</button>
       </div>
       <div role="status">${decision ? shown(decision, result) : html`<p class="faint">${record.category ? "With the current router, plan and experts." : "The request was not classified."}</p>`}</div>
     </section>`,
@@ -34,7 +34,7 @@ function result({ source, needs_known: known, recorded, replayed }) {
     <p>${same ? "No change: " : ""}${sentence({ ...replayed, attempts: 1, propensity: 1 })}</p>
     <p class="faint">${SOURCES[source]}${known ? "" : " The required capabilities (tools, images) were not recorded, so all experts count as eligible."}</p>
     <table class="compared">
-      <caption class="unseen">Decision then and now</caption>
+      <caption class="unseen">Decision recorded and replayed</caption>
       <thead><tr><th></th><th scope="col">Then</th><th scope="col">Now</th></tr></thead>
       <tbody>
         ${row("Expert", recorded.expert, replayed.expert)} ${row("Category", recorded.category, replayed.category)}
@@ -45,7 +45,7 @@ function result({ source, needs_known: known, recorded, replayed }) {
     </table>
     <h3>Categories</h3>
     <table class="compared">
-      <caption class="unseen">Probability of the likeliest categories, then and now</caption>
+      <caption class="unseen">Probability of the likeliest categories, recorded and replayed</caption>
       <thead><tr><th></th><th scope="col" class="number">Then</th><th scope="col" class="number">Now</th></tr></thead>
       <tbody>
         ${likeliest(recorded.probabilities, replayed.probabilities).map(
@@ -60,13 +60,13 @@ function result({ source, needs_known: known, recorded, replayed }) {
   `;
 }
 
-const row = (title, then, now) => html`<tr>
+const row = (title, recorded, replayed) => html`<tr>
   <th scope="row">${title}</th>
-  <td>${then || "–"}</td>
-  <td class=${then === now ? nothing : "changed"}>${now || "–"}</td>
+  <td>${recorded || "–"}</td>
+  <td class=${recorded === replayed ? nothing : "changed"}>${replayed || "–"}</td>
 </tr>`;
 
-function likeliest(then, now, limit = 6) {
-  const most = (name) => Math.max(then[name] ?? 0, now[name] ?? 0);
-  return [...new Set([...Object.keys(then), ...Object.keys(now)])].sort((a, b) => most(b) - most(a)).slice(0, limit);
+function likeliest(recorded, replayed, limit = 6) {
+  const most = (name) => Math.max(recorded[name] ?? 0, replayed[name] ?? 0);
+  return [...new Set([...Object.keys(recorded), ...Object.keys(replayed)])].sort((a, b) => most(b) - most(a)).slice(0, limit);
 }
