@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
 from coe.core import Prediction
-from coe.mapping import Assignment, decision_risk, expected
+from coe.mapping import Assignment, decision_risk, expected_utility
+from coe.mapping.declaration import declared_assignment
 from coe.registry import load
-from coe.routing.composition import declared_assignment
 from routers.cascade import load_cascade
 
 EACH = 200
@@ -61,7 +61,7 @@ def main() -> None:
 def _answers(assignment: Assignment, found: Prediction, confidence_threshold: float, general: str) -> str:
     if found.confidence < confidence_threshold:
         return general
-    return assignment.experts[int(expected(assignment, found.probabilities).argmax())]
+    return assignment.experts[int(expected_utility(assignment, found.probabilities).argmax())]
 
 
 if __name__ == "__main__":

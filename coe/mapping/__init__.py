@@ -1,9 +1,9 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, decision_risk, expected
+from coe.mapping.assignment import Assignment, decision_risk, expected_utility
 from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
 from coe.mapping.consequences import Consequence
-from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
+from coe.mapping.declaration import ANSWER_FIELDS, Dependencies, declared_uses
 from coe.mapping.effect import PlanInEffect, plan_in_effect
 from coe.mapping.plan import (
     ParetoRow,
@@ -20,7 +20,7 @@ from coe.mapping.program import TimeBudget, least
 from coe.mapping.published import PlanRecord, PublishedPlan, comparable, present_problem, read_published
 
 __all__ = [
-    "ANSWERING",
+    "ANSWER_FIELDS",
     "VALUES",
     "Assignment",
     "Basis",
@@ -38,7 +38,7 @@ __all__ = [
     "comparable",
     "decision_risk",
     "declared_uses",
-    "expected",
+    "expected_utility",
     "frontiers",
     "least",
     "marginal_values",

@@ -64,7 +64,7 @@ class Assignment:
             frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in self.unmeasured
         )
 
-    def untried(self, category: int) -> frozenset[str]:
+    def unmeasured_experts(self, category: int) -> frozenset[str]:
         """The experts that may serve the category of this index and were never scored."""
         return self._untried[category]
 
@@ -169,7 +169,7 @@ def _cells(found: list[list[bool]] | None, rows: list[list[float]]) -> NDArray[n
     return cells
 
 
-def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
+def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
     """Expected quality less price of each expert, shape (n_experts,), under a posterior of shape (n_categories,).
 
     -inf for an expert that may not serve the likeliest category; in the others' share it counts with quality 0.
@@ -179,14 +179,14 @@ def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray
     return scores
 
 
-ALIKE = 0.01
+MIN_UTILITY_DIFFERENCE = 0.01
 """Units of quality, prices taken off, by which another expert must be better to count as better."""
 
 
 def decision_risk(assignment: Assignment, posterior: NDArray[np.floating], able: Sequence[int]) -> float:
     """The probability, 0 to 1, that the category is one for which the expert of highest expected quality under
     `posterior`, shape (n_categories,), is not the best one. Among the experts at the indices `able`, at least one."""
-    chosen = int(expected(assignment, posterior)[able].argmax())
+    chosen = int(expected_utility(assignment, posterior)[able].argmax())
     utility = (assignment.quality - assignment.price)[:, able]
-    better = utility.max(axis=1) > utility[:, chosen] + ALIKE
+    better = utility.max(axis=1) > utility[:, chosen] + MIN_UTILITY_DIFFERENCE
     return float(posterior[better].sum())

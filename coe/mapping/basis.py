@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
-from coe.mapping.dependencies import Dependencies
+from coe.mapping.declaration import Dependencies
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import Array, Budget, Problem, Uses
 from coe.mapping.program import TimeBudget

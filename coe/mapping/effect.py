@@ -15,7 +15,7 @@ import numpy as np
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
-from coe.mapping.dependencies import declared_uses
+from coe.mapping.declaration import declared_uses
 from coe.mapping.plan import runner_up
 from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.published import PublishedPlan, pins_then

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from coe.mapping.assignment import Assignment, expected
+from coe.mapping.assignment import Assignment, expected_utility
 from coe.mapping.prices import prices
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
 from coe.mapping.program import LARGE, Solution, TimeBudget, attainable, least, optimum
@@ -77,7 +77,7 @@ def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
 def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.floating]) -> dict[str, float]:
     """What a sample of posteriors, shape (n_requests, n_categories), uses of every limited row but memory where each
     request goes to who is best for it at the plan's prices."""
-    columns = np.array([expected(assignment, posterior).argmax() for posterior in traffic])
+    columns = np.array([expected_utility(assignment, posterior).argmax() for posterior in traffic])
     used = {row: float(problem.use(row)[columns].mean()) for row in MEAN_ROWS if row in problem.budget.rows()}
     if problem.budget.max_share is not None:
         used["max_share"] = float(np.bincount(columns).max() / len(columns))

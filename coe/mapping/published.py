@@ -14,7 +14,7 @@ import numpy as np
 from coe.errors import ArtifactError, DataError
 from coe.mapping.assignment import Assignment
 from coe.mapping.basis import read_plan_file, read_problem
-from coe.mapping.dependencies import Dependencies, declared_uses
+from coe.mapping.declaration import Dependencies, declared_uses
 from coe.mapping.problem import Array, Problem
 from coe.registry import Registry
 

@@ -14,12 +14,11 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
+from coe.mapping.declaration import declared_assignment
 from coe.registry import Registry, load
-from coe.retrieval.gate import FILE as GATE_FILE
-from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.composition import declared_assignment
-from coe.routing.overlay import FILE, Overlay, Overlays
+from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.document_index import Index, check_store, open_index
 from coe.settings import Settings
@@ -163,7 +162,7 @@ def overlays_in_use(settings: Settings, router: Router) -> Overlays:
 
 def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
     """Raises ArtifactError for anything else than overlays."""
-    return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
+    return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
 
 
 def fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
@@ -195,7 +194,7 @@ GATE = "gate"
 _log = logging.getLogger("gateway")
 
 
-def consultant_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
+def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
     """None where no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:
@@ -231,4 +230,4 @@ def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> 
             artifact.manifest.version,
         )
         return None, ""
-    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version
+    return gate.align(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

@@ -76,7 +76,7 @@ class Metrics:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
 
     def _gated(self, trace: Trace) -> None:
-        found = trace.consultation
+        found = trace.retrieval_result
         self._retrieval.add((found.status,))
         if found.ms:
             self._consulted.observe(_ALONE, found.ms / 1000)
@@ -85,7 +85,7 @@ class Metrics:
 
     def _answered(self, trace: Trace, expert: Labels, first_ms: float) -> None:
         self._first.observe(expert, first_ms / 1000)
-        if trace.attempts.begun == 1:
+        if trace.attempts.count == 1:
             self._upstream.observe(expert, (first_ms - trace.routing_ms) / 1000)
         if (usage := trace.usage) is not None:
             if usage.input_tokens:

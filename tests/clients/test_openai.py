@@ -222,7 +222,7 @@ def test_legacy_completions_are_answered_by_who_speaks_them(client: openai.OpenA
     assert client.completions.create(model="auto", prompt="The capital").choices[0].text == REPLY
     with client.completions.create(model="native", prompt="The capital", stream=True) as stream:
         assert "".join(chunk.choices[0].text for chunk in stream) == REPLY
-    with pytest.raises(openai.BadRequestError, match="chatty does not speak the completions API"):
+    with pytest.raises(openai.BadRequestError, match="chatty does not support the completions API"):
         client.completions.create(model="chatty", prompt="The capital")
 
 

@@ -17,7 +17,7 @@ from coe.experts.factory import build_experts
 from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Target, Unreachable
 from coe.registry import Registry
-from coe.routing.attempts import Attempts, first_answer
+from coe.routing.attempts import Attempts, call_experts
 from gateway.errors import headers_of, status_of
 from tests.experts.test_client import OK, request_of, serving, whole
 
@@ -52,9 +52,9 @@ async def test_at_the_bound_an_idle_connection_to_another_server_makes_room() ->
 async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
     async with serving(answer) as url, Client(connections=1) as client:
         target = Target(url, {})
-        held = await client.ask(target, b"{}")
+        held = await client.send(target, b"{}")
         with pytest.raises(NoDescriptor, match="all 1 connections"):
-            await client.ask(target, b"{}")
+            await client.send(target, b"{}")
         while await held.chunk():
             pass
         held.release()
@@ -70,10 +70,10 @@ async def test_a_shortage_is_not_tried_elsewhere_and_tells_nothing_of_the_server
         for _ in range(12):
             attempts = Attempts()
             with pytest.raises(OutOfDescriptors) as caught:
-                await first_answer(
+                await call_experts(
                     call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts, hedge=hedge
                 )
-            assert attempts.begun == 0
+            assert attempts.count == 0
     assert len(full) == 12
     assert all(replica.breaker.calm for expert in experts.values() for replica in expert.replicas)
     assert (status_of(caught.value), caught.value.code) == (503, "overloaded")
@@ -84,7 +84,7 @@ async def test_a_shortage_is_no_sign_that_a_server_is_dead(full: list[int]) -> N
     async with Client() as session:
         experts = build_experts(registry_of("a"), {}, session=session)
         (replica,) = experts["a"].replicas
-        await HealthChecks(session).look(experts.values())
+        await HealthChecks(session).run_round(experts.values())
         assert full
         assert replica.alive is None
 

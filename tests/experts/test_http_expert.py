@@ -14,18 +14,18 @@ from coe.core import Call
 from coe.errors import (
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import ModelNameRewriter, Streamed
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
@@ -103,11 +103,11 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
         ("status:400", False, ExpertRejected, "rejected the request: because I say so"),
         ("detail:422", True, ExpertRejected, "rejected the request: unexpected field"),
         ("redirect", False, ExpertUnavailable, "HTTP 302"),
-        ("text:<html>", False, ExpertGarbage, "not JSON"),
-        ("text:[]", False, ExpertGarbage, "without choices"),
-        ("text:{}", True, ExpertGarbage, "where an event stream was asked for"),
-        ("stream-text:noise\n\n", True, ExpertGarbage, "broken event stream"),
-        ("stream-text:data: {\n\n", True, ExpertGarbage, "broken event stream"),
+        ("text:<html>", False, ExpertInvalidResponse, "not JSON"),
+        ("text:[]", False, ExpertInvalidResponse, "without choices"),
+        ("text:{}", True, ExpertInvalidResponse, "where an event stream was asked for"),
+        ("stream-text:noise\n\n", True, ExpertInvalidResponse, "broken event stream"),
+        ("stream-text:data: {\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),
         ("stream-text:", True, ExpertUnavailable, "before the first event"),
         ("stream-text:: ping\n\n", True, ExpertUnavailable, "before the first event"),
@@ -128,7 +128,7 @@ async def test_each_fault_has_its_error(
 class Chunks:
     """An answer that comes in these."""
 
-    media_type, at_end = "text/event-stream", False
+    media_type, complete = "text/event-stream", False
 
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = list(chunks)
@@ -142,8 +142,10 @@ class Chunks:
 async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> None:
     error = b'data: {"error":{"message":"cuda died"}}\n\n'
     response: Any = Chunks(CHUNK % b"m", CHUNK % b"n" + error + DONE)
-    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0)
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
+    reply = StreamedReply(
+        response, api_format=API_FORMATS["chat"], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0
+    )
     await reply.begin()
     chunks = reply.chunks()
     assert [await anext(chunks), await anext(chunks)] == [CHUNK % b"clever", CHUNK % b"n"]
@@ -153,12 +155,12 @@ async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> N
 
 
 def test_only_the_answers_own_model_is_renamed() -> None:
-    echo = ModelNameRewriter(theirs="m", ours="clever")
+    rewriter = ModelNameRewriter(server_name="m", client_name="clever")
     answer = {"model": "m", "content": [{"type": "tool_use", "input": {"model": "m"}}]}
-    assert orjson.loads(echo.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
+    assert orjson.loads(rewriter.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
     foreign = answer | {"model": "another"}
-    assert orjson.loads(echo.in_answer(orjson.dumps(foreign), foreign)) == foreign
-    assert echo.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
+    assert orjson.loads(rewriter.in_answer(orjson.dumps(foreign), foreign)) == foreign
+    assert rewriter.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
 
 
 @pytest.mark.parametrize(("status", "told", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])
@@ -174,11 +176,11 @@ async def test_a_server_may_say_when_to_come_again(
 async def test_a_refusal_is_told_whole_with_the_servers_own_words_for_it(server: FaultyServer) -> None:
     with pytest.raises(ExpertRejected, match=r"rejected the request: too long$") as raised:
         await answer(server.url, "refuses:slowly400")
-    assert (raised.value.word, raised.value.param) == ("context_length_exceeded", "messages[0]")
+    assert (raised.value.upstream_code, raised.value.param) == ("context_length_exceeded", "messages[0]")
     assert orjson.loads(body_of(raised.value))["error"]["code"] == "context_length_exceeded"
     with pytest.raises(ExpertRejected) as raised:
         await answer(server.url, "refuses:slowly400", api_key="context_length_exceeded")
-    assert raised.value.word is None
+    assert raised.value.upstream_code is None
 
 
 async def test_a_refusal_does_not_wait_for_a_body_that_does_not_come(
@@ -232,7 +234,7 @@ async def test_a_connection_is_used_again_though_the_end_of_a_stream_comes_after
 
 
 async def test_endless_noise_is_not_waited_for(server: FaultyServer) -> None:
-    with pytest.raises(ExpertGarbage):
+    with pytest.raises(ExpertInvalidResponse):
         await answer(server.url, "stream-text:" + "noise " * 50, stream=True)
 
 

@@ -14,7 +14,7 @@ from coe.mapping import (
     Problem,
     TimeBudget,
     Uses,
-    expected,
+    expected_utility,
     marginal_values,
     planned_quality,
     planned_use,
@@ -211,7 +211,7 @@ def test_requests_routed_at_the_plan_s_prices_keep_its_budgets(budget: Budget, s
     problem = make(categories=12, experts=6, seed=3, budget=budget)
     plan = solve(problem, traffic=posteriors(problem, count=4000, seed=1, sharpness=sharpness))
     routed = np.array(
-        [expected(plan, p).argmax() for p in posteriors(problem, count=4000, seed=2, sharpness=sharpness)]
+        [expected_utility(plan, p).argmax() for p in posteriors(problem, count=4000, seed=2, sharpness=sharpness)]
     )
     assert {problem.experts[column] for column in routed} <= set(plan.hosted)
     limits = budget.rows()
@@ -230,7 +230,7 @@ def test_a_crowd_that_could_go_either_way_does_not_break_the_budget() -> None:
     problem = Problem(("x", "y"), ("large", "small"), quality, np.array([0.6, 0.4]), uses, Budget(mean_active_b=20))
     traffic = np.eye(2)[[0] * 600 + [1] * 400]
     plan = solve(problem, traffic=traffic)
-    routed = np.array([expected(plan, p).argmax() for p in traffic])
+    routed = np.array([expected_utility(plan, p).argmax() for p in traffic])
     assert uses.active_b is not None
     assert uses.active_b[routed].mean() <= 20
 
@@ -247,7 +247,7 @@ def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
     problem = make(categories=12, experts=6, seed=3, budget=Budget(mean_active_b=20))
     traffic = posteriors(problem, count=4000, seed=1, sharpness=1.0)
     plan = solve(problem, traffic=traffic)
-    routed = np.array([expected(plan, p).argmax() for p in traffic])
+    routed = np.array([expected_utility(plan, p).argmax() for p in traffic])
     assert problem.use("mean_active_b")[routed].mean() == pytest.approx(20, rel=0.02)
     assert routed_use(problem, plan, traffic) == {"mean_active_b": problem.use("mean_active_b")[routed].mean()}
 

@@ -308,7 +308,7 @@ def test_a_plan_without_a_record_follows_the_names() -> None:
 def test_only_open_categories_are_tried_with_a_new_expert() -> None:
     edit = {"experts": [*without(""), expert("newcomer")], "assignment": {"general": "generalist", "law": "coder"}}
     found = plan_in_effect(published(), registry_of(**declaration(**edit))).assignment
-    assert [found.untried(row) for row in range(4)] == [{"newcomer"}, {"newcomer"}, set(), set()]
+    assert [found.unmeasured_experts(row) for row in range(4)] == [{"newcomer"}, {"newcomer"}, set(), set()]
     assert Assignment.from_json(found.to_json()).to_json() == found.to_json()
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from coe.core import Decision, Prediction
 from coe.mapping import Assignment
-from coe.routing.composition import decide, declared_assignment
-from tests.deciding import CATEGORIES, FULL, chat_of
+from coe.mapping.declaration import declared_assignment
+from coe.routing.decision import decide
+from tests.decisions import CATEGORIES, FULL, chat_of
 from tests.fakes import registry_of
 
 REGISTRY = registry_of(policy={"exploration": {"rate": 0.2, "max_quality_loss": 0.05}})
