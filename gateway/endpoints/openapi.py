@@ -222,7 +222,7 @@ _HEADERS: Schema = {
     "Router": {"description": "Version of the category router.", "schema": TEXT},
     "Attempts": {"description": "How often experts were asked.", "schema": {"type": "integer", "minimum": 1}},
     "Retrieval": {
-        "description": "How the gate to the documents stood (none, off, shut, empty, failed, open); where open, how "
+        "description": "How the gate to the documents stood (none, off, skipped, empty, failed, used); where used, how "
         "many passages of about how many tokens the expert was given.",
         "schema": TEXT,
     },

@@ -151,7 +151,7 @@ class Trace:
         found = self.consultation
         if found.status != "used":
             return found.status.encode()
-        return b"open; passages=%d; tokens=%d" % (len(found.passages), found.tokens)
+        return b"used; passages=%d; tokens=%d" % (len(found.passages), found.tokens)
 
     @property
     def usage(self) -> Usage | None:

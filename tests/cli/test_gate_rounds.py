@@ -64,7 +64,7 @@ def test_what_trials_showed_becomes_the_gate_in_use_and_can_be_taken_back(shop: 
     assert found["promoted"], found["sentence"]
     assert shop.store("gate").in_use() == found["version"] != first
     names = read_in_use(shop.settings).router.categories
-    gate = Gate.load(Path(found["folder"]) / GATE_FILE).over(names, EXPERTS)
+    gate = Gate.load(Path(found["folder"]) / GATE_FILE).align(names, EXPERTS)
     gains = {name: gate.estimate_fast(np.eye(4)[row]).gain[1] for row, name in enumerate(names)}
     assert gains["cooking"] > 0.2
     assert gains["astronomy"] < 0.1
