@@ -23,7 +23,7 @@ import learning_scenarios
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from replay import LOSS, RATE, Array, Traffic, World, flat, world_of
+from quality_replay import LOSS, RATE, Array, Traffic, World, flat, world_of
 
 from coe.learning.estimation.off_policy import BanditLog, estimates
 from coe.learning.evaluation.quality import read_quality

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from replay import World, world_of
+from quality_replay import World, world_of
 from scipy.stats import t
 
 from coe.learning.estimation.experience import Experience

@@ -1,4 +1,4 @@
-"""The store's part of benchmarks/retrieval.py: what is found, how fast, how large, how quickly built."""
+"""Document stores for benchmarks/retrieval.py: recall, latency, size and indexing time."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ async def _measure(data: Path, encoder: TokenizingEncoder, *, urls: dict[str, st
     texts = pq.read_table(data / "docs.parquet").to_pylist()
     questions = pq.read_table(data / "questions_train.parquet").to_pylist()
     questions = [one for one in questions if one["gold_doc"] and one["source"] in SOURCES]
-    remembering = _Remembering(encoder)
-    vectors = remembering.encode([one["question"] for one in questions])
+    caching = _CachingEncoder(encoder)
+    vectors = caching.encode([one["question"] for one in questions])
     report = {}
     for name, url in urls.items():
         async with _opened(url, encoder) as (store, _):
-            recall, corpus = await _recall(store, remembering, texts, questions, vectors)
+            recall, corpus = await _recall(store, caching, texts, questions, vectors)
         report[name] = {"recall": recall}
         async with _opened(url, encoder) as (store, size):
             report[name] |= await _at_size(store, corpus, size, chunks, questions, vectors)
     return report
 
 
-class _Remembering:
-    """An encoder that embeds each text once, whichever the store."""
+class _CachingEncoder:
+    """An encoder that embeds each text once for all stores."""
 
     def __init__(self, encoder: TokenizingEncoder) -> None:
         self._encoder = encoder
         self.dimensions, self.digest, self.spans = encoder.dimensions, encoder.digest, encoder.spans
+        self.features = encoder.features
         self._known: dict[str, Any] = {}
 
     def encode(self, texts: Sequence[str]) -> Any:
@@ -63,7 +64,7 @@ class _Remembering:
 
 @asynccontextmanager
 async def _opened(url: str, encoder: TokenizingEncoder) -> AsyncIterator[tuple[DocumentStore, Any]]:
-    """An empty store, and what tells its size in bytes."""
+    """Open an empty store; yields it with a function that returns its size in bytes."""
     with TemporaryDirectory() as folder:
         store = open_store(url, base=Path(folder), encoder=encoder_id(encoder))
         if url.startswith("redis"):
@@ -88,7 +89,7 @@ def _size(folder: Path) -> int:
 
 
 async def _recall(
-    store: DocumentStore, encoder: _Remembering, texts: list[Any], questions: list[Any], vectors: Any
+    store: DocumentStore, encoder: _CachingEncoder, texts: list[Any], questions: list[Any], vectors: Any
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     async def given() -> AsyncIterator[SourceText]:
         for one in texts:

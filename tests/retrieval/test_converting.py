@@ -91,7 +91,7 @@ async def test_a_file_that_is_too_large_is_not_opened(converter: Converter, tmp_
 
 async def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slow.html")
-    async with Converter(wall_seconds=0.3) as converter:
+    async with Converter(timeout=0.3) as converter:
         with pytest.raises(DocumentError, match=r"longer than 0\.3 s"):
             await converter.convert(tmp_path / "slow.html", "html")
 
@@ -103,9 +103,9 @@ def test_folders_and_patterns_are_searched_for_known_kinds(tmp_path: Path) -> No
     wanted = [SourceFile(tmp_path / "a.md", "markdown"), SourceFile(tmp_path / "sub" / "c.HTML", "html")]
     assert find_files([str(tmp_path)]) == wanted
     assert find_files([f"{tmp_path}/**/*", str(tmp_path / "a.md")]) == wanted
-    (refused,) = find_files([str(tmp_path / "b.exe")])
-    assert isinstance(refused, RejectedFile)
-    assert "not a kind of file" in refused.why
+    (rejected,) = find_files([str(tmp_path / "b.exe")])
+    assert isinstance(rejected, RejectedFile)
+    assert "not a kind of file" in rejected.reason
     for missing in ("nothing.md", "*.rst"):
         with pytest.raises(DataError, match=r"no such file|nothing matches"):
             find_files([str(tmp_path / missing)])
@@ -123,7 +123,7 @@ def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
     (root / "up").symlink_to(tmp_path)
     os.mkfifo(root / "pipe.txt")
     for asked in (str(root), f"{root}/**/*.*"):
-        told = {one.path.name: one.why for one in find_files([asked]) if isinstance(one, RejectedFile)}
+        told = {one.path.name: one.reason for one in find_files([asked]) if isinstance(one, RejectedFile)}
         assert "link that leaves" in told["out.md"]
         assert "not a file" in told["pipe.txt"]
         assert {"gone.md", "loop.md"} <= set(told)

@@ -86,9 +86,9 @@ async def test_a_server_that_is_away_or_too_old_is_named_with_the_remedy() -> No
         raise ResponseError("unknown command 'VSIM', with args beginning with: ")
 
     connection = DocumentsRedis("redis://127.0.0.1:1/0")
-    answer: Awaitable[None] = old()
+    command: Awaitable[None] = old()
     with pytest.raises(RetrievalError, match="Redis 8 or newer"):
-        await connection.answer(answer)
+        await connection.response(command)
     await connection.aclose()
 
 

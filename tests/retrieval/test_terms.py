@@ -28,7 +28,7 @@ def test_scores_are_those_of_bm25() -> None:
     for number, text in enumerate(texts, 1):
         for word, weight in term_weights(text).items():
             packed.setdefault(word, []).append(np.array([(number, weight)], dtype=POSTING).tobytes())
-    scores = top_chunks({"ant": packed["ant"], "bee": packed["bee"]}, chunks=3, most=10)
+    scores = top_chunks({"ant": packed["ant"], "bee": packed["bee"]}, chunks=3, limit=10)
 
     def part(count: int, length: int, df: int) -> float:
         rarity = math.log(1 + (3 - df + 0.5) / (df + 0.5))
@@ -38,5 +38,5 @@ def test_scores_are_those_of_bm25() -> None:
         1: pytest.approx(part(1, 2, 1) + part(1, 2, 2), rel=2 / WEIGHT_SCALE),
         2: pytest.approx(part(2, 3, 2), rel=2 / WEIGHT_SCALE),
     }
-    assert list(top_chunks({"bee": packed["bee"]}, chunks=3, most=1)) == [2]
-    assert top_chunks({}, chunks=0, most=5) == {}
+    assert list(top_chunks({"bee": packed["bee"]}, chunks=3, limit=1)) == [2]
+    assert top_chunks({}, chunks=0, limit=5) == {}

@@ -1,6 +1,6 @@
 """What administrators' questions take, and whether other requests wait for them, at a running gateway with a plan:
 
-python -m benchmarks.administration http://127.0.0.1:8080 mean_active_b=8,9,10,12
+python -m benchmarks.admin_requests http://127.0.0.1:8080 mean_active_b=8,9,10,12
 """
 
 from __future__ import annotations

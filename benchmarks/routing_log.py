@@ -1,6 +1,6 @@
 """What the routing log costs: one put() on the request path, records a second into each store, bytes a record.
 
-    python benchmarks/records.py [--records 50000] [--redis redis://127.0.0.1:6379/15]
+    python benchmarks/routing_log.py [--records 50000] [--redis redis://127.0.0.1:6379/15]
 
 Prints JSON. The Redis database named is used for real: it must be empty, and is emptied afterwards.
 """

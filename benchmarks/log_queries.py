@@ -1,6 +1,6 @@
 """How fast the log is looked through: pages of the newest records by each filter, and far back, in SQLite and Redis.
 
-    python -m benchmarks.log_reading [--records 100000] [--redis redis://127.0.0.1:6379/15]
+    python -m benchmarks.log_queries [--records 100000] [--redis redis://127.0.0.1:6379/15]
 
 Prints JSON: milliseconds for one page of 50, the median of five, and `calls` where a page takes more than one. The
 Redis database named is emptied afterwards.
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import sample
+from benchmarks.routing_log import sample
 from coe.records import open_log
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 

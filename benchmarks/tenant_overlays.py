@@ -1,6 +1,6 @@
 """Do overlays help whom they should, and stay away from everybody else?
 
-    python benchmarks/overlays.py [--tenants N] [--requests N] [--json FILE]
+    python benchmarks/tenant_overlays.py [--tenants N] [--requests N] [--json FILE]
 
 Made-up posteriors of 14 categories, right for 80 % of the requests. Of each kind of tenant: how many get a head, and
 how often the likeliest category is the one the tenant means, on requests of its own that nothing was fitted to.

@@ -16,7 +16,7 @@ from random import Random
 import orjson
 import uvloop
 
-from benchmarks.rig import STARTER, head
+from benchmarks.harness import STARTER, head
 
 CONNECTIONS = 50
 

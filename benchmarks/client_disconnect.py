@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 import uvloop
 
-from benchmarks.drip import HEAD, chunk, event
-from benchmarks.rig import GATEWAY_PORT, gateway, head
+from benchmarks.harness import GATEWAY_PORT, gateway, head
+from benchmarks.streaming_upstream import HEAD, chunk, event
 
 WAITING_PORT = 18098
 
