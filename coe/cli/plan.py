@@ -22,20 +22,20 @@ from coe.learning.estimation.refit import STRONGEST_SHRINKAGE
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
-    VALUES,
+    MARGINAL_VALUES_TIME_SHARE,
     Assignment,
-    Basis,
     Budget,
     Dependencies,
     ParetoRow,
     PlanEvidence,
+    PlanInputs,
     Problem,
     TimeBudget,
-    least,
     marginal_values,
     read_evidence,
-    rounded,
+    round_traffic,
     routed_use,
+    smallest_limit,
     solve,
     sweep,
 )
@@ -113,18 +113,18 @@ def plan(
         from coe.learning.plots import plot_sweep
 
         plot_sweep(rows, row=row, path=plot)
-    patience = TimeBudget()
+    time_budget = TimeBudget()
     with told_if_long("finding what each expert is worth"):
-        values = marginal_values(problem, assignment, patience=patience.part(VALUES))
+        values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
     if not dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT).write_bytes(assignment.to_json())
             with told_if_long("finding what other budgets would give"):
-                basis.save(draft, assignment, values=values, patience=patience)
+                basis.save(draft, assignment, values=values, time_budget=time_budget)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
-    if patience.missed:
-        say_error(f"note: left out, since it would have taken too long: {', '.join(patience.missed)}")
+    if time_budget.skipped:
+        say_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=dry_run)
     report = plan_report(basis, assignment, rows, values, pins=registry.assignment)
     report |= {"sweep_impossible": impossible, "left_out": asdict(left_out)}
@@ -145,7 +145,7 @@ def basis_of(
     benchmark: str | None = None,
     deviations: float,
     learnt: PlanEvidence,
-) -> tuple[Basis, LeftOut]:
+) -> tuple[PlanInputs, LeftOut]:
     """The scored experts and the categories that they may serve, with measured quality: lower bounds, pins and budget
     applied; and what is left out. The feedback in `learnt` is added to the scores of the categories that it moved.
 
@@ -179,7 +179,7 @@ def basis_of(
     problem = declared_problem(registry, measured, quality=quality, weights=weights)
     traffic = _traffic(settings, problem, prompts)
     source = f"{len(prompts)} prompts of {folder.name}"
-    basis = Basis(
+    basis = PlanInputs(
         problem,
         measured,
         traffic,
@@ -210,7 +210,7 @@ def _learnt(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence, dic
 
 
 def _learnt_report(
-    learnt: PlanEvidence, basis: Basis, before: Mapping[str, str], assignment: Assignment
+    learnt: PlanEvidence, basis: PlanInputs, before: Mapping[str, str], assignment: Assignment
 ) -> dict[str, list[str]]:
     """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
     in spite of it, and those whose feedback was dropped."""
@@ -236,7 +236,7 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
         return None
     sample = np.random.default_rng(0).permutation(len(prompts))[:SAMPLE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
-    return rounded(posteriors[:, [router.categories.index(name) for name in problem.categories]])
+    return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])
 
 
 def _limits(text: str) -> tuple[str, list[float]]:
@@ -276,7 +276,7 @@ def _impossible(
     if not left_out:
         return None
     try:
-        smallest = least(problem, row, TimeBudget())
+        smallest = smallest_limit(problem, row, TimeBudget())
     except TimeoutError:
         smallest = None
     return {"row": row, "limits": left_out, "smallest": smallest}

@@ -10,7 +10,7 @@ from typing import Any
 
 from coe.cli.plan_gate import told
 from coe.learning.evaluation.quality import Quality
-from coe.mapping import Assignment, Basis, ParetoRow, planned_quality, planned_use
+from coe.mapping import Assignment, ParetoRow, PlanInputs, planned_quality, planned_use
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
 from coe.terminal import say
@@ -40,7 +40,7 @@ class LeftOut:
 
 
 def plan_report(
-    basis: Basis,
+    basis: PlanInputs,
     assignment: Assignment,
     rows: Sequence[ParetoRow],
     values: Mapping[str, float | None],
@@ -72,7 +72,7 @@ def plan_report(
     }
 
 
-def _against(basis: Basis, assignment: Assignment) -> list[dict[str, Any]]:
+def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
     """The plan, then each single expert serving all planned categories: quality as the plan trusts it, and cost in US
     dollars per thousand requests. Pins and limits do not hold for single experts."""
     problem = basis.problem

@@ -29,7 +29,7 @@ from coe.learning.retraining.job_lock import Assure, only_job
 from coe.learning.retraining.plan_round import Current, Probes, Round, retrain
 from coe.learning.retraining.report import keep_report, round_report, write_report
 from coe.learning.retraining.state import STATE, Rounds, read_rounds, write_rounds
-from coe.mapping import Basis, PlanEvidence, read_evidence
+from coe.mapping import PlanEvidence, PlanInputs, read_evidence
 from coe.mapping.declaration import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.registry import Registry, load
@@ -250,7 +250,7 @@ def _gathered(job: Job, tenure: PolicyWindow) -> Gathered:
 
 
 def _concluded(
-    job: Job, found: Round, report: dict[str, Any], rounds: Rounds, basis: Basis, *, began: str | None
+    job: Job, found: Round, report: dict[str, Any], rounds: Rounds, basis: PlanInputs, *, began: str | None
 ) -> Outcome:
     """Promote, or keep the report, and remember the round."""
     if job.dry_run:

@@ -110,7 +110,7 @@ async def test_another_budget_is_solved_beside_the_gateway_and_the_process_is_ke
     assert free.json["quality"] > frugal.json["quality"]
     impossible = await asked(gateway, mean_active_b=1)
     assert (impossible.status, impossible.error["code"]) == (400, "budget_impossible")
-    assert "the smallest that would do is 2" in impossible.error["message"]
+    assert "the smallest feasible limit is 2" in impossible.error["message"]
 
 
 async def test_a_plan_of_which_nothing_was_kept_is_shown_and_cannot_be_solved_again(

@@ -157,11 +157,11 @@ def test_limits_of_a_sweep_that_cannot_be_kept_are_told_with_the_smallest_that_c
 
 
 def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.cli.plan.Patience", lambda: TimeBudget(0))
+    monkeypatch.setattr("coe.cli.plan.TimeBudget", lambda: TimeBudget(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that
-    assert "too long: the worth of large" in result.stderr
+    assert "too long: the value of large" in result.stderr
     assert "large              0.0000  not found in time" in plan(config)
     assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
 
