@@ -17,7 +17,7 @@ from benchmarks.plain_questions import plain_questions
 from coe.fleet import Fleet, local_servers
 from coe.learning.evaluation.checkers import contains
 from coe.registry import ExpertSpec
-from coe.retrieval.insertion import Block, marked
+from coe.retrieval.insertion import PassageBlock, format_passages
 from coe.retrieval.passages import Passage, Retriever
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -81,13 +81,13 @@ async def asked(
         cache=folder / "models",
         logs=folder / "logs",
         python=Path(sys.executable),
-        say=print,
+        report=print,
     )
     found = []
     missing = [q for q in questions if not kept.complete(q)]
     if not missing:
         return [_asked(q, kept) for q in questions]
-    async with Fleet(specs, say=print):
+    async with Fleet(specs, report=print):
         import aiohttp
 
         endpoint = endpoints["small"]
@@ -122,7 +122,7 @@ class _Kept:
         question: Question,
         texts: Sequence[str],
         answers: Sequence[str],
-        block: Block | None,
+        block: PassageBlock | None,
         cosines: Sequence[float],
         seconds: float,
     ) -> None:
@@ -146,12 +146,14 @@ def _asked(question: Question, kept: _Kept) -> Asked:
     return Asked(question, *scores, with_["tokens"], tuple(with_["cosines"]), with_["seconds"])
 
 
-async def _block(question: Question, retriever: Retriever, encoder: Any) -> tuple[Block | None, list[float], float]:
+async def _block(
+    question: Question, retriever: Retriever, encoder: Any
+) -> tuple[PassageBlock | None, list[float], float]:
     began = time.perf_counter()
     vector = encoder.encode([question.text])[0]
     passages: Sequence[Passage] = await retriever.search(question.text, vector, limit=PASSAGES)
     seconds = time.perf_counter() - began
-    return marked(passages, budget=BUDGET), [round(p.score, 4) for p in passages], seconds
+    return format_passages(passages, budget=BUDGET), [round(p.score, 4) for p in passages], seconds
 
 
 async def _answer(session: Any, endpoint: Any, text: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from routers.calibration import auroc, expected_calibration_error, pooled, reliability, risk_coverage, softmax
+from routers.calibration import auroc, expected_calibration_error, logarithmic_pool, reliability, risk_coverage, softmax
 from routers.cascade import CascadeRouter, load_cascade
 from routers.training.fitting import folds
 
@@ -114,13 +114,13 @@ def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.i
     coverage, risk = risk_coverage(confidence, right)
     at = np.linspace(0, len(risk) - 1, 41).astype(int)
     accuracy = {name: hits(logits, labels) for name, logits in heads.items()}
-    accuracy["cheap"] = hits(pooled([heads["lexical"], heads["static"]], router.pooling.cheap), labels)
+    accuracy["cheap"] = hits(logarithmic_pool([heads["lexical"], heads["static"]], router.pooling.cheap), labels)
     accuracy["cascade"] = float(right.mean())
-    accuracy["full"] = hits(pooled(list(heads.values()), router.pooling.full), labels)
+    accuracy["full"] = hits(logarithmic_pool(list(heads.values()), router.pooling.full), labels)
     accuracy["plain_average"] = hits(sum((softmax(logits) for logits in heads.values()), np.zeros(1)), labels)
     return {
         "accuracy": accuracy,
-        "escalated": float(np.mean([p.stage == "full" for p in predictions])),
+        "escalated": float(np.mean([p.stage == "encoder" for p in predictions])),
         "ece": expected_calibration_error(confidence, right),
         "reliability": [asdict(found) for found in reliability(confidence, right)],
         "risk_coverage": {"coverage": coverage[at].tolist(), "risk": risk[at].tolist()},
@@ -178,10 +178,10 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
     texts = [row["prompt"] for row in tested] + outside
     inlier = np.arange(len(texts)) < len(tested)
     study = router.study(texts)
-    probability = softmax(pooled(list(study.heads.values()), router.pooling.full)).max(axis=1)
+    probability = softmax(logarithmic_pool(list(study.heads.values()), router.pooling.full)).max(axis=1)
     predictions = router.predict(texts)
     served = np.array([p.confidence for p in predictions])
-    escalated = np.array([p.stage == "full" for p in predictions])
+    escalated = np.array([p.stage == "encoder" for p in predictions])
     doubted = served < metrics["confidence_threshold"]
     return {
         "trained_on": metrics["examples"],
@@ -236,7 +236,7 @@ def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold:
     """Recall by category, its mean, the commonest confusions, and the shares escalated and doubted."""
     texts = [row["prompt"] for row in rows]
     heads = router.study(texts).heads
-    full = pooled(list(heads.values()), router.pooling.full).argmax(axis=1)
+    full = logarithmic_pool(list(heads.values()), router.pooling.full).argmax(axis=1)
     predictions = router.predict(texts)
     truth = np.array([row["category"] for row in rows])
     found = np.array([router.categories[p.best] for p in predictions])
@@ -250,7 +250,7 @@ def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold:
         "macro_full": float(
             np.mean([(np.array(router.categories)[full][truth == name] == name).mean() for name in names])
         ),
-        "escalated": float(np.mean([p.stage == "full" for p in predictions])),
+        "escalated": float(np.mean([p.stage == "encoder" for p in predictions])),
         "doubted": float((confidence < confidence_threshold).mean()),
         "ece": expected_calibration_error(confidence, found == truth),
         "confusions": [f"{t} -> {f}: {count}" for (t, f), count in confused.most_common(10)],

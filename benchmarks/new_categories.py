@@ -25,11 +25,11 @@ from coe.core import Router
 from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
-from routers.examples import TrainingSet, prepare
+from routers.examples import TrainingSet, build_training_set
 from routers.heads.lexical import LexicalMatrix
-from routers.training.build import represent
-from routers.training.fitting import Data, Strengths, choose_strengths, folds, write_heads
-from routers.training.parallel import LocalRunner
+from routers.task_runner import LocalRunner
+from routers.training.build import compute_training_data
+from routers.training.fitting import Regularization, TrainingData, choose_regularization, folds, write_heads
 
 GIVEN = 8
 SEED = 0
@@ -52,7 +52,7 @@ def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    lessons = prepare([routers.Example(line["prompt"], line["category"]) for line in lines])
+    lessons = build_training_set([routers.Example(line["prompt"], line["category"]) for line in lines])
     described = {category.name: category.description for category in load(declaration, environ={}).categories}
     found = {}
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1, user_api="blas"):
@@ -64,13 +64,13 @@ def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
     return {"seed": SEED, "examples": GIVEN, "mean": mean, **found}
 
 
-def base_of(lessons: TrainingSet, folder: Path) -> tuple[Data, Strengths]:
+def base_of(lessons: TrainingSet, folder: Path) -> tuple[TrainingData, Regularization]:
     """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
     routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
     opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
     embeddings = opened(folder / NETWORK).features(lessons.texts)
-    data = represent(lessons, embeddings, out=folder, opened=opened, report=lambda share: None)
-    return data, choose_strengths(data, seed=SEED, work=LocalRunner())
+    data = compute_training_data(lessons, embeddings, out=folder, opened=opened, report=lambda share: None)
+    return data, choose_regularization(data, seed=SEED, work=LocalRunner())
 
 
 def pairs(lessons: TrainingSet) -> list[tuple[str, str]]:
@@ -78,7 +78,7 @@ def pairs(lessons: TrainingSet) -> list[tuple[str, str]]:
 
 
 def readmit(
-    category: str, description: str, lessons: TrainingSet, data: Data, strengths: Strengths, folder: Path
+    category: str, description: str, lessons: TrainingSet, data: TrainingData, strengths: Regularization, folder: Path
 ) -> dict[str, float]:
     left = lessons.categories.index(category)
     rest, held = folds(lessons.labels, seed=SEED)[0]
@@ -103,7 +103,12 @@ def readmit(
 
 
 def write_without(
-    left: int, seen: NDArray[np.int64], lessons: TrainingSet, data: Data, strengths: Strengths, folder: Path
+    left: int,
+    seen: NDArray[np.int64],
+    lessons: TrainingSet,
+    data: TrainingData,
+    strengths: Regularization,
+    folder: Path,
 ) -> None:
     """Make `folder` a router that has learned from the texts `seen`, none of them of the category `left`."""
     labels = lessons.labels[seen]
@@ -125,7 +130,7 @@ def write_without(
 def answers(router: Router, texts: Sequence[str]) -> tuple[NDArray[Any], float]:
     """The likeliest categories and the share escalated."""
     predictions = router.predict(texts)
-    escalated = float(np.mean([p.stage == "full" for p in predictions]))
+    escalated = float(np.mean([p.stage == "encoder" for p in predictions]))
     return np.array([router.categories[p.best] for p in predictions]), escalated
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from coe.core import Prediction
 from coe.learning.estimation.experience import Experience
-from coe.learning.retraining.overlay_round import try_overlays
+from coe.learning.retraining.overlay_round import judge_overlays
 from coe.routing.overlay import Overlays
 
 CATEGORIES = tuple(f"c{number}" for number in range(14))
@@ -50,7 +50,7 @@ def tenants(count: int, requests: int, swapped: int, rate: float, *, noise: floa
         random = np.random.default_rng(number)
         meaning = np.arange(len(CATEGORIES))
         meaning[:swapped] = (meaning[:swapped] + 7) % len(CATEGORIES)
-        (tried,) = try_overlays(asked(random, requests, meaning, rate, noise)) or (None,)
+        (tried,) = judge_overlays(asked(random, requests, meaning, rate, noise)) or (None,)
         posterior, meant = traffic(random, FRESH, meaning)
         head = tried.overlay if tried is not None else None
         heads += head is not None

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 import routers
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.estimation.off_policy import greedy
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.tables import read_prompts
 from coe.mapping import Assignment, Problem, expected_utility, solve
@@ -63,7 +63,7 @@ class World:
 
     def mean(self, rows: NDArray[np.int64], assignment: Assignment) -> float:
         """Mean score of prompts routed by an assignment."""
-        return float((greedy(self.experience(rows), assignment) * self.scores[rows]).sum(axis=1).mean())
+        return float((greedy_policy(self.experience(rows), assignment) * self.scores[rows]).sum(axis=1).mean())
 
 
 def world_of(data: Quality, work: Path) -> World:
@@ -72,7 +72,7 @@ def world_of(data: Quality, work: Path) -> World:
     if not cache.is_file():
         with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
             examples = [routers.Example(*pair) for pair in read_prompts(shipped)]
-        routers.build(examples, out=work / "starter", memory=work / "memory", threads=1)
+        routers.build(examples, out=work / "starter", cache=work / "memory", threads=1)
         router = routers.load(work / "starter")
         posteriors = np.stack([found.probabilities for found in router.predict(data.prompts)])
         np.savez(cache, posterior=posteriors, categories=np.array(router.categories))
@@ -129,7 +129,7 @@ class Traffic:
             propensity=propensity,
             candidates=self.world.experts,
             probabilities=dict(zip(self.world.categories, posterior.tolist(), strict=True)),
-            stage="full",
+            stage="encoder",
             router="starter",
             config="benchmark",
             digest="",
@@ -143,7 +143,7 @@ class Traffic:
         )
 
     def experience(self) -> Experience:
-        found = gather(
+        found = load_experience(
             [self.records], [self.feedback], categories=self.world.categories, experts=self.world.experts, limit=10_000
         )
         return found.experience

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import routers
 from benchmarks.answered import Asked, asked, questions_of
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.learning.retraining.gate_report import calibration
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval import open_store
-from coe.retrieval.ingest.indexing import Indexer, Text, encoder_id
-from coe.retrieval.passages import Key
+from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
+from coe.retrieval.passages import DocumentKey
 from coe.retrieval.retrieval import Retrieval
 from routers.calibration import auroc, expected_calibration_error
 
@@ -60,9 +60,9 @@ def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
         folds = _stratified(label, seed)
         for fold in folds:
             gate = fit_gate(trials.part(np.setdiff1d(np.arange(len(rows)), fold)), seed=seed)
-            chance = outlooks(gate, trials.part(fold)).helps[:, small]
+            chance = gate_estimates(gate, trials.part(fold)).helps[:, small]
             found[fold] = chance.mean(axis=1)
-            glanced[fold] = [gate.glanced(row).helps[small].mean() for row in trials.posterior[fold]]
+            glanced[fold] = [gate.estimate_fast(row).helps[small].mean() for row in trials.posterior[fold]]
             told.append((chance.ravel(), alone[np.ix_(fold, small)].ravel() < 0.5))
         looks.append(np.mean([auroc(found[f].astype(np.float32), label[f] == 1) for f in folds]))
         glances.append(np.mean([auroc(glanced[f].astype(np.float32), label[f] == 1) for f in folds]))
@@ -96,32 +96,32 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     fit, judged = ([one for one in found if one.question.train is part] for part in (True, False))
     gate = fit_gate(_tried(fit, router, encoder))
     trials = _tried(judged, router, encoder)
-    open_ = opened(gate, trials, RetrievalPrice())[:, 0]
+    open_ = gate_decisions(gate, trials, RetrievalPrice())[:, 0]
     report = {"all": _policies(judged, open_)}
     for kind in sorted({one.question.kind for one in judged}):
         of = np.array([one.question.kind == kind for one in judged])
         report[kind] = _policies([one for one, yes in zip(judged, of, strict=True) if yes], open_[of])
     return report | {
         "fitted_to": len(fit),
-        "calibration": calibration(outlooks(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
+        "calibration": calibration(gate_estimates(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
     }
 
 
-async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[Text]:
+async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:
     for doc in docs:
-        yield Text(Key(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
+        yield SourceText(DocumentKey(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
 
 
 def _trials(
     texts: list[str], router: Any, encoder: Any, *, experts: tuple[str, ...], without: Any, **measured: Any
-) -> Trials:
+) -> GateExamples:
     """As served; passages make every answer right where nothing else was `measured`."""
     nothing = dict.fromkeys(("cosine", "tokens", "seconds"), np.full(len(texts), np.nan))
     rest = {"experts": experts, "without": without, "with_": np.ones_like(without)} | nothing | measured
-    return Trials.seen(texts, router, encoder, **rest)
+    return GateExamples.from_texts(texts, router, encoder, **rest)
 
 
-def _tried(found: list[Asked], router: Any, encoder: Any) -> Trials:
+def _tried(found: list[Asked], router: Any, encoder: Any) -> GateExamples:
     without, with_ = (np.array([[getattr(one, name)] for one in found]) for name in ("without", "with_"))
     tokens, seconds = (np.array([float(getattr(one, name)) for one in found]) for name in ("tokens", "seconds"))
     cosine = np.array([max(one.cosines, default=np.nan) for one in found])
@@ -138,13 +138,13 @@ def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
         "questions": len(found),
         "never": float(without.mean()),
         "always": float(with_.mean()),
-        "gated": float(np.where(opened, with_, without).mean()),
-        "opened": float(opened.mean()),
-        "token_share": float(tokens[opened].sum() / tokens.sum()),
+        "gated": float(np.where(gate_decisions, with_, without).mean()),
+        "opened": float(gate_decisions.mean()),
+        "token_share": float(tokens[gate_decisions].sum() / tokens.sum()),
     }
 
 
-def time_when_shut(trials: Trials) -> float:
+def time_when_shut(trials: GateExamples) -> float:
     """Median milliseconds of what a request pays for a gate that stays shut: its lift and its glance."""
     gate = fit_gate(trials)
     nobody: Any = None
@@ -153,8 +153,8 @@ def time_when_shut(trials: Trials) -> float:
     for row in np.tile(trials.posterior, (20, 1))[:5000]:
         prediction = Prediction(row.astype(np.float32), "predict_fast")
         began = time.perf_counter()
-        consultant.lift(prediction, "auto")
-        gate.glanced(prediction.probabilities)
+        consultant.net_gain(prediction, "auto")
+        gate.estimate_fast(prediction.probabilities)
         times.append(time.perf_counter() - began)
     return float(np.median(times) * 1000)
 

@@ -139,7 +139,7 @@ class Encoder(Protocol):
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """A training text near a given text: its category, the cosine similarity, and the text's digest
-    (`routers.digest_of`), which is empty if the router does not store digests."""
+    (`routers.prompt_digest`), which is empty if the router does not store digests."""
 
     category: str
     similarity: float

@@ -20,10 +20,10 @@ from starlette.applications import Starlette
 
 import routers
 from coe.errors import ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, watching
+from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
-from coe.learning.monitoring.traffic_report import FILE
+from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.registry import Registry
 from coe.runtime.active_state import check_in_use, read_in_use
@@ -160,9 +160,9 @@ async def open_parts(
         assembly = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
         stack.push_async_callback(assembly.aclose)
         current = ServingState(assembly.serving(in_use))
-        TrafficMetrics(settings.artifacts / FILE, current).show(observation.metrics)
+        TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).show(observation.metrics)
         await stack.enter_async_context(
-            watching(lambda: assembly.experts.values(), session=session, task_failed=failed)
+            running_health_checks(lambda: assembly.experts.values(), session=session, task_failed=failed)
         )
         if check and observation.metrics.tallies.worker == 0:
             await stack.enter_async_context(checking(assembly.experts.values(), registry, session=session))

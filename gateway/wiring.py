@@ -11,7 +11,7 @@ from coe.experts.http.client import Client
 from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.active_state import GATE, OVERLAYS, ActiveState, consultant_in_use
+from coe.runtime.active_state import GATE, OVERLAYS, ActiveState, retrieval_in_use
 from coe.runtime.document_index import Index
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
@@ -48,10 +48,10 @@ class Wiring:
         """Raises ConfigError for a local expert that nobody started, ArtifactError for a damaged gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._turns
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
-        consultant = consultant_in_use(self._settings, in_use, threads=self._threads)
+        retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
         composition = Composition(
             registry,
             router=in_use.router,
@@ -61,10 +61,10 @@ class Wiring:
             confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
             overlays=in_use.overlays,
-            retrieval=consultant,
+            retrieval=retrieval,
         )
         versions = {**in_use.versions, GATE: gate}
-        used = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(consultant and consultant.gate)}
+        used = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
         unused = frozenset(kind for kind, there in used.items() if versions.get(kind) and not there)
         access = access_of(registry, self._limiter, host=self._settings.host)
         serving = Serving(composition, access, in_use.index, versions, unused, in_use.consequences)

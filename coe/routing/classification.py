@@ -22,7 +22,7 @@ SLOW_ENCODER_PASS_SECONDS = 0.02
 """Duration of an encoder pass, waiting included, above which the processors count as busy."""
 ENCODER_BACKOFF_FACTOR = 4.0
 """After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
-SETTLED = "settled"
+SHORT_CIRCUIT = "short_circuit"
 """Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
 
 
@@ -80,7 +80,7 @@ class Classifier:
         if fast.stage != LOAD_SHED:
             return prediction
         if not needs_encoder(prediction):
-            return replace(prediction, stage=SETTLED)
+            return replace(prediction, stage=SHORT_CIRCUIT)
         if self._encoder_timeout == 0 or not self._load_shedding.has_capacity:
             return prediction
         refined = await self._run_encoder(text)

@@ -20,7 +20,7 @@ from coe.core import Call, Chat, Decision, Expert, Prediction, Reply, RequestOpt
 from coe.mapping import Assignment, decision_risk
 from coe.mapping.declaration import relative_cost
 from coe.registry import AUTO, Registry
-from coe.retrieval.retrieval import Question, Retrieval, RetrievalResult
+from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import Classifier
@@ -133,7 +133,7 @@ class Composition:
 
         A small expert with passages can so be selected instead of a large one without.
         """
-        gain = self._retrieval.lift(prediction, options.retrieval) if self._retrieval else None
+        gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
         if not options.cost_weight:
             return None if gain is None else -gain
         cost = options.cost_weight * self._relative_cost
@@ -159,10 +159,10 @@ class Composition:
         specs = [self.registry.expert(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(decision.expert)
-        question = Question(chat, text, prediction, expert, context, tenant, options.retrieval)
-        counted_on = retrieval.lift(prediction, options.retrieval) is not None
-        chat_with_passages, result = await retrieval.consult(question)
-        inserted = result.status in ("open", "held")
+        question = RetrievalRequest(chat, text, prediction, expert, context, tenant, options.retrieval)
+        counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
+        chat_with_passages, result = await retrieval.retrieve(question)
+        inserted = result.status in ("used", "withheld")
         if counted_on and not inserted and decision.reason in ("routed", "spilled", "fallback"):
             decision = self.assign(chat, prediction, replace(options, retrieval="off"))
         return chat_with_passages, decision, result

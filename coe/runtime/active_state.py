@@ -16,8 +16,7 @@ from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.declaration import declared_assignment
 from coe.registry import Registry, load
-from coe.retrieval.gate import FILE as GATE_FILE
-from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
@@ -195,7 +194,7 @@ GATE = "gate"
 _log = logging.getLogger("gateway")
 
 
-def consultant_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
+def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
     """None where no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:
@@ -231,4 +230,4 @@ def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> 
             artifact.manifest.version,
         )
         return None, ""
-    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version
+    return gate.align(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

@@ -48,7 +48,7 @@ class Notices:
         if trace.options is not None and trace.options.purpose:
             return ()
         found = []
-        if trace.left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
+        if trace.client_left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
             found.append(_signal("abandoned", trace.request_id, trace, now=now))
         if (conversation := _conversation(trace)) is not None:
             before = self._answers.get(conversation)
@@ -71,7 +71,7 @@ def _conversation(trace: Trace) -> bytes | None:
     chat, session = trace.chat, trace.options.session if trace.options else None
     if chat is None or not chat.messages or chat.api == "embeddings":
         return None
-    if trace.outcome != "ok" and not (trace.left and trace.reply is not None):
+    if trace.outcome != "ok" and not (trace.client_left and trace.reply is not None):
         return None
     if session is None and chat.characters < SHORTEST:
         return None

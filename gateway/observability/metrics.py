@@ -76,7 +76,7 @@ class Metrics:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
 
     def _gated(self, trace: Trace) -> None:
-        found = trace.consultation
+        found = trace.retrieval_result
         self._retrieval.add((found.status,))
         if found.ms:
             self._consulted.observe(_ALONE, found.ms / 1000)

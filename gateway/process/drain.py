@@ -34,5 +34,5 @@ class Drain:
 
     def cut(self) -> None:
         """End every request under way with the error that this gateway ends."""
-        for cutoff in tuple(self._current.admission.under_way):
-            cutoff.cut(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))
+        for request in tuple(self._current.admission.active):
+            request.cancel(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))

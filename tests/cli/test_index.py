@@ -59,7 +59,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     return Run(tmp_path, capsys, monkeypatch)
 
 
-def test_files_are_indexed_found_and_forgotten(run: Run) -> None:
+def test_files_are_indexed_found_and_removed(run: Run) -> None:
     docs = run.folder / "docs"
     docs.mkdir()
     (docs / "leave.md").write_text("# Leave\n\nParental leave lasts sixteen weeks.")
@@ -92,7 +92,7 @@ def test_an_index_of_another_encoder_is_refused_until_it_is_rebuilt(run: Run) ->
     assert "a.txt" in run("search", "ants", "--tenant", "acme")
 
 
-def test_mistakes_are_told_with_the_remedy(run: Run) -> None:
+def test_mistakes_are_reported_with_the_remedy(run: Run) -> None:
     assert run("search", "anything") == ""
     run("add", str(run.folder / "nothing"), code=1)
     assert "no such file or folder" in run.errors

@@ -116,7 +116,7 @@ def test_pins_are_marked_and_have_no_margin(tmp_path: Path) -> None:
     assert lines["general"] == ["general", "small", "-", "pinned"]
 
 
-def test_the_plan_stands_against_each_single_expert(tmp_path: Path) -> None:
+def test_the_plan_is_compared_with_each_single_expert(tmp_path: Path) -> None:
     config = write(tmp_path, MEASURED)
     own, small, large = report(config)["against"]
     assert (own["expert"], small["expert"], large["expert"]) == (None, "small", "large")

@@ -55,7 +55,7 @@ def fill(settings: Settings) -> dict[str, str]:
     return {"old": old, "new": new, "plan": plan, "overlays": overlays.manifest.version}
 
 
-def test_versions_have_their_origin_quality_and_date_and_say_what_is_in_use(settings: Settings) -> None:
+def test_versions_are_listed_with_origin_quality_date_and_use(settings: Settings) -> None:
     ids = fill(settings)
     found = listed(settings)
     assert list(found) == ["router", "overlays", "assignment", "gate"]

@@ -205,7 +205,7 @@ async def test_without_litellm_the_remedy_is_told(server: ModelServer, monkeypat
 
 
 async def test_an_exception_without_a_status_is_garbage_and_keeps_its_text_to_itself(server: ModelServer) -> None:
-    error = provider(server).fault(KeyError("the prompt"), "chat")
+    error = provider(server).expert_error(KeyError("the prompt"), "chat")
     assert isinstance(error, ExpertInvalidResponse)
     assert "the prompt" not in str(error)
     assert not error.unhealthy

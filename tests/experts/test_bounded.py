@@ -12,11 +12,11 @@ from aiohttp import web
 
 from coe.core import Call
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertRejected, ExpertUnavailable
-from coe.experts.http.replies import MAX_ANSWER
-from coe.experts.http.sse import MAX_EVENT
+from coe.experts.http.replies import MAX_ANSWER_BYTES
+from coe.experts.http.sse import MAX_EVENT_BYTES
 from coe.experts.litellm import response_limits
 from coe.experts.litellm.expert import LitellmExpert
-from coe.experts.litellm.response_limits import Excess, Intake
+from coe.experts.litellm.response_limits import LimitExceeded, ResponseLimits
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -72,7 +72,7 @@ class Spring:
         await response.prepare(request)
         await response.write(self.body)
         chunk = self.drop * (PIECE // len(self.drop)) if self.drop else b""
-        while chunk and self.sent < 4 * MAX_ANSWER:
+        while chunk and self.sent < 4 * MAX_ANSWER_BYTES:
             await response.write(chunk)
             self.sent += len(chunk)
         await response.write_eof()
@@ -115,9 +115,9 @@ def bomb() -> bytes:
 async def test_what_is_compressed_is_refused_unread(spring: Spring, model: str, api: str, stream: bool) -> None:
     spring.headers = {"content-type": EVENT_STREAM if stream else JSON, "content-encoding": "gzip"}
     spring.body = bomb()
-    with pytest.raises(ExpertInvalidResponse, match="a compressed answer, which was not asked for") as garbage:
+    with pytest.raises(ExpertInvalidResponse, match="a compressed answer, which was not requested") as caught:
         await ask(spring, model, api, stream=stream)
-    assert garbage.value.unhealthy
+    assert caught.value.unhealthy
     assert [request.headers["accept-encoding"] for request in spring.seen] == ["identity"]
 
 
@@ -129,15 +129,15 @@ async def test_a_plain_answer_is_read_as_far_as_it_may_be(
     spring.headers, spring.drop = {"content-type": kind}, drop
     with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
         await ask(spring, model, api)
-    assert spring.sent < MAX_ANSWER + ON_ITS_WAY
+    assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
 
 @pytest.mark.parametrize(("model", "api"), [pair for pair in ASKED if pair[0] != NOVA])  # which has no such events
 async def test_an_event_is_read_as_far_as_it_may_be(spring: Spring, model: str, api: str) -> None:
     spring.headers, spring.body, spring.drop = {"content-type": EVENT_STREAM}, b"data: ", b"x"
-    with pytest.raises(ExpertInvalidResponse, match=f"an event is longer than {MAX_EVENT} bytes"):
+    with pytest.raises(ExpertInvalidResponse, match=f"an event is longer than {MAX_EVENT_BYTES} bytes"):
         await ask(spring, model, api, stream=True)
-    assert spring.sent < MAX_EVENT + ON_ITS_WAY
+    assert spring.sent < MAX_EVENT_BYTES + ON_ITS_WAY
 
 
 @pytest.mark.parametrize(("model", "api"), [("translated", "messages"), ("ollama_chat/m", "chat")])
@@ -145,7 +145,7 @@ async def test_a_stream_of_another_kind_is_read_as_far_as_a_plain_answer(spring:
     spring.drop = b" "
     with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
         await ask(spring, model, api, stream=True)
-    assert spring.sent < MAX_ANSWER + ON_ITS_WAY
+    assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -175,7 +175,7 @@ async def test_of_a_compressed_refusal_the_status_tells_alone(
 
 @pytest.mark.parametrize("coding", ["", "Identity", "identity, identity"])
 def test_what_is_called_uncompressed_is_taken(coding: str) -> None:
-    assert Intake(stream=False).taking(200, {"content-encoding": coding})(b"x") == b"x"
+    assert ResponseLimits(stream=False).for_response(200, {"content-encoding": coding})(b"x") == b"x"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -194,9 +194,9 @@ async def test_what_litellm_asks_in_a_thread_is_bounded_too(spring: Spring) -> N
     with pytest.raises(ExpertUnavailable):
         await ask(spring, "openai/m", "chat")  # so that litellm is imported
     spring.status, spring.drop = 200, b" "
-    with pytest.raises(Excess):
+    with pytest.raises(LimitExceeded):
         await asyncio.to_thread(litellm.module_level_client.get, spring.url)
-    assert spring.sent < MAX_ANSWER + ON_ITS_WAY
+    assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
@@ -204,13 +204,13 @@ async def test_what_litellm_asks_in_a_thread_is_bounded_too(spring: Spring) -> N
 def test_events_may_be_any_number_however_they_are_cut(
     newline: bytes, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(response_limits, "MAX_ANSWER", 10)
-    monkeypatch.setattr(response_limits, "MAX_EVENT", 20)
-    take = Intake(stream=True).taking(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
+    monkeypatch.setattr(response_limits, "MAX_ANSWER_BYTES", 10)
+    monkeypatch.setattr(response_limits, "MAX_EVENT_BYTES", 20)
+    read = ResponseLimits(stream=True).for_response(200, {"content-type": "Text/Event-Stream; charset=utf-8"})
     events = 9 * (b"data: x" + newline + b"id: 1" + 2 * newline)
-    assert b"".join(take(chunk) or b"" for chunk in cut(events, size)) == events
-    with pytest.raises(Excess):
-        list(map(take, cut(9 * (b"data: x" + newline), size)))
+    assert b"".join(read(chunk) or b"" for chunk in cut(events, size)) == events
+    with pytest.raises(LimitExceeded):
+        list(map(read, cut(9 * (b"data: x" + newline), size)))
 
 
 def cut(whole: bytes, size: int) -> Iterator[bytes]:

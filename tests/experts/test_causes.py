@@ -14,7 +14,7 @@ from coe.errors import CAUSES, ExpertBusy, ExpertError, ExpertRejected, ExpertUn
 from coe.experts import build_experts
 from coe.experts.error_mapping import MAX_CHARACTERS, redacted
 from coe.experts.http.client import Client
-from coe.experts.incidents import MIN_FAILURES, QUIET, Incidents
+from coe.experts.incidents import MIN_FAILURES, QUIET_PERIOD, Incidents
 from coe.experts.remedies import REMEDIES
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
 from tests.fakes import registry_of
@@ -139,16 +139,16 @@ def test_an_incident_has_one_line_when_it_begins_and_one_when_it_ends(lines: Any
     for _ in range(50):
         incidents.failed(unauthorized("canary"), address="host:8")
         incidents.answered()
-        incidents.settle()
-        clock.now += QUIET / 2  # it fails and answers in turn: one incident
+        incidents.close_resolved()
+        clock.now += QUIET_PERIOD / 2  # it fails and answers in turn: one incident
     assert len(lines()) == 1
     assert lines()[0].startswith("expert coder fails: it refuses the api_key (unauthorized at host:8, HTTP 401); set")
     assert "canary" not in lines()[0]
-    incidents.settle()
+    incidents.close_resolved()
     assert len(lines()) == 1  # nothing was answered since the last failure
-    clock.now += QUIET
+    clock.now += QUIET_PERIOD
     incidents.answered()
-    incidents.settle()
+    incidents.close_resolved()
     assert lines()[1].startswith("expert coder answers again: unauthorized ended after 50 failures in 260 s")
     assert not incidents.active
 

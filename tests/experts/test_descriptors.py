@@ -52,9 +52,9 @@ async def test_at_the_bound_an_idle_connection_to_another_server_makes_room() ->
 async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
     async with serving(answer) as url, Client(connections=1) as client:
         target = Target(url, {})
-        held = await client.ask(target, b"{}")
+        held = await client.send(target, b"{}")
         with pytest.raises(NoDescriptor, match="all 1 connections"):
-            await client.ask(target, b"{}")
+            await client.send(target, b"{}")
         while await held.chunk():
             pass
         held.release()
@@ -84,7 +84,7 @@ async def test_a_shortage_is_no_sign_that_a_server_is_dead(full: list[int]) -> N
     async with Client() as session:
         experts = build_experts(registry_of("a"), {}, session=session)
         (replica,) = experts["a"].replicas
-        await HealthChecks(session).look(experts.values())
+        await HealthChecks(session).run_round(experts.values())
         assert full
         assert replica.alive is None
 

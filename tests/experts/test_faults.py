@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertError
-from coe.experts.error_mapping import LONGEST_RETRY, MAX_CHARACTERS, ErrorMapping, retry_after
+from coe.experts.error_mapping import MAX_CHARACTERS, MAX_RETRY_AFTER, ErrorMapping, retry_after
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(),
@@ -21,7 +21,7 @@ JSON = st.recursive(
         ("7", 7.0),
         (" 0.5 ", 0.5),
         ("0", 0.0),
-        ("86400", LONGEST_RETRY),
+        ("86400", MAX_RETRY_AFTER),
         ("Thu, 01 Jan 1970 00:02:00 GMT", 20.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("-1", None),
@@ -37,7 +37,7 @@ def test_when_to_come_again_is_told_in_seconds_or_as_a_date(told: str, seconds: 
 @given(st.text())
 def test_no_header_is_too_odd_to_read(value: str) -> None:
     seconds = retry_after(value, now=1e9)
-    assert seconds is None or 0 <= seconds <= LONGEST_RETRY
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 
 
 @settings(deadline=None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.experts.http.parser import LONGEST_HEAD, LONGEST_LINE, ProtocolError, ResponseParser
+from coe.experts.http.parser import MAX_HEAD_BYTES, MAX_LINE_BYTES, ProtocolError, ResponseParser
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 COUNTED = HEAD + b"Content-Length: 11\r\n\r\nhello world"
@@ -96,10 +96,10 @@ def test_no_content_has_no_body_and_is_at_its_end() -> None:
         HEAD + b"transfer-encoding: chunked\r\n\r\n0x5\r\nhello\r\n",
         HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\nhello!\r\n0\r\n\r\n",
         HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"1" * 16 + b"\r\n",
-        HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"0" * LONGEST_LINE,
+        HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"0" * MAX_LINE_BYTES,
         HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 100,
         CHUNKED + b"x",
-        b"HTTP/1.1 200 OK\r\nx: " + b"y" * LONGEST_HEAD,
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * MAX_HEAD_BYTES,
     ],
     ids=lambda whole: repr(whole[-24:]),
 )

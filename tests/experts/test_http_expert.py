@@ -21,11 +21,11 @@ from coe.errors import (
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import ModelNameRewriter, Streamed
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
@@ -128,7 +128,7 @@ async def test_each_fault_has_its_error(
 class Chunks:
     """An answer that comes in these."""
 
-    media_type, at_end = "text/event-stream", False
+    media_type, complete = "text/event-stream", False
 
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = list(chunks)
@@ -142,8 +142,10 @@ class Chunks:
 async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> None:
     error = b'data: {"error":{"message":"cuda died"}}\n\n'
     response: Any = Chunks(CHUNK % b"m", CHUNK % b"n" + error + DONE)
-    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0)
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
+    reply = StreamedReply(
+        response, api_format=API_FORMATS["chat"], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0
+    )
     await reply.begin()
     chunks = reply.chunks()
     assert [await anext(chunks), await anext(chunks)] == [CHUNK % b"clever", CHUNK % b"n"]
@@ -153,12 +155,12 @@ async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> N
 
 
 def test_only_the_answers_own_model_is_renamed() -> None:
-    echo = ModelNameRewriter(theirs="m", ours="clever")
+    rewriter = ModelNameRewriter(server_name="m", client_name="clever")
     answer = {"model": "m", "content": [{"type": "tool_use", "input": {"model": "m"}}]}
-    assert orjson.loads(echo.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
+    assert orjson.loads(rewriter.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
     foreign = answer | {"model": "another"}
-    assert orjson.loads(echo.in_answer(orjson.dumps(foreign), foreign)) == foreign
-    assert echo.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
+    assert orjson.loads(rewriter.in_answer(orjson.dumps(foreign), foreign)) == foreign
+    assert rewriter.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
 
 
 @pytest.mark.parametrize(("status", "told", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])

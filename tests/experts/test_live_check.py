@@ -14,7 +14,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.live_check import ENDPOINTS, check_live
+from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.experts import build_experts, live_check
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
@@ -171,7 +171,7 @@ async def test_a_local_expert_that_is_not_started_is_a_finding(tmp_path: Path) -
     (missing,) = await check_live(registry, settings)
     assert (missing.cause, missing.remedy) == ("connection_refused", "start it with `coe up`")
     async with server(answering) as root:
-        (tmp_path / ENDPOINTS).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
+        (tmp_path / ENDPOINTS_FILE).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
         (there,) = await check_live(registry, settings)
     assert there.ok
 

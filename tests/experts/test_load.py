@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from coe.experts.replicas import ENOUGH, KEPT, FirstTokenTimes
+from coe.experts.replicas import MAX_TIMES, MIN_TIMES, FirstTokenTimes
 
 
 def test_a_percentile_is_of_the_latest_times_alone() -> None:
     times = FirstTokenTimes()
     for number in range(1000):
-        times.note(1.0 if number < 600 else number % 100 / 100)
+        times.record(1.0 if number < 600 else number % 100 / 100)
     assert times.p95 == pytest.approx(0.94, abs=0.02)
-    for _ in range(KEPT):
-        times.note(3.0)
+    for _ in range(MAX_TIMES):
+        times.record(3.0)
     assert times.p95 == 3.0
 
 
@@ -24,37 +24,37 @@ def test_streams_that_others_beat_do_not_make_the_rest_seem_slow() -> None:
         if usual is not None and first > usual:
             hedged += 1
             if usual + second < first:
-                times.given_up(usual + second)
+                times.record_abandoned(usual + second)
                 continue
-        times.note(first)
+        times.record(first)
     assert 0.04 < hedged / 20_000 < 0.08
 
 
 def test_an_expert_that_became_slower_is_waited_for_until_that_is_known() -> None:
     times = FirstTokenTimes()
-    for _ in range(KEPT):
-        times.note(0.01)
+    for _ in range(MAX_TIMES):
+        times.record(0.01)
     asked_twice = 0
     for _ in range(200):
         usual = times.p95
         if usual is not None and usual < 0.3:
             asked_twice += 1
-            times.given_up(usual + 0.01)
+            times.record_abandoned(usual + 0.01)
         else:
-            times.note(0.3)
+            times.record(0.3)
     assert asked_twice < 15
     assert times.p95 == 0.3
 
 
 def test_while_too_many_were_given_up_there_is_no_usual_time() -> None:
     times = FirstTokenTimes()
-    for _ in range(ENOUGH):
-        times.note(0.01)
+    for _ in range(MIN_TIMES):
+        times.record(0.01)
     for _ in range(10):
         assert times.p95 is not None
-        times.given_up(60.0)
+        times.record_abandoned(60.0)
     assert times.p95 is None
-    times.given_up(0.001)
+    times.record_abandoned(0.001)
     for _ in range(10):
-        times.note(0.01)
+        times.record(0.01)
     assert times.p95 is not None

@@ -7,9 +7,9 @@ import pytest
 
 from coe.core import Api
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.http.replies import MAX_ERROR, ModelNameRewriter, Plain, Streamed
+from coe.experts.http.replies import MAX_ERROR_BYTES, ModelNameRewriter, PlainReply, StreamedReply
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"l
 class Chunks:
     """An answer that comes in these."""
 
-    at_end, length = True, None
+    complete, length = True, None
 
     def __init__(self, *chunks: bytes, media_type: str = "text/event-stream") -> None:
         self._chunks = list(chunks)
@@ -43,23 +43,25 @@ class Chunks:
     def close(self) -> None: ...
 
 
-def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
+def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: str) -> StreamedReply:
     answer: Any = Chunks(*chunks, **response)
-    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, stream_idle_timeout=5.0, choices=choices)
-
-
-def plain(*chunks: bytes, api: Api = "chat") -> Plain:
-    answer: Any = Chunks(*chunks, media_type="application/json")
-    return Plain(
-        answer,
-        wire=WIRES[api],
-        faults=ErrorMapping("clever", key=""),
-        echo=ModelNameRewriter(theirs="m", ours="clever"),
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
+    return StreamedReply(
+        answer, api_format=API_FORMATS[api], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0, choices=choices
     )
 
 
-async def relayed(reply: Streamed | Plain) -> bytes:
+def plain(*chunks: bytes, api: Api = "chat") -> PlainReply:
+    answer: Any = Chunks(*chunks, media_type="application/json")
+    return PlainReply(
+        answer,
+        api_format=API_FORMATS[api],
+        errors=ErrorMapping("clever", key=""),
+        rewriter=ModelNameRewriter(server_name="m", client_name="clever"),
+    )
+
+
+async def relayed(reply: StreamedReply | PlainReply) -> bytes:
     await reply.begin()
     body = b"".join([chunk async for chunk in reply.chunks()])
     await reply.aclose()
@@ -159,9 +161,9 @@ async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_em
     api: Api, sent: bytes
 ) -> None:
     for chunks in ([sent], cut(sent)):
-        with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
+        with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as caught:
             await streamed(*chunks, api=api).begin()
-        assert broken.value.unhealthy
+        assert caught.value.unhealthy
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,8 @@ async def test_an_error_in_place_of_a_stream_is_told_in_the_servers_words() -> N
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", b"[]", b"{", b"", b'{"choices": [], "error": null}', b'{"error": "' + b"x" * MAX_ERROR + b'"}']
+    "body",
+    [b"{}", b"[]", b"{", b"", b'{"choices": [], "error": null}', b'{"error": "' + b"x" * MAX_ERROR_BYTES + b'"}'],
 )
 async def test_what_is_neither_a_stream_nor_an_error_is_garbage(body: bytes) -> None:
     with pytest.raises(ExpertError, match="application/json where an event stream was asked for"):

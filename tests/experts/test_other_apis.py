@@ -6,7 +6,7 @@ import pytest
 
 from coe.core import Api, Call, Usage
 from coe.errors import ExpertError, ExpertUnavailable
-from coe.experts.api_formats import WIRES, count
+from coe.experts.api_formats import API_FORMATS, record_usage
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.registry import ExpertSpec
@@ -54,8 +54,8 @@ async def test_a_stream_comes_whole_with_the_experts_name_and_its_tokens(server:
 
 def test_the_token_that_a_message_opens_with_is_not_the_count_of_the_answer() -> None:
     usage, begun = Usage(), "".join(f"data: {event}\n\n" for event in SAMPLES["messages"].events[:2])
-    for told in WIRES["messages"].usages(begun.encode()):
-        count(usage, told)
+    for told in API_FORMATS["messages"].usages(begun.encode()):
+        record_usage(usage, told)
     assert (usage.input_tokens, usage.output_tokens) == (2, None)
 
 

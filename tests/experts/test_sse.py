@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Usage
-from coe.experts.api_formats import count, with_system_prompt
-from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, unfolded, usage
+from coe.experts.api_formats import record_usage, with_system_prompt
+from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, join_data_lines, usage
 
 
 @given(
@@ -63,8 +63,8 @@ def test_an_empty_reason_to_finish_finishes_nothing() -> None:
 def test_data_over_several_lines_comes_into_one_and_nothing_else_changes() -> None:
     events = b'event: x\ndata: {"a":\ndata:1,\ndata: "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
     plain = b'event: x\ndata: {"a": 1,  "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
-    assert unfolded(events) == plain
-    assert unfolded(plain) == plain
+    assert join_data_lines(events) == plain
+    assert join_data_lines(plain) == plain
 
 
 def test_facts_are_read_from_events() -> None:
@@ -111,8 +111,8 @@ def test_a_system_prompt_joins_the_clients_own(messages: list[dict[str, object]]
 @pytest.mark.parametrize("told", [-1, True, 1.5, "7", None, 2**63])
 def test_what_is_no_count_of_tokens_is_not_believed(told: object) -> None:
     tokens = Usage()
-    count(tokens, {"prompt_tokens": 3, "completion_tokens": 4})
-    count(tokens, {"prompt_tokens": told, "completion_tokens": told})
+    record_usage(tokens, {"prompt_tokens": 3, "completion_tokens": 4})
+    record_usage(tokens, {"prompt_tokens": told, "completion_tokens": told})
     assert (tokens.input_tokens, tokens.output_tokens) == (3, 4)
-    count(tokens, {"input_tokens": 5, "cache_read_input_tokens": told, "output_tokens": 0})
+    record_usage(tokens, {"input_tokens": 5, "cache_read_input_tokens": told, "output_tokens": 0})
     assert (tokens.input_tokens, tokens.output_tokens) == (5, 0)

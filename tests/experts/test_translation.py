@@ -53,9 +53,9 @@ async def streamed(server: FaultyServer, api: Any, *sent: bytes, **fields: Any) 
 async def test_a_stream_without_an_answer_is_broken_and_not_an_empty_answer(
     server: FaultyServer, api: str, model: str
 ) -> None:
-    with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
+    with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as caught:
         await chunks(server, api, model)
-    assert broken.value.unhealthy
+    assert caught.value.unhealthy
 
 
 @pytest.mark.parametrize("api", APIS)

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import ModelNameRewriter, Streamed
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.test_odd_streams import Chunks
@@ -37,13 +37,13 @@ class Server:
 
     def __init__(self, refuse: Refuse = lambda _: None, *, last: bytes = LAST, counts: bytes = COUNTS) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self._refuse = refuse
+        self._raise_no_stream = refuse
         self._last, self._counts = last, counts
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
-        if (refusal := self._refuse(body)) is not None:
+        if (refusal := self._raise_no_stream(body)) is not None:
             return web.json_response({"error": {"message": refusal[1]}}, status=refusal[0])
         if not body.get("stream"):
             return web.json_response({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
@@ -183,8 +183,15 @@ async def test_options_declared_for_an_expert_are_kept_and_its_counts_hidden() -
 async def test_counts_in_pieces_of_a_byte_are_hidden_too() -> None:
     stream = WORD + LAST + COUNTS + DONE
     answer: Any = Chunks(*(stream[at : at + 1] for at in range(len(stream))))
-    echo, faults = ModelNameRewriter(theirs="m", ours="e"), ErrorMapping("e", key="")
-    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0, hide_usage=True)
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="e"), ErrorMapping("e", key="")
+    reply = StreamedReply(
+        answer,
+        api_format=API_FORMATS["chat"],
+        errors=errors,
+        rewriter=rewriter,
+        stream_idle_timeout=5.0,
+        hide_usage=True,
+    )
     await reply.begin()
     assert await whole(reply) == WORD + LAST + DONE
     assert orjson.loads(COUNTS[6:])["usage"]["completion_tokens"] == reply.usage.output_tokens

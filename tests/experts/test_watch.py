@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from coe.experts import Replica, ReplicatedExpert, watching
-from coe.experts.breaker import STREAK
-from coe.experts.health_checks import SELDOM, HealthChecks, waiting
+from coe.experts import Replica, ReplicatedExpert, running_health_checks
+from coe.experts.breaker import MAX_CONSECUTIVE_FAILURES
+from coe.experts.health_checks import SLOW_CHECK_ROUNDS, HealthChecks, queue_length
 from coe.experts.http.client import Client
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -46,25 +46,25 @@ def expert_at(url: str) -> tuple[ReplicatedExpert, Replica]:
 
 
 def trip(replica: Replica) -> None:
-    for _ in range(STREAK):
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
         replica.breaker.failed(replica.breaker.begin())
 
 
 def test_the_queues_of_all_engines_count_and_other_numbers_do_not() -> None:
-    assert waiting(PAGE.encode()) == 5
-    assert waiting(b"vllm:num_requests_waiting 4.0\n") == 4
-    assert waiting(b"") == waiting(b"vllm:num_requests_waiting 1.2.3\n") == 0
+    assert queue_length(PAGE.encode()) == 5
+    assert queue_length(b"vllm:num_requests_waiting 4.0\n") == 4
+    assert queue_length(b"") == queue_length(b"vllm:num_requests_waiting 1.2.3\n") == 0
 
 
 async def test_a_queue_that_is_shown_is_read_each_round(server: FaultyServer, session: Client) -> None:
     expert, replica = expert_at(server.url)
     server.metrics = PAGE
     watch = HealthChecks(session)
-    await watch.look([expert])
-    assert (replica.waiting, expert.health.load) == (5, 1)
+    await watch.run_round([expert])
+    assert (replica.queue_length, expert.health.load) == (5, 1)
     server.metrics = PAGE.replace(" 3.0", " 0.0").replace(" 2.0", " 0.0")
-    await watch.look([expert])
-    assert (replica.waiting, expert.health.load) == (0, 0)
+    await watch.run_round([expert])
+    assert (replica.queue_length, expert.health.load) == (0, 0)
     assert server.pages == {"/metrics": 2}
 
 
@@ -73,10 +73,10 @@ async def test_a_server_that_shows_no_queue_is_asked_once(server: FaultyServer, 
     expert, replica = expert_at(server.url)
     server.metrics = page
     watch = HealthChecks(session)
-    for _ in range(2 * SELDOM):
-        await watch.look([expert])
+    for _ in range(2 * SLOW_CHECK_ROUNDS):
+        await watch.run_round([expert])
     assert server.pages == {"/metrics": 1}
-    assert replica.waiting is None
+    assert replica.queue_length is None
 
 
 async def test_a_server_that_is_back_is_tried_at_once_and_closed_by_a_real_answer_only(
@@ -86,12 +86,12 @@ async def test_a_server_that_is_back_is_tried_at_once_and_closed_by_a_real_answe
     trip(replica)
     server.healthy = 503
     watch = HealthChecks(session)
-    await watch.look([expert])
+    await watch.run_round([expert])
     assert replica.state == "open"
     server.healthy = 200
-    for _ in range(SELDOM):
+    for _ in range(SLOW_CHECK_ROUNDS):
         assert replica.state == "open"
-        await watch.look([expert])
+        await watch.run_round([expert])
     assert replica.state == "half_open"
     assert server.pages["/health"] == 2
 
@@ -102,8 +102,8 @@ async def test_a_server_whose_health_page_never_failed_keeps_its_cool_down(
     expert, replica = expert_at(server.url)
     trip(replica)
     watch = HealthChecks(session)
-    for _ in range(2 * SELDOM):
-        await watch.look([expert])
+    for _ in range(2 * SLOW_CHECK_ROUNDS):
+        await watch.run_round([expert])
     assert replica.state == "open"
 
 
@@ -111,18 +111,18 @@ async def test_a_server_without_a_health_page_is_known_by_its_models(server: Fau
     expert, replica = expert_at(server.url)
     trip(replica)
     server.healthy = 404
-    await HealthChecks(session).look([expert])
+    await HealthChecks(session).run_round([expert])
     assert server.pages == {"/health": 1, "/v1/models": 1}
 
 
 async def test_where_nobody_answers_nothing_is_known_and_nothing_raised(session: Client) -> None:
     for url in ("http://127.0.0.1:1/v1", "http://a..b/v1"):
         expert, replica = expert_at(url)
-        replica.waiting = 7
-        await HealthChecks(session).look([expert])
-        assert replica.waiting is None
+        replica.queue_length = 7
+        await HealthChecks(session).run_round([expert])
+        assert replica.queue_length is None
         trip(replica)
-        await HealthChecks(session).look([expert])
+        await HealthChecks(session).run_round([expert])
         assert not expert.health.up
 
 
@@ -141,7 +141,7 @@ async def test_the_watch_goes_on_after_a_bug_and_ends_with_its_block(
         twice.set()
         return []
 
-    async with watching(experts, session=session):
+    async with running_health_checks(experts, session=session):
         await twice.wait()
     ended = rounds
     await anyio.lowlevel.checkpoint()
@@ -156,10 +156,10 @@ async def test_whether_a_server_answers_is_known_after_the_first_look_and_again_
     gone, other = expert_at("http://127.0.0.1:1/v1")
     watch = HealthChecks(session)
     assert replica.alive is None
-    await watch.look([there, gone])
+    await watch.run_round([there, gone])
     assert (replica.alive, other.alive) == (True, False)
     trip(replica)
     server.healthy = 500
-    for _ in range(SELDOM):
-        await watch.look([there, gone])
+    for _ in range(SLOW_CHECK_ROUNDS):
+        await watch.run_round([there, gone])
     assert replica.alive is False

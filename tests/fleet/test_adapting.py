@@ -12,7 +12,7 @@ import pytest
 
 from coe.errors import ConfigError, FleetError
 from coe.fleet import AdapterSync, Fleet, LocalExpert
-from coe.fleet.planning import shared_by
+from coe.fleet.planning import server_config
 from coe.fleet.vllm import adapters
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
@@ -46,7 +46,7 @@ class Declared:
 
     def tell(self, experts: Sequence[LocalExpert]) -> None:
         self.told = tuple(expert.name for expert in experts)
-        self.fakes.say(f"told {', '.join(self.told)}")
+        self.fakes.report(f"told {', '.join(self.told)}")
 
     @property
     def asked(self) -> list[str]:
@@ -58,16 +58,16 @@ class Declared:
 async def following(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, *, lora: bool = True
 ) -> AsyncIterator[tuple[Declared, Fleet]]:
-    for pause in ("POLL", "RETRY", "FAREWELL"):
+    for pause in ("POLL_INTERVAL", "RETRY_INTERVAL", "UNLOAD_DELAY"):
         monkeypatch.setattr(adapters, pause, 0.02)
     declared, spec = Declared(tmp_path, fakes), fakes.spec()
     spec = spec if lora else replace(spec, env={"OMP_NUM_THREADS": "1"})
     declared.declare()
-    async with Fleet([spec], say=fakes.say, pace=QUICK) as fleet:
+    async with Fleet([spec], report=fakes.report, timeouts=QUICK) as fleet:
         follower = AdapterSync(
-            fleet, config=tmp_path / "experts.yaml", read=declared.read, tell=declared.tell, say=fakes.say
+            fleet, config=tmp_path / "experts.yaml", read=declared.read, publish=declared.tell, report=fakes.report
         )
-        task = asyncio.create_task(follower.watch({shared_by(BASE): spec.key}, [BASE]))
+        task = asyncio.create_task(follower.watch({server_config(BASE): spec.key}, [BASE]))
         try:
             yield declared, fleet
         finally:
@@ -80,10 +80,10 @@ async def test_an_adapter_is_loaded_before_it_is_told_and_untold_before_it_is_un
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, _):
         declared.declare("poet")
-        await fakes.heard("told base, poet")
+        await fakes.wait_for_line("told base, poet")
         assert declared.asked == ["/v1/load_lora_adapter poet"]
         declared.declare()
-        await fakes.heard("has unloaded the adapter 'poet'")
+        await fakes.wait_for_line("has unloaded the adapter 'poet'")
         events = [line for line in fakes.lines if "poet" in line or line == "told base"]
         assert [line.split()[0] for line in events] == ["server", "told", "told", "server"]
         assert declared.asked[1:] == ["/v1/unload_lora_adapter poet"]
@@ -94,11 +94,11 @@ async def test_a_server_that_dies_comes_back_with_what_was_loaded_meanwhile(
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, fleet):
         declared.declare("poet")
-        await fakes.heard("told base, poet")
+        await fakes.wait_for_line("told base, poet")
         server = fleet._servers[0]
         assert server.spec.command[-2:] == ("--lora-modules", f"poet={tmp_path / 'poet'}")
         await ask(server.spec, "/die")
-        await fakes.heard("is ready", times=2)
+        await fakes.wait_for_line("is ready", times=2)
 
 
 async def test_what_cannot_be_loaded_is_said_once_told_to_nobody_and_not_kept_for_a_restart(
@@ -106,14 +106,14 @@ async def test_what_cannot_be_loaded_is_said_once_told_to_nobody_and_not_kept_fo
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, fleet):
         declared.declare("broken")
-        await fakes.heard("answered 500: torn weights")
+        await fakes.wait_for_line("answered 500: torn weights")
         while len(declared.asked) < 3:
             await asyncio.sleep(0.01)
         assert sum("torn weights" in line for line in fakes.lines) == 1
         assert declared.told == ()
         assert fleet._servers[0].spec.adapters == {}
         declared.declare("poet")
-        await fakes.heard("told base, poet")
+        await fakes.wait_for_line("told base, poet")
 
 
 async def test_a_declaration_that_is_not_valid_changes_nothing(
@@ -123,7 +123,7 @@ async def test_a_declaration_that_is_not_valid_changes_nothing(
         declared.declare("poet", valid=False)
         await asyncio.sleep(0.1)
         declared.declare("poet")
-        await fakes.heard("told base, poet")
+        await fakes.wait_for_line("told base, poet")
         assert len(fakes.lines) == 3
 
 
@@ -132,7 +132,9 @@ async def test_a_server_without_lora_says_what_it_needs(
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch, lora=False) as (declared, fleet):
         declared.declare("poet")
-        await fakes.heard("cannot load the adapter 'poet': it was started without LoRA; start again, or declare")
+        await fakes.wait_for_line(
+            "cannot load the adapter 'poet': it was started without LoRA; start again, or declare"
+        )
         with pytest.raises(FleetError, match="started without LoRA"):
-            await fleet.load("fake", {"poet": tmp_path})
+            await fleet.load_adapters("fake", {"poet": tmp_path})
         assert declared.asked == []

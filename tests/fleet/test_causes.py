@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coe.fleet.server import cause
+from coe.fleet.server import first_error
 
 KV = """\
 (APIServer pid=1) WARNING 11-25 10:15:49 [system_utils.py:255] Errors like `OSError: [Errno 24] Too many`
@@ -37,4 +37,4 @@ api_server.py: error: unrecognized arguments: --max-modle-len
     ],
 )
 def test_the_first_error_is_the_cause(log: str, said: str) -> None:
-    assert cause(log) == said
+    assert first_error(log) == said

@@ -21,7 +21,7 @@ from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
 from coe.fleet.ray.cluster import ray_cluster
 from coe.fleet.ray.fleet import ClusterFleet
-from coe.fleet.ray.server_request import ServerRequest, orders
+from coe.fleet.ray.server_request import ServerRequest, server_requests
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -49,7 +49,7 @@ from tests.fleet.fake_fleet import QUICK
 from tests.fleet.test_cluster import ONE, ordered
 
 async def main(ray):
-    async with ClusterFleet(ordered(Path(sys.argv[1]), ONE), ray=ray, say=lambda line: None, pace=QUICK):
+    async with ClusterFleet(ordered(Path(sys.argv[1]), ONE), ray=ray, report=lambda line: None, timeouts=QUICK):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
@@ -80,14 +80,22 @@ def there(nodes: Nodes) -> Iterator[Fakes]:
 
 
 def ordered(folder: Path, *experts: ExpertSpec) -> list[ServerRequest]:
-    return list(orders(experts, beside=folder, models=folder / "models", logs=folder / "logs", gpus_there=False))
+    return list(
+        server_requests(
+            experts, base_folder=folder, models=folder / "models", logs=folder / "logs", cluster_has_gpus=False
+        )
+    )
 
 
 @asynccontextmanager
-async def fleet_of(fakes: Fakes, *experts: ExpertSpec, room_within: float = DEADLINE) -> AsyncIterator[ClusterFleet]:
+async def fleet_of(
+    fakes: Fakes, *experts: ExpertSpec, placement_timeout: float = DEADLINE
+) -> AsyncIterator[ClusterFleet]:
     wanted = ordered(fakes.folder, *experts)
     with ray_cluster() as connected:
-        async with ClusterFleet(wanted, ray=connected, say=fakes.say, pace=QUICK, room_within=room_within) as fleet:
+        async with ClusterFleet(
+            wanted, ray=connected, report=fakes.report, timeouts=QUICK, placement_timeout=placement_timeout
+        ) as fleet:
             yield fleet
         assert actors() == []
 
@@ -122,8 +130,8 @@ async def test_a_server_that_dies_is_restarted_where_it_was_and_said_so(there: F
     async with fleet_of(there, BASE) as fleet:
         before = told(fleet)
         psutil.Process(there.alive()[0]).kill()
-        await there.heard("was killed by SIGKILL")
-        await there.heard("is ready", times=3)
+        await there.wait_for_line("was killed by SIGKILL")
+        await there.wait_for_line("is ready", times=3)
         assert told(fleet) == before
         assert any(line.startswith("node ") and "restarting in" in line for line in there.lines)
 
@@ -133,9 +141,9 @@ async def test_adapters_come_and_go_at_every_replica(there: Fakes) -> None:
     wanted = BASE.model_copy(update={"name": "poet", "adapter": poet})
     async with fleet_of(there, BASE, wanted) as fleet:
         more = {"poet": Path(poet), "clerk": Path(poet)}
-        assert await fleet.load("base", more) == ["clerk"]
-        assert fleet.superfluous("base", {"poet": Path(poet)}) == ["clerk"]
-        assert await fleet.unload("base", {"poet": Path(poet)}) == ["clerk"]
+        assert await fleet.load_adapters("base", more) == ["clerk"]
+        assert fleet.stale_adapters("base", {"poet": Path(poet)}) == ["clerk"]
+        assert await fleet.unload_adapters("base", {"poet": Path(poet)}) == ["clerk"]
         assert [one.model for one in fleet.endpoints([wanted], ["base"])["poet"]] == ["poet", "poet"]
     for number in (1, 2):
         log = (there.folder / "logs" / f"base-{number}.log").read_text()
@@ -146,22 +154,22 @@ async def test_adapters_come_and_go_at_every_replica(there: Fakes) -> None:
 async def test_a_node_that_dies_gives_its_replica_to_another_and_the_addresses_follow(
     nodes: Nodes, there: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_supervisor, "HUSH", 0.5)
+    monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.5)
     doomed = nodes.join(resources={"doomed": 1})
     three = BASE.model_copy(update={"replicas": 3})
-    async with fleet_of(there, three, room_within=60.0) as fleet:
+    async with fleet_of(there, three, placement_timeout=60.0) as fleet:
         changes: list[int] = []
         fleet.changed = lambda: changes.append(len(told(fleet)["base"]))
         assert len(told(fleet)["base"]) == 3
         nodes.lose(doomed)
-        await there.heard("is lost with its place on node")
-        await there.heard(
+        await there.wait_for_line("is lost with its place on node")
+        await there.wait_for_line(
             "room: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU, of which 0 CPU are free (missing"
         )
         assert len(there.alive()) == 2
         assert len(told(fleet)["base"]) == 2
         new = nodes.join()
-        await there.heard("serves at", times=4)
+        await there.wait_for_line("serves at", times=4)
         assert changes == [2, 3]
         assert len(there.alive()) == 3
     nodes.lose(new, gracefully=True)
@@ -170,7 +178,7 @@ async def test_a_node_that_dies_gives_its_replica_to_another_and_the_addresses_f
 async def test_too_little_room_is_named_in_time(there: Fakes) -> None:
     three = BASE.model_copy(update={"replicas": 3})
     with pytest.raises(FleetError) as caught:
-        async with fleet_of(there, three, room_within=2.0):
+        async with fleet_of(there, three, placement_timeout=2.0):
             pytest.fail("there are two nodes of one CPU")
     assert "found no room within 2 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
     assert "(missing: 1 CPU); add nodes, or declare fewer replicas" in str(caught.value)
@@ -219,9 +227,9 @@ def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_all_is_gone
         before = service.servers
         assert len(before) == 3
         nodes.lose(doomed)
-        service.heard("is lost with its place on node")
+        service.wait_for_line("is lost with its place on node")
         new = nodes.join()
-        service.heard("serves at", times=4)
+        service.wait_for_line("serves at", times=4)
         assert len(set(service.servers) - set(before)) == 1
         for number in range(6):  # by conversation they go to all of them
             answer = service.ask("base", f"Hello {number}")
@@ -236,12 +244,12 @@ def test_needs_follow_from_the_declaration(tmp_path: Path) -> None:
     named = BASE.model_copy(update={"name": "named", "model": "org/third", "gpus": (2, 5), "memory_gb": 40.0})
     rented = BASE.model_copy(update={"name": "rented", "runtime": "external", "replicas": 1})
     plain = BASE.model_copy(update={"memory_gb": 3.0})
-    places = {"beside": tmp_path, "models": tmp_path, "logs": tmp_path}
-    found = list(orders([plain, spread, named, rented], **places, gpus_there=False))
+    places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path}
+    found = list(server_requests([plain, spread, named, rented], **places, cluster_has_gpus=False))
     assert [one.name for one in found] == ["base-1", "base-2", "spread-1", "spread-2", "named-1", "named-2"]
-    assert [one.need.gpus for one in found[::2]] == [0, 4, 2]
-    assert [one.need.memory for one in found[::2]] == [3 * 2**30, 0, 0]
-    assert next(orders([plain], **places, gpus_there=True)).need.gpus == 1
+    assert [one.resources.gpus for one in found[::2]] == [0, 4, 2]
+    assert [one.resources.memory for one in found[::2]] == [3 * 2**30, 0, 0]
+    assert next(server_requests([plain], **places, cluster_has_gpus=True)).resources.gpus == 1
 
 
 def test_where_there_is_no_cluster_the_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,21 +41,21 @@ def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pyt
 
 def test_the_tail_of_a_log_is_its_last_lines_that_say_something(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
-    assert server.tail(log) == ""
+    assert server.log_tail(log) == ""
     log.write_bytes(b"lost\n" * 10_000 + b"loading 1%\rloading 100%\n\n \ncaf\xff\n")
-    assert server.tail(log, lines=2) == "loading 100%\ncaf\ufffd"
-    assert len(server.tail(log).splitlines()) == 20
+    assert server.log_tail(log, lines=2) == "loading 100%\ncaf\ufffd"
+    assert len(server.log_tail(log).splitlines()) == 20
 
 
 def test_a_log_is_cut_under_its_writer_only_when_too_long(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
-    server.cap(log)
+    server.truncate_log(log)
     with log.open("ab", buffering=0) as writer:
         writer.write(b"0123456789")
-        server.cap(log, limit=10, keep=4)
+        server.truncate_log(log, limit=10, keep=4)
         assert log.read_bytes() == b"0123456789"
         writer.write(b"a")
-        server.cap(log, limit=10, keep=4)
+        server.truncate_log(log, limit=10, keep=4)
         writer.write(b"b")
     assert log.read_bytes() == b"789ab"
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ConfigError
-from coe.fleet.validation import mistakes
+from coe.fleet.validation import find_problems
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
 
@@ -18,7 +18,7 @@ BASE = {"name": "base", "model": "org/model", "runtime": "vllm"}
 
 
 def found(folder: Path, *declared: dict[str, Any]) -> list[tuple[int, str, str]]:
-    return list(mistakes([ExpertSpec.model_validate({**BASE, **one}) for one in declared], beside=folder))
+    return list(find_problems([ExpertSpec.model_validate({**BASE, **one}) for one in declared], base_folder=folder))
 
 
 def test_adapters_beside_their_base_are_right(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_runtime_without_lora_takes_no_adapter(tmp_path: Path, runtime: str) -
     adapter(tmp_path / "poet")
     [(_, key, what)] = found(tmp_path, {"runtime": runtime, "adapter": "poet"})
     assert key == "adapter"
-    assert what == f"`adapter` is for runtime vllm; {runtime} has no use for it"
+    assert what == f"`adapter` is for runtime vllm; {runtime} does not support it"
 
 
 @pytest.mark.parametrize(

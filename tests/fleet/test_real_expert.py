@@ -75,11 +75,11 @@ async def test_a_real_expert_answers_samples_as_asked_and_stops_a_stream_that_is
         cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
         logs=tmp_path / "logs",
         python=Path(sys.executable),
-        say=lines.append,
+        report=lines.append,
     )
     assert len(specs) == 1
     served = endpoints["again"]
-    async with Fleet(specs, say=lines.append), aiohttp.ClientSession() as session:
+    async with Fleet(specs, report=lines.append), aiohttp.ClientSession() as session:
         async with ask(session, served, "What is the capital of France?", tokens=24, stream=False) as response:
             answer = await response.json()
         assert "Paris" in answer["choices"][0]["message"]["content"]

@@ -113,7 +113,7 @@ def test_an_adapter_whose_base_is_no_expert_is_served_all_the_same(python: Path,
         cache=tmp_path,
         logs=tmp_path,
         python=python,
-        beside=tmp_path,
+        base_folder=tmp_path,
     )
     assert (spec.model, endpoints["poet"].model) == ("poet-base", "poet")
     assert spec.adapters == {"poet": tmp_path / "poet"}, "folders are relative to the declaration"

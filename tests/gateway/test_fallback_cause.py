@@ -14,7 +14,7 @@ from coe.cli import ask
 from coe.cli.log import _line
 from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.learning.monitoring.alarms import UNANSWERED, failing_alarms
+from coe.learning.monitoring.alarms import MIN_UNANSWERED, failing_alarms
 from coe.learning.monitoring.traffic import Traffic
 from coe.records.codec import decode, encode
 from coe.records.record import RoutingRecord
@@ -173,7 +173,7 @@ def test_coe_log_ends_a_line_with_who_did_not_answer_and_why() -> None:
 def alarms(*records: RoutingRecord) -> list[tuple[str, str]]:
     now = time.time()
     traffic = Traffic(("code", "art", "general"), "words", day=now - 86_400, hour=now - 3_600)
-    for _ in traffic.watched([records]):
+    for _ in traffic.observe([records]):
         pass
     return [(alarm.expert, alarm.sentence) for alarm in failing_alarms(traffic, ("coder", "painter"))]
 
@@ -189,7 +189,7 @@ def test_an_expert_whose_requests_others_answer_raises_an_alarm() -> None:
     assert expert == "coder"
     assert "did not answer 50 of 50 requests" in sentence
     assert "unauthorized 50" in sentence
-    assert alarms(*good, *dead[: UNANSWERED - 1]) == []
+    assert alarms(*good, *dead[: MIN_UNANSWERED - 1]) == []
     pinned = [
         record(f"p{n}", time=now, expert="coder", outcome="expert_unavailable", cause="timeout") for n in range(9)
     ]

@@ -17,9 +17,9 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli.promote import Kind, promote, rollback
 from coe.core import Prediction
 from coe.errors import ArtifactError
-from coe.jobs.overlay_round import learn_overlays
-from coe.jobs.plan_round import begun
-from coe.learning.estimation.experience_loader import gather
+from coe.jobs.overlay_round import OverlayRound
+from coe.jobs.round import open_job, run_round
+from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.active_state import OVERLAYS, overlays_in_use
@@ -157,11 +157,11 @@ async def deadline(served: Served, wanted: dict[str, str]) -> None:
 
 def retrain(settings: Settings) -> Any:
     now = time.time()
-    with begun(settings, since=0.0, now=now, dry_run=False) as job:
-        pages, said = job.logs.records(deadline=now), job.logs.feedback()
+    with open_job(settings, since=0.0, now=now, dry_run=False) as job:
+        pages, said = job.logs.records(until=now), job.logs.feedback()
         names = job.registry.expert_names
-        known = gather(pages, said, categories=CATEGORIES, experts=names).experience
-        outcome = learn_overlays(job, known)
+        known = load_experience(pages, said, categories=CATEGORIES, experts=names).experience
+        outcome = run_round(OverlayRound(known), job)
     assert outcome is not None
     assert outcome.promoted
     return outcome.report

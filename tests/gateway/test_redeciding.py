@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.estimation.off_policy import utility
 from coe.mapping import expected_utility
 from coe.mapping.declaration import declared_assignment, relative_cost
@@ -50,7 +50,7 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
                 rate, loss = record.exploration
                 chance = propensities(np.array(record.utility), rate=rate, loss=loss)[0]
             assert record.propensity == pytest.approx(chance)
-    seen = gather([records], [], categories=categories, experts=assignment.experts).experience
+    seen = load_experience([records], [], categories=categories, experts=assignment.experts).experience
     again = utility(seen, charged)
     for row, record in zip(again, records, strict=True):
         chosen = row[assignment.experts.index(record.expert)]

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from coe.fleet.residency.client import ResidencyClient, taking_turns
+from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.socket_server import desk
+from coe.fleet.residency.socket_server import serve_residency
 from coe.fleet.residency.state import ServerProfile
 from coe.settings import Endpoint
 from tests.fleet.fake_fleet import QUICK, Fakes
@@ -22,26 +22,28 @@ class House:
 
     def __init__(self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "") -> None:
         self.fakes = fakes
-        rooms = []
+        servers = []
         for name, mode in modes.items():
             sleeps = name in sleepers
-            resident = ServerProfile(name, SIZE, sleeps=sleeps)
-            rooms.append(ScheduledServer(resident, fakes.spec(mode, key=name), 1 if sleeps else None))
-        self.specs = {room.key: room.spec for room in rooms}
-        self.floor = Device(memory, 0.0, tuple(rooms), {room.key: room.key for room in rooms})
+            profile = ServerProfile(name, SIZE, sleeps=sleeps)
+            servers.append(ScheduledServer(profile, fakes.spec(mode, key=name), 1 if sleeps else None))
+        self.specs = {server.key: server.spec for server in servers}
+        self.floor = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers})
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
         return {name: Endpoint(f"{spec.root}/v1", "a-model") for name, spec in self.specs.items()}
 
     def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
-        return Residency([self.floor], assignment={"x": first}, max_wait=max_wait, say=self.fakes.say, pace=QUICK)
+        return Residency(
+            [self.floor], assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
+        )
 
     @asynccontextmanager
     async def open(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Path]]:
         """The servers in turns, and where to ask for them."""
         address = self.fakes.folder / "s"
-        async with self.residency(first=first, max_wait=max_wait) as residency, desk(residency, address):
+        async with self.residency(first=first, max_wait=max_wait) as residency, serve_residency(residency, address):
             yield residency, address
 
     @asynccontextmanager
@@ -49,5 +51,8 @@ class House:
         self, *, first: str = "a", max_wait: float = 0.2
     ) -> AsyncIterator[tuple[Residency, ResidencyClient]]:
         """The same, with a gateway's side of it."""
-        async with self.open(first=first, max_wait=max_wait) as (residency, address), taking_turns(address) as turns:
+        async with (
+            self.open(first=first, max_wait=max_wait) as (residency, address),
+            connected_client(address) as turns,
+        ):
             yield residency, turns

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coe.fleet import Fleet, end_leftovers
-from coe.fleet.process import MARK, mark
+from coe.fleet import Fleet, end_orphans
+from coe.fleet.process import FLEET_VARIABLE, fleet_environment
 from tests.fleet.fake_fleet import QUICK, Fakes
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
@@ -27,15 +27,15 @@ def started(marked: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def test_processes_of_a_fleet_that_is_gone_are_ended_and_others_are_left_alone(tmp_path: Path) -> None:
-    gone = {MARK: f"{2**22 - 1}:1.00:{tmp_path}"}
-    elsewhere = {MARK: f"{2**22 - 1}:1.00:{tmp_path / 'other'}"}
-    left, other, ours = started(gone), started(elsewhere), started(mark(tmp_path))
+    gone = {FLEET_VARIABLE: f"{2**22 - 1}:1.00:{tmp_path}"}
+    elsewhere = {FLEET_VARIABLE: f"{2**22 - 1}:1.00:{tmp_path / 'other'}"}
+    left, other, ours = started(gone), started(elsewhere), started(fleet_environment(tmp_path))
     try:
-        (name,) = end_leftovers(tmp_path)
+        (name,) = end_orphans(tmp_path)
         assert f"({left.pid})" in name
         assert left.poll() is not None
         assert (other.poll(), ours.poll()) == (None, None)
-        assert end_leftovers(tmp_path) == []
+        assert end_orphans(tmp_path) == []
     finally:
         for process in (left, other, ours):
             process.kill()
@@ -45,8 +45,8 @@ def test_processes_of_a_fleet_that_is_gone_are_ended_and_others_are_left_alone(t
 @pytest.mark.anyio
 async def test_every_process_of_a_server_carries_the_mark(fakes: Fakes) -> None:
     spec = fakes.spec("family")
-    async with Fleet([spec], say=fakes.say, pace=QUICK):
-        marks = {psutil.Process(pid).environ()[MARK] for pid in fakes.alive()}
-        assert marks == set(mark(spec.log.parent).values())
-        assert await asyncio.to_thread(end_leftovers, spec.log.parent) == []
+    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
+        marks = {psutil.Process(pid).environ()[FLEET_VARIABLE] for pid in fakes.alive()}
+        assert marks == set(fleet_environment(spec.log.parent).values())
+        assert await asyncio.to_thread(end_orphans, spec.log.parent) == []
         assert len(fakes.alive()) > 1

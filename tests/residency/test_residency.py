@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
-from coe.fleet.residency.client import ResidencyClient, ask_tiers, taking_turns
+from coe.fleet.residency.client import ResidencyClient, connected_client, fetch_tiers
 from coe.fleet.residency.residency import Residency
 from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
 from tests.residency.house import House
@@ -49,7 +49,7 @@ async def test_one_with_work_in_flight_stays_until_it_is_done(fakes: Fakes) -> N
     async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, turns):
         over = await hold(turns, "a")
         waiting = asyncio.create_task(hold(turns, "b"))
-        await become(residency, a="closing")
+        await become(residency, a="draining")
         newcomer = asyncio.create_task(hold(turns, "a"))
         over()
         (await waiting)()
@@ -78,7 +78,7 @@ async def test_one_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
 async def test_a_hold_ends_at_its_deadline_with_the_time_to_come_again(fakes: Fakes) -> None:
     async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (_, turns):
         over = await hold(turns, "a")
-        with pytest.raises(ExpertAsleep, match="expert 'b' did not get its turn on the device in time") as caught:
+        with pytest.raises(ExpertAsleep, match="expert 'b' was not loaded in time") as caught:
             await hold(turns, "b", within=0.3)
         assert caught.value.retry_after
         over()
@@ -105,14 +105,14 @@ async def test_with_a_sibling_awake_nobody_waits_and_the_large_one_is_woken_all_
 
 async def test_what_a_killed_gateway_held_is_free_again(fakes: Fakes) -> None:
     async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (_, turns):
-        async with taking_turns(turns._address) as other:
+        async with connected_client(turns._address) as other:
             await hold(other, "a")
         (await hold(turns, "b"))()
 
 
 async def test_a_fleet_that_goes_is_told_to_those_who_wait_and_found_again(fakes: Fakes) -> None:
     house = House(fakes, {"a": "ok", "b": "ok"})
-    async with taking_turns(fakes.folder / "s") as turns:
+    async with connected_client(fakes.folder / "s") as turns:
         async with house.open():
             await hold(turns, "a")
             waiting = asyncio.create_task(hold(turns, "b"))
@@ -150,13 +150,13 @@ async def test_one_that_freezes_is_ended_and_started_again(fakes: Fakes) -> None
     house = House(fakes, {"a": "ok"})
     async with house.asked() as (_, turns):
         await ask(house.specs["a"], "/freeze")
-        await fakes.heard("health checks in a row")
+        await fakes.wait_for_line("health checks in a row")
         (await hold(turns, "a"))()
 
 
 async def test_who_asks_for_the_tiers_gets_them(fakes: Fakes) -> None:
     async with House(fakes, {"a": "ok", "b": "ok"}).open() as (_, address):
-        assert await ask_tiers(address) == {
+        assert await fetch_tiers(address) == {
             "a": {"tier": "awake", "held": 0, "switches": 0},
             "b": {"tier": "stopped", "held": 0, "switches": 0},
         }

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.scheduler import Scheduler
-from coe.fleet.residency.state import Action, ServerProfile, held
+from coe.fleet.residency.state import Action, ServerProfile
 
 LOAD, LEAVE = 2.0, 0.5
 
 
-def ledger_of(
-    residents: Sequence[ServerProfile],
+def scheduler_of(
+    profiles: Sequence[ServerProfile],
     *,
     memory: float,
     host_memory: float = 0.0,
     max_wait: float = 10.0,
     now: float = 0.0,
 ) -> Scheduler:
-    made = [(one, LOAD, LOAD) for one in residents]
+    made = [(one, LOAD, LOAD) for one in profiles]
     forecast = Forecast({}, now=now)
     return Scheduler(made, memory=memory, host_memory=host_memory, max_wait=max_wait, forecast=forecast)
 
@@ -30,7 +30,7 @@ def ledger_of(
 class World:
     """Runs requests (arrival, resident's key, seconds of work) against a ledger, and checks what must always hold."""
 
-    ledger: Scheduler
+    scheduler: Scheduler
     waits: dict[int, float] = field(default_factory=dict)
     orders: list[Action] = field(default_factory=list)
 
@@ -48,36 +48,37 @@ class World:
         while events:
             now, _, kind, what = heapq.heappop(events)
             self._happens(kind, what, now, requests)
-            orders, admitted, again_at = self.ledger.decide(now)
+            orders, admitted, next_check = self.scheduler.decide(now)
             self._check(orders, now)
             for ticket in admitted:
                 self.waits[ticket] = now - requests[ticket][0]
                 at(now + requests[ticket][2], "ends", ticket)
             for order in orders:
-                at(now + (LOAD if order.verb == "wake" else LEAVE), order.verb, order.key)
-            if again_at is not None:
-                at(again_at, "look", "")
+                at(now + (LOAD if order.verb == "load" else LEAVE), order.verb, order.key)
+            if next_check is not None:
+                at(next_check, "look", "")
 
     def _happens(self, kind: str, what: int | str, now: float, requests: Sequence[tuple[float, str, float]]) -> None:
         if isinstance(what, int):
             if kind == "arrives":
-                self.ledger.arrived(what, requests[what][1], now)
+                self.scheduler.request_arrived(what, requests[what][1], now)
             else:
-                self.ledger.ended(what, now)
-        elif kind == "wake":
-            self.ledger.woken(what, now)
+                self.scheduler.request_ended(what, now)
+        elif kind == "load":
+            self.scheduler.server_loaded(what, now)
         elif kind in ("sleep", "stop"):
-            self.ledger.left(what, "asleep" if kind == "sleep" else "stopped")
+            self.scheduler.server_unloaded(what, "asleep" if kind == "sleep" else "stopped")
 
     def _check(self, orders: Sequence[Action], now: float) -> None:
-        state = self.ledger.state(now)
+        state = self.scheduler.state(now)
         self.orders += orders
-        assert sum(map(held, state.seats)) <= state.memory + 1e-9
+        assert sum(server.device_memory for server in state.servers) <= state.memory + 1e-9
         assert (
-            sum(seat.resident.host_memory for seat in state.seats if seat.tier == "asleep") <= state.host_memory + 1e-9
+            sum(server.profile.host_memory for server in state.servers if server.tier == "asleep")
+            <= state.host_memory + 1e-9
         )
-        assert sum(seat.tier in ("waking",) for seat in state.seats) <= 1
-        seats = {seat.key: seat for seat in state.seats}
+        assert sum(server.tier in ("loading",) for server in state.servers) <= 1
+        servers = {server.key: server for server in state.servers}
         for order in orders:
-            seat = seats[order.key]
-            assert order.verb == "wake" or not (seat.in_flight or seat.resident.pinned), "left with work in flight"
+            server = servers[order.key]
+            assert order.verb == "load" or not (server.in_flight or server.profile.pinned), "left with work in flight"

@@ -27,7 +27,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 async def since_the_start(page: Page) -> None:
-    await page.get_by_role("combobox", name="Over").select_option(label="since the start")
+    await page.get_by_role("combobox", name="Over").select_option(label="since start")
 
 
 async def says(page: Page, state: str) -> None:
@@ -57,7 +57,7 @@ async def test_requests_of_all_processes_are_told_by_expert_and_by_what_they_cam
         row = page.get_by_role("table", name="Experts").get_by_role("row")
         await expect(row.filter(has_text="good")).to_contain_text("60 %")
         await expect(row.filter(has_text="status-500")).to_contain_text("20 %")
-        ended = page.get_by_role("table", name="Ended as").get_by_role("row")
+        ended = page.get_by_role("table", name="Outcome").get_by_role("row")
         await expect(ended.filter(has_text="expert_unavailable")).to_contain_text("20 %")
         facts = page.get_by_role("region", name="Gateway")
         await expect(facts).to_contain_text("Workers 2")
@@ -104,7 +104,7 @@ async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browse
             await (await served.ask("good")).read()
         await in_all(page, 3)
         await served.kill()
-        await says(page, "The gateway is away; trying again")
+        await says(page, "Gateway unavailable; retrying")
         await in_all(page, 3)
         await served.start()
         await (await served.ask("good")).read()
@@ -119,8 +119,8 @@ async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browse
 async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser: Browser, served: Served) -> None:
     async with served.client.get(f"{served.url}/v1/stats") as response:
         look = await response.json()
-    look["troubles"] = ["log_failing", "reload_failed"]
-    turns = {"tier": "asleep", "held": 4, "switches": 7}
+    look["warnings"] = ["log_failing", "reload_failed"]
+    turns = {"tier": "asleep", "waiting": 4, "switches": 7}
     look["experts"][0] |= turns | {"replicas": {"a:1": "open", "b:1": "closed", "c:1": "open"}}
     look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}
     later = look | {"time": look["time"] + 1}

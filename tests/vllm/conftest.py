@@ -36,7 +36,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def model() -> Path:
-    found = weights.resolve("SmolLM2-135M-Instruct", cache=CACHE, say=print)
+    found = weights.resolve("SmolLM2-135M-Instruct", cache=CACHE, report=print)
     assert isinstance(found, Path)
     return found
 

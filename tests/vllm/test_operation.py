@@ -11,16 +11,16 @@ import orjson
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import Vllm
-from coe.fleet.probe import open_session
+from coe.fleet import VllmClient
+from coe.fleet.probe import open_probe_session
 from tests.vllm.manners import MANNERS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
 
 
 @pytest.mark.anyio
 async def test_a_server_sleeps_holds_what_comes_and_goes_on_when_woken(awake: Service) -> None:
-    async with open_session() as session:
-        vllm = Vllm(awake.server, session=session)
+    async with open_probe_session() as session:
+        vllm = VllmClient(awake.server, session=session)
         for level in (1, 2):
             await vllm.sleep(level=level)
             assert await vllm.is_sleeping()
@@ -37,9 +37,9 @@ async def test_a_server_sleeps_holds_what_comes_and_goes_on_when_woken(awake: Se
 
 @pytest.mark.anyio
 async def test_an_adapter_that_is_none_is_refused_in_words(awake: Service, tmp_path: Path) -> None:
-    async with open_session() as session:
+    async with open_probe_session() as session:
         with pytest.raises(FleetError, match="No adapter found"):
-            await Vllm(awake.server, session=session).load_adapter("none", tmp_path)
+            await VllmClient(awake.server, session=session).load_adapter("none", tmp_path)
 
 
 def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
@@ -65,10 +65,10 @@ def test_adapters_come_and_go_with_the_declaration_while_the_base_runs(awake: Se
     awake.until_answered("corsair")
     assert MANNERS["pirate"].startswith(text_of(awake.ask("corsair")))
     awake.declare(*declared, {**declared[1], "name": "corsair", "adapter": str(adapters / "nowhere")})
-    awake.heard("expert 'corsair': there is no folder")
+    awake.wait_for_line("expert 'corsair': there is no folder")
     assert MANNERS["pirate"].startswith(text_of(awake.ask("corsair"))), "the last good state serves on"
     awake.declare(*declared)
-    awake.heard("has unloaded the adapter 'corsair'")
+    awake.wait_for_line("has unloaded the adapter 'corsair'")
     assert awake.ask("corsair").status_code == 404
     assert MANNERS["pirate"].startswith(text_of(awake.ask("pirate")))
     assert awake.said.count("is ready") == started, "no server was started anew"
@@ -88,8 +88,8 @@ def test_a_killed_process_is_replaced_with_its_adapters_and_others_answer_meanwh
         assert any("error" in event for event in events), "who is in the middle of an answer is told"
     meanwhile = awake.ask("auto", "Anything in general?")
     assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "stand_in")
-    awake.heard("restarting in", times=restarts + 1)
-    awake.heard("is ready", times=ready + 1)
+    awake.wait_for_line("restarting in", times=restarts + 1)
+    awake.wait_for_line("is ready", times=ready + 1)
     for name in MANNERS:
         awake.until_answered(name)
         assert MANNERS[name].startswith(text_of(awake.ask(name)))

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from coe.fleet.residency.client import ask_tiers
+from coe.fleet.residency.client import fetch_tiers
 from coe.settings import Settings
 from tests.vllm.conftest import OPTIONS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
@@ -49,7 +49,7 @@ def house(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -
 def tiers(house: Service) -> dict[str, str]:
     """As `coe status` asks for them."""
     settings = Settings.read({}, config=house.folder / "experts.yaml")
-    told = asyncio.run(ask_tiers(settings.turns_link.readlink()))
+    told = asyncio.run(fetch_tiers(settings.turns_link.readlink()))
     return {name: one["tier"] for name, one in told.items()}
 
 
@@ -92,7 +92,7 @@ def test_one_that_is_killed_is_started_again_when_it_is_asked_for(house: Service
     house.until_answered("stopper")
     ready = house.said.count("server 'stopper' is ready")
     house.process("transformers").send_signal(signal.SIGKILL)
-    house.heard("server 'stopper' was killed by SIGKILL")
+    house.wait_for_line("server 'stopper' was killed by SIGKILL")
     house.until_answered("stopper")
     assert house.said.count("server 'stopper' is ready") == ready + 1
 

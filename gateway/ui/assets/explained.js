@@ -12,25 +12,25 @@ export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 /** The reason for the choice, as a sentence. */
 export function sentence(told) {
   const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = told;
-  if (!expert) return "It ended before an expert was chosen.";
-  const sure = `${category}, ${percent(confidence)} sure`;
+  if (!expert) return "Ended before routing.";
+  const prediction = `${category}, confidence ${percent(confidence)}`;
   switch (reason) {
     case "routed":
-      return `${expert} is expected to answer best (${sure}).${cheaper({ expert, candidates, utility, price })}`;
+      return `${expert} is expected to answer best (${prediction}).${cheaper({ expert, candidates, utility, price })}`;
     case "explored":
-      return `${expert} was tried in order to learn, by a chance of ${percent(propensity)} (${sure}).`;
+      return `${expert} was chosen by exploration (propensity ${percent(propensity)}; ${prediction}).`;
     case "uncertain":
-      return `The router was not sure (${sure}), so the general expert ${expert} was asked.`;
+      return `Confidence below the threshold (${prediction}): sent to the general expert ${expert}.`;
     case "sticky":
-      return `The conversation stays with ${expert}: no other is clearly better (${sure}).`;
+      return `The conversation stays with ${expert}: no other is clearly better (${prediction}).`;
     case "pinned":
-      return `${expert} was asked for by name; the router would call it ${category} (${percent(confidence)}).`;
+      return `${expert} was pinned; predicted category ${category} (${percent(confidence)}).`;
     case "spilled":
-      return `The best expert had too much to do, and ${expert} is expected to be hardly worse (${sure}).`;
+      return `The best expert was overloaded; spilled to ${expert} (${prediction}).`;
     case "fallback":
-      return `${told.fallback_from || candidates[0]} did not answer${because(told.cause)}, so ${expert} was asked (${sure}; attempts: ${attempts}).`;
+      return `${told.fallback_from || candidates[0]} did not answer${because(told.cause)}, so ${expert} answered (${prediction}; attempts: ${attempts}).`;
     default:
-      return `${expert} was chosen (${reason}; ${sure}).`;
+      return `${expert} was chosen (${reason}; ${prediction}).`;
   }
 }
 
@@ -41,7 +41,7 @@ const CAUSES = {
   connection_refused: "nothing listens at its address",
   connect_timeout: "its address did not accept a connection in time",
   name_resolution: "its host name does not resolve",
-  tls_error: "no TLS connection came about",
+  tls_error: "the TLS connection failed",
   unreachable: "its address cannot be reached",
   connection_lost: "its server broke off the connection",
   unauthorized: "it refused the api_key",
@@ -57,7 +57,7 @@ const CAUSES = {
   invalid_response: "its answer was not of the declared API",
   rejected: "it rejected the request",
   unsupported: "it does not speak the API of the request",
-  asleep: "it was not awake in time",
+  asleep: "it was not loaded in time",
   hedged: "another expert began to answer first",
   gateway_limit: "the gateway had no file descriptor left",
   circuit_open: "it had failed too often",
@@ -72,7 +72,7 @@ function cheaper({ expert, candidates, utility, price }) {
   const all = qualities({ candidates, utility, price });
   const own = all.find((one) => one.name === expert);
   const better = all.find((one) => own && one.quality != null && one.quality > own.quality + 0.0005);
-  return better ? ` ${better.name} is expected to be better, but not by as much as it costs more.` : "";
+  return better ? ` ${better.name} has higher expected quality, but not enough for its price.` : "";
 }
 
 /** Each candidate with its utility, the price that was taken off, and their sum, which is the expected quality. */
@@ -89,7 +89,7 @@ export function qualities({ candidates = [], utility = [], price = [] }) {
 export function posterior({ probabilities, category }, { limit = 6 } = {}) {
   const shares = Object.values(probabilities ?? {});
   const count = shares.length;
-  if (!count) return html`<p class="faint">It was not classified.</p>`;
+  if (!count) return html`<p class="faint">Not classified.</p>`;
   const caption = "Probability of each category";
   const told = { chosen: category, text: percent };
   if (count <= limit) return bars(caption, probabilities, told);
@@ -108,17 +108,17 @@ const three = (value) => (value == null || !Number.isFinite(value) ? "–" : val
  * known.
  */
 export function considered({ candidates = [], utility = [], price = [], expert }, health) {
-  if (!candidates.length) return html`<p class="faint">Nobody was considered.</p>`;
-  if (!utility.length) return html`<p class="faint">Nothing was weighed: it was asked for by name.</p>`;
+  if (!candidates.length) return html`<p class="faint">No candidates.</p>`;
+  if (!utility.length) return html`<p class="faint">Not ranked: the expert was pinned.</p>`;
   const priced = price.length > 0;
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Experts considered">
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Candidates">
     <table class="considered">
-      <caption class="unseen">Experts considered, in the order of asking</caption>
+      <caption class="unseen">Candidates, in call order</caption>
       <thead>
         <tr>
           <th scope="col">Expert</th>
           <th scope="col" class="number">Quality</th>
-          ${priced ? html`<th scope="col" class="number">Price</th><th scope="col" class="number">Worth</th>` : nothing}
+          ${priced ? html`<th scope="col" class="number">Price</th><th scope="col" class="number">Utility</th>` : nothing}
           ${health ? html`<th scope="col" class="number">Load</th>` : nothing}
         </tr>
       </thead>
@@ -171,24 +171,24 @@ const swatch = (index) =>
   html`<svg class="swatch" aria-hidden="true">${svg`<rect width="100%" height="100%" rx="2" class="series-${index + 1}"></rect>`}</svg>`;
 
 const GATES = {
-  none: "No documents are declared for this, or the request has no place for passages.",
-  off: "The request asked for none.",
-  shut: "The gate stayed shut: passages would not improve this answer by more than they cost.",
-  empty: "The gate was open, but nothing that fits was found.",
-  failed: "The document store was away or too slow.",
-  held: "Passages were found and held back by a coin, to learn what they change.",
-  open: "The gate was open, and the expert was given passages.",
+  none: "No document store is declared, or the request cannot carry passages.",
+  off: "The request turned retrieval off.",
+  skipped: "Gate closed: expected gain below the price.",
+  empty: "Gate open; no passage was found.",
+  failed: "The document store was unavailable or timed out.",
+  withheld: "Passages withheld at random (exploration).",
+  used: "Gate open; the expert received passages.",
 };
 
 /** Whether documents were consulted, and what came of it. */
 export function documents({ retrieval, gate, gain, passages = [], passage_tokens: tokens, retrieval_ms: ms }) {
   return html`<p>${GATES[retrieval] ?? retrieval}</p>
     <dl class="pairs">
-      ${gate == null ? nothing : html`<dt>Chance that they help</dt><dd>${percent(gate)}</dd>`}
+      ${gate == null ? nothing : html`<dt>Probability of improvement</dt><dd>${percent(gate)}</dd>`}
       ${gain == null ? nothing : html`<dt>Expected gain</dt><dd>${three(gain)}</dd>`}
       ${passages.length ? html`<dt>Passages</dt><dd>${passages.map((id) => html`<div class="code">${id}</div>`)}</dd>` : nothing}
-      ${tokens ? html`<dt>Their tokens</dt><dd>about ${number(tokens)}</dd>` : nothing}
-      ${ms ? html`<dt>Took</dt><dd>${milliseconds(ms)}</dd>` : nothing}
+      ${tokens ? html`<dt>Passage tokens</dt><dd>about ${number(tokens)}</dd>` : nothing}
+      ${ms ? html`<dt>Duration</dt><dd>${milliseconds(ms)}</dd>` : nothing}
     </dl>`;
 }
 

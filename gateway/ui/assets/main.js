@@ -49,11 +49,11 @@ function keyForm() {
   };
   return html`
     <section class="card narrow">
-      <h1>This gateway asks for a key</h1>
-      <p>One with the scope <code>admin</code> sees all of the page. It is kept in this tab alone, until you close it.</p>
+      <h1>API key required</h1>
+      <p>A key with the scope <code>admin</code> shows everything. It is stored in this tab only, until you close it.</p>
       <form @submit=${use}>
         <label>API key <input name="key" type="password" autocomplete="off" required autofocus /></label>
-        <button>Use it</button>
+        <button>Save key</button>
       </form>
       ${api.key ? html`<p role="alert" class="bad">The key was not accepted.</p>` : nothing}
     </section>

@@ -14,13 +14,13 @@ export function shown(found, template, { isEmpty = () => false, empty = "Nothing
 export function failure(error, retry) {
   if (error.status === 403) {
     return html`<section class="note" role="alert">
-      <h2>Not with this key</h2>
+      <h2>Permission denied</h2>
       <p>${error.message}</p>
-      <p>Use another by “Forget key”, above.</p>
+      <p>Choose “Forget key” above to enter another.</p>
     </section>`;
   }
   return html`<section class="note" role="alert">
-    <h2>That did not work</h2>
+    <h2>Request failed</h2>
     <p>${error.message}</p>
     ${retry ? html`<button @click=${retry}>Try again</button>` : nothing}
   </section>`;

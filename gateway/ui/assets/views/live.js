@@ -11,19 +11,19 @@ import { expertTable, gatewayFacts, sharesOf } from "./live/tables.js";
 export const name = "live";
 export const title = "Live";
 
-const SPANS = { 10: "last 10 seconds", 60: "last minute", 300: "last 5 minutes", all: "since the start" };
+const SPANS = { 10: "last 10 seconds", 60: "last minute", 300: "last 5 minutes", all: "since start" };
 const CALM = 2000; // milliseconds between two drawings of the flow, which is the dearest to draw
-const TROUBLES = {
-  reload_failed: "What is declared or promoted now could not be taken over; the last good state serves on.",
-  log_failing: "The routing log cannot be written; records wait.",
-  limits_degraded: "Redis is away: each gateway counts the limits of keys for itself.",
-  artifacts_behind: "What is in use for all gateways could not be taken over here.",
+const WARNINGS = {
+  reload_failed: "The current declaration or promoted artifacts could not be loaded; the last good state stays in service.",
+  log_failing: "The routing log cannot be written; records are waiting.",
+  limits_degraded: "Redis unavailable: limits are counted per gateway.",
+  artifacts_behind: "This gateway could not load the artifacts that are in use.",
 };
 const SAID = {
   connecting: ["Connecting…", "plain"],
   live: ["Live", "good"],
   paused: ["Paused", "warn"],
-  away: ["The gateway is away; trying again", "bad"],
+  away: ["Gateway unavailable; retrying", "bad"],
   refused: ["Refused", "bad"],
 };
 
@@ -75,7 +75,7 @@ export function open({ draw }) {
 
 const state = ({ state: word, error }) => {
   const [text, kind] = SAID[word];
-  const why = word === "away" && error?.status ? `${error.message} Trying again` : text;
+  const why = word === "away" && error?.status ? `${error.message} Retrying` : text;
   return html`<span class="badge ${kind}">${why}</span>`;
 };
 
@@ -104,11 +104,11 @@ function body(stream, shown, chosen) {
   const look = seen.latest;
   if (!look) {
     return stream.state === "away"
-      ? html`<p class="note">The gateway does not answer. This page goes on by itself when it does.</p>`
+      ? html`<p class="note">Gateway unavailable. This page reconnects automatically.</p>`
       : html`<p class="note">Loading…</p>`;
   }
   return html`
-    ${look.troubles.map((word) => html`<p class="card trouble bad" role="alert">${TROUBLES[word] ?? word}</p>`)}
+    ${look.warnings.map((word) => html`<p class="card warning bad" role="alert">${WARNINGS[word] ?? word}</p>`)}
     ${figures(look, shown.past)}
     <section class="card" aria-labelledby="rates">
       <h2 id="rates">Requests a second</h2>
@@ -121,8 +121,8 @@ function body(stream, shown, chosen) {
     </section>
     <div class="columns">
       <section class="card" aria-labelledby="ends">
-        <h2 id="ends">How requests went</h2>
-        ${shown.past && shown.past.total ? ends(shown.past) : html`<p class="faint">None in this time.</p>`}
+        <h2 id="ends">Outcomes</h2>
+        ${shown.past && shown.past.total ? ends(shown.past) : html`<p class="faint">None in this period.</p>`}
       </section>
       <section class="card" aria-labelledby="gateway">
         <h2 id="gateway">Gateway</h2>
@@ -143,21 +143,21 @@ function figures(look, past) {
     ${figure("First byte p50", of(look.first_byte_bounds, first, 0.5), html`p95 ${of(look.first_byte_bounds, first, 0.95)}`)}
     ${figure("Overhead p50", of(look.routing.bounds, past?.routing, 0.5), html`p95 ${of(look.routing.bounds, past?.routing, 0.95)}`)}
     ${figure("Failed", part(past && failures(past.outcomes)), `${number(past ? failures(past.outcomes) : 0)} requests`)}
-    ${figure("By another expert", part(replaced), `${number(replaced ?? 0)} fallbacks`)}
+    ${figure("Fallbacks", part(replaced), `${number(replaced ?? 0)} requests`)}
   </dl>`;
 }
 
 function traffic(look, shown, chosen) {
   if (!sum(shown.totals?.categories ?? {})) {
     return html`<section class="card note">
-      <p>No request was routed in the ${SPANS[span].replace("since", "time since")}.</p>
-      <button value="all" @click=${chosen}>Show all since the start</button>
+      <p>No request was routed ${span === "all" ? SPANS.all : `in the ${SPANS[span]}`}.</p>
+      <button value="all" @click=${chosen}>Show all since start</button>
     </section>`;
   }
   const { categories, experts } = shown.totals;
   return html`<div class="columns traffic">
     <section class="card" aria-labelledby="flow">
-      <h2 id="flow">From category to expert</h2>
+      <h2 id="flow">Category to expert</h2>
       ${drawn(shown.flow)}
     </section>
     <section class="card" aria-labelledby="shares">
@@ -172,13 +172,13 @@ function traffic(look, shown, chosen) {
 
 const nobody = () => html`<section class="card note">
   <h2>No requests yet</h2>
-  <p>They show here as they come. Send one from the <a href="#/playground">playground</a>, or with any OpenAI client:</p>
+  <p>Requests appear here as they arrive. Send one from the <a href="#/playground">playground</a>, or with any OpenAI client:</p>
   <p><code>curl ${new URL("../v1/chat/completions", document.baseURI).href} -H 'content-type: application/json' -d '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'</code></p>
 </section>`;
 
 const ends = (past) => html`
-  ${sharesOf("Ended as", past.outcomes)}
-  ${sharesOf("Expert chosen because", past.reasons)}
-  ${sharesOf("Documents", Object.fromEntries(Object.entries(past.retrieval).filter(([result]) => result !== "none")))}
+  ${sharesOf("Outcome", past.outcomes)}
+  ${sharesOf("Routing reason", past.reasons)}
+  ${sharesOf("Retrieval", Object.fromEntries(Object.entries(past.retrieval).filter(([result]) => result !== "none")))}
   ${sharesOf("Feedback", past.feedback)}
 `;

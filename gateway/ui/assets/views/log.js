@@ -104,9 +104,9 @@ function filters(query, choices = {}) {
   return html`<form class="fields filters" role="search" aria-label="Filter the log" @change=${change} @submit=${stay}>
     ${choice("Category", "category", query, choices.category)} ${choice("Expert", "expert", query, choices.expert)}
     ${choice("Reason", "reason", query, choices.reason)} ${choice("Outcome", "outcome", query, choices.outcome)}
-    <label>When
+    <label>Time
       <select name="within">
-        <option value="">Any time</option>
+        <option value="">All time</option>
         ${Object.entries(SPAN_NAMES).map(([span, text]) => html`<option value=${span} .selected=${query.get("within") === span}>${text}</option>`)}
         <option value="between" .selected=${between}>From … until …</option>
       </select>
@@ -139,19 +139,19 @@ const when = (label, field, query) =>
 
 function page({ data, cursor, damaged, looking }, query) {
   return html`
-    <p class="faint" role="status">${looking ? "Looking further back…" : told(data, cursor)}${damaged ? ` ${damaged} damaged entries are left out.` : ""}</p>
+    <p class="faint" role="status">${looking ? "Searching older records…" : told(data, cursor)}${damaged ? ` ${damaged} damaged entries are skipped.` : ""}</p>
     ${data.length ? rows(data) : nothing}
     <nav class="pages" aria-label="Pages of the log">
       ${query.get("before") ? html`<a href=${address(query, "")}>Newest</a>` : html`<span></span>`}
-      ${cursor && !looking ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Look further back"}</a>` : nothing}
+      ${cursor && !looking ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Search older"}</a>` : nothing}
     </nav>
   `;
 }
 
 function told(data, cursor) {
-  if (!data.length) return "Nothing that fits in as much of the log as was looked at.";
+  if (!data.length) return "No matches in the scanned part of the log.";
   const many = data.length === 1 ? "1 record" : `${data.length} records`;
-  return `${many}, from ${clock(data.at(-1).time)} to ${clock(data[0].time)}${cursor ? "" : "; there is nothing older"}.`;
+  return `${many}, from ${clock(data.at(-1).time)} to ${clock(data[0].time)}${cursor ? "" : "; end of log"}.`;
 }
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleString();
@@ -180,14 +180,14 @@ function rows(records) {
         <tr>
           <th scope="col">Time</th>
           <th scope="col">Category</th>
-          <th scope="col" class="number wide">Sure</th>
+          <th scope="col" class="number wide">Confidence</th>
           <th scope="col">Expert</th>
           <th scope="col" class="wide">Reason</th>
           <th scope="col">Outcome</th>
           <th scope="col" class="number wide">Tokens in</th>
           <th scope="col" class="number wide">out</th>
           <th scope="col" class="number wide">Cost</th>
-          <th scope="col" class="number wide">First piece</th>
+          <th scope="col" class="number wide">First token</th>
           <th scope="col" class="number">Total</th>
         </tr>
       </thead>
@@ -219,7 +219,7 @@ function follow(event) {
 }
 
 function nothingFound(query) {
-  if ([...query.keys()].length) return html`<p>No record fits.</p><p><a href="#/log">Show all</a></p>`;
-  return html`<p>No request has come yet.</p>
-    <p>Ask something in the <a href="#/playground">playground</a>, or with any OpenAI client; it is here a moment after its answer.</p>`;
+  if ([...query.keys()].length) return html`<p>No matching records.</p><p><a href="#/log">Show all</a></p>`;
+  return html`<p>No requests yet.</p>
+    <p>Send one from the <a href="#/playground">playground</a>, or with any OpenAI client. Its record appears shortly after the response.</p>`;
 }

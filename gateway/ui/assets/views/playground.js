@@ -52,7 +52,7 @@ function everything(experts, view, draw) {
       <div class="talk">
         ${room.turns.length ? conversation({ beside, turn, view, draw }) : welcome(draw)} ${composer(draw)}
       </div>
-      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === room.turns.at(-1) ? "" : "(an earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
+      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === room.turns.at(-1) ? "" : "(earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
     </div>
   `;
 }
@@ -79,7 +79,7 @@ function conversation({ beside, turn, view, draw }) {
 
 function welcome(draw) {
   return html`<div class="note">
-    <p>Ask something. The router chooses who answers, and the page says why.</p>
+    <p>Send a message. The router chooses an expert, and the page explains why.</p>
     <p class="examples">${EXAMPLES.map((text) => html`<button class="quiet small" @click=${() => (send(text), draw())}>${text}</button>`)}</p>
   </div>`;
 }
@@ -117,16 +117,16 @@ function settings(experts, draw) {
   return html`<form class="card playset" aria-label="Settings" @change=${change} @submit=${(event) => event.preventDefault()}>
     <div class="fields">
       ${select("Model", "model", model, ["auto", ...experts])}
-      ${select("Side by side with", "second", second, ["", "auto", ...experts], { "": "nobody" })}
-      ${select("Documents", "retrieval", retrieval, ["auto", "on", "off"], { auto: "where it pays", on: "always", off: "never" })}
-      ${field("Thrift, 0 to 1", "cost_weight", cost_weight, { min: 0, max: 1, step: 0.05, placeholder: "as declared" })}
+      ${select("Compare with", "second", second, ["", "auto", ...experts], { "": "none" })}
+      ${select("Retrieval", "retrieval", retrieval, ["auto", "on", "off"])}
+      ${field("Cost weight (0–1)", "cost_weight", cost_weight, { min: 0, max: 1, step: 0.05, placeholder: "default" })}
     </div>
     <details>
       <summary>More${more.length ? `: ${more.join(", ")}` : ""}</summary>
       <div class="fields more">
         <label class="system">System prompt<textarea name="system" rows="2" .value=${system}></textarea></label>
-        ${field("Temperature", "temperature", temperature, { min: 0, max: 2, step: 0.1, placeholder: "as declared" })}
-        ${field("Most tokens", "max_tokens", tokens, { min: 1, max: 1000000, step: 1, placeholder: "as declared" })}
+        ${field("Temperature", "temperature", temperature, { min: 0, max: 2, step: 0.1, placeholder: "default" })}
+        ${field("Max tokens", "max_tokens", tokens, { min: 1, max: 1000000, step: 1, placeholder: "default" })}
       </div>
       <p class="faint">Session <span class="code">${room.session}</span>: a follow-up stays with its expert unless another is clearly better.</p>
     </details>

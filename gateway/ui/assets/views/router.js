@@ -42,7 +42,7 @@ export function open({ draw, path, query }) {
       </div>
       ${shown(list, (found) => whole(found, chosen(found), { reportOf, move, at }))}
       <section class="card">
-        <h2>Traffic of the last week</h2>
+        <h2>Traffic report</h2>
         ${shown(status, traffic)}
       </section>
       ${move.template()}
@@ -63,7 +63,7 @@ function refresh(...resources) {
 
 function whole(found, { kind, version, other }, { reportOf, move, at }) {
   return html`
-    ${found.reload_error ? html`<p class="card bad" role="alert">What is in use could not be taken over, and the last good state serves on: ${found.reload_error}</p>` : nothing}
+    ${found.reload_error ? html`<p class="card bad" role="alert">The artifacts in use could not be loaded; the last good state stays in service: ${found.reload_error}</p>` : nothing}
     ${move.told()}
     <div class="cards">${found.data.map((one) => card(one, move))}</div>
     <nav class="kinds" aria-label="Kinds of artifacts">

@@ -63,14 +63,14 @@ export function openAdding(draw) {
           <h2 id="adding">Add an expert</h2>
           <a href="#/experts">Close</a>
         </div>
-        <p class="faint">Fill in what it is, have the entry checked, and paste it into experts.yaml. Nothing is written from here.</p>
+        <p class="faint">Fill in the form, check the entry, and paste it into experts.yaml. The page writes nothing.</p>
         <div class="columns">
           ${form(state.fields, changed)}
           <form class="entry" @submit=${check}>
-            <label for="entry">The entry for experts.yaml</label>
+            <label for="entry">Entry for experts.yaml</label>
             <textarea id="entry" class="code" rows="12" spellcheck="false" .value=${state.text} @input=${edited} required maxlength="16000" aria-describedby="found"></textarea>
             <div class="row">
-              <button ?disabled=${state.checking}>${state.checking ? "Checking…" : "Check it"}</button>
+              <button ?disabled=${state.checking}>${state.checking ? "Checking…" : "Check entry"}</button>
               ${navigator.clipboard ? html`<button type="button" class="quiet" @click=${copy}>${state.copied ? "Copied" : "Copy"}</button>` : nothing}
             </div>
             <div id="found" role="status">${state.error ? failure(state.error) : state.found ? verdict(state.found) : nothing}</div>
@@ -85,19 +85,19 @@ export function openAdding(draw) {
 
 function next(told, { found, fields }) {
   if (told.state === "failed") return failure(told.error, () => told.load());
-  return html`<h3>What comes next${told.value ? ` for ${told.value.id}` : ""}</h3>
+  return html`<h3>Next steps${told.value ? ` for ${told.value.id}` : ""}</h3>
     ${told.value ? steps(told.value.id, told.value, isLocal(told.value.runtime ?? fields.runtime)) : html`<p class="note">Loading…</p>`}`;
 }
 
 function verdict({ ok, problems, unset }) {
   if (!ok) {
-    return html`<p>${badge("not yet", "bad")}</p>
+    return html`<p>${badge("invalid", "bad")}</p>
       <ul class="bare">
         ${problems.map(({ where, line, message }) => html`<li><strong>${where === "entry" ? `Line ${line}` : line ? `${where}, line ${line}` : where}</strong> ${message}</li>`)}
       </ul>`;
   }
-  return html`<p>${badge("good", "good")} It fits experts.yaml as it is now.</p>
-    ${unset.map((name) => html`<p class="warn">The environment variable ${name} is not set where the gateway runs: export it before it starts.</p>`)}`;
+  return html`<p>${badge("valid", "good")} The entry fits the current experts.yaml.</p>
+    ${unset.map((name) => html`<p class="warn">The environment variable ${name} is not set where the gateway runs. Export it before the gateway starts.</p>`)}`;
 }
 
 function form(fields, changed) {
@@ -108,19 +108,19 @@ function form(fields, changed) {
   const amount = (name, label, step) => html`<label>${label}<input name=${name} type="number" min="0" step=${step} inputmode="decimal" /></label>`;
   return html`<form class="fields" @input=${changed} @submit=${(event) => event.preventDefault()} autocomplete="off">
     ${text("name", "Name", { placeholder: "law-7b", pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}", title: "Letters, digits, dots, dashes and underscores" })}
-    ${text("model", "Model", { placeholder: local ? "a folder, or a hub name" : "what its server calls it" })}
+    ${text("model", "Model", { placeholder: local ? "a folder, or a hub name" : "the name on its server" })}
     <label>Runtime
       <select name="runtime">
         ${Object.entries(RUNTIMES).map(([name, what]) => html`<option value=${name} ?selected=${name === fields.runtime}>${name}: ${what}</option>`)}
       </select>
     </label>
-    ${local ? nothing : html`${text("base_url", "Address", { placeholder: "https://host/v1" })} ${text("api_key", "Variable with its key", { placeholder: "LAW_API_KEY", pattern: "[A-Za-z_][A-Za-z0-9_]*", title: "The name of an environment variable" })}`}
+    ${local ? nothing : html`${text("base_url", "Base URL", { placeholder: "https://host/v1" })} ${text("api_key", "API key variable", { placeholder: "LAW_API_KEY", pattern: "[A-Za-z_][A-Za-z0-9_]*", title: "The name of an environment variable" })}`}
     ${amount("context_length", "Context, tokens", "1")}
     ${amount("active_parameters_b", "Active parameters, billions", "any")}
     ${local ? amount("memory_gb", "Memory, GB", "any") : nothing}
     ${amount("input", "Price in, $ per million", "any")} ${amount("output", "Price out, $ per million", "any")}
     <fieldset>
-      <legend>It can take</legend>
+      <legend>Capabilities</legend>
       ${CAPABILITIES.map((name) => html`<label><input type="checkbox" name="capabilities" value=${name} />${name}</label>`)}
     </fieldset>
   </form>`;

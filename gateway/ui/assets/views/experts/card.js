@@ -5,7 +5,7 @@ import { badge, dollars, failure, milliseconds, moment, number, percent, shown }
 import { quantile } from "../live/sums.js";
 import { breakers, tier } from "../live/tables.js";
 
-const STATES = { closed: "closed", open: "open", half_open: "on trial", resting: "resting" };
+const STATES = { closed: "closed", open: "open", half_open: "half-open", resting: "rate limited" };
 
 /** `failures` is the resource of its failures once they are asked for; `ask` is called when they first are. */
 export function card(expert, { failures, ask, chosen }) {
@@ -30,20 +30,20 @@ export function card(expert, { failures, ask, chosen }) {
       ${size(expert)}
       <dt>Context</dt>
       <dd>${expert.context_length.toLocaleString("en")} tokens</dd>
-      <dt>Can</dt>
+      <dt>APIs and capabilities</dt>
       <dd>${[...expert.apis, ...expert.capabilities].join(", ")}</dd>
       <dt>Price</dt>
       <dd>${price(expert.prices)}</dd>
       ${expert.cost ? html`<dt>Spent</dt><dd>${dollars(expert.cost)}</dd>` : nothing}
       <dt>Tokens</dt>
       <dd>${number(expert.tokens.input ?? 0)} in, ${number(expert.tokens.output ?? 0)} out</dd>
-      ${expert.failing.length ? html`<dt>Fails now</dt><dd>${expert.failing.map((one) => badge(`${one.cause}, ${number(one.failures)} times`, "bad"))}</dd>` : nothing}
-      <dt>Replaced</dt>
-      <dd>${expert.fallbacks ? `${expert.fallbacks.toLocaleString("en")} times by another expert` : "never"}</dd>
-      ${expert.tier ? html`<dt>Turns</dt><dd>${number(expert.held)} waiting, woken ${number(expert.switches)} times</dd>` : nothing}
+      ${expert.failing.length ? html`<dt>Failing</dt><dd>${expert.failing.map((one) => badge(`${one.cause}, ${number(one.failures)} times`, "bad"))}</dd>` : nothing}
+      <dt>Fallbacks</dt>
+      <dd>${expert.fallbacks ? expert.fallbacks.toLocaleString("en") : "none"}</dd>
+      ${expert.tier ? html`<dt>Residency</dt><dd>${number(expert.waiting)} waiting, loaded ${number(expert.switches)} times</dd>` : nothing}
       ${told(expert)}
     </dl>
-    ${servers(expert.replicas)} ${answers(expert.answers)}
+    ${servers(expert.replicas)} ${answers(expert.assigned_categories)}
     <details class="failures" ?open=${chosen} @toggle=${(event) => event.target.open && ask()}>
       <summary>Recent failures<span class="unseen"> of ${expert.id}</span></summary>
       ${failures ? shown(failures, list, { isEmpty: ({ data }) => !data.length, empty: "None in the log." }) : nothing}
@@ -69,7 +69,7 @@ const price = ({ input, output }) =>
 function told({ parameters, system_prompt: prompt }) {
   const facts = Object.entries(parameters).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`);
   if (prompt) facts.unshift("a system prompt");
-  return facts.length ? html`<dt>Told</dt><dd>${facts.join(", ")}</dd>` : nothing;
+  return facts.length ? html`<dt>Parameters</dt><dd>${facts.join(", ")}</dd>` : nothing;
 }
 
 function servers(replicas) {
@@ -87,10 +87,10 @@ function servers(replicas) {
 }
 
 /** Whether it answered when it was last looked for. */
-const life = (alive) => (alive === null ? "not looked for yet" : alive ? "answers" : html`<span class="bad">does not answer</span>`);
+const life = (alive) => (alive === null ? "not checked" : alive ? "healthy" : html`<span class="bad">unreachable</span>`);
 
 function answers(rows) {
-  return html`<h3>Answers</h3>
+  return html`<h3>Assigned categories</h3>
     ${rows.length
       ? html`<ul class="chips">
           ${rows.map(
@@ -98,7 +98,7 @@ function answers(rows) {
               html`<li>${category}${second && margin ? html` <span class="faint">+${number(margin, 2)} over ${second}</span>` : nothing}</li>`,
           )}
         </ul>`
-      : html`<p class="faint">No category is its own; requests may name it as their model.</p>`}`;
+      : html`<p class="faint">No category assigned; available by name.</p>`}`;
 }
 
 const list = ({ data }) => html`<ul class="bare">

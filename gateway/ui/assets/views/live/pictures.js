@@ -33,7 +33,7 @@ export function rates(points, now) {
         },
       },
     }),
-    columns: ["When", "Requests a second", "Failed a second"],
+    columns: ["Time", "Requests a second", "Failed a second"],
     rows: steps(points, now),
   };
 }

@@ -5,7 +5,7 @@ import { badge, bar, bars, dollars, milliseconds, number, percent, table } from 
 import { failures, quantile, shares, sum } from "./sums.js";
 
 const TIERS = { awake: "good", asleep: "plain", stopped: "plain", switching: "warn" };
-const STATES = { closed: "up", open: "open", half_open: "on trial", resting: "resting" };
+const STATES = { closed: "closed", open: "open", half_open: "half-open", resting: "rate limited" };
 
 /** The state of an expert's breakers: the worst counts, and how many share it. */
 export function breakers(replicas) {
@@ -29,15 +29,15 @@ export function expertTable(look, past) {
     { title: "Expert", cell: ({ id }) => html`<a href="#/experts/${encodeURIComponent(id)}">${id}</a>` },
     { title: "Breaker", cell: ({ replicas }) => breakers(replicas) },
     turns ? { title: "Tier", cell: (row) => (row.tier ? tier(row.tier) : "–") } : null,
-    turns ? { title: "Held", number: true, cell: (row) => number(row.held) } : null,
-    turns ? { title: "Woken", number: true, cell: (row) => number(row.switches) } : null,
+    turns ? { title: "Waiting", number: true, cell: (row) => number(row.waiting) } : null,
+    turns ? { title: "Loaded", number: true, cell: (row) => number(row.switches) } : null,
     { title: "Share", cell: (row) => share(row, total) },
     { title: "Requests/s", number: true, cell: (row) => number(sum(row.past.outcomes) / past.over, 2) },
     { title: "In flight", number: true, cell: (row) => number(row.in_flight) },
     { title: "First byte p50", number: true, cell: first(0.5) },
     { title: "p95", number: true, cell: first(0.95) },
     { title: "Failed", number: true, cell: (row) => count(failures(row.past.outcomes)) },
-    { title: "Replaced", number: true, cell: (row) => count(row.past.fallbacks) },
+    { title: "Fallbacks", number: true, cell: (row) => count(row.past.fallbacks) },
     { title: "Tokens/s", number: true, cell: (row) => number(sum(row.past.tokens) / past.over) },
   ];
   return table("Experts", columns.filter(Boolean), rows);
@@ -67,7 +67,7 @@ export function gatewayFacts(look, past) {
     <dd class="code">${look.gateway.host}</dd>
     <dt>Workers</dt>
     <dd>${look.workers.length}</dd>
-    <dt>Processor</dt>
+    <dt>CPU</dt>
     <dd>${past.cpu.map((seconds) => percent(seconds / past.over)).join(", ")} of a core</dd>
     <dt>Memory</dt>
     <dd>${number(memory / 1e6)} MB</dd>

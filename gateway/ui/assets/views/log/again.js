@@ -1,4 +1,4 @@
-// "What would happen now": the request decided again with the current router, plan and experts, beside what was.
+// "Replay": the request decided again with the current router, plan and experts, beside what was.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
@@ -6,8 +6,8 @@ import { percent, shown } from "../../parts.js";
 import { sentence } from "../../explained.js";
 
 const SOURCES = {
-  prompt: "The log kept the text, so the router in use has classified it anew.",
-  posterior: "The log kept no text (log.store_prompts), so this takes the category's probabilities as they were and weighs the experts anew.",
+  prompt: "The log stores the text, so the current router classified it again.",
+  posterior: "The log stores no text (log.store_prompts), so the recorded probabilities were used to rank the experts again.",
 };
 
 export function openAgain(path, draw) {
@@ -19,40 +19,40 @@ export function openAgain(path, draw) {
   return {
     template: (record) => html`<section class="card">
       <div class="row">
-        <h2>What would happen now</h2>
-        <button @click=${ask} ?disabled=${!record.category}>Decide again</button>
+        <h2>Replay</h2>
+        <button @click=${ask} ?disabled=${!record.category}>Replay decision</button>
       </div>
-      <div role="status">${decision ? shown(decision, result) : html`<p class="faint">${record.category ? "With the router, the plan and the experts as they are now." : "The request ended before it was classified."}</p>`}</div>
+      <div role="status">${decision ? shown(decision, result) : html`<p class="faint">${record.category ? "With the current router, plan and experts." : "The request was not classified."}</p>`}</div>
     </section>`,
   };
 }
 
-function result({ source, needs_known: known, then, now }) {
+function result({ source, needs_known: known, recorded, replayed }) {
   const names = ["expert", "category", "reason"];
-  const same = names.slice(0, 2).every((name) => then[name] === now[name]);
+  const same = names.slice(0, 2).every((name) => recorded[name] === replayed[name]);
   return html`
-    <p>${same ? "The same: " : ""}${sentence({ ...now, attempts: 1, propensity: 1 })}</p>
-    <p class="faint">${SOURCES[source]}${known ? "" : " What the request needed (tools, images) was not written down then, so all experts count as able."}</p>
+    <p>${same ? "No change: " : ""}${sentence({ ...replayed, attempts: 1, propensity: 1 })}</p>
+    <p class="faint">${SOURCES[source]}${known ? "" : " The required capabilities (tools, images) were not recorded, so all experts count as eligible."}</p>
     <table class="compared">
-      <caption class="unseen">The decision then and now</caption>
+      <caption class="unseen">Decision then and now</caption>
       <thead><tr><th></th><th scope="col">Then</th><th scope="col">Now</th></tr></thead>
       <tbody>
-        ${row("Expert", then.expert, now.expert)} ${row("Category", then.category, now.category)}
-        ${row("Sure", percent(then.confidence), percent(now.confidence))} ${row("Reason", then.reason, now.reason)}
-        ${row("Order of asking", then.candidates.join(", "), now.candidates.join(", "))}
-        ${row("Router", then.router, now.router)} ${row("Plan", then.plan || "as declared", now.plan || "as declared")}
+        ${row("Expert", recorded.expert, replayed.expert)} ${row("Category", recorded.category, replayed.category)}
+        ${row("Confidence", percent(recorded.confidence), percent(replayed.confidence))} ${row("Reason", recorded.reason, replayed.reason)}
+        ${row("Candidates", recorded.candidates.join(", "), replayed.candidates.join(", "))}
+        ${row("Router", recorded.router, replayed.router)} ${row("Plan", recorded.plan || "declared", replayed.plan || "declared")}
       </tbody>
     </table>
     <h3>Categories</h3>
     <table class="compared">
-      <caption class="unseen">Probability of the likeliest categories then and now</caption>
+      <caption class="unseen">Probability of the likeliest categories, then and now</caption>
       <thead><tr><th></th><th scope="col" class="number">Then</th><th scope="col" class="number">Now</th></tr></thead>
       <tbody>
-        ${likeliest(then.probabilities, now.probabilities).map(
+        ${likeliest(recorded.probabilities, replayed.probabilities).map(
           (name) => html`<tr>
             <th scope="row">${name}</th>
-            <td class="number">${percent(then.probabilities[name])}</td>
-            <td class="number">${percent(now.probabilities[name])}</td>
+            <td class="number">${percent(recorded.probabilities[name])}</td>
+            <td class="number">${percent(replayed.probabilities[name])}</td>
           </tr>`,
         )}
       </tbody>

@@ -7,10 +7,10 @@ import { moment, number } from "../../parts.js";
 const KINDS = {
   thumb: "Thumb",
   score: "Score",
-  preferred: "Should have been",
+  preferred: "Preferred expert",
   category: "Category",
-  regenerated: "Asked again",
-  abandoned: "Left in mid-answer",
+  regenerated: "Regenerated",
+  abandoned: "Abandoned",
 };
 
 export function openLabels(id, draw, changed) {
@@ -18,7 +18,7 @@ export function openLabels(id, draw, changed) {
   async function say(fields) {
     try {
       await api.post("v1/feedback", { request_id: id, ...fields });
-      told = { good: true, text: "It is kept, for the next round of learning." };
+      told = { good: true, text: "Feedback saved." };
       changed();
     } catch (error) {
       told = { good: false, text: error.message };
@@ -28,8 +28,8 @@ export function openLabels(id, draw, changed) {
   return {
     template: (record) => html`<section class="card">
       <h2>Feedback</h2>
-      ${record.feedback.length ? said(record.feedback) : html`<p class="faint">Nobody has said anything of this answer.</p>`}
-      <h3>Label it</h3>
+      ${record.feedback.length ? said(record.feedback) : html`<p class="faint">No feedback.</p>`}
+      <h3>Add feedback</h3>
       ${forms(record, say)}
       <p role="status" class=${told?.good === false ? "bad" : "good"}>${told?.text ?? nothing}</p>
     </section>`,
@@ -38,8 +38,8 @@ export function openLabels(id, draw, changed) {
 
 function said(feedback) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Feedback"><table class="said">
-    <caption class="unseen">What was said of this answer</caption>
-    <thead><tr><th scope="col">What</th><th scope="col">Said</th><th scope="col">By</th><th scope="col">When</th></tr></thead>
+    <caption class="unseen">Feedback on this response</caption>
+    <thead><tr><th scope="col">Kind</th><th scope="col">Value</th><th scope="col">Key</th><th scope="col">Time</th></tr></thead>
     <tbody>
       ${feedback.map(
         ({ kind, value, key, time }) => html`<tr>
@@ -73,7 +73,7 @@ function forms({ choices, category, expert }, say) {
   </form>`;
   return html`<div class="labels">
     <fieldset>
-      <legend>Was it good?</legend>
+      <legend>Rating</legend>
       <div class="row">
         <button class="quiet" @click=${() => say({ thumb: "up" })}>Good</button>
         <button class="quiet" @click=${() => say({ thumb: "down" })}>Bad</button>
@@ -85,7 +85,7 @@ function forms({ choices, category, expert }, say) {
       </label>
       <button class="quiet">Save</button>
     </form>
-    ${select("category", "Right category", choices.category, category)}
-    ${select("preferred", "Should have been answered by", choices.expert, expert)}
+    ${select("category", "Correct category", choices.category, category)}
+    ${select("preferred", "Preferred expert", choices.expert, expert)}
   </div>`;
 }

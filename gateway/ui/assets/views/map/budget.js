@@ -1,4 +1,4 @@
-// Another budget: a slider over what its limits give, solved again as it moves; nothing is put into use.
+// "Try another budget": a slider over what its limits give, solved again as it moves; nothing is put into use.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
@@ -67,7 +67,7 @@ export function openBudget(map, draw) {
     if (!names.length) return nothing;
     return html`<section class="card">
       <div class="row">
-        <h2>Another budget</h2>
+        <h2>Try another budget</h2>
         <label>Limit of
           <select @change=${(event) => choose(event.target.value)}>
             ${names.map((row) => html`<option value=${row} .selected=${row === self.row}>${ROWS[row].title}</option>`)}
@@ -98,7 +98,7 @@ function slider(self, move) {
       aria-valuetext=${text(self.limit)}
       @input=${(event) => move(Number(event.target.value))}
     />
-    <span class="ends faint"><span>${text(self.low)}, the least that can be kept</span><span>${text(self.high)}, enough for the best</span></span>
+    <span class="ends faint"><span>${text(self.low)}, smallest feasible</span><span>${text(self.high)}, unconstrained</span></span>
   </label>`;
 }
 
@@ -127,7 +127,7 @@ function pictured({ map, row, plan, limit }) {
       datasets: [
         dots("This budget", then, palette.series[1], { pointStyle: "rectRot", pointRadius: 8 }),
         dots("In use", now, palette.ink, { pointRadius: 6 }),
-        { ...dots("Best plan", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
+        { ...dots("Frontier", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
       ],
     },
     options: {
@@ -153,7 +153,7 @@ function outcome({ map, plan, error, asking }, ask) {
     </div>`;
   }
   if (!plan) {
-    const told = asking ? "Solving…" : "Move the slider to see what another limit would give. Nothing is put into use.";
+    const told = asking ? "Solving…" : "Move the slider to solve a plan under another limit. Nothing is promoted.";
     return html`<p class="faint" role="status">${told}</p>`;
   }
   const { planned } = map.measured;
@@ -163,7 +163,7 @@ function outcome({ map, plan, error, asking }, ask) {
     <p role="status">
       ${changes.length
         ? html`<strong>${changes.length} of ${plan.assignment.length} categories change.</strong>`
-        : html`<strong>Nothing changes</strong> against the plan in use.`}
+        : html`<strong>Nothing changes</strong> compared with the plan in use.`}
     </p>
     <dl class="figures">
       ${figure(
@@ -180,7 +180,7 @@ function outcome({ map, plan, error, asking }, ask) {
           ${changes.map(({ category, expert }) => html`<li>${category}: <span class="faint">${was.get(category)} →</span> <strong>${expert}</strong></li>`)}
         </ul>`
       : nothing}
-    <p class="faint">To use it, write this into experts.yaml and run <code>coe plan</code> on the same scores:</p>
+    <p class="faint">To apply it, add this to experts.yaml and run <code>coe plan</code> on the same scores:</p>
     ${copyable(yaml(plan.budget))}
   `;
 }

@@ -6,13 +6,13 @@ export const ROWS = {
   memory_gb: { title: "Memory", told: "of all hosted experts", text: (value) => `${number(value)} GB`, use: "memory_gb" },
   mean_active_b: {
     title: "Active parameters",
-    told: "a request on average",
+    told: "per request, mean",
     text: (value) => `${number(value)} B`,
     use: "active_b",
   },
-  mean_cost: { title: "Cost", told: "a thousand requests on average", text: dollars, use: "cost" },
-  mean_latency_ms: { title: "Latency", told: "a request on average", text: milliseconds, use: "latency_ms" },
-  max_share: { title: "Largest share", told: "of the requests for one expert", text: percent },
+  mean_cost: { title: "Cost", told: "per thousand requests, mean", text: dollars, use: "cost" },
+  mean_latency_ms: { title: "Latency", told: "per request, mean", text: milliseconds, use: "latency_ms" },
+  max_share: { title: "Largest share", told: "of requests to one expert", text: percent },
 };
 
 /** A quality, from 0 to 1. */

@@ -7,7 +7,7 @@ import { badge } from "../../parts.js";
 import { again, busy, keep, room } from "./room.js";
 import { why } from "./why.js";
 
-const STATES = { asking: "Waiting for the first piece…", stopped: "Stopped." };
+const STATES = { asking: "Waiting for the first token…", stopped: "Stopped." };
 
 const told = (headers) => ({
   fallback_from: headers["x-coe-fallback-from"],
@@ -18,7 +18,7 @@ const told = (headers) => ({
 /** `folded`: why is told below it; else by the panel beside, where `select` shows it. */
 export function answerOf(turn, lane, { folded, selected, select }) {
   const answer = turn.answers[lane];
-  if (!answer) return html`<div class="answer faint">Not asked.</div>`;
+  if (!answer) return html`<div class="answer faint">Not sent.</div>`;
   const expert = answer.headers["x-coe-expert"];
   const unfold = (event) => {
     if (answer.unfolded === event.target.open) return;
@@ -34,7 +34,7 @@ export function answerOf(turn, lane, { folded, selected, select }) {
     ${ending(answer)}
     <footer>
       ${answer.headers["x-request-id"] && answer.text ? thumbs(answer) : nothing}
-      ${answer.state === "failed" || answer.state === "stopped" ? html`<button class="quiet small" ?disabled=${busy()} @click=${() => again(turn, lane)}>Ask again</button>` : nothing}
+      ${answer.state === "failed" || answer.state === "stopped" ? html`<button class="quiet small" ?disabled=${busy()} @click=${() => again(turn, lane)}>Retry</button>` : nothing}
       ${folded ? nothing : html`<button class="quiet small" aria-pressed=${selected ? "true" : "false"} @click=${select}>Why?</button>`}
     </footer>
     ${folded ? html`<details class="folded" ?open=${answer.unfolded} @toggle=${unfold}><summary>Why?</summary>${answer.unfolded ? why(answer) : nothing}</details>` : nothing}
@@ -44,7 +44,7 @@ export function answerOf(turn, lane, { folded, selected, select }) {
 function ending({ state, error, text }) {
   if (state === "failed") {
     return html`<div class="failed" role="alert">
-      <p>${badge(error.status > 200 ? error.status : text ? "broken off" : "failed", "bad")} ${error.message}</p>
+      <p>${badge(error.status > 200 ? error.status : text ? "interrupted" : "failed", "bad")} ${error.message}</p>
       ${error.retry ? html`<p class="faint">Try again in ${error.retry} s.</p>` : nothing}
     </div>`;
   }
@@ -86,5 +86,5 @@ function thumbs(answer) {
   };
   const button = (thumb, text) => html`<button class="quiet small" aria-pressed=${answer.said === thumb ? "true" : "false"} @click=${() => say(thumb)}>${text}</button>`;
   return html`${button("up", "Good")} ${button("down", "Bad")}
-    <span role="status" class=${answer.refused ? "bad" : "unseen"}>${answer.refused || (answer.said ? "It is kept." : "")}</span>`;
+    <span role="status" class=${answer.refused ? "bad" : "unseen"}>${answer.refused || (answer.said ? "Feedback saved." : "")}</span>`;
 }

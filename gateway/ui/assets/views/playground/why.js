@@ -13,18 +13,18 @@ export function why(answer) {
     ${figures(answer, told)}
     ${part("Category", posterior(told))}
     ${part("Nearest examples", neighbours(answer.why))}
-    ${part("Experts considered", considered(told, answer.why?.health))}
-    ${part("Documents", told.retrieval ? documents(told) : html`<p class="faint">Known when the answer is complete.</p>`)}
+    ${part("Candidates", considered(told, answer.why?.health))}
+    ${part("Retrieval", told.retrieval ? documents(told) : html`<p class="faint">Known when the answer is complete.</p>`)}
     ${part("Time", timeline("Steps of the request", steps(answer, told)))}
     ${headers(answer)}
-    ${answer.record?.request_id ? html`<p><a href="#/log/${answer.record.request_id}">Its record in the log</a></p>` : nothing}
+    ${answer.record?.request_id ? html`<p><a href="#/log/${answer.record.request_id}">Open record</a></p>` : nothing}
   `;
 }
 
 const part = (title, content) => html`<section class="part"><h3>${title}</h3>${content}</section>`;
 
 function reasonless({ why: asked, record }) {
-  return asked?.failed ?? record?.failed ?? "Nothing is known of how it was decided.";
+  return asked?.failed ?? record?.failed ?? "No information on the decision.";
 }
 
 /** The record where it is there; until then what the headers and the explanation say. */
@@ -48,7 +48,7 @@ function decided({ record, headers: found, why: asked }) {
 function figures({ seen, record }, told) {
   const rate = record?.request_id ? speed(record) : null;
   return html`<dl class="facts">
-    ${fact("First piece", milliseconds(seen.first))} ${fact("Total", milliseconds(seen.total))}
+    ${fact("First token", milliseconds(seen.first))} ${fact("Total", milliseconds(seen.total))}
     ${fact("Tokens", told.output_tokens == null ? "–" : `${number(told.input_tokens, 6)} + ${number(told.output_tokens, 6)}`)}
     ${fact("Tokens/s", number(rate))} ${fact("Cost", dollars(told.cost))}
   </dl>`;
@@ -57,17 +57,17 @@ function figures({ seen, record }, told) {
 const fact = (name, value) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
 
 function neighbours(asked) {
-  if (!asked) return html`<p class="faint">Looking…</p>`;
+  if (!asked) return html`<p class="faint">Loading…</p>`;
   if (asked.failed) return html`<p class="faint">${asked.failed}</p>`;
-  if (!asked.neighbours.length) return html`<p class="faint">This router keeps none.</p>`;
+  if (!asked.neighbours.length) return html`<p class="faint">This router stores no examples.</p>`;
   return html`<ol class="neighbours">
     ${asked.neighbours.map(
       ({ category, similarity, text }) => html`<li>
         ${text == null
-          ? html`<span class="faint">Its text is not kept here.</span>`
+          ? html`<span class="faint">Text not stored.</span>`
           : html`<span class="text" dir="auto">${text}</span>`}
         <span class="near">
-          <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> alike (cosine)</span></span>
+          <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> cosine similarity</span></span>
         </span>
       </li>`,
     )}
@@ -88,7 +88,7 @@ function headers({ headers: found }) {
   const names = Object.keys(found).sort();
   if (!names.length) return nothing;
   return html`<details class="part">
-    <summary>Headers of the answer</summary>
+    <summary>Response headers</summary>
     <dl class="pairs headers">${names.map((name) => html`<dt class="code">${name}</dt><dd class="code">${found[name]}</dd>`)}</dl>
   </details>`;
 }

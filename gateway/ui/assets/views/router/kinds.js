@@ -5,25 +5,25 @@ export const KINDS = {
     title: "Router",
     nothing: "none",
     made: "coe train",
-    told: "Overlays that were fitted to another router stay unused until coe retrain has fitted new ones.",
+    told: "Overlays of another router stay unused until coe retrain fits new ones.",
   },
   assignment: {
     title: "Assignment",
     nothing: "as declared in experts.yaml",
     made: "coe plan",
-    told: "Requests go by the new plan from then on; follow-ups stay with their expert as far as policy.sticky_margin says.",
+    told: "New requests follow the new plan; follow-ups stay with their expert within policy.sticky_margin.",
   },
   overlays: {
     title: "Overlays",
     nothing: "none",
     made: "coe retrain",
-    told: "They turn the requests of their tenants alone, and only over the router they were fitted to.",
+    told: "They affect requests of their tenants only, and only with the router they were fitted to.",
   },
   gate: {
     title: "Gate",
     nothing: "none",
     made: "coe score --retrieval both, then coe plan",
-    told: "It decides whether documents are consulted, where a document store is declared.",
+    told: "It decides whether passages are retrieved, where a document store is declared.",
   },
 };
 

@@ -60,10 +60,10 @@ export function openMove(list, draw) {
     const version = versionOf(done.kind, done.in_use);
     const title = KINDS[done.kind].title;
     const text = served()
-      ? `${title} in use: ${version}. The gateway serves with it.`
+      ? `${title} in use: ${version}. The gateway serves it.`
       : done.looks > LOOKS
-        ? `${title} in use: ${version}. This gateway has not taken it over yet; its log says why.`
-        : `${title} in use: ${version}. The gateway is taking it over…`;
+        ? `${title} in use: ${version}. This gateway has not loaded it yet; see its log.`
+        : `${title} in use: ${version}. The gateway is loading it…`;
     return html`<p class="card done" role="status">${text}</p>`;
   }
 
@@ -75,19 +75,19 @@ export function openMove(list, draw) {
     const { kind, was, version, back } = wanted;
     const { title, told: more } = KINDS[kind];
     return html`<form @submit=${submit}>
-      <h2 id="move-title">${back ? `Go back to the ${title.toLowerCase()} of before?` : `Put this ${title.toLowerCase()} into use?`}</h2>
+      <h2 id="move-title">${back ? `Roll back the ${title.toLowerCase()}?` : `Promote this ${title.toLowerCase()}?`}</h2>
       <dl class="pairs">
-        <dt>Now</dt>
+        <dt>Current</dt>
         <dd class="code">${versionOf(kind, was)}</dd>
-        <dt>Then</dt>
+        <dt>New</dt>
         <dd class="code">${versionOf(kind, version)}</dd>
       </dl>
-      <p>Gateways take it over within a second or two; requests under way end as they began. ${more}</p>
-      <label>Why <input name="why" required maxlength="500" autocomplete="off" /></label>
+      <p>Gateways load it within a second or two; running requests are not affected. ${more}</p>
+      <label>Reason <input name="why" required maxlength="500" autocomplete="off" /></label>
       ${error ? html`<p class="bad" role="alert">${error.message}</p>` : nothing}
       <div class="row ends">
         <button type="button" class="quiet" @click=${(event) => event.target.closest("dialog").close()}>Cancel</button>
-        <button ?disabled=${busy}>${back ? "Go back" : "Put into use"}</button>
+        <button ?disabled=${busy}>${back ? "Roll back" : "Promote"}</button>
       </div>
     </form>`;
   }
@@ -102,5 +102,5 @@ export function openMove(list, draw) {
 
 /** What was in use when the visitor decided goes with it: where that has changed meanwhile, nothing is moved. */
 function body({ was, version, back }, why) {
-  return { why, ...(was ? { instead_of: was } : {}), ...(back ? {} : { version }) };
+  return { why, ...(was ? { expected_version: was } : {}), ...(back ? {} : { version }) };
 }

@@ -10,7 +10,7 @@ const kept = new WeakMap();
 export function traffic({ time, report }) {
   const { traffic: day, drift, alarms, proposed_categories: proposed, learning } = report;
   return html`
-    <p class="faint">Looked at ${moment(time)}; a look is shown for a minute.</p>
+    <p class="faint">Report of ${moment(time)}, cached for one minute.</p>
     <dl class="figures">
       ${figure("Requests of the last day", number(day.last_day), `${number(day.last_hour)} in the last hour`)}
       ${figure("Failed", percent(day.error_rate))} ${figure("Aborted by clients", percent(day.aborted_rate))}
@@ -23,10 +23,10 @@ export function traffic({ time, report }) {
     <h3>Drift</h3>
     <p class="faint">${drift.findings.length ? html`Compared with ${drift.reference}.` : html`${capital(drift.reference)}.`}</p>
     <ul class="findings">
-      ${drift.findings.map(({ alarm, sentence }) => html`<li>${alarm ? badge("shifted", "warn") : badge("as before", "good")} ${sentence}</li>`)}
+      ${drift.findings.map(({ alarm, sentence }) => html`<li>${alarm ? badge("drift", "warn") : badge("stable", "good")} ${sentence}</li>`)}
     </ul>
     ${drift.compared ? compared(drift.compared) : nothing} ${proposed.length ? proposals(proposed) : nothing}
-    <h3>Learning</h3>
+    <h3>Retraining</h3>
     ${rounds(learning)}
   `;
 }
@@ -95,7 +95,7 @@ function proposals(proposed) {
           <p>${sentence}.</p>
           ${entry
             ? copyable(entry)
-            : html`<p class="faint">With <code>log.store_prompts</code> the log would keep the prompts that an entry for experts.yaml takes.</p>`}
+            : html`<p class="faint">Set <code>log.store_prompts</code> to get an entry for experts.yaml, which needs prompts.</p>`}
         </li>`,
       )}
     </ul>`;
@@ -103,11 +103,11 @@ function proposals(proposed) {
 
 function rounds(learning) {
   const known = Object.entries(learning);
-  if (!known.length) return html`<p class="faint">No round yet; <code>coe retrain</code> makes one.</p>`;
+  if (!known.length) return html`<p class="faint">No round yet; run <code>coe retrain</code>.</p>`;
   return html`<ul class="findings">
     ${known.map(
       ([kind, { time, promoted, sentence }]) => html`<li>
-        ${promoted ? badge("promoted", "good") : badge("kept")} <strong>${KINDS[kind]?.title ?? kind}</strong>, ${moment(time)}: ${sentence}
+        ${promoted ? badge("promoted", "good") : badge("not promoted")} <strong>${KINDS[kind]?.title ?? kind}</strong>, ${moment(time)}: ${sentence}
       </li>`,
     )}
   </ul>`;
