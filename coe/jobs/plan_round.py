@@ -29,7 +29,7 @@ from coe.learning.retraining.plan_builder import CurrentPlan
 from coe.learning.retraining.plan_round import JudgedPlan, judge_plan
 from coe.learning.retraining.report import plan_report, write_plan_report
 from coe.learning.retraining.state import RoundState, read_round_states
-from coe.mapping import Basis, PlanEvidence, read_evidence
+from coe.mapping import PlanEvidence, PlanInputs, read_evidence
 from coe.mapping.declaration import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.record import RoutingRecord
@@ -154,7 +154,7 @@ def _judge(
     )
 
 
-def _save(judged: JudgedPlan, basis: Basis, folder: Path, *, config: str) -> ManifestFields:
+def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str) -> ManifestFields:
     (folder / f"{ASSIGNMENT}.json").write_bytes(judged.candidate.to_json())
     basis.save(folder, judged.candidate)
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}

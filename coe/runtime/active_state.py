@@ -13,7 +13,7 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
-from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
+from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.declaration import declared_assignment
 from coe.registry import Registry, load
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
@@ -141,10 +141,10 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     }
 
 
-def read_plan(registry: Registry, artifact: Artifact) -> PlanInEffect:
+def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     """A published plan under the declaration. Raises ArtifactError, with the remedy, where nothing of it is declared
     any more."""
-    return plan_in_effect(read_published(artifact.folder, artifact.manifest.version), registry)
+    return effective_plan(read_published(artifact.folder, artifact.manifest.version), registry)
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
@@ -178,11 +178,11 @@ def other_router(artifact: Artifact, router: Router) -> str:
     return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
 
-def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> PlanInEffect:
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> EffectivePlan:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
-        return PlanInEffect(declared_assignment(registry, categories))
+        return EffectivePlan(declared_assignment(registry, categories))
     found = read_plan(registry, artifact)
     return replace(found, assignment=found.assignment.over(categories))
 

@@ -110,7 +110,7 @@ async def test_other_budgets_are_solved_by_one_process_beside_the_gateway(
     assert free.json["quality"] > frugal.json["quality"]
     impossible = await solve(gateway, mean_active_b=1)
     assert (impossible.status, impossible.error["code"]) == (400, "budget_impossible")
-    assert "the smallest that would do is 2" in impossible.error["message"]
+    assert "the smallest feasible limit is 2" in impossible.error["message"]
 
 
 async def test_a_plan_without_stored_scores_is_returned_and_cannot_be_solved_again(

@@ -154,7 +154,7 @@ def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_on
     assert [row["limit"] for row in report["sweep"]] == [4.2]
     assert report["sweep_impossible"] == {"row": "mean_active_b", "limits": [0.1, 0.2], "smallest": 1.0}
     told = plan(config, "--sweep", "mean_active_b=0.2,0.1")
-    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest that would do is 1\n" in told
+    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in told
     assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
 
 
@@ -163,7 +163,7 @@ def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monk
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that
-    assert "too long: the worth of large" in result.stderr
+    assert "too long: the value of large" in result.stderr
     assert "large              0.0000  not found in time" in plan(config)
     assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
 

@@ -78,7 +78,7 @@ def _sweep(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
     if infeasible:
         limits, smallest = ", ".join(f"{limit:g}" for limit in infeasible["limits"]), infeasible["smallest"]
-        feasible = "" if smallest is None else f"; the smallest that would do is {smallest:.4g}"
+        feasible = "" if smallest is None else f"; the smallest feasible limit is {smallest:.4g}"
         lines.append(f"{infeasible['row']} {limits} cannot be kept{feasible}")
     return lines
 

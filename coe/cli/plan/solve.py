@@ -18,9 +18,9 @@ from coe.errors import ArtifactError, CoEError, DataError
 from coe.mapping import (
     Budget,
     Problem,
+    current_problem,
     planned_quality,
     planned_use,
-    present_problem,
     read_problem,
     read_published,
     solve,
@@ -59,7 +59,7 @@ def _current_problem(
     if solved is None:
         return None
     registry = load(settings.config, environ=settings.environ)
-    return present_problem(read_published(folder, version), registry, solved[1])
+    return current_problem(read_published(folder, version), registry, solved[1])
 
 
 def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:

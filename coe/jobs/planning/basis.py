@@ -19,7 +19,7 @@ from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
-from coe.mapping import Basis, Dependencies, PlanEvidence, Problem, rounded
+from coe.mapping import Dependencies, PlanEvidence, PlanInputs, Problem, round_traffic
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
 from coe.registry import Registry
 from coe.settings import Settings
@@ -58,7 +58,7 @@ def plan_basis(
     benchmark: str | None = None,
     deviations: float,
     evidence: PlanEvidence,
-) -> tuple[Basis, LeftOut]:
+) -> tuple[PlanInputs, LeftOut]:
     """The basis of a plan of the scored experts and the categories that they may serve, and what is left out.
 
     The feedback in `evidence` is merged with the scores of the categories that it moved. Raises DataError where no
@@ -88,7 +88,7 @@ def plan_basis(
         quality = np.where(is_moved, both.lower(deviations=deviations, pseudo_count=strength), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
     problem = declared_problem(registry, measured, quality=quality, weights=weights)
-    basis = Basis(
+    basis = PlanInputs(
         problem,
         measured,
         _traffic(settings, problem, prompts),
@@ -116,4 +116,4 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
         return None
     sample = np.random.default_rng(0).permutation(len(prompts))[:PRICE_SAMPLE_SIZE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
-    return rounded(posteriors[:, [router.categories.index(name) for name in problem.categories]])
+    return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])

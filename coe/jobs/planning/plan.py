@@ -20,19 +20,19 @@ from coe.jobs.planning.gate import plan_gate
 from coe.jobs.progress import note_if_slow
 from coe.learning.plots import plot_sweep
 from coe.mapping import (
-    VALUES,
+    MARGINAL_VALUES_TIME_SHARE,
     Assignment,
-    Basis,
     ParetoRow,
     PlanEvidence,
+    PlanInputs,
     Problem,
     TimeBudget,
-    least,
     marginal_values,
     planned_quality,
     planned_use,
     read_evidence,
     routed_use,
+    smallest_limit,
     solve,
     sweep,
 )
@@ -89,16 +89,16 @@ def make_plan(
         plot_sweep(rows, row=options.sweep_row, path=options.plot)
     time_budget = TimeBudget()
     with note_if_slow("finding each expert's marginal value"):
-        values = marginal_values(problem, assignment, patience=time_budget.part(VALUES))
+        values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
     if not options.dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
             with note_if_slow("solving for other budgets"):
-                basis.save(draft, assignment, values=values, patience=time_budget)
+                basis.save(draft, assignment, values=values, time_budget=time_budget)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
-    if time_budget.missed:
-        say_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.missed)}")
+    if time_budget.skipped:
+        say_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
     report = _report(basis, assignment, rows, values, pins=registry.assignment) | {
         "sweep_impossible": infeasible,
@@ -135,14 +135,14 @@ def _infeasible(
     if not left_out:
         return None
     try:
-        smallest = least(problem, row, TimeBudget())
+        smallest = smallest_limit(problem, row, TimeBudget())
     except TimeoutError:
         smallest = None
     return {"row": row, "limits": left_out, "smallest": smallest}
 
 
 def _feedback_report(
-    evidence: PlanEvidence, basis: Basis, before: Mapping[str, str], assignment: Assignment
+    evidence: PlanEvidence, basis: PlanInputs, before: Mapping[str, str], assignment: Assignment
 ) -> dict[str, list[str]]:
     """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
     in spite of it, and those whose feedback was dropped."""
@@ -171,7 +171,7 @@ def _sample_use(
 
 
 def _report(
-    basis: Basis,
+    basis: PlanInputs,
     assignment: Assignment,
     rows: Sequence[ParetoRow],
     values: Mapping[str, float | None],
@@ -203,7 +203,7 @@ def _report(
     }
 
 
-def _against(basis: Basis, assignment: Assignment) -> list[dict[str, Any]]:
+def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
     """The plan, then each single expert serving all planned categories.
 
     Quality is the lower bound that the plan trusts, cost is in US dollars per thousand requests. Pins and limits do not

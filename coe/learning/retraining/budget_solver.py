@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Refit
-from coe.mapping import Assignment, Basis, Budget, Dependencies, Problem, declared_uses, rounded, solve
+from coe.mapping import Assignment, Budget, Dependencies, PlanInputs, Problem, declared_uses, round_traffic, solve
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
 
@@ -58,10 +58,12 @@ class BudgetSolver:
         problem = self._problem(table, quality)
         return solve(problem, traffic=self._traffic(problem))
 
-    def basis(self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()) -> Basis:
+    def basis(
+        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()
+    ) -> PlanInputs:
         """What the plan of this quality is solved from, and the evidence behind it."""
         problem = self._problem(refit.table, quality)
-        return Basis(
+        return PlanInputs(
             problem,
             refit.table,
             self._traffic(problem),
@@ -83,4 +85,4 @@ class BudgetSolver:
         if not problem.budget.rows().keys() - {"memory_gb"}:
             return None
         sample = np.random.default_rng(0).permutation(len(self.experience))[:PRICE_SAMPLE_SIZE]
-        return rounded(self.experience.posterior[sample])
+        return round_traffic(self.experience.posterior[sample])

@@ -19,11 +19,11 @@ from coe.mapping import (
     Assignment,
     PublishedPlan,
     Uses,
-    comparable,
+    common_part,
+    current_problem,
     declared_uses,
     planned_quality,
     planned_use,
-    present_problem,
     read_plan_file,
     read_published,
 )
@@ -171,12 +171,12 @@ def _measured(
 def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:
     """The expected quality and the resource use of the plan in effect; None where they are unknown."""
     try:
-        present = present_problem(plan, serving.registry)
+        present = current_problem(plan, serving.registry)
     except DataError:
         return None
     if present is None:
         return None
-    problem, effect = comparable(present[0], serving.composition.assignment)
+    problem, effect = common_part(present[0], serving.composition.assignment)
     return {"quality": planned_quality(problem, effect), "used": planned_use(problem, effect)}
 
 

@@ -13,16 +13,16 @@ from coe.errors import ArtifactError, DataError
 from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import (
     Assignment,
-    Basis,
     Dependencies,
+    PlanInputs,
     PlanRecord,
     Problem,
     PublishedPlan,
-    comparable,
-    plan_in_effect,
+    common_part,
+    current_problem,
+    effective_plan,
     planned_quality,
-    present_problem,
-    rounded,
+    round_traffic,
     solve,
 )
 from coe.mapping.score_table import tabulate_softly
@@ -50,14 +50,14 @@ def declaration(**changes: Any) -> dict[str, Any]:
     return usual | changes
 
 
-def measured(registry: Registry) -> tuple[Problem, Basis]:
+def measured(registry: Registry) -> tuple[Problem, PlanInputs]:
     member = np.repeat(np.eye(4), 25, axis=0)
     noise = np.random.default_rng(0).uniform(-0.05, 0.05, size=(100, 3))
     scores = np.repeat(np.array([QUALITY[name] for name in registry.expert_names]).T, 25, axis=0) + noise
     table = tabulate_softly(CATEGORIES, registry.expert_names, member, scores)
     problem = declared_problem(registry, table, quality=table.lower(deviations=1.0), weights=table.count.max(axis=1))
-    traffic = rounded(member * 0.9 + 0.1 / 4) if problem.budget.rows() else None
-    return problem, Basis(problem, table, traffic, 1.0, "100 prompts")
+    traffic = round_traffic(member * 0.9 + 0.1 / 4) if problem.budget.rows() else None
+    return problem, PlanInputs(problem, table, traffic, 1.0, "100 prompts")
 
 
 def published(**changes: Any) -> PublishedPlan:
@@ -115,7 +115,7 @@ CASES = {
         {},
         [("expert_added", "newcomer"), ("learning", "retrain")],
         True,
-        "nothing is routed to it, and exploration tries it (rate 0.1)",
+        "nothing is routed to it, and exploration selects it (rate 0.1)",
     ),
     "a new expert that a category is pinned to": Case(
         {
@@ -125,14 +125,14 @@ CASES = {
         {"law": "newcomer"},
         [("expert_added", "newcomer"), ("pin_changed", "law"), ("learning", "retrain")],
         True,
-        "it answers law, as experts.yaml says",
+        "it answers law, as experts.yaml declares",
     ),
     "an expert gone that served": Case(
         {"experts": without("painter")},
         {"art": "generalist", "law": "coder"},
         [("expert_removed", "painter"), ("learning", "retrain")],
         True,
-        "expert 'painter' is gone: art goes to 'generalist', law goes to 'coder'",
+        "expert 'painter' is no longer declared: art goes to 'generalist', law goes to 'coder'",
     ),
     "another model under the same name": Case(
         {"experts": with_changed("coder", model="coder-70b", base_url="http://other/v1")},
@@ -178,7 +178,7 @@ CASES = {
         {"legal": "generalist"},
         [("category_added", "legal"), ("category_removed", "law"), ("learning", "retrain")],
         True,
-        "It has the description of 'law': a renamed category is a new one",
+        "It has the description of 'law', but a renamed category is a new one",
     ),
     "a category described otherwise": Case(
         {"categories": categories(*CATEGORIES, law="Contracts")}, {}, [("category_changed", "law")], False
@@ -203,7 +203,7 @@ CASES = {
         {},
         [("budget_changed", "mean_cost"), ("budget_exceeded", "mean_cost")],
         True,
-        "the plan comes to mean_cost 1.9, above the limit of 0.5",
+        "the plan uses mean_cost 1.9, above the limit of 0.5",
     ),
 }
 
@@ -212,7 +212,7 @@ CASES = {
 def test_each_edit_has_its_consequences(name: str) -> None:
     case = CASES[name]
     plan, registry = published(), registry_of(**declaration(**case.edit))
-    effect = plan_in_effect(plan, registry)
+    effect = effective_plan(plan, registry)
     found = effect.assignment
     assert (found.categories, found.experts) == (registry.category_names, registry.expert_names)
     kept = {category: name for category, name in USUAL.items() if category in registry.category_names}
@@ -226,7 +226,7 @@ def test_where_nothing_differs_the_plan_is_the_published_one_to_the_last_digit()
     limited = {"budget": {"mean_cost": 1.5, "max_share": 0.6}}
     plan = published(**limited)
     assert plan.assignment.price.any()
-    effect = plan_in_effect(plan, registry_of(**declaration(**limited)))
+    effect = effective_plan(plan, registry_of(**declaration(**limited)))
     assert effect.consequences == ()
     assert effect.assignment.to_json() == plan.assignment.to_json()
 
@@ -236,10 +236,10 @@ def test_an_expert_that_served_nothing_leaves_without_advice() -> None:
     nothing = replace(idle.assignment, choice=("coder", "generalist", "generalist", "generalist"))
     plan = replace(idle, assignment=nothing)
     declared = declaration(experts=without("painter"), assignment={"general": "generalist", "code": "coder"})
-    effect = plan_in_effect(plan, registry_of(**declared))
+    effect = effective_plan(plan, registry_of(**declared))
     (gone, *_) = effect.consequences
     assert (gone.kind, gone.replan) == ("expert_removed", False)
-    assert "it served no category that is declared" in gone.sentence
+    assert "it served no declared category" in gone.sentence
 
 
 def test_a_price_edit_follows_into_the_prices_and_a_much_dearer_expert_loses_its_categories() -> None:
@@ -248,7 +248,7 @@ def test_a_price_edit_follows_into_the_prices_and_a_much_dearer_expert_loses_its
     dual = plan.assignment.duals["mean_cost"]
     assert dual > 0
     dearer = with_changed("painter", prices={"input": 400, "output": 400})
-    effect = plan_in_effect(plan, registry_of(**declaration(experts=dearer, **limited)))
+    effect = effective_plan(plan, registry_of(**declaration(experts=dearer, **limited)))
     found = effect.assignment
     assert found.price[found.experts.index("painter")] == pytest.approx(dual * 320)
     assert "painter" not in found.choice
@@ -257,13 +257,13 @@ def test_a_price_edit_follows_into_the_prices_and_a_much_dearer_expert_loses_its
     assert "its price in the plan" in kinds["expert_use_changed"].sentence
     assert kinds["category_moved"].sentence == "category 'art' goes from 'painter' to 'generalist'"
     cheaper = with_changed("painter", prices={"input": 2, "output": 2})
-    found = plan_in_effect(plan, registry_of(**declaration(experts=cheaper, **limited))).assignment
+    found = effective_plan(plan, registry_of(**declaration(experts=cheaper, **limited))).assignment
     assert found.price[found.experts.index("painter")] == pytest.approx(dual * 1.6)
 
 
 def test_a_pin_less_opens_the_category_to_the_best_by_the_plan() -> None:
     plan = published(assignment={"general": "generalist", "code": "painter"})
-    effect = plan_in_effect(plan, registry_of(**declaration()))
+    effect = effective_plan(plan, registry_of(**declaration()))
     assert serves(effect.assignment)["code"] == "coder"
     assert effect.assignment.runner_up[0] == "generalist"
     (pin, _) = effect.consequences
@@ -279,7 +279,7 @@ def test_memory_above_the_budget_is_reported() -> None:
 
     budget = {"budget": {"memory_gb": 30}}
     plan = published(experts=local(5), **budget)
-    effect = plan_in_effect(plan, registry_of(**declaration(experts=local(20), **budget)))
+    effect = effective_plan(plan, registry_of(**declaration(experts=local(20), **budget)))
     assert [one.kind for one in effect.consequences] == ["expert_use_changed"] * 3 + ["budget_exceeded"]
     assert "memory_gb 60, above the limit of 30" in effect.consequences[-1].sentence
 
@@ -287,9 +287,9 @@ def test_memory_above_the_budget_is_reported() -> None:
 def test_only_a_plan_of_which_nothing_is_left_is_refused() -> None:
     others = registry_of(**declaration(experts=[expert("other")], assignment={"general": "other"}))
     with pytest.raises(ArtifactError, match=r"plan v1 knows none of the experts .*run `coe score` and `coe plan`"):
-        plan_in_effect(published(), others)
+        effective_plan(published(), others)
     renamed = registry_of(**declaration(categories=categories("x", "general")))
-    assert serves(plan_in_effect(published(), renamed).assignment) == {"x": "generalist", "general": "generalist"}
+    assert serves(effective_plan(published(), renamed).assignment) == {"x": "generalist", "general": "generalist"}
 
 
 def test_a_plan_without_a_record_follows_the_names() -> None:
@@ -298,16 +298,16 @@ def test_a_plan_without_a_record_follows_the_names() -> None:
         "experts": [*without("painter"), expert("newcomer")],
         "assignment": {"general": "coder", "code": "generalist"},
     }
-    effect = plan_in_effect(plan, registry_of(**declaration(**edit)))
+    effect = effective_plan(plan, registry_of(**declaration(**edit)))
     kept = {"code": "coder", "art": "generalist", "law": "coder", "general": "generalist"}
     assert serves(effect.assignment) == kept
     assert [one.kind for one in effect.consequences] == ["expert_added", "expert_removed", "learning"]
-    assert plan_in_effect(plan, registry_of(**declaration())).consequences == ()
+    assert effective_plan(plan, registry_of(**declaration())).consequences == ()
 
 
 def test_only_open_categories_are_tried_with_a_new_expert() -> None:
     edit = {"experts": [*without(""), expert("newcomer")], "assignment": {"general": "generalist", "law": "coder"}}
-    found = plan_in_effect(published(), registry_of(**declaration(**edit))).assignment
+    found = effective_plan(published(), registry_of(**declaration(**edit))).assignment
     assert [found.unmeasured_experts(row) for row in range(4)] == [{"newcomer"}, {"newcomer"}, set(), set()]
     assert Assignment.from_json(found.to_json()).to_json() == found.to_json()
 
@@ -332,20 +332,20 @@ def test_the_problem_is_solved_again_over_what_is_declared_and_measured(
     edit: dict[str, Any], experts: tuple[str, ...], planned: tuple[str, ...]
 ) -> None:
     plan, registry = published(), registry_of(**declaration(**edit))
-    found = present_problem(plan, registry, np.eye(4))
+    found = current_problem(plan, registry, np.eye(4))
     assert found is not None
     problem, traffic = found
     assert (problem.experts, problem.categories) == (experts, planned)
     assert traffic is not None
     assert traffic.shape == (4, len(planned))
-    effect = plan_in_effect(plan, registry).assignment
+    effect = effective_plan(plan, registry).assignment
     again = solve(problem)
     assert {name: one for name, one in serves(effect).items() if name in planned} == serves(again)
-    assert planned_quality(*comparable(problem, effect)) == pytest.approx(planned_quality(problem, again))
+    assert planned_quality(*common_part(problem, effect)) == pytest.approx(planned_quality(problem, again))
 
 
 def test_nothing_left_to_solve_again_is_an_error_and_no_record_is_none() -> None:
     nothing = registry_of(**declaration(experts=[expert("other")], assignment={"general": "other"}))
     with pytest.raises(DataError, match="run `coe plan` again"):
-        present_problem(published(), nothing)
-    assert present_problem(replace(published(), record=None), registry_of(**declaration())) is None
+        current_problem(published(), nothing)
+    assert current_problem(replace(published(), record=None), registry_of(**declaration())) is None

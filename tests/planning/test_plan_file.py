@@ -11,30 +11,30 @@ import pytest
 from coe.cli.plan.solve import answers
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import (
-    Basis,
     Budget,
+    PlanInputs,
     Problem,
     TimeBudget,
     frontiers,
     planned_quality,
     read_plan_file,
     read_problem,
-    rounded,
+    round_traffic,
     solve,
 )
 from coe.mapping.score_table import tabulate_softly
 from tests.planning.test_plan import make, posteriors
 
 
-def basis_of(problem: Problem, *, priced: bool = True) -> Basis:
+def basis_of(problem: Problem, *, priced: bool = True) -> PlanInputs:
     """A basis whose table has other numbers than the problem, as with bounds."""
     rng = np.random.default_rng(1)
     scores = rng.uniform(size=(60, len(problem.experts)))
     scores[rng.uniform(size=scores.shape) < 0.1] = np.nan
     member = np.eye(len(problem.categories))[rng.integers(0, len(problem.categories) - 1, 60)]
     table = tabulate_softly(problem.categories, problem.experts, member, scores)
-    traffic = rounded(posteriors(problem, count=300, seed=2, sharpness=2.0)) if priced else None
-    return Basis(problem, table, traffic, 1.0, "60 prompts of probes")
+    traffic = round_traffic(posteriors(problem, count=300, seed=2, sharpness=2.0)) if priced else None
+    return PlanInputs(problem, table, traffic, 1.0, "60 prompts of probes")
 
 
 @pytest.mark.parametrize("priced", [False, True])
@@ -92,14 +92,14 @@ def test_a_plan_that_is_known_changes_no_frontier() -> None:
 
 def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
     problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    plan, patience = solve(problem), TimeBudget(0)
-    basis_of(problem).save(tmp_path, plan, patience=patience)
+    plan, time_budget = solve(problem), TimeBudget(0)
+    basis_of(problem).save(tmp_path, plan, time_budget=time_budget)
     kept, found = read_plan_file(tmp_path), read_problem(tmp_path)
     assert kept is not None
     assert found is not None
     assert kept["frontiers"] == {}
     assert not kept["value_of_expert"].keys() & set(plan.choice)
-    assert "limits of memory_gb" in patience.missed
+    assert "limits of memory_gb" in time_budget.skipped
     assert solve(found[0]).choice == plan.choice
 
 
@@ -124,7 +124,7 @@ def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
     assert [row["expert"] for row in found[1]["plan"]["assignment"]] == list(free.choice)
     assert found[1]["plan"]["budget"] == {}
     assert found[0]["plan"]["quality"] == pytest.approx(found[1]["plan"]["quality"])
-    assert "the smallest that would do is" in found[2]["error"]
+    assert "the smallest feasible limit is" in found[2]["error"]
     assert "must be above 0" in found[3]["error"]
     assert all("no JSON object of memory_gb" in answer["error"] for answer in found[4:])
     assert orjson.dumps(found)
