@@ -114,20 +114,20 @@ async def test_a_client_cannot_steer_litellm(server: ModelServer) -> None:
     ("fault", "error"), [(400, ExpertRejected), (401, ExpertUnavailable), (429, ExpertBusy), (500, ExpertUnavailable)]
 )
 async def test_each_fault_has_its_error(
-    server: ModelServer, expert_error: int, error: type[ExpertError], stream: bool, caplog: pytest.LogCaptureFixture
+    server: ModelServer, fault: int, error: type[ExpertError], stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     expert = translated(server.url, api_key=KEY)
-    messages = [{"role": "user", "content": f"please fail {expert_error}"}]
+    messages = [{"role": "user", "content": f"please fail {fault}"}]
     for asked in (
         call(api="messages", messages=messages, stream=stream),
-        call(api="responses", input=f"please fail {expert_error}", stream=stream),
+        call(api="responses", input=f"please fail {fault}", stream=stream),
     ):
         with pytest.raises(error) as told:
             await expert.stream(asked)
         assert type(told.value) is error
         assert KEY not in str(told.value)
-        assert told.value.retry_after == (7 if expert_error == 429 else None)
+        assert told.value.retry_after == (7 if fault == 429 else None)
     assert "please fail" not in caplog.text
     assert KEY not in caplog.text
 
