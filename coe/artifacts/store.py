@@ -59,9 +59,6 @@ DRAFT = ".draft-"
 STALE = 86_400.0
 """Seconds after which a draft is the remains of a process that was killed."""
 
-KINDS = ("router", "overlays", "assignment", "gate")
-"""What a gateway is served with, in the order in which it is read."""
-
 By = Literal["train", "plan", "retrain", "hand", "rollback"]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts.store import KINDS
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
@@ -52,7 +52,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The report as (name, value) lines."""
     drift = report["drift"]
     lines = [("config", report["in_use"]["config"])]
-    lines += [(kind, _in_use(report["in_use"][kind])) for kind in KINDS]
+    lines += [(kind, _in_use(report["in_use"][kind])) for kind in ARTIFACT_KINDS]
     lines += [("experts.yaml", one["sentence"]) for one in report["consequences"]]
     lines += [(f"expert {name}", _residency(state)) for name, state in report["residency"].items()]
     lines += _traffic_lines(report["traffic"])

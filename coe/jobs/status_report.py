@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coe.artifacts.store import KINDS, ArtifactStore
+from coe.artifacts.kinds import ARTIFACT_KINDS
+from coe.artifacts.store import ArtifactStore
 from coe.errors import DataError
 from coe.fleet.residency.client import fetch_tiers
 from coe.learning.estimation.experience_loader import load_experience, open_logs
@@ -40,7 +41,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     in_use = read_in_use(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
     alarms = _alarms(settings, in_use, traffic, now=now)
-    used = {kind: _in_use(settings, kind) for kind in KINDS}
+    used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
     router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
     return {
         "in_use": {"config": in_use.registry.digest, **used},

@@ -10,8 +10,9 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.redis import RedisArtifacts, mirror, share_at
-from coe.artifacts.store import KINDS, ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.registry import load
@@ -35,7 +36,7 @@ class ArtifactSync:
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._share, self._artifacts = share, settings.artifacts
-        self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in KINDS]
+        self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS]
         self.behind = False
         self._said = ""
 
@@ -102,7 +103,7 @@ def caught_up(settings: Settings) -> RedisArtifacts | None:
     shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
     share = share_at(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in KINDS])
+        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS])
     return share
 
 

@@ -9,25 +9,18 @@ from typing import Any
 
 import orjson
 
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
-from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, read_overlays
+from coe.runtime.active_state import read_overlays
 from coe.runtime.promotion import before
 
-KINDS = (ROUTER, ASSIGNMENT, OVERLAYS, GATE)
 MOST = 100
 """Versions and moves that are listed of a kind, the newest."""
 MADE_BY = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put a version into use that was there before."""
-QUALITY_OF = {
-    ROUTER: "share of held-out prompts classified rightly",
-    ASSIGNMENT: "planned quality, as the plan trusts it",
-    OVERLAYS: "mean gain of the tenants' held-out accuracy",
-    GATE: "quality with the gate on held-out questions",
-}
-"""What the quality of a version says, by kind."""
 LEARNT = "learnt"
 """Of a router's metrics: a digest for every prompt that it learnt from traffic, of no use to people."""
 REPORT = "report.json"

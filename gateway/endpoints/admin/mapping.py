@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore, Promotion
 from coe.errors import ArtifactError, DataError, NothingMeasured
 from coe.mapping import (
@@ -28,7 +29,6 @@ from coe.mapping import (
     read_published,
 )
 from coe.registry import Registry
-from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
 from gateway.parts import Parts
