@@ -30,7 +30,7 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 
-from benchmarks.rig import ANSWER, ROOT, trained
+from benchmarks.harness import ANSWER, ROOT, trained
 from coe.registry import load
 from coe.settings import Settings
 from gateway.app import create_app

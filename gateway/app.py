@@ -15,18 +15,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.access.authorization import guarded
 from gateway.access.cors import CrossOriginMiddleware
-from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
-from gateway.endpoints.admin import admin_routes
-from gateway.endpoints.documents import Documents
-from gateway.endpoints.feedback import FeedbackEndpoint
-from gateway.endpoints.models import HealthEndpoint, Models
-from gateway.endpoints.openapi import OpenApi
-from gateway.endpoints.route import count_tokens, route
+from gateway.dialects import messages
+from gateway.endpoints.operations import operation_routes
 from gateway.errors import error_body
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
@@ -39,14 +32,6 @@ _log = logging.getLogger("gateway")
 RECORD_TIMEOUT = 5.0
 """Seconds that the shutdown waits for requests whose answer is sent and whose record is not queued yet."""
 
-DIALECTS: Mapping[str, Dialect] = {
-    "/v1/chat/completions": chat,
-    "/v1/responses": responses,
-    "/v1/messages": messages,
-    "/v1/completions": completions,
-    "/v1/embeddings": embeddings,
-}
-
 
 def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> Starlette:
     """Build the application. `open_parts` runs in the event loop that serves, because connection pools need it."""
@@ -54,16 +39,16 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
     @asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_parts() as parts:
-            health = HealthEndpoint(parts.current)
-            app.lines = _lines(parts)
-            app.router.routes[:] = _routes(parts, health, app.lines)
+            routes = operation_routes(parts)
+            app.lines = {route.path: route.endpoint for route in routes if isinstance(route.endpoint, Line)}
+            app.router.routes[:] = [*routes, *page_routes()]
+            _show_state(parts)
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.refused)
             _show_worker_crashes(app, parts.metrics)
-            health.ready = True
             try:
                 yield
             finally:
-                health.ready = False
+                parts.current.leaving = True
                 await app.wait_for_records()
 
     return _App(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _internal_error})
@@ -102,36 +87,10 @@ class _App(Starlette):
                     await asyncio.sleep(0.005)
 
 
-def _lines(parts: Parts) -> dict[str, Line]:
-    state, observers, tracing = parts.current, parts.observers, parts.tracing
-    return {
-        path: Line(state, dialect=dialect, observers=observers, tracing=tracing) for path, dialect in DIALECTS.items()
-    }
-
-
-def _routes(parts: Parts, health: HealthEndpoint, lines: Mapping[str, Line]) -> list[Route]:
-    current = parts.current
-    StateMetrics(current).show(parts.metrics, current.admission)
+def _show_state(parts: Parts) -> None:
+    StateMetrics(parts.current).show(parts.metrics, parts.current.admission)
     failed = "1 while what is declared or promoted could not be loaded."
-    parts.metrics.gauge(RELOAD_FAILED, failed, lambda: current.reload_error is not None, largest=True)
-    models, documents = Models(current), Documents(current)
-    return [
-        *(Route(path, line, methods=["POST"]) for path, line in lines.items()),
-        Route("/v1/models", guarded(models.list, current, scope=None)),
-        Route("/v1/models/{model}", guarded(models.one, current, scope=None)),
-        Route("/v1/route", route(current), methods=["POST"]),
-        Route("/v1/messages/count_tokens", count_tokens(current), methods=["POST"]),
-        Route("/v1/feedback", _feedback(parts), methods=["POST"]),
-        Route("/v1/documents", documents.all, methods=["GET", "POST"]),
-        Route("/v1/documents/search", documents.search, methods=["POST"]),
-        Route("/v1/documents/{id:path}", documents.one, methods=["DELETE"]),
-        Route("/openapi.json", OpenApi(current).endpoint),
-        Route("/health/live", health.live),
-        Route("/health/ready", health.ready_now),
-        Route("/metrics", guarded(parts.metrics.endpoint, current, scope="admin")),
-        *admin_routes(parts),
-        *page_routes(),
-    ]
+    parts.metrics.gauge(RELOAD_FAILED, failed, lambda: parts.current.reload_error is not None, largest=True)
 
 
 def _show_worker_crashes(app: Starlette, metrics: Metrics) -> None:
@@ -139,10 +98,6 @@ def _show_worker_crashes(app: Starlette, metrics: Metrics) -> None:
     crashes = getattr(app.state, "worker_crashes", dict)
     text = "Unexpected exits of a worker process since the gateway started."
     metrics.gauges("coe_worker_crashes", text, ("worker",), crashes, largest=True)
-
-
-def _feedback(parts: Parts) -> FeedbackEndpoint:
-    return FeedbackEndpoint(parts.current, log=parts.log, recent=parts.recent, writer=parts.feedback_writer)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

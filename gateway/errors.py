@@ -46,7 +46,7 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.OutOfDescriptors, 503, "api_error"),
     (errors.ExpertBusy, 429, "rate_limit_error"),
     (errors.ExpertTimeout, 504, "api_error"),
-    (errors.ExpertGarbage, 502, "api_error"),
+    (errors.ExpertInvalidResponse, 502, "api_error"),
     (errors.ExpertUnavailable, 503, "api_error"),
     (errors.ExpertRejected, 400, "invalid_request_error"),
     (errors.ExpertError, 502, "api_error"),
@@ -63,7 +63,7 @@ def status_of(error: errors.RequestError) -> int:
 def body_of(error: errors.RequestError) -> bytes:
     """OpenAI's error body."""
     kind = next((name for table_kind, _, name in _TABLE if isinstance(error, table_kind)), "api_error")
-    word = error.word if isinstance(error, errors.ExpertRejected) else None  # clients act on the expert's own code
+    word = error.upstream_code if isinstance(error, errors.ExpertRejected) else None  # clients act on it
     return error_body(str(error), kind=kind, code=word or error.code, param=error.param)
 
 

@@ -21,10 +21,10 @@ from starlette.applications import Starlette
 
 import routers
 from coe.errors import ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, watching
+from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
-from coe.learning.monitoring.traffic_report import FILE
+from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
@@ -163,8 +163,10 @@ async def open_parts(
         show_feedback(metrics, feedback_writer)
         wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
         current = ServingState(wiring.serving(in_use))
-        TrafficMetrics(settings.artifacts / FILE, current).show(metrics)
-        await stack.enter_async_context(watching(lambda: wiring.experts.values(), session=session, task_failed=failed))
+        TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).show(metrics)
+        await stack.enter_async_context(
+            running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=failed)
+        )
         if check and metrics.tallies.worker == 0:
             await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
         reload = Reload(current, settings=settings, in_use=in_use, assembly=wiring, read=read)

@@ -52,7 +52,7 @@ class Wiring:
         gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._turns
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
         retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)

@@ -18,10 +18,11 @@ from starlette.applications import Starlette
 
 from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
+from coe.mapping.declaration import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.composition import Composition, declared_assignment
+from coe.routing.composition import Composition
 from coe.routing.overlay import Overlays
 from coe.runtime.document_index import Index
 from coe.settings import Settings
@@ -37,8 +38,8 @@ from gateway.process.jobs import Jobs
 from gateway.process.plan_solver import PlanSolver
 from gateway.request.line import Observer
 from gateway.serving_state import Serving, ServingState
-from routers import digest_of
-from tests.listed import ListLog
+from routers import prompt_digest
+from tests.list_log import ListLog
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
 """Of a gateway that needs no files: no artifacts, no declaration."""
@@ -78,7 +79,7 @@ class WordRouter:
         """A category's own description is as near as the router believes in it."""
         shares = zip(self.categories, self._look(text, "predict_fast").probabilities.tolist(), strict=True)
         nearest = sorted(shares, key=lambda share: -share[1])[:limit]
-        return [Neighbour(name, share, digest_of(name)) for name, share in nearest]
+        return [Neighbour(name, share, prompt_digest(name)) for name, share in nearest]
 
     def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]

@@ -37,7 +37,7 @@ from coe.errors import ArtifactError
 
 KEPT_OUTDATED = 10
 """The newest versions, whether they were ever in use or not."""
-SETTLED = 86_400.0
+SHORT_CIRCUIT = 86_400.0
 """Seconds for which a version is kept in any case: it may be about to be promoted."""
 
 
@@ -46,7 +46,7 @@ def outdated(published: Mapping[str, float], wanted: Collection[str | None], *, 
     newest and not of today."""
     newest = sorted(published, key=lambda version: published[version], reverse=True)[:KEPT_OUTDATED]
     kept = {*newest, *wanted}
-    return tuple(version for version, at in published.items() if version not in kept and at < now - SETTLED)
+    return tuple(version for version, at in published.items() if version not in kept and at < now - SHORT_CIRCUIT)
 
 
 POINTER = "current"

@@ -96,7 +96,7 @@ class RoutingRecord:
         Mapping[str, float] | None, About("The router's own probabilities, before the tenant overlay.")
     ] = None
     retrieval: Annotated[
-        str, About("Result of retrieval: none, off, shut, empty, failed, held or open.", api="list")
+        str, About("Result of retrieval: none, off, skipped, empty, failed, withheld or used.", api="list")
     ] = "none"
     gate: Annotated[float | None, About("Probability that passages improve this expert's answer.")] = None
     gain: Annotated[float | None, About("Quality expected of the passages.")] = None

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from coe.artifacts.redis import RedisArtifacts, mirror, share_at
 from coe.artifacts.store import KINDS, ArtifactStore
 from coe.errors import ArtifactError, CoEError
-from coe.learning.monitoring.traffic_report import FILE
+from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.registry import load
 from coe.settings import Settings
 from coe.supervision import TaskFailed, supervised
@@ -43,7 +43,7 @@ class ArtifactSync:
         """Take over what is new. Does not fail."""
         try:
             mirror(self._stores)
-            self._share.hear(FILE, self._artifacts)
+            self._share.hear(TRAFFIC_REPORT_FILE, self._artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
             why = str(error) if isinstance(error, CoEError | OSError) else repr(error)

@@ -43,7 +43,7 @@ async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> 
         yield Affinity()
         return
     async with Conversations(counters, task_failed=task_failed) as conversations:
-        yield Affinity(elsewhere=conversations)
+        yield Affinity(shared=conversations)
 
 
 class Conversations:
@@ -79,7 +79,7 @@ class Conversations:
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
-    def tell(self, key: bytes, expert: str) -> None:
+    def publish(self, key: bytes, expert: str) -> None:
         self._told.pop(key, None)
         self._told[key] = expert
         if len(self._told) > WAITING:
@@ -88,7 +88,7 @@ class Conversations:
             self._due = True
             asyncio.get_running_loop().call_later(TICK, self._wake.set)
 
-    async def ask(self, key: bytes) -> str | None:
+    async def lookup(self, key: bytes) -> str | None:
         """The expert of that conversation; None where nobody knows or Redis does not say within LOOK."""
         if self._away:
             return None

@@ -14,7 +14,7 @@ import orjson
 
 from coe.core import Api, Chat
 from coe.errors import InvalidRequest
-from coe.experts.api_formats import LENGTHS, MOST_TOKENS
+from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS = 4
@@ -64,9 +64,9 @@ def output_tokens(chat: Chat) -> float:
     if chat.api == "embeddings":
         return 0
     fields = chat.fields
-    longest: float = max([value for name in LENGTHS if (value := fields.get(name)) is not None], default=OUTPUT)
+    longest: float = max([value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=OUTPUT)
     answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
-    return min(longest * answers * (len(_prompts(chat)) or 1), MOST_TOKENS)
+    return min(longest * answers * (len(_prompts(chat)) or 1), MAX_TOKEN_COUNT)
 
 
 def _prompts(chat: Chat) -> list[str | list[Any]]:

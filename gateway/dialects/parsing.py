@@ -13,7 +13,7 @@ import orjson
 
 from coe.core import Api, Capability, Chat, Message
 from coe.errors import InvalidRequest
-from coe.experts.api_formats import LENGTHS, MOST_TOKENS
+from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 
 Needs = set[Capability]
 
@@ -57,8 +57,8 @@ def chat_of(
 
 
 def _check_counts(fields: dict[str, Any]) -> None:
-    """Check the numbers that multiply the bill. They must be numbers: some servers read the string "64" as 64."""
-    for name in LENGTHS:
+    """Raises InvalidRequest for a number that multiplies what is billed and is none: some servers read "64" as 64."""
+    for name in LENGTH_FIELDS:
         if (value := fields.get(name)) is not None:
             _check_count(value, name, minimum=0)
     for name in ANSWER_COUNTS:
@@ -71,8 +71,8 @@ def _check_counts(fields: dict[str, Any]) -> None:
 
 def _check_count(value: Any, name: str, *, minimum: int) -> None:
     whole = type(value) is int or (type(value) is float and value.is_integer())
-    if not whole or not minimum <= value <= MOST_TOKENS:
-        raise InvalidRequest(f"{name} must be a whole number from {minimum} to {MOST_TOKENS}", param=name)
+    if not whole or not minimum <= value <= MAX_TOKEN_COUNT:
+        raise InvalidRequest(f"{name} must be a whole number from {minimum} to {MAX_TOKEN_COUNT}", param=name)
 
 
 def model_of(fields: dict[str, Any]) -> str:

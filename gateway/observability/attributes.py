@@ -56,7 +56,7 @@ def of_request(trace: Trace) -> Attributes:
             "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.retrieval_result.status,
             "coe.passages": len(trace.retrieval_result.passages) or None,
-            "coe.attempts": trace.attempts.begun or None,
+            "coe.attempts": trace.attempts.count or None,
             "coe.cost": trace.cost,
         }
     )
@@ -78,7 +78,7 @@ def of_call(trace: Trace) -> Attributes:
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
             "coe.expert": spec.name,
-            "coe.attempts": trace.attempts.begun or None,
+            "coe.attempts": trace.attempts.count or None,
         }
     )
 

@@ -85,7 +85,7 @@ class Metrics:
 
     def _answered(self, trace: Trace, expert: Labels, first_ms: float) -> None:
         self._first.observe(expert, first_ms / 1000)
-        if trace.attempts.begun == 1:
+        if trace.attempts.count == 1:
             self._upstream.observe(expert, (first_ms - trace.routing_ms) / 1000)
         if (usage := trace.usage) is not None:
             if usage.input_tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from coe.fleet.residency.client import ResidencyClient, taking_turns
+from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.settings import Settings
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
@@ -22,9 +22,9 @@ async def open_turns(settings: Settings, metrics: Metrics) -> AsyncIterator[Resi
         _show(metrics, None)
         yield None
         return
-    async with taking_turns(settings.turns, task_failed=metrics.task_failed) as turns:
+    async with connected_client(settings.turns, task_failed=metrics.task_failed) as turns:
         _show(metrics, turns)
-        turns.waited = metrics.waited
+        turns.on_granted = metrics.waited
         yield turns
 
 

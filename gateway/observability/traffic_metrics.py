@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coe.experts.incidents import Incidents
-from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_watch
+from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
 from gateway.serving_state import ServingState
@@ -68,5 +68,5 @@ class TrafficMetrics:
         except OSError:
             return None
         if (seen := (found.st_ino, found.st_mtime_ns)) != self._seen:
-            self._watch, self._seen = read_watch(self._path), seen
+            self._watch, self._seen = read_traffic_report(self._path), seen
         return self._watch

@@ -90,10 +90,10 @@ class Line:
                 with trace.step("classify"):  # 3
                     trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
                 with trace.step("assign"):  # 4
-                    await composition.affinity.recall(chat, options)
+                    await composition.affinity.refresh(chat, options)
                     trace.decision = composition.assign(chat, trace.prediction, options)
                 with trace.step("gate"):  # 5
-                    chat, trace.decision, trace.retrieval_result = await composition.consult(
+                    chat, trace.decision, trace.retrieval_result = await composition.retrieve(
                         chat,
                         trace.decision,
                         options,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from starlette.types import Scope
 
-from coe.core import Api, Consent, Purpose, RequestOptions
+from coe.core import Api, Purpose, RequestOptions, RetrievalMode
 from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_VERSION_CHARACTERS = 2048
 """Characters of each header that names versions."""
 _CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
-    b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(Consent)}),
+    b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(RetrievalMode)}),
     b"x-coe-explain": ("explain", {b"0": False, b"1": True}),
     b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
 }
@@ -58,7 +58,7 @@ def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api
             _add_version(versions, name.decode(), value.decode("latin-1"))
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADER_BYTES // 1024} KiB together")
-    return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, versions=versions, **choices)
+    return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, **choices)
 
 
 def _add_version(versions: dict[str, str], name: str, value: str) -> None:

@@ -21,8 +21,10 @@ from coe.core import Api, Chat, Decision, Prediction, Reason, Reply, RequestOpti
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
+from coe.retrieval.retrieval import passage_ids
 from coe.routing.attempts import Attempts
-from coe.routing.composition import NO_RETRIEVAL, RoutedAnswer, answered_by
+from coe.routing.composition import NO_RETRIEVAL, RoutedReply
+from coe.routing.decision import with_fallback
 from gateway.access import Allowance, Caller
 from gateway.serving_state import Serving
 
@@ -141,7 +143,7 @@ class Trace:
         """Milliseconds from arrival to the first chunk of the answer, None without one."""
         return self.ended_ms("call")
 
-    def answered(self, answer: RoutedAnswer) -> None:
+    def answered(self, answer: RoutedReply) -> None:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
@@ -154,7 +156,7 @@ class Trace:
             return
         if self.reply is None and error.expert not in ("", decision.expert):
             cause = self.attempts.causes.get(decision.expert, error.cause)
-            self.decision = answered_by(decision, error.expert, cause=cause)
+            self.decision = with_fallback(decision, error.expert, cause=cause)
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
 
@@ -168,7 +170,7 @@ class Trace:
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
                 (b"x-coe-router", self.serving.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.attempts.begun),
+                (b"x-coe-attempts", b"%d" % self.attempts.count),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
             if decision.fallback_from:
@@ -186,9 +188,9 @@ class Trace:
     def _retrieval_header(self) -> bytes:
         """The gate's status; if open, also the number of passages and their approximate tokens."""
         result = self.retrieval_result
-        if result.status != "open":
+        if result.status != "used":
             return result.status.encode()
-        return b"open; passages=%d; tokens=%d" % (len(result.passages), result.tokens)
+        return b"used; passages=%d; tokens=%d" % (len(result.passages), result.tokens)
 
     def _server_timing(self) -> bytes:
         """The header Server-Timing (W3C): the milliseconds of each completed step."""
@@ -245,7 +247,7 @@ class Trace:
             config=registry.digest,
             digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
             outcome=self.outcome,
-            attempts=self.attempts.begun,
+            attempts=self.attempts.count,
             stream=self.chat.stream if self.chat else False,
             routing_ms=round(self.routing_ms, 3),
             first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
@@ -269,13 +271,15 @@ class Trace:
             gate=retrieval.probability,
             gain=retrieval.gain,
             trial=retrieval.trial,
-            passages=tuple([passage.id for passage in retrieval.passages]),
+            passages=passage_ids(retrieval.passages),
             passage_tokens=retrieval.tokens,
             retrieval_ms=round(retrieval.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
-            overlay=prediction.overlay if prediction is not None else "",
+            overlay=prediction.overlay_version if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
-            plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
+            plain=_named(names, prediction.router_probabilities)
+            if prediction is not None and prediction.router_probabilities is not None
+            else None,
         )
 
 

@@ -149,6 +149,8 @@ async def test_a_version_that_no_server_should_see_is_refused_as_anthropic_would
 def test_betas_in_several_lines_are_one_list_under_one_bound() -> None:
     policy = speaking().policy
     lines = [(b"anthropic-beta", b"one"), (b"anthropic-beta", b""), (b"anthropic-beta", b"two,three")]
-    assert read_options({"headers": lines}, policy, api="messages").versions == {"anthropic-beta": "one,two,three"}
+    assert read_options({"headers": lines}, policy, api="messages").version_headers == {
+        "anthropic-beta": "one,two,three"
+    }
     with pytest.raises(InvalidRequest):
         read_options({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}, policy, api="messages")

@@ -42,8 +42,8 @@ async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client
     assert TOWER in said(gateway)
     assert said(gateway).endswith("general: when was it built?")
     state, count, tokens = response.headers["x-coe-retrieval"].split("; ")
-    assert (state, count) == ("open", "passages=1")
-    assert (record.retrieval, record.passages, f"tokens={record.passage_tokens}") == ("open", ("id-The towe",), tokens)
+    assert (state, count) == ("used", "passages=1")
+    assert (record.retrieval, record.passages, f"tokens={record.passage_tokens}") == ("used", ("id-The towe",), tokens)
     assert record.gate == pytest.approx(0.95, abs=0.01)
     assert record.retrieval_ms > 0
     assert response.json["choices"][0]["message"]["annotations"] == [
@@ -63,7 +63,7 @@ async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() 
     documents = Consulted(passage(TOWER), gate=gate_of(-9.0))
     async with gateway_of(retrieval=documents.retrieval) as gateway:
         response = await gateway.chat("general: hello")
-    assert response.headers["x-coe-retrieval"] == "shut"
+    assert response.headers["x-coe-retrieval"] == "skipped"
     assert (documents.encoder.asked, documents.retriever.searches) == (0, 0)
     assert said(gateway) == "general: hello"
 
@@ -74,18 +74,18 @@ async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_
     documents = Consulted(passage(TOWER), gate=None)
     async with gateway_of(retrieval=documents.retrieval) as gateway:
         assert (await asked(gateway, "auto")).headers["x-coe-retrieval"] == "none"
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
 
 
 async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_record_says_so() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration=0.1)
+    documents = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
     documents.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
     async with gateway_of(retrieval=documents.retrieval) as gateway:
         texts = ("general: a", "general: b", "general: c", "code: d")
         states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
         asked_for = await asked(gateway, "on")
-    assert states == ["open", "held", "shut", "held"]
-    assert asked_for.headers["x-coe-retrieval"].startswith("open")
+    assert states == ["used", "withheld", "skipped", "withheld"]
+    assert asked_for.headers["x-coe-retrieval"].startswith("used")
     assert [record.trial for record in gateway.records] == ["g1", "g1", "", "g1", ""]
     assert [record.expert for record in gateway.records][3] == "coder"
     assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
@@ -96,7 +96,7 @@ async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_
 async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
     documents = Consulted(passage(TOWER), gate=gate_of(-9.0))
     async with gateway_of(retrieval=documents.retrieval) as gateway:
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
         assert (await asked(gateway, "off")).headers["x-coe-retrieval"] == "off"
         wrong = await asked(gateway, "maybe")
     assert (wrong.status, wrong.error["param"]) == (400, "x-coe-retrieval")
@@ -108,7 +108,7 @@ async def test_a_small_expert_with_passages_goes_before_a_large_one_without() ->
         with_ = await gateway.chat("code it")
         without = await asked(gateway, "off", "code it")
     assert (with_.headers["x-coe-expert"], without.headers["x-coe-expert"]) == ("painter", "coder")
-    assert with_.headers["x-coe-retrieval"].startswith("open")
+    assert with_.headers["x-coe-retrieval"].startswith("used")
 
 
 @pytest.mark.parametrize("how", ["away", "nothing", "unlike"])
@@ -124,7 +124,7 @@ async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(
 
 
 async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alone_for_a_while() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of(3.0), deadline=0.2)
+    documents = Consulted(passage(TOWER), gate=gate_of(3.0), timeout=0.2)
     documents.retriever.waits = asyncio.Event()
     async with gateway_of(retrieval=documents.retrieval) as gateway:
         first, second = await asked(gateway, "on"), await asked(gateway, "on")
@@ -146,9 +146,9 @@ async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
         composition, options = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")
         decision = composition.assign(chat, question["prediction"], options)
-        other, _, nothing = await composition.consult(chat, decision, options, **question)
-        own, _, found = await composition.consult(chat, decision, options, **{**question, "tenant": "acme"})
-    assert (nothing.status, found.status) == ("empty", "open")
+        other, _, nothing = await composition.retrieve(chat, decision, options, **question)
+        own, _, found = await composition.retrieve(chat, decision, options, **{**question, "tenant": "acme"})
+    assert (nothing.status, found.status) == ("empty", "used")
     assert "secret" not in repr(other.fields)
     assert "secret" in repr(own.fields)
 
@@ -159,7 +159,7 @@ async def test_passages_stay_within_what_the_experts_context_has_left() -> None:
     async with gateway_of(registry_of(experts=experts), retrieval=documents.retrieval) as gateway:
         roomy = await asked(gateway, "on", max_tokens=100)
         full = await asked(gateway, "on", max_tokens=390)
-    assert roomy.headers["x-coe-retrieval"].startswith("open")
+    assert roomy.headers["x-coe-retrieval"].startswith("used")
     assert len(said(gateway)) < len("word " * 2000)
     assert int(roomy.headers["x-coe-retrieval"].rpartition("=")[2]) <= 260
     assert full.headers["x-coe-retrieval"] == "empty"

@@ -58,7 +58,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     terminal.say_error(HARM)
     for character in HARM:  # an answer that comes in pieces
         terminal.write(character)
-    turns = {"turns": {HARM: {"tier": HARM, "switches": 1, "held": 0}}}
+    residency = {"residency": {HARM: {"tier": HARM, "switches": 1, "held": 0}}}
     used = {"version": HARM, "since": None, "config": HARM}
     report = {
         "in_use": {"config": HARM, **dict.fromkeys(("router", "overlays", "assignment", "gate"), used)},
@@ -73,7 +73,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
         "alarms": [{"sentence": HARM}],
         "proposed_categories": [{"sentence": HARM, "entry": HARM}],
         "learning": {"router": {"time": 0, "sentence": HARM}},
-        **turns,
+        **residency,
     }
     _show(report)
     _report(_Run(refused=[(HARM, HARM)]), json=False)

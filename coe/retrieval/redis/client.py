@@ -1,4 +1,4 @@
-"""A bounded connection pool to the Redis that keeps documents; every failure becomes a RetrievalError."""
+"""Connection to the Redis server that stores documents: a bounded pool whose errors become RetrievalErrors."""
 
 from __future__ import annotations
 
@@ -8,46 +8,50 @@ from typing import Any
 from coe.errors import RetrievalError
 from coe.redis import place_of, redis_pool
 
-CONNECT_SECONDS = 2.0
+CONNECT_TIMEOUT_SECONDS = 2.0
+RESPONSE_TIMEOUT_SECONDS = 10.0
+MAX_CONNECTIONS = 16
 
 
-ANSWER_SECONDS = 10.0
+class IndexRebuilding(RetrievalError):
+    """Another process is rebuilding the index, so nothing can be written."""
 
 
-CONNECTIONS = 16
+class VersionChanged(RetrievalError):
+    """The version to write is not, or no longer, the current one."""
 
 
-class Rebuilding(RetrievalError):
-    """Somebody makes a new version of the index, so nothing may be written."""
-
-
-class Moved(RetrievalError):
-    """The version that was to be written is not, or no longer, the one in use."""
+_SCRIPT_ERRORS = {"REBUILDING": IndexRebuilding, "VERSION_CHANGED": VersionChanged}
+"""Errors that the scripts return."""
 
 
 class DocumentsRedis:
-    """`client` to ask with, through `answer`; `place` names the server in errors, without its password."""
+    """`client` sends commands, and `response` awaits them; `place` names the server in errors, without its password."""
 
     def __init__(self, url: str) -> None:
-        """Raises ConfigError when `url` cannot be a Redis address."""
+        """Raises ConfigError if `url` is not a Redis address."""
         from redis.asyncio import Redis
         from redis.exceptions import RedisError
 
         pool = redis_pool(
-            url, key="retrieval.store", connections=CONNECTIONS, connect=CONNECT_SECONDS, answer=ANSWER_SECONDS
+            url,
+            key="retrieval.store",
+            connections=MAX_CONNECTIONS,
+            connect=CONNECT_TIMEOUT_SECONDS,
+            answer=RESPONSE_TIMEOUT_SECONDS,
         )
         self.place = place_of(pool)
         self.client: Redis = Redis(connection_pool=pool)
         self._errors = (RedisError, OSError)
 
-    async def answer(self, command: Awaitable[Any]) -> Any:
-        """What Redis answers. Raises RetrievalError with the remedy; Rebuilding and Moved as scripts say."""
+    async def response(self, command: Awaitable[Any]) -> Any:
+        """Await a command. Raises RetrievalError with the remedy, or IndexRebuilding and VersionChanged."""
         try:
             return await command
         except self._errors as error:
             problem = str(error)
-            for kind in (Rebuilding, Moved):
-                if kind.__name__.upper() in problem:
+            for code, kind in _SCRIPT_ERRORS.items():
+                if code in problem:
                     raise kind(f"{self.place}: the index is being rebuilt; try again later") from None
             raise RetrievalError(f"{self.place}: {problem[:300]}; {_remedy(problem)}") from error
 
