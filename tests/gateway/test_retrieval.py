@@ -133,7 +133,7 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
         documents.retriever.waits.set()
         third = await asked(gateway, "on")
         page = await gateway.post("/metrics", method="GET")
-    assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "open; "]
+    assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "used; "]
     assert {r.status for r in (first, second, third)} == {200}
     assert b'coe_retrieval_total{result="failed"} 2' in page.body
 
