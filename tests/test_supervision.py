@@ -24,7 +24,7 @@ from coe.records import FeedbackWriter, RecordWriter
 from coe.runtime.artifact_sync import ArtifactSync, following
 from coe.settings import Settings
 from coe.supervision import following_pause, log_failure, supervised
-from gateway.access.conversations import Conversations
+from gateway.access.conversations import RedisAffinity
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.observability.logs import TextFormatter
@@ -148,23 +148,23 @@ URL = "redis://127.0.0.1:1/0"
 def records(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(RecordWriter, "_run", work)
     log: Any = SimpleNamespace(append=None)
-    return RecordWriter(log, spool=None, deadline=0.01, task_failed=failed)
+    return RecordWriter(log, spool=None, close_timeout=0.01, task_failed=failed)
 
 
 def feedback(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(FeedbackWriter, "_run", work)
     nothing: Any = None
-    return FeedbackWriter(nothing, nothing, spool=None, count=lambda _: None, deadline=0.01, task_failed=failed)
+    return FeedbackWriter(nothing, nothing, spool=None, count=lambda _: None, close_timeout=0.01, task_failed=failed)
 
 
 def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(RedisLimiter, "_tend", work)
+    patch.setattr(RedisLimiter, "_run", work)
     return RedisLimiter(URL, task_failed=failed)
 
 
 def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(Conversations, "_tend", work)
-    return Conversations(URL, task_failed=failed)
+    patch.setattr(RedisAffinity, "_run", work)
+    return RedisAffinity(URL, task_failed=failed)
 
 
 def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -217,7 +217,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     failures: list[str] = []
-    went_on, write = asyncio.Event(), DurableLimiter._write_regularly
+    went_on, write = asyncio.Event(), DurableLimiter._run
 
     async def once(limiter: DurableLimiter) -> None:
         if not failures:
@@ -225,7 +225,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
         went_on.set()
         await write(limiter)
 
-    monkeypatch.setattr(DurableLimiter, "_write_regularly", once)
+    monkeypatch.setattr(DurableLimiter, "_run", once)
     async with DurableLimiter(tmp_path / "use.sqlite", task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import check_version
 from coe.artifacts.store import ArtifactStore, Shared
 from coe.errors import ArtifactError
-from coe.redis import blocking_redis_pool, place_of
+from coe.redis import BlockingRedisClient
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
@@ -99,8 +98,8 @@ def _files(packed: bytes) -> Iterator[tuple[str, bytes]]:
 
 MAX_SMALL_BYTES = 4 * 2**20
 """Size of a history, and of a file that lies beside the artifacts."""
-CONNECT = 2.0
-ANSWER = 5.0
+CONNECT_TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS = 5.0
 """Seconds without a byte; a version takes longer as a whole."""
 FOLDER = "folder"
 BESIDE = "coe:artifacts:beside"
@@ -127,11 +126,14 @@ class RedisArtifacts:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        from redis import Redis
-
-        pool = blocking_redis_pool(url, key="artifacts", connect=CONNECT, answer=ANSWER)
-        self.place = place_of(pool)
-        self._client: Redis = Redis(connection_pool=pool)
+        self._redis = BlockingRedisClient(
+            url,
+            key="artifacts",
+            error=ArtifactError,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            timeout=TIMEOUT_SECONDS,
+        )
+        self._client, self.place = self._redis.client, self._redis.place
 
     def put(self, kind: str, version: str | None, folder: Path, history: bytes) -> None:
         """Have the version in use everywhere, or none, in one step; the one in use until now stays to go back to."""
@@ -150,7 +152,7 @@ class RedisArtifacts:
             if old:
                 line.hdel(_name(kind), *old)
 
-        with self._answering():
+        with self._redis.errors():
             self._client.transaction(move, _name(kind))
 
     def stated(self, kind: str) -> Shared | None:
@@ -176,7 +178,7 @@ class RedisArtifacts:
 
     def tell(self, name: str, content: bytes) -> None:
         """Have a small file of that name everywhere."""
-        with self._answering():
+        with self._redis.errors():
             self._client.hset(BESIDE, name, content)
 
     def hear(self, name: str, folder: Path) -> None:
@@ -189,7 +191,7 @@ class RedisArtifacts:
 
     def _value(self, key: str, field: str, *, at_most: int) -> bytes | None:
         """A field of a hash, None where there is none. Raises ArtifactError for one of more bytes, unread."""
-        with self._answering():
+        with self._redis.errors():
             size: Any = self._client.hstrlen(key, field)
             if size > at_most:
                 raise ArtifactError(
@@ -200,17 +202,7 @@ class RedisArtifacts:
 
     def close(self) -> None:
         """Connections are made anew where it is asked again."""
-        self._client.close()
-        self._client.connection_pool.disconnect()
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        from redis.exceptions import RedisError
-
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            raise ArtifactError(f"artifacts: {self.place}: {error}; check that it runs and has memory") from error
+        self._redis.close()
 
 
 def _name(kind: str) -> str:

@@ -62,7 +62,7 @@ def log(
     registry = load(settings.config, environ=settings.environ)
     query = LogQuery(
         since=_ago(since, option="--since"),
-        deadline=_ago(deadline, option="--until", otherwise=math.inf),
+        until=_ago(deadline, option="--until", otherwise=math.inf),
         category=category,
         expert=expert,
         outcome=outcome,

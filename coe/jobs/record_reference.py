@@ -38,13 +38,13 @@ corrected category.
 
 def reference() -> str:
     """The page, in Markdown."""
-    ratings = (_line(f"`{field.name}`", _type(field), field.about.meaning) for field in RATING_FIELDS)
+    ratings = (_line(f"`{field.name}`", _type(field), field.info.meaning) for field in RATING_FIELDS)
     return PAGE.format(fields="\n".join(map(_row, FIELDS)), ratings="\n".join(ratings))
 
 
 def _row(field: RecordField) -> str:
-    about = field.about
-    return _line(f"`{field.name}`", _type(field), about.meaning, about.api, _yes(about.column), _yes(about.private))
+    info = field.info
+    return _line(f"`{field.name}`", _type(field), info.meaning, info.api, _yes(info.column), _yes(info.private))
 
 
 def _type(field: RecordField) -> str:

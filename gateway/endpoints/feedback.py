@@ -26,7 +26,7 @@ from coe.errors import (
     UnknownRequest,
 )
 from coe.records import FeedbackWriter, Pending
-from coe.records.feedback import LONGEST, Feedback, Kind
+from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.records.record import RoutingLog
 from coe.registry import Registry
 from gateway.access import Caller
@@ -75,8 +75,8 @@ class FeedbackEndpoint:
             caller = serving.access.identify(scope["headers"], "feedback")
             with self._place(caller.key):
                 event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
-                administers = serving.access.administers(scope["headers"])
-                pending = await self._checked(event, administers=administers)
+                is_admin = serving.access.is_admin(scope["headers"])
+                pending = await self._checked(event, is_admin=is_admin)
                 _check_name(event, serving.registry)
                 await self._keep(pending)
             await respond(send, status=200 if pending.checked else 202, body=_kept(pending))
@@ -97,7 +97,7 @@ class FeedbackEndpoint:
         finally:
             self._under_way.give_back(key)
 
-    async def _checked(self, event: Feedback, *, administers: bool) -> Pending:
+    async def _checked(self, event: Feedback, *, is_admin: bool) -> Pending:
         """The event with its request's tenant; unchecked where the log cannot say within LOG_SECONDS.
 
         What an administrator says of a tenant's request counts among what that tenant says, with its weight and its
@@ -109,12 +109,12 @@ class FeedbackEndpoint:
                     self._records,
                     self._recent,
                     event.request_id,
-                    counts=lambda tenant: administers or tenant == event.tenant,
+                    counts=lambda tenant: is_admin or tenant == event.tenant,
                 )
         except (LogError, TimeoutError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
             _log.warning("feedback is kept unchecked until the routing log can be read: %s", why)
-            return Pending(event, checked=False, administers=administers)
+            return Pending(event, checked=False, is_admin=is_admin)
         if found is None:
             raise UnknownRequest(
                 f"no request {event.request_id!r} is in the routing log: send what the answer's header "
@@ -170,7 +170,7 @@ def _object(body: bytes | bytearray) -> dict[str, Any]:
     return fields
 
 
-def _said(fields: dict[str, Any]) -> tuple[Kind, float | str]:
+def _said(fields: dict[str, Any]) -> tuple[FeedbackKind, float | str]:
     given = [name for name in SAYS if name in fields]
     if len(given) != 1:
         raise InvalidRequest(
@@ -193,8 +193,8 @@ def _said(fields: dict[str, Any]) -> tuple[Kind, float | str]:
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
-        raise InvalidRequest(f"{name}: must be a text of 1 to {LONGEST} characters", param=name)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARACTERS:
+        raise InvalidRequest(f"{name}: must be a text of 1 to {MAX_NAME_CHARACTERS} characters", param=name)
     return value
 
 

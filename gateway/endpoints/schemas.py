@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from coe.errors import CAUSES
-from coe.records.feedback import LONGEST
+from coe.records.feedback import MAX_NAME_CHARACTERS
 from coe.registry import AUTO
 from gateway.dialects import chat, messages, responses
 from gateway.dialects.parts import TEXT_PARTS
@@ -37,7 +37,7 @@ def _list(items: Schema, **limits: int) -> Schema:
 
 
 def _name(text: str) -> Schema:
-    return {"type": "string", "minLength": 1, "maxLength": LONGEST, "description": text}
+    return {"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
 
 
 def _or_null(schema: Schema) -> Schema:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coe.records import Pending
-from coe.records.feedback import Feedback, Kind
+from coe.records.feedback import Feedback, FeedbackKind
 from gateway.request.trace import Trace
 
 AGAIN = 300.0
@@ -79,7 +79,7 @@ def _conversation(trace: Trace) -> bytes | None:
     return hashlib.blake2b(shape.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _signal(kind: Kind, request_id: str, trace: Trace, *, now: float) -> Feedback:
+def _signal(kind: FeedbackKind, request_id: str, trace: Trace, *, now: float) -> Feedback:
     caller = trace.caller
     return Feedback(f"{kind}:{trace.request_id}", request_id, now, kind, tenant=caller.tenant, key=caller.key)
 

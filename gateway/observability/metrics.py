@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.records.feedback import Kind
+from coe.records.feedback import FeedbackKind
 from gateway.observability.metric_registry import Family, Labels, MetricRegistry, join, page
 from gateway.observability.metric_workers import Siblings
 from gateway.request.trace import Trace
@@ -103,7 +103,7 @@ class Metrics:
         """Count one request that was refused for its Host or Origin header."""
         self._refused.add((code,))
 
-    def feedback(self, kind: Kind) -> None:
+    def feedback(self, kind: FeedbackKind) -> None:
         """Count one event that was kept."""
         self._feedback.add((kind,))
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from coe.core import Chat, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
-from gateway.access import FREE
+from gateway.access import UNLIMITED
 from gateway.dialects import Dialect
 from gateway.errors import headers_of, status_of
 from gateway.request.arrival import admit, begin, parsed
@@ -38,7 +38,7 @@ class DryRun:
         self._explains = explains
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving, allowance = self._current.serving, FREE
+        serving, allowance = self._current.serving, UNLIMITED
         access, limits = serving.access, serving.registry.limits
         try:
             caller = access.identify(scope["headers"], self._permission)
@@ -46,7 +46,7 @@ class DryRun:
             if options.explain and self._explains:  # what else was learnt, and how the experts stand
                 access.identify(scope["headers"], "admin")
             with self._admission.ticket(caller.key) as ticket, begin(self._admission, options) as cutoff:
-                allowance = access.inquiry(caller)
+                allowance = access.request_allowance(caller)
                 async with allowance:
                     body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, options=options, limits=limits)
                     chat = await parsed(self._dialect, body, self._admission)

@@ -93,7 +93,7 @@ class Line:
         composition, access = trace.serving.composition, trace.serving.access
         policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
         options = read_options(scope, policy, tenant=trace.caller.tenant, api=trace.api)
-        if options.purpose and not access.administers(scope["headers"]):
+        if options.purpose and not access.is_admin(scope["headers"]):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
         trace.options = options
         if self._tracing is not None:

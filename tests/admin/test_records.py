@@ -64,7 +64,7 @@ async def test_filters_go_to_the_log() -> None:
         ("limit=201", "limit"),
         ("since=yesterday", "since"),
         ("since=-1", "since"),
-        ("until=nan", "deadline"),
+        ("until=nan", "until"),
         ("category=" + "x" * 129, "category"),
         ("before=elsewhere", "before"),
         ("before=-1", "before"),

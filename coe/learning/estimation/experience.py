@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.records.feedback import KINDS, Feedback, Kind
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
-RATINGS: tuple[Kind, ...] = ("score", "thumb", "preferred")
+RATINGS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """What people said of an answer, surest first; the surest one given counts."""
 
-WEIGHT: Mapping[Kind, float] = MappingProxyType(
+WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
 )
 """How much each kind counts as evidence of quality, a score being 1. A preference says who is better, not how good; a
@@ -27,7 +27,7 @@ second try or a closed window may have any reason, and nobody signals content in
 where few requests are rated (`Experience.weight`)."""
 
 
-def rank(kind: Kind) -> int:
+def rank(kind: FeedbackKind) -> int:
     """How sure a kind is as evidence of quality, 0 the surest; the surest that was given counts."""
     return (*RATINGS, "regenerated", "abandoned", "category").index(kind)
 
@@ -53,8 +53,8 @@ def reward(feedback: Feedback, *, expert: str) -> float:
 
 NONE = -1
 """In a column of indices: nothing."""
-_WEIGHTS = np.array([*(WEIGHT[kind] for kind in KINDS), 0.0])  # the last is for NONE
-_RATED = np.array([*(kind in RATINGS for kind in KINDS), False])
+_WEIGHTS = np.array([*(WEIGHT[kind] for kind in FEEDBACK_KINDS), 0.0])  # the last is for NONE
+_RATED = np.array([*(kind in RATINGS for kind in FEEDBACK_KINDS), False])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from coe.core import GENERAL
 from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, rank, reward
 from coe.records import open_feedback, open_log
-from coe.records.feedback import KINDS, Feedback, FeedbackLog, FeedbackPage
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 LIMIT = 1_000_000
@@ -170,12 +170,12 @@ class _Join:
 
     def _rate(self, row: int, event: Feedback) -> None:
         known, new = self.kind[row], rank(event.kind)
-        utility = len(KINDS) if known == NONE else rank(KINDS[known])
+        utility = len(FEEDBACK_KINDS) if known == NONE else rank(FEEDBACK_KINDS[known])
         if new < utility:
             self._time[0, row] = -np.inf
         if new <= utility and self._is_later(0, row, event):
             expert = self._rows.experts[self._rows.chosen[self._order[row]]]
-            self.reward[row], self.kind[row] = reward(event, expert=expert), KINDS.index(event.kind)
+            self.reward[row], self.kind[row] = reward(event, expert=expert), FEEDBACK_KINDS.index(event.kind)
 
     def _is_later(self, which: int, row: int, event: Feedback) -> bool:
         new, known = (event.time, identity(event.event_id)), (self._time[which, row], int(self._event[which, row]))

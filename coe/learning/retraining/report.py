@@ -17,7 +17,7 @@ import orjson
 from coe.learning.estimation.experience import Experience
 from coe.learning.plots import plot_round
 from coe.learning.retraining.plan_round import Current, Round
-from coe.records.feedback import KINDS
+from coe.records.feedback import FEEDBACK_KINDS
 
 
 def round_report(
@@ -25,7 +25,7 @@ def round_report(
 ) -> dict[str, Any]:
     """What was learnt from, what changed, what was judged, and whom not to trust; JSON-able."""
     old, new = current.assignment, found.candidate
-    kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(KINDS)}
+    kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(FEEDBACK_KINDS)}
     return {
         "promoted": found.judgement.promote,
         "reason": found.judgement.reason,

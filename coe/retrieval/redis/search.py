@@ -9,10 +9,10 @@ from typing import Any
 
 import orjson
 
+from coe.redis import RedisClient
 from coe.retrieval.fusion import candidates, check_encoder, contenders, fused
 from coe.retrieval.passages import EncoderId, Passage, Vector
 from coe.retrieval.redis import scripts, terms
-from coe.retrieval.redis.client import DocumentsRedis
 from coe.retrieval.redis.terms import cosine, scored
 
 PREFIX = "coe:{documents}:"
@@ -51,7 +51,7 @@ class _Found:
 class RedisSearch:
     """Of the version in use, or of a `version` that is not. For one event loop."""
 
-    def __init__(self, redis: DocumentsRedis, encoder: EncoderId, *, version: str | None = None) -> None:
+    def __init__(self, redis: RedisClient, encoder: EncoderId, *, version: str | None = None) -> None:
         self._redis, self._encoder, self._version = redis, encoder, version
         self._known: IndexVersion | None = None
         self._vectors = redis.client.register_script(scripts.VECTORS)
@@ -86,14 +86,14 @@ class RedisSearch:
         version = await self.version()
         if version is None:
             return None
-        parts = await self._redis.answer(self._redis.client.smembers(f"{PREFIX}{version}:parts"))
+        parts = await self._redis.run(self._redis.client.smembers(f"{PREFIX}{version}:parts"))
         return IndexVersion(version, _named(parts))
 
     async def version(self) -> str | None:
         """The version in use, made by this encoder; None before the first write."""
         if self._version is not None:
             return self._version
-        return self._checked(await self._redis.answer(self._redis.client.hmget(INDEX, *_HEAD)))
+        return self._checked(await self._redis.run(self._redis.client.hmget(INDEX, *_HEAD)))
 
     def _checked(self, head: Sequence[bytes | None]) -> str | None:
         version, digest, dimensions = head
@@ -118,7 +118,7 @@ class RedisSearch:
                 pipe.execute_command("VCARD", f"{prefix}vectors")
             if prefixes:
                 pipe.eval(scripts.WORDS, len(prefixes), *prefixes, *words)
-            head, members, *found = await self._redis.answer(pipe.execute())
+            head, members, *found = await self._redis.run(pipe.execute())
         version = self._version if self._version is not None else self._checked(head)
         return IndexVersion(version or "", _named(members)), _found(found, most)
 
@@ -126,7 +126,7 @@ class RedisSearch:
         """None of chunks that are gone."""
         if not numbers:
             return {}
-        found = await self._redis.answer(self._vectors(keys=prefixes, args=numbers))
+        found = await self._redis.run(self._vectors(keys=prefixes, args=numbers))
         return {number: cosine(raw, vector) for number, raw in zip(numbers, found, strict=True) if raw}
 
     async def _passages(
@@ -137,7 +137,7 @@ class RedisSearch:
         async with self._redis.client.pipeline(transaction=False) as pipe:
             for prefix in prefixes:
                 pipe.hmget(f"{prefix}chunks", order)
-            found = await self._redis.answer(pipe.execute())
+            found = await self._redis.run(pipe.execute())
         passages = []
         for at, number in enumerate(order):
             for part, records in zip(parts, found, strict=True):

@@ -17,9 +17,10 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import RetrievalError
+from coe.redis import RedisClient
 from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
 from coe.retrieval.redis import scripts
-from coe.retrieval.redis.client import DocumentsRedis, Moved, Rebuilding
+from coe.retrieval.redis.client import Moved, Rebuilding, documents_client
 from coe.retrieval.redis.search import INDEX, PREFIX, RedisSearch
 from coe.retrieval.redis.terms import arguments_of
 
@@ -47,12 +48,12 @@ class RedisStore:
         encoder: EncoderId,
         *,
         draft: tuple[str, str] | None = None,
-        connection: DocumentsRedis | None = None,
+        connection: RedisClient | None = None,
     ) -> None:
         """`draft` is a version that is not in use, and who holds the index for it. Raises ConfigError when `url` cannot
         be a Redis address."""
         self._url = url
-        self._redis = connection or DocumentsRedis(url)
+        self._redis = connection or documents_client(url)
         self._encoder = encoder
         self._draft = draft
         script = self._redis.client.register_script
@@ -80,7 +81,7 @@ class RedisStore:
             for part in parts:
                 pipe.hlen(f"{base}{part}:docs")
                 pipe.hlen(f"{base}{part}:chunks")
-            counts = await self._redis.answer(pipe.execute())
+            counts = await self._redis.run(pipe.execute())
         found = [
             Collection(name, tenant or None, documents, chunks)
             for (tenant, _, name), documents, chunks in zip(
@@ -99,7 +100,7 @@ class RedisStore:
         for part in await self._parts(base):
             tenant, _, collection = part.partition("/")
             async for name, (digest, source, title, numbers) in self._heads(f"{base}{part}:docs"):
-                records = await self._redis.answer(self._redis.client.hmget(f"{base}{part}:chunks", numbers))
+                records = await self._redis.run(self._redis.client.hmget(f"{base}{part}:chunks", numbers))
                 if all(records):
                     chunks = tuple(Chunk(*orjson.loads(record)[:2]) for record in records)
                     yield Document(Key(name, collection, tenant or None), source, title, digest, chunks)
@@ -107,7 +108,7 @@ class RedisStore:
     async def _heads(self, docs: str) -> AsyncIterator[tuple[str, Any]]:
         cursor, met = 0, set[bytes]()
         while True:
-            cursor, found = await self._redis.answer(self._redis.client.hscan(docs, cursor, count=500))
+            cursor, found = await self._redis.run(self._redis.client.hscan(docs, cursor, count=500))
             for name, head in found.items():
                 if name not in met:  # a scan may come by twice
                     met.add(name)
@@ -151,7 +152,7 @@ class RedisStore:
                     args = [version, holder, f"{base}{part}:", *places, *arguments]
                     await script(keys=[INDEX, REBUILDING], args=args, client=pipe)
                 try:
-                    return sum(int(answer or 0) for answer in await self._redis.answer(pipe.execute()))
+                    return sum(int(answer or 0) for answer in await self._redis.run(pipe.execute()))
                 except (Rebuilding, Moved):
                     if self._draft or asyncio.get_running_loop().time() > deadline:
                         raise
@@ -162,7 +163,7 @@ class RedisStore:
         """Writers wait until the block ends."""
         client, holder = self._redis.client, secrets.token_hex(8)
         deadline = asyncio.get_running_loop().time() + PATIENCE
-        while not await self._redis.answer(client.set(REBUILDING, holder, nx=True, px=HELD_MS)):
+        while not await self._redis.run(client.set(REBUILDING, holder, nx=True, px=HELD_MS)):
             if asyncio.get_running_loop().time() > deadline:
                 raise Rebuilding(f"{self._redis.place}: another rebuilding is under way; try again later")
             await asyncio.sleep(_POLL)
@@ -171,7 +172,7 @@ class RedisStore:
         try:
             yield RedisStore(self._url, self._encoder, draft=(version, holder), connection=self._redis)
             new: list[str | int] = [version, self._encoder.digest, self._encoder.dimensions, holder]
-            await self._redis.answer(client.eval(scripts.MOVE, 2, INDEX, REBUILDING, *new))
+            await self._redis.run(client.eval(scripts.MOVE, 2, INDEX, REBUILDING, *new))
         except BaseException:
             await self._forget(version, after=0)
             raise
@@ -181,25 +182,25 @@ class RedisStore:
             renewing.cancel()
             with suppress(asyncio.CancelledError):
                 await renewing
-            await self._redis.answer(client.eval(scripts.RELEASE, 1, REBUILDING, holder))
+            await self._redis.run(client.eval(scripts.RELEASE, 1, REBUILDING, holder))
 
     async def _renewed(self) -> None:
         while True:
             await asyncio.sleep(HELD_MS / 3_000)
             with suppress(RetrievalError):
-                await self._redis.answer(self._redis.client.pexpire(REBUILDING, HELD_MS))
+                await self._redis.run(self._redis.client.pexpire(REBUILDING, HELD_MS))
 
     async def _forget(self, version: str | None, *, after: int) -> None:
         """Let a version's keys end in so many seconds."""
         cursor = 0
         while version is not None:
-            cursor, keys = await self._redis.answer(
+            cursor, keys = await self._redis.run(
                 self._redis.client.scan(cursor, match=f"coe:{{documents}}:{version}:*", count=1_000)
             )
             async with self._redis.client.pipeline(transaction=False) as pipe:
                 for key in keys:
                     pipe.expire(key, after)
-                await self._redis.answer(pipe.execute())
+                await self._redis.run(pipe.execute())
             if not cursor:
                 return
 
@@ -212,14 +213,14 @@ class RedisStore:
     async def _create(self) -> None:
         if not self._draft:
             new: list[str | int] = [secrets.token_hex(4), self._encoder.digest, self._encoder.dimensions]
-            await self._redis.answer(self._redis.client.eval(scripts.CREATE, 1, INDEX, *new))
+            await self._redis.run(self._redis.client.eval(scripts.CREATE, 1, INDEX, *new))
 
     async def _version(self) -> str | None:
         if self._draft:
             return self._draft[0]
-        version = await self._redis.answer(self._redis.client.hget(INDEX, "version"))
+        version = await self._redis.run(self._redis.client.hget(INDEX, "version"))
         return version.decode() if version else None
 
     async def _parts(self, base: str) -> list[str]:
-        parts = await self._redis.answer(self._redis.client.smembers(f"{base}parts"))
+        parts = await self._redis.run(self._redis.client.smembers(f"{base}parts"))
         return sorted(part.decode() for part in parts)

@@ -45,9 +45,9 @@ FARTHEST = 32_503_680_000.0  # the year 3000
 _Value = Annotated[str, Field(max_length=LONGEST)]
 _Time = Annotated[float, Field(ge=0, le=FARTHEST)]
 
-SHOWN = tuple(field.name for field in FIELDS if field.about.api == "list")
+SHOWN = tuple(field.name for field in FIELDS if field.info.api == "list")
 """Fields of each record in a list."""
-WHOLE = tuple(field.name for field in FIELDS if field.about.api != "none")
+WHOLE = tuple(field.name for field in FIELDS if field.info.api != "none")
 """Fields of a single record."""
 ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in SHOWN])
 WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in WHOLE])
@@ -78,7 +78,7 @@ class Search(BaseModel):
 
     before: Annotated[str, Field(pattern=r"^([0-9]{1,19}(-[0-9]{1,19})?)?$")] = ""
     since: _Time = 0.0
-    deadline: _Time = FARTHEST
+    until: _Time = FARTHEST
     category: _Value = ""
     expert: _Value = ""
     outcome: _Value = ""
@@ -89,7 +89,7 @@ class Search(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MOST)] = 50
 
     def query(self) -> LogQuery:
-        fields = self.model_dump(exclude={"id"} | ({"deadline"} if self.deadline == FARTHEST else set()))
+        fields = self.model_dump(exclude={"id"} | ({"until"} if self.until == FARTHEST else set()))
         return LogQuery(request_id=self.id, **fields)
 
 
@@ -201,7 +201,7 @@ class Records:
     async def one(self, request: Request) -> Response:
         async with self._asking():
             record = await self._found(request)
-            said = await self._feedback.about(record.request_id, keys=self._keys(record))
+            said = await self._feedback.for_request(record.request_id, keys=self._keys(record))
         return _answer(whole(record, said, self._current.serving.registry))
 
     async def decide(self, request: Request) -> Response:
