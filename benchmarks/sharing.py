@@ -35,7 +35,7 @@ async def conversations(url: str, count: int) -> dict[str, Any]:
     async with RedisAffinity(url) as one, RedisAffinity(url) as other:
         began = time.perf_counter()
         for place, key in enumerate(keys):
-            one.tell(key, "coder")
+            one.put_file(key, "coder")
             if place % AT_ONCE == 0:
                 await asyncio.sleep(0)
         told = (time.perf_counter() - began) / count * 1e6

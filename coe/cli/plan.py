@@ -84,7 +84,7 @@ def plan(
     settings = settings_for(config)
     store = store_of(settings, "assignment")
     if forget:
-        store.forget(by="plan", why="--forget")
+        store.clear(by="plan", why="--forget")
         told = "the assignment of experts.yaml is in use; running gateways take it over soon"
         say_json({"assignment": None, "note": told}) if json else say(told)
         return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coe.artifacts.store import KINDS
+from coe.artifacts.store import ARTIFACT_KINDS
 from coe.terminal import say_error
 
 
@@ -79,7 +79,7 @@ def versions(kind: KindArgument_versions = None, config: Config = None, json: Js
     from coe.runtime.versions import QUALITY_OF, Shelf
 
     settings = settings_for(config)
-    wanted = KINDS if kind is None else (kind.value,)
+    wanted = ARTIFACT_KINDS if kind is None else (kind.value,)
     store_of(settings, wanted[0])  # what is in use on other machines is there then
     found = [Shelf(settings.artifacts, one).listed() for one in wanted]
     if json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from coe.artifacts.store import KINDS, ArtifactStore
+from coe.artifacts.store import ARTIFACT_KINDS, ArtifactStore
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DataError
 from coe.fleet.residency.client import ask_tiers
@@ -61,7 +61,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     in_use = read_in_use(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY, hour=now - HOUR)
     alarms = _alarms(settings, in_use, traffic, now=now)
-    used = {kind: _in_use(settings, kind) for kind in KINDS}
+    used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
     return {
         "in_use": {"config": in_use.registry.digest, **used},
         "consequences": [asdict(one) for one in consequences_of(settings, in_use.registry)],
@@ -110,7 +110,7 @@ def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: f
 def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
     """The version in use, None for what experts.yaml declares, and its last move where one is noted."""
     store = ArtifactStore(settings.artifacts, kind)
-    move = store.latest()
+    move = store.last_move()
     return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
 
 
@@ -168,7 +168,7 @@ def _show(report: Mapping[str, Any]) -> None:
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     traffic, drift = report["traffic"], report["drift"]
     lines = [("config", report["in_use"]["config"])]
-    for kind in KINDS:
+    for kind in ARTIFACT_KINDS:
         used = report["in_use"][kind]
         since = f", since {_time(used['since'])} by {used['by']}" if used["since"] else ""
         lines.append((kind, f"{used['version'] or 'none, or as declared'}{since}"))

@@ -115,7 +115,7 @@ class Job:
             raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
         self.assure()
         if version is None:
-            self.store(kind).forget(by="retrain", why=why)
+            self.store(kind).clear(by="retrain", why=why)
         else:
             self.store(kind).promote(version, by="retrain", why=why)
 
@@ -129,12 +129,12 @@ def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Ite
     with only_job(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
         share = caught_up(settings)
         if share is not None:
-            share.hear(STATE, settings.artifacts)
+            share.fetch_file(STATE, settings.artifacts)
         try:
             yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
         finally:
             if share is not None and (state := settings.artifacts / STATE).is_file():
-                share.tell(STATE, state.read_bytes())
+                share.put_file(STATE, state.read_bytes())
 
 
 def learn_assignment(

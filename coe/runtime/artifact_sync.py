@@ -10,8 +10,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from coe.artifacts.redis import RedisArtifacts, mirror, share_at
-from coe.artifacts.store import KINDS, ArtifactStore
+from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
+from coe.artifacts.store import ARTIFACT_KINDS, ArtifactStore
 from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.traffic_report import FILE
 from coe.registry import load
@@ -35,7 +35,7 @@ class ArtifactSync:
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._share, self._artifacts = share, settings.artifacts
-        self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in KINDS]
+        self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS]
         self.behind = False
         self._said = ""
 
@@ -43,7 +43,7 @@ class ArtifactSync:
         """Take over what is new. Does not fail."""
         try:
             mirror(self._stores)
-            self._share.hear(FILE, self._artifacts)
+            self._share.fetch_file(FILE, self._artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
             why = str(error) if isinstance(error, CoEError | OSError) else repr(error)
@@ -68,7 +68,7 @@ class ArtifactSync:
 
 def catch_up(settings: Settings) -> None:
     """One look, before anything is served: a new machine finds its router there. Raises ConfigError."""
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
         follower = ArtifactSync(settings, share)
         follower.look()
@@ -82,7 +82,7 @@ async def following(settings: Settings, address: str, *, task_failed: TaskFailed
     Yields a function that returns whether this gateway is behind the shared state. Raises ConfigError for a bad
     address.
     """
-    share = share_at(address)
+    share = open_shared(address)
     follower = None if share is None else ArtifactSync(settings, share)
     if follower is None:
         yield lambda: False
@@ -100,9 +100,9 @@ async def following(settings: Settings, address: str, *, task_failed: TaskFailed
 def caught_up(settings: Settings) -> RedisArtifacts | None:
     """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
     shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in KINDS])
+        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS])
     return share
 
 
@@ -113,5 +113,5 @@ def store_of(settings: Settings, kind: str) -> ArtifactStore:
         return ArtifactStore(settings.artifacts, kind, caught_up(settings))
     except ArtifactError as error:
         say_error(f"note: {error}")
-        share = share_at(load(settings.config, environ=settings.environ).artifacts)
+        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         return ArtifactStore(settings.artifacts, kind, share)

@@ -54,7 +54,7 @@ def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) 
     was = store.in_use()
     version = before(store, kind)
     if version is None:
-        store.forget(by="rollback", why=why)
+        store.clear(by="rollback", why=why)
     else:
         check_fits(settings, kind, store.published(version))
         store.promote(version, by="rollback", why=why)
@@ -64,7 +64,7 @@ def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) 
 def before(store: ArtifactStore, kind: str) -> str | None:
     """What `roll_back` would put into use; None for none, or what experts.yaml declares. Raises ArtifactError where
     there is nothing to go back to."""
-    move = store.before()
+    move = store.last_promotion()
     if move is None or (move.was is None and kind == ROUTER):
         raise ArtifactError(
             f"rollback: no {kind} was in use before {store.in_use() or 'this'}; name one to `coe promote`"

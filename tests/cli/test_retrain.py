@@ -34,7 +34,7 @@ def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Sh
     assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
     assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
     assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
-    latest = shop.store().latest()
+    latest = shop.store().last_move()
     assert latest is not None
     assert (latest.by, latest.why) == ("retrain", found["sentence"])
 

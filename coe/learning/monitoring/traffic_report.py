@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from coe.artifacts.atomic_files import replace_file
-from coe.artifacts.redis import share_at
+from coe.artifacts.redis import open_shared
 from coe.registry import load
 from coe.settings import Settings
 
@@ -65,7 +65,7 @@ def publish(settings: Settings, report: Mapping[str, Any]) -> None:
     """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
     content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        share.tell(FILE, content)  # first, or a gateway here could put the former one back
+        share.put_file(FILE, content)  # first, or a gateway here could put the former one back
     replace_file(settings.artifacts / FILE, content)

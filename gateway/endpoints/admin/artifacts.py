@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.artifacts.redis import mirror, share_at
+from coe.artifacts.redis import mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.registry import load
@@ -129,7 +129,7 @@ def _moved(
     settings: Settings, kind: str, instead_of: str | None, move: Callable[[Settings, ArtifactStore], Move]
 ) -> Move:
     with _refusing():
-        share = share_at(load(settings.config, environ=settings.environ).artifacts)
+        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         store = ArtifactStore(settings.artifacts, kind, share)
         try:
             mirror([store])

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.artifacts.store import ArtifactStore, Promotion
+from coe.artifacts.history import Promotion
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError, NothingMeasured
 from coe.mapping import (
     Assignment,
@@ -96,7 +97,7 @@ class Map:
         try:
             if self._kept[0] != version:
                 self._kept = version, _kept(self._store.published(version).folder, version)
-            move = self._store.latest()
+            move = self._store.last_move()
         except ArtifactError:  # damaged since it was taken over: what is served goes on
             return None, None
         return self._kept[1], move if move and move.version == version else None
