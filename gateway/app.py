@@ -53,7 +53,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             health = HealthEndpoint(parts.current)
             app.lines = _lines(parts)
             app.router.routes[:] = _routes(parts, health, app.lines)
-            app.entrance = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.refused)
+            app.entrance = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_crashes(app, parts.metrics)
             health.ready = True
             try:
@@ -107,7 +107,7 @@ def _lines(parts: Parts) -> dict[str, Line]:
 
 def _routes(parts: Parts, health: HealthEndpoint, lines: Mapping[str, Line]) -> list[Route]:
     current = parts.current
-    StateMetrics(current).show(parts.metrics, current.admission)
+    StateMetrics(current).register(parts.metrics, current.admission)
     failed = "1 while what is declared or promoted could not be taken over."
     parts.metrics.gauge(RELOAD_FAILED, failed, lambda: current.reload_error is not None, largest=True)
     models, documents = Models(current), Documents(current)

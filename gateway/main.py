@@ -26,8 +26,8 @@ from coe.experts.live_check import check_experts, log_findings
 from coe.learning.monitoring.traffic_report import FILE
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.registry import Registry
-from coe.runtime.active_state import check_in_use, read_in_use
-from coe.runtime.artifact_sync import catch_up, following
+from coe.runtime.active_state import check_active_state, load_active_state
+from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
@@ -35,21 +35,21 @@ from gateway.access.conversations import open_affinity
 from gateway.app import create_app
 from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.logs import log_uncaught
-from gateway.observability.observers import Recorder, open_observation
+from gateway.observability.observers import Recorder, open_observability
 from gateway.observability.recent import RecentRequests
-from gateway.observability.residency import open_turns
-from gateway.observability.state_metrics import show_feedback, show_log
+from gateway.observability.residency import open_residency
+from gateway.observability.state_metrics import add_feedback_metrics, add_log_metrics
 from gateway.observability.tracing import check_tracing
 from gateway.observability.traffic_metrics import TrafficMetrics
 from gateway.parts import Parts
-from gateway.process.descriptors import Connections, raise_limit, soft_limit, warn_if_few
+from gateway.process.descriptors import ConnectionLimits, raise_limit, soft_limit, warn_if_few
 from gateway.process.drain import Drain
-from gateway.process.gc_tuning import giving_back, settle
+from gateway.process.gc_tuning import trimming_memory, tune_gc
 from gateway.process.jobs import Jobs
 from gateway.process.plan_solver import PlanSolver
-from gateway.process.reload import Reader, Reload, look_at
-from gateway.process.signals import hearing
-from gateway.process.tcp_timeouts import letting_go
+from gateway.process.reload import Reader, Reload, watched_file_states
+from gateway.process.signals import handle_signals
+from gateway.process.tcp_timeouts import resetting_stalled_clients
 from gateway.serving_state import ServingState
 from gateway.wiring import Wiring
 
@@ -87,8 +87,8 @@ THREADS = 2
 
 def prepare(settings: Settings) -> None:
     """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
-    catch_up(settings)
-    registry, _ = check_in_use(settings)
+    sync_once(settings)
+    registry, _ = check_active_state(settings)
     warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
@@ -106,35 +106,39 @@ def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
 
 @asynccontextmanager
 async def open_worker(
-    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use, check: bool = False
+    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
 ) -> AsyncIterator[Parts]:
     """The parts of a process that hears its parent's signals and lets go of clients that do not read."""
     async with open_parts(settings, workers=workers, read=read, check=check) as parts:
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
         stalled = parts.current.serving.registry.policy.stream_idle_timeout
-        hear = hearing(leave=drain.begin, reload=parts.reload.ask, cut=drain.cut)
+        signal_handlers = handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort)
         failed = parts.metrics.task_failed
-        async with hear, letting_go(after=stalled, task_failed=failed), giving_back(task_failed=failed):
-            settle()
+        async with (
+            signal_handlers,
+            resetting_stalled_clients(after=stalled, task_failed=failed),
+            trimming_memory(task_failed=failed),
+        ):
+            tune_gc()
             yield parts
 
 
 @asynccontextmanager
 async def open_parts(
-    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use, check: bool = False
+    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
 ) -> AsyncIterator[Parts]:
     """Open threads, connections and the routing log, and close them in turn. `read` tells what is in use, now and for
     every reload. With `check` the first worker checks the experts in the background. Raises ConfigError or
     ArtifactError."""
-    seen = look_at(settings)
+    seen = watched_file_states(settings)
     in_use = read(settings, None)
     registry = in_use.registry
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
-        observation = await stack.enter_async_context(open_observation(settings, workers))
+        observation = await stack.enter_async_context(open_observability(settings, workers))
         failed = observation.metrics.task_failed
-        session = await stack.enter_async_context(Client(connections=Connections.within(soft_limit()).experts))
+        session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
         kept, days = registry.log.keep_records, registry.log.keep_days
         log = open_log(registry.log.url, base=settings.home, retention=kept, days=days)
         stack.push_async_callback(log.aclose)
@@ -143,33 +147,33 @@ async def open_parts(
         writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL, task_failed=failed))
         encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
         recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
-        show_log(observation.metrics, writer)
+        add_log_metrics(observation.metrics, writer)
         keeper = FeedbackWriter(
-            feedback, log, spool=settings.home / SPOOL, count=observation.metrics.feedback, task_failed=failed
+            feedback, log, spool=settings.home / SPOOL, count=observation.metrics.record_feedback, task_failed=failed
         )
         await stack.enter_async_context(keeper)
-        show_feedback(observation.metrics, keeper)
+        add_feedback_metrics(observation.metrics, keeper)
         signals, recent = ImplicitSignals(keeper.put), RecentRequests()
         limiter = await stack.enter_async_context(
             open_limiter(registry.access.counters, home=settings.home, task_failed=failed)
         )
         alone = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
         observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
-        turns = await stack.enter_async_context(open_turns(settings, observation.metrics))
+        turns = await stack.enter_async_context(open_residency(settings, observation.metrics))
         affinity = await stack.enter_async_context(open_affinity(registry.access.counters, task_failed=failed))
         assembly = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
         stack.push_async_callback(assembly.aclose)
         current = ServingState(assembly.serving(in_use))
-        TrafficMetrics(settings.artifacts / FILE, current).show(observation.metrics)
+        TrafficMetrics(settings.artifacts / FILE, current).register(observation.metrics)
         await stack.enter_async_context(
             watching(lambda: assembly.experts.values(), session=session, task_failed=failed)
         )
-        if check and observation.metrics.tallies.worker == 0:
+        if check and observation.metrics.registry.worker == 0:
             await stack.enter_async_context(checking(assembly.experts.values(), registry, session=session))
-        reload = Reload(current, settings=settings, in_use=in_use, assembly=assembly, read=read)
+        reload = Reload(current, settings=settings, in_use=in_use, wiring=assembly, read=read)
         del in_use  # or this frame would keep the first router as long as the process lives
         await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
-        behind = await stack.enter_async_context(following(settings, registry.artifacts, task_failed=failed))
+        behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         observation.metrics.gauge("coe_artifacts_behind", BEHIND, behind, largest=True)
         observers = (recent.observe, recorder.observe, signals.observe, *observation.observers)
         jobs = await stack.enter_async_context(Jobs(settings))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.routing.composition import Composition
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from gateway.access import Access
 from gateway.request.admission import Admission
 
@@ -19,7 +19,7 @@ class Serving:
 
     composition: Composition
     access: Access
-    index: Index | None = None
+    index: DocumentIndex | None = None
     """The document store; None where none is declared."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """By kind of artifact which was in use when this was made, None for none."""

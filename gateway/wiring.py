@@ -11,8 +11,8 @@ from coe.experts.http.client import Client
 from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.active_state import GATE, OVERLAYS, ActiveState, consultant_in_use
-from coe.runtime.document_index import Index
+from coe.runtime.active_state import GATE, OVERLAYS, ActiveState, retrieval_in_use
+from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.serving_state import Serving
@@ -41,7 +41,7 @@ class Wiring:
         self.experts: dict[str, ReplicatedExpert] = {}
         """Those of the latest state."""
         self._timeout = 0.0
-        self._index: Index | None = None
+        self._index: DocumentIndex | None = None
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
@@ -51,7 +51,7 @@ class Wiring:
             registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
-        consultant = consultant_in_use(self._settings, in_use, threads=self._threads)
+        consultant = retrieval_in_use(self._settings, in_use, threads=self._threads)
         composition = Composition(
             registry,
             router=in_use.router,
@@ -72,7 +72,7 @@ class Wiring:
         self._timeout = registry.policy.timeout
         return serving
 
-    def _go_over(self, experts: dict[str, ReplicatedExpert], index: Index | None) -> None:
+    def _go_over(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
         """Requests under way may use the former ones until their time is over."""
         due = time.monotonic() + self._timeout
         kept = set(experts.values())

@@ -23,7 +23,7 @@ from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition, declared_assignment
 from coe.routing.overlay import Overlays
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
@@ -236,7 +236,7 @@ async def gateway_of(
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
     consultant: Retrieval | None = None,
-    index: Index | None = None,
+    index: DocumentIndex | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
     assignment: Assignment | None = None,
@@ -272,7 +272,7 @@ async def gateway_of(
             current, metrics = ServingState(serving), Metrics()
             opened.append(current)
             recent = RecentRequests()
-            async with FeedbackWriter(log, log, spool=spool, count=metrics.feedback, **QUICKLY) as writer:
+            async with FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer:
                 signals = ImplicitSignals(writer.put)
                 keep = (
                     recent.observe,

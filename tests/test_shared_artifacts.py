@@ -107,16 +107,16 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, r
     first, second = made(store, "one"), made(store, "two")
     store.promote(first)
     follower = ArtifactSync(settings, share)
-    follower.look()
+    follower.sync()
     assert not follower.behind
     redis_server.kill()
     with pytest.raises(ArtifactError, match="check that it runs"):
         store.promote(second)
-    follower.look()
+    follower.sync()
     assert follower.behind
     assert store.in_use() == first
     redis_server.start()  # empty, as it keeps nothing
-    follower.look()
+    follower.sync()
     assert (follower.behind, store.in_use()) == (False, first)
     share.close()
 

@@ -41,7 +41,7 @@ from coe.mapping import (
 )
 from coe.mapping.score_table import fit_pseudo_count, tabulate_softly
 from coe.registry import Registry, load
-from coe.runtime.artifact_sync import store_of
+from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import say, say_error, say_json
 
@@ -82,7 +82,7 @@ def plan(
     """
     keep_output_clean()
     settings = settings_for(config)
-    store = store_of(settings, "assignment")
+    store = synced_store(settings, "assignment")
     if forget:
         store.clear(by="plan", why="--forget")
         told = "the assignment of experts.yaml is in use; running gateways take it over soon"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe.cli.common import Config, Json, settings_for
-from coe.runtime.artifact_sync import store_of
+from coe.runtime.artifact_sync import synced_store
 from coe.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from coe.runtime.promotion import Move
+    from coe.runtime.promotion import VersionChange
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +48,7 @@ def promote(
     from coe.runtime import promotion
 
     settings = settings_for(config)
-    store = store_of(settings, kind.value)
+    store = synced_store(settings, kind.value)
     _say(promotion.promote(settings, store, kind.value, version or store.newest(), why=why), json)
 
 
@@ -57,10 +57,10 @@ def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Jso
     from coe.runtime import promotion
 
     settings = settings_for(config)
-    _say(promotion.roll_back(settings, store_of(settings, kind.value), kind.value, why=why), json)
+    _say(promotion.roll_back(settings, synced_store(settings, kind.value), kind.value, why=why), json)
 
 
-def _say(move: Move, json: bool) -> None:
+def _say(move: VersionChange, json: bool) -> None:
     if json:
         say_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
         return
@@ -76,12 +76,12 @@ def versions(kind: KindArgument_versions = None, config: Config = None, json: Js
 
     These ids are the ones of x-coe-router, of the fields router and plan in the routing log, and of `coe promote`.
     """
-    from coe.runtime.versions import QUALITY_OF, Shelf
+    from coe.runtime.versions import QUALITY_OF, VersionCatalog
 
     settings = settings_for(config)
     wanted = ARTIFACT_KINDS if kind is None else (kind.value,)
-    store_of(settings, wanted[0])  # what is in use on other machines is there then
-    found = [Shelf(settings.artifacts, one).listed() for one in wanted]
+    synced_store(settings, wanted[0])  # what is in use on other machines is there then
+    found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
     if json:
         say_json({"kinds": [_plain(one) | {"quality_of": QUALITY_OF[one["kind"]]} for one in found]})
         return

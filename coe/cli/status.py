@@ -40,10 +40,10 @@ FEWEST = 200
 
 def status(publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show what is in use, how the last day's traffic went, drift, alarms, and what was learnt last."""
-    from coe.runtime.artifact_sync import catch_up
+    from coe.runtime.artifact_sync import sync_once
 
     settings = settings_for(config)
-    catch_up(settings)
+    sync_once(settings)
     report = status_report(settings, now=time.time())
     if publish:
         traffic_report.publish(settings, report)
@@ -55,10 +55,10 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
 
 def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     """All of it, JSON-able; times in Unix seconds, shares and rates from 0 to 1."""
-    from coe.runtime.active_state import read_in_use
+    from coe.runtime.active_state import load_active_state
     from coe.runtime.consequences import consequences_of
 
-    in_use = read_in_use(settings)
+    in_use = load_active_state(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY, hour=now - HOUR)
     alarms = _alarms(settings, in_use, traffic, now=now)
     used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}

@@ -33,7 +33,7 @@ from coe.mapping import Basis, PlanEvidence, read_evidence
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.registry import Registry, load
 from coe.routing.cost_weight import relative_use
-from coe.runtime.artifact_sync import caught_up
+from coe.runtime.artifact_sync import synced_share
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -123,15 +123,15 @@ class Job:
 @contextmanager
 def begun(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
     """Hold the lock and the logs. Raises JobError, LogError, or what is wrong with what is in use."""
-    from coe.runtime.active_state import read_in_use
+    from coe.runtime.active_state import load_active_state
 
     url = load(settings.config, environ=settings.environ).log.url
     with only_job(url, home=settings.home) as assure, open_logs(url, base=settings.home) as logs:
-        share = caught_up(settings)
+        share = synced_share(settings)
         if share is not None:
             share.fetch_file(STATE, settings.artifacts)
         try:
-            yield Job(settings, read_in_use(settings), logs, assure, since, now, dry_run, share)
+            yield Job(settings, load_active_state(settings), logs, assure, since, now, dry_run, share)
         finally:
             if share is not None and (state := settings.artifacts / STATE).is_file():
                 share.put_file(STATE, state.read_bytes())

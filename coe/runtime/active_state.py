@@ -21,12 +21,12 @@ from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import declared_assignment
 from coe.routing.overlay import FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
-from coe.runtime.document_index import Index, check_store, open_index
+from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
 
 ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
 """Kinds of artifacts; the second holds one file of the same name."""
-EXAMPLES = 2
+MIN_EXAMPLES = 2
 """Fewest examples by which a category works without training."""
 
 
@@ -44,7 +44,7 @@ class ActiveState:
     confidence_threshold: float
     folder: Path
     overlays: Overlays = field(default_factory=Overlays)
-    index: Index | None = None
+    index: DocumentIndex | None = None
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """By kind of artifact, the gate's apart: which was read, None for none."""
@@ -52,22 +52,22 @@ class ActiveState:
     """The differences of the declaration from the plan in use."""
 
 
-def read_in_use(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
+def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
     """Load all of it, less the router of `previous` where its artifact and the declared categories are the same. Raises
     ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
-    same = previous is not None and previous.folder == artifact.folder
-    if previous is not None and same and previous.registry.categories == registry.categories:
+    unchanged = previous is not None and previous.folder == artifact.folder
+    if previous is not None and unchanged and previous.registry.categories == registry.categories:
         router = previous.router
     else:
         router = load_router(registry, artifact)
     confidence_threshold = artifact.manifest.metrics.get("confidence_threshold", 0.0)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    plan_version = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
     planned = assignment_in_use(settings, registry, router.categories)
-    heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
+    overlays_version = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
     overlays = overlays_in_use(settings, router)
-    index = _index(settings, registry, artifact.folder, previous)
-    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: heads}
+    index = _document_index(settings, registry, artifact.folder, previous)
+    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan_version, OVERLAYS: overlays_version}
     return ActiveState(
         registry,
         router,
@@ -81,17 +81,19 @@ def read_in_use(settings: Settings, previous: ActiveState | None = None) -> Acti
     )
 
 
-def _index(settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None) -> Index | None:
+def _document_index(
+    settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None
+) -> DocumentIndex | None:
     """The former one where store and encoder are the same."""
     if registry.retrieval.store is None:
         return None
-    same = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
-    if same and previous is not None and previous.index is not None:
+    unchanged = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
+    if unchanged and previous is not None and previous.index is not None:
         return previous.index
     return open_index(settings, registry, folder)
 
 
-def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
+def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
     """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
     forks. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
@@ -127,9 +129,11 @@ def check_fit(registry: Registry, artifact: Artifact) -> None:
         raise ArtifactError(
             f"{router} knows none of the categories in experts.yaml (it knows {known}); run `coe train`"
         )
-    if bare := [name for name, texts in category_texts(registry).items() if name in declared - trained and not texts]:
+    if without_examples := [
+        name for name, texts in category_texts(registry).items() if name in declared - trained and not texts
+    ]:
         raise ConfigError(
-            f"{router} was not trained on {', '.join(bare)}: give each {EXAMPLES} examples or more in experts.yaml, "
+            f"{router} was not trained on {', '.join(without_examples)}: give each {MIN_EXAMPLES} examples or more in experts.yaml, "
             "or run `coe train`"
         )
 
@@ -137,7 +141,7 @@ def check_fit(registry: Registry, artifact: Artifact) -> None:
 def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     """Every declared category with the texts by which an untrained one is known; none where they are too few."""
     return {
-        category.name: (category.description, *category.examples) if len(category.examples) >= EXAMPLES else ()
+        category.name: (category.description, *category.examples) if len(category.examples) >= MIN_EXAMPLES else ()
         for category in registry.categories
     }
 
@@ -155,8 +159,8 @@ def overlays_in_use(settings: Settings, router: Router) -> Overlays:
     if artifact is None:
         return Overlays()
     found = read_overlays(artifact)
-    if not fit_router(artifact, found, router):
-        _log.warning("%s; they stay unused", other_router(artifact, router))
+    if not overlays_fit_router(artifact, found, router):
+        _log.warning("%s; they stay unused", wrong_router_message(artifact, router))
         return Overlays()
     return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
 
@@ -166,13 +170,13 @@ def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
     return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
 
 
-def fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
+def overlays_fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
     """Whether overlays were fitted to this router over its present categories."""
-    same = all(one.categories == router.categories for one in overlays)
-    return artifact.manifest.data == router.version and same
+    unchanged = all(one.categories == router.categories for one in overlays)
+    return artifact.manifest.data == router.version and unchanged
 
 
-def other_router(artifact: Artifact, router: Router) -> str:
+def wrong_router_message(artifact: Artifact, router: Router) -> str:
     """Error message for overlays that were fitted to another router, or to other categories of it."""
     made, version = artifact.manifest, router.version
     what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
@@ -195,7 +199,7 @@ GATE = "gate"
 _log = logging.getLogger("gateway")
 
 
-def consultant_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
+def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
     """None where no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:

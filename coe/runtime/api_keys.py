@@ -20,7 +20,7 @@ from coe.errors import ConfigError, Forbidden, Unauthorized
 from coe.registry import ApiKey, Registry
 from coe.settings import Settings
 
-MAX_KEY = 256
+MAX_KEY_BYTES = 256
 """Bytes of a key; longer ones are not hashed."""
 _BEARER = b"bearer "
 
@@ -57,7 +57,7 @@ class KeyRing:
         """The caller whose key may do `scope` (None: any key may). Raises Unauthorized or Forbidden."""
         if self._anybody is not None:
             return self._anybody
-        sent = hashlib.sha256(_sent(headers)).digest()
+        sent = hashlib.sha256(_sent_key(headers)).digest()
         found = self._known.get(sent)
         if found is None or not hmac.compare_digest(found[0], sent):
             raise Unauthorized("this API key is not known; ask whoever runs this service for one")
@@ -67,7 +67,7 @@ class KeyRing:
         return caller
 
 
-def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The key a request came with. Names of headers are in lower case, as ASGI has them."""
     key = b""
     for name, value in headers:
@@ -78,14 +78,14 @@ def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
             key = value
     if not key:
         raise Unauthorized("an API key is needed: send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'")
-    if len(key) > MAX_KEY:
-        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY} bytes")
+    if len(key) > MAX_KEY_BYTES:
+        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY_BYTES} bytes")
     return key
 
 
-NAME = "admin"
+ADMIN_KEY_NAME = "admin"
 """The key's name, in logs and records."""
-MIN_KEY = 20
+MIN_KEY_CHARACTERS = 20
 """Characters of a key that was written by hand."""
 
 
@@ -97,7 +97,7 @@ def create_admin_key(settings: Settings) -> str | None:
         return None
     key = new_key()
     try:
-        created = _write(path, key)
+        created = _write_key(path, key)
     except OSError as error:
         raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be written: {error.strerror or error}") from error
     if not created:  # another gateway over the same folder was faster
@@ -110,14 +110,16 @@ def with_admin_key(registry: Registry, settings: Settings) -> Registry:
     if settings.admin_key_file is None:
         return registry
     access = registry.access
-    digest = digest_of(_read(settings.admin_key_file))
-    if any(key.name == NAME for key in access.keys):
-        raise ConfigError(f"access.keys: COE_ADMIN_KEY_FILE adds a key named {NAME!r}; rename the declared one")
-    added = ApiKey(name=NAME, sha256=digest, scopes=frozenset(get_args(Scope)))
+    digest = digest_of(_read_key(settings.admin_key_file))
+    if any(key.name == ADMIN_KEY_NAME for key in access.keys):
+        raise ConfigError(
+            f"access.keys: COE_ADMIN_KEY_FILE adds a key named {ADMIN_KEY_NAME!r}; rename the declared one"
+        )
+    added = ApiKey(name=ADMIN_KEY_NAME, sha256=digest, scopes=frozenset(get_args(Scope)))
     return registry.model_copy(update={"access": access.model_copy(update={"keys": (*access.keys, added)})})
 
 
-def _write(path: Path, key: str) -> bool:
+def _write_key(path: Path, key: str) -> bool:
     """Writes the file whole, readable by its owner alone. Whether it was not there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{os.getpid()}")
@@ -136,15 +138,15 @@ def _write(path: Path, key: str) -> bool:
     return True
 
 
-def _read(path: Path) -> str:
+def _read_key(path: Path) -> str:
     try:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be read: {reason}") from None
-    if not MIN_KEY <= len(key) <= MAX_KEY or not key.isprintable() or " " in key:
+    if not MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_BYTES or not key.isprintable() or " " in key:
         raise ConfigError(
-            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY} to {MAX_KEY} characters; delete the file, and "
+            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY_CHARACTERS} to {MAX_KEY_BYTES} characters; delete the file, and "
             "the next start generates one"
         )
     return key

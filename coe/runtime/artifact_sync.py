@@ -21,12 +21,12 @@ from coe.terminal import say_error
 
 _log = logging.getLogger("gateway")
 
-POLL = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks."""
-RETRY = 5.0
+RETRY_SECONDS = 5.0
 """Seconds after one that failed, which may have fetched a damaged version."""
 
-MAX_WHY = 500
+MAX_CAUSE_CHARACTERS = 500
 """Characters of a cause in the log."""
 
 
@@ -37,67 +37,69 @@ class ArtifactSync:
         self._share, self._artifacts = share, settings.artifacts
         self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS]
         self.behind = False
-        self._said = ""
+        self._last_error = ""
 
-    def look(self) -> None:
+    def sync(self) -> None:
         """Take over what is new. Does not fail."""
         try:
             mirror(self._stores)
             self._share.fetch_file(FILE, self._artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
-            why = str(error) if isinstance(error, CoEError | OSError) else repr(error)
-            why = why[:MAX_WHY]
-            if why != self._said:
-                self._said = why
-                _log.error("what is shared is not taken over, the last good state serves on: %s", why)
+            cause = str(error) if isinstance(error, CoEError | OSError) else repr(error)
+            cause = cause[:MAX_CAUSE_CHARACTERS]
+            if cause != self._last_error:
+                self._last_error = cause
+                _log.error("what is shared is not taken over, the last good state serves on: %s", cause)
             return
         if self.behind:
             _log.warning("what is shared is taken over again")
-        self.behind, self._said = False, ""
+        self.behind, self._last_error = False, ""
 
     async def run(self) -> None:
         """Look again and again."""
         while True:
-            await asyncio.to_thread(self.look)
-            await asyncio.sleep(RETRY if self.behind else POLL)
+            await asyncio.to_thread(self.sync)
+            await asyncio.sleep(RETRY_SECONDS if self.behind else POLL_SECONDS)
 
     def close(self) -> None:
         self._share.close()
 
 
-def catch_up(settings: Settings) -> None:
+def sync_once(settings: Settings) -> None:
     """One look, before anything is served: a new machine finds its router there. Raises ConfigError."""
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        follower = ArtifactSync(settings, share)
-        follower.look()
-        follower.close()
+        artifact_sync = ArtifactSync(settings, share)
+        artifact_sync.sync()
+        artifact_sync.close()
 
 
 @asynccontextmanager
-async def following(settings: Settings, address: str, *, task_failed: TaskFailed) -> AsyncIterator[Callable[[], bool]]:
+async def sync_artifacts(
+    settings: Settings, address: str, *, task_failed: TaskFailed
+) -> AsyncIterator[Callable[[], bool]]:
     """Mirrors the shared artifacts in a task until the block ends, where `address` names a Redis.
 
     Yields a function that returns whether this gateway is behind the shared state. Raises ConfigError for a bad
     address.
     """
     share = open_shared(address)
-    follower = None if share is None else ArtifactSync(settings, share)
-    if follower is None:
+    artifact_sync = None if share is None else ArtifactSync(settings, share)
+    if artifact_sync is None:
         yield lambda: False
         return
-    task = supervised(follower.run, "artifact-sync", task_failed=task_failed)
+    task = supervised(artifact_sync.run, "artifact-sync", task_failed=task_failed)
     try:
-        yield lambda: follower.behind
+        yield lambda: artifact_sync.behind
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        follower.close()
+        artifact_sync.close()
 
 
-def caught_up(settings: Settings) -> RedisArtifacts | None:
+def synced_share(settings: Settings) -> RedisArtifacts | None:
     """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
     shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
@@ -106,11 +108,11 @@ def caught_up(settings: Settings) -> RedisArtifacts | None:
     return share
 
 
-def store_of(settings: Settings, kind: str) -> ArtifactStore:
+def synced_store(settings: Settings, kind: str) -> ArtifactStore:
     """The artifacts of a kind, caught up with other machines as far as that can be: a version that is damaged there
     must not keep another from being promoted, and where Redis is away nothing can be."""
     try:
-        return ArtifactStore(settings.artifacts, kind, caught_up(settings))
+        return ArtifactStore(settings.artifacts, kind, synced_share(settings))
     except ArtifactError as error:
         say_error(f"note: {error}")
         share = open_shared(load(settings.config, environ=settings.environ).artifacts)

@@ -52,24 +52,24 @@ def _router(registry: Registry, artifact: Artifact) -> Iterator[Consequence]:
 
 
 def _overlays(settings: Settings, registry: Registry, router: Artifact) -> Iterator[Consequence]:
-    made = _manifest(settings, OVERLAYS)
-    if made is None:
+    manifest = _manifest(settings, OVERLAYS)
+    if manifest is None:
         return
-    same = set(made.categories) == set(registry.category_names)
-    if made.data != router.manifest.version or not same:
+    same = set(manifest.categories) == set(registry.category_names)
+    if manifest.data != router.manifest.version or not same:
         why = "other categories" if not same else "another router"
         sentence = f"the overlays of tenants were fitted to {why}; they stay unused until `coe retrain` fits new ones"
-        yield Consequence("overlays", made.version, sentence)
+        yield Consequence("overlays", manifest.version, sentence)
 
 
 def _gate(settings: Settings, registry: Registry) -> Iterator[Consequence]:
-    made = None if registry.retrieval.store is None else _manifest(settings, GATE)
-    if made is not None and set(made.categories) != set(registry.category_names):
+    manifest = None if registry.retrieval.store is None else _manifest(settings, GATE)
+    if manifest is not None and set(manifest.categories) != set(registry.category_names):
         sentence = (
             "the retrieval gate was fitted to other categories; it stays unused until `coe score --retrieval both` and "
             "`coe plan` are run"
         )
-        yield Consequence("gate", made.version, sentence)
+        yield Consequence("gate", manifest.version, sentence)
 
 
 def _manifest(settings: Settings, kind: str) -> Manifest | None:

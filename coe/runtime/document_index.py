@@ -17,14 +17,14 @@ from coe.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class DocumentIndex:
     """A store with the encoder that it was opened for."""
 
     store: DocumentStore
     encoder: DocumentEncoder
 
 
-def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> Index:
+def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> DocumentIndex:
     """The store, and the encoder of the router in `folder`. Reads the encoder's files; connects to nothing. Raises
     ConfigError where no store is declared, ArtifactError for a damaged router."""
     if registry.retrieval.store is None:
@@ -32,7 +32,7 @@ def open_index(settings: Settings, registry: Registry, folder: Path, *, threads:
             f"{settings.config}: no document store is declared; add: retrieval: {{store: 'lancedb:///documents'}}"
         )
     encoder = routers.load_document_encoder(folder, threads=threads)
-    return Index(open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder)
+    return DocumentIndex(open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder)
 
 
 def check_store(settings: Settings, registry: Registry) -> None:

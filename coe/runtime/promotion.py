@@ -21,17 +21,17 @@ from coe.runtime.active_state import (
     ROUTER,
     check_fit,
     check_router,
-    fit_router,
     load_router,
-    other_router,
+    overlays_fit_router,
     read_overlays,
     read_plan,
+    wrong_router_message,
 )
 from coe.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class VersionChange:
     """What was in use of a kind, and what is; None for none."""
 
     kind: str
@@ -39,29 +39,29 @@ class Move:
     in_use: str | None
 
 
-def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *, why: str) -> Move:
+def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *, why: str) -> VersionChange:
     """Put a version into use. Raises ArtifactError or ConfigError, with nothing changed, where it is damaged, or where
     a gateway with this experts.yaml would refuse it."""
     was = store.in_use()
     check_fits(settings, kind, store.published(version))
     store.promote(version, by="hand", why=why)
-    return Move(kind, was, version)
+    return VersionChange(kind, was, version)
 
 
-def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> Move:
+def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> VersionChange:
     """Go back to what was in use before; once more, to what was before that. Raises as `promote` does, and where
     nothing was."""
     was = store.in_use()
-    version = before(store, kind)
+    version = rollback_target(store, kind)
     if version is None:
         store.clear(by="rollback", why=why)
     else:
         check_fits(settings, kind, store.published(version))
         store.promote(version, by="rollback", why=why)
-    return Move(kind, was, version)
+    return VersionChange(kind, was, version)
 
 
-def before(store: ArtifactStore, kind: str) -> str | None:
+def rollback_target(store: ArtifactStore, kind: str) -> str | None:
     """What `roll_back` would put into use; None for none, or what experts.yaml declares. Raises ArtifactError where
     there is nothing to go back to."""
     move = store.last_promotion()
@@ -89,8 +89,8 @@ def _check_assignment(settings: Settings, artifact: Artifact) -> None:
 def _check_overlays(settings: Settings, artifact: Artifact) -> None:
     found = read_overlays(artifact)
     router = load_router(*check_router(settings))
-    if not fit_router(artifact, found, router):
-        raise ArtifactError(other_router(artifact, router))
+    if not overlays_fit_router(artifact, found, router):
+        raise ArtifactError(wrong_router_message(artifact, router))
 
 
 def _check_gate(settings: Settings, artifact: Artifact) -> None:

@@ -33,7 +33,7 @@ from coe.errors import (
 from coe.retrieval.ingest.chunking import clean
 from coe.retrieval.ingest.indexing import Indexer, Text
 from coe.retrieval.passages import MOST_PASSAGES, Key
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from gateway.errors import body_of, headers_of, status_of
 from gateway.request.cancellation import ClientLeftError
 from gateway.request.validation import arrived, checked
@@ -111,7 +111,7 @@ AT_ONCE = 8
 RETRY_AFTER = 5.0
 _log = logging.getLogger("gateway")
 
-Work = Callable[[Request, Index], Awaitable[Any]]
+Work = Callable[[Request, DocumentIndex], Awaitable[Any]]
 
 
 class Documents:
@@ -163,7 +163,7 @@ class Documents:
         finally:
             self._under_way -= 1
 
-    async def _upload(self, request: Request, index: Index) -> Mapping[str, Any]:
+    async def _upload(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
         upload = checked(Upload, await _body(request))
         ids = [document.id for document in upload.documents]
         if twice := sorted({one for one in ids if ids.count(one) > 1}):
@@ -172,7 +172,7 @@ class Documents:
             tally = await Indexer(index.store, index.encoder).add(_texts(upload))
         return {"object": "documents", **asdict(tally)}
 
-    async def _list(self, request: Request, index: Index) -> Mapping[str, Any]:
+    async def _list(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
         page = checked(Page, _query(request))
         if page.collection is None:
             there = [asdict(one) for one in await index.store.collections()]
@@ -182,7 +182,7 @@ class Documents:
         shown = [{"id": name, "digest": digest} for name, digest in rest[: page.limit]]
         return {"object": "list", "data": shown, "has_more": len(rest) > page.limit}
 
-    async def _delete(self, request: Request, index: Index) -> Mapping[str, Any]:
+    async def _delete(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
         place, name = checked(DocumentLocation, _query(request)), request.path_params["id"]
         async with self._writing:
             count = await index.store.delete([Key(name, place.collection, place.tenant)])
@@ -192,7 +192,7 @@ class Documents:
             )
         return {"object": "document", "id": name, "deleted": True}
 
-    async def _search(self, request: Request, index: Index) -> Mapping[str, Any]:
+    async def _search(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
         asked = checked(Question, await _body(request))
         vector = (await asyncio.to_thread(index.encoder.encode, [asked.query]))[0]
         found = await index.store.search(

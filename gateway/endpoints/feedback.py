@@ -31,7 +31,7 @@ from coe.records.record import RoutingLog
 from coe.registry import Registry
 from gateway.access import Caller
 from gateway.errors import body_of, headers_of, status_of
-from gateway.observability.recent import RecentRequests, tenant_soon
+from gateway.observability.recent import RecentRequests, find_tenant
 from gateway.request.admission import FairShares
 from gateway.request.body import read_json_body
 from gateway.request.cancellation import ClientLeftError
@@ -105,7 +105,7 @@ class FeedbackEndpoint:
         """
         try:
             async with asyncio.timeout(LOG_SECONDS):
-                found = await tenant_soon(
+                found = await find_tenant(
                     self._records,
                     self._recent,
                     event.request_id,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from coe.errors import ConfigError
 
-MAX_LIMIT = 65_536
+MAX_DESCRIPTORS = 65_536
 """Descriptors that the soft limit is raised to at most; where the hard limit has no end, an end is still needed."""
-MIN_LIMIT = 128
+MIN_DESCRIPTORS = 128
 """Descriptors with fewer of which the gateway does not start."""
-RESERVED = 64
+RESERVED_DESCRIPTORS = 64
 """Descriptors kept for everything but clients and experts: log, artifacts, Redis, documents, jobs."""
 MAX_CLIENTS = 16_384
 """Client connections of one worker process; more wait to be accepted."""
@@ -26,16 +26,16 @@ _log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
-class Connections:
+class ConnectionLimits:
     """How many connections one process may have open: to `clients` and to `experts`."""
 
     clients: int
     experts: int
 
     @classmethod
-    def within(cls, limit: int) -> Connections:
+    def within(cls, limit: int) -> ConnectionLimits:
         """Those that fit into a limit of descriptors."""
-        free = max(limit - RESERVED, 0)
+        free = max(limit - RESERVED_DESCRIPTORS, 0)
         clients = min(int(free * CLIENT_SHARE), MAX_CLIENTS)
         return cls(clients, free - clients)
 
@@ -43,26 +43,26 @@ class Connections:
 def soft_limit() -> int:
     """The limit in force for this process, at most MAX_LIMIT where it has no end."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_LIMIT if soft == resource.RLIM_INFINITY else soft
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> int:
     """Raise the soft limit to the hard one, at most to MAX_LIMIT, and return it. Raises ConfigError when it is less
     than MIN_LIMIT."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_LIMIT if hard == resource.RLIM_INFINITY else min(hard, MAX_LIMIT)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):  # macOS refuses more than a limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     limit = soft_limit()
-    if limit < MIN_LIMIT:
-        raise ConfigError(f"the limit of open files is {limit}, and the gateway needs {MIN_LIMIT}; {REMEDY}")
+    if limit < MIN_DESCRIPTORS:
+        raise ConfigError(f"the limit of open files is {limit}, and the gateway needs {MIN_DESCRIPTORS}; {REMEDY}")
     return limit
 
 
 def warn_if_few(limit: int, *, concurrent_requests: int) -> None:
     """Log a warning where the limit allows fewer client connections than requests are declared to be served at once."""
-    clients = Connections.within(limit).clients
+    clients = ConnectionLimits.within(limit).clients
     if clients < concurrent_requests:
         _log.warning(
             "the limit of open files is %d, so one worker serves at most %d client connections, fewer than "

@@ -12,14 +12,14 @@ from functools import partial
 
 from coe.supervision import TaskFailed, ignored, supervised
 
-YOUNG = 20_000
+GC_THRESHOLD = 20_000
 """New objects before Python's collector looks for circles among them. It would do so every 700, which the requests
 under way make and free without it: nearly 3 % of all time."""
-PAUSE = 30.0
+TRIM_INTERVAL_SECONDS = 30.0
 """Seconds between two times that memory is given back; each takes some 3 ms, in a thread."""
 
 
-def settle() -> None:
+def tune_gc() -> None:
     """Once per process, before it serves. Takes some 50 ms.
 
     Python's collector would go through all that was loaded, time and again, with every request waiting (18 ms); and
@@ -27,27 +27,29 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG)
-    give_back()
+    gc.set_threshold(GC_THRESHOLD)
+    trim_memory()
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """What is free goes to the system; glibc would keep it."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries have none
         trim(0)
 
 
 @asynccontextmanager
-async def giving_back(*, every: float = PAUSE, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+async def trimming_memory(
+    *, every: float = TRIM_INTERVAL_SECONDS, task_failed: TaskFailed = ignored
+) -> AsyncIterator[None]:
     """Meanwhile do so now and then: after a busy time glibc keeps some 10 MB."""
-    task = supervised(partial(_give_back, every), "memory", task_failed=task_failed)
+    task = supervised(partial(_trim_periodically, every), "memory", task_failed=task_failed)
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _give_back(every: float) -> None:
+async def _trim_periodically(every: float) -> None:
     while True:
         await asyncio.sleep(every)
-        await asyncio.to_thread(give_back)
+        await asyncio.to_thread(trim_memory)

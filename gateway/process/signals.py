@@ -21,35 +21,35 @@ from granian import _signals
 from granian._granian import WorkerSignal
 from uvloop import Loop
 
-LEAVE, RELOAD, CUT = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
+DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
 
 
 @asynccontextmanager
-async def hearing(
-    *, leave: Callable[[], None], reload: Callable[[], None], cut: Callable[[], None]
+async def handle_signals(
+    *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
     """LEAVE, RELOAD and CUT call these until the block ends. SIGINT is ignored: Ctrl-C in a terminal reaches every
     process of it, and the parent alone decides what follows."""
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(LEAVE, leave)
-    loop.add_signal_handler(RELOAD, reload)
-    loop.add_signal_handler(CUT, cut)
+    loop.add_signal_handler(DRAIN_SIGNAL, drain)
+    loop.add_signal_handler(RELOAD_SIGNAL, reload)
+    loop.add_signal_handler(ABORT_SIGNAL, abort)
     loop.remove_signal_handler(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        loop.remove_signal_handler(LEAVE)
-        loop.remove_signal_handler(RELOAD)
-        loop.remove_signal_handler(CUT)
-        signal.signal(CUT, signal.SIG_IGN)  # no request is left, and the records are still being written
+        loop.remove_signal_handler(DRAIN_SIGNAL)
+        loop.remove_signal_handler(RELOAD_SIGNAL)
+        loop.remove_signal_handler(ABORT_SIGNAL)
+        signal.signal(ABORT_SIGNAL, signal.SIG_IGN)  # no request is left, and the records are still being written
 
 
-CHECK_EVERY = 0.5
+PARENT_CHECK_SECONDS = 0.5
 """Seconds between two checks of the parent."""
-FINISH = 5.0
+FINISH_SECONDS = 5.0
 """Seconds that answers under way have to end after the parent's death."""
-WRITE = 10.0
+WRITE_SECONDS = 10.0
 """Seconds after that to write the records; then the process ends at once."""
 _PR_SET_PDEATHSIG = 1
 
@@ -65,22 +65,22 @@ def end_with_parent(parent: int, serving: threading.Event) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)
-    threading.Thread(target=_watch, args=(parent, serving), name="coe-parent", daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(parent, serving), name="coe-parent", daemon=True).start()
 
 
-def _watch(parent: int, serving: threading.Event) -> None:
+def _watch_parent(parent: int, serving: threading.Event) -> None:
     while os.getppid() == parent:
-        time.sleep(CHECK_EVERY)
+        time.sleep(PARENT_CHECK_SECONDS)
     if not serving.is_set():
         os._exit(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(FINISH)
-    os.kill(os.getpid(), CUT)
-    time.sleep(WRITE)
+    time.sleep(FINISH_SECONDS)
+    os.kill(os.getpid(), ABORT_SIGNAL)
+    time.sleep(WRITE_SECONDS)
     os._exit(1)
 
 
-class Stop:
+class ServerStop:
     """Replaces Granian's own handler, which blocks the process for ever when SIGTERM arrives before the server runs, or
     a second time: a process group, a service manager and the parent may each send one. Create it before the server.
     """
@@ -93,7 +93,7 @@ class Stop:
         self._server = WorkerSignal()
         _signals.set_loop_signals = self._install
 
-    def allow(self) -> None:
+    def set_serving(self) -> None:
         """Report that the server runs. A SIGTERM that came before stops it now."""
         self.serving.set()
         self._stop()

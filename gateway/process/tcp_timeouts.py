@@ -12,37 +12,37 @@ from pathlib import Path
 
 from coe.supervision import TaskFailed, ignored, supervised
 
-_LOOKS, _PAUSE = 5000, 0.002
+_MAX_CHECKS, _CHECK_SECONDS = 5000, 0.002
 """The server opens its listener when the application has started; what it accepts before we look stays as it is."""
 
 
 @asynccontextmanager
-async def letting_go(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+async def resetting_stalled_clients(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
     """Meanwhile set it up, once the server listens. `after` in seconds."""
-    task = supervised(partial(_let_go, after), "stalls", task_failed=task_failed, may_return=True)
+    task = supervised(partial(_configure_listeners, after), "stalls", task_failed=task_failed, may_return=True)
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _let_go(after: float) -> None:
+async def _configure_listeners(after: float) -> None:
     """Connections that this process accepts from now on are reset when data waits for their client and none of it got
     out for so long; the request then ends as if the client had left. Linux only, elsewhere nothing is done."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
-    for _ in range(_LOOKS):
+    for _ in range(_MAX_CHECKS):
         if _limit_listeners(after):
             return
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 def _limit_listeners(after: float) -> bool:
     """Whether there is any."""
-    return sum(_limit(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
+    return sum(_set_user_timeout(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
 
 
-def _limit(descriptor: int, after: float) -> bool:
+def _set_user_timeout(descriptor: int, after: float) -> bool:
     """Set it where the descriptor is of a listener, from which what is accepted inherits it. Whether it is."""
     try:
         own = os.dup(descriptor)

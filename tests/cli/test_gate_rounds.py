@@ -10,7 +10,7 @@ import numpy as np
 
 from coe.records.feedback import Feedback
 from coe.retrieval.gate import CUES, FILE, Gate, Odds, Use
-from coe.runtime.active_state import read_in_use
+from coe.runtime.active_state import load_active_state
 from tests.cli.shop import Shop
 
 CATEGORIES, EXPERTS = ("cooking", "astronomy", "football", "general"), ("chef", "generalist")
@@ -59,7 +59,7 @@ def test_what_trials_showed_becomes_the_gate_in_use_and_can_be_taken_back(shop: 
     found = shop.report("retrain")["gate"]
     assert found["promoted"], found["sentence"]
     assert shop.store("gate").in_use() == found["version"] != first
-    names = read_in_use(shop.settings).router.categories
+    names = load_active_state(shop.settings).router.categories
     gate = Gate.load(Path(found["folder"]) / FILE).over(names, EXPERTS)
     gains = {name: gate.glanced(np.eye(4)[row]).gain[1] for row, name in enumerate(names)}
     assert gains["cooking"] > 0.2

@@ -27,7 +27,7 @@ async def test_memory_is_given_back_time_and_again_beside_the_event_loop(monkeyp
         if len(threads) == 3:
             loop.call_soon_threadsafe(again.set)
 
-    monkeypatch.setattr(gc_tuning, "give_back", give_back)
-    async with gc_tuning.giving_back(every=0.001):
+    monkeypatch.setattr(gc_tuning, "trim_memory", give_back)
+    async with gc_tuning.trimming_memory(every=0.001):
         await asyncio.wait_for(again.wait(), 5)
     assert threading.get_ident() not in threads

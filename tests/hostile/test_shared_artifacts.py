@@ -114,18 +114,18 @@ def test_a_name_that_is_no_version_is_refused_and_following_goes_on(
     whole = archive(("weights.bin", b"w"), ("manifest.json", content))
     put(redis, version, whole)
     with caplog.at_level(logging.ERROR, "gateway"):
-        gateway.follower.look()
+        gateway.follower.sync()
     assert gateway.follower.behind
     assert len(caplog.records) == 1
     assert (gateway.outside(), gateway.inside()) == ([], [])
     put(redis, good, whole)
-    gateway.follower.look()
+    gateway.follower.sync()
     assert (gateway.follower.behind, gateway.store.in_use()) == (False, good)
 
 
 def test_bytes_that_are_no_text_are_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
     put(redis, b"\xff\xfe")
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
 
 
@@ -135,7 +135,7 @@ def test_a_pointer_to_a_folder_elsewhere_is_not_moved_to(gateway: FollowingGatew
     planted.mkdir(parents=True)
     (planted / "manifest.json").write_bytes(manifest({})[1])
     put(redis, "../planted")
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert gateway.store.in_use() is None
 
@@ -248,7 +248,7 @@ def test_a_hostile_archive_writes_nothing(
         unpack(packed, into, kind="router", version=version, what="x")
     assert list(into.iterdir()) == []
     put(redis, version, packed)
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert (gateway.outside(), gateway.inside()) == ([], [])
 
@@ -263,7 +263,7 @@ def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingG
     version, packed = of(GOOD)()
     put(redis, version, packed)
     redis.hset(KEY, "history", history)
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert gateway.store.in_use() is None
     assert gateway.store.history() == ()
@@ -271,14 +271,14 @@ def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingG
 
 def test_a_small_file_is_bounded(gateway: FollowingGateway, redis: Redis) -> None:
     redis.hset("coe:artifacts:beside", "watch.json", b"x" * (MAX_SMALL_FILE_BYTES + 1))
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert not (gateway.settings.artifacts / "watch.json").exists()
 
 
 def test_a_value_of_another_type_is_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
     redis.set(KEY, "text")
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
 
 

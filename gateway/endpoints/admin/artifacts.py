@@ -18,11 +18,11 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.registry import load
 from coe.runtime import promotion
-from coe.runtime.promotion import Move
-from coe.runtime.versions import KINDS, Shelf
+from coe.runtime.promotion import VersionChange
+from coe.runtime.versions import KINDS, VersionCatalog
 from coe.settings import Settings
 from gateway.endpoints.admin.operation import Operation, Schema, listed, whole
-from gateway.observability.state_metrics import ARTIFACTS, RELOAD_FAILED
+from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.request.validation import arrived, checked
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ class Artifacts:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._shelves = {kind: Shelf(parts.settings.artifacts, kind) for kind in KINDS}
+        self._shelves = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in KINDS}
         self._moving = asyncio.Lock()
 
     async def list(self, _: Request) -> Response:
         """`GET /v1/artifacts`."""
-        data = await asyncio.to_thread(lambda: [shelf.listed() for shelf in self._shelves.values()])
+        data = await asyncio.to_thread(lambda: [shelf.list_versions() for shelf in self._shelves.values()])
         served, failed = await self._served()
         serving, error = self._parts.current.serving, self._parts.current.reload_error
         for one in data:
@@ -77,7 +77,7 @@ class Artifacts:
     async def one(self, request: Request) -> Response:
         """`GET /v1/artifacts/{kind}/{version}`."""
         shelf = self._shelf(request)
-        return _json(await asyncio.to_thread(shelf.whole, request.path_params["version"]))
+        return _json(await asyncio.to_thread(shelf.details, request.path_params["version"]))
 
     async def promote(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/promote`."""
@@ -99,7 +99,9 @@ class Artifacts:
             kind, asked, lambda settings, store: promotion.roll_back(settings, store, kind, why=asked.why)
         )
 
-    async def _move(self, kind: str, asked: _Body, move: Callable[[Settings, ArtifactStore], Move]) -> Response:
+    async def _move(
+        self, kind: str, asked: _Body, move: Callable[[Settings, ArtifactStore], VersionChange]
+    ) -> Response:
         if self._moving.locked():
             raise JobUnavailable(
                 "another version is being put into use; look what became of it", retry_after=RETRY_AFTER
@@ -109,7 +111,7 @@ class Artifacts:
         _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, asked.why)
         return _json({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
 
-    def _shelf(self, request: Request) -> Shelf:
+    def _shelf(self, request: Request) -> VersionCatalog:
         kind = request.path_params["kind"]
         if kind not in self._shelves:
             raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(KINDS)}")
@@ -120,14 +122,14 @@ class Artifacts:
         is in use now."""
         families = await self._parts.metrics.families()
         served: dict[str, dict[str, int]] = {}
-        for (kind, version), (workers,) in families[ARTIFACTS].cells.items():
+        for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
             served.setdefault(kind, {})[version] = round(workers)
         return served, any(failed for (failed,) in families[RELOAD_FAILED].cells.values())
 
 
 def _moved(
-    settings: Settings, kind: str, instead_of: str | None, move: Callable[[Settings, ArtifactStore], Move]
-) -> Move:
+    settings: Settings, kind: str, instead_of: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
+) -> VersionChange:
     with _refusing():
         share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         store = ArtifactStore(settings.artifacts, kind, share)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coe.registry import Registry
-from gateway.observability.metric_registry import Family
-from gateway.observability.residency import ON_ITS_WAY, TIERS
-from gateway.observability.state_metrics import ARTIFACTS, STATES
+from gateway.observability.metric_registry import MetricFamily
+from gateway.observability.residency import CHANGING, TIER_VALUES
+from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES
 
-_STATES = {number: word for word, number in STATES.items()}
-_TIERS = {number: word for word, number in TIERS.items()} | {ON_ITS_WAY: "switching"}
+_STATES = {number: word for word, number in BREAKER_STATES.items()}
+_TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}
 _FINE = ("ok", "aborted")
 """Outcomes that are no failure: an answer came, or the client left."""
 _TROUBLES = {
@@ -25,7 +25,7 @@ _TROUBLES = {
 class Counts:
     """The families of all workers together, by name. A family that is not there counts nothing."""
 
-    def __init__(self, families: Mapping[str, Family]) -> None:
+    def __init__(self, families: Mapping[str, MetricFamily]) -> None:
         self._families = families
 
     def cells(self, name: str) -> Iterable[tuple[tuple[str, ...], list[float]]]:
@@ -141,7 +141,7 @@ def _histogram(counts: Counts, name: str) -> dict[str, Any]:
 
 def _artifacts(counts: Counts) -> dict[str, dict[str, int]]:
     """By kind how many workers serve with each version; no version is an empty one."""
-    return {kind: _whole(versions) for kind, versions in counts.nested(ARTIFACTS, 0, 1).items()}
+    return {kind: _whole(versions) for kind, versions in counts.nested(ARTIFACT_INFO, 0, 1).items()}
 
 
 def _workers(counts: Counts) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.routing.replay import decide_again
 from gateway.endpoints.admin.operation import Operation, listed
 from gateway.endpoints.admin.operation import whole as whole_schema
-from gateway.observability.recent import found_soon
+from gateway.observability.recent import find_record
 from gateway.request.validation import checked
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class Records:
 
     async def _found(self, request: Request) -> RoutingRecord:
         request_id = request.path_params["id"]
-        record = await found_soon(self._records, request_id)
+        record = await find_record(self._records, request_id)
         if record is None:
             raise RecordNotFound(
                 f"no request {request_id[:64]!r} is in the routing log: it may be too new, by a second, or too old"

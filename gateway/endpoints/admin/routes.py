@@ -48,7 +48,7 @@ class Status:
 
     async def _looked(self) -> dict[str, Any]:
         self._until = 0.0  # a failure is not shown again
-        report = await self._jobs.report("status", seconds=SECONDS, needs=("scipy", "sklearn"))
+        report = await self._jobs.run("status", seconds=SECONDS, needs=("scipy", "sklearn"))
         self._until = time.monotonic() + FRESH
         return {"object": "status", "time": time.time(), "report": report}
 
