@@ -179,12 +179,12 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
 
 def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(gateway.process.gc_tuning, "_trim_periodically", work)
-    return gateway.process.gc_tuning.giving_back(task_failed=failed)
+    return gateway.process.gc_tuning.trimming_memory(task_failed=failed)
 
 
 def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(gateway.process.tcp_timeouts, "_configure_listeners", work)
-    return gateway.process.tcp_timeouts.letting_go(after=1.0, task_failed=failed)
+    return gateway.process.tcp_timeouts.resetting_stalled_clients(after=1.0, task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

@@ -1,4 +1,8 @@
-"""What is in use: the declaration, the router over its categories, tenants' overlays on it, and the assignment."""
+"""Loads the active state: the declaration, and the promoted router, overlays, assignment and retrieval gate.
+
+The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
+router, which a parent process may do before it forks.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,8 @@ from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
 
 ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
-"""Kinds of artifacts; the second holds one file of the same name."""
 MIN_EXAMPLES = 2
-"""Fewest examples by which a category works without training."""
+"""Examples by which a category works without training."""
 
 
 _log = logging.getLogger("gateway")
@@ -35,8 +38,11 @@ _log = logging.getLogger("gateway")
 
 @dataclass(frozen=True, slots=True)
 class ActiveState:
-    """`confidence_threshold` is the confidence below which training found the router's answers doubtful; `folder` is
-    the router's."""
+    """A declaration with the artifacts in use.
+
+    `confidence_threshold` is the confidence below which training found the router's answers unreliable; `folder` is the
+    router's.
+    """
 
     registry: Registry
     router: Router
@@ -47,14 +53,14 @@ class ActiveState:
     index: DocumentIndex | None = None
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
-    """By kind of artifact, the gate's apart: which was read, None for none."""
+    """The version that was read of each kind of artifact except the gate, None for none."""
     consequences: tuple[Consequence, ...] = ()
     """The differences of the declaration from the plan in use."""
 
 
 def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
-    """Load all of it, less the router of `previous` where its artifact and the declared categories are the same. Raises
-    ConfigError or ArtifactError with the remedy."""
+    """Loads everything, except the router of `previous` if its artifact and the declared categories are unchanged.
+    Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
     unchanged = previous is not None and previous.folder == artifact.folder
     if previous is not None and unchanged and previous.registry.categories == registry.categories:
@@ -84,7 +90,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
 def _document_index(
     settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None
 ) -> DocumentIndex | None:
-    """The former one where store and encoder are the same."""
+    """The previous one if store and encoder are unchanged."""
     if registry.retrieval.store is None:
         return None
     unchanged = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
@@ -94,8 +100,8 @@ def _document_index(
 
 
 def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
-    """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
-    forks. Raises ConfigError or ArtifactError with the remedy."""
+    """The declaration and the router's artifact, checked with the plan and the document store, without loading
+    anything. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
     assignment_in_use(settings, registry, registry.category_names)
     check_store(settings, registry)
@@ -103,7 +109,7 @@ def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
 
 
 def check_router(settings: Settings) -> tuple[Registry, Artifact]:
-    """The same without the plan."""
+    """The declaration and the router's artifact, checked. Raises ConfigError or ArtifactError with the remedy."""
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     artifact = ArtifactStore(settings.artifacts, ROUTER).current()
     if artifact is None:
@@ -116,12 +122,13 @@ def check_router(settings: Settings) -> tuple[Registry, Artifact]:
 
 
 def load_router(registry: Registry, artifact: Artifact) -> Router:
-    """The trained router over the declared categories. Raises ArtifactError when it is damaged."""
+    """The trained router over the declared categories. Raises ArtifactError if it is damaged."""
     return routers.load(artifact.folder, declared=category_texts(registry), version=artifact.manifest.version)
 
 
 def check_fit(registry: Registry, artifact: Artifact) -> None:
-    """Raises ArtifactError for a router of wholly other categories, ConfigError for a new one with too few examples."""
+    """Raises ArtifactError for a router without any declared category, ConfigError for a new category with too few
+    examples."""
     router, trained = f"router {artifact.manifest.version}", set(artifact.manifest.categories)
     declared = set(registry.category_names) - {GENERAL}
     if declared and not declared & trained:
@@ -139,7 +146,7 @@ def check_fit(registry: Registry, artifact: Artifact) -> None:
 
 
 def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
-    """Every declared category with the texts by which an untrained one is known; none where they are too few."""
+    """The texts of every declared category by which an untrained one is classified; empty if there are too few."""
     return {
         category.name: (category.description, *category.examples) if len(category.examples) >= MIN_EXAMPLES else ()
         for category in registry.categories
@@ -147,14 +154,14 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
 
 
 def read_plan(registry: Registry, artifact: Artifact) -> PlanInEffect:
-    """A published plan under the declaration. Raises ArtifactError, with the remedy, where nothing of it is declared
-    any more."""
+    """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
+    more."""
     return plan_in_effect(read_published(artifact.folder, artifact.manifest.version), registry)
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
-    """The overlays in use; none where they were fitted to another router, which may have learnt since what they do.
-    Raises ArtifactError where they are damaged."""
+    """The overlays in use; none if they were fitted to another router, which may have learnt the same since. Raises
+    ArtifactError if they are damaged."""
     artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
     if artifact is None:
         return Overlays()
@@ -166,12 +173,12 @@ def overlays_in_use(settings: Settings, router: Router) -> Overlays:
 
 
 def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
-    """Raises ArtifactError for anything else than overlays."""
+    """The overlays of an artifact. Raises ArtifactError for an artifact of another kind."""
     return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
 
 
 def overlays_fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
-    """Whether overlays were fitted to this router over its present categories."""
+    """Whether overlays were fitted to this router over its current categories."""
     unchanged = all(one.categories == router.categories for one in overlays)
     return artifact.manifest.data == router.version and unchanged
 
@@ -200,7 +207,7 @@ _log = logging.getLogger("gateway")
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
-    """None where no store is declared. Raises ArtifactError for a damaged gate."""
+    """Retrieval from the declared store; None if no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:
         return None
@@ -217,8 +224,8 @@ def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Execut
 
 
 def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
-    """The gate over the router's categories and the declared experts, and its version; None before the first one, or
-    where it was fitted to other categories, another encoder or by an earlier CoE. Raises ArtifactError where it is
+    """The gate over the router's categories and the declared experts, and its version. None before the first one, or if
+    it was fitted to other categories, another encoder, or has an outdated format. Raises ArtifactError if it is
     damaged."""
     artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:

@@ -1,6 +1,6 @@
-"""API keys: made here, kept as SHA-256 digests, looked up for every request.
+"""API keys: generated here, stored as SHA-256 digests, and looked up for every request.
 
-An administrator's key in a file, generated on the first start, so that a container is never without keys.
+An administrator's key may be generated in a file on the first start, so that a container is never without keys.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from coe.registry import ApiKey, Registry
 from coe.settings import Settings
 
 MAX_KEY_BYTES = 256
-"""Bytes of a key; longer ones are not hashed."""
+"""Longer keys are not hashed."""
 _BEARER = b"bearer "
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is: the name of the API key and its tenant, both None where no keys are declared."""
+    """The name of the request's API key and its tenant, both None if no keys are declared."""
 
     key: str | None = None
     tenant: str | None = None
@@ -39,12 +39,12 @@ def new_key() -> str:
 
 
 def digest_of(key: str) -> str:
-    """What experts.yaml keeps of a key: the SHA-256 of its UTF-8 bytes, in hexadecimal."""
+    """The SHA-256 of a key's UTF-8 bytes, in hexadecimal, as experts.yaml stores it."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class KeyRing:
-    """The declared keys, found by digest. Without any, everybody may do everything."""
+    """The declared keys, found by digest. Without any, every caller may do everything."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._known = {
@@ -54,7 +54,7 @@ class KeyRing:
         self._anybody = None if keys else Caller()
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
-        """The caller whose key may do `scope` (None: any key may). Raises Unauthorized or Forbidden."""
+        """The caller, whose key must have `scope` (None: any key). Raises Unauthorized or Forbidden."""
         if self._anybody is not None:
             return self._anybody
         sent = hashlib.sha256(_sent_key(headers)).digest()
@@ -68,7 +68,7 @@ class KeyRing:
 
 
 def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The key a request came with. Names of headers are in lower case, as ASGI has them."""
+    """The key of a request. Header names are in lower case, as ASGI passes them."""
     key = b""
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == _BEARER:
@@ -84,14 +84,14 @@ def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 ADMIN_KEY_NAME = "admin"
-"""The key's name, in logs and records."""
+"""The key's name in logs and records."""
 MIN_KEY_CHARACTERS = 20
 """Characters of a key that was written by hand."""
 
 
 def create_admin_key(settings: Settings) -> str | None:
-    """Generates the key where COE_ADMIN_KEY_FILE names a file that does not exist, and returns what to print once; None
-    where there is nothing to do. Raises ConfigError where it cannot be written."""
+    """Generates the key if COE_ADMIN_KEY_FILE names a missing file, and returns the text to print once; None otherwise.
+    Raises ConfigError if it cannot be written."""
     path = settings.admin_key_file
     if path is None or path.exists():
         return None
@@ -120,7 +120,7 @@ def with_admin_key(registry: Registry, settings: Settings) -> Registry:
 
 
 def _write_key(path: Path, key: str) -> bool:
-    """Writes the file whole, readable by its owner alone. Whether it was not there yet."""
+    """Writes the file in one step, readable by its owner only. Returns whether it did not exist before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{os.getpid()}")
     draft.unlink(missing_ok=True)

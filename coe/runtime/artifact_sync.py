@@ -1,6 +1,7 @@
-"""Mirrors what is in use for all gateways into this one's state folder, where `artifacts` names a Redis.
+"""Mirrors the versions in use on all machines into this one's state folder, if `artifacts` names a Redis.
 
-From there it is taken over like what is promoted here: `gateway/process/reload.py` watches the folder.
+From there they are reloaded like local promotions: `gateway/process/reload.py` watches the folder. The gateway syncs in
+a task; commands sync once before they change anything.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from coe.terminal import say_error
 _log = logging.getLogger("gateway")
 
 POLL_SECONDS = 1.0
-"""Seconds between two looks."""
+"""Interval of syncs."""
 RETRY_SECONDS = 5.0
-"""Seconds after one that failed, which may have fetched a damaged version."""
+"""Pause after a failed sync, which may have fetched a damaged version."""
 
 MAX_CAUSE_CHARACTERS = 500
 """Characters of a cause in the log."""
 
 
 class ArtifactSync:
-    """`behind` tells that what is shared cannot be taken over; what was in use serves on."""
+    """`behind` is True while the shared versions cannot be copied; the previous ones stay in use."""
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._share, self._artifacts = share, settings.artifacts
@@ -40,7 +41,7 @@ class ArtifactSync:
         self._last_error = ""
 
     def sync(self) -> None:
-        """Take over what is new. Does not fail."""
+        """Copies what is new. Does not fail."""
         try:
             mirror(self._stores)
             self._share.fetch_file(FILE, self._artifacts)
@@ -57,7 +58,7 @@ class ArtifactSync:
         self.behind, self._last_error = False, ""
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Syncs at intervals, forever."""
         while True:
             await asyncio.to_thread(self.sync)
             await asyncio.sleep(RETRY_SECONDS if self.behind else POLL_SECONDS)
@@ -67,7 +68,7 @@ class ArtifactSync:
 
 
 def sync_once(settings: Settings) -> None:
-    """One look, before anything is served: a new machine finds its router there. Raises ConfigError."""
+    """One sync before anything is served, so that a new machine finds its router. Raises ConfigError."""
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
         artifact_sync = ArtifactSync(settings, share)
@@ -79,10 +80,9 @@ def sync_once(settings: Settings) -> None:
 async def sync_artifacts(
     settings: Settings, address: str, *, task_failed: TaskFailed
 ) -> AsyncIterator[Callable[[], bool]]:
-    """Mirrors the shared artifacts in a task until the block ends, where `address` names a Redis.
+    """Syncs in a task until the block ends, if `address` names a Redis.
 
-    Yields a function that returns whether this gateway is behind the shared state. Raises ConfigError for a bad
-    address.
+    Yields a function that returns whether this gateway is behind. Raises ConfigError for an invalid address.
     """
     share = open_shared(address)
     artifact_sync = None if share is None else ArtifactSync(settings, share)
@@ -100,8 +100,8 @@ async def sync_artifacts(
 
 
 def synced_share(settings: Settings) -> RedisArtifacts | None:
-    """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
-    shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
+    """The shared artifacts after a sync; None if `artifacts` is a folder. Raises ArtifactError if the sync fails, since
+    it would later undo what the caller does next."""
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
         mirror([ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS])
@@ -109,8 +109,8 @@ def synced_share(settings: Settings) -> RedisArtifacts | None:
 
 
 def synced_store(settings: Settings, kind: str) -> ArtifactStore:
-    """The artifacts of a kind, caught up with other machines as far as that can be: a version that is damaged there
-    must not keep another from being promoted, and where Redis is away nothing can be."""
+    """The store of one kind, synced as far as possible. A damaged shared version must not prevent the promotion of
+    another one."""
     try:
         return ArtifactStore(settings.artifacts, kind, synced_share(settings))
     except ArtifactError as error:

@@ -1,4 +1,4 @@
-"""Consequences of experts.yaml for the router, plan, overlays and gate in use; for check, start and reload."""
+"""Consequences of experts.yaml for the router, plan, overlays and gate in use; for `coe check`, start and reload."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _log = logging.getLogger("gateway")
 
 
 def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence, ...]:
-    """All consequences of a declaration, none where it is the one that everything in use was made for.
+    """All consequences of a declaration; none if everything in use was made for it.
 
-    Raises ArtifactError or ConfigError, with the remedy, for what would stop a start.
+    Raises ArtifactError or ConfigError, with the remedy, for what would prevent a start.
     """
     router = ArtifactStore(settings.artifacts, ROUTER).current()
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
@@ -35,7 +35,7 @@ def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence
 
 
 def log_consequences(found: Sequence[Consequence]) -> None:
-    """One line each; a warning where `coe plan` should be run again."""
+    """Logs one line each; a warning if `coe plan` should be run again."""
     for one in found:
         _log.log(logging.WARNING if one.replan else logging.INFO, "%s", one.sentence)
 

@@ -1,7 +1,7 @@
-"""Puts a published version into use, or goes back, after the checks by which a gateway would refuse it.
+"""Puts a published version into use, or rolls back, after the checks that a gateway would make.
 
-`coe promote`, `coe rollback` and the page's buttons all do it here. Gateways take it over
-as `gateway/process/reload.py` says.
+`coe promote`, `coe rollback` and the buttons of the UI call it. Gateways reload the version as
+`gateway/process/reload.py` describes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from coe.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class VersionChange:
-    """What was in use of a kind, and what is; None for none."""
+    """The version that was in use of a kind, and the one that is; None for none."""
 
     kind: str
     was: str | None
@@ -40,8 +40,8 @@ class VersionChange:
 
 
 def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *, why: str) -> VersionChange:
-    """Put a version into use. Raises ArtifactError or ConfigError, with nothing changed, where it is damaged, or where
-    a gateway with this experts.yaml would refuse it."""
+    """Puts a version into use. Raises ArtifactError or ConfigError, with nothing changed, if it is damaged or a gateway
+    with this experts.yaml would refuse it."""
     was = store.in_use()
     check_fits(settings, kind, store.published(version))
     store.promote(version, by="hand", why=why)
@@ -49,8 +49,8 @@ def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *
 
 
 def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> VersionChange:
-    """Go back to what was in use before; once more, to what was before that. Raises as `promote` does, and where
-    nothing was."""
+    """Restores the previous version; repeated, the one before. Raises like `promote`, and if there is no previous
+    version."""
     was = store.in_use()
     version = rollback_target(store, kind)
     if version is None:
@@ -62,8 +62,8 @@ def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) 
 
 
 def rollback_target(store: ArtifactStore, kind: str) -> str | None:
-    """What `roll_back` would put into use; None for none, or what experts.yaml declares. Raises ArtifactError where
-    there is nothing to go back to."""
+    """The version that `roll_back` would restore; None for none, or for the declared assignment. Raises ArtifactError
+    if there is nothing to restore."""
     move = store.last_promotion()
     if move is None or (move.was is None and kind == ROUTER):
         raise ArtifactError(

@@ -1,4 +1,7 @@
-"""What is published of one kind of artifact, what is in use, and how it came to be, as JSON."""
+"""Lists the versions and promotions of one kind of artifact, and describes one version, as JSON.
+
+The admin API and `coe promote --list` show it.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,20 @@ from coe.runtime.promotion import rollback_target
 
 KINDS = (ROUTER, ASSIGNMENT, OVERLAYS, GATE)
 MAX_LISTED = 100
-"""Versions and moves that are listed of a kind, the newest."""
+"""Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
-"""Jobs that make versions; the other moves put a version into use that was there before."""
+"""Jobs that make versions; the other moves put an existing version into use."""
 QUALITY_OF = {
     ROUTER: "share of held-out prompts classified rightly",
     ASSIGNMENT: "planned quality, as the plan trusts it",
     OVERLAYS: "mean gain of the tenants' held-out accuracy",
     GATE: "quality with the gate on held-out questions",
 }
-"""What the quality of a version says, by kind."""
+"""Meaning of a version's quality, by kind."""
 LEARNT_DIGESTS = "learnt"
-"""Of a router's metrics: a digest for every prompt that it learnt from traffic, of no use to people."""
+"""A router's metric: digests of all prompts that it learnt from traffic, shown as their number."""
 REPORT = "report.json"
-"""What a round of learning left beside what it promoted."""
+"""Report of the learning round, stored beside what it promoted."""
 
 
 class VersionCatalog:
@@ -43,11 +46,11 @@ class VersionCatalog:
         self._summaries: dict[str, dict[str, Any]] = {}
 
     def in_use(self) -> str | None:
-        """The version in use, unread."""
+        """The version in use, without reading it."""
         return self._store.in_use()
 
     def list_versions(self) -> dict[str, Any]:
-        """Versions and moves, the newest first; blocks on the disk."""
+        """Versions and moves, newest first; blocks on the disk."""
         published = self._store.versions()
         self._summaries = {version: self._summaries.get(version) or self._summary(version) for version in published}
         newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
@@ -66,7 +69,7 @@ class VersionCatalog:
         }
 
     def details(self, version: str) -> dict[str, Any]:
-        """One version with its report, every file checked; blocks on the disk. Raises ArtifactNotFound."""
+        """One version with its report, every file verified; blocks on the disk. Raises ArtifactNotFound."""
         if version not in self._store.versions():
             raise ArtifactNotFound(f"no {self.kind} {version[:64]!r} is published here")
         found = self._summary(version)
@@ -95,7 +98,7 @@ class VersionCatalog:
         }
 
     def _quality(self, manifest: Manifest) -> float | None:
-        """What the version was measured with; None where nothing is known, or the files are damaged."""
+        """The version's measured quality; None if unknown or its files are damaged."""
         try:
             found = _QUALITY[self.kind](self._store.folder(manifest.version), manifest)
         except (ArtifactError, OSError):
@@ -109,7 +112,7 @@ class VersionCatalog:
             return [], str(error)
 
     def _rollback_version(self) -> dict[str, Any] | None:
-        """What going back would put into use; None where there is nothing to go back to."""
+        """What a rollback would restore; None if there is nothing to restore."""
         try:
             return {"version": rollback_target(self._store, self.kind)}
         except ArtifactError:
@@ -117,7 +120,7 @@ class VersionCatalog:
 
 
 def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By version what made it: the job that put it into use first. `moves` has the newest first."""
+    """The job that first put each version into use. `moves` has the newest first."""
     return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
 
 

@@ -1,5 +1,8 @@
-"""After loading: what only that needed goes back to the system, and what stays is never looked through again. Later,
-too, what requests needed and left behind goes back."""
+"""Keeps memory small and garbage collections short in a serving process.
+
+After loading, start-up garbage is freed and the rest frozen, so that collections skip it. Freed memory goes back to the
+system, once after loading and then at intervals.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from functools import partial
 from coe.supervision import TaskFailed, ignored, supervised
 
 GC_THRESHOLD = 20_000
-"""New objects before Python's collector looks for circles among them. It would do so every 700, which the requests
-under way make and free without it: nearly 3 % of all time."""
+"""New objects before a collection of the youngest generation. With Python's default of 700 requests trigger it all the
+time: nearly 3 % of the CPU."""
 TRIM_INTERVAL_SECONDS = 30.0
-"""Seconds between two times that memory is given back; each takes some 3 ms, in a thread."""
+"""Interval at which freed memory is returned; each time takes about 3 ms, in a thread."""
 
 
 def tune_gc() -> None:
-    """Once per process, before it serves. Takes some 50 ms.
+    """Call once per process, before it serves. Takes about 50 ms.
 
-    Python's collector would go through all that was loaded, time and again, with every request waiting (18 ms); and
-    glibc keeps what it was given back (50 MB of tables that were read, widened and joined).
+    Without it the collector visits all loaded objects again and again while every request waits (18 ms), and glibc
+    keeps 50 MB of freed tables.
     """
     gc.collect()
     gc.freeze()
@@ -32,7 +35,7 @@ def tune_gc() -> None:
 
 
 def trim_memory() -> None:
-    """What is free goes to the system; glibc would keep it."""
+    """Returns freed memory to the system; glibc would keep it."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries have none
         trim(0)
 
@@ -41,7 +44,7 @@ def trim_memory() -> None:
 async def trimming_memory(
     *, every: float = TRIM_INTERVAL_SECONDS, task_failed: TaskFailed = ignored
 ) -> AsyncIterator[None]:
-    """Meanwhile do so now and then: after a busy time glibc keeps some 10 MB."""
+    """Trims memory at intervals until the block ends: after a busy time glibc keeps about 10 MB."""
     task = supervised(partial(_trim_periodically, every), "memory", task_failed=task_failed)
     try:
         yield

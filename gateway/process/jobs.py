@@ -1,4 +1,4 @@
-"""Runs verbs of `coe` in processes of their own, since what they import has no place in the one that serves."""
+"""Runs commands of `coe` in processes of their own, because a serving process must not import what they need."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from coe.settings import Settings
 
 RETRY_AFTER_SECONDS = 5.0
 MAX_WAITING = 8
-"""Requests for a job, the one under way included."""
+"""Requests for a job, including the running one."""
 MAX_ERROR_CHARACTERS = 500
-"""Characters of a failed job's last words that are passed on."""
+"""Characters of a failed job's error output that are passed on."""
 
 
 class Jobs:
-    """One at a time, each with a time of its own; what is under way ends with the block that this is entered for."""
+    """Runs one job at a time, each with its own time limit. Leaving the context kills the running one."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -40,8 +40,11 @@ class Jobs:
             self._process.kill()
 
     async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...]) -> Any:
-        """What `coe WORDS --json` prints. `needs` are the packages without which it cannot. Raises NotInstalled, or
-        JobUnavailable where it fails, takes too long, or too many ask."""
+        """The JSON that `coe ARGUMENTS --json` prints.
+
+        `needs` are packages that it requires. Raises NotInstalled, or JobUnavailable if it fails, takes longer than
+        `seconds`, or too many requests wait.
+        """
         check_installed(arguments[0], needs)
         if self._waiting >= MAX_WAITING:
             raise JobUnavailable(f"{MAX_WAITING} others ask for a job already", retry_after=RETRY_AFTER_SECONDS)
@@ -73,7 +76,7 @@ class Jobs:
 
 
 def check_installed(verb: str, needs: tuple[str, ...]) -> None:
-    """Raises NotInstalled, with the remedy."""
+    """Raises NotInstalled, with the remedy, if a package is missing."""
     if missing := [name for name in needs if find_spec(name) is None]:
         raise NotInstalled(
             f"`coe {verb}` needs {', '.join(missing)}, which is not installed where this gateway runs; "
@@ -82,8 +85,8 @@ def check_installed(verb: str, needs: tuple[str, ...]) -> None:
 
 
 def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess.Popen[bytes]:
-    """`coe WORDS` over the gateway's own declaration and state, behind everything else that wants the processor; in a
-    thread, as a fork takes its time."""
+    """Starts `coe ARGUMENTS` with the gateway's declaration and state, at low priority. Call it in a thread, as a fork
+    takes time."""
     nice = ("nice", "-n", "10") if shutil.which("nice") else ()
     return subprocess.Popen(  # noqa: S603  our own verb; the words are a verb's and versions that there are
         [*nice, sys.executable, "-m", "coe.cli", *arguments, "--config", str(settings.config)],
@@ -95,6 +98,6 @@ def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess
 
 
 def error_tail(errors: bytes) -> str:
-    """The end of what a process said of its failure."""
+    """The end of a process's error output."""
     lines = errors.decode(errors="replace").strip().splitlines()
     return " ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it said nothing"

@@ -1,4 +1,4 @@
-"""The plan in use under other budgets, solved in a process beside the gateway that waits a while for the next one."""
+"""Solves the plan in use under another budget, in a process beside the gateway that stays for the next request."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from coe.settings import Settings
 from gateway.process.jobs import MAX_WAITING, check_installed, error_tail, start_command
 
 SOLVE_TIMEOUT_SECONDS = 20.0
-"""For one question, the start of the process included."""
+"""Time limit of one request, including the start of the process."""
 IDLE_SECONDS = 60.0
-"""Seconds after a question until the process is ended."""
+"""Time after a request until the process is ended."""
 RETRY_AFTER_SECONDS = 1.0
 
 
 class PlanSolver:
-    """One process, one question at a time. Whoever moves a slider asks often: of those that wait the newest is
-    answered, and the rest are told so."""
+    """One process, one request at a time. A user who moves a slider sends many: of those that wait, the newest is
+    solved and the others are refused."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -44,10 +44,12 @@ class PlanSolver:
         await asyncio.to_thread(self._end_process)
 
     async def solve(self, version: str, budget: Mapping[str, float | None], *, declared: str = "") -> Any:
-        """The plan of a published version under another budget, as `coe solve` tells it. A process that began with
-        another digest of the declaration than `declared` is replaced. Raises InvalidRequest for one
-        that cannot be kept, NotInstalled, or JobUnavailable where a newer question came, or it fails or takes too
-        long."""
+        """The plan of a published version under another budget, as `coe solve` prints it.
+
+        A process that was started with another declaration digest than `declared` is replaced. Raises InvalidRequest
+        for an impossible budget, NotInstalled, or JobUnavailable if a newer request arrived, or the process fails or
+        takes too long.
+        """
         check_installed("solve", ("scipy",))
         if self._waiting >= MAX_WAITING:
             raise JobUnavailable(f"{MAX_WAITING} other budgets are being solved", retry_after=RETRY_AFTER_SECONDS)
@@ -81,7 +83,7 @@ class PlanSolver:
             await asyncio.to_thread(self._end_process)
 
     def _exchange(self, key: tuple[str, str], line: bytes) -> Any:
-        """Blocks until the process has answered, or is ended."""
+        """Blocks until the process has replied or is ended."""
         process = self._process
         if process is None or process.poll() is not None or key != self._key:
             self._end_process()
@@ -105,7 +107,7 @@ class PlanSolver:
             self._process.kill()
 
     def _end_process(self) -> None:
-        """End the process, which has nothing to lose, and wait for it."""
+        """Kills the process, which holds no state, and waits for it."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

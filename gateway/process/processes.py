@@ -1,13 +1,12 @@
-"""The gateway's processes: Granian's parent and workers, with our rules for stopping, reloading and crashes.
+"""The gateway's processes: Granian's parent and workers, with rules of our own for stopping, reloading and crashes.
 
-The parent receives the signals and decides; a worker acts on signals from the parent only. On SIGTERM or SIGINT the
-parent signals the workers (SIGUSR1) to leave as `gateway/process/drain.py` says, waits for the lame duck period, and
-stops them: Granian closes the listeners and the idle connections, waits for the requests under way and closes the
-application, which writes the records. A second signal ends everything at once. On SIGHUP the workers check for changes.
+The parent receives signals and decides; a worker acts only on signals from the parent. On SIGTERM or SIGINT the parent
+makes the workers drain (SIGUSR1, see `gateway/process/drain.py`), waits for the lame duck period, and stops them:
+Granian closes the listeners and idle connections, waits for running requests and closes the application, which writes
+the records. A second signal ends everything at once. On SIGHUP the workers check for changes.
 
-A worker that crashes starts again after a delay of its own; the other workers serve on. If none has ever become ready
+A worker that crashes starts again after a delay of its own; the other workers continue. If no worker ever became ready
 and all have ended, the gateway stops with the cause. Workers end when the parent dies (`gateway/process/signals.py`).
-The parent and all workers share the state of each worker in memory.
 """
 
 from __future__ import annotations
@@ -40,20 +39,20 @@ from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, ServerStop, end
 from gateway.process.worker_states import RespawnSchedule, WorkerStates
 
 FLUSH_SECONDS = 20
-"""Seconds that a worker has, once its requests have ended, to write its records."""
+"""Time for a worker to write its records after its requests have ended."""
 IDLE_SECONDS = 75
-"""Seconds for a request's headers to arrive, and for a connection to wait for its next request. Longer than balancers
-keep theirs (60), so that none sends a request into a connection that is being closed."""
+"""Time limit for a request's headers, and for a connection to wait for its next request. Longer than that of load
+balancers (60), so that none sends a request into a closing connection."""
 START_CHECK_SECONDS = 0.5
-"""Seconds between two checks for a first ready worker, while a crashed one waits for that."""
+"""Interval of checks for a first ready worker, while a crashed one waits for that."""
 SERVER_START_SECONDS = 0.05
-"""Seconds of the event loop's time from the application's start to the server's; the loop does not run in between."""
+"""Time of the event loop from the application's start to the server's; the loop does not run in between."""
 
 _log = logging.getLogger("gateway")
 
 
 def serve(build: Callable[[], Starlette], settings: Settings, *, address: str) -> None:
-    """Serve the application that `build` makes, once in every worker, until SIGINT or SIGTERM. Raises WorkerError when
+    """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. Raises WorkerError if
     no worker could start."""
     raise_limit()
     signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)  # a worker that is only starting must not die of it
@@ -135,7 +134,7 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
                     self._respawn(worker, spawn_target, target_loader)
 
     def _pause(self) -> float | None:
-        """Seconds until there may be something to do; None where only a signal or a crash can bring any."""
+        """Seconds until the next check; None if only a signal or a crash can require one."""
         if self._draining or (pause := self._respawns.wait()) is None:
             return None
         return pause if self._states.ever_ready else START_CHECK_SECONDS
@@ -172,13 +171,13 @@ class _WakeEvent:
         self._queue.put(None)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return after a `set`, or after `timeout` seconds."""
+        """Returns after a `set`, or after `timeout` seconds."""
         with suppress(Empty):
             self._queue.get(timeout=timeout)
 
 
 def _load_application(build: Callable[[], Starlette], states: WorkerStates, *, worker: int, parent: int) -> Starlette:
-    """The application of one worker process, which reports to the parent how its start goes."""
+    """The application of one worker process, which reports its start to the parent."""
     server_stop = ServerStop()
     end_with_parent(parent, server_stop.serving)
     app = log_start_failure(partial(_build_reporting, build, states, worker))
@@ -212,7 +211,7 @@ def _build_reporting(build: Callable[[], Starlette], states: WorkerStates, worke
 
 
 def _exit_description(code: int | None) -> str:
-    """How a process ended, in words."""
+    """How a process ended, for messages."""
     if code is None or code >= 0:
         return f"exited with code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

@@ -1,7 +1,8 @@
-"""Takes over what is declared and promoted while the gateway serves: experts.yaml, router, overlays, assignment, gate.
+"""Applies changes of experts.yaml and of promoted artifacts while the gateway serves.
 
-A state is read, checked and built whole before it replaces the former one; on any error the former one stays, the log
-says why once, and `coe_reload_failed` and /health/ready show it. Requests under way end with what they began with.
+A new state is read, checked and built completely before it replaces the old one. On any error the old one stays, the
+log gives the cause once, and `coe_reload_failed` and /health/ready show it. Running requests end with the state that
+they began with.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from gateway.serving_state import ServingState
 from gateway.wiring import Wiring
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks at the files."""
+"""Interval of checks of the files."""
 SETTLE_SECONDS = 0.1
-"""Seconds that a file must stay as it is before it is read: it may be half written."""
+"""Time that a file must stay unchanged before it is read: it may be half written."""
 
 FileStates = tuple[tuple[int, int, int] | None, ...]
-"""Inode, size and time of every watched file; None for one that is not there."""
+"""Inode, size and time of every watched file; None for a missing one."""
 
 Reader = Callable[[Settings, ActiveState | None], ActiveState]
-"""Reads what is in use now, given what was, None at the start."""
+"""Reads the active state, given the previous one (None at the start)."""
 
 _log = logging.getLogger("gateway")
 
 
 def watched_file_states(settings: Settings) -> FileStates:
-    """How the watched files look now."""
+    """The current states of the watched files."""
     return _file_states(_watched_files(settings))
 
 
@@ -67,12 +68,12 @@ class Reload:
         self._requested = asyncio.Event()
 
     def request(self) -> None:
-        """Look now, and take over even what looks the same."""
+        """Checks now, and reloads even if no file changed."""
         self._requested.set()
 
     @asynccontextmanager
     async def watching(self, *, since: FileStates, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
-        """Look after the files in a task until the block ends. `since` is how they looked before they were read."""
+        """Watches the files in a task until the block ends. `since` are their states before they were first read."""
         task = supervised(partial(self._run, since), "reload", task_failed=task_failed)
         try:
             yield
@@ -138,7 +139,7 @@ class Reload:
 
 
 def check_reloadable(old: Registry, new: Registry) -> None:
-    """Raises ConfigError for what a running process cannot take over."""
+    """Raises ConfigError for a change that a running process cannot apply."""
     changed = [
         name
         for name, previous, after in (

@@ -1,8 +1,7 @@
-"""Signals to a worker process: from its parent, and from its own watch on the parent.
+"""Signals of a worker process: those of its parent, the parent's death, and the stop of Granian's server.
 
-Ends a worker process whose parent has died, even by SIGKILL, so that the port is free for the next start.
-
-Stops Granian's server in a worker process, on SIGTERM.
+`handle_signals` connects the parent's signals to drain, reload and abort. `end_with_parent` ends a worker whose parent
+has died, even by SIGKILL, so that the port is free for the next start. ServerStop replaces Granian's SIGTERM handler.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signa
 async def handle_signals(
     *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """LEAVE, RELOAD and CUT call these until the block ends. SIGINT is ignored: Ctrl-C in a terminal reaches every
-    process of it, and the parent alone decides what follows."""
+    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends. SIGINT is ignored: Ctrl-C in a
+    terminal reaches all its processes, and the parent alone decides what follows."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(DRAIN_SIGNAL, drain)
     loop.add_signal_handler(RELOAD_SIGNAL, reload)
@@ -46,20 +45,20 @@ async def handle_signals(
 
 
 PARENT_CHECK_SECONDS = 0.5
-"""Seconds between two checks of the parent."""
+"""Interval of checks of the parent."""
 FINISH_SECONDS = 5.0
-"""Seconds that answers under way have to end after the parent's death."""
+"""Time for running requests to end after the parent's death."""
 WRITE_SECONDS = 10.0
-"""Seconds after that to write the records; then the process ends at once."""
+"""Time after that to write the records; then the process ends."""
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int, serving: threading.Event) -> None:
-    """End this process when the process `parent` dies: close the listener, finish answers, write records, exit. Before
-    `serving` is set, exit at once.
+    """Ends this process when the process `parent` dies: closes the listener, finishes responses, writes records, exits.
+    Before `serving` is set it exits at once.
 
-    On Linux the kernel sends SIGTERM at once. A thread checks the parent's id everywhere, and bounds how long the end
-    takes. Call it from the main thread, once, before anything that may block.
+    On Linux the kernel sends SIGTERM immediately. A thread checks the parent's id on every system, and limits how long
+    the end takes. Call it from the main thread, once, before anything that may block.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -81,8 +80,10 @@ def _watch_parent(parent: int, serving: threading.Event) -> None:
 
 
 class ServerStop:
-    """Replaces Granian's own handler, which blocks the process for ever when SIGTERM arrives before the server runs, or
-    a second time: a process group, a service manager and the parent may each send one. Create it before the server.
+    """Stops Granian's server on SIGTERM.
+
+    It replaces Granian's own handler, which blocks the process forever if SIGTERM arrives before the server runs, or
+    twice: a process group, a service manager and the parent may each send one. Create it before the server.
     """
 
     def __init__(self) -> None:
@@ -94,12 +95,12 @@ class ServerStop:
         _signals.set_loop_signals = self._install
 
     def set_serving(self) -> None:
-        """Report that the server runs. A SIGTERM that came before stops it now."""
+        """Marks the server as running. A SIGTERM that arrived before stops it now."""
         self.serving.set()
         self._stop()
 
     def _install(self, loop: Loop) -> WorkerSignal:
-        """What Granian calls in place of its own function."""
+        """Granian calls this in place of its own function."""
         loop.add_signal_handler(signal.SIGTERM, self._request)
         return self._server
 

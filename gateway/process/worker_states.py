@@ -1,4 +1,5 @@
-"""TODO"""
+"""The state of each worker process, shared in memory by parent and workers, and the schedule of restarts after
+crashes."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ class _Cell(ctypes.Structure):
 
 
 class WorkerStates:
-    """One cell for each worker. Its worker writes `ready` and `cause`, the parent writes `crashes`, so no lock is
+    """One cell for each worker. The worker writes `ready` and `cause`, the parent writes `crashes`, so no lock is
     needed. Workers are numbered from 0."""
 
     def __init__(self, workers: int) -> None:
         self._cells = RawArray(_Cell, workers)
 
     def ready(self, worker: int) -> None:
-        """Record that a worker serves requests."""
+        """Records that a worker serves requests."""
         self._cells[worker].ready = True
 
     @property
@@ -36,15 +37,15 @@ class WorkerStates:
         return any(cell.ready for cell in self._cells)
 
     def failed(self, worker: int, cause: str) -> None:
-        """Record why a worker could not start."""
+        """Records why a worker could not start."""
         self._cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
 
     def cause(self, worker: int) -> str:
-        """The error that ended a worker's start; empty where it reported none."""
+        """The error that ended a worker's start; empty if it reported none."""
         return bytes(self._cells[worker].cause).decode("utf-8", "replace")
 
     def crashed(self, worker: int) -> None:
-        """Count a crash."""
+        """Counts a crash."""
         self._cells[worker].crashes += 1
 
     def crashes(self) -> dict[tuple[str, ...], float]:
@@ -53,19 +54,19 @@ class WorkerStates:
 
 
 FIRST_DELAY_SECONDS = 0.5
-"""Seconds from a worker's first crash to its next start; each further crash doubles it."""
+"""Delay from a worker's first crash to its next start; each further crash doubles it."""
 
 
 MAX_DELAY_SECONDS = 30.0
-"""Seconds at most between a crash and the next start."""
+"""Maximum delay between a crash and the next start."""
 
 
 HEALTHY_SECONDS = 60.0
-"""Seconds that a worker must have run for its next crash to count as a first one."""
+"""Uptime of a worker after which its next crash counts as a first one."""
 
 
 class RespawnSchedule:
-    """The workers that wait for their next start, by number. `clock` is in seconds and never goes back."""
+    """The workers that wait for their next start, by number. `clock` is in seconds and monotonic."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -73,18 +74,18 @@ class RespawnSchedule:
         self._due: dict[int, float] = {}
 
     def crashed(self, worker: int, *, uptime: float) -> float:
-        """Schedule the next start of a worker that ran for `uptime` seconds; returns the delay in seconds."""
+        """Schedules the next start of a worker that ran for `uptime` seconds; returns the delay in seconds."""
         previous = 0.0 if uptime >= HEALTHY_SECONDS else self._delays.get(worker, 0.0)
         delay = self._delays[worker] = min(previous * 2, MAX_DELAY_SECONDS) or FIRST_DELAY_SECONDS
         self._due[worker] = self._clock() + delay
         return delay
 
     def wait(self) -> float | None:
-        """Seconds until the next start is due; None where no worker waits."""
+        """Seconds until the next start is due; None if no worker waits."""
         return max(min(self._due.values()) - self._clock(), 0.0) if self._due else None
 
     def take_due(self) -> Sequence[int]:
-        """Remove the workers whose start is due, and return them."""
+        """Removes the workers whose start is due, and returns them."""
         now = self._clock()
         due = [worker for worker, at in self._due.items() if at <= now]
         for worker in due:

@@ -42,7 +42,7 @@ async def test_a_request_that_asks_no_expert_holds_a_place_while_it_is_looked_at
 ) -> None:
     looking, go_on = asyncio.Event(), asyncio.Event()
     async with gateway_of(keyed(limits={"concurrent_requests": 1})) as gateway:
-        composition = gateway.current.serving.composition
+        composition = gateway.serving_state.serving.composition
         classify = composition.classify
 
         async def slow(*asked: Any) -> Any:
