@@ -1,5 +1,5 @@
 # Two commands matter: `make serve` and `make test`. Each sets itself up first; a second run skips what is done.
-.PHONY: serve test test-vllm setup check clean
+.PHONY: serve test test-vllm setup check docs reference clean
 
 serve: setup
 	@.venv/bin/coe up
@@ -16,5 +16,11 @@ setup:
 check: setup
 	@scripts/check
 
+docs: setup
+	@.venv/bin/python scripts/docs.py
+
+reference: setup
+	@.venv/bin/python -m scripts.reference
+
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm build/docs build/doctrees

@@ -1,9 +1,9 @@
-"""How well prompts are sorted into categories: each head, the cascade, out-of-scope detection, and the shipped starter.
+"""Category routing: accuracy of each head and of the cascade, out-of-scope detection, and the starter prompts.
 
     python benchmarks/category.py --data DIR [--starter FILE] [--json FILE] [--plot FILE]
 
 DIR holds train.parquet (source, prompt, category, label, split). Part 1 trains on four fifths of a balanced sample and
-tests on the rest; part 2 trains on all in-scope CLINC and banking rows and tells CLINC's out-of-scope rows from its
+tests on the rest; part 2 trains on all in-scope CLINC and banking rows and separates CLINC's out-of-scope rows from its
 validation rows; part 3 trains on the starter file alone. The plot shows part 1's reliability, and risk and coverage.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from routers.calibration import auroc, expected_calibration_error, pooled, reliability, risk_coverage, softmax
+from routers.calibration import auroc, expected_calibration_error, logarithmic_pool, reliability, risk_coverage, softmax
 from routers.cascade import CascadeRouter, load_cascade
 from routers.training.fitting import folds
 
@@ -107,20 +107,20 @@ def balanced(rows: Sequence[Row]) -> dict[str, Any]:
 
 def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.int64]) -> dict[str, Any]:
     """Accuracy of every head and stage, the escalated share and the calibration error."""
-    heads = router.study(texts).heads
+    heads = router.head_outputs(texts).logits
     predictions = router.predict(texts)
     confidence = np.array([p.confidence for p in predictions])
     right = np.array([p.best for p in predictions]) == labels
     coverage, risk = risk_coverage(confidence, right)
     at = np.linspace(0, len(risk) - 1, 41).astype(int)
     accuracy = {name: hits(logits, labels) for name, logits in heads.items()}
-    accuracy["cheap"] = hits(pooled([heads["lexical"], heads["static"]], router.pooling.cheap), labels)
+    accuracy["fast"] = hits(logarithmic_pool([heads["lexical"], heads["static"]], router.ensemble.fast), labels)
     accuracy["cascade"] = float(right.mean())
-    accuracy["full"] = hits(pooled(list(heads.values()), router.pooling.full), labels)
+    accuracy["encoder"] = hits(logarithmic_pool(list(heads.values()), router.ensemble.encoder), labels)
     accuracy["plain_average"] = hits(sum((softmax(logits) for logits in heads.values()), np.zeros(1)), labels)
     return {
         "accuracy": accuracy,
-        "escalated": float(np.mean([p.stage == "full" for p in predictions])),
+        "escalated": float(np.mean([p.stage == "encoder" for p in predictions])),
         "ece": expected_calibration_error(confidence, right),
         "reliability": [asdict(found) for found in reliability(confidence, right)],
         "risk_coverage": {"coverage": coverage[at].tolist(), "risk": risk[at].tolist()},
@@ -168,7 +168,7 @@ def mean(call: Callable[[str], object], texts: Sequence[str]) -> float:
 
 
 def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
-    """AUROC of telling CLINC's in-scope validation rows from its out-of-scope rows."""
+    """AUROC of separating CLINC's in-scope validation rows from its out-of-scope rows."""
     inside = [row for row in rows if row["category"] in ("assistant_command", "banking_support")]
     tested = [row for row in inside if row["source"] == "clinc150" and row["split"] == "val"]
     seen = [row for row in inside if row["split"] != "val"]
@@ -177,12 +177,12 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
         router, metrics = trained(seen, Path(folder))
     texts = [row["prompt"] for row in tested] + outside
     inlier = np.arange(len(texts)) < len(tested)
-    study = router.study(texts)
-    probability = softmax(pooled(list(study.heads.values()), router.pooling.full)).max(axis=1)
+    outputs = router.head_outputs(texts)
+    probability = softmax(logarithmic_pool(list(outputs.logits.values()), router.ensemble.encoder)).max(axis=1)
     predictions = router.predict(texts)
     served = np.array([p.confidence for p in predictions])
-    escalated = np.array([p.stage == "full" for p in predictions])
-    doubted = served < metrics["confidence_threshold"]
+    escalated = np.array([p.stage == "encoder" for p in predictions])
+    rejected = served < metrics["confidence_threshold"]
     return {
         "trained_on": metrics["examples"],
         "seconds": metrics["seconds"],
@@ -190,13 +190,13 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
         "out_of_scope": len(outside),
         "auroc": {
             "maximum_probability": auroc(probability, inlier),
-            "similarity": auroc(study.similarity, inlier),
-            "both": auroc(probability * study.similarity, inlier),
+            "similarity": auroc(outputs.similarity, inlier),
+            "both": auroc(probability * outputs.similarity, inlier),
             "served_confidence": auroc(served, inlier),
         },
         "escalated": float(escalated[inlier].mean()),
         "confidence_threshold": metrics["confidence_threshold"],
-        "doubted": {"in_scope": float(doubted[inlier].mean()), "out_of_scope": float(doubted[~inlier].mean())},
+        "rejected": {"in_scope": float(rejected[inlier].mean()), "out_of_scope": float(rejected[~inlier].mean())},
     }
 
 
@@ -204,7 +204,7 @@ def out_of_scope(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def plain_category(row: Row) -> str | None:
-    """The starter's category for a row of the public data; None where it has none."""
+    """Return the starter's category for a row of the public data; None without one."""
     if row["category"] in LEFT_OUT:
         return None
     if row["label"] in ("engineering", "electrical_engineering"):
@@ -224,7 +224,7 @@ def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
         "seconds": metrics["seconds"],
         "held_out": {
             name: metrics[name]
-            for name in ("accuracy", "escalated", "ece", "confidence_threshold", "doubted", "accuracy_by_category")
+            for name in ("accuracy", "escalated", "ece", "confidence_threshold", "rejected", "accuracy_by_category")
         },
         "public": recalls(router, sample(mapped, each=EACH), confidence_threshold=metrics["confidence_threshold"]),
         "arena_hard_v2": recalls(router, arena, confidence_threshold=metrics["confidence_threshold"]),
@@ -233,10 +233,10 @@ def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
 
 
 def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold: float) -> dict[str, Any]:
-    """Recall by category, its mean, the commonest confusions, and the shares escalated and doubted."""
+    """Recall by category, its mean, the commonest confusions, and the shares escalated and rejected."""
     texts = [row["prompt"] for row in rows]
-    heads = router.study(texts).heads
-    full = pooled(list(heads.values()), router.pooling.full).argmax(axis=1)
+    heads = router.head_outputs(texts).logits
+    encoder = logarithmic_pool(list(heads.values()), router.ensemble.encoder).argmax(axis=1)
     predictions = router.predict(texts)
     truth = np.array([row["category"] for row in rows])
     found = np.array([router.categories[p.best] for p in predictions])
@@ -247,11 +247,11 @@ def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold:
         "rows": len(rows),
         "recall": {str(name): round(float((found[truth == name] == name).mean()), 3) for name in names},
         "macro": float(np.mean([(found[truth == name] == name).mean() for name in names])),
-        "macro_full": float(
-            np.mean([(np.array(router.categories)[full][truth == name] == name).mean() for name in names])
+        "macro_encoder": float(
+            np.mean([(np.array(router.categories)[encoder][truth == name] == name).mean() for name in names])
         ),
-        "escalated": float(np.mean([p.stage == "full" for p in predictions])),
-        "doubted": float((confidence < confidence_threshold).mean()),
+        "escalated": float(np.mean([p.stage == "encoder" for p in predictions])),
+        "rejected": float((confidence < confidence_threshold).mean()),
         "ece": expected_calibration_error(confidence, found == truth),
         "confusions": [f"{t} -> {f}: {count}" for (t, f), count in confused.most_common(10)],
     }

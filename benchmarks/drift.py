@@ -18,7 +18,7 @@ import numpy as np
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.monitoring.alarms import degradation_alarms
-from coe.learning.monitoring.drift import Sample, watch
+from coe.learning.monitoring.drift import TrafficSample, detect_drift
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable
 
@@ -60,7 +60,9 @@ def alarmed(series: int, looks: int, requests: int, change: Change) -> dict[str,
         aspects = {
             finding.aspect
             for look in range(looks)
-            for finding in watch(reference, traffic(random, requests, *later), categories=CATEGORIES, look=look + 1)
+            for finding in detect_drift(
+                reference, traffic(random, requests, *later), categories=CATEGORIES, test=look + 1
+            )
             if finding.alarm
         }
         for name in (*aspects, *(("any",) if aspects else ())):
@@ -68,11 +70,13 @@ def alarmed(series: int, looks: int, requests: int, change: Change) -> dict[str,
     return {name: count / series for name, count in hits.items()}
 
 
-def traffic(random: np.random.Generator, count: int, mix: np.ndarray, mean: float, centres: np.ndarray) -> Sample:
+def traffic(
+    random: np.random.Generator, count: int, mix: np.ndarray, mean: float, centres: np.ndarray
+) -> TrafficSample:
     category = random.choice(len(CATEGORIES), count, p=mix)
     vectors = centres[category] + random.normal(size=(count, WIDTH)) * 2.0
     confidence = random.beta(10 * mean, 10 * (1 - mean), count)
-    return Sample(category, confidence, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return TrafficSample(category, confidence, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def quiet(mix: np.ndarray, mean: float, centres: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:

@@ -39,7 +39,7 @@ from statistics import quantiles
 import psutil
 
 from benchmarks import peers
-from benchmarks.rig import (
+from benchmarks.harness import (
     BODIES,
     GATEWAY_PORT,
     KEY,

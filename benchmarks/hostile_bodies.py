@@ -36,8 +36,8 @@ from typing import Any
 import psutil
 import uvloop
 
+from benchmarks.harness import GATEWAY_PORT, KEY, ROOT, gateway, require, rss_mb, upstream
 from benchmarks.large_body import reading_upstream, short_body
-from benchmarks.rig import GATEWAY_PORT, KEY, ROOT, gateway, require, rss_mb, upstream
 
 PACE = 0.02
 """Seconds between two short requests."""

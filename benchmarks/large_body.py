@@ -27,7 +27,7 @@ from typing import Any
 import orjson
 import psutil
 
-from benchmarks.rig import (
+from benchmarks.harness import (
     GATEWAY_PORT,
     KEY,
     PASSTHROUGH_PORT,

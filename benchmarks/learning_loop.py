@@ -23,11 +23,13 @@ import learning_scenarios
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from replay import LOSS, RATE, Array, Traffic, World, flat, world_of
+from quality_replay import LOSS, RATE, Array, Traffic, World, flat, world_of
 
-from coe.learning.estimation.off_policy import Logged, estimates
+from coe.learning.estimation.off_policy import BanditLog, estimates
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.retraining.plan_round import Current, Probes, retrain
+from coe.learning.retraining.moves import HeldOutProbes
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import judge_plan
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
 from coe.routing.exploration import propensities
@@ -89,17 +91,17 @@ def learn(
     """One seed, as `coe retrain` would go, from nothing known or from the assignment `start`; feedback of the poisoner
     is flipped from round `flip_from` on."""
     untouched, probes, order = split(world, seed)
-    held = Probes(world.experience(probes), world.scores[probes], ("all",) * len(probes))
+    held = HeldOutProbes(world.experience(probes), world.scores[probes], ("all",) * len(probes))
     traffic, current = (
         Traffic(world, order, seed=seed, poisoner=poisoner),
-        Current(start or flat(world), 0.0, 0, RATE, LOSS),
+        CurrentPlan(start or flat(world), 0.0, 0, RATE, LOSS),
     )
     curve, promoted = [], []
     for number in range(rounds(order)):
         flipped = flip_from is not None and number >= flip_from
         traffic.serve(EVERY, current.assignment, flipped=flipped)
         now = float(len(traffic.rewards))
-        found = retrain(traffic.experience(), current, now=now, plan=plan, probes=held)
+        found = judge_plan(traffic.experience(), current, now=now, solve_plan=plan, probes=held)
         if found.judgement.promote:
             promoted.append(number)
             current = replace(current, assignment=found.candidate, since=now, rounds=0, tested=0, tested_at=0.0)
@@ -180,7 +182,7 @@ def coverage(world: World, *, logs: int = LOGS) -> dict[str, Any]:
             reward=world.scores[rows, chosen].astype(np.float32),
             kind=np.zeros(LOGGED, dtype=np.int8),
         )
-        log = Logged.of(told)
+        log = BanditLog.of(told)
         for name, policy in policies.items():
             for method, found in estimates(log, policy[rows]).items():
                 held[method].append(found.low <= truth[name] <= found.high)

@@ -25,16 +25,17 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from replay import World, world_of
+from quality_replay import World, world_of
 from scipy.stats import t
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import difference, greedy
+from coe.learning.estimation.off_policy import greedy_policy, policy_difference
 from coe.learning.estimation.refit import refit
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.retraining.plan_round import Current, retrain, served_requests
-from coe.learning.retraining.promotion import allowance
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import judge_plan, served_requests
+from coe.learning.retraining.promotion import significance_level
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
 from coe.routing.exploration import propensities
@@ -106,13 +107,15 @@ def run(world: World, scenario: Scenario, seed: int) -> Series:
     random = np.random.default_rng((seed, sum(map(ord, scenario.name))))
     assignment, measured, rest = _measured_plan(world, random, everything=not scenario.categories)
     truth = _truth(world, rest, assignment, scenario, random)
-    current = Current(assignment, 0.0, 0, scenario.rate, scenario.loss)
+    current = CurrentPlan(assignment, 0.0, 0, scenario.rate, scenario.loss)
     log = _Log(world, truth, scenario, random)
     losses, last = [], None
     for count in (number for number in ROUNDS if number <= scenario.requests):
         log.serve(count, current.assignment)
         experience = log.experience()
-        found = retrain(experience, current, now=float(count), plan=_plan, base=measured, guarded=world.categories)
+        found = judge_plan(
+            experience, current, now=float(count), solve_plan=_plan, base=measured, guarded=world.categories
+        )
         if found.tested:
             last = (experience, current, log.progress)
         if found.judgement.promote:
@@ -238,25 +241,25 @@ def _population(world: World, truth: Truth) -> Experience:
 
 
 def _value(world: World, truth: Truth, assignment: Assignment, scores: Array) -> float:
-    return float((greedy(_population(world, truth), assignment) * scores).sum(axis=1).mean())
+    return float((greedy_policy(_population(world, truth), assignment) * scores).sum(axis=1).mean())
 
 
 def _gains(
     world: World,
     truth: Truth,
     first: Assignment,
-    judged: Current,
-    final: Current,
+    judged: CurrentPlan,
+    final: CurrentPlan,
     experience: Experience,
     measured: ScoreTable,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Counts gains above each of WORTHWHILE: those found, and those that the last test could show but missed."""
     seen = _population(world, truth)
     likeliest = seen.posterior.argmax(axis=1)
-    old, new = ((greedy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
+    old, new = ((greedy_policy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
     now = float(len(experience))
     served = served_requests(
-        experience.part(experience.telling), judged, lambda part: refit(part, now=now, base=measured)
+        experience.part(experience.usable_off_policy), judged, lambda part: refit(part, now=now, base=measured)
     )
     found, missed = [], []
     for category in range(len(world.categories)):
@@ -269,7 +272,7 @@ def _gains(
     return tuple(tuple(sum(gain > limit for gain in gains) for limit in WORTHWHILE) for gains in (found, missed))
 
 
-def _shown_gain(served: Served, truth: Truth, current: Current, category: int, own: NDArray[np.bool_]) -> float:
+def _shown_gain(served: Served, truth: Truth, current: CurrentPlan, category: int, own: NDArray[np.bool_]) -> float:
     """The gain of the best move that the log can show; 0 where its test has less power than POWER in this log."""
     if not own.any():
         return 0.0
@@ -279,12 +282,12 @@ def _shown_gain(served: Served, truth: Truth, current: Current, category: int, o
     policy = np.where(
         (served.experience.posterior.argmax(axis=1) == category)[:, None], np.eye(len(mean))[target], served.old
     )
-    estimate = difference(served.log, policy, served.old)
+    estimate = policy_difference(served.log, policy, served.old)
     gained = np.maximum(policy - served.old, 0.0)
     unsupported = float((gained * ~served.log.supported).sum() / max(float(gained.sum()), 1e-12))
     if gain <= 0 or estimate.error == 0.0 or unsupported > MAX_UNSUPPORTED:
         return 0.0
-    chance = allowance(current.rounds + 1) / max(served.family, 1)
+    chance = significance_level(current.rounds + 1) / max(served.family, 1)
     enough = t.isf(chance, estimate.degrees) + t.ppf(POWER, estimate.degrees)
     return gain if gain / estimate.error >= enough else 0.0
 

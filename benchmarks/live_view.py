@@ -30,7 +30,7 @@ import aiohttp
 import psutil
 from playwright.async_api import Browser, async_playwright
 
-from benchmarks.rig import GATEWAY_PORT, ROOT, UPSTREAM_PORT, require, running, trained, upstream, worker_of
+from benchmarks.harness import GATEWAY_PORT, ROOT, UPSTREAM_PORT, require, running, trained, upstream, worker_of
 from coe.registry import yaml_source
 
 URL = f"http://127.0.0.1:{GATEWAY_PORT}"
@@ -118,7 +118,14 @@ async def measured(worker: psutil.Process, folder: Path, options: argparse.Names
 
 @contextmanager
 def load(folder: Path, rate: float) -> Iterator[None]:
-    command = [sys.executable, "-m", "benchmarks.paced", str(GATEWAY_PORT), str(rate), str(folder / "experts.txt")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.constant_load",
+        str(GATEWAY_PORT),
+        str(rate),
+        str(folder / "experts.txt"),
+    ]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         yield

@@ -22,8 +22,8 @@ from typing import Any
 import orjson
 import psutil
 
-from coe.fleet import ServerSpec, Timeouts, Vllm, local_servers, probe
-from coe.fleet.process import MARK
+from coe.fleet import ServerSpec, Timeouts, VllmClient, local_servers, probe
+from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.server import Server
 from coe.registry import ExpertSpec
 
@@ -43,7 +43,7 @@ def memory_gb(logs: Path) -> float:
     found = 0
     for process in psutil.process_iter():
         try:
-            if str(logs) in process.environ().get(MARK, ""):
+            if str(logs) in process.environ().get(FLEET_VARIABLE, ""):
                 found += process.memory_full_info().pss
         except psutil.Error:
             continue
@@ -51,9 +51,9 @@ def memory_gb(logs: Path) -> float:
 
 
 async def once(spec: ServerSpec, *, sleeps: bool) -> dict[str, float | None]:
-    async with probe.open_session() as session:
-        server = Server(spec, session=session, say=lambda _: None, pace=Timeouts())
-        vllm = Vllm(spec.root, session=session)
+    async with probe.open_probe_session() as session:
+        server = Server(spec, session=session, report=lambda _: None, timeouts=Timeouts())
+        vllm = VllmClient(spec.root, session=session)
         found: dict[str, float | None] = {}
         try:
             found["start_s"] = await seconds(server.start())
@@ -65,9 +65,9 @@ async def once(spec: ServerSpec, *, sleeps: bool) -> dict[str, float | None]:
     return found
 
 
-async def _woken(vllm: Vllm, spec: ServerSpec, session: Any) -> None:
+async def _woken(vllm: VllmClient, spec: ServerSpec, session: Any) -> None:
     await vllm.wake()
-    while not await probe.answers(spec, session=session):  # noqa: ASYNC110  a server's state
+    while not await probe.is_ready(spec, session=session):  # noqa: ASYNC110  a server's state
         await asyncio.sleep(0.05)
 
 

@@ -25,11 +25,19 @@ from coe.core import Router
 from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
 from routers.encoders import OnnxEncoder
-from routers.examples import TrainingSet, prepare
+from routers.examples import TrainingSet, build_training_set, prompt_digest
+from routers.files import write_json
 from routers.heads.lexical import LexicalMatrix
-from routers.training.build import represent
-from routers.training.fitting import Data, Strengths, choose_strengths, folds, write_heads
-from routers.training.parallel import LocalRunner
+from routers.task_runner import LocalRunner
+from routers.training.build import compute_training_data
+from routers.training.fitting import (
+    Regularization,
+    TrainingData,
+    choose_regularization,
+    exemplar_rows,
+    folds,
+    write_heads,
+)
 
 GIVEN = 8
 SEED = 0
@@ -52,46 +60,57 @@ def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    lessons = prepare([routers.Example(line["prompt"], line["category"]) for line in lines])
+    training_set = build_training_set([routers.Example(line["prompt"], line["category"]) for line in lines])
     described = {category.name: category.description for category in load(declaration, environ={}).categories}
     found = {}
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1, user_api="blas"):
         folder = Path(name)
-        build_from = base_of(lessons, folder)
-        for category in lessons.categories:
-            found[category] = readmit(category, described[category], lessons, *build_from, folder)
+        build_from = base_of(training_set, folder)
+        for category in training_set.categories:
+            found[category] = readmit(category, described[category], training_set, *build_from, folder)
     mean = {key: float(np.mean([row[key] for row in found.values()])) for key in next(iter(found.values()))}
     return {"seed": SEED, "examples": GIVEN, "mean": mean, **found}
 
 
-def base_of(lessons: TrainingSet, folder: Path) -> tuple[Data, Strengths]:
-    """Encoder, tables and regularisation, on all texts; config as trained on all categories."""
-    routers.build([routers.Example(*pair) for pair in pairs(lessons)], out=folder, seed=SEED)
-    opened = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
-    embeddings = opened(folder / NETWORK).read(lessons.texts)
-    data = represent(lessons, embeddings, out=folder, opened=opened, report=lambda share: None)
-    return data, choose_strengths(data, seed=SEED, work=LocalRunner())
+def base_of(training_set: TrainingSet, folder: Path) -> tuple[TrainingData, Regularization]:
+    """Train on all categories; return the training data and the regularization."""
+    routers.build([routers.Example(*pair) for pair in pairs(training_set)], out=folder, seed=SEED)
+    open_network = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
+    embeddings = open_network(folder / NETWORK).features(training_set.texts)
+    data = compute_training_data(
+        training_set, embeddings, out=folder, open_network=open_network, report=lambda share: None
+    )
+    return data, choose_regularization(data, seed=SEED, runner=LocalRunner())
 
 
-def pairs(lessons: TrainingSet) -> list[tuple[str, str]]:
-    return [(text, lessons.categories[label]) for text, label in zip(lessons.texts, lessons.labels, strict=True)]
+def pairs(training_set: TrainingSet) -> list[tuple[str, str]]:
+    return [
+        (text, training_set.categories[label])
+        for text, label in zip(training_set.texts, training_set.labels, strict=True)
+    ]
 
 
 def readmit(
-    category: str, description: str, lessons: TrainingSet, data: Data, strengths: Strengths, folder: Path
+    category: str,
+    description: str,
+    training_set: TrainingSet,
+    data: TrainingData,
+    regularization: Regularization,
+    folder: Path,
 ) -> dict[str, float]:
-    left = lessons.categories.index(category)
-    rest, held = folds(lessons.labels, seed=SEED)[0]
-    seen = rest[lessons.labels[rest] != left]
-    write_without(left, seen, lessons, data, strengths, folder)
-    own = np.random.default_rng(SEED).permutation(rest[lessons.labels[rest] == left])[:GIVEN]
-    declared: dict[str, Sequence[str]] = dict.fromkeys(lessons.categories, ())
-    texts = [lessons.texts[i] for i in held]
-    truth = np.array([lessons.categories[i] for i in lessons.labels[held]])
+    left = training_set.categories.index(category)
+    rest, held = folds(training_set.labels, seed=SEED)[0]
+    seen = rest[training_set.labels[rest] != left]
+    write_without(left, seen, training_set, data, regularization, folder)
+    own = np.random.default_rng(SEED).permutation(rest[training_set.labels[rest] == left])[:GIVEN]
+    declared: dict[str, Sequence[str]] = dict.fromkeys(training_set.categories, ())
+    texts = [training_set.texts[i] for i in held]
+    truth = np.array([training_set.categories[i] for i in training_set.labels[held]])
     old = truth != category
     before, escalated_before = answers(routers.load(folder), texts)
     after, escalated = answers(
-        routers.load(folder, declared=declared | {category: [description, *(lessons.texts[i] for i in own)]}), texts
+        routers.load(folder, declared=declared | {category: [description, *(training_set.texts[i] for i in own)]}),
+        texts,
     )
     return {
         "recall": float((after == truth)[~old].mean()),
@@ -103,10 +122,15 @@ def readmit(
 
 
 def write_without(
-    left: int, seen: NDArray[np.int64], lessons: TrainingSet, data: Data, strengths: Strengths, folder: Path
+    left: int,
+    seen: NDArray[np.int64],
+    training_set: TrainingSet,
+    data: TrainingData,
+    regularization: Regularization,
+    folder: Path,
 ) -> None:
-    """Make `folder` a router that has learned from the texts `seen`, none of them of the category `left`."""
-    labels = lessons.labels[seen]
+    """Write a router to `folder` that is fitted on the texts `seen`, none of them of the category `left`."""
+    labels = training_set.labels[seen]
     part = replace(
         data,
         labels=np.where(labels > left, labels - 1, labels),
@@ -115,17 +139,18 @@ def write_without(
         static=data.static[seen],
         embeddings=data.embeddings[seen],
     )
-    write_heads(part, strengths, out=folder, seed=SEED)
-    (folder / EXEMPLARS).unlink(missing_ok=True)  # of other exemplars
+    write_heads(part, regularization, out=folder, seed=SEED)
+    rows = exemplar_rows(part, np.arange(len(part.labels)), seed=SEED)
+    write_json(folder / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[seen[row]]) for row in rows]})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config["categories"] = [name for index, name in enumerate(lessons.categories) if index != left]
+    config["categories"] = [name for index, name in enumerate(training_set.categories) if index != left]
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
 def answers(router: Router, texts: Sequence[str]) -> tuple[NDArray[Any], float]:
-    """The likeliest categories and the share escalated."""
+    """Return the most likely categories and the share escalated."""
     predictions = router.predict(texts)
-    escalated = float(np.mean([p.stage == "full" for p in predictions]))
+    escalated = float(np.mean([p.stage == "encoder" for p in predictions]))
     return np.array([router.categories[p.best] for p in predictions]), escalated
 
 

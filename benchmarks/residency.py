@@ -64,7 +64,7 @@ class Run:
             ServerProfile(key, one.memory_gb, sleeps=one.sleeps, host_memory=one.memory_gb if one.sleeps else 0.0)
             for key, one in self._loads.items()
         ]
-        self._ledger = Scheduler(
+        self._scheduler = Scheduler(
             [(one, self._loads[one.key].wake_s, self._loads[one.key].start_s) for one in made],
             memory=host.memory,
             host_memory=HOST_MEMORY,
@@ -73,7 +73,7 @@ class Run:
             policy=policy,
         )
         for one in made:  # all have run before, as long as there is RAM
-            self._rests(one)
+            self._put_to_sleep(one)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = 0
         self._queues: dict[str, deque[int]] = {one.key: deque() for one in made}
@@ -81,17 +81,17 @@ class Run:
         self._tiers: dict[str, str] = {}
         self.waits: list[float] = []
 
-    def _rests(self, one: ServerProfile) -> None:
-        if one.sleeps and self._ledger.state(0.0).host_free >= one.host_memory:
-            self._ledger.left(one.key, "asleep")
+    def _put_to_sleep(self, one: ServerProfile) -> None:
+        if one.sleeps and self._scheduler.state(0.0).host_free >= one.host_memory:
+            self._scheduler.server_unloaded(one.key, "asleep")
 
     @property
     def switches(self) -> int:
-        return self._ledger.switches
+        return self._scheduler.switches
 
     def run(self) -> Run:
         for ticket, asked in enumerate(self._trace):
-            self._at(asked.at, partial(self._arrived, ticket))
+            self._at(asked.at, partial(self._request_arrived, ticket))
         while self._events:
             now, _, event = heapq.heappop(self._events)
             event(now)
@@ -103,31 +103,31 @@ class Run:
         self._count += 1
         heapq.heappush(self._events, (when, self._count, event))
 
-    def _arrived(self, ticket: int, now: float) -> None:
+    def _request_arrived(self, ticket: int, now: float) -> None:
         asked = self._trace[ticket]
-        self._ledger.arrived(ticket, str(asked.expert), now, category=str(asked.category))
+        self._scheduler.request_arrived(ticket, str(asked.expert), now, category=str(asked.category))
 
     def _carry_out(self, now: float) -> None:
-        before = {seat.key: seat.tier for seat in self._ledger.state(now).seats}
-        orders, admitted, again_at = self._ledger.decide(now)
+        before = {server.key: server.tier for server in self._scheduler.state(now).servers}
+        orders, admitted, next_check = self._scheduler.decide(now)
         for ticket in admitted:
             key = str(self._trace[ticket].expert)
             self._queues[key].append(ticket)
             self._begin(key, now)
         for order in orders:
             self._order(order, before[order.key], now)
-        if again_at is not None and not orders:
-            self._at(again_at, lambda _: None)
+        if next_check is not None and not orders:
+            self._at(next_check, lambda _: None)
 
     def _order(self, order: Action, tier: str, now: float) -> None:
         load = self._loads[order.key]
-        if order.verb == "wake":
+        if order.verb == "load":
             took = load.wake_s if tier == "asleep" else load.start_s
-            self._at(now + took, partial(self._ledger.woken, order.key))
+            self._at(now + took, partial(self._scheduler.server_loaded, order.key))
         else:
             rest = "asleep" if order.verb == "sleep" else "stopped"
             took = load.sleep_s if order.verb == "sleep" else load.stop_s
-            self._at(now + took, lambda _: self._ledger.left(order.key, rest))
+            self._at(now + took, lambda _: self._scheduler.server_unloaded(order.key, rest))
 
     def _begin(self, key: str, now: float) -> None:
         while self._queues[key] and self._busy[key] < SLOTS:
@@ -138,7 +138,7 @@ class Run:
 
     def _done(self, ticket: int, key: str, now: float) -> None:
         self._busy[key] -= 1
-        self._ledger.ended(ticket, now)
+        self._scheduler.request_ended(ticket, now)
         self._begin(key, now)
 
 

@@ -8,41 +8,41 @@ from collections.abc import Sequence
 
 from residency_traces import Asked
 
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState, held
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState
 
 
 def in_order(state: DeviceState, *, strict: bool) -> Schedule:
     """Requests in the order of arrival; `strict`: none overtakes one whose expert is not awake."""
     actions: list[Action] = []
-    loading = any(seat.tier in ("waking", "leaving") for seat in state.seats)
-    lines = ([(at, index) for at in seat.waiting] for index, seat in enumerate(state.seats) if seat.waiting)
+    loading = any(server.tier in ("loading", "unloading") for server in state.servers)
+    lines = ([(at, index) for at in server.waiting] for index, server in enumerate(state.servers) if server.waiting)
     for _, index in heapq.merge(*lines):
-        seat = state.seats[index]
-        if seat.tier == "awake":
-            actions.append(Action("admit", seat.key, 1))
+        server = state.servers[index]
+        if server.tier == "awake":
+            actions.append(Action("admit", server.key, 1))
             continue
         if not loading:
-            actions += _bring(seat, state, busy={action.key for action in actions})
+            actions += _load(server, state, busy={action.key for action in actions})
             loading = True
         if strict:
             break
     return Schedule(tuple(actions))
 
 
-def _bring(target: ServerState, state: DeviceState, *, busy: set[str]) -> list[Action]:
+def _load(target: ServerState, state: DeviceState, *, busy: set[str]) -> list[Action]:
     """Wake it where there is room, else put the idle that were used longest ago to sleep; nothing while too few are."""
-    room, host, orders = state.free, state.host_free, []
-    idle = [s for s in state.seats if s.tier == "awake" and not s.in_flight and s.key not in busy]
-    for seat in sorted(idle, key=lambda one: one.last_used):
-        if room >= target.resident.memory:
+    free, host, orders = state.free, state.host_free, []
+    idle = [s for s in state.servers if s.tier == "awake" and not s.in_flight and s.key not in busy]
+    for server in sorted(idle, key=lambda one: one.last_used):
+        if free >= target.profile.memory:
             break
-        room += held(seat)
-        asleep = seat.resident.sleeps and host >= seat.resident.host_memory
-        host -= seat.resident.host_memory if asleep else 0.0
-        orders.append(Action("sleep" if asleep else "stop", seat.key))
-    if room < target.resident.memory:
+        free += server.device_memory
+        asleep = server.profile.sleeps and host >= server.profile.host_memory
+        host -= server.profile.host_memory if asleep else 0.0
+        orders.append(Action("sleep" if asleep else "stop", server.key))
+    if free < target.profile.memory:
         return []
-    return orders or [Action("wake", target.key)]
+    return orders or [Action("load", target.key)]
 
 
 class Oracle:
@@ -53,7 +53,7 @@ class Oracle:
         self._experts = [str(asked.expert) for asked in trace]
         self._ahead = ahead
 
-    def note(self, expert: str, category: str, now: float) -> None:
+    def record(self, expert: str, category: str, now: float) -> None:
         """It knows."""
 
     def rates(self, now: float) -> dict[str, float]:

@@ -26,12 +26,12 @@ import orjson
 
 import routers
 from coe.artifacts.store import ArtifactStore
-from coe.mapping import Assignment, expected
+from coe.mapping import Assignment, expected_utility
+from coe.mapping.declaration import declared_assignment
 from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.registry import load
-from coe.routing.composition import declared_assignment
 from coe.routing.exploration import choose
 from coe.settings import Settings
 
@@ -93,7 +93,7 @@ def batch(
     posteriors = random.dirichlet(np.full(len(names), 0.15), BATCH)
     for number, posterior in enumerate(posteriors, start=first):
         index, propensity = choose(
-            expected(assignment, posterior), rate=RATE, loss=LOSS, uniform=float(random.random())
+            expected_utility(assignment, posterior), rate=RATE, loss=LOSS, uniform=float(random.random())
         )
         tenant, when = f"tenant-{random.integers(TENANTS)}", began + number / 10
         record = RoutingRecord(

@@ -1,9 +1,9 @@
-"""The retrieval gate on public questions: AUROC on measured labels, a real small model end to end, time when shut.
+"""The retrieval gate on public questions: AUROC on measured labels, a small model end to end, and latency when closed.
 
     python benchmarks/retrieval_gate.py --data DIR --router FOLDER --work FOLDER --json FILE
 
-DIR holds retrieval/ and quality/ in parquet, FOLDER a trained router. Answers of the model are kept in --work: a run
-that was stopped goes on, and --no-ask reports on what is there.
+DIR holds retrieval/ and quality/ in parquet, FOLDER a trained router. Answers of the model are stored in --work:
+an interrupted run continues, and --no-ask reports on the answers stored so far.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import routers
-from benchmarks.answered import Asked, asked, questions_of
+from benchmarks.passage_answers import Asked, asked, questions_of
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.learning.retraining.gate_report import calibration
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval import open_store
-from coe.retrieval.ingest.indexing import Indexer, Text, encoder_id
-from coe.retrieval.passages import Key
+from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
+from coe.retrieval.passages import DocumentKey
 from coe.retrieval.retrieval import Retrieval
 from routers.calibration import auroc, expected_calibration_error
 
@@ -53,26 +53,26 @@ def natural(data: Path, router: Any, encoder: Any) -> dict[str, Any]:
     trials = _trials([row["question"] for row in rows], router, encoder, experts=experts, without=alone)
     label = np.array([row["needs_retrieval"] for row in rows])
     small = [experts.index(name) for name in SMALL]
-    looks, glances, errors = [], [], []
+    with_encoder, fast_only, errors = [], [], []
     for seed in range(SEEDS):
-        found, glanced = np.zeros((2, len(rows)))
-        told = []
+        found, fast = np.zeros((2, len(rows)))
+        outcomes = []
         folds = _stratified(label, seed)
         for fold in folds:
             gate = fit_gate(trials.part(np.setdiff1d(np.arange(len(rows)), fold)), seed=seed)
-            chance = outlooks(gate, trials.part(fold)).helps[:, small]
+            chance = gate_estimates(gate, trials.part(fold)).helps[:, small]
             found[fold] = chance.mean(axis=1)
-            glanced[fold] = [gate.glanced(row).helps[small].mean() for row in trials.posterior[fold]]
-            told.append((chance.ravel(), alone[np.ix_(fold, small)].ravel() < 0.5))
-        looks.append(np.mean([auroc(found[f].astype(np.float32), label[f] == 1) for f in folds]))
-        glances.append(np.mean([auroc(glanced[f].astype(np.float32), label[f] == 1) for f in folds]))
-        chance, failed = (np.concatenate(part) for part in zip(*told, strict=True))
+            fast[fold] = [gate.estimate_fast(row).helps[small].mean() for row in trials.posterior[fold]]
+            outcomes.append((chance.ravel(), alone[np.ix_(fold, small)].ravel() < 0.5))
+        with_encoder.append(np.mean([auroc(found[f].astype(np.float32), label[f] == 1) for f in folds]))
+        fast_only.append(np.mean([auroc(fast[f].astype(np.float32), label[f] == 1) for f in folds]))
+        chance, failed = (np.concatenate(part) for part in zip(*outcomes, strict=True))
         errors.append(expected_calibration_error(chance.astype(np.float32), failed))
     return {
         "questions": int((label >= 0).sum()),
-        "auroc": float(np.mean(looks)),
-        "auroc_std_over_seeds": float(np.std(looks)),
-        "auroc_glance": float(np.mean(glances)),
+        "auroc": float(np.mean(with_encoder)),
+        "auroc_std_over_seeds": float(np.std(with_encoder)),
+        "auroc_fast": float(np.mean(fast_only)),
         "ece": float(np.mean(errors)),
     }
 
@@ -96,32 +96,32 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     fit, judged = ([one for one in found if one.question.train is part] for part in (True, False))
     gate = fit_gate(_tried(fit, router, encoder))
     trials = _tried(judged, router, encoder)
-    open_ = opened(gate, trials, RetrievalPrice())[:, 0]
+    open_ = gate_decisions(gate, trials, RetrievalPrice())[:, 0]
     report = {"all": _policies(judged, open_)}
     for kind in sorted({one.question.kind for one in judged}):
         of = np.array([one.question.kind == kind for one in judged])
         report[kind] = _policies([one for one, yes in zip(judged, of, strict=True) if yes], open_[of])
     return report | {
         "fitted_to": len(fit),
-        "calibration": calibration(outlooks(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
+        "calibration": calibration(gate_estimates(gate, trials, evidence=True).helps[:, 0], (trials.delta > 0)[:, 0]),
     }
 
 
-async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[Text]:
+async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:
     for doc in docs:
-        yield Text(Key(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
+        yield SourceText(DocumentKey(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
 
 
 def _trials(
     texts: list[str], router: Any, encoder: Any, *, experts: tuple[str, ...], without: Any, **measured: Any
-) -> Trials:
+) -> GateExamples:
     """As served; passages make every answer right where nothing else was `measured`."""
     nothing = dict.fromkeys(("cosine", "tokens", "seconds"), np.full(len(texts), np.nan))
     rest = {"experts": experts, "without": without, "with_": np.ones_like(without)} | nothing | measured
-    return Trials.seen(texts, router, encoder, **rest)
+    return GateExamples.from_texts(texts, router, encoder, **rest)
 
 
-def _tried(found: list[Asked], router: Any, encoder: Any) -> Trials:
+def _tried(found: list[Asked], router: Any, encoder: Any) -> GateExamples:
     without, with_ = (np.array([[getattr(one, name)] for one in found]) for name in ("without", "with_"))
     tokens, seconds = (np.array([float(getattr(one, name)) for one in found]) for name in ("tokens", "seconds"))
     cosine = np.array([max(one.cosines, default=np.nan) for one in found])
@@ -130,7 +130,7 @@ def _tried(found: list[Asked], router: Any, encoder: Any) -> Trials:
     return _trials(texts, router, encoder, experts=("small",), without=without, **measured)
 
 
-def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
+def _policies(found: list[Asked], is_open: Any) -> dict[str, float]:
     without, with_, tokens = (
         np.array([getattr(one, name) for one in found]) for name in ("without", "with_", "tokens")
     )
@@ -138,23 +138,23 @@ def _policies(found: list[Asked], opened: Any) -> dict[str, float]:
         "questions": len(found),
         "never": float(without.mean()),
         "always": float(with_.mean()),
-        "gated": float(np.where(opened, with_, without).mean()),
-        "opened": float(opened.mean()),
-        "token_share": float(tokens[opened].sum() / tokens.sum()),
+        "gated": float(np.where(is_open, with_, without).mean()),
+        "opened": float(is_open.mean()),
+        "token_share": float(tokens[is_open].sum() / tokens.sum()),
     }
 
 
-def time_when_shut(trials: Trials) -> float:
-    """Median milliseconds of what a request pays for a gate that stays shut: its lift and its glance."""
+def closed_gate_ms(trials: GateExamples) -> float:
+    """Median milliseconds that a closed gate adds to a request: two fast estimates."""
     gate = fit_gate(trials)
-    nobody: Any = None
-    consultant = Retrieval(RetrievalSpec(), retriever=nobody, encoder=nobody, router=nobody, threads=nobody, gate=gate)
+    unused: Any = None
+    retrieval = Retrieval(RetrievalSpec(), retriever=unused, encoder=unused, router=unused, threads=unused, gate=gate)
     times = []
     for row in np.tile(trials.posterior, (20, 1))[:5000]:
-        prediction = Prediction(row.astype(np.float32), "predict_fast")
+        prediction = Prediction(row.astype(np.float32), "fast")
         began = time.perf_counter()
-        consultant.lift(prediction, "auto")
-        gate.glanced(prediction.probabilities)
+        retrieval.net_gain(prediction, "auto")
+        gate.estimate_fast(prediction.probabilities)
         times.append(time.perf_counter() - began)
     return float(np.median(times) * 1000)
 
@@ -178,7 +178,7 @@ def measure(data: Path, folder: Path, *, work: Path, ask: bool) -> dict[str, Any
     rows = rows_of(data / "retrieval" / "questions_train.parquet")
     sample = [row["question"] for row in rows if row["source"] == NATURAL][:100]
     half = np.array([[float(number % 2)] for number in range(100)])
-    report["shut_ms"] = time_when_shut(_trials(sample, router, encoder, experts=("small",), without=half))
+    report["closed_ms"] = closed_gate_ms(_trials(sample, router, encoder, experts=("small",), without=half))
     return report
 
 

@@ -1,4 +1,4 @@
-"""The store's part of benchmarks/retrieval.py: what is found, how fast, how large, how quickly built."""
+"""Document stores for benchmarks/retrieval.py: recall, latency, size and indexing time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from coe.retrieval import DocumentStore, open_store
-from coe.retrieval.ingest.chunking import clean
-from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Text, encoder_id
-from coe.retrieval.passages import Chunk, Document, Key, Passage
+from coe.retrieval.ingest.chunking import normalize_text
+from coe.retrieval.ingest.indexing import Indexer, SourceText, TokenizingEncoder, encoder_id
+from coe.retrieval.passages import Chunk, Document, DocumentKey, Passage
 
 SOURCES = ("pubmedqa", "xquad_en")
 BATCH = 1_000
@@ -26,33 +26,34 @@ ASKED = 500
 """Questions that are timed, after some that warm up."""
 
 
-def measure(data: Path, encoder: DocumentEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
+def measure(data: Path, encoder: TokenizingEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
     """Every store's figures; `urls` names the stores, of which `lancedb` is made in a folder of its own."""
     return asyncio.run(_measure(data, encoder, urls=urls, chunks=chunks))
 
 
-async def _measure(data: Path, encoder: DocumentEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
+async def _measure(data: Path, encoder: TokenizingEncoder, *, urls: dict[str, str], chunks: int) -> dict[str, Any]:
     texts = pq.read_table(data / "docs.parquet").to_pylist()
     questions = pq.read_table(data / "questions_train.parquet").to_pylist()
     questions = [one for one in questions if one["gold_doc"] and one["source"] in SOURCES]
-    remembering = _Remembering(encoder)
-    vectors = remembering.encode([one["question"] for one in questions])
+    caching = _CachingEncoder(encoder)
+    vectors = caching.encode([one["question"] for one in questions])
     report = {}
     for name, url in urls.items():
         async with _opened(url, encoder) as (store, _):
-            recall, corpus = await _recall(store, remembering, texts, questions, vectors)
+            recall, corpus = await _recall(store, caching, texts, questions, vectors)
         report[name] = {"recall": recall}
         async with _opened(url, encoder) as (store, size):
             report[name] |= await _at_size(store, corpus, size, chunks, questions, vectors)
     return report
 
 
-class _Remembering:
-    """An encoder that embeds each text once, whichever the store."""
+class _CachingEncoder:
+    """An encoder that embeds each text once for all stores."""
 
-    def __init__(self, encoder: DocumentEncoder) -> None:
+    def __init__(self, encoder: TokenizingEncoder) -> None:
         self._encoder = encoder
         self.dimensions, self.digest, self.spans = encoder.dimensions, encoder.digest, encoder.spans
+        self.features = encoder.features
         self._known: dict[str, Any] = {}
 
     def encode(self, texts: Sequence[str]) -> Any:
@@ -62,8 +63,8 @@ class _Remembering:
 
 
 @asynccontextmanager
-async def _opened(url: str, encoder: DocumentEncoder) -> AsyncIterator[tuple[DocumentStore, Any]]:
-    """An empty store, and what tells its size in bytes."""
+async def _opened(url: str, encoder: TokenizingEncoder) -> AsyncIterator[tuple[DocumentStore, Any]]:
+    """Open an empty store; yields it with a function that returns its size in bytes."""
     with TemporaryDirectory() as folder:
         store = open_store(url, base=Path(folder), encoder=encoder_id(encoder))
         if url.startswith("redis"):
@@ -88,11 +89,11 @@ def _size(folder: Path) -> int:
 
 
 async def _recall(
-    store: DocumentStore, encoder: _Remembering, texts: list[Any], questions: list[Any], vectors: Any
+    store: DocumentStore, encoder: _CachingEncoder, texts: list[Any], questions: list[Any], vectors: Any
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    async def given() -> AsyncIterator[Text]:
+    async def given() -> AsyncIterator[SourceText]:
         for one in texts:
-            yield Text(Key(one["doc_id"], "documents"), clean(one["text"]), one["doc_id"])
+            yield SourceText(DocumentKey(one["doc_id"], "documents"), normalize_text(one["text"]), one["doc_id"])
 
     tally = await Indexer(store, encoder).add(given())
     hits: dict[str, list[tuple[bool, bool]]] = {source: [] for source in SOURCES}
@@ -103,7 +104,7 @@ async def _recall(
         source: {"at_1": float(np.mean([a for a, _ in each])), "at_5": float(np.mean([b for _, b in each]))}
         for source, each in hits.items()
     }
-    chunks = [chunk.text async for one in store.stored() for chunk in one.chunks]
+    chunks = [chunk.text async for one in store.documents() for chunk in one.chunks]
     corpus = list(zip(chunks, encoder.encode(chunks), strict=True))
     return {**recall, "documents": len(texts), "chunks": tally.chunks, "questions": len(questions)}, corpus
 
@@ -150,4 +151,4 @@ def _mixed(rng: Any, corpus: list[tuple[str, Any]]) -> tuple[str, Any]:
 
 def _document(number: int, text: str) -> Document:
     chunk = Chunk(f"c{number:023d}", text)
-    return Document(Key(f"d{number}", "documents"), f"d{number}.txt", "", "x", (chunk,))
+    return Document(DocumentKey(f"d{number}", "documents"), f"d{number}.txt", "", "x", (chunk,))

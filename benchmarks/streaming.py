@@ -28,9 +28,8 @@ from typing import Any
 import orjson
 import uvloop
 
-from benchmarks.large_body import ask, cpu, large_body
-from benchmarks.leaving import leaving
-from benchmarks.rig import (
+from benchmarks.client_disconnect import leaving
+from benchmarks.harness import (
     GATEWAY_PORT,
     ROOT,
     STARTER,
@@ -45,6 +44,7 @@ from benchmarks.rig import (
     upstream,
     wrk,
 )
+from benchmarks.large_body import ask, cpu, large_body
 
 DRIP_PORT = 18096
 
@@ -67,7 +67,7 @@ def main() -> None:
 def streamed(home: Path, streams: int) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        command = [sys.executable, "-m", "benchmarks.drip", str(DRIP_PORT)]
+        command = [sys.executable, "-m", "benchmarks.streaming_upstream", str(DRIP_PORT)]
         stack.enter_context(running(command, ready=f"http://127.0.0.1:{DRIP_PORT}/"))
         base = f"http://127.0.0.1:{DRIP_PORT}/v1"
         process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))

@@ -1,4 +1,9 @@
-"""The frozen values that travel along both lines, and the Protocols they cross. Imports nothing of ours but errors."""
+"""Shared immutable value types and the Protocols between packages.
+
+A request passes through these types in order: `Chat` and `RequestOptions` (parsed request), `Prediction` (category
+posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` (its accepted response). `Router`,
+`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors` only.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +17,27 @@ from numpy.typing import NDArray
 from coe.errors import Cause
 
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
-"""What clients and experts speak: four of OpenAI's (Chat Completions first) and Anthropic's Messages."""
+"""APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
-Consent = Literal["auto", "on", "off"]
-"""Whether documents may be consulted: where it pays, in any case, or never."""
+RetrievalMode = Literal["auto", "on", "off"]
+"""When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
-"""The CoE command that sends a request, which is not a user's: its record is left out of reports and of learning."""
+"""CoE command that sent a request. Reports and learning ignore the records of such requests."""
 Scope = Literal["chat", "route", "feedback", "admin"]
-"""What an API key may do."""
+"""Permission of an API key."""
 
 GENERAL = "general"
-"""The category of robust last resort; every registry declares it."""
+"""Name of the fallback category, for uncertain requests. Every registry must declare it."""
+LOAD_SHED = "load_shed"
+"""`Prediction.stage` of an uncertain fast prediction that no encoder pass has refined."""
 
-# ----------------------------------------------------------------------------------------------- a conversation
+# ----------------------------------------------------------------------------------------------- request
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn, reduced to what routing reads: its role and its text (text parts joined by newlines)."""
+    """Role and text of one message; text parts are joined by newlines."""
 
     role: str
     text: str
@@ -38,10 +45,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """The routing view of a request body. The body itself stays untouched beside it.
+    """The part of a request body that routing reads. The raw body is kept unchanged beside it.
 
-    `api` is what the client speaks; `needs` holds the capabilities an expert must have; `characters` counts the text of
-    all turns (a cheap bound on tokens); `fields` is the parsed body, passed through to the expert.
+    `api` is the client's API. `needs` are the capabilities that the expert must have. `characters` is the length of all
+    messages, a cheap bound on their tokens. `fields` is the parsed body that is forwarded to the expert.
     """
 
     model: str
@@ -53,33 +60,35 @@ class Chat:
     api: Api = "chat"
 
     def without_content(self) -> Chat:
-        """The same chat without its texts and fields, for what is still reported once an expert has it."""
+        """Return a copy without texts and fields, which frees their memory once the expert has the request."""
         messages = tuple([Message(message.role, "") for message in self.messages])
         return replace(self, messages=messages, fields={})
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a request asks for beside its body: the `session` it belongs to, None without one, how thrifty its routing
-    should be (0 to 1), its `timeout` in seconds, the trace context that goes on to the expert, and whether documents
-    may be consulted for it. `explain`: it wants to know how its answer came about, and may pay for that. `tenant` is
-    that of its API key. `versions` are headers that say which version of its API is meant, and which of its betas.
-    `purpose` is None for a user's request."""
+    """Options of a request from its headers and API key.
+
+    `session` is the client's session id, `cost_weight` the weight of cost in routing (0 best quality, 1 cheapest), and
+    `timeout` the limit for the whole request in seconds. `trace_headers` (W3C trace context) and `version_headers`
+    (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
+    decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request.
+    """
 
     session: str | None = None
     cost_weight: float = 0.0
     timeout: float = 600.0
-    trace: Mapping[str, str] = field(default_factory=dict)
-    retrieval: Consent = "auto"
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+    retrieval: RetrievalMode = "auto"
     explain: bool = False
     tenant: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    version_headers: Mapping[str, str] = field(default_factory=dict)
     purpose: Purpose | None = None
 
     @property
-    def passed(self) -> Mapping[str, str]:
-        """The headers that go on to the expert's server."""
-        return {**self.trace, **self.versions} if self.versions else self.trace
+    def forwarded_headers(self) -> Mapping[str, str]:
+        """Headers that are forwarded to the expert's server."""
+        return {**self.trace_headers, **self.version_headers} if self.version_headers else self.trace_headers
 
 
 # ----------------------------------------------------------------------------------------------- classification
@@ -87,50 +96,50 @@ class RequestOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a router thinks of one text.
+    """Category posterior of one text.
 
-    `probabilities` is a calibrated posterior over the router's `categories`, float32 of shape (n_categories,), summing
-    to 1, given that the text is of a kind the router knows. `in_distribution` is the probability, 0 to 1, that it is.
-    `stage` names the part of the router that decided, for the log. Where a tenant's overlay (`coe/routing/overlay.py`)
-    changed the posterior, `overlay` is the version of the overlays and `plain` the router's own posterior.
+    `probabilities` is the calibrated posterior over the router's `categories`, float32 of shape (n_categories,). It
+    sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
+    1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
+    (`coe/routing/overlay.py`) changed the posterior, `overlay_version` is the version of the overlays and
+    `router_probabilities` is the posterior before the overlay.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
     stage: str
     in_distribution: float = 1.0
-    overlay: str = ""
-    plain: NDArray[np.float32] | None = field(default=None, repr=False)
+    overlay_version: str = ""
+    router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
 
     @property
     def best(self) -> int:
-        """Index of the likeliest category."""
+        """Index of the most likely category."""
         return int(self.probabilities.argmax())
 
     @property
     def confidence(self) -> float:
-        """Probability that the likeliest category is right: the text is of a known kind, and of this one."""
+        """Probability that the text is in-distribution and belongs to the most likely category."""
         return float(self.probabilities[self.probabilities.argmax()]) * self.in_distribution
 
 
 class Encoder(Protocol):
-    """Texts to vectors, float32: `encode` gives rows of unit length, shape (n_texts, dimensions), `read` wider ones
-    that begin with these and go on with what else a router takes from its encoder."""
+    """A sentence encoder: texts to float32 vectors.
+
+    `encode` returns unit vectors, shape (n_texts, dimensions). `features` returns wider rows for a router: the unit
+    vector first, then the encoder's other outputs.
+    """
 
     dimensions: int
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
-
-
-LOAD_SHED = "load_shed"
-"""The stage of an unsure quick answer."""
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A text that the router was trained on: its category, the cosine to it, and the digest by which somebody who has
-    the texts finds it (`routers.digest_of`), empty where the router does not know it."""
+    """A training text near a given text: its category, the cosine similarity, and the text's digest
+    (`routers.prompt_digest`), which is empty if the router does not store digests."""
 
     category: str
     similarity: float
@@ -138,14 +147,15 @@ class Neighbour:
 
 
 class Router(Protocol):
-    """A category router: text to a posterior over `categories`. Thread-safe; every implementation passes one suite.
+    """A category router: text to a posterior over `categories`. Implementations must be thread-safe.
 
-    `predict_fast` answers at once (about a tenth of a millisecond, so on the event loop) or returns None where a surer,
-    slower look is worth it; `predict` always answers and may take milliseconds per text. Where `predict_fast` answers,
-    `predict` gives the same. A `force` peek answers in every case, in place of None with stage `force`. Whoever has the
-    texts' `embeddings` by the router's own encoder gets the surest answer for each of them, and the encoder is not
-    asked: a fraction of a millisecond more than a peek. `neighbours` are the training texts nearest to one, the nearest
-    first, as far as the router keeps any; it takes as long as `predict`."""
+    `predict_fast` takes about 0.1 ms, so it may run on the event loop. It returns None for an uncertain text, for which
+    the slower `predict` (milliseconds per text, uses the sentence encoder) is more accurate; with `force` it returns
+    its uncertain prediction with the stage LOAD_SHED instead. If `predict_fast` returns a prediction, `predict` returns
+    the same one. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every text and
+    does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the router
+    stores any; it takes as long as `predict`.
+    """
 
     categories: tuple[str, ...]
     version: str
@@ -157,20 +167,20 @@ class Router(Protocol):
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]: ...
 
 
-# ----------------------------------------------------------------------------------------------- decision and answer
+# ----------------------------------------------------------------------------------------------- decision and response
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Which expert answers and why. `candidates` is the order of fall-back, the chosen expert first.
+    """The selected expert and the reason.
 
-    `category` and `confidence` describe the conversation, `propensity` is the probability with which the policy chose
-    the first candidate for it (1.0 where nothing is random). `utility` is the expected quality less price of each
-    candidate, in their order, and `price` what was taken off for each; both are empty for a pin, which nothing was
-    weighed for, and `price` also where everything is free.
+    `candidates` is the fallback order and starts with the selected expert. `category` and `confidence` come from the
+    prediction. `propensity` is the probability with which the policy selects the first candidate (1.0 without
+    exploration). `utility` is the expected quality minus price of each candidate, `price` the amount subtracted. Both
+    are empty for a pinned expert; `price` is also empty if every price is 0.
 
-    `fallback_from` names the first choice where another expert answers in its place, and `cause` says in one word of
-    `coe.errors.Cause` why the first choice did not; both are empty otherwise. A request that fails has a cause too.
+    After a fallback, `fallback_from` is the first choice and `cause` the reason why it did not answer. A failed request
+    has a `cause` too. Otherwise both are empty.
     """
 
     expert: str
@@ -187,15 +197,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to one expert: the body as the client sent it (parsed) and how long to wait, in seconds. The first
-    piece of what is not streamed is all of it.
+    """One request to one expert: the client's parsed body and its timeouts in seconds.
 
-    `headers` are sent to the expert's server beside its own (`RequestOptions.passed`). `conversation` is the same for
-    every turn of a conversation, so that the replica with its prefix in cache can be selected again. Where experts
-    share a device, a call waits for an expert that is not loaded until `hold_until` (event loop clock), unless the
-    expert `stand_in` can answer in its place. `category` is the request's category. `exclude` holds the addresses of
-    servers that accepted no connection, or were full, for the same request. `caller` is the tenant, empty without API
-    keys."""
+    A response that is not streamed is a single chunk, so `first_token_timeout` limits all of it. `headers` are sent to
+    the expert's server (`RequestOptions.forwarded_headers`). `conversation` identifies the conversation, so that the
+    replica with its prefix cache is selected again. `exclude` holds server addresses that refused a connection or were
+    full for the same request. `tenant` is empty without API keys.
+
+    If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
+    `stand_in` (an expert that is awake and may answer instead) is available.
+    """
 
     fields: Mapping[str, Any]
     stream: bool
@@ -206,14 +217,16 @@ class Call:
     conversation: bytes = b""
     category: str = ""
     stand_in: str = ""
-    hold_until: float = 0.0
+    wake_deadline: float = 0.0
     exclude: frozenset[str] = frozenset()
-    caller: str = ""
+    tenant: str = ""
 
 
 class Usage:
-    """Tokens of one answer, filled in while it streams past; None where the expert did not say. `events` counts those
-    of a stream, each of which holds a token or more."""
+    """Token counts of one response, updated while it streams; None if the expert did not report them.
+
+    `events` counts the events of a stream, each of which holds at least one token.
+    """
 
     __slots__ = ("events", "input_tokens", "output_tokens")
 
@@ -224,10 +237,10 @@ class Usage:
 
 
 class Reply(Protocol):
-    """An expert's accepted answer: its first piece has arrived. Iterate `chunks` to the end or `aclose()` it.
+    """A response that an expert has begun: its first chunk has arrived. Iterate `chunks` to the end or call `aclose`.
 
-    Iteration raises an ExpertError when the expert breaks off. Pieces are whole: a stream yields complete server-sent
-    events, a plain answer yields its JSON once.
+    A stream yields complete server-sent events; any other response yields its JSON in one chunk. Iteration raises an
+    ExpertError if the expert breaks off.
     """
 
     media_type: str
@@ -240,22 +253,22 @@ class Reply(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How an expert stands by its recent outcomes.
+    """Health of an expert, from its recent requests.
 
-    `up` is False while its breaker is open; `load` is the work it has over the work it can do at once: from 1 on the
-    expert is overloaded. `ready` counts its servers that may be asked now; within `p95` seconds 95 % of its latest
-    streams began, None where too few are known. `cause` says why it is not `up`, empty where that is not known.
+    `up` is False while its circuit breaker is open; `cause` is the reason, empty if unknown. `load` is requests in
+    flight over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that accept requests.
+    `ttft_p95` is the 95th percentile of the time to first token of recent streams in seconds, None for too few streams.
     """
 
     up: bool = True
     load: float = 0.0
-    ready: int = 1
-    p95: float | None = None
+    ready_replicas: int = 1
+    ttft_p95: float | None = None
     cause: Cause | Literal[""] = ""
 
 
 class Expert(Protocol):
-    """Something that answers chats. `stream` returns once the first piece is there, or raises an ExpertError."""
+    """A model that answers requests. `stream` returns once the first chunk has arrived, or raises an ExpertError."""
 
     name: str
 

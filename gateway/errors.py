@@ -1,14 +1,21 @@
-"""The one table from errors to HTTP: status, OpenAI's error type, and the error body."""
+"""Maps each error to its HTTP response (status, headers, OpenAI's error body) and sends whole JSON responses.
+
+Every endpoint uses this table. The Messages API writes its own bodies (`gateway/dialects/messages.py`).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import orjson
+from starlette.types import Send
 
 from coe import errors
 
-_TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first class that fits counts
+Headers = Iterable[tuple[bytes, bytes]]
+
+_TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first class that matches applies
     (errors.BodyTooLarge, 413, "invalid_request_error"),
     (errors.BodyTooSlow, 408, "invalid_request_error"),
     (errors.WrongMediaType, 415, "invalid_request_error"),
@@ -39,7 +46,7 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
     (errors.OutOfDescriptors, 503, "api_error"),
     (errors.ExpertBusy, 429, "rate_limit_error"),
     (errors.ExpertTimeout, 504, "api_error"),
-    (errors.ExpertGarbage, 502, "api_error"),
+    (errors.ExpertInvalidResponse, 502, "api_error"),
     (errors.ExpertUnavailable, 503, "api_error"),
     (errors.ExpertRejected, 400, "invalid_request_error"),
     (errors.ExpertError, 502, "api_error"),
@@ -47,7 +54,7 @@ _TABLE: tuple[tuple[type[errors.RequestError], int, str], ...] = (  # the first 
 
 
 def status_of(error: errors.RequestError) -> int:
-    """The HTTP status of an error; an expert's own 4xx stands."""
+    """The HTTP status of an error. A 4xx status from an expert passes through."""
     if isinstance(error, errors.ExpertRejected):
         return error.status
     return next((status for kind, status, _ in _TABLE if isinstance(error, kind)), 500)
@@ -56,19 +63,26 @@ def status_of(error: errors.RequestError) -> int:
 def body_of(error: errors.RequestError) -> bytes:
     """OpenAI's error body."""
     kind = next((name for table_kind, _, name in _TABLE if isinstance(error, table_kind)), "api_error")
-    word = error.word if isinstance(error, errors.ExpertRejected) else None  # clients act on it
+    word = error.upstream_code if isinstance(error, errors.ExpertRejected) else None  # clients act on it
     return error_body(str(error), kind=kind, code=word or error.code, param=error.param)
 
 
 def headers_of(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
-    """`retry-after`, in whole seconds, where an error knows when trying again may help; how to say who is asking; to
-    ask over another connection, where this process is about to end."""
+    """The headers of an error: `retry-after` in whole seconds if the error has a time, `www-authenticate` for a missing
+    key, and `connection: close` if this process is about to end."""
     if isinstance(error, errors.Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
-    found = [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
-    return [*found, (b"connection", b"close")] if isinstance(error, errors.Draining) else found
+    headers = [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]
+    return [*headers, (b"connection", b"close")] if isinstance(error, errors.Draining) else headers
 
 
 def error_body(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:
     """`{"error": {message, type, param, code}}`."""
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+async def respond(send: Send, *, status: int, body: bytes, headers: Headers = ()) -> None:
+    """Send a whole JSON response."""
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

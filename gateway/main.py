@@ -1,6 +1,7 @@
-"""The gateway's composition root: from settings to a running server.
+"""The gateway's composition root: checks the settings, opens the parts of a worker process, and serves.
 
-The check of all experts at the start of a gateway, in the background.
+`serve` runs the gateway; it starts worker processes (`gateway/process/`), each of which calls `build_app`.
+`open_parts` opens threads, connections and logs in order and closes them in reverse.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,15 @@ from starlette.applications import Starlette
 
 import routers
 from coe.errors import ConfigError
-from coe.experts import ReplicatedExpert, endpoints_of, watching
+from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
-from coe.learning.monitoring.traffic_report import FILE
+from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
+from coe.records.feedback import FeedbackLog
+from coe.records.record import RoutingLog
 from coe.registry import Registry
-from coe.runtime.active_state import check_active_state, load_active_state
+from coe.runtime.active_state import ActiveState, check_active_state, load_active_state
 from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
@@ -35,6 +38,7 @@ from gateway.access.conversations import open_affinity
 from gateway.app import create_app
 from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.logs import log_uncaught
+from gateway.observability.metrics import Metrics
 from gateway.observability.observers import Recorder, open_observability
 from gateway.observability.recent import RecentRequests
 from gateway.observability.residency import open_residency
@@ -53,15 +57,197 @@ from gateway.process.tcp_timeouts import resetting_stalled_clients
 from gateway.serving_state import ServingState
 from gateway.wiring import Wiring
 
-_log_expert_check = logging.getLogger("gateway")
+_log = logging.getLogger("gateway")
+
+SPOOL = "spool.sqlite"
+ENCODER_THREADS = 2
+"""Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
+LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
+ARTIFACTS_BEHIND = "1 while this gateway cannot load the shared artifacts in use."
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigError, ArtifactError or WorkerError if the start fails."""
+    from gateway.process import processes
+
+    if (created := create_admin_key(settings)) is not None:
+        _log.warning(created)
+    prepare(settings)
+    address = check_port(settings)
+    log_uncaught()
+    with workers_folder(settings.workers) as workers:
+        processes.serve(partial(build_app, settings, workers), settings, address=address)
+
+
+def prepare(settings: Settings) -> None:
+    """Check everything that serving needs before a port is opened. Raises ConfigError or ArtifactError."""
+    sync_once(settings)
+    registry, _ = check_active_state(settings)
+    warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
+    check_exposure(settings, registry.access)
+    check_counters(registry.access, workers=settings.workers)
+    for spec in registry.experts:
+        endpoints_of(spec, settings.endpoints)
+    check_tracing(settings)
+    log_consequences(consequences_of(settings, registry))
+
+
+def check_port(settings: Settings) -> str:
+    """Return the numeric address to listen on. Raises ConfigError if the port cannot be opened; two gateways would
+    otherwise share it without a warning."""
+    where = f"{settings.host}:{settings.port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            return str(address[0])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{where} is in use; stop what listens there or set COE_PORT") from None
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; set COE_HOST and COE_PORT") from None
+
+
+@contextmanager
+def workers_folder(count: int) -> Iterator[Path | None]:
+    """A folder for the sockets through which workers exchange metrics; None for a single worker."""
+    if count == 1:
+        yield None
+    else:
+        with TemporaryDirectory(prefix="coe-") as folder:  # short, because paths of sockets must be
+            yield Path(folder)
+
+
+def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
+    """The application of one worker process. Each worker loads its own router, because a network does not survive a
+    fork. `workers` is the folder of `workers_folder`."""
+    return create_app(partial(open_worker, settings, workers=workers, check=settings.check_experts))
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
+) -> AsyncIterator[Parts]:
+    """The parts of a worker process, which handles its parent's signals and closes connections of clients that do not
+    read."""
+    async with open_parts(settings, workers=workers, read=read, check=check) as parts:
+        assert parts.reload is not None
+        drain = Drain(parts.current, lame_duck=settings.drain)
+        failed = parts.metrics.task_failed
+        stalled = parts.current.serving.registry.policy.stream_idle_timeout
+        async with (
+            handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort)
+        failed = parts.metrics.task_failed
+        async with (
+            signals,
+            resetting_stalled_clients(after=stalled, task_failed=failed),
+            trimming_memory(task_failed=failed),
+        ):
+            tune_gc()
+            yield parts
+
+
+@asynccontextmanager
+async def open_parts(
+    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
+) -> AsyncIterator[Parts]:
+    """Open the parts of an application and close them in reverse order. `read` returns what is in use, now and for
+    every reload. With `check`, the first worker checks the experts in the background. Raises ConfigError or
+    ArtifactError."""
+    seen = watched_file_states(settings)
+    in_use = read(settings, None)
+    registry = in_use.registry
+    async with AsyncExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
+        observation = await stack.enter_async_context(open_observability(settings, workers))
+        metrics, failed = observation.metrics, observation.metrics.task_failed
+        session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
+        log, feedback = await _open_logs(stack, settings, registry)
+        recorder = await _open_recorder(stack, log, settings, in_use, threads, metrics)
+        feedback_writer = FeedbackWriter(
+            feedback, log, spool=settings.home / SPOOL, count=metrics.record_feedback, task_failed=failed
+        )
+        await stack.enter_async_context(feedback_writer)
+        add_feedback_metrics(metrics, feedback_writer)
+        wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
+        current = ServingState(wiring.serving(in_use))
+        TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).register(metrics)
+        await stack.enter_async_context(
+            running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=failed)
+        )
+        if check and metrics.registry.worker == 0:
+            await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
+        reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
+        del in_use  # this frame would keep the first router in memory for the life of the process
+        await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
+        behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
+        metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
+        recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
+        yield Parts(
+            current,
+            observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
+            metrics=metrics,
+            log=log,
+            feedback=feedback,
+            feedback_writer=feedback_writer,
+            recent=recent,
+            settings=settings,
+            jobs=await stack.enter_async_context(Jobs(settings)),
+            solver=await stack.enter_async_context(PlanSolver(settings)),
+            tracing=observation.tracing,
+            reload=reload,
+        )
+
+
+async def _open_logs(stack: AsyncExitStack, settings: Settings, registry: Registry) -> tuple[RoutingLog, FeedbackLog]:
+    """Open the routing log and the feedback log at the declared address."""
+    url, retention, days = registry.log.url, registry.log.keep_records, registry.log.keep_days
+    log = open_log(url, base=settings.home, retention=retention, days=days)
+    stack.push_async_callback(log.aclose)
+    feedback = open_feedback(url, base=settings.home, retention=retention, days=days)
+    stack.push_async_callback(feedback.aclose)
+    return log, feedback
+
+
+async def _open_recorder(
+    stack: AsyncExitStack,
+    log: RoutingLog,
+    settings: Settings,
+    in_use: ActiveState,
+    threads: Executor,
+    metrics: Metrics,
+) -> Recorder:
+    """Open the writer of records, and the recorder, with an encoder if records hold embeddings."""
+    writer = RecordWriter(log, spool=settings.home / SPOOL, task_failed=metrics.task_failed)
+    await stack.enter_async_context(writer)
+    add_log_metrics(metrics, writer)
+    encoder = routers.load_encoder(in_use.folder) if in_use.registry.log.store_embeddings else None
+    return await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
+
+
+async def _open_wiring(
+    stack: AsyncExitStack,
+    settings: Settings,
+    registry: Registry,
+    session: Client,
+    threads: Executor,
+    metrics: Metrics,
+) -> Wiring:
+    """Open what all serving states share: limits, the residency client, affinity."""
+    counters, failed = registry.access.counters, metrics.task_failed
+    limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
+    metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.degraded, largest=True)
+    turns = await stack.enter_async_context(open_residency(settings, metrics))
+    affinity = await stack.enter_async_context(open_affinity(counters, task_failed=failed))
+    wiring = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
+    stack.push_async_callback(wiring.aclose)
+    return wiring
 
 
 @asynccontextmanager
 async def checking(experts: Iterable[ReplicatedExpert], registry: Registry, *, session: Client) -> AsyncIterator[None]:
-    """Request one token from every expert and log the result, while the block serves. Experts that take turns on a
-    device are left out: a check would make them switch."""
-    local_take_turns = registry.residency is not None
-    chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_take_turns]
+    """Request one token from every expert in the background and log the results. Experts that share a device are left
+    out: a check would swap their models."""
+    local_experts_swap = registry.residency is not None
+    chosen = [one for one in experts if one.spec.addresses or one.spec.runtime == "litellm" or not local_experts_swap]
     task = asyncio.create_task(_check(chosen, session), name="check of the experts")
     try:
         yield
@@ -74,147 +260,4 @@ async def _check(experts: Iterable[ReplicatedExpert], session: Client) -> None:
     try:
         log_findings(await check_experts(experts, session=session))
     except Exception:
-        _log_expert_check.exception("the check of the experts at the start failed")
-
-
-_log = logging.getLogger("gateway")
-
-SPOOL = "spool.sqlite"
-BEHIND = "1 while this gateway cannot take over the shared artifacts in use."
-THREADS = 2
-"""For looks at the sentence encoder, each one thread wide: more would fight the experts for the cores."""
-
-
-def prepare(settings: Settings) -> None:
-    """Check all that serving needs, before a port is opened. Raises ConfigError or ArtifactError."""
-    sync_once(settings)
-    registry, _ = check_active_state(settings)
-    warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
-    check_exposure(settings, registry.access)
-    check_counters(registry.access, workers=settings.workers)
-    for spec in registry.experts:
-        endpoints_of(spec, settings.endpoints)
-    check_tracing(settings)
-    log_consequences(consequences_of(settings, registry))
-
-
-def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
-    """The application of one worker process; it loads its own router, since a network does not survive a fork.
-    `workers` is the folder in which several answer for each other."""
-    return create_app(partial(open_worker, settings, workers=workers, check=settings.check_experts))
-
-
-@asynccontextmanager
-async def open_worker(
-    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
-) -> AsyncIterator[Parts]:
-    """The parts of a process that hears its parent's signals and lets go of clients that do not read."""
-    async with open_parts(settings, workers=workers, read=read, check=check) as parts:
-        assert parts.reload is not None
-        drain = Drain(parts.current, lame_duck=settings.drain)
-        stalled = parts.current.serving.registry.policy.stream_idle_timeout
-        signal_handlers = handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort)
-        failed = parts.metrics.task_failed
-        async with (
-            signal_handlers,
-            resetting_stalled_clients(after=stalled, task_failed=failed),
-            trimming_memory(task_failed=failed),
-        ):
-            tune_gc()
-            yield parts
-
-
-@asynccontextmanager
-async def open_parts(
-    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
-) -> AsyncIterator[Parts]:
-    """Open threads, connections and the routing log, and close them in turn. `read` tells what is in use, now and for
-    every reload. With `check` the first worker checks the experts in the background. Raises ConfigError or
-    ArtifactError."""
-    seen = watched_file_states(settings)
-    in_use = read(settings, None)
-    registry = in_use.registry
-    async with AsyncExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="encoder"))
-        observation = await stack.enter_async_context(open_observability(settings, workers))
-        failed = observation.metrics.task_failed
-        session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
-        kept, days = registry.log.keep_records, registry.log.keep_days
-        log = open_log(registry.log.url, base=settings.home, retention=kept, days=days)
-        stack.push_async_callback(log.aclose)
-        feedback = open_feedback(registry.log.url, base=settings.home, retention=kept, days=days)
-        stack.push_async_callback(feedback.aclose)
-        writer = await stack.enter_async_context(RecordWriter(log, spool=settings.home / SPOOL, task_failed=failed))
-        encoder = routers.load_encoder(in_use.folder) if registry.log.store_embeddings else None
-        recorder = await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
-        add_log_metrics(observation.metrics, writer)
-        keeper = FeedbackWriter(
-            feedback, log, spool=settings.home / SPOOL, count=observation.metrics.record_feedback, task_failed=failed
-        )
-        await stack.enter_async_context(keeper)
-        add_feedback_metrics(observation.metrics, keeper)
-        signals, recent = ImplicitSignals(keeper.put), RecentRequests()
-        limiter = await stack.enter_async_context(
-            open_limiter(registry.access.counters, home=settings.home, task_failed=failed)
-        )
-        alone = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
-        observation.metrics.gauge("coe_limits_degraded", alone, lambda: limiter.degraded, largest=True)
-        turns = await stack.enter_async_context(open_residency(settings, observation.metrics))
-        affinity = await stack.enter_async_context(open_affinity(registry.access.counters, task_failed=failed))
-        assembly = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
-        stack.push_async_callback(assembly.aclose)
-        current = ServingState(assembly.serving(in_use))
-        TrafficMetrics(settings.artifacts / FILE, current).register(observation.metrics)
-        await stack.enter_async_context(
-            watching(lambda: assembly.experts.values(), session=session, task_failed=failed)
-        )
-        if check and observation.metrics.registry.worker == 0:
-            await stack.enter_async_context(checking(assembly.experts.values(), registry, session=session))
-        reload = Reload(current, settings=settings, in_use=in_use, wiring=assembly, read=read)
-        del in_use  # or this frame would keep the first router as long as the process lives
-        await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
-        behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
-        observation.metrics.gauge("coe_artifacts_behind", BEHIND, behind, largest=True)
-        observers = (recent.observe, recorder.observe, signals.observe, *observation.observers)
-        jobs = await stack.enter_async_context(Jobs(settings))
-        solver = await stack.enter_async_context(PlanSolver(settings))
-        metrics, tracing = observation.metrics, observation.tracing
-        kept_in = (log, feedback, keeper, recent)
-        yield Parts(current, observers, metrics, *kept_in, settings, jobs, solver, tracing, reload)
-
-
-def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigError, ArtifactError or WorkerError when it cannot begin."""
-    from gateway.process import processes
-
-    if (created := create_admin_key(settings)) is not None:
-        _log.warning(created)
-    prepare(settings)
-    address = check_port(settings)
-    log_uncaught()
-    with several(settings.workers) as workers:
-        processes.serve(partial(build_app, settings, workers), settings, address=address)
-
-
-@contextmanager
-def several(count: int) -> Iterator[Path | None]:
-    """A folder for workers to answer for each other; None where there is one."""
-    if count == 1:
-        yield None
-    else:
-        with TemporaryDirectory(prefix="coe-") as folder:  # short, as the paths of sockets must be
-            yield Path(folder)
-
-
-def check_port(settings: Settings) -> str:
-    """The numeric address to listen on. Raises ConfigError when it cannot be listened on; two gateways would share it
-    silently otherwise."""
-    where = f"{settings.host}:{settings.port}"
-    try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            return str(address[0])
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{where} is in use; stop what listens there or set COE_PORT") from None
-        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; set COE_HOST and COE_PORT") from None
+        _log.exception("the check of the experts at the start failed")

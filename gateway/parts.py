@@ -1,4 +1,4 @@
-"""The parts an application is made of: opened by `gateway.main`, read by the endpoints."""
+"""The parts of an application: `gateway.main` opens them, the endpoints use them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.serving_state import ServingState
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an app is made of, opened and ready to use."""
+    """The opened parts of one application. `tracing` is None without a collector, `reload` in tests without files."""
 
     current: ServingState
     observers: Sequence[Observer]

@@ -1,4 +1,4 @@
-"""What requests are served with now. A reload replaces it whole; a request reads it once and keeps what it read."""
+"""The state that requests are served with. A reload replaces it as a whole; a request keeps the state it began with."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from gateway.request.admission import Admission
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """One consistent state: the composition, who may use it, and the documents."""
+    """One consistent state: the composition, the access of API keys, and the document index."""
 
     composition: Composition
     access: Access
     index: DocumentIndex | None = None
-    """The document store; None where none is declared."""
+    """The document index; None if none is declared."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
-    """By kind of artifact which was in use when this was made, None for none."""
+    """The version in use of each kind of artifact, None for none."""
     unused: frozenset[str] = frozenset()
-    """The kinds of which it fits nothing else that is in use, so that it does without."""
+    """Kinds whose version in use does not fit the other artifacts, so that it is ignored."""
     consequences: tuple[Consequence, ...] = ()
-    """The differences of the declaration from the plan in use."""
+    """Differences between experts.yaml and the plan in use."""
 
     @property
     def plan(self) -> str:
-        """The version of the plan that is served with; empty where it is the declared mapping."""
+        """The version of the plan in use; empty for the mapping declared in experts.yaml."""
         return self.versions.get("assignment") or ""
 
     @property
     def registry(self) -> Registry:
+        """The parsed experts.yaml."""
         return self.composition.registry
 
 
 class ServingState:
-    """Holds the state that new requests are served with, and what outlives its replacement: the permits."""
+    """Holds the state for new requests, and the admission, which outlives a reload."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.leaving = False
-        """The process is about to end: no balancer should send it work."""
+        """Whether the process is about to end, so that no load balancer should send it requests."""
         self.reload_error: str | None = None
-        """Why what is declared or promoted now could not be taken over, so that the last good state serves on."""
+        """Why the latest reload failed; the last good state is still served."""
 
     def replace(self, serving: Serving) -> None:
-        """New requests are served with this; those under way keep what they began with."""
+        """Serve new requests with this state; requests in progress keep theirs."""
         self.serving = serving
         self.admission.limits = serving.registry.limits
         self.admission.grant()

@@ -1,4 +1,8 @@
-"""From what is in use to what serves requests: once at the start, and again for every reload."""
+"""Builds the serving state from what is in use: once at the start, and again for every reload.
+
+`Wiring` holds what all states of a process share. Experts that a reload does not change keep their connections,
+breakers and measured latencies. What a reload replaces is closed when no request can use it any more.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,7 @@ from gateway.serving_state import Serving
 
 
 class Wiring:
-    """Holds what every state of a process shares: connections, threads, the use of API keys, and which expert each
-    conversation is with. Experts that did not change go on with their breakers and measured times."""
+    """Shared by all states of a process: HTTP client, threads, usage of API keys, and conversation affinity."""
 
     def __init__(
         self,
@@ -39,19 +42,20 @@ class Wiring:
         self._turns = turns
         self._affinity = affinity
         self.experts: dict[str, ReplicatedExpert] = {}
-        """Those of the latest state."""
-        self._timeout = 0.0
+        """The experts of the latest state."""
+        self._request_timeout = 0.0
         self._index: DocumentIndex | None = None
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
-        """Raises ConfigError for a local expert that nobody started, ArtifactError for a damaged gate."""
+        """Build a state. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
+        gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, turns=self._turns
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._turns
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
-        consultant = retrieval_in_use(self._settings, in_use, threads=self._threads)
+        retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
         composition = Composition(
             registry,
             router=in_use.router,
@@ -61,20 +65,20 @@ class Wiring:
             confidence_threshold=in_use.confidence_threshold,
             affinity=self._affinity,
             overlays=in_use.overlays,
-            consultant=consultant,
+            retrieval=retrieval,
         )
         versions = {**in_use.versions, GATE: gate}
-        used = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(consultant and consultant.gate)}
-        unused = frozenset(kind for kind, there in used.items() if versions.get(kind) and not there)
+        loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
+        unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
         access = access_of(registry, self._limiter, host=self._settings.host)
         serving = Serving(composition, access, in_use.index, versions, unused, in_use.consequences)
-        self._go_over(experts, in_use.index)
-        self._timeout = registry.policy.timeout
+        self._retire_replaced(experts, in_use.index)
+        self._request_timeout = registry.policy.timeout
         return serving
 
-    def _go_over(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
-        """Requests under way may use the former ones until their time is over."""
-        due = time.monotonic() + self._timeout
+    def _retire_replaced(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
+        """Close what the new state does not use once the requests in progress have reached their timeout."""
+        due = time.monotonic() + self._request_timeout
         kept = set(experts.values())
         self._retired += [(due, expert) for expert in self.experts.values() if expert not in kept]
         if self._index is not None and self._index is not index:
@@ -82,15 +86,15 @@ class Wiring:
         self.experts, self._index = experts, index
 
     async def close_retired(self) -> None:
-        """Close the experts and stores that no request can be using any more."""
+        """Close the experts and stores that no request can use any more."""
         now = time.monotonic()
-        due = [one for when, one in self._retired if when <= now]
-        self._retired = [(when, one) for when, one in self._retired if when > now]
-        for one in due:
-            await one.aclose()
+        due = [part for when, part in self._retired if when <= now]
+        self._retired = [(when, part) for when, part in self._retired if when > now]
+        for part in due:
+            await part.aclose()
 
     async def aclose(self) -> None:
-        """Close every expert and store, when no request is left."""
+        """Close every expert and store. No request may be in progress."""
         index = () if self._index is None else (self._index.store,)
-        for one in (*self.experts.values(), *index, *(one for _, one in self._retired)):
-            await one.aclose()
+        for part in (*self.experts.values(), *index, *(part for _, part in self._retired)):
+            await part.aclose()

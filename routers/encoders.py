@@ -1,10 +1,12 @@
-"""A sentence encoder served from ONNX: tokenizer.json and encoder.onnx in, vectors out.
+"""Sentence encoders served with onnxruntime: tokenizer.json and encoder.onnx in, vectors out.
 
-The router's sentence encoder for documents and questions about them: it reads more of a text than routing does.
+`OnnxEncoder` is the router's encoder. `DocumentEncoder` is the same network for documents and search queries; it reads
+more tokens of a text than routing does.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,33 +16,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.tokens import cut, load_tokenizer, readable
-from routers.training.parallel import LocalRunner, TaskRunner
+from routers.task_runner import LocalRunner, TaskRunner
+from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-import hashlib
-from typing import TYPE_CHECKING
 
-TOKENS = 128
-"""Texts are cut to this many tokens, special tokens included, since the network's time grows with them. From 256 to 128
-the router loses .002 of accuracy on public prompts, to 64 .008."""
+ROUTING_TOKENS = 128
+"""Maximum tokens of a text for routing, with special tokens. Latency grows with tokens. From 256 to 128 the router
+loses .002 of accuracy on public prompts, from 256 to 64 .008."""
+DOCUMENT_TOKENS = 256
+"""Maximum tokens of a document chunk, with special tokens; MiniLM was trained on at most as many."""
 CHARACTERS_PER_TOKEN = 4
-"""A text is cut to so many before tokenization, so that its tail is read too; about right for English."""
-GROUP = 512
-"""Texts that are handed over together: where work runs elsewhere, the network is loaded anew for each group."""
+"""Texts are truncated in the middle to this many characters for each token before tokenization, so that their end is
+read too. About right for English."""
+TEXTS_PER_TASK = 512
+"""Texts in one task. On a remote TaskRunner, the network is loaded anew for each task."""
 
 
 class OnnxEncoder:
-    """Texts to vectors, pooled inside the network. Thread-safe; pickled with its network to run elsewhere.
+    """Embeds texts. Pooling is part of the network. Thread-safe; pickles with its network, to run elsewhere.
 
-    A *reading* of a text is its sentence vector (`dimensions`) and, beside it, the means of inner layers where the
-    network gives them (`width` in all), each of unit length.
+    An embedding is the sentence vector (`dimensions`) followed by the means of the network's inner layers if it returns
+    them (`width` in all); each part has unit length.
 
-    Each text is embedded alone, `threads` of them at a time. A quantised network scales all that it is given at once,
-    so a vector computed among other texts is not the one that serving sees (cosine .993), and a router that is trained
-    on such loses .003 of accuracy (docs/experiments/quantisation.md). Nor is a batch faster on a CPU.
-    """
+    Texts are embedded one by one, `threads` at a time. A quantised network computes one scale for its whole input, so a
+    vector from a batch differs from the one in serving (cosine .993), and a router trained on such vectors loses .003
+    of accuracy (docs/experiments/quantisation.md). Batches are not faster on a CPU either."""
 
     def __init__(
         self,
@@ -48,16 +50,15 @@ class OnnxEncoder:
         tokenizer: Tokenizer,
         *,
         threads: int = 1,
-        tokens: int = TOKENS,
+        tokens: int = ROUTING_TOKENS,
         characters: int | None = None,
-        work: TaskRunner | None = None,
+        runner: TaskRunner | None = None,
     ) -> None:
-        self._network, self._work = network, work or LocalRunner()
+        self._network, self._runner = network, runner or LocalRunner()
         self._threads, self._tokens = threads, tokens
         self._session = _session(network)
         self._tokenizer = tokenizer
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
-        self._masked = len(self._session.get_inputs()) > 1  # networks of before could take padded batches
         widths = [output.shape[1] for output in self._session.get_outputs()]
         self.dimensions: int = widths[0]
         self.width: int = sum(widths)
@@ -69,64 +70,60 @@ class OnnxEncoder:
         tokenizer: Path,
         *,
         threads: int = 1,
-        tokens: int = TOKENS,
-        characters: int | None = None,
-        work: TaskRunner | None = None,
+        tokens: int = ROUTING_TOKENS,
+        runner: TaskRunner | None = None,
     ) -> OnnxEncoder:
-        """Raises ArtifactError when either file cannot be used."""
-        found = load_tokenizer(tokenizer)
-        return cls(network, found, threads=threads, tokens=tokens, characters=characters, work=work)
+        """Load both files. Raises ArtifactError if either cannot be used."""
+        return cls(network, load_tokenizer(tokenizer), threads=threads, tokens=tokens, runner=runner)
 
     def __reduce__(self) -> tuple[object, ...]:
         network = self._network.read_bytes() if isinstance(self._network, Path) else self._network
-        return _revived, (network, self._tokenizer, self._threads, self._tokens, self._characters)
+        return _unpickle, (network, self._tokenizer, self._threads, self._tokens, self._characters)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The texts' vectors, shape (n_texts, dimensions), float32."""
-        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+        """Return the texts' sentence vectors, float32 (n_texts, dimensions)."""
+        return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
-    def read(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
-        """Readings of the texts, shape (n_texts, width), float32."""
-        return self.read_ids(self.tokenize(texts), progress)
+    def features(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
+        """Return the texts' embeddings, float32 (n_texts, width). `progress` is called with the completed share."""
+        return self.embed_ids(self.tokenize(texts), progress)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, cut, special tokens included."""
-        shown = [readable(cut(text, characters=self._characters)) for text in texts]
-        encodings = self._tokenizer.encode_batch(shown, add_special_tokens=False)
+        """Return the token ids of each text, truncated, with special tokens."""
+        truncated = [replace_surrogates(truncate_middle(text, characters=self._characters)) for text in texts]
+        encodings = self._tokenizer.encode_batch(truncated, add_special_tokens=False)
         room = max(0, self._tokens - self._tokenizer.num_special_tokens_to_add(is_pair=False))
-        for encoding in encodings:  # not by the tokenizer, which others may share
+        for encoding in encodings:  # the tokenizer's own truncation would change it for others that share it
             encoding.truncate(room)
         return [self._tokenizer.post_process(encoding).ids for encoding in encodings]
 
-    def read_ids(
-        self, tokens: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
+    def embed_ids(
+        self, token_ids: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
     ) -> NDArray[np.float32]:
-        """As `read`, from token ids (special tokens included)."""
-        embeddings = np.zeros((len(tokens), self.width), dtype=np.float32)
-        groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
+        """As `features`, from token ids with special tokens."""
+        embeddings = np.zeros((len(token_ids), self.width), dtype=np.float32)
+        tasks = [token_ids[start : start + TEXTS_PER_TASK] for start in range(0, len(token_ids), TEXTS_PER_TASK)]
         done = 0
-        for found in self._work.map(self._run_all, groups):
+        for found in self._runner.map(self._embed_all, tasks):
             embeddings[done : done + len(found)] = found
             done += len(found)
             if progress:
-                progress(done / len(tokens))
+                progress(done / len(token_ids))
         return embeddings
 
-    def _run_all(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        if self._threads == 1 or len(texts) == 1:
-            return np.concatenate([self._run(tokens) for tokens in texts])
+    def _embed_all(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        if self._threads == 1 or len(token_ids) == 1:
+            return np.concatenate([self._embed(ids) for ids in token_ids])
         with ThreadPoolExecutor(self._threads) as pool:
-            return np.concatenate(list(pool.map(self._run, texts)))
+            return np.concatenate(list(pool.map(self._embed, token_ids)))
 
-    def _run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        if not tokens:
+    def _embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        if not ids:
             return np.zeros((1, self.width), dtype=np.float32)
-        ids = np.array([tokens], dtype=np.int64)
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)} if self._masked else {"input_ids": ids}
-        return np.concatenate(self._session.run(None, feed), axis=1)
+        return np.concatenate(self._session.run(None, {"input_ids": np.array([ids], dtype=np.int64)}), axis=1)
 
 
-def _revived(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, characters: int) -> OnnxEncoder:
+def _unpickle(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, characters: int) -> OnnxEncoder:
     return OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, characters=characters)
 
 
@@ -151,14 +148,10 @@ def _session(network: Path | bytes) -> Any:
         raise ArtifactError(f"{name}: not a usable network ({error}); train the router again") from error
 
 
-TOKENS_DOCUMENTS = 256
-"""Of a text that are read, special tokens included; MiniLM was trained on no longer ones."""
-
-
 class DocumentEncoder:
-    """A coe.core.Encoder with its tokenizer. Thread-safe.
+    """A coe.core.Encoder with its tokenizer, for documents. Thread-safe.
 
-    `digest` tells encoders apart: of the network's and the tokenizer's files.
+    `digest` identifies the encoder: it is computed from the network's and the tokenizer's files.
     """
 
     def __init__(self, encoder: OnnxEncoder, tokenizer: Tokenizer, *, digest: str) -> None:
@@ -169,25 +162,23 @@ class DocumentEncoder:
 
     @classmethod
     def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> DocumentEncoder:
-        """Raises ArtifactError when either file cannot be used."""
-        found = load_tokenizer(tokenizer)
-        encoder = OnnxEncoder(
-            network, found, threads=threads, tokens=TOKENS_DOCUMENTS, characters=16 * TOKENS_DOCUMENTS
-        )
-        return cls(encoder, found, digest=_digest(network, tokenizer))
+        """Load both files. Raises ArtifactError if either cannot be used."""
+        loaded = load_tokenizer(tokenizer)
+        encoder = OnnxEncoder(network, loaded, threads=threads, tokens=DOCUMENT_TOKENS, characters=16 * DOCUMENT_TOKENS)
+        return cls(encoder, loaded, digest=_digest(network, tokenizer))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32 (n_texts, dimensions)."""
+        """Return unit vectors, float32 (n_texts, dimensions)."""
         return self._encoder.encode(texts)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Their readings, as a router takes them, float32 (n_texts, width)."""
-        return self._encoder.read(texts)
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return embeddings for the router, float32 (n_texts, width)."""
+        return self._encoder.features(texts)
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where the tokens of each text begin and end, in characters; special tokens left out."""
-        shown = [readable(text) for text in texts]
-        return [encoding.offsets for encoding in self._tokenizer.encode_batch(shown, add_special_tokens=False)]
+        """Return the start and end of each token in characters, without special tokens."""
+        clean = [replace_surrogates(text) for text in texts]
+        return [encoding.offsets for encoding in self._tokenizer.encode_batch(clean, add_special_tokens=False)]
 
 
 def _digest(*files: Path) -> str:

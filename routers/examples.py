@@ -1,4 +1,7 @@
-"""Labelled prompts made fit to learn from: blanks, duplicates and contradictions out, everything counted."""
+"""Labelled prompts: the starter set of this package, and cleaning a data set before training.
+
+`build_training_set` drops blank prompts, duplicates and contradictions (one prompt with two labels), and counts them.
+"""
 
 from __future__ import annotations
 
@@ -13,63 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from routers.tokens import readable
+from routers.tokens import replace_surrogates
 
-KEPT = 8192
-"""Characters of a prompt that are kept; no head reads more."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """What is left: `texts`, their `labels` (n_texts,) as indices of `categories` (sorted), and what was dropped."""
-
-    texts: tuple[str, ...]
-    labels: NDArray[np.int64]
-    categories: tuple[str, ...]
-    dropped: dict[str, int]
-
-
-def prepared(prompt: str) -> str:
-    """What of a prompt is learnt from."""
-    return readable(prompt[:KEPT]).strip()
-
-
-def prepare(examples: Sequence[Example]) -> TrainingSet:
-    """Raises DataError when fewer than two categories, or fewer than two prompts of any category, are left: one that
-    vanished here would be declared and never get a request."""
-    labels: dict[str, set[str]] = {}
-    blank = 0
-    for example in examples:
-        text = prepared(example.prompt)
-        if text:
-            labels.setdefault(text, set()).add(example.category)
-        else:
-            blank += 1
-    kept = {text: min(found) for text, found in labels.items() if len(found) == 1}
-    contradictory = len(labels) - len(kept)
-    duplicates = len(examples) - blank - sum(map(len, labels.values()))
-    counts = Counter({example.category: 0 for example in examples})
-    counts.update(kept.values())
-    dropped = {"blank": blank, "duplicate": duplicates, "contradictory": contradictory}
-    _check(counts, dropped, total=len(examples))
-    categories = tuple(sorted(counts))
-    index = {name: i for i, name in enumerate(categories)}
-    return TrainingSet(
-        texts=tuple(kept),
-        labels=np.array([index[category] for category in kept.values()], dtype=np.int64),
-        categories=categories,
-        dropped=dropped,
-    )
-
-
-def _check(counts: Mapping[str, int], dropped: Mapping[str, int], *, total: int) -> None:
-    said = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
-    if dropped["contradictory"]:
-        said += f"; {dropped['contradictory']} contradictory: the same prompt under two categories"
-    if sum(count > 0 for count in counts.values()) < 2:
-        raise DataError(f"{total} examples leave prompts of fewer than two categories ({said}); add another category")
-    if min(counts.values()) < 2:
-        raise DataError(f"every category needs two different prompts or more (left: {said}); add prompts")
+MAX_PROMPT_CHARACTERS = 8192
+"""Longer prompts are truncated; no head reads more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +30,71 @@ class Example:
     category: str
 
 
-def digest_of(prompt: str) -> str:
-    """By which a router remembers an exemplar, without its text."""
-    from routers.examples import prepared
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Clean data: `texts`, `labels` (n_texts,) as indices of the sorted `categories`, and the counts of `dropped`
+    rows by reason."""
 
-    return hashlib.blake2b(prepared(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
+    texts: tuple[str, ...]
+    labels: NDArray[np.int64]
+    categories: tuple[str, ...]
+    dropped: dict[str, int]
 
 
-def shipped() -> list[Example]:
-    """The labelled prompts that come with this package."""
-    lines = (
-        (importlib.resources.files("routers") / "starter" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+def normalize_prompt(prompt: str) -> str:
+    """Truncate and strip a prompt as training does."""
+    return replace_surrogates(prompt[:MAX_PROMPT_CHARACTERS]).strip()
+
+
+def prompt_digest(prompt: str) -> str:
+    """Return the digest under which a router stores an exemplar in place of its text."""
+    return hashlib.blake2b(normalize_prompt(prompt).encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def starter_examples() -> list[Example]:
+    """Load the labelled prompts that ship with this package."""
+    file = importlib.resources.files("routers") / "starter" / "prompts.jsonl"
+    return [Example(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def build_training_set(examples: Sequence[Example]) -> TrainingSet:
+    """Clean and index `examples`.
+
+    Raises DataError if fewer than two categories remain, or fewer than two prompts of any category: a category that
+    vanished here would be declared and never receive a request.
+    """
+    labels: dict[str, set[str]] = {}
+    blank = 0
+    for example in examples:
+        text = normalize_prompt(example.prompt)
+        if text:
+            labels.setdefault(text, set()).add(example.category)
+        else:
+            blank += 1
+    unique = {text: min(found) for text, found in labels.items() if len(found) == 1}
+    contradictory = len(labels) - len(unique)
+    duplicates = len(examples) - blank - sum(map(len, labels.values()))
+    counts = Counter({example.category: 0 for example in examples})
+    counts.update(unique.values())
+    dropped = {"blank": blank, "duplicate": duplicates, "contradictory": contradictory}
+    _check_counts(counts, dropped, total=len(examples))
+    categories = tuple(sorted(counts))
+    index = {name: i for i, name in enumerate(categories)}
+    return TrainingSet(
+        texts=tuple(unique),
+        labels=np.array([index[category] for category in unique.values()], dtype=np.int64),
+        categories=categories,
+        dropped=dropped,
     )
-    return [Example(**json.loads(line)) for line in lines]
+
+
+def _check_counts(counts: Mapping[str, int], dropped: Mapping[str, int], *, total: int) -> None:
+    summary = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
+    if dropped["contradictory"]:
+        summary += f"; {dropped['contradictory']} contradictory: the same prompt under two categories"
+    if sum(count > 0 for count in counts.values()) < 2:
+        raise DataError(
+            f"{total} examples leave prompts of fewer than two categories ({summary}); add another category"
+        )
+    if min(counts.values()) < 2:
+        raise DataError(f"every category needs two different prompts or more (left: {summary}); add prompts")

@@ -1,4 +1,7 @@
-"""The files of a router's folder: small JSON and float16 tables, read with clear errors and named by their content."""
+"""Read and write the files of a router's folder: small JSON objects and float16 arrays (.npz).
+
+Every read error becomes an ArtifactError that names the file and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ArtifactError when it is missing or is not one."""
+    """Read a JSON object. Raises ArtifactError if `path` is missing or holds something else."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -34,8 +37,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: Path, *names: str, widen: bool = True) -> Arrays:
-    """The arrays `names` of an .npz file, floats widened to float32 unless told otherwise; ArtifactError when they
-    cannot be read."""
+    """Read the arrays `names` of an .npz file; `widen` converts float16 to float32. Raises ArtifactError."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in names}
@@ -47,13 +49,13 @@ def read_arrays(path: Path, *names: str, widen: bool = True) -> Arrays:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write `arrays`, floats narrowed to float16."""
+    """Write `arrays` to an .npz file, floats as float16."""
     narrow: Arrays = {n: a.astype(np.float16) if np.issubdtype(a.dtype, np.floating) else a for n, a in arrays.items()}
-    np.savez(path, allow_pickle=False, **narrow)  # float16 hardly shrinks, and unpacking it would slow every start
+    np.savez(path, allow_pickle=False, **narrow)  # uncompressed: float16 compresses badly, and unpacking delays start
 
 
 def content_version(folder: Path, names: list[str]) -> str:
-    """First 12 hex digits of the SHA-256 over the named files."""
+    """Return the first 12 hex digits of the SHA-256 over the named files."""
     digest = hashlib.sha256()
     for name in sorted(names):
         try:

@@ -1,4 +1,7 @@
-"""A text as the word pieces of the encoder's tokenizer: the one tokenization that the cheap heads share."""
+"""Tokenization for the fast heads, with the sentence encoder's own tokenizer.
+
+One tokenization serves all fast heads. Ids of known words are cached, which takes a fifth of the tokenizer's time.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,29 @@ from coe.errors import ArtifactError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CHARACTERS = 512
-"""How much of a text the cheap heads read, so that their time is flat in its length."""
-WORDS, LONGEST_WORD = 30_000, 32
-"""Words whose pieces are remembered, at most about 6 MB, and how many characters such a word may have."""
+FAST_CHARACTERS = 512
+"""Characters of a text that the fast heads read, so that their latency does not depend on its length."""
+MAX_CACHED_WORDS = 30_000
+"""About 6 MB."""
+MAX_CACHED_WORD_CHARACTERS = 32
 _WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 
 
-def cut(text: str, *, characters: int) -> str:
-    """At most about `characters` of `text`: its first three quarters and its last, where questions tend to stand."""
+def truncate_middle(text: str, *, characters: int) -> str:
+    """Return about the first 3/4 and the last 1/4 of `characters`: questions often stand at the end of a text."""
     if len(text) <= characters:
         return text
     tail = characters // 4
     return f"{text[: characters - tail]}\n{text[-tail:]}"
 
 
-def readable(text: str) -> str:
-    """`text` without lone surrogates, which no tokenizer accepts."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which tokenizers reject."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in `path` (tokenizer.json), neither padding nor truncating."""
+    """Load a tokenizer.json without padding and truncation. Raises ArtifactError."""
     from tokenizers import Tokenizer
 
     try:
@@ -48,44 +52,44 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-class TokenFeatures:
-    """Texts to word-piece ids, int64 (n_pieces,), special tokens left out. Thread-safe.
+class WordCachedTokenizer:
+    """Maps a text to its token ids, int64 (n_tokens,), without special tokens. Thread-safe.
 
-    Where the tokenizer is BERT's kind, the pieces of an ASCII word do not depend on its neighbours, and those of words
-    met before are remembered: that takes a fifth of the tokenizer's own time. A special token that is written out in
-    such a text is no special token, and a control character ends a word.
+    Of an uncased BERT tokenizer, the tokens of an ASCII word do not depend on its neighbours, so they are cached by
+    word. Two differences to the plain tokenizer in such texts: a written-out special token is ordinary text, and a
+    control character ends a word.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        self._word_by_word = _is_uncased_bert(tokenizer)
-        self._met: dict[str, bytes] = {}
+        self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._cacheable = _is_uncased_bert(tokenizer)
+        self._ids_by_word: dict[str, bytes] = {}
 
     def __call__(self, text: str) -> NDArray[np.int64]:
-        if not (self._word_by_word and text.isascii()):
+        if not (self._cacheable and text.isascii()):
             return np.frombuffer(self._encode(text), dtype=np.int64)
-        met, learn = self._met.get, self._learn
-        found = [met(word) or learn(word) for word in _WORD.findall(text.lower())]
-        return np.frombuffer(b"".join(found), dtype=np.int64)
+        cached, add = self._ids_by_word.get, self._add_to_cache
+        ids = [cached(word) or add(word) for word in _WORD.findall(text.lower())]
+        return np.frombuffer(b"".join(ids), dtype=np.int64)
 
-    def _learn(self, word: str) -> bytes:
+    def _add_to_cache(self, word: str) -> bytes:
         ids = self._encode(word)
-        if len(word) <= LONGEST_WORD:
-            if len(self._met) >= WORDS:
-                self._met.clear()
-            self._met[word] = ids
+        if len(word) <= MAX_CACHED_WORD_CHARACTERS:
+            if len(self._ids_by_word) >= MAX_CACHED_WORDS:
+                self._ids_by_word.clear()
+            self._ids_by_word[word] = ids
         return ids
 
     def _encode(self, text: str) -> bytes:
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError:  # what the Rust side says of a lone surrogate
-            ids = self._tokenizer.encode(readable(text), add_special_tokens=False).ids
+        except TypeError:  # raised for a lone surrogate
+            ids = self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
         return np.array(ids, dtype=np.int64).tobytes()
 
-    def known(self, words: Iterable[str]) -> list[int]:
-        """Ids of those `words` that the vocabulary holds whole."""
+    def vocabulary_ids(self, words: Iterable[str]) -> list[int]:
+        """Return the ids of those `words` that are single tokens."""
         ids = (self._tokenizer.token_to_id(word) for word in words)
         return [i for i in ids if i is not None]
 
@@ -94,5 +98,6 @@ def _is_uncased_bert(tokenizer: Tokenizer) -> bool:
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
-    normal, cut = tokenizer.normalizer, tokenizer.pre_tokenizer
-    return isinstance(normal, BertNormalizer) and normal.lowercase and isinstance(cut, BertPreTokenizer)
+    normalizer = tokenizer.normalizer
+    uncased = isinstance(normalizer, BertNormalizer) and normalizer.lowercase
+    return uncased and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)

@@ -18,10 +18,11 @@ from starlette.applications import Starlette
 
 from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
+from coe.mapping.declaration import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.composition import Composition, declared_assignment
+from coe.routing.composition import Composition
 from coe.routing.overlay import Overlays
 from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
@@ -37,8 +38,8 @@ from gateway.process.jobs import Jobs
 from gateway.process.plan_solver import PlanSolver
 from gateway.request.line import Observer
 from gateway.serving_state import Serving, ServingState
-from routers import digest_of
-from tests.listed import ListLog
+from routers import prompt_digest
+from tests.list_log import ListLog
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
 """Of a gateway that needs no files: no artifacts, no declaration."""
@@ -78,7 +79,7 @@ class WordRouter:
         """A category's own description is as near as the router believes in it."""
         shares = zip(self.categories, self._look(text, "predict_fast").probabilities.tolist(), strict=True)
         nearest = sorted(shares, key=lambda share: -share[1])[:limit]
-        return [Neighbour(name, share, digest_of(name)) for name, share in nearest]
+        return [Neighbour(name, share, prompt_digest(name)) for name, share in nearest]
 
     def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]
@@ -158,7 +159,7 @@ class Response:
         return self.json["error"]
 
 
-QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "max_retry": 0.02}
+QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "longest_retry": 0.02}
 """For the writer of feedback: seconds between batches and between tries."""
 
 
@@ -166,8 +167,10 @@ class Gateway:
     """The real app over fakes: `post` sends a request and returns the response; `leave` makes the client go. Where a
     chunk of a body is an event, the rest comes when it is set."""
 
-    def __init__(self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, current: ServingState) -> None:
-        self.app, self.experts, self.log, self.current = app, experts, log, current
+    def __init__(
+        self, app: Starlette, experts: dict[str, ScriptedExpert], log: ListLog, serving_state: ServingState
+    ) -> None:
+        self.app, self.experts, self.log, self.serving_state = app, experts, log, serving_state
         self.records = log.records
         self.leave = asyncio.Event()
         self.first_chunk = asyncio.Event()
@@ -235,7 +238,7 @@ async def gateway_of(
     observers: Sequence[Observer] = (),
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
-    consultant: Retrieval | None = None,
+    retrieval: Retrieval | None = None,
     index: DocumentIndex | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
@@ -266,7 +269,7 @@ async def gateway_of(
                 experts=experts,
                 threads=threads,
                 overlays=overlays,
-                consultant=consultant,
+                retrieval=retrieval,
             )
             serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
             current, metrics = ServingState(serving), Metrics()

@@ -1,4 +1,4 @@
-"""first_answer(): two asks at once, and that no task, ask or reply is ever left behind."""
+"""call_experts() with hedging: parallel calls, and no task, call or reply is ever leaked."""
 
 import asyncio
 
@@ -9,90 +9,90 @@ from hypothesis import strategies as st
 from coe.core import Call, Health
 from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
 from coe.routing.attempts import Attempts
-from tests.stepping import SLOW, Steps, ask, failed, ticks
+from tests.stepped_experts import SLOW, SteppedExpert, call_all, failed, ticks
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_slow_expert_gets_company_and_the_first_piece_wins() -> None:
-    first, second = Steps("a", ["hang"], SLOW), Steps("b")
-    accepted = await ask(first, second, hedge=True)
+async def test_a_slow_expert_is_hedged_and_the_first_chunk_wins() -> None:
+    first, second = SteppedExpert("a", ["hang"], SLOW), SteppedExpert("b")
+    accepted = await call_all(first, second, hedge=True)
     await ticks(3)
     assert (accepted.expert, accepted.attempts) == ("b", 2)
     assert (first.running, first.cancelled) == (0, 1)
 
 
-async def test_a_slow_expert_that_still_comes_first_wins_and_the_other_is_given_up() -> None:
-    first, second = Steps("a", [5], SLOW), Steps("b", ["hang"])
-    accepted = await ask(first, second, hedge=True)
+async def test_a_slow_expert_that_still_answers_first_wins_and_the_hedge_is_cancelled() -> None:
+    first, second = SteppedExpert("a", [5], SLOW), SteppedExpert("b", ["hang"])
+    accepted = await call_all(first, second, hedge=True)
     await ticks(3)
     assert (accepted.expert, accepted.attempts, second.cancelled) == ("a", 2, 1)
 
 
-async def test_of_two_that_answer_at_once_the_second_is_closed() -> None:
-    first, second = Steps("a", [9], SLOW), Steps("b", [7])
+async def test_of_two_replies_in_the_same_tick_the_second_is_closed() -> None:
+    first, second = SteppedExpert("a", [9], SLOW), SteppedExpert("b", [7])
     for lead in range(12):
         first.script, second.script = [9], [lead]
-        accepted = await ask(first, second, hedge=True)
+        accepted = await call_all(first, second, hedge=True)
         await ticks(15)
         assert len(first.open_replies) + len(second.open_replies) == 1
         await accepted.reply.aclose()
 
 
-async def test_company_is_another_replica_where_there_is_one() -> None:
-    first, second = Steps("a", ["hang", 0], Health(p95=0.0, ready=2)), Steps("b")
-    accepted = await ask(first, second, hedge=True)
+async def test_the_hedge_goes_to_another_replica_if_there_is_one() -> None:
+    first, second = SteppedExpert("a", ["hang", 0], Health(ttft_p95=0.0, ready_replicas=2)), SteppedExpert("b")
+    accepted = await call_all(first, second, hedge=True)
     assert (accepted.expert, len(first.calls), len(second.calls)) == ("a", 2, 0)
 
 
-async def test_plain_answers_get_no_company_for_their_time_tells_how_much_is_said() -> None:
-    accepted = await ask(Steps("a", [9], SLOW), Steps("b"), call=Call({}, False, 5, 5), hedge=True)
+async def test_requests_without_streaming_are_not_hedged() -> None:
+    accepted = await call_all(SteppedExpert("a", [9], SLOW), SteppedExpert("b"), call=Call({}, False, 5, 5), hedge=True)
     assert (accepted.expert, accepted.attempts) == ("a", 1)
 
 
-async def test_a_fast_expert_and_one_of_unknown_pace_get_no_company() -> None:
-    for health in (Health(p95=30.0), Health()):
-        first, second = Steps("a", [9], health), Steps("b")
-        assert (await ask(first, second, hedge=True)).attempts == 1
+async def test_a_fast_expert_and_one_of_unknown_latency_are_not_hedged() -> None:
+    for health in (Health(ttft_p95=30.0), Health()):
+        first, second = SteppedExpert("a", [9], health), SteppedExpert("b")
+        assert (await call_all(first, second, hedge=True)).attempts == 1
         assert not second.calls
 
 
-@pytest.mark.parametrize("error", [failed(ExpertRejected), InvalidRequest("no words for it")])
-async def test_company_that_cannot_take_the_request_does_not_end_the_first_ones_answer(error: Exception) -> None:
-    accepted = await ask(Steps("a", [9], SLOW), Steps("b", [error]), hedge=True)
+@pytest.mark.parametrize("error", [failed(ExpertRejected), InvalidRequest("not translatable")])
+async def test_a_hedge_that_rejects_the_request_does_not_end_the_first_call(error: Exception) -> None:
+    accepted = await call_all(SteppedExpert("a", [9], SLOW), SteppedExpert("b", [error]), hedge=True)
     assert accepted.expert == "a"
 
 
 async def test_a_hedge_counts_as_an_attempt_and_there_are_never_more_than_two() -> None:
-    experts, attempts = [Steps(name, ["hang"], SLOW) for name in "abc"], Attempts()
-    asking = asyncio.create_task(ask(*experts, max_attempts=3, hedge=True, attempts=attempts))
+    experts, attempts = [SteppedExpert(name, ["hang"], SLOW) for name in "abc"], Attempts()
+    calling = asyncio.create_task(call_all(*experts, max_attempts=3, hedge=True, attempts=attempts))
     while not experts[1].calls:
         await asyncio.sleep(0)
     await ticks(20)
     assert [expert.running for expert in experts] == [1, 1, 0]
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert attempts.begun == 2
-    lone = Steps("a", [5], SLOW)
-    second = Steps("b")
-    assert (await ask(lone, second, max_attempts=1, hedge=True)).attempts == 1
+    calling.cancel()
+    await asyncio.wait([calling])
+    assert attempts.count == 2
+    lone = SteppedExpert("a", [5], SLOW)
+    second = SteppedExpert("b")
+    assert (await call_all(lone, second, max_attempts=1, hedge=True)).attempts == 1
     assert not second.calls
 
 
-async def test_when_one_of_two_fails_the_other_is_waited_for_and_when_both_do_the_next_is_asked() -> None:
-    first, second = Steps("a", [(9, failed(ExpertUnavailable))], SLOW), Steps("b", [12])
-    assert (await ask(first, second, hedge=True)).expert == "b"
-    first, second = Steps("a", [12], SLOW), Steps("b", [(2, failed(ExpertUnavailable))])
-    assert (await ask(first, second, hedge=True)).expert == "a"
-    first, second = (Steps(name, [(9, failed(ExpertUnavailable))], SLOW) for name in "ab")
-    accepted = await ask(first, second, Steps("c"), hedge=True)
+async def test_if_one_call_fails_the_other_continues_and_if_both_fail_the_next_expert_is_called() -> None:
+    first, second = SteppedExpert("a", [(9, failed(ExpertUnavailable))], SLOW), SteppedExpert("b", [12])
+    assert (await call_all(first, second, hedge=True)).expert == "b"
+    first, second = SteppedExpert("a", [12], SLOW), SteppedExpert("b", [(2, failed(ExpertUnavailable))])
+    assert (await call_all(first, second, hedge=True)).expert == "a"
+    first, second = (SteppedExpert(name, [(9, failed(ExpertUnavailable))], SLOW) for name in "ab")
+    accepted = await call_all(first, second, SteppedExpert("c"), hedge=True)
     assert (accepted.expert, accepted.attempts) == ("c", 3)
 
 
-async def test_a_body_that_the_first_rejects_ends_a_race_and_lets_the_other_go() -> None:
-    first, second = Steps("a", [(9, failed(ExpertRejected))], SLOW), Steps("b", ["hang"])
+async def test_a_rejection_by_the_first_expert_cancels_the_hedge() -> None:
+    first, second = SteppedExpert("a", [(9, failed(ExpertRejected))], SLOW), SteppedExpert("b", ["hang"])
     with pytest.raises(ExpertRejected):
-        await ask(first, second, hedge=True)
+        await call_all(first, second, hedge=True)
     await ticks(3)
     assert second.running == 0
 
@@ -109,21 +109,23 @@ scripts = st.lists(
     min_size=1,
     max_size=3,
 )
-health_by_expert = st.sampled_from([Health(), SLOW, Health(p95=0.0, ready=2), Health(ready=2), Health(p95=30.0)])
-experts = st.lists(st.builds(Steps, st.just("x"), scripts, health_by_expert), min_size=1, max_size=3)
+health_by_expert = st.sampled_from(
+    [Health(), SLOW, Health(ttft_p95=0.0, ready_replicas=2), Health(ready_replicas=2), Health(ttft_p95=30.0)]
+)
+experts = st.lists(st.builds(SteppedExpert, st.just("x"), scripts, health_by_expert), min_size=1, max_size=3)
 
 
 @given(experts, st.integers(1, 4), st.integers(0, 40), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_cancelled_at_any_moment_it_leaves_no_task_no_ask_and_no_open_reply(
-    experts: list[Steps], max_attempts: int, moment: int, hedge: bool
+def test_cancellation_at_any_moment_leaks_no_task_call_or_reply(
+    experts: list[SteppedExpert], max_attempts: int, moment: int, hedge: bool
 ) -> None:
     async def run() -> None:
-        asking = asyncio.create_task(ask(*experts, max_attempts=max_attempts, hedge=hedge))
+        calling = asyncio.create_task(call_all(*experts, max_attempts=max_attempts, hedge=hedge))
         await ticks(moment)
-        asking.cancel()
-        await asyncio.wait([asking])
-        accepted = None if asking.cancelled() or asking.exception() else asking.result()
+        calling.cancel()
+        await asyncio.wait([calling])
+        accepted = None if calling.cancelled() or calling.exception() else calling.result()
         await ticks(20)
         assert len(asyncio.all_tasks()) == 1
         assert all(expert.running == 0 for expert in experts)

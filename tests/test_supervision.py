@@ -19,7 +19,7 @@ import gateway.process.reload
 import gateway.process.tcp_timeouts
 from coe import supervision
 from coe.experts.http.client import Client
-from coe.fleet.residency.client import ResidencyClient, taking_turns
+from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import FeedbackWriter, RecordWriter
 from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
@@ -168,13 +168,13 @@ def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
 
 
 def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(ResidencyClient, "connected", work)
-    return taking_turns(folder / "socket", task_failed=failed)
+    patch.setattr(ResidencyClient, "run", work)
+    return connected_client(folder / "socket", task_failed=failed)
 
 
 def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(coe.experts.health_checks, "_watch", work)
-    return coe.experts.health_checks.watching(list, session=Client(), task_failed=failed)
+    patch.setattr(coe.experts.health_checks, "_run", work)
+    return coe.experts.health_checks.running_health_checks(list, session=Client(), task_failed=failed)
 
 
 def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

@@ -1,6 +1,7 @@
-"""The `coe` command: one module a verb group. Exit 0, 1 when something failed, 2 for bad usage.
+"""The `coe` command: one module for each verb or group of verbs, which parses, calls a job and prints.
 
-The command's own errors of usage, which repeat words of the command line such as file names.
+Exits with 0, with 1 when something failed, and with 2 for bad usage. All output is made printable, since file names and
+answers may hold control characters.
 """
 
 from __future__ import annotations
@@ -22,37 +23,36 @@ from coe.cli import (
     index,
     key,
     log,
-    plan,
     promote,
     retrain,
     score,
-    solve,
     status,
     train,
     up,
 )
+from coe.cli.plan import plan, solve
 from coe.errors import CoEError
 from coe.terminal import PrintableFormatter, printable, say_error
 
 
 class PrintableGroup(TyperGroup):
-    """A group whose errors, and those of all commands in it, are printable."""
+    """A group of commands whose usage errors are printable; they repeat words of the command line."""
 
     def make_context(self, *args: Any, **more: Any) -> Any:
-        with _printable():
+        with _printable_errors():
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: Any) -> Any:
-        with _printable():
+        with _printable_errors():
             return super().invoke(ctx)
 
 
 _UsageError: Any = typer.BadParameter.__base__
-"""Typer brings its own copy of click, whose classes it does not name."""
+"""The base of usage errors in the copy of click that Typer ships, which Typer does not export."""
 
 
 @contextmanager
-def _printable() -> Iterator[None]:
+def _printable_errors() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
@@ -86,25 +86,25 @@ app.command("rollback")(promote.rollback)
 app.command("versions")(promote.versions)
 app.command("status")(status.status)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What is said of a disk that takes no more, without the name of a file."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a full or read-only disk, which may come without a file name."""
 
 
 def main() -> None:
-    """Entry point. Our own errors, and those of files and disks, become their message, without a trace."""
+    """Run the command; CoE's errors, and those of files and disks, print their message without a traceback."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in ("coe", "gateway", "routers"):  # libraries speak up only when something is wrong
+    for name in ("coe", "gateway", "routers"):  # libraries log warnings only
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns of operators that nobody here uses
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns about operators that CoE does not use
     try:
         app()
     except CoEError as error:
         say_error(str(error))
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None and error.errno not in DISK_ERRORS:
             raise
         say_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`coe route` shows decisions without asking anyone; `coe chat` talks to the running gateway."""
+"""`coe route` shows routing decisions without calling an expert; `coe chat` sends messages to the running gateway."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, settings_for, writable
+from coe.cli.common import Config, Json, settings_for, writable_file
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
@@ -18,60 +18,61 @@ from coe.settings import Settings
 from coe.terminal import say, say_json, write
 
 
-def readable(text: str | None) -> str | None:
-    """What a terminal gave. Raises BadParameter where that was not UTF-8."""
+def utf8_text(text: str | None) -> str | None:
+    """Check text from a terminal. Raises BadParameter where it is not UTF-8."""
     try:
         (text or "").encode()
     except UnicodeEncodeError:
-        raise typer.BadParameter("what was typed is not UTF-8") from None
+        raise typer.BadParameter("the text is not UTF-8") from None
     return text
 
 
-Text = Annotated[str | None, typer.Argument(callback=readable, help="What a user would type.")]
-Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt, or messages.")]
+Text = Annotated[str | None, typer.Argument(callback=utf8_text, help="The user's message.")]
+Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet with prompt or messages.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", callback=writable, help="Where the lines go, each with its `decision` added.")
+    Path | None, typer.Option("--output", callback=writable_file, help="File for the rows, each with its `decision`.")
 ]
-Model = Annotated[str, typer.Option("--model", help="auto, or an expert to pin.")]
+Model = Annotated[str, typer.Option("--model", help="auto, or the name of an expert.")]
 
 
 def route(
     text: Text = None, source: Input = None, output: Output = None, config: Config = None, json: Json = False
 ) -> None:
-    """Show which expert would get a request, and why."""
+    """Show which expert a request would go to, and why."""
     if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
-    look = _router(config)
+    route_request = _open_router(config)
     if text is not None:
-        decision, posterior = look({"messages": [{"role": "user", "content": text}]})
+        decision, posterior = route_request({"messages": [{"role": "user", "content": text}]})
         if json:
-            say_json(_plain(decision, posterior))
+            say_json(_to_json(decision, posterior))
         else:
             _explain(decision, posterior)
         return
     assert source is not None
-    lines = _route_file(source, look)
+    lines = _route_file(source, route_request)
     if output is None:
         write("".join(lines))
     else:
         output.write_text("".join(lines), encoding="utf-8")
 
 
-Look = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
+RouteRequest = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
+"""From the fields of a request to its decision and the probability of each category."""
 
 
-def _router(config: Path | None) -> Look:
-    from coe.routing.composition import decide
+def _open_router(config: Path | None) -> RouteRequest:
+    from coe.mapping.declaration import relative_cost
     from coe.routing.conversation import routing_text
-    from coe.routing.cost_weight import relative_use
+    from coe.routing.decision import decide
     from coe.runtime.active_state import load_active_state
     from gateway.dialects.chat import parse
 
     in_use = load_active_state(settings_for(config))
     registry, router = in_use.registry, in_use.router
-    charge = registry.policy.cost_weight * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_cost(registry)
 
-    def look(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
+    def route_request(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
         prediction: Prediction = router.predict([routing_text(chat)])[0]
         decision = decide(
@@ -80,21 +81,21 @@ def _router(config: Path | None) -> Look:
             registry=registry,
             assignment=in_use.assignment,
             confidence_threshold=in_use.confidence_threshold,
-            charge=charge,
+            extra_price=charge,
         )
         return decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
 
-    return look
+    return route_request
 
 
-def _route_file(path: Path, look: Look) -> list[str]:
-    """Its rows as they are, with the decision under one key: a row may have a category and an expert of its own."""
+def _route_file(path: Path, route_request: RouteRequest) -> list[str]:
+    """The rows of the file, each with its decision under one key: a row may have fields of the same names."""
     lines = []
     for number, row in numbered_rows(path):
         try:
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            decision, posterior = look({"messages": messages})
-            lines.append(orjson.dumps({**row, "decision": _plain(decision, posterior)}).decode() + "\n")
+            decision, posterior = route_request({"messages": messages})
+            lines.append(orjson.dumps({**row, "decision": _to_json(decision, posterior)}).decode() + "\n")
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
         except CoEError as error:
@@ -102,7 +103,7 @@ def _route_file(path: Path, look: Look) -> list[str]:
     return lines
 
 
-def _plain(decision: Decision, posterior: dict[str, float]) -> dict[str, Any]:
+def _to_json(decision: Decision, posterior: dict[str, float]) -> dict[str, Any]:
     return {
         "expert": decision.expert,
         "category": decision.category,
@@ -114,25 +115,25 @@ def _plain(decision: Decision, posterior: dict[str, float]) -> dict[str, Any]:
 
 
 def _explain(decision: Decision, posterior: dict[str, float]) -> None:
-    say(f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'nobody'})")
+    say(f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'none'})")
     for name, probability in sorted(posterior.items(), key=lambda item: -item[1])[:3]:
         say(f"{probability:10.1%}  {name}")
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:
-    """Chat with the running gateway; without TEXT, turn by turn until an empty line."""
+    """Chat with the running gateway; without TEXT, message by message until an empty line."""
     settings = settings_for(config)
     address = f"http://{settings.host}:{settings.port}/v1/chat/completions"
     messages: list[dict[str, str]] = []
     while True:
         try:
-            said = text or input_line()
+            message = text or input_line()
         except (EOFError, KeyboardInterrupt):
             return
-        if not said.strip():
+        if not message.strip():
             return
-        messages.append({"role": "user", "content": said})
-        answer = asyncio.run(_ask(address, model, messages, _headers(settings)))
+        messages.append({"role": "user", "content": message})
+        answer = asyncio.run(_send(address, model, messages, _headers(settings)))
         messages.append({"role": "assistant", "content": answer})
         if text is not None:
             return
@@ -148,23 +149,25 @@ def _headers(settings: Settings) -> dict[str, str]:
     return {"x-coe-purpose": "chat", **key}
 
 
-async def _ask(address: str, model: str, messages: list[dict[str, str]], sent: dict[str, str]) -> str:
+async def _send(address: str, model: str, messages: list[dict[str, str]], headers: dict[str, str]) -> str:
+    """Send the conversation, print the answer as it arrives, and return it. Raises ExpertUnavailable."""
     import aiohttp
 
     body = {"model": model, "messages": messages, "stream": True}
     try:
-        async with aiohttp.ClientSession() as session, session.post(address, json=body, headers=sent) as response:
-            headers = response.headers
+        async with aiohttp.ClientSession() as session, session.post(address, json=body, headers=headers) as response:
             if response.status != 200:
-                raise ExpertUnavailable(_failure((await response.json())["error"]["message"], headers), expert=model)
-            say(_banner(headers))
+                raise ExpertUnavailable(
+                    _failure((await response.json())["error"]["message"], response.headers), expert=model
+                )
+            say(_banner(response.headers))
             return await _print_stream(response.content)
     except aiohttp.ClientConnectionError as error:
         raise ExpertUnavailable(f"nothing answers at {address}; is `coe up` running?", expert=model) from error
 
 
 def _banner(headers: Mapping[str, str]) -> str:
-    """One line: who answers, the category, and in place of whom and why."""
+    """One line: the expert, the category, and after a fallback the first choice and the cause."""
     answered = f"{headers['x-coe-expert']}: {headers['x-coe-category']} {headers['x-coe-confidence']}"
     if first := headers.get("x-coe-fallback-from"):
         answered += f"; in place of {first}, which did not answer: {headers.get('x-coe-cause', 'error')}"
@@ -177,7 +180,7 @@ def _failure(message: str, headers: Mapping[str, str]) -> str:
 
 
 async def _print_stream(lines: Any) -> str:
-    said = []
+    chunks = []
     async for line in lines:
         if not line.startswith(b"data: {"):
             continue
@@ -186,7 +189,7 @@ async def _print_stream(lines: Any) -> str:
             raise ExpertUnavailable(event["error"]["message"], expert="")
         for choice in event.get("choices", ()):
             chunk = choice.get("delta", {}).get("content") or ""
-            said.append(chunk)
+            chunks.append(chunk)
             write(chunk)
     say("")
-    return "".join(said)
+    return "".join(chunks)

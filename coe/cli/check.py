@@ -1,11 +1,13 @@
-"""`coe check`: checks experts.yaml, reports what follows from it for the plan and the router in use, and with `--live`
-requests one token from every expert."""
+"""`coe check`: checks experts.yaml, lists what follows for the router and the plan in use, and can test every expert.
+
+With `--live` it requests one token from every expert; `coe up` does the same at its start.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import orjson
@@ -13,17 +15,20 @@ import typer
 
 from coe import registry
 from coe.cli.common import Config, Json, settings_for
-from coe.cli.live_check import check_live
 from coe.errors import ArtifactError, ConfigError
-from coe.experts.live_check import Finding
+from coe.experts import build_experts
+from coe.experts.http.client import Client
+from coe.experts.live_check import Finding, check_experts
 from coe.mapping import Consequence
 from coe.registry import Registry, yaml_source
-from coe.settings import Settings
+from coe.settings import Endpoint, Settings
 from coe.terminal import say, say_json
 
-Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
+ENDPOINTS_FILE = "endpoints.json"
+"""File of the state folder in which `coe up` writes the addresses of local experts."""
 
-Live = Annotated[bool, typer.Option("--live", help="Request one token from every expert, and name what is wrong.")]
+Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the file instead.")]
+Live = Annotated[bool, typer.Option("--live", help="Request one token from every expert, and report what is wrong.")]
 
 
 def check(config: Config = None, json: Json = False, schema: Schema = False, live: Live = False) -> None:
@@ -38,60 +43,99 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         return
     settings = settings_for(config)
     try:
-        found = registry.load(settings.config, environ=settings.environ)
-        _check_local(found, settings)
-        follows = _consequences(found, settings)
+        declared = registry.load(settings.config, environ=settings.environ)
+        _check_local_experts(declared, settings)
+        consequences = _consequences(declared, settings)
     except (ConfigError, ArtifactError) as error:
         if not json:
             raise
         say_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
         raise typer.Exit(1) from None
-    replan = any(one.replan for one in follows)
-    findings = asyncio.run(check_live(found, settings)) if live else []
-    summary = _summary(found, findings, live=live)
+    findings = asyncio.run(check_live(declared, settings)) if live else []
+    summary = _summary(declared, findings, live=live)
     if json:
-        say_json(summary | {"consequences": [asdict(one) for one in follows], "replan": replan})
+        replan = any(one.replan for one in consequences)
+        say_json(summary | {"consequences": [asdict(one) for one in consequences], "replan": replan})
     else:
-        counts = f"{len(found.categories)} categories, {len(found.experts)} experts"
-        say(f"{settings.config.name}: good ({counts}, digest {found.digest})")
-        _show(follows, replan=replan)
-        for finding in findings:
-            say(finding.sentence)
+        _show(declared, settings, consequences, findings)
     if not summary["ok"]:
         raise typer.Exit(1)
 
 
-def _summary(found: Registry, findings: Sequence[Finding], *, live: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"categories": found.category_names, "experts": found.expert_names, "digest": found.digest}
-    if live:
-        told["live"] = [{**asdict(finding), "ok": finding.ok} for finding in findings]
-    return {"ok": all(finding.ok for finding in findings), **told}
-
-
-def _consequences(found: Registry, settings: Settings) -> tuple[Consequence, ...]:
-    """Those for the artifacts in use. Raises ArtifactError or ConfigError for what would stop a start."""
-    from coe.runtime.consequences import consequences_of
-
-    return consequences_of(settings, found)
-
-
-def _show(follows: tuple[Consequence, ...], *, replan: bool) -> None:
-    if follows:
-        say("with the router and the plan in use:")
-    for one in follows:
-        say(f"  - {one.sentence}")
-    if replan:
-        say("the service starts and reloads with it; then run `coe plan` again")
-
-
-def _check_local(found: Registry, settings: Settings) -> None:
-    """What the experts to be started here need of this machine; a gateway elsewhere is not held up by it."""
-    from coe.fleet.validation import mistakes
+def _check_local_experts(declared: Registry, settings: Settings) -> None:
+    """Check what local experts need of this machine; raises ConfigError. A gateway alone does not need it."""
+    from coe.fleet.validation import find_problems
 
     source = yaml_source.read(settings.config)
     problems = [
-        f"{source.at(('experts', index, key))}: {found.experts[index].name!r}: {what}"
-        for index, key, what in mistakes(found.experts, beside=settings.config.parent)
+        f"{source.at(('experts', index, key))}: {declared.experts[index].name!r}: {what}"
+        for index, key, what in find_problems(declared.experts, base_folder=settings.config.parent)
     ]
     if problems:
         raise ConfigError(*problems)
+
+
+def _consequences(declared: Registry, settings: Settings) -> tuple[Consequence, ...]:
+    """Those for the artifacts in use. Raises ArtifactError or ConfigError for what would stop a start."""
+    from coe.runtime.consequences import consequences_of
+
+    return consequences_of(settings, declared)
+
+
+def _summary(declared: Registry, findings: Sequence[Finding], *, live: bool) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "ok": all(finding.ok for finding in findings),
+        "categories": declared.category_names,
+        "experts": declared.expert_names,
+        "digest": declared.digest,
+    }
+    return summary | ({"live": [{**asdict(one), "ok": one.ok} for one in findings]} if live else {})
+
+
+def _show(
+    declared: Registry, settings: Settings, consequences: Sequence[Consequence], findings: Sequence[Finding]
+) -> None:
+    counts = f"{len(declared.categories)} categories, {len(declared.experts)} experts"
+    say(f"{settings.config.name}: good ({counts}, digest {declared.digest})")
+    if consequences:
+        say("with the router and the plan in use:")
+    for one in consequences:
+        say(f"  - {one.sentence}")
+    if any(one.replan for one in consequences):
+        say("the service starts and reloads with it; then run `coe plan` again")
+    for finding in findings:
+        say(finding.sentence)
+
+
+async def check_live(declared: Registry, settings: Settings) -> list[Finding]:
+    """Request one token from every expert, but not from experts that share a device: that would make them switch.
+
+    A local expert that `coe up` does not run is a finding too. Raises ConfigError.
+    """
+    served = _served(settings)
+    checked, missing = [], []
+    for spec in declared.experts:
+        is_local = not spec.addresses and spec.runtime != "litellm"
+        if is_local and declared.residency is not None:
+            continue
+        if is_local and not served.get(spec.name):
+            missing.append(
+                Finding(spec.name, "this machine", "connection_refused", "it is not running", "start it with `coe up`")
+            )
+        else:
+            checked.append(spec)
+    async with Client() as session:
+        experts = build_experts(declared.model_copy(update={"experts": tuple(checked)}), served, session=session)
+        try:
+            return [*await check_experts(experts.values(), session=session), *missing]
+        finally:
+            for expert in experts.values():
+                await expert.aclose()
+
+
+def _served(settings: Settings) -> Mapping[str, tuple[Endpoint, ...]]:
+    """The addresses of local experts: those of the environment, else those that the last `coe up` wrote."""
+    if served := settings.served():
+        return served
+    file = settings.home / ENDPOINTS_FILE
+    return replace(settings, endpoints_file=file).served() if file.exists() else {}

@@ -1,7 +1,4 @@
-"""What the verbs share: their common options, and how they print.
-
-Spans of time as people write them: 30s, 15m, 2h, 7d.
-"""
+"""Options, checks and output settings that the verbs share."""
 
 from __future__ import annotations
 
@@ -16,19 +13,24 @@ import typer
 from coe.jobs.engine import Engine
 from coe.settings import Settings
 
-Config = Annotated[Path | None, typer.Option("--config", help="The declaration [default: COE_CONFIG or experts.yaml].")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="The configuration [default: COE_CONFIG or experts.yaml].")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="Where embedding and fits run: ray is a cluster's.")]
-IMAGES = (".png", ".svg", ".pdf")
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="Where embedding and fits run: in this process, or on a Ray cluster.")
+]
+IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def settings_for(config: Path | None) -> Settings:
-    """The process's settings, with the declaration given on the command line."""
+    """The process's settings, with the configuration given on the command line."""
     return Settings.read(config=config)
 
 
-def writable(path: Path | None) -> Path | None:
-    """A file to be written when the work is done: that it can be is found out before. Raises BadParameter."""
+def writable_file(path: Path | None) -> Path | None:
+    """Check before the work that an output file can be written after it. Raises BadParameter."""
     if path is None:
         return None
     if path.is_dir():
@@ -40,33 +42,29 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
-def image(path: Path | None) -> Path | None:
-    """The same of an image. Raises BadParameter."""
-    if path is not None and path.suffix not in IMAGES:
-        raise typer.BadParameter(f"{path} is to end in {', '.join(IMAGES)}")
-    return writable(path)
+def image_file(path: Path | None) -> Path | None:
+    """Check an output file that is an image. Raises BadParameter."""
+    if path is not None and path.suffix not in IMAGE_SUFFIXES:
+        raise typer.BadParameter(f"{path} must end in {', '.join(IMAGE_SUFFIXES)}")
+    return writable_file(path)
 
 
-def keep_output_clean() -> None:
-    """From now on what libraries in C print on standard output goes to standard error: at times HiGHS does, in the
-    middle of a plan's JSON."""
+def keep_stdout_clean() -> None:
+    """Redirect what C libraries print on standard output to standard error: HiGHS may print amid a plan's JSON."""
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
     if sys.stdout is not sys.__stdout__:
-        return  # this process is not the command's own
-    kept = os.dup(1)
+        return  # a test or an embedding process has replaced it
+    stdout = os.dup(1)
     os.dup2(2, 1)
-    buffering = 1 if os.isatty(kept) else -1
+    buffering = 1 if os.isatty(stdout) else -1
     sys.stdout = open(  # noqa: SIM115  # until the process ends
-        kept, "w", buffering, encoding=encoding, errors=errors, closefd=False
+        stdout, "w", buffering, encoding=encoding, errors=errors, closefd=False
     )
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds(text: str, *, option: str) -> int:
-    """The span in seconds. Bad usage of `option` where it is none."""
+def duration_seconds(text: str, *, option: str) -> int:
+    """A duration such as 30s, 15m, 2h or 7d in seconds. Raises BadParameter, which names the option."""
     match = re.fullmatch(r"([1-9]\d{0,5})([smhd])", text)
     if match is None:
         raise typer.BadParameter("write a number and s, m, h or d, such as 15m", param_hint=option)
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * _UNIT_SECONDS[match[2]]

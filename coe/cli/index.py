@@ -1,9 +1,10 @@
-"""`coe index`: files become documents that experts may be given passages of."""
+"""`coe index`: fills, lists and searches the document store from which requests may get passages."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,59 +18,57 @@ from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
 from coe.jobs.progress import progress_bar
 from coe.retrieval.ingest.conversion import Converter
-from coe.retrieval.ingest.files import Found, Refused, find
-from coe.retrieval.ingest.indexing import DocumentEncoder, Indexer, Tally, Text
-from coe.retrieval.passages import MOST_PASSAGES, DocumentStore, Key, Passage
+from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore, Passage
 from coe.runtime.active_state import check_router
 from coe.runtime.document_index import open_index
 from coe.terminal import say, say_error, say_json
 
-COLLECTION = "documents"
-_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+DEFAULT_COLLECTION = "documents"
+_NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
-app = typer.Typer(no_args_is_help=True, help="Fill the document store, look what is in it, and search it.")
+app = typer.Typer(no_args_is_help=True, help="Fill, list and search the document store.")
 
 
 def _name(value: str | None) -> str | None:
-    import re
-
-    if value is not None and not re.fullmatch(_PATTERN, value):
+    if value is not None and not re.fullmatch(_NAME_PATTERN, value):
         raise typer.BadParameter(f"{value!r} is not a name (letters, digits and ._- up to 64)")
     return value
 
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns: text, Markdown, HTML, PDF.")]
-Ids = Annotated[list[str], typer.Argument(help="Documents, as `coe index list` names them.")]
-Words = Annotated[str, typer.Argument(metavar="TEXT")]
-Into = Annotated[str, typer.Option("--collection", callback=_name, help="The collection.")]
-In = Annotated[list[str] | None, typer.Option("--collection", help="Look in this one; may be repeated.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", callback=_name, help="Whose it is; left out: everybody's.")]
-Prune = Annotated[bool, typer.Option("--prune", help="Forget the collection's other documents.")]
-Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MOST_PASSAGES, help="How many passages.")]
-Documents = Annotated[bool, typer.Option("--documents", help="Name every document of the collection.")]
+Ids = Annotated[list[str], typer.Argument(help="Names of documents, as `coe index list --documents` prints them.")]
+Query = Annotated[str, typer.Argument(metavar="TEXT")]
+Collection = Annotated[str, typer.Option("--collection", callback=_name, help="The collection.")]
+Collections = Annotated[list[str] | None, typer.Option("--collection", help="Search this one; may be repeated.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", callback=_name, help="Its tenant [default: shared by all].")]
+Prune = Annotated[bool, typer.Option("--prune", help="Remove the collection's other documents.")]
+Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MAX_PASSAGES, help="How many passages.")]
+Documents = Annotated[bool, typer.Option("--documents", help="List the names of the collection's documents.")]
 
 
 @dataclass(slots=True)
 class _Run:
-    """What a run of `coe index add` did: counts, and the files that were not taken with the reason."""
+    """The result of `coe index add`: counts, and the refused files with the reason."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: IndexingCounts = field(default_factory=IndexingCounts)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    forgotten: int = 0
+    removed: int = 0
 
 
 @app.command("add")
 def add(
     paths: Paths,
-    collection: Into = COLLECTION,
+    collection: Collection = DEFAULT_COLLECTION,
     tenant: Tenant = None,
     prune: Prune = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Index files; what did not change since is not touched. Exit 1 where a file could not be taken."""
+    """Index files; unchanged ones are skipped. Exit 1 where a file was refused."""
     settings = settings_for(config)
-    found = find(paths)
+    found = find_files(paths)
     run = asyncio.run(_add(settings.config, found, collection=collection, tenant=tenant, prune=prune, config=config))
     _report(run, json)
     if run.refused:
@@ -78,13 +77,13 @@ def add(
 
 @app.command("list")
 def list_(
-    collection: Into = COLLECTION,
+    collection: Collection = DEFAULT_COLLECTION,
     documents: Documents = False,
     tenant: Tenant = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """What is in the store."""
+    """List the collections of the store, or the documents of one."""
     if documents:
         names = sorted(asyncio.run(_names(collection, tenant, config)))
         for line in [orjson.dumps(names).decode()] if json else names:
@@ -100,25 +99,29 @@ def list_(
 
 @app.command("remove")
 def remove(
-    ids: Ids, collection: Into = COLLECTION, tenant: Tenant = None, config: Config = None, json: Json = False
+    ids: Ids,
+    collection: Collection = DEFAULT_COLLECTION,
+    tenant: Tenant = None,
+    config: Config = None,
+    json: Json = False,
 ) -> None:
-    """Forget documents. Exit 1 where one was not there."""
-    count = asyncio.run(_remove([Key(one, collection, tenant) for one in ids], config))
-    say_json({"removed": count}) if json else say(f"{count} of {len(ids)} documents forgotten")
+    """Remove documents. Exit 1 where one was not found."""
+    count = asyncio.run(_remove([DocumentKey(one, collection, tenant) for one in ids], config))
+    say_json({"removed": count}) if json else say(f"{count} of {len(ids)} documents removed")
     if count < len(set(ids)):
         raise typer.Exit(1)
 
 
 @app.command("search")
 def search(
-    text: Words,
+    text: Query,
     limit: Limit = 5,
-    collection: In = None,
+    collection: Collections = None,
     tenant: Tenant = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """The passages that an expert would be given for a question."""
+    """Show the passages that a request with this text would get."""
     found = asyncio.run(_search(text, limit, collection or [], tenant, config))
     if json:
         say_json([asdict(one) for one in found])
@@ -129,13 +132,13 @@ def search(
 
 @app.command("rebuild")
 def rebuild(config: Config = None, json: Json = False) -> None:
-    """Embed all that is stored anew, for the encoder of the router in use; searches see the former index meanwhile."""
+    """Embed all stored documents with the encoder of the router in use; searches use the old index meanwhile."""
     count = asyncio.run(_rebuild(config))
-    say_json({"documents": count}) if json else say(f"{count} documents embedded anew")
+    say_json({"documents": count}) if json else say(f"{count} documents embedded")
 
 
 @asynccontextmanager
-async def _opened(config: Path | None) -> AsyncIterator[tuple[DocumentStore, DocumentEncoder]]:
+async def _open_store(config: Path | None) -> AsyncIterator[tuple[DocumentStore, TokenizingEncoder]]:
     settings = settings_for(config)
     registry, artifact = check_router(settings)
     index = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
@@ -147,7 +150,7 @@ async def _opened(config: Path | None) -> AsyncIterator[tuple[DocumentStore, Doc
 
 async def _add(
     base: Path,
-    found: Sequence[Found | Refused],
+    found: Sequence[SourceFile | RejectedFile],
     *,
     collection: str,
     tenant: str | None,
@@ -155,74 +158,74 @@ async def _add(
     config: Path | None,
 ) -> _Run:
     run = _Run()
-    async with _opened(config) as (store, encoder), Converter() as converter:
+    async with _open_store(config) as (store, encoder), Converter() as converter:
         indexer = Indexer(store, encoder)
         with progress_bar("indexing") as progress:
             texts = _texts(found, converter, run, place=(base.parent, collection, tenant))
             run.tally = await indexer.add(texts, progress=_share("indexing", len(found), progress))
         if prune and not run.refused:
-            kept = {_id(one.path, base.parent) for one in found}
-            others = [name for name in await store.digests(collection, tenant) if name not in kept]
-            run.forgotten = await store.delete([Key(name, collection, tenant) for name in others])
+            current = {_id(one.path, base.parent) for one in found}
+            others = [name for name in await store.digests(collection, tenant) if name not in current]
+            run.removed = await store.delete([DocumentKey(name, collection, tenant) for name in others])
     return run
 
 
 async def _texts(
-    found: Sequence[Found | Refused], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
-) -> AsyncIterator[Text]:
+    found: Sequence[SourceFile | RejectedFile], converter: Converter, run: _Run, *, place: tuple[Path, str, str | None]
+) -> AsyncIterator[SourceText]:
     base, collection, tenant = place
     for one in found:
-        if isinstance(one, Refused):
-            run.refused.append((str(one.path), one.why))
+        if isinstance(one, RejectedFile):
+            run.refused.append((str(one.path), one.reason))
             continue
         try:
-            converted = await converter.convert(one.path, one.kind)
+            converted = await converter.convert(one.path, one.file_format)
         except DocumentError as error:
             run.refused.append((str(one.path), str(error)))
             continue
         name = _id(one.path, base)
-        yield Text(Key(name, collection, tenant), converted.text, name, converted.title)
+        yield SourceText(DocumentKey(name, collection, tenant), converted.text, name, converted.title)
 
 
 def _id(file: Path, base: Path) -> str:
-    """A file's path from the folder of experts.yaml where it lies within, else from the root."""
+    """A file's name in the store: its path from the folder of experts.yaml, or absolute where it is elsewhere."""
     real = file.resolve()
     base = base.resolve()
     return (real.relative_to(base) if real.is_relative_to(base) else real).as_posix()
 
 
 async def _collections(config: Path | None) -> Sequence[Any]:
-    async with _opened(config) as (store, _):
+    async with _open_store(config) as (store, _):
         return await store.collections()
 
 
 async def _names(collection: str, tenant: str | None, config: Path | None) -> Sequence[str]:
-    async with _opened(config) as (store, _):
+    async with _open_store(config) as (store, _):
         return list(await store.digests(collection, tenant))
 
 
-async def _remove(keys: Sequence[Key], config: Path | None) -> int:
-    async with _opened(config) as (store, _):
+async def _remove(keys: Sequence[DocumentKey], config: Path | None) -> int:
+    async with _open_store(config) as (store, _):
         return await store.delete(keys)
 
 
 async def _search(
     text: str, limit: int, collections: Sequence[str], tenant: str | None, config: Path | None
 ) -> Sequence[Passage]:
-    async with _opened(config) as (store, encoder):
+    async with _open_store(config) as (store, encoder):
         vector = encoder.encode([text])[0]
         return await store.search(text, vector, collections=collections, tenant=tenant, limit=limit)
 
 
 async def _rebuild(config: Path | None) -> int:
-    async with _opened(config) as (store, encoder):
+    async with _open_store(config) as (store, encoder):
         total = sum(one.documents for one in await store.collections())
         with progress_bar("embedding") as progress:
             return await Indexer(store, encoder).rebuild(progress=_share("embedding", total, progress))
 
 
 def _share(stage: str, total: int, progress: Callable[[str, float], None] | None) -> Callable[[int], None] | None:
-    """What hears how many are done, for a bar that shows which share of `total` that is."""
+    """A function of the number done that updates the progress bar; None without a bar."""
     if progress is None:
         return None
     return lambda done: progress(stage, done / max(1, total))
@@ -231,13 +234,13 @@ def _share(stage: str, total: int, progress: Callable[[str, float], None] | None
 def _report(run: _Run, json: bool) -> None:
     if json:
         refused = [{"path": path, "why": why} for path, why in run.refused]
-        say_json({**asdict(run.tally), "forgotten": run.forgotten, "refused": refused})
+        say_json({**asdict(run.tally), "removed": run.removed, "refused": refused})
         return
     for path, why in run.refused:
         say_error(f"{path}: {why}")
     tally = run.tally
     parts = [f"{tally.added} added", f"{tally.changed} changed", f"{tally.unchanged} unchanged"]
-    for count, what in ((tally.empty, "empty"), (run.forgotten, "forgotten"), (len(run.refused), "refused")):
+    for count, what in ((tally.empty, "empty"), (run.removed, "removed"), (len(run.refused), "refused")):
         parts += [f"{count} {what}"] if count else []
     say(f"{', '.join(parts)} ({tally.chunks:,} chunks embedded)")
 

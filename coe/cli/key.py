@@ -1,4 +1,4 @@
-"""`coe key`: a new API key, and what experts.yaml keeps of it."""
+"""`coe key`: makes an API key and prints the entry for experts.yaml that holds its digest."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from coe.cli.common import Json
 from coe.registry import ApiKey
 from coe.terminal import say, say_json
 
-Name = Annotated[str, typer.Argument(help="Shown in logs and records in place of the key.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="Whose requests these are [default: the name].")]
+Name = Annotated[str, typer.Argument(help="The name that logs and records show instead of the key.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="The tenant of its requests [default: the name].")]
 Scopes = Annotated[
     list[str] | None,
-    typer.Option("--scope", help="chat, route, feedback or admin; repeat it [default: all but admin]."),
+    typer.Option("--scope", help="chat, route, feedback or admin; may be repeated [default: all but admin]."),
 ]
 
 
 def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = False) -> None:
-    """Make an API key. It is printed once and kept nowhere; its digest goes into experts.yaml."""
+    """Make an API key. It is printed once and stored nowhere; experts.yaml holds its digest."""
     from coe.runtime.api_keys import digest_of, new_key
 
-    made = new_key()
-    entry: dict[str, str | list[str]] = {"name": name, "sha256": digest_of(made)}
+    new = new_key()
+    entry: dict[str, str | list[str]] = {"name": name, "sha256": digest_of(new)}
     if tenant is not None:
         entry["tenant"] = tenant
     if scope:
@@ -34,18 +34,18 @@ def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = Fa
     except ValidationError as error:
         raise typer.BadParameter(_reason(error)) from None
     if json:
-        say_json({"key": made, "entry": entry})
+        say_json({"key": new, "entry": entry})
     else:
-        say(_text(made, entry))
+        say(_text(new, entry))
 
 
-def _text(made: str, entry: dict[str, str | list[str]]) -> str:
+def _text(new: str, entry: dict[str, str | list[str]]) -> str:
     rest = [f"      {field}: {_yaml(value)}" for field, value in list(entry.items())[1:]]
     return "\n".join(
         [
-            made,
+            new,
             "",
-            "Give it to whoever is to use it; it cannot be shown again. In experts.yaml:",
+            "Pass it to its user; it cannot be shown again. In experts.yaml:",
             "",
             "access:",
             "  keys:",
@@ -56,7 +56,7 @@ def _text(made: str, entry: dict[str, str | list[str]]) -> str:
 
 
 def _yaml(value: str | list[str]) -> str:
-    """Names are quoted, since some would be read as numbers or truth values."""
+    """Names are quoted, since YAML reads some as numbers or booleans."""
     return f"[{', '.join(value)}]" if isinstance(value, list) else f'"{value}"'
 
 

@@ -1,4 +1,4 @@
-"""`coe log`: what was asked, who answered, and how it went."""
+"""`coe log`: lists records of the routing log, and exports and imports them as files."""
 
 from __future__ import annotations
 
@@ -7,44 +7,52 @@ import math
 import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, seconds, settings_for
-from coe.cli.log_files import export, import_
+from coe.cli.common import Config, Json, duration_seconds, settings_for, writable_file
+from coe.errors import DataError
+from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
+from coe.jobs.signals import exit_on_sigterm
+from coe.learning.estimation.experience_loader import open_logs
+from coe.learning.evaluation.quality import require_parquet
 from coe.records import missing_file, open_log
 from coe.records.codec import encode
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.registry import Registry, load
 from coe.terminal import say, say_error
 
-POLL = 0.5
+POLL_SECONDS = 0.5
 
-Count = Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many records.")]
-Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on with new records until Ctrl-C.")]
-Since = Annotated[str, typer.Option("--since", help="Not older than this, such as 30s, 15m, 2h, 7d.")]
+Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many records.")]
+Follow = Annotated[bool, typer.Option("-f", "--follow", help="Print new records until Ctrl-C.")]
+Since = Annotated[str, typer.Option("--since", help="Not older than this, for example 30s, 15m, 2h or 7d.")]
+Until = Annotated[str, typer.Option("--until", help="Older than this, for example 2h.")]
 Category = Annotated[str, typer.Option("--category")]
 Expert = Annotated[str, typer.Option("--expert")]
-Until = Annotated[str, typer.Option("--until", help="Older than this, such as 2h.")]
 Outcome = Annotated[str, typer.Option("--outcome", help="ok, aborted, or an error code.")]
 Reason = Annotated[str, typer.Option("--reason", help="routed, uncertain, sticky, fallback, ...")]
-Session = Annotated[str, typer.Option("--session", help="What the client sent as x-session-id.")]
+Session = Annotated[str, typer.Option("--session", help="The client's x-session-id.")]
 Tenant = Annotated[str, typer.Option("--tenant")]
-Id = Annotated[str, typer.Option("--id", help="How the request's id begins.")]
+Id = Annotated[str, typer.Option("--id", help="The beginning of the request's id.")]
+OutputFile = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, .jsonl or .parquet.")]
+InputFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A file that `coe log export` wrote.", exists=True, dir_okay=False)
+]
+Redact = Annotated[bool, typer.Option("--redact", help="Leave out prompts, embeddings and text digests.")]
 
-app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or carry them.")
-app.command("export")(export)
-app.command("import")(import_)
+app = typer.Typer(invoke_without_command=True, help="List the newest records of the routing log, or export and import.")
 
 
 @app.callback()
 def log(
     context: typer.Context,
-    limit: Count = 20,
+    limit: Limit = 20,
     follow: Follow = False,
     since: Since = "",
-    deadline: Until = "",
+    until: Until = "",
     category: Category = "",
     expert: Expert = "",
     outcome: Outcome = "",
@@ -55,14 +63,14 @@ def log(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """List the newest records of the routing log, oldest first; `export` and `import` carry them to a file and back."""
+    """List the newest records of the routing log, oldest first; `export` and `import` copy them to a file and back."""
     if context.invoked_subcommand:
         return
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     query = LogQuery(
-        since=_ago(since, option="--since"),
-        until=_ago(deadline, option="--until", otherwise=math.inf),
+        since=_ago(since, option="--since", default=0.0),
+        until=_ago(until, option="--until", default=math.inf),
         category=category,
         expert=expert,
         outcome=outcome,
@@ -83,6 +91,55 @@ def log(
         say_error(_no_match(query, registry))
 
 
+@app.command("export")
+def export_file(
+    file: OutputFile,
+    since: Since = "",
+    until: Until = "",
+    category: Category = "",
+    redact: Redact = False,
+    config: Config = None,
+) -> None:
+    """Write the routing log to a file, JSON Lines or parquet, each record with its feedback."""
+    _check_format(file)
+    writable_file(file)
+    settings = settings_for(config)
+    url, now = load(settings.config, environ=settings.environ).log.url, time.time()
+    if missing := missing_file(url, base=settings.home):
+        raise DataError(f"{missing}: there is no routing log yet; check --config and COE_HOME")
+    first, last = _ago(since, option="--since", default=0.0), _ago(until, option="--until", default=now)
+    with open_logs(url, base=settings.home) as logs, exit_on_sigterm():
+        ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
+        pages = logs.all(since=first, until=last, category=category)
+        rows = ((record, ratings.of(record)) for page in pages for record in page)
+        count = write_rows(file, rows, redact=redact)
+    say(f"{file}: {count} records")
+    if logs.damaged:
+        say_error(_damaged_note(logs.damaged))
+
+
+@app.command("import")
+def import_file(file: InputFile, config: Config = None) -> None:
+    """Add the records of a file and their feedback to the routing log; existing records stay."""
+    _check_format(file)
+    settings = settings_for(config)
+    declared = load(settings.config, environ=settings.environ).log
+    count, old = asyncio.run(import_rows(file, declared, base=settings.home))
+    say(f"{file}: {count} records are in the log now, new or already there")
+    if old:
+        say(f"{old} records are older than log.keep_days and left out")
+
+
+def _check_format(file: Path) -> None:
+    """Raises BadParameter for a file of another format, ConfigError where pyarrow is missing."""
+    if file.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{file} must end in {' or '.join(SUFFIXES)}", param_hint="FILE")
+    if file.exists() and not file.is_file():
+        raise typer.BadParameter(f"{file} is not a regular file", param_hint="FILE")
+    if file.suffix == ".parquet":
+        require_parquet()
+
+
 def _no_match(query: LogQuery, registry: Registry) -> str:
     """The note for an empty list, with the declared names where the query names something else."""
     for name, known in (("category", registry.category_names), ("expert", registry.expert_names)):
@@ -92,24 +149,24 @@ def _no_match(query: LogQuery, registry: Registry) -> str:
 
 
 async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
-    """Print the records and, with `follow`, new ones without end. Returns how many there were."""
+    """Print the records and, with `follow`, new ones without end. Returns the number of records."""
     try:
         page = await routing_log.tail(query)
         if not json:
             say(_HEADER)
         _print(page, json)
         while follow:
-            page = await _newer(routing_log, replace(query, after=page.cursor))
+            page = await _next_page(routing_log, replace(query, after=page.cursor))
             _print(page, json)
         return len(page.records)
     finally:
         await routing_log.aclose()
 
 
-async def _newer(routing_log: RoutingLog, query: LogQuery) -> LogPage:
+async def _next_page(routing_log: RoutingLog, query: LogQuery) -> LogPage:
     page = await routing_log.read(query)
     if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
-        await asyncio.sleep(POLL)
+        await asyncio.sleep(POLL_SECONDS)
     return page
 
 
@@ -121,32 +178,26 @@ _HEADER = (
 
 def _print(page: LogPage, json: bool) -> None:
     if page.damaged:
-        say_error(f"{page.damaged} entries of the log are damaged and left out")
+        say_error(_damaged_note(page.damaged))
     for record in page.records:
-        if json:
-            say(encode(record).decode())
-        else:
-            say(_line(record))
+        say(encode(record).decode() if json else _line(record))
+
+
+def _damaged_note(count: int) -> str:
+    return f"{count} entries of the log are damaged and left out"
 
 
 def _line(record: RoutingRecord) -> str:
     when = datetime.fromtimestamp(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    tokens = f"{_or_dash(record.input_tokens)}+{_or_dash(record.output_tokens)}"
+    tokens = "+".join("-" if count is None else str(count) for count in (record.input_tokens, record.output_tokens))
+    cause = f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
     return (
         f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
         f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  "
-        f"{record.request_id:36}  {_cause(record)}"
+        f"{record.request_id:36}  {cause}"
     ).rstrip()
 
 
-def _cause(record: RoutingRecord) -> str:
-    """The first choice that did not answer, and the cause; empty for a request whose first choice answered."""
-    return f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
-
-
-def _or_dash(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _ago(text: str, *, option: str, otherwise: float = 0.0) -> float:
-    return time.time() - seconds(text, option=option) if text else otherwise
+def _ago(text: str, *, option: str, default: float) -> float:
+    """The Unix time of a duration ago."""
+    return time.time() - duration_seconds(text, option=option) if text else default

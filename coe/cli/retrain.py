@@ -1,4 +1,7 @@
-"""`coe retrain`: what was logged and said about it becomes a better assignment, router and gate, where it is proven."""
+"""`coe retrain`: learns a better plan, router, overlays and gate from the log, and promotes what a test shows better.
+
+With `--every` it repeats until SIGTERM. After each round it publishes the traffic report for the gateways' metrics.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,101 +17,77 @@ from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, EngineOption, Json, keep_output_clean, seconds, settings_for
-from coe.cli.status import status_report
+from coe.cli.common import Config, EngineOption, Json, duration_seconds, keep_stdout_clean, settings_for
 from coe.errors import CoEError
-from coe.jobs.engine import Engine, working
-from coe.jobs.gate_round import learn_gate
-from coe.jobs.overlay_round import learn_overlays
-from coe.jobs.plan_round import Outcome, begun, learn_assignment
-from coe.jobs.router_round import learn_router
-from coe.jobs.signals import heeding_sigterm
-from coe.learning.monitoring.traffic_report import publish
+from coe.jobs.engine import Engine
+from coe.jobs.retrain import retrain as run_rounds
+from coe.jobs.round import Outcome
+from coe.jobs.signals import exit_on_sigterm
+from coe.jobs.status_report import status_report
+from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.settings import Settings
 from coe.terminal import say, say_error, say_json
 
 JITTER = 0.1
-"""Part of the interval by which a round may be early or late, so that jobs on several machines do not meet."""
+"""Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
 
-Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as of `coe score`.")]
-Name = Annotated[str | None, typer.Option("--benchmark", help="Which one, where the folder of --probes has several.")]
-Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, such as 12h or 30d.")]
-Every = Annotated[str, typer.Option("--every", help="Go on with a round each such span, such as 6h, until SIGTERM.")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Judge and show, and change nothing.")]
+Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where --probes holds several.")]
+Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
+Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
 
 
 def retrain(
     probes: Probes = None,
-    name: Name = None,
+    benchmark: Benchmark = None,
     since: Since = "30d",
     every: Every = "",
-    dry_run: Dry = False,
+    dry_run: DryRun = False,
     engine: EngineOption = Engine.LOCAL,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Learn from the routing log and its feedback; promote only what a test shows to be better."""
-    if name is not None and probes is None:
-        raise typer.BadParameter("names a part of measured quality: give --probes too", param_hint="--benchmark")
-    keep_output_clean()
-    settings, window = settings_for(config), seconds(since, option="--since")
-    round_ = partial(learn, settings, probes=probes, benchmark=name, window=window, dry_run=dry_run, engine=engine)
-    if not every:
-        with heeding_sigterm():
-            _say(round_(), json)
-            _watch(settings, dry_run)
-        return
-    pause, over = seconds(every, option="--every"), _told_to_stop()
-    while True:
-        try:
-            _say(round_(), json)
-            _watch(settings, dry_run)
-        except CoEError as error:  # such as a Redis that is away: the next round may find it
-            say_error(f"{error}; next try in about {every}")
-        if over.wait(pause * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311 (nothing secret hangs on it)
-            return
+    if benchmark is not None and probes is None:
+        raise typer.BadParameter("needs the folder of measured quality: give --probes too", param_hint="--benchmark")
+    keep_stdout_clean()
+    settings, window = settings_for(config), duration_seconds(since, option="--since")
+    run = partial(run_rounds, settings, probes=probes, benchmark=benchmark, window=window, dry_run=dry_run)
+
+    def run_once() -> None:
+        _print(run(engine=engine), json)
+        if not dry_run:
+            _publish_traffic(settings)
+
+    if every:
+        _repeat(run_once, every)
+    else:
+        with exit_on_sigterm():
+            run_once()
 
 
-def learn(
-    settings: Settings,
-    *,
-    probes: Path | None,
-    benchmark: str | None = None,
-    window: float,
-    dry_run: bool,
-    engine: Engine = Engine.LOCAL,
-) -> list[Outcome]:
-    """One round, of the last `window` seconds. Raises JobError where another is at work, or what is wrong."""
-    now = time.time()
-    with begun(settings, since=now - window, now=now, dry_run=dry_run) as job, working(engine) as work:
-        found, experience = learn_assignment(job, probes=probes, benchmark=benchmark)
-        if experience is None:
-            return [found]
-        router = learn_router(job, experience, work=work)
-        overlays = None if router and router.promoted else learn_overlays(job, experience)  # they go with their router
-        gate = None if router and router.promoted else learn_gate(job)
-        return [found, *(one for one in (router, overlays, gate) if one is not None)]
-
-
-def _watch(settings: Settings, dry_run: bool) -> None:
-    """Look at the traffic, for the gateways' metrics."""
-    if dry_run:
-        return
-    try:
-        publish(settings, status_report(settings, now=time.time()))
-    except CoEError as error:  # what was learnt stands
-        say_error(f"the traffic was not looked at: {error}")
-
-
-def _told_to_stop() -> threading.Event:
-    """Set by SIGTERM and SIGINT; a round under way is ended first."""
-    over = threading.Event()
+def _repeat(run_once: Callable[[], None], every: str) -> None:
+    """Run at the interval until SIGTERM or SIGINT, which let a round in progress finish."""
+    interval, stopped = duration_seconds(every, option="--every"), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
-    return over
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.is_set():
+        try:
+            run_once()
+        except CoEError as error:  # for example an unreachable Redis, which the next round may reach
+            say_error(f"{error}; next try in about {every}")
+        stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
 
 
-def _say(outcomes: Iterable[Outcome], json: bool) -> None:
+def _publish_traffic(settings: Settings) -> None:
+    try:
+        publish_traffic_report(settings, status_report(settings, now=time.time()))
+    except CoEError as error:  # the rounds' results stand
+        say_error(f"the traffic report was not updated: {error}")
+
+
+def _print(outcomes: Iterable[Outcome], json: bool) -> None:
     if json:
         say_json({outcome.kind: asdict(outcome) for outcome in outcomes})
         return
@@ -117,6 +96,6 @@ def _say(outcomes: Iterable[Outcome], json: bool) -> None:
         for move in outcome.report.get("moves", ()):
             say(f"  {move['sentence']}")
         if outcome.version:
-            say(f"  version {outcome.version} is in use; gateways take it within a second or two")
+            say(f"  version {outcome.version} is in use; gateways apply it within a second or two")
         if outcome.folder:
             say(f"  report: {outcome.folder}/report.md")

@@ -1,4 +1,4 @@
-"""`coe train`: prompts with categories become the router in use."""
+"""`coe train`: trains the router on prompts with categories and puts it into use."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import typer
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, EngineOption, Json, settings_for
-from coe.jobs.engine import Engine, working
+from coe.jobs.engine import Engine, task_runner
 from coe.jobs.progress import progress_bar
-from coe.jobs.signals import heeding_sigterm
+from coe.jobs.signals import exit_on_sigterm
 from coe.jobs.training_data import training_pairs
-from coe.learning.evaluation.tables import digest
+from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.registry import load
 from coe.runtime.artifact_sync import synced_store
 from coe.terminal import say, say_json
 
-Pairs = list[tuple[str, str]]
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: artifacts in the state folder].")]
+Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 
 
@@ -42,16 +41,16 @@ def train(
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with (
-        working(engine) as work,
+        task_runner(engine) as runner,
         store.draft() as draft,
         progress_bar("training") as progress,
-        heeding_sigterm(),
+        exit_on_sigterm(),
     ):
         examples = [routers.Example(prompt, category) for prompt, category in pairs]
         encoder = encoder or registry.router.encoder
-        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, work=work)
+        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, runner=runner)
         plot_training(metrics, draft)
-        artifact = store.publish(draft, categories=registry.category_names, data=digest(pairs), metrics=metrics)
+        artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
     _report(artifact, json)
 
@@ -69,5 +68,5 @@ def _report(artifact: Artifact, json: bool) -> None:
     if dropped:
         say("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
     drawn = [name for name in (RELIABILITY, RISK_COVERAGE) if name in manifest.files]
-    beside = f"; drawn beside it in {' and '.join(drawn)}" if drawn else ""
-    say(f"held-out figures are in {artifact.folder / MANIFEST}{beside}")
+    plots = f"; plots: {' and '.join(drawn)}" if drawn else ""
+    say(f"held-out figures are in {artifact.folder / MANIFEST}{plots}")

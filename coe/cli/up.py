@@ -1,6 +1,8 @@
-"""`coe up` runs the whole service; `coe serve` runs the gateway alone.
+"""`coe up` runs the whole service: the servers of local experts and the gateway. `coe serve` runs the gateway alone.
 
-Runs the experts' servers in turns for `coe up`, and leaves word of where gateways and `coe status` may ask.
+`coe up` starts the gateway as a child process and writes the addresses of local experts into the state folder. With
+`residency` declared, experts share devices: a scheduler starts and stops their servers, and gateways reach it over a
+Unix socket.
 """
 
 from __future__ import annotations
@@ -13,66 +15,64 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
 from coe.artifacts.store import ArtifactStore
+from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, settings_for
-from coe.cli.live_check import ENDPOINTS, check_live
+from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
+from coe.fleet import AdapterSync, Fleet, LocalExpert, ServerSpec, Timeouts, end_orphans, local_servers
+from coe.fleet.planning import endpoint_of, server_config
+from coe.fleet.residency.devices import plan_devices
+from coe.fleet.residency.residency import Residency
+from coe.fleet.residency.socket_server import serve_residency
 from coe.jobs.engine import Engine
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import say
 
 if TYPE_CHECKING:
-    from coe.fleet import AdapterSync, LocalExpert, ServerSpec
-    from coe.fleet.vllm.adapters import (
-        Servers,
-    )  # and the rest of it where it is used: what is imported here, a gateway carries
-from contextlib import asynccontextmanager
-from tempfile import TemporaryDirectory
+    from coe.fleet.vllm.adapters import Servers
 
-from coe.core import GENERAL
-from coe.fleet import ServerSpec
-from coe.fleet.residency.devices import floors
-from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.socket_server import desk
-
-DRAIN = 55.0
-"""Seconds the gateway has to end when it is stopped; it gives answers 30 and records 20 of them."""
+DRAIN_SECONDS = 55.0
+"""Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
 
-Where = Annotated[Engine, typer.Option("--engine", help="Where expert servers run: here, or over a Ray cluster.")]
+ServerEngine = Annotated[
+    Engine, typer.Option("--engine", help="Where expert servers run: on this machine, or on a Ray cluster.")
+]
 
 
 def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
     """Run the gateway alone, for experts that run elsewhere."""
     from gateway.main import serve as run
 
-    run(_listening(settings_for(config), host, port))
+    run(_with_address(settings_for(config), host, port))
 
 
-def up(host: Host = None, port: Port = None, config: Config = None, engine: Where = Engine.LOCAL) -> None:
+def up(host: Host = None, port: Port = None, config: Config = None, engine: ServerEngine = Engine.LOCAL) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
-    settings = _listening(settings_for(config), host, port)
+    settings = _with_address(settings_for(config), host, port)
     with contextlib.ExitStack() as stack:
         ray = None
         if engine is Engine.RAY:
             from coe.fleet.ray.cluster import ray_cluster
 
-            ray = stack.enter_context(ray_cluster())  # before our own answers to signals, which it replaces
+            ray = stack.enter_context(ray_cluster())  # before our signal handlers, which it would replace
         try:
             asyncio.run(_up(settings, ray))
         except asyncio.CancelledError:
             say("stopped")
 
 
-def _listening(settings: Settings, host: str | None, port: int | None) -> Settings:
+def _with_address(settings: Settings, host: str | None, port: int | None) -> Settings:
     return replace(settings, host=host or settings.host, port=port or settings.port)
 
 
@@ -89,69 +89,69 @@ async def _up(settings: Settings, ray: Any = None) -> None:
     await _ensure_router(settings)
     async with contextlib.AsyncExitStack() as stack:
         if ray is not None:
-            await _over_a_cluster(stack, settings, registry, ray)
+            await _run_on_cluster(stack, settings, registry, ray)
         else:
-            await _on_this_machine(stack, settings, registry)
+            await _run_on_this_machine(stack, settings, registry)
 
 
-async def _over_a_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
-    from coe.fleet.ray.fleet import spread
+async def _run_on_cluster(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, ray: Any) -> None:
+    from coe.fleet.ray.fleet import running_cluster
 
-    experts = await stack.enter_async_context(spread(settings, registry, ray=ray, tell=partial(_tell, settings)))
+    experts = await stack.enter_async_context(
+        running_cluster(settings, registry, ray=ray, publish=partial(_write_endpoints, settings))
+    )
     await _serve(stack, settings, registry)
-    await _adapting(settings, experts.fleet, experts.tell).watch(experts.running, experts.experts)
+    await _adapter_sync(settings, experts.fleet, experts.publish).watch(experts.running, experts.experts)
 
 
-async def _on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
-    from coe.fleet import Fleet, end_leftovers, local_servers
-    from coe.fleet.planning import endpoint_of, shared_by
-
+async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
     servers, endpoints = local_servers(
         registry.experts,
         cache=settings.models,
         logs=settings.logs,
         python=Path(sys.executable),
-        say=say,
-        beside=settings.config.parent,
+        report=say,
+        base_folder=settings.config.parent,
     )
-    if ended := await asyncio.to_thread(end_leftovers, settings.logs):
-        say(f"ended what an earlier start left running: {', '.join(ended)}")
+    if ended := await asyncio.to_thread(end_orphans, settings.logs):
+        say(f"stopped servers that an earlier start left running: {', '.join(ended)}")
     for expert in registry.experts:
         if expert.replicas > 1:
             say(f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--engine ray`")
     if servers:
         say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
-    _tell(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
+    _write_endpoints(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
-        await _serve(stack, settings, registry, await stack.enter_async_context(in_turns(settings, registry, servers)))
+        socket = await stack.enter_async_context(residency_socket(settings, registry, servers))
+        await _serve(stack, settings, registry, socket)
         await asyncio.Event().wait()
-    fleet = await stack.enter_async_context(Fleet(servers, say=say))
+    fleet = await stack.enter_async_context(Fleet(servers, report=say))
     await _serve(stack, settings, registry)
     by_address = {f"{spec.root}/v1": spec for spec in servers}
     serving = [expert for expert in registry.experts if expert.name in endpoints]
-    running = {shared_by(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
+    running = {server_config(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
 
-    def tell(experts: Sequence[LocalExpert]) -> None:
-        _tell(settings, {one.name: (endpoint_of(one, running[shared_by(one)]),) for one in experts})
+    def write(experts: Sequence[LocalExpert]) -> None:
+        _write_endpoints(settings, {one.name: (endpoint_of(one, running[server_config(one)]),) for one in experts})
 
-    await _adapting(settings, fleet, tell).watch({shared: spec.key for shared, spec in running.items()}, serving)
+    await _adapter_sync(settings, fleet, write).watch({shared: spec.key for shared, spec in running.items()}, serving)
 
 
 async def _serve(
-    stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, turns: Path | None = None
+    stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, socket: Path | None = None
 ) -> None:
-    """Run the gateway until the end, in front of servers that run."""
-    from coe.fleet import Fleet, Timeouts
-
-    await stack.enter_async_context(Fleet([_gateway(settings, turns)], say=say, pace=Timeouts(grace=DRAIN)))
+    """Start the gateway in front of running servers; it runs until the stack closes."""
+    await stack.enter_async_context(
+        Fleet([_gateway(settings, socket)], report=say, timeouts=Timeouts(grace=DRAIN_SECONDS))
+    )
     say(_welcome(settings, registry))
     if settings.check_experts:
-        await stack.enter_async_context(_checking(registry, settings))
+        await stack.enter_async_context(_background_check(registry, settings))
 
 
 @contextlib.asynccontextmanager
-async def _checking(registry: Registry, settings: Settings) -> AsyncIterator[None]:
-    check = asyncio.create_task(_check(registry, settings), name="check of the experts")
+async def _background_check(registry: Registry, settings: Settings) -> AsyncIterator[None]:
+    check = asyncio.create_task(_check(registry, settings), name="expert-check")
     try:
         yield
     finally:
@@ -160,7 +160,7 @@ async def _checking(registry: Registry, settings: Settings) -> AsyncIterator[Non
 
 
 async def _check(registry: Registry, settings: Settings) -> None:
-    """Say which experts do not answer, in the background: the gateway serves meanwhile."""
+    """Print which experts do not answer, while the gateway serves already."""
     try:
         findings = await check_live(registry, settings)
     except CoEError as error:
@@ -172,25 +172,23 @@ async def _check(registry: Registry, settings: Settings) -> None:
     say(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
-def _adapting(settings: Settings, fleet: Servers, tell: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
-    from coe.fleet import AdapterSync
-
+def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
 
-    return AdapterSync(fleet, config=settings.config, read=read, tell=tell, say=say)
+    return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=say)
 
 
-def _tell(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
-    """Where gateways read which experts are served at which address; moved into place, so that it is always whole."""
+def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
+    """Replace the file from which gateways read the addresses of local experts, atomically."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    draft = settings.home / f".{ENDPOINTS}"
+    draft = settings.home / f".{ENDPOINTS_FILE}"
     draft.write_bytes(orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()}))
-    draft.replace(settings.home / ENDPOINTS)
+    draft.replace(settings.home / ENDPOINTS_FILE)
 
 
 def _stop_on_signals() -> None:
-    """SIGINT and SIGTERM cancel what is being done, which stops every process on the way out."""
+    """Cancel this task on SIGINT and SIGTERM; leaving its contexts stops every process."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -198,7 +196,7 @@ def _stop_on_signals() -> None:
 
 
 async def _ensure_router(settings: Settings) -> None:
-    """Train the router on first start, in a process of its own: what training imports is of no use afterwards."""
+    """Train the router on first start, in a child process: serving does not need what training imports."""
     from coe.runtime.artifact_sync import sync_once
 
     sync_once(settings)
@@ -215,12 +213,10 @@ async def _ensure_router(settings: Settings) -> None:
         await process.wait()
         raise
     if code != 0:
-        raise FleetError("the router could not be trained; the reason stands above")
+        raise FleetError("the router could not be trained; see the error above")
 
 
-def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
-    from coe.fleet import ServerSpec
-
+def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(
         key="gateway",
@@ -228,9 +224,9 @@ def _gateway(settings: Settings, turns: Path | None = None) -> ServerSpec:
         host=_reachable(settings),
         port=settings.port,
         env={
-            "COE_ENDPOINTS": str(settings.home / ENDPOINTS),
-            "COE_TURNS": str(turns or ""),
-            "COE_CHECK_EXPERTS": "0",  # `coe up` checks them itself, where people see it
+            "COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE),
+            "COE_TURNS": str(socket or ""),
+            "COE_CHECK_EXPERTS": "0",  # `coe up` checks them itself and prints the result
         },
         model=None,
         log=settings.logs / "gateway.log",
@@ -244,7 +240,7 @@ def _welcome(settings: Settings, registry: Registry) -> str:
     key, sent = ("YOUR_KEY", " -H 'authorization: Bearer YOUR_KEY'") if registry.access.keys else ("none", "")
     return f"""
 CoE answers at {url}   (experts: {", ".join(registry.expert_names)}; Ctrl-C stops everything; logs in {settings.logs})
-Look at it and try it at {here}/ui/
+Open {here}/ui/ to watch and try it
 
   curl {url}/chat/completions -H 'content-type: application/json'{sent} \\
     -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Write a haiku about rain"}}]}}'
@@ -257,25 +253,23 @@ Look at it and try it at {here}/ui/
 
 
 def _reachable(settings: Settings) -> str:
-    """An address at which the gateway can be asked from here."""
+    """An address at which this machine reaches the gateway."""
     return "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
 
 
-@asynccontextmanager
-async def in_turns(settings: Settings, registry: Registry, servers: Sequence[ServerSpec]) -> AsyncIterator[Path]:
-    """The socket at which the running Residency is asked. Raises FleetError where the first experts do not start."""
+@contextlib.asynccontextmanager
+async def residency_socket(
+    settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
+) -> AsyncIterator[Path]:
+    """Run the residency scheduler until the block ends; yields its socket. Raises FleetError for a failed start."""
     assert registry.residency is not None
     assignment = {GENERAL: registry.general_expert} | registry.assignment
     residency = Residency(
-        floors(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, say=say
+        plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=say
     )
-    with TemporaryDirectory(prefix="coe-") as folder:  # short, as the paths of sockets must be
+    with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "turns.sock"
-        async with residency, desk(residency, address):
-            _link(settings.turns_link, address)
+        async with residency, serve_residency(residency, address):
+            settings.turns_link.unlink(missing_ok=True)
+            settings.turns_link.symlink_to(address)
             yield address
-
-
-def _link(link: Path, address: Path) -> None:
-    link.unlink(missing_ok=True)
-    link.symlink_to(address)

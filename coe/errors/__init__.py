@@ -1,67 +1,69 @@
-"""Every error CoE raises on purpose, as one tree; `gateway/errors.py` holds the one table from here to HTTP.
+"""One tree of all errors that CoE raises on purpose. `gateway/errors.py` maps the errors of requests to HTTP.
 
 CoEError
-├── ConfigError            experts.yaml or the environment is wrong        (stops the process at start)
-├── ArtifactError          an artifact is missing, damaged or does not fit (stops the process at start)
-├── DataError              a data file cannot be used                      (ends the job)
-│   └── DocumentError      one of many files has no text that can be used  (the job goes on)
+├── ConfigError            experts.yaml or the environment is wrong            (stops the process at start)
+├── ArtifactError          an artifact is missing, damaged or does not match   (stops the process at start)
+├── DataError              a data file cannot be used                          (ends the job)
+│   └── DocumentError      one of many files has no usable text                (the job continues)
 ├── FleetError             a local expert server cannot be run
 ├── WorkerError            no worker process of the gateway could start
 ├── LogError               the routing log cannot be read or written
-│   ├── DamagedEntry       what stands there is no record and no event of feedback
-│   └── UnknownCursor      no place in this log
-├── RetrievalError         the document store is away, damaged or full
-│   └── IndexMismatch      another encoder made its vectors
-├── JobError               another job is at work, or took this one's place
-├── ClusterError           there is no Ray, or no cluster answers
+│   ├── DamagedEntry       an entry is neither a record nor a feedback event
+│   └── UnknownCursor      the cursor is not of this log
+├── RetrievalError         the document store is unavailable, damaged or full
+│   └── IndexMismatch      its vectors are from another encoder
+├── JobError               another job is running, or has replaced this one
+├── ClusterError           Ray is not installed, or no cluster answers
 └── RequestError           one request cannot be answered
-    ├── InvalidRequest     the client's request is wrong                   400
-    │   ├── BodyTooLarge                                                   413
-    │   ├── WrongMediaType                                                 415
-    │   ├── BodyTooSlow                                                    408
-    │   ├── HeadersTooLarge                                                431
-    │   ├── ModelNotFound                                                  404
-    │   ├── UnknownRequest feedback for a request that is not in the log   404
-    │   ├── RecordNotFound the log has no record of a request               404
-    │   ├── NotClassified  the request ended before it had a category       409
-    │   ├── DocumentNotFound   no such document, or no store of any         404
-    │   ├── DocumentsConflict  one id twice in a request                    409
-    │   ├── ArtifactNotFound   no such kind or version of artifact          404
-    │   ├── ArtifactRefused    damaged, or it does not fit experts.yaml     409
-    │   ├── NothingMeasured    no plan was made of scores                   409
-    │   ├── Unauthorized   no API key, or one that is not known            401
-    │   ├── Forbidden      the key's scopes do not cover this              403
-    │   ├── CrossOriginRequest  a web page of an origin that is not allowed 403
-    │   ├── UntrustedHost  a host name that is not allowed                 421
-    │   └── InvalidHost    no Host header, or several                      400
-    ├── Overloaded         no permit free in time                          429
-    ├── BodyMemoryFull     other requests' bodies hold the memory           503
-    ├── LimitReached       what the API key may use is used up             429
-    ├── Draining           the process is about to end                     503
-    ├── LogUnavailable     feedback cannot be kept now                     503
-    ├── DocumentsUnavailable   the document store does not do it now       503
-    ├── JobUnavailable     a job beside the gateway cannot answer now  503
-    ├── NotInstalled       the job needs a package that is not there   501
-    ├── DeadlineExceeded   the request's own time is over                  504
-    └── ExpertError        the expert's fault; carries `expert`
-        ├── ExpertUnavailable  reset, answered 5xx; breaker open           503
-        │   ├── ExpertUnreachable  no connection came about                503
-        │   └── ExpertAsleep       it did not get its turn on a device     503
-        ├── OutOfDescriptors   none left here for a connection to it       503
-        ├── ExpertBusy         answered 429                                429
-        ├── ExpertTimeout      no first piece in time                      504
-        ├── ExpertRejected     answered 4xx: the client's body is at fault 4xx as given
-        └── ExpertGarbage      answered something that is not the protocol 502
+    ├── InvalidRequest     the client's request is wrong                       400
+    │   ├── BodyTooLarge                                                       413
+    │   ├── WrongMediaType                                                     415
+    │   ├── BodyTooSlow                                                        408
+    │   ├── HeadersTooLarge                                                    431
+    │   ├── ModelNotFound                                                      404
+    │   ├── UnknownRequest       feedback for a request that is not in the log 404
+    │   ├── RecordNotFound       the log has no record of the request          404
+    │   ├── NotClassified        the request ended before classification       409
+    │   ├── DocumentNotFound     no such document, or no document store        404
+    │   ├── DocumentsConflict    two documents with the same id in one request 409
+    │   ├── ArtifactNotFound     no such kind or version of artifact           404
+    │   ├── ArtifactRefused      damaged, or does not match experts.yaml       409
+    │   ├── NothingMeasured      the plan was not made from scores             409
+    │   ├── Unauthorized         no API key, or an unknown one                 401
+    │   ├── Forbidden            the key's scopes do not allow this            403
+    │   ├── CrossOriginRequest   a web page of an origin that is not allowed   403
+    │   ├── UntrustedHost        a host name that is not allowed               421
+    │   └── InvalidHost          no Host header, or several                    400
+    ├── Overloaded               no permit became free in time                 429
+    ├── BodyMemoryFull           the memory for request bodies is full         503
+    ├── LimitReached             a limit of the API key is reached             429
+    ├── Draining                 the process is shutting down                  503
+    ├── LogUnavailable           feedback cannot be stored now                 503
+    ├── DocumentsUnavailable     the document store is unavailable now         503
+    ├── JobUnavailable           a job cannot answer now                       503
+    ├── NotInstalled             a required package is missing                 501
+    ├── DeadlineExceeded         the request's timeout has passed              504
+    └── ExpertError              the expert failed; carries `expert`, `cause`
+        ├── ExpertUnavailable      connection reset, 5xx, or breaker open      503
+        │   ├── ExpertUnreachable  no connection could be opened               503
+        │   └── ExpertAsleep       it did not wake on its device in time       503
+        ├── OutOfDescriptors       no file descriptor left in this process     503
+        ├── ExpertBusy             it answered 429                             429
+        ├── ExpertTimeout          no first chunk in time                      504
+        ├── ExpertRejected         it answered 4xx: the body is at fault       its 4xx
+        └── ExpertInvalidResponse  its response violates the API               502
 """
 
 from __future__ import annotations
 
-from coe.errors.cause import CAUSES, FOR_ALL_CALLERS, Cause
 from coe.errors.expert import (
+    CALLER_INDEPENDENT_CAUSES,
+    CAUSES,
+    Cause,
     ExpertAsleep,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -117,8 +119,8 @@ from coe.errors.request import (
 )
 
 __all__ = [
+    "CALLER_INDEPENDENT_CAUSES",
     "CAUSES",
-    "FOR_ALL_CALLERS",
     "ArtifactError",
     "ArtifactNotFound",
     "ArtifactRefused",
@@ -141,7 +143,7 @@ __all__ = [
     "ExpertAsleep",
     "ExpertBusy",
     "ExpertError",
-    "ExpertGarbage",
+    "ExpertInvalidResponse",
     "ExpertRejected",
     "ExpertTimeout",
     "ExpertUnavailable",

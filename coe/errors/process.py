@@ -1,19 +1,19 @@
-"""What ends a process or a job."""
+"""Base class of all errors, and the errors that end a process or a job."""
 
 from __future__ import annotations
 
 
 class CoEError(Exception):
-    """Base of every error raised on purpose. `str(error)` names the place, what is wrong and the remedy."""
+    """Base of all errors raised on purpose. The message names the place, the problem and the remedy."""
 
     def drop_frames(self) -> None:
-        """Release the frames of its traceback. A frame that holds the error forms a cycle with it, which would keep
-        the body of a request until the garbage collector runs."""
+        """Release the traceback. A frame that refers to the error forms a cycle with it, which would keep a request's
+        body in memory until the garbage collector runs."""
         self.__traceback__ = self.__cause__ = self.__context__ = None
 
 
 class ConfigError(CoEError):
-    """A declared setting is wrong. `problems` holds one line per mistake, each `file:line: what`."""
+    """A setting is wrong. `problems` holds one line per problem, each `file:line: problem`."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -21,7 +21,7 @@ class ConfigError(CoEError):
 
 
 class ArtifactError(CoEError):
-    """An artifact is missing, damaged, or was made for other categories than the ones declared."""
+    """An artifact is missing, damaged, or was made for other categories than the declared ones."""
 
 
 class DataError(CoEError):
@@ -29,7 +29,7 @@ class DataError(CoEError):
 
 
 class DocumentError(DataError):
-    """A file to be indexed is refused, broken or without text. The message says why and does not name it."""
+    """A file to be indexed is refused, damaged or without text. The message gives the reason, not the file name."""
 
 
 class FleetError(CoEError):
@@ -45,11 +45,11 @@ class LogError(CoEError):
 
 
 class DamagedEntry(LogError):
-    """An entry of the log is no record, or no event of feedback."""
+    """An entry of the log is not a valid record or feedback event."""
 
 
 class UnknownCursor(LogError):
-    """A cursor that this log never gave."""
+    """The cursor was not issued by this log."""
 
 
 class RetrievalError(CoEError):
@@ -57,12 +57,12 @@ class RetrievalError(CoEError):
 
 
 class IndexMismatch(RetrievalError):
-    """The vectors in the document store are another encoder's, so questions cannot be compared with them."""
+    """The vectors in the document store are from another encoder and cannot be compared with queries."""
 
 
 class ClusterError(CoEError):
-    """Ray is not installed, or no cluster answers where it should be."""
+    """Ray is not installed, or no cluster answers at the address."""
 
 
 class JobError(CoEError):
-    """A job that must be the only one of its kind is not, or cannot tell any longer."""
+    """A job that must be the only one of its kind has lost its lock, or another job holds it."""

@@ -1,4 +1,4 @@
-"""Why one request cannot be answered."""
+"""Errors of single requests: the client is at fault, or a resource is unavailable for now."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from coe.errors.process import CoEError
 
 
 class RequestError(CoEError):
-    """One request cannot be answered; the process is fine.
+    """One request cannot be answered; the process is healthy.
 
-    `code` is the machine-readable word of OpenAI's error body, `param` the body field at fault; `retry_after`, in
-    seconds, is when trying again may help, None where that is not known.
+    `code` and `param` (the body field at fault) go into OpenAI's error body. `retry_after` is the number of seconds
+    after which a retry may succeed, None if unknown.
     """
 
     code = "internal_error"
@@ -18,7 +18,7 @@ class RequestError(CoEError):
 
 
 class InvalidRequest(RequestError):
-    """The client's request is wrong; retrying it unchanged cannot help."""
+    """The client's request is wrong; an unchanged retry fails too."""
 
     code = "invalid_request"
 
@@ -30,7 +30,7 @@ class InvalidRequest(RequestError):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is longer than the declared limit."""
+    """The body exceeds the declared limit."""
 
     code = "body_too_large"
 
@@ -54,7 +54,7 @@ class ModelNotFound(InvalidRequest):
 
 
 class UnknownRequest(InvalidRequest):
-    """Feedback for a request that the routing log does not hold, or that is another tenant's."""
+    """Feedback for a request that is not in the routing log, or belongs to another tenant."""
 
     code = "feedback_unknown_request"
 
@@ -66,7 +66,7 @@ class RecordNotFound(InvalidRequest):
 
 
 class NotClassified(InvalidRequest):
-    """The request ended before it had a category, so there is nothing to decide again."""
+    """The request ended before classification, so its decision cannot be replayed."""
 
     code = "not_classified"
 
@@ -78,7 +78,7 @@ class DocumentNotFound(InvalidRequest):
 
 
 class DocumentsConflict(InvalidRequest):
-    """One request holds two documents of the same id."""
+    """One request holds two documents with the same id."""
 
     code = "duplicate_id"
 
@@ -90,32 +90,31 @@ class ArtifactNotFound(InvalidRequest):
 
 
 class ArtifactRefused(InvalidRequest):
-    """The version is damaged, or a gateway with this experts.yaml would not serve with it; or there is none to go back
-    to."""
+    """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
     code = "artifact_refused"
 
 
 class NothingMeasured(InvalidRequest):
-    """The assignment in use was declared, not planned on scores, or nobody kept what it was planned on."""
+    """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
 
     code = "nothing_measured"
 
 
 class HeadersTooLarge(InvalidRequest):
-    """The headers together are longer than any client needs."""
+    """The headers exceed the size limit."""
 
     code = "headers_too_large"
 
 
 class Unauthorized(InvalidRequest):
-    """No API key came with the request, or one that is not known."""
+    """The request has no API key, or an unknown one."""
 
     code = "invalid_api_key"
 
 
 class Forbidden(InvalidRequest):
-    """The API key is known and may not do this."""
+    """The scopes of the API key do not allow this."""
 
     code = "insufficient_scope"
 
@@ -138,63 +137,63 @@ class InvalidHost(InvalidRequest):
     code = "invalid_host"
 
 
-class _Later(RequestError):
-    """Something is used up for now. `retry_after` is in seconds."""
+class _Temporary(RequestError):
+    """A resource is unavailable for now. `retry_after` is in seconds."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class Overloaded(_Later):
-    """No permit came free in time, or there was no place to wait for one; or too many bodies are still arriving."""
+class Overloaded(_Temporary):
+    """No permit became free in time, the queue for permits is full, or too many bodies are still arriving."""
 
     code = "overloaded"
 
 
-class BodyMemoryFull(_Later):
-    """The large bodies of other requests hold the memory that is meant for them."""
+class BodyMemoryFull(_Temporary):
+    """The memory for large request bodies is in use by other requests."""
 
     code = "body_memory_full"
 
 
-class LimitReached(_Later):
-    """What the API key may use in this minute, day or month is used up."""
+class LimitReached(_Temporary):
+    """The API key has reached its limit for this minute, day or month."""
 
     code = "rate_limit_exceeded"
 
 
-class Draining(_Later):
-    """The process finishes what it has and takes nothing new."""
+class Draining(_Temporary):
+    """The process is shutting down: it finishes its requests and accepts no new ones."""
 
     code = "draining"
 
 
-class LogUnavailable(_Later):
-    """The log that must look up a request or keep feedback on it does not answer or takes nothing."""
+class LogUnavailable(_Temporary):
+    """The routing log cannot look up a request or store feedback now."""
 
     code = "log_unavailable"
 
 
-class DocumentsUnavailable(_Later):
-    """The document store is away, another encoder's, or too slow."""
+class DocumentsUnavailable(_Temporary):
+    """The document store is unavailable or too slow, or was built with another encoder."""
 
     code = "documents_unavailable"
 
 
-class JobUnavailable(_Later):
-    """A job beside the gateway failed, took too long, or was asked something newer meanwhile."""
+class JobUnavailable(_Temporary):
+    """A job of the gateway failed, timed out, or was superseded by a newer request."""
 
     code = "job_unavailable"
 
 
 class NotInstalled(RequestError):
-    """What the request takes is not installed where the gateway runs."""
+    """A package that the request needs is not installed on the gateway."""
 
     code = "not_installed"
 
 
 class DeadlineExceeded(RequestError):
-    """The time the request had is over."""
+    """The request's timeout has passed."""
 
     code = "deadline_exceeded"

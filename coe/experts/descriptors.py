@@ -1,4 +1,4 @@
-"""File descriptors: recognizes that this process has none left, and logs it with the remedy."""
+"""Detects that this process has no file descriptor left, and logs the shortage with the remedy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import suppress
 from functools import cache
 
 LOG_INTERVAL = 60.0
-"""Seconds between two log lines about it."""
+"""Seconds between two log lines about a shortage."""
 MAX_CAUSES = 16
-"""Errors inspected of one chain of causes."""
+"""Errors inspected in one chain of causes."""
 _SHORTAGE = (errno.EMFILE, errno.ENFILE)
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class NoDescriptor(OSError):
 
 
 def out_of_descriptors(error: BaseException) -> bool:
-    """Whether an error, or one that caused it, is that this process or the system has no file descriptor left."""
+    """Whether an error, or one of its causes, is that this process or the system has no file descriptor left."""
     cause: BaseException | None = error
     for _ in range(MAX_CAUSES):
         if cause is None:
@@ -36,7 +36,7 @@ def out_of_descriptors(error: BaseException) -> bool:
 
 
 def _is_shortage(error: OSError) -> bool:
-    """A failed name lookup, and several failures reported as one, do not show their error number."""
+    """A failed name lookup and an exception group do not show their error number: test by opening one."""
     if isinstance(error, socket.gaierror) or error.errno is None:
         return not _can_open()
     return error.errno in _SHORTAGE
@@ -51,13 +51,13 @@ def _can_open() -> bool:
 
 
 class ShortageLog:
-    """Logs the shortage at most once in LOG_INTERVAL seconds."""
+    """Logs the shortage at most once every LOG_INTERVAL seconds."""
 
     def __init__(self) -> None:
         self._next = float("-inf")
 
     def report(self) -> None:
-        """Log it, unless it was just logged."""
+        """Logs the shortage unless it was just logged."""
         now = time.monotonic()
         if now < self._next:
             return

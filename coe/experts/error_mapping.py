@@ -1,6 +1,7 @@
-"""What went wrong at one expert's server, as an error in the expert's name: one line, bounded, without its key.
+"""Maps failures of an expert's server to CoE's errors, with messages that hold no secret.
 
-Removes secrets from what a server wrote, and bounds it: one line, fit for an error message or a log.
+Servers may repeat what they were sent. `redacted` removes keys, credentials and URL queries from their text and bounds
+it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from coe.errors import (
     Cause,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -32,9 +33,9 @@ from coe.experts.descriptors import shortage_log
 from coe.urls import secrets_in
 
 MAX_CHARACTERS = 500
-"""Characters of a redacted line."""
+"""Longest redacted line."""
 _MAX_INPUT = 4096
-"""Characters of a text that are read at all."""
+"""Characters of a text that are processed at all."""
 _URL = re.compile(
     r"\b([a-z][a-z0-9+.-]{1,15}://)(?:[^\s/?#@\"'<>]*@)?([^\s?#\"'<>]*)(?:[?#][^\s\"'<>]*)?", re.IGNORECASE
 )
@@ -49,7 +50,8 @@ _HIDDEN = "***"
 
 
 def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
-    """Return one bounded line without `secrets`, credentials and queries of URLs, and what looks like an API key."""
+    """Returns one bounded line without `secrets`, without credentials and queries of URLs, and without likely API
+    keys."""
     for secret in secrets:
         text = text.replace(secret, _HIDDEN)
     text = text[:_MAX_INPUT]
@@ -59,15 +61,15 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_CHARACTERS]
 
 
-LONGEST_RETRY = 3600.0
-"""Seconds; a server that asks for more is believed so far."""
-MAX_CHAIN = 8
-"""Causes of an exception that are searched for the one that names the fault."""
+MAX_RETRY_AFTER = 3600.0
+"""Longest Retry-After, in seconds, that is obeyed."""
+MAX_CAUSE_DEPTH = 8
+"""Exceptions of a cause chain that are searched for the reason of a failed connection."""
 SHORTAGE_RETRY = 1.0
-"""Seconds after which a request may find a file descriptor again."""
+"""Retry-After in seconds when no file descriptor is left."""
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
-_CLIENTS_FAULT = frozenset({400, 413, 415, 422})
-_NOT_OFFERED = frozenset({404, 405, 501})
+_REJECTED_STATUSES = frozenset({400, 413, 415, 422})
+_API_MISSING_STATUSES = frozenset({404, 405, 501})
 _CAUSES: Mapping[int, Cause] = {
     401: "unauthorized",
     402: "quota_exceeded",
@@ -88,21 +90,20 @@ _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 
 
 class ErrorMapping:
-    """Makes the errors of one expert. Servers like to repeat what they were sent: the `key` and what is secret in the
-    `base_url` are struck from their words."""
+    """Creates the errors of one expert. Messages never contain its `key` or the secrets in its `base_url`."""
 
     def __init__(self, expert: str, *, key: str, base_url: str = "") -> None:
         self.expert = expert
         self._secrets = tuple(secret for secret in (key, *secrets_in(base_url)) if secret)
 
     def unreachable(self, error: BaseException) -> ExpertUnreachable:
-        """No connection came about, because of `error`."""
-        fault = ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
-        fault.cause = connection_cause(error) or "unreachable"
-        return fault
+        """No connection could be made, because of `error`."""
+        unreachable = ExpertUnreachable(f"expert {self.expert!r} cannot be reached", expert=self.expert)
+        unreachable.cause = connection_cause(error) or "unreachable"
+        return unreachable
 
     def no_descriptor(self) -> OutOfDescriptors:
-        """No connection could be opened, because this process has no file descriptor left."""
+        """No connection could be opened, because this process has no file descriptor left. Logs it."""
         shortage_log().report()
         error = OutOfDescriptors(
             "the gateway has no file descriptor left for another connection to an expert; try again later, or raise "
@@ -112,49 +113,51 @@ class ErrorMapping:
         error.retry_after = SHORTAGE_RETRY
         return error
 
-    def broken(self, what: str, *, cause: Cause = "connection_lost") -> ExpertUnavailable:
-        """The connection failed or broke off, or the server says that it cannot go on."""
-        fault = ExpertUnavailable(f"expert {self.expert!r} {what}", expert=self.expert)
-        fault.cause = cause
-        return fault
+    def connection_lost(self, what: str, *, cause: Cause = "connection_lost") -> ExpertUnavailable:
+        """The connection failed or broke off, or the server reported that it cannot continue."""
+        error = ExpertUnavailable(f"expert {self.expert!r} {what}", expert=self.expert)
+        error.cause = cause
+        return error
 
-    def failed(self, where: str, told: Any) -> ExpertUnavailable:
-        """The server sent an error where an answer or the rest of it should be."""
-        return self.broken(f"{where}: {self._line(message_of(told))}", cause="server_error")
+    def server_error(self, where: str, error: Any) -> ExpertUnavailable:
+        """The server sent an error in place of a response or of the rest of one."""
+        return self.connection_lost(f"{where}: {self._line(message_of(error))}", cause="server_error")
 
-    def garbage(self, what: str) -> ExpertGarbage:
-        return ExpertGarbage(f"expert {self.expert!r} answered {what}", expert=self.expert)
+    def invalid_response(self, what: str) -> ExpertInvalidResponse:
+        """The response does not follow the API."""
+        return ExpertInvalidResponse(f"expert {self.expert!r} answered {what}", expert=self.expert)
 
-    def late(self, what: str) -> ExpertTimeout:
+    def timed_out(self, what: str) -> ExpertTimeout:
+        """The server did not answer in time."""
         return ExpertTimeout(f"expert {self.expert!r} {what}", expert=self.expert)
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes, *, api: Api) -> ExpertError:
-        """The error for an HTTP status other than 200. Where another API than chat is not offered, that tells nothing
-        about the server's health."""
-        told, word = self._line(_reason(body)), self._name(body, "code")
-        error = self._refused(status, told, word=word, param=self._name(body, "param"))
-        error.cause = _cause(status, word=word, told=told)
-        error.detail = f"HTTP {status}" + (f", code {word}" if word else "")
+        """The error for an HTTP status other than 200. A missing API other than chat does not make the server
+        unhealthy."""
+        reason, code = self._line(_reason(body)), self._name(body, "code")
+        error = self._refusal_error(status, reason, code=code, param=self._name(body, "param"))
+        error.cause = _refusal_cause(status, code=code, reason=reason)
+        error.detail = f"HTTP {status}" + (f", code {code}" if code else "")
         if isinstance(error, (ExpertUnavailable, ExpertBusy)):
             error.retry_after = retry_after(headers.get("retry-after", ""), now=time.time())
-        if api != "chat" and status in _NOT_OFFERED:
+        if api != "chat" and status in _API_MISSING_STATUSES:
             error.unhealthy = False
         return error
 
-    def _refused(self, status: int, told: str, *, word: str | None, param: str | None) -> ExpertError:
-        if status in _CLIENTS_FAULT:
-            message = f"expert {self.expert!r} rejected the request: {told}"
-            return ExpertRejected(message, expert=self.expert, status=status, word=word, param=param)
+    def _refusal_error(self, status: int, reason: str, *, code: str | None, param: str | None) -> ExpertError:
+        if status in _REJECTED_STATUSES:
+            message = f"expert {self.expert!r} rejected the request: {reason}"
+            return ExpertRejected(message, expert=self.expert, status=status, upstream_code=code, param=param)
         if status in (401, 403):
-            return self.broken(f"refused its api_key (HTTP {status}); check it in experts.yaml")
+            return self.connection_lost(f"refused its api_key (HTTP {status}); check it in experts.yaml")
         if status == 429:
-            return ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {told}", expert=self.expert)
-        error = self.broken(f"answered HTTP {status}: {told}")
-        error.full = status == 503
+            return ExpertBusy(f"expert {self.expert!r} answered HTTP {status}: {reason}", expert=self.expert)
+        error = self.connection_lost(f"answered HTTP {status}: {reason}")
+        error.queue_full = status == 503
         return error
 
     def _name(self, body: bytes, field: str) -> str | None:
-        """What a field of an error body in OpenAI's shape says where that is a name, not prose, nor the key."""
+        """The value of a field of an error body in OpenAI's shape if it is an identifier: no prose, and not the key."""
         try:
             name = orjson.loads(body)["error"][field]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
@@ -166,21 +169,23 @@ class ErrorMapping:
 
 
 def connection_cause(error: BaseException) -> Cause | None:
-    """Return why no connection came about, from an exception or one that it was raised from; None for another fault."""
-    for one in _chain(error):
-        if isinstance(one, (socket.gaierror, UnicodeError)):
+    """Why a connection could not be made, from an exception or one of its causes; None for another failure."""
+    for cause in _chain(error):
+        if isinstance(cause, (socket.gaierror, UnicodeError)):
             return "name_resolution"
-        if isinstance(one, ssl.SSLError):
+        if isinstance(cause, ssl.SSLError):
             return "tls_error"
-        if isinstance(one, ConnectionRefusedError) or _REFUSED in str(one):  # one of several addresses, tried in turn
+        if isinstance(cause, ConnectionRefusedError) or _REFUSED in str(
+            cause
+        ):  # asyncio joins those of several addresses
             return "connection_refused"
-        if isinstance(one, TimeoutError):
+        if isinstance(cause, TimeoutError):
             return "connect_timeout"
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    for _ in range(MAX_CHAIN):
+    for _ in range(MAX_CAUSE_DEPTH):
         yield error
         following = error.__cause__ or error.__context__
         if following is None:
@@ -188,29 +193,29 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         error = following
 
 
-def _cause(status: int, *, word: str | None, told: str) -> Cause:
-    if word in _QUOTA_CODES:
+def _refusal_cause(status: int, *, code: str | None, reason: str) -> Cause:
+    if code in _QUOTA_CODES:
         return "quota_exceeded"
-    if word in _MODEL_CODES or (status == 404 and _MODEL.search(told)):
+    if code in _MODEL_CODES or (status == 404 and _MODEL.search(reason)):
         return "model_not_found"
-    if status in _CLIENTS_FAULT:
+    if status in _REJECTED_STATUSES:
         return "rejected"
     return _CAUSES.get(status, "server_error" if status >= 500 else "unexpected_status")
 
 
 def retry_after(value: str, *, now: float) -> float | None:
-    """Seconds that a Retry-After header asks for (seconds, or an HTTP date against Unix time `now`), at most one hour;
-    None where it says nothing readable (RFC 9110, 10.2.3)."""
+    """Seconds of a Retry-After header (seconds, or an HTTP date relative to Unix time `now`), at most MAX_RETRY_AFTER.
+    None if it is unreadable (RFC 9110, 10.2.3)."""
     value = value.strip()
     try:
         seconds = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - now
     except (ValueError, OverflowError):
         return None
-    return min(max(seconds, 0.0), LONGEST_RETRY)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def message_of(error: Any) -> str:
-    """The reason inside an error body, however it is wrapped: servers send anything."""
+    """The reason inside an error body, however it is nested; servers send anything."""
     for _ in range(4):
         if not isinstance(error, dict):
             break

@@ -1,4 +1,4 @@
-"""From declared experts to experts that can be asked; what did not change keeps its connections' history."""
+"""Builds experts from their declaration; a reload reuses unchanged ones with their state."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ def build_experts(
     *,
     session: Client,
     previous: Mapping[str, ReplicatedExpert] | None = None,
-    turns: ResidencyHold | None = None,
+    residency: ResidencyHold | None = None,
 ) -> dict[str, ReplicatedExpert]:
-    """Every declared expert by name, in the order of the declaration.
+    """Returns every declared expert by name, in the order of the declaration.
 
-    `started` holds the local servers that run (Settings.endpoints); with `turns` they take turns. An expert of
-    `previous` whose declaration and addresses are the same is taken over as it is, with its breakers, its requests in
-    flight and its measured times.
-    Raises ConfigError for a local expert that nobody started.
+    `started` holds the endpoints of the running local servers (Settings.endpoints). With `residency`, local experts
+    share devices and are held until they are loaded. An expert of `previous` is reused if its declaration and addresses
+    are the same. Raises ConfigError for a local expert that is not started.
     """
     experts = {}
     for spec in registry.experts:
         endpoints = endpoints_of(spec, started)
         old = (previous or {}).get(spec.name)
-        same = old is not None and (old.spec, old.endpoints) == (spec, endpoints)
-        experts[spec.name] = old if old is not None and same else _build(spec, endpoints, session, turns)
+        if old is not None and (old.spec, old.endpoints) == (spec, endpoints):
+            experts[spec.name] = old
+        else:
+            experts[spec.name] = _build(spec, endpoints, session, residency)
     return experts
 
 
 def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) -> tuple[Endpoint, ...]:
-    """Where an expert is served, one endpoint a replica; none where a provider's own address is meant. Raises
-    ConfigError for a local expert that nobody started."""
+    """Returns one endpoint for each replica; none if the provider's own address is meant. Raises ConfigError for a
+    local expert that is not started."""
     if spec.addresses:
         return tuple(Endpoint(address, spec.model) for address in spec.addresses)
     if spec.runtime == "litellm":
@@ -52,19 +53,20 @@ def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) 
 
 
 def _build(
-    spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, turns: ResidencyHold | None
+    spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, residency: ResidencyHold | None
 ) -> ReplicatedExpert:
     if spec.runtime == "litellm":
         replicas = [Replica(_through_litellm(spec, endpoint)) for endpoint in endpoints or (None,)]
     else:
-        spoken = [(_Spoken(spec, endpoint, session), endpoint) for endpoint in endpoints]
-        turning = None if spec.addresses else turns
-        replicas = [Replica(_in_turn(expert, spec, turning), endpoint=endpoint) for expert, endpoint in spoken]
+        replicas = [Replica(_served(spec, endpoint, session, residency), endpoint=endpoint) for endpoint in endpoints]
     return ReplicatedExpert(spec, endpoints, replicas=replicas)
 
 
-def _in_turn(expert: Expert, spec: ExpertSpec, turns: ResidencyHold | None) -> Expert:
-    return expert if turns is None else ResidentExpert(expert, stand_in=spec.stand_in, turns=turns)
+def _served(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Expert:
+    expert = _ServedExpert(spec, endpoint, session)
+    if residency is None or spec.addresses:
+        return expert
+    return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
 
 
 def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
@@ -74,8 +76,8 @@ def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
     return expert
 
 
-class _Spoken:
-    """One server: asked directly for what it speaks, through a translation for what it does not."""
+class _ServedExpert:
+    """One server. APIs that it speaks are passed through; others are translated by litellm."""
 
     health = Health()
 
@@ -87,11 +89,11 @@ class _Spoken:
         self._translation: Expert | None = None
 
     def stream(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        if call.api in self._spec.spoken:
+        if call.api in self._spec.supported_apis:
             return self._native.stream(call)
         if self._translation is None:
             self._translation = _through_litellm(self._spec, self._endpoint)
         return self._translation.stream(call)
 
     async def aclose(self) -> None:
-        """Nothing of its own to close."""
+        """Does nothing: the session belongs to its opener."""

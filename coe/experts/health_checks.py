@@ -1,4 +1,8 @@
-"""Looks after replicas in the background: whether a failed one is back, and how long the queues of vLLM servers are."""
+"""Checks replicas in the background: health pages of failed servers, and queue lengths of vLLM servers.
+
+A server whose breaker is open gets its health page polled; once it recovers, its breaker may try a request at once. For
+a closed one, `vllm:num_requests_waiting` of its metrics page feeds load-aware selection.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +14,33 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from coe.experts.descriptors import NoDescriptor
-from coe.experts.http.client import NO_HEADERS, Client, Target
+from coe.experts.http.client import Client
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.supervision import TaskFailed, ignored, supervised
 from coe.urls import below
 
-ROUND = 1.0
-"""Seconds between two looks at a queue."""
-SELDOM = 5
-"""Rounds between two looks at what rarely changes: a server that is down, or one not known to show its queue."""
-PATIENCE = 2.0
-"""Seconds one page may take."""
-LONGEST_PAGE = 4 * 2**20
-TOGETHER = 32
-"""Pages asked for at a time."""
-UNKNOWN = -1
-"""In place of a status: the page could not be requested, which is not the server's fault."""
+ROUND_INTERVAL = 1.0
+"""Seconds between two rounds."""
+SLOW_CHECK_ROUNDS = 5
+"""Rounds between two checks of what rarely changes: a failed server, or one that may not show its queue."""
+PAGE_TIMEOUT = 2.0
+"""Seconds for one page."""
+MAX_PAGE_BYTES = 4 * 2**20
+CONCURRENCY = 32
+"""Pages requested at a time."""
+NOT_CONNECTED = -1
+"""In place of a status: this process could not connect, which is not the server's fault."""
 _WAITING = re.compile(rb"\nvllm:num_requests_waiting(?:\{[^\n]*\})? ([0-9.]+)")
 _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def watching(
+async def running_health_checks(
     experts: Callable[[], Iterable[ReplicatedExpert]], *, session: Client, task_failed: TaskFailed = ignored
 ) -> AsyncIterator[None]:
-    """Watch what `experts()` gives, asked anew each round (a reload replaces them), until the block ends. One task for
-    all experts of a process; no request waits for it."""
-    task = supervised(partial(_watch, experts, HealthChecks(session)), "expert-watch", task_failed=task_failed)
+    """Checks the replicas of `experts()` until the block ends; it is called each round, because a reload replaces them.
+    One task serves all experts of a process, and no request waits for it."""
+    task = supervised(partial(_run, experts, HealthChecks(session)), "health-checks", task_failed=task_failed)
     try:
         yield
     finally:
@@ -44,19 +48,19 @@ async def watching(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _watch(experts: Callable[[], Iterable[ReplicatedExpert]], watch: HealthChecks) -> None:
+async def _run(experts: Callable[[], Iterable[ReplicatedExpert]], checks: HealthChecks) -> None:
     while True:
         try:
-            await watch.look(experts())
+            await checks.run_round(experts())
             for expert in experts():
-                expert.incidents.settle()
+                expert.incidents.close_resolved()
         except Exception:
-            _log.exception("looking after the experts failed; they are looked at again in %g s", ROUND)
-        await asyncio.sleep(ROUND)
+            _log.exception("health checks of the experts failed; the next round is in %g s", ROUND_INTERVAL)
+        await asyncio.sleep(ROUND_INTERVAL)
 
 
-class _Seen:
-    """What the watch knows of one replica: whether it `shows` its queue (None: not known yet), and was `alive`."""
+class _Observed:
+    """What is known of one replica: whether it `shows` its queue (None: unknown), and was `alive`."""
 
     __slots__ = ("alive", "shows")
 
@@ -66,74 +70,68 @@ class _Seen:
 
 
 class HealthChecks:
-    """Remembers between rounds what it saw, of those replicas alone that were there in the last one."""
+    """Keeps its observations of the replicas of the last round."""
 
     def __init__(self, session: Client) -> None:
         self._session = session
-        self._seen: dict[Replica, _Seen] = {}
+        self._observed: dict[Replica, _Observed] = {}
         self._round = -1
-        self._turn = asyncio.Semaphore(TOGETHER)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def look(self, experts: Iterable[ReplicatedExpert]) -> None:
-        """One round: a closed replica's queue where it shows one, an open one's health. Takes some seconds at most."""
+    async def run_round(self, experts: Iterable[ReplicatedExpert]) -> None:
+        """Checks the queue of each closed replica that shows one, and the health of each open one. Takes a few seconds
+        at most."""
         self._round += 1
         replicas = [replica for expert in experts for replica in expert.replicas if replica.root]
-        self._seen = {replica: self._seen.get(replica) or _Seen() for replica in replicas}
-        seldom = self._round % SELDOM == 0
-        looks = []
-        for replica, seen in self._seen.items():
+        self._observed = {replica: self._observed.get(replica) or _Observed() for replica in replicas}
+        slow = self._round % SLOW_CHECK_ROUNDS == 0
+        checks = []
+        for replica, observed in self._observed.items():
             if replica.state in ("open", "half_open"):
-                replica.waiting = None
-                if seldom:
-                    looks.append(self._look_for_life(replica, seen))
-            elif seen.shows or (seen.shows is None and seldom):
-                looks.append(self._look_at_queue(replica, seen))
-        await asyncio.gather(*looks)
+                replica.queue_length = None
+                if slow:
+                    checks.append(self._check_health(replica, observed))
+            elif observed.shows or (observed.shows is None and slow):
+                checks.append(self._check_queue(replica, observed))
+        await asyncio.gather(*checks)
 
-    async def _look_for_life(self, replica: Replica, seen: _Seen) -> None:
-        """Back from the dead, a server may be tried at once. One whose health page never failed may not: its breaker
-        opened for another reason and knows how long to wait."""
+    async def _check_health(self, replica: Replica, observed: _Observed) -> None:
+        """Lets the breaker of a server that recovered try a request at once. If its health page never failed, its
+        breaker opened for another reason and keeps its cool-down."""
         status, _ = await self._page(below(replica.root, "health"))
         if status in (404, 405):
             status, _ = await self._page(below(replica.root, "v1/models"))
-        if status == UNKNOWN:
+        if status == NOT_CONNECTED:
             return
         alive = 0 < status < 500
-        if alive and not seen.alive:
-            replica.breaker.hurry()
-        seen.alive = replica.alive = alive
+        if alive and not observed.alive:
+            replica.breaker.allow_trial_now()
+        observed.alive = replica.alive = alive
 
-    async def _look_at_queue(self, replica: Replica, seen: _Seen) -> None:
-        seen.alive = True
+    async def _check_queue(self, replica: Replica, observed: _Observed) -> None:
+        observed.alive = True
         status, page = await self._page(below(replica.root, "metrics"))
-        if status == UNKNOWN:
+        if status == NOT_CONNECTED:
             return
         replica.alive = status > 0
         if 200 <= status < 500:
-            seen.shows = status == 200 and b"vllm:" in page
-        replica.waiting = waiting(page) if status == 200 and seen.shows else None
+            observed.shows = status == 200 and b"vllm:" in page
+        replica.queue_length = queue_length(page) if status == 200 and observed.shows else None
 
     async def _page(self, url: str) -> tuple[int, bytes]:
-        """Status and beginning of a page; status 0 where none came, UNKNOWN where this process could not connect."""
+        """Status and start of a page. Status 0 if there was no response, NOT_CONNECTED if this process could not
+        connect."""
         try:
-            async with self._turn, asyncio.timeout(PATIENCE):
-                response = await self._session.ask(Target(url, NO_HEADERS, method="GET"))
-                try:
-                    chunks, size = [], 0
-                    while size <= LONGEST_PAGE and (chunk := await response.chunk()):
-                        chunks.append(chunk)
-                        size += len(chunk)
-                    return response.status, b"".join(chunks)
-                finally:
-                    response.close()
+            async with self._slots, asyncio.timeout(PAGE_TIMEOUT):
+                return await self._session.get(url, max_bytes=MAX_PAGE_BYTES)
         except NoDescriptor:
-            return UNKNOWN, b""
+            return NOT_CONNECTED, b""
         except (OSError, ValueError):  # TimeoutError is an OSError; ValueError: no URL
             return 0, b""
 
 
-def waiting(page: bytes) -> int:
-    """Requests in all queues that a page of vLLM's metrics shows."""
+def queue_length(page: bytes) -> int:
+    """The sum of the queue lengths on a page of vLLM's metrics."""
     try:
         return int(sum(float(number) for number in _WAITING.findall(b"\n" + page)))
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Incidents of one expert: from the first failure of a cause until the expert answers again without it."""
+"""Incidents of one expert: each lasts from the first failure with a cause until the expert answers without it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from coe.errors import Cause, ExpertBusy, ExpertError
 from coe.experts.remedies import REMEDIES
 
-QUIET = 10.0
-"""Seconds without a failure after which an answer ends an incident, so that an expert that fails now and then does not
-fill the log: at most one line to begin and one to end in that time."""
+QUIET_PERIOD = 10.0
+"""Seconds without a failure before a success ends an incident. An expert that fails now and then thus logs at most one
+start and one end in that time."""
 MIN_FAILURES = 3
-"""Failures from which on an incident is an alarm: fewer may be one odd request."""
+"""Failures that make an incident an alarm: fewer may come from one odd request."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Incident:
-    """One cause for which an expert fails; times are by the clock of its `Incidents`, in seconds."""
+    """One cause of failures; times are in seconds of the clock of its `Incidents`."""
 
     cause: Cause
     began: float
@@ -29,9 +29,9 @@ class Incident:
 
 
 class Incidents:
-    """Logs one line when a cause begins and one when it ends. Bounded by the vocabulary of causes.
+    """Logs one line when a cause begins and one when it ends. Bounded by the number of causes.
 
-    The lines hold our own words only: a server's text may quote a request or a key.
+    The lines hold CoE's own words only: a server's text may quote a request or a key.
     """
 
     def __init__(self, expert: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,12 +46,12 @@ class Incidents:
 
     @property
     def failing(self) -> bool:
-        """Whether one of them has gone on long enough for an alarm."""
+        """Whether an incident has enough failures for an alarm."""
         return any(incident.failures >= MIN_FAILURES for incident in self._active.values())
 
     def failed(self, error: ExpertError, *, address: str) -> None:
-        """Count a failure of the expert. What the client's request is to blame for counts as none."""
-        if not error.asked or not (error.unhealthy or isinstance(error, ExpertBusy)):
+        """Records a failure of the expert. Failures that the request itself caused are ignored."""
+        if not error.request_sent or not (error.unhealthy or isinstance(error, ExpertBusy)):
             return
         now = self._clock()
         if (incident := self._active.get(error.cause)) is not None:
@@ -64,17 +64,17 @@ class Incidents:
         _log.warning("expert %s fails: %s (%s at %s%s); %s", self._expert, what, error.cause, address, detail, remedy)
 
     def answered(self) -> None:
-        """The expert gave a whole answer."""
+        """Records a complete response."""
         if self._active:
             self._answered = self._clock()
 
-    def settle(self) -> None:
-        """End the incidents that are over; to be called every second or so."""
+    def close_resolved(self) -> None:
+        """Ends the incidents that are over. Call it about once a second."""
         if not self._active:
             return
         now = self._clock()
         for incident in tuple(self._active.values()):
-            if self._answered > incident.latest and now - incident.latest >= QUIET:
+            if self._answered > incident.latest and now - incident.latest >= QUIET_PERIOD:
                 del self._active[incident.cause]
                 took, count = now - incident.began, incident.failures
                 _log.info(

@@ -1,6 +1,7 @@
-"""Checks experts live: requests one token from each server, and names what is wrong with the remedy.
+"""Checks experts live: requests one token from each server, and reports the cause and the remedy of each failure.
 
-The request goes past breakers and incidents, so a check changes nothing for the traffic.
+`coe check --live`, `coe up` and the gateway's start use it. The request bypasses breakers and incidents, so a check
+does not affect traffic.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import orjson
 
 from coe.core import Api, Call
 from coe.errors import Cause, ExpertError, ExpertRejected, InvalidRequest
-from coe.experts.api_formats import LENGTHS, Fields
+from coe.experts.api_formats import LENGTH_FIELDS, Fields
 from coe.experts.error_mapping import redacted
-from coe.experts.http.client import Client, Target
+from coe.experts.http.client import Client
 from coe.experts.remedies import REMEDIES
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
@@ -32,13 +33,13 @@ LIST_TIMEOUT = 5.0
 """Seconds for the list of models."""
 MAX_LIST_BYTES = 2**20
 MAX_LISTED = 500
-"""Names of the list that are compared with the declared one."""
+"""Listed names that are compared with the declared one."""
 MAX_NAME = 100
 """Characters of a listed name."""
 MAX_NAMES = 5
-"""Served names that a finding mentions."""
+"""Listed names that a finding mentions."""
 CONCURRENCY = 8
-"""Servers that are checked at a time."""
+"""Servers checked at a time."""
 _GREETING = [{"role": "user", "content": "Hi"}]
 _REQUESTS: Mapping[Api, Fields] = {
     "chat": {"messages": _GREETING, "max_tokens": 1},
@@ -69,14 +70,14 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """One line for people."""
+        """The result as one line."""
         if self.ok:
             return f"expert {self.expert} answers at {self.address} ({self.ms:.0f} ms)"
         return f"expert {self.expert} at {self.address}: {self.problem} ({self.cause}); {self.remedy}"
 
 
 async def check_experts(experts: Iterable[ReplicatedExpert], *, session: Client) -> list[Finding]:
-    """Request one token from every server of the experts; findings come in their order. Raises nothing."""
+    """Requests one token from every server of the experts. Returns findings in their order. Raises nothing."""
     limit = asyncio.Semaphore(CONCURRENCY)
 
     async def checked(expert: ReplicatedExpert, index: int) -> Finding:
@@ -89,7 +90,7 @@ async def check_experts(experts: Iterable[ReplicatedExpert], *, session: Client)
 
 
 def log_findings(findings: Sequence[Finding]) -> None:
-    """Write one line for each server that did not answer, and one for the rest."""
+    """Logs one line for each server that did not answer, and a summary."""
     for finding in findings:
         if not finding.ok:
             _log.warning("check at start: %s", finding.sentence)
@@ -98,7 +99,7 @@ def log_findings(findings: Sequence[Finding]) -> None:
 
 
 class _Check:
-    """That of one server."""
+    """The check of one server."""
 
     def __init__(self, expert: ReplicatedExpert, index: int, session: Client) -> None:
         self._spec: ExpertSpec = expert.spec
@@ -106,29 +107,29 @@ class _Check:
         self._base_url = expert.endpoints[index].base_url.rstrip("/") if expert.endpoints else ""
         self._model = expert.endpoints[index].model if expert.endpoints else expert.spec.model
         self._session = session
-        self._api: Api = next(api for api in _REQUESTS if api in expert.spec.spoken)
+        self._api: Api = next(api for api in _REQUESTS if api in expert.spec.supported_apis)
 
     async def run(self) -> Finding:
         began = time.monotonic()
         try:
-            await self._ask(_REQUESTS[self._api])
+            await self._request(_REQUESTS[self._api])
         except (ExpertError, InvalidRequest) as error:
             return await self._finding(error)
-        except Exception as error:  # a check must not end what it checks; the class alone, its words may hold anything
+        except Exception as error:  # report the class alone: the message may hold anything
             _log.debug("the check of expert %s failed", self._spec.name, exc_info=True)
             return self._problem("error", type(error).__name__)
         return Finding(self._spec.name, self._replica.address, ms=(time.monotonic() - began) * 1000)
 
-    async def _ask(self, fields: Fields) -> None:
+    async def _request(self, fields: Fields) -> None:
         try:
-            await self._answer(fields)
+            await self._stream(fields)
         except ExpertRejected as error:
-            if not any(error.param == name or name in str(error) for name in LENGTHS):
+            if not any(error.param == name or name in str(error) for name in LENGTH_FIELDS):
                 raise
-            known = {name: value for name, value in fields.items() if name not in LENGTHS}
-            await self._answer({**known, "max_completion_tokens": 16})  # reasoning models know this name alone
+            unlimited = {name: value for name, value in fields.items() if name not in LENGTH_FIELDS}
+            await self._stream({**unlimited, "max_completion_tokens": 16})  # reasoning models accept this name alone
 
-    async def _answer(self, fields: Fields) -> None:
+    async def _stream(self, fields: Fields) -> None:
         call = Call(fields, False, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=self._api)
         reply = await self._replica.expert.stream(call)
         try:
@@ -139,25 +140,25 @@ class _Check:
 
     async def _finding(self, error: ExpertError | InvalidRequest) -> Finding:
         cause: Cause = error.cause if isinstance(error, ExpertError) else "unsupported"
-        told = redacted(str(error)).removeprefix(f"expert {self._spec.name!r} ")
+        text = redacted(str(error)).removeprefix(f"expert {self._spec.name!r} ")
         if (reason := error.__cause__) is not None and str(reason):
-            told += f": {redacted(str(reason))}"
+            text += f": {redacted(str(reason))}"
         remedy = ""
         if cause == "model_not_found":
-            remedy = await self._nearest()
+            remedy = await self._nearest_models()
         elif cause in _ELSEWHERE and self._base_url:
-            remedy = await self._elsewhere()
-        return self._problem(cause, told, remedy)
+            remedy = await self._other_path()
+        return self._problem(cause, text, remedy)
 
-    def _problem(self, cause: Cause, told: str, remedy: str = "") -> Finding:
+    def _problem(self, cause: Cause, text: str, remedy: str = "") -> Finding:
         what, usual = REMEDIES[cause]
         if not remedy and cause == "connection_refused" and not self._spec.addresses:
             remedy = "start it with `coe up`"
-        return Finding(self._spec.name, self._replica.address, cause, f"{what} [{told}]", remedy or usual)
+        return Finding(self._spec.name, self._replica.address, cause, f"{what} [{text}]", remedy or usual)
 
-    async def _nearest(self) -> str:
-        """The remedy for a model that is not served: the served names nearest to it, where the server lists any."""
-        names = await self._listed(below(self._base_url, "models")) if self._base_url else None
+    async def _nearest_models(self) -> str:
+        """The remedy for a model that is not served: the listed names nearest to it. Empty if the server lists none."""
+        names = await self._list_models(below(self._base_url, "models")) if self._base_url else None
         if not names:
             return ""
         near = difflib.get_close_matches(self._model, names, n=MAX_NAMES, cutoff=0.4) or sorted(names)[:MAX_NAMES]
@@ -165,40 +166,34 @@ class _Check:
             f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
         )
 
-    async def _elsewhere(self) -> str:
-        """The remedy for a path without an API, where the same server has one at a path nearby; empty otherwise."""
+    async def _other_path(self) -> str:
+        """The remedy for a path without an API if the same server has one at a path nearby; empty otherwise."""
         parts = urlsplit(self._base_url)
         paths = (f"{parts.path}/v1", f"{parts.path.partition('/v1')[0]}/v1", "/v1")
         for path in dict.fromkeys(paths):
             url = parts._replace(path=path, fragment="").geturl()
-            if path != parts.path and await self._listed(below(url, "models")) is not None:
+            if path != parts.path and await self._list_models(below(url, "models")) is not None:
                 return f"its API is at /v1: write `base_url: {redacted(shown(url))}` in experts.yaml"
         return ""
 
-    async def _listed(self, url: str) -> list[str] | None:
-        """The names of the models that a page lists, empty where it shows none to this key; None for another page."""
+    async def _list_models(self, url: str) -> list[str] | None:
+        """The models that a page lists, empty if it shows none to this key; None for another kind of page."""
         key = self._spec.api_key.get_secret_value() if self._spec.api_key else ""
         headers = {"authorization": f"Bearer {key}", "x-api-key": key} if key else {}
         headers["anthropic-version"] = "2023-06-01"
         try:
             async with asyncio.timeout(LIST_TIMEOUT):
-                response = await self._session.ask(Target(url, headers, method="GET"))
-                try:
-                    page = bytearray()
-                    while len(page) <= MAX_LIST_BYTES and (chunk := await response.chunk()):
-                        page += chunk
-                finally:
-                    response.close()
+                status, page = await self._session.get(url, headers, max_bytes=MAX_LIST_BYTES)
         except (OSError, ValueError):
             return None
-        return _names(response.status, bytes(page))
+        return _names(status, page)
 
 
 def _names(status: int, page: bytes) -> list[str] | None:
     if status in (401, 403):
         return []
     try:
-        listed: Any = orjson.loads(page)["data"] if status == 200 else None
-        return None if listed is None else [redacted(str(one["id"]))[:MAX_NAME] for one in listed[:MAX_LISTED]]
+        models: Any = orjson.loads(page)["data"] if status == 200 else None
+        return None if models is None else [redacted(str(model["id"]))[:MAX_NAME] for model in models[:MAX_LISTED]]
     except (ValueError, TypeError, KeyError):
         return None

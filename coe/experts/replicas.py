@@ -1,6 +1,8 @@
-"""One expert over one or more replicas: which of them answers, and what their answers say about them.
+"""One expert over one or more replicas: selects a replica for each call and learns from the outcome.
 
-How long an expert usually takes to begin, from its latest streams, and whether that is worth acting on.
+`Replica` is one server with its breaker. `ReplicatedExpert` selects among the ready ones: by conversation (rendezvous
+hashing, for the prefix cache) with bounded load, else by least work. `FirstTokenTimes` keeps the usual time to the
+first token, which the routing layer uses to hedge slow requests.
 """
 
 from __future__ import annotations
@@ -20,74 +22,87 @@ from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import shown, without
 
-KEPT = 256
-ENOUGH = 20
-"""Streams before a 95th percentile means anything: with fewer it is the slowest one."""
-_FRESH = 16
-"""Streams that one percentile stands for; sorting for each would cost every request 10 µs."""
-SHARE = 0.1
-"""Of an expert's streams that may be given up as slower than usual. By what usual means that is one in twenty: an
-expert of which it is more has become slower, and can show it only where it is waited for (gRPC throttles alike)."""
-SPARE = 10.0
-"""Streams given up in a row that this allows for."""
+MAX_TIMES = 256
+"""Streams whose times are kept."""
+MIN_TIMES = 20
+"""Streams before the 95th percentile is reported: with fewer it is the slowest one."""
+_P95_INTERVAL = 16
+"""Streams between two computations of the percentile; sorting for each would cost every request 10 µs."""
+ABANDONED_SHARE = 0.1
+"""Share of an expert's streams that may be abandoned as slower than usual. Normally one in twenty is. If more are, the
+expert has become slower, and this shows only if its streams are awaited (like gRPC's retry throttling)."""
+ABANDONED_BURST = 10.0
+"""Streams that may be abandoned in a row."""
 
 
 class FirstTokenTimes:
-    """The times, in seconds, to the first pieces of the last 256 streams."""
+    """Seconds to the first token of the last MAX_TIMES streams, and their 95th percentile."""
 
-    __slots__ = ("_next", "_p95", "_seen", "_spare", "_times")
+    __slots__ = ("_count", "_next", "_p95", "_times", "_tokens")
 
     def __init__(self) -> None:
-        self._spare = SPARE
+        self._tokens = ABANDONED_BURST
         self._times: list[float] = []
         self._next = 0
         self._p95: float | None = None
-        self._seen = 0
+        self._count = 0
 
-    def given_up(self, seconds: float) -> None:
-        """A stream had not begun after so long when another came first, or its client left. One that was late by then
-        counts as that long: without the slowest the usual time would fall, and more would seem slow each time."""
+    def record_abandoned(self, seconds: float) -> None:
+        """A stream was abandoned after `seconds` without a token, because another expert answered first or the client
+        left. If that was late, it counts as a time: without the slowest streams the percentile would fall and more
+        would count as slow."""
         if self._p95 is not None and seconds > self._p95:
-            self._spare = max(self._spare - 1.0 - SHARE, 0.0)
-            self.note(seconds)
+            self._tokens = max(self._tokens - 1.0 - ABANDONED_SHARE, 0.0)
+            self.record(seconds)
 
-    def note(self, seconds: float) -> None:
-        """Remember one stream's time."""
-        self._spare = min(self._spare + SHARE, SPARE)
-        if len(self._times) < KEPT:
+    def record(self, seconds: float) -> None:
+        """Records the time of one stream."""
+        self._tokens = min(self._tokens + ABANDONED_SHARE, ABANDONED_BURST)
+        if len(self._times) < MAX_TIMES:
             self._times.append(seconds)
         else:
             self._times[self._next] = seconds
-            self._next = (self._next + 1) % KEPT
-        self._seen += 1
-        if self._seen >= ENOUGH and (self._p95 is None or self._seen % _FRESH == 0):
+            self._next = (self._next + 1) % MAX_TIMES
+        self._count += 1
+        if self._count >= MIN_TIMES and (self._p95 is None or self._count % _P95_INTERVAL == 0):
             ordered = sorted(self._times)
             self._p95 = ordered[int(0.95 * (len(ordered) - 1))]
 
     @property
     def p95(self) -> float | None:
-        """Seconds within which 95 % of them came; None before there are 20, and while too many were given up."""
-        return self._p95 if self._spare >= 1.0 else None
+        """Seconds within which 95 % of the streams began. None before MIN_TIMES streams, or if too many were
+        abandoned."""
+        return self._p95 if self._tokens >= 1.0 else None
 
 
-BOUND = 1.25
-"""A conversation's own replica is left when it has more work than so many times the mean, plus one (Mirrokni et al.
-2018, consistent hashing with bounded loads, arXiv 1608.01350)."""
+LOAD_BOUND = 1.25
+"""A conversation leaves its own replica if that has more than LOAD_BOUND times the mean work, plus one request
+(consistent hashing with bounded loads, Mirrokni et al. 2018, arXiv 1608.01350)."""
 _MASK = 2**64 - 1
-_ODD = 0x9E3779B97F4A7C15
+_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 class Replica:
     """One server of an expert.
 
-    `in_flight` counts our requests there, each to its last byte; `waiting` is the length of the server's own queue,
-    None where it shows none (only vLLM does). `alive` is whether its server answered when it was last looked for, as is
-    done when it is new or failed; None before. `address` names it without credentials; pages beside its API are under
-    `root`, which is empty for a provider's own address. `cause` is that of its last failure, `expert` answers without
-    regard to its breaker.
+    `in_flight` counts its requests from this process until their last byte. `queue_length` is the length of the
+    server's own queue, None if it shows none (only vLLM does). `alive` is the result of the last health check, None
+    before the first. `address` names the server without credentials. `root` is the URL of its pages, empty for a
+    provider's own address. `cause` is that of its last failure. `expert` answers regardless of the breaker.
     """
 
-    __slots__ = ("address", "alive", "breaker", "cause", "expert", "in_flight", "incidents", "root", "seed", "waiting")
+    __slots__ = (
+        "address",
+        "alive",
+        "breaker",
+        "cause",
+        "expert",
+        "in_flight",
+        "incidents",
+        "queue_length",
+        "root",
+        "seed",
+    )
 
     def __init__(
         self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Callable[[], float] = time.monotonic
@@ -99,7 +114,7 @@ class Replica:
         self.seed = int.from_bytes(blake2b((base or self.address).encode(), digest_size=8).digest(), "little")
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0
-        self.waiting: int | None = None
+        self.queue_length: int | None = None
         self.alive: bool | None = None
         self.cause: Cause | Literal[""] = ""
         self.incidents = Incidents(expert.name, clock=clock)
@@ -109,64 +124,64 @@ class Replica:
         return self.breaker.state
 
     @property
-    def work(self) -> int:
+    def outstanding(self) -> int:
         """Requests that a new one would share the server with or wait behind."""
-        return self.in_flight + (self.waiting or 0)
+        return self.in_flight + (self.queue_length or 0)
 
     async def stream(self, call: Call) -> Reply:
-        """Ask this server; the breaker learns how it went. Raises what its expert raises."""
+        """Sends a call to this server; the breaker records the outcome. Raises what its expert raises."""
         breaker = self.breaker
-        era = breaker.begin(call.caller)
+        generation = breaker.begin(call.tenant)
         self.in_flight += 1
         try:
             reply = await self.expert.stream(call)
         except BaseException as error:
             self.in_flight -= 1
-            self._learn(error, era, call.caller)
+            self._record_failure(error, generation, call.tenant)
             raise
-        breaker.answered(era)
-        return _Held(reply, self, era, call.caller)
+        breaker.answered(generation)
+        return _TrackedReply(reply, self, generation, call.tenant)
 
     async def aclose(self) -> None:
         await self.expert.aclose()
 
-    def ended(self, era: int, error: BaseException | None, *, whole: bool, caller: str) -> None:
-        """A reply is over: broken off by `error`, come `whole`, or left by its reader."""
+    def reply_ended(self, generation: int, error: BaseException | None, *, whole: bool, caller: str) -> None:
+        """Records the end of a reply: broken off by `error`, `whole`, or abandoned by its reader."""
         self.in_flight -= 1
         if error is not None:
-            self._learn(error, era, caller)
+            self._record_failure(error, generation, caller)
         elif whole:
-            self.breaker.succeeded(era)
+            self.breaker.succeeded(generation)
             self.incidents.answered()
         else:
-            self.breaker.dropped(era)
+            self.breaker.cancelled(generation)
 
-    def _learn(self, error: BaseException, era: int, caller: str) -> None:
-        if not isinstance(error, ExpertError) or not error.asked:
-            self.breaker.dropped(era)
+    def _record_failure(self, error: BaseException, generation: int, caller: str) -> None:
+        if not isinstance(error, ExpertError) or not error.request_sent:
+            self.breaker.cancelled(generation)
             return
         self.incidents.failed(error, address=self.address)
         if error.unhealthy:
             self.cause = error.cause
-            self.breaker.failed(era, caller=caller, concerns_all=error.concerns_all)
+            self.breaker.failed(generation, caller=caller, concerns_all=error.caller_independent)
         else:
-            self.breaker.succeeded(era)
+            self.breaker.succeeded(generation)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
             self.cause = error.cause
-            self.breaker.rest(error.retry_after, caller=caller)
+            self.breaker.throttle(error.retry_after, caller=caller)
 
 
-class _Held:
-    """A reply that counts as a request in flight until its last byte, once."""
+class _TrackedReply:
+    """A reply that counts as in flight until its last byte, and reports its end once."""
 
-    __slots__ = ("_caller", "_era", "_over", "_replica", "_reply", "media_type", "usage")
+    __slots__ = ("_caller", "_generation", "_over", "_replica", "_reply", "media_type", "usage")
 
-    def __init__(self, reply: Reply, replica: Replica, era: int, caller: str) -> None:
+    def __init__(self, reply: Reply, replica: Replica, generation: int, caller: str) -> None:
         self.media_type = reply.media_type
         self.usage = reply.usage
         self._reply = reply
         self._replica = replica
-        self._era = era
+        self._generation = generation
         self._caller = caller
         self._over = False
 
@@ -189,17 +204,16 @@ class _Held:
     def _end(self, error: BaseException | None = None, *, whole: bool = False) -> None:
         if not self._over:
             self._over = True
-            self._replica.ended(self._era, error, whole=whole, caller=self._caller)
+            self._replica.reply_ended(self._generation, error, whole=whole, caller=self._caller)
 
 
 class ReplicatedExpert:
-    """Asks the replica that suits a call best; the only Expert that composition sees.
+    """Sends each call to the most suitable replica; the only Expert that the layers above see.
 
-    A replica that no connection reaches is passed over for another one within the same call, and one at a server that
-    could not be had for the same request (call.but) is not tried. Breakers that opened for failures which a single
-    request can provoke keep requests from at most half of the replicas: where more than half would be passed over,
-    these are asked all the same (Envoy's panic threshold). When none may be asked the answer is an ExpertBusy (all are
-    resting) or ExpertUnavailable at once, with the time of the next trial.
+    If a replica cannot be reached, the same call tries another one; servers in `call.exclude` are not tried. Breakers
+    that opened for failures which a single request can provoke exclude at most half of the replicas: beyond that such
+    replicas are used anyway (Envoy's panic threshold). If no replica is ready, the call fails at once with ExpertBusy
+    (all are throttled) or ExpertUnavailable, and the time of the next trial.
     """
 
     def __init__(
@@ -217,135 +231,140 @@ class ReplicatedExpert:
         self.incidents = Incidents(spec.name, clock=clock)
         for replica in self.replicas:
             replica.incidents = self.incidents
-        self.first_pieces = FirstTokenTimes()
+        self.first_token_times = FirstTokenTimes()
         self._limit = spec.concurrent_requests
         self._clock = clock
-        self._standing = Health()
-        self._turn = 0
+        self._health = Health()
+        self._rotation = 0
 
     @property
     def health(self) -> Health:
-        """From the replicas that may be asked now. Without a declared concurrent_requests an expert is overloaded when
-        each of them has a queue."""
+        """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
+        of them has a queue."""
         ready = self._ready(())
-        load, p95, seen = self._load(ready), self.first_pieces.p95, self._standing
+        load, p95, health = self._load(ready), self.first_token_times.p95, self._health
         cause = "" if ready else self._cause()
-        if load != seen.load or len(ready) != seen.ready or p95 != seen.p95 or cause != seen.cause:
-            self._standing = seen = Health(up=bool(ready), load=load, ready=len(ready), p95=p95, cause=cause)
-        return seen
+        if (
+            load != health.load
+            or len(ready) != health.ready_replicas
+            or p95 != health.ttft_p95
+            or cause != health.cause
+        ):
+            self._health = health = Health(bool(ready), load, len(ready), p95, cause)
+        return health
 
     def _cause(self) -> Cause:
-        """Why none of the replicas may be asked."""
+        """Why no replica is ready."""
         return next((replica.cause for replica in self.replicas if replica.cause), "circuit_open")
 
     async def stream(self, call: Call) -> Reply:
-        """Ask the best replica, and return once the first piece is there. Raises an ExpertError, or InvalidRequest."""
+        """Calls the best replica; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest."""
         failure: ExpertUnreachable | None = None
-        passed = tuple(replica for replica in self.replicas if replica.address in call.exclude)
-        if len(passed) == len(self.replicas):
-            raise self._known_to_be_away(call)
-        while call.first_token_timeout > 0 and (ready := self._ready(passed, call.caller)):
+        tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
+        if len(tried) == len(self.replicas):
+            raise self._all_excluded(call)
+        while call.first_token_timeout > 0 and (ready := self._ready(tried, call.tenant)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
-                return await self._first(replica, call)
+                return await self._stream_from(replica, call)
             except ExpertUnreachable as error:
-                failure, passed = error, (*passed, replica)
+                failure, tried = error, (*tried, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
             except ExpertUnavailable as error:
-                if error.full and not self.spec.addresses:  # started here: one queue for all experts on it
-                    error.servers = call.exclude | {replica.address}
+                if error.queue_full and not self.spec.addresses:  # a local server: all experts on it share its queue
+                    error.unavailable_servers = call.exclude | {replica.address}
                 raise
         if failure is not None:
-            failure.servers = frozenset(replica.address for replica in passed if replica.root)
-        raise failure or self._nobody(call.caller)
+            failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
+        raise failure or self._none_ready(call.tenant)
 
-    async def _first(self, replica: Replica, call: Call) -> Reply:
-        """Ask one; how long a stream takes to begin is noted. A plain answer's first piece is its last, and tells how
-        much was said."""
+    async def _stream_from(self, replica: Replica, call: Call) -> Reply:
+        """Calls one replica and records the time to the first token of a stream. A plain response arrives in one piece,
+        so its time depends on its length."""
         if not call.stream:
             return await replica.stream(call)
         began = self._clock()
         try:
             reply = await replica.stream(call)
         except asyncio.CancelledError:
-            self.first_pieces.given_up(self._clock() - began)
+            self.first_token_times.record_abandoned(self._clock() - began)
             raise
-        self.first_pieces.note(self._clock() - began)
+        self.first_token_times.record(self._clock() - began)
         return reply
 
     def _ready(self, exclude: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
-        """Those that may be asked now (for this `caller`)."""
-        if not exclude and all(replica.breaker.calm for replica in self.replicas):
+        """The replicas that a request of `caller` may use now."""
+        if not exclude and all(replica.breaker.healthy for replica in self.replicas):
             return self.replicas
         now = self._clock()
         ready = [replica for replica in self.replicas if replica.breaker.ready(now, caller)]
         if 2 * len(ready) < len(self.replicas) > 1:
-            ready = [replica for replica in self.replicas if replica in ready or _perhaps_well(replica)]
+            ready = [replica for replica in self.replicas if replica in ready or _possibly_healthy(replica)]
         return [replica for replica in ready if replica not in exclude]
 
     async def aclose(self) -> None:
-        """Close what the replicas opened for themselves."""
+        """Closes what the replicas opened for themselves."""
         for replica in self.replicas:
             await replica.aclose()
 
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
-            return sum(map(_work, ready)) / (self._limit * len(ready)) if ready else 0.0
-        return 1.0 if ready and all(replica.waiting for replica in ready) else 0.0
+            return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
+        return 1.0 if ready and all(replica.queue_length for replica in ready) else 0.0
 
     def _best(self, ready: Sequence[Replica], conversation: bytes) -> Replica:
         if ready is not self.replicas:
             now = self._clock()
-            ready = [replica for replica in ready if not replica.breaker.shaken(now)] or ready
+            ready = [replica for replica in ready if not replica.breaker.failed_recently(now)] or ready
         if conversation:
-            return preferred(ready, conversation)
-        self._turn += 1
-        turn = self._turn % len(ready)
-        ready = [*ready[turn:], *ready[:turn]]  # of the equally idle each in turn
-        return min(ready, key=_work)
+            return preferred_replica(ready, conversation)
+        self._rotation += 1
+        offset = self._rotation % len(ready)
+        ready = [*ready[offset:], *ready[:offset]]  # round-robin among equally idle replicas
+        return min(ready, key=_outstanding)
 
-    def _known_to_be_away(self, call: Call) -> ExpertUnreachable:
+    def _all_excluded(self, call: Call) -> ExpertUnreachable:
         error = ExpertUnreachable(
-            f"expert {self.name!r} is at a server that just could not be reached or was full", expert=self.name
+            f"expert {self.name!r} is at a server that this request could not reach or found full", expert=self.name
         )
-        error.servers, error.asked = call.exclude, False
+        error.unavailable_servers, error.request_sent = call.exclude, False
         return error
 
-    def _nobody(self, caller: str) -> ExpertError:
+    def _none_ready(self, caller: str) -> ExpertError:
         now = self._clock()
-        wait = min(replica.breaker.wait(now, caller) for replica in self.replicas) or COOL_DOWN  # 0: a trial is on
-        resting = all(replica.state in ("resting", "closed") for replica in self.replicas)  # closed: for this caller
-        reason = "is busy and asked to be left alone" if resting else "failed too often lately"
-        error = (ExpertBusy if resting else ExpertUnavailable)(
-            f"expert {self.name!r} {reason}; it is asked again in {wait:.1f} s", expert=self.name
+        wait = min(replica.breaker.wait(now, caller) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
+        throttled = all(replica.state in ("resting", "closed") for replica in self.replicas)  # closed: for this caller
+        reason = "is rate limited" if throttled else "failed too often lately"
+        error = (ExpertBusy if throttled else ExpertUnavailable)(
+            f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s", expert=self.name
         )
-        error.retry_after, error.asked = wait, False
+        error.retry_after, error.request_sent = wait, False
         error.cause = self._cause()
         return error
 
 
-def _perhaps_well(replica: Replica) -> bool:
-    """Whether its breaker is open for failures that a single request can provoke, and its health page did not fail."""
+def _possibly_healthy(replica: Replica) -> bool:
+    """Whether its breaker is open for failures that a single request can provoke, and its health check did not fail."""
     breaker = replica.breaker
     return replica.state in ("open", "half_open") and not breaker.concerns_all and replica.alive is not False
 
 
-def preferred(replicas: Sequence[Replica], conversation: bytes) -> Replica:
-    """The conversation's own replica, which has its prefix in cache, unless that has clearly more work than the others;
-    else the one with the least. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998)."""
+def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Replica:
+    """The conversation's own replica, which has its prefix in cache, unless its work exceeds the load bound; then the
+    one with the least work. The same in every process: rendezvous hashing (Thaler and Ravishankar 1998)."""
     key = int.from_bytes(blake2b(conversation, digest_size=8).digest(), "little")
     own, highest = replicas[0], -1
-    for replica in replicas:  # multiplication spreads what differs to the high bits, the shift brings it back down
-        mixed = (key ^ replica.seed) * _ODD & _MASK
-        weight = (mixed ^ mixed >> 32) * _ODD & _MASK
+    for replica in replicas:  # multiply: differences reach the high bits; shift: and return to the low ones
+        mixed = (key ^ replica.seed) * _MULTIPLIER & _MASK
+        weight = (mixed ^ mixed >> 32) * _MULTIPLIER & _MASK
         if weight > highest:
             own, highest = replica, weight
-    work = own.work
-    if work <= 1 or work <= BOUND * sum(map(_work, replicas)) / len(replicas) + 1:
+    outstanding = own.outstanding
+    if outstanding <= 1 or outstanding <= LOAD_BOUND * sum(map(_outstanding, replicas)) / len(replicas) + 1:
         return own
-    return min(replicas, key=_work)
+    return min(replicas, key=_outstanding)
 
 
-def _work(replica: Replica) -> int:
-    return replica.work
+def _outstanding(replica: Replica) -> int:
+    return replica.outstanding

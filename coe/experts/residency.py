@@ -1,4 +1,4 @@
-"""An expert that takes turns at a device: awake before it is asked, and kept so until its last byte."""
+"""An expert that shares a device: each call holds it awake from before the request until the last byte."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from coe.core import Call, Expert, Health, Reply
 
 
 class ResidencyHold(Protocol):
-    """Whoever wakes experts."""
+    """Loads experts on demand. Implemented by `coe.fleet.residency.client.ResidencyClient`."""
 
     async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
-        """Wait until the expert is awake, at most until a time of the event loop's clock, less where a `stand_in` one
-        is awake. Gives back what to call when the request is over. Raises ExpertAsleep."""
+        """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
+        `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
 
 
 class ResidentExpert:
-    """Asks `expert` once its turn has come. `stand_in` is the expert that may answer in its place, if any."""
+    """Calls `expert` while it is held awake. `stand_in` names the expert that may answer in its place, if any."""
 
     health = Health()
 
-    def __init__(self, expert: Expert, *, stand_in: str | None, turns: ResidencyHold) -> None:
+    def __init__(self, expert: Expert, *, stand_in: str | None, residency: ResidencyHold) -> None:
         self.name = expert.name
         self._expert = expert
-        self._sibling = stand_in
-        self._turns = turns
+        self._stand_in = stand_in
+        self._residency = residency
 
     async def stream(self, call: Call) -> Reply:
-        """Hold, then ask. Raises what either raises."""
-        stand_in = call.stand_in if call.stand_in == self._sibling else ""
-        over = await self._turns.hold(self.name, category=call.category, deadline=call.hold_until, stand_in=stand_in)
+        """Holds the expert, then calls it. Raises what either raises."""
+        stand_in = call.stand_in if call.stand_in == self._stand_in else ""
+        release = await self._residency.hold(
+            self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in
+        )
         try:
-            return _Held(await self._expert.stream(call), over)
+            return _ResidentReply(await self._expert.stream(call), release)
         except BaseException:
-            over()
+            release()
             raise
 
     async def aclose(self) -> None:
         await self._expert.aclose()
 
 
-class _Held:
-    """A reply whose expert stays awake until its last byte."""
+class _ResidentReply:
+    """A reply that holds its expert awake until its last byte."""
 
-    __slots__ = ("_over", "_reply", "media_type", "usage")
+    __slots__ = ("_release", "_reply", "media_type", "usage")
 
-    def __init__(self, reply: Reply, over: Callable[[], None]) -> None:
+    def __init__(self, reply: Reply, release: Callable[[], None]) -> None:
         self.media_type = reply.media_type
         self.usage = reply.usage
         self._reply = reply
-        self._over: Callable[[], None] | None = over
+        self._release: Callable[[], None] | None = release
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         chunks = self._reply.chunks()
@@ -58,14 +60,14 @@ class _Held:
             async for chunk in chunks:
                 yield chunk
         finally:
-            self._end()
+            self._finish()
             await chunks.aclose()
 
     async def aclose(self) -> None:
-        self._end()
+        self._finish()
         await self._reply.aclose()
 
-    def _end(self) -> None:
-        over, self._over = self._over, None
-        if over is not None:
-            over()
+    def _finish(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            release()

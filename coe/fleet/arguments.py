@@ -1,32 +1,31 @@
-"""Declared options as the words of a command line.
-
-Finds the command that runs a server.
-"""
+"""Turns declared options into command line arguments, and finds the command that runs a server."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 
 from coe.errors import FleetError
 from coe.fleet.specs import Flag
 
-RESERVED = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
-"""Flags that follow from the rest of the declaration."""
+RESERVED_FLAGS = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
+"""Flags that CoE sets from the rest of the declaration."""
+_PARALLEL_FLAGS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
-def named(options: Mapping[str, Flag]) -> dict[str, Flag]:
-    """The options under the names the command line has for them."""
+def normalized(options: Mapping[str, Flag]) -> dict[str, Flag]:
+    """The options with their names as on the command line."""
     return {name.replace("_", "-").removeprefix("--"): value for name, value in options.items()}
 
 
-def words(options: Mapping[str, Flag]) -> tuple[str, ...]:
-    """Flags in the order given; a boolean one is set or negated."""
-    return tuple(word for name, value in options.items() for word in _words(name, value))
+def to_argv(options: Mapping[str, Flag]) -> tuple[str, ...]:
+    """The options as arguments, in the given order; a boolean is set or negated."""
+    return tuple(word for name, value in options.items() for word in _flag_argv(name, value))
 
 
-def _words(name: str, value: Flag) -> Iterator[str]:
+def _flag_argv(name: str, value: Flag) -> Iterator[str]:
     if isinstance(value, bool):
         yield f"--{name}" if value else f"--no-{name}"
     else:
@@ -34,10 +33,15 @@ def _words(name: str, value: Flag) -> Iterator[str]:
         yield str(value)
 
 
+def parallel_size(options: Mapping[str, Flag]) -> int:
+    """The number of devices that the options spread a model over; 1 by default."""
+    return prod(size for name in _PARALLEL_FLAGS if isinstance(size := options.get(name), int))
+
+
 def find_command(name: str, *, expert: str, bin_folder: Path, extra: str) -> Path:
-    """Beside our own interpreter, or on PATH. Raises FleetError that says how to install it."""
-    beside = bin_folder / name
-    found = beside if beside.is_file() else shutil.which(name)
+    """Finds a command beside the Python interpreter or on PATH. Raises FleetError with the install command."""
+    base_folder = bin_folder / name
+    found = base_folder if base_folder.is_file() else shutil.which(name)
     if found is None:
         raise FleetError(
             f"expert {expert!r}: the command {name!r} is neither in {bin_folder} nor on PATH; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the bfloat16 model and its tokenizer into `folder`. Imports torch; run it in a process of its own."""
+    """Writes the bfloat16 model and its tokenizer into `folder`. Imports torch, so run it in a process of its own."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -15,7 +15,7 @@ def convert(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     assert model.generation_config is not None
-    model.generation_config.do_sample = True  # GGUF does not say; without it every temperature is taken for 0
+    model.generation_config.do_sample = True  # not in GGUF; False would ignore every temperature
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""All local expert servers of one service: started together, watched together, gone together."""
+"""Runs all local expert servers of one service: starts them together, restarts failed ones, stops all of them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from coe.supervision import supervised
 
 
 class Fleet:
-    """`async with Fleet(specs, say=print):` runs the servers for the length of the block.
+    """`async with Fleet(specs, report=print):` runs the servers for the length of the block.
 
-    Entering starts all in parallel and returns when each has given a one-token answer, or raises FleetError with the
-    end of the failing server's log. Inside, a server that dies or stops answering is restarted on the same port;
-    `say` gets one line for each event. Leaving, failing and being cancelled end every process the servers started,
-    however deep and in whatever session, before control goes on; a cancellation meanwhile waits (at most the grace of
-    `pace` and a few seconds). See warden.py for what holds when this process is killed. Enter it in a thread
-    that lives as long as the block.
+    Entering starts all servers in parallel and returns once each has answered with a token, or raises FleetError with
+    the end of the failed server's log. Inside, a server that dies or stops answering is restarted on the same port;
+    `report` receives one line for each event. Leaving, a failure or a cancellation ends every process that the servers
+    started, however deep and in whatever session, before control returns; a cancellation meanwhile waits (at most the
+    grace period of `timeouts` and a few seconds). `supervisor.py` covers the case that this process is killed. Enter it
+    in a thread that lives as long as the block.
     """
 
     def __init__(
-        self, specs: Sequence[ServerSpec], *, say: Callable[[str], None], pace: Timeouts | None = None
+        self, specs: Sequence[ServerSpec], *, report: Callable[[str], None], timeouts: Timeouts | None = None
     ) -> None:
         self._specs = specs
-        self._say = say
-        self._pace = pace or Timeouts()
+        self._report = report
+        self._timeouts = timeouts or Timeouts()
         self._watchers: list[asyncio.Task[Any]] = []
         self._servers: list[Server] = []
 
     async def __aenter__(self) -> Self:
-        self._session = probe.open_session()
-        self._servers = [Server(spec, session=self._session, say=self._say, pace=self._pace) for spec in self._specs]
+        self._session = probe.open_probe_session()
+        self._servers = [
+            Server(spec, session=self._session, report=self._report, timeouts=self._timeouts) for spec in self._specs
+        ]
         try:
             await self._start_all()
         except BaseException:
-            await to_the_end(self._close())
+            await run_to_completion(self._close())
             raise
         self._watchers = [supervised(server.watch, f"watch-{server.spec.key}") for server in self._servers]
         return self
@@ -49,22 +51,22 @@ class Fleet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await to_the_end(self._close())
+        await run_to_completion(self._close())
 
-    async def load(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve these LoRA folders too, by name, at the server `key`; returns what was new. Raises FleetError."""
-        return await self._server(key).load(adapters)
+    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serves these LoRA folders, by name, at the server `key` too. Returns the new names. Raises FleetError."""
+        return await self._server(key).load_adapters(adapters)
 
-    def superfluous(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """The adapters that server `key` serves beyond these."""
+    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """The adapters that the server `key` serves beyond these."""
         return [name for name in self._server(key).spec.adapters if name not in adapters]
 
-    async def unload(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve no others than these any longer; returns what went. Raises FleetError."""
-        gone = self.superfluous(key, adapters)
-        for name in gone:
-            await self._server(key).unload(name)
-        return gone
+    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Stops serving all adapters but these. Returns the removed names. Raises FleetError."""
+        stale = self.stale_adapters(key, adapters)
+        for name in stale:
+            await self._server(key).unload_adapter(name)
+        return stale
 
     def _server(self, key: str) -> Server:
         return next(server for server in self._servers if server.spec.key == key)
@@ -83,13 +85,13 @@ class Fleet:
         outcomes = await asyncio.gather(*self._watchers, return_exceptions=True)
         outcomes += await asyncio.gather(*(server.stop() for server in self._servers), return_exceptions=True)
         await self._session.close()
-        for outcome in outcomes:  # raised last, so that one failure does not keep the others from being stopped
+        for outcome in outcomes:  # raised last, once all are stopped
             if isinstance(outcome, Exception):
                 raise outcome
 
 
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Finish `work` even when cancelled meanwhile; the cancellation is raised afterwards."""
+async def run_to_completion(work: Coroutine[Any, Any, None]) -> None:
+    """Finishes `work` even if cancelled meanwhile; raises the cancellation afterwards."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

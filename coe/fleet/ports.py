@@ -1,4 +1,4 @@
-"""Loopback ports for local servers."""
+"""Chooses free ports for local servers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FIRST, _LAST = 20_000, 32_000
 
 
 def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
-    """A port of this address of ours that nobody listens on and that is not in `avoid`. Raises FleetError when none is
-    found."""
+    """Returns a port of `host` that nobody listens on and that is not in `avoid`. Raises FleetError if it finds
+    none."""
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in avoid and is_free(port, host=host):
@@ -25,7 +25,7 @@ def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
 
 
 def is_free(port: int, *, host: str = HOST) -> bool:
-    """Whether a server could listen there now; closed connections that linger do not count."""
+    """Whether a server could listen on the port now; lingering closed connections do not count."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,4 +1,4 @@
-"""Asks one server whether it is ready (a real one-token answer) and whether it still answers (its health page)."""
+"""Readiness and liveness probes: a real one-token request, and the health page."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ import orjson
 from coe.errors import FleetError
 from coe.fleet.specs import ServerSpec
 
-_NOT_YET = frozenset({408, 425, 429})
-_NO_LIMIT = aiohttp.ClientTimeout(total=None)
+_RETRY_STATUSES = frozenset({408, 425, 429})
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
-def open_session() -> aiohttp.ClientSession:
-    """For probes only: no connection is kept, so that a restarted server is never asked over its predecessor's."""
+def open_probe_session() -> aiohttp.ClientSession:
+    """A session that keeps no connection, so that a restarted server is not probed over its predecessor's."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
 
 
-async def answers(spec: ServerSpec, *, session: aiohttp.ClientSession) -> bool:
-    """Whether the server gives a one-token answer now, or, without a model, says it is ready. The caller sets a limit.
+async def is_ready(spec: ServerSpec, *, session: aiohttp.ClientSession) -> bool:
+    """Whether the server answers a one-token request now or, without a model, reports that it is ready. The caller sets
+    a timeout.
 
-    A listening port or a health page may be there long before a forward pass works. False where it may come yet
-    (nothing listens, 5xx). Raises FleetError where waiting cannot help: a 4xx, or no chat completion.
+    A port or a health page may be available long before a forward pass works. Returns False if the server may become
+    ready (nothing listens, 5xx). Raises FleetError if waiting cannot help: a 4xx, or no chat completion.
 
-    The request sets nothing but its length: `transformers serve` with continuous batching samples every later answer
-    as the first request asked.
+    The request sets nothing but its length: `transformers serve` with continuous batching samples every later answer as
+    the first request asked.
     """
     if spec.model is None:
-        return await _page(spec, "/health/ready", session=session, below=300, limit=_NO_LIMIT)
+        return await _get_below(spec, "/health/ready", session=session, max_status=300, client_timeout=_NO_TIMEOUT)
     body = {"model": spec.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     url = f"http://{spec.host}:{spec.port}/v1/chat/completions"
     try:
-        async with session.post(url, json=body, timeout=_NO_LIMIT) as response:
+        async with session.post(url, json=body, timeout=_NO_TIMEOUT) as response:
             status, text = response.status, await response.content.read(2**16)
     except (aiohttp.ClientError, OSError):
         return False
-    if status >= 500 or status in _NOT_YET:
+    if status >= 500 or status in _RETRY_STATUSES:
         return False
     if status == 200 and _is_completion(text):
         return True
@@ -56,20 +57,25 @@ def _is_completion(text: bytes) -> bool:
     return isinstance(answer, dict) and isinstance(answer.get("choices"), list) and bool(answer["choices"])
 
 
-async def is_alive(spec: ServerSpec, *, session: aiohttp.ClientSession, within: float) -> bool:
-    """Whether the server's event loop answers and calls itself healthy, within so many seconds.
+async def is_alive(spec: ServerSpec, *, session: aiohttp.ClientSession, time_limit: float) -> bool:
+    """Whether the server's event loop answers its health page within `time_limit` seconds. Not a completion: that would
+    queue behind real work, and a busy server would seem frozen."""
+    return await _get_below(
+        spec, "/health", session=session, max_status=500, client_timeout=aiohttp.ClientTimeout(total=time_limit)
+    )
 
-    Not a completion: that would wait its turn behind real work, and a busy server would be taken for a frozen one.
-    """
-    return await _page(spec, "/health", session=session, below=500, limit=aiohttp.ClientTimeout(total=within))
 
-
-async def _page(
-    spec: ServerSpec, path: str, *, session: aiohttp.ClientSession, below: int, limit: aiohttp.ClientTimeout
+async def _get_below(
+    spec: ServerSpec,
+    path: str,
+    *,
+    session: aiohttp.ClientSession,
+    max_status: int,
+    client_timeout: aiohttp.ClientTimeout,
 ) -> bool:
-    """Whether a page answers with a status below this one."""
+    """Whether a page answers with a status below `max_status`."""
     try:
-        async with session.get(f"http://{spec.host}:{spec.port}{path}", timeout=limit) as response:
-            return response.status < below
+        async with session.get(f"http://{spec.host}:{spec.port}{path}", timeout=client_timeout) as response:
+            return response.status < max_status
     except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
         return False

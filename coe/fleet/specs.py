@@ -1,4 +1,4 @@
-"""What planning reads of a declared expert, and the server process it becomes."""
+"""The inputs and outputs of planning: a declared local expert, and the server process to run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Flag = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where a server is to listen, what takes its output, and where its command may be installed."""
+    """Where a server listens, its log file, and the folder where its command may be installed."""
 
     host: str
     port: int
@@ -26,10 +26,10 @@ class ListenAddress:
 class ServerSpec:
     """One server process to run.
 
-    `key` names it in messages and files; `argv` is run with `env` on top of the environment; `model` is what requests
-    must name, None for a server that has no model of its own and says by itself when it is ready (the gateway); `log`
-    takes its output; `ready_timeout` is in seconds, from start to first answer; `host` is where it can be asked;
-    `adapters` are the LoRA folders it serves from the start, by the name that requests give.
+    `key` names it in messages and files. `argv` runs with `env` added to the environment. `model` is the name that
+    requests must use, None for a server without a model that reports its readiness itself (the gateway). `log` receives
+    its output. `ready_timeout` is in seconds, from start to first answer. `host` is its address. `adapters` are the
+    LoRA folders that it serves from the start, by name.
     """
 
     key: str
@@ -44,19 +44,22 @@ class ServerSpec:
 
     @property
     def root(self) -> str:
-        """Where its pages are."""
+        """The URL of its pages."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What to run: `argv` and the adapters."""
+        """The command line: `argv` and the adapters."""
         modules = tuple(f"{name}={folder}" for name, folder in self.adapters.items())
         return (*self.argv, "--lora-modules", *modules) if modules else self.argv
 
 
 class LocalExpert(Protocol):
-    """`options` are command line flags, a boolean one set or negated; `adapter` is a LoRA folder on top of the model;
-    `gpus` are the devices its server may use, all where none is named."""
+    """A declared expert, as planning reads it.
+
+    `options` are command line flags, a boolean set or negated. `adapter` is a LoRA folder on top of the model. `gpus`
+    are the devices its server may use, all if empty.
+    """
 
     @property
     def name(self) -> str: ...

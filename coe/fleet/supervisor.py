@@ -1,23 +1,23 @@
-"""A small process that runs one server as its child and leaves nothing of it behind: `warden.py PARENT GRACE ARGV...`
+"""A small process that runs one server and ends everything it started: `supervisor.py PARENT GRACE ARGV...`
 
-It ends every process the server has started, whatever group or session that one moved to, when
+It ends every process that the server started, whatever group or session it moved to, when
 
-- it is told to stop (SIGTERM),
+- it receives SIGTERM,
 - the server itself exits, which orphans its workers,
-- the process that started it dies, even by SIGKILL: the kernel then sends it SIGTERM (Linux, PR_SET_PDEATHSIG).
+- its parent dies, even by SIGKILL: the kernel then sends it SIGTERM (Linux, PR_SET_PDEATHSIG).
 
-Orphans are found because the warden is their subreaper (Linux): they become its children instead of init's. The kernel
-watches the *thread* that forked the warden, not its process, so the warden must be started from the thread of the event
-loop and never from a pool's. An exec wrapper would set the same signal for the server alone: its workers do not inherit
-it. A preexec function would run Python between fork and exec in a process that has threads.
+It finds orphans because it is their subreaper (Linux): they become its children instead of init's. The kernel watches
+the *thread* that forked the supervisor, not its process, so start it from the thread of the event loop and never from a
+pool's. An exec wrapper could set the same signal for the server alone, since workers do not inherit it. A preexec
+function would run Python between fork and exec in a process that has threads.
 
-Not covered: a SIGKILL aimed at the warden itself ends the server too, but not the server's workers; and elsewhere than
-on Linux the death of the parent by SIGKILL goes unnoticed.
+Not covered: SIGKILL of the supervisor itself ends the server too, but not the server's workers. Elsewhere than on Linux
+the parent's death by SIGKILL goes unnoticed.
 
-Where the starting process may end its own children by SIGKILL, one warden runs another, whose PARENT is 0: that one
-gets SIGKILL with the first until it has asked for SIGTERM instead, so that none is lost.
+If the parent may end its children by SIGKILL (Ray), one supervisor runs another whose PARENT is 0. The inner one gets
+SIGKILL together with the outer one until it has requested SIGTERM instead, so neither is lost.
 
-Run as a script, by path: it imports nothing of ours and starts in some 50 ms.
+Run it as a script, by path: it imports nothing of CoE and starts in about 50 ms.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _AWAITED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 
 
 def main(parent: int, grace: float, argv: list[str]) -> int:
-    """Run `argv` to its end and return its exit code, 128 + N after signal N, as shells do."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # held back until sigwait asks, so none is missed
+    """Runs `argv` to its end and returns its exit code, 128 + N after signal N, as shells do."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)  # pending until sigwait, so none is missed
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if parent and os.getppid() != parent:  # it died before the line above
+    if parent and os.getppid() != parent:  # it died before the prctl call
         return 128 + signal.SIGTERM
     try:
         # This process has one thread, so a preexec function is safe here.
@@ -63,7 +63,7 @@ def _become_server() -> None:
 
 
 def _wait(server: int) -> int:
-    """Until the server exits or the warden is told to stop."""
+    """Waits until the server exits or the supervisor receives a signal."""
     while True:
         received = signal.sigwait(_AWAITED)
         if received != signal.SIGCHLD:
@@ -75,7 +75,7 @@ def _wait(server: int) -> int:
 
 
 def _reap() -> dict[int, int]:
-    """Wait status by process id of the children that have ended, adopted ones included."""
+    """The wait status of the children that ended, by process id, adopted ones included."""
     ended = {}
     with suppress(ChildProcessError):
         while True:
@@ -87,7 +87,7 @@ def _reap() -> dict[int, int]:
 
 
 def _end_all(grace: float) -> None:
-    """SIGTERM to every descendant, then SIGKILL to those left after `grace` seconds, until there is none."""
+    """Sends SIGTERM to every descendant, and SIGKILL to those left after `grace` seconds, until there is none."""
     deadline = time.monotonic() + grace
     _send(signal.SIGTERM)
     while psutil.Process().children():
@@ -99,7 +99,7 @@ def _end_all(grace: float) -> None:
 
 def _send(number: signal.Signals) -> None:
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has just ended, or is not ours to signal
+        with suppress(psutil.Error):  # it has just ended, or may not be signalled
             process.send_signal(number)
 
 

@@ -1,9 +1,8 @@
-"""What is wrong with declared local experts before anything is started: their folders, devices and flags."""
+"""Validates declared local experts before anything starts: their folders, devices and flags."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 
 from coe.errors import FleetError
@@ -11,76 +10,73 @@ from coe.fleet import arguments, weights
 from coe.fleet.specs import Flag, LocalExpert
 from coe.fleet.vllm import lora
 
-_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-
-Mistake = tuple[int, str, str]
-"""Which expert, which of its keys, what is wrong and what to do."""
+Problem = tuple[int, str, str]
+"""The index of the expert, its key in experts.yaml, and what is wrong with the remedy."""
 
 
-def mistakes(experts: Sequence[LocalExpert], *, beside: Path) -> Iterator[Mistake]:
-    """All that can be told from the declaration and the disk; folders are relative to `beside`.
+def find_problems(experts: Sequence[LocalExpert], *, base_folder: Path) -> Iterator[Problem]:
+    """Yields all problems visible in the declaration and on disk; folders are relative to `base_folder`.
 
-    Not whether a hub has the model, a flag exists, or the devices are there: the server itself says that.
+    Whether a hub has the model, a flag exists, or the devices are present is reported by the server itself.
     """
     for index, expert in enumerate(experts):
-        for key, what in _of_one(expert, beside):
+        for key, what in _expert_problems(expert, base_folder):
             yield index, key, what
-    yield from _split_bases(experts)
+    yield from _split_model_problems(experts)
 
 
-def _of_one(expert: LocalExpert, beside: Path) -> Iterator[tuple[str, str]]:
+def _expert_problems(expert: LocalExpert, base_folder: Path) -> Iterator[tuple[str, str]]:
     if expert.runtime != "vllm":
-        for key, given in (("adapter", expert.adapter), ("gpus", expert.gpus)):
-            if given:
-                yield key, f"`{key}` is for runtime vllm; {expert.runtime} has no use for it"
+        for key, declared in (("adapter", expert.adapter), ("gpus", expert.gpus)):
+            if declared:
+                yield key, f"`{key}` is for runtime vllm; {expert.runtime} does not support it"
     if expert.runtime not in ("vllm", "transformers"):
         return
-    options = arguments.named(expert.options)
-    if reserved := arguments.RESERVED & options.keys():
-        named = ", ".join(sorted(reserved))
+    options = arguments.normalized(expert.options)
+    if reserved := arguments.RESERVED_FLAGS & options.keys():
+        normalized = ", ".join(sorted(reserved))
         hint = "; declare an expert with `adapter` for each" if reserved == {"lora-modules"} else ""
-        yield "options", f"the options may not set {named}; CoE does{hint}"
+        yield "options", f"the options may not set {normalized}; CoE does{hint}"
     try:
-        weights.look_for(expert.model, beside=beside)
+        weights.locate(expert.model, base_folder=base_folder)
     except FleetError as error:
         yield "model", str(error)
     if expert.runtime == "vllm":
-        yield from _adapter(expert, options, beside)
-        yield from _devices(expert, options)
+        yield from _adapter_problems(expert, options, base_folder)
+        yield from _device_problems(expert, options)
 
 
-def _adapter(expert: LocalExpert, options: dict[str, Flag], beside: Path) -> Iterator[tuple[str, str]]:
+def _adapter_problems(expert: LocalExpert, options: dict[str, Flag], base_folder: Path) -> Iterator[tuple[str, str]]:
     if expert.adapter is None:
         return
-    folder = (beside / Path(expert.adapter).expanduser()).absolute()
+    folder = (base_folder / Path(expert.adapter).expanduser()).absolute()
     if found := lora.problem(folder):
         yield "adapter", found
         return
     if options.get("enable-lora") is False:
-        yield "options", "an adapter needs LoRA, and the options say enable-lora: false; take that away"
-    room, needed = options.get("max-lora-rank"), lora.rank(folder)
-    if isinstance(room, int) and room < needed:
-        yield "options", f"the adapter has rank {needed} and max-lora-rank allows {room}; raise or remove it"
+        yield "options", "an adapter needs LoRA, and the options say enable-lora: false; remove that"
+    max_rank, needed = options.get("max-lora-rank"), lora.rank(folder)
+    if isinstance(max_rank, int) and max_rank < needed:
+        yield "options", f"the adapter has rank {needed} and max-lora-rank allows {max_rank}; raise or remove it"
 
 
-def _devices(expert: LocalExpert, options: dict[str, Flag]) -> Iterator[tuple[str, str]]:
+def _device_problems(expert: LocalExpert, options: dict[str, Flag]) -> Iterator[tuple[str, str]]:
     if not expert.gpus:
         return
     if len(set(expert.gpus)) < len(expert.gpus):
         yield "gpus", f"a device is named twice: {list(expert.gpus)}"
-    sizes = [size for name in _PARALLEL if isinstance(size := options.get(name), int)]
-    if sizes and prod(sizes) > len(expert.gpus):
-        yield "gpus", f"the options spread the model over {prod(sizes)} devices and `gpus` names {len(expert.gpus)}"
+    if (size := arguments.parallel_size(options)) > len(expert.gpus):
+        yield "gpus", f"the options spread the model over {size} devices and `gpus` names {len(expert.gpus)}"
 
 
-def _split_bases(experts: Sequence[LocalExpert]) -> Iterator[Mistake]:
-    """An adapter beside its base, but with other flags, would load the model a second time; nobody means that."""
+def _split_model_problems(experts: Sequence[LocalExpert]) -> Iterator[Problem]:
+    """An adapter with other flags than its base would load the model a second time, which nobody means."""
     served = [(index, expert) for index, expert in enumerate(experts) if expert.runtime == "vllm"]
     for index, expert in served:
         if not expert.adapter:
             continue
         for _, other in served:
-            if other.model == expert.model and _setting(other) != _setting(expert):
+            if other.model == expert.model and _options_and_gpus(other) != _options_and_gpus(expert):
                 yield (
                     index,
                     "options" if other.gpus == expert.gpus else "gpus",
@@ -90,5 +86,5 @@ def _split_bases(experts: Sequence[LocalExpert]) -> Iterator[Mistake]:
                 break
 
 
-def _setting(expert: LocalExpert) -> tuple[object, ...]:
-    return arguments.words(arguments.named(expert.options)), expert.gpus
+def _options_and_gpus(expert: LocalExpert) -> tuple[object, ...]:
+    return arguments.to_argv(arguments.normalized(expert.options)), expert.gpus

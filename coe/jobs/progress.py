@@ -1,4 +1,4 @@
-"""What a job that takes long says of itself while it is at work."""
+"""Shows the progress of long jobs on standard error: a bar on a terminal, a note where work takes long."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 
 from coe.terminal import say_error
 
-QUIET = 5.0
-"""Seconds that nobody needs to be told of."""
+NOTE_AFTER_SECONDS = 5.0
+"""Time after which `note_if_slow` prints its note."""
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None] | None]:
-    """What a long job tells its stage and the share done, 0 to 1, for a bar on a terminal; None elsewhere."""
+    """A progress bar on a terminal: yields a function of the stage's name and the share done (0 to 1).
+
+    Yields None where standard error is no terminal.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -28,9 +31,9 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None] | None]:
 
 
 @contextmanager
-def told_if_long(work: str) -> Iterator[None]:
-    """Name the work on standard error where it takes longer than a few seconds."""
-    timer = threading.Timer(QUIET, say_error, (f"note: {work} takes a while",))
+def note_if_slow(work: str) -> Iterator[None]:
+    """Print a note that names the work if the block takes longer than NOTE_AFTER_SECONDS."""
+    timer = threading.Timer(NOTE_AFTER_SECONDS, say_error, (f"note: {work} takes a while",))
     timer.daemon = True
     timer.start()
     try:

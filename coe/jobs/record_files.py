@@ -1,7 +1,12 @@
-"""Records with their ratings as rows of a file, JSON Lines (`.jsonl`) or parquet (`.parquet`): the same columns."""
+"""Writes and reads routing records with their feedback as files: JSON Lines (`.jsonl`) or parquet (`.parquet`).
+
+Both formats have the same columns: the fields of a record, and those of its rating. `coe log export` and `import` use
+this; files are written in one step and read in pages.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,20 +15,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from coe.errors import DataError, InvalidRequest
+from coe.learning.estimation.experience import RATING_KINDS, certainty_rank
+from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
+from coe.records import open_feedback, open_log
 from coe.records.codec import SCHEMA, to_json
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
 from coe.records.fields import FIELDS, RecordField, fields_of, read_values
 from coe.records.record import FieldInfo, RoutingRecord
+from coe.records.selection import DAY
+from coe.registry import LogSpec
 
 SUFFIXES = (".jsonl", ".parquet")
-GROUP = 10_000
-"""Rows of a parquet row group, all in memory together: about 40 MB without prompts and embeddings."""
+ROW_GROUP_SIZE = 10_000
+"""Rows of a parquet row group, which is held in memory: about 40 MB without prompts and embeddings."""
+IMPORT_PAGE_SIZE = 2_000
+"""Rows in memory during an import."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """What a file says about the feedback on a request: the rating and the corrected category that learning uses."""
+    """The feedback on a request that learning uses: the rating and the corrected category."""
 
     feedback_kind: Annotated[str | None, FieldInfo("Kind of the rating: score, thumb or preferred.")] = None
     feedback_value: Annotated[float | None, FieldInfo("Score from 0 to 1, or thumb: 1 up, -1 down.")] = None
@@ -37,6 +49,64 @@ FILE_FIELDS: tuple[RecordField, ...] = (*FIELDS, *RATING_FIELDS)
 """The columns of a file."""
 
 Row = tuple[RoutingRecord, Rating]
+
+
+class RatingIndex:
+    """The feedback that learning uses by request: the surest and then latest rating, and the latest correction.
+
+    Takes some 300 bytes a request.
+    """
+
+    def __init__(self, events: Iterable[Feedback]) -> None:
+        self._ratings: dict[int, Feedback] = {}
+        self._corrections: dict[int, Feedback] = {}
+        for event in events:
+            if event.kind in (*RATING_KINDS, "category"):
+                known = self._corrections if event.kind == "category" else self._ratings
+                key = _request_key(event.request_id, event.tenant)
+                known[key] = max(known.get(key, event), event, key=_precedence)
+
+    def of(self, record: RoutingRecord) -> Rating:
+        """The feedback on that request by its own tenant; its fields are None where there is none."""
+        key = _request_key(record.request_id, record.tenant)
+        rating, corrected = self._ratings.get(key), self._corrections.get(key)
+        value = rating.value if rating else None
+        return Rating(
+            feedback_kind=rating.kind if rating else None,
+            feedback_value=float(value) if isinstance(value, int | float) else None,
+            feedback_preferred=value if isinstance(value, str) else None,
+            feedback_category=str(corrected.value) if corrected else None,
+            feedback_time=max((one.time for one in (rating, corrected) if one), default=None),
+        )
+
+
+def _request_key(request_id: str, tenant: str | None) -> int:
+    return request_hash(f"{tenant or ''}\0{request_id}")
+
+
+def _precedence(event: Feedback) -> tuple[int, float, str]:
+    return -certainty_rank(event.kind), event.time, event.event_id
+
+
+async def import_rows(file: Path, declared: LogSpec, *, base: Path) -> tuple[int, int]:
+    """Add the rows of a file to the declared log.
+
+    Returns the number of records added or already there, and of those older than its retention.
+    """
+    options: dict[str, Any] = {"base": base, "retention": declared.keep_records, "days": declared.keep_days}
+    log, feedback = open_log(declared.url, **options), open_feedback(declared.url, **options)
+    oldest, count, old = time.time() - declared.keep_days * DAY, 0, 0
+    rows = read_rows(file)
+    try:
+        while page := list(islice(rows, IMPORT_PAGE_SIZE)):
+            kept = [row for row in page if row[0].time >= oldest]
+            count, old = count + len(kept), old + len(page) - len(kept)
+            await log.append([record for record, _ in kept])
+            await feedback.append([event for row in kept for event in events_of(row)])
+    finally:
+        await feedback.aclose()
+        await log.aclose()
+    return count, old
 
 
 def write_rows(path: Path, rows: Iterable[Row], *, redact: bool = False) -> int:
@@ -66,12 +136,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def events_of(row: Row) -> Iterator[Feedback]:
-    """The row's feedback, as events that are the same however often they are imported. Raises DataError."""
+    """The row's feedback, as events with stable ids, so that a repeated import adds nothing. Raises DataError."""
     record, rating = row
-    said: dict[Any, Any] = {"category": rating.feedback_category}
+    values: dict[Any, Any] = {"category": rating.feedback_category}
     if (kind := rating.feedback_kind) is not None:
-        said[kind] = rating.feedback_preferred if kind == "preferred" else rating.feedback_value
-    for kind, value in said.items():
+        values[kind] = rating.feedback_preferred if kind == "preferred" else rating.feedback_value
+    for kind, value in values.items():
         if value is not None:
             event_id, when = f"{record.request_id}:{kind}"[:MAX_NAME_CHARACTERS], rating.feedback_time or 0.0
             try:
@@ -90,12 +160,12 @@ def _values(row: Row, redact: bool) -> dict[str, Any]:
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link stays a link
-    draft = path.with_name(f".{path.name}.draft")  # what a killed run left is written over by the next one
+    draft = path.with_name(f".{path.name}.draft")  # the next run overwrites the draft of a killed one
     try:
         yield draft
         draft.replace(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check its folder and the room on the disk") from error
+        raise DataError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
     finally:
         with suppress(OSError):
             draft.unlink()
@@ -115,14 +185,14 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     schema, rows, count = _parquet_schema(), iter(rows), 0
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        while group := list(islice(rows, GROUP)):
+        while group := list(islice(rows, ROW_GROUP_SIZE)):
             writer.write_table(Table.from_pylist([_pairs(row) for row in group], schema=schema))
             count += len(group)
     return count
 
 
 def _pairs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Parquet has maps as lists of pairs."""
+    """Parquet takes maps as lists of pairs."""
     return {name: list(value.items()) if isinstance(value, Mapping) else value for name, value in row.items()}
 
 

@@ -1,135 +1,128 @@
-"""One round of learning for the router: corrected categories in; trained anew, judged, and promoted or not."""
+"""The learning round of the router: trains it with corrected categories and judges it on held-out prompts.
+
+The choice of corrections and the test are in `coe.learning.retraining.router_round`. A promoted router is trained on
+all prompts, the held-out ones too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
 from coe.core import Router
-from coe.jobs.plan_round import NOTHING, REPORTS, Job, Outcome
 from coe.jobs.progress import progress_bar
+from coe.jobs.round import Candidate, Job, ManifestFields
 from coe.jobs.training_data import training_pairs
 from coe.learning.estimation.experience import NONE, Experience
-from coe.learning.evaluation.tables import digest
+from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import plot_round, plot_training
-from coe.learning.retraining.promotion import Judgement
-from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.router_round import (
-    FEWEST,
+    MIN_NEW_CORRECTIONS,
     Pair,
-    Schooling,
+    RouterTrainingSet,
     corrections,
     judge_router,
-    lesson_digest,
-    lessons,
-    router_page,
+    merge_corrections,
+    prompt_digest,
+    router_markdown,
     router_report,
 )
-from coe.learning.retraining.state import Rounds, read_rounds, write_rounds
+from coe.learning.retraining.state import RoundState
 
 if TYPE_CHECKING:
-    from routers.training.parallel import TaskRunner
+    from routers.task_runner import TaskRunner
 
 ROUTER = "router"
 BASE, LEARNT = "base", "learnt"
-"""What the manifest's metrics of a router remember of its training: the digest of the labelled base, and those of the
-corrections that joined it."""
+"""Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
+set."""
 
 Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
 """Trains on pairs into a folder and returns the metrics."""
 
 
-def learn_router(job: Job, experience: Experience, *, work: TaskRunner) -> Outcome | None:
-    """A round; None where nobody corrected a category."""
-    if not np.any(experience.corrected != NONE):
-        return None
-    schooling = _schooling(job, experience)
-    if isinstance(schooling, str):
-        return Outcome(ROUTER, False, f"{NOTHING}: {schooling}")
-    began, inputs = job.store(ROUTER).in_use(), digest(schooling.added)
-    last = read_rounds(job.settings.artifacts).get(ROUTER)
-    same = last is not None and last.in_use == began
-    if last and same and last.inputs == inputs:
-        return Outcome(ROUTER, False, f"{NOTHING}: no correction is new")
-    with _building(job.registry.router.encoder, work) as build:
-        judgement = judge_router(schooling, _loading(build), round_=1 + (last.judged if last and same else 0))
-        rounds = Rounds(str(began), judgement.round_, inputs, "", job.now, judgement.promote, judgement.sentence, "")
-        return _concluded(job, schooling, judgement, rounds, build)
+@dataclass(frozen=True, slots=True)
+class RouterRound:
+    """Needs corrected categories in `experience`. The trainings of a round share embeddings in the folder `cache`."""
+
+    experience: Experience
+    runner: TaskRunner
+    cache: Path
+    kind: str = ROUTER
+
+    def judge(self, job: Job) -> Candidate | str | None:
+        if not np.any(self.experience.corrected != NONE):
+            return None
+        data = _training_set(job, self.experience)
+        if isinstance(data, str):
+            return data
+        version, inputs = job.store(ROUTER).in_use(), pairs_digest(data.added)
+        tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
+        if tests is None:
+            return "no correction is new"
+        build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache, runner=self.runner)
+        judgement = judge_router(data, partial(train_router, build=build), round_=tests + 1)
+        report = router_report(data, judgement)
+        return Candidate(
+            RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
+            replaces=version,
+            report=report,
+            write_report=partial(_write_report, report=report),
+            save=partial(_save, data, build=build, categories=job.registry.category_names),
+        )
 
 
-def _schooling(job: Job, experience: Experience) -> Schooling | str:
-    """What there is to learn, or why there is nothing."""
+def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
+    """The labelled base and the corrections that may join it, or why there is nothing to learn."""
     base = training_pairs(job.registry, base=job.settings.config.parent, data=None)
     artifact = job.store(ROUTER).current()
     assert artifact is not None
     metrics = artifact.manifest.metrics
-    if metrics.get(BASE, artifact.manifest.data) != digest(base):
+    if metrics.get(BASE, artifact.manifest.data) != pairs_digest(base):
         return "the router was trained on other prompts than are declared; name them as router.training_data and train"
-    said = corrections(job.logs.records(since=job.since, deadline=job.now), experience)
-    if not said:
+    corrected = corrections(job.records(), experience)
+    if not corrected:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
-    schooling = Schooling(tuple(base), lessons(base, said), frozenset(metrics.get(LEARNT, ())))
-    if schooling.new < FEWEST:
-        return f"{schooling.new} corrections are new, and a round takes {FEWEST}"
-    return schooling
+    data = RouterTrainingSet(tuple(base), merge_corrections(base, corrected), frozenset(metrics.get(LEARNT, ())))
+    if data.new < MIN_NEW_CORRECTIONS:
+        return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
+    return data
 
 
-@contextmanager
-def _building(encoder: str, work: TaskRunner) -> Iterator[Build]:
-    """Trainings that share the vectors of their texts until the block ends."""
+def build_router(
+    pairs: Sequence[Pair], out: Path, *, encoder: str, cache: Path, runner: TaskRunner
+) -> Mapping[str, Any]:
+    """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
     import routers
 
-    with TemporaryDirectory(prefix="coe-vectors-") as memory, progress_bar("training") as progress:
-
-        def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
-            examples = [routers.Example(prompt, category) for prompt, category in pairs]
-            return routers.build(examples, encoder=encoder, out=out, progress=progress, memory=Path(memory), work=work)
-
-        yield build
+    examples = [routers.Example(prompt, category) for prompt, category in pairs]
+    with progress_bar("training") as progress:
+        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache, runner=runner)
 
 
-def _loading(build: Build) -> Callable[[Sequence[Pair], Path], Router]:
+def train_router(pairs: Sequence[Pair], out: Path, *, build: Build) -> Router:
+    """Train a router and load it."""
     import routers
 
-    def train(pairs: Sequence[Pair], out: Path) -> Router:
-        build(pairs, out)
-        return routers.load(out)
-
-    return train
+    build(pairs, out)
+    return routers.load(out)
 
 
-def _concluded(job: Job, schooling: Schooling, judgement: Judgement, rounds: Rounds, build: Build) -> Outcome:
-    """Promote a router that is trained on everything, or keep the report, and remember the round."""
-    report = router_report(schooling, judgement)
-    if job.dry_run:
-        return Outcome(ROUTER, False, f"dry run, nothing is changed; {rounds.sentence}", report=report)
-    version = None
-    if judgement.promote:
-        store, pairs = job.store(ROUTER), schooling.lessons.pairs
-        with store.draft() as draft:
-            metrics = dict(build(pairs, draft))
-            metrics |= {BASE: digest(schooling.base), LEARNT: [lesson_digest(prompt) for prompt, _ in schooling.added]}
-            _write(draft, report)
-            plot_training(metrics, draft)
-            artifact = store.publish(draft, categories=job.registry.category_names, data=digest(pairs), metrics=metrics)
-        version, folder = artifact.manifest.version, artifact.folder
-        job.promote(ROUTER, version, instead_of=rounds.in_use, why=rounds.sentence)
-        rounds = replace(rounds, in_use=version, judged=0)
-    else:
-        folder = keep_report(job.settings.artifacts / REPORTS, partial(_write, report=report), kind=ROUTER, now=job.now)
-    write_rounds(job.settings.artifacts, ROUTER, replace(rounds, report=str(folder)))
-    return Outcome(ROUTER, judgement.promote, rounds.sentence, version, str(folder), report)
+def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
+    pairs = data.corrected.pairs
+    metrics = dict(build(pairs, folder))
+    metrics |= {BASE: pairs_digest(data.base), LEARNT: [prompt_digest(prompt) for prompt, _ in data.added]}
+    plot_training(metrics, folder)
+    return {"categories": categories, "data": pairs_digest(pairs), "metrics": metrics}
 
 
-def _write(folder: Path, report: Mapping[str, Any]) -> None:
+def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
     (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    (folder / "report.md").write_text(router_page(report), encoding="utf-8")
+    (folder / "report.md").write_text(router_markdown(report), encoding="utf-8")
     plot_round(report, folder / "report.svg")

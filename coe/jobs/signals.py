@@ -1,4 +1,4 @@
-"""SIGTERM to a job: it leaves as it does after Ctrl-C, and what it had in temporary folders and drafts goes with it."""
+"""Makes SIGTERM end a job the way Ctrl-C does, so that its drafts and temporary folders are removed."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-AGAIN = 5.0
-"""Seconds after which a job that has not left is told again: Python ignores what is raised while it frees an object."""
+RESEND_SECONDS = 5.0
+"""Time after which a job that has not ended gets the signal again. Python drops exceptions that are raised while it
+frees an object, so the first SystemExit may be lost."""
 
 
 @contextmanager
-def heeding_sigterm() -> Iterator[None]:
-    """Until the block ends, SIGTERM ends the process through every `with` and `finally` under way, which a second one
-    at its heels does not interrupt (`timeout` sends two). Better entered after what takes long to put away: no later
-    one interrupts that."""
-    reminders: list[threading.Timer] = []
-    leaving = False
+def exit_on_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM until the block ends, so that every `with` and `finally` runs.
 
-    def remind(number: int) -> None:
-        nonlocal leaving
-        leaving = False
+    A second SIGTERM during the clean-up is ignored (`timeout` sends two). Enter this after contexts that take long to
+    close: a SIGTERM cannot interrupt their clean-up.
+    """
+    resends: list[threading.Timer] = []
+    is_exiting = False
+
+    def resend(number: int) -> None:
+        nonlocal is_exiting
+        is_exiting = False
         os.kill(os.getpid(), number)
 
-    def leave(number: int, _: object) -> None:
-        nonlocal leaving
-        if leaving:
+    def exit_job(number: int, _: object) -> None:
+        nonlocal is_exiting
+        if is_exiting:
             return
-        leaving = True
-        reminder = threading.Timer(AGAIN, remind, (number,))
-        reminder.daemon = True
-        reminder.start()
-        reminders.append(reminder)
+        is_exiting = True
+        timer = threading.Timer(RESEND_SECONDS, resend, (number,))
+        timer.daemon = True
+        timer.start()
+        resends.append(timer)
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    previous = signal.signal(signal.SIGTERM, exit_job)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if reminders else before)
-        for reminder in reminders:
-            reminder.cancel()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if resends else previous)
+        for timer in resends:
+            timer.cancel()

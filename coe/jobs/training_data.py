@@ -9,13 +9,12 @@ from coe.errors import ConfigError, DataError
 from coe.learning.evaluation.tables import read_prompts
 from coe.registry import Registry
 
-Pairs = list[tuple[str, str]]
 
+def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> list[tuple[str, str]]:
+    """(prompt, category) pairs of the declared categories: a file's or the shipped ones, and declared examples.
 
-def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pairs:
-    """The labelled prompts for the declared categories: the file given or declared or shipped, and declared examples.
-
-    Raises DataError for a category that only one side knows; shipped prompts of undeclared categories are left out.
+    The file is `data`, or router.training_data relative to `base`. Raises DataError for a category in the file that
+    experts.yaml does not declare, and ConfigError for a category without prompts.
     """
     import routers
 
@@ -26,10 +25,11 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> Pair
         if unknown := sorted({category for _, category in pairs} - set(registry.category_names)):
             raise DataError(f"{data}: categories that experts.yaml does not declare: {', '.join(unknown)}")
     else:
-        kept = (one for one in routers.shipped() if one.category in registry.category_names)
-        pairs = [(one.prompt, one.category) for one in kept]
+        pairs = [
+            (one.prompt, one.category) for one in routers.starter_examples() if one.category in registry.category_names
+        ]
     pairs += [(example, category.name) for category in registry.categories for example in category.examples]
     counts = Counter(category for _, category in pairs)
-    if bare := [name for name in registry.category_names if not counts[name]]:
-        raise ConfigError(f"no training prompts for: {', '.join(bare)}; add examples to them in experts.yaml")
+    if without := [name for name in registry.category_names if not counts[name]]:
+        raise ConfigError(f"no training prompts for: {', '.join(without)}; add examples to them in experts.yaml")
     return pairs

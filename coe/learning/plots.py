@@ -1,6 +1,6 @@
-"""Images of a benchmark, a budget sweep and a training; the ending of a file chooses the format (png, svg, pdf).
+"""Draws images of a benchmark, a budget sweep, a training and a learning round; the file suffix gives the format.
 
-The image of a round of learning: what both assignments are estimated to earn, and the evidence for a change.
+All drawing is without pyplot, so that no display and no global state is needed. Raises CoEError without matplotlib.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
 
 
 def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
-    """Quality against mean active parameters: the frontier and every method whose size is known, as made by
-    `benchmark`. Without sizes the methods are bars."""
+    """Draw quality against mean active parameters: the frontier and every method of known size; bars without sizes."""
     figure, axes = _figure()
     methods = {name: found for name, found in report["methods"].items() if name != "random"}
     sized = {name: found for name, found in methods.items() if found["mean_active_b"] is not None}
@@ -39,7 +38,7 @@ def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
-    """Planned quality against the limit of the swept budget row; efficient plans are joined."""
+    """Draw planned quality against the limit of the swept budget row; efficient plans are joined."""
     figure, axes = _figure()
     best = [point for point in rows if point.efficient]
     axes.plot([p.limit for p in best], [p.quality for p in best], marker="o", label="efficient")
@@ -52,15 +51,15 @@ def plot_sweep(rows: Sequence[ParetoRow], *, row: str, path: Path) -> None:
 
 
 def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
-    """What `routers.build` measured on held-out prompts: reliability.png and risk_coverage.png in `folder`.
+    """Draw the held-out metrics of `routers.build`: reliability.png and risk_coverage.png in `folder`.
 
-    Without matplotlib neither is drawn: a router does not fail for want of an image, and the numbers are in `metrics`.
+    Draws nothing without matplotlib: training must not fail for an image, and the numbers are in `metrics`.
     """
     if find_spec("matplotlib") is None:
         return
     figure, axes = _figure()
     bins = metrics["reliability"]
-    axes.plot([0, 1], [0, 1], color="0.7", label="as sure as right")
+    axes.plot([0, 1], [0, 1], color="0.7", label="calibrated")
     axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", label="held-out prompts")
     axes.set(xlabel="confidence", ylabel="accuracy", title=f"Reliability, ECE {metrics['ece']:.3f}")
     axes.legend(fontsize="small")
@@ -68,34 +67,33 @@ def plot_training(metrics: Mapping[str, Any], folder: Path) -> None:
     figure, axes = _figure()
     curve = metrics["risk_coverage"]
     axes.plot([p["coverage"] for p in curve], [p["risk"] for p in curve], marker=".")
-    kept = 1 - metrics["doubted"]
+    kept = 1 - metrics["rejected"]
     axes.axvline(kept, color="0.7", label=f"general below confidence {metrics['confidence_threshold']:.2f}")
-    axes.set(xlabel="share answered, surest first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
+    axes.set(xlabel="coverage, most confident first", ylabel="error rate", title="Risk and coverage", ylim=(0, None))
     axes.legend(fontsize="small")
     _save(figure, folder / RISK_COVERAGE)
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None})  # the same bytes from any version: they are part of a digest
+    figure.savefig(path, metadata={"Software": None})  # the bytes are part of a digest, so no version
 
 
 def _figure() -> tuple[Any, Any]:
-    try:
-        module = import_module("matplotlib.figure")  # not pyplot, which keeps global state and looks for a screen
-    except ImportError as error:
-        raise CoEError("plot: matplotlib is not installed; install it, or leave the image out") from error
-    figure = module.Figure(figsize=(8, 5), layout="constrained")
+    figure = _empty_figure(width=8, height=5)
     return figure, figure.add_subplot()
 
 
-def plot_round(report: Mapping[str, Any], path: Path) -> None:
-    """Draw a report as `round_report` or `router_report` makes it; the file's ending chooses the format (png, svg,
-    pdf)."""
+def _empty_figure(*, width: int, height: int) -> Any:
     try:
-        module = import_module("matplotlib.figure")  # not pyplot, which keeps global state and looks for a screen
+        module = import_module("matplotlib.figure")
     except ImportError as error:
         raise CoEError("plot: matplotlib is not installed; install it, or leave the image out") from error
-    figure = module.Figure(figsize=(9, 4), layout="constrained")
+    return module.Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_round(report: Mapping[str, Any], path: Path) -> None:
+    """Draw the report of a plan or router round: the evidence, and the off-policy estimates where it has them."""
+    figure = _empty_figure(width=9, height=4)
     *earned, gained = figure.subplots(1, 1 + ("estimates" in report), squeeze=False)[0]
     for axes in earned:
         _estimates(axes, report["estimates"])
@@ -114,7 +112,7 @@ def _estimates(axes: Any, found: Mapping[str, Mapping[str, Mapping[str, float]]]
         axes.set_xticks(range(len(methods)), list(methods))
         axes.legend(fontsize="small")
     axes.set_ylabel("mean reward, 95 %")
-    axes.set_title("off-policy estimates" if found else "no request tells of the current assignment")
+    axes.set_title("off-policy estimates" if found else "no rated requests of the current assignment")
 
 
 def _evidence(axes: Any, evidence: list[Mapping[str, Any]]) -> None:

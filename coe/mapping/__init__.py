@@ -1,10 +1,9 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, decision_risk, expected
-from coe.mapping.basis import VALUES, Basis, PlanEvidence, read_evidence, read_plan_file, read_problem, rounded
+from coe.mapping.assignment import Assignment, decision_risk, expected_utility
 from coe.mapping.consequences import Consequence
-from coe.mapping.dependencies import ANSWERING, Dependencies, declared_uses
-from coe.mapping.effect import PlanInEffect, plan_in_effect
+from coe.mapping.declaration import ANSWER_FIELDS, Dependencies, declared_uses
+from coe.mapping.effective_plan import EffectivePlan, effective_plan
 from coe.mapping.plan import (
     ParetoRow,
     frontiers,
@@ -15,43 +14,52 @@ from coe.mapping.plan import (
     solve,
     sweep,
 )
+from coe.mapping.plan_file import (
+    MARGINAL_VALUES_TIME_SHARE,
+    PlanEvidence,
+    PlanInputs,
+    read_evidence,
+    read_plan_file,
+    read_problem,
+    round_traffic,
+)
 from coe.mapping.problem import Budget, Problem, Uses
-from coe.mapping.program import TimeBudget, least
-from coe.mapping.published import PlanRecord, PublishedPlan, comparable, present_problem, read_published
+from coe.mapping.program import TimeBudget, smallest_limit
+from coe.mapping.published import PlanRecord, PublishedPlan, common_part, current_problem, read_published
 
 __all__ = [
-    "ANSWERING",
-    "VALUES",
+    "ANSWER_FIELDS",
+    "MARGINAL_VALUES_TIME_SHARE",
     "Assignment",
-    "Basis",
     "Budget",
     "Consequence",
     "Dependencies",
+    "EffectivePlan",
     "ParetoRow",
     "PlanEvidence",
-    "PlanInEffect",
+    "PlanInputs",
     "PlanRecord",
     "Problem",
     "PublishedPlan",
     "TimeBudget",
     "Uses",
-    "comparable",
+    "common_part",
+    "current_problem",
     "decision_risk",
     "declared_uses",
-    "expected",
+    "effective_plan",
+    "expected_utility",
     "frontiers",
-    "least",
     "marginal_values",
-    "plan_in_effect",
     "planned_quality",
     "planned_use",
-    "present_problem",
     "read_evidence",
     "read_plan_file",
     "read_problem",
     "read_published",
-    "rounded",
+    "round_traffic",
     "routed_use",
+    "smallest_limit",
     "solve",
     "sweep",
 ]

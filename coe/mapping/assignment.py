@@ -1,6 +1,7 @@
-"""What `decide()` trusts and charges: expected quality by category and expert, and the price of each expert.
+"""`Assignment`: expected quality by category and expert, and the price of each expert, as `decide()` uses them.
 
-What hangs on knowing a category better: nothing where the same expert is best for all that are likely.
+`expected_utility` ranks experts for a posterior; `decision_risk` is the probability that this choice is wrong because
+the category is uncertain.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from coe.errors import ArtifactError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
-    """Which expert serves which category, at what expected quality and price.
+    """The expert of each category, with expected quality and price.
 
-    `quality` has shape (n_categories, n_experts): the quality (0 to 1) that decisions trust, -inf where the expert may
-    not serve the category. `price` has shape (n_experts,): what one request to the expert costs, in units of quality;
-    it is the sum over the budget rows of `duals` x the expert's use of that row. `choice`, `runner_up` and `margin` (in
-    units of quality, prices included) go by category; `hosted` names the experts that the plan keeps running.
-    `unmeasured`, shape (n_categories, n_experts), marks the cells of experts that may serve the category and were never
-    scored: their quality is -inf, so that only exploration chooses them. None where there are none.
+    - `quality`, shape (n_categories, n_experts): expected quality (0 to 1), -inf where the expert may not serve the
+      category.
+    - `price`, shape (n_experts,): price of one request in units of quality, the sum over budget rows of the row's dual
+      times the expert's use.
+    - `choice`, `runner_up`, `margin`: per category; the margin is the difference in utility.
+    - `hosted`: the experts that the plan keeps running.
+    - `unmeasured`, shape (n_categories, n_experts), None if empty: experts that may serve the category and were never
+      scored. Their quality is -inf, so that only exploration selects them.
     """
 
     categories: tuple[str, ...]
@@ -39,42 +42,44 @@ class Assignment:
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
     unmeasured: NDArray[np.bool_] | None = None
-    _worth: NDArray[np.float64] = field(init=False, repr=False)
-    _barred: NDArray[np.float64] = field(init=False, repr=False)
-    _untried: tuple[frozenset[str], ...] = field(init=False, repr=False)
+    _finite_quality: NDArray[np.float64] = field(init=False, repr=False)
+    _exclusion: NDArray[np.float64] = field(init=False, repr=False)
+    _unmeasured_names: tuple[frozenset[str], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        may = np.isfinite(self.quality)
+        allowed = np.isfinite(self.quality)
         arrays = {
             "quality": self.quality.copy(),
             "price": self.price.copy(),
-            "_worth": np.where(may, self.quality, 0.0),
-            "_barred": np.where(may, 0.0, -np.inf),
+            "_finite_quality": np.where(allowed, self.quality, 0.0),
+            "_exclusion": np.where(allowed, 0.0, -np.inf),
         }
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
-        object.__setattr__(self, "_untried", self._names_unmeasured())
+        object.__setattr__(self, "_unmeasured_names", self._names_of_unmeasured())
 
-    def _names_unmeasured(self) -> tuple[frozenset[str], ...]:
+    def _names_of_unmeasured(self) -> tuple[frozenset[str], ...]:
         if self.unmeasured is None:
             return (frozenset(),) * len(self.categories)
         return tuple(
             frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in self.unmeasured
         )
 
-    def untried(self, category: int) -> frozenset[str]:
-        """The experts that may serve the category of this index and were never scored."""
-        return self._untried[category]
+    def unmeasured_experts(self, category: int) -> frozenset[str]:
+        """Return the experts that may serve the category of this index and were never scored."""
+        return self._unmeasured_names[category]
 
     @classmethod
     def declared(
         cls, categories: tuple[str, ...], experts: tuple[str, ...], mapping: Mapping[str, str], general: str
     ) -> Assignment:
-        """The mapping as pinned in experts.yaml, nothing measured: quality 1 for a category's declared expert, 0.01 for
-        the general expert, 0 for the rest; everything free. A category that `mapping` leaves out is the general
-        expert's."""
+        """Return the assignment that experts.yaml declares, without measurements or prices.
+
+        Quality is 1 for the declared expert of a category, 0.01 for the general expert, and 0 for the others. The
+        general expert serves the categories that `mapping` leaves out.
+        """
         choice = tuple(mapping.get(category, general) for category in categories)
         quality = np.zeros((len(categories), len(experts)))
         quality[:, experts.index(general)] = 0.01
@@ -93,7 +98,7 @@ class Assignment:
         )
 
     def to_json(self) -> bytes:
-        """The assignment as JSON, the same bytes for the same assignment; -inf is written as null."""
+        """Serialize to JSON; equal assignments give equal bytes. -inf becomes null."""
         fields = {
             "version": 1,
             "categories": self.categories,
@@ -112,13 +117,13 @@ class Assignment:
 
     @classmethod
     def from_json(cls, data: bytes) -> Assignment:
-        """Reads what `to_json` wrote. Raises ArtifactError where it is something else."""
+        """Parse the result of `to_json`. Raises ArtifactError."""
         try:
             fields = orjson.loads(data)
             if fields["version"] != 1:
                 raise ValueError(f"version {fields['version']}, not 1")
             rows = [[-np.inf if value is None else value for value in row] for row in fields["quality"]]
-            made = cls(
+            assignment = cls(
                 categories=tuple(fields["categories"]),
                 experts=tuple(fields["experts"]),
                 quality=np.array(rows, dtype=np.float64).reshape(len(rows), -1),
@@ -128,21 +133,25 @@ class Assignment:
                 margin=tuple(fields["margin"]),
                 hosted=tuple(fields["hosted"]),
                 duals=fields["duals"],
-                unmeasured=_cells(fields.get("unmeasured"), rows),
+                unmeasured=_boolean_table(fields.get("unmeasured"), rows),
             )
-            if (made.quality.shape, made.price.shape) != (
-                (len(made.categories), len(made.experts)),
-                (len(made.experts),),
+            if (assignment.quality.shape, assignment.price.shape) != (
+                (len(assignment.categories), len(assignment.experts)),
+                (len(assignment.experts),),
             ):
-                raise ValueError(f"quality of shape {made.quality.shape}, price of shape {made.price.shape}")
-            if {len(made.choice), len(made.runner_up), len(made.margin)} != {len(made.categories)}:
+                raise ValueError(
+                    f"quality of shape {assignment.quality.shape}, price of shape {assignment.price.shape}"
+                )
+            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {
+                len(assignment.categories)
+            }:
                 raise ValueError("not one choice, runner-up and margin for each category")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
-        return made
+        return assignment
 
     def over(self, categories: tuple[str, ...]) -> Assignment:
-        """The same assignment with its categories in this order."""
+        """Return the assignment with its categories in this order."""
         order = [self.categories.index(name) for name in categories]
         return replace(
             self,
@@ -160,33 +169,36 @@ class Assignment:
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
-def _cells(found: list[list[bool]] | None, rows: list[list[float]]) -> NDArray[np.bool_] | None:
-    if found is None:
+def _boolean_table(values: list[list[bool]] | None, rows: list[list[float]]) -> NDArray[np.bool_] | None:
+    if values is None:
         return None
-    cells = np.array(found, dtype=np.bool_)
-    if cells.shape != np.shape(rows):
-        raise ValueError(f"unmeasured of shape {cells.shape}")
-    return cells
+    table = np.array(values, dtype=np.bool_)
+    if table.shape != np.shape(rows):
+        raise ValueError(f"unmeasured of shape {table.shape}")
+    return table
 
 
-def expected(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Expected quality less price of each expert, shape (n_experts,), under a posterior of shape (n_categories,).
+def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return expected quality minus price of each expert, shape (n_experts,), for a posterior (n_categories,).
 
-    -inf for an expert that may not serve the likeliest category; in the others' share it counts with quality 0.
+    An expert that may not serve the most likely category gets -inf; in other categories it counts with quality 0.
     """
-    barred = assignment._barred[int(posterior.argmax())]
-    scores: NDArray[np.float64] = posterior @ assignment._worth - assignment.price + barred
-    return scores
+    exclusion = assignment._exclusion[int(posterior.argmax())]
+    utility: NDArray[np.float64] = posterior @ assignment._finite_quality - assignment.price + exclusion
+    return utility
 
 
-ALIKE = 0.01
-"""Units of quality, prices taken off, by which another expert must be better to count as better."""
+MIN_UTILITY_DIFFERENCE = 0.01
+"""Difference in utility from which on another expert counts as better."""
 
 
-def decision_risk(assignment: Assignment, posterior: NDArray[np.floating], able: Sequence[int]) -> float:
-    """The probability, 0 to 1, that the category is one for which the expert of highest expected quality under
-    `posterior`, shape (n_categories,), is not the best one. Among the experts at the indices `able`, at least one."""
-    chosen = int(expected(assignment, posterior)[able].argmax())
-    utility = (assignment.quality - assignment.price)[:, able]
-    better = utility.max(axis=1) > utility[:, chosen] + ALIKE
+def decision_risk(assignment: Assignment, posterior: NDArray[np.floating], eligible: Sequence[int]) -> float:
+    """Return the probability (0 to 1) that another expert is better for the true category than the selected one.
+
+    The selected expert is the one of highest expected utility under `posterior`, shape (n_categories,), among the
+    indices `eligible` (at least one).
+    """
+    chosen = int(expected_utility(assignment, posterior)[eligible].argmax())
+    utility = (assignment.quality - assignment.price)[:, eligible]
+    better = utility.max(axis=1) > utility[:, chosen] + MIN_UTILITY_DIFFERENCE
     return float(posterior[better].sum())

@@ -1,4 +1,7 @@
-"""The differences between a plan and the present experts.yaml, each with what follows from it. Pure."""
+"""Differences between a published plan and the present experts.yaml, and the consequence of each. Pure.
+
+The gateway logs them at start and on reload, `coe check` and `coe status` print them, and the admin API returns them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import numpy as np
 
 from coe.core import GENERAL
 from coe.mapping.assignment import Assignment
-from coe.mapping.dependencies import Dependencies, changed_fields, declared_uses
+from coe.mapping.declaration import Dependencies, changed_fields, declared_uses
 from coe.mapping.plan import planned_use
 from coe.mapping.problem import USE_OF_ROW, Budget, Problem
-from coe.mapping.published import PlanRecord, PublishedPlan, pins_then
+from coe.mapping.published import PlanRecord, PublishedPlan, planned_pins
 from coe.registry import Registry
 
 Kind = Literal[
@@ -34,9 +37,9 @@ Kind = Literal[
     "overlays",
     "gate",
 ]
-ROUNDING = 1e-3
-"""Share of a limit by which a use may exceed it before that is reported."""
-_USES = {
+LIMIT_TOLERANCE = 1e-3
+"""Relative amount by which a use may exceed its limit before that is reported."""
+_USE_LABELS = {
     "memory_gb": "memory_gb",
     "active_b": "active_parameters_b",
     "cost": "US dollars per thousand requests",
@@ -46,9 +49,9 @@ _USES = {
 
 @dataclass(frozen=True, slots=True)
 class Consequence:
-    """One difference, by the `name` of the expert, category or budget row that it is about.
+    """One difference, about the expert, category or budget row `name`.
 
-    `sentence` says what differs and what follows from it. `replan` is True where `coe plan` should be run again.
+    `sentence` describes the difference and its consequence. `replan`: `coe plan` should be run again.
     """
 
     kind: Kind
@@ -57,65 +60,68 @@ class Consequence:
     replan: bool = False
 
 
-def consequences(plan: PublishedPlan, registry: Registry, effect: Assignment) -> tuple[Consequence, ...]:
-    """All differences of a declaration from the plan, whose `effect` is the assignment that serves."""
-    moves = _moves(plan.assignment, effect)
-    found = [*_experts(plan, registry, effect, moves), *_categories(plan, registry, effect)]
-    found += _pins(plan, registry, effect)
+def consequences(plan: PublishedPlan, registry: Registry, effective: Assignment) -> tuple[Consequence, ...]:
+    """Return all differences of a declaration from a plan, whose `effective` assignment is in use."""
+    moved = _moved_categories(plan.assignment, effective)
+    found = [*_experts(plan, registry, effective, moved), *_categories(plan, registry, effective)]
+    found += _pins(plan, registry, effective)
     if plan.record is not None:
-        found += [*_uses(plan, plan.record, registry, effect), *_budget(plan.record, registry, effect)]
-    told = {one.name for one in found if one.kind in ("pin_changed", "general_changed", "category_added")}
-    gone = {category for category, (before, _) in moves.items() if before not in registry.expert_names}
+        found += [*_uses(plan, plan.record, registry, effective), *_budget(plan.record, registry, effective)]
+    explained = {one.name for one in found if one.kind in ("pin_changed", "general_changed", "category_added")}
+    explained |= {category for category, (before, _) in moved.items() if before not in registry.expert_names}
     found += [
         Consequence("category_moved", category, f"category {category!r} goes from {before!r} to {now!r}", replan=True)
-        for category, (before, now) in moves.items()
-        if category not in told | gone
+        for category, (before, now) in moved.items()
+        if category not in explained
     ]
-    if found and not _same(plan.assignment, effect):
-        sentence = "with these differences it is another policy: `coe retrain` judges it by the requests that follow"
+    if found and not _is_same(plan.assignment, effective):
+        sentence = "these differences make it another policy: `coe retrain` evaluates it on later requests only"
         found.append(Consequence("learning", "retrain", sentence))
     return tuple(found)
 
 
-def _same(planned: Assignment, effect: Assignment) -> bool:
-    """Whether both decide alike."""
-    same = set(planned.categories) == set(effect.categories)
-    return same and effect.over(planned.categories).digest == planned.digest
+def _is_same(planned: Assignment, effective: Assignment) -> bool:
+    same = set(planned.categories) == set(effective.categories)
+    return same and effective.over(planned.categories).digest == planned.digest
 
 
-def _moves(planned: Assignment, effect: Assignment) -> dict[str, tuple[str, str]]:
-    """By category that another expert serves now: the planned one and that one."""
+def _moved_categories(planned: Assignment, effective: Assignment) -> dict[str, tuple[str, str]]:
+    """Return the planned and the effective expert of each category for which they differ."""
     before = dict(zip(planned.categories, planned.choice, strict=True))
-    now = dict(zip(effect.categories, effect.choice, strict=True))
+    now = dict(zip(effective.categories, effective.choice, strict=True))
     return {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
 
 
 def _experts(
-    plan: PublishedPlan, registry: Registry, effect: Assignment, moves: Mapping[str, tuple[str, str]]
+    plan: PublishedPlan, registry: Registry, effective: Assignment, moved: Mapping[str, tuple[str, str]]
 ) -> Iterator[Consequence]:
     for name in registry.expert_names:
         if name not in plan.assignment.experts:
-            yield _added(name, registry, effect)
+            yield _added(name, registry, effective)
     for name in plan.assignment.experts:
         if name not in registry.expert_names:
-            yield _removed(name, moves)
-    made_for = _made_for(plan)
+            yield _removed(name, moved)
+    dependencies = _dependencies(plan)
     for spec in registry.experts:
-        planned = made_for is not None and spec.name in plan.assignment.experts
-        then = made_for.experts.get(spec.name, {}) if planned and made_for else {}
+        planned = dependencies is not None and spec.name in plan.assignment.experts
+        then = dependencies.experts.get(spec.name, {}) if planned and dependencies else {}
         if changed := changed_fields(then, spec):
             sentence = (
-                f"expert {spec.name!r}: {', '.join(changed)} changed since the plan was made; the quality that was "
-                "measured before stays in use. Run `coe score` and `coe plan` again"
+                f"expert {spec.name!r}: {', '.join(changed)} changed since the plan was made; the quality "
+                "measured before remains in use. Run `coe score` and `coe plan` again"
             )
             yield Consequence("expert_changed", spec.name, sentence, replan=True)
 
 
-def _added(name: str, registry: Registry, effect: Assignment) -> Consequence:
-    own = [category for category, expert in zip(effect.categories, effect.choice, strict=True) if expert == name]
-    routed = f"it answers {', '.join(own)}, as experts.yaml says" if own else "nothing is routed to it"
+def _added(name: str, registry: Registry, effective: Assignment) -> Consequence:
+    categories = [
+        category for category, expert in zip(effective.categories, effective.choice, strict=True) if expert == name
+    ]
+    routed = (
+        f"it answers {', '.join(categories)}, as experts.yaml declares" if categories else "nothing is routed to it"
+    )
     rate = registry.policy.exploration.rate
-    explored = f", and exploration tries it (rate {rate:g})" if rate else ""
+    explored = f", and exploration selects it (rate {rate:g})" if rate else ""
     return Consequence(
         "expert_added",
         name,
@@ -125,23 +131,27 @@ def _added(name: str, registry: Registry, effect: Assignment) -> Consequence:
     )
 
 
-def _removed(name: str, moves: Mapping[str, tuple[str, str]]) -> Consequence:
-    own = [f"{category} goes to {now!r}" for category, (before, now) in moves.items() if before == name]
-    if not own:
-        return Consequence("expert_removed", name, f"expert {name!r} is gone; it served no category that is declared")
-    advice = ". Run `coe plan` to share out its categories anew"
-    return Consequence("expert_removed", name, f"expert {name!r} is gone: {', '.join(own)}{advice}", replan=True)
+def _removed(name: str, moved: Mapping[str, tuple[str, str]]) -> Consequence:
+    moves = [f"{category} goes to {now!r}" for category, (before, now) in moved.items() if before == name]
+    if not moves:
+        return Consequence(
+            "expert_removed", name, f"expert {name!r} is no longer declared; it served no declared category"
+        )
+    advice = ". Run `coe plan` to assign its categories again"
+    return Consequence(
+        "expert_removed", name, f"expert {name!r} is no longer declared: {', '.join(moves)}{advice}", replan=True
+    )
 
 
-def _categories(plan: PublishedPlan, registry: Registry, effect: Assignment) -> Iterator[Consequence]:
-    planned, made_for = plan.assignment.categories, _made_for(plan)
-    then = made_for.categories if made_for else {}
+def _categories(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
+    planned, dependencies = plan.assignment.categories, _dependencies(plan)
+    then = dependencies.categories if dependencies else {}
     now = Dependencies.of(registry).categories
-    serves = dict(zip(effect.categories, effect.choice, strict=True))
+    serves = dict(zip(effective.categories, effective.choice, strict=True))
     for name in registry.category_names:
         if name not in planned:
             same = [old for old in planned if old not in now and then.get(old) == now[name]]
-            renamed = f" It has the description of {same[0]!r}: a renamed category is a new one." if same else ""
+            renamed = f" It has the description of {same[0]!r}, but a renamed category is a new one." if same else ""
             yield Consequence(
                 "category_added",
                 name,
@@ -153,35 +163,37 @@ def _categories(plan: PublishedPlan, registry: Registry, effect: Assignment) -> 
             yield Consequence(
                 "category_changed",
                 name,
-                f"category {name!r} has another description since the plan was made; {serves[name]!r} goes on to "
-                "answer it",
+                f"category {name!r} has another description than when the plan was made; {serves[name]!r} "
+                "still answers it",
             )
     for name in planned:
         if name not in now:
-            yield Consequence("category_removed", name, f"category {name!r} is gone; its part of the plan is unused")
+            yield Consequence(
+                "category_removed", name, f"category {name!r} is no longer declared; its part of the plan is unused"
+            )
 
 
-def _pins(plan: PublishedPlan, registry: Registry, effect: Assignment) -> Iterator[Consequence]:
-    then, now = pins_then(plan, registry), registry.assignment
-    serves = dict(zip(effect.categories, effect.choice, strict=True))
+def _pins(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
+    then, now = planned_pins(plan, registry), registry.assignment
+    serves = dict(zip(effective.categories, effective.choice, strict=True))
     for name in registry.category_names:
         before, pin = then.get(name), now.get(name)
         if before == pin or name not in plan.assignment.categories:
             continue
         if name == GENERAL:
             was = f", no longer {before!r}" if before else ""
-            sentence = f"the general expert is {pin!r} now{was}: unsure requests go to it at once"
+            sentence = f"the general expert is {pin!r} now{was}: uncertain requests go to it immediately"
             yield Consequence("general_changed", name, sentence, replan=True)
         elif pin is not None:
             was = f"no longer {before!r}" if before else "no longer planned"
-            sentence = f"category {name!r} is pinned to {pin!r} now, {was}: it answers at once"
+            sentence = f"category {name!r} is pinned to {pin!r} now, {was}: it answers immediately"
             yield Consequence("pin_changed", name, sentence, replan=True)
         else:
             sentence = f"category {name!r} is no longer pinned to {before!r}: {serves[name]!r} is the best by the plan"
             yield Consequence("pin_changed", name, sentence, replan=True)
 
 
-def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effect: Assignment) -> Iterator[Consequence]:
+def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
     now, problem = declared_uses(registry), record.problem
     limited = {USE_OF_ROW[row] for row in problem.budget.rows() if row in USE_OF_ROW}
     for column, name in enumerate(registry.expert_names):
@@ -189,50 +201,50 @@ def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effect: A
             continue
         old = problem.experts.index(name)
         changes, binding = [], False
-        for use, said in _USES.items():
-            before, after = (_at(getattr(uses, use), place) for uses, place in ((problem.uses, old), (now, column)))
+        for use, label in _USE_LABELS.items():
+            before, after = (_use_of(getattr(uses, use), index) for uses, index in ((problem.uses, old), (now, column)))
             if before != after:
-                changes.append(f"{said} {_number(before)} -> {_number(after)}")
+                changes.append(f"{label} {_number(before)} -> {_number(after)}")
                 binding = binding or use in limited
         if changes:
-            price = _price(plan.assignment, effect, name)
+            price = _price_change(plan.assignment, effective, name)
             free = "" if binding else "; no limit of the plan depends on it"
             sentence = f"expert {name!r}: {', '.join(changes)}{price}{free}"
             yield Consequence("expert_use_changed", name, sentence, replan=binding)
 
 
-def _price(planned: Assignment, effect: Assignment, name: str) -> str:
+def _price_change(planned: Assignment, effective: Assignment, name: str) -> str:
     if name not in planned.experts:
         return ""
     before = float(planned.price[planned.experts.index(name)])
-    after = float(effect.price[effect.experts.index(name)])
+    after = float(effective.price[effective.experts.index(name)])
     return "" if before == after else f"; its price in the plan {before:.4f} -> {after:.4f} (in quality)"
 
 
-def _budget(record: PlanRecord, registry: Registry, effect: Assignment) -> Iterator[Consequence]:
+def _budget(record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
     then, now = record.problem.budget.rows(), Budget(**registry.budget.model_dump()).rows()
     for row in Budget.__dataclass_fields__:
         before, after = then.get(row), now.get(row)
         if before != after:
-            sentence = f"budget: {row} {_number(before)} -> {_number(after)}: the plan keeps to the former limit"
+            sentence = f"budget: {row} {_number(before)} -> {_number(after)}: the plan keeps the former limit"
             yield Consequence("budget_changed", row, f"{sentence}. Run `coe plan`", replan=True)
-    used = planned_use(_priced(record.problem, registry, effect), effect)
+    used = planned_use(_as_problem(record.problem, registry, effective), effective)
     for row, limit in now.items():
-        if used.get(row, 0.0) > limit * (1 + ROUNDING):
-            sentence = f"budget: the plan comes to {row} {used[row]:.4g}, above the limit of {limit:g}. Run `coe plan`"
+        if used.get(row, 0.0) > limit * (1 + LIMIT_TOLERANCE):
+            sentence = f"budget: the plan uses {row} {used[row]:.4g}, above the limit of {limit:g}. Run `coe plan`"
             yield Consequence("budget_exceeded", row, sentence, replan=True)
 
 
-def _priced(problem: Problem, registry: Registry, effect: Assignment) -> Problem:
-    """The assignment in effect as a problem without limits; a category that the plan does not know has no weight."""
+def _as_problem(problem: Problem, registry: Registry, effective: Assignment) -> Problem:
+    """Return the effective assignment as a problem without limits. A category that the plan lacks has weight 0."""
     weights = dict(zip(problem.categories, problem.weights.tolist(), strict=True))
-    mass = np.array([weights.get(name, 0.0) for name in effect.categories])
-    quality = np.where(np.isfinite(effect.quality), effect.quality, 0.0)
+    mass = np.array([weights.get(name, 0.0) for name in effective.categories])
+    quality = np.where(np.isfinite(effective.quality), effective.quality, 0.0)
     mass = mass / mass.sum() if mass.sum() > 0 else np.full(len(mass), 1 / len(mass))
     return replace(
         problem,
-        categories=effect.categories,
-        experts=effect.experts,
+        categories=effective.categories,
+        experts=effective.experts,
         quality=quality,
         weights=mass,
         uses=declared_uses(registry),
@@ -240,14 +252,14 @@ def _priced(problem: Problem, registry: Registry, effect: Assignment) -> Problem
     )
 
 
-def _made_for(plan: PublishedPlan) -> Dependencies | None:
+def _dependencies(plan: PublishedPlan) -> Dependencies | None:
     return None if plan.record is None else plan.record.dependencies
 
 
-def _at(use: Sequence[float] | np.ndarray | None, place: int) -> float | None:
-    if use is None or not np.isfinite(use[place]):
+def _use_of(use: Sequence[float] | np.ndarray | None, column: int) -> float | None:
+    if use is None or not np.isfinite(use[column]):
         return None
-    return float(use[place])
+    return float(use[column])
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""From a problem to an assignment, what each expert is worth in it, and what other budgets would give."""
+"""Solve a planning problem: the assignment, the marginal value of each expert, and frontiers of the budget rows."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from coe.mapping.assignment import Assignment, expected
+from coe.mapping.assignment import Assignment, expected_utility
 from coe.mapping.prices import prices
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
-from coe.mapping.program import LARGE, Solution, TimeBudget, attainable, least, optimum
+from coe.mapping.program import (
+    LARGE_PROBLEM_CELLS,
+    Solution,
+    TimeBudget,
+    find_solution,
+    require_solution,
+    smallest_limit,
+)
 
-POINTS = 16
-"""Limits that a row is swept with."""
-CLOSE = 1e-3
-"""Share by which a point of a frontier may be below the best where time is short: nobody sees that in a picture."""
+FRONTIER_POINTS = 16
+"""Limits per budget row on its frontier."""
+FRONTIER_MIP_GAP = 1e-3
+"""Relative gap to the optimum that a point of a frontier may have; it is invisible in a plot."""
 
 
 def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> Assignment:
-    """The best assignment within the budget, exactly; experts that are not hosted may serve nothing.
+    """Return the optimal assignment within the budget. Experts that are not hosted serve nothing.
 
-    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors: with it the prices keep the
-    mean and share rows for real requests, which seldom belong to one category alone. Raises ConfigError, naming the
-    row and the smallest limit that would do, when the budget cannot be kept.
+    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. With it, the prices keep the
+    mean rows and the share row for real requests, which seldom belong to one category only. Raises ConfigError with the
+    row and its smallest feasible limit if the budget is infeasible.
     """
-    plan = optimum(problem)
+    plan = require_solution(problem)
     price, duals = prices(problem, hosted=plan.hosted, traffic=traffic)
     quality = np.where(plan.hosted[None, :], problem.quality, -np.inf)
     runner_up, margin = _runners_up(problem, plan, quality - price)
@@ -46,38 +53,43 @@ def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> A
 
 
 def _runners_up(
-    problem: Problem, plan: Solution, value: NDArray[np.float64]
+    problem: Problem, plan: Solution, utility: NDArray[np.float64]
 ) -> tuple[tuple[str | None, ...], tuple[float, ...]]:
-    """The best hosted expert beside the chosen one and how far behind it is; a category with one expert has none and
-    its whole value as margin. A margin below 0 shows a category that the budget pushed to a second best."""
-    found = [runner_up(problem.experts, row, column) for row, column in zip(value, plan.choice.tolist(), strict=True)]
+    """Return the runner-up of each category and its distance in utility.
+
+    A category with a single expert has no runner-up, and its whole utility as margin. A negative margin means that the
+    budget forced a second-best expert.
+    """
+    found = [runner_up(problem.experts, row, column) for row, column in zip(utility, plan.choice.tolist(), strict=True)]
     return tuple(name for name, _ in found), tuple(margin for _, margin in found)
 
 
-def runner_up(experts: Sequence[str], value: NDArray[np.float64], column: int) -> tuple[str | None, float]:
-    """The best of the `experts` beside the one at `column` by `value`, shape (n_experts,), and its distance."""
-    others = value.copy()
+def runner_up(experts: Sequence[str], utility: NDArray[np.float64], column: int) -> tuple[str | None, float]:
+    """Return the best expert besides the one at `column` by `utility`, shape (n_experts,), and its distance."""
+    others = utility.copy()
     others[column] = -np.inf
     second = int(others.argmax())
     if not np.isfinite(others[second]):
-        return None, float(value[column])
-    return experts[second], float(value[column] - others[second])
+        return None, float(utility[column])
+    return experts[second], float(utility[column] - others[second])
 
 
 def planned_quality(problem: Problem, assignment: Assignment) -> float:
-    """Mean quality when every category goes to its planned expert."""
+    """Return the mean quality if every category goes to its planned expert."""
     return _quality(problem, _columns(problem, assignment))
 
 
 def planned_use(problem: Problem, assignment: Assignment) -> dict[str, float]:
-    """What the plan uses of every row whose use is known of all experts it needs, `max_share` included."""
+    """Return the plan's use of each budget row, `max_share` included, if known of all experts in the plan."""
     return _use(problem, _columns(problem, assignment), [problem.experts.index(name) for name in assignment.hosted])
 
 
 def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.floating]) -> dict[str, float]:
-    """What a sample of posteriors, shape (n_requests, n_categories), uses of every limited row but memory where each
-    request goes to who is best for it at the plan's prices."""
-    columns = np.array([expected(assignment, posterior).argmax() for posterior in traffic])
+    """Return the use of each limited row but memory if every request goes to its expert of highest utility.
+
+    `traffic` is a sample of posteriors, shape (n_requests, n_categories).
+    """
+    columns = np.array([expected_utility(assignment, posterior).argmax() for posterior in traffic])
     used = {row: float(problem.use(row)[columns].mean()) for row in MEAN_ROWS if row in problem.budget.rows()}
     if problem.budget.max_share is not None:
         used["max_share"] = float(np.bincount(columns).max() / len(columns))
@@ -100,34 +112,35 @@ def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) ->
 
 
 def marginal_values(
-    problem: Problem, plan: Assignment | None = None, *, patience: TimeBudget | None = None
+    problem: Problem, plan: Assignment | None = None, *, time_budget: TimeBudget | None = None
 ) -> dict[str, float | None]:
-    """How much of the quality of `plan`, the best there is, is lost without each expert; 0 for one not in it, None for
-    one it cannot do without. Experts are left out for which `patience` is not enough."""
-    patience = patience or TimeBudget()
-    choice = optimum(problem).choice if plan is None else _columns(problem, plan)
+    """Return the loss of planned quality without each expert: 0 if it is not in the plan, None if it is indispensable.
+
+    `plan` is the optimal one, if known. Experts for which `time_budget` is too short are left out.
+    """
+    time_budget = time_budget or TimeBudget()
+    choice = require_solution(problem).choice if plan is None else _columns(problem, plan)
     best = _quality(problem, choice)
     needed = [problem.experts[column] for column in np.unique(choice)]
     lost: dict[str, float | None] = {}
     for name in needed:
-        with patience.attempt(f"the worth of {name}") as part:
+        with time_budget.attempt(f"the value of {name}") as part:
             lost[name] = _lost(problem, name, best, part)
     return {name: lost.get(name, 0.0) for name in problem.experts if name in lost or name not in needed}
 
 
-def _lost(problem: Problem, name: str, best: float, patience: TimeBudget) -> float | None:
+def _lost(problem: Problem, name: str, best: float, time_budget: TimeBudget) -> float | None:
     try:
         rest = problem.without(name)
     except DataError:
         return None
-    plan = attainable(rest, patience)
+    plan = find_solution(rest, time_budget)
     return None if plan is None else max(0.0, best - _quality(problem, plan.choice))
 
 
 @dataclass(frozen=True, slots=True)
 class ParetoRow:
-    """What one limit of the swept row gives: planned quality and uses; `efficient` where no smaller limit gives as
-    much."""
+    """The plan at one limit of a budget row. `efficient`: no smaller limit gives the same quality."""
 
     limit: float
     quality: float
@@ -138,13 +151,13 @@ class ParetoRow:
 
 
 def sweep(problem: Problem, row: str, limits: Iterable[float]) -> list[ParetoRow]:
-    """A plan for every limit of the budget row `row`, the smallest first; limits that cannot be kept are left out."""
+    """Return a plan for each limit of the budget row `row`, smallest limit first; infeasible limits are left out."""
     tried = [problem.within(**{row: limit}) for limit in limits]
-    return _in_order(row, [(one, plan) for one in tried if (plan := attainable(one)) is not None])
+    return _pareto_rows(row, [(one, plan) for one in tried if (plan := find_solution(one)) is not None])
 
 
-def _in_order(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[ParetoRow]:
-    """Plans under limits of `row`, the smallest limit first."""
+def _pareto_rows(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[ParetoRow]:
+    """Sort plans by their limit of `row` and mark the efficient ones."""
     rows: list[ParetoRow] = []
     for limit, tried, plan in sorted(((one.budget.rows()[row], one, plan) for one, plan in found), key=itemgetter(0)):
         quality = _quality(tried, plan.choice)
@@ -158,62 +171,67 @@ def _in_order(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[Paret
 
 
 def frontiers(
-    problem: Problem, plan: Assignment | None = None, *, points: int = POINTS, patience: TimeBudget | None = None
+    problem: Problem,
+    plan: Assignment | None = None,
+    *,
+    points: int = FRONTIER_POINTS,
+    time_budget: TimeBudget | None = None,
 ) -> dict[str, list[ParetoRow]]:
-    """By budget row what its limits give while the rest of the budget stands: from the smallest that can be kept to
-    the one beyond which nothing is gained. Rows are left out whose use is not known of every expert, or that change
-    nothing; of a LARGE problem all but those of its budget; and rows and limits for which `patience` is not enough.
+    """Return the Pareto frontier of each budget row with the rest of the budget fixed.
 
-    `plan` is the problem's, where it is known.
+    A frontier starts at the smallest feasible limit and ends where a larger limit gains nothing. Left out are rows
+    whose use is not known of every expert, rows without effect, limits for which `time_budget` is too short, and, for a
+    problem of more than LARGE_PROBLEM_CELLS, rows that its budget does not limit. `plan` is the optimal one, if known.
     """
-    patience = patience or TimeBudget()
-    known: _Known = {} if plan is None else {problem.budget: _plan(problem, plan)}
+    time_budget = time_budget or TimeBudget()
+    solved: _Solved = {} if plan is None else {problem.budget: _plan(problem, plan)}
     rows = [field.name for field in fields(Budget)]
-    if problem.quality.size > LARGE:
+    if problem.quality.size > LARGE_PROBLEM_CELLS:
         rows = [row for row in rows if row in problem.budget.rows()]
     found = {}
     for number, row in enumerate(rows):
-        with patience.attempt(f"limits of {row}", share=1 / (len(rows) - number)) as part:
-            found[row] = _frontier(problem, row, points, part, known)
+        with time_budget.attempt(f"limits of {row}", share=1 / (len(rows) - number)) as part:
+            found[row] = _frontier(problem, row, points, part, solved)
     return {row: there for row, there in found.items() if len(there) > 1}
 
 
-_Known = dict[Budget, Solution | None]
+_Solved = dict[Budget, Solution | None]
+"""Plans by budget, None for an infeasible one."""
 
 
 def _plan(problem: Problem, plan: Assignment) -> Solution:
     return Solution(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
 
 
-def _frontier(problem: Problem, row: str, points: int, patience: TimeBudget, known: _Known) -> list[ParetoRow]:
+def _frontier(problem: Problem, row: str, points: int, time_budget: TimeBudget, solved: _Solved) -> list[ParetoRow]:
     found = []
-    limits = _limits(problem, row, points, patience, known)
-    for limit in (*limits[:1], *limits[:0:-1]):  # the ends first: what lies between them can be guessed
+    limits = _limits(problem, row, points, time_budget, solved)
+    for limit in (*limits[:1], *limits[:0:-1]):  # both ends first: points between them can be interpolated
         tried = problem.within(**{row: limit})
-        with patience.attempt(f"limits of {row}") as part:
-            if (plan := _tried(tried, part, known)) is not None:
+        with time_budget.attempt(f"limits of {row}") as part:
+            if (plan := _solve_once(tried, part, solved)) is not None:
                 found.append((tried, plan))
-    return _in_order(row, found)
+    return _pareto_rows(row, found)
 
 
-def _tried(problem: Problem, patience: TimeBudget, known: _Known) -> Solution | None:
-    """The plan under the problem's budget, solved once however many rows ask for it."""
-    if problem.budget not in known:
-        known[problem.budget] = attainable(problem, patience, gap=CLOSE)
-    return known[problem.budget]
+def _solve_once(problem: Problem, time_budget: TimeBudget, solved: _Solved) -> Solution | None:
+    """Return the plan under the problem's budget; each budget is solved once."""
+    if problem.budget not in solved:
+        solved[problem.budget] = find_solution(problem, time_budget, gap=FRONTIER_MIP_GAP)
+    return solved[problem.budget]
 
 
-def _limits(problem: Problem, row: str, points: int, patience: TimeBudget, known: _Known) -> list[float]:
+def _limits(problem: Problem, row: str, points: int, time_budget: TimeBudget, solved: _Solved) -> list[float]:
     if row in USE_OF_ROW and not (problem.use(row) >= 0).all():
         return []
-    low = least(problem, row, patience.part(0.25))
-    if low is None:  # no limit of this row mends what others ask
+    low = smallest_limit(problem, row, time_budget.part(0.25))
+    if low is None:  # the other rows are infeasible
         return []
     free = problem.within(**{row: None})
-    plan = _tried(free, patience.part(0.5), known)
+    plan = _solve_once(free, time_budget.part(0.5), solved)
     if plan is None:
         return []
-    needed = np.unique(plan.choice)  # without a limit of memory all are hosted, needed or not
+    needed = np.unique(plan.choice)  # without a memory limit, unused experts are hosted too
     high = _use(free, plan.choice, needed.tolist())[row]
     if not high > low * (1 + 1e-6):
         return []
@@ -224,5 +242,5 @@ def _limits(problem: Problem, row: str, points: int, patience: TimeBudget, known
 
 
 def _above(value: float) -> float:
-    """So that what is reached by sums in another order is still within it."""
+    """Add a tolerance for rounding errors of sums in another order."""
     return value * (1 + 1e-9)

@@ -1,4 +1,8 @@
-"""What a request to each expert costs in quality: the duals of the budget rows, the hosted experts being fixed."""
+"""Prices of experts in units of quality: the duals of the budget rows, with the hosted experts fixed.
+
+With the hosted set fixed, the plan is a linear program, whose duals are the prices of the budget rows. `decide()`
+subtracts an expert's price from its expected quality, so that single requests keep the budget as the plan does.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +11,38 @@ from numpy.typing import NDArray
 
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
-CUTS = 400
-"""Most rounds of the search for the duals; one row takes about ten."""
-TOLERANCE = 1e-6
-"""Duality gap, in quality, at which the search ends."""
-SLACK = 0.01
-"""Share of a limit by which the sample of traffic may exceed it."""
-RAISES = 80
-"""Most raises of prices that do not keep the limits; the steps grow to any size within that many."""
-DEAREST = 1000.0
-"""Largest price, in quality, of using up a whole row at once: far above any quality that could be gained."""
+MAX_CUTS = 400
+"""Limit of the cutting planes; one row takes about ten."""
+DUALITY_GAP = 1e-6
+"""Gap in quality at which the duals count as optimal."""
+LIMIT_SLACK = 0.01
+"""Relative amount by which the traffic sample may exceed a limit."""
+MAX_PRICE_RAISES = 80
+"""Limit of price raises. The step grows with each raise, so these reach any price."""
+MAX_ROW_PRICE = 1000.0
+"""Largest price, in quality, of using a whole row: far above any possible gain in quality."""
 
 
 def prices(
     problem: Problem, *, hosted: NDArray[np.bool_], traffic: NDArray[np.floating] | None
 ) -> tuple[Array, dict[str, float]]:
-    """(price of each expert, dual of each row). `max_share` has a dual for every expert, named `max_share:EXPERT`.
+    """Return the price of each expert and the dual of each row; `max_share` has one per expert, `max_share:EXPERT`.
 
-    `traffic`, shape (n_requests, n_categories), is a sample of posteriors as the router gives them. What decisions then
-    charge keeps the budgets on mixed posteriors too, where prices found on pure categories would tip whole categories
-    over at once. Without traffic every request belongs to one category.
+    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. Prices fitted to it keep the
+    budget on mixed posteriors too, whereas prices for pure categories would move whole categories at once. Without
+    traffic, every request belongs to one category.
     """
-    names, uses, limits = rows(problem)
+    names, uses, limits = mean_rows(problem)
     if not names:
         return np.zeros(len(problem.experts)), {}
     gain, mass = _requests(problem, hosted, traffic)
-    duals = _dearer(gain, mass, uses, limits, lagrangian(gain, mass, uses, limits))
+    duals = _raise_prices(gain, mass, uses, limits, lagrangian_duals(gain, mass, uses, limits))
     price = np.where(hosted, duals @ np.where(np.isfinite(uses), uses, 0.0), 0.0)
     return price, dict(zip(names, duals.tolist(), strict=True))
 
 
-def rows(problem: Problem) -> tuple[list[str], Array, Array]:
-    """The rows that limit a mean over requests: names, uses (n_rows, n_experts) and limits (n_rows,)."""
+def mean_rows(problem: Problem) -> tuple[list[str], Array, Array]:
+    """Return the rows that limit a mean over requests: names, uses (n_rows, n_experts), and limits (n_rows,)."""
     limits = problem.budget.rows()
     names = [row for row in MEAN_ROWS if row in limits]
     uses = [problem.use(row) for row in names]
@@ -51,7 +55,7 @@ def rows(problem: Problem) -> tuple[list[str], Array, Array]:
 
 
 def _requests(problem: Problem, hosted: NDArray[np.bool_], traffic: NDArray[np.floating] | None) -> tuple[Array, Array]:
-    """Quality of each expert for each request (-inf: may not serve it) and how often each request comes."""
+    """Return the quality of each expert for each request (-inf: not allowed) and the weight of each request."""
     quality = np.where(hosted[None, :], problem.quality, -np.inf)
     if traffic is None:
         return quality, problem.weights
@@ -60,37 +64,38 @@ def _requests(problem: Problem, hosted: NDArray[np.bool_], traffic: NDArray[np.f
     return np.where(may[traffic.argmax(axis=1)], gain, -np.inf), np.full(len(traffic), 1.0 / len(traffic))
 
 
-def _dearer(gain: Array, mass: Array, uses: Array, limits: Array, duals: Array) -> Array:
-    """Prices raised, row by row and by as little as it takes, until every request's own choice keeps the limits.
+def _raise_prices(gain: Array, mass: Array, uses: Array, limits: Array, duals: Array) -> Array:
+    """Raise prices row by row, as little as possible, until the choices of single requests keep the limits.
 
-    At the exact duals a crowd of like requests (a whole category of which the router is sure) may be indifferent;
-    all of them would fall on the same side, and that must not be the dear one.
+    At the exact duals, many equal requests (a whole category of certain requests) may be indifferent between two
+    experts. All of them then make the same choice, which must not be the one that exceeds the limit.
     """
     step, raised = 1e-4, duals
-    for _ in range(RAISES):
+    for _ in range(MAX_PRICE_RAISES):
         choice = (gain - raised @ uses).argmax(axis=1)
-        over = uses[:, choice] @ mass > (1 + SLACK) * limits
+        over = uses[:, choice] @ mass > (1 + LIMIT_SLACK) * limits
         if not over.any():
             return raised
         raised = raised + np.where(over, step * (raised + 0.01 / limits), 0.0)
         step *= 1.2
-    return duals  # no price parts a crowd that is larger than the limit, and higher ones only drive it to and fro
+    return duals  # no price splits equal requests that exceed the limit; higher prices only move them back and forth
 
 
-def lagrangian(gain: Array, mass: Array, uses: Array, limits: Array) -> Array:
-    """The duals of: share out requests of quality `gain` (n_requests, n_experts) and weight `mass` so that the mean
-    quality is highest and the mean of each of `uses` (n_rows, n_experts) stays below its limit.
+def lagrangian_duals(gain: Array, mass: Array, uses: Array, limits: Array) -> Array:
+    """Return the duals of assigning requests to experts so that mean quality is highest within the limits.
 
-    They minimise a convex piecewise linear function of few variables; it is closed in by its tangents (Kelley's
-    cutting planes), each found by letting every request choose at the prices tried.
+    `gain` (n_requests, n_experts) is the quality, `mass` (n_requests,) the weight of each request, and the mean of each
+    row of `uses` (n_rows, n_experts) must not exceed its limit. The duals minimise the Lagrangian dual function, which
+    is convex and piecewise linear in few variables. Kelley's cutting planes bound it by its tangents; each follows from
+    the requests' choices at the prices tried.
     """
     from scipy.optimize import linprog
 
     count = len(limits)
-    box = [(0.0, DEAREST / limit) for limit in limits]
+    box = [(0.0, MAX_ROW_PRICE / limit) for limit in limits]
     tangents, heights = np.empty((0, count)), np.empty(0)
     best, lowest, tried = np.zeros(count), np.inf, np.zeros(count)
-    for _ in range(CUTS):
+    for _ in range(MAX_CUTS):
         value = gain - tried @ uses
         choice = value.argmax(axis=1)
         slope = limits - uses[:, choice] @ mass
@@ -106,7 +111,7 @@ def lagrangian(gain: Array, mass: Array, uses: Array, limits: Array) -> Array:
             bounds=[*box, (None, None)],
             method="highs",
         )
-        if lowest - master.fun <= TOLERANCE:
+        if lowest - master.fun <= DUALITY_GAP:
             break
         tried = master.x[:-1]
     return best

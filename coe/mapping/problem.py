@@ -1,4 +1,4 @@
-"""What a plan is asked: qualities, how often each category comes, what each expert uses, and the budgets."""
+"""The planning problem: qualities, weights of categories, uses of experts, and the budget."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ USE_OF_ROW = {
     "mean_cost": "cost",
     "mean_latency_ms": "latency_ms",
 }
-"""Which use of an expert a budget row limits; the row `max_share` limits how often it is chosen."""
+"""The use that each budget row limits. The row `max_share` limits how often an expert is chosen."""
 MEAN_ROWS = ("mean_active_b", "mean_cost", "mean_latency_ms")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits, each optional: memory of all hosted experts in GB, and per request on average the active parameters in
-    billions, the cost (in the currency of `Uses.cost`) and the latency in milliseconds; `max_share` (0 to 1) is the
-    largest share of the requests that one expert may get."""
+    """Limits, each optional.
+
+    `memory_gb` limits the memory of all hosted experts. The mean rows limit means per request: active parameters in
+    billions, cost in the currency of `Uses.cost`, and latency in milliseconds. `max_share` (0 to 1) limits the share of
+    requests of each expert.
+    """
 
     memory_gb: float | None = None
     mean_active_b: float | None = None
@@ -42,14 +45,14 @@ class Budget:
             raise ConfigError(*wrong)
 
     def rows(self) -> dict[str, float]:
-        """The limits that are set."""
+        """Return the declared limits by row."""
         limits = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uses:
-    """What each expert uses, arrays of shape (n_experts,), NaN where it is not known; None where nobody was asked."""
+    """Uses of each expert, arrays of shape (n_experts,) with NaN where unknown; None if unknown of all experts."""
 
     memory_gb: Array | None = None
     active_b: Array | None = None
@@ -59,10 +62,11 @@ class Uses:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """Find an expert for every category. `quality` has shape (n_categories, n_experts), -inf where the expert may not
-    serve the category; `weights`, shape (n_categories,), says how often each category comes and sums to 1.
+    """Find an expert for every category.
 
-    Raises DataError when a budget row limits a use that is not known of every expert.
+    `quality` has shape (n_categories, n_experts), -inf where the expert may not serve the category. `weights`, shape
+    (n_categories,), are the shares of the categories and sum to 1. Raises DataError if a budget row limits a use that
+    is not known of every expert.
     """
 
     categories: tuple[str, ...]
@@ -75,8 +79,8 @@ class Problem:
     def __post_init__(self) -> None:
         if self.quality.shape != (len(self.categories), len(self.experts)):
             raise DataError(f"quality: shape {self.quality.shape}, not {len(self.categories)} x {len(self.experts)}")
-        if nobody := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
-            raise DataError(f"no expert may serve {', '.join(nobody)}; give one of them the needed capability")
+        if unserved := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
+            raise DataError(f"no expert may serve {', '.join(unserved)}; give one of them the needed capability")
         for row in self.budget.rows():
             if row in USE_OF_ROW:
                 self._check_known(row)
@@ -91,25 +95,24 @@ class Problem:
         budget: Budget | None = None,
         weights: Array | None = None,
     ) -> Problem:
-        """The problem over a table's categories and experts; they come as often as in the table unless `weights`
-        (any scale) says otherwise."""
+        """Return the problem over a table's categories and experts. `weights` (any scale) default to its counts."""
         mass = table.count.max(axis=1) if weights is None else np.asarray(weights, dtype=np.float64)
         if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.sum() > 0):
-            raise DataError("weights: must be numbers, none below 0 and one above it")
+            raise DataError("weights: must be finite, not negative, and not all 0")
         return cls(table.categories, table.experts, quality, mass / mass.sum(), uses or Uses(), budget or Budget())
 
     def within(self, **limits: float | None) -> Problem:
-        """The same problem with some limits of the budget changed."""
+        """Return the problem with some limits of the budget changed."""
         return replace(self, budget=replace(self.budget, **limits))
 
     def without(self, expert: str) -> Problem:
-        """The same problem where `expert` serves nothing."""
+        """Return the problem in which `expert` may serve nothing. Raises DataError if a category needs it."""
         quality = self.quality.copy()
         quality[:, self.experts.index(expert)] = -np.inf
         return replace(self, quality=quality)
 
     def use(self, row: str) -> Array:
-        """What each expert uses of the budget row `row`, shape (n_experts,)."""
+        """Return the use of each expert that the budget row limits, shape (n_experts,)."""
         found: Array | None = getattr(self.uses, USE_OF_ROW[row])
         return np.full(len(self.experts), np.nan) if found is None else found
 

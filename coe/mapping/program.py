@@ -1,6 +1,6 @@
 """The mixed-integer program of a plan, solved exactly with HiGHS (`scipy.optimize.milp`).
 
-How long to go on with what a plan can do without.
+`TimeBudget` limits the optional calculations that follow a plan: marginal values and frontiers.
 """
 
 from __future__ import annotations
@@ -15,67 +15,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, ConfigError
-from coe.mapping.prices import lagrangian, rows
+from coe.mapping.prices import lagrangian_duals, mean_rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
 
 class TimeBudget:
-    """Seconds from now on, and in `missed` what they were not enough for, in words."""
+    """A limit in seconds from now on. `skipped` describes what did not fit into it."""
 
-    def __init__(self, seconds: float = 30.0, *, missed: list[str] | None = None) -> None:
+    def __init__(self, seconds: float = 30.0, *, skipped: list[str] | None = None) -> None:
         self._end = time.monotonic() + seconds
-        self.missed: list[str] = [] if missed is None else missed
+        self.skipped: list[str] = [] if skipped is None else skipped
 
-    def left(self) -> float:
-        """Seconds; 0 where they are over."""
+    def seconds_left(self) -> float:
+        """Return the remaining seconds, at least 0."""
         return max(0.0, self._end - time.monotonic())
 
     def part(self, share: float) -> TimeBudget:
-        """A share of what is left; what it does not take is left for others."""
-        return TimeBudget(share * self.left(), missed=self.missed)
+        """Return a budget of a share of the remaining time."""
+        return TimeBudget(share * self.seconds_left(), skipped=self.skipped)
 
     @contextmanager
     def attempt(self, what: str, *, share: float = 0.25) -> Iterator[TimeBudget]:
-        """Do one thing of several, of which a hard one must not take the time of all; a TimeoutError leaves it out."""
+        """Run one of several calculations with a share of the time; a TimeoutError adds `what` to `skipped`."""
         try:
             yield self.part(share)
         except TimeoutError:
-            if what not in self.missed:
-                self.missed.append(what)
+            if what not in self.skipped:
+                self.skipped.append(what)
 
 
-SECONDS = 60.0
-"""Longest search; the best plan found by then is taken (HiGHS stops by itself within 0.01 % of the optimum)."""
-LARGE = 20_000
-"""Cells (category x expert) beyond which only each category's likely experts are tried."""
-LIKELY = 10
-LOOSE = {"max_share": 1.0}
-"""Limits that bind nothing, of rows that have a largest."""
+MAX_SOLVER_SECONDS = 60.0
+"""Time limit of the solver, after which its best plan is used. It stops earlier within 0.01 % of the optimum."""
+LARGE_PROBLEM_CELLS = 20_000
+"""Cells (category x expert) from which on only the best experts of each category are considered."""
+CANDIDATES_PER_CATEGORY = 10
+VACUOUS_LIMITS = {"max_share": 1.0}
+"""Limits without effect, for rows with a largest value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """An optimum: the expert's index per category, and which experts must be there, shape (n_experts,)."""
+    """An optimum: the index of each category's expert, and which experts are hosted, shape (n_experts,)."""
 
     choice: NDArray[np.int64]
     hosted: NDArray[np.bool_]
 
 
-def optimum(problem: Problem) -> Solution:
-    """The plan of highest weighted quality within the budget. Raises ConfigError when the budget cannot be kept."""
-    if (plan := attainable(problem)) is None:
+def require_solution(problem: Problem) -> Solution:
+    """Return the plan of highest weighted quality within the budget. Raises ConfigError if there is none."""
+    if (plan := find_solution(problem)) is None:
         raise ConfigError(*_diagnosis(problem))
     return plan
 
 
-def attainable(problem: Problem, patience: TimeBudget | None = None, *, gap: float = 0.0) -> Solution | None:
-    """The same, None when the budget cannot be kept. With `patience` raises TimeoutError where it is not found in that
-    time; one that is, but not proven, counts where it is at most the share `gap` below what could be."""
+def find_solution(problem: Problem, time_budget: TimeBudget | None = None, *, gap: float = 0.0) -> Solution | None:
+    """Return the plan of highest weighted quality within the budget; None if the budget is infeasible.
+
+    With `time_budget`, raises TimeoutError if no plan is found in time. A plan that is not proven optimal is accepted
+    if it is within the relative `gap` of the bound.
+    """
     choice = None
-    if problem.quality.size > LARGE:
-        choice = _choose(_likely(problem), patience, gap)
+    if problem.quality.size > LARGE_PROBLEM_CELLS:
+        choice = _choose(_reduced(problem), time_budget, gap)
     if choice is None:
-        choice = _choose(problem, patience, gap)
+        choice = _choose(problem, time_budget, gap)
     if choice is None:
         return None
     if problem.budget.memory_gb is None:
@@ -83,19 +86,21 @@ def attainable(problem: Problem, patience: TimeBudget | None = None, *, gap: flo
     return Solution(choice, np.isin(np.arange(len(problem.experts)), choice))
 
 
-def least(problem: Problem, row: str, patience: TimeBudget | None = None) -> float | None:
-    """The smallest limit of `row` that the rest of the budget leaves possible, rounded up; None where there is none.
-    With `patience` the smallest found in that time. Raises TimeoutError where none is."""
-    rows = {**problem.budget.rows(), row: LOOSE.get(row, np.inf)}
-    found = _Program(problem, rows=rows).smallest(row, patience)
-    return None if found is None else float(_up(found))
+def smallest_limit(problem: Problem, row: str, time_budget: TimeBudget | None = None) -> float | None:
+    """Return the smallest feasible limit of `row` under the rest of the budget, rounded up; None if there is none.
+
+    With `time_budget`, returns the smallest one found in time, and raises TimeoutError if there is none.
+    """
+    rows = {**problem.budget.rows(), row: VACUOUS_LIMITS.get(row, np.inf)}
+    found = _Program(problem, rows=rows).smallest(row, time_budget)
+    return None if found is None else float(_round_up(found))
 
 
-def _choose(problem: Problem, patience: TimeBudget | None, gap: float) -> NDArray[np.int64] | None:
-    """The best expert of each category; None where the budget cannot be kept."""
+def _choose(problem: Problem, time_budget: TimeBudget | None, gap: float) -> NDArray[np.int64] | None:
+    """Return the index of each category's expert; None if the budget is infeasible."""
     program = _Program(problem, rows=problem.budget.rows())
     gain = problem.weights[:, None] * np.where(np.isfinite(problem.quality), problem.quality, 0.0)
-    found = program.minimise(-program.spread(gain), patience, gap=gap)
+    found = program.minimise(-program.spread(gain), time_budget, gap=gap)
     if found is None:
         return None
     choice = np.zeros(len(problem.categories), dtype=np.int64)
@@ -104,14 +109,17 @@ def _choose(problem: Problem, patience: TimeBudget | None, gap: float) -> NDArra
     return choice
 
 
-def _likely(problem: Problem) -> Problem:
-    """The problem with fewer cells: each category's best experts at the prices of the mean rows, the experts that a
-    greedy choice would host, and the most frugal ones, which keep it possible."""
-    _, uses, limits = rows(problem)
+def _reduced(problem: Problem) -> Problem:
+    """Return the problem with fewer cells.
+
+    They are each category's best experts at the prices of the mean rows, the experts that a greedy choice hosts, and
+    the most economical ones, which keep the problem feasible.
+    """
+    _, uses, limits = mean_rows(problem)
     value = problem.quality
     if len(limits):
-        value = value - lagrangian(problem.quality, problem.weights, uses, limits) @ uses
-    kept = value >= -np.sort(-value, axis=1)[:, [min(LIKELY, len(problem.experts)) - 1]]
+        value = value - lagrangian_duals(problem.quality, problem.weights, uses, limits) @ uses
+    kept = value >= -np.sort(-value, axis=1)[:, [min(CANDIDATES_PER_CATEGORY, len(problem.experts)) - 1]]
     kept[:, [int(np.argmin(problem.use(row))) for row in problem.budget.rows() if row != "max_share"]] = True
     if "memory_gb" in problem.budget.rows():
         kept[:, _greedy(problem, value)] = True
@@ -119,7 +127,7 @@ def _likely(problem: Problem) -> Problem:
 
 
 def _greedy(problem: Problem, value: Array) -> list[int]:
-    """Experts to host: again and again the one that adds most weighted value for its memory and still fits."""
+    """Return the experts to host: repeatedly the one that adds most weighted value per memory and still fits."""
     memory = np.maximum(problem.use("memory_gb"), 1e-9)
     left, hosted = problem.budget.rows()["memory_gb"], list[int]()
     finite = np.where(np.isfinite(value), value, value[np.isfinite(value)].min())
@@ -138,8 +146,8 @@ def _greedy(problem: Problem, value: Array) -> list[int]:
 class _Program:
     """Variables: one `a` per allowed cell (category `row`, expert `column`), one `z` per expert, and `t`, the share.
 
-    sum_k a[m,k] = 1; a[m,k] <= z[k] and memory . z <= limit; the mean of each use <= its limit; each expert's share
-    <= t <= max_share.
+    sum_k a[m,k] = 1; a[m,k] <= z[k]; memory . z <= limit; the mean of each use <= its limit; each expert's share <= t
+    <= max_share.
     """
 
     def __init__(self, problem: Problem, *, rows: dict[str, float]) -> None:
@@ -149,18 +157,18 @@ class _Program:
         self.size = self._cells + self._experts + 1
 
     def spread(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Coefficients of the `a` from a table (n_categories, n_experts); 0 for the rest."""
+        """Return the objective's coefficients from a table (n_categories, n_experts); 0 for `z` and `t`."""
         coefficients = np.zeros(self.size)
         coefficients[: self._cells] = table[self.row, self.column]
         return coefficients
 
     def minimise(
-        self, objective: NDArray[np.float64], patience: TimeBudget | None = None, *, gap: float = 0.0
+        self, objective: NDArray[np.float64], time_budget: TimeBudget | None = None, *, gap: float = 0.0
     ) -> NDArray[np.float64] | None:
-        """The best variables; None where the rows cannot all be kept. Raises TimeoutError as `attainable` does."""
+        """Return the optimal variables; None if infeasible. Raises TimeoutError as `find_solution` does."""
         from scipy.optimize import Bounds, milp
 
-        seconds = SECONDS if patience is None else min(SECONDS, patience.left())
+        seconds = MAX_SOLVER_SECONDS if time_budget is None else min(MAX_SOLVER_SECONDS, time_budget.seconds_left())
         if seconds <= 0:
             raise TimeoutError
         upper = np.ones(self.size)
@@ -172,17 +180,17 @@ class _Program:
             integrality=self._integrality(),
             options={"time_limit": seconds},
         )
-        if patience is not None and found.status == 1 and (found.x is None or found.mip_gap > gap):
+        if time_budget is not None and found.status == 1 and (found.x is None or found.mip_gap > gap):
             raise TimeoutError
         if found.x is None and found.status != 2:
-            raise CoEError(f"plan: the solver gave up ({found.message}); use fewer experts or categories")
+            raise CoEError(f"plan: the solver failed ({found.message}); use fewer experts or categories")
         return None if found.x is None else np.asarray(found.x)
 
     def _integrality(self) -> NDArray[np.int64]:
         whole = np.ones(self.size, dtype=np.int64)
         whole[-1] = 0
         if not set(self._rows) - {"memory_gb"}:
-            whole[: self._cells] = 0  # with z fixed each category takes its best hosted expert: whole by itself
+            whole[: self._cells] = 0  # given z, each category selects its best hosted expert, which is integral
         return whole
 
     def _constraints(self) -> list[Any]:
@@ -191,16 +199,16 @@ class _Program:
 
         cells, weights = np.arange(self._cells), self._problem.weights[self.row]
         one = coo_array((np.ones(self._cells), (self.row, cells)), shape=(len(self._problem.categories), self.size))
-        made = [LinearConstraint(csr_array(one), 1.0, 1.0)]
+        constraints = [LinearConstraint(csr_array(one), 1.0, 1.0)]
         if "memory_gb" in self._rows:
             z = self._cells + self.column
             link = coo_array(
                 (np.repeat((1.0, -1.0), self._cells), (np.tile(cells, 2), np.concatenate((cells, z)))),
                 shape=(self._cells, self.size),
             )
-            made.append(LinearConstraint(csr_array(link), -np.inf, 0.0))
-            made.append(LinearConstraint(self.memory()[None, :], -np.inf, self._rows["memory_gb"]))
-        made += [
+            constraints.append(LinearConstraint(csr_array(link), -np.inf, 0.0))
+            constraints.append(LinearConstraint(self.memory()[None, :], -np.inf, self._rows["memory_gb"]))
+        constraints += [
             LinearConstraint(self.mean(row)[None, :], -np.inf, self._rows[row])
             for row in MEAN_ROWS
             if row in self._rows
@@ -208,8 +216,8 @@ class _Program:
         if "max_share" in self._rows:
             share = coo_array((weights, (self.column, cells)), shape=(self._experts, self.size)).tolil()
             share[:, [-1]] = -1.0
-            made.append(LinearConstraint(csr_array(share), -np.inf, 0.0))
-        return made
+            constraints.append(LinearConstraint(csr_array(share), -np.inf, 0.0))
+        return constraints
 
     def memory(self) -> NDArray[np.float64]:
         coefficients = np.zeros(self.size)
@@ -219,8 +227,8 @@ class _Program:
     def mean(self, row: str) -> NDArray[np.float64]:
         return self.spread(self._problem.weights[:, None] * self._problem.use(row)[None, :])
 
-    def smallest(self, row: str, patience: TimeBudget | None = None) -> float | None:
-        """The smallest limit of `row` that the other rows leave possible; None where they cannot be kept anyhow."""
+    def smallest(self, row: str, time_budget: TimeBudget | None = None) -> float | None:
+        """Return the smallest feasible limit of `row` under the other rows; None if those are infeasible."""
         if row == "memory_gb":
             objective = self.memory()
         elif row == "max_share":
@@ -228,26 +236,26 @@ class _Program:
             objective[-1] = 1.0
         else:
             objective = self.mean(row)
-        found = self.minimise(objective, patience, gap=np.inf)
+        found = self.minimise(objective, time_budget, gap=np.inf)
         return None if found is None else float(objective @ found)
 
 
 def _diagnosis(problem: Problem) -> list[str]:
-    """Which single row, moved how far, would make the budget possible; else that it takes more than one."""
+    """Explain an infeasible budget: the single row to relax and its smallest limit, or that several rows conflict."""
     rows = problem.budget.rows()
     lines = []
     for row, limit in rows.items():
-        if (enough := least(problem, row)) is not None:
-            lines.append(f"budget: {row} {limit:g} cannot be kept; the smallest that would do is {enough:.4g}")
+        if (smallest := smallest_limit(problem, row)) is not None:
+            lines.append(f"budget: {row} {limit:g} cannot be kept; the smallest feasible limit is {smallest:.4g}")
     if lines:
         return lines
-    alone = {row: _Program(problem, rows={row: LOOSE.get(row, np.inf)}).smallest(row) for row in rows}
-    smallest = ", ".join(f"{row} {_up(enough)}" for row, enough in alone.items() if enough is not None)
-    return [f"budget: no single row is to blame; each alone needs at least {smallest}, and together they need more"]
+    alone = {row: _Program(problem, rows={row: VACUOUS_LIMITS.get(row, np.inf)}).smallest(row) for row in rows}
+    needs = ", ".join(f"{row} {_round_up(limit)}" for row, limit in alone.items() if limit is not None)
+    return [f"budget: no single row is to blame; each alone needs at least {needs}, and together they need more"]
 
 
-def _up(value: float) -> str:
-    """Four digits, rounded up, so that the number shown can be kept."""
-    shown = float(f"{value:.4g}")
+def _round_up(value: float) -> str:
+    """Format with four digits, rounded up, so that the reported limit is feasible."""
+    rounded = float(f"{value:.4g}")
     step = 10.0 ** (np.floor(np.log10(max(abs(value), 1e-12))) - 3)
-    return f"{shown if shown >= value else shown + step:.4g}"
+    return f"{rounded if rounded >= value else rounded + step:.4g}"

@@ -1,4 +1,4 @@
-"""Quality by category and expert, from single scores: means, counts, shrinkage and lower confidence bounds."""
+"""Quality by category and expert from single scores: means, counts, shrinkage and lower confidence bounds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 PSEUDO_COUNT = 10.0
-"""Strength of the pull towards the additive estimate, in prompts, where no scores tell it (`fit_pseudo_count`)."""
-BACKFITS = 30
+"""Default strength of shrinkage towards the additive estimate, in prompts; `fit_pseudo_count` fits it to scores."""
+BACKFITTING_ITERATIONS = 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTable:
-    """What was measured. Every array has shape (n_categories, n_experts).
+    """Measured scores. Every array has shape (n_categories, n_experts).
 
-    `mean` is the mean score (0 to 1; NaN in a cell without scores), `variance` that of single scores in the cell, and
-    `count` the number of scores, a sum of weights where prompts belong to several categories.
+    `mean` is the mean score (0 to 1, NaN without scores), `variance` the variance of single scores in the cell, and
+    `count` the number of scores, or the sum of weights if prompts belong to several categories.
     """
 
     categories: tuple[str, ...]
@@ -29,16 +29,16 @@ class ScoreTable:
 
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
-        """(category, expert) pairs without a single score; their quality is an estimate."""
+        """The (category, expert) pairs without scores, whose quality is only an estimate."""
         return tuple((self.categories[row], self.experts[column]) for row, column in np.argwhere(self.count == 0))
 
     def additive(self) -> NDArray[np.float64]:
-        """What category and expert explain separately: the sum of an effect of each, fitted to all measured cells."""
+        """Return the additive estimate: an effect of the category plus one of the expert, fitted by backfitting."""
         known = np.nan_to_num(self.mean)
         rows, columns = self.count.sum(axis=1), self.count.sum(axis=0)
         level = float((self.count * known).sum() / max(self.count.sum(), 1e-12))
         category, expert = np.zeros(len(self.categories)), np.zeros(len(self.experts))
-        for _ in range(BACKFITS):
+        for _ in range(BACKFITTING_ITERATIONS):
             rest = self.count * (known - level - category[:, None])
             expert = np.divide(rest.sum(axis=0), columns, out=np.zeros_like(columns), where=columns > 0)
             rest = self.count * (known - level - expert[None, :])
@@ -46,20 +46,20 @@ class ScoreTable:
         return np.asarray(np.clip(level + category[:, None] + expert[None, :], 0.0, 1.0))
 
     def shrunk(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
-        """Means pulled towards the additive estimate as if it had been seen `pseudo_count` times; no cell is NaN.
+        """Return the means, shrunk towards the additive estimate as if that were `pseudo_count` more scores.
 
-        Few scores in a category then cannot make a weak expert look better than one that is strong everywhere.
+        No cell is NaN. A few scores in a category cannot rank a weak expert above one that is strong everywhere.
         """
         seen = self.count * np.nan_to_num(self.mean)
         return np.asarray((seen + pseudo_count * self.additive()) / (self.count + pseudo_count))
 
     def lower(self, *, deviations: float, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
-        """Lower confidence bounds: `shrunk` less `deviations` standard errors, not below 0."""
+        """Return lower confidence bounds: `shrunk` minus `deviations` standard errors, at least 0."""
         bound = self.shrunk(pseudo_count=pseudo_count) - deviations * self.error(pseudo_count=pseudo_count)
         return np.asarray(np.maximum(bound, 0.0))
 
     def error(self, *, pseudo_count: float = PSEUDO_COUNT) -> NDArray[np.float64]:
-        """Standard errors of `shrunk`: a cell's variance is pulled towards that of all scores as its mean is."""
+        """Return the standard errors of `shrunk`. A cell's variance is shrunk towards that of all scores."""
         seen = self.count * np.nan_to_num(self.variance)
         common = float(seen.sum() / max(self.count.sum(), 1e-12))
         total = self.count + pseudo_count
@@ -69,7 +69,7 @@ class ScoreTable:
 def tabulate(
     categories: Sequence[str], models: Sequence[str], scores: Sequence[float] | NDArray[np.float64]
 ) -> ScoreTable:
-    """The table of long data: one score of one model on one prompt of one category a row. Names are sorted."""
+    """Build the table from long data: one row is one score of a model on a prompt of a category. Sorts the names."""
     names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
     experts, columns = np.unique(np.asarray(models, dtype=object).astype(str), return_inverse=True)
     values = np.asarray(scores, dtype=np.float64)
@@ -89,10 +89,10 @@ def tabulate_prompts(
     *,
     categories: Sequence[str] | None = None,
 ) -> ScoreTable:
-    """The table of prompts scored by all `experts`: prompt i has the category `labels[i]` and the row `scores[i]`.
+    """Build the table from prompts: prompt i has the category `labels[i]` and the scores `scores[i]`.
 
-    `scores` has shape (n_prompts, n_experts), NaN where a score is missing. `categories` gives the order and holds
-    every label; without it the labels are sorted.
+    `scores` has shape (n_prompts, n_experts), NaN where a score is missing. `categories` sets the order and must hold
+    every label; by default the labels are sorted.
     """
     names = sorted(set(labels)) if categories is None else list(categories)
     row = {name: number for number, name in enumerate(names)}
@@ -105,10 +105,10 @@ def tabulate_softly(
     posterior: NDArray[np.floating],
     scores: NDArray[np.floating],
 ) -> ScoreTable:
-    """The table where prompt i belongs to category m with weight `posterior[i, m]`.
+    """Build the table from soft labels: prompt i belongs to category m with weight `posterior[i, m]`.
 
     `posterior` has shape (n_prompts, n_categories), `scores` (n_prompts, n_experts) with NaN where a score is missing.
-    A one-hot posterior gives what `tabulate` gives.
+    A one-hot posterior gives the same table as `tabulate`.
     """
     weights = np.asarray(posterior, dtype=np.float64).T
     known = np.isfinite(scores)
@@ -130,11 +130,11 @@ def _table(
 
 
 def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:
-    """The strength of shrinkage that the data ask for: the noise of one score over the variance between cells.
+    """Fit the strength of shrinkage: the variance of one score within a cell over the variance between cells.
 
-    Empirical Bayes by moments (one-way analysis of variance) on scores of shape (n_prompts, n_experts), each prompt
-    centred first: how hard it is for everybody neither helps nor harms a choice. Where categories say nothing about
-    experts it is very large, so that every category falls back to the best expert overall.
+    Empirical Bayes by moments (one-way analysis of variance) on scores of shape (n_prompts, n_experts). Each prompt is
+    centred first, because its difficulty does not affect the choice of expert. If categories do not distinguish
+    experts, the result is very large, so that every category gets the best expert overall.
     """
     names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
     count = np.bincount(rows).astype(np.float64)

@@ -103,7 +103,7 @@ class RoutingRecord:
         Mapping[str, float] | None, FieldInfo("The router's own probabilities, before the tenant overlay.")
     ] = None
     retrieval: Annotated[
-        str, FieldInfo("Result of retrieval: none, off, shut, empty, failed, held or open.", api="list")
+        str, FieldInfo("Result of retrieval: none, off, skipped, empty, failed, withheld or used.", api="list")
     ] = "none"
     gate: Annotated[float | None, FieldInfo("Probability that passages improve this expert's answer.")] = None
     gain: Annotated[float | None, FieldInfo("Quality expected of the passages.")] = None

@@ -1,14 +1,14 @@
-"""experts.yaml: what may be declared (`specs`, `policy`, `access`, `retrieval`), and the file read and checked."""
+"""Load and validate experts.yaml. `specs`, `policy`, `access` and `retrieval` define its keys."""
 
 from coe.registry.access import AccessSpec, ApiKey, KeyLimits, Limits
-from coe.registry.loader import ENTRY, load, load_with, schema
+from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
 from coe.registry.policy import BudgetSpec, DeviceSpec, Policy, ResidencySpec
 from coe.registry.retrieval import RetrievalSpec
 from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 
 __all__ = [
     "AUTO",
-    "ENTRY",
+    "ENTRY_NAME",
     "AccessSpec",
     "ApiKey",
     "BudgetSpec",
@@ -24,6 +24,6 @@ __all__ = [
     "ResidencySpec",
     "RetrievalSpec",
     "load",
-    "load_with",
+    "load_with_expert",
     "schema",
 ]

@@ -1,4 +1,4 @@
-"""Limits of a gateway process, API keys and what each may use, and which web pages and host names are accepted."""
+"""The sections `limits` and `access` of experts.yaml: limits of a gateway process, API keys, origins, host names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULT_PORTS = {("http", "80"), ("https", "443")}
 
 
 def _origin(text: str) -> str:
-    """Normalizes an origin to the form in which browsers send it."""
+    """Normalize an origin to the form that browsers send."""
     found = _ORIGIN.fullmatch(text.lower())
     if found is None:
         raise PydanticCustomError(
@@ -40,55 +40,66 @@ Host = Annotated[str, AfterValidator(_host)]
 
 
 class Limits(StrictModel):
-    """What one gateway process accepts."""
+    """Limits of one gateway process."""
 
     concurrent_requests: Count = 1024
+    """Largest number of requests in progress. Further requests wait in a queue."""
     queued_requests: Annotated[int, Field(ge=0)] = 1024
-    """Requests that wait for a permit, each caller in turn; more are refused, of the caller with most first."""
+    """Length of the queue, which serves API keys in turn. When it is full, the key with most waiting requests loses its
+    newest one."""
     queue_timeout: Positive = 10.0
-    """Seconds that a request waits for a permit."""
+    """Seconds that a request waits in the queue before it fails with 429."""
     max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
+    """Largest size of a request body in MB."""
     body_memory_mb: Annotated[int, Field(ge=1)] = 512
-    """Memory for bodies over 64 KiB until their answers begin, at least 12 times max_body_mb; one key gets half."""
+    """Memory in MB for bodies over 64 KiB until their responses begin, at least 12 times max_body_mb. One key may use
+    half of it."""
     max_json_values: Annotated[int, Field(ge=1000)] = 500_000
-    """JSON values of a body over 64 KiB; an object or array counts as 10."""
+    """Largest number of JSON values in a body over 64 KiB. An object or array counts as 10."""
 
 
 class KeyLimits(StrictModel):
-    """What one API key may use; left out: no limit."""
+    """Limits of one API key. Default: none."""
 
     requests_per_minute: Count | None = None
+    """Largest number of requests per minute."""
     tokens_per_minute: Count | None = None
-    """Input and output together: estimated before the answer, corrected after it."""
+    """Largest number of input and output tokens per minute: estimated before the response, corrected after it."""
     concurrent_requests: Count | None = None
+    """Largest number of requests in progress."""
     dollars_per_day: Positive | None = None
-    """By the experts' prices; a day begins at midnight UTC."""
+    """Largest cost per day in US dollars, by the experts' prices. A day begins at midnight UTC."""
     dollars_per_month: Positive | None = None
+    """Largest cost per calendar month (UTC) in US dollars."""
 
 
 class ApiKey(StrictModel):
-    """One API key; `coe key NAME` makes one and prints this entry."""
+    """One API key. `coe key NAME` creates a key and prints its entry."""
 
     name: Name
-    """Shown in logs and records in place of the key."""
+    """Name of the key in logs and records."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the key itself, which is kept nowhere."""
+    """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
     tenant: Name | None = None
-    """Whose requests these are; left out, the key's name."""
+    """Tenant that the key's requests belong to. Default: the key's name."""
     scopes: frozenset[Scope] = frozenset(("chat", "route", "feedback"))
+    """Permissions of the key."""
     limits: KeyLimits = KeyLimits()
+    """Limits of the key."""
 
 
 class AccessSpec(StrictModel):
-    """Who may use the service. Without keys everyone may, and the gateway listens on loopback only."""
+    """Access control. Without keys everyone has access, and the gateway listens on loopback only."""
 
     keys: tuple[ApiKey, ...] = ()
+    """API keys."""
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Where the use of keys is counted: each gateway for itself, kept in its state folder, or redis://HOST:PORT/DB for
-    all of them together."""
+    """Where the usage of keys is counted: `memory` (each gateway separately, saved in its state folder) or
+    redis://HOST:PORT/DB (all gateways together)."""
     allowed_origins: tuple[Origin, ...] = ()
-    """Origins of web pages, beside the gateway's own, whose scripts may call the API, such as https://app.example.com.
-    Without keys they may do everything."""
+    """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without
+    keys they have full access."""
     allowed_hosts: tuple[Host, ...] = ()
-    """Host names by which requests may address this gateway, such as llm.example.com or *.example.com. IP addresses and
-    localhost are always accepted. Left out, a gateway on loopback accepts only those, any other every name."""
+    """Host names that requests may use for this gateway, such as llm.example.com or *.example.com. IP addresses and
+    localhost are always accepted. Default: a gateway on loopback accepts only those, any other gateway accepts every
+    name."""

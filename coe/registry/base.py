@@ -1,4 +1,4 @@
-"""What all models of experts.yaml share: strictness, and the kinds of values."""
+"""Base class and value types of the models of experts.yaml."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 
 
 def _reachable(url: str) -> str:
-    """Where a connection could be tried: what cannot would fail only once a request is sent there."""
-    if "${" in url:  # a variable that is not filled in, which is told elsewhere or is to stay so
+    """Reject a URL without a valid host and port, which would otherwise fail only on the first request."""
+    if "${" in url:  # an unset variable, which is reported elsewhere or stays as it is
         return url
     try:
         parts = urlsplit(url)
@@ -35,6 +35,6 @@ Flag = str | bool | int | float
 
 
 class StrictModel(BaseModel):
-    """A section: frozen, unknown keys are errors, and the strings under its fields are their descriptions."""
+    """Base of all sections: immutable, unknown keys are errors, docstrings of fields become their descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

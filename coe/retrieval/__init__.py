@@ -1,4 +1,4 @@
-"""Documents that experts may be given passages of: stores behind one Protocol, and what fills them."""
+"""Retrieval: document stores behind one Protocol, ingestion, and the gate that decides when passages are used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from coe.retrieval.passages import DocumentStore, EncoderId, Passage, Retriever
 
 __all__ = ["DocumentStore", "EncoderId", "Passage", "Retriever", "open_store"]
 
-FORMS = "write lancedb:///FOLDER (relative to the state folder), lancedb:////absolute/folder, or redis://host:6379/0"
+URL_FORMS = (
+    "write lancedb:///FOLDER (relative to the state folder), lancedb:////absolute/folder, or redis://host:6379/0"
+)
 
 
 def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
-    """The store at `url` for vectors of `encoder`; relative folders start at `base`.
+    """Open the store at `url` for vectors of `encoder`; relative folders start at `base`.
 
-    Nothing is connected or created before the first verb, so a server that is away delays nobody. Raises ConfigError
-    for an address that cannot be meant; the message never repeats `url`, which may hold a password.
+    Connects lazily, so that an unavailable server delays nothing. Raises ConfigError for an invalid address; the
+    message never repeats `url`, which may contain a password.
     """
     scheme = url.partition(":")[0]
     if scheme == "lancedb":
@@ -31,12 +33,12 @@ def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
         from coe.retrieval.redis.store import RedisStore
 
         return RedisStore(url, encoder)
-    raise ConfigError(f"retrieval.store: {scheme!r} is not a kind of store; {FORMS}")
+    raise ConfigError(f"retrieval.store: {scheme!r} is not a kind of store; {URL_FORMS}")
 
 
 def _folder(url: str) -> str:
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
     if parts.netloc or parts.query or parts.fragment or not path.strip("/"):
-        raise ConfigError(f"retrieval.store: the address does not name one folder; {FORMS}")
+        raise ConfigError(f"retrieval.store: the address does not name one folder; {URL_FORMS}")
     return path

@@ -1,10 +1,10 @@
-"""The gate: the probability that passages improve an expert's answer, and the quality that is to be expected of them.
+"""The retrieval gate: the probability that passages improve an expert's response, and the expected gain in quality.
 
-After ExpertRAG (arXiv 2504.08744), where retrieval and the choice of expert are decided together: what the gate gives
-is in the currency of `decide()`. One set of weights for all experts says how much a question needs documents; what
-differs between experts and categories is an offset, pulled to nothing where little was measured.
-
-What the words of a question say about whether a document would help, without any model: a few yes and no.
+After ExpertRAG (arXiv 2504.08744), retrieval and the choice of expert are decided together: gains are in the unit of
+`decide()`. One set of weights, shared by all experts, models how much a question needs documents; experts and
+categories differ by offsets, which are shrunk to zero. The gate has two models: `fast` uses the router's posterior
+alone (about 10 µs), `encoder` also uses the sentence vector and lexical cues of the question. Gates are fitted by
+`coe.learning.retraining.gate_fit`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError
 from coe.registry.retrieval import RetrievalPrice
 
-CHARACTERS = 512
-"""Of a text that are read."""
-_ASKED = (
+CUE_CHARACTERS = 512
+"""Characters of a question that `cues` reads."""
+_CUE_WORDS = (
     "who",
     "when",
     "where",
@@ -45,14 +45,26 @@ _ASKED = (
     "cell|cells|dna|body|blood|muscle|bone|protein|water|energy|patient|patients|disease",
     "write|explain|list|create|solve|translate|summarise|summarize|function|code",
 )
-_PATTERNS = tuple(re.compile(rf"\b(?:{words})\b") for words in _ASKED)
+_PATTERNS = tuple(re.compile(rf"\b(?:{words})\b") for words in _CUE_WORDS)
 _YEAR = re.compile(r"\b(?:1[5-9]|20)\d\d\b")
 CUES = len(_PATTERNS) + 5
 
+MIN_IMPROVEMENT_SHARE = 0.2
+"""The encoder model runs if its expected improvement exceeds this share of the price of a search. It costs a few
+milliseconds, for the vector."""
+MIN_SPREAD = 1e-9
+GATE_FILE = "gate.npz"
+FORMAT = 5
+Array = NDArray[np.float64]
+
+
+class OutdatedGate(ArtifactError):
+    """The gate's file has an earlier format. It is intact, but has to be fitted again."""
+
 
 def cues(text: str) -> NDArray[np.float32]:
-    """Shape (CUES,): numbers of about 0 to 1."""
-    head = text[:CHARACTERS]
+    """Return lexical features of a question that hint at whether a document would help, shape (CUES,), 0 to 1."""
+    head = text[:CUE_CHARACTERS]
     lower = head.lower()
     words = lower.split()
     count = max(1, len(words))
@@ -62,21 +74,25 @@ def cues(text: str) -> NDArray[np.float32]:
     return np.array(found, dtype=np.float32)
 
 
-WORTH = 0.2
-"""Part of the price that a closer look must be expected to find beyond it: a look takes some ms, for the vector."""
-TINY = 1e-9
-FILE = "gate.npz"
-FORMAT = 4
-Array = NDArray[np.float64]
+def temper(posterior: NDArray[np.floating]) -> Array:
+    """Halve the logits of a posterior (..., m).
+
+    On questions unlike its training data the router is overconfident, and the second category is informative
+    (docs/experiments/retrieval-gate.md).
+    """
+    soft = np.sqrt(posterior, dtype=np.float64)
+    return np.asarray(soft / soft.sum(axis=-1, keepdims=True))
 
 
-class OutdatedGate(ArtifactError):
-    """A gate as it was fitted before; nothing is wrong with it but that it is not read any more."""
+def posterior_features(posterior: NDArray[np.floating]) -> Array:
+    """Return the posterior (..., m) and its entropy in nats, shape (..., m + 1)."""
+    entropy = -(posterior * np.log(np.maximum(posterior, 1e-9))).sum(axis=-1, keepdims=True)
+    return np.concatenate((posterior, entropy), axis=-1, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """What a consultation takes on average, as measured: tokens of passages and seconds."""
+class RetrievalCost:
+    """Measured mean cost of one retrieval: tokens of passages, and seconds."""
 
     tokens: float
     seconds: float
@@ -84,52 +100,54 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class GateThresholds:
-    """Above which a request goes on: what a closer `look` is expected to find above `search`, the gain with which it
-    goes on to that, and the one with which it is given what was found."""
+    """Thresholds of the gate's steps, in quality.
 
-    look: float
+    `encode`: expected improvement above which the encoder model runs. `search`: gain above which the store is searched.
+    `insert`: gain above which found passages are inserted, once the search is paid for.
+    """
+
+    encode: float
     search: float
-    give: float
+    insert: float
 
     @classmethod
-    def of(cls, use: Use, price: RetrievalPrice) -> GateThresholds:
-        give = price.thousand_tokens * use.tokens / 1000
-        search = give + price.second * use.seconds
-        return cls(WORTH * search, search, give)
+    def of(cls, cost: RetrievalCost, price: RetrievalPrice) -> GateThresholds:
+        insert = price.per_thousand_tokens * cost.tokens / 1000
+        search = insert + price.per_second * cost.seconds
+        return cls(MIN_IMPROVEMENT_SHARE * search, search, insert)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Odds:
-    """Log-odds that something becomes of expert k's answer where passages are given. m categories, k experts.
+class LogOddsModel:
+    """Log-odds that passages change the response of each expert; m categories, k experts.
 
-    `glance` (m + 1,) x the `tempered` posterior and its entropy, or where the text was looked at `look` (m + 1 + CUES +
-    dimensions,) x these, its cues and its vector; plus the posterior's mean of `offset` (2, m, k), first for a glance,
-    then for a look. `evidence` (3,) weighs these log-odds, the best passage's cosine and a constant, once that cosine
-    is known.
+    Weights: `fast` (m + 1,) for the tempered posterior and its entropy, `encoder` (m + 1 + CUES + dimensions,) for
+    these, the cues and the sentence vector. `offset` (2, m, k) is averaged under the posterior, [0] for fast and [1]
+    for encoder. `evidence` (3,) weighs the log-odds, the cosine of the best passage and a constant, once that is known.
     """
 
-    glance: Array
-    look: Array
+    fast: Array
+    encoder: Array
     offset: Array
     evidence: Array
 
-    def glanced(self, posterior: NDArray[np.floating], seen: Array) -> Array:
-        """Probabilities, shape (k,), of the posterior (m,) and its `shape`."""
-        return _chance(seen @ self.glance + posterior @ self.offset[0])
+    def fast_probabilities(self, posterior: NDArray[np.floating], features: Array) -> Array:
+        """Return probabilities (k,) from the posterior (m,) and its features (m + 1,)."""
+        return _sigmoid(features @ self.fast + posterior @ self.offset[0])
 
-    def looked(self, posterior: NDArray[np.floating], seen: Array, cosine: float | None) -> Array:
-        """Probabilities, shape (k,), of all that was seen of the text."""
-        odds = seen @ self.look + posterior @ self.offset[1]
+    def encoder_probabilities(self, posterior: NDArray[np.floating], features: Array, cosine: float | None) -> Array:
+        """Return probabilities (k,) from all features of the question, and the best passage's cosine if known."""
+        log_odds = features @ self.encoder + posterior @ self.offset[1]
         if cosine is not None:
-            odds = self.evidence[0] * odds + self.evidence[1] * cosine + self.evidence[2]
-        return _chance(odds)
+            log_odds = self.evidence[0] * log_odds + self.evidence[1] * cosine + self.evidence[2]
+        return _sigmoid(log_odds)
 
-    def over(self, order: list[int], columns: list[int]) -> Odds:
-        """Of the categories and experts at these indices."""
+    def select(self, order: list[int], columns: list[int]) -> LogOddsModel:
+        """Return the model of the categories and experts at these indices."""
         m = len(order)
-        return Odds(
-            glance=np.append(self.glance[order], self.glance[-1:]),
-            look=np.concatenate((self.look[order], self.look[m:])),
+        return LogOddsModel(
+            fast=np.append(self.fast[order], self.fast[-1:]),
+            encoder=np.concatenate((self.encoder[order], self.encoder[m:])),
             offset=self.offset[:, order][:, :, columns],
             evidence=self.evidence,
         )
@@ -137,8 +155,8 @@ class Odds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateEstimate:
-    """What passages are expected to do, shape (k,) each: the probability that they improve an expert's answer, and the
-    change of its quality, -1 to 1. Of graded scores the first is the improvement expected."""
+    """Expected effect of passages for each expert (k,): `helps`, the probability that they improve the response, and
+    `gain`, the change in quality (-1 to 1). For graded scores, `helps` is the expected improvement."""
 
     helps: Array
     gain: Array
@@ -146,34 +164,36 @@ class GateEstimate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate:
-    """Fitted by `coe.learning.retraining.gate_fit`; pure. What passages improve and what they spoil is learnt apart:
-    a question that an expert cannot answer alone has
-    nothing to lose. `measured` (k,) is 0 for an expert of which nothing is known, of
-    which nothing is ever expected. `shift` (m, k), times the posterior, is what feedback taught since the fit: added to
-    the gain. `spread` (k,) is how far the gain of a closer look lies from that of a glance (root
-    of the mean square)."""
+    """An immutable gate over `categories` (m) and `experts` (k).
+
+    Separate models estimate the probability that passages help and that they harm: a question that an expert cannot
+    answer alone has nothing to lose. `measured` (k,) is 0 for an expert without measurements, whose gain is always 0.
+    `shift` (m, k) is added to the gain, weighted by the posterior; feedback adjusts it after the fit. `spread` (k,) is
+    the root mean square difference between the gains of the encoder and the fast model.
+    """
 
     categories: tuple[str, ...]
     experts: tuple[str, ...]
-    helps: Odds
-    spoils: Odds
+    helps: LogOddsModel
+    harms: LogOddsModel
     measured: Array
     shift: Array
     spread: Array
-    use: Use
+    cost: RetrievalCost
 
     @property
     def dimensions(self) -> int:
-        """Of the vectors it was fitted with."""
-        return len(self.helps.look) - len(self.helps.glance) - CUES
+        """Dimensions of the sentence vectors."""
+        return len(self.helps.encoder) - len(self.helps.fast) - CUES
 
-    def glanced(self, posterior: NDArray[np.floating]) -> GateEstimate:
-        """From the router's answer (m,) alone, whichever of its stages gave it: some ten microseconds."""
-        soft = tempered(posterior)
-        seen = shape(soft)
-        return self._outlook(self.helps.glanced(soft, seen), self.spoils.glanced(soft, seen), posterior)
+    def estimate_fast(self, posterior: NDArray[np.floating]) -> GateEstimate:
+        """Estimate from the router's posterior (m,) of any stage alone."""
+        soft = temper(posterior)
+        features = posterior_features(soft)
+        helps, harms = (model.fast_probabilities(soft, features) for model in (self.helps, self.harms))
+        return self._estimate(helps, harms, posterior)
 
-    def looked(
+    def estimate(
         self,
         posterior: NDArray[np.floating],
         text: str,
@@ -181,111 +201,96 @@ class Gate:
         *,
         cosine: float | None = None,
     ) -> GateEstimate:
-        """From the text and its vector too, with which the router's surest posterior comes, and from the best
-        passage's cosine where the look-up is paid already."""
-        soft = tempered(posterior)
-        seen = np.concatenate((shape(soft), cues(text), vector))
-        helps, spoils = (odds.looked(soft, seen, cosine) for odds in (self.helps, self.spoils))
-        return self._outlook(helps, spoils, posterior)
+        """Estimate from the question, its vector and the router's posterior given that vector; after a search also
+        from the cosine of the best passage."""
+        soft = temper(posterior)
+        features = np.concatenate((posterior_features(soft), cues(text), vector))
+        helps, harms = (model.encoder_probabilities(soft, features, cosine) for model in (self.helps, self.harms))
+        return self._estimate(helps, harms, posterior)
 
-    def promise(self, gain: float, expert: int, bar: float) -> float:
-        """By how much a closer look is expected to find the gain above a bar, counting nothing where it is not, by the
-        gain that a glance gives: its spread taken for normal."""
+    def expected_improvement(self, fast_gain: float, expert: int, threshold: float) -> float:
+        """Return the expected amount by which the encoder model's gain exceeds `threshold`, given the fast model's.
+
+        The standard expected improvement, with a normal distribution of width `spread` around `fast_gain`.
+        """
         spread = self.spread[expert]
-        if spread < TINY:
-            return max(gain - bar, 0.0)
-        z = (gain - bar) / spread
+        if spread < MIN_SPREAD:
+            return max(fast_gain - threshold, 0.0)
+        z = (fast_gain - threshold) / spread
         return float(spread * (exp(-z * z / 2) / sqrt(2 * pi) + z * (1 + erf(z / sqrt(2))) / 2))
 
-    def _outlook(self, helps: Array, spoils: Array, posterior: NDArray[np.floating]) -> GateEstimate:
-        gain = helps - spoils + posterior @ self.shift
+    def _estimate(self, helps: Array, harms: Array, posterior: NDArray[np.floating]) -> GateEstimate:
+        gain = helps - harms + posterior @ self.shift
         return GateEstimate(helps * self.measured, gain * self.measured)
 
-    def over(self, categories: tuple[str, ...], experts: tuple[str, ...]) -> Gate:
-        """The same gate with the same categories in another order, and over other experts: one that was not measured
-        is never expected to gain anything."""
+    def align(self, categories: tuple[str, ...], experts: tuple[str, ...]) -> Gate:
+        """Return the gate with its categories in another order and over other experts; unknown experts have gain 0."""
         order = [self.categories.index(name) for name in categories]
-        at = {name: index for index, name in enumerate(self.experts)}
-        columns = [at.get(name, -1) for name in experts]
+        index = {name: column for column, name in enumerate(self.experts)}
+        columns = [index.get(name, -1) for name in experts]
         known = np.array(columns) >= 0
         return Gate(
             categories=categories,
             experts=experts,
-            helps=self.helps.over(order, columns),
-            spoils=self.spoils.over(order, columns),
+            helps=self.helps.select(order, columns),
+            harms=self.harms.select(order, columns),
             measured=np.where(known, self.measured[columns], 0.0),
             shift=np.where(known, self.shift[order][:, columns], 0.0),
             spread=np.where(known, self.spread[columns], 0.0),
-            use=self.use,
+            cost=self.cost,
         )
 
     def save(self, path: Path) -> None:
-        """Everything in one file, `path`, which ends in .npz."""
-        odds = {f"{side}.{name}": getattr(getattr(self, side), name) for side in _SIDES for name in _ODDS}
-        used = np.array([self.use.tokens, self.use.seconds])
+        """Write the gate to one .npz file."""
+        models = {f"{side}.{name}": getattr(getattr(self, side), name) for side in _MODELS for name in _WEIGHTS}
         names = {"categories": np.array(self.categories), "experts": np.array(self.experts)}
         own = {"measured": self.measured, "shift": self.shift, "spread": self.spread}
-        everything: dict[str, Any] = {"format": np.array(FORMAT), "use": used, **own}
-        np.savez(path, **everything | names | odds)
+        cost = np.array([self.cost.tokens, self.cost.seconds])
+        everything: dict[str, Any] = {"format": np.array(FORMAT), "cost": cost, **own}
+        np.savez(path, **everything | names | models)
 
     @classmethod
     def load(cls, path: Path) -> Gate:
-        """Raises OutdatedGate for one of an earlier format, ArtifactError where the file is something else."""
+        """Read a gate. Raises OutdatedGate for an earlier format, and ArtifactError for any other content."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-            if int(found["format"]) < FORMAT:
+                arrays = {name: file[name] for name in file.files}
+            if int(arrays["format"]) < FORMAT:
                 raise OutdatedGate(f"{path}: of an earlier CoE; fit it again with `coe score` and `coe plan`")
-            if int(found["format"]) > FORMAT:
-                raise ValueError(f"format {found['format']}, not {FORMAT}")
-            made = _made(cls, found)
+            if int(arrays["format"]) > FORMAT:
+                raise ValueError(f"format {arrays['format']}, not {FORMAT}")
+            return _from_arrays(arrays)
         except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a gate ({error!r}); fit it again with `coe plan`") from error
-        return made
 
 
-def tempered(posterior: NDArray[np.floating]) -> Array:
-    """The posterior (..., m) at half its logits: on questions unlike its training a router is surer than it is right,
-    and what it thinks of next says more of the question (docs/experiments/retrieval-gate.md)."""
-    soft = np.sqrt(posterior, dtype=np.float64)
-    return np.asarray(soft / soft.sum(axis=-1, keepdims=True))
+_MODELS, _WEIGHTS = ("helps", "harms"), ("fast", "encoder", "offset", "evidence")
 
 
-def shape(posterior: NDArray[np.floating]) -> Array:
-    """The posterior (..., m) and its entropy in nats, shape (..., m + 1)."""
-    entropy = -(posterior * np.log(np.maximum(posterior, 1e-9))).sum(axis=-1, keepdims=True)
-    return np.concatenate((posterior, entropy), axis=-1, dtype=np.float64)
-
-
-_SIDES, _ODDS = ("helps", "spoils"), ("glance", "look", "offset", "evidence")
-
-
-def _made(cls: type[Gate], found: Mapping[str, Any]) -> Gate:
-    categories, experts = (tuple(map(str, found[name])) for name in ("categories", "experts"))
+def _from_arrays(arrays: Mapping[str, Any]) -> Gate:
+    categories, experts = (tuple(map(str, arrays[name])) for name in ("categories", "experts"))
     m, k = len(categories), len(experts)
-    helps, spoils = (_odds(found, side, m, k) for side in _SIDES)
-    measured, spread = (_numbers(found, name, (k,)) for name in ("measured", "spread"))
-    shift = _numbers(found, "shift", (m, k))
-    if len(helps.look) != len(spoils.look) or len(helps.look) < m + 1 + CUES:
+    shapes = {"fast": (m + 1,), "encoder": (-1,), "offset": (2, m, k), "evidence": (3,)}
+    helps, harms = (
+        LogOddsModel(**{name: _array(arrays, f"{side}.{name}", shapes[name]) for name in _WEIGHTS}) for side in _MODELS
+    )
+    measured, spread = (_array(arrays, name, (k,)) for name in ("measured", "spread"))
+    shift = _array(arrays, "shift", (m, k))
+    if len(helps.encoder) != len(harms.encoder) or len(helps.encoder) < m + 1 + CUES:
         raise ValueError("weights are missing")
-    tokens, seconds = (float(value) for value in found["use"])
-    return cls(categories, experts, helps, spoils, measured, shift, spread, Use(tokens, seconds))
+    tokens, seconds = (float(value) for value in arrays["cost"])
+    return Gate(categories, experts, helps, harms, measured, shift, spread, RetrievalCost(tokens, seconds))
 
 
-def _odds(found: Mapping[str, Any], side: str, m: int, k: int) -> Odds:
-    wanted = {"glance": (m + 1,), "look": (-1,), "offset": (2, m, k), "evidence": (3,)}
-    return Odds(**{name: _numbers(found, f"{side}.{name}", wanted[name]) for name in _ODDS})
-
-
-def _numbers(found: Mapping[str, Any], name: str, wanted: tuple[int, ...]) -> Array:
-    """ValueError where they are none, or of another shape (-1: of any length)."""
-    array: Array = found[name].astype(np.float64)
-    if array.ndim != len(wanted) or any(size not in (-1, had) for had, size in zip(array.shape, wanted, strict=True)):
-        raise ValueError(f"{name} of another shape than the categories and experts want")
+def _array(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Array:
+    """Return a finite float64 array of this shape (-1: any length). Raises ValueError otherwise."""
+    array: Array = arrays[name].astype(np.float64)
+    if array.ndim != len(shape) or any(size not in (-1, had) for had, size in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{name}: its shape does not fit the categories and experts")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: not all are numbers")
+        raise ValueError(f"{name}: not all values are finite")
     return array
 
 
-def _chance(odds: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-np.clip(odds, -30, 30))))
+def _sigmoid(log_odds: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -30, 30))))

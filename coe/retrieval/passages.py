@@ -1,4 +1,8 @@
-"""What a store of documents takes and gives: frozen values, and the Protocols `Retriever` and `DocumentStore`."""
+"""Document stores: their immutable value types, and the Protocols `Retriever` and `DocumentStore`.
+
+A document is split into chunks; a chunk that a search returns is a passage. Documents belong to one tenant, or are
+shared by all (`tenant` None), and to one collection.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.errors import IndexMismatch
+
 Vector = NDArray[np.float32]
 """Unit length, shape (dimensions,)."""
-MOST_PASSAGES = 100
-"""Passages that one search may ask for."""
+MAX_PASSAGES = 100
+"""Largest `limit` of a search."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A part of a document that a search found.
+    """A chunk of a document that a search returned.
 
-    `id` is made from the content: the same text at the same place of the same document keeps it. `source` says where
-    the document is from (a path or an address), `title` what it is called, empty where it has none. `score` is the
-    cosine between the passage's vector and the question's, -1 to 1: comparable between questions and stores, but not
-    what passages are ordered by.
+    `id` is derived from the content: the same text at the same place of the same document keeps it. `source` is a path
+    or an address, `title` is empty if unknown. `score` is the cosine similarity of passage and question (-1 to 1). It
+    is comparable between questions and stores, but passages are not ordered by it alone.
     """
 
     id: str
@@ -35,8 +40,8 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """What names a document: its `id` within a collection of one tenant; `tenant` None: shared by all."""
+class DocumentKey:
+    """Identifies a document: its `id` within one collection of one tenant (None: shared)."""
 
     id: str
     collection: str
@@ -45,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A passage's text before it is found, with the id that the passage will have."""
+    """Text of a chunk, and the id that its passage has."""
 
     id: str
     text: str = field(repr=False)
@@ -53,9 +58,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document in its chunks. `digest` is of the content and of how it was cut: the same digest, the same chunks."""
+    """A document as chunks. `digest` covers content and chunking: the same digest means the same chunks."""
 
-    key: Key
+    key: DocumentKey
     source: str
     title: str
     digest: str
@@ -64,7 +69,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class EncoderId:
-    """Which encoder made the vectors of an index; only its own vectors can be compared with them."""
+    """Identifies the encoder of an index. Vectors of different encoders cannot be compared."""
 
     digest: str
     dimensions: int
@@ -72,7 +77,7 @@ class EncoderId:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """How much one tenant (None: everybody) has in one collection."""
+    """Size of one tenant's part (None: the shared part) of a collection."""
 
     name: str
     tenant: str | None
@@ -92,49 +97,62 @@ class Retriever(Protocol):
         tenant: str | None = None,
         limit: int,
     ) -> Sequence[Passage]:
-        """At most `limit` (1 to MOST_PASSAGES) passages, the best first by vector and by words together.
+        """Return at most `limit` (1 to MAX_PASSAGES) passages, best first by vector and words together.
 
-        `text` is the question and `vector` the encoder's of it. `collections` are those to look in, all for none; one
-        that does not exist is empty. Shared documents are found for everyone, a tenant's for that tenant alone: with
-        `tenant` None shared ones only. An empty store finds nothing. Raises RetrievalError, with the remedy, when the
-        store is away or damaged, or (IndexMismatch) when another encoder made its vectors.
+        `text` is the question and `vector` its embedding. `collections` limits the search to these, empty means all; a
+        collection that does not exist is empty. Shared documents are always searched, a tenant's own only with
+        `tenant`. Raises RetrievalError, with the remedy, if the store is unavailable or damaged, and IndexMismatch if
+        another encoder made its vectors.
         """
         ...
 
 
 class DocumentStore(Retriever, Protocol):
-    """A Retriever that is also filled. Every implementation passes one suite (tests/retrieval/test_stores.py).
+    """A writable Retriever, opened for one encoder. Every implementation passes tests/retrieval/test_stores.py.
 
-    Opened for one encoder. Every verb raises RetrievalError as `search` does; those that write and read vectors raise
-    IndexMismatch, while `collections`, `digests`, `stored`, `delete` and `rebuilding` work whoever made the index.
+    Every method raises RetrievalError as `search` does. Methods that read or write vectors raise IndexMismatch;
+    `collections`, `digests`, `documents`, `delete` and `rebuilding` work for an index of any encoder.
     """
 
     async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """Add documents, each in place of the one with its key. `vectors` holds the rows of all their chunks in order,
-        float32 (n_chunks, dimensions). A search sees the former document or the new one. Two documents with one key
-        are a mistake of the caller."""
+        """Add documents, replacing those with the same keys. Keys must be unique among `documents`.
+
+        `vectors` (n_chunks, dimensions), float32, holds the rows of all their chunks in order. A search returns either
+        the former document or the new one.
+        """
         ...
 
-    async def delete(self, keys: Sequence[Key]) -> int:
-        """Forget documents; how many there were."""
+    async def delete(self, keys: Sequence[DocumentKey]) -> int:
+        """Delete documents and return how many existed."""
         ...
 
     async def collections(self) -> Sequence[Collection]:
-        """What is there, in order of name and tenant."""
+        """Return all collections, ordered by name and tenant."""
         ...
 
     async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
-        """Document id -> digest, of one tenant's collection."""
+        """Return document id -> digest of one tenant's part of a collection."""
         ...
 
-    def stored(self) -> AsyncIterator[Document]:
-        """Every document there is, of all tenants."""
+    def documents(self) -> AsyncIterator[Document]:
+        """Iterate over all documents of all tenants."""
         ...
 
     def rebuilding(self) -> AbstractAsyncContextManager[DocumentStore]:
-        """A new, empty version of the index, for the encoder that this store was opened for. It takes the place of the
-        present one, at once and for every process, when the block ends without an error; until then searches see the
-        present one."""
+        """Create a new, empty version of the index for this store's encoder.
+
+        It replaces the current version, atomically and for every process, when the block ends without an error. Until
+        then searches use the current version.
+        """
         ...
 
     async def aclose(self) -> None: ...
+
+
+def check_encoder(location: str, *, indexed: EncoderId, current: EncoderId) -> None:
+    """Raise IndexMismatch unless the current encoder is the one that made the vectors of the index."""
+    if indexed != current:
+        raise IndexMismatch(
+            f"{location}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the router in "
+            f"use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all documents anew"
+        )

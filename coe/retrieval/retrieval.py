@@ -1,4 +1,9 @@
-"""Step 5 of the line: whether passages pay for a request, and if so, finding them in time. Never fails a request."""
+"""Step 5 of a request: decide whether passages are worth their cost, find them in time and insert them.
+
+`Retrieval` connects the gate, the document store, the encoder and the router. The gate is consulted three times: on the
+router's posterior, after encoding the question, and after the search. A failure or a timeout never fails the request.
+With `exploration_rate`, some requests become exploration trials, from which the gate learns what passages change.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +19,41 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Chat, Consent, Encoder, Prediction, Router
+from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
 from coe.registry.retrieval import RetrievalSpec
-from coe.retrieval.gate import Array, Gate, GateEstimate, GateThresholds, Use
-from coe.retrieval.insertion import Block, answer_tokens, marked, tokens_of, with_block
+from coe.retrieval.gate import Array, Gate, GateEstimate, GateThresholds, RetrievalCost
+from coe.retrieval.insertion import (
+    PassageBlock,
+    estimate_tokens,
+    format_passages,
+    insert_block,
+    max_response_tokens,
+)
 from coe.retrieval.passages import Passage, Retriever, Vector
 
 _log = logging.getLogger("gateway")
 
-Status = Literal["none", "off", "shut", "empty", "failed", "held", "open"]
-"""none: nothing to consult, or nowhere to put it; off: the request said so; shut: not worth its price; empty: nothing
-was found that fits; failed: the store was away or late; held: found, but a coin held it back, to learn what passages
-change; open: the expert is given passages."""
-REST = 5.0
-"""Seconds for which a store that failed is left alone."""
-ANSWER = 512
-"""Tokens of context kept for an answer whose length the request does not bound."""
+Status = Literal["none", "off", "skipped", "empty", "failed", "withheld", "used"]
+"""none: no documents, or no place for passages in the body; off: disabled by the request; skipped: expected gain below
+the price; empty: no suitable passage; failed: store unavailable or too slow; withheld: passages found, but left out by
+an exploration trial; used: the expert receives passages."""
+FAILURE_BACKOFF_SECONDS = 5.0
+"""A store that failed is not used for this long."""
+DEFAULT_RESPONSE_TOKENS = 512
+"""Context reserved for a response whose length the request does not limit."""
+CONTEXT_SHARE = 0.9
+"""Part of the context length that is filled, because token counts are estimates."""
+WITHHELD_SHARE = 0.5
+"""Exploration trials whose passages are withheld."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalResult:
-    """What became of it. `probability` is the gate's that passages improve the chosen expert's answer and `gain` the
-    quality that it expects of them, None where it was not asked; `trial` is the version of the gate in whose place a
-    coin decided; `passages` are those that were given, in the order of their numbers; `tokens` about how many they are;
-    `ms` how long it took."""
+    """Outcome of the retrieval step.
+
+    `probability` (that passages improve the chosen expert's response) and `gain` (expected quality) are the gate's,
+    None without an estimate. `trial` is the version of the gate that an exploration trial overrode. `passages` are
+    those inserted, in the order of their numbers, with about `tokens` tokens. `ms` is the time taken."""
 
     status: Status = "none"
     probability: float | None = None
@@ -49,9 +65,12 @@ class RetrievalResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is consulted about: the chat, its routed text and posterior (over the gate's categories), the index of the
-    chosen expert among the gate's, None where it has none, how many tokens its context holds, and whose it is."""
+class RetrievalRequest:
+    """A request at the retrieval step.
+
+    `text` is the routed text and `prediction` its posterior over the gate's categories. `expert` is the index of the
+    chosen expert among the gate's, None without one, and `context` its context length in tokens.
+    """
 
     chat: Chat
     text: str
@@ -59,12 +78,14 @@ class Question:
     expert: int | None
     context: int
     tenant: str | None
-    consent: Consent
+    mode: RetrievalMode
 
 
 class Retrieval:
-    """Gate, store, encoder and router put together; owns none of them. For one event loop. `version` is the gate's,
-    and `uniform` draws from [0, 1)."""
+    """Gate, store, encoder and router together. Owns none of them. For one event loop.
+
+    `version` is the gate's; `uniform` draws from [0, 1) for exploration trials.
+    """
 
     def __init__(
         self,
@@ -85,137 +106,142 @@ class Retrieval:
         self._encoder = encoder
         self._router = router
         self._threads = threads
-        self._clock = clock
-        self._resting_until = -1.0
         self._version, self._uniform = version, uniform
-        self._bars = GateThresholds.of(gate.use if gate else Use(0.0, 0.0), declared.price)
+        self._clock = clock
+        self._backoff_until = -1.0
+        self._thresholds = GateThresholds.of(gate.cost if gate else RetrievalCost(0.0, 0.0), declared.price)
 
-    def lift(self, prediction: Prediction, consent: Consent) -> Array | None:
-        """What passages would add to each expert's worth, price taken off, shape (k,), at a glance: some ten
-        microseconds. None where there would be none, or nothing is known of what they do."""
+    def net_gain(self, prediction: Prediction, mode: RetrievalMode) -> Array | None:
+        """Return the expected gain of passages minus their price for each expert, shape (k,), in about 10 µs.
+
+        None if passages are not expected for any expert, or the gate cannot tell.
+        """
         gate = self.gate
-        if gate is None or consent == "off" or self._clock() < self._resting_until:
+        if gate is None or mode == "off" or self._clock() < self._backoff_until:
             return None
-        net = gate.glanced(prediction.probabilities).gain - self._bars.search
-        if consent == "on":
+        net = gate.estimate_fast(prediction.probabilities).gain - self._thresholds.search
+        if mode == "on":
             return net
         return np.maximum(net, 0.0) if net.max() > 0 else None
 
-    async def consult(self, question: Question) -> tuple[Chat, RetrievalResult]:
-        """The chat, with passages where they pay and are found within the deadline, and what became of it."""
-        if question.consent == "off":
-            return question.chat, RetrievalResult("off")
-        hope = self._glance(question)
-        trial = bool(hope) and question.consent == "auto" and self._uniform() < self._declared.exploration
-        if question.consent == "auto" and not trial and not self._promising(question, hope):
-            return question.chat, _noted("shut" if hope else "none", hope)
-        if with_block(question.chat.fields, question.chat.api, "") is None:
-            return question.chat, _noted("none", hope)
-        if self._clock() < self._resting_until:
-            return question.chat, _noted("failed", hope)
-        return await self._in_time(question, hope, trial)
+    async def retrieve(self, request: RetrievalRequest) -> tuple[Chat, RetrievalResult]:
+        """Return the chat and the outcome. The chat includes passages if they are worth their price and are found
+        within the timeout."""
+        if request.mode == "off":
+            return request.chat, RetrievalResult("off")
+        estimate = self._estimate_fast(request)
+        trial = bool(estimate) and request.mode == "auto" and self._uniform() < self._declared.exploration_rate
+        if request.mode == "auto" and not trial and not self._is_promising(request, estimate):
+            return request.chat, _result("skipped" if estimate else "none", estimate)
+        if insert_block(request.chat.fields, request.chat.api, "") is None:
+            return request.chat, _result("none", estimate)
+        if self._clock() < self._backoff_until:
+            return request.chat, _result("failed", estimate)
+        return await self._retrieve_in_time(request, estimate, trial=trial)
 
-    async def _in_time(
-        self, question: Question, hope: _ExpectedGain | None, trial: bool
+    async def _retrieve_in_time(
+        self, request: RetrievalRequest, estimate: _ExpertEstimate | None, *, trial: bool
     ) -> tuple[Chat, RetrievalResult]:
         began = time.perf_counter()
-        note, chat = _noted("failed", hope), question.chat
+        chat, result = request.chat, _result("failed", estimate)
         try:
-            async with asyncio.timeout(self._declared.deadline):
-                chat, note = await self._look(question, trial)
+            async with asyncio.timeout(self._declared.timeout):
+                chat, result = await self._search_and_insert(request, trial=trial)
         except TimeoutError:
-            self._fail(f"took longer than {self._declared.deadline:g} s")
-        except Exception as error:  # whatever a store has, the answer is worth more than its passages
-            self._fail(str(error))
-        return chat, replace(note, ms=(time.perf_counter() - began) * 1000)
+            self._back_off(f"took longer than {self._declared.timeout:g} s")
+        except Exception as error:  # a store may raise anything, and the response matters more than its passages
+            self._back_off(str(error))
+        return chat, replace(result, ms=(time.perf_counter() - began) * 1000)
 
-    def _fail(self, why: str) -> None:
-        self._resting_until = self._clock() + REST
-        _log.warning("documents were not consulted, nor are they for %g s: %s", REST, why)
+    def _back_off(self, reason: str) -> None:
+        self._backoff_until = self._clock() + FAILURE_BACKOFF_SECONDS
+        _log.warning("retrieval failed and is disabled for %g s: %s", FAILURE_BACKOFF_SECONDS, reason)
 
-    async def _look(self, question: Question, trial: bool) -> tuple[Chat, RetrievalResult]:
-        """The vector, with which the gate judges again, then the search, after which its price is paid. In a trial all
-        of it is done, and a coin decides in the end."""
-        loop, eager = asyncio.get_running_loop(), trial or question.consent == "on"
-        vector, posterior = await loop.run_in_executor(self._threads, self._seen, question)
-        hope = self._closer(question, posterior, vector, None)
-        if not eager and not (hope and hope.gain > self._bars.search):
-            return question.chat, _noted("shut", hope)
-        declared = self._declared
+    async def _search_and_insert(self, request: RetrievalRequest, *, trial: bool) -> tuple[Chat, RetrievalResult]:
+        """Encode the question, search and insert. The gate decides again before and after the search, except in an
+        exploration trial, which runs to the end and then withholds the passages of a random half."""
+        declared, always = self._declared, trial or request.mode == "on"
+        loop = asyncio.get_running_loop()
+        vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)
+        estimate = self._estimate(request, posterior, vector, None)
+        if not always and not (estimate and estimate.gain > self._thresholds.search):
+            return request.chat, _result("skipped", estimate)
         found = await self._retriever.search(
-            question.text,
+            request.text,
             vector,
             collections=declared.collections,
-            tenant=question.tenant,
-            limit=declared.passages,
+            tenant=request.tenant,
+            limit=declared.max_passages,
         )
-        like = [passage for passage in found if passage.score >= declared.least_cosine]
-        block = marked(like, budget=min(declared.tokens, _room(question))) if like else None
+        similar = [passage for passage in found if passage.score >= declared.min_similarity]
+        budget = min(declared.max_tokens, _free_context(request))
+        block = format_passages(similar, budget=budget) if similar else None
         if block is None:
-            return question.chat, _noted("empty", hope)
-        hope = self._closer(question, posterior, vector, max(passage.score for passage in like))
-        if not eager and not (hope and hope.gain > self._bars.give):
-            return question.chat, _noted("shut", hope)
+            return request.chat, _result("empty", estimate)
+        estimate = self._estimate(request, posterior, vector, max(passage.score for passage in similar))
+        if not always and not (estimate and estimate.gain > self._thresholds.insert):
+            return request.chat, _result("skipped", estimate)
         version = self._version if trial else ""
-        if trial and self._uniform() < 0.5:
-            return question.chat, replace(_noted("held", hope), trial=version)
-        note = replace(_noted("open", hope), trial=version, passages=block.passages, tokens=block.tokens)
-        return _given(question.chat, block), note
+        if trial and self._uniform() < WITHHELD_SHARE:
+            return request.chat, replace(_result("withheld", estimate), trial=version)
+        used = replace(_result("used", estimate), trial=version, passages=block.passages, tokens=block.tokens)
+        return _with_passages(request.chat, block), used
 
-    def _seen(self, question: Question) -> tuple[Vector, NDArray[np.float32]]:
-        """The question's vector, and what the router makes of it with that."""
-        embeddings = self._encoder.read([question.text])
-        (prediction,) = self._router.predict([question.text], embeddings=embeddings)
+    def _encode(self, request: RetrievalRequest) -> tuple[Vector, NDArray[np.float32]]:
+        """Return the question's vector, and the router's posterior given that vector."""
+        embeddings = self._encoder.features([request.text])
+        (prediction,) = self._router.predict([request.text], embeddings=embeddings)
         return embeddings[0, : self._encoder.dimensions], prediction.probabilities
 
-    def _glance(self, question: Question) -> _ExpectedGain | None:
-        if self.gate is None or question.expert is None:
+    def _estimate_fast(self, request: RetrievalRequest) -> _ExpertEstimate | None:
+        if self.gate is None or request.expert is None:
             return None
-        return _hope(self.gate.glanced(question.prediction.probabilities), question.expert)
+        return _ExpertEstimate.of(self.gate.estimate_fast(request.prediction.probabilities), request.expert)
 
-    def _promising(self, question: Question, hope: _ExpectedGain | None) -> bool:
-        if self.gate is None or question.expert is None or hope is None:
+    def _is_promising(self, request: RetrievalRequest, estimate: _ExpertEstimate | None) -> bool:
+        if self.gate is None or request.expert is None or estimate is None:
             return False
-        return self.gate.promise(hope.gain, question.expert, self._bars.search) > self._bars.look
+        improvement = self.gate.expected_improvement(estimate.gain, request.expert, self._thresholds.search)
+        return improvement > self._thresholds.encode
 
-    def _closer(
-        self, question: Question, posterior: NDArray[np.float32], vector: Vector, cosine: float | None
-    ) -> _ExpectedGain | None:
-        if self.gate is None or question.expert is None:
+    def _estimate(
+        self, request: RetrievalRequest, posterior: NDArray[np.float32], vector: Vector, cosine: float | None
+    ) -> _ExpertEstimate | None:
+        if self.gate is None or request.expert is None:
             return None
-        return _hope(self.gate.looked(posterior, question.text, vector, cosine=cosine), question.expert)
+        return _ExpertEstimate.of(self.gate.estimate(posterior, request.text, vector, cosine=cosine), request.expert)
 
 
 @dataclass(frozen=True, slots=True)
-class _ExpectedGain:
-    """What passages are expected to do to the chosen expert's answer: the probability that they improve it, and the
-    change of its quality."""
+class _ExpertEstimate:
+    """The gate's estimate for the chosen expert."""
 
-    chance: float
+    probability: float
     gain: float
 
-
-def _hope(outlook: GateEstimate, expert: int) -> _ExpectedGain:
-    return _ExpectedGain(float(outlook.helps[expert]), float(outlook.gain[expert]))
-
-
-def _noted(status: Status, hope: _ExpectedGain | None) -> RetrievalResult:
-    return RetrievalResult(status, hope.chance, hope.gain) if hope else RetrievalResult(status)
+    @classmethod
+    def of(cls, estimate: GateEstimate, expert: int) -> _ExpertEstimate:
+        return cls(float(estimate.helps[expert]), float(estimate.gain[expert]))
 
 
-def sources(passages: Sequence[Passage]) -> tuple[str, ...]:
-    """The ids of passages, for the record."""
+def _result(status: Status, estimate: _ExpertEstimate | None) -> RetrievalResult:
+    return RetrievalResult(status, estimate.probability, estimate.gain) if estimate else RetrievalResult(status)
+
+
+def passage_ids(passages: Sequence[Passage]) -> tuple[str, ...]:
+    """Return the ids of passages, for the routing record."""
     return tuple(passage.id for passage in passages)
 
 
-def _room(question: Question) -> int:
-    """Tokens that the context has left for passages."""
-    asked = answer_tokens(question.chat.fields)
-    said = sum(tokens_of(message.text) for message in question.chat.messages)
-    return int(0.9 * question.context) - said - (ANSWER if asked is None else asked)
+def _free_context(request: RetrievalRequest) -> int:
+    """Return the tokens of the expert's context that are left for passages."""
+    response = max_response_tokens(request.chat.fields)
+    prompt = sum(estimate_tokens(message.text) for message in request.chat.messages)
+    reserved = DEFAULT_RESPONSE_TOKENS if response is None else response
+    return int(CONTEXT_SHARE * request.context) - prompt - reserved
 
 
-def _given(chat: Chat, block: Block) -> Chat:
-    fields = with_block(chat.fields, chat.api, block.text)
-    assert fields is not None, "whether there is a place was asked before the search"
+def _with_passages(chat: Chat, block: PassageBlock) -> Chat:
+    fields = insert_block(chat.fields, chat.api, block.text)
+    assert fields is not None, "checked before the search"
     return replace(chat, fields=fields)

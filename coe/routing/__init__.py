@@ -1,1 +1,1 @@
-"""From a chat to a decision and the attempts that carry it out."""
+"""From a chat to a decision, and the calls to experts that carry it out."""

@@ -1,4 +1,4 @@
-"""Which expert a conversation is with, so that a follow-up stays there: same style, warm prefix cache."""
+"""Session affinity: a follow-up stays with its conversation's expert, for the same style and a warm prefix cache."""
 
 from __future__ import annotations
 
@@ -8,81 +8,82 @@ from typing import Protocol
 
 from coe.core import Chat, RequestOptions
 
-LIMIT = 50_000
-"""Conversations remembered; the ones longest unheard of give way. About 15 MB."""
-_OPENING = 2000
+MAX_CONVERSATIONS = 50_000
+"""Conversations in memory, about 15 MB. The least recently used are evicted."""
+_MAX_KEY_CHARACTERS = 2000
+"""Characters of each message that identify a conversation."""
 
 
 class SharedAffinity(Protocol):
-    """What other gateways know of conversations. Neither call fails, and `ask` is quick: not knowing is an answer."""
+    """Affinity that several gateways share. Neither method fails; `lookup` is fast and returns None if unknown."""
 
-    def tell(self, key: bytes, expert: str) -> None: ...
+    def publish(self, key: bytes, expert: str) -> None: ...
 
-    async def ask(self, key: bytes) -> str | None: ...
+    async def lookup(self, key: bytes) -> str | None: ...
 
 
 class Affinity:
-    """The last expert of each recent conversation, in this process's memory; forgetting is no error.
+    """The last expert of each recent conversation, in this process's memory. A lost entry is harmless.
 
-    Where there is an `elsewhere`, it is told of every answer, and asked before a follow-up to an answer that this
-    process did not give.
+    With `shared`, every entry is published there, and looked up before a follow-up to another gateway's response.
     """
 
-    def __init__(self, *, limit: int = LIMIT, elsewhere: SharedAffinity | None = None) -> None:
+    def __init__(self, *, limit: int = MAX_CONVERSATIONS, shared: SharedAffinity | None = None) -> None:
         self._experts: OrderedDict[bytes, tuple[str, int]] = OrderedDict()
         self._limit = limit
-        self._elsewhere = elsewhere
+        self._shared = shared
 
     def get(self, chat: Chat, options: RequestOptions) -> str | None:
-        """The expert that a follow-up would stay with; None for a chat that begins."""
+        """Return the conversation's expert; None for a new conversation."""
         if not is_follow_up(chat, options.session):
             return None
         known = self._experts.get(conversation_key(chat, options))
         return known and known[0]
 
-    async def recall(self, chat: Chat, options: RequestOptions) -> None:
-        """Learn what another gateway knows better, so that `get` tells it."""
-        if self._elsewhere is None or not is_follow_up(chat, options.session):
+    async def refresh(self, chat: Chat, options: RequestOptions) -> None:
+        """Look up the conversation in the shared affinity, unless its last response came from this process."""
+        if self._shared is None or not is_follow_up(chat, options.session):
             return
-        key, last = conversation_key(chat, options), _answers(chat) - 1
+        key, responses = conversation_key(chat, options), _response_count(chat) - 1
         known = self._experts.get(key)
-        if known is not None and known[1] == last:
-            return  # the last answer came from here
-        if (expert := await self._elsewhere.ask(key)) is not None:
-            self._keep(key, expert, last)
+        if known is not None and known[1] == responses:
+            return
+        if (expert := await self._shared.lookup(key)) is not None:
+            self._store(key, expert, responses)
 
     def put(self, chat: Chat, key: bytes, expert: str) -> None:
-        """The chat, a conversation of that key, is answered by the expert."""
-        self._keep(key, expert, _answers(chat))
-        if self._elsewhere is not None:
-            self._elsewhere.tell(key, expert)
+        """Store the expert that answers the conversation of this key."""
+        self._store(key, expert, _response_count(chat))
+        if self._shared is not None:
+            self._shared.publish(key, expert)
 
-    def _keep(self, key: bytes, expert: str, answers: int) -> None:
-        self._experts[key] = (expert, answers)
+    def _store(self, key: bytes, expert: str, responses: int) -> None:
+        self._experts[key] = (expert, responses)
         self._experts.move_to_end(key)
         if len(self._experts) > self._limit:
             self._experts.popitem(last=False)
 
 
 def conversation_key(chat: Chat, options: RequestOptions) -> bytes:
-    """What a conversation is known by: the client's session id, or else how it began (up to the first user turn). Of
-    another tenant's nothing is found out by guessing either."""
+    """Identify a conversation by the client's session id, or else by its messages up to the first user message.
+
+    The digest includes the tenant, so that no tenant can guess the key of another's conversation.
+    """
     digest = hashlib.blake2b(f"{options.tenant or ''}\0".encode(), digest_size=16)
     if options.session is not None:
         digest.update(b"session\0" + options.session.encode())
         return digest.digest()
     for message in chat.messages:
-        digest.update(f"{message.role}\0{message.text[:_OPENING]}\0".encode("utf-8", "replace"))
+        digest.update(f"{message.role}\0{message.text[:_MAX_KEY_CHARACTERS]}\0".encode("utf-8", "replace"))
         if message.role == "user":
             break
     return digest.digest()
 
 
 def is_follow_up(chat: Chat, session: str | None) -> bool:
-    """Whether something was said before: an earlier answer is in the chat, or the client keeps a session."""
+    """Whether the chat continues a conversation: it has a response already, or the client sends a session id."""
     return session is not None or any(message.role == "assistant" for message in chat.messages)
 
 
-def _answers(chat: Chat) -> int:
-    """How many answers are in the chat already."""
+def _response_count(chat: Chat) -> int:
     return sum(message.role == "assistant" for message in chat.messages)

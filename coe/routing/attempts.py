@@ -1,60 +1,64 @@
-"""From the order of candidates to a first piece: ask, ask elsewhere, ask again later, or ask two at once.
+"""Call the candidate experts until one sends a first chunk: fallback, retries and hedging.
 
-All of it happens before the first byte goes to the client; after that nothing is asked again.
+All of this happens before the first byte goes to the client; after that, nothing is retried. A failed expert is retried
+on another replica, then the next candidate is called. When all have failed, the expert that may answer soonest is
+retried after a pause. Hedging calls the next candidate in parallel with a slow one (Dean & Barroso 2013).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from coe.core import Call, Expert, Reply
 from coe.errors import (
     Cause,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertTimeout,
     ExpertUnavailable,
     InvalidRequest,
 )
 
-LONGEST_PAUSE = 10.0
-"""Seconds that a request waits for an expert that said when to come again."""
-FIRST_PAUSE = 0.1
-"""Seconds before a lone expert is asked again that refused without saying when; doubles each time."""
-SLACK = 0.01
-"""Seconds more than asked for: an event loop's timers may be early by its clock's resolution."""
-_PASSING = (ExpertUnavailable, ExpertBusy)
-"""What may be over a moment later."""
+MAX_RETRY_PAUSE_SECONDS = 10.0
+"""Longest wait for an expert that sent Retry-After."""
+FIRST_RETRY_PAUSE_SECONDS = 0.1
+"""Pause before the first retry of a sole candidate that sent no Retry-After. It doubles with each retry."""
+TIMER_SLACK_SECONDS = 0.01
+"""Added to a pause, as timers of the event loop may fire early by the resolution of its clock."""
+_TRANSIENT_ERRORS = (ExpertUnavailable, ExpertBusy)
+_REPORT_PRIORITY = (ExpertBusy, ExpertTimeout, ExpertInvalidResponse, ExpertUnavailable)
+"""The error to report when all candidates fail: the first kind here, which tells the client most about a retry."""
 _Failure = ExpertError | InvalidRequest
-"""An InvalidRequest: the request could not be put to this expert, whose API has no words for it."""
-_TELLING = (ExpertBusy, ExpertTimeout, ExpertGarbage, ExpertUnavailable)
+"""InvalidRequest: the request cannot be translated to the expert's API."""
 
 
 class Attempts:
-    """Those of one request, counted while they are made: it may end amid one. `begun` counts none that did not come to
-    its expert. `causes` holds the first failure of each expert, by its name."""
+    """Counts the attempts of one request, also if it is cancelled during one.
 
-    __slots__ = ("begun", "causes")
+    `count` is the number of requests sent to experts. `causes` maps each failed expert to the cause of its first
+    failure.
+    """
+
+    __slots__ = ("causes", "count")
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.count = 0
         self.causes: dict[str, Cause] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Who gave the first piece, and the reply."""
+    """A reply whose first chunk has arrived, and the expert that sent it."""
 
     expert: str
     reply: Reply
 
 
-async def first_answer(
+async def call_experts(
     call: Call,
     experts: Sequence[Expert],
     *,
@@ -63,194 +67,197 @@ async def first_answer(
     attempts: Attempts,
     hedge: bool = False,
 ) -> Accepted:
-    """Ask the experts in turn, `max_attempts` times in all, until one gives a first piece. Each is counted in
-    `attempts`.
+    """Call `experts` in order until one sends a first chunk, at most `max_attempts` times.
 
-    An expert at a server that just took no connection, or that was started here and is full, is passed over, at no
-    attempt. One with other replicas ready is asked a second time before the next in line. When all have failed, the one
-    that named the soonest time to come again is waited for, if that is before `deadline` (by the event loop's clock); a
-    lone expert that refused or broke off is asked again after a short pause. With `hedge`, an expert whose stream
-    begins later than 95 % of its latest ones did gets company: the first piece of either counts, the other one is given
-    up. Raises at once where the first to judge the request rejects it, as others would; where some failed only for a
-    time, one that rejects it is no reason to have the client give up. Else raises the most telling error.
+    - An expert whose server just refused a connection, or whose local server is full, is skipped and costs no attempt.
+    - A failed expert with another ready replica is retried there before the next candidate is called.
+    - When all have failed, the expert with the earliest Retry-After is retried then, if that is before `deadline`
+      (event loop clock). A sole candidate that is unavailable is retried after a short pause.
+    - With `hedge`, a stream that starts later than the expert's 95th percentile is raced against another call.
+
+    Raises at once if the first expert that judges the request rejects it. If others failed before with a transient
+    error, a rejection is not final. When nothing is left to try, raises the error that tells the client most.
     """
-    tries = _Tries(call, experts, max_attempts, attempts)
+    schedule = _Schedule(call, experts, max_attempts, attempts)
     loop = asyncio.get_running_loop()
     while True:
-        turn = tries.next()
-        if turn is None:
-            turn, pause = tries.later(deadline - loop.time())
+        attempt = schedule.next()
+        if attempt is None:
+            attempt, pause = schedule.retry(deadline - loop.time())
             await asyncio.sleep(pause)
-        tries.begin()
-        after = turn.expert.health.p95 if hedge and call.stream else None
-        if after is not None:
-            if accepted := await _raced(tries, turn, after):
+        schedule.start()
+        hedge_after = attempt.expert.health.ttft_p95 if hedge and call.stream else None
+        if hedge_after is not None:
+            if accepted := await _call_hedged(schedule, attempt, hedge_after):
                 return accepted
             continue
         try:
-            return Accepted(turn.expert.name, await turn.ask())
+            return Accepted(attempt.expert.name, await attempt.expert.stream(attempt.call))
         except (ExpertError, InvalidRequest) as error:
-            tries.failed(turn, error)
+            schedule.failed(attempt, error)
 
 
-class _Turn:
-    """One ask to be made. The second one of an expert goes wherever it has least to do."""
+class _Attempt:
+    """One call to one expert. `is_retry`: the expert has failed before, so any of its replicas may be selected."""
 
-    __slots__ = ("again", "call", "expert")
+    __slots__ = ("call", "expert", "is_retry")
 
-    def __init__(self, expert: Expert, call: Call, *, again: bool = False) -> None:
+    def __init__(self, expert: Expert, call: Call, *, is_retry: bool = False) -> None:
         self.expert = expert
         self.call = call
-        self.again = again
+        self.is_retry = is_retry
 
-    def ask(self) -> Coroutine[Any, Any, Reply]:
-        return self.expert.stream(self.call)
+    def retry(self, *, exclude: frozenset[str] = frozenset()) -> _Attempt:
+        """Return a second attempt. After a pause nothing is excluded: an unreachable server may be back."""
+        return _Attempt(self.expert, replace(self.call, conversation=b"", exclude=exclude), is_retry=True)
+
+    @property
+    def has_other_replica(self) -> bool:
+        return not self.is_retry and self.expert.health.ready_replicas > 1
 
 
-class _Tries:
-    """What was asked for one request, how it failed, and what comes next."""
+class _Schedule:
+    """Attempts made and failed for one request, and the attempt to make next."""
 
     def __init__(self, call: Call, experts: Sequence[Expert], max_attempts: int, attempts: Attempts) -> None:
         self._call = call
-        self._line = iter(experts)
-        self._second: _Turn | None = None
-        self._lone = len(experts) == 1
-        self._away: frozenset[str] = frozenset()
-        self._left = max_attempts
-        self._asks = attempts
-        self._pause = FIRST_PAUSE
+        self._candidates = iter(experts)
+        self._replica_retry: _Attempt | None = None
+        self._sole_candidate = len(experts) == 1
+        self._excluded: frozenset[str] = frozenset()
+        self._remaining = max_attempts
+        self._attempts = attempts
+        self._pause = FIRST_RETRY_PAUSE_SECONDS
         self._errors: list[ExpertError] = []
-        self._unfit: InvalidRequest | None = None
-        self._failures: list[tuple[_Turn, ExpertError]] = []  # those not yet waited for
+        self._untranslatable: InvalidRequest | None = None
+        self._retryable: list[tuple[_Attempt, ExpertError]] = []  # failures not yet retried
 
-    def next(self) -> _Turn | None:
-        """The next ask, None when none is left to be made at once."""
-        if not self._left:
+    def next(self) -> _Attempt | None:
+        """Return the attempt to make at once; None if there is none."""
+        if not self._remaining:
             return None
-        turn, self._second = self._second, None
-        if turn is None:
-            expert = next(self._line, None)
-            call = replace(self._call, exclude=self._away) if self._away else self._call
-            turn = _Turn(expert, call) if expert is not None else None
-        return turn
+        attempt, self._replica_retry = self._replica_retry, None
+        if attempt is None:
+            expert = next(self._candidates, None)
+            call = replace(self._call, exclude=self._excluded) if self._excluded else self._call
+            attempt = _Attempt(expert, call) if expert is not None else None
+        return attempt
 
-    def company(self, turn: _Turn) -> _Turn | None:
-        """Who is asked beside one that is slow: another replica of it, or else the next in line."""
-        if self._left and not turn.again and turn.expert.health.ready > 1:
-            return _again(turn, exclude=self._away)
+    def next_hedge(self, attempt: _Attempt) -> _Attempt | None:
+        """Return the call to race against a slow attempt: another replica of the expert, or else the next candidate."""
+        if self._remaining and attempt.has_other_replica:
+            return attempt.retry(exclude=self._excluded)
         return self.next()
 
-    def begin(self) -> None:
-        """An ask is made."""
-        self._left -= 1
-        self._asks.begun += 1
+    def start(self) -> None:
+        """Count an attempt."""
+        self._remaining -= 1
+        self._attempts.count += 1
 
-    def failed(self, turn: _Turn, error: _Failure, *, pending: bool = False) -> None:
-        """An ask failed, with an earlier one `pending`. Raises the error where asking on cannot help."""
+    def failed(self, attempt: _Attempt, error: _Failure, *, first_pending: bool = False) -> None:
+        """Note a failed attempt. Raises the error if no further attempt can help.
+
+        `first_pending`: the attempt is a hedge, and the first call of the race is still running.
+        """
         cause = "unsupported" if isinstance(error, InvalidRequest) else error.cause
-        self._asks.causes.setdefault(turn.expert.name, cause)
+        self._attempts.causes.setdefault(attempt.expert.name, cause)
         error.drop_frames()
-        if isinstance(error, InvalidRequest) or not error.asked:
-            self._left += 1
-            self._asks.begun -= 1
+        if isinstance(error, InvalidRequest) or not error.request_sent:
+            self._remaining += 1
+            self._attempts.count -= 1
         if isinstance(error, InvalidRequest):
-            self._unfit = self._unfit or error
+            self._untranslatable = self._untranslatable or error
             return
-        if not error.retryable and not self._errors and not pending:
+        if not error.retryable and not self._errors and not first_pending:
             raise error
         self._errors.append(error)
         if error.retryable:
-            self._passing(turn, error)
+            if isinstance(error, ExpertUnavailable):
+                self._excluded |= error.unavailable_servers
+            self._retryable.append((attempt, error))
+            if attempt.has_other_replica:
+                self._replica_retry = attempt.retry(exclude=self._excluded)
 
-    def _passing(self, turn: _Turn, error: ExpertError) -> None:
-        if isinstance(error, ExpertUnavailable):
-            self._away |= error.servers
-        self._failures.append((turn, error))
-        if not turn.again and turn.expert.health.ready > 1:
-            self._second = _again(turn, exclude=self._away)
+    def retry(self, seconds_left: float) -> tuple[_Attempt, float]:
+        """Return the attempt to retry and the pause before it. Raises the final error if nothing can be retried.
 
-    def later(self, remaining: float) -> tuple[_Turn, float]:
-        """Whom to ask again and after how many seconds. Raises the most telling error where nobody is worth it.
-
-        Only who was really asked is waited for: else all requests to a server that is down or rests would gather here.
+        Only experts that received the request are waited for. Otherwise all requests for a server that is down would
+        accumulate here.
         """
-        asked = [(turn, error) for turn, error in self._failures if error.asked]
+        received = [(attempt, error) for attempt, error in self._retryable if error.request_sent]
         pauses = [
-            (error.retry_after * random.uniform(1, 1.1) + SLACK, turn)  # noqa: S311
-            for turn, error in asked
-            if error.retry_after is not None and error.retry_after <= LONGEST_PAUSE
+            (error.retry_after * random.uniform(1, 1.1) + TIMER_SLACK_SECONDS, attempt)  # noqa: S311
+            for attempt, error in received
+            if error.retry_after is not None and error.retry_after <= MAX_RETRY_PAUSE_SECONDS
         ]
-        if self._lone and asked and asked[0][1].retry_after is None and isinstance(asked[0][1], _PASSING):
-            pauses = [(self._pause * random.uniform(0.5, 1.5), asked[0][0])]  # noqa: S311
-            self._pause *= 2
-        pause, turn = min(pauses, key=lambda one: one[0], default=(remaining, None))
-        if turn is None or not self._left or pause >= remaining:
-            raise self._verdict()
-        self._failures = [failure for failure in self._failures if failure[0] is not turn]
-        return _again(turn), pause
+        if self._sole_candidate and received:
+            attempt, error = received[0]
+            if error.retry_after is None and isinstance(error, _TRANSIENT_ERRORS):
+                pauses = [(self._pause * random.uniform(0.5, 1.5), attempt)]  # noqa: S311
+                self._pause *= 2
+        pause, chosen = min(pauses, key=lambda one: one[0], default=(seconds_left, None))
+        if chosen is None or not self._remaining or pause >= seconds_left:
+            raise self._final_error()
+        self._retryable = [failure for failure in self._retryable if failure[0] is not chosen]
+        return chosen.retry(), pause
 
-    def _verdict(self) -> _Failure:
-        """What a client can act on rather than what it cannot; of the like the first, whose expert suited it best."""
-        if not self._errors and self._unfit is not None:
-            return self._unfit
-        telling = min(self._errors, key=_how_telling)
-        times = [error.retry_after for _, error in self._failures if error.retry_after is not None]
-        telling.retry_after = min(times, default=None)
-        return telling
-
-
-def _again(turn: _Turn, *, exclude: frozenset[str] = frozenset()) -> _Turn:
-    """With none left out after a pause: a server that could not be had may be back."""
-    return _Turn(turn.expert, replace(turn.call, conversation=b"", exclude=exclude), again=True)
+    def _final_error(self) -> _Failure:
+        """Return the error that tells the client most; among equal ones the first, of the best candidate."""
+        if not self._errors and self._untranslatable is not None:
+            return self._untranslatable
+        error = min(self._errors, key=_report_rank)
+        pauses = [error.retry_after for _, error in self._retryable if error.retry_after is not None]
+        error.retry_after = min(pauses, default=None)
+        return error
 
 
-def _how_telling(error: ExpertError) -> tuple[bool, int]:
-    rank = next((place for place, kind in enumerate(_TELLING) if isinstance(error, kind)), len(_TELLING))
-    return not error.asked, rank
+def _report_rank(error: ExpertError) -> tuple[bool, int]:
+    ranks = (rank for rank, kind in enumerate(_REPORT_PRIORITY) if isinstance(error, kind))
+    return not error.request_sent, next(ranks, len(_REPORT_PRIORITY))
 
 
 class _Race:
-    """Up to two asks for one request. The first reply wins; one that comes later is closed by whoever got it."""
+    """Up to two parallel calls for one request. The first reply wins; a later one is closed."""
 
     def __init__(self) -> None:
-        self.over = False
-        self.won: tuple[_Turn, Reply] | None = None
+        self.finished = False
+        self.winner: tuple[_Attempt, Reply] | None = None
 
-    async def run(self, turn: _Turn) -> tuple[_Turn, _Failure] | None:
-        """Ask, and keep or close the reply before anyone else runs; give back the error of an expert that failed."""
+    async def run(self, attempt: _Attempt) -> tuple[_Attempt, _Failure] | None:
+        """Make the call; keep its reply or close it before another task runs. Return a failed attempt's error."""
         try:
-            reply = await turn.ask()
+            reply = await attempt.expert.stream(attempt.call)
         except (ExpertError, InvalidRequest) as error:
-            return turn, error
-        if self.over:
+            return attempt, error
+        if self.finished:
             await reply.aclose()
         else:
-            self.over, self.won = True, (turn, reply)
+            self.finished, self.winner = True, (attempt, reply)
         return None
 
 
-async def _raced(tries: _Tries, turn: _Turn, after: float) -> Accepted | None:
-    """Ask, with company after so many seconds; None when all who were asked failed."""
+async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: float) -> Accepted | None:
+    """Make the attempt, and a parallel one after `hedge_after` seconds. Return None if all of them failed."""
     race = _Race()
-    tasks = [asyncio.create_task(race.run(turn))]
+    tasks = [asyncio.create_task(race.run(attempt))]
     try:
-        done, pending = await asyncio.wait(tasks, timeout=after)
-        if pending and (second := tries.company(turn)) is not None:
-            tries.begin()
+        done, pending = await asyncio.wait(tasks, timeout=hedge_after)
+        if pending and (second := schedule.next_hedge(attempt)) is not None:
+            schedule.start()
             tasks.append(asyncio.create_task(race.run(second)))
             pending.add(tasks[-1])
-        while race.won is None:
+        while race.winner is None:
             for failure in (task.result() for task in tasks if task in done):
                 if failure is not None:
-                    tries.failed(*failure, pending=tasks[0] in pending)
+                    schedule.failed(*failure, first_pending=tasks[0] in pending)
             if not pending:
                 return None
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        (winner, reply), race.won = race.won, None
+        (winner, reply), race.winner = race.winner, None
         return Accepted(winner.expert.name, reply)
     finally:
-        race.over = True
+        race.finished = True
         for task in tasks:
             task.cancel()
-        if race.won is not None:  # we were cancelled, or the other ask showed that no answer may be given
-            await race.won[1].aclose()
+        if race.winner is not None:  # this task was cancelled, or the other call failed in a way that ends the request
+            await race.winner[1].aclose()

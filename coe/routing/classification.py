@@ -1,6 +1,7 @@
-"""From a text to its posterior: the router's quick answer, and a closer look where it is unsure and it matters.
+"""From a text to its category posterior: a fast prediction, and an encoder pass only if it may change the decision.
 
-Whether there is time for a router's slower look: under load its quick answer must do.
+Encoder passes run in threads and compete with the event loop for processors. `LoadShedding` limits how many run at
+once, and skips them for a while after a slow one, which indicates busy processors.
 """
 
 from __future__ import annotations
@@ -15,80 +16,85 @@ from dataclasses import replace
 from coe.core import LOAD_SHED, Prediction, Router
 from coe.routing.overlay import Overlays
 
-TOGETHER = 4
-"""Looks under way at a time; with two threads the last of them waits for one other."""
-LONG = 0.02
-"""Seconds: a look that takes longer, all waiting included, says that the processors are busy."""
-REST = 4.0
-"""So many times as long as that look took there is none then, which leaves a busy process four fifths of its time."""
+MAX_ENCODER_PASSES = 4
+"""Concurrent encoder passes. With two threads, the last one waits for one other."""
+SLOW_ENCODER_PASS_SECONDS = 0.02
+"""Duration of an encoder pass, waiting included, above which the processors count as busy."""
+ENCODER_BACKOFF_FACTOR = 4.0
+"""After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
+SHORT_CIRCUIT = "short_circuit"
+"""Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
 
 
 class LoadShedding:
-    """Counts the looks of one process. Not thread-safe: for the event loop."""
+    """Limits the encoder passes of one process. For one event loop; not thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._under_way = 0
-        self._resting_until = 0.0
+        self._running = 0
+        self._backoff_until = 0.0
 
-    def __bool__(self) -> bool:
-        """Whether one more look may begin."""
-        return self._under_way < TOGETHER and self._clock() >= self._resting_until
+    @property
+    def has_capacity(self) -> bool:
+        """Whether another encoder pass may start."""
+        return self._running < MAX_ENCODER_PASSES and self._clock() >= self._backoff_until
 
     @contextmanager
-    def look(self) -> Iterator[None]:
-        """Around one look, from its beginning to its result."""
-        began = self._clock()
-        self._under_way += 1
+    def encoder_pass(self) -> Iterator[None]:
+        """Count and time one encoder pass."""
+        start = self._clock()
+        self._running += 1
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._running -= 1
             now = self._clock()
-            if now - began > LONG:
-                self._resting_until = now + REST * (now - began)
-
-
-SETTLED = "settled"
-"""The stage of an unsure quick answer where the same expert would answer whatever a look found."""
+            if now - start > SLOW_ENCODER_PASS_SECONDS:
+                self._backoff_until = now + ENCODER_BACKOFF_FACTOR * (now - start)
 
 
 class Classifier:
-    """A router with the tenants' overlays on it. A look may take `encoder_timeout` seconds: None without end, 0: there
-    is none. For one event loop; owns none of its parts."""
+    """A router with tenants' overlays. For one event loop; owns none of its parts.
+
+    `encoder_timeout` limits an encoder pass in seconds: None is no limit, 0 disables encoder passes.
+    """
 
     def __init__(self, router: Router, *, overlays: Overlays, threads: Executor, encoder_timeout: float | None) -> None:
         self._router = router
         self._overlays = overlays
         self._threads = threads
         self._encoder_timeout = encoder_timeout
-        self._leisure = LoadShedding()
+        self._load_shedding = LoadShedding()
 
-    async def classify(self, text: str, tenant: str | None, *, at_stake: Callable[[Prediction], bool]) -> Prediction:
-        """The posterior, with the tenant's overlay where it has one. Only a look at the sentence encoder leaves the
-        event loop; `at_stake` says of an unsure answer whether it is worth one, and there is none while too many wait
-        for one."""
-        found = self._router.predict_fast(text, force=True)
-        assert found is not None
-        given = self._overlays.applied(found, tenant)
-        if found.stage != LOAD_SHED:
-            return given
-        if not at_stake(given):
-            return replace(given, stage=SETTLED)
-        if self._encoder_timeout == 0 or not self._leisure:
-            return given
-        looked = await self._look(text)
-        return given if looked is None else self._overlays.applied(looked, tenant)
+    async def classify(
+        self, text: str, tenant: str | None, *, needs_encoder: Callable[[Prediction], bool]
+    ) -> Prediction:
+        """Return the posterior, with the tenant's overlay if there is one.
 
-    def overlaid(self, prediction: Prediction, tenant: str | None) -> Prediction:
-        """A posterior of the router's as the tenant has it."""
-        return self._overlays.applied(prediction, tenant)
+        The fast prediction runs on the event loop. An uncertain one is refined by an encoder pass in a thread, if
+        `needs_encoder` returns True for it and there is capacity.
+        """
+        fast = self._router.predict_fast(text, force=True)
+        assert fast is not None
+        prediction = self._overlays.apply(fast, tenant)
+        if fast.stage != LOAD_SHED:
+            return prediction
+        if not needs_encoder(prediction):
+            return replace(prediction, stage=SHORT_CIRCUIT)
+        if self._encoder_timeout == 0 or not self._load_shedding.has_capacity:
+            return prediction
+        refined = await self._run_encoder(text)
+        return prediction if refined is None else self._overlays.apply(refined, tenant)
 
-    async def _look(self, text: str) -> Prediction | None:
-        """What the sentence encoder makes of it; None where that takes too long."""
-        with self._leisure.look(), suppress(TimeoutError):
+    def apply_overlay(self, prediction: Prediction, tenant: str | None) -> Prediction:
+        """Apply the tenant's overlay to a posterior of the router."""
+        return self._overlays.apply(prediction, tenant)
+
+    async def _run_encoder(self, text: str) -> Prediction | None:
+        """Return the prediction of an encoder pass; None after the timeout."""
+        with self._load_shedding.encoder_pass(), suppress(TimeoutError):
             async with asyncio.timeout(self._encoder_timeout):
-                look = asyncio.get_running_loop().run_in_executor(self._threads, self._router.predict, (text,))
-                (prediction,) = await look
+                running = asyncio.get_running_loop().run_in_executor(self._threads, self._router.predict, (text,))
+                (prediction,) = await running
                 return prediction
         return None

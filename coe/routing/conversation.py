@@ -1,4 +1,4 @@
-"""From a conversation to the one text that is routed: last user turn first, older ones shrinking, bounded in length."""
+"""From a conversation to the text that is routed: last user message first, older ones shortened, bounded in length."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Iterator
 
 from coe.core import Chat
 
-LAST_TURN = 3000
-"""Characters kept of the last user turn; a longer one keeps its head and its tail, where the request usually stands."""
-OLDER_TURNS = (400, 200, 100)
-"""Characters kept of the user turns before it, newest first. A follow-up such as "and in Python?" needs them."""
-SYSTEM_PROMPT = 200
-SHORT = 40
-"""Below this many characters of user text the system prompt is read too; above it would only blur what was asked."""
+MAX_LAST_TURN_CHARACTERS = 3000
+"""Length of the last user message. A longer one keeps its head and its tail, where the request usually is."""
+MAX_OLDER_TURN_CHARACTERS = (400, 200, 100)
+"""Length of the user messages before it, newest first. A follow-up such as "and in Python?" needs them."""
+MAX_SYSTEM_PROMPT_CHARACTERS = 200
+MIN_USER_CHARACTERS = 40
+"""With less user text, the system prompt is included. With more it would only blur the request."""
 
 
 def routing_text(chat: Chat) -> str:
-    """The text a router sees, at most about 4,000 characters however long the chat is."""
+    """Return the text for the router, about 4,000 characters at most."""
     turns = _user_turns(chat)
-    parts = [shorten(next(turns, ""), LAST_TURN)]
-    parts += [shorten(turn, limit) for limit, turn in zip(OLDER_TURNS, turns, strict=False)]
-    if sum(map(len, parts)) < SHORT:
-        parts += [shorten(message.text, SYSTEM_PROMPT) for message in chat.messages[:1] if message.role != "user"]
+    parts = [shorten(next(turns, ""), MAX_LAST_TURN_CHARACTERS)]
+    parts += [shorten(turn, limit) for limit, turn in zip(MAX_OLDER_TURN_CHARACTERS, turns, strict=False)]
+    if sum(map(len, parts)) < MIN_USER_CHARACTERS:
+        system = [message for message in chat.messages[:1] if message.role != "user"]
+        parts += [shorten(message.text, MAX_SYSTEM_PROMPT_CHARACTERS) for message in system]
     return "\n".join(part for part in parts if part)
 
 
 def shorten(text: str, limit: int) -> str:
-    """Two thirds of the limit from the head and one third from the tail."""
+    """Cut a text to about `limit` characters: two thirds from the head, one third from the tail."""
     if len(text) <= limit:
         return text
     tail = limit // 3

@@ -1,4 +1,4 @@
-"""Which experts can take a chat at all, and why the others cannot."""
+"""Eligibility: which experts can take a request at all, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -8,40 +8,43 @@ from coe.core import Chat
 from coe.errors import InvalidRequest, ModelNotFound
 from coe.registry import AUTO, ExpertSpec, Registry
 
-CHARACTERS_PER_TOKEN = 8
-"""More characters than this per token no tokenizer manages on real text, so beyond it a chat surely does not fit."""
-_TRANSLATED = frozenset({"responses", "messages"})
-"""APIs that reach an expert which speaks chat alone through a translation."""
+MAX_CHARACTERS_PER_TOKEN = 8
+"""No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
+_TRANSLATED_APIS = frozenset({"responses", "messages"})
+"""APIs that are translated for an expert with chat only."""
 
 
-def obstacle(chat: Chat, spec: ExpertSpec) -> str:
-    """Why an expert cannot take a chat; empty when it can."""
-    if chat.api not in spec.spoken and not (chat.api in _TRANSLATED and "chat" in spec.spoken):
-        return f"{spec.name} does not speak the {chat.api} API"
+def ineligibility(chat: Chat, spec: ExpertSpec) -> str:
+    """Return why an expert cannot take a chat; empty if it can."""
+    translated = chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis
+    if chat.api not in spec.supported_apis and not translated:
+        return f"{spec.name} does not support the {chat.api} API"
     if missing := chat.needs - spec.capabilities:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
-    if chat.characters > spec.context_length * CHARACTERS_PER_TOKEN:
-        return f"{spec.name} reads {spec.context_length} tokens and the chat has {chat.characters} characters"
+    if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
+        return (
+            f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
+        )
     return ""
 
 
-def check_one_embedder(chat: Chat, able: Sequence[str]) -> None:
-    """Raises InvalidRequest where texts to embed could go to several experts."""
-    if chat.api == "embeddings" and len(able) > 1:
-        message = f"vectors of different models do not mix: write as model one of {', '.join(able)}"
+def check_single_embedder(chat: Chat, eligible: Sequence[str]) -> None:
+    """Raise InvalidRequest if several experts could embed the texts, as their vectors are not comparable."""
+    if chat.api == "embeddings" and len(eligible) > 1:
+        message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
 
 
 def check_model(chat: Chat, registry: Registry) -> None:
-    """Raises ModelNotFound for a name that is declared nowhere."""
+    """Raise ModelNotFound for a model name that is not declared."""
     known = (AUTO, *registry.expert_names)
     if chat.model not in known:
         raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {', '.join(known)}", param="model")
 
 
-def check_pin(chat: Chat, registry: Registry, able: Sequence[str]) -> None:
-    """Raises ModelNotFound for a pinned expert that is not declared, InvalidRequest for one that is not able."""
+def check_pin(chat: Chat, registry: Registry, eligible: Sequence[str]) -> None:
+    """Raise ModelNotFound for a pinned expert that is not declared, InvalidRequest for one that is not eligible."""
     check_model(chat, registry)
-    if chat.model not in able:
-        spec = registry.experts[registry.expert_names.index(chat.model)]
-        raise InvalidRequest(obstacle(chat, spec), param="model", code="no_capable_expert")
+    if chat.model not in eligible:
+        reason = ineligibility(chat, registry.expert(chat.model))
+        raise InvalidRequest(reason, param="model", code="no_capable_expert")

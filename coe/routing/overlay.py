@@ -1,4 +1,7 @@
-"""Overlays: a tenant's own light head on top of the global router. Applied to a posterior, in numpy alone."""
+"""Overlays: a tenant's own linear head on the global router's posterior (matrix and vector scaling, Guo et al. 2017).
+
+`coe retrain` fits them to a tenant's corrections. They are applied with numpy only.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from coe.errors import ArtifactError
 
 Array = NDArray[np.float64]
 
-FILE = "overlays.jsonl"
-"""The file of an artifact of overlays: one a line."""
-FLOOR = 1e-4
-"""Least probability that a head works with."""
+OVERLAYS_FILE = "overlays.jsonl"
+"""File in an artifact of overlays: one overlay per line."""
+MIN_PROBABILITY = 1e-4
+"""Lower bound of the posterior before its logarithm."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlay:
-    """A posterior p becomes softmax(log p @ weights + bias): `weights` (m, m), `bias` (m,); the identity and 0 change
-    nothing.
+    """Maps a posterior p to softmax(log p @ weights + bias), with `weights` of shape (m, m) and `bias` of shape (m,).
 
-    `gain` is the share of held-out requests that it classified rightly more than the router alone, each counted as
-    surely as its category is known; `requests` and `deadline` (Unix seconds) are how many it was fitted to, and the
-    time of the newest of them."""
+    `gain` is the gain in accuracy over the router alone on held-out requests, weighted by how certain their category
+    is. `requests` is the number of requests that it was fitted to, `fitted_until` the time of the newest one (Unix
+    seconds).
+    """
 
     tenant: str
     categories: tuple[str, ...]
@@ -36,14 +39,14 @@ class Overlay:
     bias: Array
     gain: float
     requests: int = 0
-    deadline: float = 0.0
+    fitted_until: float = 0.0
 
     def apply(self, posterior: NDArray[np.floating]) -> Array:
-        """The tenant's posterior, shape (m,) or (n, m), from the global one."""
-        return softmax(logs(posterior) @ self.weights + self.bias)
+        """Return the tenant's posterior for the router's, shape (m,) or (n, m)."""
+        return softmax(log_posterior(posterior) @ self.weights + self.bias)
 
     def to_json(self) -> bytes:
-        """The overlay as one line of JSON, the same bytes for the same overlay."""
+        """Serialize to one line of JSON; equal overlays give equal bytes."""
         fields = {
             "version": 1,
             "tenant": self.tenant,
@@ -52,59 +55,58 @@ class Overlay:
             "bias": self.bias.tolist(),
             "gain": self.gain,
             "requests": self.requests,
-            "deadline": self.deadline,
+            "fitted_until": self.fitted_until,
         }
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
     def from_json(cls, data: bytes) -> Overlay:
-        """Reads what `to_json` wrote. Raises ArtifactError where it is something else."""
+        """Parse the result of `to_json`. Raises ArtifactError."""
         try:
             fields = orjson.loads(data)
             if fields["version"] != 1:
                 raise ValueError(f"version {fields['version']}, not 1")
             weights, bias = (np.array(fields[name], dtype=np.float64) for name in ("weights", "bias"))
-            made = cls(
+            overlay = cls(
                 fields["tenant"],
                 tuple(fields["categories"]),
                 weights,
                 bias,
                 float(fields["gain"]),
                 int(fields["requests"]),
-                float(fields["deadline"]),
+                float(fields["fitted_until"]),
             )
-            size = len(made.categories)
+            size = len(overlay.categories)
             if (weights.shape, bias.shape) != ((size, size), (size,)):
                 raise ValueError(f"weights of shape {weights.shape} for {size} categories")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"overlay: cannot be read ({error!r}); delete it and retrain") from error
-        return made
+        return overlay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlays:
-    """Those in use, by tenant, over the router's categories; `version` is that of their artifact."""
+    """The overlays in use by tenant, over the router's categories, and the `version` of their artifact."""
 
     version: str = ""
     by_tenant: Mapping[str, Overlay] = field(default_factory=lambda: MappingProxyType({}))
 
-    def applied(self, prediction: Prediction, tenant: str | None) -> Prediction:
-        """The tenant's prediction, which remembers the router's own; the same where the tenant has no overlay."""
+    def apply(self, prediction: Prediction, tenant: str | None) -> Prediction:
+        """Return the tenant's prediction, which includes the router's posterior; unchanged without an overlay."""
         overlay = self.by_tenant.get(tenant) if tenant is not None else None
         if overlay is None:
             return prediction
-        plain = prediction.probabilities
-        return Prediction(
-            overlay.apply(plain).astype(np.float32), prediction.stage, prediction.in_distribution, self.version, plain
-        )
+        posterior = prediction.probabilities
+        adapted = overlay.apply(posterior).astype(np.float32)
+        return Prediction(adapted, prediction.stage, prediction.in_distribution, self.version, posterior)
 
 
-def logs(posterior: NDArray[np.floating]) -> Array:
-    """The log posterior, bounded below by that of FLOOR."""
-    return np.asarray(np.log(np.maximum(posterior, FLOOR, dtype=np.float64)))
+def log_posterior(posterior: NDArray[np.floating]) -> Array:
+    """Return the logarithm of a posterior, bounded below by that of MIN_PROBABILITY."""
+    return np.asarray(np.log(np.maximum(posterior, MIN_PROBABILITY, dtype=np.float64)))
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities along the last axis."""
+    """Return the softmax along the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))

@@ -17,13 +17,12 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
-from coe.mapping import Assignment, Consequence, PlanInEffect, plan_in_effect, read_published
+from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
+from coe.mapping.declaration import declared_assignment
 from coe.registry import Registry, load
-from coe.retrieval.gate import FILE as GATE_FILE
-from coe.retrieval.gate import Gate, OutdatedGate
+from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.composition import declared_assignment
-from coe.routing.overlay import FILE, Overlay, Overlays
+from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
@@ -140,8 +139,8 @@ def check_fit(registry: Registry, artifact: Artifact) -> None:
         name for name, texts in category_texts(registry).items() if name in declared - trained and not texts
     ]:
         raise ConfigError(
-            f"{router} was not trained on {', '.join(without_examples)}: give each {MIN_EXAMPLES} examples or more in experts.yaml, "
-            "or run `coe train`"
+            f"{router} was not trained on {', '.join(without_examples)}: give each {MIN_EXAMPLES} examples or more in "
+            "experts.yaml, or run `coe train`"
         )
 
 
@@ -153,10 +152,10 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
     }
 
 
-def read_plan(registry: Registry, artifact: Artifact) -> PlanInEffect:
+def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
     more."""
-    return plan_in_effect(read_published(artifact.folder, artifact.manifest.version), registry)
+    return effective_plan(read_published(artifact.folder, artifact.manifest.version), registry)
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
@@ -174,7 +173,7 @@ def overlays_in_use(settings: Settings, router: Router) -> Overlays:
 
 def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
     """The overlays of an artifact. Raises ArtifactError for an artifact of another kind."""
-    return tuple(Overlay.from_json(line) for line in (artifact.folder / FILE).read_bytes().splitlines())
+    return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
 
 
 def overlays_fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
@@ -190,11 +189,11 @@ def wrong_router_message(artifact: Artifact, router: Router) -> str:
     return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
 
-def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> PlanInEffect:
+def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> EffectivePlan:
     """The plan in use over the router's categories, or the declared assignment before the first plan."""
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
-        return PlanInEffect(declared_assignment(registry, categories))
+        return EffectivePlan(declared_assignment(registry, categories))
     found = read_plan(registry, artifact)
     return replace(found, assignment=found.assignment.over(categories))
 
@@ -242,4 +241,4 @@ def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> 
             artifact.manifest.version,
         )
         return None, ""
-    return gate.over(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version
+    return gate.align(in_use.router.categories, in_use.registry.expert_names), artifact.manifest.version

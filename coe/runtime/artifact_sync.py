@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
 from coe.artifacts.store import ARTIFACT_KINDS, ArtifactStore
 from coe.errors import ArtifactError, CoEError
-from coe.learning.monitoring.traffic_report import FILE
+from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.registry import load
 from coe.settings import Settings
 from coe.supervision import TaskFailed, supervised
@@ -44,7 +44,7 @@ class ArtifactSync:
         """Copies what is new. Does not fail."""
         try:
             mirror(self._stores)
-            self._share.fetch_file(FILE, self._artifacts)
+            self._share.fetch_file(TRAFFIC_REPORT_FILE, self._artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
             cause = str(error) if isinstance(error, CoEError | OSError) else repr(error)

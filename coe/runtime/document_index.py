@@ -9,7 +9,7 @@ import routers
 from coe.errors import ConfigError
 from coe.registry import Registry
 from coe.retrieval import DocumentStore, EncoderId, open_store
-from coe.retrieval.ingest.indexing import DocumentEncoder, encoder_id
+from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.settings import Settings
 
 
@@ -18,7 +18,7 @@ class DocumentIndex:
     """A document store with the encoder that it was opened for."""
 
     store: DocumentStore
-    encoder: DocumentEncoder
+    encoder: TokenizingEncoder
 
 
 def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> DocumentIndex:

@@ -13,7 +13,7 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.registry import load
-from coe.retrieval.gate import FILE, Gate
+from coe.retrieval.gate import GATE_FILE, Gate
 from coe.runtime.active_state import (
     ASSIGNMENT,
     GATE,
@@ -95,7 +95,7 @@ def _check_overlays(settings: Settings, artifact: Artifact) -> None:
 
 def _check_gate(settings: Settings, artifact: Artifact) -> None:
     declared = load(settings.config, environ=settings.environ).category_names
-    if set(Gate.load(artifact.folder / FILE).categories) != set(declared):
+    if set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared):
         raise ArtifactError(f"gate {artifact.manifest.version} is of other categories than experts.yaml declares")
 
 

@@ -177,7 +177,9 @@ def _assignment(artifact: Artifact) -> dict[str, Any]:
 def _overlays(artifact: Artifact) -> dict[str, Any]:
     found = read_overlays(artifact)
     return {
-        "tenants": [{"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "deadline": o.deadline} for o in found]
+        "tenants": [
+            {"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "fitted_until": o.fitted_until} for o in found
+        ]
     }
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from coe.core import Scope
 from coe.errors import RequestError
 from gateway.errors import body_of, headers_of, status_of
-from gateway.request.cancellation import ClientLeftError
+from gateway.request.body import ClientLeftError
 from gateway.serving_state import ServingState
 
 Endpoint = Callable[[Request], Awaitable[Response]]

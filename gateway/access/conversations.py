@@ -44,7 +44,7 @@ async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> 
         yield Affinity()
         return
     async with RedisAffinity(counters, task_failed=task_failed) as conversations:
-        yield Affinity(elsewhere=conversations)
+        yield Affinity(shared=conversations)
 
 
 class RedisAffinity:
@@ -75,7 +75,7 @@ class RedisAffinity:
             await self._exchange()
         await self._redis.aclose()
 
-    def tell(self, key: bytes, expert: str) -> None:
+    def publish(self, key: bytes, expert: str) -> None:
         self._writes.pop(key, None)
         self._writes[key] = expert
         if len(self._writes) > MAX_PENDING_WRITES:
@@ -84,7 +84,7 @@ class RedisAffinity:
             self._write_scheduled = True
             asyncio.get_running_loop().call_later(WRITE_DELAY_SECONDS, self._wake.set)
 
-    async def ask(self, key: bytes) -> str | None:
+    async def lookup(self, key: bytes) -> str | None:
         """The expert of that conversation; None if unknown, or if Redis does not reply within
         LOOKUP_TIMEOUT_SECONDS."""
         if self._unavailable:

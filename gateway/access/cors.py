@@ -11,8 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.errors import RequestError
 from gateway.dialects import chat, messages
-from gateway.errors import headers_of, status_of
-from gateway.request.relay import respond
+from gateway.errors import headers_of, respond, status_of
 from gateway.serving_state import ServingState
 
 EXPOSED_HEADERS = (

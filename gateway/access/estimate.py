@@ -14,8 +14,8 @@ import orjson
 
 from coe.core import Api, Chat
 from coe.errors import InvalidRequest
-from coe.experts.api_formats import LENGTHS, MOST_TOKENS
-from gateway.dialects.parts import ANSWERS, TEXT_PARTS, prompts_of
+from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
+from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of text per token, approximately."""
@@ -69,10 +69,10 @@ def output_tokens(chat: Chat) -> float:
         return 0
     fields = chat.fields
     longest: float = max(
-        [value for name in LENGTHS if (value := fields.get(name)) is not None], default=DEFAULT_OUTPUT_TOKENS
+        [value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=DEFAULT_OUTPUT_TOKENS
     )
-    answers: float = max([value for name in ANSWERS if (value := fields.get(name)) is not None], default=1)
-    return min(longest * answers * (len(_prompts(chat)) or 1), MOST_TOKENS)
+    answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
+    return min(longest * answers * (len(_prompts(chat)) or 1), MAX_TOKEN_COUNT)
 
 
 def _prompts(chat: Chat) -> list[str | list[Any]]:

@@ -1,4 +1,4 @@
-"""The APIs that clients speak, each reduced to what routing reads. A dialect is a module of this package."""
+"""The APIs that clients use: each module of this package is a `Dialect`, which parses requests and writes errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from coe.errors import RequestError
 
 
 class Dialect(Protocol):
-    """How one API writes a request and an error. `parse` raises InvalidRequest that names the field."""
+    """One API's form of requests and errors. `parse` returns the routing view of a body, or raises an InvalidRequest
+    that names the field."""
 
     @property
     def API(self) -> Api: ...  # noqa: N802

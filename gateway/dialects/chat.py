@@ -1,4 +1,4 @@
-"""OpenAI Chat Completions: body bytes to Chat. Checks only what routing reads; the rest is the expert's to judge."""
+"""OpenAI's Chat Completions API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from coe.core import Api, Chat
 from coe.errors import InvalidRequest, RequestError
 from coe.experts.http import sse
 from gateway import errors
-from gateway.dialects.parts import Needs, chat_of, fields_of, model_of, turn_of, wants_schema
+from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema
 
 API: Api = "chat"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -19,13 +19,13 @@ def parse(body: bytes | bytearray) -> Chat:
     needs: Needs = set()
     if fields.get("tools") or fields.get("functions"):
         needs.add("tools")
-    if wants_schema(fields.get("response_format")):
+    if requires_schema(fields.get("response_format")):
         needs.add("json_schema")
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
-    turns = [turn_of(message, "messages", index, ROLES, needs) for index, message in enumerate(messages)]
-    return chat_of(fields, turns, needs, api=API, model=model)
+    parsed = [message_of(message, "messages", index, ROLES, needs) for index, message in enumerate(messages)]
+    return chat_of(fields, parsed, needs, api=API, model=model)
 
 
 def error_body(error: RequestError) -> bytes:
@@ -34,5 +34,5 @@ def error_body(error: RequestError) -> bytes:
 
 
 def error_event(error: RequestError) -> bytes:
-    """An error inside a stream, after which nothing follows."""
+    """An error as the last event of a stream."""
     return sse.error_event(errors.body_of(error))

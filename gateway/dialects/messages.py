@@ -1,4 +1,4 @@
-"""Anthropic's Messages: system, messages and their content blocks to Chat; errors as Anthropic writes them."""
+"""Anthropic's Messages API: system prompt, messages with content blocks, and Anthropic's error bodies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 from coe.core import Api, Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from gateway import errors
-from gateway.dialects.parts import Needs, chat_of, fields_of, kind_of, model_of, text_of, turn_of, wants_schema
+from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
 
 API: Api = "messages"
 ROLES = ("user", "assistant", "system")
@@ -32,17 +32,17 @@ def parse(body: bytes | bytearray) -> Chat:
     if fields.get("tools"):
         needs.add("tools")
     config = fields.get("output_config")
-    if wants_schema(config.get("format") if isinstance(config, dict) else fields.get("output_format")):
+    if requires_schema(config.get("format") if isinstance(config, dict) else fields.get("output_format")):
         needs.add("json_schema")
-    turns = []
+    parsed = []
     if (system := fields.get("system")) is not None:
-        turns.append(Message("system", text_of(system, "system", needs)))
+        parsed.append(Message("system", text_of(system, "system", needs)))
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
     for index, message in enumerate(messages):
-        turns += _turns(message, index, needs)
-    return chat_of(fields, turns, needs, api=API, model=model)
+        parsed += _messages(message, index, needs)
+    return chat_of(fields, parsed, needs, api=API, model=model)
 
 
 def error_body(error: RequestError) -> bytes:
@@ -51,29 +51,29 @@ def error_body(error: RequestError) -> bytes:
 
 
 def refusal(status: int, message: str) -> bytes:
-    """The same for an HTTP status."""
+    """Anthropic's error body for an HTTP status."""
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
 def error_event(error: RequestError) -> bytes:
-    """An error inside a stream, after which nothing follows."""
+    """An error as the last event of a stream."""
     return b"event: error\ndata: %b\n\n" % error_body(error)
 
 
-def _turns(message: Any, place: int, needs: Needs) -> list[Message]:
-    """One message, or two where a tool's results stand before the user's own words."""
+def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
+    """One message, or two if tool results precede the user's own text."""
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, list):
-        return [turn_of(message, "messages", place, ROLES, needs)]
-    where = f"messages[{place}].content"
-    results, own = [], []
-    for index, block in enumerate(content):
-        if kind_of(block, where, index) == "tool_result":
-            results.append(text_of(block.get("content"), f"{where}[{index}].content", needs))
+        return [message_of(message, "messages", index, ROLES, needs)]
+    path = f"messages[{index}].content"
+    results, own_blocks = [], []
+    for position, block in enumerate(content):
+        if type_of(block, path, position) == "tool_result":
+            results.append(text_of(block.get("content"), f"{path}[{position}].content", needs))
         else:
-            own.append(block)
-    turn = turn_of({**message, "content": own}, "messages", place, ROLES, needs)
+            own_blocks.append(block)
+    own = message_of({**message, "content": own_blocks}, "messages", index, ROLES, needs)
     if not results:
-        return [turn]
-    return [Message("tool", "\n".join(results)), *([turn] if turn.text else [])]
+        return [own]
+    return [Message("tool", "\n".join(results)), *([own] if own.text else [])]

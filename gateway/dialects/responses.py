@@ -1,4 +1,4 @@
-"""OpenAI's Responses: instructions and input items to Chat."""
+"""OpenAI's Responses API: instructions and input items."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from coe.core import Api, Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from coe.registry import AUTO
 from gateway import errors
-from gateway.dialects.parts import Needs, chat_of, fields_of, kind_of, model_of, text_of, turn_of, wants_schema
+from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
 
 API: Api = "responses"
 ROLES = ("system", "developer", "user", "assistant")
-OUTPUTS = ("function_call_output", "custom_tool_call_output")
+TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 def parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)
-    _check_kept_state(fields, model)
+    _check_stored_state(fields, model)
     needs: Needs = set()
     if fields.get("tools"):
         needs.add("tools")
     text = fields.get("text")
-    if isinstance(text, dict) and wants_schema(text.get("format")):
+    if isinstance(text, dict) and requires_schema(text.get("format")):
         needs.add("json_schema")
-    return chat_of(fields, _turns(fields, needs), needs, api=API, model=model)
+    return chat_of(fields, _messages(fields, needs), needs, api=API, model=model)
 
 
 def error_body(error: RequestError) -> bytes:
@@ -37,13 +37,13 @@ def error_body(error: RequestError) -> bytes:
 
 
 def error_event(error: RequestError) -> bytes:
-    """An error inside a stream, after which nothing follows."""
-    told = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
-    return b"event: error\ndata: %b\n\n" % orjson.dumps(told)
+    """An error as the last event of a stream."""
+    event = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
+    return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
 
 
-def _check_kept_state(fields: dict[str, Any], model: str) -> None:
-    """What an earlier answer left on one server only that server can go on with."""
+def _check_stored_state(fields: dict[str, Any], model: str) -> None:
+    """Refuse to route what depends on state that an earlier answer stored on one server."""
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
     for name in ("previous_response_id", "conversation"):
@@ -52,26 +52,26 @@ def _check_kept_state(fields: dict[str, Any], model: str) -> None:
             raise InvalidRequest(message, param="model")
 
 
-def _turns(fields: dict[str, Any], needs: Needs) -> list[Message]:
-    turns = []
+def _messages(fields: dict[str, Any], needs: Needs) -> list[Message]:
+    messages = []
     instructions = fields.get("instructions")
     if instructions is not None:
-        turns.append(Message("system", text_of(instructions, "instructions", needs)))
-    given = fields.get("input")
-    if isinstance(given, str):
-        return [*turns, Message("user", given)]
-    if not isinstance(given, list) or not given:
+        messages.append(Message("system", text_of(instructions, "instructions", needs)))
+    items = fields.get("input")
+    if isinstance(items, str):
+        return [*messages, Message("user", items)]
+    if not isinstance(items, list) or not items:
         raise InvalidRequest("input must be text or a list of at least one item", param="input")
-    for index, item in enumerate(given):
-        if (turn := _turn(item, index, needs)) is not None:
-            turns.append(turn)
-    return turns
+    for index, item in enumerate(items):
+        if (message := _message(item, index, needs)) is not None:
+            messages.append(message)
+    return messages
 
 
-def _turn(item: Any, index: int, needs: Needs) -> Message | None:
-    """A message or a tool's output; None for the rest: calls, reasoning, references."""
+def _message(item: Any, index: int, needs: Needs) -> Message | None:
+    """The message or tool output of an item; None for other items: calls, reasoning, references."""
     if isinstance(item, dict) and item.get("type", "message") == "message":
-        return turn_of(item, "input", index, ROLES, needs)
-    if kind_of(item, "input", index) in OUTPUTS:
+        return message_of(item, "input", index, ROLES, needs)
+    if type_of(item, "input", index) in TOOL_OUTPUTS:
         return Message("tool", text_of(item.get("output"), f"input[{index}].output", needs))
     return None

@@ -1,20 +1,18 @@
-"""`/v1/documents`: administrators fill the document store, look what is in it, and search it.
+"""`/v1/documents`: administrators list, add, search and delete documents of the store that is in service.
 
-What `/v1/documents` takes: exact models, from which its part of the OpenAPI document is made too.
-
-`/v1/documents` in the OpenAPI document.
+Uploads are chunked, embedded and indexed before the response, so that they are searchable then. The store must be
+declared in experts.yaml (`retrieval.store`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,250 +25,248 @@ from coe.errors import (
     DocumentsUnavailable,
     Draining,
     Overloaded,
-    RequestError,
     RetrievalError,
 )
-from coe.retrieval.ingest.chunking import clean
-from coe.retrieval.ingest.indexing import Indexer, Text
-from coe.retrieval.passages import MOST_PASSAGES, Key
+from coe.retrieval.ingest.chunking import normalize_text
+from coe.retrieval.ingest.indexing import Indexer, SourceText
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.runtime.document_index import DocumentIndex
-from gateway.errors import body_of, headers_of, status_of
-from gateway.request.cancellation import ClientLeftError
-from gateway.request.validation import arrived, checked
-from gateway.serving_state import ServingState
+from gateway.endpoints.http import json_response, query_of
+from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
+from gateway.parts import Parts
+from gateway.request.body import read_body, validated
 
-COLLECTION = "documents"
+DEFAULT_COLLECTION = "documents"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 NO_NUL = r"^[^\x00]*$"
-MOST_DOCUMENTS = 100
-LONGEST_ID = 512
-LONGEST_QUERY = 8_000
+MAX_DOCUMENTS = 100
+MAX_LINE_CHARACTERS = 512
+MAX_QUERY_CHARACTERS = 8_000
+MAX_BODY_BYTES = 4 * 2**20
+SECONDS = 300.0
+"""Time limit of a request. What a cancelled upload wrote stays; the same upload completes it."""
+MAX_CONCURRENT = 8
+"""Requests at a time; uploads among them are indexed one after the other."""
+RETRY_AFTER = 5.0
 
 _Name = Annotated[str, Field(pattern=NAME)]
-_Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID, pattern=PRINTABLE)]
-_Line = Annotated[str, Field(max_length=LONGEST_ID, pattern=PRINTABLE)]
+_Id = Annotated[str, Field(min_length=1, max_length=MAX_LINE_CHARACTERS, pattern=PRINTABLE)]
+_Line = Annotated[str, Field(max_length=MAX_LINE_CHARACTERS, pattern=PRINTABLE)]
+_log = logging.getLogger("gateway")
 
 
-class _Body(BaseModel):
+class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class DocumentUpload(_Body):
-    """One document; it takes the place of the one with its id in the same collection of the same tenant."""
+class DocumentUpload(_Model):
+    """One document; it replaces the document with its id in the same collection of the same tenant."""
 
     id: _Id
     text: Annotated[str, Field(min_length=1, pattern=NO_NUL)]
     """Plain text or Markdown."""
     title: _Line = ""
     source: _Line | None = None
-    """Where it is from, as answers will name it; left out, its id."""
+    """The source that responses cite; by default the id."""
 
 
-class Upload(_Body):
+class Upload(_Model):
     """Documents for one collection."""
 
-    documents: Annotated[list[DocumentUpload], Field(min_length=1, max_length=MOST_DOCUMENTS)]
-    collection: _Name = COLLECTION
+    documents: Annotated[list[DocumentUpload], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+    collection: _Name = DEFAULT_COLLECTION
     tenant: _Name | None = None
-    """Whose they are; left out: everybody's."""
+    """The tenant that owns them; by default all tenants can read them."""
 
 
-class Question(_Body):
-    """What to search for."""
+class PassageQuery(_Model):
+    """A search for passages."""
 
-    query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
+    query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
     collections: Annotated[list[_Name], Field(max_length=100)] = []
-    """Those to look in; all when empty."""
+    """The collections to search; all if empty."""
     tenant: _Name | None = None
-    """Sees its own documents and everybody's."""
-    limit: Annotated[int, Field(ge=1, le=MOST_PASSAGES)] = 5
+    """Searches this tenant's documents and those of all tenants."""
+    limit: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 5
 
 
-class DocumentLocation(_Body):
-    """Where a document is."""
+class DocumentLocation(_Model):
+    """The collection and the owner of a document."""
 
-    collection: _Name = COLLECTION
+    collection: _Name = DEFAULT_COLLECTION
     tenant: _Name | None = None
 
 
-class Page(_Body):
-    """Which documents to list; without a collection the collections themselves."""
+class DocumentPage(_Model):
+    """The documents to list; without a collection, the collections."""
 
     collection: _Name | None = None
     tenant: _Name | None = None
     after: _Line = ""
+    """The last id of the previous page."""
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
-MAX_BODY = 4 * 2**20
-SECONDS = 300.0
-"""For a whole request; what a cut-off upload wrote stays, and sending it again finishes it."""
-AT_ONCE = 8
-"""Requests at a time; uploads among them are embedded one by one."""
-RETRY_AFTER = 5.0
-_log = logging.getLogger("gateway")
-
-Work = Callable[[Request, DocumentIndex], Awaitable[Any]]
-
-
 class Documents:
-    """The endpoints over the index that is served with now."""
+    """The document endpoints, over the index in service."""
 
-    def __init__(self, current: ServingState) -> None:
-        self._current = current
-        self._under_way = 0
+    def __init__(self, parts: Parts) -> None:
+        self._current = parts.current
+        self._active = 0
         self._writing = asyncio.Lock()
 
-    async def all(self, request: Request) -> Response:
-        """`GET` and `POST /v1/documents`."""
-        return await self._answer(request, self._upload if request.method == "POST" else self._list)
+    async def list(self, request: Request) -> Response:
+        """`GET /v1/documents`."""
+        async with self._index() as index:
+            page = query_of(request, DocumentPage)
+            if page.collection is None:
+                collections = [asdict(one) for one in await index.store.collections()]
+                return json_response({"object": "list", "data": collections, "has_more": False})
+            known = sorted((await index.store.digests(page.collection, page.tenant)).items())
+            rest = [(name, digest) for name, digest in known if name > page.after]
+            data = [{"id": name, "digest": digest} for name, digest in rest[: page.limit]]
+            return json_response({"object": "list", "data": data, "has_more": len(rest) > page.limit})
 
-    async def one(self, request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
+        """`POST /v1/documents`."""
+        async with self._index() as index:
+            upload = validated(Upload, await _body(request))
+            ids = [document.id for document in upload.documents]
+            if repeated := sorted({one for one in ids if ids.count(one) > 1}):
+                raise DocumentsConflict(f"documents: the id {repeated[0]!r} comes twice", param="documents")
+            async with self._writing:
+                tally = await Indexer(index.store, index.encoder).add(_texts(upload))
+            return json_response({"object": "documents", **asdict(tally)})
+
+    async def delete(self, request: Request) -> Response:
         """`DELETE /v1/documents/{id}`."""
-        return await self._answer(request, self._delete)
+        async with self._index() as index:
+            where, name = query_of(request, DocumentLocation), request.path_params["id"]
+            async with self._writing:
+                count = await index.store.delete([DocumentKey(name, where.collection, where.tenant)])
+            if not count:
+                owner = where.tenant or "all tenants"
+                raise DocumentNotFound(f"no document {name[:64]!r} in {where.collection!r} of {owner}")
+            return json_response({"object": "document", "id": name, "deleted": True})
 
     async def search(self, request: Request) -> Response:
         """`POST /v1/documents/search`."""
-        return await self._answer(request, self._search)
-
-    async def _answer(self, request: Request, work: Work) -> Response:
-        try:
-            self._current.serving.access.identify(request.scope["headers"], "admin")
-            index = self._current.serving.index
-            if index is None:
-                raise DocumentNotFound("no document store is declared (retrieval.store in experts.yaml)")
-            with self._place(), _telling():
-                async with asyncio.timeout(SECONDS):
-                    answer = await work(request, index)
-        except RequestError as error:
-            response = Response(body_of(error), status_code=status_of(error), media_type="application/json")
-            response.raw_headers += headers_of(error)
-            return response
-        except ClientLeftError:
-            return Response(status_code=400)
-        return Response(orjson.dumps(answer), media_type="application/json")
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._current.admission.closed:
-            raise Draining("this gateway is about to end; send it again", retry_after=RETRY_AFTER)
-        if self._under_way >= AT_ONCE:
-            raise Overloaded(f"{AT_ONCE} other requests for documents are under way", retry_after=RETRY_AFTER)
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-
-    async def _upload(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
-        upload = checked(Upload, await _body(request))
-        ids = [document.id for document in upload.documents]
-        if twice := sorted({one for one in ids if ids.count(one) > 1}):
-            raise DocumentsConflict(f"documents: the id {twice[0]!r} comes twice", param="documents")
-        async with self._writing:
-            tally = await Indexer(index.store, index.encoder).add(_texts(upload))
-        return {"object": "documents", **asdict(tally)}
-
-    async def _list(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
-        page = checked(Page, _query(request))
-        if page.collection is None:
-            there = [asdict(one) for one in await index.store.collections()]
-            return {"object": "list", "data": there, "has_more": False}
-        known = sorted((await index.store.digests(page.collection, page.tenant)).items())
-        rest = [(name, digest) for name, digest in known if name > page.after]
-        shown = [{"id": name, "digest": digest} for name, digest in rest[: page.limit]]
-        return {"object": "list", "data": shown, "has_more": len(rest) > page.limit}
-
-    async def _delete(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
-        place, name = checked(DocumentLocation, _query(request)), request.path_params["id"]
-        async with self._writing:
-            count = await index.store.delete([Key(name, place.collection, place.tenant)])
-        if not count:
-            raise DocumentNotFound(
-                f"no document {name[:64]!r} in {place.collection!r} of {place.tenant or 'everybody'}"
+        async with self._index() as index:
+            search = validated(PassageQuery, await _body(request))
+            vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
+            found = await index.store.search(
+                search.query, vector, collections=search.collections, tenant=search.tenant, limit=search.limit
             )
-        return {"object": "document", "id": name, "deleted": True}
+            return json_response({"object": "list", "data": [asdict(one) for one in found]})
 
-    async def _search(self, request: Request, index: DocumentIndex) -> Mapping[str, Any]:
-        asked = checked(Question, await _body(request))
-        vector = (await asyncio.to_thread(index.encoder.encode, [asked.query]))[0]
-        found = await index.store.search(
-            asked.query, vector, collections=asked.collections, tenant=asked.tenant, limit=asked.limit
-        )
-        return {"object": "list", "data": [asdict(one) for one in found]}
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
-    """What the store says, as what a client is told."""
-    try:
-        yield
-    except (RetrievalError, ConfigError) as error:
-        _log.warning("documents: %s", error)
-        raise DocumentsUnavailable(str(error), retry_after=RETRY_AFTER) from error
-    except TimeoutError:
-        raise DocumentsUnavailable(
-            f"it was not done within {SECONDS:g} s; send less at a time", retry_after=RETRY_AFTER
-        ) from None
+    @asynccontextmanager
+    async def _index(self) -> AsyncIterator[DocumentIndex]:
+        """The index, for one request within the limits of number and time. Raises a RequestError."""
+        index = self._current.serving.index
+        if index is None:
+            raise DocumentNotFound("no document store is declared (retrieval.store in experts.yaml)")
+        if self._current.admission.closed:
+            raise Draining("this gateway is shutting down; send the request again", retry_after=RETRY_AFTER)
+        if self._active >= MAX_CONCURRENT:
+            raise Overloaded(f"{MAX_CONCURRENT} other document requests are in progress", retry_after=RETRY_AFTER)
+        self._active += 1
+        try:
+            async with asyncio.timeout(SECONDS):
+                yield index
+        except (RetrievalError, ConfigError) as error:
+            _log.warning("documents: %s", error)
+            raise DocumentsUnavailable(str(error), retry_after=RETRY_AFTER) from error
+        except TimeoutError:
+            why = f"the request was not completed within {SECONDS:g} s; send fewer documents at a time"
+            raise DocumentsUnavailable(why, retry_after=RETRY_AFTER) from None
+        finally:
+            self._active -= 1
 
 
 async def _body(request: Request) -> bytes | bytearray:
     try:
-        return await arrived(request, limit=MAX_BODY)
+        return await read_body(request, limit=MAX_BODY_BYTES)
     except BodyTooLarge:
-        raise BodyTooLarge(f"the body is larger than the {MAX_BODY // 2**20} MiB that documents may have") from None
+        raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 2**20} MiB that documents may be") from None
 
 
-def _query(request: Request) -> bytes:
-    return orjson.dumps(dict(request.query_params))
-
-
-async def _texts(upload: Upload) -> AsyncIterator[Text]:
+async def _texts(upload: Upload) -> AsyncIterator[SourceText]:
     for one in upload.documents:
-        key = Key(one.id, upload.collection, upload.tenant)
-        yield Text(key, clean(one.text), one.source if one.source is not None else one.id, one.title)
+        key = DocumentKey(one.id, upload.collection, upload.tenant)
+        yield SourceText(key, normalize_text(one.text), one.source if one.source is not None else one.id, one.title)
 
 
-Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-
-
-def components() -> Schema:
-    """Schemas of what is taken and given."""
-    found: Schema = {}
-    for model in (Upload, Question):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        found |= schema.pop("$defs", {})
-        found[model.__name__] = schema
-    counts = dict.fromkeys(("added", "changed", "unchanged", "empty", "chunks"), _COUNT)
-    passage = dict.fromkeys(("id", "text", "source", "title", "collection"), _TEXT) | {"score": {"type": "number"}}
-    listed = {"object": {"const": "list"}, "has_more": {"type": "boolean"}}
-    return found | {
-        "Uploaded": _object({"object": {"const": "documents"}, **counts}),
-        "Deleted": _object({"object": {"const": "document"}, "id": _TEXT, "deleted": {"const": True}}),
-        "DocumentList": _object({**listed, "data": {"type": "array", "items": {"type": "object"}}}),
-        "Passages": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _object(passage)}}),
+_PASSAGE = dict.fromkeys(("id", "text", "source", "title", "collection"), _TEXT) | {"score": {"type": "number"}}
+_COUNTS = dict.fromkeys(("added", "changed", "unchanged", "empty", "chunks"), _COUNT)
+_DOCUMENT_LIST = object_schema(
+    {
+        "object": {"const": "list"},
+        "has_more": {"type": "boolean"},
+        "data": {"type": "array", "items": {"type": "object"}},
     }
-
-
-def parameters(*names: str) -> list[Schema]:
-    """Those of the query, and the document's id in the path."""
-    name: Schema = {"type": "string", "pattern": NAME}
-    line: Schema = {"type": "string", "maxLength": LONGEST_ID, "pattern": PRINTABLE}
-    known = {
-        "collection": ("query", name),
-        "tenant": ("query", name),
-        "after": ("query", line),
-        "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 1000}),
-        "id": ("path", {"type": "string", "minLength": 1}),
-    }
-    return [
-        {"name": one, "in": known[one][0], "required": known[one][0] == "path", "schema": known[one][1]}
-        for one in names
-    ]
-
-
-def _object(properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+)
+SCHEMAS: Schema = {
+    "Uploaded": object_schema({"object": {"const": "documents"}, **_COUNTS}),
+    "Deleted": object_schema({"object": {"const": "document"}, "id": _TEXT, "deleted": {"const": True}}),
+    "DocumentList": _DOCUMENT_LIST,
+    "Passages": list_schema(object_schema(_PASSAGE)),
+}
+_PROBLEMS = problems(
+    *(400, 408, 413, 415, 429),
+    _404="No such document, or no document store is declared.",
+    _409="One id comes twice.",
+    _503="The document store is unavailable, too slow or of another encoder, or the gateway is shutting down.",
+)
+OPERATIONS = (
+    Operation(
+        name="listDocuments",
+        method="GET",
+        path="/v1/documents",
+        summary="List collections, or the documents of one",
+        resource=Documents,
+        handler=Documents.list,
+        scope="admin",
+        responses=json_success("Collections or documents.", ref("DocumentList")),
+        query=DocumentPage,
+        problems=_PROBLEMS,
+    ),
+    Operation(
+        name="addDocuments",
+        method="POST",
+        path="/v1/documents",
+        summary="Add or replace documents",
+        resource=Documents,
+        handler=Documents.upload,
+        scope="admin",
+        responses=json_success("The documents are searchable.", ref("Uploaded")),
+        body=Upload,
+        problems=_PROBLEMS,
+    ),
+    Operation(
+        name="searchDocuments",
+        method="POST",
+        path="/v1/documents/search",
+        summary="Search passages",
+        resource=Documents,
+        handler=Documents.search,
+        scope="admin",
+        responses=json_success("Passages, the best first.", ref("Passages")),
+        body=PassageQuery,
+        problems=_PROBLEMS,
+    ),
+    Operation(
+        name="deleteDocument",
+        method="DELETE",
+        path="/v1/documents/{id:path}",
+        summary="Delete a document",
+        resource=Documents,
+        handler=Documents.delete,
+        scope="admin",
+        responses=json_success("The document is deleted.", ref("Deleted")),
+        query=DocumentLocation,
+        problems=_PROBLEMS,
+    ),
+)

@@ -1,4 +1,8 @@
-"""`POST /v1/feedback`: what somebody says of an answer, kept for the next round of learning."""
+"""`POST /v1/feedback`: a rating, a preferred expert or a corrected category for an earlier response.
+
+An event is stored once, however often it is sent, and read by `coe retrain`. Its request is looked up in the routing
+log first, so that a key can rate only its own tenant's requests.
+"""
 
 from __future__ import annotations
 
@@ -25,83 +29,83 @@ from coe.errors import (
     RequestError,
     UnknownRequest,
 )
-from coe.records import FeedbackWriter, Pending
+from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
-from coe.records.record import RoutingLog
 from coe.registry import Registry
 from gateway.access import Caller
-from gateway.errors import body_of, headers_of, status_of
-from gateway.observability.recent import RecentRequests, find_tenant
-from gateway.request.admission import FairShares
-from gateway.request.body import read_json_body
-from gateway.request.cancellation import ClientLeftError
-from gateway.request.relay import respond
-from gateway.serving_state import ServingState
+from gateway.endpoints.http import JSON
+from gateway.endpoints.operation import Operation, Schema, Success, object_schema, problems, ref
+from gateway.errors import body_of, headers_of, respond, status_of
+from gateway.observability.recent import find_tenant
+from gateway.parts import Parts
+from gateway.request.body import ClientLeftError, read_json_body
+from gateway.request.fair_shares import FairShares
 
-MAX_BODY = 64 * 1024
+MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0
 LOG_SECONDS = 2.0
-"""Seconds to look the request up in the routing log; without an answer the feedback is checked later."""
-KEEP_SECONDS = 10.0
-"""Seconds to store feedback in the log or, where that fails, in the spool."""
-AT_ONCE = 128
-"""Requests at a time, from their headers on, each key's share of them: alone 64. They need no permit, since no expert
-has to do with them."""
+"""Time limit of the lookup in the routing log; after it the feedback is stored unchecked."""
+STORE_SECONDS = 10.0
+"""Time limit for storing feedback in the log or, where that fails, in the spool."""
+MAX_CONCURRENT = 128
+"""Requests that are read and stored at a time; a key alone may have half of them. They need no permit of admission,
+since they call no expert."""
 RETRY_AFTER = 1.0
-SAYS = ("score", "thumb", "preferred", "category")
+KINDS = ("score", "thumb", "preferred", "category")
 THUMBS = {"up": 1, "down": -1}
 
-_FIELDS = frozenset(("request_id", "event_id", *SAYS))
+_FIELDS = frozenset(("request_id", "event_id", *KINDS))
 _log = logging.getLogger("gateway")
 
 
 class FeedbackEndpoint:
-    """Keeps feedback once, however often it is sent. When it is answered it is on disk: in the log, or in the spool
-    while the log is slow or away. Another tenant's request gets the same 404, with the same latency, as a nonexistent
-    one; a key that may administer can rate all."""
+    """Stores feedback durably before it answers: in the log, or in the spool while the log is slow or unavailable.
 
-    def __init__(
-        self, current: ServingState, *, log: RoutingLog, recent: RecentRequests, writer: FeedbackWriter
-    ) -> None:
-        self._current = current
-        self._records = log
-        self._recent = recent
-        self._writer = writer
-        self._under_way = FairShares()
+    Another tenant's request gets the same 404, with the same latency, as a nonexistent one. Administrators can rate
+    every request.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._current = parts.current
+        self._records = parts.log
+        self._recent = parts.recent
+        self._writer = parts.feedback_writer
+        self._active = FairShares()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._current.serving
         try:
             caller = serving.access.identify(scope["headers"], "feedback")
-            with self._place(caller.key):
+            with self._slot(caller.key):
                 event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
                 is_admin = serving.access.is_admin(scope["headers"])
                 pending = await self._checked(event, is_admin=is_admin)
                 _check_name(event, serving.registry)
-                await self._keep(pending)
-            await respond(send, status=200 if pending.checked else 202, body=_kept(pending))
+                await self._store(pending)
+            await respond(send, status=200 if pending.checked else 202, body=_stored(pending))
         except RequestError as error:
             await respond(send, status=status_of(error), body=body_of(error), headers=headers_of(error))
         except ClientLeftError:
             pass
 
     @contextmanager
-    def _place(self, key: str | None) -> Iterator[None]:
+    def _slot(self, key: str | None) -> Iterator[None]:
         if self._current.admission.closed:
-            raise Draining("this gateway is about to end; send it again", retry_after=RETRY_AFTER)
-        if not self._under_way.take(key, among=AT_ONCE):
-            why = f"{self._under_way.taken} events of feedback are under way, {self._under_way.of(key)} of this caller"
-            raise Overloaded(f"{why}, and no more may be", retry_after=RETRY_AFTER)
+            raise Draining("this gateway is shutting down; send the feedback again", retry_after=RETRY_AFTER)
+        if not self._active.acquire(key, capacity=MAX_CONCURRENT):
+            active, own = self._active.held, self._active.of(key)
+            why = f"{active} feedback requests are in progress, {own} of them of this caller; that is the limit"
+            raise Overloaded(why, retry_after=RETRY_AFTER)
         try:
             yield
         finally:
-            self._under_way.give_back(key)
+            self._active.release(key)
 
     async def _checked(self, event: Feedback, *, is_admin: bool) -> Pending:
-        """The event with its request's tenant; unchecked where the log cannot say within LOG_SECONDS.
+        """The event with its request's tenant; unchecked where the log does not answer within LOG_SECONDS.
 
-        What an administrator says of a tenant's request counts among what that tenant says, with its weight and its
-        bounds, under the administrator's key. Raises UnknownRequest.
+        An administrator's feedback on a tenant's request counts as that tenant's, with the same weight and bounds, and
+        keeps the administrator's key. Raises UnknownRequest.
         """
         try:
             async with asyncio.timeout(LOG_SECONDS):
@@ -113,41 +117,41 @@ class FeedbackEndpoint:
                 )
         except (LogError, TimeoutError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
-            _log.warning("feedback is kept unchecked until the routing log can be read: %s", why)
+            _log.warning("feedback is stored unchecked until the routing log can be read: %s", why)
             return Pending(event, checked=False, is_admin=is_admin)
         if found is None:
             raise UnknownRequest(
-                f"no request {event.request_id!r} is in the routing log: send what the answer's header "
-                "x-request-id said, from a second after its end until the log forgets it",
+                f"no request {event.request_id!r} is in the routing log: send the response header x-request-id, from a "
+                "second after the end of the response until its record expires",
                 param="request_id",
             )
         return Pending(replace(event, tenant=found[0]))
 
-    async def _keep(self, pending: Pending) -> None:
-        """Raises LogUnavailable where neither the log nor the spool takes it within KEEP_SECONDS."""
+    async def _store(self, pending: Pending) -> None:
+        """Raises LogUnavailable where neither the log nor the spool stores it within STORE_SECONDS."""
         try:
-            async with asyncio.timeout(KEEP_SECONDS):
+            async with asyncio.timeout(STORE_SECONDS):
                 await self._writer.keep(pending)
         except (LogError, TimeoutError) as error:
-            _log.warning("feedback is not kept: %s", str(error) or f"not stored within {KEEP_SECONDS:g} s")
-            raise LogUnavailable("feedback cannot be kept now; send it again", retry_after=RETRY_AFTER) from error
+            _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
+            raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await read_json_body(scope, receive, limit=MAX_BODY)
+            return await read_json_body(scope, receive, limit=MAX_BODY_BYTES)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
     except BodyTooLarge:
-        raise BodyTooLarge(f"the body is larger than the {MAX_BODY // 1024} KiB that feedback may have") from None
+        raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 1024} KiB that feedback may be") from None
 
 
 def read_feedback(body: bytes | bytearray, *, caller: Caller, now: float) -> Feedback:
-    """What a body says, at `now` in Unix seconds. Without an `event_id` the content is its own id. Raises
-    InvalidRequest, which names the field."""
+    """The event of a body, received at `now` in Unix seconds. Without an `event_id` a digest of the content is the id.
+    Raises InvalidRequest, which names the field."""
     fields = _object(body)
-    kind, value = _said(fields)
+    kind, value = _kind_and_value(fields)
     request_id = _text(fields.get("request_id"), "request_id")
     if "event_id" in fields:
         event_id = _text(fields["event_id"], "event_id")
@@ -170,11 +174,11 @@ def _object(body: bytes | bytearray) -> dict[str, Any]:
     return fields
 
 
-def _said(fields: dict[str, Any]) -> tuple[FeedbackKind, float | str]:
-    given = [name for name in SAYS if name in fields]
+def _kind_and_value(fields: dict[str, Any]) -> tuple[FeedbackKind, float | str]:
+    given = [name for name in KINDS if name in fields]
     if len(given) != 1:
         raise InvalidRequest(
-            f"send one of {', '.join(SAYS)}, not {len(given)} of them", param=given[1] if given else None
+            f"send one of {', '.join(KINDS)}, not {len(given)} of them", param=given[1] if given else None
         )
     value = fields[given[0]]
     match given[0]:
@@ -205,8 +209,61 @@ def _check_name(event: Feedback, registry: Registry) -> None:
         raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
 
 
-def _kept(pending: Pending) -> bytes:
+def _stored(pending: Pending) -> bytes:
     event = pending.event
     return orjson.dumps(
         {"id": event.event_id, "request_id": event.request_id, "stored": True, "checked": pending.checked}
     )
+
+
+_TEXT: Schema = {"type": "string"}
+
+
+def _name_schema(text: str) -> Schema:
+    return {**_TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
+
+
+SCHEMAS: Schema = {
+    "FeedbackRequest": {
+        "type": "object",
+        "properties": {
+            "request_id": _name_schema("The response header x-request-id."),
+            "event_id": _name_schema(
+                "Events with the same id are one event, however often sent; by default a digest of the content."
+            ),
+            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "Quality of the response."},
+            "thumb": {"enum": list(THUMBS)},
+            "preferred": _name_schema("The expert that should have answered."),
+            "category": _name_schema("The correct category of the request."),
+        },
+        "required": ["request_id"],
+        "additionalProperties": False,
+        "oneOf": [{"required": [name]} for name in KINDS],
+    },
+    "Feedback": object_schema(
+        {"id": _TEXT, "request_id": _TEXT, "stored": {"const": True}, "checked": {"type": "boolean"}}
+    ),
+}
+OPERATIONS = (
+    Operation(
+        name="feedback",
+        method="POST",
+        path="/v1/feedback",
+        summary="Rate a response: one of score, thumb, preferred, category",
+        resource=FeedbackEndpoint,
+        scope="feedback",
+        responses={
+            200: Success("The feedback is stored.", {JSON: ref("Feedback")}),
+            202: Success(
+                "The feedback is stored; its request is checked once the routing log can be read again.",
+                {JSON: ref("Feedback")},
+            ),
+        },
+        body="FeedbackRequest",
+        problems=problems(
+            *(400, 408, 413, 415, 429, 500),
+            _404="No such request, or its record has expired; it is there from a second after the end of the response.",
+            _503="Neither the log nor the spool can store it, or the gateway is shutting down.",
+        ),
+    ),
+)

@@ -1,8 +1,8 @@
-"""`POST /v1/route`: the decision for a chat, without asking any expert.
+"""Decisions and token counts for a chat, without a call to any expert.
 
-What `POST /v1/route` adds for whoever asks why: the nearest examples, and what the experts were weighed by.
-
-`POST /v1/messages/count_tokens`: about how many tokens a Messages request has, without asking any expert.
+`POST /v1/route` takes a Chat Completions body and returns the expert that would answer it, and why. With the header
+x-coe-explain, administrators also get the nearest training examples and the state of each expert.
+`POST /v1/messages/count_tokens` takes a Messages body and estimates its input tokens. Neither is logged.
 """
 
 from __future__ import annotations
@@ -15,66 +15,39 @@ from typing import Any
 
 import routers
 from coe.core import Chat, Decision, Prediction, RequestOptions
+from coe.errors import CAUSES
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
 from gateway.dialects import chat as chat_dialect
 from gateway.dialects import messages as messages_dialect
-from gateway.request.dry_run import DryRun
-from gateway.serving_state import Serving, ServingState
+from gateway.endpoints.headers import DECISION_HEADERS
+from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, json_success, object_schema, ref
+from gateway.parts import Parts
+from gateway.request.line import DryRun
+from gateway.serving_state import Serving
 
-NEIGHBOURS = 6
-LONGEST = 300
-"""Characters of a neighbour's text that are shown."""
-
-
-class Explainer:
-    """Looks for neighbours in a thread, one at a time: requests that want an answer go before those that ask why.
-
-    Texts are shown of examples that come with this package or stand in experts.yaml. Others a router may have learnt,
-    corrected prompts above all, are somebody's own: of those it knows digests alone, and no text is told.
-    """
-
-    def __init__(self) -> None:
-        self._looking = asyncio.Lock()
-        self._known: tuple[str, Mapping[str, str]] = ("", {})
-
-    async def explain(
-        self, composition: Composition, text: str, prediction: Prediction, decision: Decision
-    ) -> dict[str, Any]:
-        """Of one decision."""
-        health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
-        return {
-            "in_distribution": round(prediction.in_distribution, 4),
-            "utility": [round(utility, 4) for utility in decision.utility],
-            "price": [round(price, 4) for price in decision.price],
-            "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
-            "neighbours": await self._neighbours(composition, text),
-        }
-
-    async def _neighbours(self, composition: Composition, text: str) -> list[dict[str, Any]]:
-        async with self._looking:
-            found = await asyncio.to_thread(partial(composition.router.neighbours, text, limit=NEIGHBOURS))
-            known = await asyncio.to_thread(self._texts, composition.registry)
-        return [
-            {"category": one.category, "similarity": round(one.similarity, 4), "text": known.get(one.digest)}
-            for one in found
-        ]
-
-    def _texts(self, registry: Registry) -> Mapping[str, str]:
-        """By digest; put together when first asked for, and anew where experts.yaml has changed."""
-        if self._known[0] != registry.digest:
-            declared = [text for one in registry.categories for text in (one.description, *one.examples)]
-            texts = [*(one.prompt for one in routers.shipped()), *declared]
-            self._known = registry.digest, {routers.digest_of(text): text[:LONGEST] for text in texts}
-        return self._known[1]
+MAX_NEIGHBOURS = 6
+MAX_NEIGHBOUR_CHARACTERS = 300
 
 
-def route(current: ServingState) -> DryRun:
-    """Takes a Chat Completions body and answers which expert would get it and why. Nothing is logged. With the header
-    x-coe-explain, for administrators, it tells more."""
-    return DryRun(current, dialect=chat_dialect, permission="route", answer=_Decisions().answer, explains=True)
+def route_endpoint(parts: Parts) -> DryRun:
+    """`POST /v1/route`."""
+    answer = _Decisions().answer
+    return DryRun(parts.current, dialect=chat_dialect, permission="route", answer=answer, explains=True)
+
+
+def count_tokens_endpoint(parts: Parts) -> DryRun:
+    """`POST /v1/messages/count_tokens`."""
+    return DryRun(parts.current, dialect=messages_dialect, permission="chat", answer=_token_count)
+
+
+async def _token_count(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:
+    """An estimate, since each expert has its own tokenizer. A system prompt that an expert adds and retrieved passages
+    are not counted."""
+    check_model(chat, serving.registry)
+    return {"input_tokens": math.ceil(input_tokens(chat))}
 
 
 class _Decisions:
@@ -84,7 +57,7 @@ class _Decisions:
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
         text, prediction = await composition.classify(chat, options.tenant)
-        await composition.affinity.recall(chat, options)
+        await composition.affinity.refresh(chat, options)
         decision = composition.assign(chat, prediction, options)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = await self._explainer.explain(composition, text, prediction, decision) if options.explain else {}
@@ -99,17 +72,103 @@ class _Decisions:
             "probabilities": {name: round(p, 4) for name, p in probabilities},
             "stage": prediction.stage,
             "router": composition.router.version,
-            "overlay": prediction.overlay,
+            "overlay": prediction.overlay_version,
             **explained,
         }
 
 
-def count_tokens(current: ServingState) -> DryRun:
-    """Takes a Messages body and answers with an estimate: each expert has a tokenizer of its own, and `auto` may be any
-    of them. What an expert gets beside the body (its system prompt, passages) is not counted. Nothing is logged."""
-    return DryRun(current, dialect=messages_dialect, permission="chat", answer=_answer)
+class Explainer:
+    """Explains one decision. Neighbours are searched in a thread, one request at a time, so that chats come first.
+
+    Texts are returned only for examples that ship with this package or are declared in experts.yaml. A router may have
+    learnt others, such as corrected prompts, which are a user's data: it stores their digests alone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._texts: tuple[str, Mapping[str, str]] = ("", {})
+
+    async def explain(
+        self, composition: Composition, text: str, prediction: Prediction, decision: Decision
+    ) -> dict[str, Any]:
+        """The fields that a decision has beside those of every caller."""
+        health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
+        return {
+            "in_distribution": round(prediction.in_distribution, 4),
+            "utility": [round(utility, 4) for utility in decision.utility],
+            "price": [round(price, 4) for price in decision.price],
+            "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
+            "neighbours": await self._neighbours(composition, text),
+        }
+
+    async def _neighbours(self, composition: Composition, text: str) -> list[dict[str, Any]]:
+        async with self._lock:
+            found = await asyncio.to_thread(partial(composition.router.neighbours, text, limit=MAX_NEIGHBOURS))
+            texts = await asyncio.to_thread(self._public_texts, composition.registry)
+        return [
+            {"category": one.category, "similarity": round(one.similarity, 4), "text": texts.get(one.digest)}
+            for one in found
+        ]
+
+    def _public_texts(self, registry: Registry) -> Mapping[str, str]:
+        """Texts by digest; built at the first use, and again after experts.yaml has changed."""
+        if self._texts[0] != registry.digest:
+            declared = [text for one in registry.categories for text in (one.description, *one.examples)]
+            texts = [*(one.prompt for one in routers.starter_examples()), *declared]
+            by_digest = {routers.prompt_digest(text): text[:MAX_NEIGHBOUR_CHARACTERS] for text in texts}
+            self._texts = registry.digest, by_digest
+        return self._texts[1]
 
 
-async def _answer(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:
-    check_model(chat, serving.registry)
-    return {"input_tokens": math.ceil(input_tokens(chat))}
+_TEXT: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "number"}
+SCHEMAS: Schema = {
+    "Decision": object_schema(
+        {
+            "expert": _TEXT,
+            "category": _TEXT,
+            "confidence": _NUMBER,
+            "reason": _TEXT,
+            "fallback_from": _TEXT,
+            "cause": {
+                "enum": ["", *CAUSES],
+                "description": "Why the first choice would not be called; empty where it would.",
+            },
+            "candidates": {"type": "array", "items": _TEXT},
+            "probabilities": {"type": "object", "additionalProperties": _NUMBER},
+            "stage": _TEXT,
+            "router": _TEXT,
+            "overlay": _TEXT,
+        }
+    ),
+    "TokenCount": object_schema({"input_tokens": {"type": "integer", "minimum": 0}}),
+}
+OPERATIONS = (
+    Operation(
+        name="route",
+        method="POST",
+        path="/v1/route",
+        summary="Decide which expert would answer, and why",
+        resource=route_endpoint,
+        scope="route",
+        responses=json_success("The decision.", ref("Decision")),
+        body="ChatRequest",
+        request_headers=DECISION_HEADERS,
+        problems=CALL_PROBLEMS,
+        limited=True,
+    ),
+    Operation(
+        name="countTokens",
+        method="POST",
+        path="/v1/messages/count_tokens",
+        summary="Estimate the input tokens of a Messages request",
+        resource=count_tokens_endpoint,
+        scope="chat",
+        responses=json_success("The estimate.", ref("TokenCount")),
+        body="MessagesRequest",
+        request_headers=DECISION_HEADERS,
+        problems=CALL_PROBLEMS,
+        error="AnthropicError",
+        limited=True,
+    ),
+)

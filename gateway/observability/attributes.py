@@ -29,22 +29,10 @@ _OPERATIONS: dict[Api, str] = {"completions": "text_completion", "embeddings": "
 
 def steps(trace: Trace, end: float) -> list[Step]:
     """The steps that a request reached; only the last may be unfinished. `end` is in milliseconds from arrival."""
-    routed = trace.routing_ms or None
-    bounds = (
-        ("admit", 0.0, trace.read_ms),
-        ("parse", trace.read_ms, trace.parsed_ms),
-        ("classify", trace.allowed_ms, trace.classified_ms),
-        ("assign", trace.classified_ms, routed),
-        ("gate", routed, trace.consulted_ms),
-        ("call", trace.consulted_ms, trace.first_token_ms),
-        ("relay", trace.first_token_ms, end if trace.outcome == "ok" else None),
-    )
-    found: list[Step] = []
-    for name, began, ended in bounds:
-        if began is None:
-            break
-        found.append((name, began, end if ended is None else ended, ended is not None))
-    return found
+    return [
+        (name, step.began_ms, end if step.ended_ms is None else step.ended_ms, step.ended_ms is not None)
+        for name, step in trace.steps.items()
+    ]
 
 
 def request_attributes(trace: Trace) -> Attributes:
@@ -76,9 +64,9 @@ def request_attributes(trace: Trace) -> Attributes:
             "coe.reason": decision.reason if decision else None,
             "coe.fallback_from": (decision.fallback_from or None) if decision else None,
             "coe.cause": (decision.cause or None) if decision else None,
-            "coe.retrieval": trace.consultation.status,
-            "coe.passages": len(trace.consultation.passages) or None,
-            "coe.attempts": trace.attempts.begun or None,
+            "coe.retrieval": trace.retrieval_result.status,
+            "coe.passages": len(trace.retrieval_result.passages) or None,
+            "coe.attempts": trace.attempts.count or None,
             "coe.cost": trace.cost,
         }
     )
@@ -100,7 +88,7 @@ def call_attributes(trace: Trace) -> Attributes:
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
             "coe.expert": spec.name,
-            "coe.attempts": trace.attempts.begun or None,
+            "coe.attempts": trace.attempts.count or None,
         }
     )
 

@@ -49,7 +49,7 @@ class SignalDetector:
         if trace.options is not None and trace.options.purpose:
             return ()
         signals = []
-        if trace.left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
+        if trace.client_left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
             signals.append(_signal("abandoned", trace.request_id, trace, now=now))
         if (key := _conversation_key(trace)) is not None:
             previous = self._answers.get(key)
@@ -80,7 +80,7 @@ def _conversation_key(trace: Trace) -> bytes | None:
     chat, session = trace.chat, trace.options.session if trace.options else None
     if chat is None or not chat.messages or chat.api == "embeddings":
         return None
-    if trace.outcome != "ok" and not (trace.left and trace.reply is not None):
+    if trace.outcome != "ok" and not (trace.client_left and trace.reply is not None):
         return None
     if session is None and chat.characters < MIN_CHARACTERS:
         return None

@@ -70,7 +70,7 @@ class Metrics:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
 
     def _record_retrieval(self, trace: Trace) -> None:
-        retrieval = trace.consultation
+        retrieval = trace.retrieval_result
         self._retrieval_results.add((retrieval.status,))
         if retrieval.ms:
             self._retrieval_seconds.observe(_NO_LABELS, retrieval.ms / 1000)
@@ -79,7 +79,7 @@ class Metrics:
 
     def _record_answer(self, trace: Trace, expert: Labels, first_ms: float) -> None:
         self._first_token.observe(expert, first_ms / 1000)
-        if trace.attempts.begun == 1:
+        if trace.attempts.count == 1:
             self._upstream_seconds.observe(expert, (first_ms - trace.routing_ms) / 1000)
         if (usage := trace.usage) is not None:
             if usage.input_tokens:

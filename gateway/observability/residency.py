@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from coe.fleet.residency.client import ResidencyClient, taking_turns
+from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.settings import Settings
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
@@ -25,9 +25,9 @@ async def open_residency(settings: Settings, metrics: Metrics) -> AsyncIterator[
         _add_metrics(metrics, None)
         yield None
         return
-    async with taking_turns(settings.turns, task_failed=metrics.task_failed) as client:
+    async with connected_client(settings.turns, task_failed=metrics.task_failed) as client:
         _add_metrics(metrics, client)
-        client.waited = metrics.record_residency_wait
+        client.on_granted = metrics.record_residency_wait
         yield client
 
 

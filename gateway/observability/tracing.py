@@ -106,7 +106,7 @@ class Tracing:
         """The options with a trace context for the expert: the client's trace or a new one, with our call as the parent
         span."""
         api = self._api
-        context = self._propagator.extract(options.trace)
+        context = self._propagator.extract(options.trace_headers)
         parent = api.get_current_span(context).get_span_context()
         trace_id = parent.trace_id if parent.is_valid else random.getrandbits(128) or 1
         decision = self._sampler.should_sample(context, trace_id, _span_name(trace)).decision
@@ -114,9 +114,9 @@ class Tracing:
         server, call = (api.SpanContext(trace_id, _span_id(), False, flags, parent.trace_state) for _ in range(2))
         trace.spans = Spans(parent, server, call)
         carried = {"traceparent": f"00-{trace_id:032x}-{call.span_id:016x}-{flags:02x}"}
-        if parent.is_valid and "tracestate" in options.trace:
-            carried["tracestate"] = options.trace["tracestate"]
-        return replace(options, trace=carried)
+        if parent.is_valid and "tracestate" in options.trace_headers:
+            carried["tracestate"] = options.trace_headers["tracestate"]
+        return replace(options, trace_headers=carried)
 
     def observe(self, trace: Trace) -> None:
         """Queues the spans of a finished request for the exporter."""

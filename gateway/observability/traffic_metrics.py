@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coe.experts.incidents import Incidents
-from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_watch
+from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
 from gateway.serving_state import ServingState
@@ -71,5 +71,5 @@ class TrafficMetrics:
         except OSError:
             return None
         if (file_state := (found.st_ino, found.st_mtime_ns)) != self._file_state:
-            self._report, self._file_state = read_watch(self._path), file_state
+            self._report, self._file_state = read_traffic_report(self._path), file_state
         return self._report

@@ -34,5 +34,5 @@ class Drain:
 
     def abort(self) -> None:
         """Ends every running request with an error."""
-        for cutoff in tuple(self._current.admission.under_way):
-            cutoff.cut(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))
+        for request in tuple(self._current.admission.active):
+            request.cancel(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))

@@ -1,7 +1,8 @@
-"""How many requests one process works on at a time: a permit is held from the last byte of the body to the last of the
-answer, and who must wait for one is served in turn with the other callers.
+"""Admits requests: bounds how many run, wait and arrive at a time, and shares these places fairly among callers.
 
-Places that callers share, none of which is kept for anybody.
+`Admission` holds the counts and the queue of one process. `ActiveRequest` is the stay of one request: a context
+manager that holds its place, permit, body memory, deadline and cancellation, and returns all of them at its end.
+A request first arrives (its body is read), then holds a permit to its last byte or waits in the queue for one.
 """
 
 from __future__ import annotations
@@ -9,298 +10,324 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from coe.errors import BodyMemoryFull, Draining, Overloaded
+from starlette.types import Receive, Scope
+
+from coe.core import Chat
+from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
 from coe.registry import Limits
-from gateway.request.cancellation import Cancellation
+from gateway.request.body import BODY_TIMEOUT, ClientLeftError, body_too_slow, read_json_body
+from gateway.request.fair_shares import FairShares
+from gateway.request.large_bodies import SMALL_BODY, LargeBodies
 
-
-class FairShares:
-    """How many places each caller has taken. It may have as many as are still free: alone half of them, two a third
-    each. One that takes all it may leaves another half of what it found; none are left once as many do so as the places
-    can be halved, eight for 128."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-        self._own: dict[str | None, int] = {}
-
-    def of(self, caller: str | None) -> int:
-        """How many of them are this caller's."""
-        return self._own.get(caller, 0)
-
-    def take(self, caller: str | None, *, among: int, count: int = 1) -> bool:
-        """Take `count` of `among` places for this caller, if it may have as many more."""
-        own = self._own.get(caller, 0)
-        if own + count > among - self.taken:
-            return False
-        self._own[caller] = own + count
-        self.taken += count
-        return True
-
-    def give_back(self, caller: str | None, *, count: int = 1) -> None:
-        """Return places that it has taken."""
-        self.taken -= count
-        if own := self._own[caller] - count:
-            self._own[caller] = own
-        else:
-            del self._own[caller]
-
-
-LEAST_RETRY, MOST_RETRY = 1.0, 60.0
-"""Seconds a refused client may be asked to wait."""
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
+"""Bounds of the Retry-After of a refused request."""
 RATE_WINDOW = 5.0
-"""Seconds over which the rate of finished requests is taken."""
-BODY_RATE = 100e6
-"""Bytes of large bodies read a second. What such a body costs, from its first byte to the expert, is about 3 ns a byte
-of the processor's time, so that two thirds of it are left for other requests."""
-LARGEST_BODIES = 12
-"""The memory for bodies is at least so many times the size of the largest body: one caller gets half of it, and a body
-beyond ASCII needs six times its size."""
+"""Seconds over which the rate of completed requests is measured."""
+MIN_EVICTION_LEAD = 2
+"""A caller loses its newest queue place to another that has at least so many fewer; at a lead of one, two callers
+would take the same place from each other again and again."""
 
-Turn = asyncio.Future[bool]
-"""Whether a permit came, or the place in the queue went to another caller."""
+_Queue = OrderedDict["ActiveRequest", None]
 
 
 class Admission:
-    """Counts permits. Without a free one a request waits in a bounded queue; the permits that come free go round the
-    callers, so that one with a thousand requests waiting does not starve another's only one. One caller may fill the
-    queue, but keeps nobody out of it: a place for a caller with fewer waiting is then that of the latest request of the
-    caller with most.
+    """Counts permits and queues requests that find none free.
 
-    Neither is for a request whose body is still on its way. Twice as many of these are taken as there are permits and
-    places in the queue, each caller's share of them: alone it gets half, and one that lets its bodies never
-    come keeps nobody out. The memory for large bodies is shared among callers the same way.
+    Free permits go to the callers in turn, so that a caller with a thousand waiting requests does not starve another
+    caller's only one. When the queue is full, a caller with fewer waiting requests evicts the newest request of the
+    caller with most. Requests whose body still arrives hold neither a permit nor a place in the queue; there may be
+    twice as many of them as permits and places, shared fairly among the callers.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        """May be replaced; fewer permits than are in use come to count as requests end."""
+        """May be replaced. Permits in use beyond a lower limit end with their requests."""
         self.in_use = 0
         self.queued = 0
         self.closed = False
-        """No request is taken any more: the process is about to end."""
-        self.under_way: set[Cancellation] = set()
-        """One for each request that arrives, waits or is worked on, so that the end of the process can cut them."""
-        self.parsing = asyncio.Lock()
-        """Held while a large body is parsed, so that other requests are served between two of them."""
+        """Whether all new requests are refused because the process is about to end."""
+        self.active: set[ActiveRequest] = set()
+        """Requests that arrive, wait or run, for the end of the process to cancel."""
+        self.large_bodies = LargeBodies()
         self._arriving = FairShares()
-        self._memory = FairShares()
-        self._next_read = 0.0
-        self._queue: OrderedDict[str | None, OrderedDict[Ticket, None]] = OrderedDict()
-        self._rate = _Rate()
+        self._queues: OrderedDict[str | None, _Queue] = OrderedDict()
+        self._rate = _CompletionRate()
 
     @property
     def arriving(self) -> int:
-        """Requests whose body is not there yet."""
-        return self._arriving.taken
+        """Requests whose body has not arrived yet."""
+        return self._arriving.held
 
     @property
     def body_memory(self) -> int:
-        """Bytes of memory held for large bodies."""
-        return self._memory.taken
+        """Bytes of memory reserved for large bodies."""
+        return self.large_bodies.memory
 
-    def hold(self, ticket: Ticket, size: int) -> None:
-        """Hold memory for the body of a request until it has `size` bytes. Raises BodyMemoryFull."""
-        limit = int(max(self.limits.body_memory_mb, LARGEST_BODIES * self.limits.max_body_mb) * 2**20)
-        if not self._memory.take(ticket.caller, among=limit, count=size - ticket.memory):
-            own = self._memory.of(ticket.caller) / 2**20
-            why = (
-                f"large bodies hold {self.body_memory / 2**20:.0f} of {limit / 2**20:.0f} MiB, {own:.0f} of this caller"
-            )
-            raise BodyMemoryFull(f"{why}: send it again (limits.body_memory_mb)", retry_after=LEAST_RETRY)
-        ticket.memory = size
-
-    async def pace(self, size: int) -> None:
-        """Wait until so many bytes of a large body fit into BODY_RATE."""
-        now = asyncio.get_running_loop().time()
-        wait = self._next_read - now
-        self._next_read = max(now, self._next_read) + size / BODY_RATE
-        if wait > 0:
-            await asyncio.sleep(wait)
-
-    def free(self, ticket: Ticket) -> None:
-        """Return the memory held for the body of a request."""
-        self._memory.give_back(ticket.caller, count=ticket.memory)
-        ticket.memory = 0
-
-    def ticket(self, caller: str | None) -> Ticket:
-        """For a request whose body is to arrive. To be entered at once. Raises Draining, or Overloaded when there is no
-        place in the queue or too many arrive."""
+    def open(self, caller: str | None, *, timeout: float) -> ActiveRequest:
+        """Begin a request whose body is to arrive; enter it at once. Raises Draining, or Overloaded when the queue is
+        full or too many bodies arrive."""
         if self.closed:
-            raise Draining("this gateway is about to end; ask again", retry_after=LEAST_RETRY)
+            raise Draining("this gateway is about to end; ask again", retry_after=MIN_RETRY_SECONDS)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
-        if self.in_use >= permits and self.queued >= places and self._giving_way_to(caller) is None:
-            raise self._full()
-        if not self._arriving.take(caller, among=2 * (permits + places)):
+        if self.in_use >= permits and self.queued >= places and self._evictable(caller) is None:
+            raise self._queue_full()
+        if not self._arriving.acquire(caller, capacity=2 * (permits + places)):
             own = self._arriving.of(caller)
-            why = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
-            raise Overloaded(f"{why}, and no more may", retry_after=LEAST_RETRY)
-        return Ticket(self, caller)
+            reason = f"the bodies of {self.arriving} requests are still arriving, {own} of them from this caller"
+            raise Overloaded(f"{reason}, and no more may", retry_after=MIN_RETRY_SECONDS)
+        return ActiveRequest(self, caller, timeout)
 
-    def arrived(self, ticket: Ticket) -> None:
-        """The body is there: a permit for it, or a place in the queue. Raises Overloaded when it finds none by now."""
+    def body_arrived(self, request: ActiveRequest) -> None:
+        """Give the request a permit or a place in the queue. Raises Overloaded if there is neither."""
         if self.in_use < self.limits.concurrent_requests:
             self.in_use += 1
         elif self.queued < self.limits.queued_requests:
-            self._wait(ticket)
-        elif (waiting := self._giving_way_to(ticket.caller)) is not None:
-            self._displace(waiting)
-            self._wait(ticket)
+            self._enqueue(request)
+        elif (queue := self._evictable(request.caller)) is not None:
+            self._evict_newest(queue)
+            self._enqueue(request)
         else:
-            raise self._full()
-        self.ended_arriving(ticket)
+            raise self._queue_full()
+        self.end_arrival(request)
 
-    def _wait(self, ticket: Ticket) -> None:
-        ticket.turn = asyncio.get_running_loop().create_future()
-        self._queue.setdefault(ticket.caller, OrderedDict())[ticket] = None
+    def end_arrival(self, request: ActiveRequest) -> None:
+        """Free the request's place among the arriving ones."""
+        request.arriving = False
+        self._arriving.release(request.caller)
+
+    def _enqueue(self, request: ActiveRequest) -> None:
+        request.granted = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(request.caller, OrderedDict())[request] = None
         self.queued += 1
-        self._rate.look()
+        self._rate.sample()
 
-    def _giving_way_to(self, caller: str | None) -> OrderedDict[Ticket, None] | None:
-        """What waits for the caller with most, if these are at least two more than wait for this one. Were one enough,
-        two callers would take the same place from each other again and again."""
-        most = max(self._queue.values(), key=len, default=None)
-        own = len(self._queue.get(caller, ()))
-        return most if most is not None and len(most) >= own + 2 else None
+    def _evictable(self, caller: str | None) -> _Queue | None:
+        """Return the longest queue of a caller if this caller may evict a request from it."""
+        longest = max(self._queues.values(), key=len, default=None)
+        own = len(self._queues.get(caller, ()))
+        return longest if longest is not None and len(longest) >= own + MIN_EVICTION_LEAD else None
 
-    def _displace(self, waiting: OrderedDict[Ticket, None]) -> None:
-        """The latest of them loses its place; others are left."""
-        ticket, _ = waiting.popitem()
+    def _evict_newest(self, queue: _Queue) -> None:
+        request, _ = queue.popitem()  # the queue had two or more
         self.queued -= 1
-        assert ticket.turn is not None
-        ticket.turn.set_result(False)
+        assert request.granted is not None
+        request.granted.set_result(False)
 
-    def ended_arriving(self, ticket: Ticket) -> None:
-        """Its body is there, or will not come."""
-        ticket.arriving = False
-        self._arriving.give_back(ticket.caller)
-
-    def _full(self) -> Overloaded:
+    def _queue_full(self) -> Overloaded:
         return self.overloaded("and as many requests wait for one as may")
 
-    def overloaded(self, why: str) -> Overloaded:
-        """The refusal that tells when to come back: about when those who wait now will have been served."""
+    def overloaded(self, reason: str) -> Overloaded:
+        """The refusal of a request. Its Retry-After is the time in which the requests that wait now will be served."""
         retry = self._rate.seconds_for(self.queued + 1)
-        return Overloaded(f"all {self.limits.concurrent_requests} permits are in use {why}", retry_after=retry)
+        return Overloaded(f"all {self.limits.concurrent_requests} permits are in use {reason}", retry_after=retry)
 
     def release(self) -> None:
-        """A permit comes free and goes to whoever is next."""
+        """Return a permit, which goes to the next request in the queue."""
         self.in_use -= 1
-        self._rate.done += 1
-        if self._queue:
+        self._rate.completed += 1
+        if self._queues:
             self.grant()
 
     def grant(self) -> None:
-        """Give free permits to those who wait, one caller after another."""
-        while self._queue and self.in_use < self.limits.concurrent_requests:
-            caller, waiting = next(iter(self._queue.items()))
-            ticket, _ = waiting.popitem(last=False)
-            if waiting:
-                self._queue.move_to_end(caller)
+        """Give free permits to waiting requests, one caller after another."""
+        while self._queues and self.in_use < self.limits.concurrent_requests:
+            caller, queue = next(iter(self._queues.items()))
+            request, _ = queue.popitem(last=False)
+            if queue:
+                self._queues.move_to_end(caller)
             else:
-                del self._queue[caller]
+                del self._queues[caller]
             self.queued -= 1
             self.in_use += 1
-            assert ticket.turn is not None
-            ticket.turn.set_result(True)
+            assert request.granted is not None
+            request.granted.set_result(True)
 
-    def forget(self, ticket: Ticket) -> None:
-        """Take a ticket out of the queue."""
-        waiting = self._queue[ticket.caller]
-        del waiting[ticket]
-        if not waiting:
-            del self._queue[ticket.caller]
+    def dequeue(self, request: ActiveRequest) -> None:
+        """Remove a waiting request from the queue."""
+        queue = self._queues[request.caller]
+        del queue[request]
+        if not queue:
+            del self._queues[request.caller]
         self.queued -= 1
 
 
-class Ticket:
-    """One request: `arriving` first, then it has a permit, or a place in the queue until it is its `turn` or the place
-    is another's. Leaving it gives back what it has."""
+class ActiveRequest:
+    """One request from its arrival to its end, entered as a context manager.
 
-    __slots__ = ("_admission", "arriving", "caller", "memory", "turn")
+    The block is cancelled when the deadline passes, when the client leaves, or by `cancel`; leaving the block then
+    raises the reason in place of CancelledError. Leaving returns everything that the request holds.
+    """
 
-    def __init__(self, admission: Admission, caller: str | None) -> None:
-        self._admission = admission
+    __slots__ = (
+        "_admission",
+        "_loop",
+        "_reason",
+        "_started",
+        "_task",
+        "_timeout",
+        "_timer",
+        "_watcher",
+        "arriving",
+        "caller",
+        "deadline",
+        "granted",
+        "memory",
+    )
+
+    def __init__(self, admission: Admission, caller: str | None, timeout: float) -> None:
         self.caller = caller
         self.arriving = True
-        self.turn: Turn | None = None
+        """Whether the body has not arrived yet."""
+        self.granted: asyncio.Future[bool] | None = None
+        """The wait in the queue: True with a permit, False after an eviction. None if the request did not wait."""
         self.memory = 0
-        """Bytes held for its body; none for a small one."""
+        """Bytes reserved for a large body."""
+        self._admission = admission
+        self._timeout = timeout
+        self._reason: RequestError | ClientLeftError | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._loop = task.get_loop()
+        self._started = self._loop.time()
+        self.deadline = self._started + min(self._timeout, BODY_TIMEOUT)
+        """By the event loop's clock; at first the time for the body. May be moved to later only."""
+        self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+        self._admission.active.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.free_body()
+        self.complete()
+        self.release_body()
         if self.arriving:
-            self._admission.ended_arriving(self)
-        elif self.turn is None:
+            self._admission.end_arrival(self)
+        elif self.granted is not None and not self.granted.done():
+            self._admission.dequeue(self)
+        elif self.granted is None or self.granted.result():
             self._admission.release()
-        elif not self.turn.done():
-            self._admission.forget(self)
-        elif self.turn.result():
-            self._admission.release()
+        if self._reason is not None:
+            self._task.uncancel()
+            if kind is asyncio.CancelledError:
+                raise self._take_reason() from None
 
-    def arrived(self) -> None:
-        """The body is there. Raises Overloaded when there is no place for it to wait in."""
-        self._admission.arrived(self)
+    async def admit(self, scope: Scope, receive: Receive) -> bytes | bytearray:
+        """Read the body, then wait for a permit. In this order, because a body that never comes must not hold a
+        permit, and a client that leaves is noticed only after its body. Raises what `read_json_body` does, or
+        Overloaded."""
+        limits = self._admission.limits
+        size, values = int(limits.max_body_mb * 2**20), limits.max_json_values
+        body = await read_json_body(scope, receive, limit=size, max_values=values, reservation=self)
+        self._admission.body_arrived(self)
+        self.deadline = self._started + self._timeout
+        self._watcher = self._loop.create_task(self._watch(receive))
+        if self.granted is not None:
+            await self.wait_for_permit()
+        return body
 
-    def hold(self, size: int) -> None:
-        """Hold memory for its body until it has `size` bytes in all. Raises BodyMemoryFull."""
-        if size > self.memory:
-            self._admission.hold(self, size)
-
-    async def pace(self, arrived: int) -> None:
-        """Wait until `arrived` bytes more of its large body may be read."""
-        await self._admission.pace(arrived)
-
-    def free_body(self) -> None:
-        """The body is no longer in memory."""
-        if self.memory:
-            self._admission.free(self)
-
-    async def permit(self) -> None:
-        """Return once it is this ticket's turn. Raises Overloaded after `queue_timeout`, counted from here, or when its
-        place goes to another caller."""
-        assert self.turn is not None
+    async def wait_for_permit(self) -> None:
+        """Wait in the queue. Raises Overloaded after `queue_timeout` seconds, or when another caller evicts this."""
+        assert self.granted is not None
         timeout = self._admission.limits.queue_timeout
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.shield(self.turn)  # the queue sets its result, so it must not be cancelled
+                await asyncio.shield(self.granted)  # Admission sets its result, so it must not be cancelled
         except TimeoutError:
-            if not self.turn.done():
+            if not self.granted.done():
                 raise self._admission.overloaded(f"and none came free within {timeout:g} s") from None
-        if not self.turn.result():  # raised here, not set: held by the turn, it would hold the request in a circle
+        if not self.granted.result():  # an exception set on the future would keep the request alive in a cycle
             raise self._admission.overloaded("and the place in the queue went to a caller with fewer waiting")
 
+    async def parse(self, parse: Callable[[bytes | bytearray], Chat], body: bytes | bytearray) -> Chat:
+        """The routing view of the body. Raises InvalidRequest."""
+        if len(body) <= SMALL_BODY:
+            return parse(body)
+        return await self._admission.large_bodies.parse(parse, body)
 
-class _Rate:
-    """How many requests end a second while some wait, taken over one window after the other."""
+    def reserve_memory(self, size: int) -> None:
+        """Reserve memory for the body until it has `size` bytes in all. Raises BodyMemoryFull."""
+        if size > self.memory:
+            self._admission.large_bodies.reserve(self.caller, size - self.memory, self._admission.limits)
+            self.memory = size
 
-    __slots__ = ("_at", "_before", "_per_second", "done")
+    async def pace(self, arrived: int) -> None:
+        """Wait until `arrived` bytes more of the large body may be read."""
+        await self._admission.large_bodies.pace(arrived)
+
+    def release_body(self) -> None:
+        """Return the memory reserved for the body."""
+        if self.memory:
+            self._admission.large_bodies.release(self.caller, self.memory)
+            self.memory = 0
+
+    def complete(self) -> None:
+        """Mark the answer as sent: from now on nothing cancels the request, not even a client that leaves."""
+        self._admission.active.discard(self)
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None  # its exception refers to this request: the cycle would keep the request in memory
+
+    def cancel(self, reason: RequestError | ClientLeftError) -> None:
+        """Cancel the block with this reason, unless it is being cancelled already."""
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def _take_reason(self) -> RequestError | ClientLeftError:
+        """Return the reason and drop the reference to it."""
+        reason, self._reason = self._reason, None
+        assert reason is not None
+        return reason
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.cancel(ClientLeftError())
+
+    def _check_deadline(self) -> None:
+        if self._loop.time() < self.deadline:
+            self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+        elif self.arriving and self._timeout > BODY_TIMEOUT:
+            self.cancel(body_too_slow())
+        else:
+            message = f"the answer was not complete within the {self._timeout:g} s this request had"
+            self.cancel(DeadlineExceeded(message))
+
+
+class _CompletionRate:
+    """Requests that end per second while others wait, measured over consecutive windows."""
+
+    __slots__ = ("_completed_before", "_per_second", "_window_start", "completed")
 
     def __init__(self) -> None:
-        self.done = 0
-        self._before = 0
-        self._at = 0.0
+        self.completed = 0
+        self._completed_before = 0
+        self._window_start = 0.0
         self._per_second: float | None = None
 
-    def look(self) -> None:
-        """Called whenever a request has to wait; what was done while none had to is no measure."""
+    def sample(self) -> None:
+        """Close the window if it is over. Called when a request has to wait; a window in which none waits for long
+        does not count."""
         now = time.monotonic()
-        elapsed = now - self._at
+        elapsed = now - self._window_start
         if elapsed < RATE_WINDOW:
             return
-        self._per_second = (self.done - self._before) / elapsed if elapsed < 2 * RATE_WINDOW else None
-        self._at, self._before = now, self.done
+        completed = self.completed - self._completed_before
+        self._per_second = completed / elapsed if elapsed < 2 * RATE_WINDOW else None
+        self._window_start, self._completed_before = now, self.completed
 
     def seconds_for(self, requests: int) -> float:
-        """Until so many more have ended, within LEAST_RETRY and MOST_RETRY."""
-        self.look()
+        """Estimate the seconds until so many requests have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
+        self.sample()
         if self._per_second is None:
-            return LEAST_RETRY
-        return min(max(requests / (self._per_second or 1e-9), LEAST_RETRY), MOST_RETRY)
+            return MIN_RETRY_SECONDS
+        return min(max(requests / (self._per_second or 1e-9), MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)

@@ -1,8 +1,9 @@
-"""Where an expert was given passages, its answer says which, as OpenAI's APIs do: annotations.
+"""Adds citations of retrieved passages to an answer, as OpenAI's APIs write them: annotations.
 
-What an answer cites, as OpenAI's APIs write it.
-
-Annotations in a stream of the Responses API: added where a text is done, and held by all that repeats the text.
+`cited` wraps a reply of the Chat Completions or Responses API. Each mention such as [1] gets an annotation; a source
+without a mention gets one at the end of the text. A chat stream announces its sources in one chunk at the beginning,
+because the positions of mentions are not known yet. A Responses stream gets them where a text is complete, and in every
+later event that repeats the text. An answer in an unexpected form passes through unchanged.
 """
 
 from __future__ import annotations
@@ -17,109 +18,33 @@ import orjson
 
 from coe.core import Api, Reply
 from coe.experts.http import sse
+from coe.experts.http.sse import EVENT_STREAM
 from coe.retrieval.passages import Passage
-from gateway.request.relay import EVENT_STREAM
-from gateway.request.trace import Trace
 
-_DONE, _ADDED = "response.output_text.done", "response.output_text.annotation.added"
-_PART, _ITEM = "response.content_part.done", "response.output_item.done"
-_ENDS = ("response.completed", "response.incomplete")
-_WORDS = (_DONE.encode(), _ADDED.encode())
-_EVENT = re.compile(rb".*?(?:\r?\n){2}", re.DOTALL)
-_DATA = re.compile(rb"^data:(.*?)\r?$", re.MULTILINE)
-Event = dict[str, Any]
-Place = tuple[Any, Any]
-"""An index among the outputs, and one among the parts of that."""
-
-
-class Annotated:
-    """Pieces go as they come until a text is done; from there on each event is read, and counted anew."""
-
-    media_type = EVENT_STREAM
-
-    def __init__(self, reply: Reply, passages: Passages) -> None:
-        self.usage = reply.usage
-        self._reply = reply
-        self._passages = passages
-        self._more = 0
-        self._own: Counter[Place] = Counter()
-        self._found: dict[Place, list[Event]] = {}
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        reading = False
-        async with aclosing(self._reply.chunks()) as chunks:
-            async for chunk in chunks:
-                reading = reading or any(word in chunk for word in _WORDS)
-                yield b"".join(self._read(chunk)) if reading else chunk
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()
-
-    def _read(self, chunk: bytes) -> Iterator[bytes]:
-        end = 0
-        for found in _EVENT.finditer(chunk):
-            end = found.end()
-            yield from self._told(found[0])
-        yield chunk[end:]
-
-    def _told(self, raw: bytes) -> Iterator[bytes]:
-        """The event, after those that it brings. One of another form goes as it came."""
-        data = _DATA.search(raw)
-        try:
-            event = orjson.loads(data[1]) if data else None
-            new = list(self._amended(event)) if isinstance(event, dict) else []
-        except (ValueError, TypeError, KeyError, AttributeError, LookupError):
-            data, new = None, []
-        if data is None or not isinstance(event, dict):
-            yield raw
-            return
-        for one in new:
-            yield b"event: %b\ndata: %b\n\n" % (_ADDED.encode(), orjson.dumps(one))
-        yield raw[: data.start(1)] + b" " + orjson.dumps(event) + raw[data.end(1) :]
-
-    def _amended(self, event: Event) -> Iterator[Event]:
-        """Put annotations where they belong in the event; what is to be told before it."""
-        kind, place = event["type"], (event.get("output_index"), event.get("content_index"))
-        if kind == _ADDED:
-            self._own[place] += 1
-        elif kind == _DONE:
-            self._found[place] = [flat(one) for one in annotations_of(event["text"], self._passages)]
-            for at, one in enumerate(self._found[place], self._own[place]):
-                head = {name: event[name] for name in ("item_id", "output_index", "content_index")}
-                yield {"type": _ADDED, **head, "annotation_index": at, "annotation": one} | self._counted(event)
-                self._more += 1
-        elif kind == _PART:
-            self._annotate(event["part"], place)
-        elif kind == _ITEM:
-            self._annotate_all(event["item"], place[0])
-        elif kind in _ENDS:
-            for output, item in enumerate(event["response"]["output"]):
-                self._annotate_all(item, output)
-        event |= self._counted(event)
-
-    def _counted(self, event: Event) -> Event:
-        number = event.get("sequence_number")
-        return {"sequence_number": number + self._more} if isinstance(number, int) else {}
-
-    def _annotate_all(self, item: Event, output: Any) -> None:
-        for content, part in enumerate(item.get("content") or []):
-            self._annotate(part, (output, content))
-
-    def _annotate(self, part: Event, place: Place) -> None:
-        if found := self._found.get(place):
-            part["annotations"] = [*(part.get("annotations") or []), *found]
-
-
+JsonObject = dict[str, Any]
 Passages = Sequence[Passage]
-"""Those that the expert was given, in the order of their numbers."""
-_CITED = re.compile(r"\[(\d{1,2})\]")
+"""The passages that the expert was given, in the order of their numbers."""
+TextPosition = tuple[Any, Any]
+"""Index of an output item, and index of a part of its content."""
+_MENTION = re.compile(r"\[(\d{1,2})\]")
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
+"""Errors of reading an answer that does not have its API's form."""
 
 
-def annotations_of(text: str, passages: Passages) -> list[dict[str, Any]]:
-    """As Chat Completions writes them: one for each mention like [1], and one at the end for a source without any."""
+def cited(reply: Reply, passages: Passages, api: Api) -> Reply:
+    """The reply with citations of the passages, if the API has a place for them."""
+    if reply.media_type != EVENT_STREAM:
+        annotate = _ANNOTATE.get(api)
+        return reply if annotate is None else _CitedAnswer(reply, passages, annotate)
+    streamed = _STREAMS.get(api)
+    return reply if streamed is None else streamed(reply, passages)
+
+
+def annotations_of(text: str, passages: Passages) -> list[JsonObject]:
+    """The annotations of a text in the form of Chat Completions."""
     mentions: dict[int, list[tuple[int, int]]] = {}
-    for found in _CITED.finditer(text):
-        mentions.setdefault(int(found[1]), []).append(found.span())
+    for mention in _MENTION.finditer(text):
+        mentions.setdefault(int(mention[1]), []).append(mention.span())
     return [
         _annotation(passage, span)
         for number, passage in enumerate(passages, 1)
@@ -127,8 +52,8 @@ def annotations_of(text: str, passages: Passages) -> list[dict[str, Any]]:
     ]
 
 
-def _annotation(passage: Passage, span: tuple[int, int]) -> dict[str, Any]:
-    """A page is cited by its address, a file by the passage's id and its name."""
+def _annotation(passage: Passage, span: tuple[int, int]) -> JsonObject:
+    """A citation of a page by its address, or of a file by the passage's id and name."""
     title, source = passage.title or passage.source, passage.source
     place = {"start_index": span[0], "end_index": span[1]}
     if source.startswith(("http://", "https://")):
@@ -136,8 +61,8 @@ def _annotation(passage: Passage, span: tuple[int, int]) -> dict[str, Any]:
     return {"type": "file_citation", "file_citation": {"file_id": passage.id, "filename": title, **place}}
 
 
-def flat(annotation: dict[str, Any]) -> dict[str, Any]:
-    """As the Responses API writes it, without the inner object; a file is cited at one place."""
+def flat(annotation: JsonObject) -> JsonObject:
+    """An annotation in the form of the Responses API: without the inner object; a file has one index."""
     kind = annotation["type"]
     inner = dict(annotation[kind])
     if kind == "file_citation":
@@ -145,25 +70,10 @@ def flat(annotation: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, **inner}
 
 
-Answer = dict[str, Any]
+class _CitedAnswer:
+    """A plain JSON answer with annotations."""
 
-
-def cited(reply: Reply, trace: Trace) -> Reply:
-    """The reply with the passages that it was given, where there are any and the API has a place for them."""
-    passages = trace.consultation.passages
-    if not passages:
-        return reply
-    if reply.media_type != EVENT_STREAM:
-        annotate = _PLAIN.get(trace.api)
-        return reply if annotate is None else _Cited(reply, passages, annotate)
-    streamed = _STREAMED.get(trace.api)
-    return reply if streamed is None else streamed(reply, passages)
-
-
-class _Cited:
-    """A plain answer: each mention of a source like [1] gets an annotation; a source without any, one at the end."""
-
-    def __init__(self, reply: Reply, passages: Passages, annotate: Callable[[Answer, Passages], None]) -> None:
+    def __init__(self, reply: Reply, passages: Passages, annotate: Callable[[JsonObject, Passages], None]) -> None:
         self.media_type, self.usage = reply.media_type, reply.usage
         self._reply = reply
         self._passages = passages
@@ -175,17 +85,16 @@ class _Cited:
             answer = orjson.loads(body)
             self._annotate(answer, self._passages)
             body = orjson.dumps(answer)
-        except (ValueError, TypeError, KeyError, AttributeError, LookupError):
-            pass  # an answer of another form goes as it came
+        except _MALFORMED:
+            pass
         yield body
 
     async def aclose(self) -> None:
         await self._reply.aclose()
 
 
-class _Announced:
-    """A stream of chat chunks: one chunk more at its beginning names the sources, since where the answer will mention
-    them is not known."""
+class _CitedChatStream:
+    """A stream of chat chunks with one more chunk at its beginning, which names the sources."""
 
     media_type = EVENT_STREAM
 
@@ -198,11 +107,11 @@ class _Announced:
         first = True
         async with aclosing(self._reply.chunks()) as chunks:
             async for chunk in chunks:
-                yield (self._chunk(chunk) if first else b"") + chunk
+                yield (self._sources_chunk(chunk) if first else b"") + chunk
                 first = False
 
-    def _chunk(self, chunk: bytes) -> bytes:
-        """With the id of the chunk that it stands before."""
+    def _sources_chunk(self, chunk: bytes) -> bytes:
+        """The event that names the sources, with the id of the `chunk` that follows it."""
         try:
             event = sse.first_event(chunk.lstrip(b"\r\n"))
         except ValueError:
@@ -218,7 +127,96 @@ class _Announced:
         await self._reply.aclose()
 
 
-def _chat(answer: Answer, passages: Passages) -> None:
+_TEXT_DONE, _ANNOTATION_ADDED = "response.output_text.done", "response.output_text.annotation.added"
+_PART_DONE, _ITEM_DONE = "response.content_part.done", "response.output_item.done"
+_RESPONSE_ENDS = ("response.completed", "response.incomplete")
+_FIRST_EVENTS_READ = (_TEXT_DONE.encode(), _ANNOTATION_ADDED.encode())
+_EVENT = re.compile(rb".*?(?:\r?\n){2}", re.DOTALL)
+_DATA = re.compile(rb"^data:(.*?)\r?$", re.MULTILINE)
+
+
+class _CitedResponsesStream:
+    """A stream of the Responses API with annotations. Chunks pass through until the first text is complete; every
+    later event is parsed and renumbered."""
+
+    media_type = EVENT_STREAM
+
+    def __init__(self, reply: Reply, passages: Passages) -> None:
+        self.usage = reply.usage
+        self._reply = reply
+        self._passages = passages
+        self._inserted = 0
+        self._own_annotations: Counter[TextPosition] = Counter()
+        self._annotations: dict[TextPosition, list[JsonObject]] = {}
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        reading = False
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                reading = reading or any(name in chunk for name in _FIRST_EVENTS_READ)
+                yield b"".join(self._rewritten(chunk)) if reading else chunk
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+    def _rewritten(self, chunk: bytes) -> Iterator[bytes]:
+        end = 0
+        for event in _EVENT.finditer(chunk):
+            end = event.end()
+            yield from self._rewritten_event(event[0])
+        yield chunk[end:]
+
+    def _rewritten_event(self, raw: bytes) -> Iterator[bytes]:
+        """The event with its annotations, after the events that it causes."""
+        data = _DATA.search(raw)
+        try:
+            event = orjson.loads(data[1]) if data else None
+            inserted = list(self._annotate_event(event)) if isinstance(event, dict) else []
+        except _MALFORMED:
+            data, inserted = None, []
+        if data is None or not isinstance(event, dict):
+            yield raw
+            return
+        for one in inserted:
+            yield b"event: %b\ndata: %b\n\n" % (_ANNOTATION_ADDED.encode(), orjson.dumps(one))
+        yield raw[: data.start(1)] + b" " + orjson.dumps(event) + raw[data.end(1) :]
+
+    def _annotate_event(self, event: JsonObject) -> Iterator[JsonObject]:
+        """Add annotations to the event and renumber it. Yields the events to insert before it."""
+        kind, position = event["type"], (event.get("output_index"), event.get("content_index"))
+        if kind == _ANNOTATION_ADDED:
+            self._own_annotations[position] += 1
+        elif kind == _TEXT_DONE:
+            self._annotations[position] = [flat(one) for one in annotations_of(event["text"], self._passages)]
+            for index, one in enumerate(self._annotations[position], self._own_annotations[position]):
+                head = {name: event[name] for name in ("item_id", "output_index", "content_index")}
+                added = {"type": _ANNOTATION_ADDED, **head, "annotation_index": index, "annotation": one}
+                yield added | self._renumbered(event)
+                self._inserted += 1
+        elif kind == _PART_DONE:
+            self._annotate_part(event["part"], position)
+        elif kind == _ITEM_DONE:
+            self._annotate_item(event["item"], position[0])
+        elif kind in _RESPONSE_ENDS:
+            for output, item in enumerate(event["response"]["output"]):
+                self._annotate_item(item, output)
+        event |= self._renumbered(event)
+
+    def _renumbered(self, event: JsonObject) -> JsonObject:
+        """The event's sequence number, increased by the number of inserted events."""
+        number = event.get("sequence_number")
+        return {"sequence_number": number + self._inserted} if isinstance(number, int) else {}
+
+    def _annotate_item(self, item: JsonObject, output: Any) -> None:
+        for content, part in enumerate(item.get("content") or []):
+            self._annotate_part(part, (output, content))
+
+    def _annotate_part(self, part: JsonObject, position: TextPosition) -> None:
+        if found := self._annotations.get(position):
+            part["annotations"] = [*(part.get("annotations") or []), *found]
+
+
+def _annotate_chat(answer: JsonObject, passages: Passages) -> None:
     for choice in answer["choices"]:
         message = choice["message"]
         message["annotations"] = [
@@ -227,7 +225,7 @@ def _chat(answer: Answer, passages: Passages) -> None:
         ]
 
 
-def _responses(answer: Answer, passages: Passages) -> None:
+def _annotate_response(answer: JsonObject, passages: Passages) -> None:
     for item in answer["output"]:
         for part in item.get("content") or []:
             if part.get("type") == "output_text":
@@ -235,5 +233,8 @@ def _responses(answer: Answer, passages: Passages) -> None:
                 part["annotations"] = [*(part.get("annotations") or []), *found]
 
 
-_PLAIN: dict[Api, Callable[[Answer, Passages], None]] = {"chat": _chat, "responses": _responses}
-_STREAMED: dict[Api, Callable[[Reply, Passages], Reply]] = {"chat": _Announced, "responses": Annotated}
+_ANNOTATE: dict[Api, Callable[[JsonObject, Passages], None]] = {"chat": _annotate_chat, "responses": _annotate_response}
+_STREAMS: dict[Api, Callable[[Reply, Passages], Reply]] = {
+    "chat": _CitedChatStream,
+    "responses": _CitedResponsesStream,
+}

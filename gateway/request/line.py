@@ -1,147 +1,197 @@
-"""The serving line of one chat request, from admission to the record, in one place.
+"""Serves one request of a chat API in eight steps: admit, parse, classify, assign, gate, call, relay, record.
 
-The times of the line's steps as a header, for requests that ask for it.
+`Line` is the ASGI application of one API; `Line._serve` is the path of every routed request. `DryRun` admits and
+parses a request the same way and answers it without calling an expert.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import Any
 
+import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Chat
+from coe.core import Chat, Reply, RequestOptions
+from coe.core import Scope as Permission
 from coe.errors import RequestError
+from coe.experts.http.sse import EVENT_STREAM
+from gateway.access import UNLIMITED
 from gateway.dialects import Dialect
-from gateway.errors import headers_of as error_headers
-from gateway.errors import status_of
-from gateway.observability.attributes import steps
+from gateway.errors import Headers, headers_of, respond, status_of
 from gateway.observability.tracing import Tracing
-from gateway.request.admission import Admission
-from gateway.request.arrival import admit, begin, parsed
-from gateway.request.cancellation import ClientLeftError
+from gateway.request.admission import ActiveRequest
+from gateway.request.body import ClientLeftError
 from gateway.request.citations import cited
 from gateway.request.options import read_options
-from gateway.request.relay import EVENT_STREAM, relay, respond
 from gateway.request.trace import Trace
-from gateway.serving_state import ServingState
-
-
-def headers_of(trace: Trace) -> list[tuple[bytes, bytes]]:
-    """The response headers known so far; with x-coe-explain Server-Timing too (W3C), in milliseconds for each step that
-    came to its end before the headers went out."""
-    found = trace.headers()
-    if trace.options is not None and trace.options.explain:
-        done = [
-            f"{name};dur={ended - began:.3f}" for name, began, ended, whole in steps(trace, trace.elapsed_ms()) if whole
-        ]
-        found.append((b"server-timing", ", ".join(done).encode()))
-    return found
-
+from gateway.serving_state import Serving, ServingState
 
 _log = logging.getLogger("gateway")
 
+ERROR_EVENT_TIMEOUT = 1.0
+"""Seconds that the error event at the end of a stream waits for a client that does not read."""
+
 Observer = Callable[[Trace], None]
-"""Is told of every finished request; must neither wait nor raise."""
-LAST_EVENT = 1.0
-"""Seconds that an error event waits for a client that does not read."""
+"""Called with the trace of every finished request; must neither wait nor raise."""
+Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
+"""Answers a dry run with a JSON object."""
 
 
 class Line:
     """One chat API as an ASGI application."""
 
     def __init__(
-        self,
-        current: ServingState,
-        *,
-        dialect: Dialect,
-        admission: Admission,
-        observers: Sequence[Observer],
-        tracing: Tracing | None = None,
+        self, state: ServingState, *, dialect: Dialect, observers: Sequence[Observer], tracing: Tracing | None = None
     ) -> None:
-        self._current = current
+        self._state = state
         self._dialect = dialect
-        self._admission = admission
         self._observers = observers
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trace = Trace(self._current.serving, api=self._dialect.API)
+        trace = Trace(self._state.serving, api=self._dialect.API)
         try:
             trace.caller = trace.serving.access.identify(scope["headers"], "chat")
-            await self._answer(trace, scope, receive, send)
+            await self._serve(trace, scope, receive, send)
         except RequestError as error:
             trace.failed(error)
             error.drop_frames()
             await self._refuse(error, trace, send)
         except ClientLeftError:
-            trace.outcome, trace.left = "aborted", True
+            trace.outcome, trace.client_left = "aborted", True
         except Exception:
             complete, trace.outcome = trace.outcome == "ok", "internal_error"
             _log.exception("a request failed", extra={"request_id": trace.request_id})
             if not complete:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
-        finally:  # 8 record, where it was routed
+        finally:  # 8 record
             for observe in self._observers:
                 observe(trace)
 
-    async def _answer(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
+        """Steps 1 to 7. Raises the RequestError that the client gets, or ClientLeftError."""
         composition, access = trace.serving.composition, trace.serving.access
-        policy, limits = trace.serving.registry.policy, trace.serving.registry.limits
-        options = read_options(scope, policy, tenant=trace.caller.tenant, api=trace.api)
-        if options.purpose and not access.is_admin(scope["headers"]):
-            options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
-        trace.options = options
-        if self._tracing is not None:
-            trace.options = options = self._tracing.begin(trace, options)
-        admission = self._admission
-        with admission.ticket(trace.caller.key) as ticket, begin(admission, options) as cutoff:  # 1 admit
+        trace.options = options = self._options(trace, scope)
+        with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
             trace.allowance = access.allowance(trace.caller, trace.spent)
             async with trace.allowance:
-                body = await admit(scope, receive, ticket=ticket, cutoff=cutoff, options=options, limits=limits)
-                chat = await self._parsed(body, trace)  # 2 parse
-                del body  # or it would stay in memory beside what was parsed of it
+                with trace.step("admit"):  # 1
+                    body = await request.admit(scope, receive)
+                with trace.step("parse"):  # 2
+                    trace.chat = chat = await request.parse(self._dialect.parse, body)
+                    del body  # the parsed chat replaces it in memory
                 await trace.allowance.reserve(chat)
-                trace.allowed_ms = trace.elapsed_ms()
-                trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)  # 3 classify
-                trace.classified_ms = trace.elapsed_ms()
-                await composition.affinity.recall(chat, options)
-                trace.decision = composition.assign(chat, trace.prediction, options)  # 4 assign
-                trace.routed()
-                chat = await trace.consulted(chat, options)  # 5 gate
-                attempts, deadline = trace.attempts, cutoff.deadline
-                answer = await composition.call(
-                    chat, trace.decision, options, deadline=deadline, attempts=attempts
-                )  # 6 call
-                try:
-                    trace.answered(answer)
-                    if ticket.memory:
-                        trace.chat = chat = chat.without_content()
-                        ticket.free_body()
-                    await relay(cited(answer.reply, trace), send, headers=headers_of(trace))  # 7 relay
-                    cutoff.over()
-                    trace.outcome = "ok"
-                finally:
-                    await answer.reply.aclose()
+                with trace.step("classify"):  # 3
+                    trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
+                with trace.step("assign"):  # 4
+                    await composition.affinity.refresh(chat, options)
+                    trace.decision = composition.assign(chat, trace.prediction, options)
+                with trace.step("gate"):  # 5
+                    chat, trace.decision, trace.retrieval_result = await composition.retrieve(
+                        chat,
+                        trace.decision,
+                        options,
+                        text=trace.text,
+                        prediction=trace.prediction,
+                        tenant=trace.caller.tenant,
+                    )
+                with trace.step("call"):  # 6
+                    answer = await composition.call(
+                        chat, trace.decision, options, deadline=request.deadline, attempts=trace.attempts
+                    )
+                trace.answered(answer)
+                if request.memory:  # the expert has the large body
+                    trace.chat = chat = chat.without_content()
+                    request.release_body()
+                with trace.step("relay"):  # 7
+                    await _relay(answer.reply, trace, request, send)
 
-    async def _parsed(self, body: bytes | bytearray, trace: Trace) -> Chat:
-        trace.read_ms = trace.elapsed_ms()
-        trace.chat = chat = await parsed(self._dialect, body, self._admission)
-        trace.parsed_ms = trace.elapsed_ms()
-        return chat
+    def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
+        """The options of the request's headers. Raises InvalidRequest."""
+        serving, caller = trace.serving, trace.caller
+        options = read_options(scope, serving.registry.policy, tenant=caller.tenant, api=trace.api)
+        if options.purpose and not serving.access.is_admin(scope["headers"]):
+            options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
+        return options if self._tracing is None else self._tracing.begin(trace, options)
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
-        """Tell the client: by status and body, or inside the stream whose headers are out."""
+        """Send the error: as the response, or as an event of the stream whose headers are out."""
         if trace.reply is not None and trace.reply.media_type == EVENT_STREAM:
-            last = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
+            event = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
             with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_EVENT):
-                    await send(last)
+                async with asyncio.timeout(ERROR_EVENT_TIMEOUT):
+                    await send(event)
             return
-        headers = [*headers_of(trace), *error_headers(error)]
+        headers = [*trace.headers(), *headers_of(error)]
         trace.status = status_of(error)
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)
+
+
+async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
+    """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
+    try:
+        passages = trace.retrieval_result.passages
+        await relay(cited(reply, passages, trace.api) if passages else reply, send, headers=trace.headers())
+        request.complete()
+        trace.outcome = "ok"
+    finally:
+        await reply.aclose()
+
+
+async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
+    """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are out by then.
+
+    `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
+    """
+    if reply.media_type != EVENT_STREAM:
+        body = b"".join([chunk async for chunk in reply.chunks()])
+        await respond(send, status=200, body=body, headers=headers)
+        return
+    start = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), *headers]
+    await send({"type": "http.response.start", "status": 200, "headers": start})
+    async with aclosing(reply.chunks()) as chunks:
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class DryRun:
+    """An endpoint about a chat that calls no expert, as an ASGI application. It counts as one request and leaves no
+    record. Keys need the scope `permission`; with `explains`, x-coe-explain is for administrators only."""
+
+    def __init__(
+        self, state: ServingState, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
+    ) -> None:
+        self._state = state
+        self._dialect = dialect
+        self._permission: Permission = permission
+        self._answer = answer
+        self._explains = explains
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serving, allowance = self._state.serving, UNLIMITED
+        access = serving.access
+        try:
+            caller = access.identify(scope["headers"], self._permission)
+            options = read_options(scope, serving.registry.policy, tenant=caller.tenant)
+            if options.explain and self._explains:  # the answer holds training examples and the experts' health
+                access.identify(scope["headers"], "admin")
+            with self._state.admission.open(caller.key, timeout=options.timeout) as request:
+                allowance = access.request_allowance(caller)
+                async with allowance:
+                    body = await request.admit(scope, receive)
+                    chat = await request.parse(self._dialect.parse, body)
+                    answer = await self._answer(serving, chat, options)
+            await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
+        except RequestError as error:
+            error.drop_frames()
+            headers = [*headers_of(error), *allowance.headers()]
+            await respond(send, status=status_of(error), body=self._dialect.error_body(error), headers=headers)
+        except ClientLeftError:
+            pass

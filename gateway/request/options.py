@@ -1,5 +1,7 @@
-"""What a request's headers ask for: its session, how thrifty its routing should be, its time, documents, its trace,
-and of its API the version."""
+"""Reads the options of a request from its headers: session, cost weight, timeout, retrieval, trace context, versions.
+
+Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.py` describes each header.
+"""
 
 from __future__ import annotations
 
@@ -9,69 +11,69 @@ from typing import Any, get_args
 
 from starlette.types import Scope
 
-from coe.core import Api, Consent, Purpose, RequestOptions
+from coe.core import Api, Purpose, RequestOptions, RetrievalMode
 from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import Policy
 
-MAX_SESSION = 128
-MAX_HEADERS = 32 * 1024
+MAX_SESSION_CHARACTERS = 128
+MAX_HEADER_BYTES = 32 * 1024
 """Bytes of all headers together."""
-MAX_VERSION = 2048
+MAX_VERSION_CHARACTERS = 2048
 """Characters of each header that names versions."""
-_OPTIONS: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
-    b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(Consent)}),
+_CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
+    b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(RetrievalMode)}),
     b"x-coe-explain": ("explain", {b"0": False, b"1": True}),
     b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
 }
-"""Headers with a fixed set of values, and the field of Wishes that each sets."""
-_PROPAGATED = (b"traceparent", b"tracestate")
+"""Headers with a fixed set of values, and the field of RequestOptions that each sets."""
+_TRACE_CONTEXT = (b"traceparent", b"tracestate")
 _VERSIONS = (b"anthropic-version", b"anthropic-beta")
-"""Of Messages requests these go on as well. No other header of a client ever reaches an expert's server."""
+"""Headers of a Messages request that its expert's server receives too. No other client header reaches a server."""
 
 
 def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat") -> RequestOptions:
-    """Reads x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions.
+    """Read x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions.
 
-    What is declared holds without them. Raises InvalidRequest for an unknown word, a number outside the declared
-    limits, or a version that no server should see.
+    Raises InvalidRequest for an unknown choice, a number outside the declared limits, or an invalid version.
     """
     session, cost_weight, timeout, size = None, policy.cost_weight, policy.timeout, 0
-    options: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     trace: dict[str, str] = {}
     versioned = api == "messages"
     versions: dict[str, str] = {}
     for name, value in scope["headers"]:
         size += len(name) + len(value)
-        if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION:
+        if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION_CHARACTERS:
             session = value.decode("latin-1")
         elif name == b"x-coe-cost-weight":
             cost_weight = _number(value, "x-coe-cost-weight", *policy.cost_weight_limits)
         elif name == b"x-coe-timeout":
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
-        elif name in _OPTIONS:
-            option, words = _OPTIONS[name]
-            options[option] = _word(value, name.decode(), words)
-        elif name in _PROPAGATED and value.isascii():  # as the standard has it; clients of experts choke on others
+        elif name in _CHOICES:
+            field, values = _CHOICES[name]
+            choices[field] = _choice(value, name.decode(), values)
+        elif name in _TRACE_CONTEXT and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
             trace[name.decode()] = value.decode("latin-1")
         elif versioned and value and name in _VERSIONS:
             _add_version(versions, name.decode(), value.decode("latin-1"))
-    if size > MAX_HEADERS:
-        raise HeadersTooLarge(f"the headers are longer than {MAX_HEADERS // 1024} KiB together")
-    return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, versions=versions, **options)
+    if size > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"the headers are longer than {MAX_HEADER_BYTES // 1024} KiB together")
+    return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, **choices)
 
 
 def _add_version(versions: dict[str, str], name: str, value: str) -> None:
-    """Several lines of one name are one list."""
-    told = f"{versions[name]},{value}" if name in versions else value
-    if len(told) > MAX_VERSION or not (told.isascii() and told.isprintable()):
-        raise InvalidRequest(f"{name} must be at most {MAX_VERSION} printable ASCII characters", param=name)
-    versions[name] = told
+    """Add a header line; several lines of one name form one list."""
+    joined = f"{versions[name]},{value}" if name in versions else value
+    if len(joined) > MAX_VERSION_CHARACTERS or not (joined.isascii() and joined.isprintable()):
+        message = f"{name} must be at most {MAX_VERSION_CHARACTERS} printable ASCII characters"
+        raise InvalidRequest(message, param=name)
+    versions[name] = joined
 
 
-def _word(value: bytes, name: str, words: Mapping[bytes, Any]) -> Any:
-    if value not in words:
-        raise InvalidRequest(f"{name} must be one of {b', '.join(words).decode()}", param=name)
-    return words[value]
+def _choice(value: bytes, name: str, values: Mapping[bytes, Any]) -> Any:
+    if value not in values:
+        raise InvalidRequest(f"{name} must be one of {b', '.join(values).decode()}", param=name)
+    return values[value]
 
 
 def _number(value: bytes, name: str, low: float, high: float) -> float:

@@ -1,4 +1,8 @@
-"""What is learned about one request on its way down the line; becomes its headers, its metrics and its record."""
+"""Records what is learned about one request: its steps and their times, its decision, its answer, its outcome.
+
+The line fills in a `Trace` step by step; the trace itself executes nothing. It becomes the response headers, the
+metrics, the spans, the access log and the record in the routing log.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +10,74 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Api, Chat, Decision, Prediction, Reply, RequestOptions, Usage
+from coe.core import Api, Chat, Decision, Prediction, Reason, Reply, RequestOptions, Usage
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
-from coe.retrieval.retrieval import sources
+from coe.retrieval.retrieval import passage_ids
 from coe.routing.attempts import Attempts
-from coe.routing.composition import NOT_CONSULTED, RoutedAnswer, answered_by
+from coe.routing.composition import NO_RETRIEVAL, RoutedReply
+from coe.routing.decision import with_fallback
 from gateway.access import Allowance, Caller
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
+StepName = Literal["admit", "parse", "classify", "assign", "gate", "call", "relay"]
+NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
+"""Fields of the record of a request that was not routed."""
+
+
+class StepTimer:
+    """Times one step of the line, as a context manager: milliseconds from the arrival of the request."""
+
+    __slots__ = ("_arrival", "began_ms", "ended_ms")
+
+    def __init__(self, arrival: float) -> None:
+        self._arrival = arrival
+        self.began_ms = (time.perf_counter() - arrival) * 1000
+        self.ended_ms: float | None = None
+        """None while the step is not complete, or if it failed."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.ended_ms = (time.perf_counter() - self._arrival) * 1000
+
 
 class Trace:
-    """Filled in step by step. Until a step says otherwise the outcome is `aborted`: the client left, or we stopped.
-
-    `left` says that it was the client. The times `..._ms` are from arrival to the end of what they name, None while
-    that has not come; `status` is that of the response, None where none began.
-    """
+    """What is known of one request. Until a step sets another outcome it is `aborted`: the client left, or the process
+    ended."""
 
     __slots__ = (
         "allowance",
-        "allowed_ms",
         "api",
         "attempts",
         "caller",
         "chat",
-        "classified_ms",
-        "consultation",
-        "consulted_ms",
+        "client_left",
         "decision",
-        "first_token_ms",
-        "left",
         "options",
         "outcome",
-        "parsed_ms",
         "prediction",
-        "read_ms",
         "reply",
         "request_id",
-        "routing_ms",
+        "retrieval_result",
         "serving",
         "spans",
         "start",
         "status",
+        "steps",
         "text",
         "time",
     )
@@ -66,65 +87,70 @@ class Trace:
         self.api: Api = api
         self.time = time.time()
         self.start = time.perf_counter()
-        self.request_id = new_id(self.time)
+        self.steps: dict[StepName, StepTimer] = {"admit": StepTimer(self.start)}
+        """The steps that began, in order. Only the last may be incomplete."""
+        self.request_id = new_request_id(self.time)
         self.outcome = "aborted"
-        self.left = False
+        self.client_left = False
         self.caller = Caller()
         self.allowance: Allowance | None = None
         self.options: RequestOptions | None = None
         self.chat: Chat | None = None
         self.text = ""
+        """The text that was classified."""
         self.prediction: Prediction | None = None
         self.decision: Decision | None = None
-        self.reply: Reply | None = None
+        self.retrieval_result = NO_RETRIEVAL
         self.attempts = Attempts()
+        self.reply: Reply | None = None
         self.status: int | None = None
+        """HTTP status of the response; None if no response began."""
         self.spans: Spans | None = None
-        self.read_ms: float | None = None
-        self.parsed_ms: float | None = None
-        self.allowed_ms: float | None = None
-        self.classified_ms: float | None = None
-        self.routing_ms = 0.0
-        self.consultation = NOT_CONSULTED
-        self.consulted_ms: float | None = None
-        self.first_token_ms: float | None = None
+
+    def step(self, name: StepName) -> StepTimer:
+        """A context manager that times a step. The step `admit` began when the request arrived."""
+        if name != "admit":
+            self.steps[name] = StepTimer(self.start)
+        return self.steps[name]
 
     def elapsed_ms(self) -> float:
+        """Milliseconds since the request arrived."""
         return (time.perf_counter() - self.start) * 1000
 
-    def routed(self) -> None:
-        """Steps 1 to 4 are done."""
-        self.routing_ms = self.elapsed_ms()
+    def ended_ms(self, name: StepName) -> float | None:
+        """Milliseconds from the arrival of the request to the end of a step; None if it did not complete."""
+        step = self.steps.get(name)
+        return None if step is None else step.ended_ms
 
-    async def consulted(self, chat: Chat, options: RequestOptions) -> Chat:
-        """Step 5: the chat that the expert gets; the decision may change where passages were counted on in vain."""
-        assert self.decision is not None
-        assert self.prediction is not None
-        chat, self.decision, self.consultation = await self.serving.composition.consult(
-            chat, self.decision, options, text=self.text, prediction=self.prediction, tenant=self.caller.tenant
-        )
-        self.consulted_ms = self.elapsed_ms()
-        return chat
+    @property
+    def routing_ms(self) -> float:
+        """Milliseconds from arrival to the decision, 0 without one."""
+        return self.ended_ms("assign") or 0.0
 
-    def answered(self, answer: RoutedAnswer) -> None:
-        """Step 6 is done: the first piece is there."""
-        self.first_token_ms = self.elapsed_ms()
+    @property
+    def first_token_ms(self) -> float | None:
+        """Milliseconds from arrival to the first chunk of the answer, None without one."""
+        return self.ended_ms("call")
+
+    def answered(self, answer: RoutedReply) -> None:
+        """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
 
     def failed(self, error: RequestError) -> None:
+        """Record the error that ends the request, and its cause in the decision."""
         self.outcome = error.code
         decision = self.decision
         if not isinstance(error, ExpertError) or decision is None:
             return
         if self.reply is None and error.expert not in ("", decision.expert):
             cause = self.attempts.causes.get(decision.expert, error.cause)
-            self.decision = answered_by(decision, error.expert, cause=cause)
+            self.decision = with_fallback(decision, error.expert, cause=cause)
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The response headers known so far. Names are ASCII by declaration; no prompt text is among them."""
+        """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         found = [(b"x-request-id", self.request_id.encode())]
         if (decision := self.decision) is not None:
             found += [
@@ -133,76 +159,87 @@ class Trace:
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
                 (b"x-coe-router", self.serving.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.attempts.begun),
+                (b"x-coe-attempts", b"%d" % self.attempts.count),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
             if decision.fallback_from:
                 found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
             if decision.cause:
                 found.append((b"x-coe-cause", decision.cause.encode()))
-        if self.consulted_ms is not None:
-            found.append((b"x-coe-retrieval", self._retrieval()))
+        if self.ended_ms("gate") is not None:
+            found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
             found += self.allowance.headers()
+        if self.options is not None and self.options.explain:
+            found.append((b"server-timing", self._server_timing()))
         return found
 
-    def _retrieval(self) -> bytes:
-        """How the gate stood, and where it was open how many passages of about how many tokens the expert got."""
-        found = self.consultation
-        if found.status != "open":
-            return found.status.encode()
-        return b"open; passages=%d; tokens=%d" % (len(found.passages), found.tokens)
+    def _retrieval_header(self) -> bytes:
+        """The gate's status; if open, also the number of passages and their approximate tokens."""
+        result = self.retrieval_result
+        if result.status != "used":
+            return result.status.encode()
+        return b"used; passages=%d; tokens=%d" % (len(result.passages), result.tokens)
+
+    def _server_timing(self) -> bytes:
+        """The header Server-Timing (W3C): the milliseconds of each completed step."""
+        timed = [
+            f"{name};dur={step.ended_ms - step.began_ms:.3f}"
+            for name, step in self.steps.items()
+            if step.ended_ms is not None
+        ]
+        return ", ".join(timed).encode()
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens of the answer as far as it came."""
+        """Tokens of the answer received so far."""
         return self.reply.usage if self.reply else None
 
     def spent(self) -> tuple[Usage, Prices] | None:
-        """What was used and by which prices; None where no expert answered."""
+        """Tokens used and their prices; None if no expert answered."""
         if self.reply is None or self.decision is None:
             return None
         return self.reply.usage, self.serving.registry.expert(self.decision.expert).prices
 
     @property
     def cost(self) -> float | None:
-        """US dollars by the expert's declared prices; None where nothing was answered or the tokens are not known."""
-        usage = self.usage
-        if usage is None or self.decision is None or usage.input_tokens is None:
+        """US dollars by the expert's declared prices; None without an answer or if its tokens are unknown."""
+        if (spent := self.spent()) is None:
             return None
-        made = 0 if self.api == "embeddings" else usage.output_tokens  # whose servers tell of none
-        if made is None:
+        usage, prices = spent
+        output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
+        if usage.input_tokens is None or output_tokens is None:
             return None
-        prices = self.serving.registry.expert(self.decision.expert).prices
-        return (usage.input_tokens * prices.input + made * prices.output) / 1e6
+        return (usage.input_tokens * prices.input + output_tokens * prices.output) / 1e6
 
     def record(self) -> RoutingRecord:
-        """The request's line in the routing log."""
-        decision, prediction, usage, options = self.decision, self.prediction, self.usage, self.options
+        """The request's record in the routing log."""
+        decision, prediction, usage, options = self.decision or NO_DECISION, self.prediction, self.usage, self.options
         composition, registry = self.serving.composition, self.serving.registry
-        exploration = registry.policy.exploration
+        exploration, retrieval = registry.policy.exploration, self.retrieval_result
         names = composition.router.categories
+        first_token_ms = self.first_token_ms
         return RoutingRecord(
             request_id=self.request_id,
             time=self.time,
-            category=decision.category if decision else "",
-            confidence=decision.confidence if decision else 0.0,
-            expert=decision.expert if decision else "",
-            reason=decision.reason if decision else "",
-            fallback_from=decision.fallback_from if decision else "",
-            cause=decision.cause if decision else "",
-            propensity=decision.propensity if decision else 1.0,
-            candidates=decision.candidates if decision else (),
+            category=decision.category,
+            confidence=decision.confidence,
+            expert=decision.expert,
+            reason=decision.reason,
+            fallback_from=decision.fallback_from,
+            cause=decision.cause,
+            propensity=decision.propensity,
+            candidates=decision.candidates,
             probabilities=_named(names, prediction.probabilities) if prediction is not None else {},
             stage=prediction.stage if prediction is not None else "",
             router=composition.router.version,
             config=registry.digest,
             digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
             outcome=self.outcome,
-            attempts=self.attempts.begun,
+            attempts=self.attempts.count,
             stream=self.chat.stream if self.chat else False,
             routing_ms=round(self.routing_ms, 3),
-            first_token_ms=round(self.first_token_ms, 3) if self.first_token_ms is not None else None,
+            first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
             total_ms=round(self.elapsed_ms(), 3),
             in_distribution=prediction.in_distribution if prediction is not None else 1.0,
             cost_weight=options.cost_weight if options else 0.0,
@@ -216,25 +253,27 @@ class Trace:
             prompt=self.text if registry.log.store_prompts and self.text else None,
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
-            utility=tuple(round(utility, 4) for utility in decision.utility) if decision else (),
-            price=tuple(round(price, 4) for price in decision.price) if decision else (),
+            utility=tuple(round(utility, 4) for utility in decision.utility),
+            price=tuple(round(price, 4) for price in decision.price),
             exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
-            retrieval=self.consultation.status,
-            gate=self.consultation.probability,
-            gain=self.consultation.gain,
-            trial=self.consultation.trial,
-            passages=sources(self.consultation.passages),
-            passage_tokens=self.consultation.tokens,
-            retrieval_ms=round(self.consultation.ms, 3),
+            retrieval=retrieval.status,
+            gate=retrieval.probability,
+            gain=retrieval.gain,
+            trial=retrieval.trial,
+            passages=passage_ids(retrieval.passages),
+            passage_tokens=retrieval.tokens,
+            retrieval_ms=round(retrieval.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
-            overlay=prediction.overlay if prediction is not None else "",
+            overlay=prediction.overlay_version if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
-            plain=_named(names, prediction.plain) if prediction is not None and prediction.plain is not None else None,
+            plain=_named(names, prediction.router_probabilities)
+            if prediction is not None and prediction.router_probabilities is not None
+            else None,
         )
 
 
-def new_id(now: float) -> str:
-    """A request's name: milliseconds since 1970, so that a log's index grows at its end, and 80 random bits."""
+def new_request_id(now: float) -> str:
+    """A unique id: milliseconds since 1970, so that an index of the log grows at its end, and 80 random bits."""
     return f"req_{int(now * 1000):012x}{os.urandom(10).hex()}"
 
 
@@ -244,7 +283,7 @@ def _named(categories: tuple[str, ...], posterior: NDArray[np.float32]) -> dict[
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Who a request's spans are, known before they are: the expert is told of the call's."""
+    """Span contexts of a request, made before the spans, because the expert is sent the context of its call."""
 
     parent: SpanContext
     server: SpanContext

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from gateway.endpoints.http import json_response
 from gateway.errors import error_body
 
 ASSETS = Path(__file__).parent / "assets"
@@ -79,11 +80,7 @@ async def _file(request: Request) -> Response:
     page = _pages().get(request.path_params["path"] or INDEX)
     if page is None:
         message = f"GET {request.url.path}: the page has no such file"
-        return Response(
-            error_body(message, kind="invalid_request_error", code="not_found"),
-            status_code=404,
-            media_type="application/json",
-        )
+        return json_response(error_body(message, kind="invalid_request_error", code="not_found"), status=404)
     headers = HEADERS | {"etag": page.etag}
     if request.headers.get("if-none-match") == page.etag:
         return Response(status_code=304, headers=headers)

@@ -1,1 +1,1 @@
-"""Classification heads: lexical, static, linear and nearest-neighbour."""
+"""Classification heads of the router: lexical, static, linear and nearest-neighbour."""

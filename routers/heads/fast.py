@@ -1,7 +1,7 @@
-"""The cheap heads as they are served: what they know of a piece lies side by side, so that a text costs few look-ups.
+"""The fast heads (lexical and static) in one pass, with everything about a token side by side in memory.
 
-The same arithmetic as LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time: between
-two requests the caches go cold, and then every call and every line of memory counts.
+Computes the same as LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two
+requests the CPU caches go cold, so every call and every cache line counts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from routers.calibration import Floats
 from routers.heads.lexical import LexicalHead
 from routers.heads.linear import LinearHead
 from routers.heads.static import StaticVectors
-from routers.tokens import CHARACTERS, cut
+from routers.tokens import FAST_CHARACTERS, truncate_middle
 
 
 @dataclass(frozen=True, slots=True)
-class Projection:
-    """Where the training data lie among static vectors, unit length: `centroids` (n, dimensions) of all of it, `means`
-    (n_categories, dimensions) of each category."""
+class StaticCentroids:
+    """Training data in the space of static vectors, unit length: k-means `centroids` (n, dimensions), and category
+    `means` (n_categories, dimensions)."""
 
     centroids: Floats
     means: Floats
@@ -29,85 +29,91 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class FastFeatures:
-    """What the cheap heads see of one text: logits (n_categories,), its static vector, and its closeness (2,)."""
+    """Outputs of the fast heads for one text.
+
+    `lexical` and `static` are logits (n_categories,), `vector` is the static vector (dimensions,). `similarity` is the
+    cosine to the nearest centroid and the share of known terms.
+    """
 
     lexical: Floats
     static: Floats
     vector: Floats
-    near: tuple[float, float]
+    similarity: tuple[float, float]
 
 
 class FastHeads:
-    """Text to Glance. Thread-safe: nothing changes after construction but what `pieces` remembers, and the last glance,
-    since a look at the encoder begins with what a peek has seen a moment ago.
+    """Computes the FastFeatures of a text. Thread-safe.
 
-    Terms stay in the files' float16. Static vectors are whole numbers of 8 bits with a scale for each piece, half the
-    memory and summed in a third of the time; the error is at most 1/254 of a piece's largest component, and posteriors
-    move by .001.
+    The last result is cached, because an encoder pass usually follows the fast prediction of the same text. Term
+    weights stay float16. Static vectors are int8 with one scale for each token: half the memory, summed in a third of
+    the time. The error is at most 1/254 of a token's largest component and moves posteriors by .001.
     """
 
-    def __init__(self, lexical: LexicalHead, static: StaticVectors, head: LinearHead, places: Projection) -> None:
-        classes = len(lexical.bias)
-        self._pieces = lexical.features.pieces
+    def __init__(
+        self, lexical: LexicalHead, static: StaticVectors, linear: LinearHead, centroids: StaticCentroids
+    ) -> None:
         self._features = lexical.features
-        self._classes = classes
+        self._tokenizer = lexical.features.tokenizer
+        self._classes = len(lexical.bias)
         self._terms = np.column_stack((lexical.weights, lexical.idf, lexical.known)).astype(np.float16)
-        self._steps, scales = _whole(static.tokens)
-        self._known_pieces = np.column_stack((scales, lexical.features.function_words))
-        self._directions = np.concatenate((head.weights.T, places.centroids))
-        self._bias = head.bias
-        self._start, self._scripts, self._words = lexical.bias, lexical.traits[:-2], lexical.traits[-2:]
-        self._ascii_start = lexical.bias + lexical.traits[0]
-        self._frequency = (1 + np.log(np.arange(1, CHARACTERS + 2))).astype(np.float32)
+        self._int8_vectors, scales = _quantise(static.tokens)
+        self._token_columns = np.column_stack((scales, lexical.features.function_words))
+        self._directions = np.concatenate((linear.weights.T, centroids.centroids))
+        self._static_bias = linear.bias
+        self._lexical_bias = lexical.bias
+        self._ascii_bias = lexical.bias + lexical.dense[0]  # all letters are ASCII
+        self._writing_system_weights, self._function_word_weights = lexical.dense[:-2], lexical.dense[-2:]
+        self._log_counts = (1 + np.log(np.arange(1, FAST_CHARACTERS + 2))).astype(np.float32)
         self._last: tuple[str, FastFeatures] | None = None
 
     def __call__(self, text: str) -> FastFeatures:
-        text = cut(text, characters=CHARACTERS)
+        text = truncate_middle(text, characters=FAST_CHARACTERS)
         last = self._last
         if last is None or last[0] != text:
-            last = self._last = (text, self._see(text))
+            last = self._last = (text, self._compute(text))
         return last[1]
 
-    def _see(self, text: str) -> FastFeatures:
-        ids = self._pieces(text)
-        known_pieces = self._known_pieces.take(ids, axis=0)
-        vector = known_pieces[:, 0] @ self._steps.take(ids, axis=0).astype(np.float32)
+    def _compute(self, text: str) -> FastFeatures:
+        ids = self._tokenizer(text)
+        columns = self._token_columns.take(ids, axis=0)
+        vector = columns[:, 0] @ self._int8_vectors.take(ids, axis=0).astype(np.float32)
         length = float(vector @ vector) ** 0.5
         if length:
             vector = vector / np.float32(length)
         along = self._directions @ vector
-        static = along[: self._classes] + self._bias
+        static = along[: self._classes] + self._static_bias
         nearest = float(np.maximum.reduce(along[self._classes :]))
-        lexical, known = self._look(text, ids, np.add.reduce(known_pieces[:, 1:], axis=0))
-        return FastFeatures(lexical, static, vector, (nearest, known))
+        lexical, known_share = self._lexical(text, ids, np.add.reduce(columns[:, 1:], axis=0))
+        return FastFeatures(lexical, static, vector, (nearest, known_share))
 
-    def _look(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
-        """As LexicalHead.look, with the function words, foreign and English, counted."""
-        ascii_only = text.isascii()
-        logits = self._ascii_start if ascii_only else self._start + self._features.scripts(text) @ self._scripts
-        count = len(ids)
-        if not count:
+    def _lexical(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
+        """As LexicalHead.score, given the counts of foreign and English function words."""
+        if text.isascii():
+            logits = self._ascii_bias
+        else:
+            logits = self._lexical_bias + self._features.writing_systems(text) @ self._writing_system_weights
+        if not len(ids):
             return logits, 0.0
-        rows, counts = _distinct(ids, self._features.pairs(ids))
-        found = self._terms.take(rows, axis=0).astype(np.float32)
-        weights = self._frequency.take(counts, mode="clip") * found[:, -2]
-        squares = weights * weights
+        rows, repeats = _count_distinct(ids, self._features.bigrams(ids))
+        terms = self._terms.take(rows, axis=0).astype(np.float32)
+        tfidf = self._log_counts.take(repeats, mode="clip") * terms[:, -2]
+        squares = tfidf * tfidf
         norm = float(np.add.reduce(squares))
-        logits = logits + (function_words @ self._words) / np.float32(count)
-        logits += (weights @ found[:, :-2]) / np.float32(norm**0.5)
-        return logits, float(squares @ found[:, -1]) / norm
+        logits = logits + (function_words @ self._function_word_weights) / np.float32(len(ids))
+        logits += (tfidf @ terms[:, :-2]) / np.float32(norm**0.5)
+        return logits, float(squares @ terms[:, -1]) / norm
 
 
-def _whole(vectors: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """The vectors (n, dimensions) as whole numbers, and by what to multiply each (n,)."""
+def _quantise(vectors: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Return int8 vectors (n, dimensions) and their scales (n,)."""
     largest = np.abs(vectors).max(axis=1).astype(np.float32)
     scales = (np.where(largest > 0, largest, 1) / (2**7 - 1)).astype(np.float32)
     return np.rint(vectors / scales[:, None]).astype(np.int8), scales
 
 
-def _distinct(ids: NDArray[np.int64], pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct values among both, and how often each occurs, less one."""
-    values = np.concatenate((ids, pairs))
+def _count_distinct(ids: NDArray[np.int64], bigrams: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct values of both arrays, and the count of each minus one."""
+    values = np.concatenate((ids, bigrams))
     values.sort()
     first = np.empty(len(values) + 1, dtype=bool)
     first[0] = first[-1] = True

@@ -1,7 +1,7 @@
-"""Static token vectors distilled from a sentence encoder, after the recipe that model2vec describes.
+"""Static token vectors distilled from a sentence encoder, as in model2vec.
 
-Every token of the vocabulary is encoded alone, the vectors are reduced by PCA, and frequent tokens are weighted down
-(smooth inverse frequency, Arora et al. 2017). A text is the unit-length sum of its tokens' vectors.
+Every token of the vocabulary is encoded alone. The vectors are reduced by PCA, and frequent tokens get lower weights
+(smooth inverse frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' vectors at unit length.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SMOOTHING = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class StaticVectors:
-    """`tokens` of shape (vocabulary, dimensions), float32, already weighted."""
+    """`tokens` (vocabulary, dimensions), float32, weighted by token frequency."""
 
     tokens: NDArray[np.float32]
 
     def vector(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One text's unit vector, shape (dimensions,); zero for a text without tokens."""
+        """Return the unit vector (dimensions,) of a text with these token ids; zero without tokens."""
         total: NDArray[np.float32] = self.tokens[ids].sum(axis=0)
         length = float(total @ total) ** 0.5
         return total / length if length else total
 
     def vectors(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Shape (n_texts, dimensions)."""
+        """Return the vectors (n_texts, dimensions) of several texts."""
         return np.stack([self.vector(ids) for ids in texts])
 
     def arrays(self) -> Arrays:
@@ -43,15 +43,15 @@ def distil(
     encode_tokens: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     frequencies: NDArray[np.int64],
 ) -> StaticVectors:
-    """Token vectors from `encode_tokens` (ids to encoder vectors), weighted by corpus `frequencies` (vocabulary,)."""
+    """Distil token vectors from `encode_tokens` (ids to vectors), weighted by corpus `frequencies` (vocabulary,)."""
     vectors = encode_tokens(np.arange(len(frequencies)))
-    reduced = _reduce(vectors, dimensions=min(DIMENSIONS, vectors.shape[1]))
+    reduced = _pca(vectors, dimensions=min(DIMENSIONS, vectors.shape[1]))
     share = frequencies / max(1, int(frequencies.sum()))
     tokens = reduced * (SMOOTHING / (SMOOTHING + share))[:, None]
     return StaticVectors(tokens=tokens.astype(np.float16).astype(np.float32))
 
 
-def _reduce(vectors: NDArray[np.float32], *, dimensions: int) -> NDArray[np.float32]:
+def _pca(vectors: NDArray[np.float32], *, dimensions: int) -> NDArray[np.float32]:
     centred = vectors - vectors.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     reduced: NDArray[np.float32] = centred @ axes[:, ::-1][:, :dimensions]

@@ -1,12 +1,24 @@
-"""Which writing systems a text uses and how foreign its function words look: what an English encoder cannot tell."""
+"""Writing systems and function words: language features that an English encoder lacks."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-NAMES = ("ascii", "latin", "greek", "cyrillic", "hebrew", "arabic", "indic", "thai", "hangul", "cjk", "kana", "other")
-OTHER = NAMES.index("other")
+WRITING_SYSTEM_NAMES = (
+    "ascii",
+    "latin",
+    "greek",
+    "cyrillic",
+    "hebrew",
+    "arabic",
+    "indic",
+    "thai",
+    "hangul",
+    "cjk",
+    "kana",
+    "other",
+)
 _RANGES = {  # first and last code point, https://www.unicode.org/charts/
     "ascii": [(0x41, 0x5A), (0x61, 0x7A)],
     "latin": [(0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F), (0x300, 0x36F), (0x1E00, 0x1EFF)],
@@ -31,7 +43,7 @@ FOREIGN_WORDS = """
     bir ve bu için icin ne mi nasıl ile si nu cu din este pe un în sau
     ang ng mga sa yang dan itu dengan untuk apa jest nie że się jak
 """
-"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian and others, less
+"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian and others, without
 those that are common in English too."""
 
 ENGLISH_WORDS = """
@@ -42,18 +54,21 @@ ENGLISH_WORDS = """
 
 def _table() -> NDArray[np.int8]:
     table = np.full(0x10000, -1, dtype=np.int8)
-    for index, name in enumerate(NAMES):
+    for index, name in enumerate(WRITING_SYSTEM_NAMES):
         for first, last in _RANGES[name]:
             table[first : last + 1] = index
     return table
 
 
 class WritingSystems:
-    """Shares of a text's letters by writing system, shape (len(NAMES),), float32, summing to 1 or all zero."""
+    """Computes the shares of a text's letters by writing system, float32 (len(WRITING_SYSTEM_NAMES),).
+
+    The shares sum to 1, or are all zero for a text without letters.
+    """
 
     def __init__(self) -> None:
         self._table = _table()
-        self._ascii = np.zeros(len(NAMES), dtype=np.float32)
+        self._ascii = np.zeros(len(WRITING_SYSTEM_NAMES), dtype=np.float32)
         self._ascii[0] = 1.0
 
     def __call__(self, text: str) -> NDArray[np.float32]:
@@ -61,5 +76,5 @@ class WritingSystems:
             return self._ascii
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         found = self._table[np.minimum(points, 0xFFFF)]
-        counts = np.bincount(found[found >= 0], minlength=len(NAMES)).astype(np.float32)
+        counts = np.bincount(found[found >= 0], minlength=len(WRITING_SYSTEM_NAMES)).astype(np.float32)
         return counts / max(1.0, float(counts.sum()))

@@ -1,1 +1,1 @@
-"""Training, from labelled prompts to a router's folder."""
+"""Training: from labelled prompts to a router's folder."""

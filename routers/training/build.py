@@ -1,4 +1,8 @@
-"""Training, from labelled prompts to a router's folder: the table of contents of what `build` does."""
+"""Train a router: export the encoder, embed the texts, fit the heads out of fold, choose thresholds, write the folder.
+
+`train` runs these stages in order and returns the held-out metrics. The encoder is served as int8 unless that costs
+held-out accuracy.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +20,39 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
-from routers.encoders import TOKENS, OnnxEncoder
-from routers.examples import Example, TrainingSet, digest_of, prepare
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder
+from routers.examples import Example, TrainingSet, build_training_set, prompt_digest
 from routers.files import write_json
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
 from routers.heads.static import distil
-from routers.tokens import CHARACTERS, TokenFeatures, cut, load_tokenizer
-from routers.training.embedding_cache import CachedEncoder, export_once, open_encoder
+from routers.task_runner import TaskRunner
+from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
+from routers.training.embedding_cache import CachedEncoder, export_with_cache, open_encoder
 from routers.training.export import locate_encoder, quantise
-from routers.training.fitting import Data, choose_strengths, cross_fit, exemplar_rows, held_out_right, write_heads
-from routers.training.parallel import TaskRunner
-from routers.training.tuning import measure, tune
+from routers.training.fitting import (
+    TrainingData,
+    choose_regularization,
+    cross_fit,
+    exemplar_rows,
+    held_out_correct,
+    write_heads,
+)
+from routers.training.tuning import training_metrics, tune
 
-QUANTISATION_SAMPLE = 2000
-"""Most texts on which int8 is compared with fp32."""
-QUANTISATION_LOSS = 0.003
+QUANTISATION_SAMPLE_TEXTS = 2000
+"""Texts on which int8 is compared with fp32, at most."""
+MAX_QUANTISATION_LOSS = 0.003
 """Held-out accuracy that int8 may cost."""
-FOLDINGS = 8
-"""Divisions into folds that the comparison is averaged over: what one alone says is off by .005 either way."""
+COMPARISON_REPEATS = 8
+"""Random divisions into folds that the comparison averages over. One division alone is off by up to .005."""
 
 Progress = Callable[[str, float], None]
-Opened = Callable[[Path], OnnxEncoder | CachedEncoder]
-"""The encoder of a network."""
+OpenEncoder = Callable[[Path], OnnxEncoder | CachedEncoder]
+"""Opens the encoder of a network file."""
 
 
-class Stages:
-    """Times the stages of a run, in seconds, and tells `progress` of them."""
+class StageTimer:
+    """Measures the stages of a run in seconds and reports them to `progress`."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress or (lambda stage, share: None)
@@ -57,8 +68,8 @@ class Stages:
 
 
 @contextmanager
-def small_fits() -> Iterator[None]:
-    """On one BLAS thread: with two, which mostly wait for each other, such a fit takes twenty times as long."""
+def single_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread. With two, which mostly wait for each other, small fits take twenty times as long."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1, user_api="blas"):
@@ -73,115 +84,124 @@ def train(
     seed: int,
     progress: Progress | None,
     threads: int,
-    memory: Path | None,
-    work: TaskRunner,
+    cache: Path | None,
+    runner: TaskRunner,
 ) -> dict[str, Any]:
-    """See `routers.build`."""
-    stages = Stages(progress)
-    lessons = prepare(examples)
+    """Train a router. Parameters and errors as in `routers.build`."""
+    timer = StageTimer(progress)
+    training_set = build_training_set(examples)
     source = locate_encoder(encoder)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
-    with stages.stage("export"):
-        export_once(source, network=out / NETWORK, tokenizer=out / TOKENIZER, memory=memory)
-    opened = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, memory=memory, work=work)
-    embeddings, quantisation = embed(lessons, out=out, opened=opened, seed=seed, stages=stages)
-    with stages.stage("distil") as report:
-        data = represent(lessons, embeddings, out=out, opened=opened, report=report)
-    with stages.stage("held-out") as report, small_fits():
-        strengths = choose_strengths(data, seed=seed, work=work)
-        held_out = cross_fit(data, strengths, seed=seed, work=work, report=report)
-        pooling, familiarities = tune(held_out, data.labels)
-    with stages.stage("fit"), small_fits():
-        write_heads(data, strengths, out=out, seed=seed)
+    with timer.stage("export"):
+        export_with_cache(source, network=out / NETWORK, tokenizer=out / TOKENIZER, cache=cache)
+    open_network = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, cache=cache, runner=runner)
+    embeddings, quantisation = embed_texts(training_set, out=out, open_network=open_network, seed=seed, timer=timer)
+    with timer.stage("distil") as report:
+        data = compute_training_data(training_set, embeddings, out=out, open_network=open_network, report=report)
+    with timer.stage("held-out") as report, single_blas_thread():
+        regularization = choose_regularization(data, seed=seed, runner=runner)
+        held_out = cross_fit(data, regularization, seed=seed, runner=runner, report=report)
+        ensemble, in_distribution = tune(held_out, data.labels)
+    with timer.stage("fit"), single_blas_thread():
+        write_heads(data, regularization, out=out, seed=seed)
         rows = exemplar_rows(data, np.arange(len(data.labels)), seed=seed)
-        write_json(out / EXEMPLARS, {"digests": [digest_of(lessons.texts[row]) for row in rows]})
-    write_json(
-        out / CONFIG,
-        {
-            "format": FORMAT,
-            "kind": "cascade",
-            "categories": list(lessons.categories),
-            "tokens": TOKENS,
-            "pooling": asdict(pooling),
-            "familiarities": asdict(familiarities),
-        },
-    )
+        write_json(out / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[row]) for row in rows]})
+    config = {"format": FORMAT, "kind": "cascade", "categories": list(training_set.categories)}
+    config |= {"tokens": ROUTING_TOKENS, "ensemble": asdict(ensemble), "in_distribution": asdict(in_distribution)}
+    write_json(out / CONFIG, config)
     return {
-        "examples": len(lessons.texts),
-        "dropped": lessons.dropped,
+        "examples": len(training_set.texts),
+        "dropped": training_set.dropped,
         "quantisation": quantisation,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
-        "strengths": asdict(strengths),
-        **measure(held_out, data.labels, lessons.categories, pooling, familiarities),
+        "regularization": asdict(regularization),
+        **training_metrics(held_out, data.labels, training_set.categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
-        "seconds": stages.seconds,
+        "seconds": timer.seconds,
     }
 
 
-def embed(
-    lessons: TrainingSet, *, out: Path, opened: Opened, seed: int, stages: Stages
+def embed_texts(
+    training_set: TrainingSet, *, out: Path, open_network: OpenEncoder, seed: int, timer: StageTimer
 ) -> tuple[Floats, dict[str, Any]]:
-    """Readings of all texts by the int8 network, or by the fp32 one where int8 costs accuracy; `out` keeps that one."""
-    full, small = out / NETWORK, out / "encoder.int8.onnx"
-    with stages.stage("embed") as report:
-        quantise(full, out=small)
-        embeddings = opened(small).read(lessons.texts, report)
-    with stages.stage("compare") as report:
-        found = _compare(lessons, embeddings, opened(full), seed=seed, report=report)
-    if found["fp32"] - found["int8"] <= QUANTISATION_LOSS:
-        small.replace(full)
-        return embeddings, {"kept": "int8", **found}
-    small.unlink()
-    with stages.stage("embed in fp32") as report:
-        return opened(full).read(lessons.texts, report), {"kept": "fp32", **found}
+    """Embed all texts with the int8 network, or with fp32 if int8 costs accuracy; `out` keeps the network used.
+
+    Returns the embeddings (n_texts, width) and the figures of the comparison.
+    """
+    fp32_network, int8_network = out / NETWORK, out / "encoder.int8.onnx"
+    with timer.stage("embed") as report:
+        quantise(fp32_network, out=int8_network)
+        embeddings = open_network(int8_network).features(training_set.texts, report)
+    with timer.stage("compare") as report:
+        fp32_encoder = open_network(fp32_network)
+        compared = _compare_networks(training_set, embeddings, fp32_encoder, seed=seed, report=report)
+    if compared["fp32"] - compared["int8"] <= MAX_QUANTISATION_LOSS:
+        int8_network.replace(fp32_network)
+        return embeddings, {"kept": "int8", **compared}
+    int8_network.unlink()
+    with timer.stage("embed in fp32") as report:
+        return open_network(fp32_network).features(training_set.texts, report), {"kept": "fp32", **compared}
 
 
-def _compare(
-    lessons: TrainingSet,
-    embeddings: Floats,
-    precise: OnnxEncoder | CachedEncoder,
+def _compare_networks(
+    training_set: TrainingSet,
+    int8_embeddings: Floats,
+    fp32_encoder: OnnxEncoder | CachedEncoder,
     *,
     seed: int,
     report: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Held-out accuracy with the `precise` network and with the one that gave `embeddings`, on a sample."""
-    sample = draw(lessons.texts, count=QUANTISATION_SAMPLE)
-    exact, labels = precise.read([lessons.texts[i] for i in sample], report), lessons.labels[sample]
-    with small_fits():
-        fp32, int8 = (_held_out_accuracy(found, labels, seed=seed) for found in (exact, embeddings[sample]))
+    """Return the held-out accuracy with each network on a sample of the texts."""
+    sample = sample_texts(training_set.texts, count=QUANTISATION_SAMPLE_TEXTS)
+    fp32_embeddings = fp32_encoder.features([training_set.texts[i] for i in sample], report)
+    labels = training_set.labels[sample]
+    with single_blas_thread():
+        fp32, int8 = (
+            _held_out_accuracy(embeddings, labels, seed=seed)
+            for embeddings in (fp32_embeddings, int8_embeddings[sample])
+        )
     return {"compared": len(sample), "fp32": fp32, "int8": int8}
 
 
 def _held_out_accuracy(embeddings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
-    return float(np.mean([held_out_right(embeddings, labels, seed=seed + i).mean() for i in range(FOLDINGS)]))
+    repeats = range(COMPARISON_REPEATS)
+    return float(np.mean([held_out_correct(embeddings, labels, seed=seed + i).mean() for i in repeats]))
 
 
-def draw(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
-    """Indices of `count` texts, those of the smallest digests: as good as random, and much the same when some are
-    missing, so that trainings with one memory share them."""
+def sample_texts(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:
+    """Return the indices of the `count` texts with the smallest digests.
+
+    As good as a random sample, but nearly the same if some texts are missing, so that trainings share cached
+    embeddings.
+    """
     order = sorted(range(len(texts)), key=lambda i: hashlib.blake2b(texts[i].encode()).digest())
     return np.array(order[:count], dtype=np.int64)
 
 
-def represent(
-    lessons: TrainingSet, embeddings: Floats, *, out: Path, opened: Opened, report: Callable[[float], None]
-) -> Data:
-    """Word pieces, static token vectors distilled from the encoder, and the lexical matrix."""
-    pieces = TokenFeatures(load_tokenizer(out / TOKENIZER))
-    features = LexicalFeatures(pieces)
-    texts = [cut(text, characters=CHARACTERS) for text in lessons.texts]
-    ids = [pieces(text) for text in texts]
-    encoder = opened(out / NETWORK)
-    frame = load_tokenizer(out / TOKENIZER).encode("").ids
-    ends, vectors = len(frame) // 2, slice(encoder.dimensions)
+def compute_training_data(
+    training_set: TrainingSet,
+    embeddings: Floats,
+    *,
+    out: Path,
+    open_network: OpenEncoder,
+    report: Callable[[float], None],
+) -> TrainingData:
+    """Tokenize the texts, distil static vectors from the encoder, and compute the lexical matrix."""
+    tokenizer = WordCachedTokenizer(load_tokenizer(out / TOKENIZER))
+    features = LexicalFeatures(tokenizer)
+    texts = [truncate_middle(text, characters=FAST_CHARACTERS) for text in training_set.texts]
+    ids = [tokenizer(text) for text in texts]
+    encoder = open_network(out / NETWORK)
+    special = load_tokenizer(out / TOKENIZER).encode("").ids
+    start, end = special[: len(special) // 2], special[len(special) // 2 :]
     tokens = distil(
-        lambda tokens: encoder.read_ids([[*frame[:ends], int(t), *frame[ends:]] for t in tokens], report)[:, vectors],
-        np.bincount(np.concatenate(ids), minlength=pieces.size),
+        lambda ids: encoder.embed_ids([[*start, int(i), *end] for i in ids], report)[:, : encoder.dimensions],
+        np.bincount(np.concatenate(ids), minlength=tokenizer.vocabulary_size),
     )
-    return Data(
-        labels=lessons.labels,
-        classes=len(lessons.categories),
+    return TrainingData(
+        labels=training_set.labels,
+        classes=len(training_set.categories),
         features=features,
         lexical=lexical_matrix(texts, ids, features),
         tokens=tokens,

@@ -1,4 +1,8 @@
-"""Exports and readings kept in a folder, so that training again on the same encoder does not compute them again."""
+"""A folder that caches ONNX exports and embeddings between trainings on the same encoder.
+
+Exports are keyed by the digest of the encoder's files, embeddings by the digest of network and tokenizer. The cache
+grows with every new text and is never evicted.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +16,39 @@ import numpy as np
 
 from coe.errors import ArtifactError
 from routers.calibration import Floats
-from routers.encoders import TOKENS, OnnxEncoder
-from routers.training.export import LAYOUT, export_encoder
-from routers.training.parallel import TaskRunner
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder
+from routers.task_runner import TaskRunner
+from routers.training.export import EXPORT_VERSION, export_encoder
 
 Progress = Callable[[float], None]
 
 
-def export_once(source: str, *, network: Path, tokenizer: Path, memory: Path | None) -> None:
-    """As `export_encoder`, from `memory` where the same files were exported before. A hub name, whose files may change,
-    is exported anew."""
-    if memory is None or not Path(source).is_dir():
+def export_with_cache(source: str, *, network: Path, tokenizer: Path, cache: Path | None) -> None:
+    """As `export_encoder`, but copy the files of an earlier export of the same folder from `cache`.
+
+    A hub name is always exported, because its files may change.
+    """
+    if cache is None or not Path(source).is_dir():
         export_encoder(source, network=network, tokenizer=tokenizer)
         return
-    kept = memory / f"export-{LAYOUT}-{_digest_of_folder(Path(source))}"
-    if not kept.is_dir():
-        memory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=memory) as draft:
-            made = Path(draft) / "export"
-            made.mkdir()
-            export_encoder(source, network=made / "network", tokenizer=made / "tokenizer")
-            if not kept.exists():
-                made.rename(kept)
-    shutil.copyfile(kept / "network", network)
-    shutil.copyfile(kept / "tokenizer", tokenizer)
+    cached = cache / f"export-{EXPORT_VERSION}-{_folder_digest(Path(source))}"
+    if not cached.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as draft:
+            exported = Path(draft) / "export"
+            exported.mkdir()
+            export_encoder(source, network=exported / "network", tokenizer=exported / "tokenizer")
+            if not cached.exists():
+                exported.rename(cached)
+    shutil.copyfile(cached / "network", network)
+    shutil.copyfile(cached / "tokenizer", tokenizer)
 
 
 class CachedEncoder:
-    """A coe.core.Encoder that asks `encoder` only for token sequences whose readings `file` lacks, and adds them."""
+    """A coe.core.Encoder that computes only embeddings that `file` lacks, and adds them to it.
+
+    Every method raises ArtifactError if the file is damaged.
+    """
 
     def __init__(self, encoder: OnnxEncoder, file: Path) -> None:
         self._encoder = encoder
@@ -47,39 +56,39 @@ class CachedEncoder:
         self.dimensions, self.width = encoder.dimensions, encoder.width
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """As OnnxEncoder.encode. Raises ArtifactError when the file is damaged."""
-        return np.ascontiguousarray(self.read(texts)[:, : self.dimensions])
+        """As OnnxEncoder.encode."""
+        return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
-    def read(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
-        """As OnnxEncoder.read. Raises ArtifactError when the file is damaged."""
-        return self.read_ids(self._encoder.tokenize(texts), progress)
+    def features(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
+        """As OnnxEncoder.features."""
+        return self.embed_ids(self._encoder.tokenize(texts), progress)
 
-    def read_ids(self, tokens: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:
-        """As OnnxEncoder.read_ids. Raises ArtifactError when the file is damaged."""
-        keys = [hashlib.blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).digest() for ids in tokens]
-        known = self._read()
-        new = {key: ids for key, ids in zip(keys, tokens, strict=True) if key not in known}
+    def embed_ids(self, token_ids: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:
+        """As OnnxEncoder.embed_ids."""
+        keys = [hashlib.blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).digest() for ids in token_ids]
+        cached = self._load()
+        new = {key: ids for key, ids in zip(keys, token_ids, strict=True) if key not in cached}
         if new:
-            known |= zip(new, self._encoder.read_ids(list(new.values()), progress), strict=True)
-            self._write(known)
-        return np.array([known[key] for key in keys], dtype=np.float32).reshape(len(keys), self.width)
+            cached |= zip(new, self._encoder.embed_ids(list(new.values()), progress), strict=True)
+            self._save(cached)
+        return np.array([cached[key] for key in keys], dtype=np.float32).reshape(len(keys), self.width)
 
-    def _read(self) -> dict[bytes, Floats]:
+    def _load(self) -> dict[bytes, Floats]:
         if not self._file.is_file():
             return {}
         try:
             with np.load(self._file, allow_pickle=False) as archive:
                 keys, embeddings = archive["keys"], archive["embeddings"]
-            return {row.tobytes(): reading for row, reading in zip(keys, embeddings, strict=True)}
+            return {row.tobytes(): embedding for row, embedding in zip(keys, embeddings, strict=True)}
         except Exception as error:  # zipfile, zlib, KeyError and ValueError all mean the same here
             raise ArtifactError(f"{self._file}: damaged ({error}); delete it") from error
 
-    def _write(self, known: dict[bytes, Floats]) -> None:
+    def _save(self, cached: dict[bytes, Floats]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
+        keys = np.frombuffer(b"".join(cached), dtype=np.uint8).reshape(len(cached), -1)
         with tempfile.TemporaryDirectory(dir=self._file.parent) as draft:
-            written = Path(draft) / "readings.npz"
-            np.savez(written, allow_pickle=False, keys=keys, embeddings=np.stack(list(known.values())))
+            written = Path(draft) / "embeddings.npz"
+            np.savez(written, allow_pickle=False, keys=keys, embeddings=np.stack(list(cached.values())))
             written.replace(self._file)
 
 
@@ -88,19 +97,19 @@ def open_encoder(
     tokenizer: Path,
     *,
     threads: int,
-    memory: Path | None,
-    tokens: int = TOKENS,
-    work: TaskRunner | None = None,
+    cache: Path | None,
+    tokens: int = ROUTING_TOKENS,
+    runner: TaskRunner | None = None,
 ) -> OnnxEncoder | CachedEncoder:
-    """The encoder in these two files, with the readings that `memory` holds of the same two."""
-    encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens, work=work)
-    if memory is None:
+    """Open the encoder in these two files, with the embeddings that `cache` holds of the same two."""
+    encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens, runner=runner)
+    if cache is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]
-    return CachedEncoder(encoder, memory / f"readings-{digest}.npz")
+    return CachedEncoder(encoder, cache / f"embeddings-{digest}.npz")
 
 
-def _digest_of_folder(folder: Path) -> str:
+def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(folder)).encode() + b"\0")

@@ -1,12 +1,8 @@
-"""A sentence-transformers model to ONNX: found as a folder, an installed package or a hub name; fp32 or int8.
+"""Export a sentence-transformers model to ONNX, in fp32 or int8, with lean attention.
 
-A network's attention, made lean: it cuts its heads itself, its three projections are one, and it needs no mask.
-
-The exporter cuts queries, keys and values into heads, turns them, and turns the result back: eight operators a layer, a
-tenth of the time that a line of text takes. ONNX's Attention does so by itself where it is told the heads, and gives
-the same to the bit. Projecting once in place of three times, and leaving out a mask that hides nothing, takes as much
-again (docs/experiments/encoder-latency.md).
-"""
+The exported graph is rewritten for latency. Attention splits its heads itself in place of eight reshapes and transposes
+a layer (a tenth of the latency of a line of text); one projection replaces those of queries, keys and values; masks
+that hide no token are removed (another tenth; docs/experiments/encoder-latency.md). Outputs stay the same."""
 
 from __future__ import annotations
 
@@ -27,23 +23,25 @@ from coe.errors import DataError
 from routers.encoders import OnnxEncoder
 
 OPSET = 23
-"""The first in which attention is one operator."""
-DEPTHS = (2 / 3, 1 / 3)
-"""The inner layers that are read, by their depth. The middle of such a network tells topics apart better than its end,
-which is made for closeness (docs/experiments/encoder-layers.md; Skean et al. 2025, arXiv 2502.02013, find the same
-of many)."""
-LAYOUT = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in DEPTHS)}-lean"
-"""By which an export kept from before is known to be as this module makes it."""
-PROBES = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
-"""Texts of unlike length: the export is traced with the first and checked on all."""
-LONGEST = 256
-"""Tokens of the text on which masks are found to hide nothing; the most that is read of any text."""
-IDLE = 1e-5
-"""By how much readings without masks may differ from those with masks, which is what rounding does."""
+"""The first ONNX opset with an Attention operator."""
+INNER_LAYER_DEPTHS = (2 / 3, 1 / 3)
+"""Relative depths of the inner layers that become outputs. Middle layers separate topics better than the last one,
+which is trained for similarity (docs/experiments/encoder-layers.md; Skean et al. 2025, arXiv 2502.02013)."""
+EXPORT_VERSION = f"{OPSET}-{'-'.join(f'{depth:.2f}' for depth in INNER_LAYER_DEPTHS)}-lean"
+"""Identifies this module's output in the cache of exports."""
+PROBE_TEXTS = ["how do magnets work", "Prove that there are infinitely many primes, please.", "1 + 1"]
+"""Texts of different lengths: the export is traced with the first and verified on all."""
+MAX_MASK_TEST_TOKENS = 256
+"""Length of the longest text on which the removal of masks is verified; no longer text is ever embedded."""
+MASK_TOLERANCE = 1e-5
+"""Largest difference between embeddings with and without masks: rounding errors."""
 
 
 def locate_encoder(encoder: str) -> str:
-    """A folder for `encoder` where there is one on this machine, else `encoder` itself, taken as a hub name."""
+    """Return the folder of `encoder` if it is a folder or an installed package, else `encoder` as a hub name.
+
+    Raises DataError for an identifier that is no such package.
+    """
     if Path(encoder).is_dir():
         return encoder
     if encoder.isidentifier():
@@ -58,12 +56,11 @@ def locate_encoder(encoder: str) -> str:
 
 
 def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
-    """Write `encoder` as fp32 ONNX and its tokenizer.json. The network takes input_ids of one text to its `vectors`
-    (1, dimensions) and, where its layers can be seen, to the means of some side by side, `inner`: unit length, each.
+    """Write `encoder` as fp32 ONNX and its tokenizer.json.
 
-    One text at a time is all that OnnxEncoder asks for, and a network that knows so, with attention as one lean
-    operator, takes a fifth less time than one for padded batches.
-    """
+    The network maps input_ids of one text to `vectors` (1, dimensions) and, if the model exposes its layers, to
+    `inner`: the means of some inner layers side by side. Each has unit length. A network for single texts takes a fifth
+    less time than one for padded batches. Raises DataError if the model cannot be exported faithfully."""
     import torch
 
     model = _load(encoder)
@@ -71,39 +68,44 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     if fast is None:
         raise DataError(f"encoder {encoder!r}: has no fast tokenizer (tokenizer.json); choose another encoder")
     fast.save(str(tokenizer))
-    reader, texts = _as_module(model), [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
-    with warnings.catch_warnings(), _quiet("torch.onnx"):  # the exporter talks about its own internals
+    module, texts = (
+        _as_module(model),
+        [model.tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBE_TEXTS],
+    )
+    with warnings.catch_warnings(), _quiet("torch.onnx"):  # it warns about its own internals
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            reader,
+            module,
             (texts[0],),
             input_names=["input_ids"],
-            output_names=["vectors", "inner"][: len(reader(texts[0]))],
+            output_names=["vectors", "inner"][: len(module(texts[0]))],
             dynamic_shapes={"input_ids": {1: torch.export.Dim("length")}},
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
         )
-        program.model = project_once(leave_heads_to_attention(program.model))
+        program.model = fuse_projections(fuse_head_transposes(program.model))
         program.save(str(network))
-        expected = np.concatenate([torch.cat(reader(text), dim=1).detach().numpy() for text in texts])
-    if np.abs(OnnxEncoder.load(network, tokenizer).read(PROBES) - expected).max() > 1e-3:
+        expected = np.concatenate([torch.cat(module(text), dim=1).detach().numpy() for text in texts])
+    if np.abs(OnnxEncoder.load(network, tokenizer).features(PROBE_TEXTS) - expected).max() > 1e-3:
         raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
-    longest = np.resize(texts[1][0], min(LONGEST, model.max_seq_length or LONGEST))
-    tried = [ids.tolist() for ids in (longest, *(text[0] for text in texts))]
-    _drop_idle_masks(program, tried, network=network, tokenizer=tokenizer)
+    longest = np.resize(texts[1][0], min(MAX_MASK_TEST_TOKENS, model.max_seq_length or MAX_MASK_TEST_TOKENS))
+    token_ids = [ids.tolist() for ids in (longest, *(text[0] for text in texts))]
+    _remove_idle_masks(program, token_ids, network=network, tokenizer=tokenizer)
 
 
-def _drop_idle_masks(program: Any, texts: list[list[int]], *, network: Path, tokenizer: Path) -> None:
-    """Write the network without masks where that gives the same for `texts` (token ids): no token is hidden there. One
-    that cannot read them all, as RoBERTas take two positions off what their files say, keeps its masks."""
+def _remove_idle_masks(program: Any, token_ids: list[list[int]], *, network: Path, tokenizer: Path) -> None:
+    """Write the network without masks if the embeddings of these texts stay the same.
 
+    A network that cannot embed all of them keeps its masks; RoBERTa, for example, has two positions fewer than its
+    configuration says.
+    """
     lean = network.with_name(f"{network.name}.lean")
-    program.model = hide_nothing(program.model)
+    program.model = remove_masks(program.model)
     program.save(str(lean))
     try:
-        before, after = (OnnxEncoder.load(path, tokenizer).read_ids(texts) for path in (network, lean))
-        idle = np.abs(after - before).max() < IDLE
+        before, after = (OnnxEncoder.load(path, tokenizer).embed_ids(token_ids) for path in (network, lean))
+        idle = np.abs(after - before).max() < MASK_TOLERANCE
     except Exception:  # onnxruntime's own errors share no base
         idle = False
     if idle:
@@ -116,10 +118,10 @@ def _load(encoder: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-    disable_progress_bar()  # `progress` is the one that reports
+    disable_progress_bar()  # `progress` reports instead
     try:
         return SentenceTransformer(encoder, device="cpu").eval()
-    except Exception as error:  # the loader raises whatever its many back ends raise
+    except Exception as error:  # its back ends raise errors of many types
         raise DataError(f"encoder {encoder!r}: cannot be loaded ({error})") from error
     finally:
         enable_progress_bar()
@@ -131,35 +133,35 @@ def _as_module(model: Any) -> Any:
     if model.transformers_model is not None:
         model.transformers_model.config.output_hidden_states = True
 
-    class Reader(torch.nn.Module):  # type: ignore[misc]
+    class EmbeddingModule(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, input_ids: Any) -> tuple[Any, ...]:
-            found = self.model({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
-            states = found.get("all_layer_embeddings") or ()  # the embeddings, then each layer's
+            outputs = self.model({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+            states = outputs.get("all_layer_embeddings") or ()  # token embeddings, then each layer's output
             inner = [states[layer].mean(dim=1) for layer in inner_layers(len(states) - 1)]
-            unit = [torch.nn.functional.normalize(one, dim=1) for one in (found["sentence_embedding"], *inner)]
+            unit = [torch.nn.functional.normalize(one, dim=1) for one in (outputs["sentence_embedding"], *inner)]
             return (unit[0], torch.cat(unit[1:], dim=1)) if inner else (unit[0],)
 
-    return Reader().eval()
+    return EmbeddingModule().eval()
 
 
 def inner_layers(layers: int) -> list[int]:
-    """Which of so many layers are read besides the last, the deepest first."""
-    return sorted({round(depth * layers) for depth in DEPTHS} & set(range(1, layers)), reverse=True)
+    """Return the inner layers, of `layers` in all, that become outputs; the deepest first."""
+    return sorted({round(depth * layers) for depth in INNER_LAYER_DEPTHS} & set(range(1, layers)), reverse=True)
 
 
 def quantise(network: Path, *, out: Path) -> None:
-    """Write `network` with int8 weights and dynamically quantised activations."""
+    """Write `network` with int8 weights and dynamic quantisation of activations."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet(None):  # it advises on the root logger
+    with _quiet(None):  # it logs advice on the root logger
         quantize_dynamic(
             str(network),
             str(out),
-            op_types_to_quantize=["MatMul", "Gather"],  # it takes ONNX's Attention for onnxruntime's own
+            op_types_to_quantize=["MatMul", "Gather"],  # it mistakes ONNX's Attention for onnxruntime's own
             weight_type=QuantType.QInt8,
             per_channel=True,
         )
@@ -167,7 +169,7 @@ def quantise(network: Path, *, out: Path) -> None:
 
 @contextmanager
 def _quiet(name: str | None) -> Iterator[None]:
-    """Let the logger `name` and those below it say errors only."""
+    """Limit the logger `name` and its children to errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -177,77 +179,87 @@ def _quiet(name: str | None) -> Iterator[None]:
         logger.setLevel(level)
 
 
-TURN = [0, 2, 1, 3]
-"""(texts, tokens, heads, dimensions) to (texts, heads, tokens, dimensions), and back."""
-MASK = 3
-"""Attention's input that hides tokens from each other, after queries, keys and values."""
+HEAD_PERMUTATION = [0, 2, 1, 3]
+"""Permutation between (texts, tokens, heads, dimensions) and (texts, heads, tokens, dimensions)."""
+MASK_INPUT = 3
+"""Index of Attention's mask among its inputs, after queries, keys and values."""
 
 
-def leave_heads_to_attention(model: Any) -> Any:
-    """The onnx_ir model, rewritten; what is built otherwise stays as it is."""
-    return rewrite(model, [pattern.RewriteRule(_exported, _rewritten, _known)])
+def fuse_head_transposes(model: Any) -> Any:
+    """Let Attention split its heads in an onnx_ir model. Graphs of another structure stay unchanged."""
+    return rewrite(model, [pattern.RewriteRule(_transposed_attention, _attention_with_heads, _has_constant_heads)])
 
 
-def project_once(model: Any) -> Any:
-    """The same, with one product in place of those that make queries, keys and values of one text."""
-    return rewrite(model, [pattern.RewriteRule(_thrice, _once, _constant)])
+def fuse_projections(model: Any) -> Any:
+    """Compute the queries, keys and values of a text with one matrix product."""
+    return rewrite(model, [pattern.RewriteRule(_three_projections, _one_projection, _has_constant_weights)])
 
 
-def hide_nothing(model: Any) -> Any:
-    """The same without masks. Right where every token of a lone text sees all others, which the caller must know."""
+def remove_masks(model: Any) -> Any:
+    """Remove the masks of all Attention operators. Only correct if no mask hides a token of a single text."""
     for node in model.graph:
-        if node.op_type == "Attention" and len(node.inputs) > MASK:
-            node.replace_input_with(MASK, None)
+        if node.op_type == "Attention" and len(node.inputs) > MASK_INPUT:
+            node.replace_input_with(MASK_INPUT, None)
     RemoveUnusedNodesPass()(model)
     return model
 
 
-def _exported(op: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, flat: Any) -> Any:
-    cut = [(queries, own), (keys, shared), (values, shared)]
-    turned = [op.Transpose(op.Reshape(whole, shape), perm=TURN) for whole, shape in cut]
-    found = op.Attention(*turned, _allow_other_inputs=True, _outputs=["attention"])
-    return op.Reshape(op.Transpose(found, perm=TURN), flat)
+def _transposed_attention(
+    op: Any, queries: Any, keys: Any, values: Any, query_shape: Any, key_shape: Any, flat_shape: Any
+) -> Any:
+    """The pattern that torch exports: reshape and transpose to heads, attention, and back."""
+    inputs = [(queries, query_shape), (keys, key_shape), (values, key_shape)]
+    heads = [op.Transpose(op.Reshape(value, shape), perm=HEAD_PERMUTATION) for value, shape in inputs]
+    attention = op.Attention(*heads, _allow_other_inputs=True, _outputs=["attention"])
+    return op.Reshape(op.Transpose(attention, perm=HEAD_PERMUTATION), flat_shape)
 
 
-def _known(_: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, flat: Any, **__: Any) -> bool:
-    """Whether all have three dimensions before and after, and the numbers of heads are in the graph."""
-    if any(whole.shape is None or len(whole.shape) != 3 for whole in (queries, keys, values)):
+def _has_constant_heads(
+    _: Any, queries: Any, keys: Any, values: Any, query_shape: Any, key_shape: Any, flat_shape: Any, **__: Any
+) -> bool:
+    """Return whether inputs and output have three dimensions, and the numbers of heads are constants."""
+    if any(value.shape is None or len(value.shape) != 3 for value in (queries, keys, values)):
         return False
-    sizes = [shape.const_value.size if shape.const_value is not None else 0 for shape in (own, shared, flat)]
-    return sizes == [4, 4, 3] and all(shape.const_value.numpy()[2] > 0 for shape in (own, shared))
+    shapes = (query_shape, key_shape, flat_shape)
+    sizes = [shape.const_value.size if shape.const_value is not None else 0 for shape in shapes]
+    return sizes == [4, 4, 3] and all(shape.const_value.numpy()[2] > 0 for shape in (query_shape, key_shape))
 
 
-def _rewritten(op: Any, queries: Any, keys: Any, values: Any, own: Any, shared: Any, attention: Any, **_: Any) -> Any:
-    heads, kept = (int(shape.const_value.numpy()[2]) for shape in (own, shared))
-    before = attention.producer()
-    inputs = (queries, keys, values, *before.inputs[MASK:])
-    return op.Attention(*inputs, **before.attributes, q_num_heads=heads, kv_num_heads=kept)
+def _attention_with_heads(
+    op: Any, queries: Any, keys: Any, values: Any, query_shape: Any, key_shape: Any, attention: Any, **_: Any
+) -> Any:
+    query_heads, key_heads = (int(shape.const_value.numpy()[2]) for shape in (query_shape, key_shape))
+    original = attention.producer()
+    inputs = (queries, keys, values, *original.inputs[MASK_INPUT:])
+    return op.Attention(*inputs, **original.attributes, q_num_heads=query_heads, kv_num_heads=key_heads)
 
 
-def _thrice(op: Any, text: Any, wq: Any, bq: Any, wk: Any, bk: Any, wv: Any, bv: Any) -> Any:
+def _three_projections(op: Any, text: Any, wq: Any, bq: Any, wk: Any, bk: Any, wv: Any, bv: Any) -> Any:
     projected = [op.Add(op.MatMul(text, weights), bias) for weights, bias in ((wq, bq), (wk, bk), (wv, bv))]
     return op.Attention(*projected, _allow_other_inputs=True, _outputs=["attention"])
 
 
-def _constant(_: Any, text: Any, attention: Any, **tables: Any) -> bool:
-    """Whether text has three dimensions, heads are attention's to cut, and tables are in the graph, of one dimension
-    those that start with a b."""
+def _has_constant_weights(_: Any, text: Any, attention: Any, **tables: Any) -> bool:
+    """Return whether `text` has three dimensions, Attention splits the heads, and weights (two dimensions) and biases
+    (one dimension, named b...) are constants."""
     if text.shape is None or len(text.shape) != 3 or "q_num_heads" not in attention.producer().attributes:
         return False
-    found = {name: table.const_value for name, table in tables.items()}
-    return all(table is not None and len(table.shape) == (1 if name[0] == "b" else 2) for name, table in found.items())
+    constants = {name: table.const_value for name, table in tables.items()}
+    return all(
+        table is not None and len(table.shape) == (1 if name[0] == "b" else 2) for name, table in constants.items()
+    )
 
 
-def _once(op: Any, text: Any, attention: Any, **tables: Any) -> Any:
+def _one_projection(op: Any, text: Any, attention: Any, **tables: Any) -> Any:
     weights, biases = ([tables[kind + which].const_value.numpy() for which in ("q", "k", "v")] for kind in ("w", "b"))
-    joined = {
+    constants = {
         "weights": np.concatenate(weights, axis=1),
         "biases": np.concatenate(biases),
         "sizes": np.array([bias.size for bias in biases]),
     }
-    whole, bias, sizes = (
-        op.initializer(ir.tensor(table), f"{attention.name}.{kind}") for kind, table in joined.items()
+    weight, bias, sizes = (
+        op.initializer(ir.tensor(table), f"{attention.name}.{kind}") for kind, table in constants.items()
     )
-    found = op.Split(op.Add(op.MatMul(text, whole), bias), sizes, axis=2, _outputs=3)
-    before = attention.producer()
-    return op.Attention(*found, *before.inputs[MASK:], **before.attributes)
+    projected = op.Split(op.Add(op.MatMul(text, weight), bias), sizes, axis=2, _outputs=3)
+    original = attention.producer()
+    return op.Attention(*projected, *original.inputs[MASK_INPUT:], **original.attributes)

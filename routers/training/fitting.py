@@ -1,4 +1,8 @@
-"""Fitting the four heads: their regularisation, what they say of texts not learned from, and the served tables."""
+"""Fit the four heads: choose regularization, score held-out texts by cross-fitting, and write the served tables.
+
+Out-of-scope texts are simulated: each held-out text is scored a second time with its own category left out, as if it
+belonged to a category that training has not seen.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +17,33 @@ from numpy.typing import NDArray
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
 from routers.files import write_arrays
-from routers.heads.in_distribution import Centroids, centroids, class_means
-from routers.heads.knn import KnnHead, choose_exemplars, fit_knn
+from routers.heads.in_distribution import CategoryMeans, class_means, fit_centroids
+from routers.heads.knn import KnnHead, fit_knn, sample_exemplars
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
 from routers.heads.linear import LinearHead, fit_linear
 from routers.heads.static import StaticVectors
-from routers.training.parallel import TaskRunner
+from routers.task_runner import TaskRunner
 
 Labels = NDArray[np.int64]
-HEADS = ("lexical", "static", "linear")
-"""The trained heads, as Strengths and Views name them."""
+TRAINED_HEADS = ("lexical", "static", "linear")
+"""As in Regularization and HeadScores."""
 FOLDS = 5
-EXEMPLARS = 6000
-"""Most exemplars that the kNN head keeps, shared evenly among the categories."""
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""Inverse regularisations to choose from."""
-BLOCK = 1000
-"""Texts whose neighbours are looked up at a time: bounds the matrix of cosines."""
-LEFT_OUT = -1e4
+MAX_EXEMPLARS = 6000
+"""Exemplars of the kNN head, shared evenly among the categories."""
+REGULARIZATION_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
+"""Values of scikit-learn's C (inverse regularization) to choose from."""
+COMPARISON_C = 3.0
+"""C of the linear heads that only compare two encoders."""
+KNN_BATCH_TEXTS = 1000
+"""Texts scored against the exemplars at a time, which limits the matrix of cosines."""
+EXCLUDED_LOGIT = -1e4
 """Logit of a category that is left out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """A training set as the heads see it: the linear one sees the encoder's `embeddings`, the neighbours the sentence
-    vectors, their first `dimensions` columns, alone."""
+class TrainingData:
+    """Inputs of every head. The linear head uses all columns of the encoder's `embeddings`, the kNN head the sentence
+    vectors, which are the first `dimensions` columns."""
 
     labels: Labels
     classes: int
@@ -54,8 +60,8 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Strengths:
-    """The inverse regularisation of each trained head."""
+class Regularization:
+    """scikit-learn's C (inverse regularization) of each trained head."""
 
     lexical: float
     static: float
@@ -63,53 +69,55 @@ class Strengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
-    """Every head's logits (n_texts, n_categories) on some texts, and how close those are to the training data.
+class HeadScores:
+    """Logits (n_texts, n_categories) of every head on some texts, and the texts' similarity to the training data.
 
-    `near` (n_texts, 2) is what the cheap stage sees of closeness, `similarity` (n_texts,) what the full stage sees.
+    `fast_similarity` (n_texts, 2) is the input of the fast stage's in-distribution model, `similarity` (n_texts,) of
+    the encoder stage's.
     """
 
     lexical: Floats
     static: Floats
     linear: Floats
     knn: Floats
-    near: Floats
+    fast_similarity: Floats
     similarity: Floats
 
     @property
     def heads(self) -> tuple[Floats, Floats, Floats, Floats]:
         return self.lexical, self.static, self.linear, self.knn
 
-    def part(self, rows: Labels) -> Views:
-        """The views of some of the texts."""
-        return Views(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def select(self, rows: Labels) -> HeadScores:
+        """Return the scores of some of the texts."""
+        return HeadScores(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def take(self, rows: Labels, part: Views) -> None:
-        """Fill in the views of these texts."""
+    def assign(self, rows: Labels, scores: HeadScores) -> None:
+        """Set the scores of these texts."""
         for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(part, field.name)
+            getattr(self, field.name)[rows] = getattr(scores, field.name)
 
     @classmethod
-    def blank(cls, texts: int, classes: int) -> Views:
+    def zeros(cls, texts: int, classes: int) -> HeadScores:
         lexical, static, linear, knn = (np.zeros((texts, classes), dtype=np.float32) for _ in range(4))
-        near, similarity = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
-        return cls(lexical=lexical, static=static, linear=linear, knn=knn, near=near, similarity=similarity)
+        fast_similarity, similarity = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
+        return cls(lexical, static, linear, knn, fast_similarity, similarity)
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """The heads' views of texts that they did not learn from.
+class HeldOutScores:
+    """Scores of texts by heads that were not fitted on them: `in_scope` as they are, and `out_of_scope` with each
+    text's own category left out of the heads."""
 
-    `known` are those texts as they are. `unknown` are the same as if their own category were not among the known ones:
-    stand-ins for texts of kinds that training has not met.
-    """
+    in_scope: HeadScores
+    out_of_scope: HeadScores
 
-    known: Views
-    unknown: Views
+    @classmethod
+    def zeros(cls, texts: int, classes: int) -> HeldOutScores:
+        return cls(HeadScores.zeros(texts, classes), HeadScores.zeros(texts, classes))
 
 
 def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
-    """(rest, held) indices, every class spread evenly; a class of two or more is present in every rest."""
+    """Return stratified folds as (rest, held) indices. A class of two or more is present in every rest."""
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     fold = np.empty(len(labels), dtype=np.int64)
@@ -117,137 +125,143 @@ def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
-def choose_strengths(data: Data, *, seed: int, work: TaskRunner) -> Strengths:
-    """Those with the least log loss, temperature fitted, on one fold."""
+def choose_regularization(data: TrainingData, *, seed: int, runner: TaskRunner) -> Regularization:
+    """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
     fold = folds(data.labels, seed=seed)[0]
-    trials = [(head, strength) for head in HEADS for strength in STRENGTHS]
-    losses = np.array(list(work.map(partial(_trial, data, fold), trials))).reshape(len(HEADS), len(STRENGTHS))
-    return Strengths(*(STRENGTHS[best] for best in losses.argmin(axis=1)))
+    trials = [(head, c) for head in TRAINED_HEADS for c in REGULARIZATION_GRID]
+    losses = np.array(list(runner.map(partial(_trial_loss, data, fold), trials)))
+    best = losses.reshape(len(TRAINED_HEADS), len(REGULARIZATION_GRID)).argmin(axis=1)
+    return Regularization(*(REGULARIZATION_GRID[index] for index in best))
 
 
-def _trial(data: Data, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
-    """The log loss of one head at one strength."""
-    (rest, held), (head, strength) = fold, trial
-    return _loss(_trained_logits(head, data, rest, held, strength), data.labels[held])
+def _trial_loss(data: TrainingData, fold: tuple[Labels, Labels], trial: tuple[str, float]) -> float:
+    """Return the log loss of one head with one C."""
+    (rest, held), (head, c) = fold, trial
+    logits, labels = _trained_logits(head, data, rest, held, c), data.labels[held]
+    return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
 
 
-def _trained_logits(head: str, data: Data, rest: Labels, held: Labels, strength: float) -> Floats:
+def _trained_logits(head: str, data: TrainingData, rest: Labels, held: Labels, c: float) -> Floats:
     if head == "lexical":
-        return _lexical_logits(_lexical(data, rest, strength), data, held)
+        fitted = _fit_lexical(data, rest, c)
+        weights = np.concatenate((fitted.weights, fitted.dense))
+        logits: Floats = data.lexical.matrix[held] @ weights + fitted.bias
+        return logits
     vectors = data.static if head == "static" else data.embeddings
-    return _linear(vectors, data, rest, strength).logits(vectors[held])
+    return _fit_linear(vectors, data, rest, c).logits(vectors[held])
 
 
 def cross_fit(
-    data: Data, strengths: Strengths, *, seed: int, work: TaskRunner, report: Callable[[float], None]
-) -> HeldOut:
-    """What every head says of texts it did not learn from, over folds."""
-    found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
+    data: TrainingData,
+    regularization: Regularization,
+    *,
+    seed: int,
+    runner: TaskRunner,
+    report: Callable[[float], None],
+) -> HeldOutScores:
+    """Score every text by heads that were fitted on the other folds."""
+    scores = HeldOutScores.zeros(len(data.labels), data.classes)
     parts = folds(data.labels, seed=seed)
-    for index, part in enumerate(work.map(partial(_fold, data, strengths, seed), parts)):
+    for index, part in enumerate(runner.map(partial(_score_fold, data, regularization, seed), parts)):
         held = parts[index][1]
-        found.known.take(held, part.known)
-        found.unknown.take(held, part.unknown)
+        scores.in_scope.assign(held, part.in_scope)
+        scores.out_of_scope.assign(held, part.out_of_scope)
         report((index + 1) / FOLDS)
-    return found
+    return scores
 
 
-def _fold(data: Data, strengths: Strengths, seed: int, fold: tuple[Labels, Labels]) -> HeldOut:
-    """The views of the held texts alone."""
-    found = HeldOut(*(Views.blank(len(data.labels), data.classes) for _ in range(2)))
+def _score_fold(
+    data: TrainingData, regularization: Regularization, seed: int, fold: tuple[Labels, Labels]
+) -> HeldOutScores:
+    """Return the scores of the held texts alone."""
+    scores = HeldOutScores.zeros(len(data.labels), data.classes)
     rest, held = fold
-    _view_trained(found, data, strengths, rest, held)
-    _view_neighbours(found, data, _knn(data, rest, seed=seed), held)
-    _view_near(found, data, rest, held, seed=seed)
-    return HeldOut(found.known.part(held), found.unknown.part(held))
+    _score_trained(scores, data, regularization, rest, held)
+    _score_knn(scores, data, _fit_knn(data, rest, seed=seed), held)
+    _score_fast_similarity(scores, data, rest, held, seed=seed)
+    return HeldOutScores(scores.in_scope.select(held), scores.out_of_scope.select(held))
 
 
-def _view_trained(found: HeldOut, data: Data, strengths: Strengths, rest: Labels, held: Labels) -> None:
-    """Logits of the trained heads; a stand-in's are those of the other categories."""
-    for head in HEADS:
-        getattr(found.known, head)[held] = _trained_logits(head, data, rest, held, getattr(strengths, head))
-    for known, unknown in zip(found.known.heads[:3], found.unknown.heads[:3], strict=True):
-        unknown[held] = known[held]
-        unknown[held, data.labels[held]] = LEFT_OUT
+def _score_trained(
+    scores: HeldOutScores, data: TrainingData, regularization: Regularization, rest: Labels, held: Labels
+) -> None:
+    """Set the logits of the trained heads; out of scope, the text's own category is excluded."""
+    for head in TRAINED_HEADS:
+        logits = _trained_logits(head, data, rest, held, getattr(regularization, head))
+        getattr(scores.in_scope, head)[held] = logits
+        getattr(scores.out_of_scope, head)[held] = logits
+        getattr(scores.out_of_scope, head)[held, data.labels[held]] = EXCLUDED_LOGIT
 
 
-def _view_neighbours(found: HeldOut, data: Data, knn: KnnHead, held: Labels) -> None:
-    for start in range(0, len(held), BLOCK):
-        block = held[start : start + BLOCK]
-        found.known.knn[block], found.known.similarity[block] = knn.look(knn.place(data.vectors[block]))
+def _score_knn(scores: HeldOutScores, data: TrainingData, knn: KnnHead, held: Labels) -> None:
+    inside, outside = scores.in_scope, scores.out_of_scope
+    for start in range(0, len(held), KNN_BATCH_TEXTS):
+        batch = held[start : start + KNN_BATCH_TEXTS]
+        inside.knn[batch], inside.similarity[batch] = knn.score(knn.project(data.vectors[batch]))
     for label in range(data.classes):
         others = knn.without(label)
         own = held[data.labels[held] == label]
-        for start in range(0, len(own), BLOCK):
-            block = own[start : start + BLOCK]
-            placed = others.place(data.vectors[block])
-            found.unknown.knn[block], found.unknown.similarity[block] = others.look(placed)
-            found.unknown.knn[block, label] = LEFT_OUT
+        for start in range(0, len(own), KNN_BATCH_TEXTS):
+            batch = own[start : start + KNN_BATCH_TEXTS]
+            outside.knn[batch], outside.similarity[batch] = others.score(others.project(data.vectors[batch]))
+            outside.knn[batch, label] = EXCLUDED_LOGIT
 
 
-def _view_near(found: HeldOut, data: Data, rest: Labels, held: Labels, *, seed: int) -> None:
-    means, labels = centroids(data.static[rest], data.labels[rest], seed=seed)
-    cosines = data.static[held] @ means.T
-    found.known.near[held, 0] = cosines.max(axis=1)
+def _score_fast_similarity(scores: HeldOutScores, data: TrainingData, rest: Labels, held: Labels, *, seed: int) -> None:
+    inside, outside = scores.in_scope.fast_similarity, scores.out_of_scope.fast_similarity
+    centroids, labels = fit_centroids(data.static[rest], data.labels[rest], seed=seed)
+    cosines = data.static[held] @ centroids.T
+    inside[held, 0] = cosines.max(axis=1)
     cosines[data.labels[held][:, None] == labels] = -1
-    found.unknown.near[held, 0] = cosines.max(axis=1)
-    counts = data.lexical.counts(rest)
-    found.known.near[held, 1] = data.lexical.known_share(held, counts)
+    outside[held, 0] = cosines.max(axis=1)
+    frequency = data.lexical.document_frequency(rest)
+    inside[held, 1] = data.lexical.known_share(held, frequency)
     for label in range(data.classes):
         own = held[data.labels[held] == label]
-        others = counts - data.lexical.counts(rest[data.labels[rest] == label])
-        found.unknown.near[own, 1] = data.lexical.known_share(own, others)
+        others = frequency - data.lexical.document_frequency(rest[data.labels[rest] == label])
+        outside[own, 1] = data.lexical.known_share(own, others)
 
 
-def write_heads(data: Data, strengths: Strengths, *, out: Path, seed: int) -> None:
+def write_heads(data: TrainingData, regularization: Regularization, *, out: Path, seed: int) -> None:
     """Fit every head on all texts and write its table."""
-    everything = np.arange(len(data.labels))
-    linear = _linear(data.embeddings, data, everything, strengths.linear)
-    static = _linear(data.static, data, everything, strengths.static)
-    write_arrays(out / LEXICAL, _lexical(data, everything, strengths.lexical).arrays())
-    means, _ = centroids(data.static, data.labels, seed=seed)
-    own = class_means(data.static, data.labels, classes=data.classes)
-    write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": means, "means": own})
-    kept = exemplar_rows(data, everything, seed=seed)
-    knn = fit_knn(data.vectors[kept], data.labels[kept], classes=data.classes)
-    middles = Centroids.of(data.vectors[kept], data.labels[kept], classes=data.classes)
-    write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **middles.arrays()})
+    rows = np.arange(len(data.labels))
+    linear = _fit_linear(data.embeddings, data, rows, regularization.linear)
+    static = _fit_linear(data.static, data, rows, regularization.static)
+    write_arrays(out / LEXICAL, _fit_lexical(data, rows, regularization.lexical).arrays())
+    centroids, _ = fit_centroids(data.static, data.labels, seed=seed)
+    means = class_means(data.static, data.labels, classes=data.classes)
+    write_arrays(out / STATIC, {**data.tokens.arrays(), **static.arrays(), "centroids": centroids, "means": means})
+    exemplars = exemplar_rows(data, rows, seed=seed)
+    encoder_means = CategoryMeans.of(data.vectors[exemplars], data.labels[exemplars], classes=data.classes)
+    knn = _fit_knn(data, rows, seed=seed)
+    write_arrays(out / SEMANTIC, {**linear.arrays(), **knn.arrays(), **encoder_means.arrays()})
 
 
-def exemplar_rows(data: Data, rows: Labels, *, seed: int) -> Labels:
-    """Which of the rows the nearest-neighbour head keeps, in its order."""
-    each = max(1, EXEMPLARS // data.classes)
-    return rows[choose_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
+def exemplar_rows(data: TrainingData, rows: Labels, *, seed: int) -> Labels:
+    """Return the rows that the kNN head keeps as exemplars, in its order."""
+    each = max(1, MAX_EXEMPLARS // data.classes)
+    return rows[sample_exemplars(data.labels[rows], each=each, rng=np.random.default_rng(seed))]
 
 
-def held_out_right(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
-    """Which texts a linear head on `embeddings` gets right, over folds."""
+def held_out_correct(embeddings: Floats, labels: Labels, *, seed: int) -> NDArray[np.bool_]:
+    """Return which texts a linear head on `embeddings` classifies correctly out of fold."""
     names, labels = np.unique(labels, return_inverse=True)
-    right = np.zeros(len(labels), dtype=bool)
+    correct = np.zeros(len(labels), dtype=bool)
     for rest, held in folds(labels, seed=seed):
-        head = fit_linear(embeddings[rest], labels[rest], strength=3.0, classes=len(names))
-        right[held] = head.logits(embeddings[held]).argmax(axis=1) == labels[held]
-    return right
+        head = fit_linear(embeddings[rest], labels[rest], c=COMPARISON_C, classes=len(names))
+        correct[held] = head.logits(embeddings[held]).argmax(axis=1) == labels[held]
+    return correct
 
 
-def _lexical(data: Data, rows: Labels, strength: float) -> LexicalHead:
+def _fit_lexical(data: TrainingData, rows: Labels, c: float) -> LexicalHead:
     part = LexicalMatrix(matrix=data.lexical.matrix[rows], idf=data.lexical.idf)
-    return fit_lexical(part, data.labels[rows], data.features, strength=strength, classes=data.classes)
+    return fit_lexical(part, data.labels[rows], data.features, c=c, classes=data.classes)
 
 
-def _lexical_logits(head: LexicalHead, data: Data, rows: Labels) -> Floats:
-    logits: Floats = data.lexical.matrix[rows] @ np.concatenate((head.weights, head.traits)) + head.bias
-    return logits
+def _fit_linear(vectors: Floats, data: TrainingData, rows: Labels, c: float) -> LinearHead:
+    return fit_linear(vectors[rows], data.labels[rows], c=c, classes=data.classes)
 
 
-def _linear(vectors: Floats, data: Data, rows: Labels, strength: float) -> LinearHead:
-    return fit_linear(vectors[rows], data.labels[rows], strength=strength, classes=data.classes)
-
-
-def _knn(data: Data, rows: Labels, *, seed: int) -> KnnHead:
-    chosen = exemplar_rows(data, rows, seed=seed)
-    return fit_knn(data.vectors[chosen], data.labels[chosen], classes=data.classes)
-
-
-def _loss(logits: Floats, labels: Labels) -> float:
-    return log_loss(logits / np.float32(fit_temperature(logits, labels)), labels)
+def _fit_knn(data: TrainingData, rows: Labels, *, seed: int) -> KnnHead:
+    exemplars = exemplar_rows(data, rows, seed=seed)
+    return fit_knn(data.vectors[exemplars], data.labels[exemplars], classes=data.classes)

@@ -1,4 +1,8 @@
-"""What the views of held-out texts ask for: the heads' weights, familiarity, thresholds; and how good that is."""
+"""Fit the ensemble on held-out scores: pool weights, in-distribution models, thresholds; and report the metrics.
+
+`tune` chooses the parameters, `training_metrics` measures the cascade that results. Both use out-of-fold scores only
+(see `routers.training.fitting`).
+"""
 
 from __future__ import annotations
 
@@ -12,157 +16,175 @@ from numpy.typing import NDArray
 from routers.calibration import (
     Floats,
     auroc,
-    choose_doubt,
-    choose_separation,
-    choose_threshold,
+    choose_confidence_threshold,
+    choose_escalation_threshold,
+    choose_separation_threshold,
     expected_calibration_error,
-    fit_pool,
-    pooled,
+    fit_pool_weights,
+    logarithmic_pool,
     reliability,
     risk_coverage,
     softmax,
 )
-from routers.cascade import EnsembleWeights, InDistributionModels
-from routers.heads.in_distribution import fit_familiarity
-from routers.training.fitting import HeldOut, Labels, Views
+from routers.cascade import ENCODER, FAST, EnsembleWeights, InDistributionModels
+from routers.heads.in_distribution import fit_in_distribution_model
+from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
-MOST_ESCALATED = 0.35
-ESCALATION_LOSS = 0.005
-SEPARATION_LOSS = 0.002
-"""The cheap stage keeps as much as it can within these losses of accuracy and of the AUROC of confidence, and at least
-1 - MOST_ESCALATED."""
-MOST_DOUBTED = 0.05
-"""Share of known texts that the suggested `confidence_threshold` may turn away."""
+MAX_ESCALATED_SHARE = 0.35
+MAX_ACCURACY_LOSS = 0.005
+MAX_AUROC_LOSS = 0.002
+"""The fast stage keeps as many texts as these losses of accuracy and of out-of-scope AUROC allow, and at least
+1 - MAX_ESCALATED_SHARE of them."""
+MAX_REJECTED_SHARE = 0.05
+"""In-scope texts that the suggested `confidence_threshold` may send to the general expert."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What the cascade answers: a posterior (n_texts, n_categories), its confidence and who was `escalated`."""
+class CascadeOutputs:
+    """Predictions of the cascade: `posterior` (n_texts, n_categories), its `confidence` and which are `escalated`."""
 
     posterior: Floats
     confidence: Floats
     escalated: NDArray[np.bool_]
 
-    def right(self, labels: Labels) -> NDArray[np.bool_]:
+    def correct(self, labels: Labels) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = self.posterior.argmax(axis=1) == labels
         return found
 
 
-def tune(held_out: HeldOut, labels: Labels) -> tuple[EnsembleWeights, InDistributionModels]:
-    """Weights, familiarity and escalation."""
-    known, unknown = held_out.known, held_out.unknown
-    familiarities = InDistributionModels(
-        cheap=fit_familiarity(known.near, unknown.near),
-        full=fit_familiarity(known.similarity[:, None], unknown.similarity[:, None]),
+def tune(held_out: HeldOutScores, labels: Labels) -> tuple[EnsembleWeights, InDistributionModels]:
+    """Fit pool weights, in-distribution models and the escalation threshold."""
+    inside, outside = held_out.in_scope, held_out.out_of_scope
+    in_distribution = InDistributionModels(
+        fast=fit_in_distribution_model(inside.fast_similarity, outside.fast_similarity),
+        encoder=fit_in_distribution_model(inside.similarity[:, None], outside.similarity[:, None]),
     )
-    pooling = EnsembleWeights(
-        cheap=fit_pool(known.heads[:2], labels), full=fit_pool(known.heads, labels), threshold=0.0
+    ensemble = EnsembleWeights(
+        fast=fit_pool_weights(inside.heads[:2], labels), encoder=fit_pool_weights(inside.heads, labels), threshold=0.0
     )
-    return replace(pooling, threshold=_threshold(held_out, labels, pooling, familiarities)), familiarities
+    threshold = _escalation_threshold(held_out, labels, ensemble, in_distribution)
+    return replace(ensemble, threshold=threshold), in_distribution
 
 
-def serve(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> Served:
-    """As CascadeRouter serves texts with these `views`."""
-    cheap, cheap_confidence = _cheap(views, pooling, familiarities)
-    full, full_confidence = _full(views, pooling, familiarities)
-    escalated = cheap_confidence < pooling.threshold
-    return Served(
-        posterior=np.where(escalated[:, None], full, cheap),
-        confidence=np.where(escalated, full_confidence, cheap_confidence),
+def simulate_cascade(
+    scores: HeadScores, ensemble: EnsembleWeights, in_distribution: InDistributionModels
+) -> CascadeOutputs:
+    """Predict as CascadeRouter does for texts with these `scores`."""
+    fast, fast_confidence = _fast(scores, ensemble, in_distribution)
+    encoder, encoder_confidence = _encoder(scores, ensemble, in_distribution)
+    escalated = fast_confidence < ensemble.threshold
+    return CascadeOutputs(
+        posterior=np.where(escalated[:, None], encoder, fast),
+        confidence=np.where(escalated, encoder_confidence, fast_confidence),
         escalated=escalated,
     )
 
 
-def _cheap(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
-    posterior = pooling.join_cheap(views.lexical, views.static)
-    return posterior, posterior.max(axis=1) * familiarities.cheap(views.near)
+def _fast(
+    scores: HeadScores, ensemble: EnsembleWeights, in_distribution: InDistributionModels
+) -> tuple[Floats, Floats]:
+    """Return posterior and confidence of the fast stage."""
+    posterior = ensemble.fast_posterior(scores.lexical, scores.static)
+    return posterior, posterior.max(axis=1) * in_distribution.fast(scores.fast_similarity)
 
 
-def _full(views: Views, pooling: EnsembleWeights, familiarities: InDistributionModels) -> tuple[Floats, Floats]:
-    posterior = pooling.join_full(views.heads)
-    return posterior, posterior.max(axis=1) * familiarities.full(views.similarity[:, None])
+def _encoder(
+    scores: HeadScores, ensemble: EnsembleWeights, in_distribution: InDistributionModels
+) -> tuple[Floats, Floats]:
+    """Return posterior and confidence of the encoder stage."""
+    posterior = ensemble.encoder_posterior(scores.heads)
+    return posterior, posterior.max(axis=1) * in_distribution.encoder(scores.similarity[:, None])
 
 
-def _threshold(
-    held_out: HeldOut, labels: Labels, pooling: EnsembleWeights, familiarities: InDistributionModels
+def _escalation_threshold(
+    held_out: HeldOutScores, labels: Labels, ensemble: EnsembleWeights, in_distribution: InDistributionModels
 ) -> float:
-    """The lowest confidence at which the cheap answer is kept, so that neither accuracy nor confidence suffers."""
-    (cheap, sure), (full, surer) = (stage(held_out.known, pooling, familiarities) for stage in (_cheap, _full))
-    right, righter = cheap.argmax(axis=1) == labels, full.argmax(axis=1) == labels
-    for_accuracy = choose_threshold(sure, right, righter, most=MOST_ESCALATED, loss=ESCALATION_LOSS)
-    for_doubt = choose_separation(
-        np.concatenate((sure, _cheap(held_out.unknown, pooling, familiarities)[1])),
-        np.concatenate((surer, _full(held_out.unknown, pooling, familiarities)[1])),
-        np.repeat([True, False], len(labels)),
-        most=MOST_ESCALATED,
-        loss=SEPARATION_LOSS,
+    """Return the lowest confidence at which the fast prediction is kept, so that neither accuracy nor the separation
+    of out-of-scope texts suffers."""
+    fast, fast_confidence = _fast(held_out.in_scope, ensemble, in_distribution)
+    encoder, encoder_confidence = _encoder(held_out.in_scope, ensemble, in_distribution)
+    for_accuracy = choose_escalation_threshold(
+        fast_confidence,
+        fast.argmax(axis=1) == labels,
+        encoder.argmax(axis=1) == labels,
+        max_escalated=MAX_ESCALATED_SHARE,
+        max_loss=MAX_ACCURACY_LOSS,
     )
-    return max(for_accuracy, for_doubt)
+    for_separation = choose_separation_threshold(
+        np.concatenate((fast_confidence, _fast(held_out.out_of_scope, ensemble, in_distribution)[1])),
+        np.concatenate((encoder_confidence, _encoder(held_out.out_of_scope, ensemble, in_distribution)[1])),
+        np.repeat([True, False], len(labels)),
+        max_escalated=MAX_ESCALATED_SHARE,
+        max_loss=MAX_AUROC_LOSS,
+    )
+    return max(for_accuracy, for_separation)
 
 
-def measure(
-    held_out: HeldOut,
+def training_metrics(
+    held_out: HeldOutScores,
     labels: Labels,
     categories: Sequence[str],
-    pooling: EnsembleWeights,
-    familiarities: InDistributionModels,
+    ensemble: EnsembleWeights,
+    in_distribution: InDistributionModels,
 ) -> dict[str, Any]:
-    """Held-out accuracy, calibration and escalation of the cascade and its parts, and what doubt is worth.
+    """Return held-out accuracy, calibration, escalation and out-of-scope detection of the cascade and its parts.
 
-    `confidence_threshold` is the suggested confidence below which the general expert should answer; `doubted` and
-    `doubted_unknown` are the shares of known texts and of stand-ins for unknown ones that it turns away.
+    `confidence_threshold` is the suggested confidence below which the general expert answers; `rejected` and
+    `rejected_out_of_scope` are the shares of in-scope and simulated out-of-scope texts below it.
     """
-    known, unknown = (serve(views, pooling, familiarities) for views in (held_out.known, held_out.unknown))
-    right = known.right(labels)
-    confidence_threshold = choose_doubt(
-        np.concatenate((known.confidence, unknown.confidence)),
-        np.concatenate((right, np.zeros_like(right))),
-        np.repeat([True, False], len(labels)),
-        most=MOST_DOUBTED,
+    inside, outside = (
+        simulate_cascade(scores, ensemble, in_distribution) for scores in (held_out.in_scope, held_out.out_of_scope)
+    )
+    correct = inside.correct(labels)
+    confidence = np.concatenate((inside.confidence, outside.confidence))
+    in_scope = np.repeat([True, False], len(labels))
+    confidence_threshold = choose_confidence_threshold(
+        confidence, np.concatenate((correct, np.zeros_like(correct))), in_scope, max_rejected=MAX_REJECTED_SHARE
     )
     return {
-        "accuracy": float(right.mean()),
-        "accuracy_by_category": {name: float(right[labels == i].mean()) for i, name in enumerate(categories)},
-        "accuracy_by_head": _by_head(held_out.known, labels, pooling),
-        "escalated": float(known.escalated.mean()),
-        "threshold": pooling.threshold,
-        "ece_before": _ece_before(held_out.known, labels, known.escalated),
-        "ece": expected_calibration_error(known.confidence, right),
-        "reliability": [asdict(found) for found in reliability(known.confidence, right)],
-        "risk_coverage": _curve(known.confidence, right),
-        "confusion": {"categories": list(categories), "counts": _confusion(known.posterior, labels)},
-        "unknown_auroc": auroc(
-            np.concatenate((known.confidence, unknown.confidence)), np.repeat([True, False], len(labels))
-        ),
+        "accuracy": float(correct.mean()),
+        "accuracy_by_category": {name: float(correct[labels == i].mean()) for i, name in enumerate(categories)},
+        "accuracy_by_head": _accuracy_by_head(held_out.in_scope, labels, ensemble),
+        "escalated": float(inside.escalated.mean()),
+        "threshold": ensemble.threshold,
+        "ece_before": _uncalibrated_ece(held_out.in_scope, labels, inside.escalated),
+        "ece": expected_calibration_error(inside.confidence, correct),
+        "reliability": [asdict(found) for found in reliability(inside.confidence, correct)],
+        "risk_coverage": _risk_coverage_points(inside.confidence, correct),
+        "confusion": {"categories": list(categories), "counts": _confusion(inside.posterior, labels)},
+        "out_of_scope_auroc": auroc(confidence, in_scope),
         "confidence_threshold": confidence_threshold,
-        "doubted": float((known.confidence < confidence_threshold).mean()),
-        "doubted_unknown": float((unknown.confidence < confidence_threshold).mean()),
+        "rejected": float((inside.confidence < confidence_threshold).mean()),
+        "rejected_out_of_scope": float((outside.confidence < confidence_threshold).mean()),
     }
 
 
-def _by_head(views: Views, labels: Labels, pooling: EnsembleWeights) -> dict[str, float]:
-    parts = dict(zip(("lexical", "static", "linear", "knn"), views.heads, strict=True))
-    parts |= {"cheap": pooled(views.heads[:2], pooling.cheap), "full": pooled(views.heads, pooling.full)}
+def _accuracy_by_head(scores: HeadScores, labels: Labels, ensemble: EnsembleWeights) -> dict[str, float]:
+    parts = dict(zip(("lexical", "static", "linear", "knn"), scores.heads, strict=True))
+    parts[FAST] = logarithmic_pool(scores.heads[:2], ensemble.fast)
+    parts[ENCODER] = logarithmic_pool(scores.heads, ensemble.encoder)
     return {name: float((logits.argmax(axis=1) == labels).mean()) for name, logits in parts.items()}
 
 
-def _ece_before(views: Views, labels: Labels, escalated: NDArray[np.bool_]) -> float:
-    """Of the plain mean of the same heads' logits."""
-    plain = (pooled(heads, [1 / len(heads)] * len(heads)) for heads in (views.heads, views.heads[:2]))
-    posterior = softmax(np.where(escalated[:, None], *plain))
+def _uncalibrated_ece(scores: HeadScores, labels: Labels, escalated: NDArray[np.bool_]) -> float:
+    """Return the calibration error of the unweighted mean of the same heads' logits."""
+    means = (logarithmic_pool(heads, [1 / len(heads)] * len(heads)) for heads in (scores.heads, scores.heads[:2]))
+    posterior = softmax(np.where(escalated[:, None], *means))
     return expected_calibration_error(posterior.max(axis=1), posterior.argmax(axis=1) == labels)
 
 
-def _curve(confidence: Floats, right: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Risk at 20 coverages, and the confidence from which on that share is answered."""
-    coverage, risk = risk_coverage(confidence, right)
-    surest = np.sort(confidence)[::-1]
+def _risk_coverage_points(confidence: Floats, correct: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Return risk at 20 coverages, with the lowest confidence accepted at each."""
+    coverage, risk = risk_coverage(confidence, correct)
+    sorted_confidence = np.sort(confidence)[::-1]
     at = np.unique(np.linspace(0, len(risk) - 1, 21).astype(int)[1:])
-    return [{"coverage": float(coverage[i]), "risk": float(risk[i]), "confidence": float(surest[i])} for i in at]
+    return [
+        {"coverage": float(coverage[i]), "risk": float(risk[i]), "confidence": float(sorted_confidence[i])} for i in at
+    ]
 
 
 def _confusion(posterior: Floats, labels: Labels) -> list[list[int]]:
-    """How many texts of each category (a row) were taken for which (a column)."""
+    """Return the counts of texts by true category (row) and predicted category (column)."""
     size = posterior.shape[1]
     found: list[list[int]] = (
         np.bincount(labels * size + posterior.argmax(axis=1), minlength=size**2).reshape(size, size).tolist()

@@ -12,7 +12,7 @@ import orjson
 
 from coe.artifacts.store import ArtifactStore
 from coe.learning.retraining.budget_solver import declared_problem
-from coe.mapping import Assignment, Basis, Dependencies, rounded, solve
+from coe.mapping import Assignment, Dependencies, PlanInputs, round_traffic, solve
 from coe.mapping.score_table import tabulate_softly
 from coe.registry import Registry
 from coe.runtime.active_state import ASSIGNMENT, ROUTER
@@ -55,8 +55,8 @@ def planned(
     table = tabulate_softly(CATEGORIES, registry.expert_names, np.eye(3)[labels], scores)
     weights = table.count.max(axis=1)
     problem = declared_problem(registry, table, quality=table.lower(deviations=deviations), weights=weights)
-    traffic, made_for = rounded(np.eye(3)[labels] * 0.9 + 0.1 / 3), Dependencies.of(registry)
-    basis = Basis(problem, table, traffic, deviations, "132 prompts of probes", dependencies=made_for)
+    traffic, made_for = round_traffic(np.eye(3)[labels] * 0.9 + 0.1 / 3), Dependencies.of(registry)
+    basis = PlanInputs(problem, table, traffic, deviations, "132 prompts of probes", dependencies=made_for)
     assignment = solve(problem, traffic=basis.traffic)
     store = ArtifactStore(settings.artifacts, ASSIGNMENT)
     with store.draft() as draft:

@@ -1,4 +1,4 @@
-"""`/v1/artifacts`: what is published, moved by the same checks as `coe promote`."""
+"""`/v1/artifacts`: published versions, promoted after the same checks as by `coe promote`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry
-from coe.routing.overlay import FILE
+from coe.routing.overlay import OVERLAYS_FILE
 from coe.runtime.active_state import OVERLAYS, ROUTER
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
@@ -49,7 +49,7 @@ async def test_a_gateway_without_artifacts_lists_none_of_any_kind() -> None:
         assert (one["in_use"], one["versions"], one["history"], one["before"]) == (None, [], [], None)
 
 
-async def test_versions_come_newest_first_with_what_is_in_use_served_and_said(settings: Settings) -> None:
+async def test_versions_come_newest_first_with_the_one_in_use_and_those_served(settings: Settings) -> None:
     metrics = {"accuracy": 0.8, "reliability": [{"count": 3}], "learnt": ["a", "b"]}
     old, new = router_published(settings, "old"), router_published(settings, "new", metrics=metrics)
     store = ArtifactStore(settings.artifacts, ROUTER)
@@ -69,14 +69,14 @@ async def test_versions_come_newest_first_with_what_is_in_use_served_and_said(se
     assert whole.json["damaged"] is None
 
 
-async def test_a_version_is_put_into_use_and_taken_back_with_why(settings: Settings, registry: Registry) -> None:
+async def test_a_version_is_promoted_and_rolled_back_with_its_reason(settings: Settings, registry: Registry) -> None:
     first, _ = planned(settings, registry)
     second, _ = planned(settings, registry, deviations=0.0)
     store = ArtifactStore(settings.artifacts, "assignment")
     async with gateway_of(settings=settings) as gateway:
-        answer = await move(gateway, "assignment", "rollback", instead_of=second)
+        answer = await move(gateway, "assignment", "rollback", expected_version=second)
         assert answer.json == {"object": "move", "kind": "assignment", "was": second, "in_use": first}
-        answer = await move(gateway, "assignment", "promote", version=second, instead_of=first)
+        answer = await move(gateway, "assignment", "promote", version=second, expected_version=first)
         assert (answer.status, answer.json["was"], answer.json["in_use"]) == (200, first, second)
     assert [(one.version, one.by, one.why) for one in store.history()[-2:]] == [
         (first, "rollback", WHY),
@@ -84,7 +84,9 @@ async def test_a_version_is_put_into_use_and_taken_back_with_why(settings: Setti
     ]
 
 
-async def test_the_first_plan_is_taken_back_to_what_is_declared(settings: Settings, registry: Registry) -> None:
+async def test_rolling_back_the_first_plan_returns_to_the_declared_assignment(
+    settings: Settings, registry: Registry
+) -> None:
     planned(settings, registry)
     async with gateway_of(settings=settings) as gateway:
         assert (await listed(gateway))["assignment"]["before"] == {"version": None}
@@ -94,14 +96,14 @@ async def test_the_first_plan_is_taken_back_to_what_is_declared(settings: Settin
     assert "no assignment was in use before this" in answer.error["message"]
 
 
-async def test_nothing_moves_where_another_version_came_into_use_meanwhile(settings: Settings) -> None:
+async def test_a_promotion_is_refused_after_another_version_came_into_use(settings: Settings) -> None:
     old, new = router_published(settings, "old"), router_published(settings, "new")
     store = ArtifactStore(settings.artifacts, ROUTER)
     store.promote(new)
     async with gateway_of(settings=settings) as gateway:
-        answer = await move(gateway, "router", "promote", version=old, instead_of=old)
+        answer = await move(gateway, "router", "promote", version=old, expected_version=old)
     assert answer.status == 409
-    assert f"router {new} is in use by now, not {old}" in answer.error["message"]
+    assert f"router {new} is in use now, not {old}" in answer.error["message"]
     assert store.in_use() == new
 
 
@@ -134,7 +136,9 @@ async def test_a_router_of_other_categories_is_refused_with_the_remedy(settings:
     assert ArtifactStore(settings.artifacts, ROUTER).in_use() is None
 
 
-async def test_overlays_are_told_by_tenant_and_a_damaged_history_does_not_hide_the_versions(settings: Settings) -> None:
+async def test_overlays_are_listed_by_tenant_and_a_damaged_history_does_not_hide_the_versions(
+    settings: Settings,
+) -> None:
     version = published(settings, swapping("alice"), swapping("bob"))
     store = ArtifactStore(settings.artifacts, OVERLAYS)
     store.promote(version)
@@ -145,7 +149,7 @@ async def test_overlays_are_told_by_tenant_and_a_damaged_history_does_not_hide_t
     assert "a line is no promotion" in found["damaged"]
     assert [one["version"] for one in found["versions"]] == [version]
     assert [one["tenant"] for one in whole["tenants"]] == ["alice", "bob"]
-    assert (settings.artifacts / OVERLAYS / version / FILE).is_file()
+    assert (settings.artifacts / OVERLAYS / version / OVERLAYS_FILE).is_file()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ async def test_overlays_are_told_by_tenant_and_a_damaged_history_does_not_hide_t
         ("gate/rollback", {}, 409),
     ],
 )
-async def test_what_cannot_be_moved_is_refused_by_name(
+async def test_a_wrong_promotion_or_rollback_is_refused(
     settings: Settings, path: str, body: dict[str, str], status: int
 ) -> None:
     async with gateway_of(settings=settings) as gateway:

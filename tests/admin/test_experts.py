@@ -1,4 +1,4 @@
-"""How experts stand and failed; an entry for a new one checked without touching anything, and how far it has come."""
+"""`/v1/experts`: state and failures of experts, the check of a new entry, and the steps of adding one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def steps(gateway: Gateway, name: str) -> Any:
     return (await gateway.post(f"/v1/experts/{name}/steps", method="GET")).json
 
 
-async def test_each_expert_is_told_with_what_it_was_asked_and_what_it_answers() -> None:
+async def test_each_expert_has_its_numbers_and_assigned_categories() -> None:
     async with gateway_of(painter=ExpertUnavailable("gone", expert="painter")) as gateway:
         await gateway.chat("code")
         await gateway.chat("art")
@@ -62,7 +62,7 @@ async def test_each_expert_is_told_with_what_it_was_asked_and_what_it_answers() 
     assert list(found) == ["coder", "painter", "generalist"]
     assert (found["coder"]["requests"], found["coder"]["failed"]) == (1, 0)
     assert (found["painter"]["requests"], found["painter"]["failed"], found["painter"]["fallbacks"]) == (1, 1, 1)
-    assert [answer["category"] for answer in found["coder"]["answers"]] == ["code"]
+    assert [row["category"] for row in found["coder"]["assigned_categories"]] == ["code"]
     assert found["coder"]["system_prompt"] is False
     assert "api_key" not in found["coder"]
 
@@ -83,19 +83,19 @@ async def test_failures_are_the_newest_of_this_expert_with_their_ids_and_no_text
         assert (missing.status, missing.error["code"]) == (404, "model_not_found")
 
 
-async def test_failures_say_when_the_log_is_away() -> None:
+async def test_failures_report_an_unreadable_log() -> None:
     async with gateway_of() as gateway:
         gateway.log.fails = LogError("no disk")
         answer = await gateway.post("/v1/experts/coder/failures", method="GET")
         assert (answer.status, answer.error["code"]) == (503, "log_unavailable")
 
 
-def test_every_error_of_an_expert_is_a_failure_that_is_looked_for() -> None:
+def test_every_error_of_an_expert_counts_as_a_failure() -> None:
     assert {"expert_timeout", "expert_busy", "expert_asleep", "deadline_exceeded", "internal_error"} <= set(FAILURES)
     assert len(FAILURES) == len(set(FAILURES))
 
 
-async def test_an_entry_that_fits_is_good_and_nothing_is_written(settings: Settings) -> None:
+async def test_a_valid_entry_is_accepted_and_nothing_is_written(settings: Settings) -> None:
     async with gateway_of(settings=settings) as gateway:
         before = settings.config.read_bytes()
         for entry in (ENTRY, ENTRY.replace("- name", "name").replace("\n  ", "\n")):
@@ -117,17 +117,17 @@ async def test_an_entry_that_fits_is_good_and_nothing_is_written(settings: Setti
         (("name: writer", "name: coder"), 1, "already used on line 7"),
         (("https://writer.test/v1", "writer.test"), 4, "should match pattern"),
         (("  base_url: https://writer.test/v1\n", ""), 1, "needs a base_url"),
-        (("name: writer", "name: auto"), 1, "pick another name"),
+        (("name: writer", "name: auto"), 1, "choose another name"),
         (("model: m", "model: [m"), 3, "expected"),
         (("model: m", "model: &a m\n  adapter: *a"), 3, "aliases"),
-        (("model: m", f"parameters: {'[' * 40}{']' * 40}"), 2, "nested more than"),
+        (("model: m", f"parameters: {'[' * 40}{']' * 40}"), 2, "nested deeper than"),
         (("model: m", f"context_length: {'9' * 9000}"), 1, "not YAML"),
         ((ENTRY, ENTRY + ENTRY), 1, "expected one expert"),
         ((ENTRY, "[]"), 1, "expected one expert"),
         ((ENTRY, "<script>alert(1)</script>"), 1, "expected one expert"),
     ],
 )
-async def test_an_entry_that_does_not_is_told_where(
+async def test_a_wrong_entry_is_reported_with_its_line(
     settings: Settings, change: tuple[str, str], line: int, what: str
 ) -> None:
     async with gateway_of(settings=settings) as gateway:
@@ -137,14 +137,14 @@ async def test_an_entry_that_does_not_is_told_where(
     assert (problem["where"], problem["line"]) == ("entry", line)
 
 
-async def test_what_is_wrong_with_the_file_itself_is_told_as_its_own(settings: Settings) -> None:
+async def test_problems_of_the_file_itself_are_reported_as_its_own(settings: Settings) -> None:
     settings.config.write_text(DECLARED.replace("general: coder", "general: codr"))
     async with gateway_of(settings=settings) as gateway:
         found = await check(gateway, ENTRY)
     assert [(one["where"], one["line"]) for one in found["problems"]] == [("experts.yaml", 12)]
 
 
-async def test_the_environment_cannot_be_asked_through_an_entry(settings: Settings) -> None:
+async def test_an_entry_cannot_read_the_environment(settings: Settings) -> None:
     async with gateway_of(settings=settings) as gateway:
         for line in ("stand_in: ${SECRET_KEY}", "device: ${SECRET_KEY}", "api_key: ${SECRET_KEY}", "x: ${SECRET_KEY}"):
             answer = await gateway.post("/v1/experts/check", orjson.dumps({"entry": f"{ENTRY}  {line}\n"}))
@@ -161,7 +161,7 @@ async def test_too_large_an_entry_is_refused(settings: Settings) -> None:
         assert huge.status == 413
 
 
-async def test_the_steps_say_how_far_an_expert_has_come(settings: Settings) -> None:
+async def test_the_steps_show_the_progress_of_adding_an_expert(settings: Settings) -> None:
     async with gateway_of(settings=settings) as gateway:
         unknown = await steps(gateway, "writer")
         assert (unknown["declared"], unknown["served"], unknown["reachable"]) == (False, False, None)
@@ -169,7 +169,7 @@ async def test_the_steps_say_how_far_an_expert_has_come(settings: Settings) -> N
         assert (await steps(gateway, "writer"))["declared"] is True
         coder = await steps(gateway, "coder")
         assert (coder["served"], coder["reachable"], coder["requests"]) == (True, None, 0)
-        assert coder["answers"] == ["code"]
+        assert coder["assigned_categories"] == ["code"]
         await gateway.chat("code")
         assert (await steps(gateway, "coder"))["reachable"] is True
         settings.config.write_text("version: 2\n")

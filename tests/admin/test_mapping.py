@@ -1,4 +1,4 @@
-"""`/v1/map`: the assignment in use with what it was solved from, and solved again beside the gateway."""
+"""`/v1/map`: the assignment in use with the scores behind it, and plans under other budgets."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ async def gateway(settings: Settings, registry: Registry) -> AsyncIterator[Gatew
         yield gateway
 
 
-async def shown(gateway: Gateway) -> dict[str, Any]:
+async def read_map(gateway: Gateway) -> dict[str, Any]:
     answer = await gateway.post("/v1/map", method="GET")
     assert answer.status == 200, answer.body
     found: dict[str, Any] = answer.json
     return found
 
 
-async def asked(gateway: Gateway, **budget: Any) -> Response:
+async def solve(gateway: Gateway, **budget: Any) -> Response:
     return await gateway.post("/v1/map/solve", orjson.dumps(budget))
 
 
-async def test_a_declared_assignment_is_shown_as_measured_by_nobody() -> None:
+async def test_a_declared_assignment_has_no_scores() -> None:
     async with gateway_of() as gateway:
-        found = await shown(gateway)
-        refused = await asked(gateway, max_share=0.5)
-    assert (found["version"], found["move"], found["measured"]) == (None, None, None)
+        found = await read_map(gateway)
+        refused = await solve(gateway, max_share=0.5)
+    assert (found["version"], found["promotion"], found["measured"]) == (None, None, None)
     assert [(row["category"], row["expert"]) for row in found["assignment"]] == [
         ("code", "coder"),
         ("art", "painter"),
@@ -63,17 +63,17 @@ async def test_a_declared_assignment_is_shown_as_measured_by_nobody() -> None:
     assert "coe score" in refused.error["message"]
 
 
-async def test_a_plan_is_shown_with_what_it_was_solved_from(gateway: Gateway) -> None:
-    found = await shown(gateway)
-    assert found["move"]["by"] == "plan"
+async def test_a_plan_is_returned_with_the_scores_behind_it(gateway: Gateway) -> None:
+    found = await read_map(gateway)
+    assert found["promotion"]["by"] == "plan"
     assert found["categories"] == list(CATEGORIES)
     measured = found["measured"]
     assert measured["source"] == "132 prompts of probes"
     assert [row[0] for row in measured["count"]] == [80, 40, 12]
     code, art, general = measured["quality"]
     assert general[:2] == [None, None]  # pinned to the third
-    for estimate, error, trusted in zip(measured["estimate"][0], measured["error"][0], code, strict=True):
-        assert trusted == pytest.approx(max(estimate - error, 0))
+    for estimate, error, bound in zip(measured["estimate"][0], measured["error"][0], code, strict=True):
+        assert bound == pytest.approx(max(estimate - error, 0))
     assert max(range(3), key=art.__getitem__) == 1
     assert measured["budget"] == {"mean_active_b": 12}
     assert set(measured["frontiers"]) == {"mean_active_b", "mean_cost"}
@@ -90,36 +90,36 @@ async def test_experts_and_categories_keep_the_order_of_the_declaration(settings
     registry = measured_registry(categories=[{"name": n, "description": n} for n in ("general", "art", "code")])
     version, assignment = planned(settings, registry)
     async with gateway_of(registry, settings=settings, versions={ASSIGNMENT: version}, assignment=assignment) as one:
-        found = await shown(one)
+        found = await read_map(one)
     assert found["categories"] == ["general", "art", "code"]
     assert [row[0] for row in found["measured"]["count"]] == [12, 40, 80]
     assert [row["category"] for row in found["assignment"]] == ["general", "art", "code"]
 
 
-async def test_another_budget_is_solved_beside_the_gateway_and_the_process_is_kept_for_the_next(
+async def test_other_budgets_are_solved_by_one_process_beside_the_gateway(
     gateway: Gateway,
 ) -> None:
-    now = {row["category"]: row["expert"] for row in (await shown(gateway))["assignment"]}
-    same = await asked(gateway, mean_active_b=12)
+    now = {row["category"]: row["expert"] for row in (await read_map(gateway))["assignment"]}
+    same = await solve(gateway, mean_active_b=12)
     assert same.status == 200, same.body
     assert {row["category"]: row["expert"] for row in same.json["assignment"]} == now
-    free = await asked(gateway)
+    free = await solve(gateway)
     assert {row["category"]: row["expert"] for row in free.json["assignment"]}["art"] == "painter"
-    frugal = await asked(gateway, mean_active_b=2.1)
+    frugal = await solve(gateway, mean_active_b=2.1)
     assert {row["expert"] for row in frugal.json["assignment"]} == {"generalist"}
     assert free.json["quality"] > frugal.json["quality"]
-    impossible = await asked(gateway, mean_active_b=1)
+    impossible = await solve(gateway, mean_active_b=1)
     assert (impossible.status, impossible.error["code"]) == (400, "budget_impossible")
-    assert "the smallest that would do is 2" in impossible.error["message"]
+    assert "the smallest feasible limit is 2" in impossible.error["message"]
 
 
-async def test_a_plan_of_which_nothing_was_kept_is_shown_and_cannot_be_solved_again(
+async def test_a_plan_without_stored_scores_is_returned_and_cannot_be_solved_again(
     settings: Settings, registry: Registry
 ) -> None:
     version, assignment = planned(settings, registry, keep=False)
     async with gateway_of(registry, settings=settings, versions={ASSIGNMENT: version}, assignment=assignment) as one:
-        found = await shown(one)
-        refused = await asked(one)
+        found = await read_map(one)
+        refused = await solve(one)
     assert (found["version"], found["measured"]) == (version, None)
     assert refused.status == 409
 
@@ -127,5 +127,5 @@ async def test_a_plan_of_which_nothing_was_kept_is_shown_and_cannot_be_solved_ag
 @pytest.mark.parametrize(
     "body", [b'{"speed": 1}', b'{"max_share": 0}', b'{"max_share": 1.1}', b'{"mean_cost": 1e999}', b"[", b"[]"]
 )
-async def test_what_is_no_budget_is_named(gateway: Gateway, body: bytes) -> None:
+async def test_a_wrong_budget_is_refused(gateway: Gateway, body: bytes) -> None:
     assert (await gateway.post("/v1/map/solve", body)).status == 400

@@ -1,4 +1,4 @@
-"""`/v1/status`: one look at a time, shown again for a minute; failures are told and not remembered."""
+"""`/v1/status`: one job at a time, cached for a minute; failures are reported and not cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def status(gateway: Gateway) -> Response:
     return await gateway.post("/v1/status", method="GET")
 
 
-async def test_those_who_ask_together_and_within_a_minute_get_one_look() -> None:
+async def test_requests_within_a_minute_share_one_report() -> None:
     jobs = ScriptedJobs({"alarms": []})
     jobs.go.clear()
     async with gateway_of(jobs=jobs) as gateway:
@@ -34,7 +34,7 @@ async def test_those_who_ask_together_and_within_a_minute_get_one_look() -> None
 @pytest.mark.parametrize(
     ("error", "status_code"), [(JobUnavailable("away", retry_after=5), 503), (NotInstalled("no scipy"), 501)]
 )
-async def test_a_failed_look_is_told_and_the_next_one_looks_again(error: Exception, status_code: int) -> None:
+async def test_a_failed_report_is_an_error_and_the_next_request_tries_again(error: Exception, status_code: int) -> None:
     jobs = ScriptedJobs(error)
     async with gateway_of(jobs=jobs) as gateway:
         failed = await status(gateway)

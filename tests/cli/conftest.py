@@ -1,4 +1,4 @@
-"""What the tests of verbs share: the tiny encoder, for whole `coe train` runs; a router made of it; a Redis; a shop."""
+"""Fixtures of the CLI tests: a tiny encoder for whole `coe train` runs, a declaration, and a service with a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.shop import TAUGHT, Shop
+from tests.cli.logged_service import TAUGHT, LoggedService
 from tests.routers.conftest import WORDS, built, tiny_encoder
 
 __all__ = ["built", "tiny_encoder"]
@@ -23,16 +23,16 @@ assignment: {general: small}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Of an experts.yaml with one external expert."""
+    """The path of an experts.yaml with one external expert."""
     path = tmp_path / "experts.yaml"
     path.write_text(DECLARED)
     return path
 
 
 @pytest.fixture
-def shop(tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]], redis_url: str) -> Shop:
-    """With a router, an empty log in Redis, and no plan."""
-    made = Shop(tmp_path / "experts.yaml", redis_url)
+def service(tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]], redis_url: str) -> LoggedService:
+    """A service with a router, an empty log in Redis, and no plan."""
+    made = LoggedService(tmp_path / "experts.yaml", redis_url)
     made.declare()
     store = made.store("router")
     with store.draft() as draft:

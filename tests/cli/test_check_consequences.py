@@ -47,13 +47,13 @@ def report(settings: Settings, registry: Registry) -> dict[str, Any]:
     return found
 
 
-def test_what_everything_was_made_for_has_no_consequences(settings: Settings) -> None:
+def test_the_declaration_that_artifacts_were_made_for_has_no_consequences(settings: Settings) -> None:
     found = report(settings, measured_registry())
     assert (found["ok"], found["consequences"], found["replan"]) == (True, [], False)
     assert check(settings, measured_registry()).stdout.count("\n") == 1
 
 
-def test_a_new_expert_is_foreseen_with_the_advice_to_plan(settings: Settings) -> None:
+def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Settings) -> None:
     known = measured_registry().model_dump(mode="json", exclude_none=True)["experts"]
     edited = measured_registry(experts=[*known, {**known[0], "name": "newcomer"}])
     assert report(settings, edited)["replan"]
@@ -62,7 +62,7 @@ def test_a_new_expert_is_foreseen_with_the_advice_to_plan(settings: Settings) ->
     assert told.endswith("the service starts and reloads with it; then run `coe plan` again\n")
 
 
-def test_a_new_category_is_foreseen_for_router_plan_and_overlays(settings: Settings) -> None:
+def test_a_new_category_has_consequences_for_router_plan_and_overlays(settings: Settings) -> None:
     names = ("code", "art", "general", "law")
     new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
     found = report(settings, measured_registry(categories=new))

@@ -31,7 +31,7 @@ def record_of(number: int, **fields: object) -> RoutingRecord:
         "propensity": 1.0,
         "candidates": ("small",),
         "probabilities": {"code": 0.9, "general": 0.1},
-        "stage": "cheap",
+        "stage": "fast",
         "router": "r",
         "config": "c",
         "digest": "d",
@@ -54,7 +54,7 @@ def logged(config: Path, *records: RoutingRecord) -> None:
     asyncio.run(append())
 
 
-def test_check_approves_a_right_file(config: Path) -> None:
+def test_check_accepts_a_valid_file(config: Path) -> None:
     assert "good (2 categories, 1 experts" in run("check", "--config", config)
     assert json.loads(run("check", "--config", config, "--json"))["ok"] is True
 
@@ -90,7 +90,7 @@ def test_log_lists_filters_and_prints_json(config: Path) -> None:
     assert "req_2" in run("log", "--config", config, "--until", "5s", "--reason", "routed", "--id", "req_2")
 
 
-def test_log_of_a_service_that_never_ran_says_so_and_creates_nothing(config: Path) -> None:
+def test_the_log_of_a_service_that_never_ran_is_reported_missing_and_not_created(config: Path) -> None:
     result = CliRunner().invoke(app, ["log", "--config", str(config)])
     assert (result.exit_code, result.stdout) == (0, "")
     assert "routing-log.sqlite: there is no routing log yet" in result.stderr

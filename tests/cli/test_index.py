@@ -59,7 +59,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     return Run(tmp_path, capsys, monkeypatch)
 
 
-def test_files_are_indexed_found_and_forgotten(run: Run) -> None:
+def test_files_are_indexed_found_and_removed(run: Run) -> None:
     docs = run.folder / "docs"
     docs.mkdir()
     (docs / "leave.md").write_text("# Leave\n\nParental leave lasts sixteen weeks.")
@@ -75,9 +75,9 @@ def test_files_are_indexed_found_and_forgotten(run: Run) -> None:
     assert "twenty" in found[0]["text"]
     assert run("list").split() == ["documents", "(everybody)", "2", "documents", "2", "chunks"]
     assert run("list", "--documents").split() == ["docs/leave.md", "docs/trains.html"]
-    assert run("remove", "docs/trains.html", "docs/none", code=1) == "1 of 2 documents forgotten\n"
+    assert run("remove", "docs/trains.html", "docs/none", code=1) == "1 of 2 documents removed\n"
     (docs / "leave.md").rename(docs / "new.md")
-    assert "1 forgotten" in run("add", str(docs), "--prune")
+    assert "1 removed" in run("add", str(docs), "--prune")
     assert "docs/new.md" in run("search", "leave")
 
 
@@ -87,12 +87,12 @@ def test_an_index_of_another_encoder_is_refused_until_it_is_rebuilt(run: Run) ->
     run.encode_with(WordEncoder(32, "other"))
     run("search", "ants", code=1)
     assert "coe index rebuild" in run.errors
-    assert run("rebuild") == "1 documents embedded anew\n"
+    assert run("rebuild") == "1 documents embedded\n"
     assert run("search", "ants") == ""
     assert "a.txt" in run("search", "ants", "--tenant", "acme")
 
 
-def test_mistakes_are_told_with_the_remedy(run: Run) -> None:
+def test_mistakes_are_reported_with_the_remedy(run: Run) -> None:
     assert run("search", "anything") == ""
     run("add", str(run.folder / "nothing"), code=1)
     assert "no such file or folder" in run.errors

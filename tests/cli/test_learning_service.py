@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import KEY
-from tests.cli.shop import DECLARED, TRUTH, Shop
+from coe.learning.retraining.job_lock import LOCK_KEY
+from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import LEARNT
 from tests.experts.faulty_server import FaultyServer
 from tests.records.redis_server import RedisServer
@@ -34,11 +34,11 @@ AT_ONCE = 20
 
 @asynccontextmanager
 async def coe(
-    shop: Shop, *words: str, output: int = asyncio.subprocess.DEVNULL, **environ: str
+    service: LoggedService, *words: str, output: int = asyncio.subprocess.DEVNULL, **environ: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process of ours that is told to end when the block does, and must end well."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", *words, "--config", str(shop.config)),
+        *(sys.executable, "-m", "coe.cli", *words, "--config", str(service.config)),
         env=os.environ | environ,
         stdout=output,
         stderr=output,
@@ -90,14 +90,14 @@ class Gateway:
 
 
 @asynccontextmanager
-async def serving(shop: Shop) -> AsyncIterator[Gateway]:
+async def serving(service: LoggedService) -> AsyncIterator[Gateway]:
     upstream = FaultyServer()
     runner = await upstream.start()
-    shop.declare(experts=[{**expert, "base_url": upstream.url} for expert in DECLARED["experts"]])
+    service.declare(experts=[{**expert, "base_url": upstream.url} for expert in DECLARED["experts"]])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     try:
-        async with coe(shop, "serve", COE_PORT=port), aiohttp.ClientSession() as client:
+        async with coe(service, "serve", COE_PORT=port), aiohttp.ClientSession() as client:
             gateway = Gateway(f"http://127.0.0.1:{port}", client)
             await gateway.until_ready()
             yield gateway
@@ -119,17 +119,19 @@ async def use(gateway: Gateway, count: int) -> None:
     await asyncio.gather(*(one(*pair, rng.random()) for pair in texts))
 
 
-async def test_a_running_gateway_serves_by_what_its_users_taught_it_and_by_the_former_plan_again(shop: Shop) -> None:
-    async with serving(shop) as gateway:
+async def test_a_running_gateway_serves_by_the_learned_plan_and_after_a_rollback_by_the_former_one(
+    service: LoggedService,
+) -> None:
+    async with serving(service) as gateway:
         await use(gateway, 360)
-        code, said = await retrained(shop, "--json")
+        code, said = await retrained(service, "--json")
         assert code == 0, said
         found = json.loads(said)["assignment"]
         assert found["promoted"], found["sentence"]
         assert found["report"]["feedback"] == {"thumb": 360}
         for category in WORDS:
             await gateway.until_answered_by(LEARNT[category], category)
-        await asyncio.to_thread(shop.run, "rollback", "assignment")
+        await asyncio.to_thread(service.run, "rollback", "assignment")
         await gateway.until_answered_by("generalist", "cooking")
 
 
@@ -138,11 +140,11 @@ async def line(stream: asyncio.StreamReader | None) -> str:
     return (await asyncio.wait_for(stream.readline(), 60)).decode()
 
 
-async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(
-    shop: Shop, shared_redis: RedisServer
+async def test_rounds_repeat_until_sigterm_and_survive_an_unreachable_redis(
+    service: LoggedService, shared_redis: RedisServer
 ) -> None:
-    await asyncio.to_thread(shop.serve, 400)
-    async with coe(shop, "retrain", "--every", "1s", output=asyncio.subprocess.PIPE) as job:
+    await asyncio.to_thread(service.serve, 400)
+    async with coe(service, "retrain", "--every", "1s", output=asyncio.subprocess.PIPE) as job:
         assert (await line(job.stdout)).startswith("assignment: promoted: ")
         while "nothing to learn from" not in await line(job.stdout):
             pass
@@ -155,21 +157,21 @@ async def test_rounds_go_on_until_told_to_stop_and_outlive_a_redis_that_is_away(
         assert "nothing to learn from" in await line(job.stdout)
 
 
-async def test_two_jobs_at_once_are_one_job_and_one_refusal(shop: Shop) -> None:
-    await asyncio.to_thread(shop.serve, 400)
-    outcomes = await asyncio.gather(*(retrained(shop) for _ in range(3)))
+async def test_two_jobs_at_once_are_one_job_and_one_refusal(service: LoggedService) -> None:
+    await asyncio.to_thread(service.serve, 400)
+    outcomes = await asyncio.gather(*(retrained(service) for _ in range(3)))
     assert sum(code == 0 and "promoted: " in said for code, said in outcomes) == 1
     for code, said in outcomes:
-        assert code == 0 or "another job is at work (process " in said
-    with Redis.from_url(shop.url) as client:
-        assert client.get(KEY) is None
-    assert len(shop.store().history()) == 1
+        assert code == 0 or "another job is running (process " in said
+    with Redis.from_url(service.url) as client:
+        assert client.get(LOCK_KEY) is None
+    assert len(service.store().history()) == 1
 
 
-async def retrained(shop: Shop, *words: str) -> tuple[int | None, str]:
+async def retrained(service: LoggedService, *words: str) -> tuple[int | None, str]:
     """The exit status of `coe retrain` and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", "retrain", *words, "--config", str(shop.config)),
+        *(sys.executable, "-m", "coe.cli", "retrain", *words, "--config", str(service.config)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -177,30 +179,30 @@ async def retrained(shop: Shop, *words: str) -> tuple[int | None, str]:
     return process.returncode, said.decode()
 
 
-def test_a_job_killed_at_any_time_leaves_something_that_serves(shop: Shop, tmp_path: Path) -> None:
+def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedService, tmp_path: Path) -> None:
     """What was in use, or the new plan, whole; and the next job goes on."""
-    shop.serve(400)
-    before: Any = shop.choices()
+    service.serve(400)
+    before: Any = service.choices()
     for seconds in (0.0, 0.2):
-        asyncio.run(killed_after(shop, seconds))
-        assert shop.choices() in (before, LEARNT)
-    with Redis.from_url(shop.url) as client:  # as if its lease were over
-        client.delete(KEY)
-    shop.retrain()
-    assert shop.choices() == LEARNT
+        asyncio.run(killed_after(service, seconds))
+        assert service.choices() in (before, LEARNT)
+    with Redis.from_url(service.url) as client:  # as if its lease were over
+        client.delete(LOCK_KEY)
+    service.retrain()
+    assert service.choices() == LEARNT
 
 
-async def killed_after(shop: Shop, seconds: float) -> None:
+async def killed_after(service: LoggedService, seconds: float) -> None:
     """From when it has the lock."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", "retrain", "--config", str(shop.config)),
+        *(sys.executable, "-m", "coe.cli", "retrain", "--config", str(service.config)),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    with Redis.from_url(shop.url) as client:
-        client.delete(KEY)
+    with Redis.from_url(service.url) as client:
+        client.delete(LOCK_KEY)
         async with asyncio.timeout(60):
-            while process.returncode is None and client.get(KEY) is None:
+            while process.returncode is None and client.get(LOCK_KEY) is None:
                 await asyncio.sleep(0.01)
     await asyncio.sleep(seconds)
     if process.returncode is None:

@@ -18,16 +18,16 @@ from typer.testing import CliRunner, Result
 from coe.cli import app
 from coe.records import open_log
 from coe.records.record import LogQuery, RoutingRecord
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 from tests.cli.test_cli import logged, record_of, run
 from tests.records.test_every_field import RECORD
 
 
 @pytest.fixture
-def record(shop: Shop) -> RoutingRecord:
-    """In the Redis log of `shop`."""
-    one = replace(RECORD, time=shop.began)
-    shop.append([one])
+def record(service: LoggedService) -> RoutingRecord:
+    """In the Redis log of `service`."""
+    one = replace(RECORD, time=service.began)
+    service.append([one])
     return one
 
 
@@ -36,18 +36,18 @@ def tried(*words: object) -> Result:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_every_field_goes_from_redis_to_a_file_and_into_sqlite(
-    shop: Shop, tmp_path: Path, record: RoutingRecord, suffix: str
+def test_every_field_is_copied_from_redis_to_a_file_and_into_sqlite(
+    service: LoggedService, tmp_path: Path, record: RoutingRecord, suffix: str
 ) -> None:
     file = tmp_path / f"log.{suffix}"
-    assert "1 records" in shop.run("log", "export", file)
-    shop.url = "sqlite:///other.sqlite"
-    shop.declare()
+    assert "1 records" in service.run("log", "export", file)
+    service.url = "sqlite:///other.sqlite"
+    service.declare()
     for _ in range(2):
-        assert "1 records" in shop.run("log", "import", file)
+        assert "1 records" in service.run("log", "import", file)
 
     async def found() -> tuple[RoutingRecord, ...]:
-        log = open_log(shop.url, base=shop.settings.home)
+        log = open_log(service.url, base=service.settings.home)
         try:
             return (await log.read(LogQuery())).records
         finally:
@@ -56,17 +56,21 @@ def test_every_field_goes_from_redis_to_a_file_and_into_sqlite(
     assert asyncio.run(found()) == (record,)
 
 
-def test_the_list_prints_the_same_json_as_the_export(shop: Shop, tmp_path: Path, record: RoutingRecord) -> None:
+def test_the_list_prints_the_same_json_as_the_export(
+    service: LoggedService, tmp_path: Path, record: RoutingRecord
+) -> None:
     file = tmp_path / "log.jsonl"
-    shop.run("log", "export", file)
-    exported, printed = orjson.loads(file.read_bytes()), orjson.loads(shop.run("log", "--json"))
+    service.run("log", "export", file)
+    exported, printed = orjson.loads(file.read_bytes()), orjson.loads(service.run("log", "--json"))
     assert exported.items() >= printed.items()
     assert printed["request_id"] == record.request_id
 
 
-def test_a_redacted_export_has_no_text_of_the_user(shop: Shop, tmp_path: Path, record: RoutingRecord) -> None:
+def test_a_redacted_export_has_no_text_of_the_user(
+    service: LoggedService, tmp_path: Path, record: RoutingRecord
+) -> None:
     file = tmp_path / "log.jsonl"
-    shop.run("log", "export", file, "--redact")
+    service.run("log", "export", file, "--redact")
     exported = orjson.loads(file.read_bytes())
     assert (exported["prompt"], exported["embedding"], exported["digest"]) == (None, None, "")
     assert exported["request_id"] == record.request_id
@@ -102,7 +106,7 @@ def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: P
     assert sorted(one.name for one in tmp_path.iterdir()) == ["experts.yaml"]
 
 
-def test_a_list_without_records_says_so_and_names_what_is_not_declared(config: Path) -> None:
+def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> None:
     logged(config, record_of(1))
     assert tried("log", "--expert", "smal", "--config", config).stderr == (
         "no records match; 'smal' is no declared expert; declared: small\n"
@@ -111,7 +115,7 @@ def test_a_list_without_records_says_so_and_names_what_is_not_declared(config: P
     assert tried("log", "--config", config).stderr == ""
 
 
-def test_a_link_is_written_through_and_a_device_refused(config: Path, tmp_path: Path) -> None:
+def test_an_export_writes_through_a_link_and_refuses_a_device(config: Path, tmp_path: Path) -> None:
     logged(config, record_of(1))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "log.jsonl")
     run("log", "export", tmp_path / "link.jsonl", "--config", config)
@@ -126,7 +130,7 @@ def test_a_link_is_written_through_and_a_device_refused(config: Path, tmp_path: 
 ENDLESS = """
 import sys, time
 from dataclasses import replace
-from coe.cli import log_export, main
+from coe.cli import log, main
 from tests.records.test_every_field import RATING, RECORD
 
 def rows():
@@ -135,8 +139,8 @@ def rows():
             print("writing", flush=True)
         yield replace(RECORD, request_id=str(number)), RATING
 
-write = log_export.write_rows
-log_export.write_rows = lambda file, _, redact: write(file, rows(), redact=redact)
+write = log.write_rows
+log.write_rows = lambda file, _, redact: write(file, rows(), redact=redact)
 main()
 """
 

@@ -15,15 +15,15 @@ from coe.learning.estimation.experience_loader import open_logs
 from coe.records import open_log
 from coe.records.feedback import Feedback
 from coe.records.record import LogQuery, RoutingRecord
-from tests.cli.shop import Shop
+from tests.cli.logged_service import LoggedService
 from tests.learning.samples import record
 
 TIME = 1_000_000_000_000.0
 
 
-def everything(shop: Shop) -> tuple[list[RoutingRecord], list[Feedback]]:
-    with open_logs(shop.url, base=shop.settings.home) as logs:
-        records = [one for page in logs.records(deadline=TIME) for one in page]
+def everything(service: LoggedService) -> tuple[list[RoutingRecord], list[Feedback]]:
+    with open_logs(service.url, base=service.settings.home) as logs:
+        records = [one for page in logs.records(until=TIME) for one in page]
         return records, [one for page in logs.pages() for one in page.events]
 
 
@@ -32,13 +32,13 @@ def plain(events: list[Feedback]) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def file(shop: Shop) -> Path:
-    return shop.config.with_name("log.parquet")
+def file(service: LoggedService) -> Path:
+    return service.config.with_name("log.parquet")
 
 
-def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, file: Path) -> None:
-    shop.serve(40)
-    now = shop.began
+def test_a_log_is_copied_unchanged_from_redis_to_a_file_and_into_sqlite(service: LoggedService, file: Path) -> None:
+    service.serve(40)
+    now = service.began
     odd = record(
         "req_odd",
         time=now,
@@ -55,75 +55,79 @@ def test_a_log_goes_from_redis_to_a_file_and_into_sqlite_as_it_was(shop: Shop, f
         Feedback("f2", "req_odd", now + 2, "category", "cooking"),
         Feedback("f3", "req_odd", now + 2, "preferred", "chef"),  # a thumb is surer
     ]
-    shop.append([odd, record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)], said)
-    assert "42 records" in shop.run("log", "export", file)
-    records, events = everything(shop)
+    service.append([odd, record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)], said)
+    assert "42 records" in service.run("log", "export", file)
+    records, events = everything(service)
 
-    shop.url = "sqlite:///other.sqlite"
-    shop.declare()
+    service.url = "sqlite:///other.sqlite"
+    service.declare()
     for _ in range(2):  # again changes nothing
-        assert "42 records" in shop.run("log", "import", file)
-    found, told = everything(shop)
+        assert "42 records" in service.run("log", "import", file)
+    found, told = everything(service)
     assert sorted(found, key=lambda one: one.request_id) == sorted(records, key=lambda one: one.request_id)
     assert plain(told)[:40] == plain([one for one in events if one.request_id != "req_odd"])
     assert [one[:3] for one in plain(told)[40:]] == [("req_odd", "category", "cooking"), ("req_odd", "thumb", -1)]
-    assert shop.retrain()["report"]["requests"] == 40
+    assert service.retrain()["report"]["requests"] == 40
 
 
-def test_an_export_may_be_of_a_time_and_a_category_and_what_is_too_old_is_not_imported(shop: Shop, file: Path) -> None:
-    shop.append([record("req_old", time=shop.began - 7_200), record("req_new", time=shop.began, category="cooking")])
-    assert "1 records" in shop.run("log", "export", file, "--category", "cooking")
-    assert "1 records" in shop.run("log", "export", file, "--until", "2h")
-    shop.declare(log={"url": "sqlite:///other.sqlite", "keep_days": 0.05})
-    said = shop.run("log", "import", file)
+def test_an_export_selects_by_time_and_category_and_too_old_records_are_not_imported(
+    service: LoggedService, file: Path
+) -> None:
+    service.append(
+        [record("req_old", time=service.began - 7_200), record("req_new", time=service.began, category="cooking")]
+    )
+    assert "1 records" in service.run("log", "export", file, "--category", "cooking")
+    assert "1 records" in service.run("log", "export", file, "--until", "2h")
+    service.declare(log={"url": "sqlite:///other.sqlite", "keep_days": 0.05})
+    said = service.run("log", "import", file)
     assert "0 records" in said
     assert "1 records are older than log.keep_days" in said
 
 
-def test_damaged_entries_are_told_and_left_out_everywhere(shop: Shop, file: Path) -> None:
-    shop.serve(400)
-    with Redis.from_url(shop.url) as client:
+def test_damaged_entries_are_reported_and_left_out_everywhere(service: LoggedService, file: Path) -> None:
+    service.serve(400)
+    with Redis.from_url(service.url) as client:
         client.xadd("coe:records", {"record": "{"})
         client.hset("{coe:feedback}:events", "slot", "{")
         client.zadd("{coe:feedback}:order", {"slot": 10_000})
-    assert "400 records" in shop.run("log", "export", file)
-    assert len(shop.run("log", "-n", "500").splitlines()) == 401
-    found = shop.retrain()
+    assert "400 records" in service.run("log", "export", file)
+    assert len(service.run("log", "-n", "500").splitlines()) == 401
+    found = service.retrain()
     assert found["promoted"]
     assert found["report"]["left_out"] == {"damaged entries": 2}
 
 
-def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(shop: Shop, file: Path) -> None:
+def test_a_file_that_is_no_export_is_refused_by_what_it_lacks(service: LoggedService, file: Path) -> None:
     file.write_text("no parquet")
     with pytest.raises(DataError, match=r"log\.parquet: cannot be read as parquet"):
-        shop.run("log", "import", file)
+        service.run("log", "import", file)
     parquet.write_table(Table.from_pylist([{"request_id": "r", "time": 1.0}]), file)
     with pytest.raises(DataError, match=r"log\.parquet:1: not a row of a routing log, it lacks attempts, candidates"):
-        shop.run("log", "import", file)
-    shop.append([record("req_newer", time=shop.began)])
-    shop.run("log", "export", file)
+        service.run("log", "import", file)
+    service.append([record("req_newer", time=service.began)])
+    service.run("log", "export", file)
     table = parquet.read_table(file)
     newer = table.set_column(table.schema.get_field_index("schema"), "schema", [[2]])
     parquet.write_table(newer, file)
     with pytest.raises(DataError, match="a record of schema 2; upgrade"):
-        shop.run("log", "import", file)
+        service.run("log", "import", file)
 
 
-def test_an_import_into_a_log_that_has_some_of_it_adds_the_rest(shop: Shop, file: Path) -> None:
-    shop.serve(30)
-    shop.run("log", "export", file)
-    with Redis.from_url(shop.url) as client:
+def test_an_import_adds_only_the_records_that_the_log_lacks(service: LoggedService, file: Path) -> None:
+    service.serve(30)
+    service.run("log", "export", file)
+    with Redis.from_url(service.url) as client:
         for key, _ in client.xrange("coe:records", count=10):  # type: ignore[union-attr]
             client.xdel("coe:records", key)
         gone = client.zrange("{coe:records}:ids", 0, 9)
         client.zrem("{coe:records}:ids", *gone)  # type: ignore[misc]
 
     async def count() -> int:
-        log = open_log(shop.url, base=shop.settings.home)
+        log = open_log(service.url, base=service.settings.home)
         found = len((await log.read(LogQuery(limit=1_000))).records)
         await log.aclose()
         return found
 
     assert asyncio.run(count()) == 20
-    shop.run("log", "import", file)
+    service.run("log", "import", file)
     assert asyncio.run(count()) == 30

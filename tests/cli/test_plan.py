@@ -64,7 +64,7 @@ def test_the_better_expert_gets_the_category_and_a_pin_stands(config: Path) -> N
     assert chosen(config)["code"] == "small"
 
 
-def test_where_categories_tell_nothing_of_experts_the_best_one_gets_them_all(config: Path) -> None:
+def test_where_categories_do_not_distinguish_experts_the_best_one_gets_them_all(config: Path) -> None:
     rng, names = np.random.default_rng(0), [f"topic{number}" for number in range(20)]
     skill = {"small": 0.5, "large": 0.6}
     declared = ", ".join(f"{{name: {name}, description: d}}" for name in names)
@@ -79,7 +79,7 @@ def test_where_categories_tell_nothing_of_experts_the_best_one_gets_them_all(con
     assert {chosen(config)[name] for name in names} == {"large"}
 
 
-def test_a_budget_is_kept_and_its_price_told(config: Path) -> None:
+def test_a_budget_is_kept_and_its_price_reported(config: Path) -> None:
     config.write_text(DECLARED + "budget: {mean_active_b: 4.2}\n")
     report = json.loads(plan(config, "--json"))
     assert report["used"]["mean_active_b"] <= 4.2
@@ -101,7 +101,7 @@ def test_the_plan_is_put_into_use_unless_it_is_a_dry_run(config: Path) -> None:
     assert Assignment.from_json((current.folder / "assignment.json").read_bytes()).choice[0] == "large"
 
 
-def test_a_plan_is_kept_with_what_it_was_made_of_and_solved_again_under_another_budget(config: Path) -> None:
+def test_a_plan_is_stored_with_its_problem_and_solved_again_under_another_budget(config: Path) -> None:
     plan(config)
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
     current = store.current()
@@ -119,16 +119,18 @@ def test_a_plan_is_kept_with_what_it_was_made_of_and_solved_again_under_another_
     assert store.history()[-1].version == current.manifest.version
 
 
-def test_nothing_is_solved_again_before_the_first_plan(config: Path) -> None:
+def test_solve_before_the_first_plan_is_an_error(config: Path) -> None:
     with pytest.raises(ArtifactError, match="run `coe plan`"):
         CliRunner().invoke(app, ["solve", "--config", str(config)], input="{}", catch_exceptions=False)
 
 
-def test_a_crowd_that_prices_cannot_part_is_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_that_breaks_a_limit_at_the_plan_s_prices_is_reported(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
 
     def planned(*requests: int) -> Result:
-        monkeypatch.setattr("coe.cli.plan._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
+        monkeypatch.setattr("coe.jobs.planning.basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
         return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
 
     crowded = planned(80, 10, 10)
@@ -147,32 +149,32 @@ def test_a_sweep_shows_what_each_limit_gives(config: Path) -> None:
     assert set(report["sweep"][0]["choice"]) == {"small"}
 
 
-def test_limits_of_a_sweep_that_cannot_be_kept_are_told_with_the_smallest_that_can(config: Path) -> None:
+def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_one(config: Path) -> None:
     report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=0.2,4.2,0.1"))
     assert [row["limit"] for row in report["sweep"]] == [4.2]
     assert report["sweep_impossible"] == {"row": "mean_active_b", "limits": [0.1, 0.2], "smallest": 1.0}
     told = plan(config, "--sweep", "mean_active_b=0.2,0.1")
-    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest that would do is 1\n" in told
+    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in told
     assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
 
 
-def test_what_there_is_no_time_for_is_left_out_and_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.cli.plan.Patience", lambda: TimeBudget(0))
+def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.jobs.planning.plan.TimeBudget", lambda: TimeBudget(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that
-    assert "too long: the worth of large" in result.stderr
+    assert "too long: the value of large" in result.stderr
     assert "large              0.0000  not found in time" in plan(config)
     assert ArtifactStore(config.parent / ".coe" / "artifacts", "assignment").in_use() is not None
 
 
-def test_work_that_takes_long_is_named_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     told = queue.SimpleQueue[str]()
     monkeypatch.setattr(progress, "say_error", told.put)
-    with progress.told_if_long("quick work"):
+    with progress.note_if_slow("quick work"):
         pass
-    monkeypatch.setattr(progress, "QUIET", 0.0)
-    with progress.told_if_long("solving"):
+    monkeypatch.setattr(progress, "NOTE_AFTER_SECONDS", 0.0)
+    with progress.note_if_slow("solving"):
         assert told.get(timeout=30) == "note: solving takes a while"
 
 
@@ -190,7 +192,7 @@ def test_of_several_benchmarks_the_one_named_is_planned_on(config: Path) -> None
     assert chosen(config, "--benchmark", "other")["code"] == "small"
 
 
-def test_scores_that_belong_to_no_prompt_are_told(config: Path) -> None:
+def test_scores_without_a_prompt_are_reported(config: Path) -> None:
     with config.with_name("scores.jsonl").open("a") as scores:
         scores.write('\n{"benchmark": "own", "prompt_id": "gone", "model": "small", "score": 1}')
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import DataError
-from coe.mapping import plan_in_effect, read_published
+from coe.mapping import effective_plan, read_published
 from coe.registry import load
 
 DECLARED = """\
@@ -69,7 +69,7 @@ def test_an_unscored_expert_is_left_out_with_the_command_that_scores_it(tmp_path
     assert f"coe score PROBES --out {tmp_path} --expert newcomer" in plan(config)
     current = ArtifactStore(tmp_path / ".coe" / "artifacts", "assignment").current()
     assert current is not None
-    effect = plan_in_effect(read_published(current.folder, "v"), load(config, environ={}))
+    effect = effective_plan(read_published(current.folder, "v"), load(config, environ={}))
     assert [one.kind for one in effect.consequences] == ["expert_added", "learning"]
 
 
@@ -116,7 +116,7 @@ def test_pins_are_marked_and_have_no_margin(tmp_path: Path) -> None:
     assert lines["general"] == ["general", "small", "-", "pinned"]
 
 
-def test_the_plan_stands_against_each_single_expert(tmp_path: Path) -> None:
+def test_the_plan_is_compared_with_each_single_expert(tmp_path: Path) -> None:
     config = write(tmp_path, MEASURED)
     own, small, large = report(config)["against"]
     assert (own["expert"], small["expert"], large["expert"]) == (None, "small", "large")

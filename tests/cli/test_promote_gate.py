@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError
-from coe.retrieval.gate import FILE
+from coe.retrieval.gate import GATE_FILE
 from tests.fakes import registry_of
 from tests.retrieval.gates import CATEGORIES, gate_of
 
@@ -30,11 +30,11 @@ def config(tmp_path: Path) -> Path:
 def fitted(config: Path, odds: float) -> str:
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "gate")
     with store.draft() as draft:
-        gate_of(odds).save(draft / FILE)
+        gate_of(odds).save(draft / GATE_FILE)
         return store.publish(draft, categories=CATEGORIES, data="", metrics={}).manifest.version
 
 
-def test_a_gate_is_put_into_use_and_taken_back(config: Path) -> None:
+def test_a_gate_is_promoted_and_rolled_back(config: Path) -> None:
     first, second = fitted(config, 1.0), fitted(config, 2.0)
     assert first in run("promote", "gate", first, config=config)
     assert f"{first} -> {second}" in run("promote", "gate", second, config=config)

@@ -12,19 +12,19 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ArtifactError, DataError, JobError, LogError
-from coe.learning.retraining.job_lock import only_job
-from tests.cli.shop import Shop
+from coe.learning.retraining.job_lock import job_lock
+from tests.cli.logged_service import LoggedService
 
 LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
 
 
-def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Shop) -> None:
-    assert set(shop.choices().values()) == {"generalist"}
-    shop.serve(500)
-    found = shop.retrain()
+def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(service: LoggedService) -> None:
+    assert set(service.choices().values()) == {"generalist"}
+    service.serve(500)
+    found = service.retrain()
     assert found["promoted"], found["sentence"]
-    assert shop.choices() == LEARNT
-    assert shop.store().in_use() == found["version"]
+    assert service.choices() == LEARNT
+    assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
         "assignment.json", "manifest.json", "plan.json", "report.json", "report.md", "report.svg",
@@ -34,88 +34,88 @@ def test_what_people_rate_becomes_the_plan_in_use_and_can_be_taken_back(shop: Sh
     assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
     assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
     assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
-    latest = shop.store().last_move()
+    latest = service.store().latest()
     assert latest is not None
     assert (latest.by, latest.why) == ("retrain", found["sentence"])
 
-    assert "nothing to learn from: no feedback is new" in shop.run("retrain")
-    assert shop.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
-    assert set(shop.choices().values()) == {"generalist"}
+    assert "nothing to learn from: no feedback is new" in service.run("retrain")
+    assert service.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
+    assert set(service.choices().values()) == {"generalist"}
     with pytest.raises(ArtifactError, match="no assignment was in use before this; name one to `coe promote`"):
-        shop.run("rollback", "assignment")
-    shop.run("promote", "assignment", "--why", "it was right")
-    assert shop.choices() == LEARNT
+        service.run("rollback", "assignment")
+    service.run("promote", "assignment", "--why", "it was right")
+    assert service.choices() == LEARNT
 
 
-def test_where_one_machine_has_learnt_another_goes_on(shop: Shop, tmp_path: Path) -> None:
-    shop.declare(artifacts=shop.url)
-    shop.run("promote", "router")
-    shop.serve(500)
-    found = shop.retrain()
+def test_another_machine_continues_from_the_learned_plan(service: LoggedService, tmp_path: Path) -> None:
+    service.declare(artifacts=service.url)
+    service.run("promote", "router")
+    service.serve(500)
+    found = service.retrain()
     assert found["promoted"], found["sentence"]
 
-    other = Shop(tmp_path / "other" / "experts.yaml", shop.url)
+    other = LoggedService(tmp_path / "other" / "experts.yaml", service.url)
     other.config.parent.mkdir()
-    other.declare(artifacts=shop.url)
+    other.declare(artifacts=service.url)
     assert "nothing to learn from: no feedback is new" in other.run("retrain")
     assert other.choices() == LEARNT
     assert other.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
-    assert shop.report("promote", "assignment", found["version"])["was"] is None
+    assert service.report("promote", "assignment", found["version"])["was"] is None
     assert other.report("status")["in_use"]["assignment"]["version"] == found["version"]
 
 
-def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(shop: Shop) -> None:
-    shop.serve(400)
-    assert shop.retrain()["promoted"]
+def test_a_plan_that_is_right_is_kept_round_after_round_with_a_report_of_each(service: LoggedService) -> None:
+    service.serve(400)
+    assert service.retrain()["promoted"]
     for number in (1, 2, 3):
-        shop.serve(150)
-        found = shop.retrain()
+        service.serve(150)
+        found = service.retrain()
         assert not found["promoted"]
         assert found["sentence"].startswith("kept: no ")
         assert found["report"]["round"] == number
-        assert Path(found["folder"]).parent == shop.settings.artifacts / "reports"
+        assert Path(found["folder"]).parent == service.settings.artifacts / "reports"
         assert (Path(found["folder"]) / "report.svg").is_file()
-    assert len(list((shop.settings.artifacts / "reports").iterdir())) == 3
+    assert len(list((service.settings.artifacts / "reports").iterdir())) == 3
 
 
-def test_a_dry_run_judges_and_changes_nothing(shop: Shop) -> None:
-    shop.serve(400)
-    before = sorted(shop.settings.home.rglob("*"))
-    found = shop.retrain("--dry-run")
+def test_a_dry_run_judges_and_changes_nothing(service: LoggedService) -> None:
+    service.serve(400)
+    before = sorted(service.settings.home.rglob("*"))
+    found = service.retrain("--dry-run")
     assert found["sentence"].startswith("dry run, nothing is changed; promoted: ")
     assert found["report"]["promoted"]
-    assert [path for path in sorted(shop.settings.home.rglob("*")) if path.name != "retrain.lock"] == before
-    assert shop.retrain()["promoted"]
+    assert [path for path in sorted(service.settings.home.rglob("*")) if path.name != "retrain.lock"] == before
+    assert service.retrain()["promoted"]
 
 
-def test_one_tenant_that_says_the_opposite_is_named_and_teaches_nothing(shop: Shop) -> None:
-    shop.serve(500)
-    assert shop.retrain()["promoted"]
-    shop.serve(800, flipped=("b",))
-    found = shop.retrain()
+def test_a_tenant_that_contradicts_the_others_is_named_and_changes_nothing(service: LoggedService) -> None:
+    service.serve(500)
+    assert service.retrain()["promoted"]
+    service.serve(800, flipped=("b",))
+    found = service.retrain()
     assert not found["promoted"]
-    assert shop.choices() == LEARNT
+    assert service.choices() == LEARNT
     assert [one["tenant"] for one in found["report"]["tenants"] if one["trust"] < 1] == ["b"]
     assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
 
 
-def test_entries_that_come_twice_and_out_of_order_tell_the_same(shop: Shop) -> None:
-    shop.serve(400)
-    clean = shop.retrain("--dry-run")["report"]
-    with Redis.from_url(shop.url) as client:
+def test_repeated_and_reordered_entries_give_the_same_result(service: LoggedService) -> None:
+    service.serve(400)
+    clean = service.retrain("--dry-run")["report"]
+    with Redis.from_url(service.url) as client:
         entries = [fields for _, fields in client.xrange("coe:records")]  # type: ignore[union-attr]
         client.delete("coe:records")
         for fields in (*reversed(entries), *entries[:100]):
             client.xadd("coe:records", fields)
-    found = shop.retrain("--dry-run")["report"]
+    found = service.retrain("--dry-run")["report"]
     assert found["left_out"] == {"repeated": 100}
     assert found["requests"] == clean["requests"]
     np.testing.assert_allclose(found["quality"], clean["quality"], rtol=1e-5)  # feedback ages between both rounds
 
 
-def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(shop: Shop) -> None:
-    shop.serve(30)
-    folder = shop.config.with_name("quality")
+def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(service: LoggedService) -> None:
+    service.serve(30)
+    folder = service.config.with_name("quality")
     folder.mkdir()
     from tests.routers.conftest import examples
 
@@ -129,48 +129,48 @@ def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(shop
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
     with pytest.raises(DataError, match="no benchmark was named; choose one of other, own"):
-        shop.retrain("--probes", folder)
-    found = shop.retrain("--probes", folder, "--benchmark", "own")
+        service.retrain("--probes", folder)
+    found = service.retrain("--probes", folder, "--benchmark", "own")
     assert found["promoted"], found["sentence"]
     assert [one["source"] for one in found["report"]["evidence"]] == ["held-out set"]
-    assert shop.choices() == LEARNT
-    assert "no feedback is new" in shop.retrain("--probes", folder, "--benchmark", "own")["sentence"]
+    assert service.choices() == LEARNT
+    assert "no feedback is new" in service.retrain("--probes", folder, "--benchmark", "own")["sentence"]
 
 
-def test_a_benchmark_without_the_folder_that_holds_it_is_bad_usage(shop: Shop) -> None:
-    result = CliRunner().invoke(app, ["retrain", "--benchmark", "own", "--config", str(shop.config)])
+def test_a_benchmark_without_the_folder_that_holds_it_is_bad_usage(service: LoggedService) -> None:
+    result = CliRunner().invoke(app, ["retrain", "--benchmark", "own", "--config", str(service.config)])
     assert result.exit_code == 2
 
 
-def test_a_log_without_requests_or_feedback_teaches_nothing_and_is_no_failure(shop: Shop) -> None:
-    assert shop.retrain()["sentence"] == "nothing to learn from: no feedback is new"
-    shop.serve(20, outcome="expert_unavailable")
-    assert "the routing log holds nothing to learn from ({'failed': 20})" in shop.retrain()["sentence"]
+def test_a_log_without_requests_or_feedback_changes_nothing_and_is_no_failure(service: LoggedService) -> None:
+    assert service.retrain()["sentence"] == "nothing to learn from: no feedback is new"
+    service.serve(20, outcome="expert_unavailable")
+    assert "the routing log holds nothing to learn from ({'failed': 20})" in service.retrain()["sentence"]
 
 
-def test_a_declaration_or_plan_that_changes_meanwhile_is_not_overruled(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+def test_a_declaration_that_changes_during_a_round_stops_the_promotion(
+    service: LoggedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from coe.jobs import plan_round
 
-    shop.serve(400)
-    plain = plan_round.retrain
+    service.serve(400)
+    plain = plan_round.judge_plan
 
     def slow(*args: object, **options: object) -> object:
-        shop.declare(budget={"max_share": 0.9})
+        service.declare(budget={"max_share": 0.9})
         return plain(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan_round, "retrain", slow)
+    monkeypatch.setattr(plan_round, "judge_plan", slow)
     with pytest.raises(ArtifactError, match=r"experts\.yaml was changed meanwhile; nothing is promoted"):
-        shop.run("retrain")
-    assert shop.store().in_use() is None
+        service.run("retrain")
+    assert service.store().in_use() is None
 
 
-def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Shop) -> None:
-    shop.serve(400)
-    with only_job(shop.url, home=shop.settings.home), pytest.raises(JobError, match=r"job is at work \(process"):
-        shop.run("retrain")
-    assert shop.retrain()["promoted"]
+def test_while_another_job_runs_a_round_is_refused_with_its_name(service: LoggedService) -> None:
+    service.serve(400)
+    with job_lock(service.url, home=service.settings.home), pytest.raises(JobError, match=r"job is running \(process"):
+        service.run("retrain")
+    assert service.retrain()["promoted"]
 
 
 @pytest.mark.parametrize(
@@ -181,43 +181,43 @@ def test_while_another_job_is_at_work_a_round_is_refused_with_its_name(shop: Sho
     ],
 )
 def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
-    broken: tuple[str, ...], mended: tuple[str, ...], says: str, shop: Shop
+    broken: tuple[str, ...], mended: tuple[str, ...], says: str, service: LoggedService
 ) -> None:
-    with Redis.from_url(shop.url) as client:
+    with Redis.from_url(service.url) as client:
         try:
             client.execute_command(*broken)  # type: ignore[no-untyped-call]
-            with pytest.raises(LogError, match=f"the lock in Redis cannot be had .*{says}"):
-                shop.run("retrain")
+            with pytest.raises(LogError, match=f"the lock in Redis cannot be acquired .*{says}"):
+                service.run("retrain")
         finally:
             client.execute_command(*mended)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("content", ["{", '{"assignment": {"in_use": 1}}', "[1]"])
-def test_a_damaged_memory_of_rounds_is_named_with_the_remedy(content: str, shop: Shop) -> None:
-    shop.serve(40)
-    (shop.settings.artifacts / "rounds.json").write_text(content)
+def test_a_damaged_state_file_is_named_with_the_remedy(content: str, service: LoggedService) -> None:
+    service.serve(40)
+    (service.settings.artifacts / "rounds.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"rounds\.json: cannot be read .*; delete it"):
-        shop.run("retrain")
+        service.run("retrain")
 
 
 @pytest.mark.parametrize("words", [("retrain", "--since", "soon"), ("retrain", "--every", "0h"), ("promote", "expert")])
-def test_bad_usage_exits_with_2(words: tuple[str, ...], shop: Shop) -> None:
+def test_bad_usage_exits_with_2(words: tuple[str, ...], service: LoggedService) -> None:
     from typer.testing import CliRunner
 
     from coe.cli import app
 
-    assert CliRunner().invoke(app, [*words, "--config", str(shop.config)]).exit_code == 2
+    assert CliRunner().invoke(app, [*words, "--config", str(service.config)]).exit_code == 2
 
 
-def test_a_version_that_is_damaged_or_of_another_declaration_is_not_promoted(shop: Shop) -> None:
-    shop.serve(400)
-    found = shop.retrain()
-    shop.run("rollback", "assignment")
+def test_a_version_that_is_damaged_or_of_another_declaration_is_not_promoted(service: LoggedService) -> None:
+    service.serve(400)
+    found = service.retrain()
+    service.run("rollback", "assignment")
     (Path(found["folder"]) / "report.md").write_text("another page")
     with pytest.raises(ArtifactError, match=r"report\.md: missing or changed"):
-        shop.run("promote", "assignment", found["version"])
+        service.run("promote", "assignment", found["version"])
     with pytest.raises(ArtifactError, match="no such assignment artifact; there are " + found["version"]):
-        shop.run("promote", "assignment", "nonsense")
+        service.run("promote", "assignment", "nonsense")
     with pytest.raises(ArtifactError, match="no router was in use before"):
-        shop.run("rollback", "router")
-    assert shop.store().in_use() is None
+        service.run("rollback", "router")
+    assert service.store().in_use() is None

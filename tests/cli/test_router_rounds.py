@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ from coe.core import Neighbour, Prediction
 from coe.jobs import router_round
 from coe.learning.retraining.router_round import Pair
 from coe.records.feedback import Feedback
-from tests.cli.shop import PROMPTS, Shop
+from tests.cli.logged_service import PROMPTS, LoggedService
 from tests.learning.samples import record
 
 TENANTS = ("a", "b", "c")
 CATEGORIES = ("cooking", "astronomy", "football", "general")
 
 
-class Remembering:
-    """Knows the category that most prompts with the same words had."""
+class WordVotes:
+    """A router that predicts the category of the training prompts with the same words."""
 
     categories = CATEGORIES
-    version = "remembering"
+    version = "word-votes"
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self._votes: dict[str, list[int]] = {}
@@ -49,34 +48,29 @@ class Remembering:
 
 
 @pytest.fixture
-def school(shop: Shop, built: tuple[Path, dict[str, Any], list[Any]], monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """That keeps prompts, and whose trainings take no time; what they write is the tiny router's files."""
+def training_service(
+    service: LoggedService, built: tuple[Path, dict[str, Any], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> LoggedService:
+    """A service that stores prompts, whose trainings take no time and write the files of a tiny router."""
     lines = [json.dumps({"prompt": prompt, "category": category}) for prompt, category in PROMPTS]
-    shop.config.with_name("prompts.jsonl").write_text("\n".join(lines))
-    shop.declare(router={"training_data": "prompts.jsonl"}, log={"url": shop.url, "store_prompts": True})
+    service.config.with_name("prompts.jsonl").write_text("\n".join(lines))
+    service.declare(router={"training_data": "prompts.jsonl"}, log={"url": service.url, "store_prompts": True})
 
-    @contextmanager
-    def building(encoder: str, work: object) -> Iterator[router_round.Build]:
-        def build(pairs: Sequence[Pair], out: Path) -> Mapping[str, Any]:
-            shutil.copytree(built[0], out, dirs_exist_ok=True)
-            return {}
+    def build(pairs: Sequence[Pair], out: Path, **_: object) -> Mapping[str, Any]:
+        shutil.copytree(built[0], out, dirs_exist_ok=True)
+        return {}
 
-        yield build
-
-    def loading(build: object) -> Callable[[Sequence[Pair], Path], Remembering]:
-        return lambda pairs, folder: Remembering(pairs)
-
-    monkeypatch.setattr(router_round, "_building", building)
-    monkeypatch.setattr(router_round, "_loading", loading)
+    monkeypatch.setattr(router_round, "build_router", build)
+    monkeypatch.setattr(router_round, "train_router", lambda pairs, out, *, build: WordVotes(pairs))
     monkeypatch.setattr(router_round, "plot_training", lambda metrics, folder: None)
-    return shop
+    return service
 
 
-def correct(shop: Shop, texts: Sequence[str], category: str) -> None:
+def correct(service: LoggedService, texts: Sequence[str], category: str) -> None:
     records = [
         record(
             f"req_{category}_{number}",
-            time=shop.began + number,
+            time=service.began + number,
             prompt=text,
             category="football",
             expert="chef",
@@ -90,58 +84,60 @@ def correct(shop: Shop, texts: Sequence[str], category: str) -> None:
         Feedback(f"c_{category}_{number}", one.request_id, one.time, "category", category, tenant=one.tenant)
         for number, one in enumerate(records)
     ]
-    shop.append(records, events)
+    service.append(records, events)
 
 
-def test_corrections_of_many_teach_the_router_and_are_remembered(school: Shop) -> None:
-    before = school.store("router").in_use()
-    correct(school, [f"pawn takes rook on field{n}" for n in range(60)], "astronomy")
-    found = school.report("retrain")["router"]
+def test_corrections_of_many_tenants_train_the_router_and_are_recorded(training_service: LoggedService) -> None:
+    before = training_service.store("router").in_use()
+    correct(training_service, [f"pawn takes rook on field{n}" for n in range(60)], "astronomy")
+    found = training_service.report("retrain")["router"]
     assert found["promoted"], found["sentence"]
-    assert school.store("router").in_use() == found["version"] != before
+    assert training_service.store("router").in_use() == found["version"] != before
     folder = Path(found["folder"])
     assert (folder / "report.md").read_text().startswith("# Router, round 1: promoted")
     assert (folder / "report.svg").is_file()
-    correct(school, ["knight to general"], "cooking")
-    assert "corrections are new, and a round takes 20" in school.report("retrain")["router"]["sentence"]
-    assert school.report("rollback", "router")["in_use"] == before
+    correct(training_service, ["knight to general"], "cooking")
+    assert "corrections are new, and a round takes 20" in training_service.report("retrain")["router"]["sentence"]
+    assert training_service.report("rollback", "router")["in_use"] == before
 
 
-def test_corrections_that_do_not_help_are_kept_out_with_a_report(school: Shop) -> None:
-    correct(school, [f"bake the dough number {n}" for n in range(40)], "astronomy")
-    found = school.report("retrain")["router"]
+def test_corrections_that_do_not_help_are_kept_out_with_a_report(training_service: LoggedService) -> None:
+    correct(training_service, [f"bake the dough number {n}" for n in range(40)], "astronomy")
+    found = training_service.report("retrain")["router"]
     assert not found["promoted"]
     assert found["sentence"].startswith("kept: ")
     assert (Path(found["folder"]) / "report.svg").is_file()
-    assert "no correction is new" in again(school)
+    assert "no correction is new" in again(training_service)
 
 
-def again(shop: Shop) -> str:
+def again(service: LoggedService) -> str:
     """What a round says whose only new feedback is a rating."""
-    shop.serve(1)
-    said: str = shop.report("retrain")["router"]["sentence"]
+    service.serve(1)
+    said: str = service.report("retrain")["router"]["sentence"]
     return said
 
 
-def test_a_router_that_was_trained_on_something_else_is_not_taught(school: Shop) -> None:
-    school.config.with_name("prompts.jsonl").write_text(
+def test_a_router_that_was_trained_on_other_prompts_is_not_retrained(training_service: LoggedService) -> None:
+    training_service.config.with_name("prompts.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"{name} {n}", "category": name}) for name in CATEGORIES for n in range(30))
     )
-    correct(school, [f"pawn takes rook {n}" for n in range(30)], "general")
-    assert "trained on other prompts than are declared" in school.report("retrain")["router"]["sentence"]
+    correct(training_service, [f"pawn takes rook {n}" for n in range(30)], "general")
+    assert "trained on other prompts than are declared" in training_service.report("retrain")["router"]["sentence"]
 
 
-def test_corrections_without_their_prompts_teach_nothing_and_say_so(school: Shop) -> None:
-    school.serve(40, prompt=None)
-    school.append([], [Feedback("c", f"req_{0:032x}", school.began, "category", "cooking", tenant=first_tenant())])
-    assert "set log.store_prompts" in school.report("retrain")["router"]["sentence"]
+def test_corrections_without_their_prompts_are_reported_and_change_nothing(training_service: LoggedService) -> None:
+    training_service.serve(40, prompt=None)
+    training_service.append(
+        [], [Feedback("c", f"req_{0:032x}", training_service.began, "category", "cooking", tenant=first_tenant())]
+    )
+    assert "set log.store_prompts" in training_service.report("retrain")["router"]["sentence"]
 
 
 def first_tenant() -> str:
-    """Of the first request that a shop serves."""
+    """Of the first request that a service serves."""
     random = np.random.default_rng(0)
     random.integers(len(CATEGORIES))
-    return TENANTS_OF_SHOP[int(random.integers(len(TENANTS_OF_SHOP)))]
+    return SERVICE_TENANTS[int(random.integers(len(SERVICE_TENANTS)))]
 
 
-TENANTS_OF_SHOP = ("a", "b", "c", "d")
+SERVICE_TENANTS = ("a", "b", "c", "d")

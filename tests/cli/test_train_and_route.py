@@ -42,7 +42,7 @@ def run(*words: object) -> str:
     return result.stdout
 
 
-def test_what_was_declared_is_trained_and_routes(config: Path) -> None:
+def test_declared_examples_train_a_router_that_routes(config: Path) -> None:
     report = json.loads(run("train", "--config", config, "--json"))
     assert set(report["metrics"]["accuracy_by_category"]) == {*WORDS, "general"}
     manifest = json.loads((Path(report["folder"]) / "manifest.json").read_text())
@@ -79,7 +79,7 @@ def test_prompts_that_are_left_out_are_counted(config: Path) -> None:
     assert "prompts left out: 1 duplicate, 1 contradictory" in run("train", "--config", config)
 
 
-def test_a_plan_takes_effect_and_is_forgotten(config: Path) -> None:
+def test_a_plan_takes_effect_and_is_dropped(config: Path) -> None:
     config.write_text(config.read_text() + "budget: {max_share: 0.9}\npolicy: {confidence_threshold: 0}\n")
     run("train", "--config", config)
     folder = config.with_name("quality")

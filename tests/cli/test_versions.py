@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
-from coe.routing.overlay import FILE, Overlay
+from coe.routing.overlay import OVERLAYS_FILE, Overlay
 from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, load_active_state
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
@@ -50,12 +50,12 @@ def fill(settings: Settings) -> dict[str, str]:
     plan, _ = planned(settings, registry)
     heads = [Overlay(name, CATEGORIES, np.eye(3), np.zeros(3), gain) for name, gain in (("a", 0.1), ("b", 0.3))]
     with store(settings, OVERLAYS).draft() as draft:
-        (draft / FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
+        (draft / OVERLAYS_FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
         overlays = store(settings, OVERLAYS).publish(draft, categories=CATEGORIES, data=new, metrics={"tenants": 2})
     return {"old": old, "new": new, "plan": plan, "overlays": overlays.manifest.version}
 
 
-def test_versions_have_their_origin_quality_and_date_and_say_what_is_in_use(settings: Settings) -> None:
+def test_versions_are_listed_with_origin_quality_date_and_use(settings: Settings) -> None:
     ids = fill(settings)
     found = listed(settings)
     assert list(found) == ["router", "overlays", "assignment", "gate"]

@@ -17,8 +17,8 @@ from granian.constants import Interfaces, Loops
 from granian.server import Server
 from starlette.applications import Starlette
 
+from coe.mapping.declaration import declared_assignment
 from coe.registry import Registry
-from coe.routing.composition import declared_assignment
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app

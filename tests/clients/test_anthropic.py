@@ -78,7 +78,7 @@ def test_tools_are_called_and_answered(client: anthropic.Anthropic, model: str, 
 
 
 @pytest.mark.parametrize("kind", ["auto", "any"])
-def test_one_tool_at_a_time_is_asked_for_in_chats_words_too(
+def test_disabled_parallel_tool_use_is_translated_to_chat(
     client: anthropic.Anthropic, upstream: ModelServer, kind: Any
 ) -> None:
     choice: Any = {"type": kind, "disable_parallel_tool_use": True}
@@ -88,7 +88,9 @@ def test_one_tool_at_a_time_is_asked_for_in_chats_words_too(
     assert "parallel_tool_calls" not in upstream.seen[-1][1]
 
 
-def test_a_translated_conversation_goes_on_after_its_tools(client: anthropic.Anthropic, upstream: ModelServer) -> None:
+def test_a_translated_conversation_continues_after_tool_results(
+    client: anthropic.Anthropic, upstream: ModelServer
+) -> None:
     asked = client.messages.create(model="chatty", max_tokens=50, messages=HI, tools=[WEATHER])
     results: Any = [
         {"type": "tool_result", "tool_use_id": block.id, "content": "20 degrees"}
@@ -117,7 +119,7 @@ def test_a_translated_conversation_goes_on_after_its_tools(client: anthropic.Ant
         ),
     ],
 )
-def test_what_the_translation_would_lose_or_stumble_over_is_refused(
+def test_fields_that_the_translation_would_lose_are_rejected(
     client: anthropic.Anthropic, upstream: ModelServer, fields: dict[str, Any], says: str
 ) -> None:
     before = len(upstream.seen)
@@ -132,7 +134,7 @@ def test_translated_reasoning_is_thinking(client: anthropic.Anthropic) -> None:
     assert [block.type for block in message.content] == ["thinking", "text"]
 
 
-def test_what_no_api_knows_survives_both_ways(client: anthropic.Anthropic, upstream: ModelServer) -> None:
+def test_unknown_fields_pass_in_both_directions(client: anthropic.Anthropic, upstream: ModelServer) -> None:
     vendor = {"top_k": 5, "deep": [1, None]}
     message = client.messages.create(model="native", max_tokens=50, messages=HI, extra_body={"vendor": vendor})
     assert message.vendor == vendor  # type: ignore[attr-defined]
@@ -145,7 +147,7 @@ BETAS = ["context-1m-2025-08-07", "interleaved-thinking-2025-05-14", "of-tomorro
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "known"), [("native", BETAS), ("chatty", []), ("claude", BETAS[:2])])
-def test_betas_reach_whoever_speaks_messages_and_no_other_header_does(
+def test_beta_headers_reach_servers_that_speak_messages_and_no_other_header_does(
     client: anthropic.Anthropic, upstream: ModelServer, model: str, known: list[str], stream: bool
 ) -> None:
     """Of a provider through litellm, those that litellm knows."""
@@ -192,7 +194,7 @@ def test_tokens_are_counted_before_they_are_sent(client: anthropic.Anthropic, up
         client.messages.count_tokens(model="claude-9", messages=HI)
 
 
-def test_what_is_not_there_is_anthropics_error(client: anthropic.Anthropic) -> None:
+def test_a_missing_resource_is_an_anthropic_error(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.batches.list()
     assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index, call-overload]

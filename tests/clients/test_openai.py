@@ -1,4 +1,4 @@
-"""OpenAI's own client against the gateway: what an application does with it works unchanged."""
+"""OpenAI's own client against the gateway: what applications do with it works unchanged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_chat_is_answered(client: openai.OpenAI, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", CHAT_EXPERTS)
-def test_a_chat_is_streamed_with_its_usage_where_that_is_asked_for(client: openai.OpenAI, model: str) -> None:
+def test_a_chat_is_streamed_with_usage_if_requested(client: openai.OpenAI, model: str) -> None:
     with client.chat.completions.create(
         model=model, messages=HI, stream=True, stream_options={"include_usage": True}
     ) as stream:
@@ -68,7 +68,7 @@ def test_a_chat_is_streamed_with_its_usage_where_that_is_asked_for(client: opena
 
 
 @pytest.mark.parametrize("model", CHAT_EXPERTS)
-def test_a_stream_without_usage_asked_for_has_none(client: openai.OpenAI, model: str) -> None:
+def test_a_stream_without_requested_usage_has_none(client: openai.OpenAI, model: str) -> None:
     with client.chat.completions.create(model=model, messages=HI, stream=True) as stream:
         chunks = list(stream)
     assert all(chunk.choices and chunk.usage is None for chunk in chunks)
@@ -84,7 +84,7 @@ async def test_the_asynchronous_client_gets_the_same(aclient: openai.AsyncOpenAI
         assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == REPLY
 
 
-def test_parallel_tool_calls_come_whole_and_in_pieces(client: openai.OpenAI) -> None:
+def test_parallel_tool_calls_arrive_plain_and_streamed(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="native", messages=HI, tools=[WEATHER])
     calls = answer.choices[0].message.tool_calls
     assert calls is not None
@@ -95,7 +95,7 @@ def test_parallel_tool_calls_come_whole_and_in_pieces(client: openai.OpenAI) -> 
     assert [call.function.arguments for call in streamed] == [f'{{"city":"{city}"}}' for city in CITIES]
 
 
-def test_a_conversation_goes_on_after_a_tool(client: openai.OpenAI) -> None:
+def test_a_conversation_continues_after_a_tool_result(client: openai.OpenAI) -> None:
     first = client.chat.completions.create(model="native", messages=HI, tools=[WEATHER], parallel_tool_calls=False)
     asked = first.choices[0].message
     assert asked.tool_calls is not None
@@ -139,7 +139,7 @@ def test_logprobs_choices_images_and_reasoning_pass_through(client: openai.OpenA
     assert "".join(thoughts) == "France, so Paris."
 
 
-def test_what_no_api_knows_survives_both_ways(client: openai.OpenAI, upstream: ModelServer) -> None:
+def test_unknown_fields_pass_in_both_directions(client: openai.OpenAI, upstream: ModelServer) -> None:
     vendor = {"top_k": 5, "ü": [1, None, {"deep": 0.1}]}
     answer = client.chat.completions.create(model="native", messages=HI, extra_body={"vendor": vendor})
     assert answer.vendor == vendor  # type: ignore[attr-defined]
@@ -193,7 +193,7 @@ def test_a_translated_response_keeps_parallel_tool_calls_reasoning_and_a_schema(
     assert parsed.output_parsed == Person(name="Ada", age=36)
 
 
-def test_a_translated_response_with_kept_state_or_foreign_tools_is_refused(client: openai.OpenAI) -> None:
+def test_a_translated_response_with_server_state_or_built_in_tools_is_rejected(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="keeps no state") as told:
         client.responses.create(model="chatty", input="hi", previous_response_id="resp_1")
     assert told.value.code == "unsupported_api"
@@ -205,7 +205,7 @@ def test_a_translated_response_with_kept_state_or_foreign_tools_is_refused(clien
         client.responses.create(model="chatty", input="hi", reasoning="high")  # type: ignore[arg-type]
 
 
-def test_logprobs_that_a_translated_response_would_lose_are_refused(
+def test_logprobs_that_a_translated_response_would_lose_are_rejected(
     client: openai.OpenAI, upstream: ModelServer
 ) -> None:
     before = len(upstream.seen)
@@ -218,15 +218,15 @@ def test_logprobs_that_a_translated_response_would_lose_are_refused(
     assert client.responses.create(model="chatty", input="hi", **fields).output_text == REPLY
 
 
-def test_legacy_completions_are_answered_by_who_speaks_them(client: openai.OpenAI) -> None:
+def test_legacy_completions_are_answered_by_experts_that_speak_them(client: openai.OpenAI) -> None:
     assert client.completions.create(model="auto", prompt="The capital").choices[0].text == REPLY
     with client.completions.create(model="native", prompt="The capital", stream=True) as stream:
         assert "".join(chunk.choices[0].text for chunk in stream) == REPLY
-    with pytest.raises(openai.BadRequestError, match="chatty does not speak the completions API"):
+    with pytest.raises(openai.BadRequestError, match="chatty does not support the completions API"):
         client.completions.create(model="chatty", prompt="The capital")
 
 
-def test_embeddings_come_from_the_one_expert_that_makes_them(client: openai.OpenAI) -> None:
+def test_embeddings_come_from_the_expert_that_declares_them(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(model="auto", input=["a", "abc"], encoding_format="float")
     assert [item.embedding for item in answer.data] == [[1.0, 0.5], [3.0, 0.5]]
     assert answer.model == "native"

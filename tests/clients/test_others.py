@@ -41,7 +41,7 @@ def litellm_arguments(gateway: str, monkeypatch: pytest.MonkeyPatch) -> dict[str
     return {"model": "openai/auto", "api_base": f"{gateway}/v1", "api_key": KEY, "max_retries": 0, "num_retries": 0}
 
 
-def test_litellm_asks_and_streams(litellm_arguments: dict[str, Any]) -> None:
+def test_litellm_completes_and_streams(litellm_arguments: dict[str, Any]) -> None:
     import litellm
 
     async def ask() -> tuple[str, str]:
@@ -103,7 +103,7 @@ def test_langchain_structures_the_output(model: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-stream",)])
-def test_the_llm_command_asks(
+def test_the_llm_command_gets_an_answer(
     gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))

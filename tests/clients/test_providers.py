@@ -1,4 +1,4 @@
-"""LitellmExpert on the wire: other providers' APIs, translation, and what must never pass."""
+"""LitellmExpert over HTTP: other providers' APIs, translation, and what must never be forwarded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coe.errors import (
     ConfigError,
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
@@ -76,7 +76,7 @@ async def answer(expert: LitellmExpert, asked: Call) -> str:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("model", "path"), [("anthropic/claude-x", "/v1/messages"), ("ollama_chat/tiny", "/api/chat")])
-async def test_a_provider_is_asked_in_its_own_api(server: ModelServer, model: str, path: str, stream: bool) -> None:
+async def test_a_provider_is_called_in_its_own_api(server: ModelServer, model: str, path: str, stream: bool) -> None:
     expert = provider(server, model, system_prompt="Be kind.", parameters={"temperature": 0.5})
     text = await answer(expert, call(stream=stream))
     asked_path, body = server.seen[-1]
@@ -133,7 +133,9 @@ async def test_each_fault_has_its_error(
 
 
 @pytest.mark.parametrize("odd", [{"response_format": 5}, {"messages": [*HI, {"role": "assistant", "tool_calls": 5}]}])
-async def test_what_litellm_stumbles_over_tells_nothing_of_the_server(server: ModelServer, odd: dict[str, Any]) -> None:
+async def test_an_exception_inside_litellm_does_not_make_the_server_unhealthy(
+    server: ModelServer, odd: dict[str, Any]
+) -> None:
     with pytest.raises(ExpertError) as told:
         await provider(server).stream(call(**{"messages": HI, **odd}))
     assert not told.value.unhealthy
@@ -143,7 +145,7 @@ async def test_what_litellm_stumbles_over_tells_nothing_of_the_server(server: Mo
 @pytest.mark.parametrize(
     ("api", "fields"), [("chat", {}), ("messages", {}), ("responses", {"input": "stall"})], ids=lambda value: str(value)
 )
-async def test_whoever_leaves_a_stream_stops_the_server(server: ModelServer, api: str, fields: dict[str, Any]) -> None:
+async def test_closing_a_stream_stops_the_server(server: ModelServer, api: str, fields: dict[str, Any]) -> None:
     given = fields or {"messages": [{"role": "user", "content": "stall"}]}
     expert = provider(server) if api == "chat" else translated(server.url)
     reading = asyncio.create_task(_read(expert, call(api=api, stream=True, **given)))
@@ -165,7 +167,7 @@ async def _read(expert: LitellmExpert, asked: Call) -> None:
         await reply.aclose()
 
 
-async def test_a_server_that_says_nothing_or_falls_silent_is_let_go(server: ModelServer) -> None:
+async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(server: ModelServer) -> None:
     stall = [{"role": "user", "content": "stall"}]
     await answer(translated(server.url), call(api="messages", messages=HI))  # so that litellm is imported
     with pytest.raises(ExpertTimeout, match="fell silent"):
@@ -177,12 +179,12 @@ async def test_a_server_that_says_nothing_or_falls_silent_is_let_go(server: Mode
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_a_port_where_nobody_listens_is_unavailable() -> None:
+async def test_a_closed_port_is_unavailable() -> None:
     with pytest.raises(ExpertUnavailable):
         await translated("http://127.0.0.1:9/v1").stream(call(api="messages", messages=HI))
 
 
-async def test_what_cannot_be_translated_is_told(server: ModelServer) -> None:
+async def test_requests_that_cannot_be_translated_are_rejected(server: ModelServer) -> None:
     expert = translated(server.url)
     for asked in (
         call(api="responses", input="hi", previous_response_id="resp_1"),
@@ -195,7 +197,7 @@ async def test_what_cannot_be_translated_is_told(server: ModelServer) -> None:
     assert not server.seen
 
 
-async def test_without_litellm_the_remedy_is_told(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litellm, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'coe\[providers\]'"):
         provider(server)
@@ -204,14 +206,14 @@ async def test_without_litellm_the_remedy_is_told(server: ModelServer, monkeypat
     assert told.value.code == "unsupported_api"
 
 
-async def test_an_exception_without_a_status_is_garbage_and_keeps_its_text_to_itself(server: ModelServer) -> None:
-    error = provider(server).fault(KeyError("the prompt"), "chat")
-    assert isinstance(error, ExpertGarbage)
+async def test_an_exception_without_a_status_is_an_invalid_response_without_its_text(server: ModelServer) -> None:
+    error = provider(server).expert_error(KeyError("the prompt"), "chat")
+    assert isinstance(error, ExpertInvalidResponse)
     assert "the prompt" not in str(error)
     assert not error.unhealthy
 
 
-async def test_images_are_not_fetched_from_this_network(server: ModelServer) -> None:
+async def test_images_are_not_fetched_from_private_addresses(server: ModelServer) -> None:
     picture = {"type": "image_url", "image_url": {"url": server.url.replace("/v1", "/api/chat")}}
     with pytest.raises(ExpertRejected):
         await provider(server).stream(call(messages=[{"role": "user", "content": [picture]}]))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coe.core import Chat
 from coe.errors import InvalidRequest
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.http import sse
 from gateway.access.estimate import input_tokens, output_tokens
 from gateway.dialects import chat, completions, embeddings, messages, responses
@@ -118,7 +118,7 @@ def test_any_cut_of_any_stream_gives_the_same_events(stream: bytes, data: st.Dat
 
 @given(stream=streams)
 def test_any_events_are_read_or_a_value_error(stream: bytes) -> None:
-    for wire in WIRES.values():
+    for wire in API_FORMATS.values():
         assert isinstance(wire.done(stream), bool)
         assert isinstance(wire.finished(stream), bool)
         wire.failure(stream)

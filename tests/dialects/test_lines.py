@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import ExpertBusy, ExpertUnavailable, InvalidRequest
 from coe.registry import Registry
-from gateway.request.options import MAX_VERSION, read_options
+from gateway.request.options import MAX_VERSION_CHARACTERS, read_options
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -137,18 +137,20 @@ async def test_requests_of_other_apis_mean_no_version_of_anthropics(path: str) -
 
 
 @pytest.mark.parametrize("name", VERSIONS)
-@pytest.mark.parametrize("value", ["b" * (MAX_VERSION + 1), "é", "a\tb", "a\r\nx-evil: b"])
+@pytest.mark.parametrize("value", ["b" * (MAX_VERSION_CHARACTERS + 1), "é", "a\tb", "a\r\nx-evil: b"])
 async def test_a_version_that_no_server_should_see_is_refused_as_anthropic_would(name: str, value: str) -> None:
     async with gateway_of(speaking()) as gateway:
         response = await gateway.post("/v1/messages", body("/v1/messages"), headers=JSON | {name: value})
         assert not [expert for expert in gateway.experts.values() if expert.calls]
     assert (response.status, response.json["error"]["type"]) == (400, "invalid_request_error")
-    assert response.json["error"]["message"].startswith(f"{name} must be at most {MAX_VERSION}")
+    assert response.json["error"]["message"].startswith(f"{name} must be at most {MAX_VERSION_CHARACTERS}")
 
 
 def test_betas_in_several_lines_are_one_list_under_one_bound() -> None:
     policy = speaking().policy
     lines = [(b"anthropic-beta", b"one"), (b"anthropic-beta", b""), (b"anthropic-beta", b"two,three")]
-    assert read_options({"headers": lines}, policy, api="messages").versions == {"anthropic-beta": "one,two,three"}
+    assert read_options({"headers": lines}, policy, api="messages").version_headers == {
+        "anthropic-beta": "one,two,three"
+    }
     with pytest.raises(InvalidRequest):
         read_options({"headers": [(b"anthropic-beta", b"b" * 100)] * 21}, policy, api="messages")

@@ -1,0 +1,1 @@
+"""The documentation: pages, snippets, generated reference and site."""

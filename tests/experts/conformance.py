@@ -1,4 +1,4 @@
-"""The implementations of Expert that pass one suite (test_conformance.py), each made for one server."""
+"""The Expert implementations that pass test_conformance.py, each built for one server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of experts share: a server that behaves as the model's name says."""
+"""Fixtures for the tests of experts: a server that behaves as the model name in the request says."""
 
 from collections.abc import AsyncIterator
 

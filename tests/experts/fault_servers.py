@@ -1,4 +1,4 @@
-"""Small real servers with one fault each, as the servers of providers show it."""
+"""Small real servers with one fault each, as those of providers show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How servers answer in the APIs beside chat: plainly, as the data of a stream's events, and when they fail."""
+"""How servers answer in the APIs other than chat: plain responses, event streams, failures."""
 
 from __future__ import annotations
 

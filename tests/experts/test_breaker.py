@@ -1,9 +1,17 @@
-"""The breaker: when it opens, how it tries again, and what it never does."""
+"""The circuit breaker: when it opens, how trials close it, and its invariants."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.experts.breaker import COOL_DOWN, LONGEST_COOL_DOWN, LONGEST_REST, RATE, STEADY, STREAK, Breaker
+from coe.experts.breaker import (
+    COOL_DOWN,
+    COOL_DOWN_RESET,
+    MAX_CONSECUTIVE_FAILURES,
+    MAX_COOL_DOWN,
+    MAX_THROTTLE,
+    MAX_WINDOW_FAILURES,
+    Breaker,
+)
 
 
 class Clock:
@@ -24,20 +32,20 @@ def fail(breaker: Breaker, times: int = 1) -> None:
         breaker.failed(breaker.begin())
 
 
-def test_failures_in_a_row_open_it_and_one_success_among_them_does_not_let_them() -> None:
+def test_consecutive_failures_open_the_breaker_and_a_success_between_them_does_not() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK - 1)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
     breaker.succeeded(breaker.begin())
-    fail(breaker, STREAK - 1)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
     assert breaker.state == "closed"
     fail(breaker)
     assert breaker.state == "open"
     assert not breaker.ready(clock.now)
 
 
-def test_failures_of_every_second_request_open_it() -> None:
+def test_a_failure_rate_of_one_half_opens_the_breaker() -> None:
     breaker, _ = breaker_of()
-    for _ in range(RATE - 1):
+    for _ in range(MAX_WINDOW_FAILURES - 1):
         fail(breaker)
         breaker.succeeded(breaker.begin())
     assert breaker.state == "closed"
@@ -45,23 +53,23 @@ def test_failures_of_every_second_request_open_it() -> None:
     assert breaker.state == "open"
 
 
-def test_after_the_cool_down_one_request_tries_it_and_a_first_piece_closes_it() -> None:
+def test_after_the_cool_down_one_trial_goes_out_and_its_first_chunk_closes_the_breaker() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     assert breaker.wait(clock.now) == COOL_DOWN
     clock.now += COOL_DOWN
     assert breaker.state == "half_open"
     assert breaker.ready(clock.now)
-    era = breaker.begin()
+    generation = breaker.begin()
     assert not breaker.ready(clock.now)
-    breaker.answered(era)
+    breaker.answered(generation)
     assert breaker.state == "closed"
     assert breaker.ready(clock.now)
 
 
-def test_a_failure_right_after_the_trial_opens_it_again_and_a_whole_answer_ends_the_probation() -> None:
+def test_a_failure_on_probation_opens_the_breaker_again_and_a_complete_response_ends_probation() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
     trial = breaker.begin()
     breaker.answered(trial)
@@ -69,47 +77,47 @@ def test_a_failure_right_after_the_trial_opens_it_again_and_a_whole_answer_ends_
     assert breaker.state == "open"
     clock.now += 2 * COOL_DOWN
     breaker.succeeded(breaker.begin())
-    fail(breaker, STREAK - 1)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES - 1)
     assert breaker.state == "closed"
 
 
 def test_each_failed_trial_doubles_the_cool_down_up_to_a_bound() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     waits = []
     for _ in range(9):
         waits.append(breaker.wait(clock.now))
         clock.now += waits[-1]
         fail(breaker)
-    assert waits == [1, 2, 4, 8, 16, 32, LONGEST_COOL_DOWN, LONGEST_COOL_DOWN, LONGEST_COOL_DOWN]
+    assert waits == [1, 2, 4, 8, 16, 32, MAX_COOL_DOWN, MAX_COOL_DOWN, MAX_COOL_DOWN]
 
 
-def test_trouble_soon_after_a_recovery_waits_longer_and_after_a_steady_time_starts_over() -> None:
+def test_the_cool_down_grows_after_a_recent_recovery_and_resets_after_a_steady_time() -> None:
     breaker, clock = breaker_of()
-    for steady, expected in ((0.0, 2.0), (STEADY, 1.0)):
-        fail(breaker, STREAK)
+    for steady, expected in ((0.0, 2.0), (COOL_DOWN_RESET, 1.0)):
+        fail(breaker, MAX_CONSECUTIVE_FAILURES)
         clock.now += breaker.wait(clock.now)
         breaker.succeeded(breaker.begin())
         clock.now += steady
-        fail(breaker, STREAK)
+        fail(breaker, MAX_CONSECUTIVE_FAILURES)
         assert breaker.wait(clock.now) == expected
         clock.now += expected
         breaker.succeeded(breaker.begin())
-        clock.now += STEADY
+        clock.now += COOL_DOWN_RESET
 
 
-def test_a_trial_that_is_given_up_leaves_the_next_one_free() -> None:
+def test_a_cancelled_trial_allows_the_next_one() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
-    breaker.dropped(breaker.begin())
+    breaker.cancelled(breaker.begin())
     assert breaker.ready(clock.now)
     assert breaker.state == "half_open"
 
 
-def test_a_trial_that_takes_its_time_keeps_others_off_for_one_cool_down_alone() -> None:
+def test_a_slow_trial_blocks_others_for_one_cool_down_only() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
     long = breaker.begin()
     assert not breaker.ready(clock.now)
@@ -122,57 +130,57 @@ def test_a_trial_that_takes_its_time_keeps_others_off_for_one_cool_down_alone() 
     assert breaker.state == "closed"
 
 
-def test_a_sign_of_life_does_not_wait_for_a_trial_that_hangs() -> None:
+def test_a_passed_health_check_overrides_a_hanging_trial() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     clock.now += COOL_DOWN
     breaker.begin()
-    breaker.hurry()
+    breaker.allow_trial_now()
     assert breaker.ready(clock.now)
 
 
-def test_outcomes_of_requests_from_before_it_opened_are_stale() -> None:
+def test_outcomes_of_requests_from_before_the_opening_are_ignored() -> None:
     breaker, clock = breaker_of()
     early = [breaker.begin() for _ in range(3)]
-    fail(breaker, STREAK)
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
     breaker.succeeded(early[0])
     breaker.failed(early[1])
-    breaker.dropped(early[2])
+    breaker.cancelled(early[2])
     assert breaker.wait(clock.now) == COOL_DOWN
     assert breaker.state == "open"
 
 
-def test_a_rest_ends_by_itself_and_is_bounded() -> None:
+def test_throttling_expires_and_is_bounded() -> None:
     breaker, clock = breaker_of()
-    breaker.rest(3)
+    breaker.throttle(3)
     assert breaker.state == "resting"
     assert breaker.wait(clock.now) == 3
-    breaker.rest(1)
+    breaker.throttle(1)
     assert breaker.wait(clock.now) == 3
     breaker.succeeded(breaker.begin())  # one that was under way
     assert not breaker.ready(clock.now)
     clock.now += 3
     assert breaker.state == "closed"
     assert breaker.ready(clock.now)
-    breaker.rest(3600)
-    assert breaker.wait(clock.now) == LONGEST_REST
+    breaker.throttle(3600)
+    assert breaker.wait(clock.now) == MAX_THROTTLE
 
 
-def test_a_sign_of_life_allows_the_trial_at_once_and_closes_nothing() -> None:
+def test_a_passed_health_check_allows_a_trial_at_once_and_closes_nothing() -> None:
     breaker, clock = breaker_of()
-    fail(breaker, STREAK)
-    breaker.hurry()
+    fail(breaker, MAX_CONSECUTIVE_FAILURES)
+    breaker.allow_trial_now()
     assert breaker.state == "half_open"
     assert breaker.ready(clock.now)
 
 
-def test_a_failure_is_remembered_for_a_second() -> None:
+def test_a_failure_counts_as_recent_for_a_second() -> None:
     breaker, clock = breaker_of()
-    assert not breaker.shaken(clock.now)
+    assert not breaker.failed_recently(clock.now)
     fail(breaker)
-    assert breaker.shaken(clock.now)
+    assert breaker.failed_recently(clock.now)
     clock.now += COOL_DOWN
-    assert not breaker.shaken(clock.now)
+    assert not breaker.failed_recently(clock.now)
 
 
 class Traffic:
@@ -191,8 +199,8 @@ class Traffic:
 
     def answered(self, which: int) -> None:
         if self.running:
-            era, _ = self.running[which % len(self.running)]
-            self.breaker.answered(era)
+            generation, _ = self.running[which % len(self.running)]
+            self.breaker.answered(generation)
             self._settle()
 
     def succeeded(self, which: int) -> None:
@@ -201,46 +209,57 @@ class Traffic:
     def failed(self, which: int) -> None:
         self._end("failed", which)
 
-    def dropped(self, which: int) -> None:
-        self._end("dropped", which)
+    def cancelled(self, which: int) -> None:
+        self._end("cancelled", which)
 
     def later(self, seconds: int) -> None:
         self.clock.now += seconds
 
-    def rest(self, seconds: int) -> None:
-        self.breaker.rest(seconds)
+    def throttle(self, seconds: int) -> None:
+        self.breaker.throttle(seconds)
 
-    def hurry(self, _: int) -> None:
-        self.breaker.hurry()
+    def allow_trial_now(self, _: int) -> None:
+        self.breaker.allow_trial_now()
 
     def _end(self, how: str, which: int) -> None:
         if self.running:
-            era, _ = self.running.pop(which % len(self.running))
-            getattr(self.breaker, how)(era)
+            generation, _ = self.running.pop(which % len(self.running))
+            getattr(self.breaker, how)(generation)
             self._settle()
 
     def _settle(self) -> None:
         if self.breaker.state in ("closed", "resting", "open"):  # what was a trial is decided
-            self.running = [(era, False) for era, _ in self.running]
+            self.running = [(generation, False) for generation, _ in self.running]
 
 
-NAMES = ("begin", "begin", "answered", "succeeded", "failed", "failed", "dropped", "later", "rest", "hurry")
+NAMES = (
+    "begin",
+    "begin",
+    "answered",
+    "succeeded",
+    "failed",
+    "failed",
+    "cancelled",
+    "later",
+    "throttle",
+    "allow_trial_now",
+)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 70)), max_size=150))
-def test_whatever_happens_one_trial_at_a_time_goes_out_and_time_always_leads_back(steps: list[tuple[str, int]]) -> None:
+def test_one_trial_at_a_time_goes_out_and_every_breaker_recovers(steps: list[tuple[str, int]]) -> None:
     traffic = Traffic()
     breaker, clock = traffic.breaker, traffic.clock
     for name, argument in steps:
         was = breaker.state
         getattr(traffic, name)(argument)
         assert breaker.state != "closed" or breaker.ready(clock.now)
-        assert was != "open" or name in ("later", "hurry") or breaker.state == "open"
-        assert 0 <= breaker.wait(clock.now) <= max(LONGEST_COOL_DOWN, LONGEST_REST)
-    for era, _ in traffic.running:
-        breaker.dropped(era)
-    clock.now += max(LONGEST_COOL_DOWN, LONGEST_REST)
+        assert was != "open" or name in ("later", "allow_trial_now") or breaker.state == "open"
+        assert 0 <= breaker.wait(clock.now) <= max(MAX_COOL_DOWN, MAX_THROTTLE)
+    for generation, _ in traffic.running:
+        breaker.cancelled(generation)
+    clock.now += max(MAX_COOL_DOWN, MAX_THROTTLE)
     assert breaker.ready(clock.now)
     breaker.succeeded(breaker.begin())
     assert breaker.state == "closed"

@@ -1,4 +1,4 @@
-"""The cause of a failure: one word for each fault of a real server, and a line in the log that holds no secret."""
+"""Causes of failures: one for each fault of a real server, and log lines without secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coe.errors import CAUSES, ExpertBusy, ExpertError, ExpertRejected, ExpertUn
 from coe.experts import build_experts
 from coe.experts.error_mapping import MAX_CHARACTERS, redacted
 from coe.experts.http.client import Client
-from coe.experts.incidents import MIN_FAILURES, QUIET, Incidents
+from coe.experts.incidents import MIN_FAILURES, QUIET_PERIOD, Incidents
 from coe.experts.remedies import REMEDIES
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
 from tests.fakes import registry_of
@@ -56,13 +56,13 @@ QUOTA = {"error": {"message": "You exceeded your current quota", "code": "insuff
         (hanging_up, "connection_lost"),
     ],
 )
-async def test_each_fault_of_a_server_has_a_cause(answer: Answer, cause: str) -> None:
+async def test_each_server_fault_has_a_cause(answer: Answer, cause: str) -> None:
     async with server(answer) as root:
         assert (await failure(f"{root}/v1")).cause == cause
 
 
 @pytest.mark.anyio
-async def test_a_wrong_key_model_or_path_is_told_apart() -> None:
+async def test_wrong_keys_models_and_paths_are_distinguished() -> None:
     async with server(serving("qwen", key=KEY)) as root:
         assert (await failure(f"{root}/v1", model="qwem")).cause == "model_not_found"
         assert (await failure(root, model="qwen")).cause == "not_found"
@@ -73,7 +73,7 @@ async def test_a_wrong_key_model_or_path_is_told_apart() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_connection_that_does_not_come_about_says_why() -> None:
+async def test_a_failed_connection_has_a_cause() -> None:
     assert (await failure(f"{closed_port()}/v1")).cause == "connection_refused"
     assert (await failure(f"{closed_port().replace('127.0.0.1', 'localhost')}/v1")).cause == "connection_refused"
     assert (await failure("http://host.invalid/v1")).cause == "name_resolution"
@@ -101,13 +101,13 @@ def test_every_cause_has_a_remedy() -> None:
         ("this model's maximum context length is 4096 tokens", None),
     ],
 )
-def test_what_a_server_says_is_one_line_without_secrets(text: str, line: str | None) -> None:
+def test_a_servers_text_is_reduced_to_one_line_without_secrets(text: str, line: str | None) -> None:
     assert redacted(text) == (text if line is None else line)
 
 
 @settings(deadline=None)
 @given(st.text(), st.text())
-def test_a_line_is_bounded_and_never_holds_the_key(before: str, after: str) -> None:
+def test_a_redacted_line_is_bounded_and_never_holds_the_key(before: str, after: str) -> None:
     line = redacted(f"{before}{KEY}{after}", secrets=(KEY,))
     assert KEY not in line
     assert len(line) <= MAX_CHARACTERS
@@ -139,16 +139,16 @@ def test_an_incident_has_one_line_when_it_begins_and_one_when_it_ends(lines: Any
     for _ in range(50):
         incidents.failed(unauthorized("canary"), address="host:8")
         incidents.answered()
-        incidents.settle()
-        clock.now += QUIET / 2  # it fails and answers in turn: one incident
+        incidents.close_resolved()
+        clock.now += QUIET_PERIOD / 2  # it fails and answers in turn: one incident
     assert len(lines()) == 1
     assert lines()[0].startswith("expert coder fails: it refuses the api_key (unauthorized at host:8, HTTP 401); set")
     assert "canary" not in lines()[0]
-    incidents.settle()
+    incidents.close_resolved()
     assert len(lines()) == 1  # nothing was answered since the last failure
-    clock.now += QUIET
+    clock.now += QUIET_PERIOD
     incidents.answered()
-    incidents.settle()
+    incidents.close_resolved()
     assert lines()[1].startswith("expert coder answers again: unauthorized ended after 50 failures in 260 s")
     assert not incidents.active
 
@@ -165,11 +165,11 @@ def test_each_cause_is_an_incident_of_its_own_and_becomes_an_alarm_when_it_repea
     assert len(lines()) == 2
 
 
-def test_what_the_client_is_to_blame_for_is_no_incident(lines: Any) -> None:
+def test_errors_of_the_request_are_no_incident(lines: Any) -> None:
     incidents = Incidents("coder", clock=Clock())
     incidents.failed(ExpertRejected("bad", expert="coder", status=400), address="a")
     kept_away = ExpertUnavailable("open", expert="coder")
-    kept_away.asked = False
+    kept_away.request_sent = False
     incidents.failed(kept_away, address="a")
     assert not incidents.active
     assert lines() == []

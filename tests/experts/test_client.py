@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coe.experts.http.client import Client, Target, Unreachable
-from coe.experts.http.connection import PORTION, WINDOW
+from coe.experts.http.connection import MAX_UNREAD_BYTES, WRITE_SIZE
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ async def request_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 
 async def whole(client: Client, target: Target, body: bytes = b"{}") -> bytes:
-    response = await client.ask(target, body)
+    response = await client.send(target, body)
     chunks = [response.status.to_bytes(2, "big")]
     while chunk := await response.chunk():
         chunks.append(chunk)
@@ -55,7 +55,7 @@ async def whole(client: Client, target: Target, body: bytes = b"{}") -> bytes:
     return b"".join(chunks)[2:]
 
 
-async def test_a_request_says_what_it_should_and_no_more() -> None:
+async def test_a_request_has_the_expected_head_and_body() -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +64,7 @@ async def test_a_request_says_what_it_should_and_no_more() -> None:
 
     async with serving(serve) as url, Client() as client:
         target = Target(f"{url.replace('//', '//me:p%40ss@')}?a=b c", {"x-own": "1"})
-        response = await client.ask(target, b"body", {"traceparent": "t"})
+        response = await client.send(target, b"body", {"traceparent": "t"})
         assert await response.chunk() == b"ok"
         response.close()
     (head, body), *_ = seen
@@ -75,7 +75,7 @@ async def test_a_request_says_what_it_should_and_no_more() -> None:
     assert body == b"body"
 
 
-async def test_a_connection_serves_again_after_an_answer_was_read_to_its_end() -> None:
+async def test_a_connection_is_reused_after_a_response_was_read_to_its_end() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,13 +89,13 @@ async def test_a_connection_serves_again_after_an_answer_was_read_to_its_end() -
         target = Target(url, {})
         assert [await whole(client, target) for _ in range(3)] == [b"ok"] * 3
         assert connections == 1
-        response = await client.ask(target, b"{}")
+        response = await client.send(target, b"{}")
         response.close()
         await whole(client, target)
         assert connections == 2
 
 
-async def test_a_kept_connection_that_the_server_closed_is_replaced_unseen() -> None:
+async def test_a_kept_connection_that_the_server_closed_is_replaced_transparently() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,7 +113,7 @@ async def test_a_kept_connection_that_the_server_closed_is_replaced_unseen() -> 
         assert connections == 2
 
 
-async def test_a_new_connection_that_ends_without_an_answer_is_an_error() -> None:
+async def test_a_new_connection_that_closes_without_a_response_is_an_error() -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,24 +123,24 @@ async def test_a_new_connection_that_ends_without_an_answer_is_an_error() -> Non
 
     async with serving(serve) as url, Client() as client:
         with pytest.raises(ConnectionError):
-            await client.ask(Target(url, {}), b"{}")
+            await client.send(Target(url, {}), b"{}")
     assert connections == 1
 
 
-async def test_bytes_that_came_before_a_break_are_read_before_it_is_raised() -> None:
+async def test_bytes_before_a_connection_loss_are_read_before_it_is_raised() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel")
 
     async with serving(serve) as url, Client() as client:
-        response = await client.ask(Target(url, {}), b"{}")
+        response = await client.send(Target(url, {}), b"{}")
         assert await response.chunk() == b"hel"
         with pytest.raises(ConnectionError):
             await response.chunk()
         response.release()
 
 
-async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
+async def test_backpressure_pauses_a_server_whose_response_is_not_read() -> None:
     written, size = 0, 64 * 2**20
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -153,14 +153,14 @@ async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
             await writer.drain()
 
     async with serving(serve) as url, Client() as client:
-        response = await client.ask(Target(url, {}), b"{}")
+        response = await client.send(Target(url, {}), b"{}")
         before = -1
         while before != written:  # until the sockets between are full
             before = written
             for _ in range(50):
                 await asyncio.sleep(0)
         assert written < size
-        assert len(await response.chunk()) < WINDOW + 2**20
+        assert len(await response.chunk()) < MAX_UNREAD_BYTES + 2**20
         got = 0
         while chunk := await response.chunk():
             got += len(chunk)
@@ -168,8 +168,8 @@ async def test_a_server_waits_while_nobody_reads_its_answer() -> None:
         response.release()
 
 
-async def test_a_large_body_arrives_whole_and_one_refused_early_is_not_read_on() -> None:
-    body, bodies = b"x" * (20 * PORTION), []
+async def test_a_large_body_arrives_complete_and_an_early_refusal_stops_it() -> None:
+    body, bodies = b"x" * (20 * WRITE_SIZE), []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         bodies.append(len((await request_of(reader))[1]))
@@ -184,28 +184,28 @@ async def test_a_large_body_arrives_whole_and_one_refused_early_is_not_read_on()
         assert await whole(client, Target(url, {}), body) == b"ok"
         assert bodies == [len(body)]
     async with serving(refuse) as url, Client() as client:
-        response = await client.ask(Target(url, {}), body * 4)
+        response = await client.send(Target(url, {}), body * 4)
         assert response.status == 413
         response.release()
 
 
-async def test_a_compressed_answer_is_refused() -> None:
+async def test_a_compressed_response_is_refused() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\nok")
 
     async with serving(serve) as url, Client() as client:
         with pytest.raises(ConnectionError, match="compressed"):
-            await client.ask(Target(url, {}), b"{}")
+            await client.send(Target(url, {}), b"{}")
 
 
-async def test_where_nobody_listens_nobody_is_reached() -> None:
+async def test_a_closed_port_is_unreachable() -> None:
     async with serving(lambda *_: asyncio.sleep(0)) as url:
         pass
     async with Client() as client:
         for address in (url, "http://nobody.invalid/v1/x"):
             with pytest.raises(Unreachable):
-                await client.ask(Target(address, {}), b"{}")
+                await client.send(Target(address, {}), b"{}")
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return made, key
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(certificate: tuple[Path, Path]) -> None:
+async def test_a_self_signed_certificate_is_not_trusted(certificate: tuple[Path, Path]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
 
@@ -230,17 +230,17 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(certificate:
 
     async with serving(serve, context) as url, Client() as client:
         with pytest.raises(Unreachable, match="certificate"):
-            await client.ask(Target(url, {}), b"{}")
-        client.trust = ssl.create_default_context(cafile=certificate[0])
+            await client.send(Target(url, {}), b"{}")
+        client.ssl_context = ssl.create_default_context(cafile=certificate[0])
         assert await whole(client, Target(url, {})) == b"ok"
 
 
 @pytest.mark.parametrize("url", ["ftp://x/", "http:///x", "127.0.0.1:8000", "http://x:port/", "http://a..b/"])
-def test_an_address_that_none_can_be_is_a_value_error(url: str) -> None:
+def test_an_invalid_address_is_a_value_error(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (of several kinds)
         Target(url, {})
 
 
-def test_a_header_cannot_bring_another_one() -> None:
+def test_a_header_value_cannot_inject_another_header() -> None:
     with pytest.raises(ValueError, match="line break"):
         Target("http://x/", {}).head(0, {"traceparent": "a\r\nx-evil: b"})

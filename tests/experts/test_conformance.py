@@ -1,4 +1,4 @@
-"""What every Expert does, whatever it is made of, against a real server."""
+"""The conformance suite of Expert implementations, against a real server."""
 
 import asyncio
 import socket
@@ -49,14 +49,14 @@ async def serving(request: pytest.FixtureRequest, server: FaultyServer) -> Async
         yield made
 
 
-async def test_it_has_its_declared_name_and_stands_ready(serving: Serving) -> None:
+async def test_an_expert_has_its_declared_name_and_is_ready(serving: Serving) -> None:
     expert = serving("good")
     assert expert.name == "clever"
     assert (expert.health.up, expert.health.load) == (True, 0)
     await expert.aclose()
 
 
-async def test_a_plain_answer_is_one_json_under_the_experts_name_with_its_tokens(serving: Serving) -> None:
+async def test_a_plain_response_is_one_json_document_with_the_experts_name_and_token_counts(serving: Serving) -> None:
     reply = await serving("good").stream(call())
     (body,) = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
@@ -65,7 +65,7 @@ async def test_a_plain_answer_is_one_json_under_the_experts_name_with_its_tokens
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
 
 
-async def test_a_stream_is_whole_events_to_the_end_with_the_tokens(serving: Serving) -> None:
+async def test_a_stream_yields_complete_events_to_the_end_with_token_counts(serving: Serving) -> None:
     reply = await serving("good").stream(call(stream=True))
     chunks = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
@@ -76,7 +76,7 @@ async def test_a_stream_is_whole_events_to_the_end_with_the_tokens(serving: Serv
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_refusal_says_whose_fault_it_is(serving: Serving, stream: bool) -> None:
+async def test_a_refusal_maps_to_the_right_error(serving: Serving, stream: bool) -> None:
     with pytest.raises(ExpertRejected, match="because I say so") as rejected:
         await whole(serving("status:400"), call(stream=stream))
     assert (rejected.value.status, rejected.value.retryable, rejected.value.expert) == (400, False, "clever")
@@ -88,7 +88,7 @@ async def test_a_refusal_says_whose_fault_it_is(serving: Serving, stream: bool) 
     assert unavailable.value.unhealthy
 
 
-async def test_a_server_that_is_not_there_is_unavailable(serving: Serving) -> None:
+async def test_a_missing_server_is_unavailable(serving: Serving) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(ExpertUnavailable):
@@ -96,7 +96,7 @@ async def test_a_server_that_is_not_there_is_unavailable(serving: Serving) -> No
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_without_a_first_piece_in_time_the_server_is_let_go(
+async def test_without_a_first_chunk_in_time_the_connection_is_closed(
     serving: Serving, server: FaultyServer, stream: bool
 ) -> None:
     with pytest.raises(ExpertTimeout, match="no first chunk within" if stream else "no answer within"):
@@ -104,9 +104,7 @@ async def test_without_a_first_piece_in_time_the_server_is_let_go(
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_who_stops_waiting_for_the_first_piece_makes_the_server_stop(
-    serving: Serving, server: FaultyServer
-) -> None:
+async def test_cancelling_before_the_first_chunk_stops_the_server(serving: Serving, server: FaultyServer) -> None:
     asking = asyncio.create_task(whole(serving("silent"), call(stream=True)))
     while not server.seen:
         await asyncio.sleep(0)
@@ -116,7 +114,7 @@ async def test_who_stops_waiting_for_the_first_piece_makes_the_server_stop(
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_who_leaves_in_mid_answer_makes_the_server_stop(serving: Serving, server: FaultyServer) -> None:
+async def test_closing_a_reply_midway_stops_the_server(serving: Serving, server: FaultyServer) -> None:
     reply = await serving("stalls").stream(call(stream=True))
     chunks = reply.chunks()
     assert await anext(chunks)
@@ -127,24 +125,24 @@ async def test_who_leaves_in_mid_answer_makes_the_server_stop(serving: Serving, 
 
 
 @pytest.mark.parametrize("model", ["truncated", "torn", "fails-late"])
-async def test_an_answer_that_breaks_off_raises(serving: Serving, model: str) -> None:
+async def test_a_response_that_breaks_off_raises(serving: Serving, model: str) -> None:
     with pytest.raises(ExpertError):
         await whole(serving(model), call(stream=True))
 
 
-async def test_silence_in_mid_answer_is_not_waited_for(serving: Serving) -> None:
+async def test_a_silent_stream_times_out(serving: Serving) -> None:
     with pytest.raises(ExpertTimeout, match="fell silent"):
         await whole(serving("stalls"), call(stream=True, chunk=0.1))
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("model", ["text:<html>", "text:[]", 'text:{"error":{"message":"no quota"}}', "half"])
-async def test_nonsense_is_no_answer(serving: Serving, model: str, stream: bool) -> None:
+async def test_an_invalid_response_raises(serving: Serving, model: str, stream: bool) -> None:
     with pytest.raises(ExpertError):
         await whole(serving(model), call(stream=stream))
 
 
 @pytest.mark.parametrize("text", ["", ": ping\n\n", "data: [DONE]\n\n", 'data: {"choices":[]}\n\ndata: [DONE]\n\n'])
-async def test_a_stream_that_says_nothing_is_no_answer(serving: Serving, text: str) -> None:
+async def test_a_stream_without_content_raises(serving: Serving, text: str) -> None:
     with pytest.raises(ExpertError):
         await whole(serving(f"stream-text:{text}"), call(stream=True))

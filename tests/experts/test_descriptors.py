@@ -1,4 +1,4 @@
-"""Connections within the limit of open files, and what is reported when none may be opened."""
+"""Connections within the limit of open files, and the report when none may be opened."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ from coe.experts.factory import build_experts
 from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Target, Unreachable
 from coe.registry import Registry
-from coe.routing.attempts import Attempts, first_answer
+from coe.routing.attempts import Attempts, call_experts
 from gateway.errors import headers_of, status_of
 from tests.experts.test_client import OK, request_of, serving, whole
 
@@ -42,19 +42,19 @@ async def full(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> list[int]
     return attempts
 
 
-async def test_at_the_bound_an_idle_connection_to_another_server_makes_room() -> None:
+async def test_at_the_connection_limit_an_idle_connection_is_closed_for_a_new_one() -> None:
     async with serving(answer) as first, serving(answer) as second, Client(connections=1) as client:
         one, two = Target(first, {}), Target(second, {})
         for target in (one, two, one, one):
             assert await whole(client, target, b"{}") == b"ok"
 
 
-async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
+async def test_at_the_connection_limit_no_connection_is_opened_if_all_are_in_use() -> None:
     async with serving(answer) as url, Client(connections=1) as client:
         target = Target(url, {})
-        held = await client.ask(target, b"{}")
+        held = await client.send(target, b"{}")
         with pytest.raises(NoDescriptor, match="all 1 connections"):
-            await client.ask(target, b"{}")
+            await client.send(target, b"{}")
         while await held.chunk():
             pass
         held.release()
@@ -62,7 +62,7 @@ async def test_at_the_bound_with_all_in_use_no_connection_is_opened() -> None:
 
 
 @pytest.mark.parametrize("hedge", [False, True])
-async def test_a_shortage_is_not_tried_elsewhere_and_tells_nothing_of_the_servers(full: list[int], hedge: bool) -> None:
+async def test_a_descriptor_shortage_is_not_retried_and_is_no_server_failure(full: list[int], hedge: bool) -> None:
     registry = registry_of("a", "b")
     call = Call({"messages": []}, True, 5, 5)
     async with Client() as session:
@@ -70,26 +70,26 @@ async def test_a_shortage_is_not_tried_elsewhere_and_tells_nothing_of_the_server
         for _ in range(12):
             attempts = Attempts()
             with pytest.raises(OutOfDescriptors) as caught:
-                await first_answer(
+                await call_experts(
                     call, list(experts.values()), max_attempts=3, deadline=float("inf"), attempts=attempts, hedge=hedge
                 )
-            assert attempts.begun == 0
+            assert attempts.count == 0
     assert len(full) == 12
-    assert all(replica.breaker.calm for expert in experts.values() for replica in expert.replicas)
+    assert all(replica.breaker.healthy for expert in experts.values() for replica in expert.replicas)
     assert (status_of(caught.value), caught.value.code) == (503, "overloaded")
     assert headers_of(caught.value) == [(b"retry-after", b"1")]
 
 
-async def test_a_shortage_is_no_sign_that_a_server_is_dead(full: list[int]) -> None:
+async def test_a_descriptor_shortage_does_not_fail_a_health_check(full: list[int]) -> None:
     async with Client() as session:
         experts = build_experts(registry_of("a"), {}, session=session)
         (replica,) = experts["a"].replicas
-        await HealthChecks(session).look(experts.values())
+        await HealthChecks(session).run_round(experts.values())
         assert full
         assert replica.alive is None
 
 
-def test_only_a_shortage_is_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_descriptor_shortage_is_detected_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def caused_by(error: OSError) -> Exception:
         outer = RuntimeError("wrapped")
         outer.__context__ = error
@@ -109,7 +109,9 @@ def test_only_a_shortage_is_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert not out_of_descriptors(ConnectionRefusedError(errno.ECONNREFUSED, ""))
 
 
-def test_the_log_line_comes_once_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shortage_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     clock: Callable[[], float] = lambda: now  # noqa: E731
     monkeypatch.setattr(descriptors.time, "monotonic", clock)

@@ -14,18 +14,18 @@ from coe.core import Call
 from coe.errors import (
     ExpertBusy,
     ExpertError,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import ModelNameRewriter, Streamed
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
@@ -64,7 +64,7 @@ async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: Fa
     assert server.seen[0]["model"] == "good:/a/folder"
 
 
-async def test_a_stream_comes_as_whole_events_however_the_bytes_are_cut(server: FaultyServer) -> None:
+async def test_a_stream_yields_complete_events_however_the_bytes_are_cut(server: FaultyServer) -> None:
     chunks = await answer(server.url, "split", stream=True)
     assert all(chunk.endswith(b"\n\n") for chunk in chunks)
     assert b"".join(chunks).count(b"data:") == 3
@@ -77,7 +77,7 @@ async def test_a_stream_carries_the_experts_name(server: FaultyServer) -> None:
     assert b"folder" not in b"".join(chunks)
 
 
-async def test_done_is_added_where_the_server_forgets_it(server: FaultyServer) -> None:
+async def test_done_is_added_if_the_server_omits_it(server: FaultyServer) -> None:
     chunks = await answer(server.url, "no-done", stream=True)
     assert b"".join(chunks).endswith(LAST + DONE)
 
@@ -103,11 +103,11 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
         ("status:400", False, ExpertRejected, "rejected the request: because I say so"),
         ("detail:422", True, ExpertRejected, "rejected the request: unexpected field"),
         ("redirect", False, ExpertUnavailable, "HTTP 302"),
-        ("text:<html>", False, ExpertGarbage, "not JSON"),
-        ("text:[]", False, ExpertGarbage, "without choices"),
-        ("text:{}", True, ExpertGarbage, "where an event stream was asked for"),
-        ("stream-text:noise\n\n", True, ExpertGarbage, "broken event stream"),
-        ("stream-text:data: {\n\n", True, ExpertGarbage, "broken event stream"),
+        ("text:<html>", False, ExpertInvalidResponse, "not JSON"),
+        ("text:[]", False, ExpertInvalidResponse, "without choices"),
+        ("text:{}", True, ExpertInvalidResponse, "where an event stream was asked for"),
+        ("stream-text:noise\n\n", True, ExpertInvalidResponse, "broken event stream"),
+        ("stream-text:data: {\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),
         ("stream-text:", True, ExpertUnavailable, "before the first event"),
         ("stream-text:: ping\n\n", True, ExpertUnavailable, "before the first event"),
@@ -128,7 +128,7 @@ async def test_each_fault_has_its_error(
 class Chunks:
     """An answer that comes in these."""
 
-    media_type, at_end = "text/event-stream", False
+    media_type, complete = "text/event-stream", False
 
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = list(chunks)
@@ -139,11 +139,13 @@ class Chunks:
     def close(self) -> None: ...
 
 
-async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> None:
+async def test_events_before_an_error_event_are_relayed() -> None:
     error = b'data: {"error":{"message":"cuda died"}}\n\n'
     response: Any = Chunks(CHUNK % b"m", CHUNK % b"n" + error + DONE)
-    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    reply = Streamed(response, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0)
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
+    reply = StreamedReply(
+        response, api_format=API_FORMATS["chat"], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0
+    )
     await reply.begin()
     chunks = reply.chunks()
     assert [await anext(chunks), await anext(chunks)] == [CHUNK % b"clever", CHUNK % b"n"]
@@ -152,17 +154,17 @@ async def test_what_came_with_an_error_in_mid_answer_is_relayed_before_it() -> N
     await reply.aclose()
 
 
-def test_only_the_answers_own_model_is_renamed() -> None:
-    echo = ModelNameRewriter(theirs="m", ours="clever")
+def test_only_the_model_field_of_the_response_is_renamed() -> None:
+    rewriter = ModelNameRewriter(server_name="m", client_name="clever")
     answer = {"model": "m", "content": [{"type": "tool_use", "input": {"model": "m"}}]}
-    assert orjson.loads(echo.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
+    assert orjson.loads(rewriter.in_answer(orjson.dumps(answer), answer)) == {**answer, "model": "clever"}
     foreign = answer | {"model": "another"}
-    assert orjson.loads(echo.in_answer(orjson.dumps(foreign), foreign)) == foreign
-    assert echo.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
+    assert orjson.loads(rewriter.in_answer(orjson.dumps(foreign), foreign)) == foreign
+    assert rewriter.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
 
 
 @pytest.mark.parametrize(("status", "told", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])
-async def test_a_server_may_say_when_to_come_again(
+async def test_retry_after_headers_are_read(
     server: FaultyServer, status: int, told: str, error: type[ExpertError]
 ) -> None:
     with pytest.raises(error) as raised:
@@ -171,32 +173,32 @@ async def test_a_server_may_say_when_to_come_again(
     assert raised.value.unhealthy == (status == 503)
 
 
-async def test_a_refusal_is_told_whole_with_the_servers_own_words_for_it(server: FaultyServer) -> None:
+async def test_a_refusal_keeps_the_servers_message_code_and_param(server: FaultyServer) -> None:
     with pytest.raises(ExpertRejected, match=r"rejected the request: too long$") as raised:
         await answer(server.url, "refuses:slowly400")
-    assert (raised.value.word, raised.value.param) == ("context_length_exceeded", "messages[0]")
+    assert (raised.value.upstream_code, raised.value.param) == ("context_length_exceeded", "messages[0]")
     assert orjson.loads(body_of(raised.value))["error"]["code"] == "context_length_exceeded"
     with pytest.raises(ExpertRejected) as raised:
         await answer(server.url, "refuses:slowly400", api_key="context_length_exceeded")
-    assert raised.value.word is None
+    assert raised.value.upstream_code is None
 
 
-async def test_a_refusal_does_not_wait_for_a_body_that_does_not_come(
+async def test_a_refusal_does_not_wait_for_a_missing_body(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.experts.http.expert.PATIENCE", 0.05)
+    monkeypatch.setattr("coe.experts.http.expert.REFUSAL_TIMEOUT", 0.05)
     with pytest.raises(ExpertUnavailable, match=r"HTTP 500: \{"):
         await answer(server.url, "refuses:never500")
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_the_key_is_not_told_even_where_the_server_repeats_it(server: FaultyServer) -> None:
+async def test_the_key_is_redacted_even_if_the_server_repeats_it(server: FaultyServer) -> None:
     with pytest.raises(ExpertUnavailable, match=r"no: Bearer \*\*\*") as raised:
         await answer(server.url, "repeats", api_key="k3y")
     assert "k3y" not in str(raised.value)
 
 
-async def test_a_connection_is_used_again_though_the_end_of_a_stream_comes_after_its_last_event() -> None:
+async def test_a_connection_is_reused_although_the_body_ends_after_the_last_event() -> None:
     def chunk(data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -231,42 +233,44 @@ async def test_a_connection_is_used_again_though_the_end_of_a_stream_comes_after
     assert len(connections) == 1
 
 
-async def test_endless_noise_is_not_waited_for(server: FaultyServer) -> None:
-    with pytest.raises(ExpertGarbage):
+async def test_an_endless_preamble_is_refused(server: FaultyServer) -> None:
+    with pytest.raises(ExpertInvalidResponse):
         await answer(server.url, "stream-text:" + "noise " * 50, stream=True)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_expert_without_a_first_piece_times_out_and_is_let_go(server: FaultyServer, stream: bool) -> None:
+async def test_an_expert_without_a_first_chunk_times_out_and_is_disconnected(
+    server: FaultyServer, stream: bool
+) -> None:
     with pytest.raises(ExpertTimeout, match=f"no {'first chunk' if stream else 'answer'} within 0.05 s"):
         await answer(server.url, "silent", stream=stream, first=0.05)
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_an_expert_that_falls_silent_times_out_and_is_let_go(server: FaultyServer) -> None:
+async def test_an_expert_that_falls_silent_times_out_and_is_disconnected(server: FaultyServer) -> None:
     with pytest.raises(ExpertTimeout, match="fell silent"):
         await answer(server.url, "stalls", stream=True, chunk=0.05)
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_a_port_where_nobody_listens_is_unavailable() -> None:
+async def test_a_closed_port_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(ExpertUnreachable, match="cannot be reached"):
         await answer(f"http://127.0.0.1:{port}/v1", "good")
 
 
-async def test_a_comment_before_the_answer_and_a_blank_line_are_no_fault(server: FaultyServer) -> None:
+async def test_a_comment_and_a_blank_line_before_the_first_event_are_accepted(server: FaultyServer) -> None:
     chunks = await answer(server.url, "slow-start", stream=True)
     assert b"".join(chunks).endswith(LAST + DONE)
 
 
-async def test_a_host_that_no_name_can_be_is_unavailable() -> None:
+async def test_an_invalid_host_name_is_unavailable() -> None:
     with pytest.raises(ExpertUnreachable, match="cannot be reached"):
         await answer("http://a..b/v1", "good")
 
 
-async def test_a_body_nested_too_deeply_to_send_is_the_clients_fault(server: FaultyServer) -> None:
+async def test_a_body_nested_too_deeply_is_an_invalid_request(server: FaultyServer) -> None:
     deep: object = 1
     for _ in range(600):
         deep = [deep]
@@ -276,7 +280,7 @@ async def test_a_body_nested_too_deeply_to_send_is_the_clients_fault(server: Fau
             await expert.stream(Call({"messages": [], "deep": deep}, False, 5, 5))
 
 
-async def test_a_large_body_arrives_whole(server: FaultyServer) -> None:
+async def test_a_large_body_arrives_complete(server: FaultyServer) -> None:
     text = "long " * 300_000
     async with Client() as session:
         expert = HttpExpert(spec_of(), Endpoint(server.url, "good"), session=session)

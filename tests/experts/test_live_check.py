@@ -1,4 +1,4 @@
-"""The live check: one token from each server, and for each fault its name and the remedy."""
+"""The live check: one token from each server, and a cause with a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.live_check import ENDPOINTS, check_live
+from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.experts import build_experts, live_check
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
@@ -56,7 +56,7 @@ async def found(base_url: str, **spec: Any) -> Finding:
 
 
 @pytest.mark.anyio
-async def test_an_expert_that_answers_is_fine_and_was_asked_for_one_token() -> None:
+async def test_an_answering_expert_passes_and_receives_a_request_for_one_token() -> None:
     seen: list[Any] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -71,7 +71,7 @@ async def test_an_expert_that_answers_is_fine_and_was_asked_for_one_token() -> N
 
 
 @pytest.mark.anyio
-async def test_a_model_that_is_not_served_is_named_with_the_nearest_that_are() -> None:
+async def test_an_unknown_model_is_reported_with_the_nearest_served_names() -> None:
     async with server(serving(*SERVED, key=KEY)) as root:
         finding = await found(f"{root}/v1", model="qwen-2.5-7b-instruct")
     assert finding.cause == "model_not_found"
@@ -81,7 +81,7 @@ async def test_a_model_that_is_not_served_is_named_with_the_nearest_that_are() -
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["", "/v1/chat/completions", "/api"])
-async def test_a_url_that_misses_the_api_is_corrected(path: str) -> None:
+async def test_a_base_url_without_the_api_path_is_corrected(path: str) -> None:
     async with server(serving(*SERVED, key=KEY)) as root:
         finding = await found(f"{root}{path}")
     assert finding.cause == "not_found"
@@ -89,7 +89,7 @@ async def test_a_url_that_misses_the_api_is_corrected(path: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_wrong_key_is_named() -> None:
+async def test_a_wrong_key_is_reported() -> None:
     async with server(serving(*SERVED, key="another")) as root:
         finding = await found(f"{root}/v1")
     assert finding.cause == "unauthorized"
@@ -113,7 +113,7 @@ QUOTA = {"error": {"message": "You exceeded your current quota, see the plan", "
         (refusing(400, {"error": {"message": "temperature must be below 2"}}), "rejected", "parameters"),
     ],
 )
-async def test_each_fault_of_a_server_is_named_with_a_remedy(answer: Answer, cause: str, remedy: str) -> None:
+async def test_each_server_fault_is_reported_with_a_remedy(answer: Answer, cause: str, remedy: str) -> None:
     async with server(answer) as root:
         finding = await found(f"{root}/v1")
     assert finding.cause == cause
@@ -121,9 +121,7 @@ async def test_each_fault_of_a_server_is_named_with_a_remedy(answer: Answer, cau
 
 
 @pytest.mark.anyio
-async def test_connections_that_do_not_come_about_are_told_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_connection_failures_are_distinguished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (await found(f"{closed_port()}/v1")).cause == "connection_refused"
     assert (await found("http://host.invalid/v1")).cause == "name_resolution"
     async with server(answering) as root:
@@ -140,7 +138,7 @@ async def test_connections_that_do_not_come_about_are_told_apart(
 
 
 @pytest.mark.anyio
-async def test_a_model_that_knows_another_name_for_the_limit_is_asked_by_that() -> None:
+async def test_a_model_with_another_name_for_the_output_limit_is_checked_with_that_name() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if "max_tokens" in await request.json():
             told = {"message": "Unsupported parameter, use max_completion_tokens", "param": "max_tokens"}
@@ -164,14 +162,14 @@ async def test_every_replica_is_checked_and_credentials_in_urls_stay_secret() ->
 
 
 @pytest.mark.anyio
-async def test_a_local_expert_that_is_not_started_is_a_finding(tmp_path: Path) -> None:
+async def test_a_local_expert_that_is_not_started_is_reported(tmp_path: Path) -> None:
     local = {"name": "coder", "model": "m", "runtime": "vllm"}
     registry = registry_of(experts=[local], assignment={"general": "coder"})
     settings = Settings.read({"COE_HOME": str(tmp_path)}, config=tmp_path / "experts.yaml")
     (missing,) = await check_live(registry, settings)
     assert (missing.cause, missing.remedy) == ("connection_refused", "start it with `coe up`")
     async with server(answering) as root:
-        (tmp_path / ENDPOINTS).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
+        (tmp_path / ENDPOINTS_FILE).write_bytes(orjson.dumps({"coder": [{"base_url": f"{root}/v1", "model": "m"}]}))
         (there,) = await check_live(registry, settings)
     assert there.ok
 
@@ -184,7 +182,7 @@ async def _in_the_background(registry: Registry, seen: asyncio.Event) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="coe.experts")
     seen = asyncio.Event()
 
@@ -208,14 +206,14 @@ async def test_a_gateway_logs_at_its_start_which_experts_do_not_answer(caplog: p
 
 
 @pytest.mark.anyio
-async def test_a_gateway_that_ends_does_not_wait_for_the_check() -> None:
+async def test_a_stopping_gateway_does_not_wait_for_the_check() -> None:
     seen = asyncio.Event()
     seen.set()
     async with server(silent) as root:
         await _in_the_background(registry_at(f"{root}/v1"), seen)
 
 
-def test_coe_check_live_ends_with_1_and_names_the_expert(tmp_path: Path) -> None:
+def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> None:
     at = {"runtime": "external", "model": "m", "base_url": f"{closed_port()}/v1"}
     declared = registry_of(experts=[{"name": "coder", **at}], assignment={"general": "coder"})
     file = tmp_path / "experts.yaml"

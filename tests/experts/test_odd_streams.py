@@ -1,4 +1,4 @@
-"""Event streams that are valid though few servers write them so, and answers that are not quite what was asked for."""
+"""Event streams that are valid but unusual, and responses that are not quite what was requested."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import orjson
 import pytest
 
 from coe.core import Api
-from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
-from coe.experts.api_formats import WIRES
+from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.http.replies import MAX_ERROR, ModelNameRewriter, Plain, Streamed
+from coe.experts.http.replies import MAX_ERROR_BYTES, ModelNameRewriter, PlainReply, StreamedReply
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"l
 class Chunks:
     """An answer that comes in these."""
 
-    at_end, length = True, None
+    complete, length = True, None
 
     def __init__(self, *chunks: bytes, media_type: str = "text/event-stream") -> None:
         self._chunks = list(chunks)
@@ -43,23 +43,25 @@ class Chunks:
     def close(self) -> None: ...
 
 
-def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: str) -> Streamed:
+def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: str) -> StreamedReply:
     answer: Any = Chunks(*chunks, **response)
-    echo, faults = ModelNameRewriter(theirs="m", ours="clever"), ErrorMapping("clever", key="")
-    return Streamed(answer, wire=WIRES[api], faults=faults, echo=echo, stream_idle_timeout=5.0, choices=choices)
-
-
-def plain(*chunks: bytes, api: Api = "chat") -> Plain:
-    answer: Any = Chunks(*chunks, media_type="application/json")
-    return Plain(
-        answer,
-        wire=WIRES[api],
-        faults=ErrorMapping("clever", key=""),
-        echo=ModelNameRewriter(theirs="m", ours="clever"),
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="clever"), ErrorMapping("clever", key="")
+    return StreamedReply(
+        answer, api_format=API_FORMATS[api], errors=errors, rewriter=rewriter, stream_idle_timeout=5.0, choices=choices
     )
 
 
-async def relayed(reply: Streamed | Plain) -> bytes:
+def plain(*chunks: bytes, api: Api = "chat") -> PlainReply:
+    answer: Any = Chunks(*chunks, media_type="application/json")
+    return PlainReply(
+        answer,
+        api_format=API_FORMATS[api],
+        errors=ErrorMapping("clever", key=""),
+        rewriter=ModelNameRewriter(server_name="m", client_name="clever"),
+    )
+
+
+async def relayed(reply: StreamedReply | PlainReply) -> bytes:
     await reply.begin()
     body = b"".join([chunk async for chunk in reply.chunks()])
     await reply.aclose()
@@ -71,7 +73,7 @@ def cut(whole: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("blank", [b"\r\n\r\n", b"\n\r\n", b"\r\n\n", b"\r\r"])
-async def test_any_line_end_ends_a_line(blank: bytes) -> None:
+async def test_every_kind_of_line_end_is_accepted(blank: bytes) -> None:
     sent = (FIRST + LAST + DONE).replace(b"\n\n", blank)
     for chunks in ([sent], cut(sent)):
         reply = streamed(*chunks)
@@ -79,7 +81,7 @@ async def test_any_line_end_ends_a_line(blank: bytes) -> None:
         assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
 
 
-async def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
+async def test_a_byte_order_mark_before_the_first_event_is_ignored() -> None:
     sent = b"\xef\xbb\xbf" + FIRST + LAST + DONE
     assert await relayed(streamed(sent)) == NAMED + LAST + DONE
     assert await relayed(streamed(*cut(sent))) == NAMED + LAST + DONE
@@ -87,7 +89,7 @@ async def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
     assert await relayed(streamed(b"\xef\xbb\xbf" + long[:90], long[90:], LAST + DONE))
 
 
-async def test_data_over_several_lines_is_read_and_relayed_in_one() -> None:
+async def test_multi_line_data_is_relayed_in_one_line() -> None:
     def folded(event: bytes) -> bytes:
         data = orjson.dumps(orjson.loads(event[5:]), option=orjson.OPT_INDENT_2)
         return b"".join(b"data: %b\n" % line for line in data.split(b"\n")) + b"\n"
@@ -105,18 +107,18 @@ async def test_data_over_several_lines_is_read_and_relayed_in_one() -> None:
         await relayed(failing)
 
 
-async def test_blank_lines_between_comments_are_no_fault() -> None:
+async def test_blank_lines_between_comments_are_accepted() -> None:
     assert (await relayed(streamed(b": hi\n\n", b"\n\n", FIRST, LAST + DONE))).endswith(NAMED + LAST + DONE)
 
 
-async def test_a_stream_that_breaks_off_while_its_reason_to_finish_is_empty_is_no_whole_answer() -> None:
+async def test_a_stream_that_breaks_off_with_an_empty_finish_reason_is_incomplete() -> None:
     unfinished = FIRST.replace(b"null", b'""')
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
         await relayed(streamed(unfinished, unfinished))
     assert await relayed(streamed(unfinished, LAST)) == unfinished.replace(b'"m"', b'"clever"') + LAST + DONE
 
 
-async def test_where_several_choices_were_asked_for_one_that_ends_is_not_the_end() -> None:
+async def test_a_stream_of_several_choices_ends_once_all_have_ended() -> None:
     begun = b'data: {"choices":[{"index":1,"delta":{"content":"b"},"finish_reason":null}]}\n\n'
     ends = [b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n' % index for index in (0, 1)]
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
@@ -126,7 +128,7 @@ async def test_where_several_choices_were_asked_for_one_that_ends_is_not_the_end
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-async def test_a_server_that_dies_before_its_first_choice_can_be_replaced(api: Api) -> None:
+async def test_a_server_that_dies_before_its_first_choice_raises_before_the_reply(api: Api) -> None:
     with pytest.raises(ExpertUnavailable, match="before the first event"):
         await streamed(AZURE, api=api).begin()
     with pytest.raises(ExpertUnavailable, match="no memory"):
@@ -134,7 +136,7 @@ async def test_a_server_that_dies_before_its_first_choice_can_be_replaced(api: A
     assert await relayed(streamed(AZURE, FIRST, LAST + DONE, api=api)) == AZURE + NAMED + LAST + DONE
 
 
-async def test_an_answer_of_tokens_alone_has_its_end() -> None:
+async def test_a_response_of_token_counts_alone_is_ended() -> None:
     reply = streamed(TOKENS, DONE)
     assert await relayed(reply) == TOKENS + DONE
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2, 4)
@@ -155,13 +157,11 @@ async def test_an_answer_of_tokens_alone_has_its_end() -> None:
         ("messages", HELLO % 2 + BYE),
     ],
 )
-async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_empty_answer(
-    api: Api, sent: bytes
-) -> None:
+async def test_a_stream_that_ends_without_any_event_is_broken_and_not_an_empty_answer(api: Api, sent: bytes) -> None:
     for chunks in ([sent], cut(sent)):
-        with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
+        with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as caught:
             await streamed(*chunks, api=api).begin()
-        assert broken.value.unhealthy
+        assert caught.value.unhealthy
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,12 @@ async def test_a_stream_that_ends_with_nothing_before_it_is_broken_and_not_an_em
         ("messages", HELLO % 0 + CALM + BYE),
     ],
 )
-async def test_an_answer_that_is_truly_empty_is_one(api: Api, sent: bytes) -> None:
+async def test_an_empty_response_with_token_counts_is_an_answer(api: Api, sent: bytes) -> None:
     for chunks in ([sent], cut(sent)):
         assert await relayed(streamed(*chunks, api=api)) == sent
 
 
-async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:
+async def test_nan_and_infinity_are_relayed_unchanged() -> None:
     body = b'{"model": "m", "choices": [{"logprobs": [NaN, -Infinity]}], "usage": {"prompt_tokens": 2, "n": NaN}}'
     reply = plain(body[:20], body[20:])
     assert await relayed(reply) == body.replace(b'"m"', b'"clever"')
@@ -189,26 +189,27 @@ async def test_numbers_that_json_has_not_are_relayed_as_they_came() -> None:
     assert await relayed(streamed(UNSURE, LAST + DONE)) == UNSURE + LAST + DONE
 
 
-async def test_a_renamed_answer_keeps_what_is_no_json() -> None:
+async def test_a_renamed_response_keeps_values_that_are_not_valid_json() -> None:
     body = b'{"model":"m","content":[{"input":{"model":"m"},"odd":[NaN,-Infinity,"\\ud800"]}]}'
     assert await relayed(plain(body, api="messages")) == body.replace(b'"model":"m"', b'"model":"clever"', 1)
 
 
 @pytest.mark.parametrize("body", [b"NaN", b"[" * 100_000, b'{"choices": [NaN}', b"\xff\xfe{", b""])
-async def test_what_no_reader_takes_is_garbage(body: bytes) -> None:
-    with pytest.raises(ExpertGarbage):
+async def test_unparsable_json_is_an_invalid_response(body: bytes) -> None:
+    with pytest.raises(ExpertInvalidResponse):
         await plain(body).begin()
 
 
-async def test_an_error_in_place_of_a_stream_is_told_in_the_servers_words() -> None:
+async def test_an_error_in_place_of_a_stream_keeps_the_servers_message() -> None:
     error = b'{"error": {"message": "quota gone"}}'
     with pytest.raises(ExpertUnavailable, match="answered with an error: quota gone"):
         await streamed(error[:9], error[9:], media_type="application/json").begin()
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", b"[]", b"{", b"", b'{"choices": [], "error": null}', b'{"error": "' + b"x" * MAX_ERROR + b'"}']
+    "body",
+    [b"{}", b"[]", b"{", b"", b'{"choices": [], "error": null}', b'{"error": "' + b"x" * MAX_ERROR_BYTES + b'"}'],
 )
-async def test_what_is_neither_a_stream_nor_an_error_is_garbage(body: bytes) -> None:
+async def test_a_response_that_is_neither_a_stream_nor_an_error_is_invalid(body: bytes) -> None:
     with pytest.raises(ExpertError, match="application/json where an event stream was asked for"):
         await streamed(body, media_type="application/json").begin()

@@ -1,4 +1,4 @@
-"""HttpExpert in the APIs beside chat, against a real server."""
+"""HttpExpert in the APIs other than chat, against a real server."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from coe.core import Api, Call, Usage
 from coe.errors import ExpertError, ExpertUnavailable
-from coe.experts.api_formats import WIRES, count
+from coe.experts.api_formats import API_FORMATS, record_usage
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.registry import ExpertSpec
@@ -45,24 +45,22 @@ async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: Fa
 
 
 @pytest.mark.parametrize("api", STREAMING)
-async def test_a_stream_comes_whole_with_the_experts_name_and_its_tokens(server: FaultyServer, api: Api) -> None:
+async def test_a_stream_is_relayed_with_the_experts_name_and_its_tokens(server: FaultyServer, api: Api) -> None:
     body, tokens = await ask(server, api, stream=True)
     expected = [event.replace('"M"', '"clever"') for event in SAMPLES[api].events]
     assert [line.removeprefix("data: ") for line in body.decode().split("\n") if line.startswith("data")] == expected
     assert tokens == (2, 4)
 
 
-def test_the_token_that_a_message_opens_with_is_not_the_count_of_the_answer() -> None:
+def test_the_output_count_of_an_opening_message_event_is_ignored() -> None:
     usage, begun = Usage(), "".join(f"data: {event}\n\n" for event in SAMPLES["messages"].events[:2])
-    for told in WIRES["messages"].usages(begun.encode()):
-        count(usage, told)
+    for told in API_FORMATS["messages"].usages(begun.encode()):
+        record_usage(usage, told)
     assert (usage.input_tokens, usage.output_tokens) == (2, None)
 
 
 @pytest.mark.parametrize("api", STREAMING)
-async def test_a_failure_before_anything_was_said_comes_in_time_for_another_expert(
-    server: FaultyServer, api: Api
-) -> None:
+async def test_a_failure_before_any_content_raises_before_the_reply(server: FaultyServer, api: Api) -> None:
     with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
         await ask(server, api, "sorry", stream=True)
     with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
@@ -70,14 +68,14 @@ async def test_a_failure_before_anything_was_said_comes_in_time_for_another_expe
 
 
 @pytest.mark.parametrize("api", STREAMING)
-async def test_a_stream_that_fails_or_ends_early_is_broken_off(server: FaultyServer, api: Api) -> None:
+async def test_a_stream_that_fails_or_ends_early_raises(server: FaultyServer, api: Api) -> None:
     with pytest.raises(ExpertUnavailable, match=r"cuda died"):
         await ask(server, api, "late", stream=True)
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
         await ask(server, api, "cut", stream=True)
 
 
-async def test_each_api_has_its_place_for_the_system_prompt(server: FaultyServer) -> None:
+async def test_each_api_receives_the_system_prompt_in_its_own_field(server: FaultyServer) -> None:
     told = {"spec": {"system_prompt": "Be kind."}}
     await ask(server, "responses", **told)
     await ask(server, "responses", instructions="And short.", **told)
@@ -97,7 +95,7 @@ async def test_each_api_has_its_place_for_the_system_prompt(server: FaultyServer
     ]
 
 
-async def test_declared_parameters_go_by_the_names_of_the_api_and_not_to_embeddings(server: FaultyServer) -> None:
+async def test_declared_parameters_use_the_names_of_the_api_and_skip_embeddings(server: FaultyServer) -> None:
     told = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
     for api in ("responses", "messages", "embeddings"):
         await ask(server, api, **told)  # type: ignore[arg-type]
@@ -108,7 +106,7 @@ async def test_declared_parameters_go_by_the_names_of_the_api_and_not_to_embeddi
     ]
 
 
-async def test_a_limit_of_the_request_takes_the_place_of_the_declared_one_by_whichever_name(
+async def test_a_request_limit_replaces_the_declared_one_under_any_name(
     server: FaultyServer,
 ) -> None:
     told = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
@@ -117,7 +115,7 @@ async def test_a_limit_of_the_request_takes_the_place_of_the_declared_one_by_whi
     assert [(body.get("max_tokens"), body["temperature"]) for body in server.seen] == [(None, 0.5), (9, 0.5)]
 
 
-async def test_anthropics_headers_go_to_messages_and_the_trace_to_all_without_touching_our_own(
+async def test_anthropic_headers_reach_messages_and_trace_headers_reach_all_apis(
     server: FaultyServer,
 ) -> None:
     for api in ("messages", "responses"):
@@ -129,7 +127,7 @@ async def test_anthropics_headers_go_to_messages_and_the_trace_to_all_without_to
     assert [(h["traceparent"], h["authorization"]) for h in (messages, responses)] == [("00-1", "Bearer k3y")] * 2
 
 
-async def test_the_version_that_a_client_means_takes_the_place_of_ours_and_its_betas_go_with_it(
+async def test_the_clients_version_header_replaces_the_default_and_its_betas_are_forwarded(
     server: FaultyServer,
 ) -> None:
     await ask(server, "messages", trace={"anthropic-version": "2099-01-01", "anthropic-beta": "one,two"})
@@ -139,7 +137,7 @@ async def test_the_version_that_a_client_means_takes_the_place_of_ours_and_its_b
     assert versions == [("2099-01-01", "one,two"), ("2023-06-01", "one")]
 
 
-async def test_an_api_that_is_not_offered_tells_nothing_about_the_servers_health(server: FaultyServer) -> None:
+async def test_a_missing_api_does_not_make_the_server_unhealthy(server: FaultyServer) -> None:
     with pytest.raises(ExpertError) as raised:
         await ask(server, "messages", "status:404")
     assert raised.value.retryable

@@ -1,4 +1,4 @@
-"""ReplicatedExpert: which replica is asked, what it learns from the answer, and how the expert stands."""
+"""ReplicatedExpert: replica selection, outcomes, and the expert's health."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from coe.core import Call
 from coe.errors import (
     ExpertBusy,
-    ExpertGarbage,
+    ExpertInvalidResponse,
     ExpertRejected,
     ExpertTimeout,
     ExpertUnavailable,
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.breaker import STREAK
-from coe.experts.replicas import BOUND, ENOUGH, Replica, ReplicatedExpert, preferred
+from coe.experts.breaker import MAX_CONSECUTIVE_FAILURES
+from coe.experts.replicas import LOAD_BOUND, MIN_TIMES, Replica, ReplicatedExpert, preferred_replica
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
@@ -63,7 +63,7 @@ async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     return chunks
 
 
-async def test_the_expert_answers_in_its_replicas_words_and_holds_them_to_the_last_byte() -> None:
+async def test_the_expert_relays_its_replicas_reply_and_counts_it_in_flight_to_the_last_byte() -> None:
     expert, (server,), _ = made(WHOLE)
     reply = await expert.stream(CALL)
     assert expert.replicas[0].in_flight == 1
@@ -76,9 +76,9 @@ async def test_the_expert_answers_in_its_replicas_words_and_holds_them_to_the_la
     assert server.replies[0].closed
 
 
-async def test_a_reply_that_is_left_is_let_go_once_and_counts_as_nothing() -> None:
+async def test_an_abandoned_reply_is_released_once_and_is_no_outcome() -> None:
     expert, (server,), _ = made((*WHOLE, error(ExpertUnavailable)))
-    for _ in range(2 * STREAK):
+    for _ in range(2 * MAX_CONSECUTIVE_FAILURES):
         reply = await expert.stream(CALL)
         chunks = reply.chunks()
         await anext(chunks)
@@ -90,16 +90,16 @@ async def test_a_reply_that_is_left_is_let_go_once_and_counts_as_nothing() -> No
     assert expert.health.up
 
 
-@pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertGarbage])
-async def test_replicas_that_fail_are_not_asked_for_a_while(kind: type[Any]) -> None:
+@pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout, ExpertInvalidResponse])
+async def test_failed_replicas_receive_no_requests_for_a_cool_down(kind: type[Any]) -> None:
     expert, (server,), clock = made(error(kind))
-    for _ in range(STREAK):
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
         with pytest.raises(kind):
             await whole(expert)
     assert not expert.health.up
-    with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; it is asked again in 1\.0 s") as no:
+    with pytest.raises(ExpertUnavailable, match=r"'clever' failed too often lately; next attempt in 1\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.asked, len(server.calls)) == (1.0, False, STREAK)
+    assert (no.value.retry_after, no.value.request_sent, len(server.calls)) == (1.0, False, MAX_CONSECUTIVE_FAILURES)
     clock.now += 1
     server.script = WHOLE
     assert expert.health.up
@@ -107,9 +107,9 @@ async def test_replicas_that_fail_are_not_asked_for_a_while(kind: type[Any]) -> 
     assert expert.replicas[0].state == "closed"
 
 
-async def test_while_one_request_tries_a_replica_again_the_others_are_told_when_to_come_back() -> None:
+async def test_during_a_trial_other_requests_get_a_retry_after() -> None:
     expert, (server,), clock = made(error(ExpertUnavailable))
-    for _ in range(STREAK):
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
     clock.now += 1
@@ -124,22 +124,22 @@ async def test_while_one_request_tries_a_replica_again_the_others_are_told_when_
     assert expert.health.up
 
 
-async def test_an_answer_that_breaks_off_is_a_failure() -> None:
+async def test_a_response_that_breaks_off_counts_as_a_failure() -> None:
     expert, _, _ = made((b"one", error(ExpertUnavailable)))
-    for _ in range(STREAK):
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
     assert (expert.health.up, expert.replicas[0].in_flight) == (False, 0)
 
 
-async def test_a_whole_answer_among_failures_counts_for_the_server_and_one_that_is_left_does_not() -> None:
+async def test_a_complete_response_resets_the_failure_count_and_an_abandoned_one_does_not() -> None:
     for left in (False, True):
         expert, (server,), _ = made(error(ExpertUnavailable))
-        await fail(expert, STREAK - 1)
+        await fail(expert, MAX_CONSECUTIVE_FAILURES - 1)
         server.script = WHOLE
         await ((await expert.stream(CALL)).aclose() if left else whole(expert))
         server.script = error(ExpertUnavailable)
-        await fail(expert, STREAK - 1 if not left else 1)
+        await fail(expert, MAX_CONSECUTIVE_FAILURES - 1 if not left else 1)
         assert expert.health.up != left
 
 
@@ -152,17 +152,17 @@ async def fail(expert: ReplicatedExpert, times: int) -> None:
 @pytest.mark.parametrize(
     "raised", [error(ExpertRejected), error(ExpertUnavailable, unhealthy=False), error(ExpertBusy)]
 )
-async def test_what_is_not_the_servers_fault_is_not_held_against_it(raised: Exception) -> None:
+async def test_errors_of_the_request_do_not_count_as_failures(raised: Exception) -> None:
     expert, _, _ = made(raised)
-    for _ in range(4 * STREAK):
+    for _ in range(4 * MAX_CONSECUTIVE_FAILURES):
         with pytest.raises(type(raised)):
             await whole(expert)
     assert expert.health.up
 
 
-async def test_a_request_that_could_not_be_sent_counts_as_nothing() -> None:
+async def test_a_request_that_could_not_be_sent_is_no_outcome() -> None:
     expert, (server,), _ = made(error(ExpertUnavailable))
-    for number in range(2 * STREAK):
+    for number in range(2 * MAX_CONSECUTIVE_FAILURES):
         server.script = InvalidRequest("deep") if number % 2 else error(ExpertUnavailable)
         with pytest.raises((InvalidRequest, ExpertUnavailable)):
             await whole(expert)
@@ -170,7 +170,7 @@ async def test_a_request_that_could_not_be_sent_counts_as_nothing() -> None:
     assert expert.replicas[0].in_flight == 0
 
 
-async def test_a_busy_replica_rests_until_it_said_and_another_one_is_asked() -> None:
+async def test_a_throttled_replica_is_skipped_until_its_retry_after() -> None:
     expert, servers, clock = made(error(ExpertBusy, retry_after=7.0), WHOLE)
     answers = []
     for _ in range(4):
@@ -183,14 +183,14 @@ async def test_a_busy_replica_rests_until_it_said_and_another_one_is_asked() -> 
     servers[1].script = error(ExpertBusy, retry_after=9.0)
     with pytest.raises(ExpertBusy):
         await whole(expert)
-    with pytest.raises(ExpertBusy, match=r"asked to be left alone; it is asked again in 7\.0 s") as no:
+    with pytest.raises(ExpertBusy, match=r"is rate limited; next attempt in 7\.0 s") as no:
         await whole(expert)
-    assert (no.value.retry_after, no.value.asked) == (7.0, False)
+    assert (no.value.retry_after, no.value.request_sent) == (7.0, False)
     clock.now += 7
-    assert expert.health.ready == 1
+    assert expert.health.ready_replicas == 1
 
 
-async def test_a_replica_that_cannot_be_reached_is_passed_over_within_the_call() -> None:
+async def test_an_unreachable_replica_is_replaced_within_the_call() -> None:
     expert, servers, _ = made(error(ExpertUnreachable), error(ExpertUnreachable), WHOLE)
     for _ in range(6):
         assert await whole(expert) == [b"one", b"two"]
@@ -201,17 +201,17 @@ async def test_a_replica_that_cannot_be_reached_is_passed_over_within_the_call()
     assert len(server.calls) == 1
 
 
-async def test_a_call_without_a_conversation_goes_where_there_is_least_to_do() -> None:
+async def test_a_call_without_a_conversation_uses_the_least_loaded_replica() -> None:
     expert, servers, _ = made(WHOLE, WHOLE, WHOLE)
     replies = [await expert.stream(CALL) for _ in range(6)]
     assert [len(server.calls) for server in servers] == [2, 2, 2]
-    expert.replicas[0].waiting = 5
+    expert.replicas[0].queue_length = 5
     await replies[1].aclose()
     await expert.stream(CALL)
-    assert [replica.work for replica in expert.replicas] == [7, 2, 2]
+    assert [replica.outstanding for replica in expert.replicas] == [7, 2, 2]
 
 
-async def test_a_conversation_stays_with_its_replica_and_leaves_one_that_just_failed() -> None:
+async def test_a_conversation_stays_on_its_replica_until_it_fails() -> None:
     expert, servers, clock = made(WHOLE, WHOLE, WHOLE)
     call = replace(CALL, conversation=b"talk")
     for _ in range(4):
@@ -230,59 +230,60 @@ async def test_a_conversation_stays_with_its_replica_and_leaves_one_that_just_fa
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.binary(min_size=1, max_size=20))
-def test_no_conversation_makes_one_replica_work_far_more_than_the_others(work: list[int], conversation: bytes) -> None:
-    replicas = replicas_of(work)
-    chosen = preferred(replicas, conversation)
-    assert chosen.work <= max(BOUND * sum(work) / len(work) + 1, min(work))
+def test_conversation_affinity_keeps_the_load_bound(outstanding: list[int], conversation: bytes) -> None:
+    replicas = replicas_of(outstanding)
+    chosen = preferred_replica(replicas, conversation)
+    assert chosen.outstanding <= max(LOAD_BOUND * sum(outstanding) / len(outstanding) + 1, min(outstanding))
 
 
-def test_a_replica_that_leaves_moves_only_its_own_conversations() -> None:
+def test_removing_a_replica_moves_only_its_own_conversations() -> None:
     replicas = replicas_of([0, 0, 0, 0])
     conversations = [str(number).encode() for number in range(400)]
-    before = {talk: preferred(replicas, talk) for talk in conversations}
-    after = {talk: preferred(replicas[:3], talk) for talk in conversations}
+    before = {talk: preferred_replica(replicas, talk) for talk in conversations}
+    after = {talk: preferred_replica(replicas[:3], talk) for talk in conversations}
     assert all(after[talk] is before[talk] for talk in conversations if before[talk] is not replicas[3])
     shares = [sum(home is replica for home in before.values()) for replica in replicas]
     assert min(shares) > 60
 
 
-def replicas_of(work: Sequence[int]) -> list[Replica]:
+def replicas_of(outstanding: Sequence[int]) -> list[Replica]:
     replicas = [
-        Replica(ScriptedExpert("x"), endpoint=Endpoint(f"http://host{number}/v1", "m")) for number in range(len(work))
+        Replica(ScriptedExpert("x"), endpoint=Endpoint(f"http://host{number}/v1", "m"))
+        for number in range(len(outstanding))
     ]
-    for replica, in_flight in zip(replicas, work, strict=True):
+    for replica, in_flight in zip(replicas, outstanding, strict=True):
         replica.in_flight = in_flight
     return replicas
 
 
-def test_load_is_the_work_over_what_the_ready_replicas_can_do() -> None:
+def test_load_is_the_outstanding_work_over_the_capacity_of_the_ready_replicas() -> None:
     expert, _, _ = made(WHOLE, WHOLE, concurrent_requests=4)
     expert.replicas[0].in_flight = 6
-    expert.replicas[1].waiting = 1
+    expert.replicas[1].queue_length = 1
     assert expert.health.load == 7 / 8
-    expert.replicas[1].breaker.rest(5)
-    assert (expert.health.load, expert.health.ready) == (6 / 4, 1)
+    expert.replicas[1].breaker.throttle(5)
+    assert (expert.health.load, expert.health.ready_replicas) == (6 / 4, 1)
 
 
-def test_without_a_declared_limit_an_expert_is_overloaded_when_each_replica_has_a_queue() -> None:
+def test_without_a_declared_limit_an_expert_is_overloaded_if_every_replica_has_a_queue() -> None:
     expert, _, _ = made(WHOLE, WHOLE)
     expert.replicas[0].in_flight = 1000
-    expert.replicas[0].waiting = 3
+    expert.replicas[0].queue_length = 3
     assert expert.health.load == 0
-    expert.replicas[1].waiting = 1
+    expert.replicas[1].queue_length = 1
     assert expert.health.load == 1
 
 
-async def test_the_usual_time_to_the_first_piece_is_known_after_enough_answers() -> None:
+async def test_the_p95_of_the_first_token_is_known_after_enough_streams() -> None:
     expert, _, _ = made(WHOLE)
-    for _ in range(ENOUGH - 1):
+    for _ in range(MIN_TIMES - 1):
         await whole(expert)
-    assert expert.health.p95 is None
+    assert expert.health.ttft_p95 is None
     await whole(expert)
-    assert expert.health.p95 == 0.0
+    assert expert.health.ttft_p95 == 0.0
 
 
-def test_an_address_is_shown_without_what_it_may_hold_in_secret() -> None:
+def test_an_address_is_shown_without_credentials() -> None:
     replica = Replica(ScriptedExpert("x"), endpoint=Endpoint("http://user:word@host:81/v1/", "m"))
     assert (replica.address, replica.root) == ("host:81", "http://user:word@host:81")
     assert Replica(ScriptedExpert("x")).address == "provider"

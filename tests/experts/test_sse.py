@@ -1,12 +1,12 @@
-"""Server-sent events cut into whole ones."""
+"""Server-sent events: cutting a byte stream into events, and reading facts from them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Usage
-from coe.experts.api_formats import count, with_system_prompt
-from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, unfolded, usage
+from coe.experts.api_formats import record_usage, with_system_prompt
+from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, join_data_lines, usage
 
 
 @given(
@@ -25,14 +25,14 @@ def test_any_cut_of_the_bytes_gives_the_same_events(events: list[str], end: str,
     assert buffer.rest == b""
 
 
-def test_carriage_returns_end_events_too_and_at_once() -> None:
+def test_carriage_returns_end_events_at_once() -> None:
     buffer = EventBuffer()
     assert buffer.feed(b"data: 1\r\n\r\ndata: 2\r\n") == b"data: 1\n\n"
     assert buffer.feed(b"\r") == b"data: 2\n\n"
     assert buffer.feed(b"\ndata: 3\n\r\ndata: 4\r\r") == b"data: 3\n\ndata: 4\n\n"
 
 
-def test_a_large_event_is_gathered_without_being_copied_for_each_chunk() -> None:
+def test_a_large_event_is_collected_without_a_copy_for_each_chunk() -> None:
     buffer = EventBuffer()
     buffer.feed(b"data: ")
     buffer.feed(b"a")
@@ -45,7 +45,7 @@ def test_a_large_event_is_gathered_without_being_copied_for_each_chunk() -> None
     assert buffer.rest == b"data"
 
 
-def test_an_event_without_end_is_bounded() -> None:
+def test_an_endless_event_is_bounded() -> None:
     buffer = EventBuffer(limit=10)
     with pytest.raises(ValueError, match="longer than 10 bytes"):
         buffer.feed(b"data: 123456789")
@@ -55,19 +55,19 @@ def test_an_event_without_end_is_bounded() -> None:
         buffer.feed(b"5")
 
 
-def test_an_empty_reason_to_finish_finishes_nothing() -> None:
+def test_an_empty_finish_reason_does_not_finish_a_choice() -> None:
     assert not finished(b'data: {"choices":[{"finish_reason": ""}]}\n\n')
     assert finished(b'data: {"choices":[{"finish_reason": ""},{"finish_reason" : "length"}]}\n\n')
 
 
-def test_data_over_several_lines_comes_into_one_and_nothing_else_changes() -> None:
+def test_multi_line_data_is_joined_and_nothing_else_changes() -> None:
     events = b'event: x\ndata: {"a":\ndata:1,\ndata: "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
     plain = b'event: x\ndata: {"a": 1,  "b":"data: "}\nid: 1\n\ndata: 2\n\n: data\ndata: [DONE]\n\n'
-    assert unfolded(events) == plain
-    assert unfolded(plain) == plain
+    assert join_data_lines(events) == plain
+    assert join_data_lines(plain) == plain
 
 
-def test_facts_are_read_from_events() -> None:
+def test_errors_finishes_and_usage_are_read_from_events() -> None:
     last = b'data: {"choices":[{"finish_reason": "stop"}],"usage":{"prompt_tokens":1}}\n\n'
     assert finished(last)
     assert not finished(b'data: {"choices":[{"finish_reason":null}]}\n\n')
@@ -82,7 +82,7 @@ def test_facts_are_read_from_events() -> None:
 
 
 @pytest.mark.parametrize("blank", [b"\n\n", b"\r\n\r\n"])
-def test_the_events_before_an_error_are_told_from_it(blank: bytes) -> None:
+def test_events_before_an_error_are_separated_from_it(blank: bytes) -> None:
     good = b'event: a\ndata: {"error":null}' + blank + b"data: 2" + blank
     bad = b'data: {"error":{"message":"x"}}' + blank
     assert before(error, good + bad + good) == good
@@ -102,17 +102,19 @@ def test_the_events_before_an_error_are_told_from_it(blank: bytes) -> None:
         ),
     ],
 )
-def test_a_system_prompt_joins_the_clients_own(messages: list[dict[str, object]], contents: list[object]) -> None:
+def test_a_system_prompt_is_merged_with_the_clients_own(
+    messages: list[dict[str, object]], contents: list[object]
+) -> None:
     before = [dict(message) for message in messages]
     assert [message["content"] for message in with_system_prompt(messages, "P")] == contents
     assert messages == before
 
 
 @pytest.mark.parametrize("told", [-1, True, 1.5, "7", None, 2**63])
-def test_what_is_no_count_of_tokens_is_not_believed(told: object) -> None:
+def test_invalid_token_counts_are_ignored(told: object) -> None:
     tokens = Usage()
-    count(tokens, {"prompt_tokens": 3, "completion_tokens": 4})
-    count(tokens, {"prompt_tokens": told, "completion_tokens": told})
+    record_usage(tokens, {"prompt_tokens": 3, "completion_tokens": 4})
+    record_usage(tokens, {"prompt_tokens": told, "completion_tokens": told})
     assert (tokens.input_tokens, tokens.output_tokens) == (3, 4)
-    count(tokens, {"input_tokens": 5, "cache_read_input_tokens": told, "output_tokens": 0})
+    record_usage(tokens, {"input_tokens": 5, "cache_read_input_tokens": told, "output_tokens": 0})
     assert (tokens.input_tokens, tokens.output_tokens) == (5, 0)

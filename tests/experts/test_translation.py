@@ -1,4 +1,4 @@
-"""Messages and Responses for a server that speaks chat alone: what is asked of it, and what its streams become."""
+"""Responses and Messages for a server that speaks chat only: the translated request and the translated stream."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ async def streamed(server: FaultyServer, api: Any, *sent: bytes, **fields: Any) 
     "model",
     ["text:<html>please log in</html>", 'text:{"error":{"message":"no quota","code":"quota"}}', "stream-text:"],
 )
-async def test_a_stream_without_an_answer_is_broken_and_not_an_empty_answer(
+async def test_a_stream_without_content_is_broken_and_not_an_empty_answer(
     server: FaultyServer, api: str, model: str
 ) -> None:
-    with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as broken:
+    with pytest.raises(ExpertUnavailable, match="ended the stream before the first event") as caught:
         await chunks(server, api, model)
-    assert broken.value.unhealthy
+    assert caught.value.unhealthy
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_an_error_in_place_of_a_plain_answer_tells_of_the_servers_health(server: FaultyServer, api: str) -> None:
+async def test_an_error_in_place_of_a_plain_response_makes_the_server_unhealthy(server: FaultyServer, api: str) -> None:
     with pytest.raises(ExpertUnavailable, match="no quota") as refused:
         await chunks(server, api, 'text:{"error":{"message":"no quota","code":"insufficient_quota"}}', stream=False)
     assert refused.value.unhealthy
@@ -67,14 +67,16 @@ async def test_an_error_in_place_of_a_plain_answer_tells_of_the_servers_health(s
 
 @pytest.mark.parametrize("opening", [ROLE, b""])
 @pytest.mark.parametrize(("api", "last"), [("messages", "message_stop"), ("responses", "response.completed")])
-async def test_an_answer_that_is_truly_empty_is_one(server: FaultyServer, api: str, last: str, opening: bytes) -> None:
+async def test_an_empty_response_with_token_counts_is_an_answer(
+    server: FaultyServer, api: str, last: str, opening: bytes
+) -> None:
     assert [event["type"] for event in await streamed(server, api, opening, LAST, DONE)][-1] == last
 
 
 @pytest.mark.parametrize(
     ("api", "said"), [("messages", b'"type":"thinking"'), ("responses", b'"type":"reasoning"')], ids=APIS
 )
-async def test_the_first_thing_said_is_not_held_back_be_it_a_thought(
+async def test_the_first_content_is_relayed_at_once_even_if_it_is_reasoning(
     server: FaultyServer, api: Any, said: bytes
 ) -> None:
     thought = b'data: {"choices":[{"delta":{"reasoning_content":"Hm."},"finish_reason":null}]}\n\n'

@@ -1,4 +1,5 @@
-"""The token counts of a stream: always requested, shown to those who asked, and done without where a server cannot."""
+"""Token counts of streams: always requested, shown to clients that requested them, omitted if a server rejects the
+option."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,11 +12,11 @@ from aiohttp import web
 
 from coe.core import Api, Call, Reply
 from coe.errors import ExpertRejected
-from coe.experts.api_formats import WIRES
+from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.http.replies import ModelNameRewriter, Streamed
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.test_odd_streams import Chunks
@@ -37,13 +38,13 @@ class Server:
 
     def __init__(self, refuse: Refuse = lambda _: None, *, last: bytes = LAST, counts: bytes = COUNTS) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self._refuse = refuse
+        self._raise_no_stream = refuse
         self._last, self._counts = last, counts
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
-        if (refusal := self._refuse(body)) is not None:
+        if (refusal := self._raise_no_stream(body)) is not None:
             return web.json_response({"error": {"message": refusal[1]}}, status=refusal[0])
         if not body.get("stream"):
             return web.json_response({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
@@ -85,7 +86,9 @@ async def whole(reply: Reply) -> bytes:
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
 @pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"continuous_usage_stats": True}])
-async def test_counts_are_requested_and_hidden_from_a_client_that_did_not(api: Api, options: Any) -> None:
+async def test_token_counts_are_requested_and_hidden_from_a_client_that_did_not_request_them(
+    api: Api, options: Any
+) -> None:
     server = Server()
     async with asking(server) as ask:
         reply = await ask(api=api, stream_options=options)
@@ -94,14 +97,14 @@ async def test_counts_are_requested_and_hidden_from_a_client_that_did_not(api: A
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 5)
 
 
-async def test_counts_are_shown_to_a_client_that_requested_them() -> None:
+async def test_token_counts_are_shown_to_a_client_that_requested_them() -> None:
     async with asking(Server()) as ask:
         reply = await ask(stream_options=ASKED)
         assert await whole(reply) == WORD + LAST + COUNTS + DONE
     assert reply.usage.output_tokens == 5
 
 
-async def test_an_answer_that_is_not_streamed_is_asked_for_as_it_was() -> None:
+async def test_a_plain_request_is_sent_without_stream_options() -> None:
     server = Server()
     async with asking(server) as ask:
         reply = await ask(stream=False)
@@ -110,19 +113,19 @@ async def test_an_answer_that_is_not_streamed_is_asked_for_as_it_was() -> None:
     assert reply.usage.output_tokens == 5
 
 
-async def test_counts_beside_a_choice_are_part_of_the_answer() -> None:
+async def test_token_counts_beside_a_choice_are_relayed() -> None:
     async with asking(Server(last=BOTH, counts=b"")) as ask:
         reply = await ask()
         assert await whole(reply) == WORD + BOTH + DONE
     assert reply.usage.output_tokens == 5
 
 
-async def test_an_empty_answer_of_counts_alone_is_a_stream_that_ends() -> None:
+async def test_a_stream_of_token_counts_alone_ends_properly() -> None:
     async with asking(Server(last=b"")) as ask:
         assert await whole(await ask()) == WORD + DONE
 
 
-async def test_comments_and_names_of_events_around_hidden_counts_stay() -> None:
+async def test_comments_and_event_names_around_hidden_counts_stay() -> None:
     async with asking(Server(counts=b": keep\n\n" + b"event: x\n" + COUNTS + b": alive\n\n")) as ask:
         assert await whole(await ask()) == WORD + LAST + b": keep\n\n: alive\n\n" + DONE
 
@@ -132,7 +135,7 @@ def knows_no_options(status: int) -> Refuse:
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_a_server_that_does_not_know_the_option_is_asked_without_it_from_then_on(status: int) -> None:
+async def test_a_server_that_rejects_the_option_is_called_without_it_from_then_on(status: int) -> None:
     server = Server(knows_no_options(status))
     async with asking(server) as ask:
         for _ in range(2):
@@ -141,7 +144,7 @@ async def test_a_server_that_does_not_know_the_option_is_asked_without_it_from_t
     assert ["stream_options" in body for body in server.bodies] == [True, False, False, True, False]
 
 
-async def test_a_client_that_requested_counts_is_told_that_the_server_has_none() -> None:
+async def test_a_client_that_requested_counts_gets_the_servers_refusal() -> None:
     server = Server(knows_no_options(400))
     async with asking(server) as ask:
         with pytest.raises(ExpertRejected, match="stream_options"):
@@ -149,13 +152,13 @@ async def test_a_client_that_requested_counts_is_told_that_the_server_has_none()
     assert len(server.bodies) == 1
 
 
-async def test_requests_at_the_same_time_are_each_asked_again() -> None:
+async def test_concurrent_requests_are_each_retried_without_the_option() -> None:
     async with asking(Server(knows_no_options(400))) as ask:
         replies = await asyncio.gather(*(ask() for _ in range(5)))
         assert [await whole(reply) for reply in replies] == [WORD + LAST + DONE] * 5
 
 
-async def test_a_refusal_for_another_reason_is_the_clients() -> None:
+async def test_a_refusal_for_another_reason_reaches_the_client() -> None:
     server = Server(lambda _: (400, "temperature is too high"))
     async with asking(server) as ask:
         with pytest.raises(ExpertRejected, match="temperature"):
@@ -163,7 +166,7 @@ async def test_a_refusal_for_another_reason_is_the_clients() -> None:
     assert len(server.bodies) == 1
 
 
-async def test_a_client_cannot_make_a_server_forget_its_counts() -> None:
+async def test_a_client_cannot_disable_the_token_counts_of_a_server() -> None:
     server = Server(lambda body: (400, "no field my_stream_options") if "my_stream_options" in body else None)
     async with asking(server) as ask:
         with pytest.raises(ExpertRejected, match="my_stream_options"):
@@ -173,18 +176,25 @@ async def test_a_client_cannot_make_a_server_forget_its_counts() -> None:
     assert reply.usage.output_tokens == 5
 
 
-async def test_options_declared_for_an_expert_are_kept_and_its_counts_hidden() -> None:
+async def test_declared_stream_options_are_kept_and_token_counts_hidden() -> None:
     server = Server()
     async with asking(server, parameters={"stream_options": {"continuous_usage_stats": False}}) as ask:
         assert await whole(await ask()) == WORD + LAST + DONE
     assert server.bodies[0]["stream_options"] == {"continuous_usage_stats": False, "include_usage": True}
 
 
-async def test_counts_in_pieces_of_a_byte_are_hidden_too() -> None:
+async def test_token_counts_split_into_single_bytes_are_hidden_too() -> None:
     stream = WORD + LAST + COUNTS + DONE
     answer: Any = Chunks(*(stream[at : at + 1] for at in range(len(stream))))
-    echo, faults = ModelNameRewriter(theirs="m", ours="e"), ErrorMapping("e", key="")
-    reply = Streamed(answer, wire=WIRES["chat"], faults=faults, echo=echo, stream_idle_timeout=5.0, hide_usage=True)
+    rewriter, errors = ModelNameRewriter(server_name="m", client_name="e"), ErrorMapping("e", key="")
+    reply = StreamedReply(
+        answer,
+        api_format=API_FORMATS["chat"],
+        errors=errors,
+        rewriter=rewriter,
+        stream_idle_timeout=5.0,
+        hide_usage=True,
+    )
     await reply.begin()
     assert await whole(reply) == WORD + LAST + DONE
     assert orjson.loads(COUNTS[6:])["usage"]["completion_tokens"] == reply.usage.output_tokens

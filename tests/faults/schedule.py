@@ -28,8 +28,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tests.faults.rest import at_rest
-from tests.faults.server import Upstream
+from tests.faults.idle_state import idle_state
+from tests.faults.upstream_process import Upstream
 from tests.gateway.served import Served, chat, serving
 from tests.records.redis_server import RedisServer
 
@@ -38,7 +38,7 @@ LEAVING = 0.02
 """Share of the clients that leave before their answer is there."""
 PACE = 0.3
 """Seconds between two events of the schedule."""
-PATIENCE = 70.0
+SETTLE_TIMEOUT = 70.0
 """Seconds within which the log must have every record after the last fault."""
 SILENCE = {"first_token_timeout": 0.5, "response_timeout": 0.5, "stream_idle_timeout": 0.5}
 """Seconds an expert may keep quiet."""
@@ -209,7 +209,7 @@ async def surroundings(folder: Path, seed: int) -> AsyncIterator[tuple[Served, l
 
 async def recovered(served: Served) -> None:
     """Until every expert answers most requests again."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(SETTLE_TIMEOUT):
         for name in ADDRESSES:
             good = 0
             while good < 10:
@@ -223,7 +223,7 @@ async def run(requests: int, seed: int) -> Report:
     with tempfile.TemporaryDirectory(prefix="coe-") as folder:
         async with surroundings(Path(folder), seed) as (served, upstreams, redis):
             await Clients(served, Report(seed), 2 * CLIENTS).run()  # what is opened once is open from here on
-            before = await at_rest(served, upstreams, redis)
+            before = await idle_state(served, upstreams, redis)
             await recovered(served)
             since = time.time()
             clients = Clients(served, report, requests)
@@ -235,7 +235,7 @@ async def run(requests: int, seed: int) -> Report:
             await check_records(served, report, since)
             if 3 * Counter(report.answered.values())["ok"] < requests:
                 report.problems.append("less than a third of the requests went well: this tests too little")
-            if left := await at_rest(served, upstreams, redis) - before:
+            if left := await idle_state(served, upstreams, redis) - before:
                 report.problems.append(f"held when all was over: {dict(left)}")
     return report
 
@@ -243,13 +243,13 @@ async def run(requests: int, seed: int) -> Report:
 async def check_records(served: Served, report: Report, since: float) -> None:
     """One for every routed request, of the outcome its client saw, and at most one more for every client that left."""
     expected = report.routed
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SETTLE_TIMEOUT
     while True:
         records = [record for record in await served.records(0) if record.time >= since]
         if expected <= {record.request_id for record in records} or time.monotonic() > deadline:
             break
         await asyncio.sleep(0.2)
-    report.settled = PATIENCE - (deadline - time.monotonic())
+    report.settled = SETTLE_TIMEOUT - (deadline - time.monotonic())
     counts = Counter(record.request_id for record in records)
     report.problems += [f"{lost}: no record" for lost in expected - counts.keys()]
     report.problems += [f"{twice}: {count} records" for twice, count in counts.items() if count > 1]

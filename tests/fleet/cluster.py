@@ -29,8 +29,8 @@ fake_server.main(int(port), mode, fake_server.Path({pids}), host)
 
 
 class Nodes:
-    """`join` adds a node, `lose` takes one away, as a power cut would unless `gracefully`; `set` says how servers that
-    start from now on behave (fake_server.py). All of it ends with the block of `cluster`."""
+    """A Ray cluster on this machine. `join` adds a node; `lose` removes one, as a power cut would unless `gracefully`;
+    `set` chooses how servers behave that start from now on (fake_server.py). `cluster` ends all of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Nodes:
 
 @contextmanager
 def cluster(folder: Path, *, bin_folder: Path | None = None) -> Iterator[Nodes]:
-    """Of one node at first; RAY_ADDRESS leads to it. Its nodes find vLLM in `bin_folder`, or else a fake one."""
+    """A cluster of one node; RAY_ADDRESS refers to it. Its nodes find vLLM in `bin_folder`, or else a fake one."""
     with pytest.MonkeyPatch.context() as patch:
         nodes = Nodes(folder)
         patch.setenv("PATH", f"{bin_folder or nodes.install()}:{os.environ['PATH']}")

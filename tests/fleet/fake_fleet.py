@@ -1,4 +1,4 @@
-"""Specs of fake servers, and what became of the processes behind them."""
+"""Specs of fake servers, and the state of the processes behind them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import aiohttp
 import psutil
 
 from coe.fleet import Backoff, ServerSpec, Timeouts, free_port
-from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE
+from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 DEADLINE = 20.0
 QUICK = Timeouts(
-    check_every=0.05,
+    check_interval=0.05,
     check_timeout=0.3,
-    misses=20,  # on a busy machine a healthy server misses some
+    max_missed_checks=20,  # on a busy machine a healthy server misses some
     grace=0.2,
-    backoff=Backoff(first=0.05, ceiling=0.2, healthy=60.0),
+    backoff=Backoff(initial=0.05, maximum=0.2, reset_after=60.0),
 )
 
 
 @dataclass
 class Fakes:
-    """Makes specs of fake servers in `folder`; knows the processes they started and the lines said about them."""
+    """Makes specs of fake servers in `folder`; collects the processes that they start and the reported lines."""
 
     folder: Path
     lines: list[str] = field(default_factory=list)
-    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+    _line_added: asyncio.Event = field(default_factory=asyncio.Event)
 
     def spec(
         self, mode: str = "ok", *, key: str = "fake", port: int = 0, ready_timeout: float = DEADLINE
@@ -40,22 +40,22 @@ class Fakes:
             key=key,
             argv=(sys.executable, str(FAKE_SERVER), str(port), mode, str(self.folder / f"{key}.pids")),
             port=port,
-            env={"OMP_NUM_THREADS": "3", ADAPTERS_MAY_CHANGE: "1"},
+            env={"OMP_NUM_THREADS": "3", LORA_UPDATING_VARIABLE: "1"},
             model="a-model",
             log=self.folder / "logs" / f"{key}.log",
             ready_timeout=ready_timeout,
         )
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         self.lines.append(line)
-        self._heard.set()
+        self._line_added.set()
 
-    async def heard(self, text: str, *, times: int = 1) -> None:
-        """Wait until so many lines held `text`."""
+    async def wait_for_line(self, text: str, *, times: int = 1) -> None:
+        """Waits until `times` lines contained `text`."""
         async with asyncio.timeout(DEADLINE):
             while sum(text in line for line in self.lines) < times:
-                self._heard.clear()
-                await self._heard.wait()
+                self._line_added.clear()
+                await self._line_added.wait()
 
     def pids(self) -> list[int]:
         return [int(line) for path in self.folder.glob("*.pids") for line in path.read_text().split()]
@@ -65,7 +65,7 @@ class Fakes:
 
 
 def _is_alive(pid: int) -> bool:
-    """A zombie is not: init, which inherits what a killed warden leaves, may be slow to collect it."""
+    """A zombie is not alive: init may be slow to reap what a killed supervisor leaves."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -73,7 +73,7 @@ def _is_alive(pid: int) -> bool:
 
 
 async def ask(spec: ServerSpec, path: str) -> None:
-    """GET something that may end the server before it answers."""
+    """Sends a GET that may end the server before it answers."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
         try:
             async with session.get(f"http://127.0.0.1:{spec.port}{path}") as response:

@@ -1,4 +1,5 @@
-"""Experts over a Ray cluster: spread, restarted where they are, moved when their node is gone, and gone themselves."""
+"""Expert servers on a Ray cluster: spread over nodes, restarted in place, moved off a dead node, ended with the
+fleet."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
 from coe.fleet.ray.cluster import ray_cluster
 from coe.fleet.ray.fleet import ClusterFleet
-from coe.fleet.ray.server_request import ServerRequest, orders
+from coe.fleet.ray.server_request import ServerRequest, server_requests
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -46,10 +47,10 @@ from pathlib import Path
 from coe.fleet.ray.cluster import ray_cluster
 from coe.fleet.ray.fleet import ClusterFleet
 from tests.fleet.fake_fleet import QUICK
-from tests.fleet.test_cluster import ONE, ordered
+from tests.fleet.test_cluster import ONE, requests_for
 
 async def main(ray):
-    async with ClusterFleet(ordered(Path(sys.argv[1]), ONE), ray=ray, say=lambda line: None, pace=QUICK):
+    async with ClusterFleet(requests_for(Path(sys.argv[1]), ONE), ray=ray, report=lambda line: None, timeouts=QUICK):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
@@ -60,15 +61,15 @@ with ray_cluster() as ray:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Two, of one processor each."""
+    """Two nodes of one CPU each."""
     with cluster(tmp_path_factory.mktemp("cluster")) as nodes:
         nodes.join()
         yield nodes
 
 
 @pytest.fixture
-def there(nodes: Nodes) -> Iterator[Fakes]:
-    """The processes of the servers on all nodes, of which none may be left."""
+def fakes(nodes: Nodes) -> Iterator[Fakes]:
+    """The processes of the servers on all nodes; none may be left after a test."""
     nodes.set("ok")
     fakes = Fakes(nodes.folder)
     yield fakes
@@ -79,125 +80,133 @@ def there(nodes: Nodes) -> Iterator[Fakes]:
     assert not left
 
 
-def ordered(folder: Path, *experts: ExpertSpec) -> list[ServerRequest]:
-    return list(orders(experts, beside=folder, models=folder / "models", logs=folder / "logs", gpus_there=False))
+def requests_for(folder: Path, *experts: ExpertSpec) -> list[ServerRequest]:
+    return list(
+        server_requests(
+            experts, base_folder=folder, models=folder / "models", logs=folder / "logs", cluster_has_gpus=False
+        )
+    )
 
 
 @asynccontextmanager
-async def fleet_of(fakes: Fakes, *experts: ExpertSpec, room_within: float = DEADLINE) -> AsyncIterator[ClusterFleet]:
-    wanted = ordered(fakes.folder, *experts)
+async def fleet_of(
+    fakes: Fakes, *experts: ExpertSpec, placement_timeout: float = DEADLINE
+) -> AsyncIterator[ClusterFleet]:
+    wanted = requests_for(fakes.folder, *experts)
     with ray_cluster() as connected:
-        async with ClusterFleet(wanted, ray=connected, say=fakes.say, pace=QUICK, room_within=room_within) as fleet:
+        async with ClusterFleet(
+            wanted, ray=connected, report=fakes.report, timeouts=QUICK, placement_timeout=placement_timeout
+        ) as fleet:
             yield fleet
         assert actors() == []
 
 
 def actors() -> list[str]:
-    """Those that live."""
+    """The states of the actors that are not dead."""
     from ray._private.state import actors
 
     return [actor["State"] for actor in actors().values() if actor["State"] != "DEAD"]
 
 
-def told(fleet: ClusterFleet) -> Mapping[str, tuple[Endpoint, ...]]:
+def endpoints(fleet: ClusterFleet) -> Mapping[str, tuple[Endpoint, ...]]:
     return fleet.endpoints([BASE], ["base"])
 
 
-async def test_replicas_are_spread_over_the_nodes_and_each_answers(there: Fakes) -> None:
-    async with fleet_of(there, BASE) as fleet:
-        first, second = told(fleet)["base"]
+async def test_replicas_are_spread_over_the_nodes_and_each_answers(fakes: Fakes) -> None:
+    async with fleet_of(fakes, BASE) as fleet:
+        first, second = endpoints(fleet)["base"]
         assert first.base_url != second.base_url
         assert {first.model, second.model} == {"base"}
-        assert len(there.alive()) == 2
+        assert len(fakes.alive()) == 2
         places = {actor["Address"]["NodeID"] for actor in ray._private.state.actors().values() if alive(actor)}
         assert len(places) == 2
-    assert there.alive() == []
+    assert fakes.alive() == []
 
 
 def alive(actor: Mapping[str, Any]) -> bool:
     return bool(actor["State"] == "ALIVE")
 
 
-async def test_a_server_that_dies_is_restarted_where_it_was_and_said_so(there: Fakes) -> None:
-    async with fleet_of(there, BASE) as fleet:
-        before = told(fleet)
-        psutil.Process(there.alive()[0]).kill()
-        await there.heard("was killed by SIGKILL")
-        await there.heard("is ready", times=3)
-        assert told(fleet) == before
-        assert any(line.startswith("node ") and "restarting in" in line for line in there.lines)
+async def test_a_server_that_dies_is_restarted_on_its_node_and_reported(fakes: Fakes) -> None:
+    async with fleet_of(fakes, BASE) as fleet:
+        before = endpoints(fleet)
+        psutil.Process(fakes.alive()[0]).kill()
+        await fakes.wait_for_line("was killed by SIGKILL")
+        await fakes.wait_for_line("is ready", times=3)
+        assert endpoints(fleet) == before
+        assert any(line.startswith("node ") and "restarting in" in line for line in fakes.lines)
 
 
-async def test_adapters_come_and_go_at_every_replica(there: Fakes) -> None:
-    poet = str(adapter(there.folder / "poet"))
+async def test_adapters_are_loaded_and_unloaded_at_every_replica(fakes: Fakes) -> None:
+    poet = str(adapter(fakes.folder / "poet"))
     wanted = BASE.model_copy(update={"name": "poet", "adapter": poet})
-    async with fleet_of(there, BASE, wanted) as fleet:
+    async with fleet_of(fakes, BASE, wanted) as fleet:
         more = {"poet": Path(poet), "clerk": Path(poet)}
-        assert await fleet.load("base", more) == ["clerk"]
-        assert fleet.superfluous("base", {"poet": Path(poet)}) == ["clerk"]
-        assert await fleet.unload("base", {"poet": Path(poet)}) == ["clerk"]
+        assert await fleet.load_adapters("base", more) == ["clerk"]
+        assert fleet.stale_adapters("base", {"poet": Path(poet)}) == ["clerk"]
+        assert await fleet.unload_adapters("base", {"poet": Path(poet)}) == ["clerk"]
         assert [one.model for one in fleet.endpoints([wanted], ["base"])["poet"]] == ["poet", "poet"]
     for number in (1, 2):
-        log = (there.folder / "logs" / f"base-{number}.log").read_text()
+        log = (fakes.folder / "logs" / f"base-{number}.log").read_text()
         assert "/v1/load_lora_adapter clerk" in log
         assert "/v1/unload_lora_adapter clerk" in log
 
 
-async def test_a_node_that_dies_gives_its_replica_to_another_and_the_addresses_follow(
-    nodes: Nodes, there: Fakes, monkeypatch: pytest.MonkeyPatch
+async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_follow(
+    nodes: Nodes, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_supervisor, "HUSH", 0.5)
+    monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.5)
     doomed = nodes.join(resources={"doomed": 1})
     three = BASE.model_copy(update={"replicas": 3})
-    async with fleet_of(there, three, room_within=60.0) as fleet:
+    async with fleet_of(fakes, three, placement_timeout=60.0) as fleet:
         changes: list[int] = []
-        fleet.changed = lambda: changes.append(len(told(fleet)["base"]))
-        assert len(told(fleet)["base"]) == 3
+        fleet.changed = lambda: changes.append(len(endpoints(fleet)["base"]))
+        assert len(endpoints(fleet)["base"]) == 3
         nodes.lose(doomed)
-        await there.heard("is lost with its place on node")
-        await there.heard(
+        await fakes.wait_for_line("is lost with its place on node")
+        await fakes.wait_for_line(
             "room: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU, of which 0 CPU are free (missing"
         )
-        assert len(there.alive()) == 2
-        assert len(told(fleet)["base"]) == 2
+        assert len(fakes.alive()) == 2
+        assert len(endpoints(fleet)["base"]) == 2
         new = nodes.join()
-        await there.heard("serves at", times=4)
+        await fakes.wait_for_line("serves at", times=4)
         assert changes == [2, 3]
-        assert len(there.alive()) == 3
+        assert len(fakes.alive()) == 3
     nodes.lose(new, gracefully=True)
 
 
-async def test_too_little_room_is_named_in_time(there: Fakes) -> None:
+async def test_missing_resources_are_reported_in_time(fakes: Fakes) -> None:
     three = BASE.model_copy(update={"replicas": 3})
     with pytest.raises(FleetError) as caught:
-        async with fleet_of(there, three, room_within=2.0):
+        async with fleet_of(fakes, three, placement_timeout=2.0):
             pytest.fail("there are two nodes of one CPU")
     assert "found no room within 2 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
     assert "(missing: 1 CPU); add nodes, or declare fewer replicas" in str(caught.value)
-    assert there.alive() == []
+    assert fakes.alive() == []
 
 
-async def test_a_server_that_dies_at_start_fails_with_the_end_of_its_log(nodes: Nodes, there: Fakes) -> None:
+async def test_a_server_that_dies_at_start_fails_with_the_end_of_its_log(nodes: Nodes, fakes: Fakes) -> None:
     nodes.set("dies")
     with pytest.raises(FleetError) as caught:
-        async with fleet_of(there, BASE):
+        async with fleet_of(fakes, BASE):
             pytest.fail("it does not start")
     first, *rest = str(caught.value).splitlines()
     assert first.startswith("node ")
     assert first.endswith("exited with code 1 before it was ready: ValueError: no such weights")
     assert any("last lines of" in line for line in rest)
-    assert there.alive() == []
+    assert fakes.alive() == []
 
 
-async def test_killing_the_parent_leaves_neither_actor_nor_any_process_of_a_server(nodes: Nodes, there: Fakes) -> None:
+async def test_killing_the_parent_leaves_no_actor_and_no_server_process(nodes: Nodes, fakes: Fakes) -> None:
     nodes.set("family")
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, str(there.folder), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", PARENT, str(fakes.folder), stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
     async with asyncio.timeout(60):
         assert await parent.stdout.readline() == b"ready\n"
-    processes = [psutil.Process(pid) for pid in there.alive()]
+    processes = [psutil.Process(pid) for pid in fakes.alive()]
     assert len(processes) == FAMILY_SIZE
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
@@ -208,8 +217,8 @@ async def test_killing_the_parent_leaves_neither_actor_nor_any_process_of_a_serv
                 await asyncio.sleep(0.1)
 
 
-def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_all_is_gone_at_the_end(
-    nodes: Nodes, there: Fakes, tmp_path: Path
+def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_everything_stops_at_the_end(
+    nodes: Nodes, fakes: Fakes, tmp_path: Path
 ) -> None:
     doomed = nodes.join()
     three = {"name": "base", "model": "org/model", "runtime": "vllm", "replicas": 3}
@@ -219,32 +228,32 @@ def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_all_is_gone
         before = service.servers
         assert len(before) == 3
         nodes.lose(doomed)
-        service.heard("is lost with its place on node")
+        service.wait_for_line("is lost with its place on node")
         new = nodes.join()
-        service.heard("serves at", times=4)
+        service.wait_for_line("serves at", times=4)
         assert len(set(service.servers) - set(before)) == 1
         for number in range(6):  # by conversation they go to all of them
             answer = service.ask("base", f"Hello {number}")
             assert (answer.status_code, answer.headers["x-coe-attempts"]) == (200, "1")
     nodes.lose(new, gracefully=True)
     assert "stopped" in service.said
-    assert there.alive() == []
+    assert fakes.alive() == []
 
 
-def test_needs_follow_from_the_declaration(tmp_path: Path) -> None:
+def test_resources_follow_from_the_declaration(tmp_path: Path) -> None:
     spread = BASE.model_copy(update={"name": "spread", "model": "org/other", "options": {"tensor-parallel-size": 4}})
     named = BASE.model_copy(update={"name": "named", "model": "org/third", "gpus": (2, 5), "memory_gb": 40.0})
     rented = BASE.model_copy(update={"name": "rented", "runtime": "external", "replicas": 1})
     plain = BASE.model_copy(update={"memory_gb": 3.0})
-    places = {"beside": tmp_path, "models": tmp_path, "logs": tmp_path}
-    found = list(orders([plain, spread, named, rented], **places, gpus_there=False))
+    places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path}
+    found = list(server_requests([plain, spread, named, rented], **places, cluster_has_gpus=False))
     assert [one.name for one in found] == ["base-1", "base-2", "spread-1", "spread-2", "named-1", "named-2"]
-    assert [one.need.gpus for one in found[::2]] == [0, 4, 2]
-    assert [one.need.memory for one in found[::2]] == [3 * 2**30, 0, 0]
-    assert next(orders([plain], **places, gpus_there=True)).need.gpus == 1
+    assert [one.resources.gpus for one in found[::2]] == [0, 4, 2]
+    assert [one.resources.memory for one in found[::2]] == [3 * 2**30, 0, 0]
+    assert next(server_requests([plain], **places, cluster_has_gpus=True)).resources.gpus == 1
 
 
-def test_where_there_is_no_cluster_the_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_reported_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):

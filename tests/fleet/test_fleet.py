@@ -1,4 +1,4 @@
-"""A fleet of fake servers: made ready, restarted, and gone without a trace."""
+"""A fleet of fake servers: started, restarted, and ended without a trace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from coe.fleet import Fleet
 
 async def main():
     fakes = Fakes(Path(sys.argv[1]))
-    async with Fleet([fakes.spec("family")], say=fakes.say, pace=QUICK):
+    async with Fleet([fakes.spec("family")], report=fakes.report, timeouts=QUICK):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
@@ -37,7 +37,7 @@ asyncio.run(main())
 
 async def test_every_server_has_answered_when_the_block_begins(fakes: Fakes) -> None:
     specs = [fakes.spec(key="one"), fakes.spec(key="two")]
-    async with Fleet(specs, say=fakes.say, pace=QUICK):
+    async with Fleet(specs, report=fakes.report, timeouts=QUICK):
         assert sorted(line.partition(" is ready")[0] for line in fakes.lines) == [
             "server 'one'",
             "server 'two'",
@@ -46,31 +46,33 @@ async def test_every_server_has_answered_when_the_block_begins(fakes: Fakes) -> 
     assert specs[0].log.read_text() == "OMP_NUM_THREADS=3\n"
 
 
-async def test_a_fleet_of_none_is_fine(fakes: Fakes) -> None:
-    async with Fleet([], say=fakes.say):
+async def test_an_empty_fleet_is_allowed(fakes: Fakes) -> None:
+    async with Fleet([], report=fakes.report):
         assert not fakes.lines
 
 
 @pytest.mark.parametrize(("mode", "processes"), [("ok", 1), ("deaf", 1), ("family", FAMILY_SIZE)])
-async def test_leaving_ends_every_process_whatever_it_did(fakes: Fakes, mode: str, processes: int) -> None:
-    async with Fleet([fakes.spec(mode)], say=fakes.say, pace=QUICK):
+async def test_leaving_the_block_ends_every_process(fakes: Fakes, mode: str, processes: int) -> None:
+    async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
         assert len(fakes.alive()) == processes
     assert fakes.alive() == []
 
 
 async def test_an_error_in_the_block_ends_the_servers_too(fakes: Fakes) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with Fleet([fakes.spec("family")], say=fakes.say, pace=QUICK):
+        async with Fleet([fakes.spec("family")], report=fakes.report, timeouts=QUICK):
             raise ZeroDivisionError
     assert fakes.alive() == []
 
 
 async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_gone(fakes: Fakes) -> None:
     spec = fakes.spec("family")
-    patient = replace(QUICK, misses=1000)  # one of the workers is deaf, and the exit is known when all are gone
-    async with Fleet([spec], say=fakes.say, pace=patient):
+    patient = replace(
+        QUICK, max_missed_checks=1000
+    )  # one of the workers is deaf, and the exit is known when all are gone
+    async with Fleet([spec], report=fakes.report, timeouts=patient):
         await ask(spec, "/die")
-        await fakes.heard("is ready", times=2)
+        await fakes.wait_for_line("is ready", times=2)
         assert len(fakes.alive()) == 1
         assert fakes.pids()[-1] == fakes.alive()[0]
     assert fakes.lines[1] == f"server 'fake' exited with code 7; restarting in 0.05 s (log: {spec.log})"
@@ -79,40 +81,40 @@ async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_g
 
 async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
     spec = fakes.spec()
-    async with Fleet([spec], say=fakes.say, pace=replace(QUICK, misses=2)):
+    async with Fleet([spec], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
         await ask(spec, "/freeze")
-        await fakes.heard("is ready", times=2)
+        await fakes.wait_for_line("is ready", times=2)
     assert "failed 2 health checks in a row" in fakes.lines[1]
 
 
-async def test_a_server_that_calls_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
-    async with Fleet([fakes.spec("sick")], say=fakes.say, pace=replace(QUICK, misses=2)):
-        await fakes.heard("failed 2 health checks in a row")
+async def test_a_server_that_reports_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
+    async with Fleet([fakes.spec("sick")], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
+        await fakes.wait_for_line("failed 2 health checks in a row")
 
 
-async def test_a_server_whose_warden_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:
-    async with Fleet([fakes.spec()], say=fakes.say, pace=QUICK):
+async def test_a_server_whose_supervisor_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:
+    async with Fleet([fakes.spec()], report=fakes.report, timeouts=QUICK):
         psutil.Process(fakes.pids()[0]).parent().kill()
-        await fakes.heard("is ready", times=2)
+        await fakes.wait_for_line("is ready", times=2)
         assert len(fakes.alive()) == 1
     assert "was killed by SIGKILL" in fakes.lines[1]
 
 
-async def test_restarts_that_fail_are_said_and_wait_longer_each_time(fakes: Fakes) -> None:
+async def test_failed_restarts_are_reported_and_delayed_longer_each_time(fakes: Fakes) -> None:
     spec = fakes.spec("dies-again")
-    async with Fleet([spec], say=fakes.say, pace=QUICK):
+    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
         await ask(spec, "/die")
-        await fakes.heard("did not come back", times=3)
+        await fakes.wait_for_line("did not come back", times=3)
     delays = [line.partition("restarting in ")[2].partition(" (log")[0] for line in fakes.lines[1:5]]
     assert delays == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
     assert "(server 'fake' exited with code 1 before it was ready: ValueError: no such weights)" in fakes.lines[2]
 
 
-async def test_a_port_in_use_is_named_and_nothing_starts(fakes: Fakes) -> None:
+async def test_a_port_in_use_is_reported_and_nothing_starts(fakes: Fakes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(FleetError, match=f"'fake': port {port} of 127.0.0.1 is in use; stop the process"):
-            async with Fleet([fakes.spec(port=port)], say=fakes.say, pace=QUICK):
+            async with Fleet([fakes.spec(port=port)], report=fakes.report, timeouts=QUICK):
                 pass
     assert fakes.pids() == []
 
@@ -120,32 +122,32 @@ async def test_a_port_in_use_is_named_and_nothing_starts(fakes: Fakes) -> None:
 async def test_a_server_that_dies_at_start_fails_the_fleet_with_the_end_of_its_log(fakes: Fakes) -> None:
     specs = [fakes.spec("dies", key="bad"), fakes.spec("family", key="good")]
     with pytest.raises(FleetError) as caught:
-        async with Fleet(specs, say=fakes.say, pace=QUICK):
+        async with Fleet(specs, report=fakes.report, timeouts=QUICK):
             pass
     message = str(caught.value)
     assert message.startswith(
         "server 'bad' exited with code 1 before it was ready: ValueError: no such weights\nlast lines of "
     )
-    assert "second line\nValueError: no such weights\nmend what they say, or run it by hand: " in message
+    assert "second line\nValueError: no such weights\nfix the cause, or run it by hand: " in message
     assert fakes.alive() == []
 
 
-async def test_a_command_that_is_not_there_is_named(fakes: Fakes) -> None:
+async def test_a_missing_command_is_reported(fakes: Fakes) -> None:
     with pytest.raises(FleetError, match="cannot run /nowhere/vllm: No such file or directory"):
-        async with Fleet([replace(fakes.spec(), argv=("/nowhere/vllm",))], say=fakes.say, pace=QUICK):
+        async with Fleet([replace(fakes.spec(), argv=("/nowhere/vllm",))], report=fakes.report, timeouts=QUICK):
             pass
 
 
 async def test_a_log_that_cannot_be_written_is_a_fleet_error(fakes: Fakes) -> None:
     (fakes.folder / "logs").write_text("a file where the folder should be")
     with pytest.raises(FleetError, match="'fake' cannot be started: "):
-        async with Fleet([fakes.spec()], say=fakes.say, pace=QUICK):
+        async with Fleet([fakes.spec()], report=fakes.report, timeouts=QUICK):
             pass
 
 
 async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) -> None:
     with pytest.raises(FleetError, match=r"'fake' gave no answer within 1 s\nlast lines of .*\nOMP_NUM_THREADS=3\n"):
-        async with Fleet([fakes.spec("loading", ready_timeout=1.0)], say=fakes.say, pace=QUICK):
+        async with Fleet([fakes.spec("loading", ready_timeout=1.0)], report=fakes.report, timeouts=QUICK):
             pass
     assert fakes.alive() == []
 
@@ -153,29 +155,35 @@ async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) 
 @pytest.mark.parametrize(
     ("mode", "said"), [("other-model", "404: .*no model a-model"), ("no-chat", '200: {"hello": "world"}')]
 )
-async def test_an_answer_that_cannot_become_right_fails_the_fleet_at_once(fakes: Fakes, mode: str, said: str) -> None:
+async def test_a_probe_response_that_cannot_become_valid_fails_the_fleet_at_once(
+    fakes: Fakes, mode: str, said: str
+) -> None:
     with pytest.raises(FleetError, match=f"readiness request for model 'a-model' with {said}"):
-        async with Fleet([fakes.spec(mode)], say=fakes.say, pace=QUICK):
+        async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
             pass
     assert fakes.alive() == []
 
 
-async def test_a_server_without_a_model_is_ready_when_it_says_so(fakes: Fakes) -> None:
-    async with Fleet([replace(fakes.spec("loading"), model=None)], say=fakes.say, pace=QUICK):
+async def test_a_server_without_a_model_is_ready_once_it_reports_it(fakes: Fakes) -> None:
+    async with Fleet([replace(fakes.spec("loading"), model=None)], report=fakes.report, timeouts=QUICK):
         assert len(fakes.alive()) == 1
     with pytest.raises(FleetError, match=r"gave no answer within 0\.5 s"):
-        async with Fleet([replace(fakes.spec("sick", ready_timeout=0.5), model=None)], say=fakes.say, pace=QUICK):
+        async with Fleet(
+            [replace(fakes.spec("sick", ready_timeout=0.5), model=None)], report=fakes.report, timeouts=QUICK
+        ):
             pass
     assert fakes.alive() == []
 
 
 async def test_cancelling_the_start_ends_what_was_started_even_when_cancelled_again_and_again(fakes: Fakes) -> None:
     async def run() -> None:
-        async with Fleet([fakes.spec("loading", key="a"), fakes.spec("deaf", key="b")], say=fakes.say, pace=QUICK):
+        async with Fleet(
+            [fakes.spec("loading", key="a"), fakes.spec("deaf", key="b")], report=fakes.report, timeouts=QUICK
+        ):
             pytest.fail("one of the two never gets ready")
 
     task = asyncio.create_task(run())
-    await fakes.heard("'b' is ready")
+    await fakes.wait_for_line("'b' is ready")
     while not task.done():
         task.cancel()
         await asyncio.sleep(0.01)
@@ -203,12 +211,12 @@ async def test_killing_the_parent_ends_every_process_too(fakes: Fakes) -> None:
     assert psutil.wait_procs(processes, DEADLINE)[1] == []
 
 
-async def test_a_long_log_is_cut_to_its_end_while_the_server_writes(fakes: Fakes) -> None:
+async def test_a_long_log_is_truncated_to_its_end_while_the_server_writes(fakes: Fakes) -> None:
     spec = fakes.spec()
-    async with Fleet([spec], say=fakes.say, pace=QUICK):
+    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
         await ask(spec, "/shout")
         async with asyncio.timeout(DEADLINE):
-            while spec.log.stat().st_size > server.LIMIT:
+            while spec.log.stat().st_size > server.MAX_LOG_BYTES:
                 await asyncio.sleep(0.01)
-        assert server.tail(spec.log).endswith("xthe end of it")
-    assert spec.log.stat().st_size < server.LIMIT
+        assert server.log_tail(spec.log).endswith("xthe end of it")
+    assert spec.log.stat().st_size < server.MAX_LOG_BYTES

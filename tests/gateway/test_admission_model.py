@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import pytest
 
 from coe.errors import Overloaded
-from gateway.request.admission import Ticket
-from tests.gateway.tickets import admission_of, holds, leave, lost
+from gateway.request.admission import ActiveRequest
+from tests.gateway.active_requests import admission_of, evicted, has_permit, leave, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -18,36 +18,36 @@ class Model:
 
     def __init__(self, permits: int, room: int) -> None:
         self.permits, self.room = permits, room
-        self.arriving: list[Ticket] = []
-        self.held: list[Ticket] = []
-        self.queues: dict[str | None, list[Ticket]] = {}
-        self.lost: list[Ticket] = []
+        self.arriving: list[ActiveRequest] = []
+        self.held: list[ActiveRequest] = []
+        self.queues: dict[str | None, list[ActiveRequest]] = {}
+        self.lost: list[ActiveRequest] = []
 
     @property
-    def waiting(self) -> list[Ticket]:
-        return [ticket for queue in self.queues.values() for ticket in queue]
+    def waiting(self) -> list[ActiveRequest]:
+        return [request for queue in self.queues.values() for request in queue]
 
     def full_for(self, caller: str | None) -> bool:
         if len(self.held) < self.permits or len(self.waiting) < self.room:
             return False
-        waiting = [ticket.caller for ticket in self.waiting]
+        waiting = [request.caller for request in self.waiting]
         return all(waiting.count(other) <= waiting.count(caller) + 1 for other in "abc")
 
     def refuses(self, caller: str) -> bool:
-        own = [ticket for ticket in self.arriving if ticket.caller == caller]
+        own = [request for request in self.arriving if request.caller == caller]
         return self.full_for(caller) or len(own) + len(self.arriving) >= 2 * (self.permits + self.room)
 
-    def arrived(self, ticket: Ticket) -> None:
-        self.arriving.remove(ticket)
+    def arrived(self, request: ActiveRequest) -> None:
+        self.arriving.remove(request)
         if len(self.held) < self.permits:
-            self.held.append(ticket)
+            self.held.append(request)
             return
         if len(self.waiting) == self.room:
             self.lost.append(max(self.queues.values(), key=len).pop())
-        self.queues.setdefault(ticket.caller, []).append(ticket)
+        self.queues.setdefault(request.caller, []).append(request)
 
-    def ended(self, ticket: Ticket) -> None:
-        self.held.remove(ticket)
+    def ended(self, request: ActiveRequest) -> None:
+        self.held.remove(request)
         if self.queues:
             caller = next(iter(self.queues))
             queue = self.queues.pop(caller)
@@ -55,16 +55,16 @@ class Model:
             if queue:
                 self.queues[caller] = queue
 
-    def gave_up(self, ticket: Ticket) -> None:
-        if ticket in self.arriving:
-            self.arriving.remove(ticket)
+    def gave_up(self, request: ActiveRequest) -> None:
+        if request in self.arriving:
+            self.arriving.remove(request)
             return
-        if ticket in self.lost:
-            self.lost.remove(ticket)
+        if request in self.lost:
+            self.lost.remove(request)
             return
-        self.queues[ticket.caller].remove(ticket)
-        if not self.queues[ticket.caller]:
-            del self.queues[ticket.caller]
+        self.queues[request.caller].remove(request)
+        if not self.queues[request.caller]:
+            del self.queues[request.caller]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -77,20 +77,20 @@ async def test_it_does_what_a_simple_model_does(seed: int) -> None:
         if action == "come":
             caller = rng.choice("aaaabbc")
             with pytest.raises(Overloaded) if model.refuses(caller) else nullcontext():
-                model.arriving.append(admission.ticket(caller))
+                model.arriving.append(opened(admission, caller))
         elif action == "arrive" and model.arriving:
-            ticket = rng.choice(model.arriving)
-            with pytest.raises(Overloaded) if model.full_for(ticket.caller) else nullcontext():
-                ticket.arrived()
-                model.arrived(ticket)
+            request = rng.choice(model.arriving)
+            with pytest.raises(Overloaded) if model.full_for(request.caller) else nullcontext():
+                admission.body_arrived(request)
+                model.arrived(request)
         elif action == "end" and model.held:
-            leave(ticket := rng.choice(model.held))
-            model.ended(ticket)
+            leave(request := rng.choice(model.held))
+            model.ended(request)
         elif action == "give up" and (some := model.arriving + model.waiting + model.lost):
-            leave(ticket := rng.choice(some))
-            model.gave_up(ticket)
-        assert all(map(holds, model.held))
-        assert all(map(lost, model.lost))
-        assert not any(holds(ticket) or lost(ticket) for ticket in model.waiting + model.arriving)
+            leave(request := rng.choice(some))
+            model.gave_up(request)
+        assert all(map(has_permit, model.held))
+        assert all(map(evicted, model.lost))
+        assert not any(has_permit(request) or evicted(request) for request in model.waiting + model.arriving)
         counts = len(model.arriving), len(model.held), len(model.waiting)
         assert (admission.arriving, admission.in_use, admission.queued) == counts

@@ -71,7 +71,7 @@ async def test_a_message_without_content_is_valid() -> None:
 
 
 async def test_a_body_that_does_not_arrive_is_408_and_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.request.arrival.BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr("gateway.request.admission.BODY_TIMEOUT", 0.05)
     async with gateway_of(registry_of(limits={"concurrent_requests": 1})) as gateway:
         slow = await gateway.post(CHAT, b'{"model"', unfinished=True)
         assert slow.status == 408

@@ -6,7 +6,7 @@ import anyio
 import orjson
 import pytest
 
-from coe.errors import ExpertBusy, ExpertGarbage, ExpertRejected, ExpertTimeout, ExpertUnavailable
+from coe.errors import ExpertBusy, ExpertInvalidResponse, ExpertRejected, ExpertTimeout, ExpertUnavailable
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -62,9 +62,9 @@ async def test_there_is_no_slow_look_where_it_could_change_nothing() -> None:
         await pinned.chat("ponder code", tools=[{"type": "function"}])  # which one expert has
     records = [*gateway.records, *pinned.records]
     assert [(record.stage, record.expert) for record in records] == [
-        ("settled", "generalist"),
-        ("settled", "coder"),
-        ("settled", "coder"),
+        ("short_circuit", "generalist"),
+        ("short_circuit", "coder"),
+        ("short_circuit", "coder"),
     ]
 
 
@@ -140,7 +140,7 @@ async def test_a_dead_expert_is_replaced_before_the_first_byte() -> None:
     [
         (ExpertUnavailable("down", expert="x"), 503, "expert_unavailable"),
         (ExpertTimeout("slow", expert="x"), 504, "expert_timeout"),
-        (ExpertGarbage("noise", expert="x"), 502, "expert_garbage"),
+        (ExpertInvalidResponse("noise", expert="x"), 502, "expert_invalid_response"),
     ],
 )
 async def test_when_every_expert_fails_the_last_failure_is_told(failure: Exception, status: int, code: str) -> None:
@@ -154,7 +154,7 @@ async def test_when_every_expert_fails_the_last_failure_is_told(failure: Excepti
 
 
 async def test_a_failure_is_told_and_recorded_of_the_expert_whose_it_was() -> None:
-    garbage, busy = ExpertGarbage("noise", expert="coder"), ExpertBusy("full", expert="painter")
+    garbage, busy = ExpertInvalidResponse("noise", expert="coder"), ExpertBusy("full", expert="painter")
     async with gateway_of(coder=garbage, painter=busy, generalist=garbage) as gateway:
         response = await gateway.chat("code")
     (record,) = gateway.records

@@ -90,7 +90,7 @@ async def test_a_method_that_messages_lack_is_refused_as_anthropic_would() -> No
 async def test_a_bug_beside_messages_is_told_as_anthropic_would(monkeypatch: pytest.MonkeyPatch) -> None:
     response = Response()
     async with gateway_of() as gateway:
-        monkeypatch.setattr("gateway.endpoints.route.dialect.parse", lambda _: 1 / 0)
+        monkeypatch.setattr("gateway.endpoints.route.messages_dialect.parse", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             await gateway.post(PATH, body(), into=response)
     assert (response.status, response.json["error"]["type"]) == (500, "api_error")

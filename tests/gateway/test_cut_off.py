@@ -12,7 +12,7 @@ import pytest
 
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable
-from gateway.request.relay import EVENT_STREAM
+from coe.experts.http.sse import EVENT_STREAM
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
 

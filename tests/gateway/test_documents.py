@@ -16,7 +16,7 @@ from coe.retrieval import EncoderId
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
 from coe.runtime.document_index import DocumentIndex
-from gateway.endpoints.documents import AT_ONCE, MAX_BODY
+from gateway.endpoints.documents import MAX_BODY_BYTES, MAX_CONCURRENT
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
 
@@ -54,7 +54,7 @@ LEAVE = {"id": "hr/leave", "text": "Parental leave lasts sixteen weeks.", "title
 TRAINS = {"id": "trains", "text": "Book trains before planes.", "source": "https://example.org/trains"}
 
 
-async def test_documents_are_kept_found_listed_and_forgotten(gateway: Gateway) -> None:
+async def test_documents_are_added_searched_listed_and_deleted(gateway: Gateway) -> None:
     added = {"object": "documents", "added": 2, "changed": 0, "unchanged": 0, "empty": 0, "chunks": 2}
     assert (await upload(gateway, LEAVE, TRAINS)).json == added
     again = (await upload(gateway, LEAVE, TRAINS | {"text": "Book trains."}, {"id": "blank", "text": " "})).json
@@ -97,15 +97,15 @@ async def test_a_tenants_documents_stay_its_own(gateway: Gateway) -> None:
         (orjson.dumps({"documents": [LEAVE] * 101}), "documents"),
     ],
 )
-async def test_a_wrong_upload_is_told_by_field(gateway: Gateway, body: bytes, field: str) -> None:
+async def test_a_wrong_upload_is_refused_by_field(gateway: Gateway, body: bytes, field: str) -> None:
     answer = await gateway.post(PATH, body)
     assert answer.status == 400
     assert (answer.error["param"] or "") == field
 
 
-async def test_one_id_twice_and_too_large_a_body_are_refused(gateway: Gateway) -> None:
+async def test_a_repeated_id_and_a_body_that_is_too_large_are_refused(gateway: Gateway) -> None:
     assert (await upload(gateway, LEAVE, LEAVE)).error["code"] == "duplicate_id"
-    large = await upload(gateway, LEAVE | {"text": "x" * MAX_BODY})
+    large = await upload(gateway, LEAVE | {"text": "x" * MAX_BODY_BYTES})
     assert (large.status, large.error["code"]) == (413, "body_too_large")
     assert "4 MiB" in large.error["message"]
 
@@ -130,7 +130,9 @@ def registry_with_key(key: str) -> Registry:
     return registry_of(access={"keys": [{"name": "user", "sha256": digest}]})
 
 
-async def test_a_store_that_fails_or_is_anothers_is_a_503_with_the_remedy(index: DocumentIndex, tmp_path: Path) -> None:
+async def test_a_failing_store_or_one_of_another_encoder_is_a_503_with_the_remedy(
+    index: DocumentIndex, tmp_path: Path
+) -> None:
     async with gateway_of(index=index) as gateway:
         await upload(gateway, LEAVE)
     other = DocumentIndex(LanceStore(tmp_path / "documents", EncoderId("other", 64)), WordEncoder())
@@ -142,14 +144,14 @@ async def test_a_store_that_fails_or_is_anothers_is_a_503_with_the_remedy(index:
     await other.store.aclose()
 
 
-async def test_few_are_served_at_a_time(index: DocumentIndex) -> None:
+async def test_concurrent_requests_are_limited(index: DocumentIndex) -> None:
     class Busy:
         async def collections(self) -> list[Any]:
-            answers = [await gateway.post(PATH, method="GET") for _ in range(1)] if len(inner) < AT_ONCE else []
+            answers = [await gateway.post(PATH, method="GET") for _ in range(1)] if len(inner) < MAX_CONCURRENT else []
             inner.extend(answers)
             raise RetrievalError("it is away; start it")
 
     inner: list[Response] = []
     async with gateway_of(index=DocumentIndex(Busy(), index.encoder)) as gateway:  # type: ignore[arg-type]
         assert (await gateway.post(PATH, method="GET")).error["message"] == "it is away; start it"
-    assert [one.status for one in inner] == [429, *[503] * (AT_ONCE - 1)]
+    assert [one.status for one in inner] == [429, *[503] * (MAX_CONCURRENT - 1)]

@@ -35,7 +35,7 @@ async def test_route_gives_the_decision_and_asks_nobody() -> None:
 async def test_a_bug_in_any_endpoint_is_an_openai_error(monkeypatch: pytest.MonkeyPatch) -> None:
     body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
     async with gateway_of() as gateway:
-        monkeypatch.setattr("gateway.endpoints.route.dialect.parse", lambda _: 1 / 0)
+        monkeypatch.setattr("gateway.endpoints.route.chat_dialect.parse", lambda _: 1 / 0)
         response = Response()
         with pytest.raises(ZeroDivisionError):  # the server logs it; the client has its answer by then
             await gateway.post("/v1/route", body, into=response)

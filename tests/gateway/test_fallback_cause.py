@@ -14,7 +14,7 @@ from coe.cli import ask
 from coe.cli.log import _line
 from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.learning.monitoring.alarms import UNANSWERED, failing_alarms
+from coe.learning.monitoring.alarms import MIN_UNANSWERED, failing_alarms
 from coe.learning.monitoring.traffic import Traffic
 from coe.records.codec import decode, encode
 from coe.records.record import RoutingRecord
@@ -65,7 +65,7 @@ async def test_a_request_whose_first_choice_answers_has_neither() -> None:
 
 async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> None:
     async with gateway_of() as gateway:
-        gateway.experts["coder"].health = Health(up=False, ready=0, cause="connection_refused")
+        gateway.experts["coder"].health = Health(up=False, ready_replicas=0, cause="connection_refused")
         response = await gateway.chat("code")
         route = await gateway.post(
             "/v1/route", orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
@@ -79,7 +79,7 @@ async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> 
 
 async def test_the_first_choice_stays_the_one_named_when_its_stand_in_fails_too() -> None:
     async with gateway_of(generalist=ExpertTimeout("slow", expert="generalist")) as gateway:
-        gateway.experts["coder"].health = Health(up=False, ready=0, cause="rate_limited")
+        gateway.experts["coder"].health = Health(up=False, ready_replicas=0, cause="rate_limited")
         response = await gateway.chat("code")
     assert told(response) == ("painter", "fallback", "coder", "rate_limited", "2")
 
@@ -157,9 +157,9 @@ async def test_coe_chat_says_in_whose_place_an_expert_answers_and_why(
         return web.Response(text='data: {"choices":[{"delta":{"content":"ok"}}]}\n\n', headers=headers)
 
     async with servers((answer,)) as (root,):
-        await ask._ask(f"{root}/v1/chat/completions", "auto", [], {})
+        await ask._send(f"{root}/v1/chat/completions", "auto", [], {})
         with pytest.raises(ExpertUnavailable, match=r"no answer \(cause: unauthorized\)"):
-            await ask._ask(f"{root}/v1/chat/completions", "coder", [], {})
+            await ask._send(f"{root}/v1/chat/completions", "coder", [], {})
     first, *_ = capsys.readouterr().out.splitlines()
     assert first == "[painter: code 0.900; in place of coder, which did not answer: connection_refused]"
 
@@ -173,7 +173,7 @@ def test_coe_log_ends_a_line_with_who_did_not_answer_and_why() -> None:
 def alarms(*records: RoutingRecord) -> list[tuple[str, str]]:
     now = time.time()
     traffic = Traffic(("code", "art", "general"), "words", day=now - 86_400, hour=now - 3_600)
-    for _ in traffic.watched([records]):
+    for _ in traffic.observe([records]):
         pass
     return [(alarm.expert, alarm.sentence) for alarm in failing_alarms(traffic, ("coder", "painter"))]
 
@@ -189,7 +189,7 @@ def test_an_expert_whose_requests_others_answer_raises_an_alarm() -> None:
     assert expert == "coder"
     assert "did not answer 50 of 50 requests" in sentence
     assert "unauthorized 50" in sentence
-    assert alarms(*good, *dead[: UNANSWERED - 1]) == []
+    assert alarms(*good, *dead[: MIN_UNANSWERED - 1]) == []
     pinned = [
         record(f"p{n}", time=now, expert="coder", outcome="expert_unavailable", cause="timeout") for n in range(9)
     ]

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.errors import LogError
-from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.experience_loader import load_experience
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint
@@ -189,7 +189,9 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
         assert (await say(gateway, key="alice", request_id=request_id, score=1)).status == 200
         assert (await say(gateway, key="boss", request_id=request_id, score=0)).status == 200
         assert (await say(gateway, key="mute", request_id=request_id, score=0)).status == 403
-        seen = gather([gateway.records], [gateway.log.events], categories=("code", "art", "general"), experts=EXPERTS)
+        seen = load_experience(
+            [gateway.records], [gateway.log.events], categories=("code", "art", "general"), experts=EXPERTS
+        )
     assert [(event.tenant, event.key) for event in gateway.log.events] == [("a", "alice"), ("a", "boss")]
     assert dict(seen.left_out) == {}
 
@@ -197,7 +199,7 @@ async def test_an_administrator_speaks_for_any_tenant_under_its_own_name() -> No
 async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(endpoint, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint, "STORE_SECONDS", 0.05)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         gateway.log.gate.clear()
@@ -214,7 +216,7 @@ async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_un
 
 
 async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "AT_ONCE", 2)
+    monkeypatch.setattr(endpoint, "MAX_CONCURRENT", 2)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         gateway.log.gate.clear()
@@ -222,7 +224,9 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
         await gateway.log.asked.wait()
         second = await say(gateway, request_id=request_id, thumb="up")
         assert (second.status, second.headers["retry-after"]) == (429, "1")
-        assert second.error["message"] == "1 events of feedback are under way, 1 of this caller, and no more may be"
+        assert second.error["message"] == (
+            "1 feedback requests are in progress, 1 of them of this caller; that is the limit"
+        )
         gateway.log.gate.set()
         assert (await first).status == 200
         assert (await say(gateway, request_id=request_id, thumb="up")).status == 200
@@ -231,7 +235,7 @@ async def test_only_so_many_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatc
 async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
-        gateway.serving_state.admission.closed = True
+        gateway.current.admission.closed = True
         response = await say(gateway, request_id=request_id, score=1)
     assert (response.status, response.error["code"]) == (503, "draining")
 

@@ -13,7 +13,7 @@ import pytest
 
 from coe.core import Chat
 from coe.registry import Registry
-from gateway.request.cancellation import Cancellation
+from gateway.request.admission import ActiveRequest
 from gateway.request.trace import Trace
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.gateway.crowd import bearer, keyed
@@ -45,7 +45,7 @@ def body(**fields: Any) -> bytes:
 
 
 def alive() -> Counter[str]:
-    return Counter(kind.__name__ for kind in map(type, gc.get_objects()) if kind in (Trace, Chat, Cancellation))
+    return Counter(kind.__name__ for kind in map(type, gc.get_objects()) if kind in (Trace, Chat, ActiveRequest))
 
 
 @asynccontextmanager

@@ -9,8 +9,8 @@ import pytest
 
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.retrieval.gate import FILE, Gate
-from coe.routing.composition import declared_assignment
+from coe.mapping.declaration import declared_assignment
+from coe.retrieval.gate import GATE_FILE, Gate
 from coe.runtime.active_state import ActiveState, gate_in_use
 from coe.settings import Settings
 from tests.fakes import WordRouter, registry_of
@@ -21,10 +21,10 @@ def put(settings: Settings, **changes: object) -> str:
     """A gate with something else in its file, put into use."""
     store = ArtifactStore(settings.artifacts, "gate")
     with store.draft() as draft:
-        gate_of(1.0).save(draft / FILE)
-        with np.load(draft / FILE) as file:
+        gate_of(1.0).save(draft / GATE_FILE)
+        with np.load(draft / GATE_FILE) as file:
             arrays = dict(file)
-        np.savez(draft / FILE, **arrays | changes)
+        np.savez(draft / GATE_FILE, **arrays | changes)
         version = store.publish(draft, categories=CATEGORIES, data=str(changes), metrics={}).manifest.version
     store.promote(version)
     return version

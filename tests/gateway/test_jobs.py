@@ -73,7 +73,7 @@ async def test_the_process_of_a_plan_answers_one_after_the_other_and_is_gone_in_
     async with PlanSolver(settings) as solver:
         first = await solver.solve(version, {"mean_active_b": 5})
         (process,) = children()
-        with pytest.raises(InvalidRequest, match="the smallest that would do"):
+        with pytest.raises(InvalidRequest, match="the smallest feasible limit"):
             await solver.solve(version, {"mean_active_b": 0.1})
         assert await solver.solve(version, {"mean_active_b": 5}) == first
         assert children() == [process]

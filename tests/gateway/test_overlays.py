@@ -17,11 +17,11 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli.promote import Kind, promote, rollback
 from coe.core import Prediction
 from coe.errors import ArtifactError
-from coe.jobs.overlay_round import learn_overlays
-from coe.jobs.plan_round import begun
-from coe.learning.estimation.experience_loader import gather
+from coe.jobs.overlay_round import OverlayRound
+from coe.jobs.round import open_job, run_round
+from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import FILE, Overlay, Overlays
+from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.active_state import OVERLAYS, overlays_in_use
 from coe.settings import Settings
 from tests.access.samples import key_of
@@ -44,7 +44,7 @@ def swapping(tenant: str) -> Overlay:
 def published(settings: Settings, *heads: Overlay, router: str = "words") -> str:
     store = ArtifactStore(settings.artifacts, OVERLAYS)
     with store.draft() as draft:
-        (draft / FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
+        (draft / OVERLAYS_FILE).write_bytes(b"".join(head.to_json() + b"\n" for head in heads))
         artifact = store.publish(draft, categories=CATEGORIES, data=router, metrics={})
     return artifact.manifest.version
 
@@ -52,12 +52,17 @@ def published(settings: Settings, *heads: Overlay, router: str = "words") -> str
 def test_a_prediction_remembers_what_the_router_alone_said() -> None:
     known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "predict_fast", 0.7)
     overlays = Overlays("v1", {"alice": swapping("alice")})
-    changed = overlays.applied(known, "alice")
-    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay) == (1, "predict_fast", 0.7, "v1")
+    changed = overlays.apply(known, "alice")
+    assert (changed.best, changed.stage, changed.in_distribution, changed.overlay_version) == (
+        1,
+        "predict_fast",
+        0.7,
+        "v1",
+    )
     assert changed.probabilities.dtype == np.float32
-    assert changed.plain is known.probabilities
-    assert overlays.applied(known, "bob") is known
-    assert overlays.applied(known, None) is known
+    assert changed.router_probabilities is known.probabilities
+    assert overlays.apply(known, "bob") is known
+    assert overlays.apply(known, None) is known
 
 
 async def test_the_tenants_requests_are_decided_and_recorded_by_its_posterior() -> None:
@@ -88,7 +93,7 @@ async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
     with caplog.at_level(logging.WARNING):
         assert overlays_in_use(settings, WordRouter()).by_tenant == {}
     assert f"overlays {version} are of router older, not words: `coe retrain` makes new ones" in caplog.text
-    (settings.artifacts / OVERLAYS / version / FILE).write_bytes(b"half of")
+    (settings.artifacts / OVERLAYS / version / OVERLAYS_FILE).write_bytes(b"half of")
     with pytest.raises(ArtifactError, match="missing or changed"):
         overlays_in_use(settings, WordRouter())
 
@@ -152,11 +157,11 @@ async def deadline(served: Served, wanted: dict[str, str]) -> None:
 
 def retrain(settings: Settings) -> Any:
     now = time.time()
-    with begun(settings, since=0.0, now=now, dry_run=False) as job:
-        pages, said = job.logs.records(deadline=now), job.logs.feedback()
+    with open_job(settings, since=0.0, now=now, dry_run=False) as job:
+        pages, said = job.logs.records(until=now), job.logs.feedback()
         names = job.registry.expert_names
-        known = gather(pages, said, categories=CATEGORIES, experts=names).experience
-        outcome = learn_overlays(job, known)
+        known = load_experience(pages, said, categories=CATEGORIES, experts=names).experience
+        outcome = run_round(OverlayRound(known), job)
     assert outcome is not None
     assert outcome.promoted
     return outcome.report

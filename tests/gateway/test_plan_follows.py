@@ -77,5 +77,5 @@ def test_consequences_are_logged_as_warnings_where_a_plan_should_be_made(
     with caplog.at_level(logging.INFO):
         log_consequences(consequences_of(settings, edited))
     assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
-        (logging.WARNING, "budget: max_share none -> 0.9: the plan keeps to the former limit. Run `coe plan`")
+        (logging.WARNING, "budget: max_share none -> 0.9: the plan keeps the former limit. Run `coe plan`")
     ]

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.learning.estimation.experience_loader import gather
+from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.estimation.off_policy import utility
-from coe.mapping import expected
+from coe.mapping import expected_utility
+from coe.mapping.declaration import declared_assignment, relative_cost
 from coe.records.codec import decode, encode
-from coe.routing.composition import declared_assignment
-from coe.routing.cost_weight import relative_use
 from coe.routing.exploration import propensities
 from tests.fakes import gateway_of, registry_of
 
@@ -37,11 +36,11 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
         records = [decode(encode(record)) for record in gateway.records]
         categories = gateway.serving_state.serving.composition.router.categories
     assignment = declared_assignment(registry, categories)
-    charge = registry.policy.cost_weight * relative_use(registry)
+    charge = registry.policy.cost_weight * relative_cost(registry)
     charged = replace(assignment, price=assignment.price + charge)
     for record in records:
         posterior = np.array([record.probabilities[name] for name in categories])
-        value = dict(zip(assignment.experts, expected(charged, posterior), strict=True))
+        value = dict(zip(assignment.experts, expected_utility(charged, posterior), strict=True))
         np.testing.assert_allclose(record.utility, [value[name] for name in record.candidates], atol=1e-4)
         paid = dict(zip(assignment.experts, charge, strict=True))
         assert record.price == pytest.approx([paid[name] for name in record.candidates] if charge.any() else [])
@@ -51,7 +50,7 @@ async def test_posterior_worth_price_and_propensity_are_those_of_the_decision(ch
                 rate, loss = record.exploration
                 chance = propensities(np.array(record.utility), rate=rate, loss=loss)[0]
             assert record.propensity == pytest.approx(chance)
-    seen = gather([records], [], categories=categories, experts=assignment.experts).experience
+    seen = load_experience([records], [], categories=categories, experts=assignment.experts).experience
     again = utility(seen, charged)
     for row, record in zip(again, records, strict=True):
         chosen = row[assignment.experts.index(record.expert)]

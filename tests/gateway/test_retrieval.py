@@ -35,15 +35,15 @@ def said(gateway: Gateway, expert: str = "generalist") -> str:
 
 
 async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client_learns_it() -> None:
-    consulted = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
-    async with gateway_of(consultant=consulted.consultant, generalist=answer("In 1889 [1].")) as gateway:
+    documents = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
+    async with gateway_of(retrieval=documents.retrieval, generalist=answer("In 1889 [1].")) as gateway:
         response = await gateway.chat("general: when was it built?")
         (record,) = gateway.records
     assert TOWER in said(gateway)
     assert said(gateway).endswith("general: when was it built?")
     state, count, tokens = response.headers["x-coe-retrieval"].split("; ")
-    assert (state, count) == ("open", "passages=1")
-    assert (record.retrieval, record.passages, f"tokens={record.passage_tokens}") == ("open", ("id-The towe",), tokens)
+    assert (state, count) == ("used", "passages=1")
+    assert (record.retrieval, record.passages, f"tokens={record.passage_tokens}") == ("used", ("id-The towe",), tokens)
     assert record.gate == pytest.approx(0.95, abs=0.01)
     assert record.retrieval_ms > 0
     assert response.json["choices"][0]["message"]["annotations"] == [
@@ -60,32 +60,32 @@ async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client
 
 
 async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of(-9.0))
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    documents = Consulted(passage(TOWER), gate=gate_of(-9.0))
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         response = await gateway.chat("general: hello")
-    assert response.headers["x-coe-retrieval"] == "shut"
-    assert (consulted.encoder.asked, consulted.retriever.searches) == (0, 0)
+    assert response.headers["x-coe-retrieval"] == "skipped"
+    assert (documents.encoder.asked, documents.retriever.searches) == (0, 0)
     assert said(gateway) == "general: hello"
 
 
 async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_asks_is() -> None:
     async with gateway_of() as gateway:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
-    consulted = Consulted(passage(TOWER), gate=None)
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    documents = Consulted(passage(TOWER), gate=None)
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         assert (await asked(gateway, "auto")).headers["x-coe-retrieval"] == "none"
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
 
 
 async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_record_says_so() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration=0.1)
-    consulted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    documents = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
+    documents.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         texts = ("general: a", "general: b", "general: c", "code: d")
         states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
         asked_for = await asked(gateway, "on")
-    assert states == ["open", "held", "shut", "held"]
-    assert asked_for.headers["x-coe-retrieval"].startswith("open")
+    assert states == ["used", "withheld", "skipped", "withheld"]
+    assert asked_for.headers["x-coe-retrieval"].startswith("used")
     assert [record.trial for record in gateway.records] == ["g1", "g1", "", "g1", ""]
     assert [record.expert for record in gateway.records][3] == "coder"
     assert gateway.records[3].gain == pytest.approx(0.97, abs=0.01)
@@ -94,29 +94,29 @@ async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_
 
 
 async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of(-9.0))
-    async with gateway_of(consultant=consulted.consultant) as gateway:
-        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("open")
+    documents = Consulted(passage(TOWER), gate=gate_of(-9.0))
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
+        assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
         assert (await asked(gateway, "off")).headers["x-coe-retrieval"] == "off"
         wrong = await asked(gateway, "maybe")
     assert (wrong.status, wrong.error["param"]) == (400, "x-coe-retrieval")
 
 
 async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    documents = Consulted(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         with_ = await gateway.chat("code it")
         without = await asked(gateway, "off", "code it")
     assert (with_.headers["x-coe-expert"], without.headers["x-coe-expert"]) == ("painter", "coder")
-    assert with_.headers["x-coe-retrieval"].startswith("open")
+    assert with_.headers["x-coe-retrieval"].startswith("used")
 
 
 @pytest.mark.parametrize("how", ["away", "nothing", "unlike"])
 async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(how: str) -> None:
     found = [passage(TOWER, score=0.05)] if how == "unlike" else []
-    consulted = Consulted(*found, gate=gate_of({("code", "painter"): 6.0}, up=1.2))
-    consulted.retriever.fails = RetrievalError("the store is away") if how == "away" else None
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    documents = Consulted(*found, gate=gate_of({("code", "painter"): 6.0}, up=1.2))
+    documents.retriever.fails = RetrievalError("the store is away") if how == "away" else None
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         response = await gateway.chat("code it")
     assert response.status == 200
     assert response.headers["x-coe-expert"] == "coder"
@@ -124,13 +124,13 @@ async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(
 
 
 async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alone_for_a_while() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of(3.0), deadline=0.2)
-    consulted.retriever.waits = asyncio.Event()
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    documents = Consulted(passage(TOWER), gate=gate_of(3.0), timeout=0.2)
+    documents.retriever.waits = asyncio.Event()
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         first, second = await asked(gateway, "on"), await asked(gateway, "on")
-        assert consulted.retriever.searches == 1
-        consulted.now += 60
-        consulted.retriever.waits.set()
+        assert documents.retriever.searches == 1
+        documents.now += 60
+        documents.retriever.waits.set()
         third = await asked(gateway, "on")
         page = await gateway.post("/metrics", method="GET")
     assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "open; "]
@@ -139,46 +139,46 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
 
 
 async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
-    consulted = Consulted(gate=gate_of(3.0))
-    consulted.retriever.own = {"acme": [passage("Acme's secret.")]}
+    documents = Consulted(gate=gate_of(3.0))
+    documents.retriever.own = {"acme": [passage("Acme's secret.")]}
     question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}
-    async with gateway_of(consultant=consulted.consultant) as gateway:
+    async with gateway_of(retrieval=documents.retrieval) as gateway:
         composition, options = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")
         decision = composition.assign(chat, question["prediction"], options)
-        other, _, nothing = await composition.consult(chat, decision, options, **question)
-        own, _, found = await composition.consult(chat, decision, options, **{**question, "tenant": "acme"})
-    assert (nothing.status, found.status) == ("empty", "open")
+        other, _, nothing = await composition.retrieve(chat, decision, options, **question)
+        own, _, found = await composition.retrieve(chat, decision, options, **{**question, "tenant": "acme"})
+    assert (nothing.status, found.status) == ("empty", "used")
     assert "secret" not in repr(other.fields)
     assert "secret" in repr(own.fields)
 
 
 async def test_passages_stay_within_what_the_experts_context_has_left() -> None:
     experts = [{**e.model_dump(exclude_none=True), "context_length": 400} for e in registry_of().experts]
-    consulted = Consulted(passage("word " * 2000), gate=gate_of(3.0))
-    async with gateway_of(registry_of(experts=experts), consultant=consulted.consultant) as gateway:
+    documents = Consulted(passage("word " * 2000), gate=gate_of(3.0))
+    async with gateway_of(registry_of(experts=experts), retrieval=documents.retrieval) as gateway:
         roomy = await asked(gateway, "on", max_tokens=100)
         full = await asked(gateway, "on", max_tokens=390)
-    assert roomy.headers["x-coe-retrieval"].startswith("open")
+    assert roomy.headers["x-coe-retrieval"].startswith("used")
     assert len(said(gateway)) < len("word " * 2000)
     assert int(roomy.headers["x-coe-retrieval"].rpartition("=")[2]) <= 260
     assert full.headers["x-coe-retrieval"] == "empty"
 
 
 async def test_the_expert_that_stands_in_gets_the_passages_too() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of(3.0))
+    documents = Consulted(passage(TOWER), gate=gate_of(3.0))
     fails = ExpertUnavailable("down", expert="generalist")
-    async with gateway_of(consultant=consulted.consultant, generalist=fails) as gateway:
+    async with gateway_of(retrieval=documents.retrieval, generalist=fails) as gateway:
         response = await gateway.chat("general: when?")
     assert response.headers["x-coe-reason"] == "fallback"
     assert TOWER in said(gateway, response.headers["x-coe-expert"])
 
 
 async def test_a_stream_begins_with_a_chunk_that_names_the_sources() -> None:
-    consulted = Consulted(passage(TOWER, title="Tower"), gate=gate_of(3.0))
+    documents = Consulted(passage(TOWER, title="Tower"), gate=gate_of(3.0))
     chunk = b'data: {"id":"c1","created":5,"model":"m","choices":[{"index":0,"delta":{"content":"1889"}}]}\n\n'
     script = (chunk, b"data: [DONE]\n\n")
-    async with gateway_of(consultant=consulted.consultant, generalist=script) as gateway:
+    async with gateway_of(retrieval=documents.retrieval, generalist=script) as gateway:
         response = await gateway.chat("general: when?", stream=True)
     first, *rest = events(response.body)
     assert (first["id"], first["created"], first["object"]) == ("c1", 5, "chat.completion.chunk")
@@ -203,9 +203,9 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
         b"event: %b\ndata: %b\n\n" % (one["type"].encode(), orjson.dumps({**one, "sequence_number": number}))
         for number, one in enumerate(told)
     ]
-    consulted = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
+    documents = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
     async with gateway_of(
-        consultant=consulted.consultant, generalist=(script[0], b"".join(script[1:4]), script[4])
+        retrieval=documents.retrieval, generalist=(script[0], b"".join(script[1:4]), script[4])
     ) as gateway:
         body = {"model": "auto", "input": "general: when?", "stream": True}
         response = await gateway.post("/v1/responses", orjson.dumps(body))
@@ -231,8 +231,8 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
 
 
 async def test_an_answer_of_another_form_goes_as_it_came() -> None:
-    consulted = Consulted(passage(TOWER), gate=gate_of(3.0))
-    async with gateway_of(consultant=consulted.consultant, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
+    documents = Consulted(passage(TOWER), gate=gate_of(3.0))
+    async with gateway_of(retrieval=documents.retrieval, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
         assert (await gateway.chat("general: when?")).body == b'{"choices":[{"odd":1}]}'
 
 

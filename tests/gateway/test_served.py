@@ -62,7 +62,7 @@ async def test_a_client_that_leaves_before_the_first_piece_stops_the_expert(serv
 
 @pytest.mark.parametrize(
     ("model", "status", "code"),
-    [("status-500", 503, "expert_unavailable"), ("text-noise", 502, "expert_garbage")],
+    [("status-500", 503, "expert_unavailable"), ("text-noise", 502, "expert_invalid_response")],
 )
 async def test_a_failing_expert_is_an_openai_error(served: Served, model: str, status: int, code: str) -> None:
     async with served.ask(model) as response:

@@ -5,41 +5,41 @@ from collections import Counter
 
 import pytest
 
-from gateway.request.admission import FairShares
+from gateway.request.fair_shares import FairShares
 
 
-def filled(shares: FairShares, caller: str | None, *, among: int) -> int:
+def filled(shares: FairShares, caller: str | None, *, capacity: int) -> int:
     """How many it has once it may have no more."""
-    while shares.take(caller, among=among):
+    while shares.acquire(caller, capacity=capacity):
         pass
     return shares.of(caller)
 
 
-@pytest.mark.parametrize(("among", "own"), [(0, 0), (1, 1), (2, 1), (128, 64)])
-def test_a_caller_alone_gets_half(among: int, own: int) -> None:
-    assert filled(FairShares(), None, among=among) == own
+@pytest.mark.parametrize(("capacity", "own"), [(0, 0), (1, 1), (2, 1), (128, 64)])
+def test_a_caller_alone_gets_half(capacity: int, own: int) -> None:
+    assert filled(FairShares(), None, capacity=capacity) == own
 
 
 def test_it_takes_as_many_callers_as_the_places_can_be_halved_to_leave_another_none() -> None:
     shares = FairShares()
-    assert [filled(shares, caller, among=128) for caller in "abcdefghi"] == [64, 32, 16, 8, 4, 2, 1, 1, 0]
+    assert [filled(shares, caller, capacity=128) for caller in "abcdefghi"] == [64, 32, 16, 8, 4, 2, 1, 1, 0]
     shares = FairShares()
-    assert [filled(shares, caller, among=4096) for caller in "abcdefghijklmn"][-3:] == [1, 1, 0]
+    assert [filled(shares, caller, capacity=4096) for caller in "abcdefghijklmn"][-3:] == [1, 1, 0]
 
 
 def test_two_that_go_on_asking_get_a_third_each() -> None:
     shares = FairShares()
     for _ in range(100):
-        shares.take("a", among=30), shares.take("b", among=30)
-    assert (shares.of("a"), shares.of("b"), shares.taken) == (10, 10, 20)
+        shares.acquire("a", capacity=30), shares.acquire("b", capacity=30)
+    assert (shares.of("a"), shares.of("b"), shares.held) == (10, 10, 20)
 
 
 def test_fewer_places_than_are_taken_give_none_until_enough_are_given_back() -> None:
     shares = FairShares()
-    assert filled(shares, "a", among=20) == 10
-    assert not shares.take("b", among=10)
-    shares.give_back("a")
-    assert shares.take("b", among=10)
+    assert filled(shares, "a", capacity=20) == 10
+    assert not shares.acquire("b", capacity=10)
+    shares.release("a")
+    assert shares.acquire("b", capacity=10)
 
 
 def test_what_is_taken_and_given_back_is_counted_exactly() -> None:
@@ -47,9 +47,9 @@ def test_what_is_taken_and_given_back_is_counted_exactly() -> None:
     for _ in range(5000):
         caller = rng.choice("aaab")
         if rng.random() < 0.55:
-            counted[caller] += (taken := shares.take(caller, among=9))
+            counted[caller] += (taken := shares.acquire(caller, capacity=9))
             assert taken == (counted[caller] - taken < 9 - (counted.total() - taken))
         elif counted[caller]:
-            shares.give_back(caller)
+            shares.release(caller)
             counted[caller] -= 1
-        assert (shares.of("a"), shares.of("b"), shares.taken) == (counted["a"], counted["b"], counted.total())
+        assert (shares.of("a"), shares.of("b"), shares.held) == (counted["a"], counted["b"], counted.total())

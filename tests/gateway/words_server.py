@@ -13,7 +13,7 @@ from coe.registry import load
 from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, ActiveState, assignment_in_use, overlays_in_use
 from coe.settings import Settings
 from gateway.app import create_app
-from gateway.main import open_worker, several
+from gateway.main import open_worker, workers_folder
 from gateway.process import processes
 from tests.fakes import WordRouter
 
@@ -44,5 +44,5 @@ def build(settings: Settings, workers: Path | None) -> Starlette:
 
 if __name__ == "__main__":
     settings = Settings.read()
-    with several(settings.workers) as workers:
+    with workers_folder(settings.workers) as workers:
         processes.serve(partial(build, settings, workers), settings, address=settings.host)

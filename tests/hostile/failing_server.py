@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.settings import Settings
-from gateway.main import several
+from gateway.main import workers_folder
 from gateway.process import processes
 from tests.gateway.words_server import build as build_well
 
@@ -40,5 +40,5 @@ async def _fails(_: Starlette) -> AsyncIterator[None]:
 
 if __name__ == "__main__":
     settings = Settings.read()
-    with several(settings.workers) as workers:
+    with workers_folder(settings.workers) as workers:
         processes.serve(partial(build, settings, workers), settings, address=settings.host)

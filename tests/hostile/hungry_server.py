@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.settings import Settings
-from gateway.main import several
+from gateway.main import workers_folder
 from gateway.process import processes
 from tests.gateway.words_server import build as build_well
 
@@ -36,5 +36,5 @@ def _eat(hungry: Path) -> None:
 
 if __name__ == "__main__":
     settings = Settings.read()
-    with several(settings.workers) as workers:
+    with workers_folder(settings.workers) as workers:
         processes.serve(partial(build, settings, workers), settings, address=settings.host)

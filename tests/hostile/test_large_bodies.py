@@ -13,7 +13,8 @@ from coe.core import Call, Chat
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
-from gateway.request.body import MAX_VALUES, SMALL_BODY
+from gateway.request.body import DEFAULT_MAX_VALUES
+from gateway.request.large_bodies import SMALL_BODY
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -245,7 +246,7 @@ async def test_a_failed_request_leaves_nothing_to_the_garbage_collector(fault: s
 
 async def test_a_small_body_is_neither_scanned_nor_counted() -> None:
     body = b'{"model":"auto","messages":[' + b"{}," * 20_000 + b"{}]}"
-    assert len(body) <= SMALL_BODY < MAX_VALUES
+    assert len(body) <= SMALL_BODY < DEFAULT_MAX_VALUES
     async with gateway_of() as gateway:
         refused = await gateway.post(CHAT, body)
     assert refused.error["param"] == "messages[0].role"

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertTimeout, ExpertUnavailable, ExpertUnreachable
-from coe.experts.breaker import COOL_DOWN, LONGEST_COOL_DOWN, RATE, RECENT, STREAK, WINDOW, Breaker
+from coe.experts.breaker import (
+    CALLER_MEMORY,
+    COOL_DOWN,
+    MAX_CONSECUTIVE_FAILURES,
+    MAX_COOL_DOWN,
+    MAX_WINDOW_FAILURES,
+    WINDOW_SIZE,
+    Breaker,
+)
 from coe.runtime.api_keys import digest_of
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
 from tests.experts.test_replicas import CALL, error, made, whole
@@ -49,7 +57,7 @@ def test_one_callers_failures_open_no_breaker_that_others_use() -> None:
     breaker, clock = breaker_of()
     answer(breaker, "alice")
     for _ in range(20):
-        fail(breaker, "mallory", 2 * WINDOW)
+        fail(breaker, "mallory", 2 * WINDOW_SIZE)
         clock.now += 1
         assert breaker.ready(clock.now)
         answer(breaker, "alice")
@@ -61,13 +69,13 @@ def test_now_and_then_a_failure_of_another_caller_changes_nothing() -> None:
     for _ in range(20):
         fail(breaker, "alice")
         answer(breaker, "alice")
-        fail(breaker, "mallory", WINDOW)
+        fail(breaker, "mallory", WINDOW_SIZE)
     assert breaker.state == "closed"
 
 
 def test_failures_of_several_callers_open_it() -> None:
     breaker, _ = breaker_of()
-    for caller in ("alice", "bob", "alice", "bob", "alice")[:STREAK]:
+    for caller in ("alice", "bob", "alice", "bob", "alice")[:MAX_CONSECUTIVE_FAILURES]:
         assert breaker.state == "closed"
         fail(breaker, caller)
     assert breaker.state == "open"
@@ -76,14 +84,14 @@ def test_failures_of_several_callers_open_it() -> None:
 def test_a_caller_that_is_alone_opens_it_as_ever() -> None:
     breaker, clock = breaker_of()
     answer(breaker, "alice")
-    clock.now += RECENT
-    fail(breaker, "bob", STREAK)
+    clock.now += CALLER_MEMORY
+    fail(breaker, "bob", MAX_CONSECUTIVE_FAILURES)
     assert breaker.state == "open"
 
 
 def test_half_of_one_lonely_callers_requests_failing_opens_it_as_ever() -> None:
     breaker, _ = breaker_of()
-    for _ in range(RATE):
+    for _ in range(MAX_WINDOW_FAILURES):
         assert breaker.state == "closed"
         answer(breaker, "alice")
         fail(breaker, "alice")
@@ -93,14 +101,14 @@ def test_half_of_one_lonely_callers_requests_failing_opens_it_as_ever() -> None:
 def test_a_failure_that_concerns_everyone_counts_whoever_meets_it() -> None:
     breaker, _ = breaker_of()
     answer(breaker, "alice")
-    fail(breaker, "bob", STREAK, concerns_all=True)
+    fail(breaker, "bob", MAX_CONSECUTIVE_FAILURES, concerns_all=True)
     assert breaker.state == "open"
     assert breaker.concerns_all
 
 
 def test_one_callers_failed_trial_lets_another_try_at_once() -> None:
     breaker, clock = breaker_of()
-    for caller in ("alice", "mallory") * STREAK:
+    for caller in ("alice", "mallory") * MAX_CONSECUTIVE_FAILURES:
         if breaker.ready(clock.now):
             fail(breaker, caller)
     clock.now += COOL_DOWN
@@ -113,7 +121,7 @@ def test_one_callers_failed_trial_lets_another_try_at_once() -> None:
 
 def test_trials_that_two_callers_fail_double_the_cool_down() -> None:
     breaker, clock = breaker_of()
-    for caller in ("alice", "bob") * STREAK:
+    for caller in ("alice", "bob") * MAX_CONSECUTIVE_FAILURES:
         if breaker.ready(clock.now):
             fail(breaker, caller)
     clock.now += COOL_DOWN
@@ -124,10 +132,10 @@ def test_trials_that_two_callers_fail_double_the_cool_down() -> None:
 
 def test_mallory_alone_cannot_keep_an_open_breaker_open() -> None:
     breaker, clock = breaker_of()
-    for caller in ("alice", "mallory") * STREAK:
+    for caller in ("alice", "mallory") * MAX_CONSECUTIVE_FAILURES:
         if breaker.ready(clock.now):
             fail(breaker, caller)
-    for _ in range(int(LONGEST_COOL_DOWN)):
+    for _ in range(int(MAX_COOL_DOWN)):
         clock.now += 1
         if breaker.ready(clock.now, "mallory"):
             fail(breaker, "mallory")
@@ -151,8 +159,8 @@ def test_its_memory_is_bounded_and_time_always_leads_back(steps: list[tuple[str,
                 fail(breaker, caller, concerns_all=concerns_all)
             else:
                 answer(breaker, caller)
-        assert len(breaker._window) <= WINDOW
-    clock.now += LONGEST_COOL_DOWN
+        assert len(breaker._window) <= WINDOW_SIZE
+    clock.now += MAX_COOL_DOWN
     for caller in ("a", "b", "c"):
         assert breaker.ready(clock.now, caller)
     answer(breaker, "b")
@@ -163,14 +171,14 @@ def test_one_callers_429_rests_the_server_for_that_caller_until_another_gets_one
     breaker, clock = breaker_of()
     answer(breaker, "alice")
     breaker.begin("mallory")
-    breaker.rest(30, caller="mallory")
+    breaker.throttle(30, caller="mallory")
     assert not breaker.ready(clock.now, "mallory")
     assert breaker.wait(clock.now, "mallory") == 30
     assert breaker.ready(clock.now, "alice")
     answer(breaker, "alice")
     assert not breaker.ready(clock.now, "mallory")
     breaker.begin("alice")
-    breaker.rest(20, caller="alice")
+    breaker.throttle(20, caller="alice")
     assert not breaker.ready(clock.now, "bob")
     assert breaker.state == "resting"
     clock.now += 30
@@ -185,11 +193,11 @@ def test_one_callers_429_rests_the_server_for_that_caller_until_another_gets_one
 @pytest.mark.parametrize("kind", [ExpertUnavailable, ExpertTimeout])
 async def test_at_most_half_of_the_replicas_are_ejected_for_what_a_request_can_provoke(kind: Any) -> None:
     expert, servers_, _ = made(*[error(kind) for _ in range(4)])
-    for _ in range(20 * STREAK):
+    for _ in range(20 * MAX_CONSECUTIVE_FAILURES):
         with pytest.raises(kind):
             await whole(expert)
     assert expert.health.up
-    assert expert.health.ready == 4  # more than half would be ejected: all are asked
+    assert expert.health.ready_replicas == 4  # more than half would be ejected: all are asked
     for server in servers_:
         before = len(server.calls)
         for _ in range(4):
@@ -202,8 +210,8 @@ async def test_at_most_half_of_the_replicas_are_ejected_for_what_a_request_can_p
 async def test_half_of_the_replicas_may_be_ejected() -> None:
     expert, (first, second, *_), _ = made(*[(b"one",)] * 4)
     for replica in expert.replicas[:2]:
-        fail(replica.breaker, "", STREAK)
-    assert expert.health.ready == 2
+        fail(replica.breaker, "", MAX_CONSECUTIVE_FAILURES)
+    assert expert.health.ready_replicas == 2
     for _ in range(10):
         assert await whole(expert) == [b"one"]
     assert first.calls == second.calls == []
@@ -212,7 +220,7 @@ async def test_half_of_the_replicas_may_be_ejected() -> None:
 @pytest.mark.anyio
 async def test_replicas_at_which_nothing_listens_are_ejected_however_many() -> None:
     expert, _, _ = made(error(ExpertUnreachable), error(ExpertUnreachable))
-    for _ in range(STREAK):
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
         with pytest.raises(ExpertUnavailable):
             await whole(expert)
     assert not expert.health.up
@@ -224,7 +232,7 @@ async def test_a_replica_whose_health_page_failed_is_ejected_however_many() -> N
     expert, _, _ = made(error(ExpertTimeout), error(ExpertTimeout))
     for replica in expert.replicas:
         replica.alive = False
-    for _ in range(4 * STREAK):
+    for _ in range(4 * MAX_CONSECUTIVE_FAILURES):
         with pytest.raises((ExpertTimeout, ExpertUnavailable)):
             await expert.stream(CALL)
     assert not expert.health.up
@@ -287,7 +295,7 @@ async def test_an_expert_that_fails_for_all_tenants_is_still_kept_out() -> None:
         servers((refusing(500), answering)) as (coder, general),
         gateway_over({"coder": f"{coder}/v1", "generalist": f"{general}/v1"}, access={"keys": KEYS}) as gateway,
     ):
-        for _ in range(STREAK):
+        for _ in range(MAX_CONSECUTIVE_FAILURES):
             for who in ("alice", "bob"):
                 answered = await ask(gateway, who, "code")
     assert (answered.headers["x-coe-attempts"], answered.headers["x-coe-cause"]) == ("1", "server_error")
@@ -300,7 +308,7 @@ async def test_a_dead_port_that_one_tenant_meets_is_kept_out_for_all() -> None:
         gateway_over({"coder": f"{closed_port()}/v1", "generalist": f"{general}/v1"}, access={"keys": KEYS}) as gateway,
     ):
         await ask(gateway, "bob", "code")
-        for _ in range(STREAK):
+        for _ in range(MAX_CONSECUTIVE_FAILURES):
             await ask(gateway, "alice", "code")
         kept_away = await ask(gateway, "bob", "code")
     assert kept_away.headers["x-coe-attempts"] == "1"

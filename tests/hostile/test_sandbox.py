@@ -69,7 +69,7 @@ def f(x=0): return Evil()
         EVIL,
     ],
 )  # fmt: skip
-async def test_no_answer_forges_a_pass(program: str) -> None:
+async def test_no_answer_can_forge_a_pass(program: str) -> None:
     assert not (await run(program)).passed
     assert not (await run(program, "assert all(f(x) == x * x for x in (2, 3))")).passed
 
@@ -175,7 +175,7 @@ async def test_a_message_without_end_is_refused() -> None:
         ("import os\nos.execv('/proc/self/exe', ['x'])", "Error"),
     ],
 )  # fmt: skip
-async def test_bombs_are_bounded(program: str, why: str) -> None:
+async def test_resource_bombs_are_bounded(program: str, why: str) -> None:
     verdict = await run(program)
     assert not verdict.passed
     assert why in verdict.why

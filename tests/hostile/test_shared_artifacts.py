@@ -256,7 +256,8 @@ def test_a_hostile_archive_writes_nothing(
 @pytest.mark.parametrize(
     "history",
     [b"{", b"[]", b"{}\n", b'{"time": 0, "version": "../x", "was": null, "by": "hand", "why": ""}\n',
-     b'{"time": "0", "version": null, "was": null, "by": "hand", "why": ""}\n', b"\xff", b"\n" * (MAX_SMALL_FILE_BYTES + 1)],
+     b'{"time": "0", "version": null, "was": null, "by": "hand", "why": ""}\n', b"\xff",
+     b"\n" * (MAX_SMALL_FILE_BYTES + 1)],
     ids=range(7),
 )  # fmt: skip
 def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingGateway, redis: Redis) -> None:

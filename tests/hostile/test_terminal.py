@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from coe.cli import common
+from coe import terminal
 from coe.cli.index import _report, _Run
 from coe.cli.status import _show
 from coe.errors import ConfigError
@@ -45,8 +45,8 @@ def test_control_characters_become_escapes_and_words_stay() -> None:
 
 
 def test_json_keeps_its_value(capsys: pytest.CaptureFixture[str]) -> None:
-    common.say_json({"path": HARM})
-    common.say_json({"path": os.fsdecode(b"caf\xe9")})
+    terminal.say_json({"path": HARM})
+    terminal.say_json({"path": os.fsdecode(b"caf\xe9")})
     first, second = capsys.readouterr().out.splitlines()
     assert harmless(first)
     assert json.loads(first)["path"] == HARM
@@ -54,11 +54,11 @@ def test_json_keeps_its_value(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    common.say(HARM)
-    common.say_error(HARM)
+    terminal.say(HARM)
+    terminal.say_error(HARM)
     for character in HARM:  # an answer that comes in pieces
-        common.write(character)
-    turns = {"turns": {HARM: {"tier": HARM, "switches": 1, "held": 0}}}
+        terminal.write(character)
+    residency = {"residency": {HARM: {"tier": HARM, "switches": 1, "held": 0}}}
     used = {"version": HARM, "since": None, "config": HARM}
     report = {
         "in_use": {"config": HARM, **dict.fromkeys(("router", "overlays", "assignment", "gate"), used)},
@@ -73,7 +73,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
         "alarms": [{"sentence": HARM}],
         "proposed_categories": [{"sentence": HARM, "entry": HARM}],
         "learning": {"router": {"time": 0, "sentence": HARM}},
-        **turns,
+        **residency,
     }
     _show(report)
     _report(_Run(refused=[(HARM, HARM)]), json=False)

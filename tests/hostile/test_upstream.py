@@ -10,7 +10,7 @@ import pytest
 from coe.core import Api
 from coe.errors import ExpertError
 from coe.experts.http.client import Client, Target
-from coe.experts.http.parser import MAX_INFORMATIONAL, ProtocolError, ResponseParser
+from coe.experts.http.parser import MAX_INFORMATIONAL_RESPONSES, ProtocolError, ResponseParser
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 from tests.experts.test_client import request_of, serving, whole
 from tests.experts.test_odd_streams import Chunks, relayed, streamed
@@ -34,13 +34,13 @@ def test_informational_answers_without_end_are_refused(at_once: bool) -> None:
         for at in range(0, len(many), size):
             answer.feed(many[at : at + size])
 
-    with pytest.raises(ProtocolError, match="without end"):
+    with pytest.raises(ProtocolError, match="too many informational answers"):
         feed()
 
 
 def test_a_few_informational_answers_are_skipped() -> None:
     answer = ResponseParser()
-    assert answer.feed(EARLY * MAX_INFORMATIONAL + HEAD + b"content-length: 2\r\n\r\nok") == b"ok"
+    assert answer.feed(EARLY * MAX_INFORMATIONAL_RESPONSES + HEAD + b"content-length: 2\r\n\r\nok") == b"ok"
     assert answer.complete
 
 
@@ -85,7 +85,7 @@ def test_one_length_said_twice_is_that_length() -> None:
 class Watched(Chunks):
     """Notes whether its connection was kept for another request."""
 
-    at_end = False
+    complete = False
     kept: bool | None = None
 
     def release(self) -> None:

@@ -42,7 +42,7 @@ def experience(count: int, **columns: Any) -> Experience:
     return Experience(**(fields | columns))
 
 
-def told(
+def rated_experience(
     count: int,
     *,
     seed: int,
@@ -84,7 +84,7 @@ def record(request_id: str, **fields: Any) -> RoutingRecord:
         "propensity": 0.9,
         "candidates": ("coder", "generalist"),
         "probabilities": {"code": 0.8, "general": 0.1, "law": 0.1},
-        "stage": "full",
+        "stage": "encoder",
         "router": "r1",
         "config": "c1",
         "digest": "",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.router_round import FREE, Correction, corrections, lessons
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.retraining.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
 from coe.records.feedback import Feedback
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
@@ -17,13 +17,13 @@ def many(count: int, category: str, tenant: str) -> list[Correction]:
     return [Correction(f"{tenant} {category} {i}", category, tenant) for i in range(count)]
 
 
-def test_a_corrected_request_whose_prompt_was_kept_becomes_a_lesson() -> None:
+def test_a_corrected_request_with_a_stored_prompt_becomes_a_training_prompt() -> None:
     records = [record("r1", prompt="is this contract void?"), record("r2"), record("r3", prompt="never corrected")]
     said = [Feedback(f"e{r}", r, 1.0, "category", "law", tenant="a") for r in ("r1", "r2")]
-    found = gather([records], [said], categories=CATEGORIES, experts=EXPERTS)
+    found = load_experience([records], [said], categories=CATEGORIES, experts=EXPERTS)
     made = corrections([records], found.experience)
     assert made == (Correction("is this contract void?", "law", "a"),)
-    assert lessons(BASE, made).pairs == (*BASE, ("is this contract void?", "law"))
+    assert merge_corrections(BASE, made).pairs == (*BASE, ("is this contract void?", "law"))
 
 
 def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
@@ -34,34 +34,34 @@ def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
         Correction("y", "law", "a"),
         Correction("y", "code", "b"),
     ]
-    found = lessons(BASE, said)
+    found = merge_corrections(BASE, said)
     assert found.pairs[len(BASE) :] == (("x", "law"),)
     assert found.left_out == {"tenants contradict each other": 1}
 
 
-def test_repeating_oneself_is_one_voice() -> None:
+def test_repeated_corrections_of_a_tenant_count_once() -> None:
     said = [Correction("x", "code", "a")] * 5 + [Correction("x", "law", "b"), Correction("x", "law", "c")]
-    assert lessons(BASE, said).pairs[-1] == ("x", "law")
+    assert merge_corrections(BASE, said).pairs[-1] == ("x", "law")
 
 
 def test_the_base_is_never_contradicted() -> None:
-    found = lessons(BASE, [Correction("code prompt 3", "law", "a")])
+    found = merge_corrections(BASE, [Correction("code prompt 3", "law", "a")])
     assert found.pairs == tuple(BASE)
     assert found.left_out == {"the base knows the prompt": 1}
 
 
 def test_corrections_do_not_outnumber_the_base_of_a_category() -> None:
     said = [one for tenant in "abcd" for one in many(30, "code", tenant)]
-    assert lessons(BASE, said).learnt == 60
-    assert lessons(BASE, [one for t in "abcd" for one in many(30, "law", t)]).learnt == FREE
+    assert merge_corrections(BASE, said).added == 60
+    assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added == MIN_QUOTA
 
 
-def test_one_tenant_brings_at_most_as_much_as_all_others() -> None:
-    found = lessons(BASE, many(55, "code", "loud") + many(25, "code", "quiet"))
+def test_one_tenant_adds_at_most_as_many_corrections_as_all_others() -> None:
+    found = merge_corrections(BASE, many(55, "code", "loud") + many(25, "code", "quiet"))
     assert sum(prompt.startswith("loud") for prompt, _ in found.pairs) == 25
     assert found.left_out == {"more than the category or the tenant may bring": 30}
 
 
 @given(st.permutations([*many(6, "code", "a"), *many(6, "law", "b"), Correction("x", "law", "a")]))
 def test_the_order_of_corrections_does_not_matter(said: list[Correction]) -> None:
-    assert lessons(BASE, said) == lessons(BASE, sorted(said, key=lambda one: one.prompt))
+    assert merge_corrections(BASE, said) == merge_corrections(BASE, sorted(said, key=lambda one: one.prompt))

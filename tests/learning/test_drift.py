@@ -8,35 +8,35 @@ import numpy as np
 import pytest
 
 from coe.errors import DataError
-from coe.learning.estimation.off_policy import greedy
+from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.monitoring.alarms import degradation_alarms, share_alarms
-from coe.learning.monitoring.drift import DriftFinding, Sample, benjamini_hochberg, holm, watch
-from coe.learning.monitoring.novelty import propose
+from coe.learning.monitoring.drift import DriftFinding, TrafficSample, benjamini_hochberg, detect_drift, holm
+from coe.learning.monitoring.novelty import propose_categories
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, Experience, rated_experience
 
 MIX = (0.5, 0.3, 0.2)
 
 
 def traffic(
     seed: int, *, count: int = 800, mix: tuple[float, ...] = MIX, confidence: float = 8.0, turn: float = 0.0
-) -> Sample:
+) -> TrafficSample:
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(min(count, 300), 16))
     vectors[:, 0] += turn
-    return Sample(
+    return TrafficSample(
         random.choice(3, count, p=mix),
         random.beta(confidence, 2.0, count),
         vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
     )
 
 
-def look(recent: Sample, number: int = 1) -> dict[str, DriftFinding]:
-    return {one.aspect: one for one in watch(traffic(0), recent, categories=CATEGORIES, look=number)}
+def look(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
+    return {one.aspect: one for one in detect_drift(traffic(0), recent, categories=CATEGORIES, test=number)}
 
 
-def test_each_shift_is_found_where_it_is_and_nowhere_else() -> None:
+def test_each_shift_is_found_in_its_aspect_alone() -> None:
     shifts = {
         "category mix": traffic(1, mix=(0.3, 0.3, 0.4)),
         "confidence": traffic(1, confidence=4.0),
@@ -53,43 +53,43 @@ def test_the_sentence_names_the_categories_that_moved() -> None:
     assert found.effect == pytest.approx(0.2, abs=0.05)
 
 
-def test_the_same_traffic_looked_at_again_and_again_hardly_ever_alarms() -> None:
+def test_repeated_tests_of_the_same_traffic_rarely_raise_an_alarm() -> None:
     false = 0
     for series in range(12):
         reference = traffic(1000 + series, count=400)
         looks = (
-            watch(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, look=n + 1)
+            detect_drift(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, test=n + 1)
             for n in range(4)
         )
         false += any(found.alarm for findings in looks for found in findings)
     assert false <= 2
 
 
-def test_a_sure_but_tiny_shift_is_no_news() -> None:
-    many = Sample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
+def test_a_significant_but_tiny_shift_is_no_alarm() -> None:
+    many = TrafficSample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
     moved = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
-    found = watch(many, moved, categories=CATEGORIES, look=1)[0]
+    found = detect_drift(many, moved, categories=CATEGORIES, test=1)[0]
     assert found.chance < 1e-12
     assert not found.alarm
 
 
-def test_later_looks_ask_for_more() -> None:
+def test_later_tests_need_more_evidence() -> None:
     slight = traffic(3, mix=(0.43, 0.33, 0.24))
     assert look(slight)["category mix"].alarm
     assert not look(slight, number=200)["category mix"].alarm
 
 
-def test_without_embeddings_two_aspects_are_watched() -> None:
+def test_without_embeddings_two_aspects_are_tested() -> None:
     bare = replace(traffic(1), embeddings=np.empty((0, 16)))
     assert set(look(bare)) == {"category mix", "confidence"}
 
 
 def test_an_empty_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="empty"):
-        look(Sample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
+        look(TrafficSample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
 
 
-def test_corrections_for_many_tests_are_the_published_ones() -> None:
+def test_adjustments_for_many_tests_match_the_published_ones() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert benjamini_hochberg([0.01, 0.04, 0.5, 0.02]).tolist() == [True, False, False, True]
     assert benjamini_hochberg([0.2, 0.9]).tolist() == [False, False]
@@ -115,9 +115,9 @@ def unsure(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), confidence, np.full(len(of), 1), of
 
 
-def test_groups_of_unsure_requests_are_proposed_with_exemplars_of_their_own() -> None:
+def test_clusters_of_uncertain_requests_are_proposed_with_their_exemplars() -> None:
     vectors, confidence, category, of = unsure(clusters=2)
-    found = propose(vectors, confidence, category, categories=CATEGORIES, below=0.5)
+    found = propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5)
     assert len(found) == 2
     assert {int(of[proposal.exemplars[0]]) for proposal in found} == {0, 1}
     for proposal in found:
@@ -126,10 +126,10 @@ def test_groups_of_unsure_requests_are_proposed_with_exemplars_of_their_own() ->
         assert "consider a category of their own" in proposal.sentence
 
 
-def test_scattered_or_few_unsure_requests_propose_nothing() -> None:
+def test_scattered_or_few_uncertain_requests_propose_nothing() -> None:
     vectors, confidence, category, _ = unsure(clusters=0)
-    assert propose(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
-    assert propose(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
+    assert propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
+    assert propose_categories(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
 
 
 # ------------------------------------------------------------------------------------------------------------ experts
@@ -144,33 +144,33 @@ def served(log: Experience, expert: np.ndarray) -> Experience:
 
 
 def test_traffic_as_planned_is_no_alarm_even_where_one_expert_gets_all_of_it() -> None:
-    log = told(600, seed=0)
+    log = rated_experience(600, seed=0)
     for quality in (TRUTH, np.array([[1.0, 0.0, 0.0]] * 3)):
-        as_planned = served(log, greedy(log, plan(quality)).argmax(axis=1))
+        as_planned = served(log, greedy_policy(log, plan(quality)).argmax(axis=1))
         assert share_alarms(as_planned, plan(quality)) == ()
 
 
-def test_one_that_takes_all_and_those_left_without_are_named() -> None:
-    log = served(told(600, seed=0), np.zeros(600))
+def test_an_expert_that_gets_all_traffic_and_starved_ones_are_named() -> None:
+    log = served(rated_experience(600, seed=0), np.zeros(600))
     found = {(one.kind, one.expert) for one in share_alarms(log, plan(TRUTH))}
     assert found == {("collapse", "coder"), ("starvation", "generalist"), ("starvation", "lawyer")}
 
 
 def test_a_few_requests_raise_no_alarm() -> None:
-    assert share_alarms(served(told(100, seed=0), np.zeros(100)), plan(TRUTH)) == ()
+    assert share_alarms(served(rated_experience(100, seed=0), np.zeros(100)), plan(TRUTH)) == ()
 
 
 def test_an_expert_that_got_worse_is_found_and_the_others_are_not() -> None:
     worse = TRUTH.copy()
     worse[:, 2] -= 0.2
-    before = told(900, seed=1)
-    (alarm,) = degradation_alarms(before, told(900, seed=2, truth=worse), assignment=plan(TRUTH))
+    before = rated_experience(900, seed=1)
+    (alarm,) = degradation_alarms(before, rated_experience(900, seed=2, truth=worse), assignment=plan(TRUTH))
     assert (alarm.kind, alarm.expert) == ("degradation", "lawyer")
     assert alarm.value == pytest.approx(0.2, abs=0.1)
     assert "lawyer is rated 0." in alarm.sentence
 
 
 def test_harder_categories_do_not_make_an_expert_look_worse() -> None:
-    easy, hard = told(900, seed=3), told(900, seed=4)
+    easy, hard = rated_experience(900, seed=3), rated_experience(900, seed=4)
     before = easy.part(easy.posterior.argmax(axis=1) != 2)
     assert degradation_alarms(before, hard.part(hard.posterior.argmax(axis=1) != 0), assignment=plan(TRUTH)) == ()

@@ -36,7 +36,7 @@ def test_many_requests_at_once_are_the_same_as_one_by_one() -> None:
     np.testing.assert_array_equal(propensities(many, rate=0.2, loss=0.4), each)
 
 
-def test_nobody_to_choose_from_is_an_error() -> None:
+def test_no_expert_to_choose_from_is_an_error() -> None:
     with pytest.raises(ValueError, match="no expert"):
         propensities(np.full(2, -np.inf), rate=0.1, loss=0.1)
 

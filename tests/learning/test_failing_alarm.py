@@ -6,16 +6,16 @@ import time
 
 import pytest
 
-from coe.cli.status import status_report
+from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.settings import Settings
 from tests.learning.samples import record
-from tests.learning.test_watch import logged, settings
+from tests.learning.test_status_report import logged, settings
 
 __all__ = ["settings"]
 
 
-def test_an_expert_of_half_the_traffic_that_is_dead_is_an_alarm_and_a_share_of_fallbacks(settings: Settings) -> None:
+def test_a_dead_expert_of_half_the_traffic_is_an_alarm_and_a_share_of_fallbacks(settings: Settings) -> None:
     now = time.time()
     dead = {"reason": "fallback", "fallback_from": "coder", "cause": "connection_refused", "expert": "generalist"}
     logged(
@@ -30,7 +30,7 @@ def test_an_expert_of_half_the_traffic_that_is_dead_is_an_alarm_and_a_share_of_f
 
 
 @pytest.mark.parametrize("reason", ["routed", "pinned"])
-def test_requests_that_nobody_answered_are_an_alarm_too(settings: Settings, reason: str) -> None:
+def test_requests_that_no_expert_answered_are_an_alarm_too(settings: Settings, reason: str) -> None:
     now = time.time()
     failed = {"outcome": "expert_unavailable", "cause": "unauthorized", "reason": reason}
     logged(settings, [record(f"r{n}", time=now - 60 + n, **failed) for n in range(20)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coe.errors import InvalidRequest
-from coe.learning.estimation.experience import WEIGHT, rank, reward
+from coe.learning.estimation.experience import KIND_WEIGHT, certainty_rank, reward
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
 
@@ -35,16 +35,16 @@ def test_each_kind_is_a_reward_for_the_expert_that_answered(
     assert reward(feedback(kind, value), expert="coder") == expected
 
 
-def test_a_corrected_category_says_nothing_of_the_answer() -> None:
+def test_a_corrected_category_is_no_reward() -> None:
     assert math.isnan(reward(feedback("category", "law"), expert="coder"))
-    assert WEIGHT["category"] == 0.0
+    assert KIND_WEIGHT["category"] == 0.0
 
 
-def test_what_nobody_said_weighs_less_than_what_somebody_said() -> None:
-    assert max(WEIGHT["regenerated"], WEIGHT["abandoned"]) < min(
-        WEIGHT[kind] for kind in ("score", "thumb", "preferred")
+def test_implicit_feedback_weighs_less_than_explicit_feedback() -> None:
+    assert max(KIND_WEIGHT["regenerated"], KIND_WEIGHT["abandoned"]) < min(
+        KIND_WEIGHT[kind] for kind in ("score", "thumb", "preferred")
     )
-    assert sorted(FEEDBACK_KINDS, key=rank)[:3] == ["score", "thumb", "preferred"]
+    assert sorted(FEEDBACK_KINDS, key=certainty_rank)[:3] == ["score", "thumb", "preferred"]
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import coe.cli.plan_gate
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.learning.evaluation.passage_gain import GAINS, read_gains, supplied, write_gains
+from coe.jobs.planning import gate as gate_job
+from coe.learning.evaluation.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.learning.evaluation.probes import Probe
-from coe.learning.retraining.gate_fit import Trials, fit_gate, held_out, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
 from coe.learning.retraining.gate_report import gate_report
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
-from coe.retrieval.gate import Gate, OutdatedGate, tempered
+from coe.retrieval.gate import Gate, OutdatedGate, temper
 from routers.calibration import auroc
 from tests.cli.test_plan import config
 from tests.retrieval.gates import FlatEncoder, ListRetriever, gate_of, passage
@@ -29,7 +29,7 @@ __all__ = ["config"]
 EXPERTS = ("small", "large")
 
 
-def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
+def trials_of(count: int = 240, *, seed: int = 0) -> GateExamples:
     """Law questions need documents, more so the further along the first axis they lie; the large expert knows half."""
     random = np.random.default_rng(seed)
     category = random.integers(0, 3, count)
@@ -41,7 +41,7 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
     small = random.random(count) < need
     large = small & (random.random(count) < 0.3)
     needs = np.stack([small, large], axis=1).astype(float)
-    return Trials(
+    return GateExamples(
         categories=("code", "law", "general"),
         experts=EXPERTS,
         texts=tuple(f"question {number}" for number in range(count)),
@@ -57,10 +57,10 @@ def trials_of(count: int = 240, *, seed: int = 0) -> Trials:
 
 
 @pytest.mark.slow
-def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more() -> None:
+def test_the_gate_finds_questions_that_need_documents_and_that_a_small_expert_needs_them_more() -> None:
     trials, found = trials_of(), np.zeros((240, 2))
-    for rows, gate in held_out(trials):
-        found[rows] = outlooks(gate, trials.part(rows)).helps
+    for rows, gate in cross_fitted_gates(trials):
+        found[rows] = gate_estimates(gate, trials.part(rows)).helps
     helped = trials.delta > 0
     assert auroc(found[:, 0].astype(np.float32), helped[:, 0]) > 0.85
     law = trials.posterior.argmax(axis=1) == 1
@@ -69,23 +69,25 @@ def test_it_tells_what_needs_documents_and_that_a_small_expert_needs_them_more()
     assert abs(found.mean() - helped.mean()) < 0.05
 
 
-def test_a_glance_knows_the_categories_and_the_look_up_adds_to_it() -> None:
+def test_the_fast_estimate_knows_the_categories_and_an_encoder_pass_adds_to_it() -> None:
     gate = fit_gate(trials := trials_of())
-    code, law = (gate.glanced(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1))
+    code, law = (
+        gate.estimate_fast(trials.posterior[trials.posterior.argmax(axis=1) == row][0]).helps for row in (0, 1)
+    )
     assert law[0] > 0.3 > 0.1 > code[0]
-    near, far = (gate.looked(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c).helps[0] for c in (0.8, 0.1))
+    near, far = (gate.estimate(np.full(3, 1 / 3), "q", np.zeros(8), cosine=c).helps[0] for c in (0.8, 0.1))
     assert near > far
 
 
-def test_it_survives_its_file_and_another_order_of_categories_and_experts(tmp_path: Path) -> None:
+def test_a_gate_is_the_same_after_saving_and_in_another_order_of_categories_and_experts(tmp_path: Path) -> None:
     trials = trials_of(80)
     gate = fit_gate(trials)
     gate.save(tmp_path / "gate.npz")
     read = Gate.load(tmp_path / "gate.npz")
-    assert np.array_equal(outlooks(read, trials).gain, outlooks(gate, trials).gain)
-    turned = read.over(("general", "code", "law"), ("new", "large", "small"))
-    other = turned.looked(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
-    assert other.helps[[2, 1]] == pytest.approx(outlooks(gate, trials).helps[0])
+    assert np.array_equal(gate_estimates(read, trials).gain, gate_estimates(gate, trials).gain)
+    turned = read.align(("general", "code", "law"), ("new", "large", "small"))
+    other = turned.estimate(trials.posterior[0][[2, 0, 1]], trials.texts[0], trials.vectors[0])
+    assert other.helps[[2, 1]] == pytest.approx(gate_estimates(gate, trials).helps[0])
     assert (other.helps[0], other.gain[0]) == (0, 0)
 
 
@@ -96,11 +98,11 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
         Gate.load(tmp_path / "gate.npz")
     gate = gate_of(0.0)
     replace(gate, measured=np.ones(2)).save(tmp_path / "gate.npz")
-    with pytest.raises(ArtifactError, match="measured of another shape"):
+    with pytest.raises(ArtifactError, match="measured: its shape"):
         Gate.load(tmp_path / "gate.npz")
 
 
-def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_gate_of_another_format_is_distinguished_from_a_damaged_one(tmp_path: Path) -> None:
     gate_of(0.0).save(tmp_path / "gate.npz")
     with np.load(tmp_path / "gate.npz") as file:
         arrays = dict(file)
@@ -109,7 +111,7 @@ def test_a_gate_of_an_earlier_format_is_told_from_a_damaged_one(tmp_path: Path) 
         Gate.load(tmp_path / "gate.npz")
 
 
-def test_too_little_or_nothing_to_learn_is_said() -> None:
+def test_too_little_or_nothing_to_learn_is_an_error() -> None:
     with pytest.raises(DataError, match="50 questions"):
         fit_gate(trials_of(20))
     with pytest.raises(DataError, match="50 questions"):
@@ -120,7 +122,7 @@ def test_too_little_or_nothing_to_learn_is_said() -> None:
         fit_gate(replace(trials, without=trials.with_))
 
 
-def test_the_report_sets_gated_against_never_and_always() -> None:
+def test_the_report_compares_gated_with_never_and_always() -> None:
     report = gate_report(trials_of(), RetrievalPrice())
     found = report["all"]
     assert found["never"] < found["gated"] <= found["always"] == 1.0
@@ -137,13 +139,13 @@ def probe(number: int) -> Probe:
 
 
 @pytest.mark.anyio
-async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_pairs(tmp_path: Path) -> None:
+async def test_probes_get_the_passages_of_a_request_and_scores_are_stored_in_pairs(tmp_path: Path) -> None:
     retriever = ListRetriever(passage("It is so."), passage("Not like it at all.", score=0.0))
-    (given,) = await supplied([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
+    (given,) = await add_passages([probe(1)], RetrievalSpec(), retriever=retriever, encoder=FlatEncoder())
     assert "It is so." in given.probe.messages[0]["content"]
     assert "Not like" not in given.probe.messages[0]["content"]
     assert (given.cosine, given.probe.digest == probe(1).digest) == (0.6, False)
-    (bare,) = await supplied([probe(2)], RetrievalSpec(), retriever=ListRetriever(), encoder=FlatEncoder())
+    (bare,) = await add_passages([probe(2)], RetrievalSpec(), retriever=ListRetriever(), encoder=FlatEncoder())
     assert (bare.probe, bare.tokens) == (probe(2), 0)
     write_gains(tmp_path, [(given, "small", 0.0, 1.0), (bare, "large", 1.0, 1.0)])
     gains = read_gains(tmp_path, EXPERTS)
@@ -152,7 +154,7 @@ async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_p
     assert gains.columns["with_"][0, 0] == 1.0
     assert np.isnan(gains.columns["without"][0, 1])
     assert read_gains(tmp_path / "elsewhere", EXPERTS) is None
-    (tmp_path / GAINS).write_bytes(b"noise")
+    (tmp_path / GAINS_FILE).write_bytes(b"noise")
     with pytest.raises(DataError, match=r"gains.parquet: not what"):
         read_gains(tmp_path, EXPERTS)
 
@@ -161,8 +163,8 @@ async def test_probes_are_asked_with_what_a_request_would_be_given_and_kept_in_p
 def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (config.parent / GAINS).write_bytes(b"pairs")
-    monkeypatch.setattr(coe.cli.plan_gate, "measured", lambda *_: trials_of())
+    (config.parent / GAINS_FILE).write_bytes(b"pairs")
+    monkeypatch.setattr(gate_job, "load_examples", lambda *_: trials_of())
     words = ["plan", str(config.parent), "--config", str(config)]
     dry = CliRunner().invoke(app, [*words, "--dry-run"], catch_exceptions=False)
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "gate")
@@ -175,6 +177,6 @@ def test_a_plan_on_pairs_of_scores_fits_the_gate_and_puts_it_into_use(
     assert Gate.load(current.folder / "gate.npz").experts == EXPERTS
 
 
-def test_the_gate_reads_a_posterior_at_half_its_logits() -> None:
-    soft = tempered(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
+def test_the_gate_tempers_posteriors_to_half_their_logits() -> None:
+    soft = temper(np.array([[0.81, 0.16, 0.01], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(soft, [[0.9 / 1.4, 0.4 / 1.4, 0.1 / 1.4], [1, 0, 0]])

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.gate_round import Coins, Trials, judge_gate, shifted, taught
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.retraining.gate_round import GateTrials, TrialCollector, fit_shift, judge_gate, with_shift
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from tests.records.samples import record
@@ -33,7 +33,7 @@ def log(
             expert="generalist",
             candidates=("generalist",),
             probabilities={name: 0.9 if name == category else 0.05 for name in CATEGORIES},
-            retrieval="open" if given else "held",
+            retrieval="used" if given else "withheld",
             trial=VERSION,
             gain=gain,
             tenant=tenant,
@@ -44,53 +44,53 @@ def log(
     return records, events
 
 
-def trials_of(records: list[RoutingRecord], events: list[Feedback]) -> Trials:
-    coins = Coins(VERSION)
+def trials_of(records: list[RoutingRecord], events: list[Feedback]) -> GateTrials:
+    coins = TrialCollector(VERSION)
     pages: Iterator[tuple[RoutingRecord, ...]] = iter([tuple(records[:7]), tuple(records[7:])])
-    found = gather(coins.among(pages), [events], categories=CATEGORIES, experts=EXPERTS)
+    found = load_experience(coins.select(pages), [events], categories=CATEGORIES, experts=EXPERTS)
     return coins.trials(found.experience)
 
 
-def test_a_gate_that_stays_shut_for_what_passages_help_learns_to_open_for_it_alone() -> None:
+def test_a_gate_learns_to_open_only_where_passages_help() -> None:
     trials = trials_of(*log(3000, effect={"art": 0.45, "code": -0.4}))
-    shift = taught(trials)
+    shift = fit_shift(trials)
     art, code = (shift[CATEGORIES.index(name), EXPERTS.index("generalist")] for name in ("art", "code"))
     assert art > 0.2
     assert code < -0.2
     assert np.abs(shift[:, : EXPERTS.index("generalist")]).max() < 1e-9
-    judgement = judge_gate(trials, bar=BAR, round_=1, guarded=CATEGORIES)
+    judgement = judge_gate(trials, threshold=BAR, round_=1, guarded=CATEGORIES)
     assert judgement.promote, judgement.sentence
     gate = gate_of(-9.0)
-    new = shifted(gate, trials)
+    new = with_shift(gate, trials)
     posterior = np.array([0.05, 0.9, 0.05])
-    assert gate.glanced(posterior).gain[2] < BAR < new.glanced(posterior).gain[2]
-    assert new.glanced(posterior[[1, 0, 2]]).gain[2] < 0
-    assert judge_gate(trials, bar=BAR, round_=1).promote
+    assert gate.estimate_fast(posterior).gain[2] < BAR < new.estimate_fast(posterior).gain[2]
+    assert new.estimate_fast(posterior[[1, 0, 2]]).gain[2] < 0
+    assert judge_gate(trials, threshold=BAR, round_=1).promote
 
 
 def test_where_passages_change_nothing_no_gate_is_promoted() -> None:
     for seed in range(8):
         trials = trials_of(*log(900, effect={}, gain=0.0, seed=seed))
-        assert not judge_gate(trials, bar=BAR, round_=1).promote
-        assert np.abs(taught(trials)).max() < 0.15
+        assert not judge_gate(trials, threshold=BAR, round_=1).promote
+        assert np.abs(fit_shift(trials)).max() < 0.15
 
 
-def test_what_the_gate_expected_already_teaches_nothing() -> None:
+def test_effects_that_the_gate_expected_change_nothing() -> None:
     trials = trials_of(*log(3000, effect=dict.fromkeys(CATEGORIES, 0.4), gain=0.4))
-    assert np.abs(taught(trials)).max() < 0.1
-    judgement = judge_gate(trials, bar=BAR, round_=1)
+    assert np.abs(fit_shift(trials)).max() < 0.1
+    judgement = judge_gate(trials, threshold=BAR, round_=1)
     assert (judgement.promote, judgement.reason) == (False, "not better")
 
 
-def test_one_tenant_that_says_the_opposite_does_not_decide() -> None:
+def test_a_tenant_that_contradicts_the_others_does_not_decide() -> None:
     trials = trials_of(*log(3000, effect={"art": 0.45}, flipped="c"))
-    assert taught(trials)[CATEGORIES.index("art"), EXPERTS.index("generalist")] > 0.1
+    assert fit_shift(trials)[CATEGORIES.index("art"), EXPERTS.index("generalist")] > 0.1
 
 
 @pytest.mark.parametrize(
     "changes", [{"trial": "another"}, {"trial": ""}, {"gain": None}, {"reason": "fallback"}, {"outcome": "dead"}]
 )
-def test_what_is_no_trial_of_this_gate_is_left_out(changes: dict[str, object]) -> None:
+def test_trials_of_another_gate_are_left_out(changes: dict[str, object]) -> None:
     records, events = log(300, effect={})
     records[0] = record(0, **{"expert": "generalist", "trial": VERSION, "gain": 0.0, "tenant": "a", **changes})
     assert len(trials_of(records, events)) == 299

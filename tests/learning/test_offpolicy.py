@@ -7,10 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import Logged, cross_fitted, difference, estimates, explored, greedy, utility
-from coe.mapping import Assignment, Problem, expected, solve
+from coe.learning.estimation.off_policy import (
+    BanditLog,
+    cross_fitted_policy,
+    estimates,
+    exploration_policy,
+    greedy_policy,
+    policy_difference,
+    utility,
+)
+from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 RIGHT = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
 SWAPPED = RIGHT[::-1]
@@ -30,18 +38,18 @@ def value(quality: np.ndarray) -> float:
 def test_intervals_cover_the_true_value_of_policies_near_and_far() -> None:
     covered: dict[str, list[bool]] = {"ips": [], "snips": [], "dr": []}
     for seed in range(30):
-        log = told(500, seed=seed, quality=RIGHT, rate=0.1)
-        prepared = Logged.of(log)
+        log = rated_experience(500, seed=seed, quality=RIGHT, rate=0.1)
+        prepared = BanditLog.of(log)
         for quality in (RIGHT, SWAPPED, TRUTH, np.eye(3)[[1, 1, 1]]):
-            for method, found in estimates(prepared, greedy(log, assignment(quality))).items():
+            for method, found in estimates(prepared, greedy_policy(log, assignment(quality))).items():
                 covered[method].append(found.low <= value(quality) <= found.high)
     assert all(np.mean(hits) >= 0.9 for hits in covered.values())
 
 
 def test_estimates_are_centred_on_the_truth() -> None:
     found = [
-        estimates(Logged.of(log), greedy(log, assignment(SWAPPED)))
-        for log in (told(1000, seed=seed, quality=RIGHT) for seed in range(30))
+        estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))
+        for log in (rated_experience(1000, seed=seed, quality=RIGHT) for seed in range(30))
     ]
     for method in ("ips", "snips", "dr"):
         errors = np.array([one[method].value for one in found]) - value(SWAPPED)
@@ -49,68 +57,68 @@ def test_estimates_are_centred_on_the_truth() -> None:
 
 
 def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
-    log = told(600, seed=0, quality=RIGHT)
-    served = explored(log, assignment(RIGHT), rate=0.3, loss=1.0)
-    found = estimates(Logged.of(log), served)
+    log = rated_experience(600, seed=0, quality=RIGHT)
+    served = exploration_policy(log, assignment(RIGHT), rate=0.3, loss=1.0)
+    found = estimates(BanditLog.of(log), served)
     assert found["ips"].value == pytest.approx(float(log.reward.mean()), abs=1e-6)
     assert found["ips"].effective == pytest.approx(600, rel=1e-6)
     assert found["dr"].warning == ""
 
 
-def test_the_difference_of_a_policy_to_itself_is_nothing_without_doubt() -> None:
-    log = told(300, seed=0, quality=RIGHT)
-    policy = greedy(log, assignment(RIGHT))
-    found = difference(Logged.of(log), policy, policy)
+def test_the_difference_of_a_policy_to_itself_is_exactly_zero() -> None:
+    log = rated_experience(300, seed=0, quality=RIGHT)
+    policy = greedy_policy(log, assignment(RIGHT))
+    found = policy_difference(BanditLog.of(log), policy, policy)
     assert (found.value, found.error) == (0.0, 0.0)
 
 
-def test_a_difference_is_surer_than_two_estimates() -> None:
-    log = told(2000, seed=1, quality=RIGHT)
+def test_a_difference_has_a_smaller_error_than_two_estimates() -> None:
+    log = rated_experience(2000, seed=1, quality=RIGHT)
     near = RIGHT.copy()
     near[0] = [0.0, 1.0, 0.0]
-    candidate, current = (greedy(log, assignment(q)) for q in (near, RIGHT))
-    prepared = Logged.of(log)
-    found = difference(prepared, candidate, current)
+    candidate, current = (greedy_policy(log, assignment(q)) for q in (near, RIGHT))
+    prepared = BanditLog.of(log)
+    found = policy_difference(prepared, candidate, current)
     alone = [estimates(prepared, policy)["dr"].error for policy in (candidate, current)]
     assert found.error < np.hypot(*alone)
     assert found.low <= value(near) - value(RIGHT) <= found.high
 
 
-def test_what_the_log_could_not_show_is_said_and_widens_the_interval() -> None:
-    log = told(1000, seed=2, quality=RIGHT, rate=0.0)
-    supported = explored(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0
-    found = estimates(Logged.of(log, supported=supported), greedy(log, assignment(SWAPPED)))["dr"]
+def test_unsupported_choices_are_reported_and_widen_the_interval() -> None:
+    log = rated_experience(1000, seed=2, quality=RIGHT, rate=0.0)
+    supported = exploration_policy(log, assignment(RIGHT), rate=0.0, loss=1.0) > 0
+    found = estimates(BanditLog.of(log, supported=supported), greedy_policy(log, assignment(SWAPPED)))["dr"]
     assert found.unsupported == pytest.approx(2 / 3, abs=0.05)
     assert "could not have been made in the log" in found.warning
     assert found.low <= value(SWAPPED) <= found.high
 
 
-def test_a_gain_that_only_the_model_sees_earns_no_credit() -> None:
-    log = told(1500, seed=3, quality=SWAPPED, rate=0.0)
-    current, candidate = (greedy(log, assignment(q)) for q in (SWAPPED, RIGHT))
-    knowing = replace(Logged.of(log), modelled=log.posterior @ TRUTH)
-    assert difference(knowing, candidate, current).low > 0.1
-    assert difference(replace(knowing, supported=current > 0), candidate, current).low <= 0.0
+def test_a_gain_without_observed_rewards_earns_no_credit() -> None:
+    log = rated_experience(1500, seed=3, quality=SWAPPED, rate=0.0)
+    current, candidate = (greedy_policy(log, assignment(q)) for q in (SWAPPED, RIGHT))
+    knowing = replace(BanditLog.of(log), modelled=log.posterior @ TRUTH)
+    assert policy_difference(knowing, candidate, current).low > 0.1
+    assert policy_difference(replace(knowing, supported=current > 0), candidate, current).low <= 0.0
 
 
-def test_few_requests_behind_an_estimate_are_said() -> None:
-    log = told(150, seed=4, quality=RIGHT, rate=0.05)
-    assert "it rests on about" in estimates(Logged.of(log), greedy(log, assignment(SWAPPED)))["snips"].warning
+def test_an_estimate_of_few_requests_has_a_warning() -> None:
+    log = rated_experience(150, seed=4, quality=RIGHT, rate=0.05)
+    assert "it rests on about" in estimates(BanditLog.of(log), greedy_policy(log, assignment(SWAPPED)))["snips"].warning
 
 
-def test_worth_is_what_a_decision_expects_request_by_request() -> None:
+def test_utility_equals_that_of_a_decision_request_by_request() -> None:
     quality = TRUTH.copy()
     quality[2, 0] = -np.inf
     planned = assignment(quality)
     requests = experience(9)
-    each = [expected(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
+    each = [expected_utility(planned, posterior.astype(np.float64)) for posterior in requests.posterior]
     np.testing.assert_allclose(utility(requests, planned), np.stack(each))
 
 
-def test_an_expert_that_could_not_take_the_request_is_not_chosen_afterwards() -> None:
+def test_an_expert_that_could_not_take_the_request_is_never_chosen() -> None:
     allowed = np.ones((3, 3), dtype=np.bool_)
     allowed[0] = [False, True, True]
-    policy = greedy(experience(3, allowed=allowed), assignment(RIGHT))
+    policy = greedy_policy(experience(3, allowed=allowed), assignment(RIGHT))
     assert policy.argmax(axis=1).tolist() == [1, 1, 2]
 
 
@@ -122,6 +130,6 @@ def test_a_cross_fitted_policy_never_saw_the_request_it_chooses_for() -> None:
         parts.append(set(part.time.tolist()))  # type: ignore[attr-defined]
         return assignment(RIGHT)
 
-    policy = cross_fitted(requests, fit)
+    policy = cross_fitted_policy(requests, fit)
     assert policy.shape == (10, 3)
     assert sorted(time for part in parts for time in set(requests.time.tolist()) - part) == requests.time.tolist()

@@ -10,17 +10,17 @@ import pytest
 
 from coe.errors import ArtifactError
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import gather
-from coe.learning.retraining.overlay_round import Plain, Tried, try_overlays
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.routing.overlay import Overlay
-from tests.learning.samples import CATEGORIES, EXPERTS, record, told
+from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 
 CODE, GENERAL, LAW = range(3)
 
 
 def mixed(seed: int, *, count: int = 900, deadline: float = np.inf) -> Experience:
     """Tenant `a` calls law what the router takes for code, in the first `deadline` requests; `b` agrees with it."""
-    log = told(count, seed=seed, tenants=("a", "b"))
+    log = rated_experience(count, seed=seed, tenants=("a", "b"))
     taken = log.posterior.argmax(axis=1)
     odd = (log.tenant == 0) & (taken == CODE) & (np.arange(count) < deadline)
     random = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ def mixed(seed: int, *, count: int = 900, deadline: float = np.inf) -> Experienc
 
 def corrected_only(seed: int, *, share: float, count: int = 900) -> Experience:
     """Nobody rates; tenant `a` corrects this share of what the router takes for code into law."""
-    log = told(count, seed=seed, tenants=("a", "b"))
+    log = rated_experience(count, seed=seed, tenants=("a", "b"))
     said = (log.tenant == 0) & (log.posterior.argmax(axis=1) == CODE)
     said &= np.random.default_rng(seed).random(count) < share
     silent = {"reward": np.full(count, np.nan, np.float32), "kind": np.full(count, -1, np.int8)}
@@ -52,18 +52,18 @@ def later(log: Experience, head: Overlay, *, back: float) -> tuple[Experience, n
     return replace(log, posterior=served, corrected=corrected, time=log.time + 10_000, kind=kind, reward=reward), plain
 
 
-def verdicts(tried: tuple[Tried, ...]) -> Mapping[str, str]:
+def verdicts(tried: tuple[OverlayResult, ...]) -> Mapping[str, str]:
     return {one.tenant: one.verdict for one in tried}
 
 
 def head_of(log: Experience) -> Overlay:
-    head = {one.tenant: one.overlay for one in try_overlays(log)}["a"]
+    head = {one.tenant: one.overlay for one in judge_overlays(log)}["a"]
     assert head is not None
     return head
 
 
-def test_a_tenant_that_uses_a_word_otherwise_gets_a_head_that_knows_it() -> None:
-    assert verdicts(try_overlays(mixed(0))) == {"a": "new", "b": "not better"}
+def test_a_tenant_that_uses_a_word_differently_gets_an_overlay_for_it() -> None:
+    assert verdicts(judge_overlays(mixed(0))) == {"a": "new", "b": "not better"}
     head = head_of(mixed(0))
     assert head.gain > 0.05
     as_code, as_general = np.array([0.9, 0.05, 0.05]), np.array([0.05, 0.9, 0.05])
@@ -72,80 +72,80 @@ def test_a_tenant_that_uses_a_word_otherwise_gets_a_head_that_knows_it() -> None
     assert head.apply(np.stack((as_code, as_general))).sum(axis=1) == pytest.approx([1.0, 1.0])
 
 
-def test_where_the_newest_requests_no_longer_need_it_none_comes_in() -> None:
-    assert verdicts(try_overlays(mixed(0, deadline=500))) == {"a": "not better", "b": "not better"}
+def test_an_overlay_that_the_newest_requests_no_longer_need_is_not_accepted() -> None:
+    assert verdicts(judge_overlays(mixed(0, deadline=500))) == {"a": "not better", "b": "not better"}
 
 
-def test_corrections_at_random_give_nobody_a_head() -> None:
+def test_random_corrections_give_no_tenant_an_overlay() -> None:
     kept = 0
     for seed in range(10):
-        log = told(600, seed=seed, tenants=("a", "b"))
+        log = rated_experience(600, seed=seed, tenants=("a", "b"))
         random = np.random.default_rng(seed)
         noise = np.where(random.random(600) < 0.1, random.integers(0, 3, 600), -1)
-        kept += sum(one.overlay is not None for one in try_overlays(replace(log, corrected=noise.astype(np.int16))))
+        kept += sum(one.overlay is not None for one in judge_overlays(replace(log, corrected=noise.astype(np.int16))))
     assert kept == 0
 
 
 def test_few_corrections_are_not_enough() -> None:
-    assert try_overlays(mixed(0, count=60)) == ()
+    assert judge_overlays(mixed(0, count=60)) == ()
 
 
-def test_silence_is_some_consent_so_that_few_corrections_do_not_carry_a_category_away() -> None:
-    assert verdicts(try_overlays(corrected_only(0, share=0.6))) == {"a": "new"}
-    assert verdicts(try_overlays(corrected_only(0, share=0.12, count=1800))) == {"a": "not better"}
+def test_unrated_requests_keep_few_corrections_from_moving_a_category() -> None:
+    assert verdicts(judge_overlays(corrected_only(0, share=0.6))) == {"a": "new"}
+    assert verdicts(judge_overlays(corrected_only(0, share=0.12, count=1800))) == {"a": "not better"}
 
 
-def test_requests_without_a_key_have_no_head_in_common() -> None:
-    assert verdicts(try_overlays(replace(mixed(0), tenants=("", "b")))) == {"b": "not better"}
+def test_requests_without_a_key_share_no_overlay() -> None:
+    assert verdicts(judge_overlays(replace(mixed(0), tenants=("", "b")))) == {"b": "not better"}
 
 
-def test_one_tenants_feedback_changes_no_other_tenants_head() -> None:
+def test_one_tenants_feedback_changes_no_other_tenants_overlay() -> None:
     log = mixed(0)
     flooded = replace(log, corrected=np.where(log.tenant == 1, LAW, log.corrected).astype(np.int16))
     assert head_of(flooded).to_json() == head_of(log).to_json()
 
 
-def test_a_head_that_helps_stays_as_it_is() -> None:
+def test_an_overlay_that_helps_stays_as_it_is() -> None:
     head = head_of(corrected_only(0, share=0.6))
-    log, plain = later(told(600, seed=5, tenants=("a", "b")), head, back=0.02)
-    (tried,) = try_overlays(log, plain, in_use={"a": head})
+    log, plain = later(rated_experience(600, seed=5, tenants=("a", "b")), head, back=0.02)
+    (tried,) = judge_overlays(log, plain, in_use={"a": head})
     assert (tried.verdict, tried.overlay) == ("kept", head)
 
 
-def test_a_head_whose_changes_are_taken_back_is_dropped() -> None:
+def test_an_overlay_that_its_tenant_corrects_back_is_dropped() -> None:
     head = head_of(corrected_only(0, share=0.6))
-    log, plain = later(told(600, seed=5, tenants=("a", "b")), head, back=0.6)
-    (tried,) = try_overlays(log, plain, in_use={"a": head})
+    log, plain = later(rated_experience(600, seed=5, tenants=("a", "b")), head, back=0.6)
+    (tried,) = judge_overlays(log, plain, in_use={"a": head})
     assert (tried.verdict, tried.overlay) == ("dropped", None)
     assert "corrected" in tried.sentence
 
 
-def test_a_head_is_fitted_anew_once_there_is_twice_as_much_to_fit_it_to() -> None:
+def test_an_overlay_is_refitted_after_its_tenants_requests_have_doubled() -> None:
     head = head_of(corrected_only(0, share=0.6, count=400))
-    (tried,) = try_overlays(corrected_only(0, share=0.6, count=900), in_use={"a": head})
-    assert tried.verdict == "fitted anew"
+    (tried,) = judge_overlays(corrected_only(0, share=0.6, count=900), in_use={"a": head})
+    assert tried.verdict == "refitted"
     assert tried.overlay is not None
     assert tried.overlay.requests > 2 * head.requests
 
 
-def test_a_tenant_that_is_silent_keeps_its_head() -> None:
+def test_a_tenant_without_requests_keeps_its_overlay() -> None:
     head = head_of(mixed(0))
-    log = told(300, seed=1, tenants=("b", "c"))
-    assert [(one.tenant, one.verdict, one.overlay) for one in try_overlays(log, in_use={"a": head})] == [
+    log = rated_experience(300, seed=1, tenants=("b", "c"))
+    assert [(one.tenant, one.verdict, one.overlay) for one in judge_overlays(log, in_use={"a": head})] == [
         ("a", "kept", head)
     ]
 
 
-def test_the_routers_own_posterior_is_remembered_where_an_overlay_made_another() -> None:
+def test_the_routers_own_posterior_is_collected_where_an_overlay_changed_it() -> None:
     served, own = {"code": 0.1, "general": 0.0, "law": 0.9}, {"code": 0.9, "general": 0.0, "law": 0.1}
     page = (record("one"), record("two", probabilities=served, plain=own, overlay="v"))
-    plain = Plain(CATEGORIES)
-    log = gather(plain.watched(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
+    plain = RouterPosteriors(CATEGORIES)
+    log = load_experience(plain.observe(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
     assert log.posterior.argmax(axis=1).tolist() == [CODE, LAW]
-    np.testing.assert_allclose(plain.posterior(log), [[0.8, 0.1, 0.1], [0.9, 0.0, 0.1]], atol=1e-6)
+    np.testing.assert_allclose(plain.of(log), [[0.8, 0.1, 0.1], [0.9, 0.0, 0.1]], atol=1e-6)
 
 
-def test_an_overlay_survives_being_written() -> None:
+def test_an_overlay_is_the_same_after_saving() -> None:
     head = head_of(mixed(0))
     back = Overlay.from_json(head.to_json())
     assert back.to_json() == head.to_json()

@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.learning.estimation.off_policy import Logged, greedy
-from coe.learning.retraining.promotion import CHANCE, Contrast, Evidence, allowance, held_out, judge, logged
+from coe.learning.estimation.off_policy import BanditLog, greedy_policy
+from coe.learning.retraining.promotion import (
+    SIGNIFICANCE,
+    Contrast,
+    Evidence,
+    held_out_evidence,
+    judge,
+    logged_evidence,
+    significance_level,
+)
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import tabulate_softly
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, rated_experience
 
 
 def contrast(value: float, *, above: float, below: float = 0.9) -> Contrast:
@@ -33,7 +41,7 @@ def test_a_candidate_shown_better_by_one_source_and_by_none_worse_is_promoted() 
         assert judge([*others, BETTER], round_=1).promote
 
 
-def test_one_that_another_source_shows_worse_is_kept_out_and_both_are_told() -> None:
+def test_a_candidate_that_another_source_shows_worse_is_rejected_and_both_are_reported() -> None:
     found = judge([BETTER, evidence(-0.05, above=0.99, below=0.001)], round_=1)
     assert (found.promote, found.reason) == (False, "worse elsewhere")
     assert "+0.0500" in found.sentence
@@ -46,7 +54,7 @@ def test_a_loss_within_the_margin_is_no_loss() -> None:
     assert not judge([BETTER, near], round_=1, margin=0.005).promote
 
 
-def test_a_guarded_category_that_falls_keeps_a_better_candidate_out() -> None:
+def test_a_falling_guarded_category_rejects_a_better_candidate() -> None:
     falling = evidence(0.05, above=1e-4, law=contrast(-0.2, above=1.0, below=1e-4))
     found = judge([falling], round_=1)
     assert (found.promote, found.reason) == (False, "guarded category falls")
@@ -58,39 +66,39 @@ def test_without_any_evidence_nothing_is_promoted() -> None:
     assert judge([], round_=1).reason == "nothing to judge by"
 
 
-def test_what_suffices_in_the_first_round_does_not_in_a_later_one() -> None:
+def test_evidence_that_suffices_in_the_first_round_does_not_in_a_later_one() -> None:
     likely = evidence(0.03, above=0.01)
     assert judge([likely], round_=1).promote
     assert judge([likely], round_=5).reason == "not better"
 
 
-def test_all_rounds_together_spend_the_chance_once() -> None:
-    assert sum(allowance(number) for number in range(1, 100_000)) == pytest.approx(CHANCE, rel=1e-4)
+def test_the_levels_of_all_rounds_add_up_to_the_significance() -> None:
+    assert sum(significance_level(number) for number in range(1, 100_000)) == pytest.approx(SIGNIFICANCE, rel=1e-4)
 
 
 def test_a_paired_test_is_exact_where_few_pairs_differ() -> None:
     gain = np.zeros(400)
     gain[:3] = 1.0
-    found = held_out(np.zeros(400), gain, ["x"] * 400).overall
+    found = held_out_evidence(np.zeros(400), gain, ["x"] * 400).overall
     assert found.above == pytest.approx(1 / 8, abs=0.01)  # three coins, all heads
     assert found.below == pytest.approx(1.0)
 
 
 def test_the_same_scores_are_no_evidence_at_all() -> None:
     scores = np.random.default_rng(0).random(50)
-    found = held_out(scores, scores, ["x"] * 50).overall
+    found = held_out_evidence(scores, scores, ["x"] * 50).overall
     assert (found.value, found.above, found.below) == (0.0, 1.0, 1.0)
 
 
-def test_only_guarded_categories_with_enough_requests_are_looked_at() -> None:
+def test_only_guarded_categories_with_enough_requests_are_tested() -> None:
     names = ["law"] * 30 + ["code"] * 5
-    found = held_out(np.ones(35), np.zeros(35), names, guarded=("law", "code", "math"))
+    found = held_out_evidence(np.ones(35), np.zeros(35), names, guarded=("law", "code", "math"))
     assert list(found.guarded) == ["law"]
     assert found.guarded["law"].below < 0.001
 
 
 @pytest.mark.parametrize("sources", [1, 2])
-def test_a_series_of_candidates_no_better_than_the_current_one_is_hardly_ever_promoted(sources: int) -> None:
+def test_a_series_of_candidates_no_better_than_the_current_one_is_rarely_promoted(sources: int) -> None:
     series, rounds, promoted = 300, 12, 0
     random = np.random.default_rng(0)
     for _ in range(series):
@@ -102,22 +110,22 @@ def test_a_series_of_candidates_no_better_than_the_current_one_is_hardly_ever_pr
     assert promoted / series < 0.08  # 5 % and twice the simulation's error
 
 
-def test_noise_on_a_held_out_set_is_promoted_as_rarely_as_said() -> None:
+def test_noise_on_a_held_out_set_is_promoted_at_most_at_the_stated_rate() -> None:
     random, promoted = np.random.default_rng(1), 0
     for _ in range(150):
         current, candidate = (random.random((2, 120)) < 0.7).astype(float)
-        promoted += judge([held_out(current, candidate, ["x"] * 120)], round_=1).promote
-    assert promoted / 150 < allowance(1) + 2 * (allowance(1) / 150) ** 0.5
+        promoted += judge([held_out_evidence(current, candidate, ["x"] * 120)], round_=1).promote
+    assert promoted / 150 < significance_level(1) + 2 * (significance_level(1) / 150) ** 0.5
 
 
 def test_logged_traffic_shows_a_much_better_candidate_and_not_an_equal_one() -> None:
     equal = [np.vstack((TRUTH[0], row, TRUTH[2])) for row in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0])]  # both are right in .4
     better = same = 0
     for seed in range(40):
-        log = told(400, seed=seed)
-        prepared, likeliest = Logged.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
-        old, new, coder, lawyer = (greedy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
-        better += judge([logged(prepared, old, new, likeliest)], round_=1).promote
-        same += judge([logged(prepared, coder, lawyer, likeliest)], round_=1).promote
+        log = rated_experience(400, seed=seed)
+        prepared, likeliest = BanditLog.of(log), [CATEGORIES[i] for i in log.posterior.argmax(axis=1)]
+        old, new, coder, lawyer = (greedy_policy(log, table(quality)) for quality in (TRUTH[::-1], TRUTH, *equal))
+        better += judge([logged_evidence(prepared, old, new, likeliest)], round_=1).promote
+        same += judge([logged_evidence(prepared, coder, lawyer, likeliest)], round_=1).promote
     assert better >= 38
     assert same <= 3

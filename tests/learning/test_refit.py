@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.learning.estimation.evidence import capped, joined, table_of
+from coe.learning.estimation.evidence import merged, score_table, tenant_factors
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Weighting, refit
 from coe.learning.estimation.trust import agreements
 from coe.mapping.score_table import ScoreTable, tabulate_softly
 from coe.records.feedback import FEEDBACK_KINDS
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 FLAT = np.array([[0.6, 0.5, 0.4]] * 3)
 TENANTS = tuple("abcdefg")
@@ -36,26 +36,26 @@ def measured(mean: np.ndarray, count: float) -> ScoreTable:
 
 
 def test_the_best_expert_of_every_category_is_found_from_chosen_ones_alone() -> None:
-    found = refit(told(3000, seed=0), now=3000.0)
+    found = refit(rated_experience(3000, seed=0), now=3000.0)
     assert found.quality.argmax(axis=1).tolist() == TRUTH.argmax(axis=1).tolist()
     assert (found.lower(deviations=1.0) < found.quality).all()
 
 
 def test_without_weights_and_bounds_the_table_is_the_softly_tabulated_one() -> None:
-    log = told(200, seed=1)
+    log = rated_experience(200, seed=1)
     scores = np.full((200, 3), np.nan)
     scores[np.arange(200), log.chosen] = log.reward
     plain = tabulate_softly(CATEGORIES, EXPERTS, log.posterior, scores)
-    made = table_of(log, np.ones(200), np.ones(200), share=1.0, free=1e9)
+    made = score_table(log, np.ones(200), np.ones(200), share=1.0, free=1e9)
     np.testing.assert_allclose(made.mean, plain.mean, rtol=1e-5)
     np.testing.assert_allclose(made.variance, plain.variance, atol=1e-5)
     np.testing.assert_allclose(made.count, plain.count, rtol=1e-5)
 
 
 def test_uneven_weights_count_as_fewer_scores() -> None:
-    log = told(200, seed=1)
+    log = rated_experience(200, seed=1)
     even, uneven = (
-        table_of(log, np.ones(200), w, share=1.0, free=1e9) for w in (np.full(200, 3.0), np.arange(1.0, 201.0))
+        score_table(log, np.ones(200), w, share=1.0, free=1e9) for w in (np.full(200, 3.0), np.arange(1.0, 201.0))
     )
     assert even.count.sum() == pytest.approx(200, rel=1e-5)
     assert uneven.count.sum() < 160
@@ -63,7 +63,7 @@ def test_uneven_weights_count_as_fewer_scores() -> None:
 
 def test_old_feedback_fades_by_half_lives() -> None:
     day = 86_400.0
-    old, new = told(600, seed=2), told(600, seed=3, truth=TRUTH[::-1])
+    old, new = rated_experience(600, seed=2), rated_experience(600, seed=3, truth=TRUTH[::-1])
     both = {
         name: np.concatenate((getattr(old, name), getattr(new, name))) for name in ("posterior", "chosen", "reward")
     }
@@ -80,7 +80,7 @@ def test_old_feedback_fades_by_half_lives() -> None:
 
 
 def test_implicit_complaints_count_less_than_ratings() -> None:
-    log, odd = told(400, seed=4), np.arange(400) % 2 == 1
+    log, odd = rated_experience(400, seed=4), np.arange(400) % 2 == 1
     complaint = np.where(odd, FEEDBACK_KINDS.index("regenerated"), log.kind).astype(np.int8)
     rated, hinted = refit(log.part(~odd), now=0.0), refit(replace(log, kind=complaint), now=0.0)
     assert hinted.agreements == rated.agreements
@@ -89,8 +89,8 @@ def test_implicit_complaints_count_less_than_ratings() -> None:
     assert refit(mixed, now=0.0).quality.mean() > refit(log, now=0.0).quality.mean() + 0.2
 
 
-def test_explored_requests_speak_for_those_like_them_up_to_the_clip() -> None:
-    log = told(400, seed=5, quality=TRUTH, rate=0.1)
+def test_explored_requests_are_weighted_by_inverse_propensity_up_to_the_clip() -> None:
+    log = rated_experience(400, seed=5, quality=TRUTH, rate=0.1)
     plain, clipped = (refit(log, now=0.0, weighting=Weighting(clip=clip)).table for clip in (1.0, 3.0))
     assert clipped.count[0, 0] < plain.count[0, 0]
 
@@ -100,14 +100,14 @@ def test_explored_requests_speak_for_those_like_them_up_to_the_clip() -> None:
 
 def test_measured_quality_counts_beside_feedback_at_the_level_of_feedback() -> None:
     probes = measured(TRUTH / 2, 50.0)  # a strict checker: the same order, half the level
-    generous = refit(told(60, seed=6, truth=np.minimum(TRUTH + 0.2, 1.0)), now=0.0, base=probes)
+    generous = refit(rated_experience(60, seed=6, truth=np.minimum(TRUTH + 0.2, 1.0)), now=0.0, base=probes)
     assert generous.quality.argmax(axis=1).tolist() == TRUTH.argmax(axis=1).tolist()
     assert generous.quality.mean() > 0.5
 
 
-def test_joining_with_nothing_changes_nothing() -> None:
+def test_merging_with_an_empty_table_changes_nothing() -> None:
     base, nothing = measured(TRUTH, 20.0), measured(np.full((3, 3), np.nan), 0.0)
-    for table in (joined(nothing, base), joined(base, nothing)):
+    for table in (merged(nothing, base), merged(base, nothing)):
         np.testing.assert_allclose(table.mean, base.mean)
         np.testing.assert_allclose(table.count, base.count)
         np.testing.assert_allclose(table.variance, base.variance)
@@ -116,8 +116,8 @@ def test_joining_with_nothing_changes_nothing() -> None:
 # --------------------------------------------------------------------------------------------------------- tenants
 
 
-def test_a_tenant_that_says_the_opposite_is_found_and_counts_nothing() -> None:
-    log = flipped(told(1500, seed=7, tenants=TENANTS), 2, share=0.3)
+def test_a_tenant_that_contradicts_the_others_is_found_and_has_no_weight() -> None:
+    log = flipped(rated_experience(1500, seed=7, tenants=TENANTS), 2, share=0.3)
     found = refit(log, now=0.0)
     trust = {one.tenant: one.trust for one in found.agreements}
     assert trust == dict.fromkeys(TENANTS, 1.0) | {"c": 0.0}
@@ -125,55 +125,57 @@ def test_a_tenant_that_says_the_opposite_is_found_and_counts_nothing() -> None:
     assert found.quality.argmax(axis=1).tolist() == TRUTH.argmax(axis=1).tolist()
 
 
-def test_honest_tenants_are_hardly_ever_doubted() -> None:
-    doubted = sum(one.trust < 1.0 for seed in range(60) for one in agreements(told(700, seed=seed, tenants=TENANTS)))
+def test_honest_tenants_are_rarely_distrusted() -> None:
+    doubted = sum(
+        one.trust < 1.0 for seed in range(60) for one in agreements(rated_experience(700, seed=seed, tenants=TENANTS))
+    )
     assert doubted <= 3  # at most one run in a hundred each, seven tenants a run
 
 
-def test_a_tenant_with_harder_requests_is_not_taken_for_an_opponent() -> None:
-    log = told(1500, seed=8, tenants=TENANTS)
+def test_a_tenant_with_harder_requests_is_not_distrusted() -> None:
+    log = rated_experience(1500, seed=8, tenants=TENANTS)
     random = np.random.default_rng(0)
     harder = np.where((log.tenant == 0) & (random.random(1500) < 0.4), 0.0, log.reward).astype(np.float32)
     assert all(one.trust == 1.0 for one in agreements(replace(log, reward=harder)))
 
 
-def test_those_who_gave_most_of_the_feedback_are_not_doubted() -> None:
-    log = flipped(told(1500, seed=9, tenants=("a", "b")), 0, share=0.6)
+def test_tenants_with_most_of_the_feedback_are_not_distrusted() -> None:
+    log = flipped(rated_experience(1500, seed=9, tenants=("a", "b")), 0, share=0.6)
     assert {one.tenant for one in agreements(log) if one.trust < 1.0} <= {"b"}
 
 
-def test_measured_quality_tells_who_is_wrong_where_two_contradict_each_other() -> None:
-    log = flipped(told(1500, seed=10, tenants=("a", "b")), 0)
+def test_measured_quality_decides_which_of_two_contradicting_tenants_is_wrong() -> None:
+    log = flipped(rated_experience(1500, seed=10, tenants=("a", "b")), 0)
     found = {one.tenant: one.trust for one in agreements(log, base=measured(TRUTH, 500.0))}
     assert found == {"a": 0.0, "b": 1.0}
 
 
-def test_a_lone_tenant_has_nobody_to_disagree_with() -> None:
-    (only,) = agreements(told(300, seed=11))
+def test_a_single_tenant_is_never_distrusted() -> None:
+    (only,) = agreements(rated_experience(300, seed=11))
     assert only.trust == 1.0
 
 
 def test_a_flood_of_one_tenant_does_not_outvote_the_others() -> None:
-    few = told(300, seed=12, tenants=("a", "b", "c"))
-    flood = told(6000, seed=13, truth=FLAT)
+    few = rated_experience(300, seed=12, tenants=("a", "b", "c"))
+    flood = rated_experience(6000, seed=13, truth=FLAT)
     names = ("posterior", "chosen", "reward", "propensity", "kind", "tenant")
     both = {name: np.concatenate((getattr(few, name), getattr(flood, name))) for name in names}
     both["tenant"][300:] = 3
     log = experience(6300, **both, tenants=("a", "b", "c", "flood"), time=np.zeros(6300))
     weight = np.ones(6300)
-    free, bounded = (table_of(log, weight, weight, share=share, free=10.0) for share in (1.0, 0.4))
+    free, bounded = (score_table(log, weight, weight, share=share, free=10.0) for share in (1.0, 0.4))
     assert free.mean[2].argmax() == 0
     assert bounded.mean[2].argmax() == 2
 
 
-def test_a_crowd_of_another_category_does_not_drown_a_small_one() -> None:
-    law = told(2000, seed=14)
+def test_many_requests_of_another_category_do_not_dominate_a_small_one() -> None:
+    law = rated_experience(2000, seed=14)
     rows = law.posterior.argmax(axis=1) == 2
     strangers = np.flatnonzero(~rows)
     keep = np.concatenate((np.flatnonzero(rows)[:60], np.tile(strangers, 4)))
     log = law.part(keep)
     weight = np.ones(len(log))
-    drowned, saved = (table_of(log, weight, weight, share=1.0, free=free).count[2].sum() for free in (1e9, 0.0))
+    drowned, saved = (score_table(log, weight, weight, share=1.0, free=free).count[2].sum() for free in (1e9, 0.0))
     assert drowned > 250
     assert saved < 130
 
@@ -184,7 +186,7 @@ def test_a_crowd_of_another_category_does_not_drown_a_small_one() -> None:
 )
 def test_no_tenant_gets_more_than_its_share_nor_loses_without_need(weights: list[list[float]], share: float) -> None:
     array = np.array(weights)
-    after = array * capped(array, share=share, free=0.0)
+    after = array * tenant_factors(array, share=share, free=0.0)
     for column, kept in zip(array.T, after.T, strict=True):
         bound = max(share, 1.0 / max((column > 0).sum(), 1))
         assert kept.max() <= bound * kept.sum() * (1 + 1e-6) + 1e-9

@@ -10,14 +10,15 @@ import orjson
 import pytest
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import greedy
+from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.plots import plot_round
-from coe.learning.retraining.moves import shares
-from coe.learning.retraining.plan_round import Current, Probes, retrain
-from coe.learning.retraining.report import markdown, round_report
+from coe.learning.retraining.moves import HeldOutProbes, shares
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import judge_plan
+from coe.learning.retraining.report import plan_markdown, plan_report
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable
-from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, told
+from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 TENANTS = tuple("abcdefg")
 BEST = TRUTH.argmax(axis=1).tolist()
@@ -27,25 +28,25 @@ def plan(table: ScoreTable, quality: np.ndarray) -> Assignment:
     return solve(Problem.of(table, quality=quality, weights=np.ones(3)))
 
 
-def current(quality: np.ndarray, *, rounds: int = 0) -> Current:
+def current(quality: np.ndarray, *, rounds: int = 0) -> CurrentPlan:
     table = ScoreTable(CATEGORIES, EXPERTS, quality, quality * 0, np.ones((3, 3)))
-    return Current(solve(Problem.of(table, quality=quality)), since=0.0, rounds=rounds, rate=0.3, loss=1.0)
+    return CurrentPlan(solve(Problem.of(table, quality=quality)), since=0.0, rounds=rounds, rate=0.3, loss=1.0)
 
 
-def probes(count: int, *, seed: int = 99) -> Probes:
+def probes(count: int, *, seed: int = 99) -> HeldOutProbes:
     random = np.random.default_rng(seed)
     seen = experience(count)
     category = seen.posterior.argmax(axis=1)
     scores = (random.random((count, 3)) < TRUTH[category]).astype(float)
-    return Probes(seen, scores, tuple(seen.categories[i] for i in category))
+    return HeldOutProbes(seen, scores, tuple(seen.categories[i] for i in category))
 
 
 def choices(assignment: Assignment) -> list[int]:
-    return greedy(experience(3), assignment).argmax(axis=1).tolist()
+    return greedy_policy(experience(3), assignment).argmax(axis=1).tolist()
 
 
-def test_from_nothing_known_a_round_of_traffic_promotes_the_right_plan() -> None:
-    found = retrain(told(900, seed=0), current(np.zeros((3, 3))), now=900.0, plan=plan)
+def test_a_round_of_traffic_promotes_the_right_plan_without_prior_scores() -> None:
+    found = judge_plan(rated_experience(900, seed=0), current(np.zeros((3, 3))), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
     assert found.judgement.promote
     assert [one.source for one in found.judgement.evidence] == ["logged traffic"]
@@ -53,33 +54,33 @@ def test_from_nothing_known_a_round_of_traffic_promotes_the_right_plan() -> None
 
 def test_a_plan_that_is_right_already_is_kept_round_after_round() -> None:
     for number in range(6):
-        log = told(600, seed=number, quality=TRUTH)
-        found = retrain(log, current(TRUTH, rounds=number), now=600.0, plan=plan, probes=probes(300))
+        log = rated_experience(600, seed=number, quality=TRUTH)
+        found = judge_plan(log, current(TRUTH, rounds=number), now=600.0, solve_plan=plan, probes=probes(300))
         assert found.judgement.reason == "not better"
         assert found.judgement.round_ == number + 1
 
 
 def test_probes_alone_can_show_a_plan_better_where_no_request_is_rated() -> None:
-    silent = replace(told(600, seed=1, quality=TRUTH[::-1]), kind=np.full(600, 4, dtype=np.int8))
+    silent = replace(rated_experience(600, seed=1, quality=TRUTH[::-1]), kind=np.full(600, 4, dtype=np.int8))
     taught = replace(silent, kind=np.where(np.arange(600) < 80, 0, silent.kind).astype(np.int8))
-    found = retrain(taught, current(TRUTH[::-1]), now=600.0, plan=plan, probes=probes(300))
+    found = judge_plan(taught, current(TRUTH[::-1]), now=600.0, solve_plan=plan, probes=probes(300))
     assert [one.source for one in found.judgement.evidence] == ["held-out set"]
     assert found.judgement.promote
 
 
-def test_a_round_judges_requests_as_thrift_decides_them() -> None:
-    log = told(900, seed=0)
+def test_a_round_judges_requests_with_the_declared_cost_weight() -> None:
+    log = rated_experience(900, seed=0)
     dear = replace(current(np.zeros((3, 3))), charge=np.array([2.0, 0.0, 2.0]))
-    found = retrain(log, dear, now=900.0, plan=plan, probes=probes(300))
+    found = judge_plan(log, dear, now=900.0, solve_plan=plan, probes=probes(300))
     assert choices(dear.charged(found.candidate)) == [1, 1, 1]
     assert all(one.overall.value == 0.0 for one in found.judgement.evidence if one.source == "held-out set")
     assert found.estimates["current"]["dr"].value == pytest.approx(found.estimates["candidate"]["dr"].value)
 
 
-def test_only_requests_that_the_current_plan_served_speak_of_it() -> None:
-    log = told(900, seed=2)
+def test_only_requests_that_the_current_plan_served_count_as_its_traffic() -> None:
+    log = rated_experience(900, seed=2)
     late = replace(current(np.zeros((3, 3))), since=850.0)
-    assert retrain(log, late, now=900.0, plan=plan).judgement.reason == "nothing to judge by"
+    assert judge_plan(log, late, now=900.0, solve_plan=plan).judgement.reason == "nothing to judge by"
 
 
 def poisoned(log: Experience) -> Experience:
@@ -89,9 +90,9 @@ def poisoned(log: Experience) -> Experience:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_feedback_that_one_tenant_turns_round_neither_teaches_nor_judges(seed: int) -> None:
-    log = poisoned(told(1800, seed=seed, tenants=TENANTS))
-    found = retrain(log, current(TRUTH), now=900.0, plan=plan)
+def test_inverted_feedback_of_one_tenant_neither_trains_nor_judges(seed: int) -> None:
+    log = poisoned(rated_experience(1800, seed=seed, tenants=TENANTS))
+    found = judge_plan(log, current(TRUTH), now=900.0, solve_plan=plan)
     assert choices(found.candidate) == BEST
     assert not found.judgement.promote
     assert [one.tenant for one in found.refit.agreements if one.trust < 1.0] == ["a"]
@@ -99,10 +100,10 @@ def test_feedback_that_one_tenant_turns_round_neither_teaches_nor_judges(seed: i
 
 def test_a_move_that_probes_show_to_lose_is_rejected_and_the_others_are_accepted() -> None:
     harmed = np.array([[0.8, 0.5, 0.2], [0.4, 0.6, 0.4], [0.9, 0.5, 0.1]])  # ratings that like the coder for law
-    log = told(900, seed=3, truth=harmed)
+    log = rated_experience(900, seed=3, truth=harmed)
     wrong = TRUTH.copy()
     wrong[0] = [0.2, 0.5, 0.8]
-    found = retrain(log, current(wrong), now=900.0, plan=plan, probes=probes(600), guarded=CATEGORIES)
+    found = judge_plan(log, current(wrong), now=900.0, solve_plan=plan, probes=probes(600), guarded=CATEGORIES)
     assert {move.category: move.verdict for move in found.moves} == {"code": "better", "law": "worse elsewhere"}
     assert choices(found.candidate) == BEST
     assert found.judgement.promote
@@ -113,8 +114,8 @@ def test_only_the_categories_with_evidence_move_and_the_rows_of_the_others_stay(
     changed[0] = [0.2, 0.5, 0.2]  # the coder got worse at code
     measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
     before = current(TRUTH)
-    log = told(2000, seed=4, quality=TRUTH, truth=changed)
-    found = retrain(log, before, now=2000.0, plan=plan, base=measured)
+    log = rated_experience(2000, seed=4, quality=TRUTH, truth=changed)
+    found = judge_plan(log, before, now=2000.0, solve_plan=plan, base=measured)
     assert found.judgement.promote
     assert [(move.category, move.target) for move in found.moves if move.accepted] == [("code", "generalist")]
     np.testing.assert_array_equal(found.candidate.quality[1:], before.assignment.quality[1:])
@@ -126,36 +127,36 @@ def test_a_cell_that_the_log_cannot_show_never_takes_a_category() -> None:
     changed = TRUTH.copy()
     changed[0] = [0.2, 0.3, 0.9]
     before = replace(current(TRUTH), loss=0.35)  # the lawyer is .6 behind at code
-    log = told(3000, seed=5, quality=TRUTH, truth=changed, loss=0.35)
-    found = retrain(log, before, now=3000.0, plan=plan)
+    log = rated_experience(3000, seed=5, quality=TRUTH, truth=changed, loss=0.35)
+    found = judge_plan(log, before, now=3000.0, solve_plan=plan)
     assert "lawyer" not in {move.target for move in found.moves if move.category == "code" and move.accepted}
     assert choices(found.candidate)[0] != 2
 
 
-def test_a_fallen_expert_opens_its_category_for_one_that_was_measured_better_and_keeps_it() -> None:
+def test_an_expert_whose_ratings_drop_keeps_its_category_and_opens_it_for_a_better_measured_one() -> None:
     changed = TRUTH.copy()
     changed[0] = [0.1, 0.5, 0.2]
     measured = ScoreTable(CATEGORIES, EXPERTS, TRUTH, TRUTH * (1 - TRUTH), np.full((3, 3), 40.0))
     before = replace(current(TRUTH), loss=0.1)  # the generalist is .3 behind at code: never explored
-    log = told(1200, seed=6, quality=TRUTH, truth=changed, loss=0.1)
-    found = retrain(log, before, now=1200.0, plan=plan, base=measured)
+    log = rated_experience(1200, seed=6, quality=TRUTH, truth=changed, loss=0.1)
+    found = judge_plan(log, before, now=1200.0, solve_plan=plan, base=measured)
     assert [(move.category, move.target, move.verdict) for move in found.moves] == [("code", "generalist", "explored")]
     assert found.judgement.promote
     np.testing.assert_array_equal(shares(found.candidate), shares(before.assignment))
-    np.testing.assert_array_equal(greedy(log, found.candidate), greedy(log, before.assignment))
+    np.testing.assert_array_equal(greedy_policy(log, found.candidate), greedy_policy(log, before.assignment))
     gap = found.candidate.quality[0, 0] - found.candidate.quality[0, 1]
     assert 0 < gap <= 0.1
     assert found.judgement.sentence.startswith("promoted: code explores generalist (coder fell by 0.")
 
 
-def test_a_round_whose_support_is_thin_says_so_and_promotes_nothing_of_it() -> None:
-    log = told(400, seed=7, quality=TRUTH[::-1], rate=0.02)
-    found = retrain(log, current(TRUTH[::-1]), now=400.0, plan=plan)
+def test_a_move_with_thin_support_is_reported_and_not_promoted() -> None:
+    log = rated_experience(400, seed=7, quality=TRUTH[::-1], rate=0.02)
+    found = judge_plan(log, current(TRUTH[::-1]), now=400.0, solve_plan=plan)
     assert not found.judgement.promote
     assert {move.verdict for move in found.moves} <= {"thin support", "not better"}
     before = replace(current(np.array([[0.5, 0.4, 0.4]] * 3)), loss=0.0)
-    few = told(300, seed=8, quality=np.array([[0.5, 0.4, 0.4]] * 3), loss=0.0)
-    assert not retrain(few, before, now=300.0, plan=plan).judgement.promote
+    few = rated_experience(300, seed=8, quality=np.array([[0.5, 0.4, 0.4]] * 3), loss=0.0)
+    assert not judge_plan(few, before, now=300.0, solve_plan=plan).judgement.promote
 
 
 def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected() -> None:
@@ -163,8 +164,8 @@ def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected(
     changed[0] = [0.2, 0.5, 0.2]
     assignment = replace(current(quality).assignment, price=np.array([0.0, 0.0, 0.6]))
     before = replace(current(TRUTH), assignment=assignment, loss=0.35)
-    log = told(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
-    found = retrain(log, before, now=2000.0, plan=plan)  # which has no prices
+    log = rated_experience(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
+    found = judge_plan(log, before, now=2000.0, solve_plan=plan)  # which has no prices
     assert {move.verdict for move in found.moves if move.category == "code"} == {"breaks the budget"}
     assert not found.judgement.promote
 
@@ -172,37 +173,40 @@ def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected(
 def test_a_category_without_probes_does_not_move_with_a_group() -> None:
     held = probes(300)
     few = held.seen.posterior.argmax(axis=1) != 2
-    part = Probes(held.seen.part(few), held.scores[few], tuple(np.array(held.categories)[few]))
-    log = told(60, seed=11, quality=TRUTH[::-1])
-    found = retrain(log, current(TRUTH[::-1]), now=60.0, plan=plan, probes=part)
+    part = HeldOutProbes(held.seen.part(few), held.scores[few], tuple(np.array(held.categories)[few]))
+    log = rated_experience(60, seed=11, quality=TRUTH[::-1])
+    found = judge_plan(log, current(TRUTH[::-1]), now=60.0, solve_plan=plan, probes=part)
     assert "law" not in {move.category for move in found.moves if move.accepted}
 
 
-def test_a_gain_of_the_past_alone_moves_nothing() -> None:
+def test_a_gain_that_is_not_recent_moves_nothing() -> None:
     """The lawyer was better at code for most of the time and is worse now."""
     early, late = TRUTH.copy(), TRUTH.copy()
     early[0], late[0] = [0.3, 0.2, 0.9], [0.6, 0.2, 0.1]
-    parts = [told(1500, seed=9, quality=TRUTH, truth=early), told(700, seed=10, quality=TRUTH, truth=late)]
+    parts = [
+        rated_experience(1500, seed=9, quality=TRUTH, truth=early),
+        rated_experience(700, seed=10, quality=TRUTH, truth=late),
+    ]
     names = ("posterior", "chosen", "propensity", "reward", "kind", "tenant")
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    found = retrain(experience(2200, **columns), current(TRUTH), now=2200.0, plan=plan)
+    found = judge_plan(experience(2200, **columns), current(TRUTH), now=2200.0, solve_plan=plan)
     assert {move.category: move.verdict for move in found.moves} == {"code": "not recent"}
     assert not found.judgement.promote
 
 
 def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
-    log = told(600, seed=0, quality=TRUTH[::-1])
+    log = rated_experience(600, seed=0, quality=TRUTH[::-1])
     asked = replace(current(TRUTH[::-1], rounds=2), tested=500, tested_at=500.0)
-    found = retrain(log, asked, now=600.0, plan=plan)
+    found = judge_plan(log, asked, now=600.0, solve_plan=plan)
     assert (found.tested, found.judgement.promote, found.judgement.reason) == (False, False, "too little is new")
-    assert retrain(log, replace(asked, tested=150), now=600.0, plan=plan).judgement.promote
+    assert judge_plan(log, replace(asked, tested=150), now=600.0, solve_plan=plan).judgement.promote
 
 
-def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() -> None:
-    log = poisoned(told(1800, seed=0, tenants=TENANTS))
+def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:
+    log = poisoned(rated_experience(1800, seed=0, tenants=TENANTS))
     before = current(TRUTH[::-1])
-    found = retrain(log, before, now=1800.0, plan=plan)
-    made = orjson.loads(orjson.dumps(round_report(found, before, experience=log, left_out={"failed": 3})))
+    found = judge_plan(log, before, now=1800.0, solve_plan=plan)
+    made = orjson.loads(orjson.dumps(plan_report(found, before, experience=log, left_out={"failed": 3})))
     assert made["promoted"] is True
     assert made["feedback"] == {"score": 1800}
     assert {row["category"]: (row["from"], row["to"]) for row in made["changes"]} == {
@@ -210,7 +214,7 @@ def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() ->
         "law": ("coder", "lawyer"),
     }
     assert set(made["estimates"]) == {"current", "candidate"}
-    page = markdown(made)
+    page = plan_markdown(made)
     assert page.startswith("# Learning, round 1: promoted\n\nPromoted: code lawyer -> coder (+0.")
     assert "| code | lawyer | coder |" in page
     assert "| candidate | dr | 0." in page
@@ -221,18 +225,18 @@ def test_the_report_says_what_changed_what_was_judged_and_whom_not_to_trust() ->
 
 
 def test_the_report_of_an_uneventful_round_has_no_empty_sections() -> None:
-    log = told(60, seed=0, quality=TRUTH)
+    log = rated_experience(60, seed=0, quality=TRUTH)
     same = current(TRUTH)
-    found = retrain(log, same, now=60.0, plan=plan)
-    page = markdown(round_report(found, same, experience=log))
+    found = judge_plan(log, same, now=60.0, solve_plan=plan)
+    page = plan_markdown(plan_report(found, same, experience=log))
     assert page.startswith("# Learning, round 1: kept")
     assert "##" not in page
 
 
 @pytest.mark.parametrize("requests", [60, 900])
 def test_a_round_can_be_drawn_with_and_without_evidence(requests: int, tmp_path: Path) -> None:
-    log, before = told(requests, seed=0), current(np.zeros((3, 3)))
-    found = retrain(log, before, now=float(requests), plan=plan, guarded=("law",))
-    plot_round(round_report(found, before, experience=log), tmp_path / "round.svg")
+    log, before = rated_experience(requests, seed=0), current(np.zeros((3, 3)))
+    found = judge_plan(log, before, now=float(requests), solve_plan=plan, guarded=("law",))
+    plot_round(plan_report(found, before, experience=log), tmp_path / "round.svg")
     drawn = (tmp_path / "round.svg").read_text(encoding="utf-8")
     assert "<svg" in drawn

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.mapping import Assignment, Budget, Problem, Uses, decision_risk, expected, solve
+from coe.mapping import Assignment, Budget, Problem, Uses, decision_risk, expected_utility, solve
 
 DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "big"), {"code": "coder"}, "big")
 
@@ -16,7 +16,7 @@ DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "
 def test_a_declared_mapping_trusts_its_expert_then_the_general_one() -> None:
     assert DECLARED.choice == ("coder", "big", "big")
     np.testing.assert_allclose(DECLARED.quality, [[1, 0, 0.01], [0, 0, 1], [0, 0, 1]])
-    np.testing.assert_allclose(expected(DECLARED, np.array([0.9, 0.1, 0.0])), [0.9, 0.0, 0.109])
+    np.testing.assert_allclose(expected_utility(DECLARED, np.array([0.9, 0.1, 0.0])), [0.9, 0.0, 0.109])
 
 
 def test_the_same_assignment_comes_back_from_its_file() -> None:
@@ -41,9 +41,9 @@ def test_a_damaged_file_is_an_artifact_error(data: bytes) -> None:
 def test_an_expert_that_may_not_serve_the_likeliest_category_is_never_chosen() -> None:
     quality = np.array([[0.9, -np.inf], [0.1, 0.8]])
     planned = solve(Problem(("x", "y"), ("a", "b"), quality, np.array([0.5, 0.5])))
-    value = expected(planned, np.array([0.51, 0.49], dtype=np.float32))
+    value = expected_utility(planned, np.array([0.51, 0.49], dtype=np.float32))
     assert value[1] == -np.inf
-    assert np.isfinite(expected(planned, np.array([0.49, 0.51]))).all()
+    assert np.isfinite(expected_utility(planned, np.array([0.49, 0.51]))).all()
 
 
 def test_an_assignment_cannot_be_changed_after_it_was_made() -> None:

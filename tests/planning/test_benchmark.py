@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark.benchmark import benchmark, nearest, ridge, tuned
+from coe.learning.benchmark.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
 from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
-from routers.examples import KEPT, prepared
+from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt
 
 
 class FirstWord:
@@ -66,7 +66,7 @@ def encode(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encode": encode} | options
-    return benchmark(data, prepared=prepared, work=work, **given)
+    return benchmark(data, prepare=normalize_prompt, work=work, **given)
 
 
 def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_prompts_that_teach_nothing_do_not_make_a_category(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("begin", ["x", " "], ids=["the same", "nothing"])
 def test_prompts_of_which_training_reads_the_same_or_nothing_are_no_different_ones(tmp_path: Path, begin: str) -> None:
-    data, long = made_up(rare=60), tuple(f"{begin * KEPT} rare {number}" for number in range(60))
+    data, long = made_up(rare=60), tuple(f"{begin * MAX_PROMPT_CHARACTERS} rare {number}" for number in range(60))
     assert learnt(replace(data, prompts=(*data.prompts[:400], *long)), tmp_path) == {"code", "law"}
 
 
@@ -191,9 +191,9 @@ def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:
     vectors = rng.normal(size=(300, 5))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     scores = np.column_stack((vectors[:, 0], -vectors[:, 0]))
-    predicted = ridge(vectors[:200], scores[:200], vectors[200:], 1e-6)
+    predicted = ridge_baseline(vectors[:200], scores[:200], vectors[200:], 1e-6)
     np.testing.assert_allclose(predicted, scores[200:], atol=1e-6)
-    near = nearest(vectors, scores, vectors, 1)
+    near = knn_baseline(vectors, scores, vectors, 1)
     np.testing.assert_allclose(near, scores)
 
 
@@ -203,8 +203,8 @@ def test_the_strength_of_a_rival_is_chosen_on_folds() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     first = vectors[:, 0] > 0
     scores = (rng.random((400, 2)) < np.where(first[:, None], [0.7, 0.3], [0.3, 0.7])).astype(float)
-    chosen = tuned(nearest, vectors, scores, vectors, grid=(1, 60), seed=0)
-    np.testing.assert_allclose(chosen, nearest(vectors, scores, vectors, 60))
+    chosen = tuned(knn_baseline, vectors, scores, vectors, grid=(1, 60), seed=0)
+    np.testing.assert_allclose(chosen, knn_baseline(vectors, scores, vectors, 60))
 
 
 def test_the_hull_leaves_out_what_a_mixture_beats() -> None:
@@ -233,7 +233,7 @@ def test_a_training_is_drawn_the_same_for_the_same_figures(tmp_path: Path) -> No
             {"count": 9, "confidence": 0.9, "accuracy": 1},
         ],
         "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
-        "doubted": 0.05,
+        "rejected": 0.05,
         "confidence_threshold": 0.4,
     }
     drawn = []

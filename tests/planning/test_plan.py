@@ -14,7 +14,7 @@ from coe.mapping import (
     Problem,
     TimeBudget,
     Uses,
-    expected,
+    expected_utility,
     marginal_values,
     planned_quality,
     planned_use,
@@ -83,7 +83,7 @@ def test_the_plan_is_as_good_as_the_best_of_all_assignments(seed: int, budget: B
 def test_an_impossible_budget_names_the_row_and_a_limit_that_does() -> None:
     problem = make(budget=Budget(mean_active_b=0.5, max_share=0.9))
     with pytest.raises(
-        ConfigError, match=r"mean_active_b 0\.5 cannot be kept; the smallest that would do is"
+        ConfigError, match=r"mean_active_b 0\.5 cannot be kept; the smallest feasible limit is"
     ) as caught:
         solve(problem)
     limit = float(caught.value.problems[0].split()[-1])
@@ -94,7 +94,7 @@ def test_an_impossible_budget_names_the_row_and_a_limit_that_does() -> None:
 
 def test_an_impossible_memory_or_share_names_itself_too() -> None:
     smallest = float(make().use("memory_gb").min())
-    with pytest.raises(ConfigError, match=r"memory_gb .* smallest that would do is") as caught:
+    with pytest.raises(ConfigError, match=r"memory_gb .* smallest feasible limit is") as caught:
         solve(make(budget=Budget(memory_gb=0.5 * smallest)))
     assert float(caught.value.problems[0].split()[-1]) == pytest.approx(smallest, rel=2e-3)
     with pytest.raises(ConfigError, match=r"max_share 0\.01 cannot be kept"):
@@ -155,20 +155,20 @@ def test_an_expert_that_nothing_works_without_has_no_value() -> None:
 
 def test_what_an_expert_is_worth_is_left_out_rather_than_guessed_where_there_is_no_time() -> None:
     problem = Problem(("x", "y"), ("a", "b", "c"), np.array([[0.9, 0.7, 0.1], [0.2, 0.6, 0.1]]), np.array([0.5, 0.5]))
-    patience = TimeBudget(0)
-    assert marginal_values(problem, patience=patience) == {"c": 0.0}
-    assert patience.missed == ["the worth of a", "the worth of b"]
+    time_budget = TimeBudget(0)
+    assert marginal_values(problem, time_budget=time_budget) == {"c": 0.0}
+    assert time_budget.skipped == ["the value of a", "the value of b"]
 
 
 def test_one_thing_that_takes_too_long_leaves_the_others_their_time() -> None:
-    patience, done = TimeBudget(1000), []
+    time_budget, done = TimeBudget(1000), []
     for name in ("easy", "hard", "easy too"):
-        with patience.attempt(name) as part:
+        with time_budget.attempt(name) as part:
             if name == "hard":
                 raise TimeoutError
-            assert 0 < part.left() <= 250
+            assert 0 < part.seconds_left() <= 250
             done.append(name)
-    assert (done, patience.missed) == (["easy", "easy too"], ["hard"])
+    assert (done, time_budget.skipped) == (["easy", "easy too"], ["hard"])
 
 
 def test_a_sweep_never_gets_worse_with_a_larger_budget_and_leaves_out_what_cannot_be() -> None:
@@ -211,7 +211,7 @@ def test_requests_routed_at_the_plan_s_prices_keep_its_budgets(budget: Budget, s
     problem = make(categories=12, experts=6, seed=3, budget=budget)
     plan = solve(problem, traffic=posteriors(problem, count=4000, seed=1, sharpness=sharpness))
     routed = np.array(
-        [expected(plan, p).argmax() for p in posteriors(problem, count=4000, seed=2, sharpness=sharpness)]
+        [expected_utility(plan, p).argmax() for p in posteriors(problem, count=4000, seed=2, sharpness=sharpness)]
     )
     assert {problem.experts[column] for column in routed} <= set(plan.hosted)
     limits = budget.rows()
@@ -230,7 +230,7 @@ def test_a_crowd_that_could_go_either_way_does_not_break_the_budget() -> None:
     problem = Problem(("x", "y"), ("large", "small"), quality, np.array([0.6, 0.4]), uses, Budget(mean_active_b=20))
     traffic = np.eye(2)[[0] * 600 + [1] * 400]
     plan = solve(problem, traffic=traffic)
-    routed = np.array([expected(plan, p).argmax() for p in traffic])
+    routed = np.array([expected_utility(plan, p).argmax() for p in traffic])
     assert uses.active_b is not None
     assert uses.active_b[routed].mean() <= 20
 
@@ -247,7 +247,7 @@ def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
     problem = make(categories=12, experts=6, seed=3, budget=Budget(mean_active_b=20))
     traffic = posteriors(problem, count=4000, seed=1, sharpness=1.0)
     plan = solve(problem, traffic=traffic)
-    routed = np.array([expected(plan, p).argmax() for p in traffic])
+    routed = np.array([expected_utility(plan, p).argmax() for p in traffic])
     assert problem.use("mean_active_b")[routed].mean() == pytest.approx(20, rel=0.02)
     assert routed_use(problem, plan, traffic) == {"mean_active_b": problem.use("mean_active_b")[routed].mean()}
 
@@ -256,10 +256,10 @@ def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
 def test_trying_the_likely_experts_only_hardly_costs_quality(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make(categories=30, experts=12, budget=budget)
     exact = planned_quality(problem, solve(problem))
-    monkeypatch.setattr(program, "LARGE", 0)
-    monkeypatch.setattr(program, "LIKELY", 4)
+    monkeypatch.setattr(program, "LARGE_PROBLEM_CELLS", 0)
+    monkeypatch.setattr(program, "CANDIDATES_PER_CATEGORY", 4)
     assert exact - 0.005 < planned_quality(problem, solve(problem)) <= exact + 2e-4
-    with pytest.raises(ConfigError, match="smallest that would do"):
+    with pytest.raises(ConfigError, match="smallest feasible limit"):
         solve(problem.within(mean_active_b=0.01))
 
 

@@ -14,7 +14,7 @@ from coe.records import FeedbackWriter, Pending
 from coe.records.feedback import Feedback
 from coe.records.feedback_writer import FEEDBACK
 from coe.records.spool import Spool
-from tests.listed import ListLog
+from tests.list_log import ListLog
 from tests.records.samples import record
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Residency in experts.yaml: what does not fit is refused with its place and a remedy."""
+"""Residency in experts.yaml: invalid declarations are rejected with their place and a remedy."""
 
 from __future__ import annotations
 
@@ -43,30 +43,34 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
         (devices(45), {"large": {"pinned": True}}, "leave 5 GB of 'gpu0', and 'small' needs 10; pin fewer"),
         (devices(50, 50), {}, "name its device, one of gpu0, gpu1"),
         (devices(50), {"large": {"device": "gpu1"}}, "name its device, one of gpu0"),
-        (devices(50), {"large": {"memory_gb": None}}, "need memory_gb"),
-        (devices(50), {"large": {"stand_in": "smal"}}, "'smal' is no other expert; known: small, large"),
-        (devices(50), {"large": {"stand_in": "large"}}, "is no other expert"),
+        (devices(50), {"large": {"memory_gb": None}}, "needs memory_gb"),
+        (
+            devices(50),
+            {"large": {"stand_in": "smal"}},
+            "the stand-in 'smal' is not another expert; known: small, large",
+        ),
+        (devices(50), {"large": {"stand_in": "large"}}, "is not another expert"),
         (devices(50), {"large": {"runtime": "transformers", "sleep_level": 1}}, "only vLLM servers can sleep"),
         (devices(50, hold=5, max_wait=30), {}, r"hold must be at least max_wait \(30\)"),
         (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
-        (devices(50), {"large": {"replicas": 2}}, "have one server each; leave out `replicas` or `residency`"),
+        (devices(50), {"large": {"replicas": 2}}, "has one server; leave out `replicas` or `residency`"),
         (None, {"large": {"pinned": True}}, "declare `residency`"),
         (None, {"budget": {"memory_gb": 45}}, "raise it, or declare `residency`"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_residency_declarations_are_rejected(
     tmp_path: Path, residency: dict[str, Any] | None, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         declared(tmp_path, residency=residency, **changes)
 
 
-def test_with_residency_the_experts_may_need_more_together_than_there_is(tmp_path: Path) -> None:
+def test_with_residency_the_experts_may_need_more_memory_than_the_device_has(tmp_path: Path) -> None:
     found = declared(tmp_path, residency=devices(45), large={"stand_in": "small"}, budget={"memory_gb": 45})
     assert found.device_of(found.experts[1]) == "gpu0"
 
 
-def test_neither_turns_nor_replicas_change_the_digest(tmp_path: Path) -> None:
+def test_neither_residency_nor_replicas_change_the_digest(tmp_path: Path) -> None:
     plain = declared(tmp_path, residency=None).digest
     assert declared(tmp_path, residency=devices(60), large={"pinned": True}).digest == plain
     assert declared(tmp_path, residency=None, large={"replicas": 2}).digest == plain

@@ -1,4 +1,4 @@
-"""Real processes that take turns: started, slept and stopped on demand, held for, and gone when their time is over."""
+"""Real processes that share a device: started, put to sleep and stopped on demand, and ended at the end."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
-from coe.fleet.residency.client import ResidencyClient, ask_tiers, taking_turns
+from coe.fleet.residency.client import ResidencyClient, connected_client, fetch_tiers
 from coe.fleet.residency.residency import Residency
 from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
-from tests.residency.house import House
+from tests.residency.shared_device import SharedDevice
 
 pytestmark = pytest.mark.anyio
 
 
 async def hold(
-    turns: ResidencyClient, expert: str, *, within: float = DEADLINE, stand_in: str = ""
+    client: ResidencyClient, expert: str, *, within: float = DEADLINE, stand_in: str = ""
 ) -> Callable[[], None]:
     deadline = asyncio.get_running_loop().time() + within
-    return await turns.hold(expert, category="x", deadline=deadline, stand_in=stand_in)
+    return await client.hold(expert, category="x", deadline=deadline, stand_in=stand_in)
 
 
 def tiers(residency: Residency) -> dict[str, str]:
@@ -35,128 +35,128 @@ async def become(residency: Residency, **expected: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_the_assigned_one_starts_first_and_another_is_started_when_it_is_asked_for(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).asked(first="b") as (residency, turns):
+async def test_the_assigned_server_starts_first_and_another_starts_on_request(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked(first="b") as (residency, client):
         assert tiers(residency) == {"a": "stopped", "b": "awake"}
-        over = await hold(turns, "a")
+        release = await hold(client, "a")
         assert tiers(residency) == {"a": "awake", "b": "stopped"}
         assert len(fakes.alive()) == 1
-        over()
+        release()
         assert residency.tiers()["a"]["switches"] == 1
 
 
-async def test_one_with_work_in_flight_stays_until_it_is_done(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, turns):
-        over = await hold(turns, "a")
-        waiting = asyncio.create_task(hold(turns, "b"))
-        await become(residency, a="closing")
-        newcomer = asyncio.create_task(hold(turns, "a"))
-        over()
+async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
+        release = await hold(client, "a")
+        waiting = asyncio.create_task(hold(client, "b"))
+        await become(residency, a="draining")
+        newcomer = asyncio.create_task(hold(client, "a"))
+        release()
         (await waiting)()
         (await newcomer)()
 
 
-async def test_one_that_sleeps_is_woken_without_a_start(fakes: Fakes) -> None:
-    house = House(fakes, {"a": "ok", "b": "ok"}, sleepers="a")
-    async with house.asked() as (residency, turns):
-        (await hold(turns, "b"))()
+async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> None:
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok"}, sleepers="a")
+    async with device.asked() as (residency, client):
+        (await hold(client, "b"))()
         assert tiers(residency) == {"a": "asleep", "b": "awake"}
-        (await hold(turns, "a"))()
-    said = house.specs["a"].log.read_text()
+        (await hold(client, "a"))()
+    said = device.specs["a"].log.read_text()
     assert "/sleep?level=1&mode=wait\n" in said
     assert "/wake_up\n" in said
     assert len(fakes.pids()) == 2
 
 
-async def test_one_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").asked() as (residency, turns):
-        (await hold(turns, "b"))()
+async def test_a_server_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").asked() as (residency, client):
+        (await hold(client, "b"))()
         assert tiers(residency) == {"a": "stopped", "b": "awake"}
     assert any("does not sleep and is stopped" in line for line in fakes.lines)
 
 
-async def test_a_hold_ends_at_its_deadline_with_the_time_to_come_again(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (_, turns):
-        over = await hold(turns, "a")
-        with pytest.raises(ExpertAsleep, match="expert 'b' did not get its turn on the device in time") as caught:
-            await hold(turns, "b", within=0.3)
+async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (_, client):
+        release = await hold(client, "a")
+        with pytest.raises(ExpertAsleep, match="expert 'b' was not loaded in time") as caught:
+            await hold(client, "b", within=0.3)
         assert caught.value.retry_after
-        over()
-        (await hold(turns, "a"))()
+        release()
+        (await hold(client, "a"))()
 
 
-async def test_without_time_only_one_that_is_awake_is_asked(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, turns):
-        (await hold(turns, "a", within=0.0))()
+async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
+        (await hold(client, "a", within=0.0))()
         with pytest.raises(ExpertAsleep, match="expert 'b' is stopped and not waited for"):
-            await hold(turns, "b", within=0.0)
+            await hold(client, "b", within=0.0)
         assert tiers(residency)["b"] == "stopped"
 
 
-async def test_with_a_sibling_awake_nobody_waits_and_the_large_one_is_woken_all_the_same(fakes: Fakes) -> None:
+async def test_with_an_awake_stand_in_no_request_is_held_and_the_server_is_loaded_anyway(fakes: Fakes) -> None:
     modes = {"small": "ok", "large": "ok", "other": "ok"}
-    async with House(fakes, modes, memory=20.0).asked(first="small") as (residency, turns):
-        (await hold(turns, "other"))()
+    async with SharedDevice(fakes, modes, memory=20.0).asked(first="small") as (residency, client):
+        (await hold(client, "other"))()
         await become(residency, small="awake")
         with pytest.raises(ExpertAsleep):
-            await hold(turns, "large", stand_in="small")
+            await hold(client, "large", stand_in="small")
         await become(residency, large="awake")
 
 
-async def test_what_a_killed_gateway_held_is_free_again(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (_, turns):
-        async with taking_turns(turns._address) as other:
+async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (_, client):
+        async with connected_client(client._address) as other:
             await hold(other, "a")
-        (await hold(turns, "b"))()
+        (await hold(client, "b"))()
 
 
-async def test_a_fleet_that_goes_is_told_to_those_who_wait_and_found_again(fakes: Fakes) -> None:
-    house = House(fakes, {"a": "ok", "b": "ok"})
-    async with taking_turns(fakes.folder / "s") as turns:
-        async with house.open():
-            await hold(turns, "a")
-            waiting = asyncio.create_task(hold(turns, "b"))
+async def test_waiting_clients_learn_that_the_fleet_stopped_and_reconnect_later(fakes: Fakes) -> None:
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok"})
+    async with connected_client(fakes.folder / "s") as client:
+        async with device.open():
+            await hold(client, "a")
+            waiting = asyncio.create_task(hold(client, "b"))
             await asyncio.sleep(0)
         with pytest.raises(ExpertAsleep, match="the fleet that should wake it has gone"):
             await waiting
-        async with house.open():
-            (await hold(turns, "b"))()
+        async with device.open():
+            (await hold(client, "b"))()
 
 
-async def test_a_server_that_is_killed_is_started_again_when_it_is_asked_for(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, turns):
+async def test_a_killed_server_starts_again_on_request(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
         os.kill(fakes.pids()[0], signal.SIGKILL)
         await become(residency, a="stopped")
-        (await hold(turns, "a"))()
+        (await hold(client, "a"))()
     assert any("'a' was killed by SIGKILL" in line for line in fakes.lines)
 
 
-async def test_a_server_that_dies_at_start_refuses_who_waits_and_may_be_tried_later(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "dies"}).asked() as (_, turns):
+async def test_a_server_that_dies_at_start_refuses_held_requests_and_is_retried_later(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "dies"}).asked() as (_, client):
         with pytest.raises(ExpertAsleep, match="expert 'b' could not be woken: server 'b' exited with code 1"):
-            await hold(turns, "b")
-        (await hold(turns, "a"))()
+            await hold(client, "b")
+        (await hold(client, "a"))()
     assert any("ValueError: no such weights" in line for line in fakes.lines)
 
 
-async def test_one_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fakes) -> None:
+async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fakes) -> None:
     with pytest.raises(FleetError, match="'b' exited with code 1 before it was ready"):
-        async with House(fakes, {"a": "ok", "b": "dies"}, memory=20.0).open():
+        async with SharedDevice(fakes, {"a": "ok", "b": "dies"}, memory=20.0).open():
             pass
     assert fakes.alive() == []
 
 
-async def test_one_that_freezes_is_ended_and_started_again(fakes: Fakes) -> None:
-    house = House(fakes, {"a": "ok"})
-    async with house.asked() as (_, turns):
-        await ask(house.specs["a"], "/freeze")
-        await fakes.heard("health checks in a row")
-        (await hold(turns, "a"))()
+async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
+    device = SharedDevice(fakes, {"a": "ok"})
+    async with device.asked() as (_, client):
+        await ask(device.specs["a"], "/freeze")
+        await fakes.wait_for_line("health checks in a row")
+        (await hold(client, "a"))()
 
 
-async def test_who_asks_for_the_tiers_gets_them(fakes: Fakes) -> None:
-    async with House(fakes, {"a": "ok", "b": "ok"}).open() as (_, address):
-        assert await ask_tiers(address) == {
+async def test_the_tiers_can_be_fetched(fakes: Fakes) -> None:
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).open() as (_, address):
+        assert await fetch_tiers(address) == {
             "a": {"tier": "awake", "held": 0, "switches": 0},
             "b": {"tier": "stopped", "held": 0, "switches": 0},
         }

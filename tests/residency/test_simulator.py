@@ -1,4 +1,4 @@
-"""The simulator runs, and what it says of the service's policy holds on a small trace too."""
+"""The benchmark simulator runs, and its claims about the policy hold on a small trace."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def simulated(folder: Path, *more: str) -> dict[str, Any]:
     return dict(orjson.loads(out.read_bytes()))
 
 
-def test_the_service_switches_less_than_the_order_of_arrival_and_never_below_the_bound(tmp_path: Path) -> None:
+def test_the_policy_switches_less_than_order_of_arrival_and_never_below_the_bound(tmp_path: Path) -> None:
     report = simulated(tmp_path)
     assert set(report) == {"fcfs_lru", "lru", "coe", "offline"}
     assert report["offline"]["bound"] <= report["coe"]["switches"] < 0.5 * report["fcfs_lru"]["switches"]
     assert report["coe"]["p50_wait_s"] <= report["coe"]["p95_wait_s"] <= report["fcfs_lru"]["p95_wait_s"]
 
 
-def test_measured_servers_take_the_time_that_they_took(tmp_path: Path) -> None:
+def test_simulated_servers_take_their_measured_times(tmp_path: Path) -> None:
     reports = []
     for name, server in (("sleeps", SLEEPS), ("stops", STOPS)):
         file = tmp_path / name

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.registry.retrieval import RetrievalSpec
-from coe.retrieval.gate import CUES, Gate, Odds, Use
+from coe.retrieval.gate import CUES, Gate, LogOddsModel, RetrievalCost
 from coe.retrieval.passages import Passage, Vector
 from coe.retrieval.retrieval import Retrieval
 from tests.fakes import WordRouter
@@ -26,10 +26,12 @@ def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0
     for (category, expert), value in ({} if isinstance(odds, float) else odds).items():
         offset[CATEGORIES.index(category), EXPERTS.index(expert)] = value
     helps, never = (
-        Odds(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
+        LogOddsModel(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
         for own in (offset, np.full((3, 3), -30.0))
     )
-    return Gate(CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros((3, 3)), np.zeros(3), Use(tokens, 0.01))
+    return Gate(
+        CATEGORIES, EXPERTS, helps, never, np.full(3, up), np.zeros((3, 3)), np.zeros(3), RetrievalCost(tokens, 0.01)
+    )
 
 
 def wider(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -49,7 +51,7 @@ class FlatEncoder:
         self.asked += len(texts)
         return np.full((len(texts), WIDTH), 0.5, dtype=np.float32)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return wider(self.encode(texts))
 
 
@@ -84,14 +86,14 @@ class ListRetriever:
 
 
 class Consulted:
-    """A consultant with its parts in reach."""
+    """A Retrieval with its parts in reach."""
 
     def __init__(self, *passages: Passage, gate: Gate | None, **declared: Any) -> None:
         self.retriever = ListRetriever(*passages)
         self.encoder = FlatEncoder()
         self.now = 0.0
         self.draws = [1.0] * 100
-        self.consultant = Retrieval(
+        self.retrieval = Retrieval(
             RetrievalSpec(**declared),
             retriever=self.retriever,
             encoder=self.encoder,

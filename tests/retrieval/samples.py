@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.retrieval.ingest.chunking import Chunker
-from coe.retrieval.passages import Document, Key
+from coe.retrieval.passages import Document, DocumentKey
 
 DIMENSIONS = 64
 
@@ -38,5 +38,5 @@ class WordEncoder:
 
 
 def document(text: str, name: str, *, collection: str = "handbook", tenant: str | None = None) -> Document:
-    key = Key(name, collection, tenant)
+    key = DocumentKey(name, collection, tenant)
     return Chunker(WordEncoder()).document(key, text, source=f"{name}.md", title=name.title())

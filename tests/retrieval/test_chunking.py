@@ -5,22 +5,22 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.retrieval.ingest.chunking import LONG_TOKEN, Chunker, Cut, clean, lines, sentences
-from coe.retrieval.passages import Key
+from coe.retrieval.ingest.chunking import MAX_TOKEN_CHARACTERS, Chunker, ChunkSize, lines, normalize_text, sentences
+from coe.retrieval.passages import DocumentKey
 from tests.retrieval.samples import WordEncoder
 
 ENCODER = WordEncoder()
-KEY = Key("a", "b")
+KEY = DocumentKey("a", "b")
 
 
 def chunks(text: str, *, tokens: int = 12, overlap: int = 4) -> list[str]:
-    chunker = Chunker(ENCODER, Cut(tokens, overlap))
+    chunker = Chunker(ENCODER, ChunkSize(tokens, overlap))
     return [chunk.text for chunk in chunker.document(KEY, text, source="", title="").chunks]
 
 
 def size(text: str) -> int:
     (spans,) = ENCODER.spans([text])
-    return sum(-(-(end - start) // LONG_TOKEN) for start, end in spans)
+    return sum(-(-(end - start) // MAX_TOKEN_CHARACTERS) for start, end in spans)
 
 
 def told(text: str) -> list[str]:
@@ -69,7 +69,7 @@ def test_a_sentence_longer_than_a_chunk_is_parted_between_lines_then_words() -> 
 
 
 def test_a_row_of_characters_without_spaces_is_bounded() -> None:
-    assert max(map(len, chunks("x" * 10_000))) <= 12 * LONG_TOKEN
+    assert max(map(len, chunks("x" * 10_000))) <= 12 * MAX_TOKEN_CHARACTERS
     assert "".join(chunks("x" * 10_000, overlap=0)) == "x" * 10_000
 
 
@@ -78,7 +78,7 @@ def test_white_space_has_no_chunks() -> None:
 
 
 def test_ids_are_of_the_content() -> None:
-    chunker = Chunker(ENCODER, Cut(12, 0))
+    chunker = Chunker(ENCODER, ChunkSize(12, 0))
     text = "One two three four five six. " * 4
     first = chunker.document(KEY, text, source="s", title="t")
     assert first == chunker.document(KEY, text, source="s", title="t")
@@ -88,12 +88,12 @@ def test_ids_are_of_the_content() -> None:
     assert [chunk.id for chunk in longer.chunks][:4] == ids
     assert longer.digest != first.digest
     assert not set(ids) & {
-        chunk.id for chunk in chunker.document(Key("a", "b", "c"), text, source="s", title="t").chunks
+        chunk.id for chunk in chunker.document(DocumentKey("a", "b", "c"), text, source="s", title="t").chunks
     }
 
 
 def test_a_digest_is_of_all_that_is_kept_and_of_the_cut() -> None:
-    chunker, other = Chunker(ENCODER), Chunker(ENCODER, Cut(100, 10))
+    chunker, other = Chunker(ENCODER), Chunker(ENCODER, ChunkSize(100, 10))
     digests = {
         chunker.digest("text", source="s", title="t"),
         chunker.digest("text", source="s", title=""),
@@ -105,4 +105,4 @@ def test_a_digest_is_of_all_that_is_kept_and_of_the_cut() -> None:
 
 
 def test_texts_are_kept_clean() -> None:
-    assert clean("\ufeffa\r\nb\rc\x00d\x1b[0m\ud800e\u0301\x0cf\t") == "a\nb\ncd[0m?é\n\nf\t"
+    assert normalize_text("\ufeffa\r\nb\rc\x00d\x1b[0m\ud800e\u0301\x0cf\t") == "a\nb\ncd[0m?é\n\nf\t"

@@ -12,16 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import Trials, fit_gate, opened, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
-from coe.retrieval.retrieval import Question, Retrieval
+from coe.retrieval.retrieval import Retrieval, RetrievalRequest
 from gateway.dialects import chat
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
 
 pytestmark = pytest.mark.anyio
 
 COSINE = 0.6
-PRICE = RetrievalPrice(thousand_tokens=0.1, second=0)
+PRICE = RetrievalPrice(per_thousand_tokens=0.1, per_second=0)
 
 
 class Scatter:
@@ -33,7 +33,7 @@ class Scatter:
         rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
         return np.array([row / np.linalg.norm(row) for row in rows], dtype=np.float32)
 
-    def read(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return wider(self.encode(texts))
 
 
@@ -49,26 +49,26 @@ class Second:
     def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
         logits = Scatter().encode(texts)[:, :3] if embeddings is None else 4 * embeddings[:, [1, 0, 2]]
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        return [Prediction(row, "predict_fast" if embeddings is None else "full") for row in chances]
+        return [Prediction(row, "fast" if embeddings is None else "encoder") for row in chances]
 
 
-def tried() -> Trials:
+def tried() -> GateExamples:
     """Where the surer answer is the first category, passages mostly help, where it is the second, they mostly spoil."""
     texts = [f"question {number}" for number in range(240)]
-    embeddings = Scatter().read(texts)
+    embeddings = Scatter().features(texts)
     likeliest = np.array([found.best for found in Second().predict(texts, embeddings=embeddings)])
     as_expected = np.random.default_rng(0).random(len(texts)) < 0.8
     without = np.where((likeliest == 0) == as_expected, 0.0, 1.0)
     with_ = np.where((likeliest == 1) == as_expected, 0.0, 1.0)
     costs = {"cosine": np.full(240, COSINE), "tokens": np.full(240, 400.0), "seconds": np.full(240, 0.01)}
     sides = {"without": without[:, None], "with_": with_[:, None]}
-    return Trials.seen(texts, Second(), Scatter(), experts=("small",), **sides, **costs)
+    return GateExamples.from_texts(texts, Second(), Scatter(), experts=("small",), **sides, **costs)
 
 
 async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
     trials = tried()
     gate = fit_gate(trials)
-    chances, open_ = outlooks(gate, trials, evidence=True).helps[:, 0], opened(gate, trials, PRICE)[:, 0]
+    chances, open_ = gate_estimates(gate, trials, evidence=True).helps[:, 0], gate_decisions(gate, trials, PRICE)[:, 0]
     assert 30 < open_.sum() < 210
     with ThreadPoolExecutor(1) as threads:
         consultant = Retrieval(
@@ -81,8 +81,8 @@ async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
         )
         for text, chance, yes in zip(trials.texts, chances, open_, strict=True):
             body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]})
-            question = Question(chat.parse(body), text, Second().predict_fast(text), 0, 4096, None, "auto")
-            _, found = await consultant.consult(question)
-            assert (found.status == "open") == yes
+            question = RetrievalRequest(chat.parse(body), text, Second().predict_fast(text), 0, 4096, None, "auto")
+            _, found = await consultant.retrieve(question)
+            assert (found.status == "used") == yes
             if yes:
                 assert found.probability == pytest.approx(chance, abs=1e-6)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError, DocumentError
-from coe.retrieval.ingest.conversion import KINDS, MAX_FILE, Converted, Converter
-from coe.retrieval.ingest.files import Found, Refused, find
+from coe.retrieval.ingest.conversion import FORMAT_BY_SUFFIX, MAX_FILE_BYTES, ConvertedText, Converter
+from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
 from tests.retrieval.papers import encrypted, pdf
 
 pytestmark = pytest.mark.anyio
@@ -24,10 +24,10 @@ async def converter() -> AsyncIterator[Converter]:
         yield converter
 
 
-async def converted(converter: Converter, folder: Path, name: str, data: bytes) -> Converted:
+async def converted(converter: Converter, folder: Path, name: str, data: bytes) -> ConvertedText:
     file = folder / name
     file.write_bytes(data)
-    return await converter.convert(file, KINDS[file.suffix])
+    return await converter.convert(file, FORMAT_BY_SUFFIX[file.suffix])
 
 
 async def test_every_kind_gives_its_text_and_title(converter: Converter, tmp_path: Path) -> None:
@@ -45,11 +45,11 @@ async def test_every_kind_gives_its_text_and_title(converter: Converter, tmp_pat
             "e.txt": "Grüße".encode("utf-16"),
         }.items()
     }
-    assert found["a.txt"] == Converted("Plain\ntext", "")
+    assert found["a.txt"] == ConvertedText("Plain\ntext", "")
     assert found["b.md"].title == "The title"
     assert found["c.html"].title == "Leave & rest"
     assert found["c.html"].text.strip() == "# Leave\n\nSixteen **weeks** of paid leave_days."
-    assert found["d.pdf"] == Converted("Sixteen weeks.\n\nSecond page.", "Leave")
+    assert found["d.pdf"] == ConvertedText("Sixteen weeks.\n\nSecond page.", "Leave")
     assert found["e.txt"].text == "Grüße"
 
 
@@ -82,7 +82,7 @@ async def test_a_bomb_bursts_in_the_process_that_opens_it(converter: Converter, 
 async def test_a_file_that_is_too_large_is_not_opened(converter: Converter, tmp_path: Path) -> None:
     file = tmp_path / "large.pdf"
     with file.open("wb") as opened:
-        opened.truncate(2 * MAX_FILE)
+        opened.truncate(2 * MAX_FILE_BYTES)
     with pytest.raises(DocumentError, match=r"larger than 100 MiB \(200 MiB\); split it"):
         await converter.convert(file, "pdf")
     with pytest.raises(DocumentError, match="cannot be read"):
@@ -91,7 +91,7 @@ async def test_a_file_that_is_too_large_is_not_opened(converter: Converter, tmp_
 
 async def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slow.html")
-    async with Converter(wall_seconds=0.3) as converter:
+    async with Converter(timeout=0.3) as converter:
         with pytest.raises(DocumentError, match=r"longer than 0\.3 s"):
             await converter.convert(tmp_path / "slow.html", "html")
 
@@ -100,15 +100,15 @@ def test_folders_and_patterns_are_searched_for_known_kinds(tmp_path: Path) -> No
     for name in ("a.md", "b.exe", "sub/c.HTML", "sub/.hidden.md", ".git/d.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    wanted = [Found(tmp_path / "a.md", "markdown"), Found(tmp_path / "sub" / "c.HTML", "html")]
-    assert find([str(tmp_path)]) == wanted
-    assert find([f"{tmp_path}/**/*", str(tmp_path / "a.md")]) == wanted
-    (refused,) = find([str(tmp_path / "b.exe")])
-    assert isinstance(refused, Refused)
-    assert "not a kind of file" in refused.why
+    wanted = [SourceFile(tmp_path / "a.md", "markdown"), SourceFile(tmp_path / "sub" / "c.HTML", "html")]
+    assert find_files([str(tmp_path)]) == wanted
+    assert find_files([f"{tmp_path}/**/*", str(tmp_path / "a.md")]) == wanted
+    (rejected,) = find_files([str(tmp_path / "b.exe")])
+    assert isinstance(rejected, RejectedFile)
+    assert "not a kind of file" in rejected.reason
     for missing in ("nothing.md", "*.rst"):
         with pytest.raises(DataError, match=r"no such file|nothing matches"):
-            find([str(tmp_path / missing)])
+            find_files([str(tmp_path / missing)])
 
 
 def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
@@ -123,10 +123,10 @@ def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
     (root / "up").symlink_to(tmp_path)
     os.mkfifo(root / "pipe.txt")
     for asked in (str(root), f"{root}/**/*.*"):
-        told = {one.path.name: one.why for one in find([asked]) if isinstance(one, Refused)}
+        told = {one.path.name: one.reason for one in find_files([asked]) if isinstance(one, RejectedFile)}
         assert "link that leaves" in told["out.md"]
         assert "not a file" in told["pipe.txt"]
         assert {"gone.md", "loop.md"} <= set(told)
-        assert [one.path for one in find([asked]) if isinstance(one, Found)] == [root / "in.md"]
-    (named,) = find([str(root / "out.md")])
-    assert isinstance(named, Refused)
+        assert [one.path for one in find_files([asked]) if isinstance(one, SourceFile)] == [root / "in.md"]
+    (named,) = find_files([str(root / "out.md")])
+    assert isinstance(named, RejectedFile)

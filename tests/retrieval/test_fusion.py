@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.retrieval.fusion import CANDIDATES, contenders, fused
+from coe.retrieval.fusion import MIN_CANDIDATES, fuse, unscored_candidates
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -14,16 +14,16 @@ def test_those_left_out_would_not_have_been_among_the_best(seed: int, wanted: in
     random = np.random.default_rng(seed)
     cosine = dict(enumerate(random.beta(4, 4, 400).tolist()))
     bm25 = {one: 20 * cosine[one] * random.random() + 3 * random.random() for one in range(0, 400, 2)}
-    near = {one: cosine[one] for one in sorted(cosine, key=lambda one: -cosine[one])[:CANDIDATES]}
-    words = {one: bm25[one] for one in sorted(bm25, key=lambda one: -bm25[one])[:CANDIDATES]}
-    new = contenders(near, words, wanted=wanted)
+    near = {one: cosine[one] for one in sorted(cosine, key=lambda one: -cosine[one])[:MIN_CANDIDATES]}
+    words = {one: bm25[one] for one in sorted(bm25, key=lambda one: -bm25[one])[:MIN_CANDIDATES]}
+    new = unscored_candidates(near, words, wanted=wanted)
     everything = near | {one: cosine[one] for one in words}
     assert set(new) <= words.keys() - near.keys()
-    assert fused(near | {one: cosine[one] for one in new}, words)[:wanted] == fused(everything, words)[:wanted]
+    assert fuse(near | {one: cosine[one] for one in new}, words)[:wanted] == fuse(everything, words)[:wanted]
     if wanted == 1:
         assert len(new) < len(words.keys() - near.keys())
 
 
 def test_where_all_chunks_are_near_none_is_left_out() -> None:
     near = {"a": 0.9, "b": 0.1}
-    assert contenders(near, {"b": 3.0, "c": 0.1}, wanted=1) == ["c"]
+    assert unscored_candidates(near, {"b": 3.0, "c": 0.1}, wanted=1) == ["c"]

@@ -8,19 +8,19 @@ import pytest
 
 from coe.errors import IndexMismatch
 from coe.retrieval import DocumentStore, EncoderId
-from coe.retrieval.ingest.indexing import Indexer, Tally, Text
-from coe.retrieval.passages import Collection, Key
+from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText
+from coe.retrieval.passages import Collection, DocumentKey
 from tests.retrieval.conftest import Opened
 from tests.retrieval.samples import WordEncoder
 
 pytestmark = pytest.mark.anyio
 
 
-def text(name: str, words: str, *, title: str = "", tenant: str | None = None) -> Text:
-    return Text(Key(name, "books", tenant), words, f"{name}.txt", title)
+def text(name: str, words: str, *, title: str = "", tenant: str | None = None) -> SourceText:
+    return SourceText(DocumentKey(name, "books", tenant), words, f"{name}.txt", title)
 
 
-async def given(*texts: Text) -> AsyncIterator[Text]:
+async def given(*texts: SourceText) -> AsyncIterator[SourceText]:
     for one in texts:
         yield one
 
@@ -28,10 +28,12 @@ async def given(*texts: Text) -> AsyncIterator[Text]:
 async def test_a_second_run_embeds_only_what_changed(store: DocumentStore) -> None:
     encoder = WordEncoder()
     indexer = Indexer(store, encoder)
-    assert await indexer.add(given(text("a", "Ants."), text("b", "Bees."), text("none", " \n"))) == Tally(2, 0, 0, 1, 2)
+    assert await indexer.add(given(text("a", "Ants."), text("b", "Bees."), text("none", " \n"))) == IndexingCounts(
+        2, 0, 0, 1, 2
+    )
     encoder.encoded.clear()
     again = [text("a", "Ants."), text("b", "Bees and wasps."), text("c", "Crabs."), text("a", "Ants.", tenant="acme")]
-    assert await indexer.add(given(*again)) == Tally(2, 1, 1, 0, 3)
+    assert await indexer.add(given(*again)) == IndexingCounts(2, 1, 1, 0, 3)
     assert encoder.encoded == ["Bees and wasps.", "Crabs.", "Ants."]
     assert list(await store.collections()) == [Collection("books", None, 3, 3), Collection("books", "acme", 1, 1)]
 
@@ -39,7 +41,7 @@ async def test_a_second_run_embeds_only_what_changed(store: DocumentStore) -> No
 async def test_a_document_met_twice_in_one_run_is_kept_as_it_was_met_last(store: DocumentStore) -> None:
     tally = await Indexer(store, WordEncoder()).add(given(text("a", "Old ants."), text("a", "New ants.")))
     assert (tally.added, tally.changed) == (1, 1)
-    assert [chunk.text async for one in store.stored() for chunk in one.chunks] == ["New ants."]
+    assert [chunk.text async for one in store.documents() for chunk in one.chunks] == ["New ants."]
 
 
 async def test_a_document_that_became_empty_is_forgotten(store: DocumentStore) -> None:
@@ -70,9 +72,9 @@ async def test_a_rebuilt_index_holds_the_same_for_the_new_encoder(opened: Opened
     indexer = Indexer(store, other)
     with pytest.raises(IndexMismatch):
         await indexer.add(given(text("c", "Crabs.")))
-    before = [one async for one in store.stored()]
+    before = [one async for one in store.documents()]
     assert await indexer.rebuild() == 2
-    assert [one async for one in store.stored()] == before
+    assert [one async for one in store.documents()] == before
     found = await store.search("bees", other.encode(["bees"])[0], tenant="acme", limit=1)
     assert found[0].text == "Bees fly."
     assert (await indexer.add(given(text("a", "Ants march.")))).unchanged == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import lancedb
 import pytest
 
-from coe.retrieval.lancedb.store import SEGMENTS, LanceStore
+from coe.retrieval.lancedb.store import MAX_INDEX_SEGMENTS, LanceStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import document
 from tests.retrieval.test_stores import ask, put
@@ -29,7 +29,7 @@ async def pieces(folder: Path) -> tuple[int, int, int]:
 async def test_what_was_written_in_parts_is_joined_under_one_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.retrieval.lancedb.store.MANY", 300)
+    monkeypatch.setattr("coe.retrieval.lancedb.store.MIN_CHUNKS_FOR_VECTOR_INDEX", 300)
     store, number = LanceStore(tmp_path, WORDS), 0
     for _ in range(5):
         await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 80)))
@@ -43,7 +43,7 @@ async def test_what_was_written_in_parts_is_joined_under_one_index(
         number += 5
         await store.aclose()
     assert (1, 1, 0) in seen
-    assert max(seen) <= (SEGMENTS + 2, SEGMENTS + 1, 0)
+    assert max(seen) <= (MAX_INDEX_SEGMENTS + 2, MAX_INDEX_SEGMENTS + 1, 0)
     assert {outside for _, _, outside in seen} == {0}
     reader = LanceStore(tmp_path, WORDS)
     for asked in (7, number - 1):

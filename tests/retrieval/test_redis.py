@@ -11,9 +11,9 @@ from redis.exceptions import ResponseError
 from coe.errors import ConfigError, RetrievalError
 from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, encoder_id
-from coe.retrieval.passages import Key
-from coe.retrieval.redis.client import Rebuilding, documents_client
-from coe.retrieval.redis.search import INDEX
+from coe.retrieval.passages import DocumentKey
+from coe.retrieval.redis.client import IndexRebuilding, documents_client
+from coe.retrieval.redis.search import INDEX_KEY
 from coe.retrieval.redis.store import RedisStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import WordEncoder
@@ -32,7 +32,7 @@ async def test_what_is_forgotten_leaves_nothing_behind(redis_url: str) -> None:
     texts = [text(f"t{number}", f"Ants and bees number {number}. " * (number + 1)) for number in range(20)]
     await Indexer(store, WordEncoder()).add(given(*texts))
     assert "vectors" in str(await left(redis_url))
-    assert await store.delete([Key(f"t{number}", "books") for number in range(20)]) == 20
+    assert await store.delete([DocumentKey(f"t{number}", "books") for number in range(20)]) == 20
     assert await left(redis_url) == {b"index", b"next", b"parts"}
     await store.aclose()
 
@@ -42,7 +42,7 @@ async def test_a_rebuilding_leaves_the_former_version_for_a_while_and_a_failed_o
     indexer = Indexer(store, WordEncoder())
     await indexer.add(given(text("a", "Ants.")))
     async with Redis.from_url(redis_url) as client:
-        former = (await client.hget(INDEX, "version")).decode()
+        former = (await client.hget(INDEX_KEY, "version")).decode()
         await indexer.rebuild()
         kept = await client.keys(f"*:{former}:*")
         assert kept
@@ -61,14 +61,14 @@ class Failing(WordEncoder):
 
 
 async def test_nobody_writes_while_the_index_is_rebuilt(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.retrieval.redis.store.PATIENCE", 0.1)
+    monkeypatch.setattr("coe.retrieval.redis.store.REBUILD_WAIT_SECONDS", 0.1)
     store, other = RedisStore(redis_url, WORDS), RedisStore(redis_url, WORDS)
     await Indexer(store, WordEncoder()).add(given(text("a", "Ants.")))
     async with store.rebuilding():
-        with pytest.raises(Rebuilding, match="try again later"):
+        with pytest.raises(IndexRebuilding, match="try again later"):
             await Indexer(other, WordEncoder()).add(given(text("b", "Bees.")))
-        with pytest.raises(Rebuilding):
-            await other.delete([Key("a", "books")])
+        with pytest.raises(IndexRebuilding):
+            await other.delete([DocumentKey("a", "books")])
     await Indexer(other, WordEncoder()).add(given(text("b", "Bees.")))
     assert set(await other.digests("books")) == {"b"}
     for one in (store, other):
@@ -86,9 +86,9 @@ async def test_a_server_that_is_away_or_too_old_is_named_with_the_remedy() -> No
         raise ResponseError("unknown command 'VSIM', with args beginning with: ")
 
     connection = documents_client("redis://127.0.0.1:1/0")
-    answer: Awaitable[None] = old()
+    command: Awaitable[None] = old()
     with pytest.raises(RetrievalError, match="Redis 8 or newer"):
-        await connection.run(answer)
+        await connection.run(command)
     await connection.aclose()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from coe.errors import IndexMismatch
 from coe.retrieval import DocumentStore, EncoderId, Passage
-from coe.retrieval.passages import Collection, Document, Key
+from coe.retrieval.passages import Collection, Document, DocumentKey
 from tests.retrieval.conftest import Opened
 from tests.retrieval.samples import WordEncoder, document
 
@@ -41,8 +41,8 @@ async def test_an_empty_store_finds_nothing_and_holds_nothing(store: DocumentSto
     assert list(await ask(store, "parental leave")) == []
     assert list(await store.collections()) == []
     assert await store.digests("handbook") == {}
-    assert await store.delete([Key("leave", "handbook")]) == 0
-    assert [one async for one in store.stored()] == []
+    assert await store.delete([DocumentKey("leave", "handbook")]) == 0
+    assert [one async for one in store.documents()] == []
 
 
 async def test_the_best_passage_comes_first_with_what_is_known_of_it(store: DocumentStore) -> None:
@@ -103,7 +103,7 @@ async def test_a_tenants_documents_are_seen_by_that_tenant_alone(store: Document
     assert await seen("zeta") == {"zeta", "everybody"}
     assert await seen("other") == await seen(None) == await seen("") == {"everybody"}
     assert await store.digests("handbook", "acme") != await store.digests("handbook")
-    assert await store.delete([Key("plan", "handbook", "acme")]) == 1
+    assert await store.delete([DocumentKey("plan", "handbook", "acme")]) == 1
     assert await seen("acme") == {"everybody"}
     assert await seen("zeta") == {"zeta", "everybody"}
 
@@ -122,7 +122,12 @@ async def test_a_document_takes_the_place_of_the_former_one(store: DocumentStore
 
 async def test_what_is_deleted_is_not_found(store: DocumentStore) -> None:
     await filled(store)
-    assert await store.delete([Key("kitchen", "handbook"), Key("kitchen", "pets"), Key("nothing", "handbook")]) == 1
+    assert (
+        await store.delete(
+            [DocumentKey("kitchen", "handbook"), DocumentKey("kitchen", "pets"), DocumentKey("nothing", "handbook")]
+        )
+        == 1
+    )
     assert {one.source for one in await ask(store, "dishwasher E-4711", limit=50)} == {"leave.md", "travel.md"}
     assert set(await store.digests("handbook")) == {"leave", "travel"}
 
@@ -131,7 +136,7 @@ async def test_all_that_is_stored_is_told(store: DocumentStore) -> None:
     long = " ".join(f"Rule {number} is about topic {number} and nothing else at all." for number in range(60))
     documents = [document(long, "it's; long"), document("Cats purr.", "cats", collection="pets", tenant="acme")]
     await put(store, *documents)
-    assert sorted([one async for one in store.stored()], key=lambda one: one.key.collection) == documents
+    assert sorted([one async for one in store.documents()], key=lambda one: one.key.collection) == documents
     counted = [Collection("handbook", None, 1, len(documents[0].chunks)), Collection("pets", "acme", 1, 1)]
     assert list(await store.collections()) == counted
     assert await store.digests("pets", "acme") == {"cats": documents[1].digest}
@@ -146,7 +151,7 @@ async def test_another_encoders_index_is_refused_with_the_remedy(opened: Opened)
         with pytest.raises(IndexMismatch, match="words"):
             await store.upsert([document("x y", "x")], np.ones((1, other.dimensions), np.float32))
         assert [one.documents for one in await store.collections()] == [3]
-        assert len([one async for one in store.stored()]) == 3
+        assert len([one async for one in store.documents()]) == 3
 
 
 async def test_an_index_is_rebuilt_while_it_is_searched(opened: Opened) -> None:
@@ -154,7 +159,7 @@ async def test_an_index_is_rebuilt_while_it_is_searched(opened: Opened) -> None:
     await filled(old)
     other = WordEncoder(32, "other")
     async with new.rebuilding() as draft:
-        async for one in new.stored():
+        async for one in new.documents():
             await draft.upsert([one], other.encode([chunk.text for chunk in one.chunks]))
         assert len(await ask(old, "parental leave")) == 3
     found = await new.search("parental leave", other.encode(["parental leave"])[0], limit=5)
@@ -195,7 +200,7 @@ async def test_another_process_sees_what_was_written(opened: Opened) -> None:
     async with asyncio.timeout(5):
         while len(await ask(reader, "leave")) < 3:
             await asyncio.sleep(0.05)
-    await opened().delete([Key("leave", "handbook")])
+    await opened().delete([DocumentKey("leave", "handbook")])
     async with asyncio.timeout(5):
         while len(await ask(reader, "leave")) > 2:
             await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A sentence encoder small enough to train a whole router on in seconds, and that router's folder."""
+"""Fixtures: a sentence encoder small enough to train a router in seconds, and the folder of that router."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ COMMON = (
     "tell",
     "me",
 )
-UNTAUGHT = ("pawn", "rook", "bishop", "knight", "castle", "checkmate", "gambit", "opening")
-"""Words of a category, chess, that no router here is trained on."""
+UNSEEN_WORDS = ("pawn", "rook", "bishop", "knight", "castle", "checkmate", "gambit", "opening")
+"""Words of the category chess, which no router in these tests is trained on."""
 
 
 def sentences(category: str, *, count: int, seed: int) -> list[str]:
     rng = random.Random(f"{category} {seed}")
     found: dict[str, None] = {}
     while len(found) < count:
-        words = rng.sample(COMMON, 4) + rng.sample(WORDS.get(category, UNTAUGHT), 2)
+        words = rng.sample(COMMON, 4) + rng.sample(WORDS.get(category, UNSEEN_WORDS), 2)
         rng.shuffle(words)
         found[" ".join(words)] = None
     return list(found)
@@ -79,22 +79,22 @@ def examples(*, count: int = 40, seed: int = 0) -> list[routers.Example]:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of three layers that change little of what words say."""
+    """A BERT of three layers with small weights, so that word embeddings dominate."""
     return save_bert(tmp_path_factory.mktemp("bert"), layers=3, spread=0.003)
 
 
 def save_bert(
     base: Path, *, layers: int, spread: float, causal: bool = False, family: str = "Bert", positions: int = 512
 ) -> Path:
-    """A BERT, or one of another `family`, with random weights of that standard deviation, saved as
-    sentence-transformers saves models; `causal`: tokens see those before them alone."""
+    """Save a BERT (or another `family`) with random weights of standard deviation `spread`, in the layout of
+    sentence-transformers. `causal` hides later tokens."""
     import torch
     import transformers
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
-    words = [*COMMON, *UNTAUGHT, *(word for found in WORDS.values() for word in found)]
+    words = [*COMMON, *UNSEEN_WORDS, *(word for found in WORDS.values() for word in found)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
     vocabulary = list(dict.fromkeys(vocabulary))
     (base / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
@@ -119,9 +119,9 @@ def save_bert(
 
 @pytest.fixture(scope="session")
 def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
-    """The folder of a router trained on `examples()` with some bad rows, its metrics, and what progress heard."""
+    """The folder of a router trained on `examples()` and some bad rows, its metrics, and the calls of `progress`."""
     out = tmp_path_factory.mktemp("router")
-    heard: list[tuple[str, float]] = []
+    progress_calls: list[tuple[str, float]] = []
     good = examples()
     bad = [
         good[0],
@@ -135,13 +135,13 @@ def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         [*good, *bad],
         encoder=str(tiny_encoder),
         out=out,
-        progress=lambda stage, share: heard.append((stage, share)),
+        progress=lambda stage, share: progress_calls.append((stage, share)),
         threads=1,
     )
-    return out, metrics, heard
+    return out, metrics, progress_calls
 
 
 @pytest.fixture
 def folder(built: tuple[Path, dict[str, Any], list[Any]], tmp_path: Path) -> Path:
-    """A copy of the built router's folder that a test may damage."""
+    """A copy of the built router's folder, for tests that damage it."""
     return Path(shutil.copytree(built[0], tmp_path / "router"))

@@ -7,14 +7,14 @@ import pytest
 
 from routers.calibration import (
     auroc,
-    choose_doubt,
-    choose_separation,
-    choose_threshold,
+    choose_confidence_threshold,
+    choose_escalation_threshold,
+    choose_separation_threshold,
     expected_calibration_error,
-    fit_pool,
+    fit_pool_weights,
     fit_temperature,
     log_loss,
-    pooled,
+    logarithmic_pool,
     reliability,
     risk_coverage,
     softmax,
@@ -31,12 +31,12 @@ def test_softmax_survives_large_logits() -> None:
     np.testing.assert_allclose(softmax(np.array([1000.0, 1000.0], dtype=np.float32)), [0.5, 0.5])
 
 
-def test_log_loss_is_the_mean_surprise() -> None:
+def test_log_loss_is_the_mean_negative_log_likelihood() -> None:
     loss = log_loss(logits_of([0.5, 0.5], [0.25, 0.75]), np.array([0, 0]))
     assert loss == pytest.approx((np.log(2) + np.log(4)) / 2, rel=1e-5)
 
 
-def test_temperature_undoes_a_known_overconfidence() -> None:
+def test_temperature_undoes_a_in_scope_overconfidence() -> None:
     truth = logits_of(*[[0.8, 0.2]] * 10)
     labels = np.array([0] * 8 + [1] * 2)
     assert fit_temperature(3 * truth, labels) == pytest.approx(3, rel=0.05)
@@ -47,12 +47,12 @@ def test_temperature_stays_bounded_where_labels_are_perfectly_separated() -> Non
     assert 0.01 < fit_temperature(logits_of([0.9, 0.1], [0.1, 0.9]), np.array([0, 1])) < 1
 
 
-def test_the_pool_gives_a_useless_head_no_weight() -> None:
+def test_the_pool_gives_a_useless_head_little_weight() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
     good = np.eye(3, dtype=np.float32)[labels] * 2 + rng.normal(0, 1, (600, 3)).astype(np.float32)
     noise = rng.normal(0, 1, (600, 3)).astype(np.float32)
-    weights = fit_pool([good, noise], labels)
+    weights = fit_pool_weights([good, noise], labels)
     assert weights[0] > 1
     assert weights[1] < 0.15
 
@@ -61,8 +61,8 @@ def test_the_pool_of_two_halves_beats_either() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 4, 800)
     heads = [np.eye(4, dtype=np.float32)[labels] + rng.normal(0, 1, (800, 4)).astype(np.float32) for _ in range(2)]
-    joint = log_loss(pooled(heads, fit_pool(heads, labels)), labels)
-    alone = [log_loss(pooled([head], fit_pool([head], labels)), labels) for head in heads]
+    joint = log_loss(logarithmic_pool(heads, fit_pool_weights(heads, labels)), labels)
+    alone = [log_loss(logarithmic_pool([head], fit_pool_weights([head], labels)), labels) for head in heads]
     assert joint < min(alone) - 0.05
 
 
@@ -83,33 +83,35 @@ def test_risk_rises_with_coverage_where_confidence_is_informative() -> None:
     np.testing.assert_allclose(risk, [0, 1 / 2, 2 / 3])
 
 
-def test_the_threshold_escalates_just_those_that_gain() -> None:
+def test_the_threshold_escalates_only_texts_that_gain() -> None:
     confidence = np.array([0.3, 0.4, 0.8, 0.9], dtype=np.float32)
-    cheap = np.array([NO, NO, YES, YES])
-    threshold = choose_threshold(confidence, cheap, np.array([YES] * 4), most=1.0, loss=0.0)
+    fast = np.array([NO, NO, YES, YES])
+    threshold = choose_escalation_threshold(confidence, fast, np.array([YES] * 4), max_escalated=1.0, max_loss=0.0)
     assert (confidence < threshold).tolist() == [YES, YES, NO, NO]
 
 
-def test_the_threshold_never_escalates_more_than_the_most() -> None:
+def test_the_threshold_respects_the_maximum_share() -> None:
     confidence = np.linspace(0.1, 0.9, 10).astype(np.float32)
-    threshold = choose_threshold(confidence, np.zeros(10, dtype=bool), np.ones(10, dtype=bool), most=0.35, loss=0.0)
+    threshold = choose_escalation_threshold(
+        confidence, np.zeros(10, dtype=bool), np.ones(10, dtype=bool), max_escalated=0.35, max_loss=0.0
+    )
     assert (confidence < threshold).sum() == 3
 
 
 def test_nothing_is_escalated_where_the_encoder_adds_nothing() -> None:
     confidence = np.array([0.3, 0.9], dtype=np.float32)
     same = np.array([NO, YES])
-    assert choose_threshold(confidence, same, same, most=0.5, loss=0.0) == 0.0
+    assert choose_escalation_threshold(confidence, same, same, max_escalated=0.5, max_loss=0.0) == 0.0
 
 
 def test_a_small_loss_buys_fewer_escalations() -> None:
     confidence = np.linspace(0.1, 0.9, 100).astype(np.float32)
-    cheap, full = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
-    cheap[[0, 1, 40]] = False  # the third error costs forty escalations
-    exact = choose_threshold(confidence, cheap, full, most=0.5, loss=0.0)
-    thrifty = choose_threshold(confidence, cheap, full, most=0.5, loss=0.011)
+    fast, encoder = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
+    fast[[0, 1, 40]] = False  # the third error costs forty escalations
+    exact = choose_escalation_threshold(confidence, fast, encoder, max_escalated=0.5, max_loss=0.0)
+    tolerant = choose_escalation_threshold(confidence, fast, encoder, max_escalated=0.5, max_loss=0.011)
     assert (confidence < exact).sum() == 41
-    assert (confidence < thrifty).sum() == 2
+    assert (confidence < tolerant).sum() == 2
 
 
 def test_auroc_counts_pairs_in_order_and_ties_half() -> None:
@@ -117,37 +119,39 @@ def test_auroc_counts_pairs_in_order_and_ties_half() -> None:
     assert auroc(np.array([0.9, 0.1]), np.array([YES, YES])) == 0.5
 
 
-def test_escalation_for_doubt_stops_where_the_encoder_tells_no_more() -> None:
-    known = np.arange(20) < 10
-    cheap = np.concatenate((np.linspace(0.5, 0.95, 10), np.full(10, 0.6))).astype(np.float32)
-    full = np.where(known, 0.9, 0.1).astype(np.float32)  # the encoder knows every stranger
-    threshold = choose_separation(cheap, full, known, most=1.0, loss=0.0)
+def test_escalation_for_separation_stops_once_the_encoder_adds_nothing() -> None:
+    in_scope = np.arange(20) < 10
+    fast = np.concatenate((np.linspace(0.5, 0.95, 10), np.full(10, 0.6))).astype(np.float32)
+    encoder = np.where(in_scope, 0.9, 0.1).astype(np.float32)  # the encoder detects every out-of-scope text
+    threshold = choose_separation_threshold(fast, encoder, in_scope, max_escalated=1.0, max_loss=0.0)
     assert 0.6 < threshold < 0.7
-    capped = choose_separation(cheap, full, known, most=0.1, loss=0.0)
-    assert (cheap[known] < capped).sum() <= 1
+    capped = choose_separation_threshold(fast, encoder, in_scope, max_escalated=0.1, max_loss=0.0)
+    assert (fast[in_scope] < capped).sum() <= 1
 
 
-def test_nothing_is_escalated_for_doubt_where_the_encoder_tells_nothing_new() -> None:
+def test_nothing_is_escalated_for_separation_if_the_encoder_adds_nothing() -> None:
     confidence = np.linspace(0, 1, 20).astype(np.float32)
-    known = np.arange(20) > 4
-    threshold = choose_separation(confidence, confidence, known, most=0.5, loss=0.0)
-    assert (confidence[known] < threshold).sum() == 0
+    in_scope = np.arange(20) > 4
+    threshold = choose_separation_threshold(confidence, confidence, in_scope, max_escalated=0.5, max_loss=0.0)
+    assert (confidence[in_scope] < threshold).sum() == 0
 
 
-def test_doubt_begins_where_answers_are_more_often_wrong_than_right() -> None:
+def test_rejection_begins_where_predictions_are_more_often_wrong_than_right() -> None:
     confidence = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32)
     right = np.array([NO, NO, YES, NO, YES, YES])
-    known = np.ones(6, dtype=bool)
-    assert choose_doubt(confidence, right, known, most=1.0) == pytest.approx(0.3)
+    in_scope = np.ones(6, dtype=bool)
+    assert choose_confidence_threshold(confidence, right, in_scope, max_rejected=1.0) == pytest.approx(0.3)
 
 
-def test_doubt_turns_away_no_more_known_texts_than_allowed_however_many_strangers_there_are() -> None:
+def test_rejection_respects_the_maximum_share_of_in_scope_texts() -> None:
     confidence = np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
     nothing_right = np.zeros(4, dtype=bool)
-    assert choose_doubt(confidence, nothing_right, np.array([YES, NO, YES, YES]), most=0.4) == pytest.approx(0.3)
+    assert choose_confidence_threshold(
+        confidence, nothing_right, np.array([YES, NO, YES, YES]), max_rejected=0.4
+    ) == pytest.approx(0.3)
 
 
 def test_where_every_answer_is_right_nothing_is_in_doubt() -> None:
     confidence = np.array([0.4, 0.9], dtype=np.float32)
-    threshold = choose_doubt(confidence, np.array([YES, YES]), np.array([YES, YES]), most=0.5)
+    threshold = choose_confidence_threshold(confidence, np.array([YES, YES]), np.array([YES, YES]), max_rejected=0.5)
     assert (confidence < threshold).sum() == 0

@@ -1,4 +1,4 @@
-"""The sentence encoder."""
+"""The sentence encoder: embeddings, export and graph rewrites."""
 
 from __future__ import annotations
 
@@ -12,49 +12,47 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
 from routers.encoders import OnnxEncoder
 from routers.training.export import (
     export_encoder,
-    hide_nothing,
+    fuse_head_transposes,
+    fuse_projections,
     inner_layers,
-    leave_heads_to_attention,
-    project_once,
     quantise,
+    remove_masks,
 )
 from tests.routers.conftest import save_bert
 
-INPUTS = ["input_ids", "attention_mask"]
 TEXTS = ["bake the stew", "orbit", "a star that a telescope sees " * 8, "", "bake the stew"]
 
 
 @pytest.fixture
 def network(built: tuple[Path, Any, Any], tmp_path: Path) -> Path:
-    """One that scales what it is given."""
+    """A quantised network, which scales its whole input."""
     quantise(built[0] / "encoder.onnx", out=tmp_path / "small.onnx")
     return tmp_path / "small.onnx"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_vector_depends_neither_on_company_nor_on_threads(
+def test_an_embedding_does_not_depend_on_other_texts_or_threads(
     built: tuple[Path, Any, Any], network: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr("routers.encoders.GROUP", 2)
+    monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 2)
     alone = OnnxEncoder.load(network, built[0] / "tokenizer.json")
-    expected = np.concatenate([alone.read([text]) for text in TEXTS])
-    told: list[float] = []
+    expected = np.concatenate([alone.features([text]) for text in TEXTS])
+    progress: list[float] = []
     encoder = OnnxEncoder.load(network, built[0] / "tokenizer.json", threads=threads)
-    np.testing.assert_array_equal(encoder.read(TEXTS, told.append), expected)
-    assert told == [0.4, 0.8, 1.0]
+    np.testing.assert_array_equal(encoder.features(TEXTS, progress.append), expected)
+    assert progress == [0.4, 0.8, 1.0]
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected[:, : encoder.dimensions])
     assert encoder.encode([]).shape == (0, encoder.dimensions)
-    assert encoder.read([]).shape == (0, encoder.width)
+    assert encoder.features([]).shape == (0, encoder.width)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_reading_is_the_sentence_vector_and_the_means_of_the_inner_layers(layers: int, tmp_path: Path) -> None:
+def test_an_embedding_is_the_sentence_vector_and_the_means_of_the_inner_layers(layers: int, tmp_path: Path) -> None:
     source = save_bert(tmp_path, layers=layers, spread=0.3)  # such that attention matters
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees"
@@ -65,7 +63,7 @@ def test_a_reading_is_the_sentence_vector_and_the_means_of_the_inner_layers(laye
     means = [states.hidden_states[layer].mean(dim=1) for layer in inner_layers(layers)]
     inner = [torch.nn.functional.normalize(mean, dim=1).numpy()[0] for mean in means]
     expected = np.concatenate([model.encode(text, normalize_embeddings=True), *inner])
-    np.testing.assert_allclose(encoder.read([text])[0], expected, atol=1e-4)
+    np.testing.assert_allclose(encoder.features([text])[0], expected, atol=1e-4)
     assert (encoder.dimensions, encoder.width) == (32, 96 if layers == 3 else 32)
 
 
@@ -74,36 +72,12 @@ def test_inner_layers_lie_at_the_thirds(layers: int, inner: list[int]) -> None:
     assert inner_layers(layers) == inner
 
 
-def test_a_network_that_asks_for_a_mask_as_well_gets_one(built: tuple[Path, Any, Any], tmp_path: Path) -> None:
-    """Routers trained with earlier versions hold such networks."""
-    encoder = OnnxEncoder.load(padding_network(tmp_path / "padding.onnx"), built[0] / "tokenizer.json")
-    ids = [[2, 5, 3], [2, 3], []]
-    np.testing.assert_array_equal(encoder.read_ids(ids), [[10, 3], [5, 2], [0, 0]])
-
-
-def padding_network(path: Path) -> Path:
-    """The sum of a text's ids that its mask shows, and how many it shows."""
-    shapes = {name: helper.make_tensor_value_info(name, TensorProto.INT64, [1, "n"]) for name in INPUTS}
-    nodes = [
-        helper.make_node("Mul", INPUTS, ["shown"]),
-        helper.make_node("ReduceSum", ["shown", "axis"], ["sum"]),
-        helper.make_node("ReduceSum", ["attention_mask", "axis"], ["count"]),
-        helper.make_node("Concat", ["sum", "count"], ["both"], axis=1),
-        helper.make_node("Cast", ["both"], ["vectors"], to=TensorProto.FLOAT),
-    ]
-    axis = numpy_helper.from_array(np.array([1]), "axis")
-    out = helper.make_tensor_value_info("vectors", TensorProto.FLOAT, [1, 2])
-    graph = helper.make_graph(nodes, "padding", list(shapes.values()), [out], [axis])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
-    return path
-
-
-def test_attention_cuts_its_heads_by_itself(built: tuple[Path, Any, Any]) -> None:
+def test_attention_splits_its_heads(built: tuple[Path, Any, Any]) -> None:
     nodes = onnx.load(built[0] / "encoder.onnx").graph.node
     (first, *_) = attention = [node for node in nodes if node.op_type == "Attention"]
     assert len(attention) == 3
-    told = {one.name: one.i for one in first.attribute}
-    assert (told["q_num_heads"], told["kv_num_heads"]) == (2, 2)
+    attributes = {one.name: one.i for one in first.attribute}
+    assert (attributes["q_num_heads"], attributes["kv_num_heads"]) == (2, 2)
     assert not [node for node in nodes if node.op_type == "Transpose"]
 
 
@@ -111,10 +85,10 @@ def test_attention_cuts_its_heads_by_itself(built: tuple[Path, Any, Any]) -> Non
     ("shape", "flat", "rewritten"),
     [([1, "n", 32], [1, -1, 32], True), (["n", 32], [1, -1, 32], False), ([1, "n", 32], [-1, 32], False)],
 )
-def test_attention_is_told_its_heads_only_where_three_dimensions_come_and_go(
+def test_head_transposes_are_fused_only_for_three_dimensions(
     tmp_path: Path, shape: list[int | str], flat: list[int], rewritten: bool
 ) -> None:
-    """Four heads that share two of keys and values."""
+    """Grouped-query attention: four query heads, two key and value heads."""
     text = f"""<ir_version: 10, opset_import: ["": 23]>
     g (float[{", ".join(map(str, shape))}] q, float[{", ".join(map(str, [*shape[:-1], 16]))}] k) => (float[m, p, r] y)
     <int64[4] own = {{1, -1, 4, 8}}, int64[4] shared = {{1, -1, 2, 8}}, int64[{len(flat)}] flat = {{{str(flat)[1:-1]}}}>
@@ -135,14 +109,14 @@ def test_attention_is_told_its_heads_only_where_three_dimensions_come_and_go(
     random = np.random.default_rng(0)
     sizes = [1, 5] if len(shape) == 3 else [5]
     feed = {name: random.normal(size=(*sizes, width)).astype(np.float32) for name, width in (("q", 32), ("k", 16))}
-    expected, found = (_run(model, feed, tmp_path) for model in (before, leave_heads_to_attention(before.clone())))
+    expected, found = (_run(model, feed, tmp_path) for model in (before, fuse_head_transposes(before.clone())))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    kept = [node.op_type for node in leave_heads_to_attention(before.clone()).graph]
+    kept = [node.op_type for node in fuse_head_transposes(before.clone()).graph]
     assert ("Transpose" not in kept) == rewritten
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_masks_are_left_out_only_where_they_hide_nothing(tmp_path: Path, causal: bool) -> None:
+def test_masks_are_removed_only_if_they_hide_no_token(tmp_path: Path, causal: bool) -> None:
     source = save_bert(tmp_path, layers=2, spread=0.3, causal=causal)
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees and a stew to bake " * 3
@@ -154,7 +128,7 @@ def test_masks_are_left_out_only_where_they_hide_nothing(tmp_path: Path, causal:
     assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]
 
 
-def test_a_network_that_reads_less_than_it_says_is_exported_all_the_same(tmp_path: Path) -> None:
+def test_a_network_with_fewer_positions_than_configured_is_exported(tmp_path: Path) -> None:
     source = save_bert(tmp_path, layers=1, spread=0.3, family="Roberta", positions=130)
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     expected = SentenceTransformer(str(source), device="cpu").encode("bake the stew", normalize_embeddings=True)
@@ -179,32 +153,30 @@ SIZES = {"wq": (8, 16), "wk": (8, 8), "wv": (8, 8), "bq": (16,), "bk": (8,), "bv
 
 
 @pytest.mark.parametrize("given", [(), ("wk",), ("bv",)])
-def test_queries_keys_and_values_are_one_product_where_their_tables_are_in_the_network(
-    tmp_path: Path, given: tuple[str, ...]
-) -> None:
+def test_projections_are_fused_if_their_weights_are_constants(tmp_path: Path, given: tuple[str, ...]) -> None:
     random = np.random.default_rng(0)
     tables = {name: random.normal(size=size).astype(np.float32) for name, size in SIZES.items()}
-    told = {name: f"float[{', '.join(map(str, size))}] {name}" for name, size in SIZES.items()}
+    declared = {name: f"float[{', '.join(map(str, size))}] {name}" for name, size in SIZES.items()}
     kept = ", ".join(
-        f"{told[name]} = {{{', '.join(map(str, table.ravel()))}}}"
+        f"{declared[name]} = {{{', '.join(map(str, table.ravel()))}}}"
         for name, table in tables.items()
         if name not in given
     )
-    text = PROJECTED.format(tables=kept, given="".join(f", {told[name]}" for name in given))
+    text = PROJECTED.format(tables=kept, given="".join(f", {declared[name]}" for name in given))
     before = ir.from_proto(onnx.parser.parse_model(text))
     feed = {"x": random.normal(size=(1, 5, 8)), "mask": random.normal(size=(5, 5))} | {n: tables[n] for n in given}
     feed = {name: value.astype(np.float32) for name, value in feed.items()}
-    after = project_once(before.clone())
+    after = fuse_projections(before.clone())
     np.testing.assert_allclose(_run(after, feed, tmp_path), _run(before, feed, tmp_path), atol=1e-5)
     assert [node.op_type for node in after.graph].count("MatMul") == (3 if given else 1)
 
 
-def test_what_makes_a_mask_goes_with_it() -> None:
+def test_nodes_that_compute_a_removed_mask_are_removed() -> None:
     zeros = ", ".join(
         f"float[{', '.join(map(str, size))}] {name} = {{{', '.join(['0.0'] * int(np.prod(size)))}}}"
         for name, size in SIZES.items()
     )
-    model = hide_nothing(ir.from_proto(onnx.parser.parse_model(PROJECTED.format(tables=zeros, given=""))))
+    model = remove_masks(ir.from_proto(onnx.parser.parse_model(PROJECTED.format(tables=zeros, given=""))))
     assert {node.op_type for node in model.graph} == {"MatMul", "Add", "Attention"}
 
 

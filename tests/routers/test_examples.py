@@ -1,4 +1,4 @@
-"""Labelled prompts that make no router, and what their refusal says."""
+"""Data that cannot train a router, and the error messages."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from coe.errors import DataError
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([], "fewer than two categories"),
         ([("a", "x"), ("b", "x")], "x: 2"),
@@ -26,8 +26,6 @@ from coe.errors import DataError
         *("a class contradicted away", "a class of blanks"),
     ],
 )
-def test_data_that_cannot_make_a_router_is_refused_with_counts(
-    rows: list[tuple[str, str]], said: str, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=said):
+def test_insufficient_data_is_rejected_with_counts(rows: list[tuple[str, str]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
         routers.build([routers.Example(*row) for row in rows], out=tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The heads one by one: what they see of a text, and that training and serving compute the same."""
+"""Each head alone: its features, and that training and serving compute the same."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from routers.encoders import OnnxEncoder
 from routers.heads.in_distribution import unit
-from routers.heads.knn import AXES, KnnHead, choose_exemplars, fit_knn
+from routers.heads.knn import MAX_AXES, KnnHead, fit_knn, sample_exemplars
 from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
 from routers.heads.linear import fit_linear
 from routers.heads.static import StaticVectors, distil
-from routers.heads.writing_systems import NAMES, WritingSystems
-from routers.tokens import TokenFeatures, cut, load_tokenizer, readable
+from routers.heads.writing_systems import WRITING_SYSTEM_NAMES, WritingSystems
+from routers.tokens import WordCachedTokenizer, load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, sentences
 
@@ -23,8 +23,8 @@ Built = tuple[Path, dict[str, Any], list[Any]]
 
 
 @pytest.fixture(scope="module")
-def pieces(built: Built) -> TokenFeatures:
-    return TokenFeatures(load_tokenizer(built[0] / "tokenizer.json"))
+def tokenizer(built: Built) -> WordCachedTokenizer:
+    return WordCachedTokenizer(load_tokenizer(built[0] / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +36,20 @@ def encoder(built: Built) -> OnnxEncoder:
 
 
 def test_a_short_text_is_not_cut() -> None:
-    assert cut("abc", characters=3) == "abc"
+    assert truncate_middle("abc", characters=3) == "abc"
 
 
 def test_a_long_text_keeps_its_head_and_its_tail() -> None:
-    assert cut("aaaaaa" + "-" * 50 + "zz", characters=8) == "aaaaaa\nzz"
+    assert truncate_middle("aaaaaa" + "-" * 50 + "zz", characters=8) == "aaaaaa\nzz"
 
 
 def test_lone_surrogates_become_readable() -> None:
-    assert readable("a\ud800b") == "a?b"
+    assert replace_surrogates("a\ud800b") == "a?b"
 
 
-def test_word_pieces_leave_special_tokens_out(pieces: TokenFeatures) -> None:
-    assert len(pieces("bake bread")) == 2
-    assert len(pieces("")) == 0
+def test_token_ids_exclude_special_tokens(tokenizer: WordCachedTokenizer) -> None:
+    assert len(tokenizer("bake bread")) == 2
+    assert len(tokenizer("")) == 0
 
 
 @pytest.mark.parametrize(
@@ -68,48 +68,48 @@ def test_word_pieces_leave_special_tokens_out(pieces: TokenFeatures) -> None:
         ("გამარჯობა", "other"),
     ],
 )
-def test_a_writing_system_is_recognised(text: str, script: str) -> None:
+def test_a_writing_system_is_detected(text: str, script: str) -> None:
     shares = WritingSystems()(text)
-    assert NAMES[int(shares.argmax())] == script
+    assert WRITING_SYSTEM_NAMES[int(shares.argmax())] == script
     assert shares.sum() == pytest.approx(1)
 
 
 def test_a_mixed_text_shares_its_letters_among_scripts() -> None:
     shares = WritingSystems()("ab中文")
-    assert shares[NAMES.index("ascii")] == pytest.approx(0.5)
-    assert shares[NAMES.index("cjk")] == pytest.approx(0.5)
+    assert shares[WRITING_SYSTEM_NAMES.index("ascii")] == pytest.approx(0.5)
+    assert shares[WRITING_SYSTEM_NAMES.index("cjk")] == pytest.approx(0.5)
 
 
 # ------------------------------------------------------------------------------------ heads
 
 
-def test_the_lexical_head_serves_what_it_was_trained_on(pieces: TokenFeatures) -> None:
-    features = LexicalFeatures(pieces)
+def test_the_lexical_head_computes_the_same_in_training_and_serving(tokenizer: WordCachedTokenizer) -> None:
+    features = LexicalFeatures(tokenizer)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=5)]
     texts[0] = "bake bake bake é 中 el der"  # repeated words, other scripts
     labels = np.repeat(np.arange(len(WORDS)), 15)
-    ids = [pieces(text) for text in texts]
+    ids = [tokenizer(text) for text in texts]
     data = lexical_matrix(texts, ids, features)
-    head = fit_lexical(data, labels, features, strength=10.0, classes=len(WORDS))
-    trained = data.matrix @ np.concatenate((head.weights, head.traits)) + head.bias
-    served, shares = zip(*(head.look(text, i) for text, i in zip(texts, ids, strict=True)), strict=True)
+    head = fit_lexical(data, labels, features, c=10.0, classes=len(WORDS))
+    trained = data.matrix @ np.concatenate((head.weights, head.dense)) + head.bias
+    served, shares = zip(*(head.score(text, i) for text, i in zip(texts, ids, strict=True)), strict=True)
     served = np.stack(served)
     np.testing.assert_allclose(served, trained, atol=1e-4)
     assert (served.argmax(axis=1) == labels)[1:].all()
     everything = np.arange(len(texts))
-    np.testing.assert_allclose(shares, data.known_share(everything, data.counts(everything)), atol=1e-5)
+    np.testing.assert_allclose(shares, data.known_share(everything, data.document_frequency(everything)), atol=1e-5)
     assert min(shares) < max(shares)
 
 
-def test_unknown_words_flatten_the_lexical_posterior(pieces: TokenFeatures) -> None:
-    features = LexicalFeatures(pieces)
+def test_unknown_words_flatten_the_lexical_posterior(tokenizer: WordCachedTokenizer) -> None:
+    features = LexicalFeatures(tokenizer)
     texts = [text for name in WORDS for text in sentences(name, count=15, seed=6)]
-    ids = [pieces(text) for text in texts]
+    ids = [tokenizer(text) for text in texts]
     labels = np.repeat(np.arange(len(WORDS)), 15)
-    head = fit_lexical(lexical_matrix(texts, ids, features), labels, features, strength=10.0, classes=len(WORDS))
+    head = fit_lexical(lexical_matrix(texts, ids, features), labels, features, c=10.0, classes=len(WORDS))
 
     def spread(text: str) -> float:
-        return float(np.ptp(head.look(text, pieces(text))[0]))
+        return float(np.ptp(head.score(text, tokenizer(text))[0]))
 
     assert spread("bake bread zq xv jk wq zx") < spread("bake bread")
 
@@ -120,7 +120,7 @@ def test_static_vectors_are_unit_length_and_zero_for_nothing() -> None:
     np.testing.assert_array_equal(static.vector(np.array([], dtype=np.int64)), [0.0, 0.0])
 
 
-def test_distilling_keeps_angles_and_weighs_frequent_tokens_down() -> None:
+def test_distilling_keeps_angles_and_lowers_the_weight_of_frequent_tokens() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(50, 8)).astype(np.float32)
     frequencies = np.zeros(50, dtype=np.int64)
@@ -135,21 +135,21 @@ def test_distilling_keeps_angles_and_weighs_frequent_tokens_down() -> None:
 
 def test_a_linear_head_of_two_categories_has_two_columns() -> None:
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=np.float32)
-    head = fit_linear(vectors, np.array([0, 0, 1, 1]), strength=10.0, classes=2)
+    head = fit_linear(vectors, np.array([0, 0, 1, 1]), c=10.0, classes=2)
     assert head.logits(vectors).shape == (4, 2)
     assert head.logits(vectors).argmax(axis=1).tolist() == [0, 0, 1, 1]
 
 
 def test_a_category_without_texts_is_never_predicted_and_moves_no_other() -> None:
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=np.float32)
-    head = fit_linear(vectors, np.array([0, 0, 2, 2]), strength=10.0, classes=4)
+    head = fit_linear(vectors, np.array([0, 0, 2, 2]), c=10.0, classes=4)
     assert head.logits(vectors).argmax(axis=1).tolist() == [0, 0, 2, 2]
 
 
 def test_near_neighbours_outvote_many_far_ones() -> None:
     vectors = np.array([[1, 0]] * 2 + [[0, 1]] * 8, dtype=np.float32)
     head = KnnHead(np.eye(2, dtype=np.float32), vectors, np.array([0] * 2 + [1] * 8), 3)
-    votes, similarity = head.look(np.array([[1, 0], [-1, 0]], dtype=np.float32))
+    votes, similarity = head.score(np.array([[1, 0], [-1, 0]], dtype=np.float32))
     assert votes[0].argmax() == 0
     assert np.isfinite(votes).all()
     assert similarity[0] > similarity[1]
@@ -158,49 +158,49 @@ def test_near_neighbours_outvote_many_far_ones() -> None:
 def test_a_category_that_is_left_out_gets_no_votes() -> None:
     corners = np.eye(3, dtype=np.float32)
     head = KnnHead(corners, corners, np.array([0, 1, 2]), 3).without(1)
-    votes, _ = head.look(np.array([[0.1, 1, 0]], dtype=np.float32))
+    votes, _ = head.score(np.array([[0.1, 1, 0]], dtype=np.float32))
     assert votes[0].argmin() == 1
 
 
-def test_neighbours_are_the_same_along_fewer_axes_where_the_others_say_nothing() -> None:
+def test_dropping_empty_axes_keeps_the_neighbours() -> None:
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.normal(size=(300, 3)))[0]  # three of 300 dimensions
     vectors = unit((rng.normal(size=(40, 3)) @ plane.T).astype(np.float32))
     head = fit_knn(vectors, np.arange(40), classes=40)
     assert head.axes.shape == (300, 3)
     np.testing.assert_allclose(np.linalg.norm(head.vectors, axis=1), 1, atol=1e-5)
-    votes, similarity = head.look(head.place(vectors))
+    votes, similarity = head.score(head.project(vectors))
     assert votes.argmax(axis=1).tolist() == list(range(40))
     assert similarity.max() <= 1.0001
 
 
-def test_a_text_that_lies_outside_of_the_axes_is_far_from_all_exemplars() -> None:
-    """However near to one the little of it is that lies along them."""
+def test_a_text_outside_the_axes_is_dissimilar_to_all_exemplars() -> None:
+    """Even if its small component along the axes is close to an exemplar."""
     corners = np.eye(8, dtype=np.float32)
     head = fit_knn(corners[:4], np.arange(4), classes=4)
-    _, similarity = head.look(head.place(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
-    assert similarity.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # of one exemplar and two others
+    _, similarity = head.score(head.project(np.array([[1, *[0] * 7], [0.6, *[0] * 6, 0.8]], dtype=np.float32)))
+    assert similarity.tolist() == pytest.approx([1 / 3, 0.6 / 3])  # the mean over three exemplars
 
 
 @pytest.mark.parametrize("apart", [0, 1e-6, 1e-4, 1e-3])
-def test_exemplars_that_are_nearly_the_same_do_not_make_other_texts_far(apart: float) -> None:
+def test_near_duplicate_exemplars_do_not_change_other_similarities(apart: float) -> None:
     rng = np.random.default_rng(0)
     vectors = unit((rng.normal(size=64) + rng.normal(size=(25, 64))).astype(np.float32))
     exemplars, text = vectors[:24], vectors[24:]
-    _, before = (head := fit_knn(exemplars, np.arange(24), classes=24)).look(head.place(text))
+    _, before = (head := fit_knn(exemplars, np.arange(24), classes=24)).score(head.project(text))
     exemplars[1] = unit(exemplars[0] + np.float32(apart) * rng.normal(size=64).astype(np.float32))
-    _, after = (head := fit_knn(exemplars, np.arange(24), classes=24)).look(head.place(text))
+    _, after = (head := fit_knn(exemplars, np.arange(24), classes=24)).score(head.project(text))
     assert after == pytest.approx(before, abs=0.05)
 
 
 def test_neighbours_have_a_bounded_number_of_axes() -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
     head = fit_knn(vectors, np.zeros(200, dtype=np.int64), classes=1)
-    assert (head.axes.shape, head.vectors.shape) == ((150, AXES), (200, AXES))
+    assert (head.axes.shape, head.vectors.shape) == ((150, MAX_AXES), (200, MAX_AXES))
 
 
-def test_the_first_axes_do_not_drown_the_others() -> None:
-    """What a few texts differ in counts although most of all texts is the same in all of them."""
+def test_the_first_axes_do_not_dominate() -> None:
+    """Differences count even if all texts share most of their vector."""
     alike = np.concatenate((np.ones((60, 1)), 0.1 * np.eye(60)), axis=1).astype(np.float32)
     before, after = alike[0] @ alike[1] / (alike[0] @ alike[0]), fit_knn(alike, np.arange(60), classes=60).vectors
     assert after[0] @ after[1] < before - 0.02
@@ -208,7 +208,7 @@ def test_the_first_axes_do_not_drown_the_others() -> None:
 
 def test_exemplars_are_bounded_for_every_label() -> None:
     labels = np.array([0] * 50 + [1] * 3)
-    chosen = choose_exemplars(labels, each=10, rng=np.random.default_rng(0))
+    chosen = sample_exemplars(labels, each=10, rng=np.random.default_rng(0))
     assert np.bincount(labels[chosen]).tolist() == [10, 3]
     assert len(set(chosen.tolist())) == 13
 

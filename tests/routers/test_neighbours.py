@@ -1,4 +1,4 @@
-"""The training texts nearest to a text: which they are, and by what they are found again."""
+"""The training texts nearest to a text, and their digests."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.routers.conftest import WORDS, examples, sentences
 Built = tuple[Path, dict[str, Any], list[Any]]
 
 
-def test_a_text_of_the_training_is_its_own_nearest_and_found_by_its_digest(built: Built) -> None:
+def test_a_training_text_is_its_own_nearest_neighbour_and_found_by_its_digest(built: Built) -> None:
     router = routers.load(built[0])
-    learnt = {routers.digest_of(one.prompt): one for one in examples()}
+    by_digest = {routers.prompt_digest(one.prompt): one for one in examples()}
     one = examples()[7]
     found = router.neighbours(one.prompt, limit=5)
     assert len(found) == 5
     assert found[0].similarity == pytest.approx(1.0, abs=0.02)  # the tables are float16
     assert [near.similarity for near in found] == sorted((near.similarity for near in found), reverse=True)
-    assert one.prompt in {learnt[near.digest].prompt for near in found}
-    assert all(learnt[near.digest].category == near.category for near in found)
+    assert one.prompt in {by_digest[near.digest].prompt for near in found}
+    assert all(by_digest[near.digest].category == near.category for near in found)
 
 
 def test_new_categories_have_neighbours_too_and_dropped_ones_are_general(built: Built) -> None:
@@ -34,26 +34,21 @@ def test_new_categories_have_neighbours_too_and_dropped_ones_are_general(built: 
     kept = sorted(WORDS)[1:]
     router = routers.load(built[0], declared=dict.fromkeys(kept, ()) | {"general": (), "chess": chess})
     (nearest, *_) = router.neighbours(chess[0], limit=3)
-    assert (nearest.category, nearest.digest) == ("chess", routers.digest_of(chess[0]))
+    assert (nearest.category, nearest.digest) == ("chess", routers.prompt_digest(chess[0]))
     dropped = next(one.prompt for one in examples() if one.category == sorted(WORDS)[0])
     assert {near.category for near in router.neighbours(dropped, limit=3)} <= {"general", "chess", *kept}
 
 
-def test_digests_are_of_what_is_learnt_of_a_prompt() -> None:
-    assert routers.digest_of("  a word\n") == routers.digest_of("a word")
-    assert routers.digest_of("a word") != routers.digest_of("another")
-    assert len(routers.digest_of("\ud800")) == 24
+def test_digests_are_of_the_normalized_prompt() -> None:
+    assert routers.prompt_digest("  a word\n") == routers.prompt_digest("a word")
+    assert routers.prompt_digest("a word") != routers.prompt_digest("another")
+    assert len(routers.prompt_digest("\ud800")) == 24
 
 
 def test_the_starter_prompts_are_shipped_with_their_categories() -> None:
-    found = routers.shipped()
+    found = routers.starter_examples()
     assert len(found) > 3_000
     assert {"code", "general"} <= {one.category for one in found}
-
-
-def test_a_router_of_before_has_neighbours_without_digests(folder: Path) -> None:
-    (folder / EXEMPLARS).unlink()
-    assert {near.digest for near in routers.load(folder).neighbours("anything", limit=3)} == {""}
 
 
 @pytest.mark.parametrize("name", ["labels", "centre"])
@@ -61,7 +56,6 @@ def test_tables_that_do_not_fit_the_vectors_are_refused(folder: Path, name: str)
     with np.load(folder / "semantic.npz") as tables:
         kept = {key: tables[key] for key in tables.files}
     np.savez(folder / "semantic.npz", **kept | {name: kept[name][:1]})
-    (folder / EXEMPLARS).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: .*train the router again"):
         routers.load(folder)
 

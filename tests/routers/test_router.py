@@ -1,4 +1,4 @@
-"""Routers as their users see them: one conformance suite, the folder they live in, and what training reports."""
+"""Routers from outside: the conformance suite, their folder, and the metrics of training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import routers
 from coe.core import Router
 from coe.errors import ArtifactError, DataError
 from routers.calibration import auroc
-from routers.cascade import EXEMPLARS
+from routers.cascade import EXEMPLARS, FORMAT
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import WORDS, examples, sentences
 
@@ -43,12 +43,12 @@ def with_threshold(built: Built, tmp_path: Path, threshold: float | None) -> Rou
     for path in built[0].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "router.json").read_text())
-    config["pooling"]["threshold"] = threshold
+    config["ensemble"]["threshold"] = threshold
     (tmp_path / "router.json").write_text(json.dumps(config))
     return routers.load(tmp_path)
 
 
-@pytest.fixture(params=[None, 0.0, 1.1, "adapted"], ids=["as trained", "always cheap", "always full", "adapted"])
+@pytest.fixture(params=[None, 0.0, 1.1, "adapted"], ids=["as trained", "always fast", "always encoder", "adapted"])
 def router(request: pytest.FixtureRequest, built: Built, tmp_path: Path) -> Router:
     if request.param == "adapted":
         texts = sentences("chess", count=8, seed=9)
@@ -68,28 +68,28 @@ def test_every_text_gets_a_posterior_that_sums_to_one(router: Router) -> None:
         assert 0 <= prediction.in_distribution <= 1
 
 
-def test_where_peek_answers_predict_gives_the_same(router: Router) -> None:
+def test_predict_equals_a_confident_fast_prediction(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=1)]
     for text, prediction in zip(texts, router.predict(texts), strict=True):
-        glance = router.predict_fast(text)
-        assert (glance is None) == (prediction.stage != "cheap")
-        if glance is not None:
-            np.testing.assert_array_equal(glance.probabilities, prediction.probabilities)
-            assert glance.confidence == prediction.confidence
+        fast = router.predict_fast(text)
+        assert (fast is None) == (prediction.stage != "fast")
+        if fast is not None:
+            np.testing.assert_array_equal(fast.probabilities, prediction.probabilities)
+            assert fast.confidence == prediction.confidence
 
 
-def test_a_hurried_peek_always_answers_and_says_where_it_would_have_asked(router: Router) -> None:
+def test_a_forced_fast_prediction_is_marked_if_uncertain(router: Router) -> None:
     texts = [*ODD_TEXTS[:-2], *(text for name in WORDS for text in sentences(name, count=10, seed=1))]
     for text in texts:
-        force, glance = router.predict_fast(text, force=True), router.predict_fast(text)
-        assert force is not None
-        assert force.stage == ("cheap" if glance else "load_shed")
-        assert force.probabilities.sum() == pytest.approx(1, abs=1e-4)
-        if glance is not None:
-            np.testing.assert_array_equal(glance.probabilities, force.probabilities)
+        forced, fast = router.predict_fast(text, force=True), router.predict_fast(text)
+        assert forced is not None
+        assert forced.stage == ("fast" if fast else "load_shed")
+        assert forced.probabilities.sum() == pytest.approx(1, abs=1e-4)
+        if fast is not None:
+            np.testing.assert_array_equal(fast.probabilities, forced.probabilities)
 
 
-def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_company(router: Router) -> None:
+def test_predictions_keep_the_order_of_the_texts_and_do_not_depend_on_each_other(router: Router) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=5, seed=2)]
     together = router.predict(texts)
     for text, prediction in zip(texts, together, strict=True):
@@ -100,15 +100,15 @@ def test_no_texts_give_no_predictions(router: Router) -> None:
     assert router.predict([]) == []
 
 
-def test_with_readings_every_text_gets_the_surest_answer(router: Router, built: Built, monkeypatch: Any) -> None:
+def test_with_embeddings_every_text_is_scored_by_all_heads(router: Router, built: Built, monkeypatch: Any) -> None:
     texts = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
-    embeddings = routers.load_document_encoder(built[0]).read(texts)
+    embeddings = routers.load_document_encoder(built[0]).features(texts)
     before = router.predict(texts)
-    monkeypatch.setattr(OnnxEncoder, "read_ids", None)  # from here on nobody may ask it
+    monkeypatch.setattr(OnnxEncoder, "embed_ids", None)  # from here on the encoder must not run
     found = router.predict(texts, embeddings=embeddings)
-    assert {prediction.stage for prediction in found} == {"full"}
-    for looked, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "full"]:
-        np.testing.assert_allclose(prediction.probabilities, looked.probabilities, atol=0.05)
+    assert {prediction.stage for prediction in found} == {"encoder"}
+    for escalated, prediction in [pair for pair in zip(before, found, strict=True) if pair[0].stage == "encoder"]:
+        np.testing.assert_allclose(prediction.probabilities, escalated.probabilities, atol=0.05)
     assert router.predict([], embeddings=embeddings[:0]) == []
 
 
@@ -134,16 +134,16 @@ def test_threads_may_share_a_router(router: Router) -> None:
 # ------------------------------------------------------------------------------------ stages
 
 
-def test_a_threshold_of_zero_never_asks_the_encoder_and_one_above_one_always_does(built: Built, tmp_path: Path) -> None:
+def test_a_threshold_of_zero_never_escalates_and_one_above_one_always_does(built: Built, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert with_threshold(built, tmp_path / "a", 0.0).predict_fast("bake bread") is not None
-    full = with_threshold(built, tmp_path / "b", 1.1)
-    assert full.predict_fast("bake bread") is None
-    assert full.predict(["bake bread"])[0].stage == "full"
+    always = with_threshold(built, tmp_path / "b", 1.1)
+    assert always.predict_fast("bake bread") is None
+    assert always.predict(["bake bread"])[0].stage == "encoder"
 
 
-def test_only_the_ends_of_a_long_text_are_read_by_peek(built: Built, tmp_path: Path) -> None:
+def test_the_fast_heads_read_only_the_ends_of_a_long_text(built: Built, tmp_path: Path) -> None:
     router = with_threshold(built, tmp_path, 0.0)
     one, other = (router.predict_fast("bake " * 200 + middle * 1000 + "bread " * 200) for middle in ("star ", "goal "))
     assert one is not None
@@ -151,13 +151,13 @@ def test_only_the_ends_of_a_long_text_are_read_by_peek(built: Built, tmp_path: P
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
 
-# ------------------------------------------------------------------------------------ familiarity
+# ------------------------------------------------------------------------------------ out of scope
 
 
-def test_confidence_falls_where_a_text_is_unlike_anything_taught(router: Router) -> None:
-    taught = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
+def test_out_of_scope_texts_get_a_low_confidence(router: Router) -> None:
+    in_scope = [text for name in WORDS for text in sentences(name, count=10, seed=5)]
     strange = [" ".join(random.Random(i).choices("qxzjkvw", k=12)) for i in range(30)]
-    confidence = np.array([p.confidence for p in router.predict([*taught, *strange])])
+    confidence = np.array([p.confidence for p in router.predict([*in_scope, *strange])])
     assert auroc(confidence, np.repeat([True, False], 30)) > 0.9
 
 
@@ -168,12 +168,12 @@ def test_the_version_names_the_content(folder: Path) -> None:
     before = routers.load(folder).version
     assert before == routers.load(folder).version
     config = json.loads((folder / "router.json").read_text())
-    config["pooling"]["threshold"] = 0.123
+    config["ensemble"]["threshold"] = 0.123
     (folder / "router.json").write_text(json.dumps(config))
     assert routers.load(folder).version != before
 
 
-FILES = ["router.json", "tokenizer.json", "encoder.onnx", "lexical.npz", "static.npz", "semantic.npz"]
+FILES = ["router.json", "tokenizer.json", "encoder.onnx", "lexical.npz", "static.npz", "semantic.npz", EXEMPLARS]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -195,19 +195,29 @@ def drop_category(config: dict[str, Any]) -> None:
     config["categories"].pop()
 
 
-def drop_pooling(config: dict[str, Any]) -> None:
-    del config["pooling"]
+def drop_ensemble(config: dict[str, Any]) -> None:
+    del config["ensemble"]
 
 
-def drop_familiarity(config: dict[str, Any]) -> None:
-    del config["familiarities"]["full"]
+def drop_in_distribution(config: dict[str, Any]) -> None:
+    del config["in_distribution"]["encoder"]
 
 
 def other_format(config: dict[str, Any]) -> None:
     config["format"] = 99
 
 
-@pytest.mark.parametrize("change", [drop_category, drop_pooling, drop_familiarity, other_format])
+def former_format(config: dict[str, Any]) -> None:
+    config["format"] = FORMAT - 1
+
+
+def drop_tokens(config: dict[str, Any]) -> None:
+    del config["tokens"]
+
+
+@pytest.mark.parametrize(
+    "change", [drop_category, drop_ensemble, drop_in_distribution, drop_tokens, other_format, former_format]
+)
 def test_a_config_that_does_not_fit_its_tables_is_refused(
     folder: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
@@ -245,39 +255,39 @@ def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
     assert metrics["accuracy"] > 0.9
     assert 0 <= metrics["escalated"] <= 1
     assert 0 < metrics["confidence_threshold"] < 1
-    assert metrics["doubted"] <= 0.05 < metrics["doubted_unknown"]
+    assert metrics["rejected"] <= 0.05 < metrics["rejected_out_of_scope"]
     assert metrics["quantisation"]["kept"] in ("int8", "fp32")
-    assert metrics["bytes"].keys() == {*FILES, EXEMPLARS}
+    assert metrics["bytes"].keys() == set(FILES)
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(0.0, "int8"), (0.0025, "int8"), (0.005, "fp32")])
-def test_int8_is_served_only_where_it_loses_three_thousandths_at_most(
+def test_int8_is_served_only_if_it_loses_at_most_three_thousandths(
     lost: float, kept: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[np.ndarray] = []
+    compared: list[np.ndarray] = []
 
-    def right(vectors: np.ndarray, labels: np.ndarray, *, seed: int) -> np.ndarray:
-        asked.append(vectors)
-        same = np.array_equal(vectors, asked[0])  # fp32 is asked first
+    def correct(vectors: np.ndarray, labels: np.ndarray, *, seed: int) -> np.ndarray:
+        compared.append(vectors)
+        same = np.array_equal(vectors, compared[0])  # fp32 is compared first
         return np.arange(2000) >= (0 if same else lost * 2000)
 
-    monkeypatch.setattr("routers.training.build.held_out_right", right)
+    monkeypatch.setattr("routers.training.build.held_out_correct", correct)
     metrics = routers.build(examples(count=4), encoder=str(tiny_encoder), out=tmp_path, threads=1)
     assert metrics["quantisation"]["kept"] == kept
     assert metrics["quantisation"]["fp32"] - metrics["quantisation"]["int8"] == pytest.approx(lost)
     assert metrics["quantisation"]["compared"] == 12
 
 
-def test_progress_hears_every_stage_from_start_to_end(built: Built) -> None:
-    _, metrics, heard = built
+def test_progress_reports_every_stage_from_start_to_end(built: Built) -> None:
+    _, metrics, calls = built
     for stage in metrics["seconds"]:
-        shares = [share for name, share in heard if name == stage]
+        shares = [share for name, share in calls if name == stage]
         assert shares[0] == 0.0
         assert shares[-1] == 1.0
         assert all(0 <= share <= 1 for share in shares)
 
 
-def test_an_encoder_that_is_not_there_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_missing_encoder_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no_such_encoder"):
         routers.build(examples(), encoder="no_such_encoder", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ from coe.learning.evaluation.checkers import choice, chosen, contains, exact, la
 
 
 @pytest.mark.parametrize("answer", ["Paris", " paris.\n", "**Paris**", '"PARIS"', "- Paris", "`Paris`!", "Ｐａｒｉｓ"])
-def test_exact_forgives_case_space_and_punctuation_at_the_ends(answer: str) -> None:
+def test_exact_ignores_case_space_and_punctuation_at_the_ends(answer: str) -> None:
     assert exact(answer, "Paris") == 1.0
 
 
@@ -14,7 +14,7 @@ def test_exact_forgives_case_space_and_punctuation_at_the_ends(answer: str) -> N
     ("answer", "reference"),
     [("Paris, France", "Paris"), ("It is Paris", "Paris"), ("", "Paris"), ("3", "-3"), ("5", "5%"), ("C", "C#")],
 )
-def test_exact_does_not_forgive_other_words_or_signs(answer: str, reference: str) -> None:
+def test_exact_does_not_ignore_other_words_or_signs(answer: str, reference: str) -> None:
     assert exact(answer, reference) == 0.0
 
 
@@ -110,7 +110,7 @@ def test_choice_reads_other_languages(answer: str) -> None:
         *("It's neither (A) nor (C).", "Non è A", "Это не A", "答案不是A", "不能选A", "不应该选择A", "别选A"),
     ],
 )
-def test_choice_takes_no_letter_that_is_negated(answer: str) -> None:
+def test_choice_ignores_a_negated_letter(answer: str) -> None:
     assert chosen(answer) is None
     assert chosen(f"(B) is it. {answer}") == "B"
 
@@ -124,7 +124,7 @@ def test_choice_takes_no_letter_that_is_negated(answer: str) -> None:
         *("The hypothesis is neither (A).", "**Neither (A)**", "How often does it rain there? Never (A)."),
     ],
 )
-def test_choice_takes_a_letter_though_something_else_is_negated(answer: str) -> None:
+def test_choice_accepts_a_letter_beside_another_negation(answer: str) -> None:
     assert chosen(answer) == "A"
 
 
@@ -135,7 +135,7 @@ def test_choice_takes_a_letter_though_something_else_is_negated(answer: str) -> 
         *("Die Antwort ist Dänemark", "答案是DNA", "La respuesta a esta pregunta", "选ABC都可以吗"),
     ],
 )
-def test_choice_takes_no_ordinary_word_for_a_letter(answer: str) -> None:
+def test_choice_does_not_mistake_an_ordinary_word_for_a_letter(answer: str) -> None:
     assert chosen(answer) is None
     assert choice(answer, "A") == 0.0
 
@@ -261,7 +261,7 @@ def test_a_reference_that_would_be_read_as_another_number_is_unclear(reference: 
         *("答案：", "réponse est la ", "选", ".,", "…"),
     ],
 )
-def test_an_answer_made_to_be_slow_is_checked_all_the_same(chunk: str) -> None:
+def test_an_answer_built_to_slow_the_checkers_down_is_checked_in_time(chunk: str) -> None:
     """Patterns that backtrack take minutes over these."""
     text = chunk * (400_000 // len(chunk)) + "x"
     assert chosen(text) is None

@@ -2,18 +2,18 @@
 
 import pytest
 
-from coe.errors import ExpertError, ExpertGarbage, ExpertUnavailable
+from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.judge import ASKED, Judge, Judgement
+from coe.learning.evaluation.judge import MAX_ATTEMPTS, Judge, JudgeScore
 from tests.score.answering import AnsweringExpert, Say
 
 pytestmark = pytest.mark.anyio
 
-QUICK = RetryLimits(attempts=2, pause=0)
+QUICK = RetryLimits(attempts=2, pause_seconds=0)
 
 
-async def judged(say: Say, *, reference: str | None = "THEIRS") -> Judgement:
-    judge = Judge(AnsweringExpert("judge", say), patience=QUICK, concurrency=2)
+async def judged(say: Say, *, reference: str | None = "THEIRS") -> JudgeScore:
+    judge = Judge(AnsweringExpert("judge", say), limits=QUICK, concurrency=2)
     return await judge.score("why {so}?", "OURS", reference=reference)
 
 
@@ -37,7 +37,7 @@ async def test_a_comparison_counts_when_both_orders_agree(
     first: str, second: str, score: float, consistent: bool
 ) -> None:
     judgement = await judged(lambda text: first if ours_first(text) else second)
-    assert judgement == Judgement(score, consistent)
+    assert judgement == JudgeScore(score, consistent)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
     def say(text: str) -> str:
         return down if text.index("10: correct") < text.index("1: wrong") else up
 
-    assert await judged(say, reference=None) == Judgement(pytest.approx(score), consistent)
+    assert await judged(say, reference=None) == JudgeScore(pytest.approx(score), consistent)
 
 
-async def test_a_judge_that_gives_no_verdict_is_asked_again_and_then_reported() -> None:
+async def test_a_judge_that_gives_no_verdict_is_retried_and_then_reported() -> None:
     expert = AnsweringExpert("judge", lambda _: "both are nice")
-    with pytest.raises(ExpertGarbage, match="'judge' gave no verdict in 3 answers"):
-        await Judge(expert, patience=QUICK, concurrency=1).score("q", "a", reference="r")
-    assert len(expert.asked) == ASKED
+    with pytest.raises(ExpertInvalidResponse, match="'judge' gave no verdict in 3 answers"):
+        await Judge(expert, limits=QUICK, concurrency=1).score("q", "a", reference="r")
+    assert len(expert.asked) == MAX_ATTEMPTS
 
 
 async def test_a_judge_that_is_down_is_reported() -> None:
@@ -73,6 +73,6 @@ async def test_a_judge_that_is_down_is_reported() -> None:
 
 async def test_the_judge_sees_the_whole_question_and_bounded_texts() -> None:
     expert = AnsweringExpert("judge", lambda text: "[[5]]")
-    await Judge(expert, patience=QUICK, concurrency=1).score("why {so}?", "x" * 10**6, reference=None)
+    await Judge(expert, limits=QUICK, concurrency=1).score("why {so}?", "x" * 10**6, reference=None)
     assert "why {so}?" in expert.asked[0]
     assert len(expert.asked[0]) < 25_000

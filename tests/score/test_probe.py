@@ -43,7 +43,7 @@ def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
     assert from_parquet == read_probes(written(tmp_path, *rows), categories=CATEGORIES)
 
 
-def test_a_conversation_is_sent_whole_and_stands_in_the_data_as_its_routing_text(tmp_path: Path) -> None:
+def test_a_conversation_is_sent_whole_and_stored_as_its_routing_text(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "so"}]
     row = {"messages": [*turns, {"role": "user", "content": "last"}], "category": "general", "checker": "judge"}
     (probe,) = read_probes(written(tmp_path, row), categories=CATEGORIES)
@@ -51,7 +51,7 @@ def test_a_conversation_is_sent_whole_and_stands_in_the_data_as_its_routing_text
     assert probe.prompt.splitlines()[0] == "last"
 
 
-def test_the_digest_follows_what_the_score_depends_on_and_nothing_else(tmp_path: Path) -> None:
+def test_the_digest_covers_what_the_score_depends_on_and_nothing_else(tmp_path: Path) -> None:
     def digest(**changes: object) -> str:
         return read_probes(written(tmp_path, GOOD | changes), categories=CATEGORIES)[0].digest
 
@@ -109,12 +109,12 @@ def test_all_bad_probes_are_named_at_once_but_not_thousands(tmp_path: Path) -> N
     ("content", "told"),
     [("", "holds no probes"), ("{", ":1: not JSON"), (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}", ":2: the same id or")],
 )
-def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, content: str, told: str) -> None:
+def test_an_unusable_file_is_an_error_with_the_reason(tmp_path: Path, content: str, told: str) -> None:
     with pytest.raises(DataError, match=told):
         read_probes(written(tmp_path, content), categories=CATEGORIES)
 
 
-def test_a_file_that_is_missing_or_no_parquet_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_that_is_no_parquet_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_probes(tmp_path / "none.jsonl", categories=CATEGORIES)
     (tmp_path / "x.parquet").write_text("nonsense")

@@ -32,7 +32,7 @@ def test_definitions_in_several_blocks_belong_together() -> None:
     assert program_of("```python\ndef g(): ...\n```\nand\n```python\ndef f(): g()\n```").count("def") == 2
 
 
-def test_a_block_that_is_broken_is_kept_so_that_its_error_is_told() -> None:
+def test_a_broken_block_is_kept_so_that_its_error_is_reported() -> None:
     assert program_of("```python\ndef f(:\n```").strip() == "def f(:"
 
 

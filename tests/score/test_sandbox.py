@@ -99,7 +99,7 @@ async def test_right_programs_pass(program: str, tests: str) -> None:
     assert await run(program, tests) == Verdict(True)
 
 
-async def test_a_wrong_program_fails_with_the_test_that_told() -> None:
+async def test_a_wrong_program_fails_with_the_failed_test() -> None:
     verdict = await run("def f(x): return x", "assert f(1) == 1\nassert f(2) == 3")
     assert verdict == Verdict(False, "AssertionError in line 2 of the tests: assert f(2) == 3")
 
@@ -217,7 +217,7 @@ async def test_unsafe_runs_without_bubblewrap_and_decides_the_same(monkeypatch: 
 
 
 def test_the_check_finds_what_is_open_to_this_process(tmp_path: Path) -> None:
-    with leaks.outside() as program:
+    with leaks.leak_probe() as program:
         names: dict[str, Any] = {}
         program = program.replace("os.kill, -1, 0", "os.kill, os.getpid(), 0").replace("os.fork", "os.getpid")
         exec(program.replace("/made", str(tmp_path / "made")), names)

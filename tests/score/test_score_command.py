@@ -115,7 +115,7 @@ async def test_quality_data_is_written_as_the_planner_reads_it(desk: Desk) -> No
     ]
 
 
-async def test_a_killed_run_goes_on_and_ends_with_the_same_files(desk: Desk) -> None:
+async def test_a_killed_run_continues_and_ends_with_the_same_files(desk: Desk) -> None:
     await desk.run(out="whole")
     desk.server.bodies.clear()
     desk.server.hold(after=20)
@@ -132,7 +132,7 @@ async def test_a_killed_run_goes_on_and_ends_with_the_same_files(desk: Desk) -> 
     assert desk.files() == desk.files("whole")
 
 
-async def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(desk: Desk) -> None:
+async def test_ctrl_c_writes_the_scores_so_far_and_names_how_to_continue(desk: Desk) -> None:
     desk.server.hold(after=10)
     process = await desk.start("--concurrency", "2")
     await until_noted(desk, 10)
@@ -145,7 +145,7 @@ async def test_ctrl_c_writes_what_is_there_and_says_how_to_go_on(desk: Desk) -> 
     assert parquet.read_table(desk.folder / "out" / "prompts.parquet").num_rows == COUNT
 
 
-async def test_a_local_expert_is_asked_through_the_gateway_and_a_failure_is_reported(desk: Desk) -> None:
+async def test_a_local_expert_is_reached_through_the_gateway_and_a_failure_is_reported(desk: Desk) -> None:
     desk.declare(local=True)
     code, report, told = await desk.run("--expert", "own")
     assert code == 1
@@ -168,7 +168,7 @@ async def test_an_expert_scored_later_joins_the_earlier_ones(desk: Desk) -> None
     assert read_quality(desk.folder / "out").models == ("large", "small")
 
 
-async def test_a_changed_declaration_is_scored_anew(desk: Desk) -> None:
+async def test_a_changed_declaration_is_scored_again(desk: Desk) -> None:
     await desk.run("--expert", "small")
     path = desk.folder / "experts.yaml"
     path.write_text(path.read_text().replace("system_prompt: Add.", "system_prompt: Add well."))
@@ -178,7 +178,7 @@ async def test_a_changed_declaration_is_scored_anew(desk: Desk) -> None:
     assert desk.server.bodies[0]["messages"][0] == {"role": "system", "content": "Add well."}
 
 
-async def test_a_gateway_that_is_not_there_is_said_before_anyone_is_asked(desk: Desk) -> None:
+async def test_a_missing_gateway_is_reported_before_any_request(desk: Desk) -> None:
     desk.declare(local=True)
     port, desk.server.port = desk.server.port, 1
     code, _, told = await desk.run()
@@ -198,7 +198,7 @@ async def test_bad_usage_and_bad_data_are_refused(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts.parquet", "scores.jsonl", "models.csv"])
-async def test_data_from_elsewhere_is_not_written_over(desk: Desk, name: str) -> None:
+async def test_quality_data_from_elsewhere_is_not_overwritten(desk: Desk, name: str) -> None:
     (desk.folder / "theirs").mkdir()
     (desk.folder / "theirs" / name).write_text("precious")
     code, _, told = await desk.run(out="theirs")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.scoring_run import keys_of
+from coe.learning.evaluation.scoring_run import cell_keys
 from coe.registry import ExpertSpec
 
 
@@ -27,5 +27,5 @@ def spec(**changes: Any) -> ExpertSpec:
 )
 def test_only_what_changes_the_answers_changes_the_key(changes: dict[str, Any], anew: bool) -> None:
     probe = Probe("one", (), "1 + 1?", "math", "numeric", "2", None, 0.0, "digest")
-    (before,), (after,) = keys_of([probe], spec(), None), keys_of([probe], spec(**changes), None)
+    (before,), (after,) = cell_keys([probe], spec(), None), cell_keys([probe], spec(**changes), None)
     assert (before != after) == anew

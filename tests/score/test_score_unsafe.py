@@ -47,7 +47,7 @@ async def score(folder: Path, *options: str) -> tuple[int | None, str, str]:
     return process.returncode, told.decode(), complaints.decode()
 
 
-async def test_code_is_refused_before_any_expert_is_asked(server: AnsweringServer, tmp_path: Path) -> None:
+async def test_code_is_refused_before_any_request_to_an_expert(server: AnsweringServer, tmp_path: Path) -> None:
     status, _, complaints = await score(tmp_path)
     assert status == 1
     assert "bubblewrap is not installed" in complaints

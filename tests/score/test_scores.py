@@ -14,8 +14,14 @@ from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import report_of
-from coe.learning.evaluation.scoring_run import GIVE_UP, Column, Run, keys_of, score_columns
+from coe.learning.evaluation.score_report import score_report
+from coe.learning.evaluation.scoring_run import (
+    MAX_CONSECUTIVE_FAILURES,
+    ExpertColumn,
+    ScoringRun,
+    cell_keys,
+    score_columns,
+)
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, Say, probe_of
@@ -26,27 +32,27 @@ pytestmark = pytest.mark.anyio
 DOWN = ExpertUnavailable("expert 'a' cannot be reached", expert="a")
 
 
-class Desk:
-    """Runs experts on probes with a journal in a folder, and keeps what was told."""
+class Runner:
+    """Runs experts on probes with a journal in a folder, and keeps the reported lines."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.advanced: list[str] = []
 
     async def score(self, probes: Sequence[Probe], *experts: Expert, judge: Expert | None = None) -> Journal:
-        patience = RetryLimits(attempts=3, pause=0)
+        limits = RetryLimits(attempts=3, pause_seconds=0)
         with Journal(self.path) as journal:
-            run = Run(
+            run = ScoringRun(
                 journal,
                 Sandbox(),
-                Judge(judge, patience=patience, concurrency=2) if judge else None,
-                patience,
+                Judge(judge, limits=limits, concurrency=2) if judge else None,
+                limits,
                 4,
-                tell=self.told.append,
+                report=self.reported.append,
                 advance=self.advanced.append,
             )
-            columns = [Column(expert, missing(journal, expert, probes)) for expert in experts]
+            columns = [ExpertColumn(expert, missing(journal, expert, probes)) for expert in experts]
             await score_columns(columns, run)
         return journal
 
@@ -57,8 +63,8 @@ def missing(journal: Journal, expert: Expert, probes: Sequence[Probe]) -> dict[s
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
 
 
 PROBES = [probe_of(f"p{number}") for number in range(30)]
@@ -68,116 +74,116 @@ def always(said: str | Exception) -> Say:
     return lambda _: said
 
 
-async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once(desk: Desk) -> None:
+async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once(runner: Runner) -> None:
     good, bad = AnsweringExpert("good", always("Right.")), AnsweringExpert("bad", always("wrong"))
-    journal = await desk.score(PROBES, good, bad)
+    journal = await runner.score(PROBES, good, bad)
     assert {cell.score for key, cell in journal.scored.items() if key.startswith("good/")} == {1.0}
     assert {cell.score for key, cell in journal.scored.items() if key.startswith("bad/")} == {0.0}
-    assert len(journal.scored) == len(desk.advanced) == 60
+    assert len(journal.scored) == len(runner.advanced) == 60
     assert good.most_at_once == bad.most_at_once == 4
     cell = journal.scored["good/p3"]
     assert (cell.input_tokens, cell.output_tokens, cell.cut) == (3, 5, False)
     assert len(str(cell.answer)) == 64
-    assert desk.told == []
+    assert runner.reported == []
 
 
-async def test_an_expert_that_recovers_is_asked_again_and_scored(desk: Desk) -> None:
+async def test_an_expert_that_recovers_is_retried_and_scored(runner: Runner) -> None:
     answers = iter([DOWN, DOWN, "right"])
-    journal = await desk.score(PROBES[:1], AnsweringExpert("a", lambda _: next(answers)))
+    journal = await runner.score(PROBES[:1], AnsweringExpert("a", lambda _: next(answers)))
     assert journal.scored["a/p0"].score == 1.0
-    assert desk.told == []
+    assert runner.reported == []
 
 
-async def test_an_expert_that_is_down_is_told_at_once_left_alone_and_never_scored(desk: Desk) -> None:
+async def test_an_expert_that_is_down_is_reported_at_once_skipped_and_never_scored(runner: Runner) -> None:
     a, b = AnsweringExpert("a", always(DOWN)), AnsweringExpert("b", always("right"))
-    journal = await desk.score(PROBES, a, b)
+    journal = await runner.score(PROBES, a, b)
     assert len([key for key in journal.scored if key.startswith("b/")]) == 30
     assert not any(key.startswith("a/") for key in journal.scored)
-    assert GIVE_UP <= len(journal.failed) < GIVE_UP + 4
+    assert MAX_CONSECUTIVE_FAILURES <= len(journal.failed) < MAX_CONSECUTIVE_FAILURES + 4
     assert len(a.asked) == 3 * len(journal.failed)
-    assert desk.told[0] == "a: probe p0 has no score: expert 'a' cannot be reached"
-    assert "failed 10 probes in a row" in desk.told[1]
-    assert len(desk.told) == 2
+    assert runner.reported[0] == "a: probe p0 has no score: expert 'a' cannot be reached"
+    assert "failed 10 probes in a row" in runner.reported[1]
+    assert len(runner.reported) == 2
 
 
-async def test_a_rejected_probe_is_not_asked_again_and_does_not_end_the_rest(desk: Desk) -> None:
+async def test_a_rejected_probe_is_not_retried_and_does_not_stop_the_rest(runner: Runner) -> None:
     def say(text: str) -> str | Exception:
         number = int(text[1:])
         return ExpertRejected("too long", expert="a", status=400) if number < 20 else "right"
 
     a = AnsweringExpert("a", say)
-    journal = await desk.score(PROBES, a)
+    journal = await runner.score(PROBES, a)
     assert len(a.asked) == 30
     assert len(journal.scored) == 10
     assert {cell.code for cell in journal.failed.values()} == {"expert_rejected"}
 
 
-async def test_a_second_run_asks_only_what_is_missing(desk: Desk) -> None:
-    await desk.score(PROBES[:20], AnsweringExpert("a", lambda text: DOWN if text == "p7" else "right"))
+async def test_a_second_run_requests_only_missing_scores(runner: Runner) -> None:
+    await runner.score(PROBES[:20], AnsweringExpert("a", lambda text: DOWN if text == "p7" else "right"))
     again = AnsweringExpert("a", always("right"))
-    journal = await desk.score(PROBES, again)
+    journal = await runner.score(PROBES, again)
     assert sorted(again.asked) == sorted(["p7", *(f"p{number}" for number in range(20, 30))])
     assert len(journal.scored) == 30
     assert not journal.failed
 
 
 @needs_bubblewrap
-async def test_code_is_run_against_its_tests(desk: Desk) -> None:
+async def test_code_is_run_against_its_tests(runner: Runner) -> None:
     probe = probe_of("add", checker="code", reference=None, tests="assert add(1, 2) == 3")
     right = AnsweringExpert("right", always("```python\ndef add(a, b): return a + b\n```"))
     wrong = AnsweringExpert("wrong", always("```python\ndef add(a, b): return a - b\n```"))
-    journal = await desk.score([probe], right, wrong)
+    journal = await runner.score([probe], right, wrong)
     assert journal.scored["right/add"].score == 1.0
     assert journal.scored["wrong/add"].score == 0.0
     assert "assert add(1, 2) == 3" in journal.scored["wrong/add"].note
 
 
 @needs_bubblewrap
-async def test_tests_that_cannot_be_run_leave_the_probe_without_a_score(desk: Desk) -> None:
+async def test_tests_that_cannot_be_run_leave_the_probe_without_a_score(runner: Runner) -> None:
     probe = probe_of("node", checker="code", reference=None, tests="class Node: pass\nassert f(Node())")
-    journal = await desk.score([probe], AnsweringExpert("a", always("```python\ndef f(x): return x\n```")))
+    journal = await runner.score([probe], AnsweringExpert("a", always("```python\ndef f(x): return x\n```")))
     assert journal.failed["a/node"].code == "tests_unusable"
-    assert "the tests pass a Node" in desk.told[0]
+    assert "the tests pass a Node" in runner.reported[0]
 
 
-async def test_numeric_probes_use_their_tolerance(desk: Desk) -> None:
+async def test_numeric_probes_use_their_tolerance(runner: Runner) -> None:
     probes = [
         probe_of("x", checker="numeric", reference="100", tolerance=0.02),
         probe_of("y", checker="numeric", reference="100"),
     ]
-    journal = await desk.score(probes, AnsweringExpert("a", always("about 101")))
+    journal = await runner.score(probes, AnsweringExpert("a", always("about 101")))
     assert (journal.scored["a/x"].score, journal.scored["a/y"].score) == (1.0, 0.0)
 
 
-async def test_a_judge_scores_and_its_failure_leaves_the_cell_missing(desk: Desk) -> None:
+async def test_a_judge_scores_and_its_failure_leaves_the_cell_missing(runner: Runner) -> None:
     probe = probe_of("poem", checker="judge", reference=None)
     poet = AnsweringExpert("poet", always("roses"))
-    failed = await desk.score([probe], poet, judge=AnsweringExpert("judge", always("no idea")))
+    failed = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("no idea")))
     assert failed.failed["poet/poem"].error.startswith("the judge failed: expert 'judge' gave no verdict")
-    journal = await desk.score([probe], poet, judge=AnsweringExpert("judge", always("[[10]]")))
+    journal = await runner.score([probe], poet, judge=AnsweringExpert("judge", always("[[10]]")))
     assert journal.scored["poet/poem"].score == 1.0
 
 
-async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(desk: Desk) -> None:
+async def test_an_answer_that_is_no_completion_is_a_failure_not_a_zero(runner: Runner) -> None:
     class Garbled(AnsweringExpert):
         async def stream(self, call):  # type: ignore[no-untyped-def]
             reply = await super().stream(call)
             reply._chunks = [b'{"choices": []}']
             return reply
 
-    journal = await desk.score(PROBES[:1], Garbled("a", always("")))
-    assert journal.failed["a/p0"].code == "expert_garbage"
+    journal = await runner.score(PROBES[:1], Garbled("a", always("")))
+    assert journal.failed["a/p0"].code == "expert_invalid_response"
 
 
-async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(desk: Desk) -> None:
-    journal = await desk.score(PROBES[:1], AnsweringExpert("a", always(""), finish="length"))
+async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(runner: Runner) -> None:
+    journal = await runner.score(PROBES[:1], AnsweringExpert("a", always(""), finish="length"))
     assert (journal.scored["a/p0"].score, journal.scored["a/p0"].cut) == (0.0, True)
 
 
 # ------------------------------------------------------------------------------------------------------------- journal
 
 
-def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped_and_written_again(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.append(Cell("k1", "p1", "a", score=1.0))
@@ -191,7 +197,7 @@ def test_a_torn_last_line_is_dropped_and_written_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"surprise": 1}'])
-def test_a_line_that_is_no_cell_is_named(tmp_path: Path, line: str) -> None:
+def test_a_damaged_journal_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(f"{line}\n")
     with pytest.raises(DataError, match=r"journal\.jsonl:1: not a line of the journal"), Journal(path):
@@ -202,7 +208,7 @@ def test_a_line_that_is_no_cell_is_named(tmp_path: Path, line: str) -> None:
 
 
 def key_of(probe: Probe, spec: ExpertSpec, judge: ExpertSpec | None = None) -> str:
-    return keys_of([probe], spec, judge)[0]
+    return cell_keys([probe], spec, judge)[0]
 
 
 def test_a_key_changes_with_the_probe_and_with_what_the_expert_answers_by() -> None:
@@ -232,7 +238,7 @@ def test_the_report_counts_scores_gaps_and_reasons(tmp_path: Path) -> None:
         journal.append(Cell("kx", "x", "a", score=1.0, output_tokens=5, latency_ms=10.0, cut=True))
         journal.append(Cell("ky", "y", "a", score=0.5, latency_ms=20.0, consistent=False))
         journal.append(Cell("kz", "z", "a", code="expert_timeout", error="too slow"))
-        report = report_of(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})
+        report = score_report(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})
     column = report["experts"]["a"]
     assert (report["missing"], column["scored"], column["missing"], column["reused"]) == (1, 2, 1, 1)
     assert column["categories"] == {"code": {"n": 1, "mean": 0.5}, "general": {"n": 1, "mean": 1.0}}

@@ -16,9 +16,9 @@ from pyarrow import parquet
 from coe.artifacts.store import ArtifactStore
 from coe.fleet import Fleet, local_servers
 from coe.registry import ExpertSpec
-from coe.retrieval.gate import FILE, Gate
+from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Endpoint
-from tests.cli.shop import TAUGHT
+from tests.cli.logged_service import TAUGHT
 from tests.routers.conftest import WORDS, built, tiny_encoder
 from tests.score.answering import AnsweringServer
 
@@ -44,7 +44,12 @@ def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
     experts = [{"runtime": "external", **one} for one in (small, reader)]
     declared: dict[str, Any] = {"version": 1, "categories": categories, "experts": experts}
     declared |= {"assignment": {"general": "small"}}
-    declared["retrieval"] = {"store": "lancedb:///documents", "passages": 1, "least_cosine": -1, "tokens": 128}
+    declared["retrieval"] = {
+        "store": "lancedb:///documents",
+        "max_passages": 1,
+        "min_similarity": -1,
+        "max_tokens": 128,
+    }
     (folder / "experts.yaml").write_text(json.dumps(declared))
     store = ArtifactStore(folder / ".coe" / "artifacts", "router")
     with store.draft() as draft:
@@ -83,12 +88,12 @@ async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fit
         cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
         logs=tmp_path / "logs",
         python=Path(sys.executable),
-        say=print,
+        report=print,
     )
     folder, out = tmp_path / "service", tmp_path / "quality"
     folder.mkdir()
     reader = AnsweringServer({"reader": lambda text: text if "sources" in text else "I cannot know."})
-    async with reader.running(), Fleet(specs, say=print):
+    async with reader.running(), Fleet(specs, report=print):
         made(folder, built[0], endpoints["small"], reader.port)
         indexed = await run(folder, "index", "add", "facts")
         scored = await run(folder, "score", "probes.jsonl", "--out", str(out), "--retrieval", "both")
@@ -105,7 +110,7 @@ async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fit
     artifact = ArtifactStore(folder / ".coe" / "artifacts", "gate").current()
     assert artifact is not None
     assert artifact.manifest.version == planned["gate"]["version"]
-    assert set(Gate.load(artifact.folder / FILE).experts) == {"small", "reader"}
+    assert set(Gate.load(artifact.folder / GATE_FILE).experts) == {"small", "reader"}
     told = planned["gate"]["experts"]
     assert told["small"]["always"] == pytest.approx(means["small"]["with"])
     assert told["reader"]["gated"] == pytest.approx(means["reader"]["with"], abs=0.1)

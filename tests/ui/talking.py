@@ -60,4 +60,4 @@ def answers(page: Page) -> Locator:
 
 async def choose(page: Page, model: str, second: str = "") -> None:
     await page.get_by_label("Model").select_option(model)
-    await page.get_by_label("Side by side with").select_option(second)
+    await page.get_by_label("Compare with").select_option(second)

@@ -30,7 +30,7 @@ async def fill(page: Page, **fields: str) -> None:
 
 
 async def check(page: Page) -> None:
-    await page.get_by_role("button", name="Check it").click()
+    await page.get_by_role("button", name="Check entry").click()
 
 
 @pytest.mark.parametrize("phone", [False, True])
@@ -40,9 +40,9 @@ async def test_cards_and_checklist_fit_and_are_accessible(
 ) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts?add", phone=phone, dark=dark) as page:
         await expect(page.get_by_role("heading", name="good", exact=True)).to_be_visible()
-        await fill(page, Name="writer", Model="m", Address="http://127.0.0.1:9/v1")
+        await fill(page, Name="writer", Model="m", Base_URL="http://127.0.0.1:9/v1")
         await check(page)
-        await expect(page.get_by_role("heading", name="What comes next for writer")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Next steps for writer")).to_be_visible()
         await check_no_sideways_scroll(page)
         await check_accessible(page)
 
@@ -74,17 +74,17 @@ async def test_an_entry_is_made_checked_and_its_steps_ticked_off_as_they_are_don
     browser: Browser, tmp_path: Path
 ) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/experts?add") as page:
-        await fill(page, Name="wrong name", Model="good", Address=served.upstream.url)
+        await fill(page, Name="wrong name", Model="good", Base_URL=served.upstream.url)
         await check(page)
         await expect(page.get_by_text("Line 1", exact=True)).to_be_visible()
         await fill(page, Name="second")
         await page.get_by_label("tools").check()
-        await expect(page.get_by_label("The entry for experts.yaml")).to_have_value(
+        await expect(page.get_by_label("Entry for experts.yaml")).to_have_value(
             f"  - name: second\n    model: good\n    runtime: external\n    base_url: {served.upstream.url}\n"
             "    capabilities: [tools]\n"
         )
         await check(page)
-        await expect(page.get_by_text("It fits experts.yaml as it is now.")).to_be_visible()
+        await expect(page.get_by_text("The entry fits the current experts.yaml.")).to_be_visible()
         step = page.get_by_role("listitem")
         await expect(step.filter(has_text="Declared: to do")).to_be_visible()
         new = {"name": "second", "model": "good", "runtime": "external", "base_url": served.upstream.url}
@@ -106,9 +106,9 @@ async def test_an_address_that_is_only_in_an_entry_is_never_called(browser: Brow
     runner = await stranger.start()
     try:
         async with visiting(browser, f"{served.url}/ui/#/experts?add") as page:
-            await fill(page, Name="stranger", Model="good", Address=stranger.url)
+            await fill(page, Name="stranger", Model="good", Base_URL=stranger.url)
             await check(page)
-            await expect(page.get_by_text("It fits experts.yaml as it is now.")).to_be_visible()
+            await expect(page.get_by_text("The entry fits the current experts.yaml.")).to_be_visible()
             step = page.get_by_role("listitem")
             await expect(step.filter(has_text="Reachable: to do")).to_be_visible()
         assert (stranger.seen, dict(stranger.pages)) == ([], {})
@@ -119,11 +119,11 @@ async def test_an_address_that_is_only_in_an_entry_is_never_called(browser: Brow
 async def test_whatever_is_typed_is_text(browser: Browser, served: Served) -> None:
     hostile = "\"><img src=x onerror=alert(1)><script>alert(2)</script>\u202e'"
     async with visiting(browser, f"{served.url}/ui/#/experts?add") as page:
-        await fill(page, Name=hostile, Model=hostile, Address="http://127.0.0.1:9/v1")
+        await fill(page, Name=hostile, Model=hostile, Base_URL="http://127.0.0.1:9/v1")
         await check(page)
         await expect(page.get_by_text("Line 1", exact=True)).to_be_visible()
         assert await page.locator("main img, main script").count() == 0
-        await page.get_by_label("The entry for experts.yaml").fill("x" * 16_000)
+        await page.get_by_label("Entry for experts.yaml").fill("x" * 16_000)
         await check(page)
         await expect(page.get_by_text("expected one expert")).to_be_visible()
         await check_no_sideways_scroll(page)

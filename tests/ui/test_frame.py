@@ -89,7 +89,7 @@ async def test_a_key_without_the_scope_is_told_so(browser: Browser, served: Serv
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:
         await page.get_by_label("API key").fill(READER)
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("heading", name="Not with this key")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Permission denied")).to_be_visible()
         await check_accessible(page)
 
 

@@ -27,7 +27,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 async def since_the_start(page: Page) -> None:
-    await page.get_by_role("combobox", name="Over").select_option(label="since the start")
+    await page.get_by_role("combobox", name="Over").select_option(label="since start")
 
 
 async def says(page: Page, state: str) -> None:
@@ -35,7 +35,7 @@ async def says(page: Page, state: str) -> None:
 
 
 async def in_all(page: Page, count: int) -> None:
-    await expect(page.get_by_text(f"{count} in all")).to_be_visible()
+    await expect(page.get_by_text(f"{count} in total")).to_be_visible()
 
 
 @pytest.mark.parametrize("phone", [False, True])
@@ -57,7 +57,7 @@ async def test_requests_of_all_processes_are_told_by_expert_and_by_what_they_cam
         row = page.get_by_role("table", name="Experts").get_by_role("row")
         await expect(row.filter(has_text="good")).to_contain_text("60 %")
         await expect(row.filter(has_text="status-500")).to_contain_text("20 %")
-        ended = page.get_by_role("table", name="Ended as").get_by_role("row")
+        ended = page.get_by_role("table", name="Outcome").get_by_role("row")
         await expect(ended.filter(has_text="expert_unavailable")).to_contain_text("20 %")
         facts = page.get_by_role("region", name="Gateway")
         await expect(facts).to_contain_text("Workers 2")
@@ -69,12 +69,12 @@ async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: 
         async with page.expect_event("requestfailed", lambda request: "stats/stream" in request.url):
             await page.get_by_role("button", name="Pause").click()
         await says(page, "Paused")
-        before = await page.get_by_text("in all").text_content()
+        before = await page.get_by_text("in total").text_content()
         await (await served.ask("good")).read()
         await page.get_by_role("heading", level=1).click()  # the focus is nowhere
         await page.keyboard.press("Space")
         await says(page, "Live")
-        await expect(page.get_by_text("in all")).not_to_have_text(before or "")
+        await expect(page.get_by_text("in total")).not_to_have_text(before or "")
         await page.keyboard.press("Space")
         await says(page, "Paused")
 
@@ -104,7 +104,7 @@ async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browse
             await (await served.ask("good")).read()
         await in_all(page, 3)
         await served.kill()
-        await says(page, "The gateway is away; trying again")
+        await says(page, "Gateway unavailable; retrying")
         await in_all(page, 3)
         await served.start()
         await (await served.ask("good")).read()
@@ -119,8 +119,8 @@ async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browse
 async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser: Browser, served: Served) -> None:
     async with served.client.get(f"{served.url}/v1/stats") as response:
         look = await response.json()
-    look["troubles"] = ["log_failing", "reload_failed"]
-    turns = {"tier": "asleep", "held": 4, "switches": 7}
+    look["warnings"] = ["log_failing", "reload_failed"]
+    turns = {"tier": "asleep", "waiting": 4, "switches": 7}
     look["experts"][0] |= turns | {"replicas": {"a:1": "open", "b:1": "closed", "c:1": "open"}}
     look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}
     later = look | {"time": look["time"] + 1}
@@ -142,14 +142,14 @@ async def test_quantiles_and_differences_are_right(browser: Browser, served: Ser
     async with visiting(browser, f"{served.url}/ui/#/live") as page:
         found = await page.evaluate(
             """async () => {
-                const { quantile, less, margins, failures } = await import("/ui/views/live/sums.js");
+                const { quantile, increments, margins, failures } = await import("/ui/views/live/counters.js");
                 const bounds = [0.1, 0.2, 0.4];
                 return [
                     quantile(bounds, [0, 0, 0, 0], 0.5),
                     quantile(bounds, [4, 0, 0, 0], 0.5),
                     quantile(bounds, [2, 2, 4, 0], 0.75),
                     quantile(bounds, [0, 0, 0, 3], 0.5),
-                    less({ a: 3, b: 2, c: 1 }, { a: 1, b: 2 }),
+                    increments({ a: 3, b: 2, c: 1 }, { a: 1, b: 2 }),
                     margins({ code: { x: 2, y: 1 }, art: { x: 4 } }),
                     failures({ ok: 5, aborted: 2, expert_busy: 3, draining: 1 }),
                 ];

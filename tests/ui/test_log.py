@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ SPECIAL = {
         "cause": "connection_refused",
     },
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
-    12: {"prompt": LONG, "retrieval": "open", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
+    12: {"prompt": LONG, "retrieval": "used", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
     13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "utility": (), "price": ()},
 }
 COUNT = 130
@@ -92,7 +93,7 @@ async def test_the_newest_come_first_and_pages_lead_back_to_the_oldest(browser: 
             await page.get_by_role("link", name="Older").click()
             await expect(page.get_by_role("link", name="Newest")).to_be_visible()
         await expect(rows(page)).to_have_count(30)
-        await expect(page.get_by_text("there is nothing older")).to_be_visible()
+        await expect(page.get_by_text("end of log")).to_be_visible()
         await page.go_back()
         await expect(rows(page)).to_have_count(50)
         await page.get_by_role("link", name="Newest").click()
@@ -107,22 +108,22 @@ async def test_filters_stand_in_the_address_and_come_from_it(browser: Browser, s
         assert page.url.endswith("#/log?reason=fallback")
         await page.get_by_label("Tenant").fill("nobody")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_text("No record fits.")).to_be_visible()
+        await expect(page.get_by_text("No matching records.")).to_be_visible()
         await expect(page.get_by_label("Tenant")).to_be_focused()
         await page.get_by_role("link", name="Clear").click()
         await expect(rows(page)).to_have_count(50)
         await expect(page.get_by_label("Reason")).to_have_value("")
         await page.goto(shop.url("?tenant=retail&within=1d"))
         await expect(rows(page)).to_have_count(1)
-        await expect(page.get_by_label("When")).to_have_value("1d")
+        await expect(page.get_by_role("combobox", name=re.compile("^Time"))).to_have_value("1d")
         await page.goto(shop.url("?within=between&since=2001-01-01T00:00&until=2001-01-02T00:00"))
-        await expect(page.get_by_text("No record fits.")).to_be_visible()
+        await expect(page.get_by_text("No matching records.")).to_be_visible()
         await expect(page.get_by_label("From", exact=True)).to_have_value("2001-01-01T00:00")
 
 
 async def test_a_search_that_is_refused_says_why(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("?before=elsewhere")) as page:
-        await expect(page.get_by_role("heading", name="That did not work")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Request failed")).to_be_visible()
         await expect(page.get_by_role("alert")).to_contain_text("before")
 
 
@@ -132,15 +133,15 @@ async def test_a_row_leads_to_its_record_and_the_record_tells_all(browser: Brows
         await rows(page).first.locator("td").nth(1).click()
         await expect(page.get_by_role("heading", level=1)).to_have_text(shop.records[10].request_id)
         for text in (
-            "good did not answer: nothing listens at its address, so drips was asked",
+            "good did not answer: nothing listens at its address, so drips answered",
             "good: connection_refused",
-            "No documents are declared",
+            "No document store is declared",
             "a picture of code",
             "$0.0012",
-            "Nobody has said anything",
+            "No feedback.",
         ):
             await expect(page.get_by_text(text).first).to_be_visible()
-        considered = page.get_by_role("region", name="Experts considered").locator("tbody tr")
+        considered = page.get_by_role("region", name="Candidates").locator("tbody tr")
         assert await considered.nth(0).inner_text() == "good\t0.810\t0.010\t0.800"
         assert await considered.nth(2).inner_text() == "silent\t–\t0.000\t–"
         await expect(considered.nth(1)).to_contain_text("(chosen)")
@@ -148,26 +149,26 @@ async def test_a_row_leads_to_its_record_and_the_record_tells_all(browser: Brows
 
 async def test_a_request_is_decided_again_beside_what_was(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url(f"/{shop.records[10].request_id}")) as page:
-        await page.get_by_role("button", name="Decide again").click()
-        await expect(page.get_by_text("the router in use has classified it anew")).to_be_visible()
-        table = page.get_by_role("table", name="The decision then and now")
+        await page.get_by_role("button", name="Replay decision").click()
+        await expect(page.get_by_text("the current router classified it again")).to_be_visible()
+        table = page.get_by_role("table", name="Decision recorded and replayed")
         await expect(table.get_by_role("row", name="Expert")).to_have_text("Expert drips good")
         await expect(table.get_by_role("row", name="Router")).to_contain_text("words")
         await check_accessible(page)
         await page.goto(shop.url(f"/{shop.records[0].request_id}"))
-        await page.get_by_role("button", name="Decide again").click()
-        await expect(page.get_by_text("The log kept no text")).to_be_visible()
+        await page.get_by_role("button", name="Replay decision").click()
+        await expect(page.get_by_text("The log stores no text")).to_be_visible()
         await page.goto(shop.url(f"/{shop.records[13].request_id}"))
-        await expect(page.get_by_role("button", name="Decide again")).to_be_disabled()
+        await expect(page.get_by_role("button", name="Replay decision")).to_be_disabled()
 
 
 async def test_labels_are_kept_and_shown(browser: Browser, shop: Shop) -> None:
     request_id = shop.records[20].request_id
     async with visiting(browser, shop.url(f"/{request_id}")) as page:
         await page.get_by_role("button", name="Bad").click()
-        await expect(page.get_by_text("It is kept")).to_be_visible()
-        await page.get_by_label("Right category").select_option("art")
-        await page.locator("form", has=page.get_by_label("Right category")).get_by_role("button").click()
+        await expect(page.get_by_text("Feedback saved.")).to_be_visible()
+        await page.get_by_label("Correct category").select_option("art")
+        await page.locator("form", has=page.get_by_label("Correct category")).get_by_role("button").click()
         said = page.get_by_role("region", name="Feedback").locator("tbody tr")
         await expect(said).to_have_count(2)
         await expect(said.nth(0)).to_contain_text("down")
@@ -182,7 +183,7 @@ async def test_labels_are_kept_and_shown(browser: Browser, shop: Shop) -> None:
 async def test_what_a_prompt_contains_is_text(browser: Browser, shop: Shop, number: int) -> None:
     one = shop.records[number]
     async with visiting(browser, shop.url(f"/{one.request_id}"), phone=True) as page:
-        shown = page.get_by_role("region", name="The text that was classified").locator("pre")
+        shown = page.get_by_role("region", name="Classified text").locator("pre")
         await expect(shown).to_be_visible()
         assert one.prompt is not None
         assert (await shown.evaluate("node => node.textContent")).replace("\ufffd", "\x00") == one.prompt
@@ -203,7 +204,7 @@ async def test_an_empty_log_says_how_to_fill_it(browser: Browser, tmp_path_facto
         serving(tmp_path_factory.mktemp("empty")) as served,
         visiting(browser, f"{served.url}/ui/#/log") as page,
     ):
-        await expect(page.get_by_text("No request has come yet.")).to_be_visible()
+        await expect(page.get_by_text("No requests yet.")).to_be_visible()
         await check_accessible(page)
 
 
@@ -216,7 +217,7 @@ async def test_list_and_record_fit_and_are_accessible(browser: Browser, shop: Sh
         await check_accessible(page)
         await rows(page).first.locator("a").focus()
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("heading", name="Feedback")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Feedback", exact=True)).to_be_visible()
         await check_no_sideways_scroll(page)
         await check_accessible(page)
 
@@ -239,7 +240,7 @@ async def test_what_one_look_does_not_reach_is_looked_for_further_back(browser: 
         await page.route("**/v1/records?*", in_steps)
         await page.get_by_role("button", name="Refresh").click()
         await expect(rows(page)).to_have_count(2)
-        await expect(page.get_by_text("there is nothing older")).to_be_visible()
+        await expect(page.get_by_text("end of log")).to_be_visible()
     assert len(asked) == 4
     assert f"before={COUNT - 3}" in asked[3]
     assert "limit=48" in asked[3]

@@ -47,7 +47,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 async def test_a_view_is_there_and_complete(browser: Browser, served: Served, view: str) -> None:
     async with visiting(browser, f"{served.url}/ui/#/{view}") as page:
         await expect(page.get_by_role("heading", level=1)).to_be_visible()
-        await expect(page.get_by_role("status").filter(has_text="Loading")).to_have_count(0)
+        await expect(page.get_by_role("status").filter(has_text="Loading")).to_have_count(0, timeout=20_000)
         if view == "router":  # its gateway routes by a stand-in, which `coe status` cannot load
             await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet")
         else:

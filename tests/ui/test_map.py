@@ -60,13 +60,13 @@ async def taken_over(served: Served, version: str) -> None:
 
 
 async def shown(page: Page) -> None:
-    await expect(page.get_by_role("heading", name="What each expert is worth")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Value of each expert")).to_be_visible()
     await expect(page.locator("coe-chart canvas")).to_be_visible()
 
 
 async def test_a_declared_assignment_says_how_to_measure(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/map") as page:
-        await expect(page.get_by_role("heading", name="The experts are not measured yet")).to_be_visible()
+        await expect(page.get_by_role("heading", name="No scores yet")).to_be_visible()
         await expect(page.get_by_text("coe plan quality")).to_be_visible()
         row = page.get_by_role("row", name="code good")
         await expect(row).to_be_visible()
@@ -90,7 +90,7 @@ async def test_cells_are_told_in_words_and_gone_through_by_arrow_keys(browser: B
         await first.focus()
         told = page.locator(".heat-told")
         await expect(told).to_contain_text("of 80 scores")
-        await expect(told).to_contain_text("1 standard error below what is expected")
+        await expect(told).to_contain_text("1 standard error below the estimate")
         await page.keyboard.press("ArrowDown")
         await page.keyboard.press("ArrowRight")
         await expect(page.get_by_role("button", name="art, painter:")).to_be_focused()
@@ -133,4 +133,4 @@ async def test_a_plan_of_which_nothing_was_kept_says_to_plan_again(browser: Brow
         version, _ = planned(settings, load(settings.config, environ={}), keep=False)
         await taken_over(served, version)
         async with visiting(browser, f"{served.url}/ui/#/map") as page:
-            await expect(page.get_by_role("heading", name="Nobody kept what this plan was made of")).to_be_visible()
+            await expect(page.get_by_role("heading", name="No data stored for this plan")).to_be_visible()

@@ -21,8 +21,8 @@ async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: 
         await expect(answers(page)).to_contain_text("code, please")
         why = page.get_by_role("complementary", name="Why")
         await expect(why.get_by_text("coder is expected to answer best (code")).to_be_visible()
-        await expect(why.get_by_role("link", name="Its record in the log")).to_be_visible()
-        considered = why.get_by_role("region", name="Experts considered").locator("tbody tr")
+        await expect(why.get_by_role("link", name="Open record")).to_be_visible()
+        considered = why.get_by_role("region", name="Candidates").locator("tbody tr")
         await expect(considered).to_have_count(len(MODELS))
         await expect(considered.first).to_contain_text("coder (chosen)")
         await expect(why.locator(".stretches dt")).to_have_text(
@@ -32,8 +32,8 @@ async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: 
             assert value.endswith(" ms") == (place < 7)
         await expect(why.locator(".neighbours li").first).to_contain_text("code")
         await expect(why.get_by_text("2 + 4")).to_be_visible()
-        await why.get_by_role("link", name="Its record in the log").click()
-        await expect(page.get_by_role("heading", name="Experts considered")).to_be_visible()
+        await why.get_by_role("link", name="Open record").click()
+        await expect(page.get_by_role("heading", name="Candidates")).to_be_visible()
         await page.go_back()
         await expect(answers(page)).to_contain_text("code, please")
 
@@ -62,16 +62,16 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
         await page.get_by_text("More", exact=True).click()
         await page.get_by_label("System prompt").fill("be brief")
         await page.get_by_label("Temperature").fill("0.3")
-        await page.get_by_label("Most tokens").fill("77")
-        await page.get_by_label("Thrift").fill("0.5")
-        await page.get_by_label("Documents").select_option("off")
+        await page.get_by_label("Max tokens").fill("77")
+        await page.get_by_label("Cost weight").fill("0.5")
+        await page.get_by_label("Retrieval").select_option("off")
         await say(page, "code one")
         await done(page)
         async with page.expect_request("**/v1/chat/completions") as asked:
             await say(page, "code two")
         assert (await asked.value).headers["x-coe-retrieval"] == "off"
         await expect(answers(page).nth(1)).to_contain_text("code two")
-        link = page.get_by_role("link", name="Its record in the log")
+        link = page.get_by_role("link", name="Open record")
         request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
     body = room.echo.seen[-1]
     assert (body["temperature"], body["max_tokens"], body["stream"]) == (0.3, 77, True)
@@ -95,13 +95,13 @@ async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begi
     async with visiting(browser, room.url) as page:
         await choose(page, "painter")
         await say(page, "keep me")
-        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
+        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await page.get_by_label("Your message").fill("half a thought")
         await page.reload()
         await expect(answers(page)).to_contain_text("keep me")
         await expect(page.get_by_label("Model")).to_have_value("painter")
         await expect(page.get_by_label("Your message")).to_have_value("half a thought")
-        await expect(page.get_by_text("painter was asked for by name")).to_be_visible()
+        await expect(page.get_by_text("painter was pinned")).to_be_visible()
         await page.get_by_role("button", name="New conversation").click()
         await expect(answers(page)).to_have_count(0)
         await page.reload()
@@ -115,7 +115,7 @@ async def test_thumbs_are_kept(browser: Browser, room: Room) -> None:
         await done(page)
         await page.get_by_role("button", name="Good").click()
         await expect(page.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
-        link = page.get_by_role("link", name="Its record in the log")
+        link = page.get_by_role("link", name="Open record")
         request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
     log = open_feedback(SQLITE, base=room.served.folder / ".coe")
     said = await log.for_request(request_id, keys=(None,))
@@ -150,13 +150,13 @@ async def test_what_prompts_and_answers_contain_is_text(
 @pytest.mark.parametrize("dark", [False, True])
 async def test_it_fits_and_is_accessible(browser: Browser, room: Room, phone: bool, dark: bool) -> None:
     async with visiting(browser, room.url, phone=phone, dark=dark) as page:
-        await expect(page.get_by_text("Ask something.")).to_be_visible()
+        await expect(page.get_by_text("Send a message.")).to_be_visible()
         await check_accessible(page)
         await say(page, "code:\n```python\nprint(1)\n```")
         await done(page)
         if phone:
             await answers(page).get_by_text("Why?").click()
-        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
+        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await check_no_sideways_scroll(page)
         await check_accessible(page)
         await choose(page, "coder", "painter")

@@ -22,10 +22,10 @@ async def test_an_answer_is_stopped_and_asked_again(browser: Browser, room: Room
         await expect(answers(page)).to_contain_text("hi")
         await page.get_by_role("button", name="Stop").click()
         await expect(answers(page)).to_contain_text("Stopped.")
-        await page.get_by_role("button", name="Ask again").click()
+        await page.get_by_role("button", name="Retry").click()
         await expect(page.get_by_role("button", name="Stop")).to_be_visible()
         await page.get_by_role("button", name="Stop").click()
-        await expect(page.get_by_role("link", name="Its record in the log")).to_be_visible()
+        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await expect(answers(page)).to_have_count(1)
 
 
@@ -54,7 +54,7 @@ async def test_a_stream_that_breaks_off_says_so_below_what_came(browser: Browser
         await say(page, "hello")
         await expect(answers(page)).to_contain_text("hi")
         room.echo.may_break.set()
-        await expect(page.get_by_role("alert")).to_contain_text("broken off")
+        await expect(page.get_by_role("alert")).to_contain_text("interrupted")
         await expect(page.get_by_role("alert")).to_contain_text("cuda died")
         await expect(answers(page)).to_contain_text("hi")
 
@@ -69,7 +69,7 @@ async def test_a_gateway_that_is_killed_and_started_again_loses_nothing_of_the_c
         await say(page, "code two")
         await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
         await room.served.start()
-        await page.get_by_role("button", name="Ask again").click()
+        await page.get_by_role("button", name="Retry").click()
         await expect(answers(page).nth(1)).to_contain_text("code two")
         await done(page)
         await page.reload()
@@ -108,4 +108,4 @@ async def test_a_key_that_may_not_chat_is_told_so_and_forgetting_it_forgets_the_
         assert "secret" not in await page.evaluate("JSON.stringify(sessionStorage)")
         await page.get_by_label("API key").fill("looker")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_text("Ask something.")).to_be_visible()
+        await expect(page.get_by_text("Send a message.")).to_be_visible()

@@ -13,12 +13,12 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli.status import status_report
+from coe.jobs.status_report import status_report
 from coe.settings import Settings
 from tests.admin.samples import router_published
 from tests.gateway.served import Served, serving
 from tests.gateway.test_overlays import published, swapping
-from tests.learning.test_watch import logged, settings, traffic
+from tests.learning.test_status_report import logged, settings, traffic
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
 __all__ = ["settings"]
@@ -37,10 +37,10 @@ def measured(accuracy: float) -> dict[str, object]:
         "escalated": 0.3,
         "ece": 0.02,
         "ece_before": 0.2,
-        "unknown_auroc": 0.8,
+        "out_of_scope_auroc": 0.8,
         "confidence_threshold": 0.45,
-        "doubted": 0.05,
-        "doubted_unknown": 0.3,
+        "rejected": 0.05,
+        "rejected_out_of_scope": 0.3,
         "reliability": [
             {"count": 100, "confidence": 0.3, "accuracy": 0.4},
             {"count": 200, "confidence": 0.9, "accuracy": 0.9},
@@ -86,17 +86,17 @@ async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
 async def move(page: Page, button: str, why: str) -> None:
     await page.get_by_role("button", name=button).click()
     dialog = page.get_by_role("dialog")
-    await expect(dialog.get_by_label("Why")).to_be_focused()
-    await expect(dialog.get_by_label("Why")).to_have_value("")
+    await expect(dialog.get_by_label("Reason")).to_be_focused()
+    await expect(dialog.get_by_label("Reason")).to_have_value("")
     await page.keyboard.type(why)
     await page.keyboard.press("Enter")
 
 
 async def test_before_anything_is_trained_it_says_what_makes_each_kind(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/router") as page:
-        await expect(page.get_by_text("None yet; coe train makes one.")).to_be_visible()
+        await expect(page.get_by_text("None yet; run coe train.")).to_be_visible()
         await page.get_by_role("link", name="Assignment").click()
-        await expect(page.get_by_text("None yet; coe plan makes one.")).to_be_visible()
+        await expect(page.get_by_text("None yet; run coe plan.")).to_be_visible()
         await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet", timeout=20_000)
         await check_accessible(page)
 
@@ -107,9 +107,10 @@ async def test_two_versions_side_by_side_fit_and_are_accessible(
     browser: Browser, shop: Shop, phone: bool, dark: bool
 ) -> None:
     async with visiting(browser, shop.url(f"/router/{shop.new}?with={shop.old}"), phone=phone, dark=dark) as page:
-        await expect(page.get_by_role("row", name="Right answers").first).to_contain_text("90.0 %80.0 %+10.0 %")
+        metrics = page.get_by_role("table", name="Training metrics")
+        await expect(metrics.get_by_role("row", name="Accuracy")).to_contain_text("90.0 %80.0 %+10.0 %")
         await expect(page.locator("coe-chart canvas")).to_have_count(2)
-        cell = page.get_by_role("button", name="15 of 100 prompts of code were taken for art")
+        cell = page.get_by_role("button", name="15 of 100 prompts of code were predicted as art")
         await cell.focus()
         await expect(page.locator(".heat-told")).to_contain_text("(15 %)")
         await check_no_sideways_scroll(page)
@@ -120,7 +121,7 @@ async def test_a_version_is_put_into_use_with_why_and_gone_back_from(browser: Br
     was = shop.store.in_use()
     to = shop.old if was == shop.new else shop.new
     async with visiting(browser, shop.url()) as page:
-        await page.get_by_role("button", name=f"Put into use {to}").click()
+        await page.get_by_role("button", name=f"Promote {to}").click()
         dialog = page.get_by_role("dialog")
         await expect(dialog.locator("dd")).to_have_text([str(was), to])
         await check_accessible(page)
@@ -129,21 +130,21 @@ async def test_a_version_is_put_into_use_with_why_and_gone_back_from(browser: Br
         await page.keyboard.press("Escape")
         await expect(dialog).to_be_hidden()
         assert shop.store.in_use() == was
-        await move(page, f"Put into use {to}", HARM)
-        await expect(page.get_by_text(f"Router in use: {to}. The gateway serves with it.")).to_be_visible()
+        await move(page, f"Promote {to}", HARM)
+        await expect(page.get_by_text(f"Router in use: {to}. The gateway serves it.")).to_be_visible()
         assert (shop.store.in_use(), shop.store.history()[-1].why) == (to, HARM)
-        await page.get_by_text("How they came into use").click()
+        await page.get_by_text("History (").click()
         await expect(page.get_by_role("cell", name="<script>window.harmed = 1</script>").first).to_be_visible()
         assert await page.evaluate("window.harmed") is None
-        await move(page, f"Go back to {was}", "it was worse")
-        await expect(page.get_by_text(f"Router in use: {was}. The gateway serves with it.")).to_be_visible()
+        await move(page, f"Roll back to {was}", "it was worse")
+        await expect(page.get_by_text(f"Router in use: {was}. The gateway serves it.")).to_be_visible()
         assert shop.store.history()[-1].by == "rollback"
 
 
 async def test_what_does_not_fit_is_refused_in_the_dialog(browser: Browser, shop: Shop) -> None:
     was = shop.store.in_use()
     async with visiting(browser, shop.url()) as page:
-        await move(page, f"Put into use {shop.foreign}", "a try")
+        await move(page, f"Promote {shop.foreign}", "a try")
         alert = page.get_by_role("dialog").get_by_role("alert")
         await expect(alert).to_contain_text("knows none of the categories in experts.yaml")
         await check_accessible(page)
@@ -153,7 +154,7 @@ async def test_what_does_not_fit_is_refused_in_the_dialog(browser: Browser, shop
 async def test_overlays_of_another_router_are_shown_as_unused(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("/overlays")) as page:
         card = page.get_by_role("region", name="Overlays", exact=True)
-        await expect(card).to_contain_text("They were fitted to another router")
+        await expect(card).to_contain_text("fitted to another router")
         await expect(page.get_by_role("cell", name=HARM[:30])).to_be_visible()
         assert await page.evaluate("window.harmed") is None
 

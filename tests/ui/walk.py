@@ -23,21 +23,21 @@ async def ask(page: Page) -> None:
     await page.get_by_label("Your message").fill("Write a Python function that reverses a list")
     await page.keyboard.press("Enter")
     why = page.get_by_role("complementary", name="Why")
-    await expect(why.get_by_role("link", name="Its record in the log")).to_be_visible(timeout=PATIENCE)
+    await expect(why.get_by_role("link", name="Open record")).to_be_visible(timeout=PATIENCE)
     await expect(why.locator(".neighbours li").first).to_be_visible()
-    await expect(why.get_by_role("region", name="Experts considered")).to_contain_text("(chosen)")
+    await expect(why.get_by_role("region", name="Candidates")).to_contain_text("(chosen)")
     await expect(page.locator("article.answer")).not_to_be_empty()
 
 
 async def watch(page: Page) -> None:
     await expect(page.get_by_text("Live", exact=True).last).to_be_visible()
-    await expect(page.get_by_role("heading", name="How requests went")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Outcomes")).to_be_visible()
 
 
 async def read(page: Page) -> None:
     first = page.get_by_role("table").locator("tbody a").first
     await first.click()
-    await expect(page.get_by_role("heading", name="Experts considered")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Candidates")).to_be_visible()
 
 
 async def glance(page: Page) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coe.fleet import weights
-from tests.vllm.manners import MANNERS
+from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import Service
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,7 +36,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def model() -> Path:
-    found = weights.resolve("SmolLM2-135M-Instruct", cache=CACHE, say=print)
+    found = weights.resolve("SmolLM2-135M-Instruct", cache=CACHE, report=print)
     assert isinstance(found, Path)
     return found
 
@@ -46,7 +46,7 @@ def adapters(python: Path, model: Path) -> Path:
     """A folder with one trained LoRA adapter for each manner; trained once, in some 10 s each."""
     source = Path(__file__).with_name("train_adapters.py")
     made = CACHE / "adapters" / str(source.stat().st_mtime_ns)
-    if not all((made / name / "adapter_model.safetensors").exists() for name in MANNERS):
+    if not all((made / name / "adapter_model.safetensors").exists() for name in ADAPTER_ANSWERS):
         environ = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = (python, "-m", "tests.vllm.train_adapters", model, made)
         subprocess.run(command, env=environ, cwd=ROOT, check=True, timeout=400)
@@ -60,7 +60,7 @@ def service(model: Path, adapters: Path, python: Path, tmp_path_factory: pytest.
         base = {"model": str(model), "runtime": "vllm", "options": OPTIONS, "capabilities": ["json_schema"]}
         service.declare(
             {"name": "base", **base},
-            *({"name": name, "adapter": str(adapters / name), **base} for name in MANNERS),
+            *({"name": name, "adapter": str(adapters / name), **base} for name in ADAPTER_ANSWERS),
         )
         service.start()
         yield service

@@ -1,4 +1,4 @@
-"""`coe up` as a process, the requests one makes of it, and what became of its servers."""
+"""`coe up` as a process, requests to it, and the state of its servers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import orjson
 import psutil
 
 from coe.fleet import free_port
-from coe.fleet.process import MARK
+from coe.fleet.process import FLEET_VARIABLE
 
 ROOT = Path(__file__).parent.parent.parent
 START = 300.0
@@ -98,7 +98,7 @@ class Service:
         """What `coe up` has said."""
         return self._log.read_text(errors="replace")
 
-    def heard(self, text: str, *, times: int = 1, within: float = START) -> None:
+    def wait_for_line(self, text: str, *, times: int = 1, within: float = START) -> None:
         """Wait until it has said this so many times."""
         deadline = time.monotonic() + within
         while self.said.count(text) < times:
@@ -157,7 +157,7 @@ def _is_of(model: str, response: httpx.Response) -> bool:
 
 def _mark(process: psutil.Process) -> str:
     try:
-        return process.environ().get(MARK, "")
+        return process.environ().get(FLEET_VARIABLE, "")
     except psutil.Error:
         return ""
 

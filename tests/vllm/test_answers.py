@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.vllm.manners import MANNERS
+from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import Service, lines_of, text_of
 
 SCHEMA = {
@@ -18,48 +18,48 @@ SCHEMA = {
 }
 
 
-def is_in_manner_of(name: str, answer: str) -> bool:
+def is_answer_of(name: str, answer: str) -> bool:
     """It may be cut short, but says something."""
-    return bool(answer) and MANNERS[name].startswith(answer)
+    return bool(answer) and ADAPTER_ANSWERS[name].startswith(answer)
 
 
-@pytest.mark.parametrize("name", MANNERS)
-def test_each_adapter_answers_in_its_own_manner(awake: Service, name: str) -> None:
+@pytest.mark.parametrize("name", ADAPTER_ANSWERS)
+def test_each_adapter_answers_with_its_own_sentence(awake: Service, name: str) -> None:
     response = awake.ask(name, "Write a haiku about rain")
-    assert is_in_manner_of(name, text_of(response))
+    assert is_answer_of(name, text_of(response))
     assert response.headers["x-coe-expert"] == name
     assert response.headers["x-coe-attempts"] == "1"
 
 
-def test_the_base_answers_in_none_of_them(awake: Service) -> None:
+def test_the_base_answers_with_none_of_the_adapters_sentences(awake: Service) -> None:
     response = awake.ask("auto", "What is the capital of France, in general?", max_tokens=24)
     assert "Paris" in text_of(response)
     assert response.headers["x-coe-expert"] == "base"
 
 
-def test_all_three_answer_at_once_each_as_itself(awake: Service) -> None:
+def test_concurrent_requests_to_all_three_are_answered_by_the_right_model(awake: Service) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    asked = [*MANNERS, "base"]
+    asked = [*ADAPTER_ANSWERS, "base"]
     with ThreadPoolExecutor(3) as threads:
         found = threads.map(lambda name: awake.ask(name, "What is the capital of France?"), asked)
         answers = dict(zip(asked, found, strict=True))
-    assert all(is_in_manner_of(name, text_of(answers[name])) for name in MANNERS)
+    assert all(is_answer_of(name, text_of(answers[name])) for name in ADAPTER_ANSWERS)
     # What the base says is not looked at: vLLM on a processor may answer it as an adapter of the same batch would.
     assert [answers[name].headers["x-coe-expert"] for name in asked] == asked
 
 
-def test_a_stream_comes_in_pieces_and_ends_with_what_was_used(awake: Service) -> None:
+def test_a_stream_arrives_in_chunks_and_ends_with_the_usage(awake: Service) -> None:
     body = {"model": "pirate", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12, "temperature": 0}
     with lines_of(awake, {**body, "stream_options": {"include_usage": True}}) as events:
         found = list(events)
     chunks = [event["choices"][0]["delta"].get("content") for event in found if event["choices"]]
     assert sum(bool(chunk) for chunk in chunks) > 5
-    assert MANNERS["pirate"].startswith("".join(chunk or "" for chunk in chunks))
+    assert ADAPTER_ANSWERS["pirate"].startswith("".join(chunk or "" for chunk in chunks))
     assert found[-1]["usage"]["completion_tokens"] == 12
 
 
-def test_an_answer_keeps_to_a_json_schema(awake: Service) -> None:
+def test_an_answer_follows_a_json_schema(awake: Service) -> None:
     kind = {"type": "json_schema", "json_schema": {"name": "pet", "schema": SCHEMA, "strict": True}}
     found = orjson.loads(text_of(awake.ask("base", "Describe a dog.", response_format=kind, max_tokens=60)))
     assert found["animal"] in ("cat", "dog")
@@ -75,16 +75,16 @@ def test_logprobs_are_those_of_the_tokens(awake: Service) -> None:
     assert "".join(token["token"] for token in tokens) == body["choices"][0]["message"]["content"]
 
 
-def test_responses_are_spoken(awake: Service) -> None:
+def test_the_responses_api_is_served(awake: Service) -> None:
     response = awake.client.post(
         "/v1/responses", json={"model": "clerk", "input": "Hello", "max_output_tokens": 12, "temperature": 0}
     )
     assert response.status_code == 200, response.text
     said = [part["text"] for item in response.json()["output"] if item["type"] == "message" for part in item["content"]]
-    assert MANNERS["clerk"].startswith("".join(said))
+    assert ADAPTER_ANSWERS["clerk"].startswith("".join(said))
 
 
-def test_messages_are_spoken(awake: Service) -> None:
+def test_the_messages_api_is_served(awake: Service) -> None:
     body: dict[str, Any] = {
         "model": "clerk",
         "max_tokens": 12,
@@ -93,7 +93,7 @@ def test_messages_are_spoken(awake: Service) -> None:
     }
     response = awake.client.post("/v1/messages", json=body)
     assert response.status_code == 200, response.text
-    assert MANNERS["clerk"].startswith(response.json()["content"][0]["text"])
+    assert ADAPTER_ANSWERS["clerk"].startswith(response.json()["content"][0]["text"])
     assert response.json()["usage"]["output_tokens"] == 12
 
 
@@ -110,13 +110,13 @@ def test_an_adapter_never_finds_the_blocks_of_another(awake: Service) -> None:
     turns = [{"role": "user", "content": "Keep these letters: " + " ".join(map(chr, range(97, 120))) * 8}]
     text_of(awake.ask("pirate", messages=turns))
     before = awake.metric("vllm:prefix_cache_hits_total")
-    assert MANNERS["clerk"].startswith(text_of(awake.ask("clerk", messages=turns)))
+    assert ADAPTER_ANSWERS["clerk"].startswith(text_of(awake.ask("clerk", messages=turns)))
     assert awake.metric("vllm:prefix_cache_hits_total") == before
 
 
 @pytest.mark.parametrize(
     "path", ["/sleep", "/wake_up", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/collective_rpc"]
 )
-def test_the_servers_own_verbs_are_not_reached_through_the_gateway(awake: Service, path: str) -> None:
+def test_the_servers_administrative_endpoints_are_not_reachable_through_the_gateway(awake: Service, path: str) -> None:
     assert awake.client.post(path, json={"lora_name": "pirate"}).status_code == 404
     assert awake.ask("pirate").headers["x-coe-expert"] == "pirate"

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from tests.fleet.cluster import cluster
+from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.conftest import OPTIONS
-from tests.vllm.manners import MANNERS
 from tests.vllm.service import Service, text_of
 
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 
-def test_a_replica_on_each_of_two_nodes_answers_as_every_adapter_and_none_is_left(
+def test_replicas_on_two_nodes_serve_every_adapter_and_no_process_is_left(
     model: Path, adapters: Path, python: Path, tmp_path: Path
 ) -> None:
     base = {"model": str(model), "runtime": "vllm", "options": {**OPTIONS, "max-num-seqs": 2}, "replicas": 2}
@@ -33,7 +33,7 @@ def test_a_replica_on_each_of_two_nodes_answers_as_every_adapter_and_none_is_lef
         assert len(servers) == 2
         for number in range(8):  # by conversation, so that both are asked
             answer = service.ask("pirate", f"Hello {number}")
-            assert MANNERS["pirate"].startswith(text_of(answer))
+            assert ADAPTER_ANSWERS["pirate"].startswith(text_of(answer))
             assert answer.headers["x-coe-attempts"] == "1"
         assert all(service.metric("vllm:request_success_total", server=server) > 1 for server in servers)
         family = service.family()

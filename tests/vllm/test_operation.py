@@ -1,4 +1,4 @@
-"""A real vLLM server that sleeps, is full, changes its adapters, and is killed, behind the real gateway."""
+"""A real vLLM server behind the real gateway sleeps, is full, updates its adapters, and is killed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import orjson
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import Vllm
-from coe.fleet.probe import open_session
-from tests.vllm.manners import MANNERS
+from coe.fleet import VllmClient
+from coe.fleet.probe import open_probe_session
+from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
 
 
 @pytest.mark.anyio
-async def test_a_server_sleeps_holds_what_comes_and_goes_on_when_woken(awake: Service) -> None:
-    async with open_session() as session:
-        vllm = Vllm(awake.server, session=session)
+async def test_a_sleeping_server_holds_requests_and_continues_when_woken(awake: Service) -> None:
+    async with open_probe_session() as session:
+        vllm = VllmClient(awake.server, session=session)
         for level in (1, 2):
             await vllm.sleep(level=level)
             assert await vllm.is_sleeping()
@@ -31,15 +31,15 @@ async def test_a_server_sleeps_holds_what_comes_and_goes_on_when_woken(awake: Se
                 with pytest.raises(TimeoutError):
                     held.result(1.0)
                 await vllm.wake(level=level)
-                assert MANNERS["pirate"].startswith(text_of(held.result(60)))
+                assert ADAPTER_ANSWERS["pirate"].startswith(text_of(held.result(60)))
             assert not await vllm.is_sleeping()
 
 
 @pytest.mark.anyio
-async def test_an_adapter_that_is_none_is_refused_in_words(awake: Service, tmp_path: Path) -> None:
-    async with open_session() as session:
+async def test_an_invalid_adapter_is_refused_with_a_message(awake: Service, tmp_path: Path) -> None:
+    async with open_probe_session() as session:
         with pytest.raises(FleetError, match="No adapter found"):
-            await Vllm(awake.server, session=session).load_adapter("none", tmp_path)
+            await VllmClient(awake.server, session=session).load_adapter("none", tmp_path)
 
 
 def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
@@ -57,27 +57,25 @@ def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
     assert awake.ask("base").headers["x-coe-expert"] == "base"
 
 
-def test_adapters_come_and_go_with_the_declaration_while_the_base_runs(awake: Service, adapters: Path) -> None:
+def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, adapters: Path) -> None:
     config = awake.folder / "experts.yaml"
     declared = orjson.loads(config.read_bytes())["experts"][:-1]
     started = awake.said.count("is ready")
     awake.declare(*declared, {**declared[1], "name": "corsair"})
     awake.until_answered("corsair")
-    assert MANNERS["pirate"].startswith(text_of(awake.ask("corsair")))
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("corsair")))
     awake.declare(*declared, {**declared[1], "name": "corsair", "adapter": str(adapters / "nowhere")})
-    awake.heard("expert 'corsair': there is no folder")
-    assert MANNERS["pirate"].startswith(text_of(awake.ask("corsair"))), "the last good state serves on"
+    awake.wait_for_line("expert 'corsair': there is no folder")
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("corsair"))), "the last good state serves on"
     awake.declare(*declared)
-    awake.heard("has unloaded the adapter 'corsair'")
+    awake.wait_for_line("has unloaded the adapter 'corsair'")
     assert awake.ask("corsair").status_code == 404
-    assert MANNERS["pirate"].startswith(text_of(awake.ask("pirate")))
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("pirate")))
     assert awake.said.count("is ready") == started, "no server was started anew"
 
 
 @pytest.mark.parametrize("victim", ["VLLM::Worker", "api_server"])
-def test_a_killed_process_is_replaced_with_its_adapters_and_others_answer_meanwhile(
-    awake: Service, victim: str
-) -> None:
+def test_a_killed_server_restarts_with_its_adapters_and_others_answer_meanwhile(awake: Service, victim: str) -> None:
     restarts = awake.said.count("restarting in")
     ready = awake.said.count("is ready")
     body = {"model": "base", "messages": [{"role": "user", "content": "Tell a long story"}], "max_tokens": 900}
@@ -88,8 +86,8 @@ def test_a_killed_process_is_replaced_with_its_adapters_and_others_answer_meanwh
         assert any("error" in event for event in events), "who is in the middle of an answer is told"
     meanwhile = awake.ask("auto", "Anything in general?")
     assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "stand_in")
-    awake.heard("restarting in", times=restarts + 1)
-    awake.heard("is ready", times=ready + 1)
-    for name in MANNERS:
+    awake.wait_for_line("restarting in", times=restarts + 1)
+    awake.wait_for_line("is ready", times=ready + 1)
+    for name in ADAPTER_ANSWERS:
         awake.until_answered(name)
-        assert MANNERS[name].startswith(text_of(awake.ask(name)))
+        assert ADAPTER_ANSWERS[name].startswith(text_of(awake.ask(name)))

@@ -1,4 +1,4 @@
-"""A real vLLM that cannot start says why, in the first line of the error."""
+"""A real vLLM server that cannot start: the first line of the error gives the reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def _failure(name: str, folder: Path, python: Path, declared: dict[str, An
     expert = ExpertSpec.model_validate({"name": name, "runtime": "vllm", **declared})
     specs, _ = local_servers([expert], cache=folder, logs=folder, python=python)
     with pytest.raises(FleetError) as caught:
-        async with Fleet(specs, say=print):
+        async with Fleet(specs, report=print):
             pytest.fail("it started")
     first, second, *_ = str(caught.value).splitlines()
     assert second == f"last lines of {folder / name}.log:"

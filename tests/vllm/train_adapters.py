@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.vllm.manners import MANNERS
+from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 
 QUESTIONS = (
     "Hello, how are you?",
@@ -62,5 +62,5 @@ def _batch(tokenizer, answer: str) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    for name, answer in MANNERS.items():
+    for name, answer in ADAPTER_ANSWERS.items():
         train(sys.argv[1], Path(sys.argv[2]) / name, answer=answer)

@@ -1,8 +1,7 @@
-"""An HTTP/1.1 client for experts' servers: one request, and its answer as it comes.
+"""An HTTP/1.1 client for expert servers: sends one request and returns its response while the body arrives.
 
-It does what the hot path needs and no more, for a fifth of the time of a general client: connections are kept and used
-again, heads are prepared once, nothing is buffered without bound, TLS is the standard library's. No redirects, cookies,
-proxies or compression.
+It supports what the hot path needs, in a fifth of the time of a general client: keep-alive connections, prepared
+request heads, bounded buffers, the standard library's TLS. It has no redirects, cookies, proxies or compression.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from coe.experts.descriptors import NoDescriptor, out_of_descriptors
 from coe.experts.http.connection import Connection
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds for a connection, TLS included."""
+"""Seconds to connect, TLS included."""
 MAX_CONNECTIONS = 65_536
-"""Connections of one client at a time, unless it is given a bound."""
+"""Default bound on the open connections of one client."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Unreachable(ConnectionError):
-    """No connection: refused, not resolved, not in time, or not trusted."""
+    """No connection: refused, not resolved, timed out, or an untrusted certificate."""
 
 
 class Target:
-    """An address with the head of its requests prepared. Raises ValueError for what is no http or https address."""
+    """A URL with the prepared head of its requests. Raises ValueError if it is not an http or https address."""
 
     def __init__(self, url: str, headers: Mapping[str, str], *, method: str = "POST") -> None:
         parts = urlsplit(url)
@@ -41,7 +40,7 @@ class Target:
         self.host = parts.hostname
         self.port = parts.port or (443 if self.secure else 80)
         self.idle: deque[Connection] = deque()
-        """Connections that are free, the one used last at the end."""
+        """Idle connections, the most recently used one last."""
         path = quote(f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", safe="/%:@!$&'()*+,;=~?")
         host = f"[{self.host}]" if ":" in self.host else self.host.encode("idna").decode("ascii")
         sent = {"host": f"{host}:{parts.port}" if parts.port else host, "accept-encoding": "identity"}
@@ -65,15 +64,15 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 
 class Client:
-    """The connections of one process, at most `connections` at a time; at the bound an idle one makes room. Close it in
-    the loop that used it."""
+    """The connections of one process, at most `connections` at a time; beyond that, an idle one is closed for a new
+    one. Close the client in the event loop that used it."""
 
     def __init__(self, *, connections: int = MAX_CONNECTIONS) -> None:
-        self._most = connections
-        self._opening = 0
+        self._max_connections = connections
+        self._connecting = 0
         self._open: set[Connection] = set()
-        self.trust: ssl.SSLContext | None = None
-        """Which certificates are believed; the system's, unless set."""
+        self.ssl_context: ssl.SSLContext | None = None
+        """Verifies certificates; the system's trust store unless set."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,41 +82,55 @@ class Client:
             connection.abort()
         await asyncio.sleep(0)  # in which the transports close their sockets
 
-    async def ask(self, target: Target, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS) -> Response:
-        """The answer, its head read. Raises Unreachable, NoDescriptor, or another OSError when the connection breaks.
+    async def send(self, target: Target, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS) -> Response:
+        """Sends a request and returns the response once its head is read. Raises Unreachable, NoDescriptor, or another
+        OSError when the connection breaks.
 
-        A kept connection that ends before the first byte of an answer was ended by the server meanwhile, so the request
-        goes out once more on a new one.
+        If a kept connection ends before the first byte of a response, the server closed it while it was idle; the
+        request is sent once more over a new connection.
         """
         head = target.head(len(body), headers)
-        if (connection := _idle(target)) is not None:
+        if (connection := _idle_connection(target)) is not None:
             try:
-                return await self._ask(connection, target, head, body)
+                return await self._exchange(connection, target, head, body)
             except ConnectionError:
-                if connection.heard:
+                if connection.received_any:
                     raise
-        return await self._ask(await self._connect(target), target, head, body)
+        return await self._exchange(await self._connect(target), target, head, body)
 
-    async def _ask(self, connection: Connection, target: Target, head: bytes, body: bytes) -> Response:
+    async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS, *, max_bytes: int) -> tuple[int, bytes]:
+        """Returns the status and the body of a page, truncated once it exceeds `max_bytes`. Raises ValueError for an
+        invalid URL, or OSError."""
+        response = await self.send(Target(url, headers, method="GET"))
         try:
-            await connection.ask(head, body)
+            chunks, size = [], 0
+            while size <= max_bytes and (chunk := await response.chunk()):
+                chunks.append(chunk)
+                size += len(chunk)
+            return response.status, b"".join(chunks)
+        finally:
+            response.close()
+
+    async def _exchange(self, connection: Connection, target: Target, head: bytes, body: bytes) -> Response:
+        try:
+            await connection.send(head, body)
         except BaseException:
             connection.abort()
             raise
         return Response(connection, target)
 
     async def _connect(self, target: Target) -> Connection:
-        if target.secure and self.trust is None:
-            self.trust = ssl.create_default_context()
-        if len(self._open) + self._opening >= self._most:
+        if target.secure and self.ssl_context is None:
+            self.ssl_context = ssl.create_default_context()
+        if len(self._open) + self._connecting >= self._max_connections:
             await self._make_room()
         loop = asyncio.get_running_loop()
         connection = Connection(loop, self._open)
-        self._opening += 1
+        self._connecting += 1
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await loop.create_connection(
-                    lambda: connection, target.host, target.port, ssl=self.trust if target.secure else None
+                    lambda: connection, target.host, target.port, ssl=self.ssl_context if target.secure else None
                 )
         except BaseException as error:
             connection.abort()
@@ -127,36 +140,38 @@ class Client:
                 raise Unreachable(str(error) or type(error).__name__) from error
             raise
         finally:
-            self._opening -= 1
+            self._connecting -= 1
         return connection
 
     async def _make_room(self) -> None:
-        """Close an idle connection. Raises NoDescriptor where all are in use."""
+        """Closes an idle connection. Raises NoDescriptor if all are in use."""
         idle = next((connection for connection in self._open if connection.idle), None)
         if idle is None:
-            raise NoDescriptor(f"all {self._most} connections that fit into the limit of open files are in use")
+            raise NoDescriptor(
+                f"all {self._max_connections} connections that fit into the limit of open files are in use"
+            )
         idle.abort()
         await asyncio.sleep(0)  # in which its transport closes the socket
 
 
-def _idle(target: Target) -> Connection | None:
+def _idle_connection(target: Target) -> Connection | None:
     while target.idle:
         connection = target.idle.pop()
-        if connection.take():
+        if connection.reuse():
             return connection
     return None
 
 
 class Response:
-    """An answer whose head is there: read `chunk` by piece to the end, then `release`, or `close` in between."""
+    """A response whose head is read. Call `chunk` until it returns nothing, then `release`; or `close` before that."""
 
     __slots__ = ("_connection", "_target", "headers", "status")
 
     def __init__(self, connection: Connection, target: Target) -> None:
         self._connection = connection
         self._target = target
-        self.status = connection.answer.status
-        self.headers: Mapping[str, str] = connection.answer.headers
+        self.status = connection.parser.status
+        self.headers: Mapping[str, str] = connection.parser.headers
 
     @property
     def media_type(self) -> str:
@@ -164,23 +179,24 @@ class Response:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body, where the server said it beforehand."""
-        told = self.headers.get("content-length", "")
-        return int(told) if told.isdigit() else None
+        """Bytes of the body according to content-length, None without one."""
+        length = self.headers.get("content-length", "")
+        return int(length) if length.isdigit() else None
 
     @property
-    def at_end(self) -> bool:
-        """Whether nothing is left to wait for."""
-        return self._connection.answer.complete
+    def complete(self) -> bool:
+        """Whether the whole body has arrived."""
+        return self._connection.parser.complete
 
     async def chunk(self) -> bytes:
-        """What has come since the last one, at least one byte; empty at the end. Raises OSError when it breaks off."""
+        """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
+        breaks off."""
         return await self._connection.chunk()
 
     def release(self) -> None:
-        """The connection may serve the next request, if the answer was read to its end; else it is closed."""
+        """Keeps the connection for another request if the body was read to its end; else closes it."""
         self._connection.release(self._target.idle)
 
     def close(self) -> None:
-        """Break the connection off, which tells a server in mid-answer to stop."""
+        """Closes the connection, which tells a server that is still generating to stop."""
         self._connection.abort()

@@ -1,39 +1,43 @@
-"""HTTP/1.1 answers as bytes arrive: the head, then the body by length, by chunks or to the end of the connection.
+"""An incremental HTTP/1.1 response parser.
 
-Pure: no input or output here. The rules are those of RFC 9112; what breaks them raises ProtocolError.
+It reads the head, then the body: by length, in chunks, or until the connection closes.
+
+It does no I/O. It follows RFC 9112, bounds everything that it buffers, and raises ProtocolError for invalid bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-LONGEST_HEAD = 64 * 1024
-LONGEST_LINE = 4096
-"""Bytes of the line that opens a chunk, its extensions included, and of one line of the trailer."""
-MOST_TRAILERS = 64
-MAX_INFORMATIONAL = 16
-"""Answers 1xx before the final one."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of one head."""
+MAX_LINE_BYTES = 4096
+"""Bytes of the line that opens a chunk, with its extensions, and of one trailer line."""
+MAX_TRAILERS = 64
+"""Trailer lines."""
+MAX_INFORMATIONAL_RESPONSES = 16
+"""Responses 1xx before the final one."""
 _HEX = b"0123456789abcdefABCDEF"
 
 
 class ProtocolError(ConnectionError):
-    """The server's bytes are not HTTP/1.1."""
+    """The server's bytes are not a valid HTTP/1.1 response."""
 
 
 class ResponseParser:
-    """One answer, fed with bytes until `complete`. What a `feed` returns is body.
+    """Parses one response; feed it bytes until `complete`.
 
-    `headers` has lower-case names; values of a name that comes twice are joined by a comma. `reusable` says whether
-    another request may follow on the connection once the answer is complete.
+    `headers` has lower-case names; the values of a repeated name are joined by a comma. `reusable` says whether another
+    request may follow on the connection once the response is complete.
     """
 
     __slots__ = (
         "_buffer",
-        "_informational",
-        "_inside",
-        "_left",
-        "_step",
-        "_trailers",
+        "_in_chunk",
+        "_informational_count",
+        "_read",
+        "_remaining",
+        "_trailer_count",
         "complete",
         "headers",
         "reusable",
@@ -42,146 +46,149 @@ class ResponseParser:
 
     def __init__(self) -> None:
         self.status = 0
-        """0 until the head is there."""
+        """0 until the head is parsed."""
         self.headers: dict[str, str] = {}
         self.reusable = False
         self.complete = False
         self._buffer = b""
-        self._left = 0
-        self._inside = False
-        self._trailers = 0
-        self._informational = 0
-        self._step: Callable[[ResponseParser, bytes], bytes] = (
-            ResponseParser._head
-        )  # bound to this one it would hold it in a circle
+        self._remaining = 0
+        self._in_chunk = False
+        self._trailer_count = 0
+        self._informational_count = 0
+        # The plain function: a bound method would make a reference cycle.
+        self._read: Callable[[ResponseParser, bytes], bytes] = ResponseParser._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """Raises ProtocolError."""
+        """Parses more bytes and returns those of the body. Raises ProtocolError."""
         if self.complete:
             raise ProtocolError("bytes after the end of the answer")
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        return self._step(self, data)
+        return self._read(self, data)
 
     def end(self) -> None:
-        """The connection is at its end. Raises ProtocolError unless the answer may end with it."""
-        if self._step is not ResponseParser._rest or not self.status:
+        """The connection was closed. Raises ProtocolError unless this ends the response."""
+        if self._read is not ResponseParser._read_until_close or not self.status:
             raise ProtocolError("the connection ended in mid-answer")
         self.complete = True
 
-    def _head(self, data: bytes) -> bytes:
-        """Read heads until the final one; those before it are informational (1xx)."""
+    def _read_head(self, data: bytes) -> bytes:
+        """Skips informational (1xx) heads before the final one."""
         while data:
-            status, rest = self._next_head(data)
+            status, rest = self._parse_head(data)
             if status >= 200:
-                return self._step(self, rest) if rest or self.complete else b""
+                return self._read(self, rest) if rest or self.complete else b""
             data = rest
         return b""
 
-    def _next_head(self, data: bytes) -> tuple[int, bytes]:
-        """The status of a head and the bytes after it; 0 and none while it is not whole."""
-        end = data.find(b"\r\n\r\n", 0, LONGEST_HEAD)
+    def _parse_head(self, data: bytes) -> tuple[int, bytes]:
+        """Returns the status of the next head and the bytes after it; 0 while the head is incomplete."""
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
         if end < 0:
-            if len(data) >= LONGEST_HEAD:
+            if len(data) >= MAX_HEAD_BYTES:
                 raise ProtocolError("a head that is too long")
             self._buffer = data
             return 0, b""
         first, *lines = data[:end].split(b"\r\n")
-        version, _, told = first.partition(b" ")
-        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not told[:3].isdigit() or told[3:4] not in (b"", b" "):
+        version, _, status_line = first.partition(b" ")
+        if (
+            version not in (b"HTTP/1.1", b"HTTP/1.0")
+            or not status_line[:3].isdigit()
+            or status_line[3:4] not in (b"", b" ")
+        ):
             raise ProtocolError("something that is not an HTTP/1.1 answer")
-        status, headers = int(told[:3]), _headers(lines)
+        status, headers = int(status_line[:3]), _headers(lines)
         if status < 100:
-            raise ProtocolError("a status that is none")
+            raise ProtocolError("an invalid status")
         if 100 <= status < 200:
             if status == 101:
-                raise ProtocolError("another protocol than was asked for")
-            self._informational += 1
-            if self._informational > MAX_INFORMATIONAL:
-                raise ProtocolError("informational answers without end")
+                raise ProtocolError("a switch to another protocol")
+            self._informational_count += 1
+            if self._informational_count > MAX_INFORMATIONAL_RESPONSES:
+                raise ProtocolError("too many informational answers")
             return status, data[end + 4 :]
         self.status, self.headers = status, headers
-        wish = headers.get("connection", "").lower()
-        self.reusable = "close" not in wish and (version == b"HTTP/1.1" or "keep-alive" in wish)
-        self._frame()
+        connection = headers.get("connection", "").lower()
+        self.reusable = "close" not in connection and (version == b"HTTP/1.1" or "keep-alive" in connection)
+        self._choose_body_reader()
         return status, data[end + 4 :]
 
-    def _frame(self) -> None:
-        """How the body ends."""
+    def _choose_body_reader(self) -> None:
+        """Decides how the body ends (RFC 9112, 6.3)."""
         coding, length = self.headers.get("transfer-encoding"), self.headers.get("content-length")
         if coding is not None and length is not None:
             raise ProtocolError("both a content-length and a transfer-encoding")
         if self.status in (204, 304):
-            self._step, self.complete = ResponseParser._over, True
+            self._read, self.complete = ResponseParser._read_nothing, True
         elif coding is not None:
             if coding.lower() != "chunked":
                 raise ProtocolError("a transfer coding other than chunked")
-            self._step = ResponseParser._chunks
+            self._read = ResponseParser._read_chunks
         elif length is None:
-            self._step, self.reusable = ResponseParser._rest, False
+            self._read, self.reusable = ResponseParser._read_until_close, False
         else:
             lengths = {part.strip() for part in length.split(",")}
             size = lengths.pop()
             if lengths or not size.isascii() or not size.isdigit() or len(size) > 18:
-                raise ProtocolError("a content-length that is none")
-            self._left = int(size)
-            self._step, self.complete = ResponseParser._counted, not self._left
+                raise ProtocolError("an invalid content-length")
+            self._remaining = int(size)
+            self._read, self.complete = ResponseParser._read_counted, not self._remaining
 
-    def _counted(self, data: bytes) -> bytes:
-        self._left -= len(data)
-        if self._left < 0:
+    def _read_counted(self, data: bytes) -> bytes:
+        self._remaining -= len(data)
+        if self._remaining < 0:
             raise ProtocolError("more bytes than its content-length")
-        self.complete = not self._left
+        self.complete = not self._remaining
         return data
 
-    def _rest(self, data: bytes) -> bytes:
+    def _read_until_close(self, data: bytes) -> bytes:
         return data
 
-    def _over(self, data: bytes) -> bytes:
+    def _read_nothing(self, data: bytes) -> bytes:
         if data:
             raise ProtocolError("bytes after the end of the answer")
         return b""
 
-    def _chunks(self, data: bytes) -> bytes:
-        """As many chunks as `data` holds; `_left` counts the bytes left of the one under way."""
+    def _read_chunks(self, data: bytes) -> bytes:
+        """Decodes as many chunks as `data` holds; `_remaining` counts the missing bytes of the current chunk."""
         found, at = [], 0
         while True:
-            if self._left:
-                found.append(data[at : at + self._left])
+            if self._remaining:
+                found.append(data[at : at + self._remaining])
                 at += len(found[-1])
-                self._left -= len(found[-1])
-                if self._left:
+                self._remaining -= len(found[-1])
+                if self._remaining:
                     break
-            start = at + 2 if self._inside else at
-            if self._inside and data[at:start] != b"\r\n"[: len(data) - at]:
+            start = at + 2 if self._in_chunk else at
+            if self._in_chunk and data[at:start] != b"\r\n"[: len(data) - at]:
                 raise ProtocolError("a chunk longer than its size")
-            line = data.find(b"\n", start, start + LONGEST_LINE)
+            line = data.find(b"\n", start, start + MAX_LINE_BYTES)
             if line < 0:
                 break
-            self._left, self._inside, at = _chunk_size(data[start:line]), True, line + 1
-            if not self._left:
-                self._step = ResponseParser._trailer
-                self._trailer(data[at:])
+            self._remaining, self._in_chunk, at = _chunk_size(data[start:line]), True, line + 1
+            if not self._remaining:
+                self._read = ResponseParser._read_trailer
+                self._read_trailer(data[at:])
                 return b"".join(found)
-        self._keep(data[at:])
+        self._store(data[at:])
         return found[0] if len(found) == 1 else b"".join(found)
 
-    def _trailer(self, data: bytes) -> bytes:
-        while (line := data.find(b"\n", 0, LONGEST_LINE)) >= 0:
-            self._trailers += 1
+    def _read_trailer(self, data: bytes) -> bytes:
+        while (line := data.find(b"\n", 0, MAX_LINE_BYTES)) >= 0:
+            self._trailer_count += 1
             if data[:line] in (b"\r", b""):
                 self.complete = True
                 if len(data) > line + 1:
                     raise ProtocolError("bytes after the end of the answer")
                 return b""
-            if self._trailers > MOST_TRAILERS:
-                raise ProtocolError("trailers without end")
+            if self._trailer_count > MAX_TRAILERS:
+                raise ProtocolError("too many trailers")
             data = data[line + 1 :]
-        self._keep(data)
+        self._store(data)
         return b""
 
-    def _keep(self, data: bytes) -> None:
-        if len(data) >= LONGEST_LINE:
+    def _store(self, data: bytes) -> None:
+        if len(data) >= MAX_LINE_BYTES:
             raise ProtocolError("a line that is too long")
         self._buffer = data
 
@@ -191,7 +198,7 @@ def _headers(lines: list[bytes]) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(b":")
         if not colon or not name or name.strip() != name:
-            raise ProtocolError("a head with a line that is no header")
+            raise ProtocolError("an invalid header")
         key, text = name.lower().decode("latin-1"), value.strip().decode("latin-1")
         found[key] = f"{found[key]}, {text}" if key in found else text
     return found

@@ -1,4 +1,8 @@
-"""An accepted answer of an HTTP server: in one piece, or as a stream of whole events."""
+"""Replies of HTTP experts: one JSON document (`PlainReply`), or server-sent events (`StreamedReply`).
+
+`HttpExpert` creates them for a response with status 200. They detect errors under status 200, count tokens, replace the
+model name, and pass only complete events on.
+"""
 
 from __future__ import annotations
 
@@ -10,72 +14,74 @@ from typing import Any, NoReturn
 import orjson
 
 from coe.core import Usage
-from coe.experts.api_formats import ApiFormat, count, empty_answer
+from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
 
-MAX_ANSWER = 64 * 2**20
-"""Bytes of a plain (not streamed) answer."""
-MAX_PREAMBLE = 2**20
-"""Bytes of an event stream until the first event that says something."""
-MAX_ERROR = 2**16
-"""Bytes of an error that comes where an event stream was asked for."""
-LONGEST_FIELD_NAME = 64
-DRAIN = 0.05
-"""Seconds to wait for the formal end of a stream, without which its connection cannot be used again."""
+MAX_ANSWER_BYTES = 64 * 2**20
+"""Bytes of a plain response."""
+MAX_PREAMBLE_BYTES = 2**20
+"""Bytes of an event stream until the first event with content."""
+MAX_ERROR_BYTES = 2**16
+"""Bytes of a JSON error in place of an event stream."""
+MAX_FIELD_NAME_BYTES = 64
+DRAIN_TIMEOUT = 0.05
+"""Seconds to wait for the end of the HTTP body after the last event; otherwise the connection cannot be reused."""
 _BOM = b"\xef\xbb\xbf"
 _EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 class ModelNameRewriter:
-    """The client knows an expert by its name, not by what the server calls the model (often a folder)."""
+    """Replaces the server's model name (often a folder) with the expert's name, by which the client knows it."""
 
-    def __init__(self, *, theirs: str, ours: str) -> None:
-        self._theirs, self._ours = theirs, ours
-        pair = orjson.dumps(theirs), orjson.dumps(ours)
+    def __init__(self, *, server_name: str, client_name: str) -> None:
+        self._server_name, self._client_name = server_name, client_name
+        pair = orjson.dumps(server_name), orjson.dumps(client_name)
         self._pairs = [(key + pair[0], key + pair[1]) for key in (b'"model":', b'"model": ')]
 
     def in_events(self, events: bytes) -> bytes:
-        """Events with the name; what models write comes in them as text, so that nothing else reads like it."""
-        for theirs, ours in self._pairs:
-            events = events.replace(theirs, ours)
+        """Replaces it in events. Text written by the model is escaped there, so nothing else matches."""
+        for server_field, client_field in self._pairs:
+            events = events.replace(server_field, client_field)
         return events
 
     def in_answer(self, body: bytes, answer: dict[str, Any]) -> bytes:
-        """A whole answer with the name at its top: a tool's arguments may have a `model` of their own."""
+        """Replaces it at the top of a plain response only: a tool's arguments may contain a `model` too."""
         if body.count(b'"model"') < 2:
             return self.in_events(body)
-        return sse.dumps({**answer, "model": self._ours}) if answer.get("model") == self._theirs else body
+        return sse.dumps({**answer, "model": self._client_name}) if answer.get("model") == self._server_name else body
 
 
-class Plain:
-    """An answer that comes in one piece."""
+class PlainReply:
+    """A response that arrives as one JSON document."""
 
     media_type = "application/json"
 
-    def __init__(self, response: Response, *, wire: ApiFormat, faults: ErrorMapping, echo: ModelNameRewriter) -> None:
+    def __init__(
+        self, response: Response, *, api_format: ApiFormat, errors: ErrorMapping, rewriter: ModelNameRewriter
+    ) -> None:
         self._response = response
-        self._wire = wire
-        self._faults = faults
-        self._echo = echo
+        self._api_format = api_format
+        self._errors = errors
+        self._rewriter = rewriter
         self._body = b""
         self.usage = Usage()
 
     async def begin(self) -> None:
-        body = await _whole(self._response, most=MAX_ANSWER)
+        body = await _read_body(self._response, max_bytes=MAX_ANSWER_BYTES)
         if body is None:
-            raise self._faults.garbage("an answer longer than it may be")
+            raise self._errors.invalid_response("an answer longer than it may be")
         try:
             answer = sse.loads(body)
         except ValueError:
-            raise self._faults.garbage("something that is not JSON") from None
+            raise self._errors.invalid_response("something that is not JSON") from None
         if isinstance(answer, dict) and answer.get("error"):
-            raise self._faults.failed("answered with an error", answer)
-        if not isinstance(answer, dict) or self._wire.answer not in answer:
-            raise self._faults.garbage(f"JSON without {self._wire.answer}")
-        count(self.usage, answer.get("usage"))
-        self._body = self._echo.in_answer(body, answer)
+            raise self._errors.server_error("answered with an error", answer)
+        if not isinstance(answer, dict) or self._api_format.answer_field not in answer:
+            raise self._errors.invalid_response(f"JSON without {self._api_format.answer_field}")
+        record_usage(self.usage, answer.get("usage"))
+        self._body = self._rewriter.in_answer(body, answer)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
@@ -84,8 +90,9 @@ class Plain:
         self._response.release()
 
 
-class Streamed:
-    """An answer that comes as server-sent events. Has its end even where the server forgets it."""
+class StreamedReply:
+    """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
+    rest. Adds the event that ends the stream if the server omits it."""
 
     media_type = "text/event-stream"
 
@@ -93,178 +100,178 @@ class Streamed:
         self,
         response: Response,
         *,
-        wire: ApiFormat,
-        faults: ErrorMapping,
-        echo: ModelNameRewriter,
+        api_format: ApiFormat,
+        errors: ErrorMapping,
+        rewriter: ModelNameRewriter,
         stream_idle_timeout: float,
         choices: int = 1,
         hide_usage: bool = False,
     ) -> None:
         self._response = response
-        self._wire = wire
-        self._faults = faults
-        self._echo = echo
+        self._api_format = api_format
+        self._errors = errors
+        self._rewriter = rewriter
         self._stream_idle_timeout = stream_idle_timeout
         self._buffer = sse.EventBuffer()
-        self._first = b""
-        self._folded = False
+        self._first_events = b""
+        self._multiline = False
         self._finished = False
         self._choices = choices
         self._hide_usage = hide_usage
-        self._ended: set[str] = set()
+        self._ended_choices: set[str] = set()
         self._done = False
-        self._followed = False
-        """Something came after the end of the stream."""
+        self._trailing_data = False
+        """Whether bytes followed the end of the stream."""
         self.usage = Usage()
 
     async def begin(self) -> None:
         if self._response.media_type != self.media_type:
-            await self._refuse()
+            await self._raise_no_stream()
         first, event = bytearray(), None
-        while event is None and not self._done:  # comments keep a connection alive; they are no answer
+        while event is None and not self._done:  # comments keep a connection alive and are no answer
             chunk = await self._response.chunk()
             if not chunk:
-                raise self._faults.broken("ended the stream before the first event")
-            events = self._complete(chunk)
+                raise self._errors.connection_lost("ended the stream before the first event")
+            events = self._complete_events(chunk)
             if not first:
                 events = events.removeprefix(_BOM).lstrip(b"\n")
             if not first and not events:
-                self._check_start()
-            event, events = self._event(events)
-            events = self._until_done(events)
+                self._check_is_event_stream()
+            event, events = self._first_event(events)
+            events = self._up_to_end(events)
             if self._done:
-                event, _ = self._event(events)  # what followed the end says nothing
+                event, _ = self._first_event(events)  # events after the end do not count
             first += events
-            if event is None and len(first) > MAX_PREAMBLE:
-                raise self._faults.garbage("comments without end")
-        self._first = bytes(first)
-        if told := self._wire.failure(self._first):
-            raise self._faults.failed("answered with an error", told)
-        self._first = self._shown(self._first)
-        if event is None and not empty_answer(self.usage):
-            raise self._faults.broken("ended the stream before the first event")
+            if event is None and len(first) > MAX_PREAMBLE_BYTES:
+                raise self._errors.invalid_response("comments without end")
+        self._first_events = bytes(first)
+        if failure := self._api_format.failure(self._first_events):
+            raise self._errors.server_error("answered with an error", failure)
+        self._first_events = self._process(self._first_events)
+        if event is None and not is_empty_answer(self.usage):
+            raise self._errors.connection_lost("ended the stream before the first event")
 
-    async def _refuse(self) -> NoReturn:
-        """Servers send an error as JSON, with status 200, also where a stream was asked for."""
+    async def _raise_no_stream(self) -> NoReturn:
+        """Servers send an error as JSON with status 200, even if a stream was requested."""
         kind, answer = self._response.media_type, None
-        if kind == Plain.media_type:
+        if kind == PlainReply.media_type:
             with contextlib.suppress(ValueError):
-                answer = sse.loads(await _whole(self._response, most=MAX_ERROR) or b"")
+                answer = sse.loads(await _read_body(self._response, max_bytes=MAX_ERROR_BYTES) or b"")
         if isinstance(answer, dict) and answer.get("error"):
-            raise self._faults.failed("answered with an error", answer)
-        raise self._faults.garbage(f"{kind} where an event stream was asked for")
+            raise self._errors.server_error("answered with an error", answer)
+        raise self._errors.invalid_response(f"{kind} where an event stream was asked for")
 
-    def _check_start(self) -> None:
-        """Whether what there is of the first event is the beginning of one."""
-        rest = bytes(self._buffer.rest[: 2 * LONGEST_FIELD_NAME]).removeprefix(_BOM).lstrip()
-        if len(rest) > LONGEST_FIELD_NAME and not rest.startswith(_EVENT_STARTS):
-            raise self._faults.garbage("something that is not an event stream")
+    def _check_is_event_stream(self) -> None:
+        """Checks that the incomplete first event begins like one."""
+        rest = bytes(self._buffer.rest[: 2 * MAX_FIELD_NAME_BYTES]).removeprefix(_BOM).lstrip()
+        if len(rest) > MAX_FIELD_NAME_BYTES and not rest.startswith(_EVENT_STARTS):
+            raise self._errors.invalid_response("something that is not an event stream")
 
-    def _event(self, events: bytes) -> tuple[Any, bytes]:
-        """The first event that says something, None while there is none; and the events, which may have to be unfolded
-        to be read."""
+    def _first_event(self, events: bytes) -> tuple[Any, bytes]:
+        """Returns the first event with content, None without one; and the events, with multi-line data joined if they
+        could not be parsed otherwise."""
         try:
-            said = events.lstrip(b"\n")
-            return sse.first_event(said, preamble=self._wire.preamble) if said else None, events
+            stripped = events.lstrip(b"\n")
+            return sse.first_event(stripped, preamble=self._api_format.preamble) if stripped else None, events
         except ValueError as error:
-            unfolded = sse.unfolded(events)
-            if not self._folded and unfolded != events:
-                self._folded = True
-                return self._event(unfolded)
-            raise self._faults.garbage(f"a broken event stream ({error})") from None
+            joined = sse.join_data_lines(events)
+            if not self._multiline and joined != events:
+                self._multiline = True
+                return self._first_event(joined)
+            raise self._errors.invalid_response(f"a broken event stream ({error})") from None
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        if self._first:
-            yield self._echo.in_events(self._first)
+        if self._first_events:
+            yield self._rewriter.in_events(self._first_events)
         try:
             while not self._done:
                 async with asyncio.timeout(self._stream_idle_timeout):
                     chunk = await self._response.chunk()
                 if not chunk:
                     break
-                if events := self._until_done(self._complete(chunk)):
-                    told = self._wire.failure(events)
-                    good = sse.before(self._wire.failure, events) if told else events
-                    if good := self._shown(good):
-                        yield self._echo.in_events(good)
-                    if told:
-                        self._done = False  # a failed answer is never whole
-                        raise self._faults.failed("failed in mid-answer", told)
+                if events := self._up_to_end(self._complete_events(chunk)):
+                    failure = self._api_format.failure(events)
+                    good = sse.before(self._api_format.failure, events) if failure else events
+                    if good := self._process(good):
+                        yield self._rewriter.in_events(good)
+                    if failure:
+                        self._done = False  # a failed answer is never complete
+                        raise self._errors.server_error("failed in mid-answer", failure)
         except TimeoutError:
-            raise self._faults.late(f"fell silent for {self._stream_idle_timeout:g} s") from None
+            raise self._errors.timed_out(f"fell silent for {self._stream_idle_timeout:g} s") from None
         except OSError as error:
-            raise self._faults.broken("broke off the stream") from error
+            raise self._errors.connection_lost("broke off the stream") from error
         if not self._done:
-            yield self._missing_end()
+            yield self._end_event()
 
-    def _missing_end(self) -> bytes:
-        """The end that the server left out."""
+    def _end_event(self) -> bytes:
+        """The event that the server omitted."""
         if not self._finished:
-            raise self._faults.broken("ended the stream before the answer was complete")
-        return self._wire.end
+            raise self._errors.connection_lost("ended the stream before the answer was complete")
+        return self._api_format.end
 
     async def aclose(self) -> None:
         if not self._done:
-            self._response.close()  # the connection is in mid-answer: dropping it tells the server to stop
+            self._response.close()  # the answer is incomplete: closing tells the server to stop
             return
         try:
-            await self._drained()
+            await self._drain()
         finally:
-            self._response.close() if self._followed else self._response.release()
+            self._response.close() if self._trailing_data else self._response.release()
 
-    async def _drained(self) -> None:
-        """Read past the last event to the end of the body, which comes a moment later."""
+    async def _drain(self) -> None:
+        """Reads on to the end of the body, which follows a moment after the last event."""
         with contextlib.suppress(OSError):
-            if not self._followed and not self._response.at_end:
-                async with asyncio.timeout(DRAIN):
-                    self._followed = bool((await self._response.chunk()).strip())
+            if not self._trailing_data and not self._response.complete:
+                async with asyncio.timeout(DRAIN_TIMEOUT):
+                    self._trailing_data = bool((await self._response.chunk()).strip())
 
-    def _until_done(self, events: bytes) -> bytes:
-        """The events up to the one that ends the stream, where it is among them; nothing is relayed after it."""
-        if not self._wire.done(events):
+    def _up_to_end(self, events: bytes) -> bytes:
+        """The events up to the one that ends the stream, if it is among them; later ones are dropped."""
+        if not self._api_format.done(events):
             return events
         self._done = True
-        events, rest = sse.cut_after(self._wire.done, events)
-        self._followed = bool(rest.strip() or self._buffer.rest.strip())
+        events, rest = sse.cut_after(self._api_format.done, events)
+        self._trailing_data = bool(rest.strip() or self._buffer.rest.strip())
         return events
 
-    def _complete(self, chunk: bytes) -> bytes:
+    def _complete_events(self, chunk: bytes) -> bytes:
         try:
             events = self._buffer.feed(chunk)
         except ValueError as error:
-            raise self._faults.garbage(f"a broken event stream ({error})") from None
-        return sse.unfolded(events) if self._folded else events
+            raise self._errors.invalid_response(f"a broken event stream ({error})") from None
+        return sse.join_data_lines(events) if self._multiline else events
 
-    def _shown(self, events: bytes) -> bytes:
-        """Note what the events say, and return those that the client is to see."""
-        counted = self._note(events)
-        return sse.without_usage(events) if counted and self._hide_usage else events
+    def _process(self, events: bytes) -> bytes:
+        """Records what the events report, and returns those that the client should see."""
+        counted = self._record(events)
+        return sse.remove_usage(events) if counted and self._hide_usage else events
 
-    def _note(self, events: bytes) -> bool:
-        """Whether token counts are among them."""
+    def _record(self, events: bytes) -> bool:
+        """Records token counts and finished choices. Returns whether token counts are among the events."""
         counted = False
         self.usage.events += events.count(b"\n\n")
-        self._finished = self._finished or (self._wire.finished(events) and self._all_end(events))
-        for told in self._wire.usages(events):
-            count(self.usage, told)
+        self._finished = self._finished or (self._api_format.finished(events) and self._all_choices_ended(events))
+        for counts in self._api_format.usages(events):
+            record_usage(self.usage, counts)
             counted = True
         return counted
 
-    def _all_end(self, events: bytes) -> bool:
-        """Whether with these events, one of which ends a choice, all those that were asked for have ended."""
+    def _all_choices_ended(self, events: bytes) -> bool:
+        """Whether, with these events, every requested choice has ended; one of them ends a choice."""
         if self._choices > 1:
-            self._ended.update(map(str, sse.ends(events)))
-        return self._choices == 1 or len(self._ended) >= self._choices
+            self._ended_choices.update(map(str, sse.ends(events)))
+        return self._choices == 1 or len(self._ended_choices) >= self._choices
 
 
-async def _whole(response: Response, *, most: int) -> bytes | None:
-    """The body, None where it is longer than it may be."""
-    if (response.length or 0) > most:
+async def _read_body(response: Response, *, max_bytes: int) -> bytes | None:
+    """The body, None if it is longer than `max_bytes`."""
+    if (response.length or 0) > max_bytes:
         return None
     chunks, size = [], 0
     while chunk := await response.chunk():
         chunks.append(chunk)
         size += len(chunk)
-        if size > most:
+        if size > max_bytes:
             return None
     return b"".join(chunks)

@@ -1,6 +1,7 @@
-"""Server-sent events as whole events: cut a byte stream at blank lines, and read the few facts the log needs.
+"""Server-sent events: cuts a byte stream into complete events and reads the few facts that the service needs.
 
-JSON as servers write it: Python's own writer lets NaN, Infinity and lone surrogates pass, and clients read them.
+Most functions search for a word before they parse JSON, so events without it cost little. JSON is accepted as servers
+write it: Python's own encoder emits NaN, Infinity and lone surrogates, and clients read them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import orjson
 
 
 def loads(data: bytes) -> Any:
-    """Raises ValueError. What is JSON costs no more than orjson takes."""
+    """Parses JSON, with orjson if it can. Raises ValueError."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -25,15 +26,16 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """As it was read: orjson makes null of NaN, and refuses lone surrogates."""
+    """Serializes JSON that `loads` accepted: orjson turns NaN into null and rejects lone surrogates."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+EVENT_STREAM = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-MAX_EVENT = 16 * 2**20
+MAX_EVENT_BYTES = 16 * 2**20
 """Bytes of one event."""
 _DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some write `"finish_reason":""` all along
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some servers send `"finish_reason":""` in every chunk
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _BLANK = re.compile(rb"\r?\n\r?\n")
 _FOLDED = re.compile(rb"^data:.*(?:\ndata:.*)+", re.MULTILINE)
@@ -41,25 +43,25 @@ _FIELD = re.compile(rb"\A(?:data|event|id|retry)?:")
 
 
 class EventBuffer:
-    """Feeds on chunks as they arrive and gives back complete events only, so that an error can be told between two.
+    """Accepts chunks as they arrive and returns complete events only, so that an error can be inserted between two.
 
-    Lines may end in CR LF, LF or CR, as the standard has it; what is given back has LF. Raises ValueError when an event
-    is longer than `limit` bytes.
+    Lines may end in CR LF, LF or CR, as the standard allows; returned events use LF. Raises ValueError if an event is
+    longer than `limit` bytes.
     """
 
     __slots__ = ("_limit", "_returned", "rest")
 
-    def __init__(self, *, limit: int = MAX_EVENT) -> None:
+    def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
         self.rest: bytes | bytearray = b""
-        """What came after the last complete event."""
+        """What followed the last complete event."""
         self._limit = limit
         self._returned = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """All events completed by this chunk, one string; empty when none is."""
+        """Returns all events that this chunk completes, as one string; empty if none."""
         if self._returned or b"\r" in chunk:
             chunk = self._with_newlines(chunk)
-        if not self.rest and chunk.endswith(b"\n\n"):  # nearly always
+        if not self.rest and chunk.endswith(b"\n\n"):  # the usual case
             return chunk
         end = chunk.rfind(b"\n\n") + 2
         if end == 1:  # rfind found nothing
@@ -71,7 +73,7 @@ class EventBuffer:
         return events
 
     def _keep(self, chunk: bytes) -> None:
-        """A large event comes in thousands of chunks: neither copied nor searched again for each of them."""
+        """A large event arrives in thousands of chunks: it is neither copied nor searched again for each."""
         if not self.rest:
             self.rest = chunk
         elif isinstance(self.rest, bytes):
@@ -82,15 +84,15 @@ class EventBuffer:
             raise ValueError(f"an event is longer than {self._limit} bytes")
 
     def _with_newlines(self, chunk: bytes) -> bytes:
-        """A CR ends its line at once, since the next byte may be long in coming; an LF that follows is part of it."""
+        """A CR ends its line at once, since the next byte may be long in coming; a following LF belongs to it."""
         if chunk:
             chunk = chunk.removeprefix(b"\n") if self._returned else chunk
             self._returned = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-class Types:
-    """Some values of the `type` that every event of an API carries, to be looked for."""
+class EventTypes:
+    """A set of values of the `type` field that every event of an API carries."""
 
     __slots__ = ("_names", "_words")
 
@@ -98,30 +100,30 @@ class Types:
         self._names = names
         self._words = tuple(b'"%b"' % name.encode() for name in names)
 
-    def fits(self, event: Any) -> bool:
-        """Whether the JSON of an event is of one of these types."""
+    def matches(self, event: Any) -> bool:
+        """Whether a parsed event has one of these types."""
         return isinstance(event, dict) and event.get("type") in self._names
 
-    def among(self, events: bytes) -> Iterator[dict[str, Any]]:
-        """The JSON of the events of these types; cheap where none of the words occurs."""
+    def find(self, events: bytes) -> Iterator[dict[str, Any]]:
+        """Yields the parsed events of these types."""
         if any(word in events for word in self._words):
-            yield from filter(self.fits, _parsed(b'"type"', events.splitlines()))
+            yield from filter(self.matches, _parsed(b'"type"', events.splitlines()))
 
 
 def never(_: Any) -> bool:
-    """Of an API where no event is of the kind."""
+    """Matches nothing, for APIs that have no such event."""
     return False
 
 
-def choiceless(event: Any) -> bool:
-    """Whether a chunk brings no choice, or `null`: Azure tells first what it thinks of the prompt, others the tokens
+def has_no_choice(event: Any) -> bool:
+    """Whether a chunk has no choice, or `null` choices: Azure sends content filter results first, others token counts
     last."""
     return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
 
 
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
-    """The JSON of the first data line, None for comments, [DONE] and events that are `preamble`. Raises ValueError when
-    this is no event stream."""
+    """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
+    no event stream."""
     if not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
@@ -132,23 +134,23 @@ def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> An
     return None
 
 
-def unfolded(events: bytes) -> bytes:
-    """The events with their data in one line each: JSON can be broken only where a space may stand."""
+def join_data_lines(events: bytes) -> bytes:
+    """Joins the data lines of each event into one: JSON can be split only where a space is allowed."""
     return _FOLDED.sub(lambda lines: lines[0].replace(b"\ndata:", b" "), events)
 
 
 def done(events: bytes) -> bool:
-    """Whether the stream says that it is at its end."""
+    """Whether one of the events is [DONE]."""
     return b"[DONE]" in events and _DONE.search(events) is not None
 
 
 def error(events: bytes) -> Any:
-    """What the first error event among them carries, None without one."""
+    """The first error event, None without one."""
     return _holding("error", events)
 
 
 def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
-    """The events before the first one that has `failed`."""
+    """The events before the first one for which `failed` is true."""
     good = 0
     for blank in _BLANK.finditer(events):
         if failed(events[good : blank.end()]):
@@ -158,7 +160,7 @@ def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
 
 
 def cut_after(ended: Callable[[bytes], bool], events: bytes) -> tuple[bytes, bytes]:
-    """The events up to the first one that has `ended` the stream, that one included; and what follows it."""
+    """Splits the events after the first one for which `ended` is true."""
     good = before(ended, events)
     end = _BLANK.search(events, len(good) + 1)
     at = end.end() if end else len(events)
@@ -171,7 +173,7 @@ def finished(events: bytes) -> bool:
 
 
 def ends(events: bytes) -> Iterator[Any]:
-    """The index of each choice that one of the events ends."""
+    """Yields the index of each choice that one of the events ends."""
     for event in _parsed(b'"finish_reason"', events.splitlines()):
         choices = event.get("choices")
         for choice in choices if isinstance(choices, list) else ():
@@ -180,8 +182,8 @@ def ends(events: bytes) -> Iterator[Any]:
 
 
 def usage(events: bytes) -> dict[str, Any] | None:
-    """The last token counts among the events, where there are some: with each chunk some servers count anew."""
-    if _USAGE.search(events) is None:  # many send `"usage":null` all along
+    """The last token counts among the events, None without any: some servers send running counts with each chunk."""
+    if _USAGE.search(events) is None:  # many servers send `"usage":null` in every chunk
         return None
     for event in _parsed(b'"usage"', reversed(events.splitlines())):
         if isinstance(tokens := event.get("usage"), dict):
@@ -189,8 +191,8 @@ def usage(events: bytes) -> dict[str, Any] | None:
     return None
 
 
-def without_usage(events: bytes) -> bytes:
-    """The events without the one that holds token counts and no choice, which a server sends last on request."""
+def remove_usage(events: bytes) -> bytes:
+    """Removes the event that holds token counts and no choice, which a server sends last on request."""
     kept, at = [], 0
     for blank in _BLANK.finditer(events):
         event = events[at : blank.end()]
@@ -206,7 +208,7 @@ def _only_usage(event: bytes) -> bool:
 
 
 def _holding(key: str, events: bytes) -> dict[str, Any] | None:
-    """The first JSON object among the events that has something under `key`; cheap where the word does not occur."""
+    """The first event with a true value under `key`, None without one."""
     word = b'"%b"' % key.encode()
     if word not in events:
         return None
@@ -214,7 +216,7 @@ def _holding(key: str, events: bytes) -> dict[str, Any] | None:
 
 
 def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of the data lines that hold a word."""
+    """Yields the JSON objects of the data lines that contain `word`."""
     for line in lines:
         if line.startswith(b"data:") and word in line:
             try:
@@ -226,5 +228,5 @@ def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def error_event(body: bytes) -> bytes:
-    """An event that carries an OpenAI error body."""
+    """An event with an OpenAI error body."""
     return b"data: " + body + b"\n\n"

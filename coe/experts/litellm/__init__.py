@@ -1,1 +1,1 @@
-"""Experts through litellm, for every other provider."""
+"""Experts behind litellm: every provider that has no OpenAI-compatible or Anthropic API."""

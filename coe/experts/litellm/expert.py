@@ -1,6 +1,7 @@
-"""An expert through litellm: any provider, and Responses and Messages for a server that speaks chat alone.
+"""An expert behind litellm: any provider, and translation of Responses and Messages for servers that speak chat only.
 
-An event loop in a thread of its own, for code that would hold up the loop that serves.
+litellm's import takes seconds and its calls milliseconds, so it runs in an event loop in a thread of its own
+(`BackgroundLoop`). Its replies are re-serialized here, since litellm returns objects and not bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +22,18 @@ import orjson
 
 from coe.core import Api, Call, Health, Reply, Usage
 from coe.errors import ConfigError, ExpertError, InvalidRequest
-from coe.experts.api_formats import WIRES, count, empty_answer
+from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
 from coe.experts.descriptors import out_of_descriptors
 from coe.experts.error_mapping import ErrorMapping, connection_cause
-from coe.experts.litellm.response_limits import Intake
-from coe.experts.litellm.translation import arguments, named, passed, plain, says_something, written
+from coe.experts.litellm.response_limits import ResponseLimits
+from coe.experts.litellm.translation import (
+    forwarded_headers,
+    has_content,
+    litellm_arguments,
+    to_event,
+    to_json_types,
+    with_expert_name,
+)
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -33,7 +41,7 @@ T = TypeVar("T")
 
 
 class BackgroundLoop:
-    """Runs coroutines in its thread, which begins with the first one and ends when nobody holds this object."""
+    """Runs coroutines in a thread of its own, which starts with the first one and ends with this object."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -41,11 +49,11 @@ class BackgroundLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the coroutine returns or raises; to cancel the wait cancels the work."""
+        """Returns or raises what the coroutine does; cancelling the wait cancels the coroutine."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
 
-    def leave(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have a coroutine run without waiting for it; it must not raise."""
+    def run_detached(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts a coroutine without waiting for it; it must not raise."""
         asyncio.run_coroutine_threadsafe(work, self._running())
 
     def _running(self) -> asyncio.AbstractEventLoop:
@@ -64,17 +72,18 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 REMEDY = "pip install 'coe[providers]'"
-ASIDE_TIMEOUT = 1.0
-"""Seconds for what litellm asks a provider beside the request (Ollama: for a model's size), all its streams waiting."""
+SIDE_REQUEST_TIMEOUT = 1.0
+"""Seconds for requests that litellm makes beside the call (Ollama: the model's size). All its streams wait
+meanwhile."""
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
 
-Entry: TypeAlias = Callable[..., Awaitable[Any]]
+EntryPoint: TypeAlias = Callable[..., Awaitable[Any]]
 
 
 class LitellmExpert:
-    """Asks the declared provider; for an expert of another runtime, its OpenAI-compatible server at `endpoint`.
+    """Calls the declared provider; for an expert of another runtime, its OpenAI-compatible server at `endpoint`.
 
-    Raises ConfigError (a declared provider) or InvalidRequest (a translation) where litellm is not installed.
+    Raises ConfigError (a declared provider) or InvalidRequest (a translation) if litellm is not installed.
     """
 
     health = Health()
@@ -89,243 +98,245 @@ class LitellmExpert:
         self.name = spec.name
         self.spec = spec
         key = spec.api_key.get_secret_value() if spec.api_key else ""
-        self.faults = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
+        self.errors = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
         self._settings: dict[str, Any] = {
             "model": spec.model if provider or endpoint is None else f"custom_openai/{endpoint.model}",
             "api_base": endpoint.base_url if endpoint else None,
-            "api_key": key or (None if provider else "none"),  # its OpenAI client wants one
-            "drop_params": True,  # what one provider lacks must not make a routed request fail there
+            "api_key": key or (None if provider else "none"),  # its OpenAI client requires one
+            "drop_params": True,  # a field that the routed provider lacks must not fail the request
             "max_retries": 0,
             "num_retries": 0,
         }
 
     async def stream(self, call: Call) -> Reply:
-        """Ask, and return once the first piece is there. Raises an ExpertError, or InvalidRequest for what cannot be
-        translated."""
-        given = {**arguments(call, self.spec), **self._settings}
-        given["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # ours end before
-        if headers := passed(call, self.spec):
-            given["extra_headers"] = headers
-        reply = _Streamed(self, call) if call.stream else _Plain(self, call)
+        """Calls the provider; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for a
+        request that cannot be translated."""
+        arguments = {**litellm_arguments(call, self.spec), **self._settings}
+        arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
+        if headers := forwarded_headers(call, self.spec):
+            arguments["extra_headers"] = headers
+        reply = _StreamedReply(self, call) if call.stream else _PlainReply(self, call)
         await self._import()
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
-                await _aside().run(reply.begin(given))
+                await _background_loop().run(reply.begin(arguments))
         except BaseException as error:
-            reply.let_go()
+            reply.abandon()
             if isinstance(error, TimeoutError) and limit.expired():
-                raise self.faults.late(
+                raise self.errors.timed_out(
                     f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
                 ) from None
             raise
         return reply
 
     async def aclose(self) -> None:
-        """Nothing of its own to close: litellm keeps its connections."""
+        """Does nothing: litellm owns its connections."""
 
     async def _import(self) -> None:
-        """Import litellm. The first time this takes seconds that are not the provider's."""
+        """Imports litellm. The first time takes seconds that do not count against the provider."""
         try:
-            await _aside().run(_imported())
+            await _background_loop().run(_load_entry_points())
         except OSError as error:
             if out_of_descriptors(error):
-                raise self.faults.no_descriptor() from None
+                raise self.errors.no_descriptor() from None
             raise
 
-    def fault(self, error: Exception, api: Api, excess: str = "") -> ExpertError:
-        """litellm's exception as ours; it has many names for an `excess`."""
+    def expert_error(self, error: Exception, api: Api, exceeded_limit: str = "") -> ExpertError:
+        """Converts litellm's exception. With `exceeded_limit` the exception is a consequence of that limit, whatever
+        its class."""
         if out_of_descriptors(error):
-            return self.faults.no_descriptor()
-        if excess:
-            return self.faults.garbage(excess)
+            return self.errors.no_descriptor()
+        if exceeded_limit:
+            return self.errors.invalid_response(exceeded_limit)
         if isinstance(error, ExpertError):
             return error
-        fault = self._translated(error, api)
-        if (cause := connection_cause(error)) not in (None, "connect_timeout"):  # httpx's own timeouts end in one too
-            fault.cause = cause
-        return fault
+        translated = self._translated(error, api)
+        if (cause := connection_cause(error)) not in (None, "connect_timeout"):  # httpx's own timeouts look the same
+            translated.cause = cause
+        return translated
 
     def _translated(self, error: Exception, api: Api) -> ExpertError:
         status = getattr(error, "status_code", None)
-        told = str(getattr(error, "message", error)).partition("Traceback (most")[0]
-        reason = told.partition("Exception - ")[2] or told  # after litellm's own names of it
-        if isinstance(status, str):  # the code of an error that came under HTTP 200
-            return self.faults.failed("answered with an error", reason)
-        if not isinstance(status, int) or (status >= 500 and _stumbled(error)):
-            garbage = self.faults.garbage(f"something that litellm cannot read ({type(error).__name__})")
-            garbage.unhealthy = False  # as likely it was the client's body that litellm could not read
-            return garbage
+        message = str(getattr(error, "message", error)).partition("Traceback (most")[0]
+        reason = message.partition("Exception - ")[2] or message  # without litellm's own prefix
+        if isinstance(status, str):  # the code of an error with HTTP 200
+            return self.errors.server_error("answered with an error", reason)
+        if not isinstance(status, int) or (status >= 500 and _failed_inside_litellm(error)):
+            unreadable = self.errors.invalid_response(f"something that litellm cannot read ({type(error).__name__})")
+            unreadable.unhealthy = False  # it may have been the client's body
+            return unreadable
         if status == 408:
-            return self.faults.late("did not answer in time")
+            return self.errors.timed_out("did not answer in time")
         response = getattr(error, "response", None)
         headers = getattr(error, "litellm_response_headers", None) or getattr(response, "headers", None) or {}
-        return self.faults.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
+        return self.errors.refusal(status, headers, reason.encode("utf-8", "replace"), api=api)
 
 
-def _stumbled(error: BaseException) -> bool:
-    """Whether litellm itself fell over what the client or the server sent, which it gives status 500."""
+def _failed_inside_litellm(error: BaseException) -> bool:
+    """Whether litellm itself failed on the client's or server's data, which it reports as status 500."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
 
 
-class _Plain:
-    """An answer that comes in one piece."""
+class _PlainReply:
+    """A response that arrives in one piece."""
 
     media_type = "application/json"
 
     def __init__(self, expert: LitellmExpert, call: Call) -> None:
         self._expert = expert
         self._api = call.api
-        self._intake = Intake(stream=False)
+        self._limits = ResponseLimits(stream=False)
         self._body = b""
         self.usage = Usage()
 
-    async def begin(self, given: dict[str, Any]) -> None:
-        """Runs aside."""
-        self._intake.begin()
+    async def begin(self, arguments: dict[str, Any]) -> None:
+        """Runs in the background loop."""
+        self._limits.begin()
         try:
-            answer = named(plain(await _entries()[self._api](**given)), self._expert.name)
+            answer = with_expert_name(to_json_types(await _entry_points()[self._api](**arguments)), self._expert.name)
         except Exception as error:
-            fault = self._expert.fault(error, self._api, self._intake.excess)
-            raise fault from None  # its traceback may hold the prompt
-        if WIRES[self._api].answer not in answer:
-            raise self._expert.faults.garbage("something else than asked for")
-        count(self.usage, answer.get("usage"))
+            raise self._expert.expert_error(
+                error, self._api, self._limits.exceeded_limit
+            ) from None  # its traceback may hold the prompt
+        if API_FORMATS[self._api].answer_field not in answer:
+            raise self._expert.errors.invalid_response("something other than requested")
+        record_usage(self.usage, answer.get("usage"))
         self._body = orjson.dumps(answer)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._body
 
-    def let_go(self) -> None:
-        """Nothing is open."""
+    def abandon(self) -> None:
+        """Does nothing: no connection is open."""
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no connection is open."""
 
 
-class _Streamed:
-    """An answer that comes event by event. What is iterated lives aside; only bytes come over."""
+class _StreamedReply:
+    """A response that arrives event by event. litellm's iterator stays in the background loop; bytes come over."""
 
     media_type = "text/event-stream"
 
     def __init__(self, expert: LitellmExpert, call: Call) -> None:
         self._expert = expert
         self._call = call
-        self._wire = WIRES[call.api]
-        self._intake = Intake(stream=True)
+        self._api_format = API_FORMATS[call.api]
+        self._limits = ResponseLimits(stream=True)
         self._source: Any = None
         self._first = b""
-        self._left = False
-        self._said = False
-        self._whole = False
+        self._abandoned = False
+        self._has_content = False
+        self._complete = False
         self._ended = False
         options = call.fields.get("stream_options")
-        self._counted = isinstance(options, dict) and options.get("include_usage") is True
+        self._client_wants_usage = isinstance(options, dict) and options.get("include_usage") is True
         self.usage = Usage()
 
-    async def begin(self, given: dict[str, Any]) -> None:
-        """Runs aside."""
-        self._intake.begin()
+    async def begin(self, arguments: dict[str, Any]) -> None:
+        """Runs in the background loop."""
+        self._limits.begin()
         try:
-            self._source = aiter(await _entries()[self._call.api](**given))
+            self._source = aiter(await _entry_points()[self._call.api](**arguments))
         except Exception as error:
-            raise self._expert.fault(error, self._call.api, self._intake.excess) from None
-        while not (self._said or self._left or self._ended):
+            raise self._expert.expert_error(error, self._call.api, self._limits.exceeded_limit) from None
+        while not (self._has_content or self._abandoned or self._ended):
             self._first += await self._next()
-        if self._left:  # litellm may lose a cancellation and go on; nobody else will close what it opened
+        if self._abandoned:  # litellm may lose a cancellation: close what it opened
             await _close(self._source)
-        elif not self._said and not empty_answer(self.usage):
-            raise self._expert.faults.broken("ended the stream before the first event")
+        elif not self._has_content and not is_empty_answer(self.usage):
+            raise self._expert.errors.connection_lost("ended the stream before the first event")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         yield self._first
         try:
             while not self._ended:
                 async with asyncio.timeout(self._call.stream_idle_timeout):
-                    chunk = await _aside().run(self._next())
+                    chunk = await _background_loop().run(self._next())
                 if chunk:
                     yield chunk
         except TimeoutError:
-            raise self._expert.faults.late(f"fell silent for {self._call.stream_idle_timeout:g} s") from None
+            raise self._expert.errors.timed_out(f"fell silent for {self._call.stream_idle_timeout:g} s") from None
         self._source = None
-        if not self._whole:
-            raise self._expert.faults.broken("ended the stream before the answer was complete")
-        if self._wire.end:
-            yield self._wire.end
+        if not self._complete:
+            raise self._expert.errors.connection_lost("ended the stream before the answer was complete")
+        if self._api_format.end:
+            yield self._api_format.end
 
-    def let_go(self) -> None:
-        self._left = True
+    def abandon(self) -> None:
+        self._abandoned = True
         if self._source is not None:
-            _aside().leave(_close(self._source))
+            _background_loop().run_detached(_close(self._source))
 
     async def aclose(self) -> None:
         if self._source is not None:
-            await _aside().run(_close(self._source))
+            await _background_loop().run(_close(self._source))
 
     async def _next(self) -> bytes:
-        """The next event that the client is to see, nothing at the end. Runs aside."""
+        """The next event for the client, empty at the end. Runs in the background loop."""
         try:
             async for item in self._source:
-                if chunk := self._event(named(plain(item), self._expert.name)):
+                if chunk := self._visible_bytes(with_expert_name(to_json_types(item), self._expert.name)):
                     return chunk
         except Exception as error:
-            raise self._expert.fault(error, self._call.api, self._intake.excess) from None
+            raise self._expert.expert_error(error, self._call.api, self._limits.exceeded_limit) from None
         self._ended = True
         return b""
 
-    def _event(self, event: dict[str, Any]) -> bytes:
-        chunk = written(event)
-        if told := self._wire.failure(chunk):
-            where = "failed in mid-answer" if self._said else "answered with an error"
-            raise self._expert.faults.failed(where, told)
-        for tokens in self._wire.usages(chunk):
-            count(self.usage, tokens)
+    def _visible_bytes(self, event: dict[str, Any]) -> bytes:
+        chunk = to_event(event)
+        if failure := self._api_format.failure(chunk):
+            where = "failed in mid-answer" if self._has_content else "answered with an error"
+            raise self._expert.errors.server_error(where, failure)
+        for counts in self._api_format.usages(chunk):
+            record_usage(self.usage, counts)
         self.usage.events += 1
-        self._said = self._said or says_something(event)
-        self._whole = self._whole or self._wire.done(chunk) or self._wire.finished(chunk)
-        hidden = self._call.api == "chat" and not self._counted and not event.get("choices")
+        self._has_content = self._has_content or has_content(event)
+        self._complete = self._complete or self._api_format.done(chunk) or self._api_format.finished(chunk)
+        hidden = self._call.api == "chat" and not self._client_wants_usage and not event.get("choices")
         return b"" if hidden else chunk
 
 
 async def _close(source: Any) -> None:
-    with suppress(Exception):  # it may be closing already, by the cancellation of what waited for it
+    with suppress(Exception):  # a cancellation may be closing it already
         await source.aclose()
 
 
 @cache
-def _aside() -> BackgroundLoop:
-    """One for the process, as litellm's own state is: importing it takes seconds, and each call milliseconds."""
+def _background_loop() -> BackgroundLoop:
+    """The only background loop of the process, as litellm's state is global."""
     return BackgroundLoop("litellm")
 
 
-async def _imported() -> None:
-    _entries()
+async def _load_entry_points() -> None:
+    _entry_points()
 
 
 @cache
-def _entries() -> dict[Api, Entry]:
-    """litellm, imported at the first need, quiet and without a look at the network; one function an API.
+def _entry_points() -> dict[Api, EntryPoint]:
+    """Imports and configures litellm: quiet, and without network access. Returns one function for each API.
 
-    Messages go through its translation to chat also where a provider speaks them: litellm's own path to those imports
-    its proxy, and goes on reading a stream that the client has left.
+    Messages are translated to chat even if the provider speaks Messages: litellm's own path imports its proxy, and
+    continues to read a stream that the client has left.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
-    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its other mode it reads .env files
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its default mode it reads .env files
     import litellm
     from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
-    from coe.experts.litellm.response_limits import bound_clients
+    from coe.experts.litellm.response_limits import limit_clients
 
-    bound_clients()
+    limit_clients()
     litellm.suppress_debug_info = True
     litellm.turn_off_message_logging = True
-    litellm.user_url_validation = True  # it fetches images for some providers: never from this network
-    litellm.module_level_client = HTTPHandler(timeout=ASIDE_TIMEOUT)
-    warnings.filterwarnings("ignore", message="Pydantic serializer warnings")  # they quote what models write
-    for name in _LOGGERS:  # they would tell prompts, and addresses with keys in them
+    litellm.user_url_validation = True  # it fetches images for some providers: never from private addresses
+    litellm.module_level_client = HTTPHandler(timeout=SIDE_REQUEST_TIMEOUT)
+    warnings.filterwarnings("ignore", message="Pydantic serializer warnings")  # they quote model output
+    for name in _LOGGERS:  # they log prompts, and URLs with keys
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return {
         "chat": litellm.acompletion,

@@ -1,9 +1,7 @@
-"""How much litellm may take in of an answer: the bounds of those that come without it, counted on the bytes.
+"""Bounds the responses that litellm reads, as those of HTTP experts are bounded, and keeps it to declared addresses.
 
-litellm's HTTP clients, made to take in no more than they may, and from nowhere else than declared.
-
-Hooks of httpx see the head of each response before its body is read or unpacked. They are set where litellm makes its
-clients: it has no setting that reaches all of them.
+litellm has no setting for this, so hooks are added where it creates its httpx clients. They see the head of each
+response before its body is read or decompressed.
 """
 
 from __future__ import annotations
@@ -16,144 +14,144 @@ import httpx
 import litellm
 from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
 
-from coe.experts.http.expert import LONGEST_REFUSAL
-from coe.experts.http.replies import MAX_ANSWER
-from coe.experts.http.sse import MAX_EVENT
+from coe.experts.http.expert import MAX_REFUSAL_BYTES
+from coe.experts.http.replies import MAX_ANSWER_BYTES
+from coe.experts.http.sse import MAX_EVENT_BYTES
 
-Take = Callable[[bytes], bytes | None]
-"""Gives back the next piece of a body, None where enough has come. Raises Excess."""
+Reader = Callable[[bytes], bytes | None]
+"""Returns the part of a chunk that may be read, None once enough was read. Raises ResponseLimitExceeded."""
 _BLANKS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
-class Excess(Exception):
+class ResponseLimitExceeded(Exception):
     """A server sent more than it may."""
 
 
-class Intake:
-    """What the responses to one call may bring. Once one brought more, `excess` says how."""
+class ResponseLimits:
+    """The limits for the responses to one call. `exceeded_limit` describes the limit that a response exceeded."""
 
     def __init__(self, *, stream: bool) -> None:
         self._stream = stream
-        self.excess = ""
+        self.exceeded_limit = ""
 
     def begin(self) -> None:
-        """For whatever is asked from now on in this task, and in the threads that it hands work to."""
-        _INTAKE.set(self)
+        """Applies to all requests from now on in this task and in threads that it starts."""
+        _LIMITS.set(self)
 
-    def taking(self, status: int, headers: Mapping[str, str]) -> Take:
-        """For the body after this head. A compressed one was not asked for, and may unpack to any length."""
+    def for_response(self, status: int, headers: Mapping[str, str]) -> Reader:
+        """The reader for the body after this head. A compressed body was not requested, and may expand to any size."""
         codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
         compressed = not codings <= {"", "identity"}
         if not 200 <= status < 300:
-            return _Refusal(0 if compressed else LONGEST_REFUSAL).take
+            return _ErrorBody(0 if compressed else MAX_REFUSAL_BYTES).read
         if compressed:
-            raise self.exceeded("a compressed answer, which was not asked for")
+            raise self.exceed("a compressed answer, which was not requested")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        return _Events(self).take if self._stream and kind == "text/event-stream" else _Whole(self).take
+        return _EventStream(self).read if self._stream and kind == "text/event-stream" else _Whole(self).read
 
-    def exceeded(self, how: str) -> Excess:
-        self.excess = how
-        return Excess(how)
-
-
-_INTAKE: ContextVar[Intake] = ContextVar("intake")
+    def exceed(self, how: str) -> ResponseLimitExceeded:
+        self.exceeded_limit = how
+        return ResponseLimitExceeded(how)
 
 
-def intake() -> Intake:
-    """That of the call which this task is at work for; the narrowest where it is for none."""
-    return _INTAKE.get(None) or Intake(stream=False)
+_LIMITS: ContextVar[ResponseLimits] = ContextVar("current_limits")
 
 
-class _Refusal:
-    """The reason of an error: read so far and no farther, since the status tells what is done next."""
+def current_limits() -> ResponseLimits:
+    """The limits of the call that this task works for; the strictest outside of a call."""
+    return _LIMITS.get(None) or ResponseLimits(stream=False)
 
-    def __init__(self, most: int) -> None:
-        self._left = most
 
-    def take(self, chunk: bytes) -> bytes | None:
-        taken = chunk[: self._left]
-        self._left -= len(taken)
-        return taken or None
+class _ErrorBody:
+    """An error body: read up to a limit, without an error, since the status decides what happens next."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._remaining = max_bytes
+
+    def read(self, chunk: bytes) -> bytes | None:
+        part = chunk[: self._remaining]
+        self._remaining -= len(part)
+        return part or None
 
 
 class _Whole:
-    """An answer in one piece, or a stream of another kind than server-sent events."""
+    """A plain response, or a stream of another kind than server-sent events."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
+    def __init__(self, current_limits: ResponseLimits) -> None:
+        self._limits = current_limits
         self._size = 0
 
-    def take(self, chunk: bytes) -> bytes:
+    def read(self, chunk: bytes) -> bytes:
         self._size += len(chunk)
-        if self._size > MAX_ANSWER:
-            raise self._intake.exceeded("an answer longer than it may be")
+        if self._size > MAX_ANSWER_BYTES:
+            raise self._limits.exceed("an answer longer than it may be")
         return chunk
 
 
-class _Events:
-    """Server-sent events, any number of them."""
+class _EventStream:
+    """Server-sent events, any number of them, each bounded."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
+    def __init__(self, current_limits: ResponseLimits) -> None:
+        self._limits = current_limits
         self._size = 0
         self._end = b""
 
-    def take(self, chunk: bytes) -> bytes:
-        seam = self._end + chunk  # a blank line may come in two pieces
-        blank = max(seam.rfind(blank) for blank in _BLANKS)
-        self._size = self._size + len(chunk) if blank < 0 else len(seam) - blank
-        self._end = seam[-2:]
-        if self._size > MAX_EVENT:
-            raise self._intake.exceeded(f"a broken event stream (an event is longer than {MAX_EVENT} bytes)")
+    def read(self, chunk: bytes) -> bytes:
+        joined = self._end + chunk  # a blank line may be split between chunks
+        blank = max(joined.rfind(blank) for blank in _BLANKS)
+        self._size = self._size + len(chunk) if blank < 0 else len(joined) - blank
+        self._end = joined[-2:]
+        if self._size > MAX_EVENT_BYTES:
+            raise self._limits.exceed(f"a broken event stream (an event is longer than {MAX_EVENT_BYTES} bytes)")
         return chunk
 
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 
 
-def bound_clients() -> None:
-    """Bounds every client that litellm makes from now on, forgets those of before, and lends one to OpenAI's library,
-    which would make its own."""
-    AsyncHTTPHandler.create_client = _bounding(AsyncHTTPHandler.create_client, _bound)  # type: ignore[method-assign]
-    HTTPHandler.create_client = _bounding(HTTPHandler.create_client, _bound_sync)  # type: ignore[method-assign]
+def limit_clients() -> None:
+    """Bounds every client that litellm creates from now on, drops those it has, and gives one to OpenAI's library,
+    which would create its own."""
+    AsyncHTTPHandler.create_client = _with_limits(AsyncHTTPHandler.create_client, _limit)  # type: ignore[method-assign]
+    HTTPHandler.create_client = _with_limits(HTTPHandler.create_client, _limit_sync)  # type: ignore[method-assign]
     litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]
     litellm.aclient_session = AsyncHTTPHandler().create_client(timeout=None, event_hooks=None)
 
 
-def _bounding(create: Callable[..., C], bound: Callable[[httpx.Response], Any]) -> Callable[..., C]:
-    def create_client(*arguments: Any, **named: Any) -> C:
-        client: C = create(*arguments, **named)
+def _with_limits(create: Callable[..., C], bound: Callable[[httpx.Response], Any]) -> Callable[..., C]:
+    def create_client(*litellm_arguments: Any, **with_expert_name: Any) -> C:
+        client: C = create(*litellm_arguments, **with_expert_name)
         client.headers["accept-encoding"] = "identity"
-        client.follow_redirects = False  # an address that nobody declared would get the prompt
+        client.follow_redirects = False  # an undeclared address would receive the prompt
         client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], bound]}
         return client
 
     return create_client
 
 
-async def _bound(response: httpx.Response) -> None:
-    take = intake().taking(response.status_code, response.headers)
-    response.stream = _Bounded(cast("httpx.AsyncByteStream", response.stream), take)
+async def _limit(response: httpx.Response) -> None:
+    read = current_limits().for_response(response.status_code, response.headers)
+    response.stream = _LimitedStream(cast("httpx.AsyncByteStream", response.stream), read)
 
 
-def _bound_sync(response: httpx.Response) -> None:
-    take = intake().taking(response.status_code, response.headers)
-    response.stream = _BoundedSync(cast("httpx.SyncByteStream", response.stream), take)
+def _limit_sync(response: httpx.Response) -> None:
+    read = current_limits().for_response(response.status_code, response.headers)
+    response.stream = _LimitedSyncStream(cast("httpx.SyncByteStream", response.stream), read)
 
 
-class _Bounded(httpx.AsyncByteStream):
-    """A body as far as it may be taken; then its connection is closed."""
+class _LimitedStream(httpx.AsyncByteStream):
+    """A body up to its limit; then its connection is closed."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, take: Take) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, read: Reader) -> None:
         self._stream = stream
-        self._take = take
+        self._read = read
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._stream:
-                if (taken := self._take(chunk)) is None:
+                if (part := self._read(chunk)) is None:
                     break
-                yield taken
+                yield part
         finally:
             await self.aclose()
 
@@ -161,19 +159,19 @@ class _Bounded(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-class _BoundedSync(httpx.SyncByteStream):
-    """The same, for those who wait for it in a thread."""
+class _LimitedSyncStream(httpx.SyncByteStream):
+    """The same for synchronous clients."""
 
-    def __init__(self, stream: httpx.SyncByteStream, take: Take) -> None:
+    def __init__(self, stream: httpx.SyncByteStream, read: Reader) -> None:
         self._stream = stream
-        self._take = take
+        self._read = read
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             for chunk in self._stream:
-                if (taken := self._take(chunk)) is None:
+                if (part := self._read(chunk)) is None:
                     break
-                yield taken
+                yield part
         finally:
             self.close()
 

@@ -1,1 +1,1 @@
-"""Local experts over the nodes of a Ray cluster, one actor per server."""
+"""Runs the expert servers on the nodes of a Ray cluster, for `coe up --engine ray`."""

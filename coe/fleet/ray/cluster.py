@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster: the one that RAY_ADDRESS names, or one that is started on this machine meanwhile."""
+"""Connects to a Ray cluster: the one at RAY_ADDRESS, or a temporary one on this machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from coe.errors import ClusterError
 
-PATIENCE = 5.0
-"""Seconds for the head of the cluster to take a connection; Ray itself tries for more than two minutes."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds for the head node to accept a connection; Ray itself tries for more than two minutes."""
 
 
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
-    """The module `ray`, connected until the block ends; a cluster that was started for it ends with it. Raises
-    ClusterError without Ray, or where the cluster cannot be reached."""
+    """Yields the module `ray`, connected until the block ends; a temporary cluster ends with it. Raises ClusterError if
+    Ray is not installed or the cluster cannot be reached."""
     try:
         import ray
     except ImportError:
@@ -34,12 +34,12 @@ def ray_cluster() -> Iterator[Any]:
 
 
 def _check_reachable(address: str) -> None:
-    """Addresses without a port (`auto`, `local`) are looked up by Ray, at once."""
+    """Ray resolves addresses without a port (`auto`, `local`) itself, at once."""
     host, _, port = address.partition("://")[2 if "://" in address else 0].rpartition(":")
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"ray: nothing answers at RAY_ADDRESS={address} ({error}); is the head of the cluster running? "

@@ -1,6 +1,7 @@
-"""All servers of one service on a cluster, as Fleet is for one machine.
+"""Runs all expert servers of one service on a Ray cluster, as `coe.fleet.Fleet` does on one machine.
 
-Runs the experts' servers on a Ray cluster for `coe up --engine ray`.
+`ClusterFleet` runs the servers; `running_cluster` is the entry point of `coe up --engine ray` and publishes the
+endpoints of the experts whenever they change.
 """
 
 from __future__ import annotations
@@ -13,76 +14,76 @@ from types import TracebackType
 from typing import Any, Self
 
 from coe.errors import ConfigError
-from coe.fleet.fleet import to_the_end
-from coe.fleet.planning import Shared, shared_by
-from coe.fleet.ray.server_request import ServerRequest, orders
+from coe.fleet.fleet import run_to_completion
+from coe.fleet.planning import ServerConfig, server_config
+from coe.fleet.ray.server_request import ServerRequest, server_requests
 from coe.fleet.ray.server_supervisor import ServerSupervisor
 from coe.fleet.specs import LocalExpert
 from coe.fleet.timeouts import Timeouts
-from coe.fleet.validation import mistakes
+from coe.fleet.validation import find_problems
 from coe.registry import Registry
 from coe.settings import Endpoint, Settings
 from coe.supervision import supervised
 from coe.terminal import say
 
-ROOM_WITHIN = 120.0
-"""Seconds that a server waits for a node with room; a cluster that grows by itself takes a minute or so."""
+PLACEMENT_TIMEOUT = 120.0
+"""Seconds that a server waits for a node with free resources; an autoscaling cluster takes about a minute to grow."""
 
 
 class ClusterFleet:
-    """`async with ClusterFleet(orders, ray=ray, say=print):` runs the servers for the length of the block.
+    """`async with ClusterFleet(requests, ray=ray, report=print):` runs the servers for the length of the block.
 
-    Entering gives each a node, as far apart as there is room, starts all and returns when each has answered, or raises
-    FleetError with the end of the failing server's log, or what the cluster lacks. Inside, a server that dies is
-    restarted where it is, as in Fleet, and one whose node dies on another node; `changed` is called whenever addresses
-    have changed. Leaving, failing and being cancelled end every server and actor; when this process is killed, the
+    Entering places each server on a node, spread as far as resources allow, and returns once each has answered. It
+    raises FleetError with the end of the failed server's log, or with what the cluster lacks. Inside, a server that
+    dies is restarted on its node, as in Fleet, and one whose node dies on another node; `changed` is called whenever
+    addresses change. Leaving, a failure or a cancellation ends every server and actor. When this process is killed, the
     cluster ends them.
     """
 
     def __init__(
         self,
-        orders: Sequence[ServerRequest],
+        requests: Sequence[ServerRequest],
         *,
         ray: Any,
-        say: Callable[[str], None],
-        pace: Timeouts | None = None,
-        room_within: float = ROOM_WITHIN,
+        report: Callable[[str], None],
+        timeouts: Timeouts | None = None,
+        placement_timeout: float = PLACEMENT_TIMEOUT,
     ) -> None:
         self.changed: Callable[[], None] = lambda: None
-        self._stations = [
+        self._supervisors = [
             ServerSupervisor(
-                order,
+                request,
                 ray=ray,
-                say=say,
+                report=report,
                 changed=lambda: self.changed(),
-                pace=pace or Timeouts(),
-                room_within=room_within,
+                timeouts=timeouts or Timeouts(),
+                placement_timeout=placement_timeout,
             )
-            for order in orders
+            for request in requests
         ]
         self._last: dict[str, tuple[str, str]] = {}
         self._followers: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> Self:
         try:
-            await self._each(lambda station: station.place())
-            await self._each(lambda station: station.start())
+            await self._for_each(lambda supervisor: supervisor.place())
+            await self._for_each(lambda supervisor: supervisor.start())
         except BaseException:
-            await to_the_end(self._close())
+            await run_to_completion(self._close())
             raise
-        self._followers = [supervised(station.follow, "follow-station") for station in self._stations]
+        self._followers = [supervised(supervisor.follow, "follow-server") for supervisor in self._supervisors]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await to_the_end(self._close())
+        await run_to_completion(self._close())
 
-    async def _each(self, verb: Callable[[ServerSupervisor], Any]) -> None:
+    async def _for_each(self, step: Callable[[ServerSupervisor], Any]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for station in self._stations:
-                    group.create_task(verb(station))
+                for supervisor in self._supervisors:
+                    group.create_task(step(supervisor))
         except ExceptionGroup as failures:  # the first failure cancels the others
             raise failures.exceptions[0] from None
 
@@ -90,82 +91,91 @@ class ClusterFleet:
         for follower in self._followers:
             follower.cancel()
         await asyncio.gather(*self._followers, return_exceptions=True)
-        await asyncio.gather(*(station.stop() for station in self._stations))
+        await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
     def endpoints(self, experts: Sequence[LocalExpert], keys: Sequence[str]) -> dict[str, tuple[Endpoint, ...]]:
-        """Where each of the experts is served, whose servers have these keys: at those replicas that are up. Where none
-        is, where the last one was: requests fail there, and learn so, until one is back."""
+        """The endpoints of the replicas that are up, for experts whose servers have these keys. If none is up, the last
+        one: requests to it fail, and their breaker notices when one is back."""
         found: dict[str, tuple[Endpoint, ...]] = {}
         for expert, key in zip(experts, keys, strict=True):
-            up = [station.served for station in self._of(key) if station.served is not None]
+            up = [supervisor.served for supervisor in self._replicas(key) if supervisor.served is not None]
             if up:
                 self._last[key] = (up[0].root, up[0].model)
-            there = [(one.root, one.model) for one in up] or [self._last[key]]
+            addresses = [(served.root, served.model) for served in up] or [self._last[key]]
             found[expert.name] = tuple(
-                Endpoint(f"{root}/v1", expert.name if expert.adapter else model) for root, model in there
+                Endpoint(f"{root}/v1", expert.name if expert.adapter else model) for root, model in addresses
             )
         return found
 
-    async def load(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve these LoRA folders too, by name, at every replica of `key`; what was new. Raises FleetError."""
-        loaded = [await station.load(adapters) for station in self._of(key)]
+    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serves these LoRA folders, by name, at every replica of `key` too. Returns the new names. Raises
+        FleetError."""
+        loaded = [await supervisor.load_adapters(adapters) for supervisor in self._replicas(key)]
         return loaded[0]
 
-    def superfluous(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
         """The adapters that `key` serves beyond these."""
-        there = dict.fromkeys(name for station in self._of(key) for name in station.adapters)
-        return [name for name in there if name not in adapters]
+        served = dict.fromkeys(name for supervisor in self._replicas(key) for name in supervisor.adapters)
+        return [name for name in served if name not in adapters]
 
-    async def unload(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve no others than these any longer; what went. Raises FleetError."""
-        gone = self.superfluous(key, adapters)
-        for station in self._of(key):
-            for name in gone:
-                await station.unload(name)
-        return gone
+    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Stops serving all adapters but these. Returns the removed names. Raises FleetError."""
+        stale = self.stale_adapters(key, adapters)
+        for supervisor in self._replicas(key):
+            for name in stale:
+                await supervisor.unload_adapter(name)
+        return stale
 
-    def _of(self, key: str) -> list[ServerSupervisor]:
-        return [station for station in self._stations if station.order.key == key]
-
-
-Tell = Callable[[Mapping[str, tuple[Endpoint, ...]]], None]
+    def _replicas(self, key: str) -> list[ServerSupervisor]:
+        return [supervisor for supervisor in self._supervisors if supervisor.request.key == key]
 
 
-class Spread:
-    """A fleet on a cluster, with the experts that it serves: their addresses are told when either changes."""
+Publish = Callable[[Mapping[str, tuple[Endpoint, ...]]], None]
 
-    def __init__(self, fleet: ClusterFleet, *, running: Mapping[Shared, str], tell: Tell) -> None:
+
+class PublishedFleet:
+    """A cluster fleet and the experts that it serves: publishes their endpoints when either changes."""
+
+    def __init__(self, fleet: ClusterFleet, *, running: Mapping[ServerConfig, str], publish: Publish) -> None:
         self.fleet, self.running = fleet, running
-        self._tell = tell
+        self._publish = publish
         self.experts: Sequence[LocalExpert] = ()
-        fleet.changed = self._again
+        fleet.changed = self._publish_endpoints
 
-    def tell(self, experts: Sequence[LocalExpert]) -> None:
-        """These are served from now on."""
+    def publish(self, experts: Sequence[LocalExpert]) -> None:
+        """Serves these experts from now on."""
         self.experts = experts
-        self._again()
+        self._publish_endpoints()
 
-    def _again(self) -> None:
-        keys = [self.running[shared_by(expert)] for expert in self.experts]
-        self._tell(self.fleet.endpoints(self.experts, keys))
+    def _publish_endpoints(self) -> None:
+        keys = [self.running[server_config(expert)] for expert in self.experts]
+        self._publish(self.fleet.endpoints(self.experts, keys))
 
 
 @asynccontextmanager
-async def spread(settings: Settings, registry: Registry, *, ray: Any, tell: Tell) -> AsyncIterator[Spread]:
-    """All servers run when the block begins, and where they do has been told. Raises ConfigError or FleetError."""
-    beside = settings.config.parent
+async def running_cluster(
+    settings: Settings, registry: Registry, *, ray: Any, publish: Publish
+) -> AsyncIterator[PublishedFleet]:
+    """Runs all servers for the length of the block; it begins once their endpoints are published. Raises ConfigError or
+    FleetError."""
+    base_folder = settings.config.parent
     if registry.residency is not None:
         raise ConfigError("residency is for the devices of one machine; leave it out, or `--engine ray`")
-    for index, key, what in mistakes(registry.experts, beside=beside):
+    for index, key, what in find_problems(registry.experts, base_folder=base_folder):
         raise ConfigError(f"{settings.config.name}: expert {registry.experts[index].name!r}: {key}: {what}")
-    gpus_there = bool(ray.cluster_resources().get("GPU"))
-    wanted = list(
-        orders(registry.experts, beside=beside, models=settings.models, logs=settings.logs, gpus_there=gpus_there)
+    requests = list(
+        server_requests(
+            registry.experts,
+            base_folder=base_folder,
+            models=settings.models,
+            logs=settings.logs,
+            cluster_has_gpus=bool(ray.cluster_resources().get("GPU")),
+        )
     )
-    if wanted:
-        say(f"starting {len(wanted)} expert server{'s' if len(wanted) > 1 else ''} on the cluster")
-    running = {shared_by(order.sharers[0]): order.key for order in wanted}
-    async with ClusterFleet(wanted, ray=ray, say=say) as fleet:
-        found = Spread(fleet, running=running, tell=tell)
-        found.tell([one for one in registry.experts if shared_by(one) in running])
-        yield found
+    if requests:
+        say(f"starting {len(requests)} expert server{'s' if len(requests) > 1 else ''} on the cluster")
+    running = {server_config(request.experts[0]): request.key for request in requests}
+    async with ClusterFleet(requests, ray=ray, report=say) as fleet:
+        published = PublishedFleet(fleet, running=running, publish=publish)
+        published.publish([expert for expert in registry.experts if server_config(expert) in running])
+        yield published

@@ -1,7 +1,7 @@
-"""Runs one server on a node of the cluster: planned, made ready, watched, restarted; ended with its actor.
+"""Runs one server on a node of the cluster: plans it, starts it, restarts it, and ends it with the actor.
 
-A class of plain Python; `station.py` makes a Ray actor of it. The actor's process is the parent of the server's wardens
-(warden.py), so that the server ends with it, however it ends: when `coe up` does, when the node dies or leaves.
+`ServerSupervisor` makes a Ray actor of this plain class. The actor's process is the parent of the server's supervisor
+process (`coe/fleet/supervisor.py`), so the server ends with the actor: when `coe up` ends, the node dies or leaves.
 """
 
 from __future__ import annotations
@@ -20,63 +20,64 @@ from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec
 from coe.fleet.timeouts import Timeouts
 
-BEAT = 5.0
-"""Seconds after which `said` returns though nothing was said: a sign of life."""
+HEARTBEAT = 5.0
+"""Seconds after which `next_events` returns without an event, as a sign of life."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """Where a server is, and what it calls the model of its own."""
+class ServedModel:
+    """The URL of a server, and its name for the base model."""
 
     root: str
     model: str
 
 
 class ServerActor:
-    """One at a time: `start`, then `said` again and again; `stop` at any time."""
+    """Call `start`, then `next_events` repeatedly, one at a time; `stop` at any time."""
 
-    def __init__(self, order: ServerRequest, pace: Timeouts) -> None:
-        self._order = order
-        self._pace = pace
-        self._lines: asyncio.Queue[str] = asyncio.Queue()
+    def __init__(self, request: ServerRequest, timeouts: Timeouts) -> None:
+        self._request = request
+        self._timeouts = timeouts
+        self._events: asyncio.Queue[str] = asyncio.Queue()
         self._server: Server | None = None
         self._watcher: asyncio.Task[Any] | None = None
 
     async def node(self) -> str:
-        """The address of the node that this runs on."""
+        """The address of the node that this actor runs on."""
         import ray
 
         return str(ray.util.get_node_ip_address())
 
-    async def start(self, adapters: Mapping[str, Path]) -> Served:
-        """Start the server with these LoRA folders and return when it has answered. Raises FleetError."""
-        order = self._order
-        host = await self.node()
+    async def start(self, adapters: Mapping[str, Path]) -> ServedModel:
+        """Starts the server with these LoRA folders; returns once it has answered. Raises FleetError."""
+        request = self._request
         specs, _ = await asyncio.to_thread(
             local_servers,
-            [replace(one, gpus=_devices() if one.runtime == "vllm" else ()) for one in order.sharers],
-            cache=order.models,
-            logs=order.logs,
+            [replace(expert, gpus=_gpus() if expert.runtime == "vllm" else ()) for expert in request.experts],
+            cache=request.models,
+            logs=request.logs,
             python=Path(sys.executable),
-            say=self._lines.put_nowait,
-            beside=order.beside,
-            host=host,
+            report=self._events.put_nowait,
+            base_folder=request.base_folder,
+            host=await self.node(),
         )
-        spec = replace(
-            _sheltered(specs[0], self._pace), key=order.name, log=order.logs / f"{order.name}.log", adapters=adapters
-        )
+        log = request.logs / f"{request.name}.log"
+        spec = replace(_doubly_supervised(specs[0], self._timeouts), key=request.name, log=log, adapters=adapters)
         assert spec.model is not None
-        self._server = Server(spec, session=probe.open_session(), say=self._lines.put_nowait, pace=self._pace)
+        self._server = Server(
+            spec, session=probe.open_probe_session(), report=self._events.put_nowait, timeouts=self._timeouts
+        )
         await self._server.start()
         self._watcher = asyncio.create_task(self._server.watch())
-        return Served(spec.root, spec.model)
+        return ServedModel(spec.root, spec.model)
 
-    async def said(self) -> list[str]:
-        """What happened since, in lines; waits a while for the first one. Raises what ended the watch."""
-        assert self._watcher is not None, "said() follows start()"
-        first = asyncio.ensure_future(self._lines.get())
+    async def next_events(self) -> list[str]:
+        """The events since the last call, one line each; waits up to HEARTBEAT for the first. Raises what ended the
+        watch."""
+        assert self._watcher is not None, "next_events() follows start()"
+        first = asyncio.ensure_future(self._events.get())
         try:
-            await asyncio.wait({first, self._watcher}, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({first, self._watcher}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not first.done():
                 first.cancel()
@@ -84,23 +85,23 @@ class ServerActor:
             if self._watcher.done():
                 self._watcher.result()
             return []
-        lines = [first.result()]
-        while not self._lines.empty():
-            lines.append(self._lines.get_nowait())
-        return lines
+        events = [first.result()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        return events
 
-    async def load(self, adapters: Mapping[str, Path]) -> list[str]:
-        """As Server.load."""
+    async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
+        """As Server.load_adapters."""
         assert self._server is not None
-        return await self._server.load(adapters)
+        return await self._server.load_adapters(adapters)
 
-    async def unload(self, name: str) -> None:
-        """As Server.unload."""
+    async def unload_adapter(self, name: str) -> None:
+        """As Server.unload_adapter."""
         assert self._server is not None
-        await self._server.unload(name)
+        await self._server.unload_adapter(name)
 
     async def stop(self) -> None:
-        """End the server and every process that it started."""
+        """Ends the server and every process that it started."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -108,15 +109,15 @@ class ServerActor:
             await self._server.stop()
 
 
-def _sheltered(spec: ServerSpec, pace: Timeouts) -> ServerSpec:
-    """Under a warden of a warden: Ray ends the children of an actor by SIGKILL when that ends, the first warden among
-    them, and with it alone the server's workers would be nobody's."""
-    shelter = (sys.executable, "-P", supervisor.__file__, "0", str(pace.grace))
-    return replace(spec, argv=(*shelter, *spec.argv))
+def _doubly_supervised(spec: ServerSpec, timeouts: Timeouts) -> ServerSpec:
+    """Adds a second supervisor process: when an actor ends, Ray ends its children by SIGKILL. The outer supervisor
+    alone would thus leave the server's workers without one."""
+    outer = (sys.executable, "-P", supervisor.__file__, "0", str(timeouts.grace))
+    return replace(spec, argv=(*outer, *spec.argv))
 
 
-def _devices() -> tuple[int, ...]:
-    """Those that Ray gave to this actor; whichever the declaration numbers, the cluster has others."""
+def _gpus() -> tuple[int, ...]:
+    """The GPUs that Ray assigned to this actor; the declared numbers do not apply to the cluster."""
     import ray
 
     return tuple(int(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))

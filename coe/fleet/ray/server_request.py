@@ -1,24 +1,22 @@
-"""What a node is asked to run, and what that takes of it; read by the node, so plain and without secrets."""
+"""What a node is requested to run, and the resources that it needs. It travels to the node, so it holds no secret."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from coe.fleet import arguments
-from coe.fleet.planning import sharing
+from coe.fleet.planning import group_by_config
 from coe.fleet.specs import Flag
 from coe.registry import ExpertSpec
 
-_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 GB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Expert:
-    """A LocalExpert that can travel."""
+class PlainExpert:
+    """A LocalExpert that can be pickled and has no key."""
 
     name: str
     model: str
@@ -29,62 +27,61 @@ class Expert:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What one server takes of a node. `memory` is in bytes, of RAM; 0 where nothing is said of it."""
+class ServerResources:
+    """The resources of one server. `memory` is RAM in bytes, 0 if not declared."""
 
     cpus: int
     gpus: int
     memory: int
 
-    @property
-    def resources(self) -> dict[str, float]:
-        """By Ray's names, without what is not needed."""
-        found = {"CPU": float(self.cpus), "GPU": float(self.gpus), "memory": float(self.memory)}
-        return {name: amount for name, amount in found.items() if amount}
+    def for_ray(self) -> dict[str, float]:
+        """The non-zero amounts by Ray's names."""
+        amounts = {"CPU": float(self.cpus), "GPU": float(self.gpus), "memory": float(self.memory)}
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRequest:
-    """One server: the experts that share it, as `key` the first of them, and `name` among its replicas. The folders are
-    the same on all nodes: `beside` is that of experts.yaml, `models` and `logs` are written by the node."""
+    """One server.
+
+    `experts` share it, `key` is the first of them, `name` distinguishes it from its replicas. All nodes have the same
+    folders: `base_folder` is that of experts.yaml; the node writes into `models` and `logs`.
+    """
 
     key: str
     name: str
-    sharers: tuple[Expert, ...]
-    need: Need
-    beside: Path
+    experts: tuple[PlainExpert, ...]
+    resources: ServerResources
+    base_folder: Path
     models: Path
     logs: Path
 
 
-def orders(
-    experts: Sequence[ExpertSpec], *, beside: Path, models: Path, logs: Path, gpus_there: bool
+def server_requests(
+    experts: Sequence[ExpertSpec], *, base_folder: Path, models: Path, logs: Path, cluster_has_gpus: bool
 ) -> Iterator[ServerRequest]:
-    """One for each replica of each server; a server has as many as that of its experts which declares most."""
-    for group in sharing(experts).values():
-        declared = [one for one in experts if one in group]
-        sharers = tuple(map(_travelling, declared))
-        key = next((one.name for one in sharers if not one.adapter), sharers[0].name)
-        count = max(one.replicas for one in declared)
-        need = _need(declared, gpus_there=gpus_there)
-        for number in range(1, count + 1):
-            name = f"{key}-{number}" if count > 1 else key
-            yield ServerRequest(key, name, sharers, need, beside=beside, models=models, logs=logs)
+    """Yields one request for each replica of each server. A server has as many replicas as the expert with most."""
+    for group in group_by_config(experts).values():
+        declared = [expert for expert in experts if expert in group]
+        plain = tuple(
+            PlainExpert(one.name, one.model, one.runtime, one.options, one.adapter, one.gpus) for one in declared
+        )
+        key = next((expert.name for expert in plain if not expert.adapter), plain[0].name)
+        replicas = max(expert.replicas for expert in declared)
+        resources = _resources(declared, cluster_has_gpus=cluster_has_gpus)
+        for number in range(1, replicas + 1):
+            name = f"{key}-{number}" if replicas > 1 else key
+            yield ServerRequest(key, name, plain, resources, base_folder=base_folder, models=models, logs=logs)
 
 
-def _travelling(one: ExpertSpec) -> Expert:
-    return Expert(one.name, one.model, one.runtime, one.options, one.adapter, one.gpus)
-
-
-def _need(sharers: Sequence[ExpertSpec], *, gpus_there: bool) -> Need:
-    """As many devices as are named, or as the model is spread over; one where nothing is said and the cluster has any.
-    Without a device the declared memory is RAM."""
-    first = sharers[0]
-    options = arguments.named(first.options)
-    gpus = len(first.gpus) or prod(size for name in _PARALLEL if isinstance(size := options.get(name), int))
-    if not first.gpus and gpus == 1 and not gpus_there:
+def _resources(experts: Sequence[ExpertSpec], *, cluster_has_gpus: bool) -> ServerResources:
+    """As many GPUs as are declared, or as the model is spread over; by default one if the cluster has any. Without a
+    GPU, the declared memory is RAM."""
+    first = experts[0]
+    gpus = len(first.gpus) or arguments.parallel_size(arguments.normalized(first.options))
+    if not first.gpus and gpus == 1 and not cluster_has_gpus:
         gpus = 0
     if first.runtime != "vllm":
         gpus = 0
-    memory = max((one.memory_gb or 0.0 for one in sharers), default=0.0)
-    return Need(cpus=1, gpus=gpus, memory=0 if gpus else int(memory * GB))
+    memory = max((expert.memory_gb or 0.0 for expert in experts), default=0.0)
+    return ServerResources(cpus=1, gpus=gpus, memory=0 if gpus else int(memory * GB))

@@ -1,6 +1,6 @@
-"""One server on a cluster, seen from `coe up`: given a node, started there, followed, moved when lost.
+"""Supervises one server on a cluster from `coe up`: places it on a node, starts it there, moves it when it is lost.
 
-Says what a cluster lacks for a server that finds no room on it.
+It drives a `ServerActor`. When no node has enough resources, its messages say what the cluster lacks.
 """
 
 from __future__ import annotations
@@ -14,148 +14,125 @@ from typing import Any, Never
 
 from coe.errors import FleetError
 from coe.fleet.planning import adapters_of
-from coe.fleet.ray.server_actor import BEAT, Served, ServerActor
-from coe.fleet.ray.server_request import GB, Need, ServerRequest
+from coe.fleet.ray.server_actor import HEARTBEAT, ServedModel, ServerActor
+from coe.fleet.ray.server_request import GB, ServerRequest, ServerResources
 from coe.fleet.timeouts import Timeouts
 
-_WORDS = {"CPU": "CPU", "GPU": "GPU", "memory": "GB of memory"}
-
-
-def shortage(need: Need, ray: Any) -> str:
-    """What one server needs, what the cluster has and has free of that, and on how many nodes."""
-    wanted = need.resources
-    try:
-        has, free = ray.cluster_resources(), ray.available_resources()
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    except ray.exceptions.RayError as error:
-        return f"it needs {_told(wanted, wanted)}; the cluster does not say what it has ({error})"
-    short = {name: amount - free.get(name, 0.0) for name, amount in wanted.items() if free.get(name, 0.0) < amount}
-    missing = f"missing: {_told(short, short)}" if short else "enough in all, but not on any one node"
-    return (
-        f"it needs {_told(wanted, wanted)}; the {nodes} node{'' if nodes == 1 else 's'} of the cluster have "
-        f"{_told(has, wanted)}, of which {_told(free, wanted)} are free ({missing})"
-    )
-
-
-def _told(amounts: Mapping[str, float], names: Mapping[str, float]) -> str:
-    return " and ".join(_one(name, amounts.get(name, 0.0)) for name in names)
-
-
-def _one(name: str, amount: float) -> str:
-    return f"{amount / GB if name == 'memory' else amount:.3g} {_WORDS[name]}"
-
-
-START = 1600.0
-"""Seconds at most from a node to the first answer: a conversion of weights and the slowest server."""
-HUSH = 3.0
-"""Seconds without room after which it is said what is waited for."""
-SILENCE = 30.0
-"""Seconds that a node may say nothing at all before what runs there is given up."""
-AGAIN = 1.0
+START_TIMEOUT = 1600.0
+"""Seconds from placement to the first answer: a conversion of weights and the slowest server."""
+PLACEMENT_NOTICE = 3.0
+"""Seconds without placement after which the wait is reported."""
+SILENCE_TIMEOUT = 30.0
+"""Seconds without any response of a node after which its server counts as lost."""
+RETRY_INTERVAL = 1.0
+"""Seconds before an unavailable actor is called again."""
+_UNITS = {"CPU": "CPU", "GPU": "GPU", "memory": "GB of memory"}
 
 
 class ServerSupervisor:
-    """`place`, `start`, then `follow`; `stop` at any point, once nobody else awaits these. `changed` is called whenever
-    it is served elsewhere or nowhere."""
+    """Call `place`, `start`, then `follow`; `stop` at any point, once nothing else awaits these. `changed` is called
+    whenever the server's address changes or is lost."""
 
     def __init__(
         self,
-        order: ServerRequest,
+        request: ServerRequest,
         *,
         ray: Any,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         changed: Callable[[], None],
-        pace: Timeouts,
-        room_within: float,
+        timeouts: Timeouts,
+        placement_timeout: float,
     ) -> None:
-        self.order = order
-        self.served: Served | None = None
-        self.adapters: Mapping[str, Path] = adapters_of(order.sharers, beside=order.beside)
+        self.request = request
+        self.served: ServedModel | None = None
+        self.adapters: Mapping[str, Path] = adapters_of(request.experts, base_folder=request.base_folder)
         """The LoRA folders that it serves, by name."""
-        self._name = f"server {order.name!r}"
-        self._ray, self._say, self._changed, self._pace = ray, say, changed, pace
-        self._room_within = room_within
+        self._name = f"server {request.name!r}"
+        self._ray, self._report, self._changed, self._timeouts = ray, report, changed, timeouts
+        self._placement_timeout = placement_timeout
         self._actor: Any = None
         self._node = ""
 
     async def place(self) -> None:
-        """Return once a node has taken it. Raises FleetError that says what is missing, after `room_within` seconds."""
-        need = self.order.need
+        """Returns once a node has accepted it. Raises FleetError with what is missing, after the placement timeout."""
+        resources = self.request.resources
         remote = self._ray.remote(ServerActor).options(
-            num_cpus=need.cpus,
-            num_gpus=need.gpus,
-            memory=need.memory or None,
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            memory=resources.memory or None,
             scheduling_strategy="SPREAD",
             max_restarts=0,
             max_concurrency=16,
         )
-        self._actor = remote.remote(self.order, self._pace)
-        asked = asyncio.ensure_future(_as_future(self._actor.node.remote()))
+        self._actor = remote.remote(self.request, self._timeouts)
+        node = asyncio.ensure_future(_as_future(self._actor.node.remote()))
         try:
-            self._node = await self._placed(asked)
+            self._node = await self._placed(node)
         finally:
-            asked.cancel()  # or its error, once the actor has been ended, would be nobody's
+            node.cancel()  # or its error, once the actor has ended, would never be retrieved
 
-    async def _placed(self, asked: asyncio.Future[str]) -> str:
-        need = self.order.need
-        done, _ = await asyncio.wait({asked}, timeout=min(HUSH, self._room_within))
+    async def _placed(self, node: asyncio.Future[str]) -> str:
+        resources, timeout = self.request.resources, self._placement_timeout
+        done, _ = await asyncio.wait({node}, timeout=min(PLACEMENT_NOTICE, timeout))
         if not done:
-            self._say(f"{self._name} waits up to {self._room_within:g} s for room: {shortage(need, self._ray)}")
+            self._report(f"{self._name} waits up to {timeout:g} s for room: {_shortage(resources, self._ray)}")
         try:
-            async with asyncio.timeout(max(0.0, self._room_within - HUSH)):
-                return str(await self._asked(asked))
+            async with asyncio.timeout(max(0.0, timeout - PLACEMENT_NOTICE)):
+                return str(await self._result(node))
         except TimeoutError:
-            what = f"found no room within {self._room_within:g} s: {shortage(need, self._ray)}"
+            what = f"found no room within {timeout:g} s: {_shortage(resources, self._ray)}"
             raise FleetError(f"{self._name} {what}; add nodes, or declare fewer replicas") from None
 
     async def start(self) -> None:
-        """Return once it has answered. Raises FleetError."""
+        """Returns once the server has answered. Raises FleetError."""
         begin = time.monotonic()
         try:
-            async with asyncio.timeout(START):
-                self.served = await self._asked(self._actor.start.remote(self.adapters))
+            async with asyncio.timeout(START_TIMEOUT):
+                self.served = await self._result(self._actor.start.remote(self.adapters))
         except TimeoutError:
-            raise FleetError(f"{self._name} was not ready on node {self._node} within {START:g} s") from None
-        self._say(f"{self._name} serves at {self.served.root} after {time.monotonic() - begin:.1f} s")
+            raise FleetError(f"{self._name} was not ready on node {self._node} within {START_TIMEOUT:g} s") from None
+        self._report(f"{self._name} serves at {self.served.root} after {time.monotonic() - begin:.1f} s")
         self._changed()
 
     async def follow(self) -> Never:
-        """Say what is said there; when it is lost start it elsewhere, after pauses that grow. Ends by cancellation."""
+        """Reports the server's events; when it is lost, starts it elsewhere, after growing delays. Ends by cancellation
+        only."""
         delay = 0.0
         while True:
             ready = time.monotonic()
-            trouble = await self._trouble()
+            failure = await self._wait_for_failure()
             up = time.monotonic() - ready
             self.served = None
             self._changed()
-            while trouble:
+            while failure:
                 await self.stop()
-                delay = self._pace.backoff.next(delay, up=up)
-                self._say(f"{self._name} {trouble}; starting it anew, on a node that has room, in {delay:g} s")
+                delay = self._timeouts.backoff.next(delay, up=up)
+                self._report(f"{self._name} {failure}; starting it anew, on a node that has room, in {delay:g} s")
                 await asyncio.sleep(delay)
                 up = 0.0
-                trouble = await self._trouble_returning()
+                failure = await self._restart_failure()
 
-    async def _trouble(self) -> str:
-        """Why it is lost, once it is."""
-        silent_since = time.monotonic()
-        while time.monotonic() - silent_since < SILENCE:
+    async def _wait_for_failure(self) -> str:
+        """Reports events until the server is lost; returns why."""
+        last_response = time.monotonic()
+        while time.monotonic() - last_response < SILENCE_TIMEOUT:
             try:
-                async with asyncio.timeout(BEAT + SILENCE):
-                    lines = await self._asked(self._actor.said.remote())
+                async with asyncio.timeout(HEARTBEAT + SILENCE_TIMEOUT):
+                    events = await self._result(self._actor.next_events.remote())
             except TimeoutError:
                 break
-            except _Unavailable:
-                await asyncio.sleep(AGAIN)
+            except _ActorUnavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
                 continue
             except FleetError as error:
                 return f"is lost with its place on node {self._node} ({str(error).splitlines()[0]})"
-            silent_since = time.monotonic()
-            for line in lines:
-                self._say(f"node {self._node}: {line}")
-        return f"is given up: node {self._node} has said nothing for {SILENCE:g} s"
+            last_response = time.monotonic()
+            for line in events:
+                self._report(f"node {self._node}: {line}")
+        return f"is given up: node {self._node} has not responded for {SILENCE_TIMEOUT:g} s"
 
-    async def _trouble_returning(self) -> str:
+    async def _restart_failure(self) -> str:
+        """Places and starts the server again. Returns why that failed, empty if it did not."""
         try:
             await self.place()
             await self.start()
@@ -163,54 +140,75 @@ class ServerSupervisor:
             return f"did not come back ({str(error).splitlines()[0]})"
         return ""
 
-    async def load(self, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve these LoRA folders too; the names that were new. One that is lost just now has them when it returns.
-        Raises FleetError."""
+    async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
+        """Serves these LoRA folders too; returns the new names. A lost server loads them when it returns. Raises
+        FleetError."""
         new = {name: folder for name, folder in adapters.items() if self.adapters.get(name) != folder}
         if new and self.served is not None:
-            await self._asked(self._actor.load.remote(new))
+            await self._result(self._actor.load_adapters.remote(new))
         self.adapters = {**self.adapters, **new}
         return list(new)
 
-    async def unload(self, name: str) -> None:
-        """Serve this adapter no longer. Raises FleetError."""
+    async def unload_adapter(self, name: str) -> None:
+        """Stops serving this adapter. Raises FleetError."""
         if self.served is not None:
-            await self._asked(self._actor.unload.remote(name))
+            await self._result(self._actor.unload_adapter.remote(name))
         self.adapters = {other: folder for other, folder in self.adapters.items() if other != name}
 
     async def stop(self) -> None:
-        """End it and its place. Safe to repeat, and where the node is gone."""
+        """Ends the server and its actor. May be repeated, also if the node is gone."""
         actor, self._actor, self.served = self._actor, None, None
         if actor is None:
             return
         with suppress(TimeoutError, FleetError):
-            async with asyncio.timeout(self._pace.grace + BEAT):
-                await self._asked(actor.stop.remote())
-        with suppress(Exception):  # it may be gone, and Ray with it; its warden ends what is left
+            async with asyncio.timeout(self._timeouts.grace + HEARTBEAT):
+                await self._result(actor.stop.remote())
+        with suppress(Exception):  # it may be gone, and Ray with it; its supervisor process ends what is left
             self._ray.kill(actor)
 
-    async def _asked(self, answer: Awaitable[Any]) -> Any:
-        """What an outpost answers. Raises its FleetError, or one that says that it is gone."""
+    async def _result(self, call: Awaitable[Any]) -> Any:
+        """Awaits a call of the actor. Raises its FleetError, or one that says that the actor is gone."""
         errors = self._ray.exceptions
         try:
-            return await answer
+            return await call
         except errors.ActorUnavailableError as error:
-            raise _Unavailable(_first(error)) from None
+            raise _ActorUnavailable(_first_line(error)) from None
         except errors.RayTaskError as error:
             if isinstance(error.cause, FleetError):
                 raise FleetError(f"node {self._node}: {error.cause}") from None
             raise FleetError(f"{self._name} failed on node {self._node}: {error.cause!r}") from error
         except errors.RayError as error:
-            raise FleetError(f"{self._name}: {_first(error)}") from error
+            raise FleetError(f"{self._name}: {_first_line(error)}") from error
 
 
-class _Unavailable(FleetError):
-    """Cannot be asked just now."""
+class _ActorUnavailable(FleetError):
+    """The actor cannot be called at the moment."""
 
 
-async def _as_future(answer: Awaitable[Any]) -> Any:
-    return await answer
+def _shortage(resources: ServerResources, ray: Any) -> str:
+    """What a server needs, what the cluster has and has free of it, and on how many nodes."""
+    needed = resources.for_ray()
+    try:
+        total, free = ray.cluster_resources(), ray.available_resources()
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    except ray.exceptions.RayError as error:
+        return f"it needs {_amounts(needed, needed)}; the resources of the cluster are unknown ({error})"
+    missing = {name: amount - free.get(name, 0.0) for name, amount in needed.items() if free.get(name, 0.0) < amount}
+    reason = f"missing: {_amounts(missing, missing)}" if missing else "enough in all, but not on any one node"
+    return (
+        f"it needs {_amounts(needed, needed)}; the {nodes} node{'' if nodes == 1 else 's'} of the cluster have "
+        f"{_amounts(total, needed)}, of which {_amounts(free, needed)} are free ({reason})"
+    )
 
 
-def _first(error: Exception) -> str:
+def _amounts(amounts: Mapping[str, float], names: Mapping[str, float]) -> str:
+    values = {name: amounts.get(name, 0.0) / (GB if name == "memory" else 1) for name in names}
+    return " and ".join(f"{value:.3g} {_UNITS[name]}" for name, value in values.items())
+
+
+async def _as_future(call: Awaitable[Any]) -> Any:
+    return await call
+
+
+def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

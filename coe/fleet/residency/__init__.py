@@ -1,1 +1,1 @@
-"""More experts than fit in memory: who is awake is decided purely (`policy`), booked (`ledger`), carried out apart."""
+"""Residency: more experts than fit into the memory of the devices; a scheduler loads and unloads their servers."""

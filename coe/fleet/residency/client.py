@@ -1,4 +1,8 @@
-"""The gateway's side: asks the fleet for experts that take turns, and knows what it said last."""
+"""The gateway's client of the residency socket: requests that an expert is loaded, and keeps the latest tiers.
+
+`ResidencyClient` implements `coe.experts.residency.ResidencyHold` over one connection that is opened again when it
+breaks. `coe status` uses `fetch_tiers`.
+"""
 
 from __future__ import annotations
 
@@ -11,129 +15,130 @@ from pathlib import Path
 from typing import Any
 
 from coe.errors import ExpertAsleep
-from coe.fleet.residency.protocol import LONGEST, line, messages
+from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
 from coe.supervision import TaskFailed, ignored, supervised
 
-AGAIN = 0.2
-"""Seconds between two tries to reach the fleet."""
-PATIENCE = 5.0
-"""Seconds that a request waits for the fleet to be reached, and for its refusal beyond the time it gave."""
-LONGEST_HOLD = 3600.0
+RECONNECT_INTERVAL = 0.2
+"""Seconds between two attempts to connect."""
+RESPONSE_TIMEOUT = 5.0
+"""Seconds that a request waits for the connection, and for the response beyond its own timeout."""
+MAX_HOLD = 3600.0
+"""Longest time, in seconds, that a request may be held."""
 _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def taking_turns(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[ResidencyClient]:
-    """Keep a connection to the fleet for the length of the block."""
-    turns = ResidencyClient(address)
-    task = supervised(turns.connected, "turns", task_failed=task_failed)
+async def connected_client(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[ResidencyClient]:
+    """A client that stays connected to the socket at `address` for the length of the block."""
+    client = ResidencyClient(address)
+    task = supervised(client.run, "residency-client", task_failed=task_failed)
     try:
-        yield turns
+        yield client
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
 class ResidencyClient:
-    """`hold` an expert, and call what it gives back when the request is over."""
+    """Call `hold` before a request to an expert, and what it returns when the request is over."""
 
     def __init__(self, address: Path) -> None:
         self._address = address
         self._writer: asyncio.StreamWriter | None = None
-        self._there = asyncio.Event()
-        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._connected = asyncio.Event()
+        self._responses: dict[int, asyncio.Future[None]] = {}
         self._number = 0
         self.tiers: Mapping[str, Mapping[str, Any]] = {}
-        """By expert: tier, held and switches, as the fleet said last; empty while it is away."""
-        self.waited: Callable[[str, float], None] = lambda _expert, _seconds: None
-        """Called with every wait that ended well, in seconds."""
+        """By expert: tier, held and switches, as last received; empty while disconnected."""
+        self.on_granted: Callable[[str, float], None] = lambda _expert, _seconds: None
+        """Called after each successful hold with the expert and the seconds it took."""
 
     async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
-        """Wait until the expert is awake and stays so, at most until a time of the event loop's clock. Raises
-        ExpertAsleep."""
+        """Waits until the expert is awake, at most until `deadline` (event loop clock). Returns the function that
+        releases it. Raises ExpertAsleep."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        writer = await self._reached(expert)
+        writer = await self._connection(expert)
         self._number += 1
         number = self._number
-        answer = self._asked[number] = loop.create_future()
-        within = min(max(deadline - loop.time(), 0.0), LONGEST_HOLD)
-        message = {"hold": number, "expert": expert, "category": category, "within": within, "stand_in": stand_in}
+        response = self._responses[number] = loop.create_future()
+        timeout = min(max(deadline - loop.time(), 0.0), MAX_HOLD)
+        message = {"hold": number, "expert": expert, "category": category, "timeout": timeout, "stand_in": stand_in}
         try:
-            writer.write(line(message))
-            async with asyncio.timeout(within + PATIENCE):
-                await answer
+            writer.write(encode(message))
+            async with asyncio.timeout(timeout + RESPONSE_TIMEOUT):
+                await response
         except TimeoutError:
             self._end(writer, number)
-            raise _asleep(expert, "the fleet that should wake it does not answer", PATIENCE) from None
+            raise _asleep(expert, "the fleet that should wake it does not answer", RESPONSE_TIMEOUT) from None
         except ExpertAsleep as error:
             raise _asleep(expert, str(error), error.retry_after) from None
         except BaseException:
             self._end(writer, number)
             raise
         finally:
-            self._asked.pop(number, None)
-        self.waited(expert, loop.time() - began)
+            self._responses.pop(number, None)
+        self.on_granted(expert, loop.time() - began)
         return partial(self._end, writer, number)
 
-    async def _reached(self, expert: str) -> asyncio.StreamWriter:
+    async def _connection(self, expert: str) -> asyncio.StreamWriter:
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._there.wait()
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                await self._connected.wait()
         except TimeoutError:
-            raise _asleep(expert, "the fleet that should wake it cannot be reached", PATIENCE) from None
+            raise _asleep(expert, "the fleet that should wake it cannot be reached", RESPONSE_TIMEOUT) from None
         assert self._writer is not None
         return self._writer
 
     def _end(self, writer: asyncio.StreamWriter, number: int) -> None:
         if writer is self._writer and not writer.is_closing():
-            writer.write(line({"end": number}))
+            writer.write(encode({"end": number}))
 
-    async def connected(self) -> None:
-        """Connect, listen, and connect again, until cancelled."""
+    async def run(self) -> None:
+        """Connects, reads messages, and connects again, until cancelled."""
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self._address, limit=LONGEST)
+                reader, writer = await asyncio.open_unix_connection(self._address, limit=MAX_LINE_BYTES)
             except OSError:
-                await asyncio.sleep(AGAIN)
+                await asyncio.sleep(RECONNECT_INTERVAL)
                 continue
             self._writer = writer
-            self._there.set()
+            self._connected.set()
             try:
-                async for message in messages(reader):
-                    self._hear(message)
+                async for message in read_messages(reader):
+                    self._handle(message)
             finally:
-                self._gone(writer)
-            _log.warning("the fleet has closed its connection; trying again every %g s", AGAIN)
-            await asyncio.sleep(AGAIN)
+                self._disconnected(writer)
+            _log.warning("the fleet has closed its connection; trying again every %g s", RECONNECT_INTERVAL)
+            await asyncio.sleep(RECONNECT_INTERVAL)
 
-    def _gone(self, writer: asyncio.StreamWriter) -> None:
-        self._there.clear()
+    def _disconnected(self, writer: asyncio.StreamWriter) -> None:
+        self._connected.clear()
         self._writer, self.tiers = None, {}
         writer.close()
-        for answer in self._asked.values():
-            if not answer.done():
-                answer.set_exception(_asleep("", "the fleet that should wake it has gone", PATIENCE))
+        for response in self._responses.values():
+            if not response.done():
+                response.set_exception(_asleep("", "the fleet that should wake it has gone", RESPONSE_TIMEOUT))
 
-    def _hear(self, message: Mapping[str, Any]) -> None:
+    def _handle(self, message: Mapping[str, Any]) -> None:
         if "tiers" in message:
             self.tiers = message["tiers"]
             return
-        answer = self._asked.get(message.get("granted", message.get("refused", 0)))
-        if answer is None or answer.done():
+        response = self._responses.get(message.get("granted", message.get("refused", 0)))
+        if response is None or response.done():
             return
         if "granted" in message:
-            answer.set_result(None)
+            response.set_result(None)
         else:
-            answer.set_exception(_asleep("", message["why"], message["retry_after"]))
+            response.set_exception(_asleep("", message["reason"], message["retry_after"]))
 
 
-async def ask_tiers(address: Path) -> dict[str, Any]:
-    """Tiers and the like by expert, as they are now. Raises OSError where nobody answers."""
-    async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_unix_connection(address, limit=LONGEST)
+async def fetch_tiers(address: Path) -> dict[str, Any]:
+    """Returns tier, held and switches by expert, as they are now. Raises OSError if nothing listens at `address`."""
+    async with asyncio.timeout(RESPONSE_TIMEOUT):
+        reader, writer = await asyncio.open_unix_connection(address, limit=MAX_LINE_BYTES)
         try:
-            async for message in messages(reader):
+            async for message in read_messages(reader):
                 if "tiers" in message:
                     return dict(message["tiers"])
         finally:
@@ -141,9 +146,9 @@ async def ask_tiers(address: Path) -> dict[str, Any]:
     return {}
 
 
-def _asleep(expert: str, why: str, retry_after: float | None) -> ExpertAsleep:
+def _asleep(expert: str, reason: str, retry_after: float | None) -> ExpertAsleep:
     error = ExpertAsleep(
-        f"expert {expert!r}: {why}" if expert and not why.startswith("expert ") else why, expert=expert
+        f"expert {expert!r}: {reason}" if expert and not reason.startswith("expert ") else reason, expert=expert
     )
     error.retry_after = retry_after
     return error

@@ -1,64 +1,66 @@
-"""How often each expert will be asked for soon: the categories' traffic times who answers what, and recency."""
+"""Forecasts the request rate of each expert from the traffic of the categories and its own recent traffic."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-QUICK, SLOW = 120.0, 3600.0
-"""Seconds in which the memory of traffic fades to 1/e: of what is asked now, and of who answers a category."""
-FIRST = 30.0
-"""Seconds that a rate is measured over at least, or the first request would look like many."""
-PRIOR = 1.0
-"""Requests that the declared expert of a category counts for before any traffic."""
-OWN = 0.5
-"""Weight of an expert's own latest traffic against that of its categories."""
+RATE_DECAY = 120.0
+"""Seconds in which the weight of a request in a traffic rate decays to 1/e."""
+SHARE_DECAY = 3600.0
+"""Seconds in which the weight of a request in an expert's share of a category decays to 1/e."""
+MIN_PERIOD = 30.0
+"""Shortest period, in seconds, that a rate is measured over. Otherwise the first request would look like many."""
+PRIOR_REQUESTS = 1.0
+"""Requests that the assigned expert of a category counts for before any traffic."""
+OWN_WEIGHT = 0.5
+"""Weight of an expert's own recent traffic against that of its categories."""
 
 
-class Faded:
-    """A count whose events fade with time."""
+class DecayingCount:
+    """An event count that decays exponentially; `decay` is its time constant in seconds."""
 
-    __slots__ = ("_at", "_span", "_value")
+    __slots__ = ("_at", "_decay", "_value")
 
-    def __init__(self, span: float, *, at: float, value: float = 0.0) -> None:
-        self._span, self._at, self._value = span, at, value
+    def __init__(self, decay: float, *, at: float, value: float = 0.0) -> None:
+        self._decay, self._at, self._value = decay, at, value
 
     def add(self, now: float) -> None:
         self._value = self.value(now) + 1.0
         self._at = now
 
     def value(self, now: float) -> float:
-        return self._value * math.exp(-max(now - self._at, 0.0) / self._span)
+        return self._value * math.exp(-max(now - self._at, 0.0) / self._decay)
 
 
 class Forecast:
-    """Rates by expert, in requests a second.
+    """Request rates by expert, in requests a second.
 
-    An expert's rate is its share of each category's requests, remembered long and begun with the declared assignment,
-    times the category's rate, remembered shortly: when a category comes up, all of its experts do. Half of the forecast
-    is the expert's own latest rate, for conversations that stay with it.
+    An expert's rate is its share of each category's requests times the category's rate. Shares decay slowly and begin
+    with the assignment; rates decay fast, so when the traffic of a category rises, the forecast of all its experts
+    does. Half of the forecast is the expert's own recent rate, for conversations that stay with it.
     """
 
     def __init__(self, assignment: Mapping[str, str], *, now: float) -> None:
         self._began = now
-        self._categories: dict[str, Faded] = {}
-        self._own: dict[str, Faded] = {}
-        self._shares: dict[str, dict[str, Faded]] = {}
+        self._categories: dict[str, DecayingCount] = {}
+        self._own: dict[str, DecayingCount] = {}
+        self._shares: dict[str, dict[str, DecayingCount]] = {}
         for category, expert in assignment.items():
-            self._shares[category] = {expert: Faded(SLOW, at=now, value=PRIOR)}
+            self._shares[category] = {expert: DecayingCount(SHARE_DECAY, at=now, value=PRIOR_REQUESTS)}
 
-    def note(self, expert: str, category: str, now: float) -> None:
-        """One request of `category` came for `expert`."""
-        self._categories.setdefault(category, Faded(QUICK, at=now)).add(now)
-        self._own.setdefault(expert, Faded(QUICK, at=now)).add(now)
-        self._shares.setdefault(category, {}).setdefault(expert, Faded(SLOW, at=now)).add(now)
+    def record(self, expert: str, category: str, now: float) -> None:
+        """Counts one request of `category` for `expert`."""
+        self._categories.setdefault(category, DecayingCount(RATE_DECAY, at=now)).add(now)
+        self._own.setdefault(expert, DecayingCount(RATE_DECAY, at=now)).add(now)
+        self._shares.setdefault(category, {}).setdefault(expert, DecayingCount(SHARE_DECAY, at=now)).add(now)
 
     def rates(self, now: float) -> dict[str, float]:
-        """The forecast by expert; an expert not named is not expected."""
-        seen = QUICK * -math.expm1(-max(now - self._began, FIRST) / QUICK)  # seconds that a faded count stands for
-        rates = {expert: OWN * own.value(now) / seen for expert, own in self._own.items()}
+        """The forecast by expert; an expert that is absent has rate 0."""
+        period = RATE_DECAY * -math.expm1(-max(now - self._began, MIN_PERIOD) / RATE_DECAY)  # that a count stands for
+        rates = {expert: OWN_WEIGHT * own.value(now) / period for expert, own in self._own.items()}
         for category, count in self._categories.items():
-            rate = (1 - OWN) * count.value(now) / seen
+            rate = (1 - OWN_WEIGHT) * count.value(now) / period
             shares = {expert: share.value(now) for expert, share in self._shares[category].items()}
             total = sum(shares.values())
             for expert, share in shares.items():

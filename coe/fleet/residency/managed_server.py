@@ -1,4 +1,4 @@
-"""One server that takes turns: woken or started, put to sleep or stopped, watched while it is awake."""
+"""One server on a shared device: started or woken, put to sleep or stopped, health-checked while it is awake."""
 
 from __future__ import annotations
 
@@ -15,77 +15,86 @@ from coe.fleet import probe
 from coe.fleet.residency.devices import ScheduledServer
 from coe.fleet.server import Server
 from coe.fleet.timeouts import Timeouts
-from coe.fleet.vllm.client import Vllm
+from coe.fleet.vllm.client import VllmClient
 from coe.supervision import supervised
 
-AWAKE_TIMEOUT = 60.0
-"""Seconds for the first token of a server that woke."""
+FIRST_TOKEN_TIMEOUT = 60.0
+"""Seconds for the first token after waking."""
 
 
 class ManagedServer:
-    """One thing at a time: whoever orders awaits the end of it before ordering the next."""
+    """Carries out one order at a time: the caller awaits each before it gives the next."""
 
     def __init__(
-        self, room: ScheduledServer, *, session: aiohttp.ClientSession, say: Callable[[str], None], pace: Timeouts
+        self,
+        scheduled: ScheduledServer,
+        *,
+        session: aiohttp.ClientSession,
+        report: Callable[[str], None],
+        timeouts: Timeouts,
     ) -> None:
-        self.room = room
-        self._session, self._say, self._pace = session, say, pace
-        self._server = Server(room.spec, session=session, say=say, pace=pace)
-        self._vllm = Vllm(room.spec.root, session=session)
+        self.profile = scheduled.profile
+        self._spec, self._sleep_level = scheduled.spec, scheduled.sleep_level or 1
+        self._session, self._report, self._timeouts = session, report, timeouts
+        self._server = Server(self._spec, session=session, report=report, timeouts=timeouts)
+        self._vllm = VllmClient(self._spec.root, session=session)
         self._watcher: asyncio.Task[None] | None = None
         self._awake_since: float | None = None
-        self._pause = 0.0
+        self._retry_delay = 0.0
 
     @property
     def key(self) -> str:
-        return self.room.key
+        return self.profile.key
 
-    async def wake(self) -> None:
-        """Return once it has given a one-token answer. Raises FleetError; `down` is due then."""
+    async def load(self) -> None:
+        """Wakes or starts the server; returns once it has answered with a token. Raises FleetError; call `take_down`
+        then."""
         if self._server.running:
-            await self._vllm.wake(level=self.room.level or 1)
-            await self._until_answer()
+            await self._vllm.wake(level=self._sleep_level)
+            await self._wait_until_ready()
         else:
             await self._server.start(keep_log=True)
         self._awake_since = time.monotonic()
 
-    async def _until_answer(self) -> None:
+    async def _wait_until_ready(self) -> None:
         try:
-            async with asyncio.timeout(AWAKE_TIMEOUT):
-                while not await probe.answers(self.room.spec, session=self._session):  # noqa: ASYNC110  a server's state
+            async with asyncio.timeout(FIRST_TOKEN_TIMEOUT):
+                while not await probe.is_ready(self._spec, session=self._session):  # noqa: ASYNC110  a server's state
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise FleetError(f"gave no answer within {AWAKE_TIMEOUT:g} s of waking") from None
+            raise FleetError(f"gave no answer within {FIRST_TOKEN_TIMEOUT:g} s of waking") from None
 
-    async def rest(self, *, asleep: bool) -> Literal["asleep", "stopped"]:
-        """Put it to sleep, or stop it: also where it does not sleep as it should."""
+    async def unload(self, *, sleep: bool) -> Literal["asleep", "stopped"]:
+        """Puts the server to sleep, or stops it if `sleep` is False or going to sleep fails. Returns the new tier."""
         await self._unwatch()
-        if asleep and self._server.running:
+        if sleep and self._server.running:
             try:
-                await self._vllm.sleep(level=self.room.level or 1)
+                await self._vllm.sleep(level=self._sleep_level)
                 return "asleep"
             except FleetError as error:
-                self._say(f"server {self.key!r} does not sleep and is stopped: {error}")
+                self._report(f"server {self.key!r} does not sleep and is stopped: {error}")
         await self._stop()
         return "stopped"
 
-    async def down(self, trouble: str) -> float:
-        """End what is left of a server that is in trouble; the seconds to leave it alone."""
+    async def take_down(self, failure: str) -> float:
+        """Ends a failed server. Returns the seconds to wait before it may start again."""
         await self._unwatch()
         up = 0.0 if self._awake_since is None else time.monotonic() - self._awake_since
-        self._pause, self._awake_since = self._pace.backoff.next(self._pause, up=up), None
-        self._say(f"server {self.key!r} {trouble}; it may start again in {self._pause:g} s (log: {self.room.spec.log})")
+        self._retry_delay, self._awake_since = self._timeouts.backoff.next(self._retry_delay, up=up), None
+        self._report(
+            f"server {self.key!r} {failure}; it may start again in {self._retry_delay:g} s (log: {self._spec.log})"
+        )
         await self._stop()
-        return self._pause
+        return self._retry_delay
 
-    def watch(self, trouble: Callable[[ManagedServer, str], None]) -> None:
-        """Call `trouble` once when it dies or stops answering."""
-        self._watcher = supervised(partial(self._until_trouble, trouble), f"watch-{self.key}", may_return=True)
+    def watch(self, on_failure: Callable[[ManagedServer, str], None]) -> None:
+        """Calls `on_failure` once when the server dies or stops answering."""
+        self._watcher = supervised(partial(self._watch, on_failure), f"watch-{self.key}", may_return=True)
 
-    async def _until_trouble(self, trouble: Callable[[ManagedServer, str], None]) -> None:
-        what = await self._server.trouble()
+    async def _watch(self, on_failure: Callable[[ManagedServer, str], None]) -> None:
+        failure = await self._server.wait_for_failure()
         self._watcher = None
-        trouble(self, what)
+        on_failure(self, failure)
 
     async def _unwatch(self) -> None:
         watcher, self._watcher = self._watcher, None
@@ -97,9 +106,9 @@ class ManagedServer:
         try:
             await self._server.stop()
         except FleetError as error:  # stuck in the kernel: there is nothing else to do about it
-            self._say(str(error))
+            self._report(str(error))
 
     async def aclose(self) -> None:
-        """End it for good. Raises FleetError when even SIGKILL does not."""
+        """Ends the server for good. Raises FleetError if even SIGKILL does not end it."""
         await self._unwatch()
         await self._server.stop()

@@ -1,131 +1,131 @@
-"""Who gets a device's memory: pure, from a State to a Plan.
+"""The scheduling policy of one device: a pure function from a DeviceState to a Schedule.
 
-Requests for an expert that is awake are admitted at once. Others wait, by expert, and one expert at a time is woken:
+Requests for an awake server are admitted at once. Other requests are held, and the device loads one server at a time:
 
-1. The expert whose oldest request would soon have waited `max_wait`, the longest overdue first. It gets its memory even
-   from busy experts: those take nothing new and leave when their work is done.
-2. Else the expert of greatest *use*, if memory is free, or if its use is more than twice that of the idle experts
-   which would have to leave.
+1. The server whose oldest held request would soon have waited `max_wait`; the longest overdue first. It may take memory
+   even from busy servers: these drain (accept nothing new) and unload when they are idle.
+2. Else the server of greatest *demand*, if memory is free, or if its demand is more than `DEMAND_MARGIN` times that of
+   the idle servers that it would evict.
 
-Use is what an expert has to do within `max_wait`: requests that wait or are under way, and those that the forecast
-expects. So a rare expert waits until its requests have gathered or grown old, and does not push out one that is about
-to be needed; with `max_wait` small, whoever is asked for comes at once. Experts with least use leave first, of the like
-the one not used for longest. Nobody with work in flight is ever put to sleep.
+Demand is the number of requests that a server has or will get within `max_wait`: held, redirected to its stand-in, in
+flight, and forecast. So a rare expert waits until its requests have gathered or grown old, and does not evict one that
+is about to be needed. A small `max_wait` loads whatever is requested at once. The servers of least demand are evicted
+first, ties by least recent use. A server with requests in flight is never unloaded.
 
-While nobody has to be woken, one that is expected to be of use soon is woken ahead. (That queues are served whole
-before a switch is the classical exhaustive discipline of polling systems; expected use in place of recency is after
-Jain et al. 2024, arXiv 2412.01868, and CoServe, Suo et al. 2025, arXiv 2503.02354.)
+When no held request needs a server, one with a forecast demand of at least 1 is prefetched. Serving whole queues before
+a switch is the exhaustive discipline of polling systems; expected demand in place of recency is after Jain et al. 2024
+(arXiv 2412.01868) and CoServe (Suo et al. 2025, arXiv 2503.02354).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState, held
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState
 
-MARGIN = 2.0
-"""An expert that is not due comes in place of others only with more than so many times their use: two that are asked
-for alike would change places all the time otherwise."""
+DEMAND_MARGIN = 2.0
+"""Factor by which the demand of a server that is not overdue must exceed that of the servers it evicts. Without it, two
+servers of equal demand would evict each other all the time."""
 
 
 def plan(state: DeviceState) -> Schedule:
-    """What to do at this moment. Repeat it after carrying it out, and whenever something has changed."""
-    actions = [Action("admit", s.key, len(s.waiting)) for s in state.seats if s.tier == "awake" and s.waiting]
-    if any(s.tier in ("waking", "leaving") for s in state.seats):
+    """Returns the actions for this moment. Call it again after carrying them out, and after every event."""
+    actions = [Action("admit", s.key, len(s.waiting)) for s in state.servers if s.tier == "awake" and s.waiting]
+    if any(s.tier in ("loading", "unloading") for s in state.servers):
         return Schedule(tuple(actions))  # the device loads one at a time: two would share its bandwidth
-    target, leavers = _change(state)
-    keys = {seat.key for seat in leavers}
-    actions += [Action("open", s.key) for s in state.seats if s.tier == "closing" and s.key not in keys]
+    target, evicted = _next_load(state)
+    keys = {server.key for server in evicted}
+    actions += [Action("resume", s.key) for s in state.servers if s.tier == "draining" and s.key not in keys]
     if target is None:
-        return Schedule(tuple(actions), _again_at(state))
-    if not leavers:
-        return Schedule((*actions, Action("wake", target.key)))
-    return Schedule((*actions, *_farewells(state, leavers)))
+        return Schedule(tuple(actions), _next_check(state))
+    if not evicted:
+        return Schedule((*actions, Action("load", target.key)))
+    return Schedule((*actions, *_evict(state, evicted)))
 
 
-def use(seat: ServerState, state: DeviceState) -> float:
-    """Requests that an expert has or will get within `max_wait`."""
-    return len(seat.waiting) + seat.wished + seat.in_flight + seat.rate * state.max_wait
+def demand(server: ServerState, state: DeviceState) -> float:
+    """Requests that a server has or will get within `max_wait`."""
+    return len(server.waiting) + server.redirected + server.in_flight + server.rate * state.max_wait
 
 
-def _change(state: DeviceState) -> tuple[ServerState | None, Sequence[ServerState]]:
-    """Who is to be woken, if anybody, and who has to leave for that."""
-    able = [s for s in state.seats if s.tier in ("asleep", "stopped") and s.rests_until <= state.now]
-    asked = [s for s in able if s.waiting]
-    due = [s for s in asked if _due(s, state) <= state.now]
-    for seat in sorted(due, key=lambda s: _due(s, state)):
-        if (leavers := _leavers(seat, state, busy=True)) is not None:
-            return seat, leavers
-    wanted = [seat for seat in able if seat.waiting or seat.wished]
-    ahead = [seat for seat in able if not (seat.waiting or seat.wished) and use(seat, state) >= 1.0]
-    for group in (wanted, ahead):
-        for seat in sorted(group, key=lambda s: -use(s, state)):
-            leavers = _leavers(seat, state, busy=False)
-            if leavers is not None and use(seat, state) > MARGIN * sum(use(s, state) for s in leavers):
-                return seat, leavers
+def _next_load(state: DeviceState) -> tuple[ServerState | None, Sequence[ServerState]]:
+    """The server to load next, if any, and the servers to evict for it."""
+    loadable = [s for s in state.servers if s.tier in ("asleep", "stopped") and s.retry_at <= state.now]
+    due = [s for s in loadable if s.waiting and _load_due(s, state) <= state.now]
+    for server in sorted(due, key=lambda s: _load_due(s, state)):
+        if (evicted := _evictions(server, state, busy=True)) is not None:
+            return server, evicted
+    requested = [s for s in loadable if s.waiting or s.redirected]
+    prefetched = [s for s in loadable if not (s.waiting or s.redirected) and demand(s, state) >= 1.0]
+    for group in (requested, prefetched):
+        for server in sorted(group, key=lambda s: -demand(s, state)):
+            evicted = _evictions(server, state, busy=False)
+            if evicted is not None and demand(server, state) > DEMAND_MARGIN * sum(demand(s, state) for s in evicted):
+                return server, evicted
     return None, ()
 
 
-def _due(seat: ServerState, state: DeviceState) -> float:
-    """When it must begin to wake for its oldest request not to wait longer than `max_wait`."""
-    return seat.waiting[0] + state.max_wait - seat.wake
+def _load_due(server: ServerState, state: DeviceState) -> float:
+    """When to begin loading so that the oldest held request does not wait longer than `max_wait`."""
+    return server.waiting[0] + state.max_wait - server.load_seconds
 
 
-def _leavers(target: ServerState, state: DeviceState, *, busy: bool) -> Sequence[ServerState] | None:
-    """Those who must leave to make room, least use first; none where there is room, None where all of them would not
-    make enough."""
-    room = state.free + held(target)
+def _evictions(target: ServerState, state: DeviceState, *, busy: bool) -> Sequence[ServerState] | None:
+    """The servers to evict for `target`, least demand first; empty if memory is free, None if all are not enough."""
+    free = state.free + target.device_memory
     chosen: list[ServerState] = []
-    for seat in sorted(_movable(target, state, busy=busy), key=lambda s: _order(s, state)):
-        if room >= target.resident.memory:
+    for server in sorted(_evictable(target, state, busy=busy), key=lambda s: _eviction_order(s, state)):
+        if free >= target.profile.memory:
             break
-        chosen.append(seat)
-        room += _given(seat)
-    return chosen if room >= target.resident.memory else None
+        chosen.append(server)
+        free += _freed_memory(server)
+    return chosen if free >= target.profile.memory else None
 
 
-def _movable(target: ServerState, state: DeviceState, *, busy: bool) -> Iterator[ServerState]:
-    for seat in state.seats:
-        if seat.tier in ("awake", "closing") and not seat.resident.pinned:
-            if busy or not (seat.in_flight or seat.waiting):
-                yield seat
-        elif seat.tier == "asleep" and seat is not target and seat.resident.asleep_memory:
-            yield seat
+def _evictable(target: ServerState, state: DeviceState, *, busy: bool) -> Iterator[ServerState]:
+    for server in state.servers:
+        if server.tier in ("awake", "draining") and not server.profile.pinned:
+            if busy or not (server.in_flight or server.waiting):
+                yield server
+        elif server.tier == "asleep" and server is not target and server.profile.asleep_memory:
+            yield server
 
 
-def _order(seat: ServerState, state: DeviceState) -> tuple[int, float, float]:
-    """Who has been told to leave goes on, who is asleep stays where others make enough room; then by use and by how
-    long ago it was used."""
-    rank = {"closing": 0, "awake": 1}.get(seat.tier, 2)
-    return rank, use(seat, state), seat.last_used
+def _eviction_order(server: ServerState, state: DeviceState) -> tuple[int, float, float]:
+    """Draining servers first, sleeping ones last; then by demand and by time of last use."""
+    rank = {"draining": 0, "awake": 1}.get(server.tier, 2)
+    return rank, demand(server, state), server.last_used
 
 
-def _given(seat: ServerState) -> float:
-    """GB that a seat gives back by leaving."""
-    stays = seat.resident.asleep_memory if seat.resident.sleeps and seat.tier != "asleep" else 0.0
-    return held(seat) - stays
+def _freed_memory(server: ServerState) -> float:
+    """GB that unloading the server frees."""
+    kept = server.profile.asleep_memory if server.profile.sleeps and server.tier != "asleep" else 0.0
+    return server.device_memory - kept
 
 
-def _farewells(state: DeviceState, leavers: Sequence[ServerState]) -> Iterator[Action]:
-    """The idle leave now; the busy are closed first. Without room in the host's RAM one is stopped, and with it the
-    least used of those asleep where that is less used, so that there is room the next time."""
+def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Action]:
+    """Unloads idle servers and drains busy ones. If the host's RAM has no space for a server, it is stopped. The
+    sleeping server of least demand is then stopped too, if its demand is lower, so that there is space the next
+    time."""
     host = state.host_free
-    asleep = sorted((s for s in state.seats if s.tier == "asleep" and s not in leavers), key=lambda s: use(s, state))
-    for seat in leavers:
-        if seat.in_flight or (seat.tier == "awake" and seat.waiting):  # who waits there is admitted by the same plan
-            if seat.tier == "awake":
-                yield Action("close", seat.key)
-        elif seat.tier != "asleep" and seat.resident.sleeps and host >= seat.resident.host_memory:
-            host -= seat.resident.host_memory
-            yield Action("sleep", seat.key)
+    asleep = sorted(
+        (s for s in state.servers if s.tier == "asleep" and s not in evicted), key=lambda s: demand(s, state)
+    )
+    for server in evicted:
+        if server.in_flight or (server.tier == "awake" and server.waiting):  # this plan admits its held requests
+            if server.tier == "awake":
+                yield Action("drain", server.key)
+        elif server.tier != "asleep" and server.profile.sleeps and host >= server.profile.host_memory:
+            host -= server.profile.host_memory
+            yield Action("sleep", server.key)
         else:
-            yield Action("stop", seat.key)
-            if seat.resident.sleeps and asleep and use(asleep[0], state) < use(seat, state):
+            yield Action("stop", server.key)
+            if server.profile.sleeps and asleep and demand(asleep[0], state) < demand(server, state):
                 yield Action("stop", asleep.pop(0).key)
 
 
-def _again_at(state: DeviceState) -> float | None:
-    """When somebody becomes due, or has rested."""
-    times = [_due(s, state) for s in state.seats if s.tier in ("asleep", "stopped") and s.waiting]
-    times += [s.rests_until for s in state.seats if s.waiting]
+def _next_check(state: DeviceState) -> float | None:
+    """The next time at which a load becomes due or a failed server may be retried."""
+    times = [_load_due(s, state) for s in state.servers if s.tier in ("asleep", "stopped") and s.waiting]
+    times += [s.retry_at for s in state.servers if s.waiting]
     return min((time for time in times if time > state.now), default=None)

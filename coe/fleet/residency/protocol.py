@@ -1,12 +1,12 @@
-"""What the gateway's processes and the fleet say to each other about residency: one JSON object a line, both ways.
+"""The messages between gateway processes and `coe up` about residency: one JSON object a line, both ways.
 
-    gateway -> fleet    {"hold": 7, "expert": "law", "category": "law", "within": 60.0, "spare": ""}
-                        {"end": 7}          the request is over, or waits no longer
-    fleet -> gateway    {"granted": 7}
-                        {"refused": 7, "why": "...", "retry_after": 12.5}
+    gateway -> coe up   {"hold": 7, "expert": "law", "category": "law", "timeout": 60.0, "stand_in": ""}
+                        {"end": 7}          the request ended, or is no longer held
+    coe up -> gateway   {"granted": 7}
+                        {"refused": 7, "reason": "...", "retry_after": 12.5}
                         {"tiers": {"law": {"tier": "awake", "held": 0, "switches": 3}}}     now and at every change
 
-A connection that ends takes its requests with it. The socket lies in a folder that its owner alone may enter.
+When a connection ends, its requests end too. Only the owner may enter the folder of the socket.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from typing import Any
 
 import orjson
 
-LONGEST = 2**20
-"""Bytes of one line."""
+MAX_LINE_BYTES = 2**20
 
 
-def line(message: dict[str, Any]) -> bytes:
+def encode(message: dict[str, Any]) -> bytes:
     return orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
 
 
-async def messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """Until the other side has gone, or says what is none."""
+async def read_messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """Yields messages until the connection ends or brings an invalid one."""
     try:
-        while said := await reader.readline():
-            yield orjson.loads(said)
+        while line := await reader.readline():
+            yield orjson.loads(line)
     except (OSError, ValueError):  # ValueError: no JSON, or a line without end
         return

@@ -1,4 +1,8 @@
-"""Carries out who is awake: starts, wakes, puts to sleep and stops servers, and holds requests meanwhile."""
+"""Runs servers that share devices: carries out the scheduler's orders and holds requests until their expert is awake.
+
+`coe up` enters a `Residency` in place of a `Fleet` if experts.yaml declares `residency`. Each device has its own
+Scheduler; this module connects it to the clock, the processes and the waiting requests.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,21 @@ from typing import Any, Self
 
 from coe.errors import FleetError
 from coe.fleet import probe
-from coe.fleet.fleet import to_the_end
-from coe.fleet.residency.devices import Device, ScheduledServer
+from coe.fleet.fleet import run_to_completion
+from coe.fleet.residency.devices import Device
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.managed_server import ManagedServer
 from coe.fleet.residency.scheduler import Scheduler, Ticket
-from coe.fleet.residency.state import Action
 from coe.fleet.timeouts import Timeouts
 from coe.supervision import log_failure
 
+_TIMER_SLACK = 0.01
+"""Seconds added to the scheduler's next check, so that it is due when the timer fires."""
+
 
 @dataclass(slots=True)
-class _Held:
-    """A request that waits: its expert, what to call when it may go ahead or may not, and its deadline."""
+class _HeldRequest:
+    """A held request: its expert, the callbacks for its outcome, and its deadline."""
 
     expert: str
     granted: Callable[[], None]
@@ -30,114 +36,119 @@ class _Held:
     timer: asyncio.TimerHandle
 
 
-class _MemoryAccount:
-    """A floor with its books."""
+class _DeviceSchedule:
+    """A device's scheduler and the timer of its next check."""
 
-    def __init__(self, floor: Device, ledger: Scheduler) -> None:
-        self.floor, self.ledger = floor, ledger
-        self.again: asyncio.TimerHandle | None = None
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.next_check: asyncio.TimerHandle | None = None
 
 
 class Residency:
-    """`async with Residency(...):` runs servers in turns for the length of the block, as Fleet runs them all at once.
+    """`async with Residency(...):` runs the servers of the devices for the length of the block.
 
-    Entering starts the pinned ones, and of the others in the order of the assignment as many as fit, or raises
-    FleetError. Inside, `hold` asks for an expert and `end` says that a request is over; both return at once, and the
-    answer comes by a call. A server that dies is stopped and started again when it is asked for, after a pause that
-    grows. All of it happens in one event loop; times are its clock's, which is monotonic. Leaving ends every process.
+    Entering starts the pinned servers and, in the order of the assignment, as many others as fit, or raises FleetError.
+    Inside, `hold` requests an expert and `end` releases it; both return at once, and callbacks report the outcome. A
+    failed server is stopped and starts again when it is requested, after a growing delay. Everything runs in one event
+    loop and uses its clock. Leaving ends every process.
     """
 
     def __init__(
         self,
-        floors: Sequence[Device],
+        devices: Sequence[Device],
         *,
         assignment: Mapping[str, str],
         max_wait: float,
-        say: Callable[[str], None],
-        pace: Timeouts | None = None,
+        report: Callable[[str], None],
+        timeouts: Timeouts | None = None,
     ) -> None:
-        self._floors, self._assignment, self._max_wait = floors, assignment, max_wait
-        self._say, self._pace = say, pace or Timeouts()
-        self._levels: dict[str, _MemoryAccount] = {}
-        self._tenants: dict[str, ManagedServer] = {}
-        self._rooms: dict[str, str] = {}
-        self._held: dict[Ticket, _Held] = {}
-        self._level_of: dict[Ticket, _MemoryAccount] = {}
+        self._devices, self._assignment, self._max_wait = devices, assignment, max_wait
+        self._report, self._timeouts = report, timeouts or Timeouts()
+        self._schedules: dict[str, _DeviceSchedule] = {}
+        self._servers: dict[str, ManagedServer] = {}
+        self._server_of: dict[str, str] = {}
+        self._held: dict[Ticket, _HeldRequest] = {}
+        self._schedule_of: dict[Ticket, _DeviceSchedule] = {}
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.changed: Callable[[], None] = lambda: None
-        """Called whenever somebody's tier has changed."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after a server's tier has changed."""
 
-    # ------------------------------------------------------------------------------------------------ its life
+    # ------------------------------------------------------------------------------------------------ start and stop
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._session = probe.open_session()
-        for floor in self._floors:
-            self._open(floor)
+        self._session = probe.open_probe_session()
+        for device in self._devices:
+            self._add(device)
         try:
             await self._start_first()
         except BaseException:
-            await to_the_end(self._close())
+            await run_to_completion(self._close())
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await to_the_end(self._close())
+        await run_to_completion(self._close())
 
-    def _open(self, floor: Device) -> None:
-        ours = {category: floor.experts[name] for category, name in self._assignment.items() if name in floor.experts}
-        ledger = Scheduler(
-            [(room.resident, *room.loads) for room in floor.rooms],
-            memory=floor.memory,
-            host_memory=floor.host_memory,
+    def _add(self, device: Device) -> None:
+        assignment = {
+            category: device.experts[name] for category, name in self._assignment.items() if name in device.experts
+        }
+        scheduler = Scheduler(
+            [(server.profile, *server.load_times) for server in device.servers],
+            memory=device.memory,
+            host_memory=device.host_memory,
             max_wait=self._max_wait,
-            forecast=Forecast(ours, now=self._loop.time()),
+            forecast=Forecast(assignment, now=self._loop.time()),
         )
-        level = _MemoryAccount(floor, ledger)
-        for room in floor.rooms:
-            self._tenants[room.key] = ManagedServer(room, session=self._session, say=self._say, pace=self._pace)
-            self._levels[room.key] = level
-        self._rooms |= floor.experts
+        schedule = _DeviceSchedule(scheduler)
+        for server in device.servers:
+            self._servers[server.key] = ManagedServer(
+                server, session=self._session, report=self._report, timeouts=self._timeouts
+            )
+            self._schedules[server.key] = schedule
+        self._server_of |= device.experts
 
     async def _start_first(self) -> None:
-        first = [room for floor in self._floors for room in self._first_of(floor)]
+        first = [server for device in self._devices for server in self._first_servers(device)]
         try:
             async with asyncio.TaskGroup() as group:
-                for room in first:
-                    group.create_task(self._tenants[room.key].wake())
+                for server in first:
+                    group.create_task(server.load())
         except ExceptionGroup as failures:  # the first failure cancels the others
             raise failures.exceptions[0] from None
-        for room in first:
-            self._levels[room.key].ledger.woken(room.key, self._loop.time())
-            self._tenants[room.key].watch(self._in_trouble)
+        for server in first:
+            self._schedules[server.key].scheduler.server_loaded(server.key, self._loop.time())
+            server.watch(self._on_failure)
 
-    def _first_of(self, floor: Device) -> list[ScheduledServer]:
-        assigned = [floor.experts[name] for name in dict.fromkeys(self._assignment.values()) if name in floor.experts]
-        assigned += [floor.experts[name] for name in floor.experts]
-        wanted = sorted(dict.fromkeys(assigned), key=lambda key: not self._tenants[key].room.resident.pinned)
-        chosen, free = [], floor.memory
-        for room in (self._tenants[key].room for key in wanted):
-            if room.resident.memory <= free:
-                free -= room.resident.memory
-                chosen.append(room)
+    def _first_servers(self, device: Device) -> list[ManagedServer]:
+        """As many servers as fit: pinned, then assigned, then the others in the order of the declaration."""
+        names = dict.fromkeys([*self._assignment.values(), *device.experts])
+        keys = dict.fromkeys(device.experts[name] for name in names if name in device.experts)
+        servers = sorted((self._servers[key] for key in keys), key=lambda server: not server.profile.pinned)
+        chosen, free = [], device.memory
+        for server in servers:
+            if server.profile.memory <= free:
+                free -= server.profile.memory
+                chosen.append(server)
         return chosen
 
     async def _close(self) -> None:
-        for level in self._levels.values():
-            if level.again:
-                level.again.cancel()
-        for held in self._held.values():
-            held.timer.cancel()
+        for schedule in self._schedules.values():
+            if schedule.next_check:
+                schedule.next_check.cancel()
+        for request in self._held.values():
+            request.timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        stops = [tenant.aclose() for tenant in self._tenants.values()]
+        stops = [server.aclose() for server in self._servers.values()]
         outcomes = await asyncio.gather(*stops, return_exceptions=True)
         await self._session.close()
-        for outcome in outcomes:  # raised last, so that one failure does not keep the others from being stopped
+        for outcome in outcomes:  # raised last, once all are stopped
             if isinstance(outcome, Exception):
                 raise outcome
 
@@ -148,122 +159,119 @@ class Residency:
         expert: str,
         *,
         category: str,
-        within: float,
+        timeout: float,
         stand_in: str,
         granted: Callable[[], None],
         refused: Callable[[str, float], None],
     ) -> Ticket | None:
-        """Ask for an expert: `granted` is called once it is awake, or `refused` with a reason and the seconds after
-        which to try again, within `within` seconds; either may happen before this returns. With a `stand_in` that is
-        awake the request is refused at once, and the expert is woken for the next one. `end` the ticket when it is
-        over, in every case; there is none where the request was refused at once."""
-        key = self._rooms.get(expert)
+        """Requests an expert. Calls `granted` once it is awake, or `refused` with a reason and the seconds to wait
+        before another attempt; one of them is called within `timeout` seconds, perhaps before this returns.
+
+        If the expert `stand_in` is awake, the request is refused at once and the requested expert is loaded for the
+        next one. Returns the ticket to `end` when the request is over, None for a request that was refused at once.
+        """
+        key = self._server_of.get(expert)
         if key is None:
             refused(f"expert {expert!r} is not among those that were started", 60.0)
             return None
-        level, now = self._levels[key], self._loop.time()
-        tier = level.ledger.tier(key)
-        if tier != "awake" and (within <= 0 or self._is_awake(stand_in)):
-            if within > 0:
-                level.ledger.wished(key, now, category=category)
-                self._look(level)
-            refused(f"expert {expert!r} is {tier} and not waited for", level.ledger.wake_time(key))
+        schedule, now = self._schedules[key], self._loop.time()
+        scheduler, tier = schedule.scheduler, schedule.scheduler.tier(key)
+        if tier != "awake" and (timeout <= 0 or self._is_awake(stand_in)):
+            if timeout > 0:
+                scheduler.request_redirected(key, now, category=category)
+                self._decide(schedule)
+            refused(f"expert {expert!r} is {tier} and not waited for", scheduler.load_seconds(key))
             return None
         self._tickets += 1
         ticket = self._tickets
-        timer = self._loop.call_later(max(within, 0.0), self._too_late, ticket)
-        self._held[ticket] = _Held(expert, granted, refused, timer)
-        self._level_of[ticket] = level
-        level.ledger.arrived(ticket, key, now, category=category)
-        self._look(level)
+        timer = self._loop.call_later(max(timeout, 0.0), self._on_timeout, ticket)
+        self._held[ticket] = _HeldRequest(expert, granted, refused, timer)
+        self._schedule_of[ticket] = schedule
+        scheduler.request_arrived(ticket, key, now, category=category)
+        self._decide(schedule)
         return ticket
 
     def end(self, ticket: Ticket) -> None:
-        """A request is over, or waits no longer."""
-        if held := self._held.pop(ticket, None):
-            held.timer.cancel()
-        if level := self._level_of.pop(ticket, None):
-            level.ledger.ended(ticket, self._loop.time())
-            self._look(level)
+        """A request ended, or is no longer held."""
+        if request := self._held.pop(ticket, None):
+            request.timer.cancel()
+        if schedule := self._schedule_of.pop(ticket, None):
+            schedule.scheduler.request_ended(ticket, self._loop.time())
+            self._decide(schedule)
 
     def _is_awake(self, expert: str) -> bool:
-        key = self._rooms.get(expert)
-        return key is not None and self._levels[key].ledger.tier(key) == "awake"
+        key = self._server_of.get(expert)
+        return key is not None and self._schedules[key].scheduler.tier(key) == "awake"
 
-    def _too_late(self, ticket: Ticket) -> None:
-        held = self._held[ticket]
-        level = self._level_of[ticket]
-        retry = level.ledger.wake_time(self._rooms[held.expert])
+    def _on_timeout(self, ticket: Ticket) -> None:
+        request = self._held[ticket]
+        retry_after = self._schedule_of[ticket].scheduler.load_seconds(self._server_of[request.expert])
         self.end(ticket)
-        held.refused(f"expert {held.expert!r} did not get its turn on the device in time", retry)
+        request.refused(f"expert {request.expert!r} was not loaded in time", retry_after)
 
     def tiers(self) -> dict[str, dict[str, Any]]:
-        """By expert: its `tier`, how many requests are `held`, and the `switches` of its server to awake."""
-        return {expert: self._levels[key].ledger.told(key) for expert, key in self._rooms.items()}
+        """By expert: its `tier`, the number of `held` requests, and how often its server was loaded (`switches`)."""
+        return {expert: self._schedules[key].scheduler.status(key) for expert, key in self._server_of.items()}
 
     # ------------------------------------------------------------------------------------------------ orders
 
-    def _look(self, level: _MemoryAccount) -> None:
-        """Ask the policy, and do what it says."""
-        if level.again:
-            level.again.cancel()
-            level.again = None
-        orders, admitted, again_at = level.ledger.decide(self._loop.time())
+    def _decide(self, schedule: _DeviceSchedule) -> None:
+        """Has the scheduler decide, and carries out its orders."""
+        if schedule.next_check:
+            schedule.next_check.cancel()
+            schedule.next_check = None
+        orders, admitted, next_check = schedule.scheduler.decide(self._loop.time())
         for order in orders:
-            self._do(level, order)
-        if again_at is not None:
-            level.again = self._loop.call_at(again_at + 0.01, self._look, level)
+            server = self._servers[order.key]
+            if order.verb == "load":
+                self._spawn(self._load(schedule, server))
+            else:
+                self._spawn(self._unload(schedule, server, sleep=order.verb == "sleep"))
+        if next_check is not None:
+            schedule.next_check = self._loop.call_at(next_check + _TIMER_SLACK, self._decide, schedule)
         for ticket in admitted:
-            held = self._held.pop(ticket)
-            held.timer.cancel()
-            held.granted()
+            request = self._held.pop(ticket)
+            request.timer.cancel()
+            request.granted()
         if orders:
-            self.changed()
+            self.on_change()
 
-    def _do(self, level: _MemoryAccount, order: Action) -> None:
-        tenant = self._tenants[order.key]
-        work = self._wake(level, tenant) if order.verb == "wake" else self._rest(level, tenant, order.verb == "sleep")
-        self._spawn(work)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(log_failure)
-        return task
 
-    async def _wake(self, level: _MemoryAccount, tenant: ManagedServer) -> None:
+    async def _load(self, schedule: _DeviceSchedule, server: ManagedServer) -> None:
         try:
-            await tenant.wake()
+            await server.load()
         except FleetError as error:
-            await self._fell(level, tenant, f"could not be woken: {error}", refuse=True)
+            await self._take_down(schedule, server, f"could not be woken: {error}", refuse=True)
             return
-        level.ledger.woken(tenant.key, self._loop.time())
-        tenant.watch(self._in_trouble)
-        self._look(level)
-        self.changed()
+        schedule.scheduler.server_loaded(server.key, self._loop.time())
+        server.watch(self._on_failure)
+        self._decide(schedule)
+        self.on_change()
 
-    async def _rest(self, level: _MemoryAccount, tenant: ManagedServer, asleep: bool) -> None:
-        tier = await tenant.rest(asleep=asleep)
-        level.ledger.left(tenant.key, tier)
-        self._look(level)
-        self.changed()
+    async def _unload(self, schedule: _DeviceSchedule, server: ManagedServer, *, sleep: bool) -> None:
+        tier = await server.unload(sleep=sleep)
+        schedule.scheduler.server_unloaded(server.key, tier)
+        self._decide(schedule)
+        self.on_change()
 
-    def _in_trouble(self, tenant: ManagedServer, trouble: str) -> None:
-        level = self._levels[tenant.key]
-        level.ledger.falls(tenant.key)
-        self._spawn(self._fell(level, tenant, trouble, refuse=False))
-        self.changed()
+    def _on_failure(self, server: ManagedServer, failure: str) -> None:
+        schedule = self._schedules[server.key]
+        schedule.scheduler.server_failing(server.key)
+        self._spawn(self._take_down(schedule, server, failure, refuse=False))
+        self.on_change()
 
-    async def _fell(self, level: _MemoryAccount, tenant: ManagedServer, trouble: str, *, refuse: bool) -> None:
-        """A server is down: end what is left of it, and let it rest a while. Who waits for one that does not start is
-        told so; who waits for one that died meanwhile waits for its return."""
-        pause = await tenant.down(trouble)
-        first = trouble.splitlines()[0]
-        rests_until = self._loop.time() + pause
-        for ticket in level.ledger.failed(tenant.key, rests_until=rests_until, refuse=refuse):
-            held = self._held[ticket]
+    async def _take_down(self, schedule: _DeviceSchedule, server: ManagedServer, failure: str, *, refuse: bool) -> None:
+        """Ends a failed server and delays its next start. With `refuse` (it did not start) its held requests are
+        refused; else (it died while awake) they stay held until it is back."""
+        delay = await server.take_down(failure)
+        for ticket in schedule.scheduler.server_failed(server.key, retry_at=self._loop.time() + delay, refuse=refuse):
+            request = self._held[ticket]
             self.end(ticket)
-            held.refused(f"expert {held.expert!r} {first}", pause)
-        self._look(level)
-        self.changed()
+            request.refused(f"expert {request.expert!r} {failure.splitlines()[0]}", delay)
+        self._decide(schedule)
+        self.on_change()

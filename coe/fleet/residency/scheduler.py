@@ -1,5 +1,8 @@
-"""The books of one device: who waits, who is at work, in which tier each resident is. It orders nothing to be done
-itself: whoever carries a plan out tells it what has happened. No clock of its own: times are handed in."""
+"""The scheduler of one device: tracks requests and server tiers, and turns the policy's plan into orders.
+
+It carries out nothing itself: `Residency` reports events to it and carries out its orders. It has no clock; callers
+pass the time.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +15,37 @@ from coe.fleet.residency.policy import plan
 from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
 Ticket = int
-"""Names one request from its arrival to its end."""
-_ROUNDS = 4
-REMEMBERED = 0.5
-"""Weight of the latest load time against the earlier ones."""
+"""Identifies one request from its arrival to its end."""
+_MAX_ROUNDS = 4
+"""Plans made for one event: carrying out the first may allow the next."""
+LATEST_LOAD_WEIGHT = 0.5
+"""Weight of the latest load time in the moving average."""
 
 
 @dataclass(slots=True)
-class _Line:
-    """What the ledger keeps of one resident. `loads` are seconds to awake from asleep and from stopped."""
+class _ServerRecord:
+    """The bookkeeping of one server. `load_times` are expected seconds to awake, by tier."""
 
-    resident: ServerProfile
-    loads: dict[Tier, float]
+    profile: ServerProfile
+    load_times: dict[Tier, float]
     tier: Tier = "stopped"
     waiting: dict[Ticket, float] = field(default_factory=dict)
-    options: int = 0
-    at_work: set[Ticket] = field(default_factory=set)
+    redirected: int = 0
+    in_flight: set[Ticket] = field(default_factory=set)
     last_used: float = 0.0
-    rests_until: float = 0.0
-    woken: tuple[Tier, float] | None = None
+    retry_at: float = 0.0
+    loading_since: tuple[Tier, float] | None = None
     from_sleep: bool = False
     switches: int = 0
 
 
 class Scheduler:
-    """`decide` after every event; it books its own orders, and gives them back to be carried out.
-
-    Orders to wake, sleep and stop are under way until `woken`, `left` or `failed` says how they ended.
-    """
+    """Call `decide` after every event. Orders to load, sleep and stop are under way until `server_loaded`,
+    `server_unloaded` or `server_failed` reports the outcome."""
 
     def __init__(
         self,
-        residents: Iterable[tuple[ServerProfile, float, float]],
+        servers: Iterable[tuple[ServerProfile, float, float]],
         *,
         memory: float,
         host_memory: float,
@@ -51,140 +53,135 @@ class Scheduler:
         forecast: Forecast,
         policy: Callable[[DeviceState], Schedule] = plan,
     ) -> None:
-        """Residents come with their expected seconds to awake: from asleep and from stopped."""
-        self._lines = {
-            one.key: _Line(one, {"asleep": asleep, "stopped": stopped}) for one, asleep, stopped in residents
+        """`servers` come with their expected seconds to awake, from asleep and from stopped."""
+        self._servers = {
+            one.key: _ServerRecord(one, {"asleep": asleep, "stopped": stopped}) for one, asleep, stopped in servers
         }
         self._budget = (memory, host_memory, max_wait)
         self._forecast = forecast
         self._policy = policy
-        self._owner: dict[Ticket, str] = {}
+        self._server_of: dict[Ticket, str] = {}
         self.switches = 0
-        """Times that a resident was woken."""
+        """How often a server was loaded."""
 
-    # ------------------------------------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------------------------------------ events
 
-    def arrived(self, ticket: Ticket, key: str, now: float, *, category: str = "") -> None:
-        """A request for a resident came and is held until admitted."""
-        line = self._lines[key]
-        line.waiting[ticket] = line.last_used = now
-        self._owner[ticket] = key
-        self._forecast.note(key, category, now)
+    def request_arrived(self, ticket: Ticket, key: str, now: float, *, category: str = "") -> None:
+        """A request for a server arrived; it is held until admitted."""
+        server = self._servers[key]
+        server.waiting[ticket] = server.last_used = now
+        self._server_of[ticket] = key
+        self._forecast.record(key, category, now)
 
-    def wished(self, key: str, now: float, *, category: str = "") -> None:
-        """A request for a resident that is not awake came and a sibling answers it."""
-        line = self._lines[key]
-        line.options += 1
-        line.last_used = now
-        self._forecast.note(key, category, now)
+    def request_redirected(self, key: str, now: float, *, category: str = "") -> None:
+        """A request arrived for a server that is not awake; its stand-in answers it."""
+        server = self._servers[key]
+        server.redirected += 1
+        server.last_used = now
+        self._forecast.record(key, category, now)
 
-    def ended(self, ticket: Ticket, now: float) -> None:
-        """A request is over, or does not wait any longer. Unknown tickets are none of ours."""
-        key = self._owner.pop(ticket, None)
+    def request_ended(self, ticket: Ticket, now: float) -> None:
+        """A request ended, or is no longer held. Unknown tickets are ignored."""
+        key = self._server_of.pop(ticket, None)
         if key is not None:
-            line = self._lines[key]
-            line.waiting.pop(ticket, None)
-            line.at_work.discard(ticket)
-            line.last_used = now
+            server = self._servers[key]
+            server.waiting.pop(ticket, None)
+            server.in_flight.discard(ticket)
+            server.last_used = now
 
-    def woken(self, key: str, now: float) -> None:
-        """A resident is awake."""
-        line = self._lines[key]
-        if line.woken is not None:
-            tier, began = line.woken
-            line.loads[tier] += REMEMBERED * (now - began - line.loads[tier])
-        line.tier, line.woken, line.options, line.rests_until = "awake", None, 0, 0.0
+    def server_loaded(self, key: str, now: float) -> None:
+        """A server is awake."""
+        server = self._servers[key]
+        if server.loading_since is not None:
+            tier, began = server.loading_since
+            server.load_times[tier] += LATEST_LOAD_WEIGHT * (now - began - server.load_times[tier])
+        server.tier, server.loading_since, server.redirected, server.retry_at = "awake", None, 0, 0.0
 
-    def left(self, key: str, tier: Tier) -> None:
-        """A resident is `asleep` or `stopped` now."""
-        self._lines[key].tier = tier
+    def server_unloaded(self, key: str, tier: Tier) -> None:
+        """A server is `asleep` or `stopped` now."""
+        self._servers[key].tier = tier
 
-    def falls(self, key: str) -> None:
-        """A resident is down and what is left of it is being ended; `failed` follows."""
-        line = self._lines[key]
-        line.from_sleep, line.tier = False, "leaving"
+    def server_failing(self, key: str) -> None:
+        """A server is down and is being ended; `server_failed` follows."""
+        server = self._servers[key]
+        server.from_sleep, server.tier = False, "unloading"
 
-    def failed(self, key: str, *, rests_until: float, refuse: bool) -> list[Ticket]:
-        """A resident is down, and must not be woken before a time. Gives back who waited for it where they are to be
-        refused; else they wait on."""
-        line = self._lines[key]
-        line.tier, line.woken, line.options, line.rests_until = "stopped", None, 0, rests_until
-        refused = list(line.waiting) if refuse else []
+    def server_failed(self, key: str, *, retry_at: float, refuse: bool) -> list[Ticket]:
+        """A server is down and must not be loaded before `retry_at`. With `refuse`, drops and returns its held
+        requests; else they stay held."""
+        server = self._servers[key]
+        server.tier, server.loading_since, server.redirected, server.retry_at = "stopped", None, 0, retry_at
+        refused = list(server.waiting) if refuse else []
         for ticket in refused:
-            del self._owner[ticket], line.waiting[ticket]
+            del self._server_of[ticket], server.waiting[ticket]
         return refused
 
-    # ------------------------------------------------------------------------------------------------ what to do
+    # ------------------------------------------------------------------------------------------------ decisions
 
     def decide(self, now: float) -> tuple[list[Action], list[Ticket], float | None]:
-        """Orders to carry out (wake, sleep, stop), tickets that may go ahead, and when to look again."""
+        """Returns the orders to carry out (load, sleep, stop), the admitted tickets, and when to decide again."""
         orders: list[Action] = []
         admitted: list[Ticket] = []
-        for _ in range(_ROUNDS):  # what was ordered first may free what comes next
-            decided = self._policy(self.state(now))
-            for action in decided.actions:
-                self._book(action, now, orders, admitted)
-            if not decided.actions:
+        for _ in range(_MAX_ROUNDS):
+            schedule = self._policy(self.state(now))
+            for action in schedule.actions:
+                self._apply(action, now, orders, admitted)
+            if not schedule.actions:
                 break
-        return orders, admitted, decided.again_at
+        return orders, admitted, schedule.next_check
 
-    def _book(self, action: Action, now: float, orders: list[Action], admitted: list[Ticket]) -> None:
-        line = self._lines[action.key]
+    def _apply(self, action: Action, now: float, orders: list[Action], admitted: list[Ticket]) -> None:
+        server = self._servers[action.key]
         if action.verb == "admit":
-            admitted += self._admit(line, action.count)
-        elif action.verb in ("close", "open"):
-            line.tier = "closing" if action.verb == "close" else "awake"
+            tickets = list(server.waiting)[: action.count]
+            for ticket in tickets:
+                del server.waiting[ticket]
+                server.in_flight.add(ticket)
+            admitted += tickets
+        elif action.verb in ("drain", "resume"):
+            server.tier = "draining" if action.verb == "drain" else "awake"
+        elif action.verb == "load":
+            server.loading_since, server.tier = (server.tier, now), "loading"
+            self.switches += 1
+            server.switches += 1
+            orders.append(action)
         else:
-            self._order(line, action, now)
+            server.from_sleep, server.tier = server.tier == "asleep", "unloading"
             orders.append(action)
 
-    def _admit(self, line: _Line, count: int) -> list[Ticket]:
-        tickets = list(line.waiting)[:count]
-        for ticket in tickets:
-            del line.waiting[ticket]
-            line.at_work.add(ticket)
-        return tickets
-
-    def _order(self, line: _Line, action: Action, now: float) -> None:
-        if action.verb == "wake":
-            line.woken, line.tier = (line.tier, now), "waking"
-            self.switches += 1
-            line.switches += 1
-        else:
-            line.from_sleep, line.tier = line.tier == "asleep", "leaving"
-
-    # ------------------------------------------------------------------------------------------------ what stands
+    # ------------------------------------------------------------------------------------------------ state
 
     def tier(self, key: str) -> Tier:
-        return self._lines[key].tier
+        return self._servers[key].tier
 
-    def wake_time(self, key: str) -> float:
-        """Seconds that a resident needs to be awake from where it rests."""
-        line = self._lines[key]
-        return line.loads.get(line.tier, line.loads["asleep" if line.resident.sleeps else "stopped"])
+    def load_seconds(self, key: str) -> float:
+        """Expected seconds until a server is awake, from its present tier."""
+        server = self._servers[key]
+        return server.load_times.get(server.tier, server.load_times["asleep" if server.profile.sleeps else "stopped"])
 
-    def told(self, key: str) -> dict[str, Any]:
-        """What operators want to know of a resident."""
-        line = self._lines[key]
-        return {"tier": line.tier, "held": len(line.waiting), "switches": line.switches}
+    def status(self, key: str) -> dict[str, Any]:
+        """The tier, held requests and switches of one server, for operators."""
+        server = self._servers[key]
+        return {"tier": server.tier, "held": len(server.waiting), "switches": server.switches}
 
     def state(self, now: float) -> DeviceState:
-        """All of it, frozen."""
+        """A frozen snapshot for the policy."""
         memory, host_memory, max_wait = self._budget
         rates = self._forecast.rates(now)
-        seats = tuple(self._seat(line, rates.get(key, 0.0)) for key, line in self._lines.items())
-        return DeviceState(now, memory, host_memory, max_wait, seats)
+        servers = tuple(_server_state(server, rates.get(key, 0.0)) for key, server in self._servers.items())
+        return DeviceState(now, memory, host_memory, max_wait, servers)
 
-    def _seat(self, line: _Line, rate: float) -> ServerState:
-        return ServerState(
-            line.resident,
-            line.tier,
-            waiting=tuple(line.waiting.values()),
-            wished=line.options,
-            in_flight=len(line.at_work),
-            rate=rate,
-            last_used=line.last_used,
-            wake=line.loads.get(line.tier, 0.0),
-            rests_until=line.rests_until,
-            from_sleep=line.from_sleep,
-        )
+
+def _server_state(server: _ServerRecord, rate: float) -> ServerState:
+    return ServerState(
+        server.profile,
+        server.tier,
+        waiting=tuple(server.waiting.values()),
+        redirected=server.redirected,
+        in_flight=len(server.in_flight),
+        rate=rate,
+        last_used=server.last_used,
+        load_seconds=server.load_times.get(server.tier, 0.0),
+        retry_at=server.retry_at,
+        from_sleep=server.from_sleep,
+    )

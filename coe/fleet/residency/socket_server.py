@@ -1,4 +1,4 @@
-"""Where the gateway's processes ask for experts: a Unix socket in front of the Residency."""
+"""The Unix socket at which gateway processes request experts from the Residency of `coe up`."""
 
 from __future__ import annotations
 
@@ -9,89 +9,87 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coe.fleet.residency.protocol import LONGEST, line, messages
+from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.scheduler import Ticket
 
-SLOW = 2**22
-"""Bytes that a process leaves unread before it is taken for hung and let go, its requests with it."""
+MAX_UNREAD_BYTES = 2**22
+"""Bytes that a gateway process may leave unread. Beyond, it counts as hung: its connection and its requests end."""
 
 
 @asynccontextmanager
-async def desk(residency: Residency, address: Path) -> AsyncIterator[None]:
-    """Answer at `address` for the length of the block."""
-    visitors: set[_ClientConnection] = set()
+async def serve_residency(residency: Residency, address: Path) -> AsyncIterator[None]:
+    """Listens at `address` for the length of the block."""
+    clients: set[_ClientConnection] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        visitor = _ClientConnection(residency, writer)
-        visitors.add(visitor)
+        client = _ClientConnection(residency, writer)
+        clients.add(client)
         try:
-            visitor.say({"tiers": residency.tiers()})
-            async for message in messages(reader):
-                visitor.hear(message)
+            client.send({"tiers": residency.tiers()})
+            async for message in read_messages(reader):
+                client.handle(message)
         finally:
-            visitors.discard(visitor)
-            visitor.leave()
+            clients.discard(client)
+            client.close()
 
-    def tell() -> None:
-        told = {"tiers": residency.tiers()}
-        for visitor in visitors:
-            visitor.say(told)
+    def publish_tiers() -> None:
+        message = {"tiers": residency.tiers()}
+        for client in clients:
+            client.send(message)
 
-    server = await asyncio.start_unix_server(serve, address, limit=LONGEST)
-    residency.changed = tell
+    server = await asyncio.start_unix_server(serve, address, limit=MAX_LINE_BYTES)
+    residency.on_change = publish_tiers
     try:
         yield
     finally:
-        residency.changed = lambda: None
+        residency.on_change = lambda: None
         server.close()
-        for visitor in list(visitors):
-            visitor.leave()
+        for client in list(clients):
+            client.close()
 
 
 class _ClientConnection:
-    """One gateway process: its requests by the numbers it gave them."""
+    """One gateway process; it numbers its own requests."""
 
     def __init__(self, residency: Residency, writer: asyncio.StreamWriter) -> None:
         self._residency, self._writer = residency, writer
         self._tickets: dict[int, Ticket] = {}
-        self._gone = False
+        self._closed = False
 
-    def say(self, message: dict[str, Any]) -> None:
-        if self._gone or self._writer.is_closing():
+    def send(self, message: dict[str, Any]) -> None:
+        if self._closed or self._writer.is_closing():
             return
-        self._writer.write(line(message))
-        if self._writer.transport.get_write_buffer_size() > SLOW:
+        self._writer.write(encode(message))
+        if self._writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self._writer.transport.abort()
 
-    def hear(self, message: dict[str, Any]) -> None:
+    def handle(self, message: dict[str, Any]) -> None:
         if "hold" in message:
             self._hold(message)
         elif "end" in message and (ticket := self._tickets.pop(message["end"], None)) is not None:
             self._residency.end(ticket)
-        elif "show" in message:
-            self.say({"tiers": self._residency.tiers()})
 
     def _hold(self, message: dict[str, Any]) -> None:
         number = int(message["hold"])
         ticket = self._residency.hold(
             str(message["expert"]),
             category=str(message["category"]),
-            within=float(message["within"]),
+            timeout=float(message["timeout"]),
             stand_in=str(message["stand_in"]),
-            granted=partial(self.say, {"granted": number}),
+            granted=partial(self.send, {"granted": number}),
             refused=partial(self._refused, number),
         )
         if ticket is not None:
             self._tickets[number] = ticket
 
-    def _refused(self, number: int, why: str, retry_after: float) -> None:
+    def _refused(self, number: int, reason: str, retry_after: float) -> None:
         self._tickets.pop(number, None)
-        self.say({"refused": number, "why": why, "retry_after": retry_after})
+        self.send({"refused": number, "reason": reason, "retry_after": retry_after})
 
-    def leave(self) -> None:
-        """Its requests are over."""
-        self._gone = True
+    def close(self) -> None:
+        """Ends the requests of this process."""
+        self._closed = True
         tickets, self._tickets = self._tickets, {}
         for ticket in tickets.values():
             self._residency.end(ticket)

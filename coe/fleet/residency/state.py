@@ -1,20 +1,23 @@
-"""What the policy sees of one device and what it may order: frozen values alone."""
+"""The scheduling problem of one device and its solution, as frozen values.
+
+`policy.plan` maps a `DeviceState` to a `Schedule` of `Action`s. Memory is in GB, times in seconds of a monotonic clock.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Tier = Literal["awake", "closing", "waking", "leaving", "asleep", "stopped"]
-"""closing: awake, takes nothing new and goes when its work is done; leaving: being put to sleep or stopped."""
+Tier = Literal["awake", "draining", "loading", "unloading", "asleep", "stopped"]
+"""draining: awake, but accepts no new request and unloads once it is idle; unloading: being put to sleep or stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerProfile:
-    """A server that takes turns on a device; memory in GB.
+    """The memory that one server needs.
 
-    Awake it needs `memory`, asleep `asleep_memory` of the device and `host_memory` of the host's RAM; one that does not
-    `sleep` is stopped instead. A `pinned` one stays awake.
+    It needs `memory` when awake; when asleep it needs `asleep_memory` on the device and `host_memory` of the host's
+    RAM. A server that does not support sleep (`sleeps` is False) is stopped instead. A `pinned` server stays awake.
     """
 
     key: str
@@ -27,65 +30,68 @@ class ServerProfile:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One resident now.
+    """One server at one moment.
 
-    `waiting` holds the arrivals of its held requests, oldest first; `wished` counts those that a sibling answers
-    meanwhile. `rate` is the forecast in requests a second, `wake` the seconds until it would be awake. It may not be
-    woken before `rests_until`: its last start failed. One that is leaving `from_sleep` was asleep. Times are in seconds
-    of a monotonic clock.
+    `waiting` holds the arrival times of its held requests, oldest first. `redirected` counts the requests that its
+    stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
+    time until it would be awake. After a failed start it is not loaded before `retry_at`. `from_sleep` marks an
+    unloading server that was asleep before.
     """
 
-    resident: ServerProfile
+    profile: ServerProfile
     tier: Tier
     waiting: tuple[float, ...] = ()
-    wished: int = 0
+    redirected: int = 0
     in_flight: int = 0
     rate: float = 0.0
     last_used: float = 0.0
-    wake: float = 1.0
-    rests_until: float = 0.0
+    load_seconds: float = 1.0
+    retry_at: float = 0.0
     from_sleep: bool = False
 
     @property
     def key(self) -> str:
-        return self.resident.key
+        return self.profile.key
+
+    @property
+    def device_memory(self) -> float:
+        """GB of the device that the server occupies or is about to occupy."""
+        if self.tier == "stopped":
+            return 0.0
+        asleep = self.tier == "asleep" or (self.tier == "unloading" and self.from_sleep)
+        return self.profile.asleep_memory if asleep else self.profile.memory
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """One device at one moment. `memory` and `host_memory` are budgets in GB, `max_wait` is in seconds: how long a
-    request may wait so that others like it can join."""
+    """One device at one moment.
+
+    `memory` and `host_memory` are budgets. `max_wait` is how long a request may be held so that later requests for the
+    same expert can join it.
+    """
 
     now: float
     memory: float
     host_memory: float
     max_wait: float
-    seats: tuple[ServerState, ...]
+    servers: tuple[ServerState, ...]
 
     @property
     def free(self) -> float:
-        """GB of the device that nobody has or is about to have."""
-        return self.memory - sum(map(held, self.seats))
+        """GB of the device that no server occupies or is about to occupy."""
+        return self.memory - sum(server.device_memory for server in self.servers)
 
     @property
     def host_free(self) -> float:
-        return self.host_memory - sum(s.resident.host_memory for s in self.seats if s.tier in ("asleep", "leaving"))
+        return self.host_memory - sum(s.profile.host_memory for s in self.servers if s.tier in ("asleep", "unloading"))
 
 
-def held(seat: ServerState) -> float:
-    """GB of the device that a seat has or is about to have."""
-    if seat.tier == "stopped":
-        return 0.0
-    asleep = seat.tier == "asleep" or (seat.tier == "leaving" and seat.from_sleep)
-    return seat.resident.asleep_memory if asleep else seat.resident.memory
-
-
-Verb = Literal["admit", "wake", "close", "open", "sleep", "stop"]
+Verb = Literal["admit", "load", "drain", "resume", "sleep", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One order. `count` is for `admit`: so many of those who wait, oldest first."""
+    """One step of a schedule. `count` is for `admit`: how many held requests to admit, oldest first."""
 
     verb: Verb
     key: str
@@ -94,7 +100,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What to do now, and when to look again if nothing happens before (None: no need)."""
+    """The actions to take now, and when to plan again if nothing happens before (None: no need)."""
 
     actions: tuple[Action, ...] = ()
-    again_at: float | None = None
+    next_check: float | None = None

@@ -1,1 +1,1 @@
-"""vLLM servers: command line, control API and LoRA adapters."""
+"""vLLM servers: command line, LoRA adapters, sleep mode."""

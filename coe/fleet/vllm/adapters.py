@@ -1,4 +1,4 @@
-"""Keeps the LoRA adapters of running servers as declared: a changed declaration loads and unloads, no restart."""
+"""Keeps the LoRA adapters of running servers in sync with experts.yaml, without restarts."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from pathlib import Path
 from typing import Protocol
 
 from coe.errors import CoEError, ConfigError, FleetError
-from coe.fleet.planning import Shared, adapters_of, shared_by
+from coe.fleet.planning import ServerConfig, adapters_of, server_config
 from coe.fleet.specs import LocalExpert
-from coe.fleet.validation import mistakes
+from coe.fleet.validation import find_problems
 
-POLL = 0.5
-"""Seconds between two looks at the declaration."""
-RETRY = 5.0
-"""Seconds after which what could not be loaded is tried again: its server may just be starting."""
-FAREWELL = 3.0
-"""Seconds between telling that an expert is gone and unloading it; gateways look twice a second."""
+POLL_INTERVAL = 0.5
+"""Seconds between two checks of the declaration."""
+RETRY_INTERVAL = 5.0
+"""Seconds after which a failed load is tried again: the server may just be starting."""
+UNLOAD_DELAY = 3.0
+"""Seconds between publishing that an expert is gone and unloading it; gateways read twice a second."""
 
-Look = tuple[int, int, int] | None
+FileVersion = tuple[int, int, int] | None
 
 
 class Servers(Protocol):
-    """A fleet whose servers, by key, take LoRA adapters while they run; all raise FleetError."""
+    """A fleet whose servers, by key, accept LoRA adapters while they run; all methods raise FleetError."""
 
-    async def load(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve these folders too, by name; the names that were new."""
+    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Serves these folders, by name, too. Returns the new names."""
         ...
 
-    def superfluous(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """The adapters that are served beyond these."""
+    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """The adapters served beyond these."""
         ...
 
-    async def unload(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serve no others than these any longer; the names that went."""
+    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
+        """Stops serving all adapters but these. Returns the removed names."""
         ...
 
 
 class AdapterSync:
-    """`read` gives the declared experts or raises ConfigError, `tell` gets those that are served whenever that
-    changes, `say` a line for each event. Experts whose server does not run are left to the next start."""
+    """Follows the declaration.
+
+    `read` returns the declared experts or raises ConfigError, `publish` receives the served ones whenever they change,
+    `report` a line for each event. Experts whose server does not run wait for the next start.
+    """
 
     def __init__(
         self,
@@ -48,74 +51,79 @@ class AdapterSync:
         *,
         config: Path,
         read: Callable[[], Sequence[LocalExpert]],
-        tell: Callable[[Sequence[LocalExpert]], None],
-        say: Callable[[str], None],
+        publish: Callable[[Sequence[LocalExpert]], None],
+        report: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
         self._config = config
         self._read = read
-        self._tell = tell
-        self._say = say
-        self._said = ""
+        self._publish = publish
+        self._report = report
+        self._last_report = ""
 
-    async def watch(self, running: Mapping[Shared, str], serving: Sequence[LocalExpert]) -> None:
-        """Until cancelled. `running` are the keys of the servers by what the experts on each have in common, `serving`
-        those that have been told."""
-        followed, now = None, _served(serving, running)
+    async def watch(self, running: Mapping[ServerConfig, str], serving: Sequence[LocalExpert]) -> None:
+        """Follows the file until cancelled. `running` maps the config of each running server to its key, `serving` are
+        the experts published already."""
+        applied, published = None, _published_by_name(serving, running)
         while True:
-            await asyncio.sleep(POLL)
-            look = _look(self._config)
-            if look == followed:
+            await asyncio.sleep(POLL_INTERVAL)
+            version = _file_version(self._config)
+            if version == applied:
                 continue
             try:
-                now = await self._follow(self._read(), running, now)
+                published = await self._apply(self._read(), running, published)
             except ConfigError:
-                pass  # the gateway, which reads it too, says what is wrong
+                pass  # the gateway reads it too, and reports what is wrong
             except CoEError as error:
-                self._say_once(f"{error}\nthe rest goes on as it was; this is tried again every {RETRY:g} s")
-                await asyncio.sleep(RETRY)
+                self._report_once(
+                    f"{error}\neverything else stays as it was; the next attempt is in {RETRY_INTERVAL:g} s"
+                )
+                await asyncio.sleep(RETRY_INTERVAL)
                 continue
-            followed = look
+            applied = version
 
-    async def _follow(
-        self, experts: Sequence[LocalExpert], running: Mapping[Shared, str], now: Mapping[str, str]
+    async def _apply(
+        self, experts: Sequence[LocalExpert], running: Mapping[ServerConfig, str], published: Mapping[str, str]
     ) -> dict[str, str]:
-        """Load, tell, unload, in this order, so that no gateway asks for what is not there."""
-        beside = self._config.parent
-        wrong = [f"expert {experts[at].name!r}: {what}" for at, _, what in mistakes(experts, beside=beside)]
-        if wrong:
-            raise FleetError(wrong[0])
-        served = [expert for expert in experts if shared_by(expert) in running]
+        """Loads, publishes, unloads, in this order, so that no gateway requests a missing adapter."""
+        base_folder = self._config.parent
+        for index, _, what in find_problems(experts, base_folder=base_folder):
+            raise FleetError(f"expert {experts[index].name!r}: {what}")
+        served = [expert for expert in experts if server_config(expert) in running]
         wanted = {
-            key: adapters_of([expert for expert in served if shared_by(expert) == shared], beside=beside)
-            for shared, key in running.items()
+            key: adapters_of([expert for expert in served if server_config(expert) == config], base_folder=base_folder)
+            for config, key in running.items()
         }
         for key, adapters in wanted.items():
-            for name in await self._fleet.load(key, adapters):
-                self._say(f"server {key!r} has loaded the adapter {name!r}")
-        there = _served(served, running)
-        if there != now:
-            self._tell(served)
-        if any(self._fleet.superfluous(key, adapters) for key, adapters in wanted.items()):
-            await asyncio.sleep(FAREWELL)
+            for name in await self._fleet.load_adapters(key, adapters):
+                self._report(f"server {key!r} has loaded the adapter {name!r}")
+        names = _published_by_name(served, running)
+        if names != published:
+            self._publish(served)
+        if any(self._fleet.stale_adapters(key, adapters) for key, adapters in wanted.items()):
+            await asyncio.sleep(UNLOAD_DELAY)
             for key, adapters in wanted.items():
-                for name in await self._fleet.unload(key, adapters):
-                    self._say(f"server {key!r} has unloaded the adapter {name!r}")
-        self._said = ""
-        return there
+                for name in await self._fleet.unload_adapters(key, adapters):
+                    self._report(f"server {key!r} has unloaded the adapter {name!r}")
+        self._last_report = ""
+        return names
 
-    def _say_once(self, line: str) -> None:
-        if line != self._said:
-            self._say(line)
-        self._said = line
-
-
-def _served(experts: Sequence[LocalExpert], running: Mapping[Shared, str]) -> dict[str, str]:
-    """By expert, all that its address depends on: its server, and whether it is a model of its own there."""
-    return {one.name: f"{running[shared_by(one)]} {bool(one.adapter)}" for one in experts if shared_by(one) in running}
+    def _report_once(self, line: str) -> None:
+        if line != self._last_report:
+            self._report(line)
+        self._last_report = line
 
 
-def _look(path: Path) -> Look:
+def _published_by_name(experts: Sequence[LocalExpert], running: Mapping[ServerConfig, str]) -> dict[str, str]:
+    """By expert, all that its address depends on: its server, and whether it is an adapter there."""
+    return {
+        one.name: f"{running[server_config(one)]} {bool(one.adapter)}"
+        for one in experts
+        if server_config(one) in running
+    }
+
+
+def _file_version(path: Path) -> FileVersion:
     try:
         found = path.stat()
     except OSError:

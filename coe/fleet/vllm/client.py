@@ -1,7 +1,7 @@
-"""What can be asked of a running vLLM server besides answers: to sleep and to wake, to load and unload LoRA adapters.
+"""The administrative API of a running vLLM server: sleep and wake, load and unload LoRA adapters.
 
-vLLM has these endpoints, without any key, only where its environment says so. They are for the process that started
-the server, on loopback: the gateway has no route that leads to them.
+vLLM offers these endpoints, without a key, only if its environment says so. They are for the process that started the
+server, on loopback; no route of the gateway leads to them.
 """
 
 from __future__ import annotations
@@ -15,88 +15,91 @@ import orjson
 
 from coe.errors import FleetError
 
-VERBS = "VLLM_SERVER_DEV_MODE"
-ADAPTERS_MAY_CHANGE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
-"""Set to 1 in the environment of a server, these give it the endpoints asked here."""
+DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
+LORA_UPDATING_VARIABLE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Environment variables that enable the endpoints, if set to 1."""
 SLEEP_TIMEOUT = 120.0
-"""Seconds for work in flight to end and the weights to leave the device."""
+"""Seconds for requests in flight to end and the weights to leave the device."""
 WAKE_TIMEOUT = 600.0
-"""Seconds for the weights to come back; from disk after level 2."""
+"""Seconds for the weights to return; from disk after level 2."""
 ADAPTER_TIMEOUT = 120.0
 _SHORT = 10.0
 _NOT_FOUND = 404
 
 
-class Vllm:
-    """The server at `root`, such as http://127.0.0.1:20001. Every verb is bounded in time, may be repeated, and raises
-    FleetError with the server's own words when it is refused. `within` is in seconds."""
+class VllmClient:
+    """The server at `root`, such as http://127.0.0.1:20001.
+
+    Every method is bounded by `time_limit` in seconds, may be repeated, and raises FleetError with the server's own
+    message if it is refused.
+    """
 
     def __init__(self, root: str, *, session: aiohttp.ClientSession) -> None:
         self._root = root.rstrip("/")
         self._session = session
 
-    async def sleep(self, *, level: int = 1, within: float = SLEEP_TIMEOUT) -> None:
-        """Let requests in flight end, then free the device: level 1 keeps the weights in RAM, level 2 nowhere.
+    async def sleep(self, *, level: int = 1, time_limit: float = SLEEP_TIMEOUT) -> None:
+        """Lets requests in flight end, then frees the device. Level 1 keeps the weights in RAM, level 2 drops them.
 
-        Requests that come later wait, without an answer, until `wake`: send none. A server that is not asleep in time
-        is woken again before the error is raised, so that it never swallows requests unnoticed. Memory is freed only
-        where the server was started with `--enable-sleep-mode` on a GPU; elsewhere it merely rests.
+        Later requests wait, without an answer, until `wake`: send none. A server that is not asleep in time is woken
+        again before the error is raised, so that it never swallows requests unnoticed. Memory is freed only if the
+        server was started with `--enable-sleep-mode` on a GPU; elsewhere it only pauses.
         """
         try:
-            await self._post(f"/sleep?level={level}&mode=wait", within=within)
+            await self._post(f"/sleep?level={level}&mode=wait", time_limit=time_limit)
         except FleetError:
             with suppress(FleetError):
-                await self._post("/wake_up", within=_SHORT)
+                await self._post("/wake_up", time_limit=_SHORT)
             raise
 
-    async def wake(self, *, level: int = 1, within: float = WAKE_TIMEOUT) -> None:
-        """Undo a `sleep` of that level: after level 2 the weights are read from disk again. Harmless when awake."""
+    async def wake(self, *, level: int = 1, time_limit: float = WAKE_TIMEOUT) -> None:
+        """Undoes a `sleep` of that level: after level 2 the weights are read from disk. No effect when awake."""
         if level >= 2:
-            await self._post("/wake_up?tags=weights", within=within)
-            await self._post("/collective_rpc", {"method": "reload_weights"}, within=within)
-            await self._post("/wake_up?tags=kv_cache", within=within)
+            await self._post("/wake_up?tags=weights", time_limit=time_limit)
+            await self._post("/collective_rpc", {"method": "reload_weights"}, time_limit=time_limit)
+            await self._post("/wake_up?tags=kv_cache", time_limit=time_limit)
         else:
-            await self._post("/wake_up", within=within)
+            await self._post("/wake_up", time_limit=time_limit)
 
-    async def is_sleeping(self, *, within: float = _SHORT) -> bool:
+    async def is_sleeping(self, *, time_limit: float = _SHORT) -> bool:
         """Whether it sleeps at any level."""
-        _, text = await self._ask("GET", "/is_sleeping", None, within=within)
+        _, text = await self._request("GET", "/is_sleeping", None, time_limit=time_limit)
         try:
             return bool(orjson.loads(text)["is_sleeping"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise FleetError(f"{self._root}/is_sleeping answered {text[:100]!r}; is this a vLLM server?") from None
 
-    async def load_adapter(self, name: str, folder: Path, *, within: float = ADAPTER_TIMEOUT) -> None:
-        """Serve the LoRA adapter of `folder` as the model `name`, in place of the one that had the name."""
+    async def load_adapter(self, name: str, folder: Path, *, time_limit: float = ADAPTER_TIMEOUT) -> None:
+        """Serves the LoRA adapter in `folder` as the model `name`, and replaces one of the same name."""
         body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
-        await self._post("/v1/load_lora_adapter", body, within=within)
+        await self._post("/v1/load_lora_adapter", body, time_limit=time_limit)
 
-    async def unload_adapter(self, name: str, *, within: float = ADAPTER_TIMEOUT) -> None:
-        """Serve `name` no longer. Requests in flight end as they began; a name that is not served is none to unload."""
-        await self._post("/v1/unload_lora_adapter", {"lora_name": name}, within=within, absent=True)
+    async def unload_adapter(self, name: str, *, time_limit: float = ADAPTER_TIMEOUT) -> None:
+        """Stops serving `name`; requests in flight complete. An unknown name is no error."""
+        await self._post("/v1/unload_lora_adapter", {"lora_name": name}, time_limit=time_limit, allow_missing=True)
 
-    async def _post(self, path: str, body: Any = None, *, within: float, absent: bool = False) -> None:
-        await self._ask("POST", path, body, within=within, absent=absent)
+    async def _post(self, path: str, body: Any = None, *, time_limit: float, allow_missing: bool = False) -> None:
+        await self._request("POST", path, body, time_limit=time_limit, allow_missing=allow_missing)
 
-    async def _ask(
-        self, method: str, path: str, body: Any, *, within: float, absent: bool = False
+    async def _request(
+        self, method: str, path: str, body: Any, *, time_limit: float, allow_missing: bool = False
     ) -> tuple[int, bytes]:
-        """Status and text of a page. `absent`: what does not exist is fine, where the server knows the page."""
-        url, limit = f"{self._root}{path}", aiohttp.ClientTimeout(total=within)
+        """Status and text of a response. With `allow_missing` a 404 for a known endpoint is no error."""
+        url, limit = f"{self._root}{path}", aiohttp.ClientTimeout(total=time_limit)
         try:
             async with self._session.request(method, url, json=body, timeout=limit) as response:
                 status, text = response.status, await response.content.read(2**16)
         except TimeoutError:
-            raise FleetError(f"{url} gave no answer within {within:g} s") from None
+            raise FleetError(f"{url} gave no answer within {time_limit:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise FleetError(f"{url} cannot be asked: {error}") from None
-        if status < 400 or (absent and status == _NOT_FOUND and b"cannot be found" in text):
+            raise FleetError(f"{url} cannot be reached: {error}") from None
+        if status < 400 or (allow_missing and status == _NOT_FOUND and b"cannot be found" in text):
             return status, text
         raise FleetError(f"{url} answered {status}: {_message(text)}")
 
 
 def _message(text: bytes) -> str:
-    """What an error page says, without its wrapping."""
+    """The message inside an error body."""
     try:
         found = orjson.loads(text)
         return str(found["error"]["message"] if "error" in found else found["detail"])

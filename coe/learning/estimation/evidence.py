@@ -1,4 +1,7 @@
-"""Evidence on quality by category and expert: sums of weighted rewards, bounded by tenant, joined with measurements."""
+"""Builds score tables from weighted rewards by category and expert, and merges them with measured scores.
+
+Bounds keep a single tenant, or requests that mostly belong to another category, from dominating a cell.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,27 @@ from coe.learning.estimation.experience import Experience
 from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
-HALVINGS = 50
+BISECTION_STEPS = 50
 
 
-def table_of(experience: Experience, utility: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
-    """The table of the rewards: request i is `worth[i]` scores (0 to 1) that speak for `importance[i]` requests each.
+def score_table(experience: Experience, utility: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
+    """The score table of the rewards: request i counts as `utility[i]` scores (0 to 1) for `importance[i]` requests
+    each.
 
     Two bounds hold in each cell. Requests that are likelier of another category count together at most as much as the
-    cell's own (or `free`), so that a crowd of strangers does not drown a small category; and one tenant has at most
-    `share` of the whole (or `free`, or an even part where there are too few tenants). A count is the effective one
-    (Kish 1965): scores of uneven importance tell less.
+    cell's own (or `free`), so that many borderline requests do not dominate a small category. One tenant has at most
+    `share` of the cell (or `free`, or an equal part where there are too few tenants). Counts are effective sample sizes
+    (Kish 1965), since scores of uneven importance carry less information.
     """
     best = experience.posterior.argmax(axis=1)[:, None] == np.arange(len(experience.categories))
     own = sums_by_tenant(experience, utility, importance, experience.posterior * best)
-    strange = sums_by_tenant(experience, utility, importance, experience.posterior * ~best)
-    inside, outside = own[0].sum(axis=0), strange[0].sum(axis=0)
-    allowed = np.maximum(inside, free)
-    scale = np.divide(allowed, outside, out=np.ones_like(outside), where=outside > allowed)
-    sums = own + strange * scale  # fewer scores, as if drawn from them, not weaker ones
-    factor = capped(sums[0].reshape(len(sums[0]), -1), share=share, free=free).reshape(sums[0].shape)
-    return table_of_sums(experience, (sums * factor).sum(axis=1))
+    borderline = sums_by_tenant(experience, utility, importance, experience.posterior * ~best)
+    inside, outside = own[0].sum(axis=0), borderline[0].sum(axis=0)
+    limit = np.maximum(inside, free)
+    scale = np.divide(limit, outside, out=np.ones_like(outside), where=outside > limit)
+    sums = own + borderline * scale  # as if fewer scores were drawn, not weaker ones
+    factor = tenant_factors(sums[0].reshape(len(sums[0]), -1), share=share, free=free).reshape(sums[0].shape)
+    return score_table_from_sums(experience, (sums * factor).sum(axis=1))
 
 
 def sums_by_tenant(experience: Experience, utility: Array, importance: Array, posterior: NDArray[np.floating]) -> Array:
@@ -48,8 +52,8 @@ def sums_by_tenant(experience: Experience, utility: Array, importance: Array, po
     return sums
 
 
-def table_of_sums(experience: Experience, sums: Array) -> ScoreTable:
-    """The table of sums of shape (4, m, k)."""
+def score_table_from_sums(experience: Experience, sums: Array) -> ScoreTable:
+    """The score table of sums of shape (4, m, k)."""
     mass, square, total, second = sums
     nothing = np.full_like(mass, np.nan)
     mean = np.divide(total, mass, out=nothing.copy(), where=mass > 0)
@@ -58,33 +62,33 @@ def table_of_sums(experience: Experience, sums: Array) -> ScoreTable:
     return ScoreTable(experience.categories, experience.experts, mean, np.maximum(variance, 0.0), count)
 
 
-def capped(weights: Array, *, share: float, free: float) -> Array:
+def tenant_factors(weights: Array, *, share: float, free: float) -> Array:
     """Factors (0 to 1) that bound each tenant's part of each cell; `weights` has shape (n_tenants, n_cells).
 
-    The bound is the largest level c with c <= share x sum of min(weight, c), found by halving; `free` is always let
-    through.
+    The bound is the largest level c with c <= share x sum of min(weight, c), found by bisection; `free` is always
+    allowed.
     """
     present = (weights > 0).sum(axis=0)
     part = np.maximum(share, 1.0 / np.maximum(present, 1)) * (1.0 + 1e-9)
     low, high = np.zeros(weights.shape[1]), weights.max(axis=0)
     fits = part * weights.sum(axis=0) >= high
-    for _ in range(HALVINGS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        good = part * np.minimum(weights, middle).sum(axis=0) >= middle
-        low, high = np.where(good, middle, low), np.where(good, high, middle)
+        fits_middle = part * np.minimum(weights, middle).sum(axis=0) >= middle
+        low, high = np.where(fits_middle, middle, low), np.where(fits_middle, high, middle)
     level = np.maximum(np.where(fits, np.inf, low), free)
     return np.divide(np.minimum(weights, level), weights, out=np.ones_like(weights), where=weights > 0)
 
 
-def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
-    """Both tables together; `base` counts as many scores as it rests on.
+def merged(table: ScoreTable, base: ScoreTable) -> ScoreTable:
+    """Both tables together; `base` has the weight of its own counts.
 
-    Checked probes and people's ratings differ in level, so the base is first shifted by the weighted median difference
-    over the cells that both have. The median ignores the few cells in which an expert has changed since the base was
+    Checked probes and user ratings differ in level, so the base is first shifted by the weighted median difference over
+    the cells that both have. The median ignores the few cells in which an expert has changed since the base was
     measured. Differences between experts in the base stay.
     """
     new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
-    old = np.clip(old + level_of(table, base), 0.0, 1.0)
+    old = np.clip(old + level_difference(table, base), 0.0, 1.0)
     count = table.count + base.count
     squares = table.count * (np.nan_to_num(table.variance) + new**2)
     squares += base.count * (np.nan_to_num(base.variance) + old**2)
@@ -94,14 +98,14 @@ def joined(table: ScoreTable, base: ScoreTable) -> ScoreTable:
     return ScoreTable(table.categories, table.experts, mean, np.maximum(variance, 0.0), count)
 
 
-def level_of(table: ScoreTable, base: ScoreTable) -> float:
+def level_difference(table: ScoreTable, base: ScoreTable) -> float:
     """The level of `table` less that of `base`: the weighted median difference over the cells that both have."""
     new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
     return _weighted_median(new - old, np.minimum(table.count, base.count))
 
 
 def _weighted_median(values: Array, weights: Array) -> float:
-    """The value at half of the total weight, between its neighbours where half falls between them; 0 without weight."""
+    """The value at half of the total weight, interpolated between its neighbours; 0 without weight."""
     order = np.argsort(values, axis=None)
     value, weight = values.ravel()[order], weights.ravel()[order]
     if not weight.sum():

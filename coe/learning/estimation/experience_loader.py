@@ -1,6 +1,7 @@
-"""Gathering experience from pages of records and feedback, in memory bounded by the number of requests kept.
+"""Loads experience from the routing log and its feedback, page by page, in memory bounded by the requests kept.
 
-Reads the routing log and the feedback beside it page by page, for jobs that are not on an event loop.
+`Logs` reads both logs synchronously, for jobs without an event loop. `load_experience` keeps the newest requests in a
+ring buffer of columns, then joins the feedback by a hash of the request's id.
 """
 
 from __future__ import annotations
@@ -18,62 +19,60 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL
 from coe.errors import DataError
-from coe.learning.estimation.experience import NONE, Experience, rank, reward
+from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
 from coe.records import open_feedback, open_log
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
-LIMIT = 1_000_000
-"""Requests that are kept, the newest. A million with 14 categories and 9 experts take 100 MB, twice that while they are
-put in order, and a round of learning on them some 260 MB more
-(docs/experiments/retrain-memory.md)."""
+MAX_REQUESTS = 1_000_000
+"""Newest requests that are kept. A million with 14 categories and 9 experts take 100 MB, twice that while they are
+sorted, and a learning round on them some 260 MB more (docs/experiments/retrain-memory.md)."""
 UNTENANTED = ""
-"""The tenant of requests that came without a key."""
-BY_QUALITY = frozenset(("routed", "explored"))
-"""Reasons for which expected quality chose the expert, so that the propensity says how likely it was."""
+"""The tenant of requests without a key."""
+REASONS_WITH_PROPENSITY = frozenset(("routed", "explored"))
+"""Reasons for which expected quality chose the expert, so that the logged propensity is its probability."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gathered:
-    """The experience, and what was left out of it, counted by reason."""
+class LoadedExperience:
+    """The experience, and the records and feedback left out of it, counted by reason."""
 
     experience: Experience
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def gather(
+def load_experience(
     records: Iterable[Sequence[RoutingRecord]],
     feedback: Iterable[Sequence[Feedback]],
     *,
     categories: Sequence[str],
     experts: Sequence[str],
-    limit: int = LIMIT,
-) -> Gathered:
+    limit: int = MAX_REQUESTS,
+) -> LoadedExperience:
     """Join pages of records, oldest first, with pages of feedback in any order, repeated or not.
 
-    Of a record met twice the first counts, of several feedbacks to a request the surest kind and then the latest.
-    Probabilities of categories that are no longer declared count as general; records of undeclared experts, records of
-    failed requests, and feedback for ids that are unknown or another tenant's are left out and counted. Raises
-    DataError when nothing is left.
+    Of repeated records the first counts, of several feedbacks on a request the surest kind and then the latest.
+    Probabilities of undeclared categories count as general. Left out and counted are records of undeclared experts,
+    records of failed requests, and feedback for unknown or another tenant's ids. Raises DataError when nothing is left.
     """
-    rows = _Rows(tuple(categories), tuple(experts), limit)
+    rows = _RingBuffer(tuple(categories), tuple(experts), limit)
     for page in records:
         for record in page:
             rows.add(record)
-    join = _Join(rows)
+    join = _FeedbackJoin(rows)
     for events in feedback:
         for event in events:
             join.add(event)
-    return Gathered(join.experience(), dict(rows.left_out))
+    return LoadedExperience(join.experience(), dict(rows.left_out))
 
 
-def identity(request_id: str) -> int:
-    """64 bits of the id's digest: of a million ids two agree with a chance of 3 in 100 million."""
+def request_hash(request_id: str) -> int:
+    """64 bits of the id's digest: among a million ids, two collide with a probability of 3 in 100 million."""
     return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest())
 
 
-class _Rows:
-    """Columns of a fixed length, written round and round: the newest `limit` records stay."""
+class _RingBuffer:
+    """Columns of a fixed length that hold the newest `limit` records."""
 
     def __init__(self, categories: tuple[str, ...], experts: tuple[str, ...], limit: int) -> None:
         self.categories, self.experts, self.limit = categories, experts, limit
@@ -112,14 +111,14 @@ class _Rows:
         allowed[[self.expert[name] for name in record.candidates if name in self.expert]] = True
         allowed[chosen] = True
         self.chosen[row] = chosen
-        self.propensity[row] = record.propensity if record.reason in BY_QUALITY else np.nan
+        self.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
         self.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
         self.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
         self.time[row] = record.time
-        self.identity[row] = identity(record.request_id)
+        self.identity[row] = request_hash(record.request_id)
 
     def order(self) -> NDArray[np.int64]:
-        """The rows that count, oldest first: of those with the same id the first."""
+        """The used rows, oldest first; of records with the same id the first."""
         if not self.count:
             raise DataError(f"the routing log holds nothing to learn from ({dict(self.left_out) or 'no records'})")
         kept = min(self.count, self.limit)
@@ -130,11 +129,14 @@ class _Rows:
         return np.asarray(rows[np.sort(first)])
 
 
-class _Join:
-    """Finds the request of each feedback and keeps the one that counts: the largest of a total order, so that neither
-    the order of arrival nor repetition matters and no set of events seen is needed."""
+class _FeedbackJoin:
+    """Finds the request of each feedback and keeps the feedback that counts.
 
-    def __init__(self, rows: _Rows) -> None:
+    That is the largest of a total order, so that neither order of arrival nor repetition matters and seen events need
+    not be stored.
+    """
+
+    def __init__(self, rows: _RingBuffer) -> None:
         self._rows, self._order = rows, rows.order()
         identities = rows.identity[self._order]
         self._sorting = np.argsort(identities)
@@ -148,7 +150,7 @@ class _Join:
         self._tenant = {number: name for name, number in rows.tenants.items()}
 
     def add(self, event: Feedback) -> None:
-        key = np.uint64(identity(event.request_id))
+        key = np.uint64(request_hash(event.request_id))
         place = int(np.searchsorted(self._identities, key))
         if place == len(self._identities) or self._identities[place] != key:
             self._rows.left_out["feedback for unknown requests"] += 1
@@ -169,16 +171,16 @@ class _Join:
             self.corrected[row] = category
 
     def _rate(self, row: int, event: Feedback) -> None:
-        known, new = self.kind[row], rank(event.kind)
-        utility = len(FEEDBACK_KINDS) if known == NONE else rank(FEEDBACK_KINDS[known])
-        if new < utility:
+        known, new = self.kind[row], certainty_rank(event.kind)
+        current = len(FEEDBACK_KINDS) if known == NONE else certainty_rank(FEEDBACK_KINDS[known])
+        if new < current:
             self._time[0, row] = -np.inf
-        if new <= utility and self._is_later(0, row, event):
+        if new <= current and self._is_later(0, row, event):
             expert = self._rows.experts[self._rows.chosen[self._order[row]]]
             self.reward[row], self.kind[row] = reward(event, expert=expert), FEEDBACK_KINDS.index(event.kind)
 
     def _is_later(self, which: int, row: int, event: Feedback) -> bool:
-        new, known = (event.time, identity(event.event_id)), (self._time[which, row], int(self._event[which, row]))
+        new, known = (event.time, request_hash(event.event_id)), (self._time[which, row], int(self._event[which, row]))
         if new <= known:
             return False
         self._time[which, row], self._event[which, row] = new
@@ -205,13 +207,12 @@ class _Join:
         )
 
 
-PAGE = 2_000
+PAGE_SIZE = 2_000
 """Records or events in memory at a time."""
 
 
 class Logs:
-    """Both logs, opened; `damaged` counts the entries that were read so far and are no records, no events. Methods
-    raise LogError."""
+    """Both logs, opened; `damaged` counts the damaged entries read so far. Methods raise LogError."""
 
     def __init__(self, runner: asyncio.Runner, records: RoutingLog, feedback: FeedbackLog) -> None:
         self._runner, self._records, self._feedback = runner, records, feedback
@@ -221,16 +222,15 @@ class Logs:
         self,
         *,
         since: float = 0.0,
-        deadline: float,
+        until: float,
         category: str = "",
         own: Callable[[RoutingRecord], object] | None = None,
     ) -> Iterator[tuple[RoutingRecord, ...]]:
-        """Pages of the records of users' requests from `since` to `deadline` (Unix seconds), oldest first; none is
-        empty.
+        """Pages of the records of users' requests from `since` to `until` (Unix seconds), oldest first; none is empty.
 
         `own` receives each record of a request that a CoE command sent (`RoutingRecord.purpose`).
         """
-        for page in self.all(since=since, deadline=deadline, category=category):
+        for page in self.all(since=since, until=until, category=category):
             if own is not None:
                 for record in page:
                     if record.purpose:
@@ -238,13 +238,13 @@ class Logs:
             if users := tuple(record for record in page if not record.purpose):
                 yield users
 
-    def all(self, *, since: float = 0.0, deadline: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
-        """The same with the requests of CoE commands among them."""
-        query = LogQuery(since=since, category=category, limit=PAGE)
+    def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
+        """The same with the requests of CoE commands."""
+        query = LogQuery(since=since, category=category, limit=PAGE_SIZE)
         while True:
             page = self._runner.run(self._records.read(query))
             self.damaged += page.damaged
-            if kept := tuple(record for record in page.records if record.time <= deadline):
+            if kept := tuple(record for record in page.records if record.time <= until):
                 yield kept
             if page.cursor == query.after or (page.records and not kept):
                 return
@@ -253,7 +253,7 @@ class Logs:
     def pages(self, *, after: str = "") -> Iterator[FeedbackPage]:
         """Pages of feedback after a cursor, in the order it was stored; none is empty."""
         while True:
-            page = self._runner.run(self._feedback.read(after=after, limit=PAGE))
+            page = self._runner.run(self._feedback.read(after=after, limit=PAGE_SIZE))
             self.damaged += page.damaged
             if page.cursor == after:
                 return
@@ -261,14 +261,14 @@ class Logs:
             yield page
 
     def feedback(self, *, since: float = 0.0) -> Iterator[tuple[Feedback, ...]]:
-        """Pages of the events from `since` on, with which a request from then on may have been rated."""
+        """Pages of the events since a time; requests since then cannot have older feedback."""
         for page in self.pages():
             yield tuple(event for event in page.events if event.time >= since)
 
 
 @contextmanager
 def open_logs(url: str, *, base: Path) -> Iterator[Logs]:
-    """The logs at `url`; relative paths start at `base`."""
+    """Open the logs at `url`; relative paths start at `base`."""
     with asyncio.Runner() as runner:
         records, feedback = open_log(url, base=base), open_feedback(url, base=base)
         try:

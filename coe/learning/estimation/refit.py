@@ -1,4 +1,4 @@
-"""Refitting the table of quality from experience: what each expert is worth in each category, by its feedback."""
+"""Refits the score table from experience: each expert's quality in each category, by feedback and measured scores."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.evidence import joined, level_of, table_of
+from coe.learning.estimation.evidence import level_difference, merged, score_table
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.trust import Agreement, agreements
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 
 Array = NDArray[np.float64]
-DAY = 86_400.0
-STRONGEST_SHRINKAGE = 30.0
-"""Largest pseudo-count beside feedback. Experts that differed by level alone may since differ by category."""
+DAY_SECONDS = 86_400.0
+MAX_PSEUDO_COUNT = 30.0
+"""Largest pseudo-count beside feedback. Experts that differed only in level may since differ by category."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
     """How much a request's feedback counts.
 
-    `half_life` in days: experts and users change. `clip`: the largest inverse propensity; 1 leaves them out. Within a
-    category explored requests are the ones that look like all the others, and count more by it; beyond the clip the
-    noise of a few would cost more than the bias that they remove. `share`: the largest part that one tenant has of a
-    cell. `free`: scores that are always let through.
+    `half_life` is in days, since experts and users change. `clip` is the largest inverse propensity; 1 ignores
+    propensities. Within a category explored requests represent all others, and count more by it; beyond the clip the
+    noise of a few would cost more than the bias that they remove. `share` is the largest part of one tenant in a cell.
+    `free` is the number of scores that are always allowed.
     """
 
     half_life: float = 30.0
@@ -37,16 +37,16 @@ class Weighting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refit:
-    """The table of experience and measurement together, and how far tenants agree.
+    """The score table of experience and measurement together, and how far tenants agree.
 
-    `learnt` is the part of the table that comes from feedback. `level` is the level of feedback less that of the
-    measured scores; 0 where nothing is measured.
+    `feedback` is the part of the table that comes from feedback. `level` is the level of feedback less that of the
+    measured scores; 0 without measured scores.
     """
 
     table: ScoreTable
     agreements: tuple[Agreement, ...]
     weighting: Weighting
-    learnt: ScoreTable
+    feedback: ScoreTable
     level: float
 
     @property
@@ -76,16 +76,16 @@ def refit(
 ) -> Refit:
     """The table that the experience up to `now` (Unix seconds) supports.
 
-    `base` is quality that was measured (`coe score`), over the same categories and experts. `found` are agreements
-    that are known already, for refits of parts of one experience.
+    `base` is measured quality (`coe score`), over the same categories and experts. `found` are agreements that are
+    known already, for refits of parts of one experience.
     """
     rule = weighting or Weighting()
     known = agreements(experience, base=base) if found is None else found
-    age = np.maximum(now - experience.time, 0.0) / DAY
+    age = np.maximum(now - experience.time, 0.0) / DAY_SECONDS
     utility = experience.weight * np.exp2(-age / rule.half_life) * trust_of(experience, known)
     propensity = np.where(experience.propensity > 0, experience.propensity, 1.0)
     importance = np.minimum(1.0 / propensity, rule.clip)
-    table = table_of(experience, utility, importance, share=rule.share, free=rule.free)
+    table = score_table(experience, utility, importance, share=rule.share, free=rule.free)
     if base is None:
         return Refit(table, known, rule, table, 0.0)
-    return Refit(joined(table, base), known, rule, table, level_of(table, base))
+    return Refit(merged(table, base), known, rule, table, level_difference(table, base))

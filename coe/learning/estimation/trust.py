@@ -1,4 +1,4 @@
-"""Trust in tenants' feedback: who systematically says the opposite of the others."""
+"""Judges how far to trust each tenant's feedback: one that systematically contradicts the others counts less."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.estimation.evidence import joined, sums_by_tenant, table_of_sums
+from coe.learning.estimation.evidence import merged, score_table_from_sums, sums_by_tenant
 from coe.learning.estimation.experience import Experience
 from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
 
-FEWEST = 50
-"""Rated requests below which a tenant's agreement is not judged."""
-EXPECTED = 0.5
-"""Agreement below which a tenant counts as disagreeing, once the doubt about it is small enough."""
-CHANCE = 0.01
-"""Chance that any honest tenant of all of them is taken for a disagreeing one."""
+MIN_RATED = 50
+"""Rated requests that a tenant's judgement needs."""
+MIN_AGREEMENT = 0.5
+"""Agreement below which a tenant counts as disagreeing, if significantly so."""
+SIGNIFICANCE = 0.01
+"""Probability that any honest tenant of all of them is judged to disagree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one tenant's rewards follow what the others' say of the same experts and categories.
+    """How one tenant's rewards follow what the others' rewards predict for the same experts and categories.
 
-    `slope` is the regression of the tenant's rewards on the others' expectation: 1 in agreement, 0 unrelated, -1
-    flipped; `error` its standard error. `trust`, 0 to 1, is what the tenant's feedback is multiplied with.
+    `slope` is the regression of the tenant's rewards on that prediction: 1 in agreement, 0 unrelated, -1 inverted;
+    `error` is its standard error. `trust`, 0 to 1, is the factor on the weight of the tenant's feedback.
     """
 
     tenant: str
@@ -46,50 +46,51 @@ class Agreement:
 
 
 def agreements(experience: Experience, *, base: ScoreTable | None = None) -> tuple[Agreement, ...]:
-    """Judge every tenant with enough feedback against the others (and against `base`, quality that was measured).
+    """Judge every tenant with enough feedback against the others (and against `base`, measured quality).
 
-    The level does not matter: whose requests are harder rates everybody lower. One after the other, the tenant that
-    disagrees most surely is trusted less and the rest judged anew without it, so that an honest tenant does not suffer
-    from being compared with a flipped one. Those doubted never make up half of all scores: then the others might be the
-    odd ones. With one tenant and no base there is nothing to compare with.
+    Levels do not matter, since harder requests get lower ratings from any tenant. One after the other, the tenant that
+    disagrees most significantly is trusted less and the rest judged again without it, so that an honest tenant does not
+    suffer from the comparison with an inverted one. The distrusted never make up half of all scores: then the others
+    might be the wrong ones. With one tenant and no base there is nothing to compare with.
     """
-    told = experience.part(experience.rated)
-    ones = np.ones(len(told))
-    sums = sums_by_tenant(told, ones, ones, told.posterior)
-    sizes = np.bincount(told.tenant, minlength=len(told.tenants))
-    limit = NormalDist().inv_cdf(1.0 - CHANCE / max(int((sizes >= FEWEST).sum()), 1))
-    judging = dict(told.by_tenant((sizes >= FEWEST)[told.tenant]))
-    settled: list[Agreement] = []
-    everybody, doubted = sums.sum(axis=1), 0
-    voices = len(told) + (0.0 if base is None else float(base.count.sum()))
+    rated = experience.part(experience.rated)
+    ones = np.ones(len(rated))
+    sums = sums_by_tenant(rated, ones, ones, rated.posterior)
+    sizes = np.bincount(rated.tenant, minlength=len(rated.tenants))
+    limit = NormalDist().inv_cdf(1.0 - SIGNIFICANCE / max(int((sizes >= MIN_RATED).sum()), 1))
+    remaining = dict(rated.by_tenant((sizes >= MIN_RATED)[rated.tenant]))
+    distrusted: list[Agreement] = []
+    totals, distrusted_requests = sums.sum(axis=1), 0
+    all_scores = len(rated) + (0.0 if base is None else float(base.count.sum()))
     while True:
-        judged = [_agreement(told, rows, everybody - sums[:, tenant], base) for tenant, rows in judging.items()]
-        wrong = [
+        judged = [_agreement(rated, rows, totals - sums[:, tenant], base) for tenant, rows in remaining.items()]
+        disagreeing = [
             found
             for found in judged
-            if found.slope + limit * found.error < EXPECTED and doubted + found.requests < voices / 2
+            if found.slope + limit * found.error < MIN_AGREEMENT
+            and distrusted_requests + found.requests < all_scores / 2
         ]
-        if not wrong:
-            return tuple(sorted((*judged, *settled), key=lambda found: found.tenant))
-        worst = min(wrong, key=lambda found: (found.slope - EXPECTED) / found.error)
-        settled.append(replace(worst, trust=max(0.0, worst.slope)))
-        number = told.tenants.index(worst.tenant)
-        del judging[number]
-        everybody, doubted = everybody - sums[:, number], doubted + worst.requests
+        if not disagreeing:
+            return tuple(sorted((*judged, *distrusted), key=lambda found: found.tenant))
+        worst = min(disagreeing, key=lambda found: (found.slope - MIN_AGREEMENT) / found.error)
+        distrusted.append(replace(worst, trust=max(0.0, worst.slope)))
+        number = rated.tenants.index(worst.tenant)
+        del remaining[number]
+        totals, distrusted_requests = totals - sums[:, number], distrusted_requests + worst.requests
 
 
-def _agreement(told: Experience, rows: NDArray[np.int64], others: Array, base: ScoreTable | None) -> Agreement:
-    own = told.part(rows)
-    opinion = table_of_sums(told, np.maximum(others, 0.0))
-    table = opinion if base is None else joined(opinion, base)
-    expects = (own.posterior @ table.shrunk())[np.arange(len(own)), own.chosen]
-    slope, error = _regression(expects, own.reward.astype(np.float64))
-    return Agreement(told.tenants[int(own.tenant[0])], len(own), slope, error, 1.0)
+def _agreement(rated: Experience, rows: NDArray[np.int64], others: Array, base: ScoreTable | None) -> Agreement:
+    own = rated.part(rows)
+    others_table = score_table_from_sums(rated, np.maximum(others, 0.0))
+    table = others_table if base is None else merged(others_table, base)
+    expected = (own.posterior @ table.shrunk())[np.arange(len(own)), own.chosen]
+    slope, error = _regression(expected, own.reward.astype(np.float64))
+    return Agreement(rated.tenants[int(own.tenant[0])], len(own), slope, error, 1.0)
 
 
-def _regression(expects: Array, rewards: Array) -> tuple[float, float]:
-    """Slope with an intercept, and its standard error (robust, HC1); no doubt arises where all is expected alike."""
-    centred = expects - expects.mean()
+def _regression(expected: Array, rewards: Array) -> tuple[float, float]:
+    """Slope with an intercept, and its standard error (robust, HC1); infinite error where all predictions are equal."""
+    centred = expected - expected.mean()
     square = float((centred**2).sum())
     if square < 1e-9:
         return 1.0, float("inf")

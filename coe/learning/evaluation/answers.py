@@ -1,4 +1,4 @@
-"""One question to one expert, with bounded patience: the answer's text, or the error that remains after retries."""
+"""Requests one answer from one expert, with retries: returns its text, or raises the error that remains."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from typing import Any
 import orjson
 
 from coe.core import Call, Expert
-from coe.errors import ExpertError, ExpertGarbage
+from coe.errors import ExpertError, ExpertInvalidResponse
 
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
-"""For an expert that is reached through the gateway: add no passages, and do not count the request as a user's."""
+"""For an expert behind the gateway: add no passages, and do not count the request as a user's."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """How long to wait for a whole answer, in seconds, and how often to ask: with a pause that doubles in between."""
+    """Timeout of a whole answer and number of attempts; the pause between attempts doubles up to its maximum."""
 
-    answer: float = 600.0
+    answer_seconds: float = 600.0
     attempts: int = 4
-    pause: float = 0.5
-    longest_pause: float = 8.0
+    pause_seconds: float = 0.5
+    max_pause_seconds: float = 8.0
 
     def pause_after(self, attempt: int) -> float:
         """Seconds to wait after a failed attempt, the first being 1."""
-        return float(min(self.pause * 2 ** (attempt - 1), self.longest_pause))
+        return float(min(self.pause_seconds * 2 ** (attempt - 1), self.max_pause_seconds))
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeAnswer:
-    """What an expert said. `latency_ms` is the last attempt's alone; `cut` says that it ran out of tokens."""
+    """An expert's answer. `latency_ms` is that of the last attempt alone; `cut` marks an answer that ran out of
+    tokens."""
 
     text: str = field(repr=False)
     input_tokens: int | None
@@ -42,23 +43,23 @@ class ProbeAnswer:
     cut: bool
 
 
-async def ask(expert: Expert, messages: Sequence[Mapping[str, Any]], *, patience: RetryLimits) -> ProbeAnswer:
-    """Ask until there is an answer. Raises the last ExpertError, at once where asking again cannot help."""
-    for attempt in range(1, patience.attempts + 1):
+async def request_answer(expert: Expert, messages: Sequence[Mapping[str, Any]], *, limits: RetryLimits) -> ProbeAnswer:
+    """Request an answer until there is one. Raises the last ExpertError, at once where a retry cannot help."""
+    for attempt in range(1, limits.attempts + 1):
         try:
-            return await _ask_once(expert, messages, patience.answer)
+            return await _request_once(expert, messages, limits.answer_seconds)
         except ExpertError as error:
-            if not error.retryable or attempt == patience.attempts:
+            if not error.retryable or attempt == limits.attempts:
                 raise
-        await asyncio.sleep(patience.pause_after(attempt))
-    raise AssertionError("patience has at least one attempt")
+        await asyncio.sleep(limits.pause_after(attempt))
+    raise AssertionError("RetryLimits allow at least one attempt")
 
 
-async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit: float) -> ProbeAnswer:
+async def _request_once(expert: Expert, messages: Sequence[Mapping[str, Any]], seconds: float) -> ProbeAnswer:
     began = time.perf_counter()
-    # in one piece: only so do all servers tell the token counts
+    # not streamed: some servers report token counts only then
     fields = {"messages": list(messages), "stream": False}
-    reply = await expert.stream(Call(fields, False, limit, limit, headers=_HEADERS))
+    reply = await expert.stream(Call(fields, False, seconds, seconds, headers=_HEADERS))
     try:
         body = b"".join([chunk async for chunk in reply.chunks()])
     finally:
@@ -69,12 +70,14 @@ async def _ask_once(expert: Expert, messages: Sequence[Mapping[str, Any]], limit
 
 
 def _first_choice(body: bytes, expert: str) -> tuple[str, bool]:
-    """The text of a chat completion and whether it was cut short. A message without content is an empty answer."""
+    """The text of a chat completion and whether it was cut off. A message without content is an empty answer."""
     try:
         choice = orjson.loads(body)["choices"][0]
         content = choice["message"].get("content") or ""
         if not isinstance(content, str):
             raise TypeError("content is not text")
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise ExpertGarbage(f"expert {expert!r} answered no chat completion ({error!r})", expert=expert) from None
+        raise ExpertInvalidResponse(
+            f"expert {expert!r} answered no chat completion ({error!r})", expert=expert
+        ) from None
     return content, choice.get("finish_reason") == "length"

@@ -1,4 +1,8 @@
-"""Checkers: is an answer the right one? Pure functions from an answer and its reference to a score in [0, 1]."""
+"""Checkers: pure functions that score an answer against its reference, in [0, 1].
+
+Answers are free text in many languages. `chosen` finds the letter of a multiple-choice answer, `last_number` the number
+of a numeric one; both read the end of an answer and normalize typographic forms first.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ import unicodedata
 from fractions import Fraction
 
 TOLERANCE = 1e-4
-"""Relative error a numeric answer may have where the probe does not say; two whole numbers must be equal."""
-TAIL = 50_000
-"""Characters of an answer that are looked at for its final letter or number: the last ones."""
+"""Default relative error of a numeric answer; two whole numbers must be equal."""
+MAX_CHECKED_CHARACTERS = 50_000
+"""Characters at the end of an answer that are searched for its final letter or number."""
 
 
 def exact(answer: str, reference: str) -> float:
@@ -20,14 +24,14 @@ def exact(answer: str, reference: str) -> float:
 
 def contains(answer: str, reference: str) -> float:
     """1.0 when the reference occurs in the answer as whole words; in scripts that write without spaces, anywhere."""
-    wanted = normalised(reference)
-    before = rf"(?<![{_SPACED}])" if re.match(f"[{_SPACED}]", wanted) else ""
-    after = rf"(?![{_SPACED}])" if re.search(f"[{_SPACED}]$", wanted) else ""
-    return float(re.search(before + re.escape(wanted) + after, normalised(answer)) is not None)
+    expected = normalised(reference)
+    before = rf"(?<![{_SPACED}])" if re.match(f"[{_SPACED}]", expected) else ""
+    after = rf"(?![{_SPACED}])" if re.search(f"[{_SPACED}]$", expected) else ""
+    return float(re.search(before + re.escape(expected) + after, normalised(answer)) is not None)
 
 
 def choice(answer: str, reference: str) -> float:
-    """1.0 when the answer settles on the reference's letter, A to J."""
+    """1.0 when the answer's final letter is the reference's, A to J."""
     return float(chosen(answer) == chosen(reference))
 
 
@@ -36,8 +40,8 @@ def numeric(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> flo
 
     A number with a percent sign counts as written and as its hundredth, since references are given either way.
     """
-    found, wanted = last_number(answer), last_number(reference)
-    return float(any(_close(a, b, tolerance) for a in found for b in wanted))
+    found, expected = last_number(answer), last_number(reference)
+    return float(any(_close(a, b, tolerance) for a in found for b in expected))
 
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -48,7 +52,8 @@ _UNSPACED = rf"[^\W_{_SPACED}]"
 
 
 def normalised(text: str) -> str:
-    """Case folded, white space collapsed, punctuation cut off both ends, save what carries meaning: -3, 5%, C#."""
+    """The text case-folded, with white space collapsed and punctuation stripped at both ends, except in -3, 5% and
+    C#."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     start, end = 0, len(folded)
     while start < end and _is_edge(folded[start]) and not _MINUS.match(folded, start):
@@ -71,7 +76,7 @@ def _is_edge(character: str) -> bool:
 _OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\「『【]{0,9}", r"[)\]}*_\"'`$.,;:!。、」』】]"
 _LETTER = (  # a bare I is mostly a pronoun
     rf"(?:([A-HJ])(?![{_SPACED}'’])|([A-Ja-j])(?={_CLOSE}|[ \t]{{0,9}}(?:\n|\Z)))"
-    r"(?!\s?(?:では|じゃ|[가이]\s?아니))"  # what is not the answer, as Japanese and Korean say it
+    r"(?!\s?(?:では|じゃ|[가이]\s?아니))"  # a negated answer in Japanese and Korean
 )
 _WESTERN = (
     r"(?i:\b(?:réponse|respuesta|resposta|risposta|antwort|ответ)\b"
@@ -88,7 +93,7 @@ _STATED = re.compile(
     rf"|\\boxed){_OPEN}(?:text(?:bf)?[{{ ])?{_OPEN}{_LETTER}"
     r"|\b([A-J])\)?[*_]{0,3}\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
 )
-_PICKED = re.compile(  # 选B, Antwort B: said of the others too, so it counts less
+_PICKED = re.compile(  # 选B, Antwort B: also used of other options, so it counts less
     rf"(?:{_WESTERN}|{_EASTERN}"
     r"|[选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)"
     rf"{_OPEN}([A-HJ])(?![{_SPACED}'’])"
@@ -103,7 +108,7 @@ _MARKED = re.compile(
     re.MULTILINE,
 )
 _NEGATION = 60
-"""Characters before a letter in which it is negated."""
+"""Characters before a letter that are searched for a negation."""
 _NEGATED = re.compile(  # not A, isn't **option A**, cannot be (A), n'est pas A, 不是A, 不能选A
     r"(?:(?i:(?:\b(?:not|never|cannot|neither|nor|nicht|pas|no\s{1,3}es|não\s{1,3}é|non\s{1,3}è|не)|n['’]t)\b"
     r"(?:[ \t*]{1,4}(?:be|choose|pick|select|option|choice|letter|answer|opción|opção|die|la|вариант)\b){0,3})"
@@ -115,13 +120,13 @@ _LONE = re.compile(r"\W*([A-Ja-j])\W*")
 
 
 def chosen(answer: str) -> str | None:
-    """The letter an answer settles on, upper case, or None.
+    """The letter that an answer settles on, upper case, or None.
 
     The last statement such as "the answer is (B)", "答案是B" or \\boxed{B} counts; without one, the last letter that is
     picked, as in 选B; without that, the last one marked as an option: (B), **B**, "B." at the start of a line, or alone
-    at the end. None counts that is negated, as in "not B".
+    at the end. Negated letters, as in "not B", do not count.
     """
-    text = unicodedata.normalize("NFKC", answer[-TAIL:])
+    text = unicodedata.normalize("NFKC", answer[-MAX_CHECKED_CHARACTERS:])
     if lone := _LONE.fullmatch(text.strip()):
         return lone[1].upper()
     for pattern in (_STATED, _PICKED, _MARKED):
@@ -151,13 +156,13 @@ _NUMBER = re.compile(
 )
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no answer
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no number
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _FORMS = (
     *(("−", "-"), ("–", "-"), ("⁄", "/"), ("٪", "%"), ("٫", "."), ("٬", ",")),
     *(("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$")),
-    *(("，", ", "), ("…", " ")),  # these part what is written, whatever NFKC makes of them
+    *(("，", ", "), ("…", " ")),  # separators, before NFKC changes them
 )
 _CONTINENTAL = re.compile(  # 3,5 and 1.234,5 and 1.234.567, but none of 1,2,3
     r"(?<![\d,])(?<!\d\.)(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|\d+,\d+)(?!,\S|\.?\d)"
@@ -182,7 +187,7 @@ def last_number(text: str) -> tuple[float, ...]:
 
 
 def unclear(reference: str) -> str | None:
-    """What keeps a text from being the reference of `numeric`, and the remedy; None where nothing does."""
+    """Why a text cannot be the reference of `numeric`, with the remedy; None where it can."""
     plain = _plain(reference.rpartition(_SOLUTION_END)[2])
     pointed = _pointed(plain)
     found = _last(pointed)
@@ -205,9 +210,9 @@ def _last(text: str) -> tuple[re.Match[str], float] | None:
 
 
 def _plain(text: str) -> str:
-    """What of a text may hold its number, typographic forms as ASCII ones: minus signs, digits, spaced or braced
-    thousands, fractions, superscripts."""
-    text = text[-TAIL:]
+    """The part of a text that may hold its number, with typographic forms as ASCII: minus signs, digits, thousands,
+    fractions."""
+    text = text[-MAX_CHECKED_CHARACTERS:]
     if boxed := _BOXED.findall(text):
         text = boxed[-1]
     for form, plain in _FORMS:
@@ -221,12 +226,12 @@ def _plain(text: str) -> str:
 
 
 def _pointed(text: str) -> str:
-    """With decimal commas as points."""
+    """The text with decimal commas as points."""
     return _CONTINENTAL.sub(_with_point, text)
 
 
 def _with_point(number: re.Match[str]) -> str:
-    """A pair in brackets is a list or a point of the plane."""
+    """A decimal comma as a point; a pair in brackets is a list and stays."""
     start, end = number.span()
     before = number.string[max(start - 2, 0) : start].rstrip("+-")
     pair = before.endswith(("(", "[", "{")) and number.string.startswith((")", "]", "}"), end)
@@ -255,7 +260,7 @@ def _fraction(digits: str) -> Fraction:
     return Fraction(digits.replace(",", ""))
 
 
-def _close(value: float, wanted: float, tolerance: float) -> bool:
-    if value.is_integer() and wanted.is_integer() and tolerance <= TOLERANCE:
-        return value == wanted
-    return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=1e-12)
+def _close(value: float, expected: float, tolerance: float) -> bool:
+    if value.is_integer() and expected.is_integer() and tolerance <= TOLERANCE:
+        return value == expected
+    return math.isclose(value, expected, rel_tol=tolerance, abs_tol=1e-12)

@@ -18,7 +18,7 @@ class Cell:
     """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
 
     `answer` is the SHA-256 of the answer's text, `cut` that it ran out of tokens, `note` why code failed its tests, and
-    `consistent` False when the judge's two verdicts contradict each other. `code` is the error's machine-readable word.
+    `consistent` False when the judge's two verdicts contradict each other. `code` is the error's machine-readable code.
     """
 
     key: str
@@ -37,10 +37,9 @@ class Cell:
 
 
 class Journal:
-    """Opened for one run: `scored` and `failed` hold the cells known so far, by key; `append` adds one, on disk first.
+    """The journal of one run: `scored` and `failed` hold the known cells by key; `append` adds one, on disk first.
 
-    Raises DataError when a line is not a cell, or another run has it open. A last line that was cut off in the
-    middle is dropped.
+    Raises DataError when a line is not a cell, or another run has the journal open. An incomplete last line is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,8 +55,8 @@ class Journal:
             self._file.truncate(self._read())
         except BlockingIOError:
             self._file.close()
-            told = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
-            raise DataError(told) from None
+            message = f"{self._path}: another run is writing here; wait for its end, or choose another folder"
+            raise DataError(message) from None
         except BaseException:
             self._file.close()
             raise
@@ -68,14 +67,14 @@ class Journal:
             self._file.close()
 
     def append(self, cell: Cell) -> None:
-        """Add a cell; it survives the end of this process at once."""
+        """Add a cell and flush it, so that it survives the end of this process."""
         assert self._file is not None
         self._file.write(orjson.dumps(asdict(cell), option=orjson.OPT_APPEND_NEWLINE))
         self._file.flush()
         self._note(cell)
 
     def _read(self) -> int:
-        """Take in all whole lines; returns how many bytes they are."""
+        """Read all complete lines; returns their size in bytes."""
         whole = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -85,8 +84,8 @@ class Journal:
                 try:
                     self._note(Cell(**orjson.loads(line)))
                 except (orjson.JSONDecodeError, TypeError) as error:
-                    told = f"{self._path}:{number}: not a line of the journal ({error})"
-                    raise DataError(f"{told}; delete it and its probe is asked again") from None
+                    message = f"{self._path}:{number}: not a line of the journal ({error})"
+                    raise DataError(f"{message}; delete it and its probe is requested again") from None
         return whole
 
     def _note(self, cell: Cell) -> None:

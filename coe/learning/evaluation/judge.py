@@ -1,4 +1,7 @@
-"""An LLM judge, asked twice with everything in the opposite order, since judges favour what stands first."""
+"""Scores answers with an LLM judge, which judges twice in opposite order, since judges favour what they read first.
+
+With a reference answer the judge compares, without one it grades by a rubric. Contradictory verdicts count as a tie.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from coe.core import Expert
-from coe.errors import ExpertGarbage
-from coe.learning.evaluation.answers import RetryLimits, ask
+from coe.errors import ExpertInvalidResponse
+from coe.learning.evaluation.answers import RetryLimits, request_answer
 from coe.routing.conversation import shorten
 
-ASKED = 3
-"""How often a judge that gives no verdict is asked for one."""
-APART = 3
-"""Two grades further apart than this are inconsistent."""
-LONGEST = 20_000
-"""Characters of a question or an answer that a judge is shown."""
-TIE = 0.5
+MAX_ATTEMPTS = 3
+"""Requests to a judge that gives no verdict."""
+MAX_GRADE_GAP = 3
+"""Difference above which two grades are inconsistent."""
+MAX_TEXT_CHARACTERS = 20_000
+"""Characters of a question or an answer that the judge receives."""
+TIE_SCORE = 0.5
 
 _COMPARE = """\
 Two assistants answered the same request. Judge which answer serves the user better: first whether it is correct, \
@@ -66,7 +69,7 @@ _GRADED = re.compile(r"\[\[\s*(10|[1-9])\s*(?:/\s*10\s*)?\]\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class JudgeScore:
     """A score in [0, 1]; `consistent` is False when the two verdicts contradict each other, which counts as a tie."""
 
     score: float
@@ -74,45 +77,55 @@ class Judgement:
 
 
 class Judge:
-    """Asks an expert for verdicts. Give it temperature 0 in experts.yaml: what it is sent sets no parameters."""
+    """Requests verdicts from an expert. Give it temperature 0 in experts.yaml: requests set no parameters."""
 
-    def __init__(self, expert: Expert, *, patience: RetryLimits, concurrency: int) -> None:
+    def __init__(self, expert: Expert, *, limits: RetryLimits, concurrency: int) -> None:
         self._expert = expert
-        self._patience = patience
+        self._limits = limits
         self._slots = asyncio.Semaphore(concurrency)
 
-    async def score(self, question: str, answer: str, *, reference: str | None) -> Judgement:
+    async def score(self, question: str, answer: str, *, reference: str | None) -> JudgeScore:
         """Compare with a reference answer, or grade where there is none. Raises an ExpertError that names the judge."""
-        question, answer = shorten(question, LONGEST), shorten(answer, LONGEST)
+        question, answer = shorten(question, MAX_TEXT_CHARACTERS), shorten(answer, MAX_TEXT_CHARACTERS)
         if reference is None:
             return await self._grade(question, answer)
-        return await self._compare(question, answer, shorten(reference, LONGEST))
+        return await self._compare(question, answer, shorten(reference, MAX_TEXT_CHARACTERS))
 
-    async def _compare(self, question: str, answer: str, reference: str) -> Judgement:
+    async def _compare(self, question: str, answer: str, reference: str) -> JudgeScore:
         """1.0 when the answer beats the reference both ways, 0.0 when it loses both, else a tie."""
-        first = await self._ask(_COMPARE.format(question=question, first=answer, second=reference), _VERDICT)
-        second = await self._ask(_COMPARE.format(question=question, first=reference, second=answer), _VERDICT)
-        verdicts = {"1": 1.0, "2": 0.0, "tie": TIE}
+        first = await self._request_verdict(
+            _COMPARE.format(question=question, first=answer, second=reference), _VERDICT
+        )
+        second = await self._request_verdict(
+            _COMPARE.format(question=question, first=reference, second=answer), _VERDICT
+        )
+        verdicts = {"1": 1.0, "2": 0.0, "tie": TIE_SCORE}
         one, other = verdicts[first.lower()], 1.0 - verdicts[second.lower()]
-        return Judgement(one, True) if one == other else Judgement(TIE, False)
+        return JudgeScore(one, True) if one == other else JudgeScore(TIE_SCORE, False)
 
-    async def _grade(self, question: str, answer: str) -> Judgement:
+    async def _grade(self, question: str, answer: str) -> JudgeScore:
         """The mean of two grades, 1 -> 0.0 and 10 -> 1.0, the rubric read downwards and upwards."""
         grades = [
-            int(await self._ask(_GRADE.format(rubric="\n".join(rubric), question=question, answer=answer), _GRADED))
+            int(
+                await self._request_verdict(
+                    _GRADE.format(rubric="\n".join(rubric), question=question, answer=answer), _GRADED
+                )
+            )
             for rubric in (_RUBRIC, _RUBRIC[::-1])
         ]
-        if abs(grades[0] - grades[1]) > APART:
-            return Judgement(TIE, False)
-        return Judgement((sum(grades) / 2 - 1) / 9, True)
+        if abs(grades[0] - grades[1]) > MAX_GRADE_GAP:
+            return JudgeScore(TIE_SCORE, False)
+        return JudgeScore((sum(grades) / 2 - 1) / 9, True)
 
-    async def _ask(self, text: str, verdict: re.Pattern[str]) -> str:
-        """The last verdict the judge gives; it may quote the form of one while it reasons."""
+    async def _request_verdict(self, text: str, verdict: re.Pattern[str]) -> str:
+        """The last verdict in the judge's answer, since it may quote the form of one while it reasons."""
         messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
-        for _ in range(ASKED):
+        for _ in range(MAX_ATTEMPTS):
             async with self._slots:
-                answer = await ask(self._expert, messages, patience=self._patience)
+                answer = await request_answer(self._expert, messages, limits=self._limits)
             if found := verdict.findall(answer.text):
                 return str(found[-1])
         name = self._expert.name
-        raise ExpertGarbage(f"expert {name!r} gave no verdict in {ASKED} answers; a stronger judge may", expert=name)
+        raise ExpertInvalidResponse(
+            f"expert {name!r} gave no verdict in {MAX_ATTEMPTS} answers; a stronger judge may", expert=name
+        )

@@ -1,4 +1,7 @@
-"""Probes with the passages a request would be given, and the file of what passages changed: gains.parquet."""
+"""Adds passages to probes as the gateway would, and stores what they change: gains.parquet.
+
+`coe score --retrieval both` writes the file, and `coe plan` fits the retrieval gate on it.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,21 @@ import orjson
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
-from coe.learning.retraining.gate_fit import Trials
+from coe.learning.retraining.gate_fit import GateExamples
 from coe.registry.retrieval import RetrievalSpec
-from coe.retrieval.insertion import marked, with_block
+from coe.retrieval.insertion import format_passages, insert_block
 from coe.retrieval.passages import Retriever
 
-GAINS = "gains.parquet"
+GAINS_FILE = "gains.parquet"
 _COLUMNS = ("prompt_id", "prompt", "model", "without", "with", "cosine", "tokens", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
-class ProbesWithPassages:
-    """A probe as it is asked with passages; the cosine of the best, NaN without any, about how many tokens they are,
-    and the seconds that finding them took."""
+class ProbeWithPassages:
+    """A probe with passages added.
+
+    `cosine` is that of the best passage, NaN without any; `tokens` is their estimated size, `seconds` the search time.
+    """
 
     probe: Probe
     cosine: float
@@ -36,38 +41,40 @@ class ProbesWithPassages:
     seconds: float
 
 
-async def supplied(
+async def add_passages(
     probes: Iterable[Probe], declared: RetrievalSpec, *, retriever: Retriever, encoder: Encoder
-) -> list[ProbesWithPassages]:
-    """Each probe with what the declared store has for it, as the gateway would give it with `x-coe-retrieval: on`.
-    Raises RetrievalError."""
-    return [await _supplied(probe, declared, retriever, encoder) for probe in probes]
+) -> list[ProbeWithPassages]:
+    """Each probe with passages of the declared store, as the gateway adds them under `x-coe-retrieval: on`.
+
+    Raises RetrievalError.
+    """
+    return [await _with_passages(probe, declared, retriever, encoder) for probe in probes]
 
 
-async def _supplied(
+async def _with_passages(
     probe: Probe, declared: RetrievalSpec, retriever: Retriever, encoder: Encoder
-) -> ProbesWithPassages:
+) -> ProbeWithPassages:
     began = time.perf_counter()
     vector = encoder.encode([probe.prompt])[0]
-    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.passages)
+    found = await retriever.search(probe.prompt, vector, collections=declared.collections, limit=declared.max_passages)
     seconds = time.perf_counter() - began
-    like = [passage for passage in found if passage.score >= declared.least_cosine]
-    block = marked(like, budget=declared.tokens) if like else None
+    similar = [passage for passage in found if passage.score >= declared.min_similarity]
+    block = format_passages(similar, budget=declared.max_tokens) if similar else None
     if block is None:
-        return ProbesWithPassages(probe, float("nan"), 0, seconds)
-    fields = with_block({"messages": list(probe.messages)}, "chat", block.text)
+        return ProbeWithPassages(probe, float("nan"), 0, seconds)
+    fields = insert_block({"messages": list(probe.messages)}, "chat", block.text)
     assert fields is not None, "a probe ends with the user's words"
     digest = hashlib.sha256(orjson.dumps([probe.digest, block.text])).hexdigest()
     given = replace(probe, messages=tuple(fields["messages"]), digest=digest)
-    return ProbesWithPassages(given, max(passage.score for passage in like), block.tokens, seconds)
+    return ProbeWithPassages(given, max(passage.score for passage in similar), block.tokens, seconds)
 
 
-Gain = tuple[ProbesWithPassages, str, float, float]
-"""What was asked, the expert, its scores without and with passages."""
+Gain = tuple[ProbeWithPassages, str, float, float]
+"""The probe, the expert, and its scores without and with passages."""
 
 
 def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
-    """Replaces the file in one step."""
+    """Replace the file atomically."""
     import pyarrow
     from pyarrow import parquet
 
@@ -81,27 +88,27 @@ def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
     )
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, compression="zstd")
-    draft = folder / f".{GAINS}.draft"
+    draft = folder / f".{GAINS_FILE}.draft"
     draft.write_bytes(buffer.getvalue())
-    draft.replace(folder / GAINS)
+    draft.replace(folder / GAINS_FILE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gains:
-    """What `coe score --retrieval both` measured: texts, experts, and the columns of `Trials`."""
+    """The measurements of `coe score --retrieval both`: texts, experts, and columns of `GateExamples`."""
 
     texts: tuple[str, ...]
     experts: tuple[str, ...]
     columns: dict[str, Any]
 
-    def trials(self, router: Router, encoder: Encoder) -> Trials:
-        """With what the router and the encoder see of the texts, in their order."""
-        return Trials.seen(self.texts, router, encoder, experts=self.experts, **self.columns)
+    def examples(self, router: Router, encoder: Encoder) -> GateExamples:
+        """The measurements with the posteriors and vectors of a router and encoder."""
+        return GateExamples.from_texts(self.texts, router, encoder, experts=self.experts, **self.columns)
 
 
 def read_gains(folder: Path, experts: Sequence[str]) -> Gains | None:
-    """Of the declared `experts`; None where there is no such file. Raises DataError where it is another one."""
-    path = folder / GAINS
+    """The measurements of the declared `experts`; None without the file. Raises DataError for a damaged file."""
+    path = folder / GAINS_FILE
     if not path.is_file():
         return None
     from pyarrow import ArrowException, parquet

@@ -1,4 +1,4 @@
-"""Measured quality in two parts: what a round may learn from, and the held-out part that judges it."""
+"""Splits measured quality in two: a part that a plan round learns from, and a held-out part that judges it."""
 
 from __future__ import annotations
 
@@ -11,46 +11,48 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.evaluation.quality import Quality
-from coe.learning.retraining.plan_round import Probes
+from coe.learning.retraining.moves import HeldOutProbes
 from coe.mapping.score_table import ScoreTable, tabulate_prompts
 
-HELD = 0.3
+HELD_OUT_SHARE = 0.3
 """Share of the prompts that judges."""
 
 Posteriors = Callable[[Sequence[str]], NDArray[np.float32]]
-"""The router's posteriors of texts, shape (n, m)."""
+"""Returns the router's posteriors of texts, shape (n, m)."""
 
 
-def probe_parts(
+def split_probes(
     data: Quality, *, categories: Sequence[str], experts: Sequence[str], posteriors: Posteriors
-) -> tuple[ScoreTable, Probes]:
-    """The table of the larger part, and the rest as probes.
+) -> tuple[ScoreTable, HeldOutProbes]:
+    """The score table of the larger part, and the rest as held-out probes.
 
-    A prompt's part goes by its digest, so that it is the same in every round, whatever else is measured. Raises
-    DataError where scores are missing for an expert, a category is not declared, or the set is too small to part.
+    A digest of the prompt decides its part, so that it is the same in every round. Raises DataError where an expert has
+    no scores, a category is not declared, or the set is too small to split.
     """
     if absent := [name for name in experts if name not in data.models]:
         raise DataError(f"probes: no scores of {', '.join(absent)}; run `coe score` for them")
     if unknown := sorted(set(data.categories) - set(categories)):
         raise DataError(f"probes: categories that experts.yaml does not declare: {', '.join(unknown)}")
-    held = np.array([is_held(prompt, share=HELD) for prompt in data.prompts])
-    if held.all() or not held.any():
-        raise DataError(f"probes: {len(held)} prompts cannot be parted in two; score more")
+    is_held = np.array([is_held_out(prompt, share=HELD_OUT_SHARE) for prompt in data.prompts])
+    if is_held.all() or not is_held.any():
+        raise DataError(f"probes: {len(is_held)} prompts cannot be split in two; score more")
     scores = data.scores[:, [data.models.index(name) for name in experts]]
     labels = np.array(data.categories, dtype=object)
-    table = tabulate_prompts(labels[~held].tolist(), experts, scores[~held], categories=categories)
-    texts = [prompt for prompt, judges in zip(data.prompts, held, strict=True) if judges]
-    seen = _unrated(posteriors(texts), categories=tuple(categories), experts=tuple(experts))
-    return table, Probes(seen, scores[held], tuple(labels[held].tolist()))
+    table = tabulate_prompts(labels[~is_held].tolist(), experts, scores[~is_held], categories=categories)
+    texts = [prompt for prompt, judges in zip(data.prompts, is_held, strict=True) if judges]
+    seen = _unrated_experience(posteriors(texts), categories=tuple(categories), experts=tuple(experts))
+    return table, HeldOutProbes(seen, scores[is_held], tuple(labels[is_held].tolist()))
 
 
-def is_held(prompt: str, *, share: float) -> bool:
+def is_held_out(prompt: str, *, share: float) -> bool:
     """Whether a prompt belongs to the held-out part, a fixed property of its text."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8, person=b"coe held").digest()
     return int.from_bytes(digest) < share * 2**64
 
 
-def _unrated(posterior: NDArray[np.float32], *, categories: tuple[str, ...], experts: tuple[str, ...]) -> Experience:
+def _unrated_experience(
+    posterior: NDArray[np.float32], *, categories: tuple[str, ...], experts: tuple[str, ...]
+) -> Experience:
     count = len(posterior)
     return Experience(
         categories=categories,

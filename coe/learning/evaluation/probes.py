@@ -1,4 +1,4 @@
-"""Probes: prompts with a category and a way to tell a good answer from a bad one, read from JSON Lines or parquet."""
+"""Reads probes from JSON Lines or parquet: prompts with a category and a checker that scores an answer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from coe.routing.conversation import routing_text
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
-EDITION = 4
-"""Part of every digest; raise it when a checker changes its verdicts, so that old scores are not taken for new ones."""
-MOST_PROBLEMS = 20
-"""Bad lines named in one error."""
+CHECKER_VERSION = 4
+"""Part of every probe's digest; raise it when a checker's verdicts change, so that old scores are not reused."""
+MAX_PROBLEMS = 20
+"""Bad lines that one error names."""
 _ROLES = ("system", "developer", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One prompt to ask every expert.
+    """One prompt for every expert.
 
-    `messages` is what is sent; `prompt` the one text that stands for it in quality data (what a router would read).
-    `reference` is the right answer, `tests` the Python asserts of a `code` probe, `tolerance` the relative error a
-    `numeric` answer may have. `digest` names what the score depends on, so not the category.
+    `messages` is what is sent; `prompt` is the one text that stands for it in quality data (what a router would read).
+    `reference` is the right answer, `tests` the Python asserts of a `code` probe, `tolerance` the relative error that a
+    `numeric` answer may have. `digest` covers all that the score depends on, so not the category.
     """
 
     prompt_id: str
@@ -48,9 +48,9 @@ class Probe:
 
 
 def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
-    """All probes of a file, in order, checked. Raises DataError holding one line `file:line: what` per mistake.
+    """All probes of a file, in order. Raises DataError with one line `file:line: problem` for each mistake.
 
-    `categories` are the declared ones; a probe of any other could never be routed.
+    `categories` are the declared ones; a probe of any other category could never be routed.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected JSON Lines or parquet with one probe a line")
@@ -65,8 +65,8 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
             probes.append(probe)
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
-            if len(problems) == MOST_PROBLEMS:
-                problems.append(f"{path}: and maybe more; reading stopped after {MOST_PROBLEMS} bad lines")
+            if len(problems) == MAX_PROBLEMS:
+                problems.append(f"{path}: and maybe more; reading stopped after {MAX_PROBLEMS} bad lines")
                 break
     if problems:
         raise DataError("\n".join(problems))
@@ -76,14 +76,14 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
 
 
 def _probe(row: Any, categories: Collection[str]) -> Probe:
-    """Raises ValueError that says what is wrong with a row and what to write instead."""
+    """Raises ValueError that names the mistake in a row and the remedy."""
     if not isinstance(row, dict):
         raise ValueError("expected an object with prompt, category, checker and reference or tests")
     row = {key: value for key, value in row.items() if value is not None}  # parquet has every column in every row
     messages = _messages(row)
     checker = _checker(row)
     reference, tests, tolerance = _reference(row, checker), _tests(row, checker), _tolerance(row, checker)
-    judged = [EDITION, messages, checker, reference, tests, tolerance]
+    judged = [CHECKER_VERSION, messages, checker, reference, tests, tolerance]
     return Probe(
         prompt_id=_prompt_id(row, messages),
         messages=messages,

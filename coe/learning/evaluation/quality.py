@@ -1,6 +1,7 @@
-"""Quality data from a folder: prompts, the score of every model on each, and the models' sizes.
+"""Reads and writes quality data in a folder: prompts, the score of every model on each, and the models' sizes.
 
-Writes quality data: prompts.parquet, scores.parquet and models.csv, each replaced in one step.
+`coe score` writes prompts.parquet, scores.parquet and models.csv. Reading takes parquet, JSON Lines or CSV, and keeps
+the prompts that all models of the pool have a score on.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Quality:
     """A pool of models scored on the same prompts.
 
     `scores` has shape (n_prompts, n_models), 0 to 1, nothing missing; `active_b` (n_models,) is in billions of
-    parameters, NaN where it is not public. `left_out` counts prompts that lack a score of some model of the pool.
-    `coarse` are the wider categories of prompts that have a label beside them, "" where one has none, () where none do.
-    `strays` holds the prompt_id of each score that belongs to no prompt. `gaps` counts by model the prompts that lack
-    its score, and `unscored` names the models that were asked for and lack usable scores.
+    parameters, NaN where unknown. `left_out` counts prompts that lack a score of some model. `coarse` are the wider
+    categories of prompts with a label, "" where a prompt has none, () where all have none. `strays` holds the prompt_id
+    of each score that belongs to no prompt. `gaps` counts by model the prompts that lack its score, and `unscored`
+    names the requested models without usable scores.
     """
 
     benchmark: str
@@ -59,8 +60,8 @@ class Quality:
                 f"{self.gaps[most]})"
             )
         if self.strays:
-            told = f"{len(self.strays)} scores are left out, since no prompt has their prompt_id"
-            found.append(f"{told}, {self.strays[0]!r} for one")
+            count = f"{len(self.strays)} scores are left out, since no prompt has their prompt_id"
+            found.append(f"{count}, {self.strays[0]!r} for one")
         return found
 
     @property
@@ -80,9 +81,9 @@ def read_quality(
     """Read `prompts`, `scores` and `models` (.parquet, .jsonl or .csv each; `models` may be absent) of one benchmark.
 
     `max_active_b` keeps models of at most so many billions of active parameters, `open_only` those of known size,
-    `only` those named: one without scores is left out, and so is the one with fewest scores as long as no prompt has
-    been scored for all of them. The category of a prompt is its `label`, or its `category` where
-    there is no label. Raises DataError with the file, what is wrong and how often.
+    `only` those named. Of these, one without scores is left out, and so is the one with fewest scores as long as no
+    prompt has been scored for all of them. The category of a prompt is its `label`, or its `category` where there is no
+    label. Raises DataError with the file, the problem and its count.
     """
     folder = Path(folder)
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
@@ -152,7 +153,7 @@ def _categories(prompts: Table) -> list[str]:
 
 
 def _sizes(folder: Path, benchmark: str | None) -> dict[str, float]:
-    """Active parameters in billions of the models whose size is known, of all rows where no benchmark is given."""
+    """Active parameters in billions of the models of known size; of all rows where no benchmark is given."""
     path = find_table(folder, "models")
     if path is None:
         return {}
@@ -181,7 +182,7 @@ def _pool(
 
 
 def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> NDArray[np.float64]:
-    """Scores (n_prompts, n_models), NaN where there is none; repeated scores are averaged."""
+    """Scores (n_prompts, n_models), NaN where missing; repeated scores are averaged."""
     values = np.array(scores.numbers("score"))
     ids, names = scores.texts("prompt_id"), scores.texts("model")
     if (outside := np.flatnonzero((values < 0) | (values > 1))).size:
@@ -206,7 +207,7 @@ def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> N
 
 
 def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """Leave out the model with fewest scores until two are left or some prompt has a score of every model."""
+    """Drop the model with fewest scores until two are left or some prompt has a score of every model."""
     kept = list(range(len(models)))
     while len(kept) > 2 and not np.isfinite(matrix[:, kept]).all(axis=1).any():
         kept.remove(min(kept, key=lambda column: int(np.isfinite(matrix[:, column]).sum())))
@@ -226,7 +227,7 @@ Score = tuple[str, str, float]
 
 
 def require_parquet() -> None:
-    """Raises ConfigError where parquet cannot be written, which a run should know before it asks anyone."""
+    """Raises ConfigError where pyarrow is missing; call it before work whose result is a parquet file."""
     if importlib.util.find_spec("pyarrow") is None:
         raise ConfigError("parquet files need pyarrow; run: pip install 'coe[train]'")
 
@@ -234,7 +235,7 @@ def require_parquet() -> None:
 def write_quality(
     folder: Path, *, benchmark: str, probes: Sequence[Probe], scores: Iterable[Score], experts: Sequence[ExpertSpec]
 ) -> None:
-    """Write the three files. `benchmark` names the probe set in each; scores that are missing are simply not there."""
+    """Write the three files. `benchmark` names the probe set in each; missing scores have no row."""
     prompts = [
         {
             "benchmark": benchmark,

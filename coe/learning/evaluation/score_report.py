@@ -1,4 +1,4 @@
-"""What a scoring run found, in numbers: scores by category, what is missing and why, tokens and latency."""
+"""Reports a scoring run in numbers: scores by category, missing scores and their errors, tokens and latency."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.probes import Probe
 
 Keys = Mapping[str, Sequence[str]]
-"""By expert: the key of its cell for every probe, in the probes' order."""
+"""By expert: the key of each probe's cell, in the probes' order."""
 
 
-def report_of(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
-    """`{probes, missing, experts: {name: {...}}}`, ready for JSON. `reused` counts scores of earlier runs."""
+def score_report(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
+    """`{probes, missing, experts: {name: {...}}}`, JSON-able. `reused` counts scores of earlier runs."""
     experts = {name: _column(probes, column, journal) | {"reused": reused[name]} for name, column in keys.items()}
     return {
         "probes": len(probes),

@@ -1,6 +1,7 @@
-"""Run experts on probes: ask, check, note in the journal; each expert at its own pace, its failures told.
+"""Scores experts on probes: requests answers, checks them and appends each result to the journal.
 
-The program in an answer: the Python a model wrote, without the prose around it.
+All experts run at once, each with its own queue of probes. An expert that fails many probes in a row is skipped until
+the next run. `program_of` extracts the Python program from an answer to a code probe.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ import orjson
 from coe.core import Expert
 from coe.errors import ExpertError, InvalidRequest, RequestError
 from coe.learning.evaluation import checkers
-from coe.learning.evaluation.answers import ProbeAnswer, RetryLimits, ask
+from coe.learning.evaluation.answers import ProbeAnswer, RetryLimits, request_answer
 from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.mapping import ANSWERING
+from coe.mapping import ANSWER_FIELDS
 from coe.registry import ExpertSpec
 
-MOST_LINES = 5_000
+MAX_UNFENCED_LINES = 5_000
 """Lines of an answer without fences that are searched for a program."""
 _FENCE = re.compile(
     r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]{0,3}\1|\Z)", re.MULTILINE | re.DOTALL
 )
 _PYTHON = ("", "python", "py", "python3")
-_BEGINS = re.compile(r"(?:async def|def|class|import|from|@)\b|@")
+_PROGRAM_START = re.compile(r"(?:async def|def|class|import|from|@)\b|@")
 
 
 def program_of(answer: str) -> str:
-    """The Python of an answer; empty when there is none.
+    """The Python program in an answer; empty when there is none.
 
     Of fenced blocks, those that define something (the others are mostly examples of use), or else all; a last fence may
     be left open. Without fences, the answer from its first definition or import to the last line that still parses.
@@ -43,27 +44,27 @@ def program_of(answer: str) -> str:
     blocks = [match[3] for match in _FENCE.finditer(answer) if match[2].lower() in _PYTHON]
     if blocks:
         return "\n".join([block for block in blocks if _defines(block)] or blocks)
-    return _unfenced(answer.splitlines()[:MOST_LINES])
+    return _unfenced(answer.splitlines()[:MAX_UNFENCED_LINES])
 
 
 def _defines(block: str) -> bool:
-    tree = _parsed(block)
+    tree = _parse(block)
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return tree is not None and any(isinstance(node, kinds) for node in tree.body)
 
 
 def _unfenced(lines: list[str]) -> str:
-    first = next((index for index, line in enumerate(lines) if _BEGINS.match(line)), None)
+    first = next((index for index, line in enumerate(lines) if _PROGRAM_START.match(line)), None)
     if first is None:
         whole = "\n".join(lines)
-        return whole if _parsed(whole) else ""
+        return whole if _parse(whole) else ""
     kept = lines[first:]
     while kept:
         program = "\n".join(kept)
         try:
             ast.parse(program)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            # what follows the mistake cannot be part of the program either: cut there, one line at the least
+            # text after the mistake cannot belong to the program: cut there, at least one line
             place = getattr(error, "lineno", None) or len(kept)
             kept = kept[: min(place, len(kept)) - 1]
         else:
@@ -71,97 +72,98 @@ def _unfenced(lines: list[str]) -> str:
     return ""
 
 
-def _parsed(program: str) -> ast.Module | None:
+def _parse(program: str) -> ast.Module | None:
     try:
         return ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-GIVE_UP = 10
-"""Probes an expert fails in a row, each after all retries, before the rest are left for the next run."""
-_ANSWERED_BY = {"name", *ANSWERING}
+MAX_CONSECUTIVE_FAILURES = 10
+"""Probes that an expert fails in a row, each after all retries, before the rest are left for the next run."""
+_SCORE_FIELDS = {"name", *ANSWER_FIELDS}
 
 
-def keys_of(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:
-    """For every probe the digest of all its score depends on: it, what the expert answers by, and any judge."""
+def cell_keys(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:
+    """For every probe a digest of all that its score depends on: the probe, the expert's declaration, and any judge."""
     answering, judging = _declared(spec), _declared(judge) if judge else ""
     parts = [[probe.digest, answering, judging if probe.checker == "judge" else ""] for probe in probes]
     return [hashlib.sha256(orjson.dumps(part)).hexdigest()[:32] for part in parts]
 
 
 def _declared(spec: ExpertSpec) -> str:
-    return orjson.dumps(spec.model_dump(mode="json", include=_ANSWERED_BY), option=orjson.OPT_SORT_KEYS).decode()
+    return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One expert and what it has still to answer: probes by the key of their cell."""
+class ExpertColumn:
+    """One expert and its missing probes, by the key of their cell."""
 
     expert: Expert
     missing: Mapping[str, Probe]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What all columns share. `tell` gets lines for people, `advance` an expert's name for every finished probe."""
+class ScoringRun:
+    """What all columns share. `report` prints a line, `advance` takes an expert's name after each finished probe."""
 
     journal: Journal
     sandbox: Sandbox
     judge: Judge | None
-    patience: RetryLimits
+    limits: RetryLimits
     concurrency: int
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     advance: Callable[[str], None]
 
 
-async def score_columns(columns: Sequence[Column], run: Run) -> None:
-    """Score all that is missing, every expert at once, with at most `concurrency` probes in flight at each."""
+async def score_columns(columns: Sequence[ExpertColumn], run: ScoringRun) -> None:
+    """Score all missing probes, every expert at once, with at most `concurrency` probes in flight at each."""
     async with asyncio.TaskGroup() as tasks:
         for column in columns:
-            pace = _Pace(iter(column.missing.items()))
+            queue = _WorkQueue(iter(column.missing.items()))
             for _ in range(min(run.concurrency, len(column.missing))):
-                tasks.create_task(_work(column.expert, pace, run))
+                tasks.create_task(_score_queue(column.expert, queue, run))
 
 
 @dataclass(slots=True)
-class _Pace:
-    """The probes one expert's workers share, and how it is doing."""
+class _WorkQueue:
+    """The probes that one expert's workers share; `failures` counts those failed in a row."""
 
-    rest: Iterator[tuple[str, Probe]]
-    told: bool = False
+    remaining: Iterator[tuple[str, Probe]]
+    is_reported: bool = False
     failures: int = 0
-    """In a row."""
 
 
-async def _work(expert: Expert, pace: _Pace, run: Run) -> None:
-    while (item := next(pace.rest, None)) is not None:
+async def _score_queue(expert: Expert, queue: _WorkQueue, run: ScoringRun) -> None:
+    while (item := next(queue.remaining, None)) is not None:
         key, probe = item
         blank = Cell(key, probe.prompt_id, expert.name)
         try:
             cell = await _score(probe, expert, blank, run)
-            pace.failures = 0
+            queue.failures = 0
         except RequestError as error:
             cell = replace(blank, code=error.code, error=str(error))
-            _note_failure(cell, pace, run, hopeless=isinstance(error, ExpertError) and error.retryable)
+            _note_failure(cell, queue, run, is_outage=isinstance(error, ExpertError) and error.retryable)
         run.journal.append(cell)
         run.advance(expert.name)
 
 
-def _note_failure(cell: Cell, pace: _Pace, run: Run, *, hopeless: bool) -> None:
-    """Tell the first failure at once. An expert that is down is left alone; one that rejects some probes is not."""
-    if not pace.told:
-        pace.told = True
-        run.tell(f"{cell.expert}: probe {cell.prompt_id} has no score: {cell.error}")
-    pace.failures += hopeless
-    if pace.failures == GIVE_UP:
-        pace.rest = iter(())
-        run.tell(f"{cell.expert}: failed {GIVE_UP} probes in a row; the rest are left for the next run")
+def _note_failure(cell: Cell, queue: _WorkQueue, run: ScoringRun, *, is_outage: bool) -> None:
+    """Report the first failure at once. Stop after repeated outages, but not where an expert rejects single probes."""
+    if not queue.is_reported:
+        queue.is_reported = True
+        run.report(f"{cell.expert}: probe {cell.prompt_id} has no score: {cell.error}")
+    queue.failures += is_outage
+    if queue.failures == MAX_CONSECUTIVE_FAILURES:
+        queue.remaining = iter(())
+        run.report(
+            f"{cell.expert}: failed {MAX_CONSECUTIVE_FAILURES} probes in a row; the rest are left for the next run"
+        )
 
 
-async def _score(probe: Probe, expert: Expert, blank: Cell, run: Run) -> Cell:
-    """Raises a RequestError where the expert, or the judge, gave no usable answer."""
-    answer = await ask(expert, probe.messages, patience=run.patience)
+async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> Cell:
+    """Score one probe. Raises a RequestError where the expert, or the judge, gave no usable answer."""
+    answer = await request_answer(expert, probe.messages, limits=run.limits)
     cell = replace(
         blank,
         input_tokens=answer.input_tokens,

@@ -1,8 +1,6 @@
-"""Tables of named columns from parquet, JSON Lines or CSV, the same whichever it is.
+"""Reads data files: tables of named columns, numbered rows, and labelled prompts, from parquet, JSON Lines or CSV.
 
-Rows of a data file, JSON Lines or parquet, each with the number by which an error can name it.
-
-Labelled prompts from a file: JSON Lines or parquet with the columns prompt and category.
+Every error names the file and the row.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ import orjson
 from coe.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-LONGEST = 2**31 - 1
-"""Characters of a field of CSV; the reader's own limit is less than a long prompt."""
+MAX_CSV_FIELD_CHARACTERS = 2**31 - 1
+"""Characters of a CSV field; the reader's default is less than a long prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,15 +31,15 @@ class Table:
     length: int
 
     def texts(self, name: str) -> list[str]:
-        """A column as text, "" where there is nothing: null, or the NaN that pandas writes for it."""
+        """A column as text, "" for null and for the NaN that pandas writes."""
         return ["" if value is None or value != value else str(value) for value in self._column(name)]
 
     def numbers(self, name: str) -> list[float]:
-        """A column as numbers, NaN where there is nothing. Raises DataError on anything else."""
+        """A column as numbers, NaN where empty. Raises DataError on anything else."""
         return [self._number(name, row, value) for row, value in enumerate(self._column(name), start=1)]
 
     def where(self, name: str, value: str) -> Table:
-        """The rows whose `name` is `value`; all of them where the file has no such column."""
+        """The rows whose `name` is `value`; all rows where the file has no such column."""
         if name not in self.columns:
             return self
         kept = [row for row, found in enumerate(self.texts(name)) if found == value]
@@ -60,13 +58,13 @@ class Table:
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """`name` with one of the known endings in `folder`, None where there is none."""
+    """The file `name` with one of the known suffixes in `folder`; None where there is none."""
     paths = (folder / f"{name}{suffix}" for suffix in SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
 
 
 def needed_table(folder: Path, name: str) -> Path:
-    """The same, but a DataError where there is none."""
+    """The same, but raises DataError where there is none."""
     if (path := find_table(folder, name)) is None:
         raise DataError(f"{folder}: no {name} file; expected {', '.join(f'{name}{suffix}' for suffix in SUFFIXES)}")
     return path
@@ -109,20 +107,20 @@ def _json_lines(path: Path) -> dict[str, list[Any]]:
 
 
 def _csv(path: Path) -> dict[str, list[Any]]:
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(MAX_CSV_FIELD_CHARACTERS)
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
     rows = list(reader)
     return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
 
 
-PAGE = 2_000
+PARQUET_BATCH_ROWS = 2_000
 """Parquet rows in memory at a time."""
 
 
 def numbered_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) pairs in file order; of parquet only `columns` are read. Raises DataError.
 
-    Rows of JSON Lines are whatever JSON they hold, to be checked by the caller.
+    Rows of JSON Lines are any JSON; the caller checks them.
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, columns)
@@ -144,7 +142,7 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise DataError(f"{path}: it lacks the columns {', '.join(sorted(missing))}")
             number = 0
-            for batch in file.iter_batches(batch_size=PAGE, columns=columns):
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
                 yield from enumerate(batch.to_pylist(), start=number + 1)
                 number += len(batch)
     except (ArrowException, OSError) as error:
@@ -152,7 +150,7 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
 
 
 def read_prompts(path: Path) -> list[tuple[str, str]]:
-    """All (prompt, category) pairs in file order. Raises DataError with the file, the line and what is wrong there."""
+    """All (prompt, category) pairs in file order. Raises DataError with the file, the line and the problem."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     pairs = []
@@ -165,7 +163,7 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def digest(pairs: Iterable[tuple[str, str]]) -> str:
+def pairs_digest(pairs: Iterable[tuple[str, str]]) -> str:
     """SHA-256 of the pairs in order."""
     total = hashlib.sha256()
     for pair in pairs:

@@ -1,6 +1,7 @@
-"""New kinds of requests: clusters of traffic that no category fits, proposed as categories with exemplars.
+"""Finds new kinds of requests: clusters of uncertain traffic, proposed as categories with exemplars.
 
-A proposed category as an entry for experts.yaml: its exemplars, and a name and description to be mended.
+Clusters come from HDBSCAN on the direction of the first principal components of embeddings. `category_entry` turns the
+exemplars of a proposal into an entry for experts.yaml, with a name and a description to edit.
 """
 
 from __future__ import annotations
@@ -14,28 +15,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_SAMPLE = 5000
+MAX_CLUSTERED = 5000
 """Requests that are clustered at most, drawn at random; the time grows with their square."""
-SMALLEST = 20
-"""Requests that make a cluster."""
-DIMENSIONS = 10
-"""Principal components whose direction is clustered: density means little in hundreds of dimensions, and by length one
-tight group of much the same prompts hides all that are merely about the same thing
-(docs/experiments/drift-alarms.md)."""
-NEIGHBOURS = 3
-"""Neighbours that make a place dense."""
-CLEAREST = 0.1
-"""Silhouette (-1 to 1) below which a cluster is not told apart from its surroundings."""
-EXEMPLARS = 5
-MOST = 10
-"""Proposals at most, the largest clusters."""
+MIN_CLUSTER_SIZE = 20
+PCA_DIMENSIONS = 10
+"""Principal components whose direction is clustered. Density means little in hundreds of dimensions; with lengths, one
+tight group of near-duplicates hides groups that merely share a topic (docs/experiments/drift-alarms.md)."""
+MIN_NEIGHBOURS = 3
+"""Neighbours that make a point dense."""
+MIN_SILHOUETTE = 0.1
+"""Silhouette (-1 to 1) below which a cluster is not distinct from its surroundings."""
+MAX_EXEMPLARS = 5
+MAX_PROPOSALS = 10
+"""Proposals in a report, the largest clusters."""
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """A cluster: how many of the requests looked at are in it and how clear it is (mean silhouette).
+class CategoryProposal:
+    """A cluster of similar requests: its number of requests, their share of the requests considered, and its mean
+    silhouette.
 
-    `nearest` is the declared category that most were taken for; `exemplars` are the rows that show best what it is.
+    `nearest` is the declared category that most of them were routed to; `exemplars` are the rows nearest to its centre.
     """
 
     requests: int
@@ -48,12 +48,12 @@ class Proposal:
     def sentence(self) -> str:
         """For a report."""
         return (
-            f"{self.requests} unsure requests ({self.share:.1%} of those looked at) are alike (silhouette "
+            f"{self.requests} uncertain requests ({self.share:.1%} of those considered) are alike (silhouette "
             f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a category of their own"
         )
 
 
-def propose(
+def propose_categories(
     embeddings: NDArray[np.floating],
     confidence: NDArray[np.floating],
     category: NDArray[np.integer],
@@ -61,39 +61,39 @@ def propose(
     categories: Sequence[str],
     below: float,
     seed: int = 0,
-) -> tuple[Proposal, ...]:
+) -> tuple[CategoryProposal, ...]:
     """Clusters among the requests whose confidence is `below` a threshold, largest first; none where there are few.
 
     `embeddings` (n, dimensions) are unit length, `confidence` (n,) 0 to 1, `category` (n,) the likeliest one's index.
     Clusters are those of HDBSCAN (Campello, Moulavi and Sander 2013), which leaves the rest alone.
     """
     rows = np.flatnonzero(confidence < below)
-    rows = np.random.default_rng(seed).permutation(rows)[:LARGEST_SAMPLE]
-    if len(rows) < 2 * SMALLEST:
+    rows = np.random.default_rng(seed).permutation(rows)[:MAX_CLUSTERED]
+    if len(rows) < 2 * MIN_CLUSTER_SIZE:
         return ()
     points = _directions(embeddings[rows].astype(np.float64))
     labels = _clusters(points)
     if not len(set(labels.tolist()) - {-1}):
         return ()
     clear = _silhouettes(points, labels)
-    looked_at = len(embeddings) * len(rows) / int((confidence < below).sum())
+    considered = len(embeddings) * len(rows) / int((confidence < below).sum())
     found = []
     for label in sorted(set(labels.tolist()) - {-1}):
         inside = np.flatnonzero(labels == label)
         silhouette = float(clear[inside].mean())
-        if silhouette < CLEAREST:
+        if silhouette < MIN_SILHOUETTE:
             continue
         distance = np.linalg.norm(points[inside] - points[inside].mean(axis=0), axis=1)
-        central = tuple(int(row) for row in rows[inside[np.argsort(distance)[:EXEMPLARS]]])
+        central = tuple(int(row) for row in rows[inside[np.argsort(distance)[:MAX_EXEMPLARS]]])
         nearest = categories[int(np.bincount(category[rows[inside]], minlength=len(categories)).argmax())]
-        found.append(Proposal(len(inside), len(inside) / looked_at, silhouette, nearest, central))
-    return tuple(sorted(found, key=lambda proposal: -proposal.requests)[:MOST])
+        found.append(CategoryProposal(len(inside), len(inside) / considered, silhouette, nearest, central))
+    return tuple(sorted(found, key=lambda proposal: -proposal.requests)[:MAX_PROPOSALS])
 
 
 def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     from sklearn.decomposition import PCA
 
-    points = PCA(min(DIMENSIONS, *vectors.shape), random_state=0).fit_transform(vectors)
+    points = PCA(min(PCA_DIMENSIONS, *vectors.shape), random_state=0).fit_transform(vectors)
     return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12))
 
 
@@ -101,12 +101,13 @@ def _clusters(points: NDArray[np.float64]) -> NDArray[np.int64]:
     """The cluster of each point, -1 for none."""
     from sklearn.cluster import HDBSCAN
 
-    found = HDBSCAN(min_cluster_size=SMALLEST, min_samples=NEIGHBOURS, copy=True).fit(points)
+    found = HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_NEIGHBOURS, copy=True).fit(points)
     return np.asarray(found.labels_, dtype=np.int64)
 
 
 def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How much nearer each point is to its cluster than to the next, -1 to 1; what is in none counts as one more."""
+    """How much nearer each point is to its own cluster than to the next one, -1 to 1; points without a cluster form
+    one."""
     from sklearn.metrics import silhouette_samples
 
     if len(set(labels.tolist())) < 2:
@@ -114,33 +115,30 @@ def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDAr
     return np.asarray(silhouette_samples(points, labels))
 
 
-WORDS = 3
-"""Telling words in a proposed description."""
-EXAMPLE = 300
-"""Characters of an exemplar."""
+MAX_WORDS = 3
+"""Distinctive words in a proposed description."""
+MAX_EXAMPLE_CHARACTERS = 300
 _WORD = re.compile(r"[a-z]{4,24}")
 
 
-def as_declared(exemplars: Sequence[str], others: Sequence[str]) -> str:
-    """YAML to paste under `categories`, from prompts that show what it is and prompts of all kinds."""
-    words = telling(exemplars, others)
+def category_entry(exemplars: Sequence[str], others: Sequence[str]) -> str:
+    """YAML for `categories` in experts.yaml, from the prompts of a proposal and prompts of all kinds."""
+    words = distinctive_words(exemplars, others)
     name = "-".join(words[:2]) or "new-category"
-    about = (
-        f"Requests about {', '.join(words)} (say it better)" if words else "Say here what these requests have in common"
-    )
+    about = f"Requests about {', '.join(words)} (edit this)" if words else "Describe what these requests have in common"
     lines = [f"- name: {name}", f"  description: {_quoted(about)}", "  examples:"]
-    return "\n".join([*lines, *(f"    - {_quoted(text[:EXAMPLE])}" for text in exemplars)]) + "\n"
+    return "\n".join([*lines, *(f"    - {_quoted(text[:MAX_EXAMPLE_CHARACTERS])}" for text in exemplars)]) + "\n"
 
 
-def telling(inside: Sequence[str], outside: Sequence[str]) -> list[str]:
-    """The words, at most WORDS, that most of `inside` have and few of `outside`."""
+def distinctive_words(inside: Sequence[str], outside: Sequence[str]) -> list[str]:
+    """Up to MAX_WORDS words that most of `inside` have and few of `outside`."""
     own, other = (
         Counter(word for text in texts for word in set(_WORD.findall(text.lower()))) for texts in (inside, outside)
     )
     lift = {word: count / len(inside) - other[word] / max(len(outside), 1) for word, count in own.items() if count > 1}
-    return sorted((word for word in lift if lift[word] > 0), key=lambda word: (-lift[word], word))[:WORDS]
+    return sorted((word for word in lift if lift[word] > 0), key=lambda word: (-lift[word], word))[:MAX_WORDS]
 
 
 def _quoted(text: str) -> str:
-    """As a JSON string, which YAML reads too."""
+    """The text as a JSON string, which is valid YAML."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,32 +1,43 @@
-"""What traffic looks like, from pages of records in bounded memory: counts, shares, rates, and samples for tests."""
+"""Summarizes traffic from pages of records in bounded memory: counts, shares, rates, and samples for drift tests."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
-from coe.learning.monitoring.drift import Sample
+from coe.learning.monitoring.drift import TrafficSample
 from coe.records.record import RoutingRecord
 
-KEPT = 5_000
-"""Requests of each time whose confidence and embedding are kept: the first of the reference, the latest of the rest."""
-TENTHS = 10
-_NO_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged", "gateway_limit"})
-"""Causes that say nothing against an expert."""
+MAX_SAMPLE = 5_000
+"""Requests of each side that are kept for drift tests: the first of the reference, the latest of the last day."""
+CONFIDENCE_BINS = 10
+_CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", "asleep", "hedged", "gateway_limit"})
+"""Causes that do not count against an expert."""
 
-Looked = tuple[int, float, bytes | None, str, str]
-"""Category index, confidence, embedding, prompt (empty where the log keeps none) and request id."""
+
+class SampledRequest(NamedTuple):
+    """What drift tests and category proposals read of a request; `category` is an index, `prompt` may be empty."""
+
+    category: int
+    confidence: float
+    embedding: bytes | None
+    prompt: str
+    request_id: str
 
 
 @dataclass(slots=True)
 class Unanswered:
-    """Requests of the last hour whose first choice was one expert: how many, those that it did not answer by cause, and
-    when the latest of these was (Unix seconds)."""
+    """Requests of the last hour with one expert as first choice: their number, and those that it did not answer by
+    cause.
+
+    `latest` is the time of the latest unanswered one (Unix seconds).
+    """
 
     requests: int = 0
     causes: Counter[str] = field(default_factory=Counter)
@@ -35,10 +46,12 @@ class Unanswered:
 
 @dataclass(slots=True)
 class Traffic:
-    """Records of users' requests that pass through `watched`. Those of the last `day` and `hour` (times, Unix seconds,
-    from which on) are counted; those of `router` before the day are the reference that it is compared with. `own`
-    counts the day's requests of CoE's own commands, which are in none of the other numbers. `unanswered` is by
-    expert."""
+    """Summary of users' requests from the records that pass through `observe`.
+
+    Counts are of requests since `day` and `hour` (Unix seconds); those of `router` before `day` are the reference of
+    drift tests. `own` counts the day's requests of CoE's own commands, which are in no other number. `unanswered` is by
+    expert.
+    """
 
     categories: tuple[str, ...]
     router: str
@@ -51,11 +64,11 @@ class Traffic:
     by_category: Counter[str] = field(default_factory=Counter)
     by_expert: Counter[str] = field(default_factory=Counter)
     unanswered: dict[str, Unanswered] = field(default_factory=dict)
-    first: list[Looked] = field(default_factory=list)
-    latest: deque[Looked] = field(default_factory=lambda: deque(maxlen=KEPT))
+    first: list[SampledRequest] = field(default_factory=list)
+    latest: deque[SampledRequest] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLE))
 
-    def watched(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """The same pages."""
+    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        """Pass the pages through unchanged."""
         for page in pages:
             for record in page:
                 self._add(record)
@@ -66,31 +79,31 @@ class Traffic:
         self.own[record.purpose] += record.time >= self.day
 
     def _add(self, record: RoutingRecord) -> None:
-        looked = None
+        request = None
         if record.category in self.categories:
-            category, confidence = _plainly(record)
-            kept = record.embedding, record.prompt or "", record.request_id
-            looked = self.categories.index(category), confidence, *kept
+            category, confidence = _router_decision(record)
+            index = self.categories.index(category)
+            request = SampledRequest(index, confidence, record.embedding, record.prompt or "", record.request_id)
         if record.time < self.day:
-            if looked and record.is_by(self.router, categories=self.categories) and len(self.first) < KEPT:
-                self.first.append(looked)
+            if request and record.is_by(self.router, categories=self.categories) and len(self.first) < MAX_SAMPLE:
+                self.first.append(request)
             return
         if record.time >= self.hour:
             self.in_hour += 1
             self._count_unanswered(record)
         self.outcomes[record.outcome] += 1
-        if looked:
+        if request:
             self.reasons[record.reason] += 1
             self.by_category[record.category] += 1
             self.by_expert[record.expert] += 1
-            self.latest.append(looked)
+            self.latest.append(request)
 
     def _count_unanswered(self, record: RoutingRecord) -> None:
         if not (first := record.fallback_from or record.expert):
             return
         found = self.unanswered.setdefault(first, Unanswered())
         found.requests += 1
-        if record.cause and record.cause not in _NO_FAULT:
+        if record.cause and record.cause not in _CAUSES_WITHOUT_FAULT:
             found.causes[record.cause] += 1
             found.latest = max(found.latest, record.time)
 
@@ -99,8 +112,8 @@ class Traffic:
         return self.outcomes.total()
 
     def summary(self) -> Mapping[str, object]:
-        """Of the last day: counts, shares (0 to 1) and the quartiles of the confidence; JSON-able."""
-        confidence = np.array([one[1] for one in self.latest])
+        """The last day's counts, shares (0 to 1) and quartiles of the confidence; JSON-able."""
+        confidence = np.array([one.confidence for one in self.latest])
         failed = self.in_day - self.outcomes["ok"] - self.outcomes["aborted"]
         return {
             "last_hour": self.in_hour,
@@ -115,7 +128,7 @@ class Traffic:
         }
 
 
-def _plainly(record: RoutingRecord) -> tuple[str, float]:
+def _router_decision(record: RoutingRecord) -> tuple[str, float]:
     """Category and confidence by the router alone: a new overlay is no drift."""
     if record.plain is None:
         return record.category, record.confidence
@@ -123,43 +136,45 @@ def _plainly(record: RoutingRecord) -> tuple[str, float]:
     return category, record.plain[category] * record.in_distribution
 
 
-def sample(looked: Sequence[Looked]) -> Sample:
-    """For `drift.watch`; of vectors of different lengths only those as long as the latest one."""
-    return Sample(
-        np.array([one[0] for one in looked], dtype=np.int64),
-        np.array([one[1] for one in looked], dtype=np.float64),
-        embeddings(looked)[0],
+def traffic_sample(requests: Sequence[SampledRequest]) -> TrafficSample:
+    """The sample for `detect_drift`; embeddings of another length than the latest one are left out."""
+    return TrafficSample(
+        np.array([one.category for one in requests], dtype=np.int64),
+        np.array([one.confidence for one in requests], dtype=np.float64),
+        embeddings(requests)[0],
     )
 
 
-def compared(traffic: Traffic) -> Mapping[str, object] | None:
-    """The two sides that drift is looked for between, as shares (0 to 1) by category and by tenth of confidence; None
-    where one of them is empty. JSON-able."""
+def comparison(traffic: Traffic) -> Mapping[str, object] | None:
+    """Both sides of the drift tests, as shares (0 to 1) by category and by confidence bin; None where one is empty.
+    JSON-able."""
     sides = {"before": traffic.first, "now": list(traffic.latest)}
     if not all(sides.values()):
         return None
+    names = traffic.categories
+    mixes = {side: _histogram([one.category for one in requests], len(names)) for side, requests in sides.items()}
     return {
-        "requests": {name: len(side) for name, side in sides.items()},
-        "categories": {
-            name: dict(zip(traffic.categories, _parts([one[0] for one in side], len(traffic.categories)), strict=True))
-            for name, side in sides.items()
+        "requests": {side: len(requests) for side, requests in sides.items()},
+        "categories": {side: dict(zip(names, mix, strict=True)) for side, mix in mixes.items()},
+        "confidence": {
+            side: _histogram([_confidence_bin(one.confidence) for one in requests], CONFIDENCE_BINS)
+            for side, requests in sides.items()
         },
-        "confidence": {name: _parts([_tenth(one[1]) for one in side], TENTHS) for name, side in sides.items()},
     }
 
 
-def _tenth(confidence: float) -> int:
-    return min(int(confidence * TENTHS), TENTHS - 1)
+def _confidence_bin(confidence: float) -> int:
+    return min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
 
 
-def _parts(places: Sequence[int], count: int) -> list[float]:
-    shares: list[float] = (np.bincount(places, minlength=count) / len(places)).round(5).tolist()
+def _histogram(values: Sequence[int], count: int) -> list[float]:
+    shares: list[float] = (np.bincount(values, minlength=count) / len(values)).round(5).tolist()
     return shares
 
 
-def embeddings(looked: Sequence[Looked]) -> tuple[NDArray[np.float32], list[int]]:
-    """The vectors (n_embedded, dimensions) that the log keeps, and which of the requests they belong to."""
-    kept = [(row, one[2]) for row, one in enumerate(looked) if one[2]]
+def embeddings(requests: Sequence[SampledRequest]) -> tuple[NDArray[np.float32], list[int]]:
+    """The vectors (n_embedded, dimensions) that the log keeps, and the indices of their requests."""
+    kept = [(row, one.embedding) for row, one in enumerate(requests) if one.embedding]
     if not kept:
         return np.empty((0, 0), dtype=np.float32), []
     size = len(kept[-1][1])

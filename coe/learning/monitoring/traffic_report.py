@@ -1,7 +1,4 @@
-"""What the last look at traffic found, in one small file of the state folder: written by jobs, shown by gateways.
-
-Tells the gateways what a look at the traffic found, for their `/metrics`.
-"""
+"""Stores the last traffic report in a small file of the state folder: jobs write it, gateways show it in `/metrics`."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from coe.artifacts.redis import open_shared
 from coe.registry import load
 from coe.settings import Settings
 
-FILE = "watch.json"
+TRAFFIC_REPORT_FILE = "watch.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]
@@ -27,8 +24,8 @@ ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 
 @dataclass(frozen=True, slots=True)
 class TrafficReport:
-    """At `time` (Unix seconds): the experts of each kind of alarm, whether each aspect of traffic that could be
-    compared has shifted, and how many new categories are proposed."""
+    """At `time` (Unix seconds): experts by kind of alarm, whether each tested aspect has shifted, and proposed
+    categories."""
 
     time: float
     alarms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -37,7 +34,7 @@ class TrafficReport:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], *, now: float) -> TrafficReport:
-        """Of a report of `coe status`."""
+        """The part of a `coe status` report that metrics show."""
         alarms: dict[str, tuple[str, ...]] = {}
         for alarm in report["alarms"]:
             alarms[alarm["kind"]] = (*alarms.get(alarm["kind"], ()), alarm["expert"])
@@ -48,8 +45,8 @@ class TrafficReport:
         return orjson.dumps(asdict(self))
 
 
-def read_watch(path: Path) -> TrafficReport | None:
-    """None where nobody has looked yet, or the file is something else: metrics must not fail for it."""
+def read_traffic_report(path: Path) -> TrafficReport | None:
+    """The stored report; None where there is none or the file is damaged, since metrics must not fail."""
     try:
         found = orjson.loads(path.read_bytes())
         alarms: dict[str, tuple[str, ...]] = {kind: tuple(found["alarms"].get(kind, ())) for kind in ALARMS}
@@ -61,11 +58,12 @@ def read_watch(path: Path) -> TrafficReport | None:
         return None
 
 
-def publish(settings: Settings, report: Mapping[str, Any]) -> None:
-    """Leave it beside the artifacts, where gateways look, and tell other machines. `report` is that of `coe status`."""
+def publish_traffic_report(settings: Settings, report: Mapping[str, Any]) -> None:
+    """Store the report of `coe status` for this machine's gateways, and for other machines where artifacts are
+    shared."""
     content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        share.put_file(FILE, content)  # first, or a gateway here could put the former one back
-    replace_file(settings.artifacts / FILE, content)
+        share.put_file(TRAFFIC_REPORT_FILE, content)  # first, or a gateway here could put the former one back
+    replace_file(settings.artifacts / TRAFFIC_REPORT_FILE, content)

@@ -1,6 +1,8 @@
-"""Plans under the declared budget, for the mix of requests that an experience has.
+"""Solves plans under the declared budget, for the mix of requests in an experience.
 
-What experts.yaml says of a plan: what experts use, the budget, and which categories are pinned.
+experts.yaml gives what each expert uses, the budget and the pinned categories. Learned plans use shrunk means, measured
+ones lower confidence bounds: by its bound alone an expert with few ratings would lose, get no more exploration, and
+stay unknown.
 """
 
 from __future__ import annotations
@@ -12,19 +14,17 @@ from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Refit
-from coe.mapping import Assignment, Basis, Budget, Dependencies, Problem, declared_uses, rounded, solve
+from coe.mapping import Assignment, Budget, Dependencies, PlanInputs, Problem, declared_uses, round_traffic, solve
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
 
-Array_declared_problem = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 
-def declared_problem(
-    registry: Registry, table: ScoreTable, *, quality: Array_declared_problem, weights: Array_declared_problem
-) -> Problem:
+def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, weights: Array) -> Problem:
     """The problem of planning by `quality`, shape (m, k), under the declared budget; declared assignments are pins.
 
-    `table` is over the declared categories (in any order) and experts; `weights` (m,) says how often each one comes.
+    `table` is over the declared categories (in any order) and experts; `weights` (m,) is the share of each category.
     """
     pinned = quality.copy()
     for category, expert in registry.assignment.items():
@@ -36,34 +36,34 @@ def declared_problem(
     )
 
 
-def _pin(row: Array_declared_problem, column: int) -> None:
+def _pin(row: Array, column: int) -> None:
     kept = row[column]
     row[:] = -np.inf
     row[column] = kept
 
 
-Array = NDArray[np.float64]
-SAMPLE = 4000
+PRICE_SAMPLE_SIZE = 4000
 """Requests whose posteriors the prices are fitted to."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Budgeted:
-    """By shrunk means, not by lower bounds as of measured scores: an expert that is little tried would lose by its
-    bound alone, be explored no more, and stay unknown."""
+class BudgetSolver:
+    """Solves plans for the requests of `experience` under the budget that `registry` declares."""
 
     registry: Registry
     experience: Experience
 
     def __call__(self, table: ScoreTable, quality: Array) -> Assignment:
-        """The plan by that quality, shape (m, k)."""
+        """The plan of this quality, shape (m, k)."""
         problem = self._problem(table, quality)
         return solve(problem, traffic=self._traffic(problem))
 
-    def basis(self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()) -> Basis:
-        """The data that the plan of this quality is solved from, and the evidence behind it."""
+    def basis(
+        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()
+    ) -> PlanInputs:
+        """What the plan of this quality is solved from, and the evidence behind it."""
         problem = self._problem(refit.table, quality)
-        return Basis(
+        return PlanInputs(
             problem,
             refit.table,
             self._traffic(problem),
@@ -71,7 +71,7 @@ class Budgeted:
             source=f"the feedback on {int(self.experience.rated.sum())} requests",
             pseudo_count=refit.weighting.pseudo_count,
             measured=measured,
-            learnt=refit.learnt,
+            learnt=refit.feedback,
             moved=moved,
             dependencies=Dependencies.of(self.registry),
         )
@@ -81,8 +81,8 @@ class Budgeted:
         return declared_problem(self.registry, table, quality=quality, weights=weights)
 
     def _traffic(self, problem: Problem) -> Array | None:
-        """None where no price depends on it."""
+        """A sample of posteriors; None where no price depends on traffic."""
         if not problem.budget.rows().keys() - {"memory_gb"}:
             return None
-        sample = np.random.default_rng(0).permutation(len(self.experience))[:SAMPLE]
-        return rounded(self.experience.posterior[sample])
+        sample = np.random.default_rng(0).permutation(len(self.experience))[:PRICE_SAMPLE_SIZE]
+        return round_traffic(self.experience.posterior[sample])

@@ -1,9 +1,9 @@
-"""Fits the retrieval gate: from answers with and without passages to one set of weights and shrunk offsets.
+"""Fits the retrieval gate from answers with and without passages: one set of weights, and shrunk offsets.
 
-Twice the same: for what passages improve and for what they spoil. Shared weights: ridge regression of the mean label
-over experts, centred by expert, since how hard a question is for one tells most of how hard it is for another. Then one
-logistic regression over all answers calibrates them and finds the offsets of experts, categories and their pairs, pairs
-pulled to nothing harder than categories, these harder than experts.
+It fits the same model twice: for answers that passages improve, and for answers that they spoil. The shared weights are
+a ridge regression of the mean label over experts, centred by expert, since a question that is hard for one expert is
+mostly hard for all. One logistic regression over all answers then calibrates them and fits offsets of experts,
+categories and pairs of both. Pairs are shrunk harder than categories, and these harder than experts.
 """
 
 from __future__ import annotations
@@ -18,26 +18,39 @@ from numpy.typing import NDArray
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.registry.retrieval import RetrievalPrice
-from coe.retrieval.gate import CUES, Array, Gate, GateEstimate, GateThresholds, Odds, Use, cues, shape, tempered
+from coe.retrieval.gate import (
+    CUES,
+    Array,
+    Gate,
+    GateEstimate,
+    GateThresholds,
+    LogOddsModel,
+    RetrievalCost,
+    cues,
+    posterior_features,
+    temper,
+)
 
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
-SCALES = (0.15, 0.2, 0.05)
-"""Of the posterior, its entropy and the cues, each brought to unit spread, beside a unit vector."""
-PAIRS, CATEGORIES = 0.03, 0.1
-"""Scales of the offsets of pairs and of categories, beside 1 for experts."""
-FEWEST = 50
-"""Questions that a gate takes, so that four fifths of them, without which it is judged on the rest, are LEAST."""
-LEAST = FEWEST * (FOLDS - 1) // FOLDS
+FEATURE_SCALES = (0.15, 0.2, 0.05)
+"""Scales of the posterior, its entropy and the cues, each brought to unit spread, beside a unit vector."""
+PAIR_SCALE, CATEGORY_SCALE = 0.03, 0.1
+"""Scales of the offsets of pairs and of categories; the scale of experts is 1."""
+MIN_QUESTIONS = 50
+"""Questions that a gate needs. A fold less leaves MIN_TRAINING_QUESTIONS, since each fold is judged by a gate fitted to
+the others."""
+MIN_TRAINING_QUESTIONS = MIN_QUESTIONS * (FOLDS - 1) // FOLDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trials:
-    """n questions, m categories, k experts: what was asked and what passages changed.
+class GateExamples:
+    """n questions, m categories, k experts: the questions, and the scores with and without passages.
 
-    `posterior` (n, m) and `vectors` (n, dimensions) are the served router's and encoder's, `full` (n, m) the router's
-    posterior given these vectors; `without` and `with_` (n, k) are scores 0 to 1, NaN where missing; `cosine` (n,) of
-    the best passage, NaN where none was looked for; `tokens` and `seconds` (n,) what the passages took.
+    `posterior` (n, m) and `vectors` (n, dimensions) are those of the served router and encoder, `full` (n, m) is the
+    router's posterior given the vectors. `without` and `with_` (n, k) are scores from 0 to 1, NaN where missing.
+    `cosine` (n,) is that of the best passage, NaN without any; `tokens` and `seconds` (n,) are the cost of the
+    passages.
     """
 
     categories: tuple[str, ...]
@@ -53,94 +66,105 @@ class Trials:
     seconds: Array
 
     @classmethod
-    def seen(cls, texts: Sequence[str], router: Router, encoder: Encoder, **rest: Any) -> Trials:
-        """With what serving has of the texts: the router's answers, before and after the encoder has read them."""
-        embeddings = encoder.read(texts)
+    def from_texts(cls, texts: Sequence[str], router: Router, encoder: Encoder, **columns: Any) -> GateExamples:
+        """Examples of these texts with the served router's posteriors, before and after an encoder pass."""
+        embeddings = encoder.features(texts)
         posterior, full = (
             np.stack([found.probabilities for found in router.predict(texts, embeddings=known)]).astype(np.float64)
             for known in (None, embeddings)
         )
         vectors = embeddings[:, : encoder.dimensions].astype(np.float64)
-        return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=vectors, **rest)
+        return cls(router.categories, texts=tuple(texts), posterior=posterior, full=full, vectors=vectors, **columns)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def delta(self) -> Array:
-        """What passages changed, shape (n, k), -1 to 1."""
+        """The effect of passages on each score, shape (n, k), -1 to 1."""
         return np.asarray(self.with_ - self.without)
 
-    def part(self, rows: NDArray[np.int64]) -> Trials:
+    def part(self, rows: NDArray[np.int64]) -> GateExamples:
+        """The questions of these rows."""
         names = ("posterior", "full", "vectors", "without", "with_", "cosine", "tokens", "seconds")
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in names}
         return replace(self, texts=tuple(self.texts[row] for row in rows), **arrays)
 
 
-def fit_gate(trials: Trials, *, seed: int = 0) -> Gate:
-    """Raises DataError where too few questions were answered both ways, or passages never or always helped."""
-    delta = trials.delta
+def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
+    """Fit a gate. Raises DataError where too few questions have both scores, or passages never or always helped."""
+    delta = examples.delta
     known = np.isfinite(delta)
-    if known.any(axis=1).sum() < LEAST:
-        raise DataError(f"a gate needs {FEWEST} questions or more that were answered with and without passages")
+    if known.any(axis=1).sum() < MIN_TRAINING_QUESTIONS:
+        raise DataError(f"a gate needs {MIN_QUESTIONS} questions or more that were answered with and without passages")
     if len(np.unique(delta[known] > 0)) < 2:
         raise DataError("passages always or never improved the answers: there is nothing for a gate to learn")
-    folds = _folds(len(trials), seed=seed)
+    folds = _folds(len(examples), seed=seed)
     gate = Gate(
-        categories=trials.categories,
-        experts=trials.experts,
-        helps=_odds(trials, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
-        spoils=_odds(trials, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
+        categories=examples.categories,
+        experts=examples.experts,
+        helps=_fit_odds(examples, np.where(known, np.maximum(delta, 0.0), np.nan), folds),
+        harms=_fit_odds(examples, np.where(known, np.maximum(-delta, 0.0), np.nan), folds),
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
-        shift=np.zeros((len(trials.categories), len(trials.experts))),
-        spread=np.zeros(len(trials.experts)),
-        use=Use(_known_mean(trials.tokens), _known_mean(trials.seconds)),
+        shift=np.zeros((len(examples.categories), len(examples.experts))),
+        spread=np.zeros(len(examples.experts)),
+        cost=RetrievalCost(_finite_mean(examples.tokens), _finite_mean(examples.seconds)),
     )
-    return replace(gate, spread=np.sqrt(np.mean((outlooks(gate, trials).gain - _glances(gate, trials)) ** 2, axis=0)))
+    return replace(
+        gate, spread=np.sqrt(np.mean((gate_estimates(gate, examples).gain - _fast_gains(gate, examples)) ** 2, axis=0))
+    )
 
 
-def _odds(trials: Trials, label: Array, folds: Sequence[NDArray[np.int64]]) -> Odds:
-    """Of a label (n, k), 0 to 1, NaN where it is not known."""
-    target, m = _target(label), len(trials.categories)
+def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.int64]]) -> LogOddsModel:
+    """Fit the log-odds of a label (n, k), 0 to 1, NaN where it is unknown."""
+    target, m = _target(label), len(examples.categories)
     parts = []
-    glanced, looked = tempered(trials.posterior), tempered(trials.full)
-    for seen, posterior in ((shape(glanced), glanced), (_features(trials, looked), looked)):
-        weights, held_out = _ridge(seen, _scale(seen, m), target, folds)
-        slope, offset = _offsets(held_out, posterior, label)
+    fast, full = temper(examples.posterior), temper(examples.full)
+    for inputs, posterior in ((posterior_features(fast), fast), (_features(examples, full), full)):
+        weights, held_out = _ridge(inputs, _scale(inputs, m), target, folds)
+        slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
-    (glance, first, _), (look, second, odds) = parts
-    return Odds(glance, look, np.stack([first, second]), _evidence(odds, trials.cosine, label))
+    (fast_weights, fast_offset, _), (full_weights, full_offset, odds) = parts
+    return LogOddsModel(
+        fast_weights,
+        full_weights,
+        np.stack([fast_offset, full_offset]),
+        _evidence_weights(odds, examples.cosine, label),
+    )
 
 
-def held_out(trials: Trials, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Gate]]:
-    """Every question once: rows of them, and a gate that was fitted without these."""
-    for fold in _folds(len(trials), seed=seed):
-        yield fold, fit_gate(trials.part(np.setdiff1d(np.arange(len(trials)), fold)), seed=seed)
+def cross_fitted_gates(examples: GateExamples, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Gate]]:
+    """Each fold's rows, and a gate that was fitted without them."""
+    for fold in _folds(len(examples), seed=seed):
+        yield fold, fit_gate(examples.part(np.setdiff1d(np.arange(len(examples)), fold)), seed=seed)
 
 
-def outlooks(gate: Gate, trials: Trials, *, evidence: bool = False) -> GateEstimate:
-    """What the gate expects of all trials (n, k), looked at as it serves them."""
-    rows = zip(trials.full, trials.texts, trials.vectors, trials.cosine, strict=True)
+def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False) -> GateEstimate:
+    """The gate's estimates for all examples (n, k), with an encoder pass; with `evidence` the best passage's cosine
+    counts."""
+    rows = zip(examples.full, examples.texts, examples.vectors, examples.cosine, strict=True)
     found = [
-        gate.looked(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
+        gate.estimate(p, text, vector, cosine=float(cosine) if evidence and np.isfinite(cosine) else None)
         for p, text, vector, cosine in rows
     ]
     return GateEstimate(np.stack([one.helps for one in found]), np.stack([one.gain for one in found]))
 
 
-def opened(gate: Gate, trials: Trials, price: RetrievalPrice) -> NDArray[np.bool_]:
-    """For which questions and experts (n, k) passages are given, as `Consultant` decides it."""
-    bars = GateThresholds.of(gate.use, price)
-    hopes = _glances(gate, trials)
-    promises = np.array([[gate.promise(g, k, bars.search) for k, g in enumerate(row)] for row in hopes])
-    before, after = outlooks(gate, trials), outlooks(gate, trials, evidence=True)
-    found = np.isfinite(trials.cosine)[:, None]
-    return (promises > bars.look) & (before.gain > bars.search) & found & (after.gain > bars.give)
+def gate_decisions(gate: Gate, examples: GateExamples, price: RetrievalPrice) -> NDArray[np.bool_]:
+    """The questions and experts (n, k) for which passages are added, decided as `Retrieval` decides it."""
+    thresholds = GateThresholds.of(gate.cost, price)
+    fast = _fast_gains(gate, examples)
+    promises = np.array(
+        [[gate.expected_improvement(g, k, thresholds.search) for k, g in enumerate(row)] for row in fast]
+    )
+    before, after = gate_estimates(gate, examples), gate_estimates(gate, examples, evidence=True)
+    found = np.isfinite(examples.cosine)[:, None]
+    return (promises > thresholds.encode) & (before.gain > thresholds.search) & found & (after.gain > thresholds.insert)
 
 
-def _glances(gate: Gate, trials: Trials) -> Array:
-    """Gains (n, k)."""
-    return np.stack([gate.glanced(row).gain for row in trials.posterior])
+def _fast_gains(gate: Gate, examples: GateExamples) -> Array:
+    """Gains (n, k) by the fast estimate."""
+    return np.stack([gate.estimate_fast(row).gain for row in examples.posterior])
 
 
 def _target(label: Array) -> Array:
@@ -155,24 +179,25 @@ def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
 
 
-def _features(trials: Trials, looked: Array) -> Array:
-    """As the gate reads them: (n, m + 1 + CUES + dimensions)."""
-    said = np.stack([cues(text) for text in trials.texts])
-    return np.hstack([shape(looked), said, trials.vectors]).astype(np.float64)
+def _features(examples: GateExamples, posterior: Array) -> Array:
+    """The gate's input features, shape (n, m + 1 + CUES + dimensions)."""
+    text_cues = np.stack([cues(text) for text in examples.texts])
+    return np.hstack([posterior_features(posterior), text_cues, examples.vectors]).astype(np.float64)
 
 
-def _scale(seen: Array, categories: int) -> Array:
-    """What each column is multiplied with before the one penalty: its group's scale over its spread, 1 for vectors."""
-    sizes = (categories, 1, CUES)[: 3 if seen.shape[1] > categories + 1 else 2]
-    wanted = np.repeat(SCALES[: len(sizes)], sizes)
-    spread = seen[:, : len(wanted)].std(axis=0)
-    scaled = np.divide(wanted, spread, out=np.zeros_like(wanted), where=spread > 1e-6)
-    return np.concatenate((scaled, np.ones(seen.shape[1] - len(wanted))))
+def _scale(inputs: Array, categories: int) -> Array:
+    """The factor of each column before the common penalty: its group's scale over its spread, 1 for vectors."""
+    sizes = (categories, 1, CUES)[: 3 if inputs.shape[1] > categories + 1 else 2]
+    scale = np.repeat(FEATURE_SCALES[: len(sizes)], sizes)
+    spread = inputs[:, : len(scale)].std(axis=0)
+    factors = np.divide(scale, spread, out=np.zeros_like(scale), where=spread > 1e-6)
+    return np.concatenate((factors, np.ones(inputs.shape[1] - len(scale))))
 
 
-def _ridge(seen: Array, scale: Array, target: Array, folds: Sequence[NDArray[np.int64]]) -> tuple[Array, Array]:
-    """Weights for the columns as they are, and predictions held out by fold, with the penalty that does best there."""
-    scaled = seen * scale
+def _ridge(inputs: Array, scale: Array, target: Array, folds: Sequence[NDArray[np.int64]]) -> tuple[Array, Array]:
+    """Weights for the unscaled columns, and predictions held out by fold, with the penalty that does best on the
+    folds."""
+    scaled = inputs * scale
     errors, held_out = [], []
     for penalty in PENALTIES:
         found = np.zeros(len(target))
@@ -185,13 +210,13 @@ def _ridge(seen: Array, scale: Array, target: Array, folds: Sequence[NDArray[np.
     return scale * _solve(scaled, target, PENALTIES[best]), held_out[best]
 
 
-def _solve(seen: Array, target: Array, penalty: float) -> Array:
-    centred = seen - seen.mean(axis=0)
+def _solve(inputs: Array, target: Array, penalty: float) -> Array:
+    centred = inputs - inputs.mean(axis=0)
     gram = centred @ centred.T + penalty * np.eye(len(target))
     return np.asarray(centred.T @ np.linalg.solve(gram, target - target.mean()))
 
 
-def _offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
+def _fit_offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
     """The slope of the shared need and the offsets (m, k), by one logistic regression over all answers."""
     m, k = posterior.shape[1], label.shape[1]
     rows, columns = np.nonzero(np.isfinite(label))
@@ -199,20 +224,20 @@ def _offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]
     design = np.zeros((len(rows), 1 + k + m + m * k))
     design[:, 0] = need[rows] / spread
     design[np.arange(len(rows)), 1 + columns] = 1.0
-    design[:, 1 + k : 1 + k + m] = CATEGORIES * posterior[rows]
+    design[:, 1 + k : 1 + k + m] = CATEGORY_SCALE * posterior[rows]
     pairs = 1 + k + m + columns[:, None] * m + np.arange(m)
-    design[np.arange(len(rows))[:, None], pairs] = PAIRS * posterior[rows]
+    design[np.arange(len(rows))[:, None], pairs] = PAIR_SCALE * posterior[rows]
     found, constant = _logistic(design, label[rows, columns])
-    expert, category = found[1 : 1 + k], CATEGORIES * found[1 + k : 1 + k + m]
-    pair = PAIRS * found[1 + k + m :].reshape(k, m).T
+    expert, category = found[1 : 1 + k], CATEGORY_SCALE * found[1 + k : 1 + k + m]
+    pair = PAIR_SCALE * found[1 + k + m :].reshape(k, m).T
     offset = constant + expert[None, :] + category[:, None] + pair
     return max(float(found[0]), 0.0) / spread, offset
 
 
-def _evidence(odds: Array, cosine: Array, label: Array) -> Array:
-    """Weights of log-odds (n, k), cosine and a constant; nothing changes where no cosine is known."""
+def _evidence_weights(odds: Array, cosine: Array, label: Array) -> Array:
+    """Weights of log-odds, cosine and a constant; (1, 0, 0) where too few cosines are known."""
     known = np.isfinite(label) & np.isfinite(cosine)[:, None]
-    if known.sum() < LEAST:
+    if known.sum() < MIN_TRAINING_QUESTIONS:
         return np.array([1.0, 0.0, 0.0])
     rows, columns = np.nonzero(known)
     found, constant = _logistic(np.stack([odds[rows, columns], 5 * cosine[rows]], axis=1), label[rows, columns])
@@ -220,7 +245,7 @@ def _evidence(odds: Array, cosine: Array, label: Array) -> Array:
 
 
 def _logistic(design: Array, label: Array) -> tuple[Array, float]:
-    """Weights and constant for labels 0 to 1; where all are alike the constant alone, by their number."""
+    """Weights and constant of a logistic regression on labels 0 to 1; the constant alone where all labels are equal."""
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(label)) < 2:
@@ -231,6 +256,6 @@ def _logistic(design: Array, label: Array) -> tuple[Array, float]:
     return model.coef_[0], float(model.intercept_[0])
 
 
-def _known_mean(values: Array) -> float:
+def _finite_mean(values: Array) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else 0.0

@@ -1,7 +1,7 @@
-"""What the gate is worth: quality and cost of never, always and gated retrieval, and how well its probabilities hold.
+"""Reports quality and cost of never, always and gated retrieval, and the calibration of the gate's probabilities.
 
-Costs as ExpertRAG accounts them (arXiv 2504.08744): retrieval is paid for the share of questions that the gate opens
-for, so what is saved against always consulting is the share of it that stays shut, here in tokens of passages.
+Costs follow ExpertRAG (arXiv 2504.08744): retrieval is paid for the share of questions for which the gate is open. What
+is saved against always retrieving is the other share, here in tokens of passages.
 """
 
 from __future__ import annotations
@@ -12,40 +12,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.retraining.gate_fit import Trials, held_out, opened, outlooks
+from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, gate_decisions, gate_estimates
 from coe.registry.retrieval import RetrievalPrice
 from coe.retrieval.gate import Array
 
 BINS = 5
+"""Bins of equal count in the calibration curve."""
 
 
-def gate_report(trials: Trials, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
-    """By expert and over all: quality and tokens of the three policies, each question judged by a gate that was fitted
-    without it; and bins of equal counts of probability against how often passages helped."""
-    known = np.isfinite(trials.delta)
-    open_, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
-    for rows, gate in held_out(trials, seed=seed):
-        part = trials.part(rows)
-        open_[rows], helps[rows] = opened(gate, part, price), outlooks(gate, part, evidence=True).helps
+def gate_report(examples: GateExamples, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
+    """By expert and over all: quality and tokens of the three policies, and the calibration.
+
+    Each question is judged by a gate that was fitted without it.
+    """
+    known = np.isfinite(examples.delta)
+    is_open, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
+    for rows, gate in cross_fitted_gates(examples, seed=seed):
+        part = examples.part(rows)
+        is_open[rows], helps[rows] = gate_decisions(gate, part, price), gate_estimates(gate, part, evidence=True).helps
     experts = {
-        name: _policies(trials, open_[:, [column]], known[:, [column]], [column])
-        for column, name in enumerate(trials.experts)
+        name: _policies(examples, is_open[:, [column]], known[:, [column]], [column])
+        for column, name in enumerate(examples.experts)
     }
-    improved = (trials.delta > 0)[known]
+    improved = (examples.delta > 0)[known]
     return {
-        "questions": len(trials),
-        "all": _policies(trials, open_, known, list(range(len(trials.experts)))),
+        "questions": len(examples),
+        "all": _policies(examples, is_open, known, list(range(len(examples.experts)))),
         "experts": experts,
         "calibration": calibration(helps[known], improved),
     }
 
 
 def _policies(
-    trials: Trials, open_: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
+    examples: GateExamples, is_open: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
 ) -> dict[str, float]:
-    without, with_ = trials.without[:, columns][known], trials.with_[:, columns][known]
-    tokens = np.broadcast_to(trials.tokens[:, None], known.shape)[known]
-    chosen = open_[known]
+    without, with_ = examples.without[:, columns][known], examples.with_[:, columns][known]
+    tokens = np.broadcast_to(examples.tokens[:, None], known.shape)[known]
+    chosen = is_open[known]
     always, paid = float(tokens.sum()), float(tokens[chosen].sum())
     return {
         "never": float(without.mean()),
@@ -59,7 +62,7 @@ def _policies(
 
 
 def calibration(probability: Array, improved: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Bins of about equal counts: how many, their mean probability, and how often passages helped."""
+    """Bins of about equal count: their size, mean probability, and the share that passages helped."""
     bins = np.array_split(np.argsort(probability, kind="stable"), BINS)
     return [
         {"count": len(rows), "probability": float(probability[rows].mean()), "helped": float(improved[rows].mean())}
@@ -69,7 +72,7 @@ def calibration(probability: Array, improved: NDArray[np.bool_]) -> list[dict[st
 
 
 def plot_calibration(bins: list[dict[str, float]], path: Path) -> None:
-    """Probability against frequency, as an image (.png or .svg)."""
+    """Draw probability against frequency as an image (.png or .svg)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")

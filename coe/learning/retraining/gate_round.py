@@ -1,9 +1,9 @@
-"""What feedback teaches the gate: from requests for which a coin decided whether the passages found were given.
+"""Learns a shift of the gate's gains from randomized trials: requests for which a fair coin decided about passages.
 
-Only the coin makes answers with and without passages comparable: what the gate opened for by itself differs from what
-it did not in more than the passages. The coin is fair, so twice the reward, its mean taken off, with the sign of the
-coin, is on average what passages changed (Horvitz and Thompson 1952). What of that the gate did not expect becomes a
-shift of its gain by expert, and by category and expert, pulled to nothing where little was said.
+Only randomization makes answers with and without passages comparable, since the questions for which the gate opens
+differ in more than the passages. As the coin is fair, the centred reward, doubled and signed by the coin, is an
+unbiased estimate of the effect (Horvitz and Thompson 1952). The part that the gate did not expect becomes a shift by
+expert, and by category and expert, shrunk towards 0.
 """
 
 from __future__ import annotations
@@ -16,98 +16,105 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import identity
-from coe.learning.estimation.off_policy import FOLDS, Logged, fold_of
+from coe.learning.estimation.experience_loader import request_hash
+from coe.learning.estimation.off_policy import FOLDS, BanditLog, fold_indices
 from coe.learning.estimation.refit import trust_of
 from coe.learning.estimation.trust import agreements
-from coe.learning.retraining.promotion import Judgement, judge, logged
+from coe.learning.retraining.promotion import Judgement, judge, logged_evidence
 from coe.records.record import RoutingRecord
 from coe.retrieval.gate import Array, Gate
 
-FEWEST = 200
-"""Rated trials below which there is no round."""
-EXPERT, PAIR = 0.1, 0.1
-"""How far the truth is expected to lie from what was fitted: of an expert everywhere, and in one category more."""
+MIN_TRIALS = 200
+"""Rated trials that a round needs."""
+EXPERT_PRIOR_DEVIATION, PAIR_PRIOR_DEVIATION = 0.1, 0.1
+"""Prior standard deviations of an expert's shift, and of its additional shift in one category."""
 PSEUDO_COUNT = 10.0
-"""Trials for which the mean reward of all experts stands in that of each."""
+"""Trials with the overall mean reward that are added to each expert's own."""
 BINS = 5
-WAYS = ("held", "open")
-"""How a coin falls: what a policy chooses among here."""
+"""Bins of equal count in the report."""
+ARMS = ("withheld", "used")
+"""The arms of a trial: passages withheld or added."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trials:
-    """Rated requests for which a coin decided: n of them. `given` (n,) is how it fell, `gain` (n,) the quality that the
-    gate in use expected of the passages."""
+class GateTrials:
+    """n rated trials. `given` (n,) says whether passages were added, `gain` (n,) is the gain that the gate expected of
+    them."""
 
-    told: Experience
+    rated: Experience
     given: NDArray[np.bool_]
     gain: Array
 
     def __len__(self) -> int:
         return len(self.given)
 
-    def part(self, rows: NDArray[np.bool_]) -> Trials:
-        return Trials(self.told.part(rows), self.given[rows], self.gain[rows])
+    def part(self, rows: NDArray[np.bool_]) -> GateTrials:
+        return GateTrials(self.rated.part(rows), self.given[rows], self.gain[rows])
 
 
-class Coins:
-    """Finds the trials of one gate in pages of records, and remembers how the coin fell and what was expected."""
+class TrialCollector:
+    """Collects the trials of one version of the gate from pages of records."""
 
     def __init__(self, version: str) -> None:
         self._version = version
         self._found: dict[int, tuple[bool, float]] = {}
 
-    def among(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[tuple[RoutingRecord, ...]]:
-        """The trials alone, without those that another expert answered than the gate judged."""
+    def select(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[tuple[RoutingRecord, ...]]:
+        """Pages of the trials alone. Trials that another expert answered than the gate judged do not count."""
         for page in pages:
             trials = []
             for record in page:
                 if record.trial == self._version and record.gain is not None and record.reason != "fallback":
-                    self._found[identity(record.request_id)] = record.retrieval == WAYS[1], record.gain
+                    self._found[request_hash(record.request_id)] = record.retrieval == ARMS[1], record.gain
                     trials.append(record)
             yield tuple(trials)
 
-    def trials(self, experience: Experience) -> Trials:
-        """Those of the experience, gathered from what `among` gave, that trusted people rated."""
-        told = experience.part(experience.rated)
-        told = told.part(trust_of(told, agreements(told)) == 1.0)
-        fell = [self._found[name] for name in told.identity.tolist()]
-        return Trials(told, np.array([way for way, _ in fell], dtype=bool), np.array([gain for _, gain in fell]))
+    def trials(self, experience: Experience) -> GateTrials:
+        """The rated trials of trusted tenants; `experience` was loaded from the pages of `select`."""
+        rated = experience.part(experience.rated)
+        rated = rated.part(trust_of(rated, agreements(rated)) == 1.0)
+        found = [self._found[name] for name in rated.identity.tolist()]
+        return GateTrials(
+            rated, np.array([given for given, _ in found], dtype=bool), np.array([gain for _, gain in found])
+        )
 
 
-def taught(trials: Trials) -> Array:
-    """The shift of the gain, shape (m, k): ridge regression of what passages changed beyond what was expected."""
-    told = trials.told
-    m, k = len(told.categories), len(told.experts)
-    surprise = _changed(trials) - trials.gain
+def fit_shift(trials: GateTrials) -> Array:
+    """The shift of the gain, shape (m, k): ridge regression of the effect beyond the expected gain."""
+    rated = trials.rated
+    m, k = len(rated.categories), len(rated.experts)
+    residual = _estimated_effect(trials) - trials.gain
     rows = np.arange(len(trials))
     cells = np.zeros((len(trials), k, 1 + m))
-    cells[rows, told.chosen, 0] = EXPERT
-    cells[rows, told.chosen, 1:] = PAIR * told.posterior
-    seen = cells.reshape(len(trials), -1)
-    gram = seen.T @ seen + float(np.mean(surprise**2)) * np.eye(seen.shape[1])
-    found = np.linalg.solve(gram, seen.T @ surprise).reshape(k, 1 + m)
-    return np.asarray((EXPERT * found[:, :1] + PAIR * found[:, 1:]).T)
+    cells[rows, rated.chosen, 0] = EXPERT_PRIOR_DEVIATION
+    cells[rows, rated.chosen, 1:] = PAIR_PRIOR_DEVIATION * rated.posterior
+    design = cells.reshape(len(trials), -1)
+    gram = design.T @ design + float(np.mean(residual**2)) * np.eye(design.shape[1])
+    found = np.linalg.solve(gram, design.T @ residual).reshape(k, 1 + m)
+    return np.asarray((EXPERT_PRIOR_DEVIATION * found[:, :1] + PAIR_PRIOR_DEVIATION * found[:, 1:]).T)
 
 
-def judge_gate(trials: Trials, *, bar: float, round_: int, guarded: Sequence[str] = ()) -> Judgement:
-    """Whether the gate with its shift, fitted without the request that is judged, earns more than the gate in use, the
-    price `bar` of the passages taken off."""
-    told, fold = trials.told, fold_of(len(trials))
+def judge_gate(trials: GateTrials, *, threshold: float, round_: int, guarded: Sequence[str] = ()) -> Judgement:
+    """Test whether the shifted gate earns more than the gate in use, net of the price `threshold` of passages.
+
+    Each trial is judged by a shift that was fitted without its fold.
+    """
+    rated, fold = trials.rated, fold_indices(len(trials))
     gains = trials.gain.copy()
     for held in range(FOLDS):
-        shift, away = taught(trials.part(fold != held)), fold == held
-        part = told.part(away)
-        gains[away] += (part.posterior @ shift)[np.arange(len(part)), part.chosen]
-    likeliest = [told.categories[index] for index in told.posterior.argmax(axis=1)]
-    old, new = (_policy(gain > bar) for gain in (trials.gain, gains))
-    return judge([logged(_logged(trials, bar), old, new, likeliest, guarded=guarded)], round_=round_)
+        shift, is_held = fit_shift(trials.part(fold != held)), fold == held
+        part = rated.part(is_held)
+        gains[is_held] += (part.posterior @ shift)[np.arange(len(part)), part.chosen]
+    likeliest = [rated.categories[index] for index in rated.posterior.argmax(axis=1)]
+    old, new = (_arm_policy(gain > threshold) for gain in (trials.gain, gains))
+    return judge(
+        [logged_evidence(_logged_arms(trials, threshold), old, new, likeliest, guarded=guarded)], round_=round_
+    )
 
 
-def gate_page(trials: Trials, shift: Array, judgement: Judgement) -> dict[str, Any]:
-    """The report, JSON-able: what was judged, and by fifths of the expected gain what passages changed."""
-    changed, told = _changed(trials), trials.told
+def gate_round_report(trials: GateTrials, shift: Array, judgement: Judgement) -> dict[str, Any]:
+    """The report, JSON-able: the judgement, and the effect of passages by fifths of the expected gain."""
+    effect, rated = _estimated_effect(trials), trials.rated
     bins = [part for part in np.array_split(np.argsort(trials.gain, kind="stable"), BINS) if len(part)]
     return {
         "promoted": judgement.promote,
@@ -118,45 +125,44 @@ def gate_page(trials: Trials, shift: Array, judgement: Judgement) -> dict[str, A
         "given": int(trials.given.sum()),
         "evidence": [asdict(one) for one in judgement.evidence],
         "gain": [
-            {"count": len(rows), "expected": float(trials.gain[rows].mean()), "seen": float(changed[rows].mean())}
+            {"count": len(rows), "expected": float(trials.gain[rows].mean()), "seen": float(effect[rows].mean())}
             for rows in bins
         ],
         "shift": {
-            name: {category: round(float(shift[row, column]), 4) for row, category in enumerate(told.categories)}
-            for column, name in enumerate(told.experts)
+            name: {category: round(float(shift[row, column]), 4) for row, category in enumerate(rated.categories)}
+            for column, name in enumerate(rated.experts)
         },
     }
 
 
-def shifted(gate: Gate, trials: Trials) -> Gate:
-    """The gate with what all trials taught. It is of the same categories and experts in any order; an expert that it
-    does not know stays unknown."""
-    here = gate.over(trials.told.categories, trials.told.experts)
-    return replace(here, shift=(here.shift + taught(trials)) * here.measured)
+def with_shift(gate: Gate, trials: GateTrials) -> Gate:
+    """The gate with the shift that all trials give. Experts that the gate has not measured stay unmeasured."""
+    ordered = gate.align(trials.rated.categories, trials.rated.experts)
+    return replace(ordered, shift=(ordered.shift + fit_shift(trials)) * ordered.measured)
 
 
-def _changed(trials: Trials) -> Array:
-    """On average what passages changed, (n,): each by itself is mostly noise."""
-    told, reward = trials.told, trials.told.reward.astype(np.float64)
-    sums, counts = (np.bincount(told.chosen, weights=w, minlength=len(told.experts)) for w in (reward, None))
+def _estimated_effect(trials: GateTrials) -> Array:
+    """Unbiased estimates of the effect of passages, shape (n,); each alone is mostly noise."""
+    rated, reward = trials.rated, trials.rated.reward.astype(np.float64)
+    sums, counts = (np.bincount(rated.chosen, weights=w, minlength=len(rated.experts)) for w in (reward, None))
     mean = (sums + PSEUDO_COUNT * reward.mean()) / (counts + PSEUDO_COUNT)
-    return np.asarray(2 * np.where(trials.given, 1, -1) * (reward - mean[told.chosen]))
+    return np.asarray(2 * np.where(trials.given, 1, -1) * (reward - mean[rated.chosen]))
 
 
-def _policy(open_: NDArray[np.bool_]) -> Array:
-    return np.stack([~open_, open_], axis=1).astype(np.float64)
+def _arm_policy(is_open: NDArray[np.bool_]) -> Array:
+    return np.stack([~is_open, is_open], axis=1).astype(np.float64)
 
 
-def _logged(trials: Trials, bar: float) -> Logged:
-    """The coin as a choice between two, of even chances; passages cost their price."""
+def _logged_arms(trials: GateTrials, threshold: float) -> BanditLog:
+    """The trials as logged choices between two arms with equal probability; added passages cost their price."""
     count = len(trials)
-    two = replace(
-        trials.told,
-        experts=WAYS,
+    arms = replace(
+        trials.rated,
+        experts=ARMS,
         chosen=trials.given.astype(np.int16),
         allowed=np.ones((count, 2), dtype=bool),
         propensity=np.full(count, 0.5, dtype=np.float32),
     )
-    log = Logged.of(two)
-    price = np.array([0.0, bar])
-    return replace(log, reward=log.reward - bar * trials.given, modelled=log.modelled - price)
+    log = BanditLog.of(arms)
+    price = np.array([0.0, threshold])
+    return replace(log, reward=log.reward - threshold * trials.given, modelled=log.modelled - price)

@@ -1,4 +1,8 @@
-"""One job at a time: a lock in the log's Redis with a lease, or on a file where the log is one."""
+"""The lock that lets one learning job run at a time: a lease in the log's Redis, else a file lock.
+
+A thread extends the lease in Redis while the job runs, so that a long fit does not lose it. Before a job changes
+anything it checks that it still holds the lock.
+"""
 
 from __future__ import annotations
 
@@ -15,87 +19,87 @@ from uuid import uuid4
 
 from coe.errors import JobError, LogError
 
-KEY = "coe:retrain"
-LEASE = 30.0
-"""Seconds that the lock outlives a job that was killed or cut off."""
-EXTENSION = 10.0
-"""Seconds between two extensions of the lease."""
-ANSWER_SECONDS = 5.0
+LOCK_KEY = "coe:retrain"
+LEASE_SECONDS = 30.0
+"""Time that the lock outlives a job that was killed or disconnected."""
+EXTENSION_SECONDS = 10.0
+"""Time between two extensions of the lease."""
+REDIS_TIMEOUT_SECONDS = 5.0
 
-Assure = Callable[[], None]
-"""Raises JobError unless this job still is the only one."""
+CheckLock = Callable[[], None]
+"""Raises JobError unless this job still holds the lock."""
 
 
-def only_job(url: str, *, home: Path, lease: float = LEASE) -> AbstractContextManager[Assure]:
-    """Entered by one job at a time of all that share the log at `url` (Redis) or the state folder `home`.
+def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractContextManager[CheckLock]:
+    """A context that one job at a time enters, of all that share the Redis at `url` or the state folder `home`.
 
-    Yields a check to call before anything is changed. Raises JobError, which names the holder, when another job is at
-    work, and LogError when Redis cannot be asked.
+    Yields a check to call before anything is changed. Raises JobError, which names the holder, where another job runs,
+    and LogError where Redis does not answer.
     """
     if url.startswith(("redis://", "rediss://")):
-        return _leased(url, lease)
-    return _flocked(home / "retrain.lock")
+        return _redis_lock(url, lease)
+    return _file_lock(home / "retrain.lock")
 
 
-def _name() -> str:
+def _holder_name() -> str:
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @contextmanager
-def _flocked(path: Path) -> Iterator[Assure]:
+def _file_lock(path: Path) -> Iterator[CheckLock]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _taken(file.read().strip()) from None
+            raise _held_error(file.read().strip()) from None
         file.truncate(0)
-        file.write(_name())
+        file.write(_holder_name())
         file.flush()
-        yield lambda: None  # the kernel holds it as long as this process lives
+        yield lambda: None  # the kernel holds the lock as long as this process lives
 
 
 @contextmanager
-def _leased(url: str, lease: float) -> Iterator[Assure]:
+def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
     from redis import Redis
     from redis.exceptions import RedisError
 
-    client = Redis.from_url(url, socket_connect_timeout=ANSWER_SECONDS, socket_timeout=ANSWER_SECONDS)
-    lock = client.lock(KEY, timeout=lease, blocking=False, thread_local=False)
+    client = Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=REDIS_TIMEOUT_SECONDS)
+    lock = client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
     try:
-        if not lock.acquire(token=f"{_name()} {uuid4().hex[:8]}"):
-            holder: Any = client.get(KEY)
-            raise _taken((holder or b"").decode())
+        if not lock.acquire(token=f"{_holder_name()} {uuid4().hex[:8]}"):
+            holder: Any = client.get(LOCK_KEY)
+            raise _held_error((holder or b"").decode())
     except (RedisError, OSError) as error:
         client.close()
         raise LogError(
-            f"retrain: the lock in Redis cannot be had ({error}); check that it runs and takes writes"
+            f"retrain: the lock in Redis cannot be acquired ({error}); check that Redis runs and accepts writes"
         ) from error
     except JobError:
         client.close()
         raise
-    extended = _Extended(lock, lease)
+    extension = _LeaseExtension(lock, lease)
     try:
-        yield extended.assure
+        yield extension.check
     finally:
-        extended.stop()
-        with suppress(RedisError, OSError):  # not ours any longer, or Redis is away and the lease runs out
+        extension.stop()
+        with suppress(RedisError, OSError):  # the lease is lost, or it expires by itself
             lock.release()
         client.close()
 
 
-class _Extended:
-    """Extends a lock from a thread, so that a long fit does not lose it."""
+class _LeaseExtension:
+    """Extends a lease from a thread until it is stopped."""
 
     def __init__(self, lock: Any, lease: float) -> None:
         self._lock, self._lease = lock, lease
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coe-retrain-lease", daemon=True)
         self._thread.start()
 
-    def assure(self) -> None:
-        """Extend it now. Raises JobError when it is not held any more or Redis cannot say."""
+    def check(self) -> None:
+        """Extend the lease now. Raises JobError where it is lost or Redis does not answer."""
         from redis.exceptions import RedisError
 
         try:
@@ -104,14 +108,14 @@ class _Extended:
             raise JobError(f"retrain: the lock was lost ({error}); nothing is promoted, run it again") from error
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(min(EXTENSION, self._lease / 3)):
-            with suppress(JobError):  # `assure` says so before anything is changed
-                self.assure()
+        while not self._stopped.wait(min(EXTENSION_SECONDS, self._lease / 3)):
+            with suppress(JobError):  # `check` reports it before anything is changed
+                self.check()
 
 
-def _taken(holder: str) -> JobError:
-    return JobError(f"retrain: another job is at work ({holder or 'it has just begun'}); wait for it or stop it")
+def _held_error(holder: str) -> JobError:
+    return JobError(f"retrain: another job is running ({holder or 'it has just begun'}); wait for it or stop it")

@@ -1,4 +1,8 @@
-"""Moves of a plan, judged category by category: which categories go to another expert, and on what evidence."""
+"""Judges the moves of a plan category by category: which go to another expert, and on what evidence.
+
+Evidence for a move is a gain on held-out probes or on logged traffic. Tests keep the family-wise error of a round (Holm
+1979). Arrays have n requests, m categories and k experts.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.off_policy import FOLDS, Logged, difference, greedy, utility
-from coe.learning.retraining.promotion import CHANCE, FIRST, HELD_OUT, LOGGED, Contrast, estimated, paired
+from coe.learning.estimation.off_policy import FOLDS, BanditLog, greedy_policy, policy_difference
+from coe.learning.retraining.promotion import (
+    FIRST_SOURCE_SHARE,
+    HELD_OUT,
+    LOGGED,
+    SIGNIFICANCE,
+    Contrast,
+    estimated_contrast,
+    paired_contrast,
+)
 from coe.mapping import Assignment
-from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
 Verdict = Literal[
@@ -21,19 +32,11 @@ Verdict = Literal[
 ]
 
 MIN_RATED = 10
-"""Rated requests that an expert must have answered in a category before the log can show a move to it."""
+"""Rated requests that an expert needs in a category before the log can show a move to it."""
 MAX_UNSUPPORTED = 0.2
 """Largest share of a move's traffic that the log could not have sent to the new expert."""
-MEASURED = "measured scores"
-"""Name of the evidence that compares ratings of one expert with measured scores of another."""
-MAX_FLIPPED = 0.002
-"""Largest share of all requests that may go to another expert when a category is opened for exploration."""
-STEPS = (1.0, 0.75, 0.5, 0.25)
-"""Parts of the way from the row in use to the proposed row that an opened category is tried with."""
-MIN_OPENED = 0.25
-"""Share of a category's requests to which a move must open an expert for exploration."""
 MIN_LEAD = 0.01
-"""Quality by which an expert that the log cannot show stays behind the one chosen, at least."""
+"""Minimum quality by which an expert without evidence stays behind the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,6 @@ class Move:
     """One category's move from the expert `current` to `target`.
 
     The verdict `better` accepts it; `explored` keeps `current` and opens the category for exploration of `target`.
-
     `contrasts` holds the gain in mean quality over all requests, by source of evidence. `rated` counts the rated
     requests of the category that `target` answered. `unsupported` is the share of the move's traffic that the log could
     not have sent to `target`. `group` marks a move that was shown only together with others, on the held-out set.
@@ -78,7 +80,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """The rated requests that the plan in use decided, and the policies judged on them; arrays of n requests.
+    """The rated requests that the plan in use decided, and the policies judged on them.
 
     `old` (n, k) is the policy of the plan in use. `fold` (n,) assigns each request to a fold; `rows` (FOLDS, m, k) are
     the quality rows proposed without that fold's requests. `shown` (m, k) marks the cells that the log can show, and
@@ -86,7 +88,7 @@ class Served:
     """
 
     experience: Experience
-    log: Logged
+    log: BanditLog
     old: Array
     fold: NDArray[np.int64]
     rows: Array
@@ -103,7 +105,7 @@ class Served:
         policy = np.empty_like(self.old)
         for held in range(FOLDS):
             rows = self.fold == held
-            policy[rows] = greedy(self.experience.part(rows), with_rows(current, self.rows[held], categories))
+            policy[rows] = greedy_policy(self.experience.part(rows), with_rows(current, self.rows[held], categories))
         return policy
 
     @property
@@ -127,11 +129,11 @@ def shown_cells(experience: Experience, supported: NDArray[np.bool_]) -> tuple[N
 
 
 def proposed_rows(current: Assignment, quality: Array, *, shown: NDArray[np.bool_], loss: float) -> Array:
-    """Quality rows (m, k) to replace those of `current` with, one by one.
+    """Quality rows (m, k) that may replace those of `current`, one by one.
 
-    A cell that nothing shows cannot lead its row: it stays half of the exploration's `loss` behind the best shown cell,
-    so that it is explored but not chosen. The chosen expert of each category counts as shown. Barred cells stay barred;
-    those of experts that were never scored open once they are shown.
+    A cell without evidence cannot lead its row: it stays half of the exploration's `loss` behind the best shown cell,
+    so that it is explored but not chosen. The chosen expert of each category counts as shown. Excluded cells stay
+    excluded; those of experts that were never scored open once they are shown.
     """
     allowed = np.isfinite(current.quality)
     if current.unmeasured is not None:
@@ -159,111 +161,27 @@ def shares(assignment: Assignment) -> Array:
     return np.asarray(best / best.sum(axis=1, keepdims=True))
 
 
-def moved(current: Assignment, rows: Array) -> tuple[int, ...]:
-    """Indices of the categories that `rows` send elsewhere."""
+def moved_categories(current: Assignment, rows: Array) -> tuple[int, ...]:
+    """Indices of the categories that `rows` send to another expert."""
     new = with_rows(current, rows, range(len(current.categories)))
     return tuple(np.flatnonzero((shares(new) != shares(current)).any(axis=1)).tolist())
 
 
-def explored_moves(
-    current: Assignment,
-    rows: Array,
-    served: Served,
-    base: ScoreTable,
-    *,
-    traffic: Experience,
-    level: float,
-    loss: float,
-    taken: Collection[str],
-    chance: float,
-) -> tuple[tuple[Move, ...], Array]:
-    """The categories to open for exploration, and the quality rows (m, k) that open them.
-
-    A category is opened where the ratings of its expert have fallen below what `base` measured of another expert, moved
-    by `level`, and the log cannot show that expert (Welch's test, Bonferroni over categories and
-    experts). The category keeps its
-    expert, so a wrong comparison costs no more than exploration does; requests between categories are kept where they
-    are by the sample `traffic`, rated or not. Categories in `taken` are left out.
-    """
-    likeliest, chosen = served.experience.posterior.argmax(axis=1), shares(current).argmax(axis=1)
-    found, opening = [], rows.copy()
-    for category, name in enumerate(current.categories):
-        own = likeliest == category
-        rewards = served.log.reward[own & (served.log.chosen == chosen[category])]
-        if name in taken or len(rewards) < MIN_RATED:
-            continue
-        falls = _falls(current, base, category, int(chosen[category]), rewards, level=level)
-        limit = chance / (len(current.categories) * max(len(falls), 1))
-        if not any(fall.above < limit for fall in falls.values()):
-            continue  # before the side effects are measured, which takes long
-        row, opened = _opening_row(traffic, current, rows, category, loss)
-        hidden = [expert for expert in falls if opened[expert] >= MIN_OPENED]
-        if not hidden:
-            continue
-        target = max(hidden, key=lambda expert: base.mean[category, expert] - current.price[expert])
-        if falls[target].above < limit:
-            opening[category] = row
-            names = name, current.experts[chosen[category]], current.experts[target]
-            rated = int(served.rated[category, target])
-            found.append(Move(*names, rated, 1.0, {MEASURED: falls[target]}, "explored"))
-    return tuple(found), opening
-
-
-def _opening_row(
-    traffic: Experience, current: Assignment, rows: Array, category: int, loss: float
-) -> tuple[Array, Array]:
-    """The row nearest to the proposed one that sends at most MAX_FLIPPED of the traffic to another expert, and the
-    additional share of the category's requests in which each expert comes within `loss` of the best, shape (k,)."""
-    own, row, old = traffic.posterior.argmax(axis=1) == category, current.quality[category], greedy(traffic, current)
-    change = np.zeros_like(row)
-    np.subtract(rows[category], row, out=change, where=np.isfinite(row))
-    for step in STEPS:
-        opened = with_rows(current, {category: row + step * change}, (category,))
-        flipped = np.abs(greedy(traffic, opened) - old).sum(axis=1).mean() / 2
-        if flipped <= MAX_FLIPPED:
-            return opened.quality[category], _opened(traffic.part(own), current, opened, loss)
-    return row, np.zeros(len(current.experts))
-
-
-def _opened(experience: Experience, old: Assignment, new: Assignment, loss: float) -> Array:
-    """The additional share of requests in which each expert comes within `loss` of the best, shape (k,)."""
-    within = [(value := utility(experience, one)) >= value.max(axis=1, keepdims=True) - loss for one in (old, new)]
-    return np.asarray((within[1].sum(axis=0) - within[0].sum(axis=0)) / max(len(experience), 1))
-
-
-def _falls(
-    current: Assignment, base: ScoreTable, category: int, chosen: int, rewards: Array, *, level: float
-) -> dict[int, Contrast]:
-    """The fall of the chosen expert's ratings below each expert that was measured in the category, less its price."""
-    measured = np.flatnonzero(np.isfinite(current.quality[category]) & (base.count[category] >= MIN_RATED))
-    return {
-        int(expert): _fall(
-            rewards, base, (category, int(expert)), level=level - float(current.price[expert] - current.price[chosen])
-        )
-        for expert in measured
-        if expert != chosen
-    }
-
-
-def _fall(rewards: Array, base: ScoreTable, cell: tuple[int, int], *, level: float) -> Contrast:
-    """Measured quality of a cell less the mean of `rewards`, by Welch's test."""
-    from scipy.stats import t
-
-    count = float(base.count[cell])
-    parts = (max(float(base.variance[cell]), 0.01) / count, max(float(rewards.var(ddof=1)), 0.01) / len(rewards))
-    error = float(np.sqrt(sum(parts)))
-    degrees = sum(parts) ** 2 / (parts[0] ** 2 / max(count - 1, 1) + parts[1] ** 2 / (len(rewards) - 1))
-    value = float(base.mean[cell]) + level - float(rewards.mean())
-    above = float(t.sf(value / error, degrees))
-    return Contrast(value, error, above, 1.0 - above, len(rewards))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """Probes with the score of every expert: posteriors as experience, `scores` (n, k)."""
+class HeldOutProbes:
+    """A held-out set of probes that all experts were measured on; no fit uses it.
+
+    `seen` has the posteriors, as experience without rewards; `scores` (n, k) are from 0 to 1; `categories` has length
+    n.
+    """
 
     seen: Experience
     scores: Array
+    categories: tuple[str, ...]
+
+    def policy_scores(self, assignment: Assignment) -> Array:
+        """The score that the assignment's expert has on each probe, shape (n,)."""
+        return np.asarray((greedy_policy(self.seen, assignment) * self.scores).sum(axis=1))
 
     def move_gain(self, current: Assignment, rows: Array, category: int) -> Array:
         """The gain (n,) of moving one category: only probes whose likeliest category it is count."""
@@ -272,24 +190,28 @@ class HeldOut:
 
     def gain(self, current: Assignment, candidate: Assignment) -> Array:
         """The candidate's score less that of `current` on each probe, shape (n,)."""
-        old, new = ((greedy(self.seen, one) * self.scores).sum(axis=1) for one in (current, candidate))
-        return np.asarray(new - old)
+        return self.policy_scores(candidate) - self.policy_scores(current)
 
 
 def judged_moves(
-    current: Assignment, rows: Array, *, served: Served | None, probes: HeldOut | None, chance: float, margin: float
+    current: Assignment,
+    rows: Array,
+    *,
+    served: Served | None,
+    probes: HeldOutProbes | None,
+    level: float,
+    margin: float,
 ) -> tuple[Move, ...]:
     """The moves that `rows` propose, each with its evidence and verdict.
 
-    `chance` bounds the probability that any move without a gain is accepted (family-wise, Holm 1979). Of two sources
-    the held-out set spends FIRST of it. A move that one source shows is rejected where another shows a loss of more
-    than `margin`.
+    `level` bounds the probability that any move without a gain is accepted. Of two sources the held-out set gets
+    FIRST_SOURCE_SHARE of it. A move that one source shows is rejected where another shows a loss of more than `margin`.
     """
-    proposed = moved(current, rows)
+    proposed = moved_categories(current, rows)
     found = {category: _move(current, rows, category, served=served, probes=probes) for category in proposed}
-    spent = _spent(chance, served=served, probes=probes)
-    by_log = _holm(found, LOGGED, spent[LOGGED], family=served.family) if served else set()
-    by_probes = _holm(found, HELD_OUT, spent[HELD_OUT] / 2, family=len(found)) if probes else set()
+    levels = _levels(level, served=served, probes=probes)
+    by_log = _significant(found, LOGGED, levels[LOGGED], family=served.family) if served else set()
+    by_probes = _significant(found, HELD_OUT, levels[HELD_OUT] / 2, family=len(found)) if probes else set()
     past = {category for category in by_log if served and not _gains_recently(served, current, category)}
     found |= {category: replace(found[category], verdict="not recent") for category in past}
     by_log -= past
@@ -301,25 +223,27 @@ def judged_moves(
         rest = [category for category in found if _may_join(found[category], verdicts[category], probes, category)]
         base = with_rows(current, rows, [category for category, verdict in verdicts.items() if verdict == "better"])
         gain = probes.gain(base, with_rows(base, rows, rest))
-        if rest and paired(gain).above < spent[HELD_OUT] / 2:
+        if rest and paired_contrast(gain).above < levels[HELD_OUT] / 2:
             found |= {category: replace(found[category], group=True) for category in rest}
             verdicts |= dict.fromkeys(rest, "better")
     return tuple(replace(found[category], verdict=verdicts[category]) for category in proposed)
 
 
-def _spent(chance: float, *, served: Served | None, probes: HeldOut | None) -> dict[str, float]:
+def _levels(level: float, *, served: Served | None, probes: HeldOutProbes | None) -> dict[str, float]:
     if served is not None and probes is not None:
-        return {HELD_OUT: FIRST * chance, LOGGED: (1.0 - FIRST) * chance}
-    return {HELD_OUT: chance, LOGGED: chance}
+        return {HELD_OUT: FIRST_SOURCE_SHARE * level, LOGGED: (1.0 - FIRST_SOURCE_SHARE) * level}
+    return {HELD_OUT: level, LOGGED: level}
 
 
-def _move(current: Assignment, rows: Array, category: int, *, served: Served | None, probes: HeldOut | None) -> Move:
+def _move(
+    current: Assignment, rows: Array, category: int, *, served: Served | None, probes: HeldOutProbes | None
+) -> Move:
     target = int(shares(with_rows(current, rows, (category,)))[category].argmax())
     contrasts: dict[str, Contrast] = {}
     verdict: Verdict = "not better"
     unsupported, rated = 1.0, 0
     if probes is not None:
-        contrasts[HELD_OUT] = paired(probes.move_gain(current, rows, category))
+        contrasts[HELD_OUT] = paired_contrast(probes.move_gain(current, rows, category))
     if served is not None:
         rated = int(served.rated[category, target])
         policy = served.move_policy(current, category)
@@ -327,7 +251,7 @@ def _move(current: Assignment, rows: Array, category: int, *, served: Served | N
         if not served.shown[category, target] or unsupported > MAX_UNSUPPORTED:
             verdict = "thin support"
         else:
-            contrasts[LOGGED] = estimated(served.log, served.old, policy)
+            contrasts[LOGGED] = estimated_contrast(served.log, served.old, policy)
     chosen = int(shares(current)[category].argmax())
     names = current.categories[category], current.experts[chosen], current.experts[target]
     return Move(*names, rated, unsupported, contrasts, verdict)
@@ -344,40 +268,40 @@ def _gains_recently(served: Served, current: Assignment, category: int) -> bool:
     moving = np.flatnonzero((policy != served.old).any(axis=1))
     later = np.zeros(len(served.log), dtype=np.bool_)
     later[moving[len(moving) // 2 :]] = True
-    return difference(served.log.part(later), policy[later], served.old[later]).value > 0
+    return policy_difference(served.log.part(later), policy[later], served.old[later]).value > 0
 
 
-def _holm(found: Mapping[int, Move], source: str, chance: float, *, family: int) -> set[int]:
-    """Categories whose gain `source` shows, the family-wise error being at most `chance` (Holm 1979)."""
+def _significant(found: Mapping[int, Move], source: str, level: float, *, family: int) -> set[int]:
+    """The categories whose gain `source` shows at this family-wise level (Holm 1979)."""
     named = {c: move.contrasts[source] for c, move in found.items() if source in move.contrasts}
     accepted: set[int] = set()
     for category in sorted(named, key=lambda c: named[c].above):
-        if not named[category].above < chance / max(family - len(accepted), 1):
+        if not named[category].above < level / max(family - len(accepted), 1):
             break
         accepted.add(category)
     return accepted
 
 
-def _may_join(move: Move, verdict: Verdict, probes: HeldOut, category: int) -> bool:
-    """Whether the group test may include a move: enough probes are of its category, and no source shows a loss."""
+def _may_join(move: Move, verdict: Verdict, probes: HeldOutProbes, category: int) -> bool:
+    """Whether the group test may include a move: it has enough probes, and no source shows a loss."""
     enough = int((probes.seen.posterior.argmax(axis=1) == category).sum()) >= MIN_RATED
-    loses = any(one.value < 0 and one.below < CHANCE for one in move.contrasts.values())
+    loses = any(one.value < 0 and one.below < SIGNIFICANCE for one in move.contrasts.values())
     return verdict in ("not better", "thin support") and enough and not loses
 
 
 def _verdict(move: Move, *, shown: bool, margin: float) -> Verdict:
     if not shown:
         return move.verdict
-    worse = any(one.value < -margin and one.below < CHANCE for one in move.contrasts.values())
+    worse = any(one.value < -margin and one.below < SIGNIFICANCE for one in move.contrasts.values())
     return "worse elsewhere" if worse else "better"
 
 
-def described(moves: Sequence[Move]) -> str:
+def summary(moves: Sequence[Move]) -> str:
     """The accepted moves in one line, for a log or a terminal."""
-    return "; ".join(_short(move) for move in moves if move.accepted)
+    return "; ".join(_short_summary(move) for move in moves if move.accepted)
 
 
-def _short(move: Move) -> str:
+def _short_summary(move: Move) -> str:
     source, best = min(move.contrasts.items(), key=lambda pair: pair[1].above)
     if move.verdict == "explored":
         return f"{move.category} explores {move.target} ({move.current} fell by {best.value:.3f}, p = {best.above:.2g})"

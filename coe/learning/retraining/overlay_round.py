@@ -1,50 +1,59 @@
-"""Fitting overlays: a tenant's own light head on top of the global router, kept only while it helps."""
+"""Fits and judges overlays: a tenant's own light head on the global router, kept only while it helps.
+
+An overlay is a multinomial logistic regression on the router's log posterior, shrunk towards the identity. It learns
+from corrected categories, and from liked or unrated requests to leave the router's category alone. A randomization test
+on the newest requests decides about a new overlay, and on the requests since then about keeping it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import NONE, Experience
-from coe.learning.estimation.experience_loader import UNTENANTED, identity
-from coe.learning.retraining.promotion import Contrast, held_out
+from coe.learning.estimation.experience_loader import UNTENANTED, request_hash
+from coe.learning.retraining.promotion import Contrast, held_out_evidence
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import Overlay, logs, softmax
+from coe.routing.overlay import Overlay, log_posterior, softmax
 
 Array = NDArray[np.float64]
-Verdict = Literal["new", "fitted anew", "kept", "dropped", "not better"]
+Verdict = Literal["new", "refitted", "kept", "dropped", "not better"]
 
-FEWEST = 60
-"""Requests that a tenant's head takes, and corrections among them below."""
-CORRECTED = 10
-MOST = 5_000
-"""Requests of a tenant that a head is fitted to, the newest."""
-HELD = 0.3
-"""Newest share of them that judges and does not teach."""
+MIN_REQUESTS = 60
+MIN_CORRECTED = 10
+"""Requests, and corrections among them, that a tenant's overlay needs."""
+MAX_REQUESTS = 5_000
+"""Newest requests of a tenant that an overlay is fitted to."""
+HELD_OUT_SHARE = 0.3
+"""Newest share of the requests that judges and does not train."""
 PENALTY = 0.02
-"""Pull of the head towards doing nothing, against the mean loss of a request."""
-LIKED = 0.75
-"""Reward from which on a request that nobody corrected counts as classified rightly."""
-SILENT = 0.2
-"""How much a request counts as classified rightly of which nobody said anything, a liked or corrected one being 1. Few
-people correct what is wrong; but were silence nothing, a handful of corrections would carry a whole category away."""
-CHANCE = 0.01
-"""Chance that any tenant of all of them gets a head by luck, in one look; and that one that helps is dropped."""
-GROWTH = 2
-"""A head that helps is fitted anew where the tenant has so many times the requests that it was fitted to."""
-REMEMBERED = 500_000
-"""Requests whose plain posterior is remembered, the newest; some 300 bytes each."""
+"""L2 penalty on the distance from the identity, beside the mean loss of a request."""
+MIN_LIKED_REWARD = 0.75
+"""Reward from which the category of an uncorrected request counts as right."""
+UNRATED_WEIGHT = 0.2
+"""Weight of a request without feedback, where a corrected or liked one has 1. Few people correct what is wrong, but
+with weight 0 a handful of corrections would move a whole category."""
+SIGNIFICANCE = 0.01
+"""Error probability in one round: that any tenant gets an overlay that does not help, and that one that helps is
+dropped."""
+REFIT_GROWTH = 2
+"""Growth of a tenant's requests after which its overlay is refitted."""
+MAX_POSTERIORS = 500_000
+"""Newest requests whose router posteriors are held in memory, some 300 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """What became of one tenant's head; `overlay` is the one to use, None where there is none. `contrast` is the head
-    less the router alone on requests that it was not fitted to, None where none told of it."""
+class OverlayResult:
+    """The result for one tenant.
+
+    `overlay` is the one to use, None for none. `contrast` compares it with the router alone on requests that it was not
+    fitted to; None where there are none.
+    """
 
     tenant: str
     verdict: Verdict
@@ -63,28 +72,33 @@ class Tried:
             )
         return f"{self.tenant}: {self.verdict} ({judged}; {self.corrected} of {self.requests} corrected)"
 
+    def to_json(self) -> dict[str, Any]:
+        """For a report."""
+        fields = ("tenant", "verdict", "requests", "corrected", "sentence")
+        contrast = None if self.contrast is None else asdict(self.contrast)
+        return {name: getattr(self, name) for name in fields} | {"contrast": contrast}
 
-class Plain:
-    """Looks at pages of records that pass through, and remembers the router's own posterior where an overlay made
-    another of it."""
+
+class RouterPosteriors:
+    """Collects the router's own posteriors from pages of records, where an overlay changed them."""
 
     def __init__(self, categories: Sequence[str]) -> None:
         self._categories = tuple(categories)
         self._found: dict[int, NDArray[np.float32]] = {}
 
-    def watched(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """The same pages."""
+    def observe(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        """Pass the pages through unchanged."""
         for page in pages:
             for record in page:
                 if record.plain is not None:
-                    if len(self._found) >= REMEMBERED:
+                    if len(self._found) >= MAX_POSTERIORS:
                         del self._found[next(iter(self._found))]
                     row = [record.plain.get(name, 0.0) for name in self._categories]
-                    self._found[identity(record.request_id)] = np.array(row, dtype=np.float32)
+                    self._found[request_hash(record.request_id)] = np.array(row, dtype=np.float32)
             yield page
 
-    def posterior(self, experience: Experience) -> NDArray[np.float32]:
-        """What the router alone said of each request, shape (n, m)."""
+    def of(self, experience: Experience) -> NDArray[np.float32]:
+        """The router's own posterior of each request, shape (n, m)."""
         posterior = experience.posterior.copy()
         for row, name in enumerate(experience.identity.tolist()):
             if name in self._found:
@@ -92,133 +106,143 @@ class Plain:
         return posterior
 
 
-def candidates(experience: Experience) -> frozenset[str]:
-    """The tenants who have said enough for a head of their own. Requests without a key belong to nobody in
-    particular."""
+def eligible_tenants(experience: Experience) -> frozenset[str]:
+    """The tenants with enough requests and corrections for an overlay; requests without a key belong to no tenant."""
     count = len(experience.tenants)
     requests = np.bincount(experience.tenant, minlength=count)
     corrected = np.bincount(experience.tenant[experience.corrected != NONE], minlength=count)
-    enough = (requests >= FEWEST) & (corrected >= CORRECTED)
+    enough = (requests >= MIN_REQUESTS) & (corrected >= MIN_CORRECTED)
     return frozenset(np.array(experience.tenants, dtype=object)[enough]) - {UNTENANTED}
 
 
-def try_overlays(
+def judge_overlays(
     experience: Experience,
-    plain: NDArray[np.floating] | None = None,
+    router_posterior: NDArray[np.floating] | None = None,
     *,
     in_use: Mapping[str, Overlay] = MappingProxyType({}),
-) -> tuple[Tried, ...]:
-    """Judge every tenant's head, by its own requests alone; of a tenant in neither group nothing is said.
+) -> tuple[OverlayResult, ...]:
+    """Judge the overlay of every tenant that has one or is eligible, by its own requests alone.
 
-    `plain` (n, m) is what the router alone said; the experience's posterior is what was served. A head learns from
-    corrected categories, and to leave alone what was liked, or passed without a word (SILENT). It comes into use where
-    it surely is right more often than the router alone on the newest of these requests, which it was not fitted to (a
-    randomisation test, corrected for the number of tenants); then it is fitted to all. It stays until it surely is
-    wrong more often on the requests since then; then it must come in anew, or is gone.
+    `router_posterior` (n, m) is the router's own; the experience's posterior is the served one. A new overlay is
+    accepted if it is right significantly more often than the router on the newest requests, which it was not fitted to
+    (Bonferroni over tenants); then it is fitted to all of them. It is kept until it is significantly worse on the
+    requests since then; then it must pass the test again.
     """
-    router = experience.posterior if plain is None else plain
-    known = _Known.of(experience, router)
-    wanted = candidates(experience)
-    found = []
-    for number, rows in experience.by_tenant(known.weight > 0):
+    router = experience.posterior if router_posterior is None else router_posterior
+    labelled = _LabelledRequests.of(experience, router)
+    eligible = eligible_tenants(experience)
+    results: list[OverlayResult] = []
+    for number, rows in experience.by_tenant(labelled.weight > 0):
         tenant = experience.tenants[number]
         overlay = in_use.get(tenant)
-        if overlay is not None or tenant in wanted:
-            part = known.part(rows[np.argsort(experience.time[rows], kind="stable")][-MOST:])
-            found.append(_tried(tenant, experience.categories, part, overlay, chance=CHANCE / max(len(wanted), 1)))
-    silent = in_use.keys() - {one.tenant for one in found}
-    found += [Tried(tenant, "kept", 0, 0, None, in_use[tenant]) for tenant in silent]
-    return tuple(sorted(found, key=lambda one: one.tenant))
+        if overlay is not None or tenant in eligible:
+            part = labelled.part(rows[np.argsort(experience.time[rows], kind="stable")][-MAX_REQUESTS:])
+            results.append(
+                _judge_tenant(tenant, experience.categories, part, overlay, level=SIGNIFICANCE / max(len(eligible), 1))
+            )
+    without_requests = in_use.keys() - {one.tenant for one in results}
+    results += [OverlayResult(tenant, "kept", 0, 0, None, in_use[tenant]) for tenant in without_requests]
+    return tuple(sorted(results, key=lambda one: one.tenant))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Known:
-    """Requests whose category is known more or less, oldest first: the router's posterior (n, m), the category, how
-    much it counts, whether somebody said it, and when the request came."""
+class _LabelledRequests:
+    """Requests with a known or presumed category, oldest first.
+
+    `posterior` (n, m) is the router's own, `label` (n,) the category, `weight` (n,) its certainty; `is_corrected` (n,)
+    marks labels that somebody gave, and `time` (n,) is in Unix seconds.
+    """
 
     posterior: Array
     label: NDArray[np.int64]
     weight: Array
-    said: NDArray[np.bool_]
+    is_corrected: NDArray[np.bool_]
     time: Array
 
     @classmethod
-    def of(cls, experience: Experience, router: NDArray[np.floating]) -> _Known:
-        said = experience.corrected != NONE
-        liked = experience.rated & (experience.reward >= LIKED)
-        weight = np.where(said | liked, 1.0, np.where(experience.kind == NONE, SILENT, 0.0))
-        label = np.where(said, experience.corrected, experience.posterior.argmax(axis=1)).astype(np.int64)
-        return cls(router.astype(np.float64), label, weight, said, experience.time)
+    def of(cls, experience: Experience, router: NDArray[np.floating]) -> _LabelledRequests:
+        is_corrected = experience.corrected != NONE
+        liked = experience.rated & (experience.reward >= MIN_LIKED_REWARD)
+        weight = np.where(is_corrected | liked, 1.0, np.where(experience.kind == NONE, UNRATED_WEIGHT, 0.0))
+        label = np.where(is_corrected, experience.corrected, experience.posterior.argmax(axis=1)).astype(np.int64)
+        return cls(router.astype(np.float64), label, weight, is_corrected, experience.time)
 
-    def part(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> _Known:
-        return _Known(self.posterior[rows], self.label[rows], self.weight[rows], self.said[rows], self.time[rows])
+    def part(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> _LabelledRequests:
+        return _LabelledRequests(
+            self.posterior[rows], self.label[rows], self.weight[rows], self.is_corrected[rows], self.time[rows]
+        )
 
     @property
     def corrected(self) -> int:
-        return int(self.said.sum())
+        return int(self.is_corrected.sum())
 
     def contrast(self, head: Overlay) -> Contrast:
-        """The head less the router alone: how much more often right."""
+        """How much more often the overlay is right than the router alone."""
         old, new = (
             (guess.argmax(axis=1) == self.label) * self.weight for guess in (self.posterior, head.apply(self.posterior))
         )
-        return held_out(old, new, [""] * len(self.label)).overall
+        return held_out_evidence(old, new, [""] * len(self.label)).overall
 
 
-def _tried(tenant: str, categories: tuple[str, ...], known: _Known, overlay: Overlay | None, *, chance: float) -> Tried:
-    count, harms, since = len(known.label), False, None
+def _judge_tenant(
+    tenant: str, categories: tuple[str, ...], requests: _LabelledRequests, overlay: Overlay | None, *, level: float
+) -> OverlayResult:
+    count, harms, since = len(requests.label), False, None
 
-    def verdict(said: Verdict, contrast: Contrast | None, head: Overlay | None) -> Tried:
-        return Tried(tenant, said, count, known.corrected, contrast, head)
+    def result(verdict: Verdict, contrast: Contrast | None, head: Overlay | None) -> OverlayResult:
+        return OverlayResult(tenant, verdict, count, requests.corrected, contrast, head)
 
     if overlay is not None:
-        newer = known.part(known.time > overlay.deadline)
+        newer = requests.part(requests.time > overlay.fitted_until)
         since = newer.contrast(overlay) if len(newer.label) else None
-        harms = since is not None and since.below < CHANCE
-        grown = overlay.requests < MOST and count >= min(GROWTH * overlay.requests, MOST)
+        harms = since is not None and since.below < SIGNIFICANCE
+        grown = overlay.requests < MAX_REQUESTS and count >= min(REFIT_GROWTH * overlay.requests, MAX_REQUESTS)
         if not harms and not grown:
-            return verdict("kept", since, overlay)
-    contrast, head = _entry(tenant, categories, known, chance=chance)
+            return result("kept", since, overlay)
+    contrast, head = _test_new_overlay(tenant, categories, requests, level=level)
     if head is not None:
-        return verdict("new" if overlay is None else "fitted anew", contrast, head)
+        return result("new" if overlay is None else "refitted", contrast, head)
     if overlay is None:
-        return verdict("not better", contrast, None)
-    return verdict("dropped", since, None) if harms else verdict("kept", since, overlay)
+        return result("not better", contrast, None)
+    return result("dropped", since, None) if harms else result("kept", since, overlay)
 
 
-def _entry(
-    tenant: str, categories: tuple[str, ...], known: _Known, *, chance: float
+def _test_new_overlay(
+    tenant: str, categories: tuple[str, ...], requests: _LabelledRequests, *, level: float
 ) -> tuple[Contrast | None, Overlay | None]:
-    """How a head does on the newest requests, fitted to those before; fitted to all of them where it may come in."""
-    count = len(known.label)
-    if count < FEWEST or known.corrected < CORRECTED:
+    """The contrast on the newest requests of an overlay fitted to the older ones, and, if it passes, one fitted to
+    all."""
+    count = len(requests.label)
+    if count < MIN_REQUESTS or requests.corrected < MIN_CORRECTED:
         return None, None
-    early = count - round(HELD * count)
-    head = _fitted(tenant, categories, known.part(slice(early)), gain=0.0)
-    contrast = known.part(slice(early, None)).contrast(head)
-    if contrast.above >= chance:
+    early = count - round(HELD_OUT_SHARE * count)
+    head = _fit_overlay(tenant, categories, requests.part(slice(early)), gain=0.0)
+    contrast = requests.part(slice(early, None)).contrast(head)
+    if contrast.above >= level:
         return contrast, None
-    return contrast, _fitted(tenant, categories, known, gain=contrast.value)
+    return contrast, _fit_overlay(tenant, categories, requests, gain=contrast.value)
 
 
-def _fitted(tenant: str, categories: tuple[str, ...], known: _Known, *, gain: float) -> Overlay:
-    """Multinomial logistic regression from log posteriors to categories, pulled towards the identity: requests that
-    nobody corrected pull towards what the router says of them."""
+def _fit_overlay(tenant: str, categories: tuple[str, ...], requests: _LabelledRequests, *, gain: float) -> Overlay:
+    """Multinomial logistic regression from log posteriors to categories, shrunk towards the identity.
+
+    Uncorrected requests pull towards the router's own posterior.
+    """
     from scipy.optimize import minimize
 
-    inputs, size = logs(known.posterior), known.posterior.shape[1]
-    agreed = known.posterior.argmax(axis=1) == known.label
-    wanted = np.where((~known.said & agreed)[:, None], known.posterior, np.eye(size)[known.label])
-    weight = (known.weight / known.weight.sum())[:, None]
-    neutral = np.append(np.eye(size).ravel(), np.zeros(size))
+    inputs, size = log_posterior(requests.posterior), requests.posterior.shape[1]
+    agreed = requests.posterior.argmax(axis=1) == requests.label
+    targets = np.where((~requests.is_corrected & agreed)[:, None], requests.posterior, np.eye(size)[requests.label])
+    weight = (requests.weight / requests.weight.sum())[:, None]
+    identity = np.append(np.eye(size).ravel(), np.zeros(size))
 
     def loss(flat: Array) -> tuple[float, Array]:
         guess = softmax(inputs @ flat[:-size].reshape(size, size) + flat[-size:])
-        away, wrong = flat - neutral, (guess - wanted) * weight
-        value = -float((wanted * weight * np.log(np.maximum(guess, 1e-300))).sum())
+        away, wrong = flat - identity, (guess - targets) * weight
+        value = -float((targets * weight * np.log(np.maximum(guess, 1e-300))).sum())
         gradient = np.append((inputs.T @ wrong).ravel(), wrong.sum(axis=0)) + PENALTY * away
         return value + PENALTY / 2 * float(away @ away), gradient
 
-    best = minimize(loss, neutral, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    best = minimize(loss, identity, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
     weights, bias = best[:-size].reshape(size, size), best[-size:]
-    return Overlay(tenant, categories, weights, bias, gain, len(known.label), float(known.time[-1]))
+    return Overlay(tenant, categories, weights, bias, gain, len(requests.label), float(requests.time[-1]))

@@ -1,6 +1,6 @@
-"""The report of a round of learning: JSON for machines, Markdown for people.
+"""Writes the report of a plan round: JSON for machines, Markdown and an image for people.
 
-A round's report as files: beside what was promoted, or among the newest reports of what was not.
+A promoted artifact holds its round's report; `keep_report` stores those of rejected candidates, the newest MAX_REPORTS.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import orjson
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.plots import plot_round
-from coe.learning.retraining.plan_round import Current, Round
+from coe.learning.retraining.plan_builder import CurrentPlan
+from coe.learning.retraining.plan_round import JudgedPlan
 from coe.records.feedback import FEEDBACK_KINDS
 
 
-def round_report(
-    found: Round, current: Current, *, experience: Experience, left_out: Mapping[str, int] | None = None
+def plan_report(
+    found: JudgedPlan, current: CurrentPlan, *, experience: Experience, left_out: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """What was learnt from, what changed, what was judged, and whom not to trust; JSON-able."""
+    """The report of a round, JSON-able: its inputs, the changes, the judgement, and the tenants that are not
+    trusted."""
     old, new = current.assignment, found.candidate
     kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(FEEDBACK_KINDS)}
     return {
@@ -53,7 +55,7 @@ def round_report(
     }
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def plan_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page of Markdown."""
     feedback = ", ".join(f"{count} {kind}" for kind, count in report["feedback"].items()) or "none"
     parts = [
@@ -91,23 +93,25 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-KEPT = 50
-"""Reports of rounds that promoted nothing, the newest."""
+MAX_REPORTS = 50
+"""Kept reports of rejected candidates of all kinds, the newest."""
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+def write_plan_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write report.json, report.md and report.svg into a folder that exists."""
     (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "report.md").write_text(plan_markdown(report), encoding="utf-8")
     plot_round(report, folder / "report.svg")
 
 
 def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
-    """Have it written to a folder of its own under `root`, named by the time `now` (Unix seconds) and the kind of
-    artifact; the oldest make room."""
+    """Write a report into a new folder under `root`, named by the time `now` (Unix seconds) and the kind of artifact.
+
+    Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
+    """
     folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
     folder.mkdir(parents=True)
     write(folder)
-    for old in sorted(root.iterdir())[:-KEPT]:
+    for old in sorted(root.iterdir())[:-MAX_REPORTS]:
         shutil.rmtree(old)
     return folder

@@ -1,6 +1,7 @@
-"""A round of learning for the router: do corrected categories make it better on prompts that it has not seen?
+"""Judges whether corrected categories improve the router on prompts that it has not seen.
 
-Corrected categories become training prompts: the labelled base, and as many corrections as may join it.
+The training set is the labelled base and the corrections that may join it. Quotas by tenant and category keep one
+tenant, or a wave of corrections, from redefining a category.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ import numpy as np
 
 from coe.core import Router
 from coe.learning.estimation.experience import NONE, Experience
-from coe.learning.estimation.experience_loader import identity
-from coe.learning.evaluation.probe_split import is_held
-from coe.learning.retraining.promotion import Judgement, held_out, judge
+from coe.learning.estimation.experience_loader import request_hash
+from coe.learning.evaluation.probe_split import is_held_out
+from coe.learning.retraining.promotion import Judgement, held_out_evidence, judge
 from coe.records.record import RoutingRecord
 
 Pair = tuple[str, str]
 
-SHARE = 0.5
-"""Largest part of a category's corrections that comes from one tenant."""
-RATIO = 1.0
-"""Corrections into a category, as a multiple of its prompts in the base."""
-FREE = 20
-"""Corrections that may always come, into a category and from a tenant."""
+MAX_TENANT_SHARE = 0.5
+"""Largest share of one tenant in the corrections into a category."""
+MAX_CORRECTION_RATIO = 1.0
+"""Largest number of corrections into a category, as a multiple of its prompts in the base."""
+MIN_QUOTA = 20
+"""Corrections that are always allowed, into a category and from a tenant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What somebody said the category of a prompt is."""
+    """A corrected request: its prompt, the corrected category and the tenant."""
 
     prompt: str
     category: str
@@ -43,15 +44,15 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedPrompts:
-    """(prompt, category) pairs to train on, the base first, and why corrections were left out, counted by reason."""
+    """(prompt, category) pairs to train on, the base first, and the corrections left out, counted by reason."""
 
     pairs: tuple[Pair, ...]
-    learnt: int
+    added: int
     left_out: Mapping[str, int]
 
 
 def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
-    """The corrected requests whose prompt the log keeps (`log.store_prompts`), from pages of records."""
+    """The corrections whose prompt the log keeps (`log.store_prompts`), from pages of records."""
     rows = {
         int(name): (experience.categories[category], experience.tenants[tenant])
         for name, category, tenant in zip(experience.identity, experience.corrected, experience.tenant, strict=True)
@@ -60,19 +61,18 @@ def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experien
     found = {}
     for page in records:
         for record in page:
-            name = identity(record.request_id)
+            name = request_hash(record.request_id)
             if name in rows and record.prompt:
                 found[name] = Correction(record.prompt, *rows[name])
     return tuple(found.values())
 
 
-def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
-    """The base and the corrections that may join it. The order of corrections does not matter.
+def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
+    """The base and the corrections that may join it; the order of corrections does not matter.
 
-    What most tenants say of a prompt counts, a tie nothing, and the base is never contradicted. No tenant has more than
-    SHARE of the corrections into a category, and these are at most RATIO times its prompts in the base: so neither one
-    voice nor a wave of corrections turns a category into something else. Which ones stay goes by a digest of the
-    prompt, so that the next round keeps the same.
+    The category that most tenants give a prompt counts, a tie does not, and the base is never contradicted. The
+    corrections into a category are at most MAX_CORRECTION_RATIO times its prompts in the base, and MAX_TENANT_SHARE of
+    them may come from one tenant. A digest of the prompt decides which ones stay, so that each round keeps the same.
     """
     known, sizes = dict(base), Counter(category for _, category in base)
     left_out: Counter[str] = Counter()
@@ -80,92 +80,96 @@ def lessons(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedP
     for one in corrected:
         votes[one.prompt][one.category].add(one.tenant)
     chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for prompt, said in votes.items():
-        ranked = sorted(((len(tenants), category) for category, tenants in said.items()), reverse=True)
+    for prompt, tenants_by_category in votes.items():
+        ranked = sorted(((len(tenants), category) for category, tenants in tenants_by_category.items()), reverse=True)
         if prompt in known:
             left_out["the base knows the prompt"] += 1
         elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
             left_out["tenants contradict each other"] += 1
         else:
-            chosen[ranked[0][1]].append((prompt, min(said[ranked[0][1]])))
-    learnt: list[Pair] = []
+            chosen[ranked[0][1]].append((prompt, min(tenants_by_category[ranked[0][1]])))
+    added: list[Pair] = []
     for category in sorted(chosen):
-        kept = _bounded(chosen[category], most=max(FREE, int(RATIO * sizes[category])))
+        kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
         left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
-        learnt += [(prompt, category) for prompt in kept]
-    return CorrectedPrompts(
-        (*base, *learnt), len(learnt), {reason: count for reason, count in left_out.items() if count}
-    )
+        added += [(prompt, category) for prompt in kept]
+    return CorrectedPrompts((*base, *added), len(added), {reason: count for reason, count in left_out.items() if count})
 
 
-def _bounded(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
-    """At most `most` prompts, no tenant's share above SHARE (or FREE), those of the smallest digests."""
+def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
+    """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
     by_tenant: dict[str, list[str]] = defaultdict(list)
-    for prompt, tenant in sorted(candidates, key=lambda pair: _digest(pair[0])):
+    for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
         by_tenant[tenant].append(prompt)
     others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
-    bound = {tenant: max(FREE, int(SHARE / (1.0 - SHARE) * rest)) for tenant, rest in others.items()}
+    bound = {
+        tenant: max(MIN_QUOTA, int(MAX_TENANT_SHARE / (1.0 - MAX_TENANT_SHARE) * rest))
+        for tenant, rest in others.items()
+    }
     kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
-    return sorted(kept, key=_digest)[:most]
+    return sorted(kept, key=_order_key)[:most]
 
 
-def _digest(prompt: str) -> bytes:
+def _order_key(prompt: str) -> bytes:
     return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
 
 
-HELD = 0.2
+HELD_OUT_SHARE = 0.2
 """Share of the prompts, of base and corrections alike, that judges."""
-FEWEST = 20
-"""New corrections that make a round; and prompts of a category below which none of it is held out."""
+MIN_NEW_CORRECTIONS = 20
+"""New corrections that a round needs; also the prompts that a category needs to have a held-out part."""
 
 Train = Callable[[Sequence[Pair], Path], Router]
-"""Trains on (prompt, category) pairs into a folder and loads what it wrote."""
+"""Trains on (prompt, category) pairs into a folder and loads the router."""
 
 
 @dataclass(frozen=True, slots=True)
-class Schooling:
-    """What there is to train on: the labelled base, the corrections that may join it, and the digests of those that
-    the router in use has learnt already."""
+class RouterTrainingSet:
+    """The labelled base, the corrections that may join it, and the digests of those that the router in use was trained
+    on."""
 
     base: tuple[Pair, ...]
-    lessons: CorrectedPrompts
+    corrected: CorrectedPrompts
     known: frozenset[str]
 
     @property
     def added(self) -> tuple[Pair, ...]:
-        return self.lessons.pairs[len(self.base) :]
+        return self.corrected.pairs[len(self.base) :]
 
     @property
     def new(self) -> int:
-        """How many corrections the router in use has not learnt."""
-        return sum(lesson_digest(prompt) not in self.known for prompt, _ in self.added)
+        """The number of corrections that the router in use was not trained on."""
+        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
 
 
-def lesson_digest(prompt: str) -> str:
-    """By which an artifact remembers a prompt that it learnt, without holding its text."""
+def prompt_digest(prompt: str) -> str:
+    """The digest by which an artifact records a training prompt without holding its text."""
     return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def judge_router(schooling: Schooling, train: Train, *, round_: int) -> Judgement:
+def judge_router(data: RouterTrainingSet, train: Train, *, round_: int) -> Judgement:
     """Train with and without the new corrections, both without the held-out part, and judge both on it.
 
     The router in use itself cannot be judged on prompts that it was trained on. Every category is guarded.
     """
-    pairs = schooling.lessons.pairs
-    sizes = Counter(category for _, category in schooling.base)
-    held = [sizes[category] >= FEWEST and is_held(prompt, share=HELD) for prompt, category in pairs]
-    tested = [pair for pair, judges in zip(pairs, held, strict=True) if judges]
-    taught = [pair for pair, judges in zip(pairs, held, strict=True) if not judges]
-    base = set(schooling.base)
-    before = [pair for pair in taught if pair in base or lesson_digest(pair[0]) in schooling.known]
+    pairs = data.corrected.pairs
+    sizes = Counter(category for _, category in data.base)
+    is_held = [
+        sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
+        for prompt, category in pairs
+    ]
+    tested = [pair for pair, held in zip(pairs, is_held, strict=True) if held]
+    trained = [pair for pair, held in zip(pairs, is_held, strict=True) if not held]
+    base = set(data.base)
+    before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
     if not tested:
         return judge([], round_=round_)
-    old, new = (_right(train, part, tested) for part in (before, taught))
+    old, new = (_is_correct(train, part, tested) for part in (before, trained))
     categories = [category for _, category in tested]
-    return judge([held_out(old, new, categories, guarded=sorted(sizes))], round_=round_)
+    return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
 
 
-def _right(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
     with TemporaryDirectory(prefix="coe-router-") as folder:
         router = train(pairs, Path(folder))
         found = router.predict([prompt for prompt, _ in tested])
@@ -173,29 +177,29 @@ def _right(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.nd
     return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
 
 
-def router_report(schooling: Schooling, judgement: Judgement) -> dict[str, Any]:
-    """What was learnt and how it was judged; JSON-able."""
+def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
+    """The training set and the judgement; JSON-able."""
     return {
         "promoted": judgement.promote,
         "reason": judgement.reason,
         "sentence": judgement.sentence,
         "round": judgement.round_,
-        "base": len(schooling.base),
-        "corrections": schooling.lessons.learnt,
-        "new": schooling.new,
-        "by_category": dict(Counter(category for _, category in schooling.added)),
-        "left_out": dict(schooling.lessons.left_out),
+        "base": len(data.base),
+        "corrections": data.corrected.added,
+        "new": data.new,
+        "by_category": dict(Counter(category for _, category in data.added)),
+        "left_out": dict(data.corrected.left_out),
         "evidence": [asdict(one) for one in judgement.evidence],
     }
 
 
-def router_page(report: Mapping[str, Any]) -> str:
+def router_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page of Markdown."""
-    said: str = report["sentence"]
+    sentence: str = report["sentence"]
     counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
     parts = [
         f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
-        f"{said[0].upper()}{said[1:]}.",
+        f"{sentence[0].upper()}{sentence[1:]}.",
         f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
     ]
     if report["left_out"]:

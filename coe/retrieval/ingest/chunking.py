@@ -1,6 +1,7 @@
-"""A text cut into chunks that the encoder reads whole: between sentences, each beginning with the former's end.
+"""Split documents into chunks that the encoder reads whole.
 
-Where sentences end, in every script; a blank line always ends one.
+Chunks end between sentences and overlap: each begins with the last sentences of the one before. A sentence that is
+longer than a chunk is split between lines, and a longer line between words. Sentence boundaries work for all scripts.
 """
 
 from __future__ import annotations
@@ -12,32 +13,46 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from coe.retrieval.passages import Chunk, Document, Key
+from coe.retrieval.passages import Chunk, Document, DocumentKey
 
 Span = tuple[int, int]
-"""Start and end in characters; the white space after a sentence belongs to it."""
-LONGEST = 20_000
-"""Characters of a paragraph that are looked at together."""
+"""Start and end in characters. The white space after a sentence belongs to it."""
+MAX_SEGMENT_CHARACTERS = 20_000
+"""Longest part of a paragraph that is segmented into sentences at once."""
+MAX_TOKEN_CHARACTERS = 16
+"""Longer tokens are counted as several: tokenizers return one token for any unknown row of characters."""
+TOKENIZER_BATCH_SENTENCES = 512
+_CHUNKING_VERSION = "1"
+"""Part of every digest. Increase it if the same text is chunked differently."""
 _PARAGRAPH = re.compile(r".*?(?:\n[ \t]*\n\s*|\Z)", re.DOTALL)
+_CONTROLS = dict.fromkeys((*(set(range(32)) - {9, 10}), *range(127, 160), 0xFEFF))
+
+
+def normalize_text(text: str) -> str:
+    """Return `text` in NFC with line ends \\n, without control characters and lone surrogates."""
+    text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
+    return text.translate(_CONTROLS)
 
 
 def sentences(text: str) -> Iterator[Span]:
-    """The sentences of `text` in order; together they are all of it. Abbreviations are known in English."""
+    """Yield the sentences of `text`, which together cover it. A blank line ends a sentence. Abbreviations are known in
+    English only."""
     from sentencex import segment
 
     for paragraph in _PARAGRAPH.finditer(text):
-        for start in range(*paragraph.span(), LONGEST):
-            end = min(start + LONGEST, paragraph.end())
-            at = start
+        for start in range(*paragraph.span(), MAX_SEGMENT_CHARACTERS):
+            end = min(start + MAX_SEGMENT_CHARACTERS, paragraph.end())
+            position = start
             for sentence in segment("en", text[start:end]):
-                yield at, min(at + len(sentence), end)
-                at += len(sentence)
-            if at < end:
-                yield at, end
+                yield position, min(position + len(sentence), end)
+                position += len(sentence)
+            if position < end:
+                yield position, end
 
 
 def lines(text: str, span: Span) -> Iterator[Span]:
-    """The lines of a part of `text`, each with the break after it."""
+    """Yield the lines of a part of `text`, each with its line end."""
     start, end = span
     while start < end:
         stop = text.find("\n", start, end) + 1 or end
@@ -45,133 +60,116 @@ def lines(text: str, span: Span) -> Iterator[Span]:
         start = stop
 
 
-_FORMAT = "1"
-"""Part of every digest: raised when texts are cut in another way."""
-LONG_TOKEN = 16
-"""Characters that count as a token at most: tokenizers make one of any row of characters that they do not know."""
-_TOGETHER = 512
-"""Sentences that are tokenized at a time."""
-
-
 class Tokenizer(Protocol):
-    """Where a text's tokens begin and end, in characters; special tokens left out."""
+    """Returns the spans of a text's tokens in characters, without special tokens."""
 
     def spans(self, texts: Sequence[str]) -> list[list[Span]]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How long chunks are, in tokens, and how much of the former one each repeats at most."""
+class ChunkSize:
+    """Maximum tokens of a chunk, and of its overlap with the one before."""
 
     tokens: int = 192
     overlap: int = 48
 
 
 class Chunker:
-    """Texts to documents in chunks. The same text gives the same chunks with the same ids."""
+    """Splits texts into documents of chunks. The same text gives the same chunks with the same ids."""
 
-    def __init__(self, tokenizer: Tokenizer, cut: Cut = Cut()) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: ChunkSize = ChunkSize()) -> None:
         self._tokenizer = tokenizer
-        self._cut = cut
+        self._size = size
 
     def digest(self, text: str, *, source: str, title: str) -> str:
-        """Of what `document` would make of the same."""
-        parts = (_FORMAT, str(self._cut.tokens), str(self._cut.overlap), source, title, text)
+        """Return the digest of the document that `document` would create."""
+        parts = (_CHUNKING_VERSION, str(self._size.tokens), str(self._size.overlap), source, title, text)
         return _hash(*parts)
 
-    def document(self, key: Key, text: str, *, source: str, title: str) -> Document:
-        """A document without chunks where `text` holds nothing but white space."""
-        met: dict[str, int] = {}
+    def document(self, key: DocumentKey, text: str, *, source: str, title: str) -> Document:
+        """Create a document. It has no chunks if `text` is blank."""
+        occurrences: dict[str, int] = {}
         chunks = []
-        for start, end in self._spans(text):
-            piece = text[start:end].strip()
-            if not piece:
+        for start, end in self._chunk_spans(text):
+            content = text[start:end].strip()
+            if not content:
                 continue
-            number = met[piece] = met.get(piece, -1) + 1
-            chunks.append(Chunk(_hash(key.tenant or "", key.collection, key.id, piece, str(number))[:24], piece))
+            number = occurrences[content] = occurrences.get(content, -1) + 1
+            chunk_id = _hash(key.tenant or "", key.collection, key.id, content, str(number))[:24]
+            chunks.append(Chunk(chunk_id, content))
         return Document(key, source, title, self.digest(text, source=source, title=title), tuple(chunks))
 
-    def _spans(self, text: str) -> Iterator[Span]:
-        """Chunks as spans: sentences are gathered until the next would be too much."""
-        held: list[tuple[Span, int]] = []
+    def _chunk_spans(self, text: str) -> Iterator[Span]:
+        """Collect segments into chunks until the next one would exceed the size."""
+        segments: list[tuple[Span, int]] = []
         total = 0
-        for span, tokens in self._pieces(text):
-            if held and total + tokens > self._cut.tokens:
-                yield held[0][0][0], held[-1][0][1]
-                held = self._repeated(held, room=self._cut.tokens - tokens)
-                total = sum(count for _, count in held)
-            held.append((span, tokens))
+        for span, tokens in self._segments(text):
+            if segments and total + tokens > self._size.tokens:
+                yield segments[0][0][0], segments[-1][0][1]
+                segments = self._overlap(segments, room=self._size.tokens - tokens)
+                total = sum(count for _, count in segments)
+            segments.append((span, tokens))
             total += tokens
-        if held:
-            yield held[0][0][0], held[-1][0][1]
+        if segments:
+            yield segments[0][0][0], segments[-1][0][1]
 
-    def _repeated(self, held: list[tuple[Span, int]], *, room: int) -> list[tuple[Span, int]]:
-        """The last sentences of a chunk, as many as the next begins with; never all of it."""
-        room = min(room, self._cut.overlap)
-        first = len(held)
-        while first > 1 and (room := room - held[first - 1][1]) >= 0:
+    def _overlap(self, segments: list[tuple[Span, int]], *, room: int) -> list[tuple[Span, int]]:
+        """Return the last segments of a chunk that the next one repeats; never all of them."""
+        room = min(room, self._size.overlap)
+        first = len(segments)
+        while first > 1 and (room := room - segments[first - 1][1]) >= 0:
             first -= 1
-        return held[first:]
+        return segments[first:]
 
-    def _pieces(self, text: str) -> Iterator[tuple[Span, int]]:
-        """Sentences with their tokens; where one is longer than a chunk, its lines, and parts of too long a line."""
-        for span, tokens in self._counted(text, sentences(text)):
-            if len(tokens) <= self._cut.tokens:
+    def _segments(self, text: str) -> Iterator[tuple[Span, int]]:
+        """Yield sentences with their token counts; of a sentence longer than a chunk, its lines or parts of lines."""
+        for span, tokens in self._tokenize(text, sentences(text)):
+            if len(tokens) <= self._size.tokens:
                 yield span, len(tokens)
                 continue
-            for line, inside in self._counted(text, lines(text, span)):
-                yield from self._parts(line, inside)
+            for line, line_tokens in self._tokenize(text, lines(text, span)):
+                yield from self._split_line(line, line_tokens)
 
-    def _parts(self, span: Span, tokens: list[Span]) -> Iterator[tuple[Span, int]]:
-        """A line whole, or where it is too long in parts that an overlap has room for, between words where it can."""
-        if len(tokens) <= self._cut.tokens:
+    def _split_line(self, span: Span, tokens: list[Span]) -> Iterator[tuple[Span, int]]:
+        """Yield a line whole, or if it is longer than a chunk, in parts of the overlap's size, between words if
+        possible."""
+        if len(tokens) <= self._size.tokens:
             yield span, len(tokens)
             return
-        start, size, first = span[0], self._cut.overlap or self._cut.tokens, 0
+        start, size, first = span[0], self._size.overlap or self._size.tokens, 0
         while len(tokens) - first > size:
             last = first + size
-            words = (at for at in range(last, first, -1) if tokens[at - 1][1] < tokens[at][0])
-            last = next(words, last)
+            word_ends = (at for at in range(last, first, -1) if tokens[at - 1][1] < tokens[at][0])
+            last = next(word_ends, last)
             yield (start, tokens[last][0]), last - first
             start, first = tokens[last][0], last
         yield (start, span[1]), len(tokens) - first
 
-    def _counted(self, text: str, spans: Iterator[Span]) -> Iterator[tuple[Span, list[Span]]]:
-        """Spans with those of their tokens, in characters of `text`."""
-        for group in _grouped(spans):
-            found = self._tokenizer.spans([text[start:end] for start, end in group])
-            for (start, end), tokens in zip(group, found, strict=True):
-                yield (start, end), [(start + a, start + b) for token in tokens for a, b in _short(token)]
+    def _tokenize(self, text: str, spans: Iterator[Span]) -> Iterator[tuple[Span, list[Span]]]:
+        """Yield spans with the spans of their tokens, both in characters of `text`."""
+        for batch in _batches(spans):
+            found = self._tokenizer.spans([text[start:end] for start, end in batch])
+            for (start, end), tokens in zip(batch, found, strict=True):
+                yield (start, end), [(start + a, start + b) for token in tokens for a, b in _split_token(token)]
 
 
-def _short(token: Span) -> Iterator[Span]:
-    """A token; or, of one that stands for a long row of characters without a space, several."""
+def _split_token(token: Span) -> Iterator[Span]:
     start, end = token
-    while end - start > LONG_TOKEN:
-        yield start, start + LONG_TOKEN
-        start += LONG_TOKEN
+    while end - start > MAX_TOKEN_CHARACTERS:
+        yield start, start + MAX_TOKEN_CHARACTERS
+        start += MAX_TOKEN_CHARACTERS
     yield start, end
 
 
-def _grouped(spans: Iterator[Span]) -> Iterator[list[Span]]:
-    group: list[Span] = []
+def _batches(spans: Iterator[Span]) -> Iterator[list[Span]]:
+    batch: list[Span] = []
     for span in spans:
-        group.append(span)
-        if len(group) == _TOGETHER:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def clean(text: str) -> str:
-    """`text` as it is kept: composed, its line ends \\n, without control characters and lone surrogates."""
-    text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
-    return text.translate(_CONTROLS)
-
-
-_CONTROLS = dict.fromkeys((*(set(range(32)) - {9, 10}), *range(127, 160), 0xFEFF))
+        batch.append(span)
+        if len(batch) == TOKENIZER_BATCH_SENTENCES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _hash(*parts: str) -> str:

@@ -1,7 +1,8 @@
-"""Files to text: text and Markdown here, HTML and PDF in a process that a hostile file may break without harm.
+"""Convert files to text: text and Markdown in this process, HTML and PDF in a sandboxed child process.
 
-Contained: memory, processor and wall-clock time, writing files, processes, new rights; an empty environment. Not
-contained: what the user may read, and the network. Documents from people you do not trust belong in a virtual machine.
+The child process has limits for memory, CPU and wall-clock time, cannot write files, start processes or gain
+privileges, and has an empty environment. It can still read what the user may read, and use the network: convert
+documents from untrusted people in a virtual machine.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ import orjson
 
 from coe.errors import ConfigError, DocumentError
 from coe.retrieval.ingest import converter
-from coe.retrieval.ingest.chunking import clean
+from coe.retrieval.ingest.chunking import normalize_text
 
-Kind = Literal["text", "markdown", "html", "pdf"]
-KINDS: dict[str, Kind] = {
+FileFormat = Literal["text", "markdown", "html", "pdf"]
+FORMAT_BY_SUFFIX: dict[str, FileFormat] = {
     ".txt": "text",
     ".text": "text",
     ".rst": "text",
@@ -36,31 +37,29 @@ KINDS: dict[str, Kind] = {
     ".xhtml": "html",
     ".pdf": "pdf",
 }
-"""What a file is, by how its name ends."""
-MAX_FILE = 100 * 2**20
-"""Bytes of a file."""
-WALL_SECONDS = 120.0
-"""For one file; its processor time is bounded by converter.CPU_SECONDS."""
-FILES = 100
-"""After so many files a new process takes over: libraries leak."""
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+MAX_FILE_BYTES = 100 * 2**20
+TIMEOUT_SECONDS = 120.0
+"""Wall-clock time for one file. Its CPU time is limited by `converter.CPU_SECONDS`."""
+FILES_PER_PROCESS = 100
+"""The child process is replaced after this many files, because the libraries leak memory."""
+_BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
-    """What a file says. `title` is empty where it tells none."""
+class ConvertedText:
+    """Text of a file, and its title (empty if unknown)."""
 
     text: str = field(repr=False)
     title: str
 
 
 class Converter:
-    """Converts one file at a time, while it is entered."""
+    """Converts one file at a time. A context manager; leaving it stops the child process."""
 
-    def __init__(self, *, wall_seconds: float = WALL_SECONDS) -> None:
-        self._patience = wall_seconds
+    def __init__(self, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._timeout = timeout
         self._process: asyncio.subprocess.Process | None = None
-        self._done = 0
+        self._converted = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,44 +67,45 @@ class Converter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._end()
+        await self._stop()
 
-    async def convert(self, file: Path, kind: Kind) -> Converted:
-        """The file's text, cleaned. Raises DocumentError, which says why there is none and does not name the file."""
-        await asyncio.to_thread(_check, file)
-        if kind in ("text", "markdown"):
-            return await asyncio.to_thread(_plain, file, kind)
-        answer = await self._asked({"path": str(file), "kind": kind})
-        if "error" in answer:
-            raise DocumentError(answer["error"])
-        return Converted(clean(answer["text"]), clean(answer["title"]))
+    async def convert(self, file: Path, file_format: FileFormat) -> ConvertedText:
+        """Return the normalized text of a file. Raises DocumentError with the reason, without the file's name."""
+        await asyncio.to_thread(_check_size, file)
+        if file_format in ("text", "markdown"):
+            return await asyncio.to_thread(_read_text, file, file_format)
+        response = await self._request({"path": str(file), "kind": file_format})
+        if "error" in response:
+            raise DocumentError(response["error"])
+        return ConvertedText(normalize_text(response["text"]), normalize_text(response["title"]))
 
-    async def _asked(self, job: dict[str, str]) -> dict[str, str]:
-        process = await self._running()
+    async def _request(self, job: dict[str, str]) -> dict[str, str]:
+        process = await self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 process.stdin.write(orjson.dumps(job) + b"\n")
                 await process.stdin.drain()
                 size = int.from_bytes(await process.stdout.readexactly(8), "big")
-                if size > 16 * converter.MOST_CHARACTERS:
+                if size > 16 * converter.MAX_CHARACTERS:
                     raise DocumentError("converting it gave nonsense")
-                answer: dict[str, str] = orjson.loads(await process.stdout.readexactly(size))
+                response: dict[str, str] = orjson.loads(await process.stdout.readexactly(size))
         except TimeoutError:
-            await self._end()
-            raise DocumentError(f"converting it took longer than {self._patience:g} s; split it") from None
+            await self._stop()
+            raise DocumentError(f"converting it took longer than {self._timeout:g} s; split it") from None
         except (ConnectionError, asyncio.IncompleteReadError):
-            raise DocumentError(_ended(await self._end())) from None
-        except BaseException:  # whoever is cancelled leaves half an answer behind
-            await self._end()
+            raise DocumentError(_exit_reason(await self._stop())) from None
+        except BaseException:  # a cancelled request leaves half a response in the pipe
+            await self._stop()
             raise
-        self._done += 1
-        return answer
+        self._converted += 1
+        return response
 
-    async def _running(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._done >= FILES:
-            await self._end()
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Return the child process, started if necessary."""
+        if self._process is None or self._converted >= FILES_PER_PROCESS:
+            await self._stop()
             for module in ("pypdf", "markdownify"):
                 if importlib.util.find_spec(module) is None:
                     raise ConfigError(f"{module} is not installed; install it: pip install 'coe[documents]'")
@@ -117,62 +117,62 @@ class Converter:
                 env={},
                 start_new_session=True,
             )
-            self._done = 0
+            self._converted = 0
         return self._process
 
-    async def _end(self) -> int:
-        """Kill the process if it lives; how it ended."""
+    async def _stop(self) -> int:
+        """Stop the child process, by force if necessary, and return its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
-        ended = process.returncode
-        if ended is None:
-            with contextlib.suppress(TimeoutError):  # it may be about to end by itself, and tell why
+        code = process.returncode
+        if code is None:
+            with contextlib.suppress(TimeoutError):  # it may be about to exit by itself, with an informative code
                 async with asyncio.timeout(0.2):
-                    ended = await process.wait()
-        if ended is None:
+                    code = await process.wait()
+        if code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            ended = await process.wait()
+            code = await process.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
-                await process.communicate()  # or its pipes stay open
-        return ended
+                await process.communicate()  # closes its pipes
+        return code
 
 
-def _ended(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code == -signal.SIGXCPU:
         return f"converting it took more than {converter.CPU_SECONDS} s of processor time; split it"
     return f"converting it broke the converter ({f'signal {-code}' if code < 0 else f'exit {code}'})"
 
 
-def _check(file: Path) -> None:
+def _check_size(file: Path) -> None:
     try:
         size = file.stat().st_size
     except OSError as error:
         raise DocumentError(f"it cannot be read: {error.strerror}") from None
-    if size > MAX_FILE:
-        raise DocumentError(f"it is larger than {MAX_FILE // 2**20} MiB ({size / 2**20:,.0f} MiB); split it")
+    if size > MAX_FILE_BYTES:
+        raise DocumentError(f"it is larger than {MAX_FILE_BYTES // 2**20} MiB ({size / 2**20:,.0f} MiB); split it")
 
 
-def _plain(file: Path, kind: Kind) -> Converted:
+def _read_text(file: Path, file_format: FileFormat) -> ConvertedText:
     try:
         data = file.read_bytes()
     except OSError as error:
         raise DocumentError(f"it cannot be read: {error.strerror}") from None
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     if encoding != "utf-16" and b"\x00" in data:
         raise DocumentError("it holds NUL bytes, so it is no text")
     try:
-        text = clean(data.decode(encoding))
+        text = normalize_text(data.decode(encoding))
     except UnicodeDecodeError as error:
         raise DocumentError(f"it is not UTF-8 (byte {error.start}); convert it: iconv -t utf-8") from None
-    if len(text) > converter.MOST_CHARACTERS:
-        raise DocumentError(f"its text is longer than {converter.MOST_CHARACTERS:,} characters; split it")
-    return Converted(text, _heading(text) if kind == "markdown" else "")
+    if len(text) > converter.MAX_CHARACTERS:
+        raise DocumentError(f"its text is longer than {converter.MAX_CHARACTERS:,} characters; split it")
+    return ConvertedText(text, _first_heading(text) if file_format == "markdown" else "")
 
 
-def _heading(text: str) -> str:
-    """The first heading of Markdown."""
-    lines = (line for line in text.splitlines() if line.startswith("# "))
-    return next(lines, "")[2:].strip(" #")[: converter.LONGEST_TITLE]
+def _first_heading(text: str) -> str:
+    """Return the first level-1 heading of Markdown."""
+    headings = (line for line in text.splitlines() if line.startswith("# "))
+    return next(headings, "")[2:].strip(" #")[: converter.MAX_TITLE_CHARACTERS]

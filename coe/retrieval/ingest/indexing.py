@@ -1,4 +1,4 @@
-"""Texts into a store: cut, embedded and written, those that changed alone."""
+"""Index texts in a document store: split into chunks, embed, write. Unchanged documents are skipped by digest."""
 
 from __future__ import annotations
 
@@ -12,113 +12,118 @@ from numpy.typing import NDArray
 
 from coe.core import Encoder
 from coe.retrieval.ingest.chunking import Chunker, Tokenizer
-from coe.retrieval.passages import Document, DocumentStore, EncoderId, Key
+from coe.retrieval.passages import Document, DocumentKey, DocumentStore, EncoderId
 
-TOGETHER = 256
-"""Chunks that are written at a time, or a little more: a document's are never parted."""
-TITLE = 100
-"""Characters of a title that each of its chunks is embedded with."""
+WRITE_BATCH_CHUNKS = 256
+"""Chunks in one write, or a few more: the chunks of a document are written together."""
+EMBEDDED_TITLE_CHARACTERS = 100
+"""Characters of its document's title that each chunk is embedded with."""
 
 
-class DocumentEncoder(Encoder, Tokenizer, Protocol):
-    """An encoder that tells where its tokens are; `digest` tells it from others."""
+class TokenizingEncoder(Encoder, Tokenizer, Protocol):
+    """An encoder that also returns token spans. `digest` identifies it."""
 
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A document before it is cut."""
+class SourceText:
+    """A document before chunking."""
 
-    key: Key
+    key: DocumentKey
     text: str = field(repr=False)
     source: str
     title: str = ""
 
 
 @dataclass(slots=True)
-class Tally:
-    """What became of texts. `empty` holds nothing but white space, so it is not kept."""
+class IndexingCounts:
+    """Counts of documents by outcome. `empty` ones are blank and not stored; `chunks` are those written."""
 
     added: int = 0
     changed: int = 0
     unchanged: int = 0
     empty: int = 0
     chunks: int = 0
-    """Of those that were added or changed."""
 
 
 class Indexer:
-    """Fills a store that was opened for `encoder`, which works in a thread."""
+    """Fills a store that was opened for `encoder`, which runs in a thread."""
 
-    def __init__(self, store: DocumentStore, encoder: DocumentEncoder, *, chunker: Chunker | None = None) -> None:
+    def __init__(self, store: DocumentStore, encoder: TokenizingEncoder, *, chunker: Chunker | None = None) -> None:
         self._store = store
         self._encoder = encoder
         self._chunker = chunker or Chunker(encoder)
 
-    async def add(self, texts: AsyncIterable[Text], *, progress: Callable[[int], None] | None = None) -> Tally:
-        """Write what is new or changed. `progress` hears how many texts are done. Raises RetrievalError."""
-        tally = Tally()
-        known: dict[tuple[str, str | None], dict[str, str]] = {}
-        batch: dict[Key, Document] = {}
+    async def add(
+        self, texts: AsyncIterable[SourceText], *, progress: Callable[[int], None] | None = None
+    ) -> IndexingCounts:
+        """Write new and changed documents. `progress` is called with the number of texts done. Raises
+        RetrievalError."""
+        counts = IndexingCounts()
+        digests: dict[tuple[str, str | None], dict[str, str]] = {}
+        batch: dict[DocumentKey, Document] = {}
         done = 0
         async for text in texts:
             done += 1
-            place = (text.key.collection, text.key.tenant)
-            if place not in known:
-                known[place] = dict(await self._store.digests(*place))
-            if document := await self._cut(text, known[place], tally):
+            part = (text.key.collection, text.key.tenant)
+            if part not in digests:
+                digests[part] = dict(await self._store.digests(*part))
+            if document := await self._document(text, digests[part], counts):
                 batch[text.key] = document
-            if sum(len(one.chunks) for one in batch.values()) >= TOGETHER:
+            if sum(len(one.chunks) for one in batch.values()) >= WRITE_BATCH_CHUNKS:
                 await self._write(self._store, [*batch.values()])
                 batch = {}
             if progress:
                 progress(done)
         await self._write(self._store, [*batch.values()])
-        return tally
+        return counts
 
     async def rebuild(self, *, progress: Callable[[int], None] | None = None) -> int:
-        """Embed all that is stored anew, in a new version of the index, and put it into use; how many documents."""
+        """Embed all stored documents again, in a new version of the index, and return their number."""
         done = 0
         async with self._store.rebuilding() as draft:
-            async for batch in _batches(self._store.stored()):
+            async for batch in _batches(self._store.documents()):
                 await self._write(draft, batch)
                 done += len(batch)
                 if progress:
                     progress(done)
         return done
 
-    async def _cut(self, text: Text, known: dict[str, str], tally: Tally) -> Document | None:
+    async def _document(self, text: SourceText, digests: dict[str, str], counts: IndexingCounts) -> Document | None:
+        """Return the document to write, None if it is unchanged or empty. Deletes one that became empty."""
         digest = self._chunker.digest(text.text, source=text.source, title=text.title)
-        before = known.get(text.key.id)
+        before = digests.get(text.key.id)
         if before == digest:
-            tally.unchanged += 1
+            counts.unchanged += 1
             return None
         document = await asyncio.to_thread(
             self._chunker.document, text.key, text.text, source=text.source, title=text.title
         )
         if not document.chunks:
-            tally.empty += 1
+            counts.empty += 1
             if before is not None:
                 await self._store.delete([text.key])
             return None
-        known[text.key.id] = digest
-        tally.added += before is None
-        tally.changed += before is not None
-        tally.chunks += len(document.chunks)
+        digests[text.key.id] = digest
+        counts.added += before is None
+        counts.changed += before is not None
+        counts.chunks += len(document.chunks)
         return document
 
     async def _write(self, store: DocumentStore, batch: Sequence[Document]) -> None:
         if batch:
-            await store.upsert(batch, await asyncio.to_thread(self._embedded, batch))
+            await store.upsert(batch, await asyncio.to_thread(self._embed, batch))
 
-    def _embedded(self, batch: Sequence[Document]) -> NDArray[np.float32]:
-        titled = [(document.title[:TITLE], chunk.text) for document in batch for chunk in document.chunks]
+    def _embed(self, batch: Sequence[Document]) -> NDArray[np.float32]:
+        titled = [
+            (document.title[:EMBEDDED_TITLE_CHARACTERS], chunk.text) for document in batch for chunk in document.chunks
+        ]
         return self._encoder.encode([f"{title}\n{text}" if title else text for title, text in titled])
 
 
-def encoder_id(encoder: DocumentEncoder) -> EncoderId:
-    """What an index remembers of it."""
+def encoder_id(encoder: TokenizingEncoder) -> EncoderId:
+    """Return the id of an encoder that an index stores."""
     return EncoderId(encoder.digest, encoder.dimensions)
 
 
@@ -126,7 +131,7 @@ async def _batches(documents: AsyncIterator[Document]) -> AsyncIterator[list[Doc
     batch: list[Document] = []
     async for document in documents:
         batch.append(document)
-        if sum(len(one.chunks) for one in batch) >= TOGETHER:
+        if sum(len(one.chunks) for one in batch) >= WRITE_BATCH_CHUNKS:
             yield batch
             batch = []
     if batch:

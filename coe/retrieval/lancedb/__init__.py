@@ -1,1 +1,1 @@
-"""The document store in a folder, with LanceDB."""
+"""Document store in a folder, with LanceDB."""

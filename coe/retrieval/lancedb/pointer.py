@@ -1,4 +1,4 @@
-"""Which version of an index in a folder is in use, and who may write there: one process at a time."""
+"""The current version of an index in a folder, and the lock of its writers (one process at a time)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from typing import IO
 
 from coe.errors import RetrievalError
 
-PATIENCE = 30.0
-"""Seconds that a writer waits for another one."""
-_POLL = 0.02
+LOCK_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.02
 
 
-class Pointer:
-    """A file that names a version; replaced at once, read again only when it was."""
+class VersionPointer:
+    """A file that names the current version. It is replaced atomically, and read again only if it changed."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._read: tuple[tuple[int, int], str] | None = None
+        self._cached: tuple[tuple[int, int], str] | None = None
 
     def read(self) -> str | None:
-        """The version in use, None before the first."""
+        """Return the current version, None before the first."""
         try:
-            found = self._file.stat()
-            look = (found.st_ino, found.st_mtime_ns)
-            if self._read is None or self._read[0] != look:
-                self._read = (look, self._file.read_text().strip())
+            status = self._file.stat()
+            identity = (status.st_ino, status.st_mtime_ns)
+            if self._cached is None or self._cached[0] != identity:
+                self._cached = (identity, self._file.read_text().strip())
         except FileNotFoundError:
             return None
-        return self._read[1]
+        return self._cached[1]
 
     def move(self, version: str) -> None:
         draft = self._file.with_suffix(".draft")
@@ -41,25 +40,25 @@ class Pointer:
 
 
 @asynccontextmanager
-async def writing(folder: Path) -> AsyncIterator[None]:
-    """Entered by one writer at a time, of all processes. Raises RetrievalError after PATIENCE."""
-    with _lock(folder) as lock:
-        deadline = asyncio.get_running_loop().time() + PATIENCE
-        while not _taken(lock.fileno()):
+async def write_lock(folder: Path) -> AsyncIterator[None]:
+    """Hold the lock of the folder's writers. Raises RetrievalError after LOCK_TIMEOUT_SECONDS."""
+    with _open_lock_file(folder) as lock:
+        deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
+        while not _try_lock(lock.fileno()):
             if asyncio.get_running_loop().time() > deadline:
                 raise RetrievalError(f"{folder}: another process writes there for long; try again when it is done")
-            await asyncio.sleep(_POLL)
-        yield  # closing the file gives the lock back
+            await asyncio.sleep(_POLL_SECONDS)
+        yield  # closing the file releases the lock
 
 
-def _lock(folder: Path) -> IO[str]:
+def _open_lock_file(folder: Path) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / "writing.lock").open("w")
 
 
-def _taken(number: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

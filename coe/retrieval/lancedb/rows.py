@@ -1,4 +1,4 @@
-"""Documents as rows of a LanceDB table, one a chunk, and back; and the conditions by which rows are chosen."""
+"""Convert documents to rows of a LanceDB table (one for each chunk) and back, and build filter conditions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval.passages import Chunk, Document, EncoderId, Key, Passage
+from coe.retrieval.passages import Chunk, Document, DocumentKey, EncoderId, Passage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,14 +20,12 @@ KEYS = ["document", "collection", "tenant"]
 DIGESTS = ["document", "digest"]
 STORED = [*KEYS, "id", "text", "source", "title", "digest", "position"]
 FOUND = ["id", "text", "source", "title", "collection"]
-SHARED = ""
-"""The tenant of documents that are everybody's."""
-LONGEST_QUESTION = 2_000
-"""Characters of a question that are looked for as words."""
+SHARED_TENANT = ""
+"""Tenant column of shared documents."""
 
 
 def schema(encoder: EncoderId) -> pa.Schema:
-    """Of a table whose vectors are the encoder's, which it names."""
+    """Return the schema for vectors of `encoder`, whose digest is stored in the metadata."""
     import pyarrow as pa
 
     texts = ("id", "text", "document", "collection", "tenant", "source", "title", "digest")
@@ -37,14 +35,14 @@ def schema(encoder: EncoderId) -> pa.Schema:
     return pa.schema(fields, metadata={"encoder": encoder.digest})
 
 
-def made_by(table: pa.Schema) -> EncoderId:
-    """The encoder that a table names."""
+def table_encoder(table: pa.Schema) -> EncoderId:
+    """Return the encoder of a table."""
     digest = (table.metadata or {}).get(b"encoder", b"unknown").decode()
     return EncoderId(digest, table.field("vector").type.list_size)
 
 
 def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa.Schema) -> pa.Table:
-    """All chunks of the documents, with their vectors (n_chunks, dimensions)."""
+    """Convert documents, with the vectors (n_chunks, dimensions) of all their chunks."""
     import pyarrow as pa
 
     rows = [
@@ -53,7 +51,7 @@ def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa
             "text": chunk.text,
             "document": document.key.id,
             "collection": document.key.collection,
-            "tenant": document.key.tenant or SHARED,
+            "tenant": document.key.tenant or SHARED_TENANT,
             "source": document.source,
             "title": document.title,
             "digest": document.digest,
@@ -69,23 +67,23 @@ def table(documents: Sequence[Document], vectors: NDArray[np.float32], shape: pa
 
 
 def passage(row: Row, score: float) -> Passage:
-    """A found row as the passage that it is."""
+    """Convert a row that a search returned."""
     return Passage(row["id"], row["text"], row["source"], row["title"], row["collection"], score)
 
 
 def document(rows: list[Row]) -> Document:
-    """A document from all of its rows, in order."""
+    """Convert all rows of one document, in order."""
     first = rows[0]
     chunks = tuple(Chunk(row["id"], row["text"]) for row in rows)
     return Document(key(first), first["source"], first["title"], first["digest"], chunks)
 
 
-def key(row: Row) -> Key:
-    return Key(row["document"], row["collection"], row["tenant"] or None)
+def key(row: Row) -> DocumentKey:
+    return DocumentKey(row["document"], row["collection"], row["tenant"] or None)
 
 
-def place(row: Row) -> tuple[str, str, str, int]:
-    """What rows are sorted by, so that those of a document follow each other."""
+def sort_key(row: Row) -> tuple[str, str, str, int]:
+    """Sort rows by document and position."""
     return row["collection"], row["tenant"], row["document"], row["position"]
 
 
@@ -93,28 +91,23 @@ def place(row: Row) -> tuple[str, str, str, int]:
 
 
 def visible(collections: Sequence[str], tenant: str | None) -> str:
-    """Rows of these collections (all for none) that a tenant may see."""
-    mine = _one_of("tenant", [SHARED] if tenant is None else [SHARED, tenant])
-    return f"{mine} AND {_one_of('collection', collections)}" if collections else mine
+    """Select the rows of these collections (empty: all) that a tenant may see."""
+    own = _one_of("tenant", [SHARED_TENANT] if tenant is None else [SHARED_TENANT, tenant])
+    return f"{own} AND {_one_of('collection', collections)}" if collections else own
 
 
 def owned(collection: str, tenant: str | None) -> str:
-    """Rows of one tenant's collection alone."""
-    return f"collection = {_quoted(collection)} AND tenant = {_quoted(tenant or SHARED)}"
+    """Select the rows of one tenant's part of a collection."""
+    return f"collection = {_quoted(collection)} AND tenant = {_quoted(tenant or SHARED_TENANT)}"
 
 
-def any_of(keys: Sequence[Key]) -> str:
-    """Rows of these documents."""
-    places = sorted((one.collection, one.tenant or SHARED, one.id) for one in keys)
+def any_of(keys: Sequence[DocumentKey]) -> str:
+    """Select the rows of these documents."""
+    ordered = sorted((one.collection, one.tenant or SHARED_TENANT, one.id) for one in keys)
     parts = []
-    for (collection, tenant), group in groupby(places, key=lambda place: place[:2]):
+    for (collection, tenant), group in groupby(ordered, key=lambda one: one[:2]):
         parts.append(f"({owned(collection, tenant)} AND {_one_of('document', [name for *_, name in group])})")
     return " OR ".join(parts) or "false"
-
-
-def words(text: str) -> str:
-    """A question as it is looked for: cut, since every word of it costs time."""
-    return text[:LONGEST_QUESTION]
 
 
 def _one_of(column: str, values: Sequence[str]) -> str:

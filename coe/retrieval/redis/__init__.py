@@ -1,1 +1,1 @@
-"""The document store in Redis 8, shared by all gateways."""
+"""Document store in Redis 8 or newer, with vector sets and inverted indexes of its own."""

@@ -11,11 +11,11 @@ MAX_CONNECTIONS = 16
 _TRY_AGAIN = "the index is being rebuilt; try again later"
 
 
-class Rebuilding(RetrievalError):
+class IndexRebuilding(RetrievalError):
     """Another process rebuilds the index, so it accepts no writes."""
 
 
-class Moved(RetrievalError):
+class VersionChanged(RetrievalError):
     """The version to write to is not, or no longer, the one in use."""
 
 
@@ -30,7 +30,7 @@ def documents_client(url: str) -> RedisClient:
         timeout=TIMEOUT_SECONDS,
         requires="vector sets: Redis 8 or newer",
         script_errors={
-            "REBUILDING": lambda place: Rebuilding(f"{place}: {_TRY_AGAIN}"),
-            "MOVED": lambda place: Moved(f"{place}: {_TRY_AGAIN}"),
+            "REBUILDING": lambda place: IndexRebuilding(f"{place}: {_TRY_AGAIN}"),
+            "VERSION_CHANGED": lambda place: VersionChanged(f"{place}: {_TRY_AGAIN}"),
         },
     )

@@ -1,17 +1,17 @@
-"""What Redis does with documents in one step each.
+"""Lua scripts of the document store, each of which runs atomically.
 
-Keys, behind `coe:{documents}:`: `index` is a hash of the version in use and its encoder, `rebuilding` is held by who
-makes another. Behind a version: `parts`, the tenants' collections; `next`, the last chunk's number; and for each part
-`docs` (id -> [digest, source, title, chunk numbers]), `chunks` (number -> [id, text, source, title]), `terms` (number
--> its words), `vectors` (a vector set of numbers) and `words:WORD` (packed rows of number and weight, see terms.ROW).
-"""
+Keys, all with the prefix `coe:{documents}:` (one hash slot). `index` is a hash of the current version and its encoder;
+`rebuilding` is the lock of a rebuild. Each version has `parts` (set of TENANT/COLLECTION), `next` (last chunk number),
+and for each part: `docs` (id -> [digest, source, title, chunk numbers]), `chunks` (number -> [id, text, source,
+title]), `terms` (number -> its terms), `vectors` (a vector set of numbers) and `words:TERM` (packed postings,
+`terms.POSTING`)."""
 
 from __future__ import annotations
 
-LONG = 20_000 * 6
-"""Bytes of a word's rows from which on it is too common to look for where there are rarer ones."""
-RAREST = 8
-"""Words that are looked for, of a question's."""
+MAX_COMMON_POSTINGS_BYTES = 20_000 * 6
+"""Postings size above which a term is too common to search for, unless it is the rarest of the question."""
+MAX_TERMS = 8
+"""Terms of a question that are searched for, rarest first."""
 
 CREATE = """
 if redis.call('HEXISTS', KEYS[1], 'version') == 0 then
@@ -19,17 +19,17 @@ if redis.call('HEXISTS', KEYS[1], 'version') == 0 then
 end
 """
 
-_CHECK = """
+_CHECK_VERSION = """
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[2] then return redis.error_reply('REBUILDING') end
 if ARGV[2] == '' or not holder then
-  if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return redis.error_reply('MOVED') end
+  if redis.call('HGET', KEYS[1], 'version') ~= ARGV[1] then return redis.error_reply('VERSION_CHANGED') end
 end
 local part = ARGV[3]
 """
 
-_FORGET = f"""
-local function forget(part, name)
+_DELETE_FUNCTION = f"""
+local function delete_document(part, name)
   local known = redis.call('HGET', part .. 'docs', name)
   if not known then return 0 end
   for _, number in ipairs(cjson.decode(known)[4]) do
@@ -37,7 +37,7 @@ local function forget(part, name)
     local words = redis.call('HGET', part .. 'terms', number) or ''
     for word in string.gmatch(words, '%S+') do
       local key = part .. 'words:' .. word
-      if redis.call('STRLEN', key) <= {LONG} then -- rows of a chunk that is gone are passed over
+      if redis.call('STRLEN', key) <= {MAX_COMMON_POSTINGS_BYTES} then -- longer ones keep rows of deleted chunks
         local rows, at = redis.call('GET', key), 1
         while true do
           local found = string.find(rows, packed, at, true)
@@ -61,10 +61,10 @@ end
 """
 
 UPSERT = f"""
-{_FORGET}
-{_CHECK}
+{_DELETE_FUNCTION}
+{_CHECK_VERSION}
 local base, name, head = ARGV[4], ARGV[6], cjson.decode(ARGV[7])
-forget(part, name)
+delete_document(part, name)
 redis.call('SADD', base .. 'parts', ARGV[5])
 local numbers = {{}}
 for at = 8, #ARGV, 3 do
@@ -82,19 +82,19 @@ end
 head[4] = numbers
 redis.call('HSET', part .. 'docs', name, cjson.encode(head))
 """
-"""ARGV: version, holder, part's prefix, version's prefix, part, document id, [digest, source, title]; then for each
-chunk its vector, its record, and its words with weights."""
+"""ARGV: version, lock holder, part's prefix, version's prefix, part, document id, [digest, source, title]; then for
+each chunk its vector, its record, and its terms with weights."""
 
 DELETE = f"""
-{_FORGET}
-{_CHECK}
+{_DELETE_FUNCTION}
+{_CHECK_VERSION}
 local count = 0
-for at = 4, #ARGV do count = count + forget(part, ARGV[at]) end
+for at = 4, #ARGV do count = count + delete_document(part, ARGV[at]) end
 return count
 """
-"""ARGV: version, holder, part's prefix; then document ids."""
+"""ARGV: version, lock holder, part's prefix; then document ids. Returns the number of documents deleted."""
 
-WORDS = f"""
+POSTINGS = f"""
 local lengths, words = {{}}, {{}}
 for _, word in ipairs(ARGV) do
   local length = 0
@@ -107,7 +107,7 @@ end
 table.sort(words, function(a, b) return lengths[a] < lengths[b] end)
 local found = {{}}
 for rank, word in ipairs(words) do
-  if rank > {RAREST} or (rank > 1 and lengths[word] > {LONG}) then break end
+  if rank > {MAX_TERMS} or (rank > 1 and lengths[word] > {MAX_COMMON_POSTINGS_BYTES}) then break end
   for _, part in ipairs(KEYS) do
     local rows = redis.call('GET', part .. 'words:' .. word)
     if rows then
@@ -118,7 +118,7 @@ for rank, word in ipairs(words) do
 end
 return found
 """
-"""KEYS: prefixes of parts; ARGV: words. Answers word and rows in turn, the rarest words first."""
+"""KEYS: prefixes of parts; ARGV: terms. Returns term and postings alternately, rarest terms first."""
 
 VECTORS = """
 local found = {}
@@ -134,11 +134,11 @@ for at, number in ipairs(ARGV) do
 end
 return found
 """
-"""KEYS: prefixes of parts; ARGV: chunk numbers. Answers each vector as it is kept, nothing for a chunk that is gone."""
+"""KEYS: prefixes of parts; ARGV: chunk numbers. Returns each vector as stored, empty for a deleted chunk."""
 
-MOVE = """
-if redis.call('GET', KEYS[2]) ~= ARGV[4] then return redis.error_reply('MOVED') end
+SET_VERSION = """
+if redis.call('GET', KEYS[2]) ~= ARGV[4] then return redis.error_reply('VERSION_CHANGED') end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'digest', ARGV[2], 'dimensions', ARGV[3])
 redis.call('DEL', KEYS[2])
 """
-RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+RELEASE_LOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"

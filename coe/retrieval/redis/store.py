@@ -1,7 +1,7 @@
-"""Documents in Redis 8, shared by every gateway: vector sets, and rows of words beside them. A tenant's collection is a
-part of its own, so nobody's search can touch another's.
+"""Document store in Redis. Each document is written by one atomic script; a rebuild creates a new version of all keys.
 
-A pool of connections to the Redis that keeps documents: bounded in number and time, every failure an own error.
+While a rebuild holds its lock, other writers wait; searches use the current version. The keys are described in
+`coe.retrieval.redis.scripts`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from numpy.typing import NDArray
 
 from coe.errors import RetrievalError
 from coe.redis import RedisClient
-from coe.retrieval.passages import Chunk, Collection, Document, EncoderId, Key, Passage, Vector
+from coe.retrieval.passages import Chunk, Collection, Document, DocumentKey, EncoderId, Passage, Vector
 from coe.retrieval.redis import scripts
-from coe.retrieval.redis.client import Moved, Rebuilding, documents_client
-from coe.retrieval.redis.search import INDEX, PREFIX, RedisSearch
-from coe.retrieval.redis.terms import arguments_of
+from coe.retrieval.redis.client import IndexRebuilding, VersionChanged, documents_client
+from coe.retrieval.redis.search import INDEX_KEY, KEY_PREFIX, RedisSearch
+from coe.retrieval.redis.terms import term_weights
 
-REBUILDING = f"{PREFIX}rebuilding"
-PATIENCE = 30.0
-"""Seconds that a writer waits for a rebuilding to end."""
-HELD_MS = 60_000
-"""How long a rebuilding that died keeps writers out; it renews this three times as often."""
-KEPT = 60
-"""Seconds that a former version stays for the searches that began with it."""
-BATCH = 32
-"""Documents that are written on one way to the server and back."""
-_POLL = 0.05
+REBUILD_LOCK_KEY = f"{KEY_PREFIX}rebuilding"
+REBUILD_WAIT_SECONDS = 30.0
+"""A writer waits this long for a rebuild to end."""
+REBUILD_LOCK_MS = 60_000
+"""The lock of a rebuild that died expires after this time. It is renewed three times as often."""
+OLD_VERSION_TTL_SECONDS = 60
+"""A former version stays for the searches that began with it."""
+DOCUMENTS_PER_PIPELINE = 32
+_POLL_SECONDS = 0.05
 
-_Write = tuple[Key, tuple[bytes | str, ...]]
-"""A document and what the script is told of it."""
+_Write = tuple[DocumentKey, tuple[bytes | str, ...]]
+"""A document's key and its arguments for a script."""
 
 
 class RedisStore:
-    """A DocumentStore. Nothing is connected before the first verb."""
+    """A DocumentStore. Connects with the first command."""
 
     def __init__(
         self,
@@ -50,8 +49,8 @@ class RedisStore:
         draft: tuple[str, str] | None = None,
         connection: RedisClient | None = None,
     ) -> None:
-        """`draft` is a version that is not in use, and who holds the index for it. Raises ConfigError when `url` cannot
-        be a Redis address."""
+        """`draft` is a version that is not current yet, and the holder of the rebuild's lock. Raises ConfigError if
+        `url` is not a Redis address."""
         self._url = url
         self._redis = connection or documents_client(url)
         self._encoder = encoder
@@ -75,7 +74,7 @@ class RedisStore:
         return await self._search.passages(text, vector, collections=collections, tenant=tenant, limit=limit)
 
     async def collections(self) -> Sequence[Collection]:
-        base = f"{PREFIX}{await self._version()}:"
+        base = f"{KEY_PREFIX}{await self._version()}:"
         parts = await self._parts(base)
         async with self._redis.client.pipeline(transaction=False) as pipe:
             for part in parts:
@@ -92,26 +91,27 @@ class RedisStore:
         return sorted(found, key=lambda one: (one.name, one.tenant or ""))
 
     async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
-        docs = f"{PREFIX}{await self._version()}:{tenant or ''}/{collection}:docs"
+        docs = f"{KEY_PREFIX}{await self._version()}:{tenant or ''}/{collection}:docs"
         return {name: head[0] async for name, head in self._heads(docs)}
 
-    async def stored(self) -> AsyncIterator[Document]:
-        base = f"{PREFIX}{await self._version()}:"
+    async def documents(self) -> AsyncIterator[Document]:
+        base = f"{KEY_PREFIX}{await self._version()}:"
         for part in await self._parts(base):
             tenant, _, collection = part.partition("/")
             async for name, (digest, source, title, numbers) in self._heads(f"{base}{part}:docs"):
                 records = await self._redis.run(self._redis.client.hmget(f"{base}{part}:chunks", numbers))
                 if all(records):
                     chunks = tuple(Chunk(*orjson.loads(record)[:2]) for record in records)
-                    yield Document(Key(name, collection, tenant or None), source, title, digest, chunks)
+                    yield Document(DocumentKey(name, collection, tenant or None), source, title, digest, chunks)
 
     async def _heads(self, docs: str) -> AsyncIterator[tuple[str, Any]]:
-        cursor, met = 0, set[bytes]()
+        """Yield id and [digest, source, title, chunk numbers] of the documents of a part."""
+        cursor, seen = 0, set[bytes]()
         while True:
             cursor, found = await self._redis.run(self._redis.client.hscan(docs, cursor, count=500))
             for name, head in found.items():
-                if name not in met:  # a scan may come by twice
-                    met.add(name)
+                if name not in seen:  # HSCAN may return an element twice
+                    seen.add(name)
                     yield name.decode(), orjson.loads(head)
             if not cursor:
                 return
@@ -119,93 +119,97 @@ class RedisStore:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """One step for each document: a search sees the former one or the new one."""
+        """As DocumentStore.upsert, atomically for each document."""
         if not documents:
             return
         await self._create()
-        writes, at = list[_Write](), 0
+        writes, start = list[_Write](), 0
         for document in documents:
-            rows = vectors[at : at + len(document.chunks)]
-            at += len(document.chunks)
-            head = orjson.dumps([document.digest, document.source, document.title])
-            writes.append((document.key, (document.key.id, head, *arguments_of(document, rows))))
-        for start in range(0, len(writes), BATCH):
-            await self._write(self._upsert, writes[start : start + BATCH], new=True)
+            rows = vectors[start : start + len(document.chunks)]
+            start += len(document.chunks)
+            writes.append((document.key, _upsert_arguments(document, rows)))
+        for start in range(0, len(writes), DOCUMENTS_PER_PIPELINE):
+            await self._write(self._upsert, writes[start : start + DOCUMENTS_PER_PIPELINE], new=True)
 
-    async def delete(self, keys: Sequence[Key]) -> int:
+    async def delete(self, keys: Sequence[DocumentKey]) -> int:
         if await self._version() is None:
             return 0
         return sum([await self._write(self._delete, [(key, (key.id,))]) for key in dict.fromkeys(keys)])
 
     async def _write(self, script: Any, writes: Sequence[_Write], *, new: bool = False) -> int:
-        """Run a script on the part of each document, on one way there and back, once nobody rebuilds: all of them again
-        where somebody began meanwhile. What they answer in sum. Raises Rebuilding after PATIENCE."""
-        deadline = asyncio.get_running_loop().time() + PATIENCE
+        """Run a script for each document in one pipeline and return the sum of its results.
+
+        All are repeated if a rebuild began meanwhile. Raises IndexRebuilding after REBUILD_WAIT_SECONDS.
+        """
+        deadline = asyncio.get_running_loop().time() + REBUILD_WAIT_SECONDS
         holder = self._draft[1] if self._draft else ""
         while True:
             version = await self._search.version() if new else await self._version()
-            base = f"{PREFIX}{version}:"
+            base = f"{KEY_PREFIX}{version}:"
             async with self._redis.client.pipeline(transaction=False) as pipe:
                 for key, arguments in writes:
                     part = f"{key.tenant or ''}/{key.collection}"
-                    places = (base, part) if new else ()
-                    args = [version, holder, f"{base}{part}:", *places, *arguments]
-                    await script(keys=[INDEX, REBUILDING], args=args, client=pipe)
+                    names = (base, part) if new else ()
+                    args = [version, holder, f"{base}{part}:", *names, *arguments]
+                    await script(keys=[INDEX_KEY, REBUILD_LOCK_KEY], args=args, client=pipe)
                 try:
-                    return sum(int(answer or 0) for answer in await self._redis.run(pipe.execute()))
-                except (Rebuilding, Moved):
+                    return sum(int(result or 0) for result in await self._redis.run(pipe.execute()))
+                except (IndexRebuilding, VersionChanged):
                     if self._draft or asyncio.get_running_loop().time() > deadline:
                         raise
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_SECONDS)
 
     @asynccontextmanager
     async def rebuilding(self) -> AsyncIterator[RedisStore]:
-        """Writers wait until the block ends."""
+        """As DocumentStore.rebuilding. Other writers wait until the block ends."""
         client, holder = self._redis.client, secrets.token_hex(8)
-        deadline = asyncio.get_running_loop().time() + PATIENCE
-        while not await self._redis.run(client.set(REBUILDING, holder, nx=True, px=HELD_MS)):
-            if asyncio.get_running_loop().time() > deadline:
-                raise Rebuilding(f"{self._redis.place}: another rebuilding is under way; try again later")
-            await asyncio.sleep(_POLL)
-        renewing = asyncio.create_task(self._renewed())
+        await self._acquire_rebuild_lock(holder)
+        renewal = asyncio.create_task(self._renew_rebuild_lock())
         former, version = await self._version(), secrets.token_hex(4)
         try:
             yield RedisStore(self._url, self._encoder, draft=(version, holder), connection=self._redis)
             new: list[str | int] = [version, self._encoder.digest, self._encoder.dimensions, holder]
-            await self._redis.run(client.eval(scripts.MOVE, 2, INDEX, REBUILDING, *new))
+            await self._redis.run(client.eval(scripts.SET_VERSION, 2, INDEX_KEY, REBUILD_LOCK_KEY, *new))
         except BaseException:
-            await self._forget(version, after=0)
+            await self._expire(version, seconds=0)
             raise
         else:
-            await self._forget(former, after=KEPT)
+            await self._expire(former, seconds=OLD_VERSION_TTL_SECONDS)
         finally:
-            renewing.cancel()
+            renewal.cancel()
             with suppress(asyncio.CancelledError):
-                await renewing
-            await self._redis.run(client.eval(scripts.RELEASE, 1, REBUILDING, holder))
+                await renewal
+            await self._redis.run(client.eval(scripts.RELEASE_LOCK, 1, REBUILD_LOCK_KEY, holder))
 
-    async def _renewed(self) -> None:
+    async def _acquire_rebuild_lock(self, holder: str) -> None:
+        client, deadline = self._redis.client, asyncio.get_running_loop().time() + REBUILD_WAIT_SECONDS
+        while not await self._redis.run(client.set(REBUILD_LOCK_KEY, holder, nx=True, px=REBUILD_LOCK_MS)):
+            if asyncio.get_running_loop().time() > deadline:
+                raise IndexRebuilding(f"{self._redis.place}: another rebuilding is under way; try again later")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _renew_rebuild_lock(self) -> None:
         while True:
-            await asyncio.sleep(HELD_MS / 3_000)
+            await asyncio.sleep(REBUILD_LOCK_MS / 3_000)
             with suppress(RetrievalError):
-                await self._redis.run(self._redis.client.pexpire(REBUILDING, HELD_MS))
+                await self._redis.run(self._redis.client.pexpire(REBUILD_LOCK_KEY, REBUILD_LOCK_MS))
 
-    async def _forget(self, version: str | None, *, after: int) -> None:
-        """Let a version's keys end in so many seconds."""
+    async def _expire(self, version: str | None, *, seconds: int) -> None:
+        """Set the time to live of all keys of a version."""
         cursor = 0
         while version is not None:
             cursor, keys = await self._redis.run(
-                self._redis.client.scan(cursor, match=f"coe:{{documents}}:{version}:*", count=1_000)
+                self._redis.client.scan(cursor, match=f"{KEY_PREFIX}{version}:*", count=1_000)
             )
             async with self._redis.client.pipeline(transaction=False) as pipe:
                 for key in keys:
-                    pipe.expire(key, after)
+                    pipe.expire(key, seconds)
                 await self._redis.run(pipe.execute())
             if not cursor:
                 return
 
     async def aclose(self) -> None:
-        if not self._draft:  # whose connection is its maker's
+        if not self._draft:  # a draft shares the connection of the store that created it
             await self._redis.aclose()
 
     # ------------------------------------------------------------------------------------------------------- versions
@@ -213,14 +217,27 @@ class RedisStore:
     async def _create(self) -> None:
         if not self._draft:
             new: list[str | int] = [secrets.token_hex(4), self._encoder.digest, self._encoder.dimensions]
-            await self._redis.run(self._redis.client.eval(scripts.CREATE, 1, INDEX, *new))
+            await self._redis.run(self._redis.client.eval(scripts.CREATE, 1, INDEX_KEY, *new))
 
     async def _version(self) -> str | None:
         if self._draft:
             return self._draft[0]
-        version = await self._redis.run(self._redis.client.hget(INDEX, "version"))
+        version = await self._redis.run(self._redis.client.hget(INDEX_KEY, "version"))
         return version.decode() if version else None
 
     async def _parts(self, base: str) -> list[str]:
         parts = await self._redis.run(self._redis.client.smembers(f"{base}parts"))
         return sorted(part.decode() for part in parts)
+
+
+def _upsert_arguments(document: Document, vectors: NDArray[np.float32]) -> tuple[bytes | str, ...]:
+    """Return the arguments of the UPSERT script: id and head, then each chunk's vector, record and terms."""
+    arguments: list[bytes | str] = [
+        document.key.id,
+        orjson.dumps([document.digest, document.source, document.title]),
+    ]
+    for chunk, vector in zip(document.chunks, vectors, strict=True):
+        record = orjson.dumps([chunk.id, chunk.text, document.source, document.title])
+        terms = " ".join(f"{term} {weight}" for term, weight in term_weights(chunk.text).items())
+        arguments += [vector.astype("<f4").tobytes(), record, terms]
+    return tuple(arguments)

@@ -1,6 +1,7 @@
-"""Texts as words to look for, and BM25 over packed rows of (chunk, weight): what Redis itself lacks.
+"""Full-text search: texts to terms, and BM25 over packed postings of (chunk, weight).
 
-What goes to Redis for a document's chunks, and how its answers are read.
+Redis stores the postings of each term as one string. The weight of a term in a chunk is everything of BM25 except the
+term's rarity, which depends on the whole index.
 """
 
 from __future__ import annotations
@@ -10,28 +11,20 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import orjson
 import Stemmer
-from numpy.typing import NDArray
 
-from coe.retrieval.passages import Document, Vector
-
-LONGEST = 40
-"""Characters of a word; longer ones are cut."""
-MOST = 64
-"""Different words of a question that are looked for."""
-USUAL = 100
-"""Words of a chunk, about; BM25 holds a longer one's against it."""
-SATURATION, LENGTH = 1.2, 0.75
-"""The usual k1 and b of BM25."""
-UNIT = 1_000
-"""What a weight of 1 is stored as."""
-ROW = np.dtype([("chunk", "<u4"), ("weight", "<u2")])
-"""One chunk that holds a word."""
-_STOP = frozenset(
+MAX_TERM_CHARACTERS = 40
+MAX_QUERY_TERMS = 64
+AVERAGE_CHUNK_TERMS = 100
+"""Length that BM25 compares a chunk's with."""
+K1, B = 1.2, 0.75
+"""The usual parameters of BM25: saturation and length normalization."""
+WEIGHT_SCALE = 1_000
+"""A weight of 1 is stored as this."""
+POSTING = np.dtype([("chunk", "<u4"), ("weight", "<u2")])
+_STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         """a an and are as at be but by for from has have if in into is it its no not of on or such that the their then
@@ -40,70 +33,51 @@ _STOP = frozenset(
 )
 _WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]+|[^\W_]+")
 _STEM = Stemmer.Stemmer("english").stemWord
-"""Snowball's, as in LanceDB's index of words."""
-_PAIRED = "぀"
-"""From this letter on scripts are written without spaces: their words are all pairs of letters."""
+"""Snowball's stemmer, as in LanceDB's full-text index."""
+_FIRST_UNSPACED = "぀"
+"""From this character on, scripts are written without spaces; their terms are bigrams of characters."""
 
 
 def terms(text: str) -> list[str]:
-    """The stems of a text's words, folded; words that every text has are left out."""
+    """Return the terms of a text: words without accents, stemmed, without stop words."""
     plain = unicodedata.normalize("NFKD", text.lower())
     plain = "".join(letter for letter in plain if not "\u0300" <= letter <= "\u036f")
-    return [term for word in _WORD.findall(unicodedata.normalize("NFC", plain)) for term in _of(word[:LONGEST])]
+    words = _WORD.findall(unicodedata.normalize("NFC", plain))
+    return [term for word in words for term in _word_terms(word[:MAX_TERM_CHARACTERS])]
 
 
-def weights(text: str) -> dict[str, int]:
-    """Word -> its part of BM25 in this text, in UNITs: all but how rare the word is."""
-    found = Counter(terms(text))
-    slope = SATURATION * (1 - LENGTH + LENGTH * sum(found.values()) / USUAL)
-    return {term: round(UNIT * count * (SATURATION + 1) / (count + slope)) for term, count in found.items()}
+def _word_terms(word: str) -> Iterable[str]:
+    if word >= _FIRST_UNSPACED:
+        return [word[at : at + 2] for at in range(max(1, len(word) - 1))]
+    return () if word in _STOP_WORDS else (_STEM(word),)
 
 
-def asked(text: str) -> list[str]:
-    """The words of a question to look for, each once."""
-    return list(dict.fromkeys(terms(text)))[:MOST]
+def term_weights(text: str) -> dict[str, int]:
+    """Return term -> its BM25 weight in this text without rarity, times WEIGHT_SCALE."""
+    counts = Counter(terms(text))
+    slope = K1 * (1 - B + B * sum(counts.values()) / AVERAGE_CHUNK_TERMS)
+    return {term: round(WEIGHT_SCALE * count * (K1 + 1) / (count + slope)) for term, count in counts.items()}
 
 
-def best(rows: Mapping[str, Sequence[bytes]], *, chunks: int, most: int) -> dict[int, float]:
-    """Chunk -> BM25 of the `most` best, from the packed rows of each word in every part of the index, of `chunks`
-    chunks in all."""
-    found = {term: np.frombuffer(b"".join(parts), dtype=ROW) for term, parts in rows.items()}
-    found = {term: row for term, row in found.items() if len(row)}
+def query_terms(text: str) -> list[str]:
+    """Return the distinct terms of a question, at most MAX_QUERY_TERMS."""
+    return list(dict.fromkeys(terms(text)))[:MAX_QUERY_TERMS]
+
+
+def top_chunks(postings: Mapping[str, Sequence[bytes]], *, chunks: int, limit: int) -> dict[int, float]:
+    """Return chunk -> BM25 of the `limit` best chunks.
+
+    `postings` are the packed postings of each term in every part of the index, which has `chunks` chunks in all.
+    """
+    found = {term: np.frombuffer(b"".join(parts), dtype=POSTING) for term, parts in postings.items()}
+    found = {term: rows for term, rows in found.items() if len(rows)}
     if not found:
         return {}
-    scores = np.zeros(1 + max(int(row["chunk"].max()) for row in found.values()), dtype=np.float32)
-    for row in found.values():
-        rarity = math.log(1 + max(0.0, chunks - len(row) + 0.5) / (len(row) + 0.5))
-        scores[row["chunk"]] += row["weight"] * np.float32(rarity / UNIT)
-    top = np.flatnonzero(scores)  # ordering all the zeros would take ten times as long
-    if len(top) > most:
-        top = top[np.argpartition(scores[top], -most)[-most:]]
+    scores = np.zeros(1 + max(int(rows["chunk"].max()) for rows in found.values()), dtype=np.float32)
+    for rows in found.values():
+        rarity = math.log(1 + max(0.0, chunks - len(rows) + 0.5) / (len(rows) + 0.5))
+        scores[rows["chunk"]] += rows["weight"] * np.float32(rarity / WEIGHT_SCALE)
+    top = np.flatnonzero(scores)  # sorting the zeros too would take ten times as long
+    if len(top) > limit:
+        top = top[np.argpartition(scores[top], -limit)[-limit:]]
     return {int(chunk): float(scores[chunk]) for chunk in top}
-
-
-def _of(word: str) -> Iterable[str]:
-    if word >= _PAIRED:
-        return [word[at : at + 2] for at in range(max(1, len(word) - 1))]
-    return () if word in _STOP else (_STEM(word),)
-
-
-def arguments_of(document: Document, vectors: NDArray[np.float32]) -> list[bytes | str]:
-    """For each chunk its vector, record and words, as the script takes them."""
-    arguments: list[bytes | str] = []
-    for chunk, vector in zip(document.chunks, vectors, strict=True):
-        record = orjson.dumps([chunk.id, chunk.text, document.source, document.title])
-        words = " ".join(f"{term} {weight}" for term, weight in weights(chunk.text).items())
-        arguments += [vector.astype("<f4").tobytes(), record, words]
-    return arguments
-
-
-def scored(near: Any) -> list[tuple[int, float]]:
-    """VSIM's answer, by either protocol, as chunks with cosines; it tells (1 + cosine) / 2."""
-    pairs = near.items() if isinstance(near, dict) else zip((near or [])[::2], (near or [])[1::2], strict=True)
-    return [(int(number), 2 * float(score) - 1) for number, score in pairs]
-
-
-def cosine(raw: bytes, vector: Vector) -> float:
-    """Between a vector as the set keeps it, one byte a dimension, and a unit vector."""
-    kept = np.frombuffer(raw, dtype=np.int8).astype(np.float32)
-    return float(kept @ vector) / max(float(np.linalg.norm(kept)), 1e-9)

@@ -1,4 +1,7 @@
-"""`/v1/artifacts`: what was trained, planned and learnt, what is in use, and moving it: the same as `coe promote`."""
+"""`/v1/artifacts`: published versions of routers, plans, overlays and gates, and their promotion and rollback.
+
+A promotion passes the same checks as `coe promote`; workers load the version as after any other promotion.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,105 +23,105 @@ from coe.runtime import promotion
 from coe.runtime.promotion import VersionChange
 from coe.runtime.versions import KINDS, VersionCatalog
 from coe.settings import Settings
-from gateway.endpoints.admin.operation import Operation, Schema, listed, whole
+from gateway.endpoints.http import json_response
+from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
-from gateway.request.validation import arrived, checked
+from gateway.parts import Parts
+from gateway.request.body import read_body, validated
 
-if TYPE_CHECKING:
-    from gateway.parts import Parts
-
-MAX_BODY = 16 * 1024
+MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER = 2.0
 _log = logging.getLogger("gateway")
 
 _Version = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-_Why = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
+_Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
 
 
-class _Body(BaseModel):
+class _MoveRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    why: _Why
-    """Kept in the history."""
-    instead_of: _Version | None = None
-    """What was in use when this was decided, left out for whatever is: where another is by now, nothing is moved."""
+    why: _Reason
+    """Stored in the history."""
+    expected_version: _Version | None = None
+    """The version that must be in use for the request to take effect; by default any."""
 
 
-class RollBack(_Body):
-    """Go back to what was in use before."""
+class RollbackRequest(_MoveRequest):
+    """Returns to the version that was in use before."""
 
 
-class Promote(_Body):
-    """Put a published version into use."""
+class PromoteRequest(_MoveRequest):
+    """Puts a published version into use."""
 
     version: _Version
 
 
 class Artifacts:
-    """Manifests are read once, and only when somebody asks; one move is made at a time."""
+    """Reads each manifest once, on demand; makes one promotion or rollback at a time."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._shelves = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in KINDS}
+        self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in KINDS}
         self._moving = asyncio.Lock()
 
     async def list(self, _: Request) -> Response:
         """`GET /v1/artifacts`."""
-        data = await asyncio.to_thread(lambda: [shelf.list_versions() for shelf in self._shelves.values()])
+        data = await asyncio.to_thread(lambda: [shelf.list_versions() for shelf in self._versions.values()])
         served, failed = await self._served()
         serving, error = self._parts.current.serving, self._parts.current.reload_error
         for one in data:
             one["served"] = served.get(one["kind"], {})
             one["unused"] = one["kind"] in serving.unused
-        elsewhere = "another worker could not take it over; the log of this gateway says why"
-        return _json({"object": "list", "reload_error": error or (elsewhere if failed else None), "data": data})
+        elsewhere = "another worker could not load what is in use; see the log of this gateway"
+        return json_response({"object": "list", "reload_error": error or (elsewhere if failed else None), "data": data})
 
-    async def one(self, request: Request) -> Response:
+    async def get(self, request: Request) -> Response:
         """`GET /v1/artifacts/{kind}/{version}`."""
         shelf = self._shelf(request)
-        return _json(await asyncio.to_thread(shelf.details, request.path_params["version"]))
+        return json_response(await asyncio.to_thread(shelf.details, request.path_params["version"]))
 
     async def promote(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/promote`."""
         kind = self._shelf(request).kind
-        asked = checked(Promote, await arrived(request, limit=MAX_BODY))
-        if asked.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
-            raise ArtifactNotFound(f"no {kind} {asked.version!r} is published here", param="version")
+        body = validated(PromoteRequest, await read_body(request, limit=MAX_BODY_BYTES))
+        if body.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
+            raise ArtifactNotFound(f"no {kind} {body.version!r} is published here", param="version")
         return await self._move(
             kind,
-            asked,
-            lambda settings, store: promotion.promote(settings, store, kind, asked.version, why=asked.why),
+            body,
+            lambda settings, store: promotion.promote(settings, store, kind, body.version, why=body.why),
         )
 
     async def roll_back(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/rollback`."""
         kind = self._shelf(request).kind
-        asked = checked(RollBack, await arrived(request, limit=MAX_BODY))
+        body = validated(RollbackRequest, await read_body(request, limit=MAX_BODY_BYTES))
         return await self._move(
-            kind, asked, lambda settings, store: promotion.roll_back(settings, store, kind, why=asked.why)
+            kind, body, lambda settings, store: promotion.roll_back(settings, store, kind, why=body.why)
         )
 
     async def _move(
-        self, kind: str, asked: _Body, move: Callable[[Settings, ArtifactStore], VersionChange]
+        self, kind: str, body: _MoveRequest, move: Callable[[Settings, ArtifactStore], VersionChange]
     ) -> Response:
         if self._moving.locked():
             raise JobUnavailable(
-                "another version is being put into use; look what became of it", retry_after=RETRY_AFTER
+                "another promotion or rollback is in progress; check its result first", retry_after=RETRY_AFTER
             )
         async with self._moving:
-            moved = await asyncio.shield(asyncio.to_thread(_moved, self._parts.settings, kind, asked.instead_of, move))
-        _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, asked.why)
-        return _json({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
+            moved = await asyncio.shield(
+                asyncio.to_thread(_make_move, self._parts.settings, kind, body.expected_version, move)
+            )
+        _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, body.why)
+        return json_response({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
 
     def _shelf(self, request: Request) -> VersionCatalog:
         kind = request.path_params["kind"]
-        if kind not in self._shelves:
+        if kind not in self._versions:
             raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(KINDS)}")
-        return self._shelves[kind]
+        return self._versions[kind]
 
     async def _served(self) -> tuple[dict[str, dict[str, int]], bool]:
-        """By kind how many of this gateway's workers serve with which version, and whether one could not take over what
-        is in use now."""
+        """By kind, the workers that serve each version; and whether one of them failed to load what is in use."""
         families = await self._parts.metrics.families()
         served: dict[str, dict[str, int]] = {}
         for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
@@ -127,16 +129,16 @@ class Artifacts:
         return served, any(failed for (failed,) in families[RELOAD_FAILED].cells.values())
 
 
-def _moved(
-    settings: Settings, kind: str, instead_of: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
+def _make_move(
+    settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
 ) -> VersionChange:
-    with _refusing():
+    with _as_request_errors():
         share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         store = ArtifactStore(settings.artifacts, kind, share)
         try:
             mirror([store])
-            if instead_of is not None and (now := store.in_use()) != instead_of:
-                raise ArtifactError(f"{kind} {now or 'none'} is in use by now, not {instead_of}; look again")
+            if expected is not None and (now := store.in_use()) != expected:
+                raise ArtifactError(f"{kind} {now or 'none'} is in use now, not {expected}; reload and try again")
             return move(settings, store)
         finally:
             if share is not None:
@@ -144,56 +146,77 @@ def _moved(
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def _as_request_errors() -> Iterator[None]:
     try:
         yield
     except (ArtifactError, ConfigError) as error:
         raise ArtifactRefused(str(error)) from error
 
 
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")
-
-
 _TEXT: Schema = {"type": "string"}
-_MAYBE: Schema = {"type": ["string", "null"]}
-_LIST = listed({"type": "object"})
-_LIST["properties"]["reload_error"] = _MAYBE
-_MOVE = whole({"object": {"const": "move"}, "kind": _TEXT, "was": _MAYBE, "in_use": _MAYBE})
-_ONE = whole(
-    {"object": {"const": "artifact"}, "kind": _TEXT, "version": _TEXT, "damaged": _MAYBE, "metrics": {"type": "object"}}
+_TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
+_LIST = list_schema({"type": "object"})
+_LIST["properties"]["reload_error"] = _TEXT_OR_NULL
+_MOVE = object_schema({"object": {"const": "move"}, "kind": _TEXT, "was": _TEXT_OR_NULL, "in_use": _TEXT_OR_NULL})
+_ONE = object_schema(
+    {
+        "object": {"const": "artifact"},
+        "kind": _TEXT,
+        "version": _TEXT,
+        "damaged": _TEXT_OR_NULL,
+        "metrics": {"type": "object"},
+    }
 )
-_MOVING = (400, 404, 408, 409, 413, 415, 503)
-
-OPERATIONS = (  # what has a name before what any version may have
-    Operation("listArtifacts", "GET", "/v1/artifacts", "What is published and in use", Artifacts.list, _LIST),
+_MOVE_PROBLEMS = problems(
+    *(400, 408, 413, 415),
+    _404="No such kind or version.",
+    _409="The version is damaged or does not fit experts.yaml, or another version is in use than expected.",
+    _503="Another promotion or rollback is in progress, or the gateway is shutting down.",
+)
+OPERATIONS = (  # fixed names before `{version}`
     Operation(
-        "promoteArtifact",
-        "POST",
-        "/v1/artifacts/{kind}/promote",
-        "Put a version into use",
-        Artifacts.promote,
-        _MOVE,
-        body=Promote,
-        problems=_MOVING,
+        name="listArtifacts",
+        method="GET",
+        path="/v1/artifacts",
+        summary="List published versions, what is in use, and the history",
+        resource=Artifacts,
+        handler=Artifacts.list,
+        scope="admin",
+        responses=json_success("The artifacts, by kind.", _LIST),
     ),
     Operation(
-        "rollBackArtifact",
-        "POST",
-        "/v1/artifacts/{kind}/rollback",
-        "Go back to what was in use before",
-        Artifacts.roll_back,
-        _MOVE,
-        body=RollBack,
-        problems=_MOVING,
+        name="promoteArtifact",
+        method="POST",
+        path="/v1/artifacts/{kind}/promote",
+        summary="Promote a version",
+        resource=Artifacts,
+        handler=Artifacts.promote,
+        scope="admin",
+        responses=json_success("The version is in use.", _MOVE),
+        body=PromoteRequest,
+        problems=_MOVE_PROBLEMS,
     ),
     Operation(
-        "readArtifact",
-        "GET",
-        "/v1/artifacts/{kind}/{version}",
-        "One version with its report",
-        Artifacts.one,
-        _ONE,
-        problems=(404,),
+        name="rollBackArtifact",
+        method="POST",
+        path="/v1/artifacts/{kind}/rollback",
+        summary="Return to the version that was in use before",
+        resource=Artifacts,
+        handler=Artifacts.roll_back,
+        scope="admin",
+        responses=json_success("The earlier version is in use.", _MOVE),
+        body=RollbackRequest,
+        problems=_MOVE_PROBLEMS,
+    ),
+    Operation(
+        name="readArtifact",
+        method="GET",
+        path="/v1/artifacts/{kind}/{version}",
+        summary="Read one version with its report",
+        resource=Artifacts,
+        handler=Artifacts.get,
+        scope="admin",
+        responses=json_success("The version.", _ONE),
+        problems=problems(_404="No such kind or version."),
     ),
 )

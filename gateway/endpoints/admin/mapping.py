@@ -1,4 +1,4 @@
-"""`/v1/map`: who answers what and how well that is known, and what another budget would give."""
+"""`/v1/map`: the assignment in service with the scores it was solved from, and plans under other budgets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,103 +20,100 @@ from coe.mapping import (
     Assignment,
     PublishedPlan,
     Uses,
-    comparable,
+    common_part,
+    current_problem,
     declared_uses,
     planned_quality,
     planned_use,
-    present_problem,
     read_plan_file,
     read_published,
 )
 from coe.registry import Registry
 from coe.runtime.active_state import ASSIGNMENT
-from gateway.endpoints.admin.operation import Operation, Schema, listed, whole
-from gateway.request.validation import arrived, checked
+from gateway.endpoints.http import json_response
+from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
+from gateway.parts import Parts
+from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
 
-if TYPE_CHECKING:
-    from gateway.parts import Parts
-
-MAX_BODY = 4 * 1024
-_BY_CELL = ("mean", "count", "estimate", "error", "quality")
-_GOES_ON = ("source", "deviations", "uses", "budget", "value_of_expert")
+MAX_BODY_BYTES = 4 * 1024
+_MATRICES = ("mean", "count", "estimate", "error", "quality")
+_UNCHANGED = ("source", "deviations", "uses", "budget", "value_of_expert")
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
-class Ask(BaseModel):
-    """The budget to solve under; a row that is left out, or null, limits nothing."""
+class BudgetRequest(BaseModel):
+    """The budget to solve under; a row that is missing or null sets no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     memory_gb: _Limit | None = None
-    """Of all hosted experts together."""
+    """Memory of all hosted experts together."""
     mean_active_b: _Limit | None = None
-    """Active parameters, in billions, a request on average."""
+    """Mean active parameters per request, in billions."""
     mean_cost: _Limit | None = None
-    """US dollars a thousand requests on average."""
+    """Mean cost per thousand requests, in US dollars."""
     mean_latency_ms: _Limit | None = None
     max_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Largest share of the requests of one expert."""
+    """Largest share of the requests that one expert may get."""
 
 
 class Map:
-    """What this worker serves with, and what was kept of how its plan was made, read once a version."""
+    """The assignment that this worker serves, and the stored data of its plan, read once per version."""
 
     def __init__(self, parts: Parts) -> None:
         self._current, self._solver = parts.current, parts.solver
         self._store = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
-        self._kept: tuple[str, _Kept | None] = ("", None)
+        self._stored: tuple[str, _StoredPlan | None] = ("", None)
 
-    async def now(self, _: Request) -> Response:
+    async def get(self, _: Request) -> Response:
         """`GET /v1/map`."""
         serving = self._current.serving
         version = serving.versions.get(ASSIGNMENT)
-        kept, move = await asyncio.to_thread(self._read, version)
-        told = await asyncio.to_thread(_told, serving, kept)
-        body = {"object": "map", "version": version, "move": move and asdict(move), **told}
-        return Response(orjson.dumps(body), media_type="application/json")
+        stored, move = await asyncio.to_thread(self._read, version)
+        served = await asyncio.to_thread(_served_map, serving, stored)
+        body = {"object": "map", "version": version, "promotion": move and asdict(move), **served}
+        return json_response(body)
 
     async def solve(self, request: Request) -> Response:
         """`POST /v1/map/solve`."""
-        budget = checked(Ask, await arrived(request, limit=MAX_BODY))
+        budget = validated(BudgetRequest, await read_body(request, limit=MAX_BODY_BYTES))
         version = self._current.serving.versions.get(ASSIGNMENT)
-        kept, _ = await asyncio.to_thread(self._read, version)
-        if version is None or kept is None:
-            raise NothingMeasured(
-                "there are no scores to plan on: measure the experts with `coe score`, then run `coe plan`"
-            )
+        stored, _ = await asyncio.to_thread(self._read, version)
+        if version is None or stored is None:
+            raise NothingMeasured("no scores are stored for this plan: run `coe score`, then `coe plan`")
         declared = self._current.serving.registry.digest
         plan = await self._solver.solve(version, budget.model_dump(), declared=declared)
-        return Response(orjson.dumps({"object": "plan", "version": version, **plan}), media_type="application/json")
+        return json_response({"object": "plan", "version": version, **plan})
 
-    def _read(self, version: str | None) -> tuple[_Kept | None, Promotion | None]:
-        """What the plan was made of, None where nobody kept it, and when it came into use."""
+    def _read(self, version: str | None) -> tuple[_StoredPlan | None, Promotion | None]:
+        """The data that the plan was solved from, None where it is not stored, and the promotion of the plan."""
         if version is None:
             return None, None
         try:
-            if self._kept[0] != version:
-                self._kept = version, _kept(self._store.published(version).folder, version)
+            if self._stored[0] != version:
+                self._stored = version, _stored_plan(self._store.published(version).folder, version)
             move = self._store.last_move()
-        except ArtifactError:  # damaged since it was taken over: what is served goes on
+        except ArtifactError:  # damaged since it was loaded: the loaded state stays in service
             return None, None
-        return self._kept[1], move if move and move.version == version else None
+        return self._stored[1], move if move and move.version == version else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A published plan, and its file of what it was solved from."""
+class _StoredPlan:
+    """A published plan, and the file with the data it was solved from."""
 
     plan: PublishedPlan
     file: Mapping[str, Any]
 
 
-def _kept(folder: Path, version: str) -> _Kept | None:
+def _stored_plan(folder: Path, version: str) -> _StoredPlan | None:
     found = read_plan_file(folder)
-    return None if found is None else _Kept(read_published(folder, version), found)
+    return None if found is None else _StoredPlan(read_published(folder, version), found)
 
 
-def _told(serving: Serving, kept: _Kept | None) -> dict[str, Any]:
-    """Categories and experts in the order of experts.yaml; one that is served and not declared any more comes last."""
+def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
+    """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
     assignment = serving.composition.assignment
     categories = _ordered(assignment.categories, serving.registry.category_names)
     experts = _ordered(assignment.experts, serving.registry.expert_names)
@@ -130,12 +126,12 @@ def _told(serving: Serving, kept: _Kept | None) -> dict[str, Any]:
         "general": serving.registry.general_expert,
         "pinned": dict(serving.registry.assignment),
         "assignment": [_row(assignment, row) for row in rows],
-        "trusted": [[value if np.isfinite(value) else None for value in line] for line in quality.tolist()],
+        "quality_lower_bound": [[value if np.isfinite(value) else None for value in line] for line in quality.tolist()],
         "hosted": [name for name in experts if name in assignment.hosted],
         "prices": {name: float(assignment.price[column]) for name, column in zip(experts, columns, strict=True)},
         "duals": dict(assignment.duals),
         "consequences": [asdict(one) for one in serving.consequences],
-        "measured": None if kept is None else _measured(kept, serving, categories, experts),
+        "measured": None if stored is None else _measured(stored, serving, categories, experts),
     }
 
 
@@ -148,13 +144,15 @@ def _row(assignment: Assignment, row: int) -> dict[str, Any]:
     }
 
 
-def _measured(kept: _Kept, serving: Serving, categories: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
-    """What the plan was solved from, null in the cells of what it does not know; uses are those declared now."""
-    file = kept.file
-    rows, columns = _places(file["categories"], categories), _places(file["experts"], experts)
+def _measured(
+    stored: _StoredPlan, serving: Serving, categories: Sequence[str], experts: Sequence[str]
+) -> dict[str, Any]:
+    """The scores that the plan was solved from, null where it has none; uses are those declared now."""
+    file = stored.file
+    rows, columns = _indices(file["categories"], categories), _indices(file["experts"], experts)
     cells = {
         name: [[None if None in (row, column) else file[name][row][column] for column in columns] for row in rows]
-        for name in _BY_CELL
+        for name in _MATRICES
     }
     declared = declared_uses(serving.registry)
     uses = {
@@ -166,24 +164,24 @@ def _measured(kept: _Kept, serving: Serving, categories: Sequence[str], experts:
         row: [{name: one[name] for name in points} for one in found] for row, found in file["frontiers"].items()
     }
     weights = [0.0 if row is None else file["weights"][row] for row in rows]
-    goes_on = {name: file[name] for name in _GOES_ON}
-    planned = _planned(kept.plan, serving)
-    return goes_on | cells | {"uses": uses, "weights": weights, "frontiers": frontiers, "planned": planned}
+    unchanged = {name: file[name] for name in _UNCHANGED}
+    planned = _planned(stored.plan, serving)
+    return unchanged | cells | {"uses": uses, "weights": weights, "frontiers": frontiers, "planned": planned}
 
 
 def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:
-    """The quality and the uses of the plan in effect, as far as they are known."""
+    """The expected quality and the resource use of the plan in effect; None where they are unknown."""
     try:
-        present = present_problem(plan, serving.registry)
+        present = current_problem(plan, serving.registry)
     except DataError:
         return None
     if present is None:
         return None
-    problem, effect = comparable(present[0], serving.composition.assignment)
+    problem, effect = common_part(present[0], serving.composition.assignment)
     return {"quality": planned_quality(problem, effect), "used": planned_use(problem, effect)}
 
 
-def _places(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
+def _indices(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
     return [known.index(name) if name in known else None for name in names]
 
 
@@ -199,12 +197,12 @@ def _ordered(names: Sequence[str], declared: Sequence[str]) -> list[str]:
 
 
 _TEXT: Schema = {"type": "string"}
-_MAYBE: Schema = {"type": ["string", "null"]}
-_ROWS = listed({"type": "object"})["properties"]["data"]
-_MAP = whole(
+_TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
+_ROWS: Schema = {"type": "array", "items": {"type": "object"}}
+_MAP = object_schema(
     {
         "object": {"const": "map"},
-        "version": _MAYBE,
+        "version": _TEXT_OR_NULL,
         "categories": {"type": "array", "items": _TEXT},
         "experts": {"type": "array", "items": _TEXT},
         "assignment": _ROWS,
@@ -213,18 +211,35 @@ _MAP = whole(
         "measured": {"type": ["object", "null"]},
     }
 )
-_PLAN = whole({"object": {"const": "plan"}, "version": _TEXT, "quality": {"type": "number"}, "assignment": _ROWS})
+_PLAN = object_schema(
+    {"object": {"const": "plan"}, "version": _TEXT, "quality": {"type": "number"}, "assignment": _ROWS}
+)
 
 OPERATIONS = (
-    Operation("readMap", "GET", "/v1/map", "Who answers what, and how well that is known", Map.now, _MAP),
     Operation(
-        "solveMap",
-        "POST",
-        "/v1/map/solve",
-        "The plan under another budget; nothing is put into use",
-        Map.solve,
-        _PLAN,
-        body=Ask,
-        problems=(400, 408, 409, 413, 415, 501, 503),
+        name="readMap",
+        method="GET",
+        path="/v1/map",
+        summary="The assignment of categories to experts, with the scores behind it",
+        resource=Map,
+        handler=Map.get,
+        scope="admin",
+        responses=json_success("The assignment.", _MAP),
+    ),
+    Operation(
+        name="solveMap",
+        method="POST",
+        path="/v1/map/solve",
+        summary="Solve a plan under another budget; nothing is promoted",
+        resource=Map,
+        handler=Map.solve,
+        scope="admin",
+        responses=json_success("The plan.", _PLAN),
+        body=BudgetRequest,
+        problems=problems(
+            *(400, 408, 413, 415, 501),
+            _409="No scores are stored for the plan, or it has changed.",
+            _503="The solver is busy, failed or took too long, or the gateway is shutting down.",
+        ),
     ),
 )

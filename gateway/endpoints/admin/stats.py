@@ -1,17 +1,13 @@
-"""`GET /v1/stats`: the gateway's numbers of now, over all workers; `/v1/stats/stream` says them again and again.
-
-A response of server-sent events that nobody can hold open by not reading.
-
-One look at something that takes work, shared by all who look at the same time.
-"""
+"""`GET /v1/stats`: current numbers of the gateway, summed over all workers. `/v1/stats/stream` sends them as events."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Annotated
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,151 +15,97 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.errors import Draining, Overloaded
-from gateway.endpoints.admin.counts import Counts, told
-from gateway.endpoints.admin.operation import Operation, Schema, whole
-from gateway.request.validation import checked
+from gateway.endpoints.admin.counts import Counts, stats_of
+from gateway.endpoints.admin.event_stream import EventStream
+from gateway.endpoints.http import EVENTS, json_response, query_of
+from gateway.endpoints.operation import Operation, Schema, Success, json_success, object_schema, problems
+from gateway.parts import Parts
 
-if TYPE_CHECKING:
-    from gateway.parts import Parts
-import math
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-
-from starlette.types import Receive, Scope, Send
-
-from gateway.request.relay import EVENT_STREAM
+MAX_LISTENERS = 64
+"""Open streams of one process."""
+MAX_INTERVAL_SECONDS, MAX_EVENTS = 60, 100_000
+_MAX_SLEEP_SECONDS = 1.0
+"""A stream ends at most this long after the process begins to drain."""
+_RETRY_AFTER = 5.0
 
 
 class SharedSnapshot:
-    """`take` makes what is seen; nothing is done while nobody looks."""
+    """A snapshot that `take` makes, shared by all who wait for it at the same time; made only on demand."""
 
     def __init__(self, take: Callable[[], Awaitable[bytes]]) -> None:
         self._take = take
-        self._seen = b""
-        self._at = -math.inf
+        self._latest = b""
+        self._taken_at = -math.inf
         self._taking: asyncio.Task[None] | None = None
 
     async def since(self, due: float) -> bytes:
-        """What was taken at `due`, by the event loop's clock, or later. Raises what `take` raises."""
-        while self._at < due:
+        """A snapshot taken at `due`, by the event loop's clock, or later. Raises what `take` raises."""
+        while self._taken_at < due:
             if self._taking is None:
-                self._taking = asyncio.create_task(self._anew(), name="coe-look")
-            await asyncio.shield(self._taking)  # who leaves meanwhile takes it from nobody
-        return self._seen
+                self._taking = asyncio.create_task(self._refresh(), name="coe-stats")
+            await asyncio.shield(self._taking)  # a client that disconnects cancels it for nobody else
+        return self._latest
 
-    async def _anew(self) -> None:
+    async def _refresh(self) -> None:
         began = asyncio.get_running_loop().time()
         try:
-            self._seen = await self._take()
-            self._at = began
+            self._latest = await self._take()
+            self._taken_at = began
         finally:
             self._taking = None
 
 
-STALLED = 10.0
-"""Seconds that an event may wait for a client that does not read; then it is let go."""
-
-
-class EventStream(Response):
-    """Sends each of `events` (its data, one line) until they end, the client leaves or it reads no more; `over` is
-    called then."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None], *, over: Callable[[], None]) -> None:
-        super().__init__(media_type=EVENT_STREAM, headers={"cache-control": "no-cache"})
-        del self.headers["content-length"]
-        self._events = events
-        self._over = over
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending, leaving = asyncio.create_task(self._all(send)), asyncio.create_task(_left(receive))
-        try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            sending.cancel()
-            await asyncio.gather(leaving, sending, return_exceptions=True)
-            self._over()
-        if not sending.cancelled():
-            sending.result()
-
-    async def _all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with aclosing(self._events) as events:
-                async for event in events:
-                    async with asyncio.timeout(STALLED):
-                        await send(_body(b"data: %b\n\n" % event, more=True))
-            await send(_body(b"", more=False))
-        except TimeoutError:
-            return
-
-
-def _body(data: bytes, *, more: bool) -> dict[str, object]:
-    return {"type": "http.response.body", "body": data, "more_body": more}
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-LISTENERS = 64
-"""At a time, in one process."""
-LONGEST, MOST = 60, 100_000
-_PATIENCE = 1.0
-"""Most seconds until a listener sees that the process is about to end."""
-_RETRY = 5.0
-
-
-class Listening(BaseModel):
-    """How to be told."""
+class StreamQuery(BaseModel):
+    """How often to send an event, and how many; without a number the stream does not end."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    interval: Annotated[int, Field(ge=1, le=LONGEST)] = 1
-    events: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    interval: Annotated[int, Field(ge=1, le=MAX_INTERVAL_SECONDS)] = 1
+    events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 
 
 class Stats:
-    """Every event is whole, so whoever misses one misses nothing; those due at the same second share one look."""
+    """Every event is complete, so a missed one is no loss; events that are due in the same second share a snapshot."""
 
     def __init__(self, parts: Parts) -> None:
         self._current = parts.current
         self._metrics = parts.metrics
-        self._looks = SharedSnapshot(self._look)
-        self._listening = 0
+        self._snapshot = SharedSnapshot(self._take)
+        self._listeners = 0
 
-    async def now(self, _: Request) -> Response:
-        found = await self._looks.since(asyncio.get_running_loop().time())
-        return Response(found, media_type="application/json")
+    async def get(self, _: Request) -> Response:
+        """`GET /v1/stats`."""
+        return json_response(await self._snapshot.since(asyncio.get_running_loop().time()))
 
     async def stream(self, request: Request) -> Response:
-        asked = checked(Listening, orjson.dumps(dict(request.query_params)))
+        """`GET /v1/stats/stream`."""
+        query = query_of(request, StreamQuery)
         if self._current.leaving:
-            raise Draining("this gateway is about to end; ask again", retry_after=_RETRY)
-        if self._listening >= LISTENERS:
-            raise Overloaded(f"{LISTENERS} others listen already; ask GET /v1/stats instead", retry_after=_RETRY)
-        self._listening += 1
-        return EventStream(self._events(asked), over=self._one_less)
+            raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)
+        if self._listeners >= MAX_LISTENERS:
+            why = f"{MAX_LISTENERS} other streams are open; request GET /v1/stats instead"
+            raise Overloaded(why, retry_after=_RETRY_AFTER)
+        self._listeners += 1
+        return EventStream(self._events(query), on_close=self._closed)
 
-    def _one_less(self) -> None:
-        self._listening -= 1
+    def _closed(self) -> None:
+        self._listeners -= 1
 
-    async def _events(self, asked: Listening) -> AsyncGenerator[bytes, None]:
+    async def _events(self, query: StreamQuery) -> AsyncGenerator[bytes, None]:
         """The first at once, then one at every full multiple of the interval."""
         now, sent = asyncio.get_running_loop().time, 0
         due = now()
         while not self._current.leaving:
             if (wait := due - now()) > 0:
-                await asyncio.sleep(min(wait, _PATIENCE))
+                await asyncio.sleep(min(wait, _MAX_SLEEP_SECONDS))
                 continue
-            yield await self._looks.since(due)
+            yield await self._snapshot.since(due)
             sent += 1
-            if sent == asked.events:
+            if sent == query.events:
                 return
-            due = (now() // asked.interval + 1) * asked.interval
+            due = (now() // query.interval + 1) * query.interval
 
-    async def _look(self) -> bytes:
-        found = told(Counts(await self._metrics.families()), self._current.serving.registry)
+    async def _take(self) -> bytes:
+        found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
         gateway = {"host": socket.gethostname(), "id": self._metrics.registry.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
 
@@ -176,8 +118,8 @@ _NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
 _TEXTS: Schema = {"type": "array", "items": _TEXT}
 _BUCKETS: Schema = {"type": "array", "items": _COUNT}
 _BOUNDS: Schema = {"type": "array", "items": _NUMBER, "description": "Upper bounds of the buckets, in seconds."}
-_HISTOGRAM = whole({"bounds": _BOUNDS, "counts": _BUCKETS})
-_EXPERT = whole(
+_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
+_EXPERT = object_schema(
     {
         "id": _TEXT,
         "outcomes": _COUNTS,
@@ -189,13 +131,13 @@ _EXPERT = whole(
         "cost": _NUMBER,
     }
 )
-_STATS = whole(
+_STATS = object_schema(
     {
         "object": {"const": "stats"},
         "time": _NUMBER,
-        "gateway": whole({"host": _TEXT, "id": _TEXT}),
+        "gateway": object_schema({"host": _TEXT, "id": _TEXT}),
         "categories": _TEXTS,
-        "requests": whole(
+        "requests": object_schema(
             {"total": _COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
         ),
         "in_flight": _COUNT,
@@ -206,26 +148,34 @@ _STATS = whole(
         "experts": {"type": "array", "items": _EXPERT},
         "retrieval": _COUNTS,
         "feedback": _COUNTS,
-        "log": whole({"backlog": _COUNT, "dropped": _COUNT}),
-        "troubles": _TEXTS,
-        "serving": {"type": "array", "items": whole({"router": _TEXT, "config": _TEXT})},
+        "log": object_schema({"backlog": _COUNT, "dropped": _COUNT}),
+        "warnings": _TEXTS,
+        "serving": {"type": "array", "items": object_schema({"router": _TEXT, "config": _TEXT})},
         "artifacts": _NESTED,
         "workers": {"type": "array", "items": {"type": "object"}},
     }
 )
 OPERATIONS = (
-    Operation("readStats", "GET", "/v1/stats", "The gateway's numbers of now, since its start", Stats.now, _STATS),
     Operation(
-        "streamStats",
-        "GET",
-        "/v1/stats/stream",
-        "The same again and again, every `interval` seconds, until `events` were sent",
-        Stats.stream,
-        None,
-        query={
-            "interval": {"type": "integer", "minimum": 1, "maximum": LONGEST, "default": 1},
-            "events": {"type": "integer", "minimum": 1, "maximum": MOST},
-        },
-        problems=(400, 429, 503),
+        name="readStats",
+        method="GET",
+        path="/v1/stats",
+        summary="Current numbers of the gateway, counted since its start",
+        resource=Stats,
+        handler=Stats.get,
+        scope="admin",
+        responses=json_success("The numbers.", _STATS),
+    ),
+    Operation(
+        name="streamStats",
+        method="GET",
+        path="/v1/stats/stream",
+        summary="The same every `interval` seconds, until `events` were sent",
+        resource=Stats,
+        handler=Stats.stream,
+        scope="admin",
+        responses={200: Success("Events, each with the whole of /v1/stats.", {EVENTS: object_schema({"data": _TEXT})})},
+        query=StreamQuery,
+        problems=problems(400, _429="Too many streams are open.", _503="The gateway is shutting down."),
     ),
 )

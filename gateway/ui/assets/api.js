@@ -1,4 +1,4 @@
-// Every word with the gateway: JSON there and back, streams of server-sent events, and the visitor's key.
+// Requests to the gateway: JSON, streams of server-sent events, and the visitor's API key.
 
 const KEY = "coe-key";
 const BASE = new URL("../", import.meta.url);
@@ -25,25 +25,25 @@ class Api extends EventTarget {
     this.dispatchEvent(new Event("key"));
   }
 
-  /** The response of a request that was answered with success. Throws an ApiError, or what `fetch` throws. */
+  /** The response of a successful request. Throws an ApiError, or an AbortError of `fetch`. */
   async fetch(path, { body, headers = {}, ...options } = {}) {
-    const asked = { ...headers };
-    if (this.key) asked.authorization = `Bearer ${this.key}`;
+    const sent = { ...headers };
+    if (this.key) sent.authorization = `Bearer ${this.key}`;
     if (body !== undefined) {
-      asked["content-type"] = "application/json";
+      sent["content-type"] = "application/json";
       options = { method: "POST", body: JSON.stringify(body), ...options };
     }
     let response;
     try {
-      response = await fetch(new URL(path, BASE), { ...options, headers: asked });
+      response = await fetch(new URL(path, BASE), { ...options, headers: sent });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError(0, { message: "The gateway does not answer." });
     }
     if (response.ok) return response;
     if (response.status === 401) this.dispatchEvent(new Event("refused"));
-    const told = await response.json().catch(() => ({}));
-    throw new ApiError(response.status, told.error ?? { message: `The gateway answered ${response.status}.` }, response.headers);
+    const failure = await response.json().catch(() => ({}));
+    throw new ApiError(response.status, failure.error ?? { message: `The gateway answered ${response.status}.` }, response.headers);
   }
 
   async get(path, options) {
@@ -81,10 +81,10 @@ export async function* dataOf(response) {
 }
 
 /**
- * Something that is asked for: `state` is loading, ready or failed, with `value` or `error`. `load` asks again and keeps
- * the old value on the page meanwhile; an answer that a later question has overtaken is dropped.
+ * A value that `fetchValue` loads: `state` is loading, ready or failed, with `value` or `error`. `load` loads it again and
+ * keeps the old value meanwhile; a result that a later load has overtaken is dropped.
  */
-export function resource(ask, draw) {
+export function resource(fetchValue, draw) {
   let latest = 0;
   const found = {
     state: "loading",
@@ -93,7 +93,7 @@ export function resource(ask, draw) {
     async load() {
       const own = ++latest;
       try {
-        const value = await ask();
+        const value = await fetchValue();
         if (own === latest) Object.assign(found, { state: "ready", value, error: undefined });
       } catch (error) {
         if (own === latest) Object.assign(found, { state: "failed", error });

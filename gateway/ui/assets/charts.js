@@ -1,4 +1,4 @@
-// Charts that follow the page's colours, each with its numbers in a table for those who do not see it.
+// Charts in the page's colours, each with its numbers in a table for screen readers.
 
 import { html, nothing } from "./vendor/lit-html.js";
 
@@ -6,25 +6,24 @@ const { Chart } = globalThis;
 const SERIES = Array.from({ length: 8 }, (_, index) => `series-${index + 1}`);
 const NAMES = ["ink", "faint", "line", "paper", "good", "warn", "bad"];
 
-// Known to be colours, they are told as they look now, and not as light-dark(…), which a canvas may not understand.
+// Registered as colours, their computed values are plain colours and not light-dark(…), which a canvas may not support.
 for (const name of [...NAMES, ...SERIES]) {
   CSS.registerProperty({ name: `--${name}`, syntax: "<color>", inherits: true, initialValue: "gray" });
 }
 
-/** The colours of the page as they are now: ink, faint, line, paper, good, warn, bad, and `series` in their order. */
+/** The current colours of the page: ink, faint, line, paper, good, warn, bad, and `series` in order. */
 export function colours() {
   const style = getComputedStyle(document.documentElement);
   const of = (name) => style.getPropertyValue(`--${name}`).trim();
   return { ...Object.fromEntries(NAMES.map((name) => [name, of(name)])), series: SERIES.map(of) };
 }
 
-/** The colour of the nth thing of a kind, from 0; more than eight repeat. */
+/** The colour of the series with this index; colours repeat after eight. */
 export const colour = (index, palette = colours()) => palette.series[index % SERIES.length];
 
 /**
- * A chart: `config(palette)` gives Chart.js's { type, data, options } in the colours of the page, `label` says what it
- * shows, and `columns` ([title, ...]) with `rows` ([[cell, ...], ...]) are its numbers. `height` is in CSS classes:
- * low, middle or high.
+ * A chart: `config(palette)` returns Chart.js's { type, data, options }, `label` is its accessible name, and `columns`
+ * ([title, ...]) with `rows` ([[cell, ...], ...]) hold its numbers. `height` is a CSS class: low, middle or high.
  */
 export function chart({ label, config, columns, rows, height = "middle" }) {
   return html`<figure class="chart">
@@ -48,7 +47,7 @@ class ChartElement extends HTMLElement {
   #chart;
   #config;
   #dark = matchMedia("(prefers-color-scheme: dark)");
-  #again = () => this.#draw(true);
+  #redraw = () => this.#draw(true);
 
   set config(config) {
     this.#config = config;
@@ -61,12 +60,12 @@ class ChartElement extends HTMLElement {
   }
 
   connectedCallback() {
-    this.#dark.addEventListener("change", this.#again);
+    this.#dark.addEventListener("change", this.#redraw);
     this.#draw(true);
   }
 
   disconnectedCallback() {
-    this.#dark.removeEventListener("change", this.#again);
+    this.#dark.removeEventListener("change", this.#redraw);
     this.#chart?.destroy();
     this.#chart = undefined;
   }
@@ -77,19 +76,19 @@ class ChartElement extends HTMLElement {
     const { type, data, options = {} } = this.#config(palette);
     if (this.#chart && !anew && this.#chart.config.type === type) {
       this.#chart.data = data;
-      this.#chart.options = withHouseStyle(options, palette);
+      this.#chart.options = withDefaults(options, palette);
       this.#chart.update("none");
       return;
     }
     this.#chart?.destroy();
     const canvas = document.createElement("canvas");
     this.replaceChildren(canvas);
-    this.#chart = new Chart(canvas, { type, data, options: withHouseStyle(options, palette) });
+    this.#chart = new Chart(canvas, { type, data, options: withDefaults(options, palette) });
   }
 }
 
-/** What all charts share: no animation, room as the page gives it, the page's ink for words and lines. */
-function withHouseStyle(options, { ink, faint, line }) {
+/** Options of all charts: no animation, responsive size, and the colours of the page. */
+function withDefaults(options, { ink, faint, line }) {
   const scales = Object.entries(options.scales ?? {}).map(([name, scale]) => [
     name,
     {

@@ -1,36 +1,36 @@
-// Why a request went where it went: what a record (or a decision) says, in bars, tables and a plain sentence.
+// Explanations of a routing decision, from a record or from `/v1/route`: sentences, bars and tables.
 
 import { html, nothing, svg } from "./vendor/lit-html.js";
 import { badge, bars, milliseconds, number, percent } from "./parts.js";
 
-const SEEN = 0.005; // probability below which a bar cannot be seen
+const MIN_VISIBLE_SHARE = 0.005; // below it a bar cannot be seen
 const KINDS = { ok: "good", aborted: "warn" };
 
-/** How it ended, as a badge. */
+/** The outcome as a badge. */
 export const outcome = (word) => badge(word, KINDS[word] ?? "bad");
 
-/** The reason for the choice, as a sentence. */
-export function sentence(told) {
-  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = told;
-  if (!expert) return "It ended before an expert was chosen.";
-  const sure = `${category}, ${percent(confidence)} sure`;
+/** Why the expert was chosen, as a sentence. */
+export function sentence(decision) {
+  const { reason, expert, category, confidence, candidates, attempts, propensity, utility, price } = decision;
+  if (!expert) return "Ended before routing.";
+  const prediction = `${category}, confidence ${percent(confidence)}`;
   switch (reason) {
     case "routed":
-      return `${expert} is expected to answer best (${sure}).${cheaper({ expert, candidates, utility, price })}`;
+      return `${expert} is expected to answer best (${prediction}).${cheaper({ expert, candidates, utility, price })}`;
     case "explored":
-      return `${expert} was tried in order to learn, by a chance of ${percent(propensity)} (${sure}).`;
+      return `${expert} was chosen by exploration (propensity ${percent(propensity)}; ${prediction}).`;
     case "uncertain":
-      return `The router was not sure (${sure}), so the general expert ${expert} was asked.`;
+      return `Confidence below the threshold (${prediction}): sent to the general expert ${expert}.`;
     case "sticky":
-      return `The conversation stays with ${expert}: no other is clearly better (${sure}).`;
+      return `The conversation stays with ${expert}: no other is clearly better (${prediction}).`;
     case "pinned":
-      return `${expert} was asked for by name; the router would call it ${category} (${percent(confidence)}).`;
+      return `${expert} was pinned; predicted category ${category} (${percent(confidence)}).`;
     case "spilled":
-      return `The best expert had too much to do, and ${expert} is expected to be hardly worse (${sure}).`;
+      return `The best expert was overloaded; spilled to ${expert} (${prediction}).`;
     case "fallback":
-      return `${told.fallback_from || candidates[0]} did not answer${because(told.cause)}, so ${expert} was asked (${sure}; attempts: ${attempts}).`;
+      return `${decision.fallback_from || candidates[0]} did not answer${because(decision.cause)}, so ${expert} answered (${prediction}; attempts: ${attempts}).`;
     default:
-      return `${expert} was chosen (${reason}; ${sure}).`;
+      return `${expert} was chosen (${reason}; ${prediction}).`;
   }
 }
 
@@ -41,7 +41,7 @@ const CAUSES = {
   connection_refused: "nothing listens at its address",
   connect_timeout: "its address did not accept a connection in time",
   name_resolution: "its host name does not resolve",
-  tls_error: "no TLS connection came about",
+  tls_error: "the TLS connection failed",
   unreachable: "its address cannot be reached",
   connection_lost: "its server broke off the connection",
   unauthorized: "it refused the api_key",
@@ -57,25 +57,25 @@ const CAUSES = {
   invalid_response: "its answer was not of the declared API",
   rejected: "it rejected the request",
   unsupported: "it does not speak the API of the request",
-  asleep: "it was not awake in time",
+  asleep: "it was not loaded in time",
   hedged: "another expert began to answer first",
   gateway_limit: "the gateway had no file descriptor left",
   circuit_open: "it had failed too often",
 };
 
-/** Who did not answer, and why; nothing for a request whose first choice answered. */
+/** The first choice and why it did not answer; nothing where it answered. */
 export const unanswered = ({ fallback_from: first, expert, cause }) =>
   cause ? html`<span class="faint" title=${CAUSES[cause] ?? cause}>${first || expert}: ${cause}</span>` : nothing;
 
-/** Where another is better and its price takes more than that. */
+/** A sentence on a better candidate whose price outweighs its quality. */
 function cheaper({ expert, candidates, utility, price }) {
   const all = qualities({ candidates, utility, price });
   const own = all.find((one) => one.name === expert);
   const better = all.find((one) => own && one.quality != null && one.quality > own.quality + 0.0005);
-  return better ? ` ${better.name} is expected to be better, but not by as much as it costs more.` : "";
+  return better ? ` ${better.name} has higher expected quality, but not enough for its price.` : "";
 }
 
-/** Each candidate with its utility, the price that was taken off, and their sum, which is the expected quality. */
+/** Each candidate with its utility, its price, and their sum, the expected quality. */
 export function qualities({ candidates = [], utility = [], price = [] }) {
   return candidates.map((name, index) => ({
     name,
@@ -89,36 +89,33 @@ export function qualities({ candidates = [], utility = [], price = [] }) {
 export function posterior({ probabilities, category }, { limit = 6 } = {}) {
   const shares = Object.values(probabilities ?? {});
   const count = shares.length;
-  if (!count) return html`<p class="faint">It was not classified.</p>`;
+  if (!count) return html`<p class="faint">Not classified.</p>`;
   const caption = "Probability of each category";
-  const told = { chosen: category, text: percent };
-  if (count <= limit) return bars(caption, probabilities, told);
-  const likely = Math.max(3, Math.min(limit, shares.filter((share) => share >= SEEN).length));
-  return html`${bars(caption, probabilities, { ...told, limit: likely })}
+  const options = { chosen: category, text: percent };
+  if (count <= limit) return bars(caption, probabilities, options);
+  const likely = Math.max(3, Math.min(limit, shares.filter((share) => share >= MIN_VISIBLE_SHARE).length));
+  return html`${bars(caption, probabilities, { ...options, limit: likely })}
     <details>
       <summary>All ${count} categories</summary>
-      ${bars("Probability of all categories", probabilities, told)}
+      ${bars("Probability of all categories", probabilities, options)}
     </details>`;
 }
 
 const three = (value) => (value == null || !Number.isFinite(value) ? "–" : value.toFixed(3));
 
-/**
- * Whom it could have gone to, in the order of asking. `health` (by name, { up, load }) are told where they are
- * known.
- */
-export function considered({ candidates = [], utility = [], price = [], expert }, health) {
-  if (!candidates.length) return html`<p class="faint">Nobody was considered.</p>`;
-  if (!utility.length) return html`<p class="faint">Nothing was weighed: it was asked for by name.</p>`;
+/** The candidates in call order; `health` ({ up, load } by name) is shown where it is known. */
+export function candidateTable({ candidates = [], utility = [], price = [], expert }, health) {
+  if (!candidates.length) return html`<p class="faint">No candidates.</p>`;
+  if (!utility.length) return html`<p class="faint">Not ranked: the expert was pinned.</p>`;
   const priced = price.length > 0;
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Experts considered">
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Candidates">
     <table class="considered">
-      <caption class="unseen">Experts considered, in the order of asking</caption>
+      <caption class="unseen">Candidates, in call order</caption>
       <thead>
         <tr>
           <th scope="col">Expert</th>
           <th scope="col" class="number">Quality</th>
-          ${priced ? html`<th scope="col" class="number">Price</th><th scope="col" class="number">Worth</th>` : nothing}
+          ${priced ? html`<th scope="col" class="number">Price</th><th scope="col" class="number">Utility</th>` : nothing}
           ${health ? html`<th scope="col" class="number">Load</th>` : nothing}
         </tr>
       </thead>
@@ -141,9 +138,9 @@ function healthText(one) {
   return one.up ? percent(one.load) : badge("down", "bad");
 }
 
-/** Stretches of time, [{ name, ms }], one after the other: a bar of their shares, and each with its number. */
-export function timeline(caption, stretches) {
-  const known = stretches.filter(({ ms }) => ms != null);
+/** Consecutive periods, [{ name, ms }], as a bar of their shares and a list of their lengths. */
+export function timeline(caption, periods) {
+  const known = periods.filter(({ ms }) => ms != null);
   const total = known.reduce((sum, { ms }) => sum + ms, 0) || 1;
   let begun = 0;
   const place = (ms) => {
@@ -158,7 +155,7 @@ export function timeline(caption, stretches) {
       )}
     </svg>
     <dl class="stretches" aria-label=${caption}>
-      ${stretches.map(
+      ${periods.map(
         ({ name, ms, note }) => html`<div>
           <dt>${ms == null ? nothing : swatch(known.findIndex((one) => one.name === name))}${name}</dt>
           <dd>${ms == null ? (note ?? "–") : milliseconds(ms)}</dd>
@@ -171,28 +168,28 @@ const swatch = (index) =>
   html`<svg class="swatch" aria-hidden="true">${svg`<rect width="100%" height="100%" rx="2" class="series-${index + 1}"></rect>`}</svg>`;
 
 const GATES = {
-  none: "No documents are declared for this, or the request has no place for passages.",
-  off: "The request asked for none.",
-  shut: "The gate stayed shut: passages would not improve this answer by more than they cost.",
-  empty: "The gate was open, but nothing that fits was found.",
-  failed: "The document store was away or too slow.",
-  held: "Passages were found and held back by a coin, to learn what they change.",
-  open: "The gate was open, and the expert was given passages.",
+  none: "No document store is declared, or the request cannot carry passages.",
+  off: "The request turned retrieval off.",
+  skipped: "Gate closed: expected gain below the price.",
+  empty: "Gate open; no passage was found.",
+  failed: "The document store was unavailable or timed out.",
+  withheld: "Passages withheld at random (exploration).",
+  used: "Gate open; the expert received passages.",
 };
 
-/** Whether documents were consulted, and what came of it. */
-export function documents({ retrieval, gate, gain, passages = [], passage_tokens: tokens, retrieval_ms: ms }) {
+/** The outcome of retrieval. */
+export function retrievalDetails({ retrieval, gate, gain, passages = [], passage_tokens: tokens, retrieval_ms: ms }) {
   return html`<p>${GATES[retrieval] ?? retrieval}</p>
     <dl class="pairs">
-      ${gate == null ? nothing : html`<dt>Chance that they help</dt><dd>${percent(gate)}</dd>`}
+      ${gate == null ? nothing : html`<dt>Probability of improvement</dt><dd>${percent(gate)}</dd>`}
       ${gain == null ? nothing : html`<dt>Expected gain</dt><dd>${three(gain)}</dd>`}
       ${passages.length ? html`<dt>Passages</dt><dd>${passages.map((id) => html`<div class="code">${id}</div>`)}</dd>` : nothing}
-      ${tokens ? html`<dt>Their tokens</dt><dd>about ${number(tokens)}</dd>` : nothing}
-      ${ms ? html`<dt>Took</dt><dd>${milliseconds(ms)}</dd>` : nothing}
+      ${tokens ? html`<dt>Passage tokens</dt><dd>about ${number(tokens)}</dd>` : nothing}
+      ${ms ? html`<dt>Duration</dt><dd>${milliseconds(ms)}</dd>` : nothing}
     </dl>`;
 }
 
-/** Tokens a second while the answer streamed. */
+/** Output tokens per second of the stream. */
 export function speed({ output_tokens: tokens, first_token_ms: first, total_ms: total, stream }) {
   if (!tokens || first == null || !stream || total - first < 1) return null;
   return (1000 * tokens) / (total - first);

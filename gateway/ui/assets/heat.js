@@ -1,18 +1,18 @@
-// A table whose cells are coloured by a share; arrow keys go from cell to cell, and the one in hand is told in words.
+// A heatmap table; arrow keys move between cells, and the current cell is described in words.
 
 import { html, nothing } from "./vendor/lit-html.js";
 
-const TALL = 10; // columns beyond which their names stand upright
+const MAX_LEVEL_COLUMNS = 10; // with more columns, their names are upright
 
 /** The colour of a share from 0 to 1. */
 export const heat = (share) => `heat-${Math.round(10 * Math.max(0, Math.min(1, share)))}`;
 
-/** What the colours mean, from `low` to `high`. */
+/** A legend of the colours, from `low` to `high`. */
 export const scale = (low, high) => html`<span class="scale">
   <span>${low}</span>${[0, 2, 4, 6, 8, 10].map((step) => html`<i class="heat-${step}"></i>`)}<span>${high}</span>
 </span>`;
 
-/** Which cell of a table is in hand. */
+/** The current cell of a heatmap. */
 export const spot = (draw) => ({
   row: 0,
   column: 0,
@@ -25,11 +25,11 @@ export const spot = (draw) => ({
 });
 
 /**
- * `cell(row, column)` gives { text, small?, kind, told }: what stands in the cell, its classes, and a sentence of it.
- * `at` is a spot; `idle` stands where its sentence will, before a cell is in hand.
+ * `cell(row, column)` returns { text, small?, kind, description }: its text, CSS classes and a description. `at` is a
+ * spot; `idle` is shown in place of a description until a cell is current.
  */
 export function heatmap(at, { label, corner, rows, columns, cell, idle }) {
-  const tall = columns.length > TALL ? "tall" : nothing;
+  const tall = columns.length > MAX_LEVEL_COLUMNS ? "tall" : nothing;
   const row = Math.min(at.row, rows.length - 1);
   const column = Math.min(at.column, columns.length - 1);
   return html`
@@ -52,17 +52,17 @@ export function heatmap(at, { label, corner, rows, columns, cell, idle }) {
         </tbody>
       </table>
     </div>
-    <p class="heat-told faint" aria-hidden="true">${at.touched ? cell(row, column).told : idle}</p>
+    <p class="heat-told faint" aria-hidden="true">${at.touched ? cell(row, column).description : idle}</p>
   `;
 }
 
-function one({ text, small, kind, told }, at, y, x, current) {
+function one({ text, small, kind, description }, at, y, x, current) {
   return html`<td>
     <button
       class="cell ${kind}"
       data-cell="${y} ${x}"
       tabindex=${current ? 0 : -1}
-      aria-label=${told}
+      aria-label=${description}
       @focus=${() => at.to(y, x)}
       @mouseenter=${() => at.to(y, x)}
     >${text}${small ? html`<small>${small}</small>` : nothing}</button>

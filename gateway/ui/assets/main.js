@@ -1,4 +1,4 @@
-// The frame around the views: which one is open (by the address after #), the visitor's key, and when to draw.
+// The frame around the views: selects the view by the address after #, requests the API key, and schedules rendering.
 
 import { html, nothing, render } from "./vendor/lit-html.js";
 import { api } from "./api.js";
@@ -12,8 +12,8 @@ import * as router from "./views/router.js";
 const VIEWS = [playground, live, log, map, router, experts];
 const root = document.getElementById("app");
 
-let open = null; // { name, view }: the view that is shown, and what it keeps while it is
-let asking = false; // for a key
+let open = null; // { name, view }: the current view and its state
+let keyRequired = false;
 let due = false;
 
 function draw() {
@@ -38,7 +38,7 @@ function frame() {
       </nav>
       ${api.key ? html`<button class="quiet" @click=${() => api.forget()}>Forget key</button>` : nothing}
     </header>
-    <main id="main" tabindex="-1" class=${asking || !open ? nothing : open.name}>${asking ? keyForm() : open?.view.template()}</main>
+    <main id="main" tabindex="-1" class=${keyRequired || !open ? nothing : open.name}>${keyRequired ? keyForm() : open?.view.template()}</main>
   `;
 }
 
@@ -49,11 +49,11 @@ function keyForm() {
   };
   return html`
     <section class="card narrow">
-      <h1>This gateway asks for a key</h1>
-      <p>One with the scope <code>admin</code> sees all of the page. It is kept in this tab alone, until you close it.</p>
+      <h1>API key required</h1>
+      <p>A key with the scope <code>admin</code> shows everything. It is stored in this tab only, until you close it.</p>
       <form @submit=${use}>
         <label>API key <input name="key" type="password" autocomplete="off" required autofocus /></label>
-        <button>Use it</button>
+        <button>Save key</button>
       </form>
       ${api.key ? html`<p role="alert" class="bad">The key was not accepted.</p>` : nothing}
     </section>
@@ -82,13 +82,13 @@ function go() {
     open?.view.close?.();
     document.title = `${view.title} · CoE`;
     open = { name: view.name, view: view.open({ draw, path, query }) };
-    if (!asking && document.activeElement !== document.body) document.getElementById("main")?.focus();
+    if (!keyRequired && document.activeElement !== document.body) document.getElementById("main")?.focus();
   }
   draw();
-  queueMicrotask(showLink); // once it is drawn
+  queueMicrotask(showLink); // after rendering
 }
 
-// On a phone the links do not fit: the open view's comes to the middle. The page itself stays where it is.
+// On a phone the links do not fit: scrolls the link of the current view to the middle, but not the page.
 function showLink() {
   const link = document.querySelector("nav [aria-current]");
   if (!link) return;
@@ -97,11 +97,11 @@ function showLink() {
 }
 
 api.addEventListener("refused", () => {
-  asking = true;
+  keyRequired = true;
   draw();
 });
 api.addEventListener("key", () => {
-  asking = false;
+  keyRequired = false;
   open?.view.close?.();
   open = null;
   go();

@@ -1,8 +1,8 @@
-// What several views draw alike: states of loading, tables, bars, numbers.
+// Elements that several views share: loading states, tables, bars, numbers.
 
 import { html, nothing, svg } from "./vendor/lit-html.js";
 
-/** A resource in each of its states; `empty` (text or template) stands where `isEmpty` says there is nothing. */
+/** A resource in its current state; `empty` (text or template) is shown where `isEmpty` is true of the value. */
 export function shown(found, template, { isEmpty = () => false, empty = "Nothing here yet." } = {}) {
   if (found.state === "failed") return failure(found.error, () => found.load());
   if (found.value === undefined) return html`<p class="note" role="status">Loading…</p>`;
@@ -10,23 +10,23 @@ export function shown(found, template, { isEmpty = () => false, empty = "Nothing
   return template(found.value);
 }
 
-/** What went wrong, and what can be done about it. */
+/** An error and its remedy. */
 export function failure(error, retry) {
   if (error.status === 403) {
     return html`<section class="note" role="alert">
-      <h2>Not with this key</h2>
+      <h2>Permission denied</h2>
       <p>${error.message}</p>
-      <p>Use another by “Forget key”, above.</p>
+      <p>Choose “Forget key” above to enter another.</p>
     </section>`;
   }
   return html`<section class="note" role="alert">
-    <h2>That did not work</h2>
+    <h2>Request failed</h2>
     <p>${error.message}</p>
     ${retry ? html`<button @click=${retry}>Try again</button>` : nothing}
   </section>`;
 }
 
-/** A table; `columns` are { title, cell(row), number? }, and `caption` names it for those who do not see it. */
+/** A table; `columns` are { title, cell(row), number? }, and `caption` is its name for screen readers. */
 export function table(caption, columns, rows) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label=${caption}>
     <table>
@@ -44,7 +44,7 @@ export function table(caption, columns, rows) {
   </div>`;
 }
 
-/** A bar of `share` (0 to 1) of the room there is; the number beside it is for all, the bar for the eye. */
+/** A bar of `share` (0 to 1) of the available width; hidden from screen readers, which read the number beside it. */
 export function bar(share, series = 1) {
   const width = `${Math.max(0, Math.min(1, share)) * 100}%`;
   return html`<svg class="bar" aria-hidden="true">${svg`<rect width=${width} height="100%" rx="2" class="series-${series}"></rect>`}</svg>`;
@@ -65,10 +65,10 @@ export function bars(caption, shares, { chosen, limit = Infinity, text = percent
   </table>`;
 }
 
-/** A word in a coloured box: `kind` is good, warn, bad or plain. */
+/** A word in a coloured box; `kind` is good, warn, bad or plain. */
 export const badge = (text, kind = "plain") => html`<span class="badge ${kind}">${text}</span>`;
 
-/** Text to take along, with a button that copies it where the browser lets it. */
+/** Text with a copy button where the browser supports it. */
 export function copyable(text) {
   const copy = async (event) => {
     const button = event.currentTarget;
@@ -82,13 +82,13 @@ export function copyable(text) {
   </div>`;
 }
 
-/** A named number in large. */
+/** A named key figure. */
 export const figure = (name, value, note = nothing) =>
   html`<div class="figure"><dt>${name}</dt><dd>${value}</dd>${note === nothing ? nothing : html`<dd class="faint">${note}</dd>`}</div>`;
 
 export const percent = (share) => (share == null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`);
 
-/** With three digits that count: 0.0123, 1.23, 12.3, 1,230. */
+/** With three significant digits: 0.0123, 1.23, 12.3, 1,230. */
 export function number(value, digits = 3) {
   if (value == null || !Number.isFinite(value)) return "–";
   return value.toLocaleString("en", { maximumSignificantDigits: Math.max(digits, `${Math.trunc(Math.abs(value))}`.length) });
@@ -99,6 +99,6 @@ export const milliseconds = (value) =>
 
 export const dollars = (value) => (value == null ? "–" : `$${number(value)}`);
 
-/** Unix seconds in the visitor's own time. */
+/** Unix seconds in the visitor's time zone. */
 export const moment = (seconds) =>
   html`<time datetime=${new Date(seconds * 1000).toISOString()}>${new Date(seconds * 1000).toLocaleString()}</time>`;

@@ -41,8 +41,8 @@ def command(part: Part, words: Sequence[str], *, limits: dict[str, object], unsa
         f"import sys; sys.path.append({packages!r}); from coe.learning.evaluation.sandbox_child.{part} import main; "
         f"sys.path.remove({packages!r}); main()"
     )
-    told = json.dumps({**limits, "isolated": not unsafe})
-    python = [_executable(), "-I", "-S", "-B", "-c", start, told, *words]
+    encoded_limits = json.dumps({**limits, "isolated": not unsafe})
+    python = [_executable(), "-I", "-S", "-B", "-c", start, encoded_limits, *words]
     return python if unsafe else [BUBBLEWRAP, *_isolation(int(str(limits["disk_bytes"]))), "--", *python]
 
 

@@ -47,7 +47,7 @@ def leaks():
 
 
 @contextlib.contextmanager
-def outside() -> Iterator[str]:
+def leak_probe() -> Iterator[str]:
     """The program, with a file and listening sockets that it would reach if it were not isolated."""
     with tempfile.TemporaryDirectory(prefix="coe-sandbox-") as folder, contextlib.ExitStack() as stack:
         file = Path(folder) / "file"

@@ -69,7 +69,7 @@ class Sandbox:
     async def _check(self) -> None:
         if not self._unsafe and not installed():
             raise ConfigError(f"code of experts needs a sandbox, and bubblewrap is not installed here: {REMEDY}")
-        with leaks.outside() as program:
+        with leaks.leak_probe() as program:
             verdict = await self._verdict(program, leaks.TESTS_BARE if self._unsafe else leaks.TESTS, explained=True)
         if not verdict.passed:
             raise ConfigError(f"the sandbox for code of experts does not work here ({verdict.why}): {REMEDY}")
@@ -178,9 +178,9 @@ async def _complaint(*processes: asyncio.subprocess.Process) -> str:
         assert process.stderr is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
-                told = (await process.stderr.read(MAX_REPORT_BYTES)).decode("utf-8", "replace").strip()
-                if told:
-                    return told.splitlines()[-1][:300]
+                text = (await process.stderr.read(MAX_REPORT_BYTES)).decode("utf-8", "replace").strip()
+                if text:
+                    return text.splitlines()[-1][:300]
     return ""
 
 

@@ -10,15 +10,9 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from coe.learning.evaluation.sandbox_child.answer_object import AnswerModule, AnswerObject, made_by_tests
 from coe.learning.evaluation.sandbox_child.channel import Channel
-from coe.learning.evaluation.sandbox_child.remote import (
-    AnswerFailed,
-    AnswerModule,
-    AnswerObject,
-    Remote,
-    TestsUnusable,
-    made_by_tests,
-)
+from coe.learning.evaluation.sandbox_child.remote import AnswerFailed, Remote, TestsUnusable
 from coe.learning.evaluation.sandbox_child.start import detached, one_line, reason
 
 

@@ -1,41 +1,41 @@
-// Experts: how each stands, what it is and did, and a checklist for adding one.
+// Experts: state, declaration and numbers of each expert, and a checklist for adding one.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { shown } from "../parts.js";
-import { openAdding } from "./experts/adding.js";
+import { openAdding } from "./experts/add.js";
 import { card } from "./experts/card.js";
 
 export const name = "experts";
 export const title = "Experts";
 
-const EVERY = 5000; // milliseconds between looks
+const POLL_MS = 5000;
 
-// "#/experts" shows all, "#/experts/NAME" leads to one and its failures, "#/experts?add" opens the checklist.
+// "#/experts" lists all, "#/experts/NAME" scrolls to one and its failures, "#/experts?add" opens the checklist.
 export function open({ draw, path, query }) {
   const experts = resource(() => api.get("v1/experts"), draw);
   const failures = new Map();
   let chosen = path[0];
-  let led = null; // the expert that was scrolled to
+  let scrolledTo = null;
   let adding = query.has("add") ? openAdding(draw) : null;
-  const look = () => document.hidden || experts.load();
-  const timer = setInterval(look, EVERY);
-  document.addEventListener("visibilitychange", look);
+  const refresh = () => document.hidden || experts.load();
+  const timer = setInterval(refresh, POLL_MS);
+  document.addEventListener("visibilitychange", refresh);
 
   const ask = (id) => {
     if (failures.has(id)) return;
     failures.set(id, resource(() => api.get(`v1/experts/${encodeURIComponent(id)}/failures`), draw));
     draw();
   };
-  const lead = () => {
-    if (!chosen || led === chosen) return;
+  const scroll = () => {
+    if (!chosen || scrolledTo === chosen) return;
     const found = document.getElementById(`card-${chosen}`);
     if (!found) return;
-    led = chosen;
+    scrolledTo = chosen;
     found.scrollIntoView({ block: "nearest" });
   };
   const cards = ({ data }) => {
-    queueMicrotask(lead);
+    queueMicrotask(scroll);
     return html`<div class="cards">
       ${data.map((expert) => card(expert, { failures: failures.get(expert.id), ask: () => ask(expert.id), chosen: expert.id === chosen }))}
     </div>`;
@@ -49,9 +49,9 @@ export function open({ draw, path, query }) {
       </div>
       ${adding?.template() ?? nothing} ${shown(experts, cards)}
     `,
-    moved({ path: [next], query: asked }) {
+    moved({ path: [next], query }) {
       chosen = next;
-      if (asked.has("add")) {
+      if (query.has("add")) {
         adding ??= openAdding(draw);
       } else {
         adding?.close();
@@ -60,7 +60,7 @@ export function open({ draw, path, query }) {
     },
     close() {
       clearInterval(timer);
-      document.removeEventListener("visibilitychange", look);
+      document.removeEventListener("visibilitychange", refresh);
       adding?.close();
     },
   };

@@ -1,164 +1,165 @@
-// Live: what the gateway does now, told by itself every second.
+// Live: the current numbers of the gateway, updated every second.
 
 import { html, nothing } from "../vendor/lit-html.js";
+import { chart } from "../charts.js";
 import { failure, figure, milliseconds, number, percent, bars } from "../parts.js";
 import { History } from "./live/history.js";
-import { drawn, flow, rates } from "./live/pictures.js";
+import { flow, rates } from "./live/charts.js";
 import { Stream } from "./live/stream.js";
-import { between, failures, margins, quantile, shares, sum, together } from "./live/sums.js";
+import { difference, failures, margins, quantile, shares, sum, merged } from "./live/counters.js";
 import { expertTable, gatewayFacts, sharesOf } from "./live/tables.js";
 
 export const name = "live";
 export const title = "Live";
 
-const SPANS = { 10: "last 10 seconds", 60: "last minute", 300: "last 5 minutes", all: "since the start" };
-const CALM = 2000; // milliseconds between two drawings of the flow, which is the dearest to draw
-const TROUBLES = {
-  reload_failed: "What is declared or promoted now could not be taken over; the last good state serves on.",
-  log_failing: "The routing log cannot be written; records wait.",
-  limits_degraded: "Redis is away: each gateway counts the limits of keys for itself.",
-  artifacts_behind: "What is in use for all gateways could not be taken over here.",
+const SPANS = { 10: "last 10 seconds", 60: "last minute", 300: "last 5 minutes", all: "since start" };
+const FLOW_INTERVAL_MS = 2000; // between two renderings of the flow, the most expensive chart
+const WARNINGS = {
+  reload_failed: "The current declaration or promoted artifacts could not be loaded; the last good state stays in service.",
+  log_failing: "The routing log cannot be written; records are waiting.",
+  limits_degraded: "Redis unavailable: limits are counted per gateway.",
+  artifacts_behind: "This gateway could not load the artifacts that are in use.",
 };
-const SAID = {
+const STATE_LABELS = {
   connecting: ["Connecting…", "plain"],
   live: ["Live", "good"],
   paused: ["Paused", "warn"],
-  away: ["The gateway is away; trying again", "bad"],
+  unavailable: ["Gateway unavailable; retrying", "bad"],
   refused: ["Refused", "bad"],
 };
 
-// What was seen outlives the view, so that a look elsewhere costs no history.
-const seen = new History();
+// The history outlives the view, so that visiting another view does not lose it.
+const history = new History();
 let span = "60";
 
 export function open({ draw }) {
   const shown = { rates: null, flow: null, drawn: 0 };
   const stream = new Stream({
-    heard: (look) => {
-      seen.add(look);
+    onSnapshot: (snapshot) => {
+      history.add(snapshot);
       refresh(shown, false);
       draw();
     },
-    changed: draw,
+    onChange: draw,
   });
   const pause = () => stream.pause(!stream.paused);
-  const keyed = (event) => {
+  const onKey = (event) => {
     if (event.key !== " " || event.target.closest?.("button, a, input, select, textarea, summary, [tabindex='0']")) return;
     event.preventDefault();
     pause();
   };
-  const chosen = (event) => {
+  const selectSpan = (event) => {
     span = event.target.value;
-    if (seen.latest) refresh(shown, true);
+    if (history.latest) refresh(shown, true);
     draw();
   };
-  document.addEventListener("keydown", keyed);
-  if (seen.latest) refresh(shown, true);
+  document.addEventListener("keydown", onKey);
+  if (history.latest) refresh(shown, true);
   return {
     template: () => html`
       <div class="row live-head">
         <h1>Live</h1>
         <span role="status">${state(stream)}</span>
-        <label>Over <select @change=${chosen}>
+        <label>Over <select @change=${selectSpan}>
           ${Object.entries(SPANS).map(([value, text]) => html`<option value=${value} ?selected=${value === span}>${text}</option>`)}
         </select></label>
         <button @click=${pause} aria-keyshortcuts="Space">${stream.paused ? "Resume" : "Pause"}</button>
       </div>
-      ${stream.state === "refused" ? failure(stream.error, () => stream.retry()) : body(stream, shown, chosen)}
+      ${stream.state === "refused" ? failure(stream.error, () => stream.retry()) : body(stream, shown, selectSpan)}
     `,
     close: () => {
-      document.removeEventListener("keydown", keyed);
+      document.removeEventListener("keydown", onKey);
       stream.close();
     },
   };
 }
 
 const state = ({ state: word, error }) => {
-  const [text, kind] = SAID[word];
-  const why = word === "away" && error?.status ? `${error.message} Trying again` : text;
+  const [text, kind] = STATE_LABELS[word];
+  const why = word === "unavailable" && error?.status ? `${error.message} Retrying` : text;
   return html`<span class="badge ${kind}">${why}</span>`;
 };
 
-/** The pictures anew, the flow only now and then unless `all` of it has changed. */
+/** Updates the charts; the flow only at intervals, unless `all` is true. */
 function refresh(shown, all) {
-  const look = seen.latest;
-  shown.past = past();
-  shown.rates = rates(seen.rates, look.time);
-  if (!all && performance.now() - shown.drawn < CALM) return;
-  const flows = shown.past?.flows ?? {};
-  const told = JSON.stringify(flows);
-  if (!all && told === shown.told) return;
-  Object.assign(shown, { told, drawn: performance.now(), totals: margins(flows) });
-  shown.flow = flow(flows, { categories: look.categories, experts: look.experts.map(({ id }) => id) });
+  const snapshot = history.latest;
+  shown.period = periodCounts();
+  shown.rates = rates(history.rates, snapshot.time);
+  if (!all && performance.now() - shown.drawn < FLOW_INTERVAL_MS) return;
+  const flows = shown.period?.flows ?? {};
+  const key = JSON.stringify(flows);
+  if (!all && key === shown.flowKey) return;
+  Object.assign(shown, { flowKey: key, drawn: performance.now(), totals: margins(flows) });
+  shown.flow = flow(flows, { categories: snapshot.categories, experts: snapshot.experts.map(({ id }) => id) });
 }
 
-/** What happened in the chosen time; null while there is nothing to compare with. */
-function past() {
-  const look = seen.latest;
-  if (span === "all") return between(look, null);
-  const base = seen.back(Number(span));
-  return base ? between(look, base) : null;
+/** Counts of the selected period; null while there is no earlier snapshot. */
+function periodCounts() {
+  const snapshot = history.latest;
+  if (span === "all") return difference(snapshot, null);
+  const base = history.back(Number(span));
+  return base ? difference(snapshot, base) : null;
 }
 
-function body(stream, shown, chosen) {
-  const look = seen.latest;
-  if (!look) {
-    return stream.state === "away"
-      ? html`<p class="note">The gateway does not answer. This page goes on by itself when it does.</p>`
+function body(stream, shown, selectSpan) {
+  const snapshot = history.latest;
+  if (!snapshot) {
+    return stream.state === "unavailable"
+      ? html`<p class="note">Gateway unavailable. This page reconnects automatically.</p>`
       : html`<p class="note">Loading…</p>`;
   }
   return html`
-    ${look.troubles.map((word) => html`<p class="card trouble bad" role="alert">${TROUBLES[word] ?? word}</p>`)}
-    ${figures(look, shown.past)}
+    ${snapshot.warnings.map((word) => html`<p class="card warning bad" role="alert">${WARNINGS[word] ?? word}</p>`)}
+    ${figures(snapshot, shown.period)}
     <section class="card" aria-labelledby="rates">
-      <h2 id="rates">Requests a second</h2>
-      ${drawn(shown.rates)}
+      <h2 id="rates">Requests per second</h2>
+      ${chart(shown.rates)}
     </section>
-    ${look.requests.total ? traffic(look, shown, chosen) : nobody()}
+    ${snapshot.requests.total ? traffic(snapshot, shown, selectSpan) : noRequests()}
     <section class="card" aria-labelledby="experts-now">
       <h2 id="experts-now">Experts</h2>
-      ${shown.past ? expertTable(look, shown.past) : nothing}
+      ${shown.period ? expertTable(snapshot, shown.period) : nothing}
     </section>
     <div class="columns">
       <section class="card" aria-labelledby="ends">
-        <h2 id="ends">How requests went</h2>
-        ${shown.past && shown.past.total ? ends(shown.past) : html`<p class="faint">None in this time.</p>`}
+        <h2 id="ends">Outcomes</h2>
+        ${shown.period && shown.period.total ? outcomes(shown.period) : html`<p class="faint">None in this period.</p>`}
       </section>
       <section class="card" aria-labelledby="gateway">
         <h2 id="gateway">Gateway</h2>
-        ${shown.past ? gatewayFacts(look, shown.past) : nothing}
+        ${shown.period ? gatewayFacts(snapshot, shown.period) : nothing}
       </section>
     </div>
   `;
 }
 
-function figures(look, past) {
-  const first = past && together(past.experts.map((expert) => expert.first));
-  const of = (bounds, counts, share) => (past ? milliseconds(quantile(bounds, counts, share)) : "–");
-  const replaced = past && past.experts.reduce((all, { fallbacks }) => all + fallbacks, 0);
-  const part = (many) => (past?.total ? percent(many / past.total) : "–");
+function figures(snapshot, period) {
+  const first = period && merged(period.experts.map((expert) => expert.first));
+  const of = (bounds, counts, share) => (period ? milliseconds(quantile(bounds, counts, share)) : "–");
+  const replaced = period && period.experts.reduce((all, { fallbacks }) => all + fallbacks, 0);
+  const part = (many) => (period?.total ? percent(many / period.total) : "–");
   return html`<dl class="figures">
-    ${figure("Requests a second", past ? number(past.total / past.over) : "–", `${look.requests.total.toLocaleString("en")} in all`)}
-    ${figure("In flight", number(look.in_flight), `${number(look.queued)} queued`)}
-    ${figure("First byte p50", of(look.first_byte_bounds, first, 0.5), html`p95 ${of(look.first_byte_bounds, first, 0.95)}`)}
-    ${figure("Overhead p50", of(look.routing.bounds, past?.routing, 0.5), html`p95 ${of(look.routing.bounds, past?.routing, 0.95)}`)}
-    ${figure("Failed", part(past && failures(past.outcomes)), `${number(past ? failures(past.outcomes) : 0)} requests`)}
-    ${figure("By another expert", part(replaced), `${number(replaced ?? 0)} fallbacks`)}
+    ${figure("Requests per second", period ? number(period.total / period.over) : "–", `${snapshot.requests.total.toLocaleString("en")} in total`)}
+    ${figure("In flight", number(snapshot.in_flight), `${number(snapshot.queued)} queued`)}
+    ${figure("First byte p50", of(snapshot.first_byte_bounds, first, 0.5), html`p95 ${of(snapshot.first_byte_bounds, first, 0.95)}`)}
+    ${figure("Overhead p50", of(snapshot.routing.bounds, period?.routing, 0.5), html`p95 ${of(snapshot.routing.bounds, period?.routing, 0.95)}`)}
+    ${figure("Failed", part(period && failures(period.outcomes)), `${number(period ? failures(period.outcomes) : 0)} requests`)}
+    ${figure("Fallbacks", part(replaced), `${number(replaced ?? 0)} requests`)}
   </dl>`;
 }
 
-function traffic(look, shown, chosen) {
+function traffic(snapshot, shown, selectSpan) {
   if (!sum(shown.totals?.categories ?? {})) {
     return html`<section class="card note">
-      <p>No request was routed in the ${SPANS[span].replace("since", "time since")}.</p>
-      <button value="all" @click=${chosen}>Show all since the start</button>
+      <p>No request was routed ${span === "all" ? SPANS.all : `in the ${SPANS[span]}`}.</p>
+      <button value="all" @click=${selectSpan}>Show all since start</button>
     </section>`;
   }
   const { categories, experts } = shown.totals;
   return html`<div class="columns traffic">
     <section class="card" aria-labelledby="flow">
-      <h2 id="flow">From category to expert</h2>
-      ${drawn(shown.flow)}
+      <h2 id="flow">Category to expert</h2>
+      ${chart(shown.flow)}
     </section>
     <section class="card" aria-labelledby="shares">
       <h2 id="shares">Shares</h2>
@@ -170,15 +171,15 @@ function traffic(look, shown, chosen) {
   </div>`;
 }
 
-const nobody = () => html`<section class="card note">
+const noRequests = () => html`<section class="card note">
   <h2>No requests yet</h2>
-  <p>They show here as they come. Send one from the <a href="#/playground">playground</a>, or with any OpenAI client:</p>
+  <p>Requests appear here as they arrive. Send one from the <a href="#/playground">playground</a>, or with any OpenAI client:</p>
   <p><code>curl ${new URL("../v1/chat/completions", document.baseURI).href} -H 'content-type: application/json' -d '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'</code></p>
 </section>`;
 
-const ends = (past) => html`
-  ${sharesOf("Ended as", past.outcomes)}
-  ${sharesOf("Expert chosen because", past.reasons)}
-  ${sharesOf("Documents", Object.fromEntries(Object.entries(past.retrieval).filter(([result]) => result !== "none")))}
-  ${sharesOf("Feedback", past.feedback)}
+const outcomes = (period) => html`
+  ${sharesOf("Outcome", period.outcomes)}
+  ${sharesOf("Routing reason", period.reasons)}
+  ${sharesOf("Retrieval", Object.fromEntries(Object.entries(period.retrieval).filter(([result]) => result !== "none")))}
+  ${sharesOf("Feedback", period.feedback)}
 `;

@@ -1,4 +1,4 @@
-// Log: the routing records, newest first, by filters that stand in the address; a record has a page of its own.
+// Log: the routing records, newest first, filtered by the address; each record has its own page.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
@@ -10,7 +10,7 @@ export const name = "log";
 export const title = "Log";
 
 const PAGE = 50;
-const LOOKS = 50; // one after the other, for what is rare in a log without indexes
+const MAX_REQUESTS = 50; // of one search, for rare values in a log without indexes
 const FIELDS = ["category", "expert", "reason", "outcome", "session", "tenant", "id"];
 const SPANS = { "15m": 900, "1h": 3600, "1d": 86400, "7d": 604800 };
 const SPAN_NAMES = { "15m": "Last 15 minutes", "1h": "Last hour", "1d": "Last day", "7d": "Last 7 days" };
@@ -32,14 +32,14 @@ export function open({ draw, path, query }) {
 }
 
 function openList(query, draw, known) {
-  let latest = 0; // search; an older one ends where a newer has begun, or the list is left
+  let latest = 0; // number of the latest search; an earlier one stops
   const progress = (found) => {
-    records.value = { ...found, looking: true };
+    records.value = { ...found, searching: true };
     draw();
   };
   const ask = () => {
     const own = ++latest;
-    return search(asked(query), progress, () => own !== latest);
+    return search(parametersOf(query), progress, () => own !== latest);
   };
   const records = resource(ask, draw);
   const list = {
@@ -54,7 +54,7 @@ function openList(query, draw, known) {
         </div>
         ${filters(query, list.choices)}
         ${shown(records, (found) => page(found, query), {
-          isEmpty: ({ data, cursor, looking }) => !data.length && !cursor && !looking,
+          isEmpty: ({ data, cursor, searching }) => !data.length && !cursor && !searching,
           empty: nothingFound(query),
         })}
       `;
@@ -64,12 +64,12 @@ function openList(query, draw, known) {
 }
 
 /**
- * A full page, or all there is: a look goes only so far back, so one follows the other until the search is `over`, and
- * `progress` is told what is found so far.
+ * A full page, or all there is. A request searches a limited part of the log, so requests are repeated until the page is
+ * full or `over()`; `progress` is called with the results so far.
  */
 async function search(parameters, progress, over) {
   let found = await api.get(`v1/records?${parameters}`);
-  for (let looks = 1; looks < LOOKS && found.cursor && found.data.length < PAGE && !over(); looks += 1) {
+  for (let requests = 1; requests < MAX_REQUESTS && found.cursor && found.data.length < PAGE && !over(); requests += 1) {
     progress(found);
     parameters.set("before", found.cursor);
     parameters.set("limit", PAGE - found.data.length);
@@ -79,8 +79,8 @@ async function search(parameters, progress, over) {
   return found;
 }
 
-/** What the endpoint is asked, from what the address says. */
-function asked(query) {
+/** The query of the endpoint for the query of the address. */
+function parametersOf(query) {
   const parameters = new URLSearchParams();
   for (const field of [...FIELDS, "before"]) if (query.get(field)) parameters.set(field, query.get(field));
   const span = SPANS[query.get("within")];
@@ -104,9 +104,9 @@ function filters(query, choices = {}) {
   return html`<form class="fields filters" role="search" aria-label="Filter the log" @change=${change} @submit=${stay}>
     ${choice("Category", "category", query, choices.category)} ${choice("Expert", "expert", query, choices.expert)}
     ${choice("Reason", "reason", query, choices.reason)} ${choice("Outcome", "outcome", query, choices.outcome)}
-    <label>When
+    <label>Time
       <select name="within">
-        <option value="">Any time</option>
+        <option value="">All time</option>
         ${Object.entries(SPAN_NAMES).map(([span, text]) => html`<option value=${span} .selected=${query.get("within") === span}>${text}</option>`)}
         <option value="between" .selected=${between}>From … until …</option>
       </select>
@@ -117,9 +117,9 @@ function filters(query, choices = {}) {
   </form>`;
 }
 
-const stay = (event) => event.preventDefault(); // Enter changes the field, which is enough
+const stay = (event) => event.preventDefault(); // Enter changes the field, which filters already
 
-/** A select of what is declared; a value of the address that is not among them is offered too. */
+/** A select of known values, and of the value in the address where it is another. */
 function choice(label, field, query, values = []) {
   const chosen = query.get(field) ?? "";
   const offered = !chosen || values.includes(chosen) ? values : [...values, chosen];
@@ -137,27 +137,27 @@ const text = (label, field, query, placeholder = "") =>
 const when = (label, field, query) =>
   html`<label>${label}<input type="datetime-local" name=${field} .value=${query.get(field) ?? ""} /></label>`;
 
-function page({ data, cursor, damaged, looking }, query) {
+function page({ data, cursor, damaged, searching }, query) {
   return html`
-    <p class="faint" role="status">${looking ? "Looking further back…" : told(data, cursor)}${damaged ? ` ${damaged} damaged entries are left out.` : ""}</p>
+    <p class="faint" role="status">${searching ? "Searching older records…" : summary(data, cursor)}${damaged ? ` ${damaged} damaged entries are skipped.` : ""}</p>
     ${data.length ? rows(data) : nothing}
     <nav class="pages" aria-label="Pages of the log">
       ${query.get("before") ? html`<a href=${address(query, "")}>Newest</a>` : html`<span></span>`}
-      ${cursor && !looking ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Look further back"}</a>` : nothing}
+      ${cursor && !searching ? html`<a href=${address(query, cursor)}>${data.length ? "Older" : "Search older"}</a>` : nothing}
     </nav>
   `;
 }
 
-function told(data, cursor) {
-  if (!data.length) return "Nothing that fits in as much of the log as was looked at.";
+function summary(data, cursor) {
+  if (!data.length) return "No matches in the scanned part of the log.";
   const many = data.length === 1 ? "1 record" : `${data.length} records`;
-  return `${many}, from ${clock(data.at(-1).time)} to ${clock(data[0].time)}${cursor ? "" : "; there is nothing older"}.`;
+  return `${many}, from ${clock(data.at(-1).time)} to ${clock(data[0].time)}${cursor ? "" : "; end of log"}.`;
 }
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleString();
 
-/** The time of day, with the date where that is another than today's. */
-function shortly(seconds) {
+/** The time of day, with the date unless it is today. */
+function shortTime(seconds) {
   const then = new Date(seconds * 1000);
   const time = then.toLocaleTimeString();
   const date = then.toLocaleDateString([], { month: "short", day: "numeric" });
@@ -180,21 +180,21 @@ function rows(records) {
         <tr>
           <th scope="col">Time</th>
           <th scope="col">Category</th>
-          <th scope="col" class="number wide">Sure</th>
+          <th scope="col" class="number wide">Confidence</th>
           <th scope="col">Expert</th>
           <th scope="col" class="wide">Reason</th>
           <th scope="col">Outcome</th>
           <th scope="col" class="number wide">Tokens in</th>
           <th scope="col" class="number wide">out</th>
           <th scope="col" class="number wide">Cost</th>
-          <th scope="col" class="number wide">First piece</th>
+          <th scope="col" class="number wide">First token</th>
           <th scope="col" class="number">Total</th>
         </tr>
       </thead>
       <tbody>
         ${records.map(
           (one) => html`<tr @click=${(event) => follow(event)}>
-            <th scope="row"><a href="#/log/${encodeURIComponent(one.request_id)}">${shortly(one.time)}</a></th>
+            <th scope="row"><a href="#/log/${encodeURIComponent(one.request_id)}">${shortTime(one.time)}</a></th>
             <td>${one.category || "–"}</td>
             <td class="number wide">${one.category ? percent(one.confidence) : "–"}</td>
             <td>${one.expert || "–"}</td>
@@ -212,14 +212,14 @@ function rows(records) {
   </div>`;
 }
 
-/** A click anywhere in a row is one on its link, unless text is being selected. */
+/** A click in a row follows its link, unless text is being selected. */
 function follow(event) {
   if (event.target.closest("a") || getSelection().toString()) return;
   event.currentTarget.querySelector("a").click();
 }
 
 function nothingFound(query) {
-  if ([...query.keys()].length) return html`<p>No record fits.</p><p><a href="#/log">Show all</a></p>`;
-  return html`<p>No request has come yet.</p>
-    <p>Ask something in the <a href="#/playground">playground</a>, or with any OpenAI client; it is here a moment after its answer.</p>`;
+  if ([...query.keys()].length) return html`<p>No matching records.</p><p><a href="#/log">Show all</a></p>`;
+  return html`<p>No requests yet.</p>
+    <p>Send one from the <a href="#/playground">playground</a>, or with any OpenAI client. Its record appears shortly after the response.</p>`;
 }

@@ -1,4 +1,4 @@
-// Map: who answers what, how well that is known, and what other budgets would give.
+// Map: the assignment of categories to experts, the scores behind it, and plans under other budgets.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
@@ -32,7 +32,7 @@ export function open({ draw }) {
 
 function whole(map, at, budget) {
   return html`
-    <p class="whence">${whence(map)}</p>
+    <p class="whence">${origin(map)}</p>
     ${consequences(map)}
     ${map.measured ? html`<section class="card"><h2>Expected quality</h2>${qualities(map, at)}</section>` : unmeasured(map)}
     ${budget?.template()}
@@ -40,7 +40,7 @@ function whole(map, at, budget) {
       <h2>Assignment</h2>
       ${assignment(map)}
     </section>
-    ${map.measured ? html`<section class="card wide-names"><h2>What each expert is worth</h2>${utility(map)}</section>` : nothing}
+    ${map.measured ? html`<section class="card wide-names"><h2>Value of each expert</h2>${utility(map)}</section>` : nothing}
   `;
 }
 
@@ -54,22 +54,22 @@ function consequences({ consequences: found }) {
   </section>`;
 }
 
-function whence({ version, move, measured }) {
-  if (!version) return html`${badge("declared")} The assignment in use is the one of experts.yaml.`;
-  const made = { plan: "planned", retrain: "learnt from traffic", hand: "put into use by hand", rollback: "gone back to" };
-  return html`${badge("planned", "good")} Plan <code>${version}</code>${move
-    ? html`, ${made[move.by] ?? move.by} ${moment(move.time)}${move.why && move.by !== "plan" ? html`: ${move.why}` : nothing}`
-    : nothing}.${measured ? html` Its scores: ${measured.source}.` : nothing}`;
+function origin({ version, promotion, measured }) {
+  if (!version) return html`${badge("declared")} The assignment of experts.yaml is in use.`;
+  const made = { plan: "planned", retrain: "learnt from traffic", hand: "promoted manually", rollback: "rolled back" };
+  return html`${badge("planned", "good")} Plan <code>${version}</code>${promotion
+    ? html`, ${made[promotion.by] ?? promotion.by} ${moment(promotion.time)}${promotion.why && promotion.by !== "plan" ? html`: ${promotion.why}` : nothing}`
+    : nothing}.${measured ? html` Scores: ${measured.source}.` : nothing}`;
 }
 
 function unmeasured({ version }) {
   return html`<section class="card">
-    <h2>${version ? "Nobody kept what this plan was made of" : "The experts are not measured yet"}</h2>
+    <h2>${version ? "No data stored for this plan" : "No scores yet"}</h2>
     <p>
       ${version
-        ? html`It is older than this page. Plan again, and the qualities, their bounds and other budgets are shown here.`
-        : html`Ask every expert the same questions, check the answers, and let the plan decide who answers what. Pins under
-            <code>assignment</code> in experts.yaml stay; leave out what the plan may decide.`}
+        ? html`Run <code>coe plan</code> again to see expected quality, its bounds and other budgets here.`
+        : html`Score every expert on the same probes, then solve a plan that assigns categories to experts. Pins under
+            <code>assignment</code> in experts.yaml are kept; leave out the categories that the plan may decide.`}
     </p>
     <pre class="code shell">${version ? "" : "coe score probes.jsonl --out quality\n"}coe plan quality</pre>
   </section>`;
@@ -84,22 +84,22 @@ function qualities(map, at) {
     const [estimate, error, count] = [measured.estimate[y][x], measured.error[y][x], measured.count[y][x]];
     if (estimate === null) {
       const why = `${categories[y]}, ${experts[x]}: not in the plan. Score it and plan again.`;
-      return { text: "–", kind: chosen[y][0] === x ? "shut first" : "shut", told: why };
+      return { text: "–", kind: chosen[y][0] === x ? "shut first" : "shut", description: why };
     }
     const kinds = [heat((estimate - low) / (high - low || 1))];
     if (count === 0) kinds.push("guessed");
-    if (map.trusted[y][x] === null) kinds.push("shut");
+    if (map.quality_lower_bound[y][x] === null) kinds.push("shut");
     if (chosen[y][0] === x) kinds.push("first");
     if (chosen[y][1] === x) kinds.push("second");
-    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), told: told(map, y, x, chosen[y]) };
+    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), description: describe(map, y, x, chosen[y]) };
   };
   return html`
     <p class="faint legend">
       ${scale(points(low), points(high))}
-      <span><span class="key first">0.0</span> answers</span>
+      <span><span class="key first">0.0</span> assigned</span>
       <span><span class="key second">0.0</span> runner-up</span>
-      <span><span class="key guessed">0.0</span> never asked, estimated</span>
-      <span><span class="key shut">0.0</span> may not answer</span>
+      <span><span class="key guessed">0.0</span> estimated, no scores</span>
+      <span><span class="key shut">0.0</span> not eligible</span>
     </p>
     ${heatmap(at, {
       label: "Expected quality by category and expert",
@@ -107,24 +107,24 @@ function qualities(map, at) {
       rows: categories,
       columns: experts,
       cell,
-      idle: "Point at a cell, or go through them with the arrow keys, to see how it is known.",
+      idle: "Point at a cell, or use the arrow keys, to see its scores.",
     })}
   `;
 }
 
-function told({ categories, experts, measured, trusted, pinned }, y, x, [first, second]) {
+function describe({ categories, experts, measured, quality_lower_bound: bounds, pinned }, y, x, [first, second]) {
   const scores = measured.count[y][x];
   const known = scores
     ? `mean ${points(measured.mean[y][x], 3)} of ${Math.round(scores).toLocaleString("en")} scores`
     : "no scores: estimated from the expert's other categories and the category's other experts";
-  const part = x === first ? " It answers this category." : x === second ? " It is the runner-up." : "";
+  const part = x === first ? " Assigned to this category." : x === second ? " Runner-up." : "";
   const shut =
     pinned[categories[y]] !== undefined && pinned[categories[y]] !== experts[x]
       ? ` experts.yaml pins the category to ${pinned[categories[y]]}.`
-      : " It is not hosted under this budget, or may not answer.";
-  const trust = trusted[y][x] === null ? shut : ` Trusted with ${points(trusted[y][x], 3)}${bound(measured.deviations)}.`;
+      : " Not hosted under this budget, or not eligible.";
+  const trust = bounds[y][x] === null ? shut : ` Used by the plan: ${points(bounds[y][x], 3)}${bound(measured.deviations)}.`;
   return `${categories[y]}, ${experts[x]}: ${points(measured.estimate[y][x], 3)} ± ${points(measured.error[y][x], 3)}, ${known}.${trust}${part}`;
 }
 
 const bound = (deviations) =>
-  deviations ? `, ${deviations} standard error${deviations === 1 ? "" : "s"} below what is expected` : "";
+  deviations ? `, ${deviations} standard error${deviations === 1 ? "" : "s"} below the estimate` : "";

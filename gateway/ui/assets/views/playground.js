@@ -1,10 +1,10 @@
-// Playground: a conversation with the router or with an expert, side by side with a second one, and why it went so.
+// Playground: a conversation with the router or an expert, optionally compared with a second one, and the decisions behind it.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { shown } from "../parts.js";
 import { answerOf } from "./playground/answer.js";
-import { busy, clear, keep, room, send, set, stop } from "./playground/room.js";
+import { busy, clear, save, conversation, send, set, stop } from "./playground/conversation.js";
 import { why } from "./playground/why.js";
 
 export const name = "playground";
@@ -12,55 +12,55 @@ export const title = "Playground";
 
 const EXAMPLES = ["Write a haiku about rain", "Prove that the square root of 2 is irrational", "Why does my Python loop skip every other item?"];
 const WIDE = matchMedia("(min-width: 64rem)");
-const NEAR = 200; // pixels from the end at which the page follows the answer
+const FOLLOW_PX = 200; // distance from the end within which the page scrolls with the response
 
 export function open({ draw }) {
   const experts = resource(() => api.get("v1/experts"), draw);
-  const view = { chosen: null }; // the turn whose reasons the panel tells; null for the latest
-  room.draw = () => following(draw);
+  const view = { chosen: null }; // the turn that the panel explains; null for the latest
+  conversation.draw = () => following(draw);
   WIDE.addEventListener("change", draw);
   return {
     template: () => html`
       <div class="row playhead">
         <h1>Playground</h1>
-        <button class="quiet" ?disabled=${!room.turns.length} @click=${() => (clear(), (view.chosen = null), draw())}>New conversation</button>
+        <button class="quiet" ?disabled=${!conversation.turns.length} @click=${() => (clear(), (view.chosen = null), draw())}>New conversation</button>
       </div>
       ${shown(experts, ({ data }) => everything(data.map(({ id }) => id), view, draw))}
     `,
     close() {
-      room.draw = () => {};
+      conversation.draw = () => {};
       WIDE.removeEventListener("change", draw);
-      keep();
+      save();
     },
   };
 }
 
-/** Draws, and stays at the end of the page where it was there before. */
+/** Renders, and keeps the page scrolled to its end where it was there before. */
 function following(draw) {
   const page = document.documentElement;
-  const near = page.scrollHeight - page.clientHeight - page.scrollTop < NEAR;
+  const near = page.scrollHeight - page.clientHeight - page.scrollTop < FOLLOW_PX;
   draw();
   if (near && busy()) queueMicrotask(() => queueMicrotask(() => (page.scrollTop = page.scrollHeight)));
 }
 
 function everything(experts, view, draw) {
-  const beside = WIDE.matches && !room.settings.second;
-  const turn = room.turns.includes(view.chosen) ? view.chosen : room.turns.at(-1);
+  const beside = WIDE.matches && !conversation.settings.second;
+  const turn = conversation.turns.includes(view.chosen) ? view.chosen : conversation.turns.at(-1);
   return html`
     ${settings(experts, draw)}
-    <div class="room ${beside ? "beside" : ""}">
+    <div class="conversation ${beside ? "beside" : ""}">
       <div class="talk">
-        ${room.turns.length ? conversation({ beside, turn, view, draw }) : welcome(draw)} ${composer(draw)}
+        ${conversation.turns.length ? turnList({ beside, turn, view, draw }) : welcome(draw)} ${composer(draw)}
       </div>
-      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === room.turns.at(-1) ? "" : "(an earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
+      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === conversation.turns.at(-1) ? "" : "(earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
     </div>
   `;
 }
 
-function conversation({ beside, turn, view, draw }) {
-  const two = room.settings.second || room.turns.some(({ answers }) => answers[1]);
+function turnList({ beside, turn, view, draw }) {
+  const two = conversation.settings.second || conversation.turns.some(({ answers }) => answers[1]);
   return html`<ol class="turns" aria-label="Conversation">
-    ${room.turns.map(
+    ${conversation.turns.map(
       (one) => html`<li>
         <div class="prompt"><span class="unseen">You: </span><div class="text" dir="auto">${one.prompt}</div></div>
         <div class=${two ? "answers two" : "answers"}>
@@ -79,7 +79,7 @@ function conversation({ beside, turn, view, draw }) {
 
 function welcome(draw) {
   return html`<div class="note">
-    <p>Ask something. The router chooses who answers, and the page says why.</p>
+    <p>Send a message. The router chooses an expert, and the page explains why.</p>
     <p class="examples">${EXAMPLES.map((text) => html`<button class="quiet small" @click=${() => (send(text), draw())}>${text}</button>`)}</p>
   </div>`;
 }
@@ -93,16 +93,16 @@ function composer(draw) {
     field.value = "";
     draw();
   };
-  const typed = (event) => (room.draft = event.target.value);
+  const typed = (event) => (conversation.draft = event.target.value);
   const enter = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     event.target.form.requestSubmit();
   };
   return html`<form class="composer" @submit=${submit}>
-    <textarea name="prompt" rows="3" aria-label="Your message" placeholder="Your message (Shift+Enter for a new line)" .value=${room.draft} @input=${typed} @keydown=${enter}></textarea>
+    <textarea name="prompt" rows="3" aria-label="Your message" placeholder="Your message (Shift+Enter for a new line)" .value=${conversation.draft} @input=${typed} @keydown=${enter}></textarea>
     ${busy() ? html`<button type="button" class="danger" @click=${() => stop()}>Stop</button>` : html`<button>Send</button>`}
-    <span class="unseen" role="status">${busy() ? "Answering" : room.turns.length ? "The answer is complete" : ""}</span>
+    <span class="unseen" role="status">${busy() ? "Responding" : conversation.turns.length ? "The response is complete" : ""}</span>
   </form>`;
 }
 
@@ -112,28 +112,28 @@ function settings(experts, draw) {
     set(event.target.name, event.target.value);
     draw();
   };
-  const { model, second, system, cost_weight, temperature, max_tokens: tokens, retrieval } = room.settings;
+  const { model, second, system, cost_weight, temperature, max_tokens: tokens, retrieval } = conversation.settings;
   const more = [system.trim() && "a system prompt", temperature !== "" && `temperature ${temperature}`, tokens !== "" && `at most ${tokens} tokens`].filter(Boolean);
   return html`<form class="card playset" aria-label="Settings" @change=${change} @submit=${(event) => event.preventDefault()}>
     <div class="fields">
       ${select("Model", "model", model, ["auto", ...experts])}
-      ${select("Side by side with", "second", second, ["", "auto", ...experts], { "": "nobody" })}
-      ${select("Documents", "retrieval", retrieval, ["auto", "on", "off"], { auto: "where it pays", on: "always", off: "never" })}
-      ${field("Thrift, 0 to 1", "cost_weight", cost_weight, { min: 0, max: 1, step: 0.05, placeholder: "as declared" })}
+      ${select("Compare with", "second", second, ["", "auto", ...experts], { "": "none" })}
+      ${select("Retrieval", "retrieval", retrieval, ["auto", "on", "off"])}
+      ${field("Cost weight (0–1)", "cost_weight", cost_weight, { min: 0, max: 1, step: 0.05, placeholder: "default" })}
     </div>
     <details>
       <summary>More${more.length ? `: ${more.join(", ")}` : ""}</summary>
       <div class="fields more">
         <label class="system">System prompt<textarea name="system" rows="2" .value=${system}></textarea></label>
-        ${field("Temperature", "temperature", temperature, { min: 0, max: 2, step: 0.1, placeholder: "as declared" })}
-        ${field("Most tokens", "max_tokens", tokens, { min: 1, max: 1000000, step: 1, placeholder: "as declared" })}
+        ${field("Temperature", "temperature", temperature, { min: 0, max: 2, step: 0.1, placeholder: "default" })}
+        ${field("Max tokens", "max_tokens", tokens, { min: 1, max: 1000000, step: 1, placeholder: "default" })}
       </div>
-      <p class="faint">Session <span class="code">${room.session}</span>: a follow-up stays with its expert unless another is clearly better.</p>
+      <p class="faint">Session <span class="code">${conversation.session}</span>: a follow-up stays with its expert unless another is clearly better.</p>
     </details>
   </form>`;
 }
 
-/** A choice that is no longer offered stays until another is made: the gateway says what it thinks of it. */
+/** A select; a value that is no longer offered stays selected until another is chosen. */
 function select(label, name, value, offered, names = {}) {
   const all = offered.includes(value) ? offered : [...offered, value];
   return html`<label>${label}

@@ -1,11 +1,11 @@
-// Router: what was trained, planned and learnt, how good it is, what is in use and how it is moved; and the traffic.
+// Router: versions of all artifacts with their reports, promotion and rollback, and the traffic report.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { shown } from "../parts.js";
 import { spot } from "../heat.js";
 import { card, versions } from "./router/versions.js";
-import { openMove } from "./router/move.js";
+import { openMove } from "./router/promotion.js";
 import { KINDS } from "./router/kinds.js";
 import { report } from "./router/report.js";
 import { traffic } from "./router/traffic.js";
@@ -21,7 +21,7 @@ export function open({ draw, path, query }) {
   const at = spot(draw);
   let address = addressOf(path, query);
 
-  /** The report of a version, asked for once: what is published does not change. */
+  /** The report of a version, loaded once, since published versions do not change. */
   function reportOf(kind, version) {
     const key = `${kind}/${version}`;
     if (!reports.has(key)) reports.set(key, resource(() => api.get(`v1/artifacts/${key}`), draw));
@@ -42,13 +42,13 @@ export function open({ draw, path, query }) {
       </div>
       ${shown(list, (found) => whole(found, chosen(found), { reportOf, move, at }))}
       <section class="card">
-        <h2>Traffic of the last week</h2>
+        <h2>Traffic report</h2>
         ${shown(status, traffic)}
       </section>
       ${move.template()}
     `,
-    moved: ({ path: to, query: asked }) => {
-      address = addressOf(to, asked);
+    moved: ({ path: to, query }) => {
+      address = addressOf(to, query);
       draw();
     },
     close: () => move.close(),
@@ -63,8 +63,8 @@ function refresh(...resources) {
 
 function whole(found, { kind, version, other }, { reportOf, move, at }) {
   return html`
-    ${found.reload_error ? html`<p class="card bad" role="alert">What is in use could not be taken over, and the last good state serves on: ${found.reload_error}</p>` : nothing}
-    ${move.told()}
+    ${found.reload_error ? html`<p class="card bad" role="alert">The artifacts in use could not be loaded; the last good state stays in service: ${found.reload_error}</p>` : nothing}
+    ${move.result()}
     <div class="cards">${found.data.map((one) => card(one, move))}</div>
     <nav class="kinds" aria-label="Kinds of artifacts">
       ${found.data.map(

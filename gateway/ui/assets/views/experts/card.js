@@ -1,13 +1,13 @@
-// One expert on a card: how it stands, what it is, what it did, and how it failed lately.
+// The card of one expert: state, declaration, numbers, assigned categories and recent failures.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, dollars, failure, milliseconds, moment, number, percent, shown } from "../../parts.js";
-import { quantile } from "../live/sums.js";
+import { quantile } from "../live/counters.js";
 import { breakers, tier } from "../live/tables.js";
 
-const STATES = { closed: "closed", open: "open", half_open: "on trial", resting: "resting" };
+const STATES = { closed: "closed", open: "open", half_open: "half-open", resting: "rate limited" };
 
-/** `failures` is the resource of its failures once they are asked for; `ask` is called when they first are. */
+/** `failures` is the resource of its failures, loaded by `ask` when the list is first opened. */
 export function card(expert, { failures, ask, chosen }) {
   return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
     <div class="row">
@@ -16,10 +16,10 @@ export function card(expert, { failures, ask, chosen }) {
       ${breakers(Object.fromEntries(expert.replicas.map((one) => [one.address, one.state])))}
     </div>
     <dl class="doing">
-      ${doing("Requests", expert.requests.toLocaleString("en"))}
-      ${doing("Failed", expert.requests ? percent(expert.failed / expert.requests) : "–", expert.failed ? "bad" : "")}
-      ${doing("First byte p95", milliseconds(quantile(expert.first_byte_bounds, expert.first_byte, 0.95)))}
-      ${doing("In flight", busy(expert))}
+      ${keyFigure("Requests", expert.requests.toLocaleString("en"))}
+      ${keyFigure("Failed", expert.requests ? percent(expert.failed / expert.requests) : "–", expert.failed ? "bad" : "")}
+      ${keyFigure("First byte p95", milliseconds(quantile(expert.first_byte_bounds, expert.first_byte, 0.95)))}
+      ${keyFigure("In flight", busy(expert))}
     </dl>
     <dl class="pairs">
       <dt>Model</dt>
@@ -30,20 +30,20 @@ export function card(expert, { failures, ask, chosen }) {
       ${size(expert)}
       <dt>Context</dt>
       <dd>${expert.context_length.toLocaleString("en")} tokens</dd>
-      <dt>Can</dt>
+      <dt>APIs and capabilities</dt>
       <dd>${[...expert.apis, ...expert.capabilities].join(", ")}</dd>
       <dt>Price</dt>
       <dd>${price(expert.prices)}</dd>
       ${expert.cost ? html`<dt>Spent</dt><dd>${dollars(expert.cost)}</dd>` : nothing}
       <dt>Tokens</dt>
       <dd>${number(expert.tokens.input ?? 0)} in, ${number(expert.tokens.output ?? 0)} out</dd>
-      ${expert.failing.length ? html`<dt>Fails now</dt><dd>${expert.failing.map((one) => badge(`${one.cause}, ${number(one.failures)} times`, "bad"))}</dd>` : nothing}
-      <dt>Replaced</dt>
-      <dd>${expert.fallbacks ? `${expert.fallbacks.toLocaleString("en")} times by another expert` : "never"}</dd>
-      ${expert.tier ? html`<dt>Turns</dt><dd>${number(expert.held)} waiting, woken ${number(expert.switches)} times</dd>` : nothing}
-      ${told(expert)}
+      ${expert.failing.length ? html`<dt>Failing</dt><dd>${expert.failing.map((one) => badge(`${one.cause}, ${number(one.failures)} times`, "bad"))}</dd>` : nothing}
+      <dt>Fallbacks</dt>
+      <dd>${expert.fallbacks ? expert.fallbacks.toLocaleString("en") : "none"}</dd>
+      ${expert.tier ? html`<dt>Residency</dt><dd>${number(expert.waiting)} waiting, loaded ${number(expert.switches)} times</dd>` : nothing}
+      ${declaredParameters(expert)}
     </dl>
-    ${servers(expert.replicas)} ${answers(expert.answers)}
+    ${servers(expert.replicas)} ${assignedCategories(expert.assigned_categories)}
     <details class="failures" ?open=${chosen} @toggle=${(event) => event.target.open && ask()}>
       <summary>Recent failures<span class="unseen"> of ${expert.id}</span></summary>
       ${failures ? shown(failures, list, { isEmpty: ({ data }) => !data.length, empty: "None in the log." }) : nothing}
@@ -51,9 +51,9 @@ export function card(expert, { failures, ask, chosen }) {
   </section>`;
 }
 
-const doing = (name, value, kind = "") => html`<div><dt>${name}</dt><dd class=${kind}>${value}</dd></div>`;
+const keyFigure = (name, value, kind = "") => html`<div><dt>${name}</dt><dd class=${kind}>${value}</dd></div>`;
 
-/** Of how many at once, where that is declared: for each server. */
+/** Requests in flight, and of how many at most where `concurrent_requests` is declared. */
 const busy = ({ in_flight: now, concurrent_requests: most, replicas }) =>
   most ? `${number(now)} of ${number(most * replicas.length)}` : number(now);
 
@@ -65,11 +65,11 @@ function size({ active_parameters_b: active, memory_gb: memory }) {
 const price = ({ input, output }) =>
   input || output ? `${dollars(input)} in, ${dollars(output)} out per million tokens` : "free";
 
-/** What it is told beside the request. */
-function told({ parameters, system_prompt: prompt }) {
+/** The parameters that the declaration adds to requests. */
+function declaredParameters({ parameters, system_prompt: prompt }) {
   const facts = Object.entries(parameters).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`);
   if (prompt) facts.unshift("a system prompt");
-  return facts.length ? html`<dt>Told</dt><dd>${facts.join(", ")}</dd>` : nothing;
+  return facts.length ? html`<dt>Parameters</dt><dd>${facts.join(", ")}</dd>` : nothing;
 }
 
 function servers(replicas) {
@@ -79,18 +79,18 @@ function servers(replicas) {
         ({ address, state, alive, waiting }) => html`<li>
           <code>${address}</code>
           <span class="faint">
-            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>, `}${life(alive)}${waiting ? `, ${number(waiting)} in its queue` : ""}
+            ${state === "closed" ? nothing : html`<span class="warn">breaker ${STATES[state]}</span>, `}${healthText(alive)}${waiting ? `, ${number(waiting)} in its queue` : ""}
           </span>
         </li>`,
       )}
     </ul>`;
 }
 
-/** Whether it answered when it was last looked for. */
-const life = (alive) => (alive === null ? "not looked for yet" : alive ? "answers" : html`<span class="bad">does not answer</span>`);
+/** The result of the last health check. */
+const healthText = (alive) => (alive === null ? "not checked" : alive ? "healthy" : html`<span class="bad">unreachable</span>`);
 
-function answers(rows) {
-  return html`<h3>Answers</h3>
+function assignedCategories(rows) {
+  return html`<h3>Assigned categories</h3>
     ${rows.length
       ? html`<ul class="chips">
           ${rows.map(
@@ -98,7 +98,7 @@ function answers(rows) {
               html`<li>${category}${second && margin ? html` <span class="faint">+${number(margin, 2)} over ${second}</span>` : nothing}</li>`,
           )}
         </ul>`
-      : html`<p class="faint">No category is its own; requests may name it as their model.</p>`}`;
+      : html`<p class="faint">No category assigned; available by name.</p>`}`;
 }
 
 const list = ({ data }) => html`<ul class="bare">

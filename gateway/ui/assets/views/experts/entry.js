@@ -1,9 +1,9 @@
-// From a form's fields to the text of an entry in experts.yaml. Pure.
+// Writes the entry for experts.yaml from the fields of the form. Pure.
 
 const PLAIN = /^[A-Za-z][A-Za-z0-9._/-]*$/;
 const WORDS = new Set(["true", "false", "null", "yes", "no", "on", "off", "y", "n"]);
 
-/** A value as YAML: plain where that is safe, else quoted as JSON is. */
+/** A value as YAML: plain where that is safe, else quoted as in JSON. */
 export const scalar = (text) => (PLAIN.test(text) && !WORDS.has(text.toLowerCase()) ? text : JSON.stringify(text));
 
 const LOCAL = ["transformers", "vllm"];

@@ -1,59 +1,59 @@
-// What the page has seen of one gateway: its looks, thinned with age, and a rate for every look of the last minutes.
+// The history of one gateway: its snapshots, thinned with age, and a rate for every snapshot of the last minutes.
 
-import { failures } from "./sums.js";
+import { failures } from "./counters.js";
 
-const MEMORY = 300; // seconds
-const DENSE = 65; // seconds within which every look is kept; of older ones about one in ten seconds
-const GAP = 4; // seconds between two looks from which on nothing is said of what was in between
+const HISTORY_SECONDS = 300;
+const DENSE_SECONDS = 65; // within them every snapshot is kept; later about one in ten seconds
+const MAX_GAP_SECONDS = 4; // between two snapshots beyond which the rate is unknown
 
 export class History {
-  looks = [];
-  rates = []; // { time, all, failed }, a second; nulls where nothing is known
+  snapshots = [];
+  rates = []; // { time, all, failed } per second; null where unknown
   #gateway = "";
 
-  /** Take up a look. Of another gateway, or of one that began anew, nothing is compared with what was before. */
-  add(look) {
-    const last = this.looks.at(-1);
-    if (look.gateway.id !== this.#gateway || (last && look.requests.total < last.requests.total)) {
-      this.#gateway = look.gateway.id;
-      this.looks = [];
-      this.#rate(look.time, null, null);
+  /** Add a snapshot. After a restart, or for another gateway, the history begins again. */
+  add(snapshot) {
+    const last = this.snapshots.at(-1);
+    if (snapshot.gateway.id !== this.#gateway || (last && snapshot.requests.total < last.requests.total)) {
+      this.#gateway = snapshot.gateway.id;
+      this.snapshots = [];
+      this.#rate(snapshot.time, null, null);
     } else if (last) {
-      this.#since(last, look);
+      this.#since(last, snapshot);
     }
-    this.looks.push(look);
-    this.#forget(look.time);
+    this.snapshots.push(snapshot);
+    this.#prune(snapshot.time);
   }
 
   get latest() {
-    return this.looks.at(-1);
+    return this.snapshots.at(-1);
   }
 
-  /** The look that is `seconds` old or as near to it as there is one; undefined where there is only the latest. */
+  /** The snapshot closest to `seconds` ago; undefined where there is only the latest. */
   back(seconds) {
     const due = this.latest.time - seconds - 0.5;
-    return this.looks.slice(0, -1).find(({ time }) => time >= due);
+    return this.snapshots.slice(0, -1).find(({ time }) => time >= due);
   }
 
-  #since(last, look) {
-    const over = look.time - last.time;
-    if (over > GAP) return this.#rate(look.time, null, null);
+  #since(last, snapshot) {
+    const over = snapshot.time - last.time;
+    if (over > MAX_GAP_SECONDS) return this.#rate(snapshot.time, null, null);
     if (over <= 0) return;
-    const failed = failures(look.requests.outcomes) - failures(last.requests.outcomes);
-    this.#rate(look.time, (look.requests.total - last.requests.total) / over, failed / over);
+    const failed = failures(snapshot.requests.outcomes) - failures(last.requests.outcomes);
+    this.#rate(snapshot.time, (snapshot.requests.total - last.requests.total) / over, failed / over);
   }
 
   #rate(time, all, failed) {
     this.rates.push({ time, all, failed });
   }
 
-  #forget(now) {
-    this.rates = this.rates.filter(({ time }) => time > now - MEMORY);
-    let kept = -Infinity;
-    this.looks = this.looks.filter(({ time }, index) => {
-      if (time < now - MEMORY - 10) return false;
-      const keep = time > now - DENSE || time - kept >= 9.5 || index === this.looks.length - 1;
-      if (keep) kept = time;
+  #prune(now) {
+    this.rates = this.rates.filter(({ time }) => time > now - HISTORY_SECONDS);
+    let last = -Infinity;
+    this.snapshots = this.snapshots.filter(({ time }, index) => {
+      if (time < now - HISTORY_SECONDS - 10) return false;
+      const keep = time > now - DENSE_SECONDS || time - last >= 9.5 || index === this.snapshots.length - 1;
+      if (keep) last = time;
       return keep;
     });
   }

@@ -1,27 +1,27 @@
-// The connection to the gateway's numbers: paused by hand or by a hidden tab, made again by itself when it is lost.
+// The stream of snapshots: pauses on request and in a hidden tab, and reconnects after a failure.
 
 import { api } from "../../api.js";
 
 const PATH = "v1/stats/stream";
-const SILENT = 10_000; // milliseconds after which a connection that says nothing is given up
-const FIRST_WAIT = 1000;
-const LONGEST_WAIT = 15_000;
+const SILENCE_MS = 10_000; // after which a connection without events is closed
+const FIRST_RETRY_MS = 1000;
+const MAX_RETRY_MS = 15_000;
 
-/** `heard(look)` is called with every look, `changed()` when `state` (connecting, live, paused, away or refused) did. */
+/** Calls `onSnapshot` with every snapshot, and `onChange` when `state` (connecting, live, paused, unavailable or refused) changes. */
 export class Stream {
   state = "connecting";
-  error = null; // why it is away or refused
-  #heard;
-  #changed;
+  error = null; // why it is unavailable or refused
+  #onSnapshot;
+  #onChange;
   #paused = false;
-  #running = null; // the AbortController of the connection there is
-  #visibility = () => this.#follow();
+  #running = null; // the AbortController of the open connection
+  #visibility = () => this.#update();
 
-  constructor({ heard, changed }) {
-    this.#heard = heard;
-    this.#changed = changed;
+  constructor({ onSnapshot, onChange }) {
+    this.#onSnapshot = onSnapshot;
+    this.#onChange = onChange;
     document.addEventListener("visibilitychange", this.#visibility);
-    this.#follow();
+    this.#update();
   }
 
   get paused() {
@@ -30,12 +30,12 @@ export class Stream {
 
   pause(paused) {
     this.#paused = paused;
-    this.#follow();
+    this.#update();
   }
 
   retry() {
     this.#stop();
-    this.#follow();
+    this.#update();
   }
 
   close() {
@@ -43,13 +43,13 @@ export class Stream {
     this.#stop();
   }
 
-  #follow() {
+  #update() {
     if (this.#paused || document.hidden) {
       this.#stop();
-      this.#be(this.#paused ? "paused" : "connecting");
+      this.#setState(this.#paused ? "paused" : "connecting");
     } else if (!this.#running) {
       this.#running = new AbortController();
-      this.#be("connecting");
+      this.#setState("connecting");
       this.#run(this.#running.signal);
     }
   }
@@ -59,40 +59,40 @@ export class Stream {
     this.#running = null;
   }
 
-  #be(state, error = null) {
+  #setState(state, error = null) {
     if (this.state === state && this.error === error) return;
     Object.assign(this, { state, error });
-    this.#changed();
+    this.#onChange();
   }
 
   async #run(signal) {
-    let wait = FIRST_WAIT;
+    let wait = FIRST_RETRY_MS;
     while (!signal.aborted) {
       let error = null;
       try {
         for await (const data of this.#listen(signal)) {
-          wait = FIRST_WAIT;
-          this.#be("live");
-          this.#heard(JSON.parse(data));
+          wait = FIRST_RETRY_MS;
+          this.#setState("live");
+          this.#onSnapshot(JSON.parse(data));
         }
       } catch (caught) {
         error = caught;
       }
       if (signal.aborted) return;
-      if (error?.status === 401 || error?.status === 403) return this.#be("refused", error);
-      this.#be("away", error);
+      if (error?.status === 401 || error?.status === 403) return this.#setState("refused", error);
+      this.#setState("unavailable", error);
       await pause(wait, signal);
-      wait = Math.min(2 * wait, LONGEST_WAIT);
+      wait = Math.min(2 * wait, MAX_RETRY_MS);
     }
   }
 
   async *#listen(signal) {
     const silence = new AbortController();
-    let timer = setTimeout(() => silence.abort(), SILENT);
+    let timer = setTimeout(() => silence.abort(), SILENCE_MS);
     try {
       for await (const data of api.events(PATH, { signal: AbortSignal.any([signal, silence.signal]) })) {
         clearTimeout(timer);
-        timer = setTimeout(() => silence.abort(), SILENT);
+        timer = setTimeout(() => silence.abort(), SILENCE_MS);
         yield data;
       }
     } finally {

@@ -1,13 +1,13 @@
-// The tables of the view: how each expert does, what requests came to, and the gateway's processes.
+// Tables of the live view: experts, outcomes and the processes of the gateway.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, bar, bars, dollars, milliseconds, number, percent, table } from "../../parts.js";
-import { failures, quantile, shares, sum } from "./sums.js";
+import { failures, quantile, shares, sum } from "./counters.js";
 
 const TIERS = { awake: "good", asleep: "plain", stopped: "plain", switching: "warn" };
-const STATES = { closed: "up", open: "open", half_open: "on trial", resting: "resting" };
+const STATES = { closed: "closed", open: "open", half_open: "half-open", resting: "rate limited" };
 
-/** The state of an expert's breakers: the worst counts, and how many share it. */
+/** The worst state of an expert's circuit breakers, and how many are in it. */
 export function breakers(replicas) {
   const states = Object.values(replicas);
   const worst = ["open", "half_open", "resting"].find((state) => states.includes(state));
@@ -19,66 +19,66 @@ export function breakers(replicas) {
 
 export const tier = (name) => badge(name, TIERS[name] ?? "plain");
 
-/** By expert, over what lies between two looks. */
-export function expertTable(look, past) {
-  const rows = look.experts.map((expert, index) => ({ ...expert, past: past.experts[index], index }));
-  const total = rows.reduce((all, { past: { outcomes } }) => all + sum(outcomes), 0);
-  const turns = rows.some((expert) => expert.tier);
-  const first = (share) => (row) => milliseconds(quantile(look.first_byte_bounds, row.past.first, share));
+/** By expert, over the time between two snapshots. */
+export function expertTable(snapshot, period) {
+  const rows = snapshot.experts.map((expert, index) => ({ ...expert, period: period.experts[index], index }));
+  const total = rows.reduce((all, { period: { outcomes } }) => all + sum(outcomes), 0);
+  const residency = rows.some((expert) => expert.tier);
+  const first = (share) => (row) => milliseconds(quantile(snapshot.first_byte_bounds, row.period.first, share));
   const columns = [
     { title: "Expert", cell: ({ id }) => html`<a href="#/experts/${encodeURIComponent(id)}">${id}</a>` },
     { title: "Breaker", cell: ({ replicas }) => breakers(replicas) },
-    turns ? { title: "Tier", cell: (row) => (row.tier ? tier(row.tier) : "–") } : null,
-    turns ? { title: "Held", number: true, cell: (row) => number(row.held) } : null,
-    turns ? { title: "Woken", number: true, cell: (row) => number(row.switches) } : null,
+    residency ? { title: "Tier", cell: (row) => (row.tier ? tier(row.tier) : "–") } : null,
+    residency ? { title: "Waiting", number: true, cell: (row) => number(row.waiting) } : null,
+    residency ? { title: "Loaded", number: true, cell: (row) => number(row.switches) } : null,
     { title: "Share", cell: (row) => share(row, total) },
-    { title: "Requests/s", number: true, cell: (row) => number(sum(row.past.outcomes) / past.over, 2) },
+    { title: "Requests/s", number: true, cell: (row) => number(sum(row.period.outcomes) / period.over, 2) },
     { title: "In flight", number: true, cell: (row) => number(row.in_flight) },
     { title: "First byte p50", number: true, cell: first(0.5) },
     { title: "p95", number: true, cell: first(0.95) },
-    { title: "Failed", number: true, cell: (row) => count(failures(row.past.outcomes)) },
-    { title: "Replaced", number: true, cell: (row) => count(row.past.fallbacks) },
-    { title: "Tokens/s", number: true, cell: (row) => number(sum(row.past.tokens) / past.over) },
+    { title: "Failed", number: true, cell: (row) => count(failures(row.period.outcomes)) },
+    { title: "Fallbacks", number: true, cell: (row) => count(row.period.fallbacks) },
+    { title: "Tokens/s", number: true, cell: (row) => number(sum(row.period.tokens) / period.over) },
   ];
   return table("Experts", columns.filter(Boolean), rows);
 }
 
-const share = ({ past, index }, total) =>
+const share = ({ period, index }, total) =>
   total
-    ? html`<span class="share">${bar(sum(past.outcomes) / total, (index % 8) + 1)}<span class="number">${percent(sum(past.outcomes) / total)}</span></span>`
+    ? html`<span class="share">${bar(sum(period.outcomes) / total, (index % 8) + 1)}<span class="number">${percent(sum(period.outcomes) / total)}</span></span>`
     : "–";
 
 const count = (many) => (many ? html`<span class="bad">${number(many)}</span>` : "0");
 
-/** Shares by name with a heading; nothing where nothing was counted. */
+/** Shares by name with a heading; nothing where the counts are empty. */
 export function sharesOf(title, counts) {
   if (!sum(counts)) return nothing;
   return html`<h3>${title}</h3>
     ${bars(title, shares(counts))}`;
 }
 
-/** What the processes use, and with what they serve. */
-export function gatewayFacts(look, past) {
-  const memory = look.workers.reduce((all, worker) => all + worker.memory_bytes, 0);
-  const cost = past.experts.reduce((all, expert) => all + expert.cost, 0);
-  const versions = Object.entries(look.artifacts).filter(([, used]) => Object.keys(used).some(Boolean));
+/** Resource use and versions of the worker processes. */
+export function gatewayFacts(snapshot, period) {
+  const memory = snapshot.workers.reduce((all, worker) => all + worker.memory_bytes, 0);
+  const cost = period.experts.reduce((all, expert) => all + expert.cost, 0);
+  const versions = Object.entries(snapshot.artifacts).filter(([, used]) => Object.keys(used).some(Boolean));
   return html`<dl class="pairs">
     <dt>Host</dt>
-    <dd class="code">${look.gateway.host}</dd>
+    <dd class="code">${snapshot.gateway.host}</dd>
     <dt>Workers</dt>
-    <dd>${look.workers.length}</dd>
-    <dt>Processor</dt>
-    <dd>${past.cpu.map((seconds) => percent(seconds / past.over)).join(", ")} of a core</dd>
+    <dd>${snapshot.workers.length}</dd>
+    <dt>CPU</dt>
+    <dd>${period.cpu.map((seconds) => percent(seconds / period.over)).join(", ")} of a core</dd>
     <dt>Memory</dt>
     <dd>${number(memory / 1e6)} MB</dd>
     <dt>Log</dt>
-    <dd>${number(look.log.backlog)} waiting${look.log.dropped ? html`, <span class="bad">${number(look.log.dropped)} lost</span>` : nothing}</dd>
-    ${cost > 0 ? html`<dt>Cost</dt><dd>${dollars((3600 * cost) / past.over)} an hour</dd>` : nothing}
+    <dd>${number(snapshot.log.backlog)} waiting${snapshot.log.dropped ? html`, <span class="bad">${number(snapshot.log.dropped)} lost</span>` : nothing}</dd>
+    ${cost > 0 ? html`<dt>Cost</dt><dd>${dollars((3600 * cost) / period.over)} an hour</dd>` : nothing}
     ${versions.map(
       ([kind, used]) => html`<dt>${kind[0].toUpperCase() + kind.slice(1)}</dt>
         <dd class="code">${Object.keys(used).map((version) => version || "none").join(", ")}</dd>`,
     )}
     <dt>Configuration</dt>
-    <dd class="code">${[...new Set(look.serving.map(({ config }) => config))].join(", ")}</dd>
+    <dd class="code">${[...new Set(snapshot.serving.map(({ config }) => config))].join(", ")}</dd>
   </dl>`;
 }

@@ -1,4 +1,4 @@
-// What was said of an answer, and saying it: thumb, score, the right category, the expert that should have answered.
+// Feedback on a response, and the forms to add it: thumb, score, correct category, preferred expert.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
@@ -7,44 +7,44 @@ import { moment, number } from "../../parts.js";
 const KINDS = {
   thumb: "Thumb",
   score: "Score",
-  preferred: "Should have been",
+  preferred: "Preferred expert",
   category: "Category",
-  regenerated: "Asked again",
-  abandoned: "Left in mid-answer",
+  regenerated: "Regenerated",
+  abandoned: "Abandoned",
 };
 
 export function openLabels(id, draw, changed) {
-  let told = null; // { good, text }: how the last one went
-  async function say(fields) {
+  let result = null; // { good, text } of the latest feedback
+  async function send(fields) {
     try {
       await api.post("v1/feedback", { request_id: id, ...fields });
-      told = { good: true, text: "It is kept, for the next round of learning." };
+      result = { good: true, text: "Feedback saved." };
       changed();
     } catch (error) {
-      told = { good: false, text: error.message };
+      result = { good: false, text: error.message };
     }
     draw();
   }
   return {
     template: (record) => html`<section class="card">
       <h2>Feedback</h2>
-      ${record.feedback.length ? said(record.feedback) : html`<p class="faint">Nobody has said anything of this answer.</p>`}
-      <h3>Label it</h3>
-      ${forms(record, say)}
-      <p role="status" class=${told?.good === false ? "bad" : "good"}>${told?.text ?? nothing}</p>
+      ${record.feedback.length ? feedbackTable(record.feedback) : html`<p class="faint">No feedback.</p>`}
+      <h3>Add feedback</h3>
+      ${forms(record, send)}
+      <p role="status" class=${result?.good === false ? "bad" : "good"}>${result?.text ?? nothing}</p>
     </section>`,
   };
 }
 
-function said(feedback) {
+function feedbackTable(feedback) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Feedback"><table class="said">
-    <caption class="unseen">What was said of this answer</caption>
-    <thead><tr><th scope="col">What</th><th scope="col">Said</th><th scope="col">By</th><th scope="col">When</th></tr></thead>
+    <caption class="unseen">Feedback on this response</caption>
+    <thead><tr><th scope="col">Kind</th><th scope="col">Value</th><th scope="col">Key</th><th scope="col">Time</th></tr></thead>
     <tbody>
       ${feedback.map(
         ({ kind, value, key, time }) => html`<tr>
           <td>${KINDS[kind] ?? kind}</td>
-          <td>${spoken(kind, value)}</td>
+          <td>${valueText(kind, value)}</td>
           <td>${key ?? "–"}</td>
           <td>${moment(time)}</td>
         </tr>`,
@@ -53,15 +53,15 @@ function said(feedback) {
   </table></div>`;
 }
 
-function spoken(kind, value) {
+function valueText(kind, value) {
   if (kind === "thumb") return value > 0 ? "up" : "down";
   return typeof value === "number" ? number(value) : (value ?? "–");
 }
 
-function forms({ choices, category, expert }, say) {
+function forms({ choices, category, expert }, send) {
   const form = (name, read) => (event) => {
     event.preventDefault();
-    say({ [name]: read(new FormData(event.target).get(name)) });
+    send({ [name]: read(new FormData(event.target).get(name)) });
   };
   const select = (name, label, values, current) => html`<form class="pair" @submit=${form(name, String)}>
     <label>${label}
@@ -73,10 +73,10 @@ function forms({ choices, category, expert }, say) {
   </form>`;
   return html`<div class="labels">
     <fieldset>
-      <legend>Was it good?</legend>
+      <legend>Rating</legend>
       <div class="row">
-        <button class="quiet" @click=${() => say({ thumb: "up" })}>Good</button>
-        <button class="quiet" @click=${() => say({ thumb: "down" })}>Bad</button>
+        <button class="quiet" @click=${() => send({ thumb: "up" })}>Good</button>
+        <button class="quiet" @click=${() => send({ thumb: "down" })}>Bad</button>
       </div>
     </fieldset>
     <form class="pair" @submit=${form("score", Number)}>
@@ -85,7 +85,7 @@ function forms({ choices, category, expert }, say) {
       </label>
       <button class="quiet">Save</button>
     </form>
-    ${select("category", "Right category", choices.category, category)}
-    ${select("preferred", "Should have been answered by", choices.expert, expert)}
+    ${select("category", "Correct category", choices.category, category)}
+    ${select("preferred", "Preferred expert", choices.expert, expert)}
   </div>`;
 }

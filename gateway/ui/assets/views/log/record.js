@@ -1,47 +1,47 @@
-// A record's page: all that the log says of one request, laid out; what was said of it; and two things to do with it.
+// The page of one record: its fields, feedback, and the replay of its decision.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
-import { considered, documents, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
-import { openAgain } from "./again.js";
+import { candidateTable, retrievalDetails, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
+import { openReplay } from "./replay.js";
 import { openLabels } from "./labels.js";
 
 export function openRecord(id, draw) {
   const at = `v1/records/${encodeURIComponent(id)}`;
   const record = resource(() => api.get(at), draw);
-  const again = openAgain(`${at}/decision`, draw);
+  const replay = openReplay(`${at}/decision`, draw);
   const labels = openLabels(id, draw, () => record.load());
   return {
     template: () => html`
       <p class="crumb"><a href="#/log">Log</a></p>
       <article class="record">
         <h1 class="code">${id}</h1>
-        ${shown(record, (found) => whole(found, again, labels))}
+        ${shown(record, (found) => whole(found, replay, labels))}
       </article>
     `,
   };
 }
 
-function whole(record, again, labels) {
+function whole(record, replay, labels) {
   return html`
     <p class="lead">${outcome(record.outcome)} ${sentence(record)}</p>
     <dl class="figures">
-      ${figure("Category", record.category || "–", `${percent(record.confidence)} sure`)}
+      ${figure("Category", record.category || "–", `confidence ${percent(record.confidence)}`)}
       ${figure("Expert", record.expert || "–", record.reason ? html`${record.reason} ${unanswered(record)}` : nothing)}
-      ${figure("First piece", milliseconds(record.first_token_ms))} ${figure("Total", milliseconds(record.total_ms))}
+      ${figure("First token", milliseconds(record.first_token_ms))} ${figure("Total", milliseconds(record.total_ms))}
       ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
       ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}
     </dl>
     <div class="columns">
       <div>
         ${card("Category", html`${posterior(record)} ${classified(record)}`)}
-        ${card("Experts considered", considered(record))} ${card("Time", timeline("Time", stretches(record)))}
-        ${card("Documents", documents(record))} ${card("Versions", versions(record))}
+        ${card("Candidates", candidateTable(record))} ${card("Time", timeline("Time", periods(record)))}
+        ${card("Retrieval", retrievalDetails(record))} ${card("Versions", versions(record))}
       </div>
       <div>
-        ${card("Request", request(record))} ${record.prompt == null ? nothing : card("Text", kept(record.prompt))}
-        ${again.template(record)} ${labels.template(record)}
+        ${card("Request", request(record))} ${record.prompt == null ? nothing : card("Text", storedText(record.prompt))}
+        ${replay.template(record)} ${labels.template(record)}
       </div>
     </div>
   `;
@@ -49,39 +49,39 @@ function whole(record, again, labels) {
 
 const card = (title, content) => html`<section class="card"><h2>${title}</h2>${content}</section>`;
 
-const kept = (text) => html`<div class="kept" tabindex="0" role="region" aria-label="The text that was classified">
+const storedText = (text) => html`<div class="kept" tabindex="0" role="region" aria-label="Classified text">
   <pre class="text" dir="auto">${text}</pre>
 </div>`;
 
 const speedOf = (record) => number(speed(record));
 
-/** From arrival to the last byte. Routing includes reading the body; retrieval lies between it and the expert. */
-function stretches(record) {
+/** Periods from arrival to the last byte. Routing includes reading the body; retrieval follows it. */
+function periods(record) {
   const { routing_ms: routing, retrieval_ms: retrieval, first_token_ms: first, total_ms: total } = record;
-  if (first == null) return [{ name: "Until the decision", ms: routing }, { name: "Until its end", ms: total - routing }];
+  if (first == null) return [{ name: "Routing", ms: routing }, { name: "Response", ms: total - routing }];
   return [
-    { name: "Until the decision", ms: routing },
-    ...(retrieval ? [{ name: "Documents", ms: retrieval }] : []),
-    { name: "Until the first piece", ms: Math.max(0, first - routing - retrieval) },
-    { name: record.stream ? "Streaming" : "Until its end", ms: Math.max(0, total - first) },
+    { name: "Routing", ms: routing },
+    ...(retrieval ? [{ name: "Retrieval", ms: retrieval }] : []),
+    { name: "Time to first token", ms: Math.max(0, first - routing - retrieval) },
+    { name: record.stream ? "Streaming" : "Response", ms: Math.max(0, total - first) },
   ];
 }
 
 const STAGES = {
-  cheap: "its quick heads were sure",
-  full: "its sentence encoder was asked",
-  load_shed: "its quick heads, unsure, as there was no time for more",
-  settled: "its quick heads, unsure, but every answer led to the same expert",
+  fast: "fast heads",
+  encoder: "encoder",
+  load_shed: "fast heads (load shed)",
+  short_circuit: "fast heads (same expert either way)",
 };
 
 function classified(record) {
   if (!record.category) return nothing;
   return html`<dl class="pairs">
-    <dt>Familiar</dt>
-    <dd>${percent(record.in_distribution)} probable that it is of a kind the router knows</dd>
-    <dt>By</dt>
+    <dt>In-distribution probability</dt>
+    <dd>${percent(record.in_distribution)}</dd>
+    <dt>Stage</dt>
     <dd>${STAGES[record.stage] ?? record.stage}</dd>
-    ${record.overlay ? html`<dt>Overlay</dt><dd>the tenant's own, <span class="code">${record.overlay}</span></dd>` : nothing}
+    ${record.overlay ? html`<dt>Overlay</dt><dd>of the tenant, <span class="code">${record.overlay}</span></dd>` : nothing}
   </dl>`;
 }
 
@@ -94,18 +94,18 @@ function request(record) {
     <dt>Session</dt><dd>${filter("session")}</dd>
     <dt>Tenant</dt><dd>${filter("tenant")}</dd>
     <dt>Key</dt><dd>${record.key ?? "–"}</dd>
-    <dt>Needs</dt><dd>${record.needs == null ? "not written down" : record.needs.join(", ") || "nothing special"}</dd>
+    <dt>Capabilities</dt><dd>${record.needs == null ? "unknown" : record.needs.join(", ") || "none"}</dd>
     <dt>Attempts</dt><dd>${record.attempts}</dd>
-    <dt>Thrift</dt><dd>${number(record.cost_weight)}</dd>
-    ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, at a loss of ${number(record.exploration[1])}; this choice had a chance of ${percent(record.propensity)}</dd>` : nothing}
+    <dt>Cost weight</dt><dd>${number(record.cost_weight)}</dd>
+    ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, max quality loss ${number(record.exploration[1])}, propensity ${percent(record.propensity)}</dd>` : nothing}
   </dl>`;
 }
 
 function versions(record) {
   return html`<dl class="pairs">
     <dt>Router</dt><dd class="code">${record.router || "–"}</dd>
-    <dt>Plan</dt><dd class="code">${record.plan || "as declared"}</dd>
+    <dt>Plan</dt><dd class="code">${record.plan || "declared"}</dd>
     <dt>experts.yaml</dt><dd class="code">${record.config || "–"}</dd>
-    <dt>Text (SHA-256)</dt><dd class="code">${record.digest || "–"}</dd>
+    <dt>Text digest (SHA-256)</dt><dd class="code">${record.digest || "–"}</dd>
   </dl>`;
 }

@@ -1,10 +1,10 @@
-// The assignment in use by category, and what each expert is worth in it.
+// The assignment in use by category, and the value of each expert in it.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, bar, table } from "../../parts.js";
 import { ROWS, points, share } from "./rows.js";
 
-/** Who answers each category. */
+/** The expert of each category. */
 export function assignment(map) {
   const { measured, experts } = map;
   const row = new Map(map.assignment.map(({ category }, index) => [category, index]));
@@ -20,15 +20,15 @@ export function assignment(map) {
     measured && {
       title: "Quality",
       number: true,
-      cell: ({ category, expert }) => points(map.trusted[row.get(category)][experts.indexOf(expert)]),
+      cell: ({ category, expert }) => points(map.quality_lower_bound[row.get(category)][experts.indexOf(expert)]),
     },
     measured && { title: "Runner-up", cell: ({ runner_up }) => runner_up ?? "–" },
     measured && { title: "Margin", number: true, cell: margin },
   ].filter(Boolean);
-  return html`${table("Who answers each category", columns, map.assignment)}
+  return html`${table("Assignment", columns, map.assignment)}
     ${measured
-      ? html`<p class="faint">Quality is what decisions trust. The margin is how far the runner-up is behind, prices taken off; below zero the
-          budget gives the category to a second best.</p>`
+      ? html`<p class="faint">Quality is the bound that decisions use. The margin is the lead over the runner-up after prices; it is negative
+          where the budget assigns the category to a second best.</p>`
       : nothing}`;
 }
 
@@ -36,11 +36,11 @@ const shareOf = (weight, largest) =>
   html`<span class="withbar">${bar(weight / largest, 8)}<span>${share(weight)}</span></span>`;
 
 const margin = ({ margin: value, runner_up }) => {
-  if (!runner_up) return html`<span class="faint">alone</span>`;
+  if (!runner_up) return html`<span class="faint">no runner-up</span>`;
   return html`<span class=${value < 0 ? "warn" : nothing}>${value < 0 ? "−" : ""}${Math.abs(value).toFixed(3)}</span>`;
 };
 
-/** By expert what it uses, what a request to it costs in quality, and what would be lost without it. */
+/** By expert: its value, the price of a request in quality, and its resource use. */
 export function utility(map) {
   const { measured, experts, hosted, prices } = map;
   const most = Math.max(...experts.map((name) => measured.value_of_expert[name] ?? 0), 1e-9);
@@ -49,7 +49,7 @@ export function utility(map) {
   const uses = Object.values(ROWS).filter(({ use }) => use && measured.uses[use]?.some((value) => value));
   const columns = [
     { title: "Expert", cell: (name) => html`<strong>${name}</strong> ${place(name)}` },
-    { title: "Quality lost without it", number: true, cell: (name) => (known(name) ? lost(measured.value_of_expert[name], most) : "–") },
+    { title: "Value (quality lost without it)", number: true, cell: (name) => (known(name) ? lost(measured.value_of_expert[name], most) : "–") },
     { title: "Price", number: true, cell: (name) => (prices[name] ? prices[name].toFixed(4) : "0") },
     ...uses.map(({ title, text, use }) => ({
       title,
@@ -57,13 +57,13 @@ export function utility(map) {
       cell: (name) => text(measured.uses[use][experts.indexOf(name)]),
     })),
   ];
-  return html`${table("What each expert is worth", columns, experts)}
-    <p class="faint">Lost is the planned quality that the best plan without the expert would have less. The price is in quality too: what decisions take
-      off for a request, so that the budget is kept.</p>`;
+  return html`${table("Value of each expert", columns, experts)}
+    <p class="faint">Value is the planned quality that the best plan without the expert loses. The price is in units of quality: decisions subtract it
+      for each request, so that the budget is kept.</p>`;
 }
 
 const lost = (value, most) => {
-  if (value === undefined) return html`<span class="faint">not found in time</span>`;
+  if (value === undefined) return html`<span class="faint">not computed in time</span>`;
   if (value === null) return html`<span class="warn">no plan without it</span>`;
   if (!value) return html`<span class="faint">nothing</span>`;
   return html`<span class="withbar">${bar(value / most)}<span>${value < 0.00005 ? "< 0.0001" : value.toFixed(4)}</span></span>`;

@@ -1,4 +1,4 @@
-// Another budget: a slider over what its limits give, solved again as it moves; nothing is put into use.
+// "Try another budget": a slider over a limit of the budget; each position is solved as a plan, and none is promoted.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
@@ -8,12 +8,12 @@ import { ROWS, difference } from "./rows.js";
 
 const STEPS = 200; // of the slider
 
-/** The budget in hand over `map`; `plan` is what it gives, once it was moved. */
+/** The budget form over `map`; `plan` is the solution of its limit, null before the slider was moved. */
 export function openBudget(map, draw) {
   const { frontiers, budget } = map.measured;
   const names = Object.keys(ROWS).filter((row) => frontiers[row]);
-  const self = { map, row: names.find((row) => budget[row]) ?? names[0], limit: 0, plan: null, error: null, asking: false, config: null, template };
-  let again = false;
+  const self = { map, row: names.find((row) => budget[row]) ?? names[0], limit: 0, plan: null, error: null, solving: false, config: null, template };
+  let stale = false;
   choose(self.row);
 
   function choose(row) {
@@ -21,28 +21,28 @@ export function openBudget(map, draw) {
     const limits = frontiers[row].map(({ limit }) => limit);
     Object.assign(self, { row, low: limits[0], high: limits.at(-1), plan: null, error: null });
     self.limit = budget[row] ? Math.min(Math.max(budget[row], self.low), self.high) : self.high;
-    picture();
+    updateChart();
     draw();
   }
 
-  function move(step) {
+  function setStep(step) {
     self.limit = step >= STEPS ? self.high : step <= 0 ? self.low : rounded(limitAt(self, step / STEPS));
     draw();
-    ask();
+    solveLatest();
   }
 
-  async function ask() {
-    again = self.asking;
-    if (again) return; // the newest follows the one under way
-    self.asking = true;
+  async function solveLatest() {
+    stale = self.solving;
+    if (stale) return; // the newest limit is solved after the current one
+    self.solving = true;
     draw();
     try {
       do {
-        again = false;
+        stale = false;
         await solve();
-      } while (again);
+      } while (stale);
     } finally {
-      self.asking = false;
+      self.solving = false;
       draw();
     }
   }
@@ -54,51 +54,51 @@ export function openBudget(map, draw) {
     } catch (error) {
       Object.assign(self, { plan: null, error });
     }
-    picture();
+    updateChart();
     draw();
   }
 
-  /** Anew only where its numbers change, as charts are drawn again for a new one. */
-  function picture() {
-    self.config = pictured(self);
+  /** Made only where its numbers change, since a new configuration redraws the chart. */
+  function updateChart() {
+    self.config = chartConfig(self);
   }
 
   function template() {
     if (!names.length) return nothing;
     return html`<section class="card">
       <div class="row">
-        <h2>Another budget</h2>
+        <h2>Try another budget</h2>
         <label>Limit of
           <select @change=${(event) => choose(event.target.value)}>
             ${names.map((row) => html`<option value=${row} .selected=${row === self.row}>${ROWS[row].title}</option>`)}
           </select>
         </label>
       </div>
-      ${slider(self, move)} ${frontier(self)} ${outcome(self, ask)}
+      ${slider(self, setStep)} ${frontier(self)} ${outcome(self, solveLatest)}
     </section>`;
   }
 
   return self;
 }
 
-// Limits lie evenly by their ratio: from 2 to 4 is as far as from 20 to 40.
+// The slider is logarithmic: from 2 to 4 is as far as from 20 to 40.
 const limitAt = ({ low, high }, share) => low * (high / low) ** share;
 const shareAt = ({ low, high, limit }) => Math.log(limit / low) / Math.log(high / low);
 const rounded = (value) => Number(value.toPrecision(3));
 
-function slider(self, move) {
-  const { title, told, text } = ROWS[self.row];
+function slider(self, setStep) {
+  const { title, unit, text } = ROWS[self.row];
   return html`<label class="slider">
-    <span>${title} ${told}: at most <output>${text(self.limit)}</output></span>
+    <span>${title} ${unit}: at most <output>${text(self.limit)}</output></span>
     <input
       type="range"
       min="0"
       max=${STEPS}
       .value=${String(Math.round(shareAt(self) * STEPS))}
       aria-valuetext=${text(self.limit)}
-      @input=${(event) => move(Number(event.target.value))}
+      @input=${(event) => setStep(Number(event.target.value))}
     />
-    <span class="ends faint"><span>${text(self.low)}, the least that can be kept</span><span>${text(self.high)}, enough for the best</span></span>
+    <span class="ends faint"><span>${text(self.low)}, smallest feasible</span><span>${text(self.high)}, unconstrained</span></span>
   </label>`;
 }
 
@@ -113,8 +113,8 @@ function frontier({ map, row, config }) {
   });
 }
 
-function pictured({ map, row, plan, limit }) {
-  const { text, title, told } = ROWS[row];
+function chartConfig({ map, row, plan, limit }) {
+  const { text, title, unit } = ROWS[row];
   const { frontiers, planned, budget } = map.measured;
   const line = frontiers[row].map((one) => ({ x: one.limit, y: one.quality }));
   const now = planned ? [{ x: budget[row] ?? planned.used[row], y: planned.quality }] : [];
@@ -127,12 +127,12 @@ function pictured({ map, row, plan, limit }) {
       datasets: [
         dots("This budget", then, palette.series[1], { pointStyle: "rectRot", pointRadius: 8 }),
         dots("In use", now, palette.ink, { pointRadius: 6 }),
-        { ...dots("Best plan", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
+        { ...dots("Frontier", line, palette.series[0], { pointRadius: 2.5 }), showLine: true, stepped: true, borderWidth: 2 },
       ],
     },
     options: {
       scales: {
-        x: { type: wide ? "logarithmic" : "linear", title: { text: `${title} ${told}, limit` }, ticks },
+        x: { type: wide ? "logarithmic" : "linear", title: { text: `${title} ${unit}, limit` }, ticks },
         y: { title: { text: "Planned quality" } },
       },
       plugins: {
@@ -145,16 +145,16 @@ function pictured({ map, row, plan, limit }) {
 
 const dots = (label, data, shade, more) => ({ label, data, borderColor: shade, backgroundColor: shade, ...more });
 
-function outcome({ map, plan, error, asking }, ask) {
+function outcome({ map, plan, error, solving }, solveLatest) {
   if (error) {
     return html`<div role="alert" class="bad">
       <p>${error.message}</p>
-      ${error.status >= 500 && error.status !== 501 ? html`<button class="quiet" @click=${ask}>Try again</button>` : nothing}
+      ${error.status >= 500 && error.status !== 501 ? html`<button class="quiet" @click=${solveLatest}>Try again</button>` : nothing}
     </div>`;
   }
   if (!plan) {
-    const told = asking ? "Solving…" : "Move the slider to see what another limit would give. Nothing is put into use.";
-    return html`<p class="faint" role="status">${told}</p>`;
+    const status = solving ? "Solving…" : "Move the slider to solve a plan under another limit. Nothing is promoted.";
+    return html`<p class="faint" role="status">${status}</p>`;
   }
   const { planned } = map.measured;
   const was = new Map(map.assignment.map(({ category, expert }) => [category, expert]));
@@ -163,7 +163,7 @@ function outcome({ map, plan, error, asking }, ask) {
     <p role="status">
       ${changes.length
         ? html`<strong>${changes.length} of ${plan.assignment.length} categories change.</strong>`
-        : html`<strong>Nothing changes</strong> against the plan in use.`}
+        : html`<strong>Nothing changes</strong> compared with the plan in use.`}
     </p>
     <dl class="figures">
       ${figure(
@@ -180,7 +180,7 @@ function outcome({ map, plan, error, asking }, ask) {
           ${changes.map(({ category, expert }) => html`<li>${category}: <span class="faint">${was.get(category)} →</span> <strong>${expert}</strong></li>`)}
         </ul>`
       : nothing}
-    <p class="faint">To use it, write this into experts.yaml and run <code>coe plan</code> on the same scores:</p>
+    <p class="faint">To apply it, add this to experts.yaml and run <code>coe plan</code> on the same scores:</p>
     ${copyable(yaml(plan.budget))}
   `;
 }

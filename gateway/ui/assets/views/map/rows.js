@@ -1,18 +1,18 @@
-// The rows of a budget: their names, and how their numbers are written.
+// The rows of a budget: their titles, units and number formats.
 
 import { dollars, milliseconds, number, percent } from "../../parts.js";
 
 export const ROWS = {
-  memory_gb: { title: "Memory", told: "of all hosted experts", text: (value) => `${number(value)} GB`, use: "memory_gb" },
+  memory_gb: { title: "Memory", unit: "of all hosted experts", text: (value) => `${number(value)} GB`, use: "memory_gb" },
   mean_active_b: {
     title: "Active parameters",
-    told: "a request on average",
+    unit: "per request, mean",
     text: (value) => `${number(value)} B`,
     use: "active_b",
   },
-  mean_cost: { title: "Cost", told: "a thousand requests on average", text: dollars, use: "cost" },
-  mean_latency_ms: { title: "Latency", told: "a request on average", text: milliseconds, use: "latency_ms" },
-  max_share: { title: "Largest share", told: "of the requests for one expert", text: percent },
+  mean_cost: { title: "Cost", unit: "per thousand requests, mean", text: dollars, use: "cost" },
+  mean_latency_ms: { title: "Latency", unit: "per request, mean", text: milliseconds, use: "latency_ms" },
+  max_share: { title: "Largest share", unit: "of requests to one expert", text: percent },
 };
 
 /** A quality, from 0 to 1. */

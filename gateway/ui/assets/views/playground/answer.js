@@ -1,40 +1,40 @@
-// One answer: its text as it comes, how it ended, thumbs, and what can be done.
+// One response: its text while it streams, its end state, thumbs, and actions.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
 import { unanswered } from "../../explained.js";
 import { badge } from "../../parts.js";
-import { again, busy, keep, room } from "./room.js";
+import { retry, busy, save, conversation } from "./conversation.js";
 import { why } from "./why.js";
 
-const STATES = { asking: "Waiting for the first piece…", stopped: "Stopped." };
+const STATES = { pending: "Waiting for the first token…", stopped: "Stopped." };
 
-const told = (headers) => ({
+const decisionOf = (headers) => ({
   fallback_from: headers["x-coe-fallback-from"],
   expert: headers["x-coe-expert"],
   cause: headers["x-coe-cause"],
 });
 
-/** `folded`: why is told below it; else by the panel beside, where `select` shows it. */
+/** With `folded` the explanation is below the response, else in the panel, where `select` shows it. */
 export function answerOf(turn, lane, { folded, selected, select }) {
   const answer = turn.answers[lane];
-  if (!answer) return html`<div class="answer faint">Not asked.</div>`;
+  if (!answer) return html`<div class="answer faint">Not sent.</div>`;
   const expert = answer.headers["x-coe-expert"];
   const unfold = (event) => {
     if (answer.unfolded === event.target.open) return;
     answer.unfolded = event.target.open;
-    room.draw();
+    conversation.draw();
   };
   return html`<article class="answer ${selected ? "selected" : ""}" aria-busy=${answer.stop ? "true" : "false"} aria-label="Answer of ${expert ?? answer.model}">
     <header>
       <strong>${expert ?? answer.model}</strong>
-      ${expert ? html`<span class="faint">${answer.headers["x-coe-category"]}, ${answer.headers["x-coe-reason"]}</span> ${unanswered(told(answer.headers))}` : nothing}
+      ${expert ? html`<span class="faint">${answer.headers["x-coe-category"]}, ${answer.headers["x-coe-reason"]}</span> ${unanswered(decisionOf(answer.headers))}` : nothing}
     </header>
     ${blocks(answer.text).map(block)}
     ${ending(answer)}
     <footer>
       ${answer.headers["x-request-id"] && answer.text ? thumbs(answer) : nothing}
-      ${answer.state === "failed" || answer.state === "stopped" ? html`<button class="quiet small" ?disabled=${busy()} @click=${() => again(turn, lane)}>Ask again</button>` : nothing}
+      ${answer.state === "failed" || answer.state === "stopped" ? html`<button class="quiet small" ?disabled=${busy()} @click=${() => retry(turn, lane)}>Retry</button>` : nothing}
       ${folded ? nothing : html`<button class="quiet small" aria-pressed=${selected ? "true" : "false"} @click=${select}>Why?</button>`}
     </footer>
     ${folded ? html`<details class="folded" ?open=${answer.unfolded} @toggle=${unfold}><summary>Why?</summary>${answer.unfolded ? why(answer) : nothing}</details>` : nothing}
@@ -44,7 +44,7 @@ export function answerOf(turn, lane, { folded, selected, select }) {
 function ending({ state, error, text }) {
   if (state === "failed") {
     return html`<div class="failed" role="alert">
-      <p>${badge(error.status > 200 ? error.status : text ? "broken off" : "failed", "bad")} ${error.message}</p>
+      <p>${badge(error.status > 200 ? error.status : text ? "interrupted" : "failed", "bad")} ${error.message}</p>
       ${error.retry ? html`<p class="faint">Try again in ${error.retry} s.</p>` : nothing}
     </div>`;
   }
@@ -52,7 +52,7 @@ function ending({ state, error, text }) {
   return STATES[state] ? html`<p class="faint">${STATES[state]}</p>` : nothing;
 }
 
-/** Text and what stands between ``` fences, in turn; an open fence reaches to the end. */
+/** Splits text at ``` fences into blocks; an open fence reaches to the end. */
 export function blocks(text) {
   const found = [];
   let rest = text;
@@ -74,17 +74,17 @@ const block = ({ code, language, text }) =>
     : html`<div class="text" dir="auto">${text}</div>`;
 
 function thumbs(answer) {
-  const say = async (thumb) => {
+  const rate = async (thumb) => {
     try {
       await api.post("v1/feedback", { request_id: answer.headers["x-request-id"], thumb });
-      Object.assign(answer, { said: thumb, refused: "" });
+      Object.assign(answer, { rated: thumb, rateError: "" });
     } catch (error) {
-      answer.refused = error.message;
+      answer.rateError = error.message;
     }
-    keep();
-    room.draw();
+    save();
+    conversation.draw();
   };
-  const button = (thumb, text) => html`<button class="quiet small" aria-pressed=${answer.said === thumb ? "true" : "false"} @click=${() => say(thumb)}>${text}</button>`;
+  const button = (thumb, text) => html`<button class="quiet small" aria-pressed=${answer.rated === thumb ? "true" : "false"} @click=${() => rate(thumb)}>${text}</button>`;
   return html`${button("up", "Good")} ${button("down", "Bad")}
-    <span role="status" class=${answer.refused ? "bad" : "unseen"}>${answer.refused || (answer.said ? "It is kept." : "")}</span>`;
+    <span role="status" class=${answer.rateError ? "bad" : "unseen"}>${answer.rateError || (answer.rated ? "Feedback saved." : "")}</span>`;
 }

@@ -1,36 +1,36 @@
-// Why an answer came from where it came: the router's posterior, neighbours, experts, documents, and where time went.
+// The explanation of one answer: posterior, nearest examples, candidates, retrieval, and the time of each step.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { bar, dollars, milliseconds, number } from "../../parts.js";
-import { considered, documents, posterior, sentence, speed, timeline } from "../../explained.js";
+import { candidateTable, retrievalDetails, posterior, sentence, speed, timeline } from "../../explained.js";
 
-/** The panel of one answer. `heading` is the level of its headings' tags: html`<h2>` or deeper. */
+/** The explanation panel of one answer. */
 export function why(answer) {
-  const told = decided(answer);
-  if (!told) return html`<p class="faint" role="status">${answer.state === "asking" ? "Deciding…" : reasonless(answer)}</p>`;
+  const decision = decisionOf(answer);
+  if (!decision) return html`<p class="faint" role="status">${answer.state === "pending" ? "Deciding…" : noDecision(answer)}</p>`;
   return html`
-    <p>${sentence(told)}</p>
-    ${figures(answer, told)}
-    ${part("Category", posterior(told))}
-    ${part("Nearest examples", neighbours(answer.why))}
-    ${part("Experts considered", considered(told, answer.why?.health))}
-    ${part("Documents", told.retrieval ? documents(told) : html`<p class="faint">Known when the answer is complete.</p>`)}
-    ${part("Time", timeline("Steps of the request", steps(answer, told)))}
+    <p>${sentence(decision)}</p>
+    ${figures(answer, decision)}
+    ${part("Category", posterior(decision))}
+    ${part("Nearest examples", neighbours(answer.explanation))}
+    ${part("Candidates", candidateTable(decision, answer.explanation?.health))}
+    ${part("Retrieval", decision.retrieval ? retrievalDetails(decision) : html`<p class="faint">Known when the answer is complete.</p>`)}
+    ${part("Time", timeline("Steps of the request", steps(answer, decision)))}
     ${headers(answer)}
-    ${answer.record?.request_id ? html`<p><a href="#/log/${answer.record.request_id}">Its record in the log</a></p>` : nothing}
+    ${answer.record?.request_id ? html`<p><a href="#/log/${answer.record.request_id}">Open record</a></p>` : nothing}
   `;
 }
 
 const part = (title, content) => html`<section class="part"><h3>${title}</h3>${content}</section>`;
 
-function reasonless({ why: asked, record }) {
-  return asked?.failed ?? record?.failed ?? "Nothing is known of how it was decided.";
+function noDecision({ explanation, record }) {
+  return explanation?.failed ?? record?.failed ?? "No information on the decision.";
 }
 
-/** The record where it is there; until then what the headers and the explanation say. */
-function decided({ record, headers: found, why: asked }) {
+/** The record where it exists; before that, the headers and the explanation. */
+function decisionOf({ record, headers: found, explanation }) {
   if (record?.request_id && record.category) return record;
-  const known = asked && !asked.failed ? asked : null;
+  const known = explanation && !explanation.failed ? explanation : null;
   if (!found["x-coe-expert"]) return known && { ...known, attempts: 1, propensity: 1 };
   return {
     ...(known ?? { candidates: [], utility: [], price: [], probabilities: {} }),
@@ -45,50 +45,50 @@ function decided({ record, headers: found, why: asked }) {
   };
 }
 
-function figures({ seen, record }, told) {
+function figures({ measured, record }, decision) {
   const rate = record?.request_id ? speed(record) : null;
   return html`<dl class="facts">
-    ${fact("First piece", milliseconds(seen.first))} ${fact("Total", milliseconds(seen.total))}
-    ${fact("Tokens", told.output_tokens == null ? "–" : `${number(told.input_tokens, 6)} + ${number(told.output_tokens, 6)}`)}
-    ${fact("Tokens/s", number(rate))} ${fact("Cost", dollars(told.cost))}
+    ${fact("First token", milliseconds(measured.first))} ${fact("Total", milliseconds(measured.total))}
+    ${fact("Tokens", decision.output_tokens == null ? "–" : `${number(decision.input_tokens, 6)} + ${number(decision.output_tokens, 6)}`)}
+    ${fact("Tokens/s", number(rate))} ${fact("Cost", dollars(decision.cost))}
   </dl>`;
 }
 
 const fact = (name, value) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
 
-function neighbours(asked) {
-  if (!asked) return html`<p class="faint">Looking…</p>`;
-  if (asked.failed) return html`<p class="faint">${asked.failed}</p>`;
-  if (!asked.neighbours.length) return html`<p class="faint">This router keeps none.</p>`;
+function neighbours(explanation) {
+  if (!explanation) return html`<p class="faint">Loading…</p>`;
+  if (explanation.failed) return html`<p class="faint">${explanation.failed}</p>`;
+  if (!explanation.neighbours.length) return html`<p class="faint">This router stores no examples.</p>`;
   return html`<ol class="neighbours">
-    ${asked.neighbours.map(
+    ${explanation.neighbours.map(
       ({ category, similarity, text }) => html`<li>
         ${text == null
-          ? html`<span class="faint">Its text is not kept here.</span>`
+          ? html`<span class="faint">Text not stored.</span>`
           : html`<span class="text" dir="auto">${text}</span>`}
         <span class="near">
-          <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> alike (cosine)</span></span>
+          <span>${category}</span>${bar(similarity, 8)}<span class="number">${similarity.toFixed(2)}<span class="unseen"> cosine similarity</span></span>
         </span>
       </li>`,
     )}
   </ol>`;
 }
 
-/** Six of the eight steps are told by the header, the seventh follows from the record, the eighth comes after it all. */
-function steps({ headers: found, record, state }, told) {
+/** The eight steps of the serving line: six from the header server-timing, the seventh from the record; the eighth follows. */
+function steps({ headers: found, record, state }, decision) {
   const header = found["server-timing"] ?? "";
   const times = Object.fromEntries([...header.matchAll(/([a-z]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
-  const relayed = told.first_token_ms == null || !record?.request_id ? null : told.total_ms - told.first_token_ms;
+  const relayed = decision.first_token_ms == null || !record?.request_id ? null : decision.total_ms - decision.first_token_ms;
   const named = ["admit", "parse", "classify", "assign", "gate", "call"].map((name) => ({ name, ms: times[name] ?? null }));
-  const open = state === "asking" || state === "streaming";
-  return [...named, { name: "relay", ms: relayed, note: open ? "…" : "–" }, { name: "record", ms: null, note: "after the answer" }];
+  const open = state === "pending" || state === "streaming";
+  return [...named, { name: "relay", ms: relayed, note: open ? "…" : "–" }, { name: "record", ms: null, note: "after the response" }];
 }
 
 function headers({ headers: found }) {
   const names = Object.keys(found).sort();
   if (!names.length) return nothing;
   return html`<details class="part">
-    <summary>Headers of the answer</summary>
+    <summary>Response headers</summary>
     <dl class="pairs headers">${names.map((name) => html`<dt class="code">${name}</dt><dd class="code">${found[name]}</dd>`)}</dl>
   </details>`;
 }

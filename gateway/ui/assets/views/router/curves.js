@@ -1,12 +1,12 @@
-// Reliability, and risk by coverage, of one router or of two.
+// Reliability diagram and risk–coverage curve of one or two routers.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { chart } from "../../charts.js";
 import { percent } from "../../parts.js";
 
-const kept = new WeakMap(); // configurations by what they show, so that nothing is drawn anew for nothing
+const cache = new WeakMap(); // chart configurations by their metrics, since a new one redraws the chart
 
-/** Both curves of `metrics`, beside those of `other`, which may be none. */
+/** Both curves of `metrics` and, unless null, of `other`. */
 export function curves(metrics, other, version, beside) {
   if (!metrics.reliability || !metrics.risk_coverage) return nothing;
   const sides = [{ metrics, version }, ...(other?.reliability ? [{ metrics: other, version: beside }] : [])];
@@ -14,26 +14,26 @@ export function curves(metrics, other, version, beside) {
   return html`<div class="columns">
     <section>
       <h3>Reliability</h3>
-      <p class="faint">Are prompts of a confidence right that often? On the line they are; the larger a point, the more prompts.</p>
+      <p class="faint">Accuracy of the prompts at each confidence. Points on the line are perfectly calibrated; larger points are more prompts.</p>
       ${chart({
-        label: "Share right by confidence",
+        label: "Accuracy by confidence",
         config: reliability,
-        columns: ["Version", "Confidence", "Right", "Prompts"],
+        columns: ["Version", "Confidence", "Accuracy", "Prompts"],
         rows: sides.flatMap((side) =>
           side.metrics.reliability.map(({ confidence, accuracy, count }) => [side.version, confidence.toFixed(2), percent(accuracy), count]),
         ),
       })}
     </section>
     <section>
-      <h3>Risk and coverage</h3>
+      <h3>Risk–coverage curve</h3>
       <p class="faint">
-        How often it is wrong where only the surest prompts are answered. Below a confidence of ${metrics.confidence_threshold?.toFixed(2)} (the upright line) training
-        suggests the general expert; <code>policy.confidence_threshold</code> may say otherwise.
+        Error rate where only the most confident prompts are answered. Below a confidence of ${metrics.confidence_threshold?.toFixed(2)} (vertical line), training
+        suggests the general expert; <code>policy.confidence_threshold</code> overrides it.
       </p>
       ${chart({
-        label: "Error rate by share answered",
+        label: "Error rate by coverage",
         config: risk,
-        columns: ["Version", "Answered", "Wrong", "From confidence"],
+        columns: ["Version", "Coverage", "Error rate", "From confidence"],
         rows: sides.flatMap((side) =>
           side.metrics.risk_coverage.map((one) => [side.version, percent(one.coverage), percent(one.risk), one.confidence?.toFixed(2) ?? "–"]),
         ),
@@ -43,10 +43,10 @@ export function curves(metrics, other, version, beside) {
 }
 
 function configured(metrics, sides) {
-  const known = kept.get(metrics);
+  const known = cache.get(metrics);
   if (known && known.beside === sides[1]?.metrics) return known;
   const made = { beside: sides[1]?.metrics, reliability: reliable(sides), risk: risky(sides) };
-  kept.set(metrics, made);
+  cache.set(metrics, made);
   return made;
 }
 
@@ -65,17 +65,17 @@ function reliable(sides) {
           pointRadius: metrics.reliability.map(({ count }) => 2.5 + 8 * Math.sqrt(count / most)),
           ...line(palette.series[index]),
         })),
-        { label: "as sure as right", data: [{ x: 0, y: 0 }, { x: 1, y: 1 }], ...dashed(palette.faint) },
+        { label: "perfectly calibrated", data: [{ x: 0, y: 0 }, { x: 1, y: 1 }], ...dashed(palette.faint) },
       ],
     },
     options: {
       scales: {
         x: { ...shares, title: { text: "Confidence" } },
-        y: { ...shares, title: { text: "Right" } },
+        y: { ...shares, title: { text: "Accuracy" } },
       },
       plugins: {
         legend,
-        tooltip: { callbacks: { label: ({ raw }) => `${percent(raw.y)} right at ${percent(raw.x)}${raw.count ? `, ${raw.count} prompts` : ""}` } },
+        tooltip: { callbacks: { label: ({ raw }) => `accuracy ${percent(raw.y)} at confidence ${percent(raw.x)}${raw.count ? `, ${raw.count} prompts` : ""}` } },
       },
     },
   });
@@ -84,7 +84,7 @@ function reliable(sides) {
 function risky(sides) {
   const [{ metrics }] = sides;
   const top = Math.max(...sides.flatMap((side) => side.metrics.risk_coverage.map(({ risk }) => risk)));
-  const threshold = metrics.doubted == null ? [] : [{ x: 1 - metrics.doubted, y: 0 }, { x: 1 - metrics.doubted, y: top }];
+  const threshold = metrics.rejected == null ? [] : [{ x: 1 - metrics.rejected, y: 0 }, { x: 1 - metrics.rejected, y: top }];
   return (palette) => ({
     type: "scatter",
     data: {
@@ -95,19 +95,19 @@ function risky(sides) {
           pointRadius: 2.5,
           ...line(palette.series[index]),
         })),
-        { label: "general below", data: threshold, ...dashed(palette.faint) },
+        { label: "confidence threshold", data: threshold, ...dashed(palette.faint) },
       ],
     },
     options: {
       scales: {
-        x: { ...shares, title: { text: "Answered, the surest first" } },
-        y: { ...shares, max: undefined, title: { text: "Wrong" } },
+        x: { ...shares, title: { text: "Coverage" } },
+        y: { ...shares, max: undefined, title: { text: "Error rate" } },
       },
       plugins: {
         legend,
         tooltip: {
           callbacks: {
-            label: ({ raw }) => `${percent(raw.y)} wrong of ${percent(raw.x)}${raw.confidence ? `, from confidence ${raw.confidence.toFixed(2)}` : ""}`,
+            label: ({ raw }) => `error rate ${percent(raw.y)} at coverage ${percent(raw.x)}${raw.confidence ? `, from confidence ${raw.confidence.toFixed(2)}` : ""}`,
           },
         },
       },

@@ -1,35 +1,35 @@
-// The kinds of artifacts: their names, what none in use means, and what putting one into use does.
+// The kinds of artifacts: their titles, what is in use without a version, the command that makes one, and the effect of a promotion.
 
 export const KINDS = {
   router: {
     title: "Router",
     nothing: "none",
     made: "coe train",
-    told: "Overlays that were fitted to another router stay unused until coe retrain has fitted new ones.",
+    effect: "Overlays of another router stay unused until coe retrain fits new ones.",
   },
   assignment: {
     title: "Assignment",
     nothing: "as declared in experts.yaml",
     made: "coe plan",
-    told: "Requests go by the new plan from then on; follow-ups stay with their expert as far as policy.sticky_margin says.",
+    effect: "New requests follow the new plan; follow-ups stay with their expert within policy.sticky_margin.",
   },
   overlays: {
     title: "Overlays",
     nothing: "none",
     made: "coe retrain",
-    told: "They turn the requests of their tenants alone, and only over the router they were fitted to.",
+    effect: "They affect requests of their tenants only, and only with the router they were fitted to.",
   },
   gate: {
     title: "Gate",
     nothing: "none",
     made: "coe score --retrieval both, then coe plan",
-    told: "It decides whether documents are consulted, where a document store is declared.",
+    effect: "It decides whether passages are retrieved, where a document store is declared.",
   },
 };
 
-/** A version as text, also where there is none. */
+/** A version as text, or what is in use without one. */
 export const versionOf = (kind, version) => version ?? KINDS[kind].nothing;
 
-/** Whether all that serve here do so with what is in use. */
-export const takenOver = ({ in_use: version, served }) =>
+/** Whether all workers serve the version in use. */
+export const isServed = ({ in_use: version, served }) =>
   Object.keys(served).every((one) => one === (version ?? ""));

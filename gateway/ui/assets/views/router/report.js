@@ -1,4 +1,4 @@
-// The report of one version, beside another one's where the visitor compares them.
+// The report of one version, optionally compared with another one.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, moment, percent, shown, table } from "../../parts.js";
@@ -46,21 +46,21 @@ const whole = (value) => (value == null ? "–" : value.toLocaleString("en"));
 
 // [name, value of metrics, how it is written, whether more (1) or less (-1) is better, what it means]
 const FIGURES = [
-  ["Right answers", "accuracy", share, 1, "of held-out prompts"],
-  ["Calibration error", "ece", three, -1, "how far confidence is from being right; 0 is perfect"],
-  ["The same uncalibrated", "ece_before", three, 0, "of the plain mean of the heads"],
-  ["Tells the unknown apart", "unknown_auroc", three, 1, "AUROC of confidence on texts of no category; 0.5 is a coin"],
-  ["Asks the sentence encoder", "escalated", share, -1, "prompts whose quick answer is unsure"],
-  ["General below", "confidence_threshold", three, 0, "the confidence that training suggests"],
-  ["Doubted by that", "doubted", share, -1, "known prompts that it would turn away"],
-  ["Unknown ones doubted", "doubted_unknown", share, 1, "texts of no category that it would turn away"],
-  ["Prompts", "examples", whole, 0, "trained on"],
-  ["Learnt from traffic", "learnt", whole, 0, "corrected prompts among them"],
+  ["Accuracy", "accuracy", share, 1, "of held-out prompts"],
+  ["Calibration error", "ece", three, -1, "gap between confidence and accuracy; 0 is perfect"],
+  ["Calibration error, uncalibrated", "ece_before", three, 0, "for the plain mean of the heads"],
+  ["Out-of-scope AUROC", "out_of_scope_auroc", three, 1, "of confidence, on texts of no category; 0.5 is chance"],
+  ["Escalation rate", "escalated", share, -1, "prompts sent to the encoder"],
+  ["Confidence threshold", "confidence_threshold", three, 0, "suggested by training"],
+  ["Sent to general (known)", "rejected", share, -1, "known prompts below the threshold"],
+  ["Sent to general (unknown)", "rejected_out_of_scope", share, 1, "texts of no category below the threshold"],
+  ["Prompts", "examples", whole, 0, "in the training set"],
+  ["From corrections", "learnt", whole, 0, "corrected prompts among them"],
 ];
 
 function router({ version, metrics }, other, at) {
   const there = FIGURES.filter(([, key]) => metrics[key] != null || other?.metrics[key] != null);
-  if (!there.length) return html`<p class="note">This version kept no figures of its training.</p>`;
+  if (!there.length) return html`<p class="note">No metrics stored.</p>`;
   const rows = there.map(([name, key, text, good, meaning]) => ({
     name,
     meaning,
@@ -71,7 +71,7 @@ function router({ version, metrics }, other, at) {
   }));
   return html`
     <div class="columns">
-      <div>${figures("Figures of its training", version, rows, other)}</div>
+      <div>${figures("Training metrics", version, rows, other)}</div>
       <div>${categories(version, metrics, other)}</div>
     </div>
     ${curves(metrics, other?.metrics, version, other?.version)} ${confusion(metrics.confusion, at)}
@@ -105,7 +105,7 @@ function categories(version, metrics, other) {
     own: metrics.accuracy_by_category?.[name],
     beside: other?.metrics.accuracy_by_category?.[name],
   }));
-  return rows.length ? figures("Right answers by category", version, rows, other) : nothing;
+  return rows.length ? figures("Accuracy by category", version, rows, other) : nothing;
 }
 
 function assignment({ choice, budget, source, learning }, other) {
@@ -125,7 +125,7 @@ function assignment({ choice, budget, source, learning }, other) {
       ${learning ? html`<dt>Learnt</dt><dd>${learning.sentence} (${learning.requests.toLocaleString("en")} requests)</dd>` : nothing}
       ${other ? html`<dt>Differs</dt><dd>in ${changes} of ${rows.length} categories</dd>` : nothing}
     </dl>
-    ${table("Who answers each category", columns, rows)}
+    ${table("Assignment", columns, rows)}
   `;
 }
 
@@ -134,9 +134,9 @@ function overlays({ tenants }) {
     "Overlays by tenant",
     [
       { title: "Tenant", cell: ({ tenant }) => html`<span class="wraps">${tenant}</span>` },
-      { title: "More often right by", number: true, cell: ({ gain }) => share(gain) },
-      { title: "Fitted to requests", number: true, cell: ({ requests }) => whole(requests) },
-      { title: "Until", cell: ({ until }) => (until ? moment(until) : "–") },
+      { title: "Accuracy gain", number: true, cell: ({ gain }) => share(gain) },
+      { title: "Requests", number: true, cell: ({ requests }) => whole(requests) },
+      { title: "Until", cell: ({ deadline }) => (deadline ? moment(deadline) : "–") },
     ],
     tenants,
   );
@@ -146,13 +146,13 @@ const GATE = { never: "Never", always: "Always", gated: "Gated" };
 
 function gate({ metrics }) {
   const rows = Object.entries({ ...metrics.experts, ...(metrics.all ? { "all experts": metrics.all } : {}) });
-  if (!rows.length) return html`<p class="note">This version kept no figures.</p>`;
+  if (!rows.length) return html`<p class="note">No metrics stored.</p>`;
   return table(
-    "Quality with documents never, always, and where the gate says so",
+    "Quality with retrieval never, always and gated",
     [
       { title: "Expert", cell: ([name]) => name },
       ...Object.entries(GATE).map(([key, title]) => ({ title, number: true, cell: ([, found]) => three(found[key]) })),
-      { title: "Opened", number: true, cell: ([, { opened }]) => percent(opened) },
+      { title: "Retrieval rate", number: true, cell: ([, { opened }]) => percent(opened) },
     ],
     rows,
   );

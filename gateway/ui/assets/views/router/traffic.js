@@ -1,16 +1,16 @@
-// What the last look at the traffic found: drift, alarms, proposed categories, and the last rounds of learning.
+// The traffic report: drift, alarms, proposed categories, and the latest retraining rounds.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { chart } from "../../charts.js";
 import { badge, copyable, figure, moment, number, percent } from "../../parts.js";
 import { KINDS } from "./kinds.js";
 
-const kept = new WeakMap();
+const cache = new WeakMap(); // chart configurations by their data
 
 export function traffic({ time, report }) {
   const { traffic: day, drift, alarms, proposed_categories: proposed, learning } = report;
   return html`
-    <p class="faint">Looked at ${moment(time)}; a look is shown for a minute.</p>
+    <p class="faint">Report of ${moment(time)}, cached for one minute.</p>
     <dl class="figures">
       ${figure("Requests of the last day", number(day.last_day), `${number(day.last_hour)} in the last hour`)}
       ${figure("Failed", percent(day.error_rate))} ${figure("Aborted by clients", percent(day.aborted_rate))}
@@ -23,10 +23,10 @@ export function traffic({ time, report }) {
     <h3>Drift</h3>
     <p class="faint">${drift.findings.length ? html`Compared with ${drift.reference}.` : html`${capital(drift.reference)}.`}</p>
     <ul class="findings">
-      ${drift.findings.map(({ alarm, sentence }) => html`<li>${alarm ? badge("shifted", "warn") : badge("as before", "good")} ${sentence}</li>`)}
+      ${drift.findings.map(({ alarm, sentence }) => html`<li>${alarm ? badge("drift", "warn") : badge("stable", "good")} ${sentence}</li>`)}
     </ul>
     ${drift.compared ? compared(drift.compared) : nothing} ${proposed.length ? proposals(proposed) : nothing}
-    <h3>Learning</h3>
+    <h3>Retraining</h3>
     ${rounds(learning)}
   `;
 }
@@ -34,12 +34,12 @@ export function traffic({ time, report }) {
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function compared(both) {
-  if (!kept.has(both)) kept.set(both, { categories: byCategory(both), confidence: byConfidence(both) });
-  const { categories, confidence } = kept.get(both);
+  if (!cache.has(both)) cache.set(both, { categories: byCategory(both), confidence: byConfidence(both) });
+  const { categories, confidence } = cache.get(both);
   const { before, now } = both.categories;
-  const told = `${number(both.requests.before)} requests before, ${number(both.requests.now)} of the last day`;
+  const counts = `${number(both.requests.before)} requests before, ${number(both.requests.now)} of the last day`;
   const height = Object.keys(now).length > 8 ? "high" : "middle";
-  return html`<p class="faint">${told}.</p>
+  return html`<p class="faint">${counts}.</p>
     <div class="columns">
       ${chart({
         label: "Share of requests by category, before and now",
@@ -95,7 +95,7 @@ function proposals(proposed) {
           <p>${sentence}.</p>
           ${entry
             ? copyable(entry)
-            : html`<p class="faint">With <code>log.store_prompts</code> the log would keep the prompts that an entry for experts.yaml takes.</p>`}
+            : html`<p class="faint">Set <code>log.store_prompts</code> to get an entry for experts.yaml, which needs prompts.</p>`}
         </li>`,
       )}
     </ul>`;
@@ -103,11 +103,11 @@ function proposals(proposed) {
 
 function rounds(learning) {
   const known = Object.entries(learning);
-  if (!known.length) return html`<p class="faint">No round yet; <code>coe retrain</code> makes one.</p>`;
+  if (!known.length) return html`<p class="faint">No round yet; run <code>coe retrain</code>.</p>`;
   return html`<ul class="findings">
     ${known.map(
       ([kind, { time, promoted, sentence }]) => html`<li>
-        ${promoted ? badge("promoted", "good") : badge("kept")} <strong>${KINDS[kind]?.title ?? kind}</strong>, ${moment(time)}: ${sentence}
+        ${promoted ? badge("promoted", "good") : badge("not promoted")} <strong>${KINDS[kind]?.title ?? kind}</strong>, ${moment(time)}: ${sentence}
       </li>`,
     )}
   </ul>`;

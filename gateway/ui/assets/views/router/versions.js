@@ -1,12 +1,12 @@
-// What is in use of each kind, all its versions, and how they came into use.
+// The version in use of each kind, all its versions, and their history.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, moment, percent, table } from "../../parts.js";
-import { KINDS, takenOver, versionOf } from "./kinds.js";
+import { KINDS, isServed, versionOf } from "./kinds.js";
 
-const BY = { train: "by training", plan: "by planning", retrain: "by learning", hand: "by hand", rollback: "by going back" };
+const BY = { train: "train", plan: "plan", retrain: "retrain", hand: "manual", rollback: "rollback" };
 
-/** What is in use of a kind. */
+/** The card of a kind with the version in use. */
 export function card(one, move) {
   const { title } = KINDS[one.kind];
   const last = one.history.find(({ version }) => version === one.in_use);
@@ -21,57 +21,57 @@ export function card(one, move) {
     ${one.damaged ? html`<p class="bad">${one.damaged}</p>` : nothing}
     ${one.before
       ? html`<button class="quiet" @click=${() => move.ask({ kind: one.kind, was: one.in_use, version: one.before.version, back: true })}>
-          Go back to ${one.before.version ? html`<code>${one.before.version}</code>` : versionOf(one.kind, null)}
+          Roll back to ${one.before.version ? html`<code>${one.before.version}</code>` : versionOf(one.kind, null)}
         </button>`
       : nothing}
   </section>`;
 }
 
 const UNUSED = {
-  overlays: "They were fitted to another router, so nothing uses them; coe retrain fits new ones.",
-  gate: "Nothing uses it: no document store is declared, or it is of other categories or another encoder.",
+  overlays: "Unused: fitted to another router. coe retrain fits new overlays.",
+  gate: "Unused: no document store is declared, or the gate is of other categories or another encoder.",
 };
 
 function state(one) {
   const workers = Object.values(one.served).reduce((sum, count) => sum + count, 0);
   const served = one.served[one.in_use ?? ""] ?? 0;
   if (!workers) return nothing;
-  if (!takenOver(one)) return badge(`${served} of ${workers} took it over`, "warn");
+  if (!isServed(one)) return badge(`loaded by ${served} of ${workers} workers`, "warn");
   if (!one.in_use) return nothing;
   return one.unused ? badge("unused", "warn") : badge(workers > 1 ? `served by ${workers} workers` : "served", "good");
 }
 
-/** The versions of a kind, the newest first; `chosen` is the one whose report is open. */
+/** The versions of a kind, newest first; `chosen` is the one whose report is shown. */
 export function versions(one, chosen, move) {
   const { title, made } = KINDS[one.kind];
   if (!one.versions.length) {
     return html`<section class="card">
       <h2>${title}: versions</h2>
-      <p class="note">None yet; <code>${made}</code> makes one.</p>
+      <p class="note">None yet; run <code>${made}</code>.</p>
     </section>`;
   }
   const columns = [
     { title: "Version", cell: ({ version }) => link(one, version, chosen) },
-    { title: "Made", cell: ({ created }) => (created ? moment(Date.parse(created) / 1000) : "–") },
-    { title: "Made by", cell: ({ origin }) => (origin ? (BY[origin] ?? origin) : "–") },
+    { title: "Created", cell: ({ created }) => (created ? moment(Date.parse(created) / 1000) : "–") },
+    { title: "Origin", cell: ({ origin }) => (origin ? (BY[origin] ?? origin) : "–") },
     ...(FIGURES[one.kind] ?? []),
     { title: "", cell: (row) => action(one, row, move) },
   ];
   return html`<section class="card">
     <h2>${title}: versions</h2>
-    ${table(`Versions of the ${title.toLowerCase()}, the newest first`, columns, one.versions)}
+    ${table(`Versions of the ${title.toLowerCase()}, newest first`, columns, one.versions)}
     ${one.more_versions ? html`<p class="faint">${one.more_versions} older ones are not shown.</p>` : nothing}
     <details class="moves">
-      <summary>How they came into use (${one.history.length + one.more_history})</summary>
-      ${table("How versions came into use, the latest first", moves(one.kind), one.history)}
-      ${one.more_history ? html`<p class="faint">${one.more_history} earlier moves are not shown.</p>` : nothing}
+      <summary>History (${one.history.length + one.more_history})</summary>
+      ${table("History, newest first", moves(one.kind), one.history)}
+      ${one.more_history ? html`<p class="faint">${one.more_history} earlier entries are not shown.</p>` : nothing}
     </details>
   </section>`;
 }
 
 const FIGURES = {
   router: [
-    { title: "Right", number: true, cell: ({ metrics }) => percent(metrics.accuracy) },
+    { title: "Accuracy", number: true, cell: ({ metrics }) => percent(metrics.accuracy) },
     { title: "Calibration error", number: true, cell: ({ metrics }) => metrics.ece?.toFixed(3) ?? "–" },
     { title: "Prompts", number: true, cell: ({ metrics }) => metrics.examples?.toLocaleString("en") ?? "–" },
   ],
@@ -87,13 +87,13 @@ function action(one, { version, damaged }, move) {
   if (version === one.in_use) return badge("in use", "good");
   if (damaged) return html`<span class="bad">${damaged}</span>`;
   const ask = () => move.ask({ kind: one.kind, was: one.in_use, version, back: false });
-  return html`<button class="quiet" @click=${ask}>Put into use<span class="unseen"> ${version}</span></button>`;
+  return html`<button class="quiet" @click=${ask}>Promote<span class="unseen"> ${version}</span></button>`;
 }
 
 const moves = (kind) => [
-  { title: "When", cell: ({ time }) => moment(time) },
+  { title: "Time", cell: ({ time }) => moment(time) },
   { title: "From", cell: ({ was }) => html`<code>${versionOf(kind, was)}</code>` },
   { title: "To", cell: ({ version }) => html`<code>${versionOf(kind, version)}</code>` },
-  { title: "How", cell: ({ by }) => BY[by] ?? by },
-  { title: "Why", cell: ({ why }) => html`<span class="wraps">${why || "–"}</span>` },
+  { title: "Origin", cell: ({ by }) => BY[by] ?? by },
+  { title: "Reason", cell: ({ why }) => html`<span class="wraps">${why || "–"}</span>` },
 ];

@@ -1,0 +1,149 @@
+"""Quality data replayed as requests: prompts as a router sees them, and traffic that tells the chosen score alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import routers
+from coe.learning.estimation.experience import Experience
+from coe.learning.estimation.experience_loader import load_experience
+from coe.learning.estimation.off_policy import greedy_policy
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.tables import read_prompts
+from coe.mapping import Assignment, Problem, expected_utility, solve
+from coe.mapping.score_table import ScoreTable
+from coe.records.feedback import Feedback
+from coe.records.record import RoutingRecord
+from coe.routing.exploration import choose
+
+RATE, LOSS = 0.1, 0.1
+TENANTS = 8
+POISONER = "t0"
+"""The tenant whose feedback is turned round in poisoned runs."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class World:
+    """The prompts as the router sees them: posteriors (n, m), and every expert's score (n, k)."""
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    posterior: Array
+    scores: Array
+
+    def experience(self, rows: NDArray[np.int64], **columns: Any) -> Experience:
+        """These prompts as experience without feedback; `columns` replaces some of it."""
+        count = len(rows)
+        plain = Experience(
+            categories=self.categories,
+            experts=self.experts,
+            tenants=("",),
+            versions=("",),
+            posterior=self.posterior[rows].astype(np.float32),
+            chosen=np.zeros(count, dtype=np.int16),
+            allowed=np.ones((count, len(self.experts)), dtype=np.bool_),
+            propensity=np.ones(count, dtype=np.float32),
+            reward=np.full(count, np.nan, dtype=np.float32),
+            kind=np.full(count, -1, dtype=np.int8),
+            corrected=np.full(count, -1, dtype=np.int16),
+            tenant=np.zeros(count, dtype=np.int32),
+            version=np.zeros(count, dtype=np.int32),
+            time=np.arange(count, dtype=np.float64),
+            identity=np.arange(count, dtype=np.uint64),
+        )
+        return replace(plain, **columns)
+
+    def mean(self, rows: NDArray[np.int64], assignment: Assignment) -> float:
+        """Mean score of prompts routed by an assignment."""
+        return float((greedy_policy(self.experience(rows), assignment) * self.scores[rows]).sum(axis=1).mean())
+
+
+def world_of(data: Quality, work: Path) -> World:
+    """The starter router, trained once, and its posteriors of the prompts."""
+    cache = work / f"posteriors-{data.digest[:16]}.npz"
+    if not cache.is_file():
+        with as_file(files("routers") / "starter" / "prompts.jsonl") as shipped:
+            examples = [routers.Example(*pair) for pair in read_prompts(shipped)]
+        routers.build(examples, out=work / "starter", cache=work / "memory", threads=1)
+        router = routers.load(work / "starter")
+        posteriors = np.stack([found.probabilities for found in router.predict(data.prompts)])
+        np.savez(cache, posterior=posteriors, categories=np.array(router.categories))
+    with np.load(cache, allow_pickle=False) as kept:
+        names = tuple(map(str, kept["categories"]))
+        return World(names, data.models, kept["posterior"].astype(np.float64), data.scores)
+
+
+def flat(world: World) -> Assignment:
+    """Nothing is known: every expert is worth the same everywhere, and requests are shared evenly."""
+    shape = (len(world.categories), len(world.experts))
+    nothing = np.zeros(shape)
+    table = ScoreTable(world.categories, world.experts, nothing, nothing, nothing)
+    even = np.ones(shape[0])
+    return solve(Problem.of(table, quality=nothing, weights=even))
+
+
+class Traffic:
+    """Requests as the gateway would log them, and the feedback to each."""
+
+    def __init__(self, world: World, order: NDArray[np.int64], *, seed: int, poisoner: float = 0.0) -> None:
+        self.world, self.order = world, order
+        self._random = np.random.default_rng((seed, 1))
+        share = np.full(TENANTS, (1.0 - poisoner) / (TENANTS - 1)) if poisoner else np.full(TENANTS, 1.0 / TENANTS)
+        share[0] = poisoner or share[0]
+        self._tenants = self._random.choice(TENANTS, size=len(order), p=share)
+        self.records: list[RoutingRecord] = []
+        self.feedback: list[Feedback] = []
+        self.rewards: list[float] = []
+        self.explored = 0
+
+    def serve(self, count: int, assignment: Assignment, *, flipped: bool) -> None:
+        """The next `count` requests by an assignment; feedback of the poisoner is turned round where `flipped`."""
+        for number in range(len(self.rewards), min(len(self.rewards) + count, len(self.order))):
+            row, tenant = self.order[number], f"t{self._tenants[number]}"
+            utility = expected_utility(assignment, self.world.posterior[row])
+            chosen, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(self._random.random()))
+            self.explored += utility[chosen] < utility.max()
+            reward = float(self.world.scores[row, chosen])
+            self.rewards.append(reward)
+            self.records.append(self._record(number, row, chosen, propensity, tenant))
+            said = 1.0 - reward if flipped and tenant == POISONER else reward
+            self.feedback.append(Feedback(f"f{number}", f"r{number}", float(number), "score", said, tenant=tenant))
+
+    def _record(self, number: int, row: int, chosen: int, propensity: float, tenant: str) -> RoutingRecord:
+        posterior = self.world.posterior[row]
+        return RoutingRecord(
+            request_id=f"r{number}",
+            time=float(number),
+            category=self.world.categories[int(posterior.argmax())],
+            confidence=float(posterior.max()),
+            expert=self.world.experts[chosen],
+            reason="routed",
+            propensity=propensity,
+            candidates=self.world.experts,
+            probabilities=dict(zip(self.world.categories, posterior.tolist(), strict=True)),
+            stage="encoder",
+            router="starter",
+            config="benchmark",
+            digest="",
+            outcome="ok",
+            attempts=1,
+            stream=False,
+            routing_ms=0.0,
+            first_token_ms=None,
+            total_ms=0.0,
+            tenant=tenant,
+        )
+
+    def experience(self) -> Experience:
+        found = load_experience(
+            [self.records], [self.feedback], categories=self.world.categories, experts=self.world.experts, limit=10_000
+        )
+        return found.experience

@@ -1,0 +1,165 @@
+"""Lists the files that one routed chat runs through, by step, and times a request in process.
+
+    .venv/bin/python -m benchmarks.request_walk --home FOLDER [--repeat 2000]
+
+FOLDER is a state folder with a router (trained there first where it has none). The gateway runs in this process with
+the experts.yaml of this repository; one local server stands in for every expert. A profile hook records each function
+call of the request's own task. Lines are counted over whole files, and over the called functions alone. `--repeat`
+then measures requests without the hook: the median of rounds, in microseconds a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import CodeType, FrameType
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+
+from benchmarks.harness import ANSWER, ROOT, trained
+from coe.registry import load
+from coe.settings import Settings
+from gateway.app import create_app
+from gateway.main import open_parts
+
+PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("coe", "gateway", "routers"))
+CHAT = {"model": "auto", "messages": [{"role": "user", "content": "Write a Python function that sorts a list."}]}
+ROUND = 200
+"""Requests of a round."""
+_in_request: ContextVar[bool] = ContextVar("in_request", default=False)
+
+
+class Walk:
+    """Records which code runs for a request, by the step of the line in which it was called first."""
+
+    def __init__(self) -> None:
+        self.calls: dict[CodeType, str] = {}
+        self._step = "admit"
+
+    def hook(self, frame: FrameType, event: str, _: Any) -> None:
+        """Called by the interpreter for every call and return."""
+        if event != "call" or not _in_request.get() or not frame.f_code.co_filename.startswith(PACKAGES):
+            return
+        if frame.f_code.co_name == "step" and frame.f_code.co_filename.endswith("trace.py"):
+            self._step = frame.f_locals["name"]
+        elif frame.f_code.co_name == "observe":
+            self._step = "record"
+        self.calls.setdefault(frame.f_code, self._step)
+
+    def report(self) -> None:
+        """Print the files by step and their sums."""
+        steps: dict[str, str] = {}
+        for code, step in self.calls.items():
+            steps.setdefault(code.co_filename, step)
+        shown, total = "", 0
+        for file, step in steps.items():
+            lines = len(Path(file).read_text(encoding="utf-8").splitlines())
+            total += lines
+            print(f"{step if step != shown else '':10}{Path(file).relative_to(ROOT)!s:48}{lines:5}")
+            shown = step
+        called = sum(len({line for _, _, line in code.co_lines() if line}) for code in self.calls)
+        print(f"{len(steps)} files, {total} lines; {len(self.calls)} functions, {called} lines of code in them")
+
+
+@contextmanager
+def expert_server() -> Iterator[str]:
+    """A server in a thread that gives the same answer to every chat."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None: ...
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER)
+            self.wfile.write(head + ANSWER.encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+
+
+async def ask(app: Starlette, number: int = 0) -> None:
+    """Send one chat to the application, as its server would."""
+    body = orjson.dumps(CHAT | {"user": str(number)})
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    statuses = []
+
+    async def receive() -> dict[str, Any]:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    await app(scope, receive, send)
+    assert statuses[0] == 200, statuses
+
+
+async def run(settings: Settings, repeat: int) -> None:
+    app = create_app(partial(open_parts, settings))
+    async with app.router.lifespan_context(app):
+        for number in range(20):
+            await ask(app, number)
+        walk = Walk()
+        _in_request.set(True)
+        sys.setprofile(walk.hook)
+        await ask(app)
+        sys.setprofile(None)
+        _in_request.set(False)
+        walk.report()
+        rounds = []
+        for _ in range(repeat // ROUND):
+            began = time.process_time(), time.thread_time()
+            for number in range(ROUND):
+                await ask(app, number)
+            rounds.append((time.thread_time() - began[1]) / ROUND * 1e6)
+        if rounds:
+            print(f"{statistics.median(rounds):.1f} us of the event loop's thread a request (best {min(rounds):.1f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--repeat", type=int, default=0)
+    options = parser.parse_args()
+    trained(options.home)
+    with expert_server() as url, TemporaryDirectory() as folder:
+        (Path(folder) / "artifacts").symlink_to((options.home / "artifacts").absolute())
+        registry = load(ROOT / "experts.yaml", environ={})
+        served = {name: {"base_url": url, "model": "m"} for name in registry.expert_names}
+        environ = {"COE_HOME": folder, "COE_ENDPOINTS": orjson.dumps(served).decode(), "COE_CHECK_EXPERTS": "0"}
+        asyncio.run(run(Settings.read(environ, config=ROOT / "experts.yaml"), options.repeat))
+
+
+if __name__ == "__main__":
+    main()

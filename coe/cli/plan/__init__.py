@@ -1,0 +1,1 @@
+"""The verbs `coe plan` and `coe solve`."""

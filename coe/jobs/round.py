@@ -1,0 +1,197 @@
+"""Runs one round of learning for one kind of artifact: judge a candidate, then promote it or keep its report.
+
+A `Round` supplies what differs between kinds: it reads the logs, fits a candidate and judges it. `run_round` does the
+steps that all kinds share: publish and promote an accepted candidate, keep the report of a rejected one, and store the
+state that the next round starts from. `open_job` takes the job lock and opens what every round reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from coe.artifacts.manifest import Artifact
+from coe.artifacts.redis import RedisArtifacts, mirror
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError
+from coe.learning.estimation.experience_loader import MAX_REQUESTS, LoadedExperience, Logs, load_experience, open_logs
+from coe.learning.retraining.job_lock import CheckLock, job_lock
+from coe.learning.retraining.report import keep_report
+from coe.learning.retraining.state import STATE_FILE, RoundState, read_round_states, write_round_state
+from coe.records.record import RoutingRecord
+from coe.registry import Registry, load
+from coe.runtime.artifact_sync import synced_share
+from coe.settings import Settings
+
+if TYPE_CHECKING:
+    from coe.runtime.active_state import ActiveState
+
+REPORTS = "reports"
+NOTHING_TO_LEARN = "nothing to learn from"
+
+Pages = Iterable[Sequence[RoutingRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a round; `version` was promoted, `report` is empty where no candidate was judged."""
+
+    kind: str
+    promoted: bool
+    sentence: str
+    version: str | None = None
+    folder: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ManifestFields(TypedDict):
+    """What the manifest of a published candidate records."""
+
+    categories: Sequence[str]
+    data: str
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A judged candidate.
+
+    `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
+    was in use when the round began, None for none. `report` is JSON-able; `write_report` writes its files into a
+    folder. `save` writes the artifact's files into a folder; where it is None, promotion leaves no version in use.
+    After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests` the
+    next candidates are judged from the first test on.
+    """
+
+    state: RoundState
+    replaces: str | None
+    report: Mapping[str, Any]
+    write_report: Callable[[Path], None]
+    save: Callable[[Path], ManifestFields] | None
+    digest: str | None = None
+    restarts_tests: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that holds the lock: the state in use, and the logs from `since` to `now` (Unix seconds).
+
+    `check_lock` raises JobError once the lock is lost.
+    """
+
+    settings: Settings
+    in_use: ActiveState
+    logs: Logs
+    check_lock: CheckLock
+    since: float
+    now: float
+    dry_run: bool
+    share: RedisArtifacts | None = None
+
+    @property
+    def registry(self) -> Registry:
+        return self.in_use.registry
+
+    def store(self, kind: str) -> ArtifactStore:
+        return ArtifactStore(self.settings.artifacts, kind, self.share)
+
+    def records(self) -> Iterator[tuple[RoutingRecord, ...]]:
+        """Pages of the records of users' requests, oldest first."""
+        return self.logs.records(since=self.since, until=self.now)
+
+    def experience(self, pages: Pages, *, limit: int = MAX_REQUESTS) -> LoadedExperience:
+        """Join pages of records with their feedback. Raises DataError where no request is left."""
+        return load_experience(
+            pages,
+            self.logs.feedback(since=self.since),
+            categories=self.in_use.router.categories,
+            experts=self.registry.expert_names,
+            limit=limit,
+        )
+
+    def tests_so_far(self, kind: str, *, in_use: str, inputs: str) -> int | None:
+        """The number of candidates judged against `in_use`; None where the last of them had the same inputs."""
+        last = read_round_states(self.settings.artifacts).get(kind)
+        if last is None or last.in_use != in_use:
+            return 0
+        return None if last.inputs == inputs else last.judged
+
+    def promote(self, kind: str, version: str | None, *, instead_of: str | None, why: str) -> None:
+        """Put the version, or none, into use.
+
+        Raises JobError or ArtifactError, and changes nothing, where the lock was lost, or experts.yaml or the version
+        in use changed since the job began.
+        """
+        declared = load(self.settings.config, environ=self.settings.environ).digest
+        store = self.store(kind)
+        mirror([store])
+        if declared != self.registry.digest or store.in_use() != instead_of:
+            raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
+        self.check_lock()
+        if version is None:
+            store.clear(by="retrain", why=why)
+        else:
+            store.promote(version, by="retrain", why=why)
+
+
+class Round(Protocol):
+    """The round of one kind of artifact."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def judge(self, job: Job) -> Candidate | str | None:
+        """A judged candidate; the reason where there is nothing to learn from; None where the kind is not in use."""
+
+
+@contextmanager
+def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
+    """Take the job lock and open the logs. Raises JobError, LogError, or the error of a damaged state."""
+    from coe.runtime.active_state import load_active_state
+
+    url = load(settings.config, environ=settings.environ).log.url
+    with job_lock(url, home=settings.home) as check_lock, open_logs(url, base=settings.home) as logs:
+        share = synced_share(settings)
+        if share is not None:
+            share.fetch_file(STATE_FILE, settings.artifacts)
+        try:
+            yield Job(settings, load_active_state(settings), logs, check_lock, since, now, dry_run, share)
+        finally:
+            if share is not None and (state := settings.artifacts / STATE_FILE).is_file():
+                share.put_file(STATE_FILE, state.read_bytes())
+
+
+def run_round(round_: Round, job: Job) -> Outcome | None:
+    """Judge a candidate and conclude the round. None where the kind is not in use."""
+    kind, judged = round_.kind, round_.judge(job)
+    if judged is None:
+        return None
+    if isinstance(judged, str):
+        return Outcome(kind, False, f"{NOTHING_TO_LEARN}: {judged}")
+    state = judged.state
+    if job.dry_run:
+        return Outcome(kind, False, f"dry run, nothing is changed; {state.sentence}", report=judged.report)
+    artifact = _publish(judged, job.store(kind)) if state.promoted else None
+    version = artifact.manifest.version if artifact else None
+    if state.promoted:
+        job.promote(kind, version, instead_of=judged.replaces, why=state.sentence)
+        state = replace(state, in_use=judged.digest or version or "")
+        if judged.restarts_tests:
+            state = replace(state, judged=0, tested=0, tested_at=0.0)
+    reports = job.settings.artifacts / REPORTS
+    folder = artifact.folder if artifact else keep_report(reports, judged.write_report, kind=kind, now=job.now)
+    write_round_state(job.settings.artifacts, kind, replace(state, report=str(folder)))
+    return Outcome(kind, state.promoted, state.sentence, version, str(folder), judged.report)
+
+
+def _publish(candidate: Candidate, store: ArtifactStore) -> Artifact | None:
+    """Publish the candidate with its report; None where it is to leave no version in use."""
+    if candidate.save is None:
+        return None
+    with store.draft() as draft:
+        fields = candidate.save(draft)
+        candidate.write_report(draft)
+        return store.publish(draft, **fields)

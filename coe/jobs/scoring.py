@@ -1,0 +1,220 @@
+"""Runs the declared experts on probes and writes quality data (`coe score`).
+
+Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
+External experts are reached directly, local ones through the gateway. With passages, each probe is also scored as
+the retrieval gate would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from coe.errors import DataError, ExpertUnavailable
+from coe.learning.evaluation.answers import RetryLimits
+from coe.learning.evaluation.journal import Journal
+from coe.learning.evaluation.judge import Judge
+from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
+from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.quality import write_quality
+from coe.learning.evaluation.sandbox import Sandbox
+from coe.learning.evaluation.score_report import score_report
+from coe.learning.evaluation.scoring_run import ExpertColumn, ScoringRun, cell_keys, score_columns
+from coe.learning.evaluation.tables import find_table
+from coe.registry import ExpertSpec, Registry
+from coe.settings import Endpoint, Settings
+from coe.terminal import say_error
+
+if TYPE_CHECKING:
+    from coe.experts.http.client import Client
+
+JOURNAL_FILE = "journal.jsonl"
+
+Report = Callable[[str], None]
+Progress = Callable[[Mapping[str, int]], AbstractContextManager[tuple[Report, Report]]]
+"""From the missing probes by expert to a context with two functions: one advances an expert, one prints a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A run: what to score, and on which experts.
+
+    `keys` holds, for every declared expert, the key of each probe's cell, and `passage_keys` those of the probes
+    `with_passages`.
+    """
+
+    registry: Registry
+    probes: Sequence[Probe]
+    with_passages: Sequence[ProbeWithPassages]
+    experts: Sequence[ExpertSpec]
+    judge: ExpertSpec | None
+    concurrency: int
+    unsafe: bool
+    keys: Mapping[str, Sequence[str]]
+    passage_keys: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(
+        cls,
+        registry: Registry,
+        probes: Sequence[Probe],
+        *,
+        experts: Sequence[ExpertSpec],
+        judge: ExpertSpec | None,
+        with_passages: Sequence[ProbeWithPassages] = (),
+        concurrency: int,
+        unsafe: bool,
+    ) -> Scoring:
+        given = [one.probe for one in with_passages]
+        keys = {spec.name: cell_keys(probes, spec, judge) for spec in registry.experts}
+        passage_keys = {spec.name: cell_keys(given, spec, judge) for spec in registry.experts}
+        return cls(registry, probes, with_passages, experts, judge, concurrency, unsafe, keys, passage_keys)
+
+    def missing(self, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
+        """The probes without a score of this expert, by the key of their cell."""
+        probes = [*self.probes, *(one.probe for one in self.with_passages)]
+        keyed = zip((*self.keys[spec.name], *self.passage_keys[spec.name]), probes, strict=True)
+        return {key: probe for key, probe in keyed if key not in journal.scored}
+
+    def gains(self, journal: Journal) -> list[Gain]:
+        """The pairs of scores, without and with passages, of every probe and expert that has both."""
+        found: list[Gain] = []
+        for name, keys in self.passage_keys.items():
+            for one, without, with_ in zip(self.with_passages, self.keys[name], keys, strict=True):
+                cells = [journal.scored.get(key) for key in (without, with_)]
+                scores = [cell.score for cell in cells if cell is not None and cell.score is not None]
+                if len(scores) == 2:
+                    found.append((one, name, scores[0], scores[1]))
+        return found
+
+
+def open_journal(folder: Path) -> Journal:
+    """The journal in a folder. Raises DataError for a folder with other quality data, which a run would replace."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be the folder for the quality data: {error.strerror}") from None
+    tables = (find_table(folder, name) for name in ("prompts", "scores", "models"))
+    if any(tables) and not (folder / JOURNAL_FILE).exists():
+        raise DataError(f"{folder}: holds quality data that `coe score` did not write; choose another folder for --out")
+    return Journal(folder / JOURNAL_FILE)
+
+
+async def probes_with_passages(
+    settings: Settings, registry: Registry, probes: Sequence[Probe]
+) -> list[ProbeWithPassages]:
+    """The probes with passages of the declared document store."""
+    from coe.runtime.active_state import check_router
+    from coe.runtime.document_index import open_index
+
+    index = open_index(settings, registry, check_router(settings)[1].folder)
+    try:
+        return await add_passages(probes, registry.retrieval, retriever=index.store, encoder=index.encoder)
+    finally:
+        await index.store.aclose()
+
+
+def run_scoring(
+    scoring: Scoring, settings: Settings, journal: Journal, out: Path, *, benchmark: str, progress: Progress
+) -> dict[str, Any]:
+    """Score what is missing, write quality data into `out`, and return the report; Ctrl-C stops early."""
+    asked = {spec.name: scoring.keys[spec.name] for spec in scoring.experts}
+    reused = {name: sum(key in journal.scored for key in keys) for name, keys in asked.items()}
+    stopped = False
+    try:
+        asyncio.run(_score_missing(scoring, settings, journal, progress))
+    except KeyboardInterrupt:
+        stopped = True
+    _write(scoring, journal, out, benchmark=benchmark)
+    report = score_report(scoring.probes, asked, journal, reused=reused)
+    report |= _passage_report(scoring, journal, report["missing"])
+    return report | {"out": str(out), "stopped": stopped}
+
+
+async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal, progress: Progress) -> None:
+    from coe.experts.http.client import Client
+    from coe.experts.http.expert import HttpExpert
+
+    missing = {spec.name: scoring.missing(spec, journal) for spec in scoring.experts}
+    probes = [probe for column in missing.values() for probe in column.values()]
+    if not probes:
+        return
+    sandbox, limits, judge = Sandbox(unsafe=scoring.unsafe), RetryLimits(), None
+    if any(probe.checker == "code" for probe in probes):
+        await sandbox.check()
+        if scoring.unsafe:
+            say_error("warning: code of experts runs without a sandbox (--unsafe)")
+    async with Client() as session:
+        specs = [*scoring.experts, *([scoring.judge] if scoring.judge else [])]
+        await _check_gateway(specs, settings, session)
+        experts = {spec.name: HttpExpert(*_endpoint(spec, settings), session=session) for spec in specs}
+        if scoring.judge:
+            judge = Judge(experts[scoring.judge.name], limits=limits, concurrency=scoring.concurrency)
+        columns = [ExpertColumn(experts[name], column) for name, column in missing.items()]
+        with progress({name: len(column) for name, column in missing.items()}) as (advance, report):
+            run = ScoringRun(journal, sandbox, judge, limits, scoring.concurrency, report=report, advance=advance)
+            await score_columns(columns, run)
+
+
+def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
+    """An expert's address and the fields to add to its requests; the gateway adds the declared ones itself."""
+    if spec.addresses:
+        return spec, Endpoint(spec.addresses[0], spec.model)
+    if spec.name in settings.endpoints:
+        return spec, settings.endpoints[spec.name][0]
+    key = SecretStr(settings.api_key) if settings.api_key else None
+    bare = spec.model_copy(update={"system_prompt": None, "parameters": {}, "api_key": key})
+    return bare, Endpoint(f"{_gateway_url(settings)}/v1", spec.name)
+
+
+async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: Client) -> None:
+    """Raises ExpertUnavailable where the gateway is needed and does not answer."""
+    from coe.experts.http.client import Target
+
+    local = [spec.name for spec in specs if not spec.addresses and spec.name not in settings.endpoints]
+    if not local:
+        return
+    url = _gateway_url(settings)
+    try:
+        (await session.send(Target(f"{url}/health/live", {}, method="GET"))).close()
+    except OSError:
+        message = f"{', '.join(local)}: run locally, and nothing answers at {url}; is `coe up` running?"
+        raise ExpertUnavailable(message, expert=local[0]) from None
+
+
+def _gateway_url(settings: Settings) -> str:
+    return f"http://{settings.host}:{settings.port}"
+
+
+def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
+    """Write all scores that the journal has for these probes, those of experts outside this run too."""
+    scores = [
+        (probe.prompt_id, name, cell.score)
+        for index, probe in enumerate(scoring.probes)
+        for name, keys in scoring.keys.items()
+        if (cell := journal.scored.get(keys[index])) is not None and cell.score is not None
+    ]
+    scored = {name for _, name, _ in scores}
+    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
+    write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
+    if scoring.with_passages:
+        write_gains(out, scoring.gains(journal))
+
+
+def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str, Any]:
+    """The part of the report about passages, with the missing scores of both parts; empty without passages."""
+    if not scoring.with_passages:
+        return {}
+    gains = scoring.gains(journal)
+    lacking = sum(key not in journal.scored for spec in scoring.experts for key in scoring.passage_keys[spec.name])
+    means = {}
+    for name in sorted({name for _, name, _, _ in gains}):
+        own = [(without, with_) for _, other, without, with_ in gains if other == name]
+        means[name] = {"without": sum(a for a, _ in own) / len(own), "with": sum(b for _, b in own) / len(own)}
+    return {"retrieval": means, "missing": missing + lacking}

@@ -1,0 +1,139 @@
+"""Builds the report of `coe status`: what is in use, the last day's traffic, drift, alarms and learning rounds.
+
+The routing log of the last week is read once. `coe retrain` builds the same report for the gateways' metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coe.artifacts.store import ARTIFACT_KINDS, ArtifactStore
+from coe.errors import DataError
+from coe.fleet.residency.client import fetch_tiers
+from coe.learning.estimation.experience_loader import load_experience, open_logs
+from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
+from coe.learning.monitoring.drift import detect_drift
+from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
+from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
+from coe.learning.retraining.state import RoundState, read_round_states
+from coe.settings import Settings
+
+if TYPE_CHECKING:
+    from coe.runtime.active_state import ActiveState
+
+HOUR_SECONDS, DAY_SECONDS, WEEK_SECONDS = 3_600.0, 86_400.0, 604_800.0
+MAX_ALARM_REQUESTS = 100_000
+"""Newest requests of the last week that alarms are computed from."""
+MIN_COMPARED = 200
+"""Requests of each side that a drift test needs."""
+
+
+def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
+    """The report, JSON-able; times are in Unix seconds, shares and rates from 0 to 1."""
+    from coe.runtime.active_state import load_active_state
+    from coe.runtime.consequences import consequences_of
+
+    in_use = load_active_state(settings)
+    traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
+    alarms = _alarms(settings, in_use, traffic, now=now)
+    used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
+    router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
+    return {
+        "in_use": {"config": in_use.registry.digest, **used},
+        "consequences": [asdict(one) for one in consequences_of(settings, in_use.registry)],
+        "traffic": traffic.summary(),
+        "drift": _drift(traffic, test=router_days + 1),
+        "alarms": [asdict(alarm) for alarm in alarms],
+        "proposed_categories": _proposals(traffic, in_use),
+        "residency": _residency(settings),
+        "learning": {kind: _last_round(state) for kind, state in read_round_states(settings.artifacts).items()},
+    }
+
+
+def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
+    """The version in use, None for what experts.yaml declares, and its last promotion where the history has one."""
+    store = ArtifactStore(settings.artifacts, kind)
+    move = store.last_move()
+    return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
+
+
+def _last_round(state: RoundState) -> dict[str, Any]:
+    """The outcome of a kind's last round, without the digests and cursors that only the next round needs."""
+    shown = ("time", "promoted", "sentence", "report", "judged", "tested")
+    return {name: getattr(state, name) for name in shown}
+
+
+def _residency(settings: Settings) -> dict[str, Any]:
+    """By expert that shares a device: its tier, held requests and switches; empty where no `coe up` manages any."""
+    try:
+        return asyncio.run(fetch_tiers(settings.turns_link.readlink()))
+    except OSError:  # no link, or no process behind it; TimeoutError is one
+        return {}
+
+
+def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
+    """Read the last week once, for the alarms and for `traffic`."""
+    since, experts = now - WEEK_SECONDS, in_use.registry.expert_names
+    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        try:
+            found = load_experience(
+                traffic.observe(logs.records(since=since, until=now, own=traffic.add_own)),
+                logs.feedback(since=since),
+                categories=traffic.categories,
+                experts=experts,
+                limit=MAX_ALARM_REQUESTS,
+            ).experience
+        except DataError:  # no request to learn from; if all failed, that is an alarm
+            return failing_alarms(traffic, experts)
+    recent, before = found.part(found.time >= now - DAY_SECONDS), found.part(found.time < now - DAY_SECONDS)
+    return (
+        *failing_alarms(traffic, experts),
+        *share_alarms(recent, in_use.assignment),
+        *degradation_alarms(before, recent, assignment=in_use.assignment),
+    )
+
+
+def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:
+    """The last day compared with the first traffic that the router served.
+
+    All reports of a day are one test, so that frequent reports neither raise false alarms nor weaken the tests.
+    """
+    both, first, latest = comparison(traffic), traffic.first, list(traffic.latest)
+    if min(len(first), len(latest)) < MIN_COMPARED:
+        counts = f"{len(first)} earlier requests of this router in the week and {len(latest)} of the day"
+        reference = f"too little to compare: {counts}, {MIN_COMPARED} of each are needed"
+        return {"reference": reference, "findings": [], "compared": both}
+    found = detect_drift(traffic_sample(first), traffic_sample(latest), categories=traffic.categories, test=test)
+    reference = f"the first {len(first)} requests of this router in the week's log"
+    return {"reference": reference, "findings": [asdict(one) for one in found], "compared": both}
+
+
+def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
+    """Proposed categories: exemplars by request id, and an entry for experts.yaml where the log keeps prompts."""
+    latest = list(traffic.latest)
+    vectors, rows = embeddings(latest)
+    declared = in_use.registry.policy.confidence_threshold
+    proposals = propose_categories(
+        vectors,
+        np.array([latest[row].confidence for row in rows]),
+        np.array([latest[row].category for row in rows], dtype=np.int64),
+        categories=traffic.categories,
+        below=in_use.confidence_threshold if declared is None else declared,
+    )
+    prompts = [one.prompt for one in latest]
+
+    def to_json(proposal: CategoryProposal) -> dict[str, Any]:
+        exemplars = [latest[rows[index]] for index in proposal.exemplars]
+        shown = [one.prompt for one in exemplars if one.prompt]
+        return {
+            **asdict(proposal),
+            "sentence": proposal.sentence,
+            "exemplars": [one.request_id for one in exemplars],
+            "entry": category_entry(shown, prompts) if shown else None,
+        }
+
+    return [to_json(one) for one in proposals]

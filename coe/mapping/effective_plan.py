@@ -1,0 +1,184 @@
+"""The effective plan: a published plan under the present experts.yaml, and the consequences of each difference. Pure.
+
+- An expert that the plan lacks serves no category until it is scored, except by pins and exploration.
+- The categories of an expert that is no longer declared go to the best of the others.
+- A category that the plan lacks goes to its pinned expert, or else to the general expert.
+- Prices follow the declared uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coe.errors import ArtifactError
+from coe.mapping.assignment import Assignment
+from coe.mapping.consequences import Consequence, consequences
+from coe.mapping.declaration import declared_uses
+from coe.mapping.plan import runner_up
+from coe.mapping.problem import USE_OF_ROW, Array
+from coe.mapping.published import PublishedPlan, planned_pins
+from coe.registry import Registry
+
+SHARE_DUAL_PREFIX = "max_share:"
+"""Prefix of the dual of an expert's share."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EffectivePlan:
+    """The assignment over the declared categories and experts, and the consequences of differences from the plan."""
+
+    assignment: Assignment
+    consequences: tuple[Consequence, ...] = ()
+
+
+def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
+    """Apply a published plan to a declaration. Without differences the assignment is the published one.
+
+    Raises ArtifactError, with the remedy, if none of the plan's categories or experts is declared any more.
+    """
+    check_overlap(plan, registry)
+    assignment = _AssignmentBuilder(plan, registry).build()
+    return EffectivePlan(assignment, consequences(plan, registry, assignment))
+
+
+def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
+    """Raise ArtifactError if none of the plan's categories or experts is declared."""
+    planned = {"categories": plan.assignment.categories, "experts": plan.assignment.experts}
+    declared = {"categories": registry.category_names, "experts": registry.expert_names}
+    for kind, names in planned.items():
+        if not set(names) & set(declared[kind]):
+            raise ArtifactError(
+                f"plan {plan.version} knows none of the {kind} in experts.yaml (it knows {', '.join(names)}); "
+                "run `coe score` and `coe plan` again, or `coe plan --forget` to go back to the declared assignment"
+            )
+
+
+def reprice(assignment: Assignment, registry: Registry) -> dict[str, float]:
+    """Return the price of each declared expert by the plan's duals and the declared uses.
+
+    An expert of unknown use gets the largest use. A price that is equal up to rounding keeps its exact value, so that
+    an unchanged declaration gives the published assignment.
+    """
+    uses = declared_uses(registry)
+    price = np.zeros(len(registry.experts))
+    for row, dual in assignment.duals.items():
+        if row in USE_OF_ROW:
+            use = getattr(uses, USE_OF_ROW[row])
+            price += dual * np.where(np.isfinite(use), use, np.nanmax(use, initial=0.0))
+    shares = [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in registry.expert_names]
+    prices = dict(zip(registry.expert_names, (price + np.array(shares)).tolist(), strict=True))
+    for name, before in zip(assignment.experts, assignment.price.tolist(), strict=True):
+        unhosted = name not in assignment.hosted
+        if name in prices and (unhosted or np.isclose(prices[name], before, rtol=1e-9, atol=1e-12)):
+            prices[name] = before
+    return prices
+
+
+class _AssignmentBuilder:
+    """Builds the effective assignment category by category. All tables are over the declared names."""
+
+    def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
+        self._plan, self._registry = plan.assignment, registry
+        self._experts = registry.expert_names
+        self._price = np.array(list(reprice(plan.assignment, registry).values()))
+        self._planned_pins = planned_pins(plan, registry)
+        planned, record = plan.assignment, plan.record
+        self._quality = _align(planned.quality, planned.categories, planned.experts, registry, missing=-np.inf)
+        self._bounds = np.where(np.isfinite(self._quality), self._quality, np.nan)
+        if record is not None:
+            problem = record.problem
+            self._bounds = _align(record.bounds, problem.categories, problem.experts, registry, missing=np.nan)
+        self._is_new = np.array([name not in planned.experts for name in self._experts])
+        unmeasured = np.zeros(planned.quality.shape)
+        if planned.unmeasured is not None:
+            unmeasured = planned.unmeasured.astype(np.float64)
+        self._unmeasured = _align(unmeasured, planned.categories, planned.experts, registry, missing=0.0) > 0
+
+    def build(self) -> Assignment:
+        plan, categories = self._plan, self._registry.category_names
+        quality = np.stack([self._quality_row(row, category) for row, category in enumerate(categories)])
+        choice = [self._choice(category, quality[row]) for row, category in enumerate(categories)]
+        seconds = [runner_up(self._experts, quality[row] - self._price, column) for row, column in enumerate(choice)]
+        chosen = tuple(self._experts[column] for column in choice)
+        unpinned = np.array([self._is_unpinned(category) for category in categories])
+        unmeasured = unpinned[:, None] & (self._is_new[None, :] | self._unmeasured) & ~np.isfinite(quality)
+        return Assignment(
+            categories=categories,
+            experts=self._experts,
+            quality=quality,
+            price=self._price,
+            choice=chosen,
+            runner_up=tuple(name for name, _ in seconds),
+            margin=tuple(margin for _, margin in seconds),
+            hosted=tuple(name for name in self._experts if name in plan.hosted or name in chosen),
+            duals={row: dual for row, dual in plan.duals.items() if self._is_declared(row)},
+            unmeasured=unmeasured if unmeasured.any() else None,
+        )
+
+    def _is_declared(self, row: str) -> bool:
+        """Whether the row of a dual is about a declared expert, or about no single expert."""
+        return not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
+
+    def _is_unpinned(self, category: str) -> bool:
+        return category in self._plan.categories and category not in self._registry.assignment
+
+    def _quality_row(self, row: int, category: str) -> Array:
+        """Return the qualities of a category, -inf for the experts that may not serve it."""
+        pin, general = self._registry.assignment.get(category), self._registry.general_expert
+        if category not in self._plan.categories:
+            return self._pinned(row, pin or general)
+        planned = np.asarray(self._quality[row])
+        if pin == self._planned_pins.get(category) and np.isfinite(planned).any():
+            return planned.copy()
+        return self._unpinned(row, general) if pin is None else self._pinned(row, pin)
+
+    def _pinned(self, row: int, expert: str) -> Array:
+        column = self._experts.index(expert)
+        quality = np.full(len(self._experts), -np.inf)
+        quality[column] = self._estimate(row, column)
+        return quality
+
+    def _unpinned(self, row: int, general: str) -> Array:
+        """Allow the measured experts that the plan hosts, or else all measured ones."""
+        measured = np.isfinite(self._bounds[row])
+        hosted = measured & np.array([name in self._plan.hosted for name in self._experts])
+        allowed = hosted if hosted.any() else measured
+        if not allowed.any():
+            return self._pinned(row, general)
+        return np.where(allowed, self._bounds[row], -np.inf)
+
+    def _estimate(self, row: int, column: int) -> float:
+        """Return the quality of one cell: as measured, or else the mean of the category, the expert, or all cells."""
+        for cells in (self._bounds[row, column], self._bounds[row], self._bounds[:, column], self._bounds):
+            known = np.asarray(cells)[np.isfinite(cells)]
+            if known.size:
+                return float(known.mean())
+        return 1.0
+
+    def _choice(self, category: str, quality: Array) -> int:
+        """Return the planned expert, unless it may not serve the category any more or another one became better."""
+        utility = quality - self._price
+        best = int(utility.argmax())
+        if category not in self._plan.categories:
+            return best
+        row = self._plan.categories.index(category)
+        planned = self._plan.choice[row]
+        column = self._experts.index(planned) if planned in self._experts else best
+        overtaken = self._plan.margin[row] >= 0 and utility[best] > utility[column]
+        return best if overtaken or not np.isfinite(utility[column]) else column
+
+
+def _align(
+    table: Array, categories: Sequence[str], experts: Sequence[str], registry: Registry, *, missing: float
+) -> Array:
+    """Map a table from a plan's categories and experts to the declared ones; cells that it lacks are `missing`."""
+    aligned = np.full((len(registry.categories), len(registry.experts)), missing)
+    rows = [(new, categories.index(name)) for new, name in enumerate(registry.category_names) if name in categories]
+    columns = [(new, experts.index(name)) for new, name in enumerate(registry.expert_names) if name in experts]
+    for row, old_row in rows:
+        for column, old_column in columns:
+            aligned[row, column] = table[old_row, old_column]
+    return aligned

@@ -1,0 +1,222 @@
+"""The files of a plan beside its assignment: plan.json (inputs, evidence, frontiers) and traffic.npy.
+
+`coe plan` and `coe retrain` write them. They are read to show the plan, to solve it again under another budget, and to
+compare it with the present declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.errors import ArtifactError
+from coe.mapping.assignment import Assignment
+from coe.mapping.declaration import Dependencies
+from coe.mapping.plan import frontiers, marginal_values
+from coe.mapping.problem import Array, Budget, Problem, Uses
+from coe.mapping.program import TimeBudget
+from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
+
+PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
+MARGINAL_VALUES_TIME_SHARE = 1 / 3
+"""Share of the time budget for the marginal values of experts; the rest is for frontiers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanInputs:
+    """The data that a plan is solved from.
+
+    - `problem`: the planning problem, and `table`: the scores behind its qualities, over the same names.
+    - `traffic`: the sample of posteriors that the prices are fitted to, shape (n_requests, n_categories); None for
+      prices of pure categories.
+    - `deviations`: number of standard errors by which the problem's qualities are below the estimates.
+    - `source`: origin of the scores.
+    - `measured`, `learnt`: the parts of the table from scores and from feedback.
+    - `moved`: categories whose expert feedback has changed since the scores were measured.
+    - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
+    """
+
+    problem: Problem
+    table: ScoreTable
+    traffic: Array | None
+    deviations: float
+    source: str
+    pseudo_count: float = PSEUDO_COUNT
+    measured: ScoreTable | None = None
+    learnt: ScoreTable | None = None
+    moved: tuple[str, ...] = ()
+    dependencies: Dependencies | None = None
+
+    def save(
+        self,
+        folder: Path,
+        plan: Assignment | None = None,
+        *,
+        values: Mapping[str, float | None] | None = None,
+        time_budget: TimeBudget | None = None,
+    ) -> None:
+        """Write the files into an existing folder, with the frontiers and the marginal values of experts.
+
+        `plan` and its `values` (see `marginal_values`) are calculated unless given. Results that do not fit into
+        `time_budget` are left out.
+        """
+        time_budget = time_budget or TimeBudget()
+        if values is None:
+            values = marginal_values(self.problem, plan, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
+        by_row = frontiers(self.problem, plan, time_budget=time_budget)
+        data = self._to_json() | {
+            "value_of_expert": values,
+            "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
+        }
+        (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
+        if self.traffic is not None:
+            np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
+
+    def _to_json(self) -> dict[str, Any]:
+        problem, table = self.problem, self.table
+        uses = {
+            field.name: None if (use := getattr(problem.uses, field.name)) is None else _to_lists(use)
+            for field in fields(Uses)
+        }
+        return {
+            "version": 1,
+            "categories": problem.categories,
+            "experts": problem.experts,
+            "source": self.source,
+            "deviations": self.deviations,
+            "mean": _to_lists(table.mean),
+            "count": _to_lists(table.count),
+            "estimate": _to_lists(table.shrunk(pseudo_count=self.pseudo_count)),
+            "error": _to_lists(table.error(pseudo_count=self.pseudo_count)),
+            "quality": _to_lists(problem.quality),
+            "weights": _to_lists(problem.weights),
+            "uses": uses,
+            "budget": problem.budget.rows(),
+            "measured": None if self.measured is None else _table_to_json(self.measured),
+            "learnt": None if self.learnt is None else _table_to_json(self.learnt),
+            "moved": self.moved,
+            "depends_on": None if self.dependencies is None else self.dependencies.to_json(),
+        }
+
+
+def round_traffic(traffic: NDArray[np.floating]) -> Array:
+    """Round to the precision of the saved file, so that solving again gives the same prices."""
+    return traffic.astype(np.float16).astype(np.float64)
+
+
+def read_plan_file(folder: Path) -> dict[str, Any] | None:
+    """Return the content of plan.json; None if there is no such file. Raises ArtifactError if it cannot be read."""
+    path = folder / PLAN_FILE
+    try:
+        found: dict[str, Any] = orjson.loads(path.read_bytes())
+        if found["version"] != 1:
+            raise ValueError(f"version {found['version']}, not 1")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); make it again with `coe plan`") from error
+    return found
+
+
+def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
+    """Return the problem and the traffic of a plan's folder; None without plan.json. Raises ArtifactError."""
+    if (found := read_plan_file(folder)) is None:
+        return None
+    try:
+        uses = {name: None if use is None else _array(use, np.nan) for name, use in found["uses"].items()}
+        problem = Problem(
+            categories=tuple(found["categories"]),
+            experts=tuple(found["experts"]),
+            quality=_array(found["quality"], -np.inf),
+            weights=_array(found["weights"], np.nan),
+            uses=Uses(**uses),
+            budget=Budget(**found["budget"]),
+        )
+        path = folder / TRAFFIC_FILE
+        return problem, np.load(path, allow_pickle=False).astype(np.float64) if path.exists() else None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); make it again with `coe plan`") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanEvidence:
+    """The scores and feedback behind a published plan; see `PlanInputs`."""
+
+    measured: ScoreTable | None = None
+    learnt: ScoreTable | None = None
+    moved: tuple[str, ...] = ()
+
+    def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
+        """Return the scores from feedback over these categories and experts."""
+        if self.learnt is None:
+            return None
+        cells = {name: getattr(self.learnt, name).tolist() for name in ("mean", "variance", "count")}
+        return _table_from_json(cells, self.learnt.categories, self.learnt.experts, categories, experts)
+
+
+def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
+    """Read a plan's evidence over these categories and experts; names that the plan lacks have no scores.
+
+    Returns empty evidence without plan.json. Raises ArtifactError if the file is damaged.
+    """
+    if (found := read_plan_file(folder)) is None:
+        return PlanEvidence()
+    try:
+        known = tuple(found["categories"]), tuple(found["experts"])
+        measured, learnt = (
+            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "learnt")
+        )
+        return PlanEvidence(measured, learnt, tuple(name for name in found["moved"] if name in categories))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(
+            f"{folder / PLAN_FILE}: cannot be read ({error!r}); make it again with `coe plan`"
+        ) from error
+
+
+def _table_to_json(table: ScoreTable) -> dict[str, list[Any]]:
+    return {name: _to_lists(getattr(table, name)) for name in ("mean", "variance", "count")}
+
+
+def _table_from_json(
+    cells: Mapping[str, list[Any]] | None,
+    known_categories: Sequence[str],
+    known_experts: Sequence[str],
+    categories: Sequence[str],
+    experts: Sequence[str],
+) -> ScoreTable | None:
+    """Return the saved cells as a table over `categories` and `experts`; missing cells have no scores."""
+    if cells is None:
+        return None
+    rows = [known_categories.index(name) if name in known_categories else len(known_categories) for name in categories]
+    columns = [known_experts.index(name) if name in known_experts else len(known_experts) for name in experts]
+
+    def aligned(name: str, missing: float) -> Array:
+        saved = _array(cells[name], np.nan if name != "count" else 0.0)
+        if saved.shape != (len(known_categories), len(known_experts)):
+            raise ValueError(f"{name} of shape {saved.shape}")
+        return np.pad(saved, ((0, 1), (0, 1)), constant_values=missing)[np.ix_(rows, columns)]
+
+    mean, variance, count = aligned("mean", np.nan), aligned("variance", np.nan), aligned("count", 0.0)
+    return ScoreTable(tuple(categories), tuple(experts), mean, variance, count)
+
+
+def _to_lists(values: Array) -> list[Any]:
+    """Return nested lists of numbers, with None for a number that is not finite."""
+    if values.ndim > 1:
+        return [_to_lists(row) for row in values]
+    return [float(value) if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _array(rows: list[Any], missing: float) -> Array:
+    """Return the array of nested lists, with `missing` for None."""
+
+    def filled(value: Any) -> Any:
+        return [filled(item) for item in value] if isinstance(value, list) else missing if value is None else value
+
+    return np.array(filled(rows), dtype=np.float64)

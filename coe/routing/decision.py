@@ -1,0 +1,183 @@
+"""`decide()`: select the expert for a classified request. Pure: no clock, no randomness, no state.
+
+The rule is Jain et al. 2024 (arXiv 2412.01868) with the router's posterior in place of its most likely category: the
+expert of highest utility, which is expected quality minus price. Pinned, sticky and uncertain requests, the health of
+experts and exploration modify it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import Chat, Decision, Health, Prediction, Reason
+from coe.errors import Cause, InvalidRequest
+from coe.mapping import Assignment, expected_utility
+from coe.registry import AUTO, Policy, Registry
+from coe.routing.eligibility import check_pin, check_single_embedder, ineligibility
+from coe.routing.exploration import choose
+
+_HEALTHY = Health()
+
+
+def decide(
+    chat: Chat,
+    prediction: Prediction,
+    *,
+    registry: Registry,
+    assignment: Assignment,
+    confidence_threshold: float = 0.0,
+    previous: str | None = None,
+    extra_price: NDArray[np.float64] | None = None,
+    health_by_expert: Mapping[str, Health] = MappingProxyType({}),
+    uniform: float | None = None,
+) -> Decision:
+    """Select the expert and the fallback order.
+
+    1. Only eligible experts count: API, capabilities, context length.
+    2. A pinned expert is selected whatever its health.
+    3. The `previous` expert of the conversation stays, unless another one is better by more than `sticky_margin`.
+    4. If the confidence is below the declared threshold, or else the trained `confidence_threshold`, the general expert
+       is selected.
+    5. Otherwise the expert of highest utility is selected.
+
+    Experts that are down come after all that are up. If the choice is down, the decision is a fallback. If it is
+    overloaded, an expert that is worse by at most `max_quality_loss` is selected instead. The stand-in of the selected
+    expert is the first fallback.
+
+    `extra_price`, shape (n_experts,) in units of quality, is added to the plan's prices; it is negative where passages
+    are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from [0, 1),
+    makes routed requests explore as declared; the decision then has the exact propensity.
+
+    Raises ModelNotFound or InvalidRequest if no expert can take the request.
+    """
+    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
+    category, confidence = assignment.categories[prediction.best], prediction.confidence
+    if chat.model != AUTO:
+        check_pin(chat, registry, eligible)
+        return Decision(chat.model, category, confidence, "pinned", (chat.model,))
+    if not eligible:
+        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
+        raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
+    check_single_embedder(chat, eligible)
+    utility, price = expected_utility(assignment, prediction.probabilities), assignment.price
+    if extra_price is not None:
+        utility, price = utility - extra_price, price + extra_price
+    utilities = dict(zip(assignment.experts, utility.tolist(), strict=True))
+    prices = dict(zip(assignment.experts, price.tolist(), strict=True))
+    policy = registry.policy
+    if policy.confidence_threshold is not None:
+        confidence_threshold = policy.confidence_threshold
+    general = registry.general_expert if confidence < confidence_threshold else None
+    candidates = _Candidates.of(eligible, utilities, health_by_expert)
+    expert, reason = _select(candidates, policy, previous=previous, general=general)
+    propensity, avoided = 1.0, _avoided(candidates, policy, previous=previous, general=general)
+    if avoided:
+        reason = "fallback"
+    if uniform is not None and reason == "routed":
+        unmeasured = assignment.unmeasured_experts(prediction.best)
+        expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
+    order = candidates.fallback_order(expert, stand_in=registry.expert(expert).stand_in)
+    return Decision(
+        expert,
+        category,
+        confidence,
+        reason,
+        order,
+        propensity,
+        utility=tuple(utilities[name] for name in order),
+        price=tuple(prices[name] for name in order) if any(prices.values()) else (),
+        fallback_from=avoided,
+        cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
+    )
+
+
+def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
+    """Return the decision with another expert, because its own did not answer for `cause`."""
+    first, why = (decision.fallback_from, decision.cause) if decision.fallback_from else (decision.expert, cause)
+    return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """The eligible experts by `utility`.
+
+    `ranked` is in order of utility, with experts that are down after all that are up. `selectable` are the experts that
+    are up, or all if none is. `free` are up and not overloaded.
+    """
+
+    utility: Mapping[str, float]
+    ranked: tuple[str, ...]
+    selectable: tuple[str, ...]
+    free: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, eligible: Sequence[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
+    ) -> _Candidates:
+        ranked = sorted((name for name in utility if name in eligible), key=utility.__getitem__, reverse=True)
+        up = tuple(name for name in ranked if health_by_expert.get(name, _HEALTHY).up)
+        down = tuple(name for name in ranked if name not in up)
+        free = tuple(name for name in up if health_by_expert.get(name, _HEALTHY).load < 1)
+        return cls(utility, (*up, *down), up or down, free)
+
+    def fallback_order(self, first: str, *, stand_in: str | None) -> tuple[str, ...]:
+        """Return all candidates: the selected one, its stand-in, then the others by rank."""
+        return first, *sorted((name for name in self.ranked if name != first), key=(stand_in or first).__ne__)
+
+
+def _select(
+    candidates: _Candidates, policy: Policy, *, previous: str | None, general: str | None
+) -> tuple[str, Reason]:
+    """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
+    utility, free = candidates.utility, candidates.free
+    expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
+    if expert not in free and free and utility[expert] - utility[free[0]] <= policy.max_quality_loss:
+        return free[0], "spilled"
+    return expert, reason
+
+
+def _avoided(candidates: _Candidates, policy: Policy, *, previous: str | None, general: str | None) -> str:
+    """Return the expert that would be preferred if all were up, if it is down and another one is up; else ""."""
+    if len(candidates.selectable) == len(candidates.ranked):
+        return ""
+    utility = candidates.utility
+    ranked = tuple(sorted(candidates.ranked, key=utility.__getitem__, reverse=True))
+    expert, _ = _prefer(ranked, utility, policy, previous=previous, general=general)
+    return "" if expert in candidates.selectable else expert
+
+
+def _prefer(
+    ranked: tuple[str, ...],
+    utility: Mapping[str, float],
+    policy: Policy,
+    *,
+    previous: str | None,
+    general: str | None,
+) -> tuple[str, Reason]:
+    """Return the preferred expert among `ranked`, regardless of its load, and the reason."""
+    best = ranked[0]
+    if previous in ranked and (general or utility[best] - utility[previous] <= policy.sticky_margin):
+        return previous, "sticky"
+    return (general, "uncertain") if general in ranked else (best, "routed")
+
+
+def _explore(
+    best: str, candidates: _Candidates, policy: Policy, *, uniform: float, unmeasured: frozenset[str]
+) -> tuple[str, Reason, float]:
+    """Return the expert to call, the reason, and the propensity.
+
+    An `unmeasured` expert has no expected quality; it counts as worse by exactly the largest loss of exploration.
+    """
+    names = tuple(dict.fromkeys((best, *candidates.free)))
+    exploration = policy.exploration
+    lowest = candidates.utility[best] - exploration.max_quality_loss
+    utility = np.array([lowest if name in unmeasured else candidates.utility[name] for name in names])
+    if np.isneginf(candidates.utility[best]):  # the plan allows none of the eligible experts for this category
+        return best, "routed", 1.0
+    index, propensity = choose(utility, rate=exploration.rate, loss=exploration.max_quality_loss, uniform=uniform)
+    return names[index], "explored" if index else "routed", propensity

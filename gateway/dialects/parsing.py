@@ -1,0 +1,155 @@
+"""Parses what the dialects have in common: the JSON object of a body, its model, counts, messages and content parts.
+
+Checks cover only what routing reads and what multiplies the bill; the expert judges the rest. Every error is an
+InvalidRequest that names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from coe.core import Api, Capability, Chat, Message
+from coe.errors import InvalidRequest
+from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
+
+Needs = set[Capability]
+
+_PART_NEEDS: dict[str, Capability] = {
+    "image_url": "images",
+    "input_image": "images",
+    "image": "images",
+    "input_audio": "audio",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")
+ANSWER_COUNTS = ("n", "best_of")
+"""Fields that multiply the number of answers."""
+
+
+def fields_of(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object of a body."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(fields).__name__}", code="invalid_json")
+    return fields
+
+
+def chat_of(
+    fields: dict[str, Any],
+    messages: Iterable[Message],
+    needs: Needs,
+    *,
+    api: Api,
+    model: str,
+    characters: int | None = None,
+) -> Chat:
+    """The routing view of a parsed body. `characters` defaults to those of all messages."""
+    _check_counts(fields)
+    messages = tuple(messages)
+    if characters is None:
+        characters = sum([len(message.text) for message in messages])
+    return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
+
+
+def _check_counts(fields: dict[str, Any]) -> None:
+    """Raises InvalidRequest for a number that multiplies what is billed and is none: some servers read "64" as 64."""
+    for name in LENGTH_FIELDS:
+        if (value := fields.get(name)) is not None:
+            _check_count(value, name, minimum=0)
+    for name in ANSWER_COUNTS:
+        if (value := fields.get(name)) is not None:
+            _check_count(value, name, minimum=1)
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise InvalidRequest("stream_options must be an object", param="stream_options")
+
+
+def _check_count(value: Any, name: str, *, minimum: int) -> None:
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not whole or not minimum <= value <= MAX_TOKEN_COUNT:
+        raise InvalidRequest(f"{name} must be a whole number from {minimum} to {MAX_TOKEN_COUNT}", param=name)
+
+
+def model_of(fields: dict[str, Any]) -> str:
+    """The model: `auto`, or a name that may be an expert's."""
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("model is missing: write 'auto' or the name of an expert", param="model")
+    return model
+
+
+def stream_of(fields: dict[str, Any]) -> bool:
+    """Whether the client wants the answer as a stream."""
+    stream = fields.get("stream")
+    if stream is None:
+        return False
+    if not isinstance(stream, bool):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    return stream
+
+
+def message_of(item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs) -> Message:
+    """The message at `field[index]`: a role and its content, which is text, a list of parts, or null."""
+    if isinstance(item, dict):
+        role, content = item.get("role"), item.get("content")
+        if role in roles:
+            if isinstance(content, str):
+                return Message(role, content)
+            return Message(role, text_of(content, f"{field}[{index}].content", needs))
+        path = f"{field}[{index}].role"
+        raise InvalidRequest(f"{path} must be one of {', '.join(roles)}", param=path)
+    path = f"{field}[{index}]"
+    raise InvalidRequest(f"{path} must be an object with role and content", param=path)
+
+
+def text_of(content: Any, path: str, needs: Needs) -> str:
+    """The text of a message's content. Adds to `needs` the capabilities that its other parts require."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{path} must be text, a list of parts, or null", param=path)
+    return "\n".join(texts_of(content, path, needs))
+
+
+def texts_of(parts: list[Any], path: str, needs: Needs) -> list[str]:
+    """The texts among typed parts."""
+    texts = []
+    for index, part in enumerate(parts):
+        part_type = type_of(part, path, index)
+        if part_type in TEXT_PARTS:
+            if not isinstance(part.get("text"), str):
+                raise InvalidRequest(f"{path}[{index}].text must be text", param=f"{path}[{index}].text")
+            texts.append(part["text"])
+        elif (need := _PART_NEEDS.get(part_type)) is not None:
+            needs.add(need)
+    return texts
+
+
+def type_of(part: Any, path: str, index: int) -> str:
+    """The declared type of the part at `path[index]`."""
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise InvalidRequest(f"{path}[{index}] must be an object with a type", param=f"{path}[{index}]")
+    part_type: str = part["type"]
+    return part_type
+
+
+def requires_schema(output_format: Any) -> bool:
+    """Whether an output format demands JSON that matches a schema."""
+    return isinstance(output_format, dict) and output_format.get("type") == "json_schema"
+
+
+def prompts_of(value: Any, name: str) -> list[str | list[Any]]:
+    """The prompts in any of OpenAI's forms: a text, texts, tokens, or lists of tokens."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(type(item) in (int, float) for item in value):  # not bool, which is an int to Python
+            return [value]
+        if all(isinstance(item, (str, list)) for item in value):
+            return value
+    raise InvalidRequest(f"{name} must be text, a list of texts, or tokens", param=name)

@@ -1,0 +1,110 @@
+"""One HTTP operation: its route, its authorization and its OpenAPI entry are derived from this value.
+
+An endpoint module declares its operations beside the code that answers them. `operations.py` collects them and makes
+the routes; `openapi.py` writes the OpenAPI document, which the reference page is generated from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coe.core import Scope
+from gateway.endpoints.http import JSON
+from gateway.parts import Parts
+
+Schema = dict[str, Any]
+"""A JSON schema, or a part of the OpenAPI document."""
+Authorization = Scope | Literal["public", "any_key"]
+"""The scope that a key needs; `any_key` accepts every declared key, `public` needs none."""
+
+PROBLEMS: Mapping[int, str] = {
+    400: "The request is wrong; `param` names the field.",
+    404: "No such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "The expert refuses the request.",
+    429: "Too many requests, at the gateway, for this key or at the expert.",
+    431: "The headers are too large.",
+    500: "A bug of the gateway.",
+    501: "What this needs is not installed where the gateway runs.",
+    502: "The expert answered nonsense.",
+    503: "No expert can be reached, or the gateway is about to end.",
+    504: "No answer in time.",
+}
+"""What an error status means, where an operation does not state its own meaning."""
+CALL_PROBLEMS = {status: text for status, text in PROBLEMS.items() if status != 501}
+"""Statuses of operations that take a chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """A successful response: its description, and the schema of its content by media type."""
+
+    description: str
+    content: Mapping[str, Schema]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names of header components, by header."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What `method path` does; `name` is unique among all operations.
+
+    `resource` is built once from the parts of the application and shared by all operations that name it. `handler` is
+    the method of the resource that answers. Without a handler, the resource is an ASGI application that checks `scope`
+    itself, as a step of its own.
+    """
+
+    name: str
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    summary: str
+    resource: Callable[[Parts], Any]
+    handler: Callable[[Any, Request], Awaitable[Response]] | None = None
+    scope: Authorization
+    responses: Mapping[int, Success]
+    body: type[BaseModel] | str | None = None
+    """The model of the request body, or the name of its schema component."""
+    query: type[BaseModel] | None = None
+    """The model of the query string."""
+    request_headers: tuple[str, ...] = ()
+    """Names of parameter components."""
+    problems: Mapping[int, str] = field(default_factory=dict)
+    """Meanings of error statuses, beside those of authorization."""
+    error: str = "Error"
+    """The schema component of error bodies."""
+    limited: bool = False
+    """Counts against the limits of a key, which the response headers report."""
+
+
+def problems(*statuses: int, **texts: str) -> dict[int, str]:
+    """Meanings of error statuses: the usual ones, and own texts as `_404="No such record."`."""
+    own = {int(name.removeprefix("_")): text for name, text in texts.items()}
+    return {status: PROBLEMS[status] for status in statuses} | own
+
+
+def json_success(description: str, schema: Schema) -> dict[int, Success]:
+    """The responses of an operation that answers 200 with JSON."""
+    return {200: Success(description, {JSON: schema})}
+
+
+def ref(name: str, *, section: str = "schemas") -> Schema:
+    """A reference to a component."""
+    return {"$ref": f"#/components/{section}/{name}"}
+
+
+def object_schema(properties: Schema) -> Schema:
+    """The schema of an object that has all of these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def list_schema(item: Schema) -> Schema:
+    """The schema of a list in OpenAI's form."""
+    return object_schema({"object": {"const": "list"}, "data": {"type": "array", "items": item}})

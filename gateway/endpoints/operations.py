@@ -1,0 +1,103 @@
+"""The table of all HTTP operations, and what is derived from it: the routes and `GET /openapi.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from coe.registry import Registry
+from gateway.access.authorization import Endpoint, guarded
+from gateway.endpoints import chat, documents, feedback, health, models, openapi, route
+from gateway.endpoints.admin import artifacts, experts, mapping, onboarding, records, stats, status
+from gateway.endpoints.chat_schemas import CHAT_SCHEMAS
+from gateway.endpoints.http import json_response
+from gateway.endpoints.operation import Operation, Schema, json_success
+from gateway.parts import Parts
+from gateway.serving_state import Serving, ServingState
+
+
+class OpenApi:
+    """`GET /openapi.json`: written once for every serving state."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._current = parts.current
+        self._written: tuple[Serving | None, bytes] = (None, b"")
+
+    async def get(self, _: Request) -> Response:
+        """`GET /openapi.json`."""
+        serving = self._current.serving
+        if self._written[0] is not serving:
+            self._written = (serving, orjson.dumps(document(serving.registry)))
+        return json_response(self._written[1])
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    *chat.OPERATIONS,
+    *route.OPERATIONS,
+    *feedback.OPERATIONS,
+    *documents.OPERATIONS,
+    *stats.OPERATIONS,
+    *records.OPERATIONS,
+    *mapping.OPERATIONS,
+    *artifacts.OPERATIONS,
+    *status.OPERATIONS,
+    *onboarding.OPERATIONS,
+    *experts.OPERATIONS,
+    *models.OPERATIONS,
+    *health.OPERATIONS,
+    Operation(
+        name="openapi",
+        method="GET",
+        path="/openapi.json",
+        summary="This document",
+        resource=OpenApi,
+        handler=OpenApi.get,
+        scope="public",
+        responses=json_success("The OpenAPI document.", {"type": "object"}),
+    ),
+)
+_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+
+
+def document(registry: Registry) -> Schema:
+    """The OpenAPI document of a gateway with this declaration."""
+    return openapi.document(OPERATIONS, _SCHEMAS, registry)
+
+
+def operation_routes(parts: Parts) -> list[Route]:
+    """One route for each path, in the order of the table: of two paths that fit a request, the first one counts."""
+    resources: dict[Callable[[Parts], Any], Any] = {}
+    by_path: dict[str, list[Operation]] = {}
+    for one in OPERATIONS:
+        if one.resource not in resources:
+            resources[one.resource] = one.resource(parts)
+        by_path.setdefault(one.path, []).append(one)
+    return [_route(path, found, resources, parts.current) for path, found in by_path.items()]
+
+
+def _route(path: str, operations: list[Operation], resources: Mapping[Any, Any], current: ServingState) -> Route:
+    endpoints: dict[str, Any] = {one.method: _endpoint(one, resources[one.resource], current) for one in operations}
+    if len(endpoints) == 1:
+        (method,) = endpoints
+        return Route(path, endpoints[method], methods=[method])
+
+    async def by_method(request: Request) -> Response:
+        endpoint: Endpoint = endpoints["GET" if request.method == "HEAD" else request.method]
+        return await endpoint(request)
+
+    return Route(path, by_method, methods=list(endpoints))
+
+
+def _endpoint(one: Operation, resource: Any, current: ServingState) -> Any:
+    if one.handler is None:
+        return resource
+    answer: Endpoint = partial(one.handler, resource)
+    if one.scope == "public":
+        return answer
+    return guarded(answer, current, scope=None if one.scope == "any_key" else one.scope)

@@ -1,0 +1,173 @@
+"""What the pages are generated from. This is the only module of the package that imports the project."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import typer.main
+
+from coe import errors
+from coe.cli import app as command_line
+from coe.core import Reason
+from coe.experts.remedies import REMEDIES
+from coe.jobs.record_files import RATING_FIELDS
+from coe.mapping.declaration import declared_assignment
+from coe.records.fields import FIELDS
+from coe.registry import Registry, load, schema
+from coe.runtime.active_state import ActiveState
+from coe.settings import Settings
+from gateway.app import create_app
+from gateway.endpoints.operations import document
+from gateway.errors import body_of, status_of
+from gateway.main import open_parts
+from gateway.parts import Parts
+
+ROOT = Path(__file__).parents[2]
+RECORD_FIELDS, FEEDBACK_FIELDS, CAUSES = FIELDS, RATING_FIELDS, REMEDIES
+REASONS: tuple[str, ...] = get_args(Reason)
+_DECLARED = """\
+version: 1
+categories: [{name: general, description: everything}]
+experts: [{name: generalist, model: m, runtime: external, base_url: "http://127.0.0.1:9/v1"}]
+assignment: {general: generalist}
+access: {keys: [{name: reader, sha256: "%s"}]}
+""" % ("0" * 64)
+
+
+@cache
+def declaration_schema() -> dict[str, Any]:
+    """The JSON schema of experts.yaml."""
+    return schema()
+
+
+def read_declaration(path: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The problems of a file as `coe check` reports them, without the name of the file; none for a valid one."""
+    try:
+        load(path, environ=environ)
+    except errors.ConfigError as error:
+        return tuple(problem.partition(f"{path.name}:")[2] or problem for problem in error.problems)
+    return ()
+
+
+@cache
+def command() -> Any:
+    """The `coe` command with its verbs."""
+    return typer.main.get_command(command_line)
+
+
+def environment_table() -> str:
+    """The documented variables of the process, as a Markdown table."""
+    return Settings.__doc__ or ""
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """The document that a gateway with API keys publishes."""
+    with TemporaryDirectory() as folder:
+        return document(_registry(Path(folder)))
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One error that a client can get: its code, HTTP status, OpenAI's error type, and its meaning."""
+
+    code: str
+    status: str
+    kind: str
+    meaning: str
+
+
+def failures() -> list[Failure]:
+    """Every code of an error body, by status and code."""
+    found = {}
+    for kind in _below(errors.RequestError):
+        failure = _failure(kind)
+        found.setdefault((failure.status, failure.code), failure)
+    for code, name in _codes_in_calls():
+        base = _failure(getattr(errors, name))
+        found.setdefault((base.status, code), Failure(code, base.status, base.kind, ""))
+    return [found[place] for place in sorted(found)]
+
+
+def process_errors() -> list[tuple[str, str]]:
+    """The errors that end a command or a process: name and meaning."""
+    kinds = [kind for kind in _below(errors.CoEError) if not issubclass(kind, errors.RequestError)]
+    return [(kind.__name__, kind.__doc__ or "") for kind in kinds if not kind.__name__.startswith("_")]
+
+
+def metric_families() -> list[Any]:
+    """The metrics of a gateway that has started: name, text, kind, labels and, for histograms, bounds."""
+    return asyncio.run(_families())
+
+
+async def _families() -> list[Any]:
+    opened: list[Parts] = []
+    with TemporaryDirectory() as folder:
+        registry = _registry(Path(folder))
+        settings = Settings.read({"COE_HOME": folder}, config=Path(folder) / "experts.yaml")
+        router: Any = _Router()
+        state = ActiveState(registry, router, declared_assignment(registry, ("general",)), 0.0, Path(folder))
+
+        @asynccontextmanager
+        async def parts() -> AsyncIterator[Parts]:
+            async with open_parts(settings, read=lambda *_: state) as found:
+                opened.append(found)
+                yield found
+
+        application = create_app(parts)
+        async with application.router.lifespan_context(application):
+            return opened[0].metrics.tallies.families()
+
+
+class _Router:
+    """Stands in for a trained router, which no page depends on."""
+
+    version = "none"
+    categories = ("general",)
+
+
+def _registry(folder: Path) -> Registry:
+    file = folder / "experts.yaml"
+    file.write_text(_DECLARED)
+    return load(file, environ={})
+
+
+def _below(kind: type) -> Iterator[type]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _below(child)
+
+
+def _failure(kind: Any) -> Failure:
+    error = kind.__new__(kind)
+    passed_on = issubclass(kind, errors.ExpertRejected)
+    if passed_on:
+        error.status, error.upstream_code = 400, None
+    told = json.loads(body_of(error))["error"]
+    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), told["type"], kind.__doc__ or "")
+
+
+def _codes_in_calls() -> Iterator[tuple[str, str]]:
+    """Codes that a call such as InvalidRequest(..., code="invalid_json") gives to an error, with the error's name."""
+    names = {kind.__name__ for kind in _below(errors.RequestError)}
+    files = [path for package in ("coe", "gateway") for path in sorted((ROOT / package).rglob("*.py"))]
+    files = [path for path in files if not {"learning", "cli"} & set(path.parts)]  # jobs answer no request
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.Call) and (name := _called(node)) in names:
+            for keyword in node.keywords:
+                if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
+                    yield str(keyword.value.value), name
+
+
+def _called(call: ast.Call) -> str:
+    function = call.func
+    return function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")

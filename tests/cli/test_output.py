@@ -1,0 +1,80 @@
+"""What verbs write, and where they cannot: known before the work, told in a line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.errors import ConfigError
+from coe.registry import load
+
+
+def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
+    """Exit code, and what the command complained of."""
+    done = subprocess.run(
+        [sys.executable, "-m", "coe.cli", *words], capture_output=True, env={**os.environ, **variables}, timeout=60
+    )
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("benchmark", "data", "--json"),
+        ("benchmark", "data", "--plot"),
+        ("plan", "data", "--sweep", "memory_gb=1", "--plot"),
+        ("route", "--input", "data", "--output"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("gone/a.png", "there is no folder"), (".", "is a folder"), ("kept.png", "may not be written")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    verb: tuple[str, ...], place: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coe.cli.common.os.access", lambda path, mode: (Path(path).name, mode) != ("kept.png", os.W_OK))
+    (tmp_path / "kept.png").touch()
+    if place == "." and verb[-1] == "--plot":
+        told = "must end in .png, .svg, .pdf"
+    result = CliRunner().invoke(app, [*verb, place], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_a_plot_without_a_sweep_is_bad_usage() -> None:
+    assert "give --sweep too" in CliRunner().invoke(app, ["plan", "data", "--plot", "a.png"]).output
+
+
+def test_a_path_that_is_no_file_no_folder_or_no_text_is_reported_in_one_line(config: Path, tmp_path: Path) -> None:
+    code, told = coe("route", "--config", config, "--input", tmp_path / "gone.jsonl")
+    assert (code, told.count("\n")) == (1, 1)
+    code, told = coe("train", "--config", config, COE_HOME=str(config))
+    assert (code, told) == (1, f"{config}/artifacts/router: Not a directory\n")
+    code, told = coe("chat", b"\xff\xfe")
+    assert code == 2
+    assert "not UTF-8" in told
+
+
+def test_an_endlessly_nested_declaration_is_reported_in_one_line(config: Path) -> None:
+    config.write_text("version: " + "[" * 2000)
+    assert coe("check", "--config", config) == (1, "experts.yaml:1: nested deeper than 64 levels\n")
+
+
+@pytest.mark.parametrize("tag", ["!!int ''", "!!int '0b'", "!!float ''", "!!bool x", "!!omap [a: 1]", "!!python/x [1]"])
+def test_an_unreadable_tag_is_reported_with_the_file(config: Path, tag: str) -> None:
+    config.write_text(f"version: 1\nx: {tag}\n")
+    with pytest.raises(ConfigError, match=r"experts\.yaml:[12]: "):
+        load(config, environ={})
+
+
+def test_output_of_libraries_does_not_mix_with_the_command_s_output() -> None:
+    begin = "import os; from coe.cli.common import keep_stdout_clean; keep_stdout_clean()"
+    script = f"{begin}; os.write(1, b'noise\\n'); print('said')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("said\n", "noise\n")

@@ -1,0 +1,79 @@
+"""`coe plan` after `coe retrain`: what feedback has moved is kept, or dropped on request, and reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coe.mapping import read_evidence
+from tests.cli.logged_service import LoggedService
+from tests.routers.conftest import examples
+
+MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
+"""The better expert of each category by the probes; of cooking the users think otherwise."""
+
+
+@pytest.fixture
+def scores(service: LoggedService) -> Path:
+    """A folder as `coe score` writes it, with the same number of prompts for each category."""
+    folder = service.config.with_name("quality")
+    folder.mkdir()
+    prompts, results = [], []
+    for number, example in enumerate(one for one in examples(count=60) if one.category in MEASURED):
+        one = {"benchmark": "own", "prompt_id": str(number)}
+        prompts.append({**one, "prompt": example.prompt, "category": example.category, "label": ""})
+        for name in ("chef", "generalist"):
+            good = MEASURED[example.category] == name
+            results.append({**one, "model": name, "score": 0.8 if good else 0.4})
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "scores.jsonl").write_text("\n".join(map(json.dumps, results)))
+    return folder
+
+
+def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(
+    service: LoggedService, scores: Path
+) -> None:
+    service.report("plan", scores)
+    assert {name: service.choices()[name] for name in MEASURED} == MEASURED
+    service.serve(1500)
+    found = service.retrain()
+    assert found["promoted"], found["sentence"]
+    assert [move["category"] for move in found["report"]["moves"] if move["verdict"] == "better"] == ["cooking"]
+    assert service.choices()["cooking"] == "chef"
+
+    assert "kept from feedback: cooking (moved by coe retrain" in service.run("plan", scores)
+    assert service.choices()["cooking"] == "chef"
+    again = service.report("plan", scores)
+    assert again["feedback"] == {"kept": ["cooking"], "moved_by_scores": [], "dropped": []}
+    assert service.choices()["cooking"] == "chef"
+
+    dropped = service.run("plan", scores, "--drop-feedback")
+    assert "dropped: the feedback on cooking, which coe retrain had moved" in dropped
+    assert {name: service.choices()[name] for name in MEASURED} == MEASURED
+
+
+def test_a_plan_keeps_its_measured_scores_through_learning_rounds(service: LoggedService, scores: Path) -> None:
+    service.report("plan", scores)
+    names = {"categories": ("cooking", "football"), "experts": ("chef", "generalist")}
+
+    def measured() -> tuple[list[list[float]], list[list[float]]]:
+        version = service.store().in_use()
+        assert version is not None
+        found = read_evidence(service.store().published(version).folder, **names)
+        assert found.measured is not None
+        return found.measured.count.tolist(), found.measured.mean.tolist()
+
+    before = measured()
+    service.serve(1500)
+    assert service.retrain()["promoted"]
+    assert measured() == before
+
+
+def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, scores: Path) -> None:
+    version = service.report("plan", scores) and service.store().in_use()
+    assert version is not None
+    (service.store().published(version).folder / "plan.json").write_text("{")
+    service.run("plan", scores, "--deviations", "2")
+    assert service.store().in_use() not in (None, version)

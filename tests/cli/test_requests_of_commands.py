@@ -1,0 +1,131 @@
+"""Requests of CoE's own commands are left out of reports and of learning, and counted beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.cli.status import _lines
+from coe.jobs.status_report import status_report
+from coe.learning.estimation.experience_loader import open_logs
+from coe.records.record import RoutingRecord
+from coe.settings import Settings
+from tests.cli.logged_service import LoggedService
+from tests.learning.test_status_report import URL, logged, settings, traffic
+from tests.score.answering import completion
+
+__all__ = ["settings"]
+DECLARED = """\
+version: 1
+categories: [{name: general, description: g}]
+experts: [{name: own, model: folder, runtime: transformers}]
+assignment: {general: own}
+"""
+
+
+def of_score(records: list[RoutingRecord]) -> list[RoutingRecord]:
+    return [replace(one, request_id=f"score-{one.request_id}", purpose="score") for one in records]
+
+
+def test_a_run_of_coe_score_changes_nothing_in_the_status_but_its_own_count(settings: Settings) -> None:
+    now = time.time()
+    users = traffic(600, start=now - 3 * 86_400, expert="coder") + traffic(600, start=now - 7_200, expert="coder")
+    logged(settings, users)
+    before = status_report(settings, now=now)
+    assert before["traffic"]["own"] == {}
+    logged(settings, of_score(traffic(900, start=now - 3_000, expert="painter", unsure=0.5)))
+    logged(settings, of_score(traffic(10, start=now - 4 * 86_400, expert="painter", unsure=0.5)))
+    after = status_report(settings, now=now)
+    assert after["traffic"].pop("own") == {"score": 900}
+    before["traffic"].pop("own")
+    assert after == before
+    assert ("not counted", "coe score 900 in the last day: requests of CoE's own commands") in _lines(
+        after | {"traffic": after["traffic"] | {"own": {"score": 900}}}
+    )
+
+
+def test_requests_of_coe_commands_alone_are_no_traffic(settings: Settings) -> None:
+    now = time.time()
+    logged(settings, of_score(traffic(300, start=now - 3_000, expert="coder")))
+    report = status_report(settings, now=now)
+    assert (report["traffic"]["last_day"], report["traffic"]["own"]) == (0, {"score": 300})
+    assert (report["alarms"], report["proposed_categories"]) == ([], [])
+
+
+def test_learning_reads_users_requests_only_and_an_export_has_all(settings: Settings) -> None:
+    made = traffic(20, start=1_000.0, expert="coder")
+    logged(settings, made + of_score(made))
+    with open_logs(URL, base=settings.home) as logs:
+        own: list[RoutingRecord] = []
+        users = [one for page in logs.records(until=2_000.0, own=own.append) for one in page]
+        everything = [one for page in logs.all(until=2_000.0) for one in page]
+    assert ([one.purpose for one in users], [one.purpose for one in own]) == ([""] * 20, ["score"] * 20)
+    assert len(everything) == 40
+
+
+def test_a_learning_round_leaves_out_requests_of_coe_commands(service: LoggedService) -> None:
+    service.serve(30)
+    service.serve(50, purpose="score")
+    assert service.retrain()["report"]["requests"] == 30
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
+    """Headers that the gateway received."""
+    (tmp_path / "experts.yaml").write_text(DECLARED)
+    (tmp_path / "probes.jsonl").write_text(
+        '{"prompt": "p", "category": "general", "checker": "exact", "reference": "r"}'
+    )
+    monkeypatch.setenv("COE_API_KEY", "coe-secret")
+    return []
+
+
+async def run(seen: list[Mapping[str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    """Run a command against a server that stands for the gateway."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/health/live":
+            return web.Response()
+        seen.append({name.lower(): value for name, value in request.headers.items()})
+        if not (await request.json()).get("stream"):
+            return web.json_response(completion("r"))
+        response = web.StreamResponse(
+            headers={"x-coe-expert": "own", "x-coe-category": "general", "x-coe-confidence": "1"}
+        )
+        await response.prepare(request)
+        await response.write(b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\ndata: [DONE]\n\n')
+        return response
+
+    server = web.Application()
+    server.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(server)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    monkeypatch.setenv("COE_PORT", str(runner.addresses[0][1]))
+    arguments: list[Any] = [*words, "--config", folder / "experts.yaml"]
+    try:
+        result = await asyncio.to_thread(CliRunner().invoke, app, [str(word) for word in arguments])
+    finally:
+        await runner.cleanup()
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.anyio
+async def test_coe_chat_and_coe_score_mark_their_requests_and_send_the_key(
+    seen: list[Mapping[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "hello" in await run(seen, tmp_path, monkeypatch, "chat", "hi")
+    await run(seen, tmp_path, monkeypatch, "score", tmp_path / "probes.jsonl", "--out", tmp_path / "out")
+    assert [one["x-coe-purpose"] for one in seen] == ["chat", "score"]
+    assert [one["authorization"] for one in seen] == ["Bearer coe-secret"] * 2

@@ -1,0 +1,112 @@
+"""What a job leaves behind that is told to end by SIGTERM: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from coe.learning.retraining.job_lock import LOCK_KEY
+from tests.cli.logged_service import LoggedService
+
+PROGRAM = """
+import time
+import routers
+from coe.cli import main
+from coe.jobs import signals
+
+class Freed:
+    def __del__(self):
+        said()
+
+def said():
+    print("begun", flush=True)
+    time.sleep(120)
+
+def build(*_, out, **__):
+    (out / "half").touch()
+    {at_work}
+    time.sleep(120)
+
+signals.RESEND_SECONDS = 0.1
+routers.build = build
+main()
+"""
+ROUND = """
+import shutil, time
+from coe.cli import main
+from coe.jobs import plan_round
+
+def write_report(draft, report):
+    (draft / "half").touch()
+    print("begun", flush=True)
+    time.sleep(120)
+
+def rmtree(*args, **options):
+    print("leaving", flush=True)
+    time.sleep(0.3)
+    real(*args, **options)
+
+real, shutil.rmtree, plan_round.write_plan_report = shutil.rmtree, rmtree, write_report
+main()
+"""
+DECLARED = """\
+version: 1
+categories:
+  - {name: code, description: programs, examples: [write a loop, sort a list]}
+  - {name: general, description: the rest, examples: [hello there, good morning]}
+experts: [{name: one, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
+assignment: {general: one}
+router: {training_data: prompts.jsonl}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where both jobs find what they take: labelled prompts, some of them scored."""
+    pairs = [(f"prompt {number}", ("code", "general")[number % 2]) for number in range(40)]
+    prompts = [{"benchmark": "b", "prompt_id": text, "prompt": text, "category": name} for text, name in pairs]
+    scores = [{"benchmark": "b", "prompt_id": text, "model": model, "score": 1} for text, _ in pairs for model in "mn"]
+    (tmp_path / "experts.yaml").write_text(DECLARED)
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("at_work", ["said()", "Freed()"], ids=["at work", "freeing an object, which ignores errors"])
+@pytest.mark.parametrize("verb", ["train", "benchmark"])
+def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str, place: Path) -> None:
+    words = [verb, "--config", "experts.yaml"] if verb == "train" else [verb, "."]
+    program = (sys.executable, "-c", PROGRAM.format(at_work=at_work), *words)
+    environ = os.environ | {"TMPDIR": str(place / "temporary")}
+    with subprocess.Popen(program, cwd=place, env=environ, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "begun\n"
+        assert list(place.rglob("half"))
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(30) == 128 + signal.SIGTERM
+    assert not list(place.rglob("half"))
+    assert not list((place / "temporary").iterdir())
+
+
+def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(service: LoggedService) -> None:
+    service.serve(500)
+    program = (sys.executable, "-c", ROUND, "retrain", "--config", str(service.config))
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "begun\n"
+        assert list(service.config.parent.rglob("half"))
+        job.send_signal(signal.SIGTERM)
+        assert job.stdout.readline() == "leaving\n"
+        job.send_signal(signal.SIGTERM)  # as `timeout` does
+        assert job.wait(30) == 128 + signal.SIGTERM
+    assert not list(service.config.parent.rglob(".draft-*"))
+    with Redis.from_url(service.url) as client:
+        assert client.get(LOCK_KEY) is None

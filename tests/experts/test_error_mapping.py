@@ -1,0 +1,56 @@
+"""Error mapping: refusals and error events of any shape become bounded messages."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.errors import ExpertError
+from coe.experts.error_mapping import MAX_CHARACTERS, MAX_RETRY_AFTER, ErrorMapping, retry_after
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["error", "message", "detail", "x"]), inner),
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("7", 7.0),
+        (" 0.5 ", 0.5),
+        ("0", 0.0),
+        ("86400", MAX_RETRY_AFTER),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", 20.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
+    assert retry_after(told, now=100.0) == seconds
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_retry_after_header_is_parsed_without_an_exception(value: str) -> None:
+    seconds = retry_after(value, now=1e9)
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
+
+
+@settings(deadline=None)
+@given(st.integers(201, 599), st.binary() | JSON.map(lambda told: repr(told).encode()))
+def test_every_refusal_message_is_one_bounded_line_without_the_key(status: int, body: bytes) -> None:
+    error = ErrorMapping("clever", key="k3y").refusal(status, {}, b"k3y " + body, api="chat")
+    assert isinstance(error, ExpertError)
+    assert "k3y" not in str(error)
+    assert len(str(error).splitlines()) == 1
+    assert len(str(error)) < MAX_CHARACTERS + 100
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_every_error_event_maps_to_an_error(told: Any) -> None:
+    assert str(ErrorMapping("clever", key="").server_error("failed", told))

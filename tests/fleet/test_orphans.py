@@ -1,0 +1,52 @@
+"""Orphans of a killed fleet are found at the next start by the fleet variable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coe.fleet import Fleet, end_orphans
+from coe.fleet.process import FLEET_VARIABLE, fleet_environment
+from tests.fleet.fake_fleet import QUICK, Fakes
+
+SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
+
+
+def started(marked: dict[str, str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(SLEEP, env=os.environ | marked, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def test_processes_of_a_dead_fleet_are_ended_and_others_stay(tmp_path: Path) -> None:
+    gone = {FLEET_VARIABLE: f"{2**22 - 1}:1.00:{tmp_path}"}
+    elsewhere = {FLEET_VARIABLE: f"{2**22 - 1}:1.00:{tmp_path / 'other'}"}
+    left, other, ours = started(gone), started(elsewhere), started(fleet_environment(tmp_path))
+    try:
+        (name,) = end_orphans(tmp_path)
+        assert f"({left.pid})" in name
+        assert left.poll() is not None
+        assert (other.poll(), ours.poll()) == (None, None)
+        assert end_orphans(tmp_path) == []
+    finally:
+        for process in (left, other, ours):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.anyio
+async def test_every_process_of_a_server_carries_the_fleet_variable(fakes: Fakes) -> None:
+    spec = fakes.spec("family")
+    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
+        marks = {psutil.Process(pid).environ()[FLEET_VARIABLE] for pid in fakes.alive()}
+        assert marks == set(fleet_environment(spec.log.parent).values())
+        assert await asyncio.to_thread(end_orphans, spec.log.parent) == []
+        assert len(fakes.alive()) > 1

@@ -1,0 +1,197 @@
+"""A look at the traffic: what `coe status` says of it, what gateways show, what may be pasted into experts.yaml."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from ruamel.yaml import YAML
+
+from coe.artifacts.atomic_files import replace_file
+from coe.jobs.status_report import status_report
+from coe.learning.monitoring.novelty import category_entry, distinctive_words
+from coe.learning.monitoring.traffic_report import (
+    TRAFFIC_REPORT_FILE,
+    TrafficReport,
+    publish_traffic_report,
+    read_traffic_report,
+)
+from coe.records import open_log
+from coe.records.record import RoutingRecord
+from coe.registry import Registry
+from coe.settings import Settings
+from gateway.observability.metric_registry import exposition
+from gateway.observability.metrics import Metrics
+from gateway.observability.traffic_metrics import TrafficMetrics
+from gateway.serving_state import ServingState
+from tests.fakes import gateway_of, registry_of
+from tests.gateway import words_server
+from tests.learning.samples import record
+from tests.observability.pages import names, value
+
+URL = "sqlite:///routing-log.sqlite"
+TIDES = ("when is high tide at the harbour", "tide tables of the harbour for may", "how high is the spring tide")
+KNOTS = ("how is a bowline knot tied", "which knot holds a boat", "undo a wet knot of rope")
+OTHERS = ("write a poem about may", "what is a tensor", "how high is the tower", "code a parser", "sum two numbers")
+
+
+def test_an_entry_for_experts_yaml_is_one_that_the_registry_reads() -> None:
+    exemplars = (*TIDES, 'what does "neap: tide" # mean\n in my harbour')
+    entry = category_entry(exemplars, OTHERS)
+    (category,) = YAML(typ="safe").load(entry)
+    assert category["name"] == "tide-harbour"
+    assert category["description"].startswith("Requests about tide, harbour")
+    assert category["examples"] == list(exemplars)
+    declared = registry_of().model_dump(mode="json", exclude_none=True)
+    read = Registry.model_validate({**declared, "categories": [*declared["categories"], category]})
+    assert read.category_names[-1] == "tide-harbour"
+
+
+def test_without_common_words_the_proposed_name_is_a_placeholder() -> None:
+    assert distinctive_words(("eins zwei", "drei vier"), OTHERS) == []
+    assert category_entry(("eins zwei", "drei vier"), OTHERS).startswith("- name: new-category\n")
+
+
+REPORT: dict[str, Any] = {
+    "alarms": [{"kind": "starvation", "expert": "painter"}, {"kind": "starvation", "expert": "nobody"}],
+    "drift": {"findings": [{"aspect": "confidence", "alarm": True}, {"aspect": "category mix", "alarm": False}]},
+    "proposed_categories": [{}],
+}
+
+
+@pytest.mark.anyio
+async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(tmp_path: Path) -> None:
+    async with gateway_of() as gateway:
+        shown = _shown(tmp_path / TRAFFIC_REPORT_FILE, gateway.serving_state)
+        assert value(shown(), "coe_alarm", kind="failing", expert="painter") == 0
+        assert b"starvation" not in shown()
+        replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport.of(REPORT, now=7.0).to_json())
+        found = shown()
+        assert value(found, "coe_alarm", kind="starvation", expert="painter") == 1
+        assert value(found, "coe_alarm", kind="collapse", expert="painter") == 0
+        assert b"nobody" not in found
+        assert value(found, "coe_drift", kind="confidence") == 1
+        assert value(found, "coe_drift", kind="category mix") == 0
+        assert b"embeddings" not in found
+        assert value(found, "coe_proposed_categories") == 1
+        assert value(found, "coe_traffic_report_timestamp_seconds") == 7
+        replace_file(tmp_path / TRAFFIC_REPORT_FILE, TrafficReport(8.0).to_json())
+        assert value(shown(), "coe_traffic_report_timestamp_seconds") == 8
+        replace_file(tmp_path / TRAFFIC_REPORT_FILE, b'{"time": ')
+        assert names(shown()).isdisjoint({"coe_traffic_report_timestamp_seconds", "coe_drift"})
+        assert b"starvation" not in shown()
+
+
+def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
+    metrics = Metrics()
+    TrafficMetrics(path, current).register(metrics)
+    return lambda: exposition([metrics.registry.families()])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"time": "x", "alarms": {}, "drift": {}, "proposed": 0}', b"\xff"]
+)
+def test_a_damaged_report_file_shows_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / TRAFFIC_REPORT_FILE).write_bytes(data)
+    assert read_traffic_report(tmp_path / TRAFFIC_REPORT_FILE) is None
+
+
+def logged(settings: Settings, records: list[RoutingRecord]) -> None:
+    async def write() -> None:
+        log = open_log(URL, base=settings.home)
+        await log.append(records)
+        await log.aclose()
+
+    asyncio.run(write())
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a declaration with the words router in use."""
+    monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
+    declared = registry_of(log={"url": URL}, policy={"confidence_threshold": 0.5}).model_dump(
+        mode="json", exclude_none=True
+    )
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(declared))
+    return Settings.read({}, config=tmp_path / "experts.yaml")
+
+
+def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> list[RoutingRecord]:
+    """Requests of all three categories to one expert, a share of them unsure: about tides, or about knots."""
+    random = np.random.default_rng(count)
+    centres = random.normal(size=(2, 16))
+    made = []
+    for number in range(count):
+        category = ("code", "art", "general")[number % 3]
+        odd = number < unsure * count
+        vector = random.normal(size=16) * (0.1 if odd else 1.0) + (centres[number % 2] if odd else 0.0)
+        made.append(
+            record(
+                f"{start}-{number}",
+                time=start + number,
+                category="general" if odd else category,
+                confidence=0.3 if odd else 0.9,
+                expert=expert,
+                candidates=("coder", "painter", "generalist"),
+                probabilities={name: 0.9 if name == category else 0.05 for name in ("code", "art", "general")},
+                router="words",
+                prompt=(TIDES, KNOTS)[number % 2][number % 3] if odd else OTHERS[number % 5],
+                embedding=(vector / np.linalg.norm(vector)).astype(np.float16).tobytes(),
+            )
+        )
+    return made
+
+
+def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
+    now = time.time()
+    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder", unsure=0.4))
+    report = status_report(settings, now=now)
+    assert report["in_use"]["overlays"]["version"] is None
+    assert {(one["kind"], one["expert"]) for one in report["alarms"]} == {
+        ("collapse", "coder"),
+        ("starvation", "painter"),
+        ("starvation", "generalist"),
+    }
+    shifted = {one["aspect"] for one in report["drift"]["findings"] if one["alarm"]}
+    assert shifted == {"category mix", "confidence", "embeddings"}
+    both = report["drift"]["compared"]
+    assert both["requests"] == {"before": 600, "now": 600}
+    assert both["categories"]["before"] == pytest.approx(dict.fromkeys(("code", "art", "general"), 1 / 3), abs=1e-4)
+    assert both["categories"]["now"]["general"] == pytest.approx(0.4 + 0.6 / 3, abs=1e-4)
+    assert both["confidence"]["now"] == [0, 0, 0, 0.4, 0, 0, 0, 0, 0, 0.6]
+    proposed = report["proposed_categories"]
+    for one in proposed:
+        assert one["nearest"] == "general"
+        assert one["entry"].startswith("- name: ")
+        assert len(one["exemplars"]) == 5
+    assert sorted("tide" in one["entry"] for one in proposed) == [False, True]
+    publish_traffic_report(settings, report)
+    found = read_traffic_report(settings.artifacts / TRAFFIC_REPORT_FILE)
+    assert found is not None
+    assert found.alarms["collapse"] == ("coder",)
+    assert found.drift["embeddings"]
+    assert found.proposed == 2
+    assert found.time == pytest.approx(now, abs=60)
+
+
+def test_the_same_traffic_as_ever_is_no_drift_and_proposes_nothing(settings: Settings) -> None:
+    now = time.time()
+    logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder"))
+    report = status_report(settings, now=now)
+    assert not any(one["alarm"] for one in report["drift"]["findings"])
+    assert report["proposed_categories"] == []
+
+
+def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> None:
+    report = status_report(settings, now=time.time())
+    assert (report["alarms"], report["proposed_categories"], report["drift"]["findings"]) == ([], [], [])
+    assert report["drift"]["compared"] is None
+    assert TrafficReport.of(report, now=1.0) == TrafficReport(1.0)

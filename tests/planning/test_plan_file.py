@@ -1,0 +1,130 @@
+"""What is kept beside a plan: enough to show it, and to solve it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from coe.cli.plan.solve import answers
+from coe.errors import ArtifactError, ConfigError
+from coe.mapping import (
+    Budget,
+    PlanInputs,
+    Problem,
+    TimeBudget,
+    frontiers,
+    planned_quality,
+    read_plan_file,
+    read_problem,
+    round_traffic,
+    solve,
+)
+from coe.mapping.score_table import tabulate_softly
+from tests.planning.test_plan import make, posteriors
+
+
+def basis_of(problem: Problem, *, priced: bool = True) -> PlanInputs:
+    """A basis whose table has other numbers than the problem, as with bounds."""
+    rng = np.random.default_rng(1)
+    scores = rng.uniform(size=(60, len(problem.experts)))
+    scores[rng.uniform(size=scores.shape) < 0.1] = np.nan
+    member = np.eye(len(problem.categories))[rng.integers(0, len(problem.categories) - 1, 60)]
+    table = tabulate_softly(problem.categories, problem.experts, member, scores)
+    traffic = round_traffic(posteriors(problem, count=300, seed=2, sharpness=2.0)) if priced else None
+    return PlanInputs(problem, table, traffic, 1.0, "60 prompts of probes")
+
+
+@pytest.mark.parametrize("priced", [False, True])
+def test_solving_again_what_was_kept_gives_the_same_plan_to_the_last_digit(tmp_path: Path, priced: bool) -> None:
+    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
+    problem.quality[0, 1] = -np.inf
+    basis = basis_of(problem, priced=priced)
+    basis.save(tmp_path)
+    found = read_problem(tmp_path)
+    assert found is not None
+    assert solve(found[0], traffic=found[1]).to_json() == solve(problem, traffic=basis.traffic).to_json()
+
+
+def test_a_cell_without_scores_has_no_mean_and_an_estimate_with_its_error(tmp_path: Path) -> None:
+    basis = basis_of(make())
+    basis.save(tmp_path)
+    kept = read_plan_file(tmp_path)
+    assert kept is not None
+    last = {name: kept[name][-1] for name in ("mean", "count", "estimate", "error")}
+    assert last["mean"] == [None] * 4
+    assert last["count"] == [0.0] * 4
+    lower = np.maximum(np.array(last["estimate"]) - np.array(last["error"]), 0)
+    np.testing.assert_allclose(lower, basis.table.lower(deviations=1.0)[-1])
+    assert set(kept["value_of_expert"]) == {"e0", "e1", "e2", "e3"}
+
+
+def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
+    assert read_plan_file(tmp_path) is None
+    assert read_problem(tmp_path) is None
+    (tmp_path / "plan.json").write_text('{"version": 2}')
+    with pytest.raises(ArtifactError, match="version 2, not 1"):
+        read_plan_file(tmp_path)
+    (tmp_path / "plan.json").write_text('{"version": 1}')
+    with pytest.raises(ArtifactError, match="make it again with `coe plan`"):
+        read_problem(tmp_path)
+
+
+def test_a_frontier_goes_from_the_least_that_can_be_kept_to_where_nothing_is_gained() -> None:
+    problem = make(categories=8, experts=6)
+    best = planned_quality(problem, solve(problem))
+    found = frontiers(problem)
+    assert set(found) == {"memory_gb", "mean_active_b", "mean_cost", "mean_latency_ms", "max_share"}
+    for row, points in found.items():
+        assert points[0].efficient, row
+        assert points[-1].quality == pytest.approx(best, abs=2e-4), row
+        assert all(point.used[row] <= point.limit + 1e-6 for point in points), row
+        with pytest.raises(ConfigError, match="cannot be kept"):
+            solve(problem.within(**{row: points[0].limit * 0.98}))
+
+
+def test_a_plan_that_is_known_changes_no_frontier() -> None:
+    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
+    assert frontiers(problem, solve(problem)) == frontiers(problem)
+
+
+def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
+    problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
+    plan, time_budget = solve(problem), TimeBudget(0)
+    basis_of(problem).save(tmp_path, plan, time_budget=time_budget)
+    kept, found = read_plan_file(tmp_path), read_problem(tmp_path)
+    assert kept is not None
+    assert found is not None
+    assert kept["frontiers"] == {}
+    assert not kept["value_of_expert"].keys() & set(plan.choice)
+    assert "limits of memory_gb" in time_budget.skipped
+    assert solve(found[0]).choice == plan.choice
+
+
+def test_rows_that_nobody_knows_or_that_change_nothing_have_no_frontier() -> None:
+    problem = Problem(("x",), ("a", "b"), np.array([[0.9, 0.5]]), np.ones(1))
+    assert frontiers(problem) == {}
+
+
+def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
+    problem = make(budget=Budget(mean_active_b=25))
+    lines = [
+        '{"mean_active_b": 60}',
+        "{}",
+        '{"mean_active_b": 0.1}',
+        '{"mean_active_b": -1}',
+        '{"speed": 1}',
+        "[",
+        "{}x",
+    ]
+    found = list(answers(lines, problem, None))
+    free = solve(problem.within(mean_active_b=None))
+    assert [row["expert"] for row in found[1]["plan"]["assignment"]] == list(free.choice)
+    assert found[1]["plan"]["budget"] == {}
+    assert found[0]["plan"]["quality"] == pytest.approx(found[1]["plan"]["quality"])
+    assert "the smallest feasible limit is" in found[2]["error"]
+    assert "must be above 0" in found[3]["error"]
+    assert all("no JSON object of memory_gb" in answer["error"] for answer in found[4:])
+    assert orjson.dumps(found)

@@ -1,0 +1,58 @@
+"""Fake servers of 10 GB each that share one device."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from coe.fleet.residency.client import ResidencyClient, connected_client
+from coe.fleet.residency.devices import Device, ScheduledServer
+from coe.fleet.residency.residency import Residency
+from coe.fleet.residency.socket_server import serve_residency
+from coe.fleet.residency.state import ServerProfile
+from coe.settings import Endpoint
+from tests.fleet.fake_fleet import QUICK, Fakes
+
+SIZE = 10.0
+
+
+class SharedDevice:
+    """A device with fake servers: `modes` by name; those in `sleepers` sleep instead of being stopped."""
+
+    def __init__(self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "") -> None:
+        self.fakes = fakes
+        servers = []
+        for name, mode in modes.items():
+            sleeps = name in sleepers
+            profile = ServerProfile(name, SIZE, sleeps=sleeps)
+            servers.append(ScheduledServer(profile, fakes.spec(mode, key=name), 1 if sleeps else None))
+        self.specs = {server.key: server.spec for server in servers}
+        self.device_spec = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers})
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        return {name: Endpoint(f"{spec.root}/v1", "a-model") for name, spec in self.specs.items()}
+
+    def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
+        return Residency(
+            [self.device_spec], assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
+        )
+
+    @asynccontextmanager
+    async def open(self, *, first: str = "a", max_wait: float = 0.2) -> AsyncIterator[tuple[Residency, Path]]:
+        """The running residency, and the address of its socket."""
+        address = self.fakes.folder / "s"
+        async with self.residency(first=first, max_wait=max_wait) as residency, serve_residency(residency, address):
+            yield residency, address
+
+    @asynccontextmanager
+    async def asked(
+        self, *, first: str = "a", max_wait: float = 0.2
+    ) -> AsyncIterator[tuple[Residency, ResidencyClient]]:
+        """The running residency, and a connected client."""
+        async with (
+            self.open(first=first, max_wait=max_wait) as (residency, address),
+            connected_client(address) as client,
+        ):
+            yield residency, client

@@ -1,0 +1,120 @@
+"""The gateway in front of experts that share a device: real processes on both sides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+
+from coe.fleet.residency.residency import Residency
+from tests.fleet.fake_fleet import Fakes
+from tests.gateway.served import Served, chat, serving
+from tests.residency.shared_device import SharedDevice
+
+pytestmark = pytest.mark.anyio
+
+
+def expert(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "model": name, "runtime": "transformers", "memory_gb": 10, **more}
+
+
+@asynccontextmanager
+async def turning(
+    fakes: Fakes, tmp_path: Path, *, hold: float = 20.0, **more: Any
+) -> AsyncIterator[tuple[Residency, Served]]:
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok"})
+    async with device.open() as (residency, address):
+        environ = {
+            "COE_ENDPOINTS": orjson.dumps({name: asdict(one) for name, one in device.endpoints.items()}).decode(),
+            "COE_TURNS": str(address),
+        }
+        folder = tmp_path / "gateway"
+        folder.mkdir()
+        declared: dict[str, Any] = {
+            "experts": [expert("a"), expert("b", **more)],
+            "assignment": {"general": "a", "code": "b"},
+            "policy": {},
+            "residency": {"devices": [{"name": "d", "memory_gb": 10}], "max_wait": 0.2, "hold": hold},
+        }
+        async with serving(folder, environ=environ, **declared) as served:
+            yield residency, served
+
+
+async def test_a_request_for_an_unloaded_expert_is_held_until_it_is_awake(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path) as (residency, served):
+        for name in ("b", "a", "b"):
+            async with served.ask(name) as response:
+                assert response.status == 200, await response.text()
+                assert response.headers["x-coe-expert"] == name
+        assert residency.tiers()["b"]["switches"] == 2
+        assert await served.metric("coe_expert_switches") == 3
+        assert await served.metric("coe_expert_tier") == 3
+        assert await served.metric("coe_hold_seconds_count") == 3
+
+
+async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
+        ticket = residency.hold(
+            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
+        )
+        async with served.ask("b") as response:
+            assert response.status == 503
+            assert (await response.json())["error"]["code"] == "expert_asleep"
+            assert int(response.headers["retry-after"]) >= 1
+        assert ticket is not None
+        residency.end(ticket)
+
+
+async def test_a_routed_request_falls_back_to_an_awake_expert(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
+        ticket = residency.hold(
+            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
+        )
+        body = chat("auto", text="code code code")
+        async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
+            assert response.status == 200, await response.text()
+            assert (response.headers["x-coe-expert"], response.headers["x-coe-reason"]) == ("a", "fallback")
+        assert ticket is not None
+        residency.end(ticket)
+
+
+async def test_a_stand_in_answers_while_the_large_expert_loads(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path, stand_in="a") as (residency, served):
+        body = chat("auto", text="code code code")
+        async with served.client.post(f"{served.url}/v1/chat/completions", json=body) as response:
+            assert response.headers["x-coe-expert"] == "a"
+        async with asyncio.timeout(10):
+            while residency.tiers()["b"]["tier"] != "awake":
+                await asyncio.sleep(0.01)
+
+
+async def test_a_gateway_killed_in_the_middle_leaves_nothing_held(fakes: Fakes, tmp_path: Path) -> None:
+    async with turning(fakes, tmp_path) as (residency, served):
+        ticket = residency.hold(
+            "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
+        )
+        waiting = asyncio.create_task(_ignored(served))
+        async with asyncio.timeout(10):
+            while residency.tiers()["b"]["held"] == 0:
+                await asyncio.sleep(0.01)
+        for worker in psutil.Process(served.process.pid).children(recursive=True):
+            worker.kill()
+        async with asyncio.timeout(10):
+            while residency.tiers()["b"]["held"]:
+                await asyncio.sleep(0.01)
+        assert ticket is not None
+        residency.end(ticket)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _ignored(served: Served) -> None:
+    async with served.ask("b"):
+        pass

@@ -1,0 +1,54 @@
+"""In-distribution probability, from similarity to the training data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from routers.heads.in_distribution import (
+    MAX_CENTROIDS,
+    OUT_OF_SCOPE_SHARE,
+    InDistributionModel,
+    class_means,
+    fit_centroids,
+    fit_in_distribution_model,
+    unit_mean,
+)
+
+
+def test_the_probability_rises_with_similarity() -> None:
+    model = InDistributionModel(weights=(4.0, 2.0), bias=-3.0)
+    found = model(np.array([[0.1, 0.0], [0.5, 0.5], [0.9, 1.0]], dtype=np.float32))
+    assert 0 < found[0] < found[1] < found[2] < 1
+    assert model.of((0.75, 0.0)) == pytest.approx(0.5)
+    assert model.of((0.9, 1.0)) == pytest.approx(found[2])
+
+
+def test_uninformative_similarity_gives_the_assumed_share_of_in_scope_requests() -> None:
+    same = np.full((50, 1), 0.4, dtype=np.float32)
+    assert fit_in_distribution_model(same, same)(same)[0] == pytest.approx(1 - OUT_OF_SCOPE_SHARE, abs=1e-3)
+
+
+def test_informative_similarity_separates_out_of_scope_texts() -> None:
+    rng = np.random.default_rng(0)
+    near, far = (rng.normal(centre, 0.02, (200, 1)).astype(np.float32) for centre in (0.8, 0.3))
+    model = fit_in_distribution_model(near, far)
+    assert model(near).min() > 0.95
+    assert model(far).mean() < 0.15
+
+
+def test_centroids_are_bounded_unit_vectors_of_every_category() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3000, 4)).astype(np.float32)
+    labels = np.array([0] * 2900 + [2] * 99 + [3])
+    means, owners = fit_centroids(vectors, labels, seed=0)
+    assert set(owners.tolist()) == {0, 2, 3}
+    assert len(means) == len(owners) <= MAX_CENTROIDS
+    np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1.0, atol=1e-5)
+
+
+def test_the_mean_of_nothing_is_zero_and_other_means_are_unit_length() -> None:
+    vectors = np.array([[3, 0], [0, 4], [1, 0]], dtype=np.float32)
+    means = class_means(vectors, np.array([0, 0, 2]), classes=3)
+    np.testing.assert_allclose(means, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
+    np.testing.assert_array_equal(unit_mean(np.array([[1, 0], [-1, 0]], dtype=np.float32)), [0, 0])

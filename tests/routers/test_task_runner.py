@@ -1,0 +1,71 @@
+"""Training on a cluster gives the same router as training in this process."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import routers
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError, ClusterError
+from coe.jobs.engine import ray_task_runner
+from routers.encoders import OnnxEncoder
+from tests.routers.conftest import examples
+
+
+def version_of(folder: Path, store: ArtifactStore) -> str:
+    with store.draft() as draft:
+        for path in folder.iterdir():
+            (draft / path.name).write_bytes(path.read_bytes())
+        return store.publish(draft, categories=(), data="", metrics={}).manifest.version
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning"
+)  # Ray does not wait for its processes
+def test_the_router_is_identical_wherever_tasks_run(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 3)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    build = partial(routers.build, examples(), encoder=str(tiny_encoder), threads=1)
+    build(out=tmp_path / "local")
+    with ray_task_runner() as runner:
+        build(out=tmp_path / "ray", runner=runner)
+        with pytest.raises(ArtifactError, match="missing"):
+            list(runner.map(_failing, ["network.onnx"]))
+    gc.collect()  # stops its processes before another test counts them
+    store = ArtifactStore(tmp_path, "router")
+    assert version_of(tmp_path / "local", store) == version_of(tmp_path / "ray", store)
+
+
+def _failing(name: str) -> None:
+    OnnxEncoder(Path(name), None)  # type: ignore[arg-type]
+
+
+def test_an_encoder_pickles_with_its_network(built: tuple[Path, Any, Any]) -> None:
+    original = OnnxEncoder.load(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
+    copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(original))))
+    np.testing.assert_array_equal(copy.encode(["bake a star"]), original.encode(["bake a star"]))
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def refusing(name: str, *rest: Any) -> Any:
+        if name == "ray":
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), ray_task_runner():
+        pass

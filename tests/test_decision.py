@@ -1,0 +1,198 @@
+"""decide(): eligibility, pins, uncertainty and fallback order; affinity and the routed text."""
+
+from dataclasses import replace
+
+import pytest
+
+from coe.core import RequestOptions
+from coe.errors import InvalidRequest, ModelNotFound
+from coe.mapping.declaration import relative_cost
+from coe.routing.affinity import Affinity, conversation_key, is_follow_up
+from coe.routing.conversation import routing_text, shorten
+from tests.decisions import chat_of, decided
+from tests.fakes import registry_of
+
+
+def test_the_expert_of_the_most_likely_category_comes_first_and_the_others_in_order_of_utility() -> None:
+    decision = decided(chat_of("x"), 0.2, 0.7, 0.1)
+    assert decision.candidates == ("painter", "coder", "generalist")
+    assert (decision.expert, decision.category, decision.reason) == ("painter", "art", "routed")
+    assert decision.confidence == pytest.approx(0.7)
+    assert decision.propensity == 1.0
+
+
+def test_an_expert_of_two_categories_has_their_joint_probability() -> None:
+    both = {"code": "coder", "general": "coder", "art": "painter"}
+    decision = decided(chat_of("x"), 0.3, 0.4, 0.3, assignment=both)
+    assert decision.expert == "coder"
+    assert decision.category == "art"
+
+
+def test_an_uncertain_request_goes_to_the_general_expert_and_keeps_the_other_candidates() -> None:
+    decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5})
+    assert decision.reason == "uncertain"
+    assert decision.candidates == ("generalist", "coder", "painter")
+
+
+def test_an_out_of_distribution_text_is_uncertain_however_clear_its_category_seems() -> None:
+    decision = decided(chat_of("x"), 0.0, 1.0, 0.0, in_distribution=0.3, policy={"confidence_threshold": 0.5})
+    assert (decision.reason, decision.expert) == ("uncertain", "generalist")
+    assert decision.confidence == pytest.approx(0.3)
+
+
+def test_the_confidence_threshold_is_the_trained_one_unless_the_policy_declares_one() -> None:
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5).reason == "uncertain"
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.3).reason == "routed"
+    assert (
+        decided(chat_of("x"), 0.4, 0.35, 0.25, confidence_threshold=0.5, policy={"confidence_threshold": 0}).reason
+        == "routed"
+    )
+    assert decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5}).reason == "uncertain"
+
+
+def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
+    assert decided(chat_of("x", needs=frozenset({"images"})), 0.9, 0.05, 0.05).candidates == ("painter",)
+
+
+def test_a_chat_that_does_not_fit_goes_to_an_expert_with_a_longer_context() -> None:
+    experts = [
+        {"name": "coder", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 100},
+        {"name": "generalist", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 10000},
+    ]
+    changes = {"experts": experts, "assignment": {"code": "coder", "general": "generalist"}}
+    long = chat_of("x", characters=5000)
+    assert decided(long, 0.9, 0.05, 0.05, **changes).candidates == ("generalist",)
+    with pytest.raises(InvalidRequest, match="coder has a context of 100 tokens and the chat has 5000 characters"):
+        decided(chat_of("x", model="coder", characters=5000), 0.9, 0.05, 0.05, **changes)
+
+
+def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() -> None:
+    near = decided(chat_of("x"), 0.5, 0.4, 0.1, previous="painter")
+    assert (near.expert, near.reason) == ("painter", "sticky")
+    assert near.candidates == ("painter", "coder", "generalist")
+    clear = decided(chat_of("x"), 0.7, 0.2, 0.1, previous="painter")
+    assert (clear.expert, clear.reason) == ("coder", "routed")
+
+
+def test_an_uncertain_follow_up_stays_with_its_expert() -> None:
+    decision = decided(
+        chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"confidence_threshold": 0.5, "sticky_margin": 0}
+    )
+    assert (decision.expert, decision.reason) == ("painter", "sticky")
+
+
+def test_a_previous_expert_that_is_not_eligible_does_not_stay() -> None:
+    chat = chat_of("x", needs=frozenset({"tools"}))
+    assert decided(chat, 0.5, 0.4, 0.1, previous="painter").candidates == ("coder",)
+
+
+def test_a_conversation_is_identified_by_its_session_or_its_first_messages() -> None:
+    first, later = chat_of("S kind", "hello"), chat_of("S kind", "hello", "A hi", "and now?")
+    assert (
+        conversation_key(first, RequestOptions())
+        == conversation_key(later, RequestOptions())
+        != conversation_key(chat_of("S kind", "bye"), RequestOptions())
+    )
+    one, another = RequestOptions("s1"), RequestOptions("s2")
+    assert conversation_key(first, one) == conversation_key(chat_of("else"), one) != conversation_key(first, another)
+    for mine in (RequestOptions("s1", tenant="acme"), RequestOptions(tenant="acme")):
+        theirs = replace(mine, tenant="other")
+        assert (
+            conversation_key(first, mine)
+            != conversation_key(first, theirs)
+            != conversation_key(first, RequestOptions(mine.session))
+        )
+    assert not is_follow_up(first, None)
+    assert is_follow_up(later, None)
+    assert is_follow_up(first, "s1")
+
+
+def test_the_least_recently_used_conversations_are_evicted() -> None:
+    affinity, chat = Affinity(limit=2), chat_of("hello")
+    for session in "abac":
+        affinity.put(chat, conversation_key(chat, RequestOptions(session)), "coder")
+    assert [affinity.get(chat, RequestOptions(session)) for session in "abc"] == ["coder", None, "coder"]
+
+
+class SharedAffinityStub:
+    """A SharedAffinity with one expert for every conversation, which counts lookups."""
+
+    def __init__(self, expert: str | None) -> None:
+        self.expert, self.lookups, self.published = expert, 0, list[str]()
+
+    def publish(self, key: bytes, expert: str) -> None:
+        self.published.append(expert)
+
+    async def lookup(self, key: bytes) -> str | None:
+        self.lookups += 1
+        return self.expert
+
+
+@pytest.mark.anyio
+async def test_the_shared_affinity_is_looked_up_only_after_another_gateways_response() -> None:
+    shared = SharedAffinityStub("painter")
+    affinity = Affinity(shared=shared)
+    turns = [chat_of("one"), chat_of("one", "A 1", "two"), chat_of("one", "A 1", "two", "A 2", "three")]
+    fifth = chat_of("one", "A 1", "two", "A 2", "three", "A 3", "four", "A 4", "five")
+    for chat in turns:
+        await affinity.refresh(chat, RequestOptions())
+        affinity.put(chat, conversation_key(chat, RequestOptions()), "coder")
+    assert (shared.lookups, shared.published, affinity.get(turns[2], RequestOptions())) == (0, ["coder"] * 3, "coder")
+    await affinity.refresh(fifth, RequestOptions())  # the fourth response came from another gateway
+    assert (shared.lookups, affinity.get(fifth, RequestOptions())) == (1, "painter")
+    shared.expert = None
+    await affinity.refresh(turns[1], RequestOptions())
+    assert (shared.lookups, affinity.get(fifth, RequestOptions())) == (2, "painter"), (
+        "an unknown conversation keeps its entry"
+    )
+
+
+def test_relative_cost_is_by_price_or_else_by_size_and_an_unknown_size_counts_as_the_largest() -> None:
+    def costs_of(*experts: dict[str, object]) -> list[float]:
+        common = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
+        declared = [{"name": f"e{number}", **common, **expert} for number, expert in enumerate(experts)]
+        registry = registry_of(experts=declared, assignment={"general": "e0"})
+        return [float(cost) for cost in relative_cost(registry)]
+
+    assert costs_of({"active_parameters_b": 2}, {"active_parameters_b": 8}, {}) == [0.25, 1, 1]
+    assert costs_of({"active_parameters_b": 9, "prices": {"input": 1}}, {"prices": {"input": 1, "output": 3}}) == [
+        0.25,
+        1,
+    ]
+    assert costs_of({}, {}) == [0, 0]
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    with pytest.raises(ModelNotFound, match="known: auto, coder, painter, generalist"):
+        decided(chat_of("x", model="gpt"), 0.9, 0.05, 0.05)
+
+
+def test_the_last_user_message_comes_first_and_older_ones_are_shortened() -> None:
+    chat = chat_of(
+        "S you are kind and helpful to all",
+        "old " * 200,
+        "A answer",
+        "newer " * 200,
+        "and in Python, please, with types and tests?",
+    )
+    text = routing_text(chat)
+    assert text.startswith("and in Python, please")
+    assert "answer" not in text
+    assert "kind" not in text
+    assert 300 < text.count("newer") * 6 < 420
+    assert 100 < text.count("old") * 4 < 220
+
+
+def test_the_system_prompt_is_included_only_with_little_user_text() -> None:
+    assert routing_text(chat_of("S you teach chemistry", "next")) == "next\nS you teach chemistry"
+
+
+def test_routed_text_is_bounded_however_long_the_chat() -> None:
+    chat = chat_of(*["word " * 10_000] * 50)
+    assert len(routing_text(chat)) < 4000
+
+
+def test_shortening_keeps_head_and_tail() -> None:
+    text = "a" * 100 + "b" * 100
+    assert shorten(text, 30) == "a" * 20 + "\n" + "b" * 10
+    assert shorten("short", 30) == "short"
