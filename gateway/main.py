@@ -134,10 +134,7 @@ async def open_worker(
         failed = parts.metrics.task_failed
         stalled = parts.current.serving.registry.policy.stream_idle_timeout
         async with (
-            handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort)
-        failed = parts.metrics.task_failed
-        async with (
-            signals,
+            handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
             resetting_stalled_clients(after=stalled, task_failed=failed),
             trimming_memory(task_failed=failed),
         ):

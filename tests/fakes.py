@@ -159,7 +159,7 @@ class Response:
         return self.json["error"]
 
 
-QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "longest_retry": 0.02}
+QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "max_retry": 0.02}
 """For the writer of feedback: seconds between batches and between tries."""
 
 

@@ -146,7 +146,7 @@ def _read_key(path: Path) -> str:
         raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be read: {reason}") from None
     if not MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_BYTES or not key.isprintable() or " " in key:
         raise ConfigError(
-            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY_CHARACTERS} to {MAX_KEY_BYTES} characters; delete "
-            "the file, and the next start generates one"
+            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY_CHARACTERS} to {MAX_KEY_BYTES} characters; "
+            "delete the file, and the next start generates one"
         )
     return key
