@@ -62,7 +62,7 @@ def queries(traffic: Traffic) -> Mapping[str, LogQuery]:
         "an old session": LogQuery(session=old.session or "", limit=50),
         "an old id": LogQuery(request_id=old.request_id[:24], limit=50),
         "the last hour": LogQuery(since=time.time() - 3_600, limit=50),
-        "until long ago": LogQuery(deadline=old.time, limit=50),
+        "until long ago": LogQuery(until=old.time, limit=50),
         "category and expert": LogQuery(category=old.category, expert=old.expert, limit=50),
         "rare and rare": LogQuery(reason="fallback", outcome="expert_timeout", limit=50),
         "what is met nowhere": LogQuery(expert=old.expert, tenant="nobody", limit=50),

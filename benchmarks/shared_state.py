@@ -25,7 +25,7 @@ from redis import Redis
 
 from coe.artifacts.redis import RedisArtifacts, mirror
 from coe.artifacts.store import ArtifactStore
-from gateway.access.conversations import Conversations
+from gateway.access.conversations import RedisAffinity
 
 AT_ONCE = 32
 
@@ -33,10 +33,10 @@ AT_ONCE = 32
 async def conversations(url: str, count: int) -> dict[str, Any]:
     """Microseconds of the request's own process to tell, milliseconds to hear, and how many were heard of."""
     keys = [secrets.token_bytes(16) for _ in range(count)]
-    async with Conversations(url) as one, Conversations(url) as other:
+    async with RedisAffinity(url) as one, RedisAffinity(url) as other:
         began = time.perf_counter()
         for place, key in enumerate(keys):
-            one.tell(key, "coder")
+            one.put_file(key, "coder")
             if place % AT_ONCE == 0:
                 await asyncio.sleep(0)
         told = (time.perf_counter() - began) / count * 1e6
@@ -49,7 +49,7 @@ async def conversations(url: str, count: int) -> dict[str, Any]:
         }
 
 
-async def heard(conversations: Conversations, keys: Sequence[bytes], *, at_once: int) -> dict[str, float]:
+async def heard(conversations: RedisAffinity, keys: Sequence[bytes], *, at_once: int) -> dict[str, float]:
     async def ask(key: bytes) -> tuple[float, bool]:
         began = time.perf_counter()
         known = await conversations.ask(key) is not None

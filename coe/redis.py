@@ -1,8 +1,15 @@
-"""A pool of connections to one Redis, bounded in number and time; an address that is none never quotes its password."""
+"""A bounded client for one Redis server, whose failures are one error class.
+
+Each user opens a client of its own with its error class, timeouts and number of connections: the routing log, limits,
+conversations, documents, and, with the blocking client, shared artifacts. Error messages name host and port of the
+server, and never repeat its address, which may hold a password.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe.errors import ConfigError
 
@@ -12,61 +19,151 @@ if TYPE_CHECKING:
 
     Pool = TypeVar("Pool", bound=redis.ConnectionPool | redis.asyncio.ConnectionPool)
 
+MAX_PROBLEM_CHARACTERS = 300
+"""Characters of Redis's own message that an error repeats."""
 
-def redis_pool(
-    url: str, *, key: str, connections: int, connect: float | None, answer: float | None, retries: int = 1
-) -> redis.asyncio.BlockingConnectionPool:
-    """Nothing is connected before the first command. `key` is where experts.yaml declares the address; `connect` and
-    `answer` are seconds, None where whoever asks sets a limit. One retry meets a pooled connection that has died since;
-    where a command must not be done twice there may be none. Raises ConfigError when `url` cannot be a Redis address.
+ErrorOf = Callable[[str], Exception]
+"""Makes an exception from its message."""
+
+
+class _Failures:
+    """Names one server in errors, and turns the client library's exceptions into `error`.
+
+    `key` is the setting of experts.yaml that declares the address, and `requires` the server version that it needs.
+    `script_errors` maps the code of a Lua script's error reply to the exception for it, made from the server's name.
     """
-    from redis.asyncio import BlockingConnectionPool
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
 
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=answer,
-            socket_connect_timeout=connect,
-            socket_timeout=answer,
-            retry=Retry(NoBackoff(), retries),
+    def __init__(
+        self,
+        pool: redis.ConnectionPool | redis.asyncio.ConnectionPool,
+        *,
+        key: str,
+        error: ErrorOf,
+        requires: str,
+        script_errors: Mapping[str, ErrorOf],
+    ) -> None:
+        from redis.exceptions import RedisError
+
+        options = pool.connection_kwargs
+        self.place = f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self.caught = (RedisError, OSError)
+        self._key, self._error, self._requires, self._script_errors = key, error, requires, script_errors
+
+    def translated(self, error: BaseException) -> Exception:
+        """The exception to raise for one of `caught`."""
+        problem = str(error)[:MAX_PROBLEM_CHARACTERS].rstrip(".")
+        for code, error_of in self._script_errors.items():
+            if code in problem:
+                return error_of(self.place)
+        return self._error(f"{self.place}: {problem}; {self._remedy(problem)}")
+
+    def _remedy(self, problem: str) -> str:
+        if "OOM command" in problem or "command not allowed when used memory" in problem:
+            return "it is full: raise its maxmemory, or keep less in it"
+        if "READONLY" in problem or "read only replica" in problem:
+            return f"it is a read-only replica: name the primary in {self._key}"
+        if "unknown" in problem.lower() and "command" in problem.lower():
+            return f"{self._key} needs {self._requires}"
+        return "check that it runs, takes writes and has memory"
+
+
+class RedisClient:
+    """An asyncio client. It connects on the first command.
+
+    `client` makes commands, and `run` awaits them; `place` names the server in errors. `connect_timeout` and `timeout`
+    are in seconds, None where the caller bounds the time. One retry replaces a pooled connection that has died since;
+    pass 0 `retries` where a command must not run twice. Raises ConfigError when `url` cannot be a Redis address.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str,
+        error: ErrorOf,
+        connections: int,
+        connect_timeout: float | None,
+        timeout: float | None,
+        retries: int = 1,
+        requires: str = "Redis 6.2 or newer, or Valkey",
+        script_errors: Mapping[str, ErrorOf] | None = None,
+    ) -> None:
+        from redis.asyncio import BlockingConnectionPool, Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        pool = _checked_pool(
+            lambda: BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections,
+                timeout=timeout,
+                socket_connect_timeout=connect_timeout,
+                socket_timeout=timeout,
+                retry=Retry(NoBackoff(), retries),
+            ),
+            key,
         )
-        return _tried(pool)
-    except (ValueError, TypeError):
-        raise _no_address(key) from None
+        self._failures = _Failures(pool, key=key, error=error, requires=requires, script_errors=script_errors or {})
+        self._caught = self._failures.caught
+        self.place = self._failures.place
+        self.client: redis.asyncio.Redis = Redis(connection_pool=pool)
+
+    async def run(self, command: Awaitable[Any]) -> Any:
+        """Awaits a command of `client` and returns its reply. Raises `error`, or the one of a script's error code."""
+        try:
+            return await command
+        except self._caught as error:
+            raise self._failures.translated(error) from error
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self.client.aclose()
+        await self.client.connection_pool.disconnect()
 
 
-def blocking_redis_pool(url: str, *, key: str, connect: float, answer: float) -> redis.ConnectionPool:
-    """The same for commands that are waited for in a thread."""
-    from redis import ConnectionPool
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
+class BlockingRedisClient:
+    """The same for threads. `errors()` wraps the commands of `client`."""
 
-    try:
-        pool = ConnectionPool.from_url(
-            url, socket_connect_timeout=connect, socket_timeout=answer, retry=Retry(NoBackoff(), 1)
+    def __init__(self, url: str, *, key: str, error: ErrorOf, connect_timeout: float, timeout: float) -> None:
+        """Raises ConfigError when `url` cannot be a Redis address."""
+        from redis import ConnectionPool, Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        pool = _checked_pool(
+            lambda: ConnectionPool.from_url(
+                url, socket_connect_timeout=connect_timeout, socket_timeout=timeout, retry=Retry(NoBackoff(), 1)
+            ),
+            key,
         )
-        return _tried(pool)
+        self._failures = _Failures(pool, key=key, error=error, requires="Redis 6.2 or newer", script_errors={})
+        self.place = self._failures.place
+        self.client: redis.Redis = Redis(connection_pool=pool)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raises `error` for a failure inside the block."""
+        try:
+            yield
+        except self._failures.caught as error:
+            raise self._failures.translated(error) from error
+
+    def close(self) -> None:
+        """Closes all connections; the next command connects again."""
+        self.client.close()
+        self.client.connection_pool.disconnect()
+
+
+def _checked_pool(create: Callable[[], Pool], key: str) -> Pool:
+    """Creates a pool, and one connection object of it to find unknown options in the address.
+
+    Raises ConfigError without the cause: where the password has an unescaped / or #, it would quote a part of it.
+    """
+    try:
+        pool = create()
+        pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
-        raise _no_address(key) from None
-
-
-def place_of(pool: redis.ConnectionPool | redis.asyncio.ConnectionPool) -> str:
-    """The server, for errors, without its password."""
-    options = pool.connection_kwargs
-    return f"redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
-
-
-def _tried(pool: Pool) -> Pool:
-    """Unknown options in the URL show here, not at night."""
-    pool.connection_class(**pool.connection_kwargs)
+        raise ConfigError(
+            f"{key}: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
+        ) from None
     return pool
-
-
-def _no_address(key: str) -> ConfigError:
-    """The cause is not named: where the password has an unescaped / or #, it would quote a part of it."""
-    return ConfigError(
-        f"{key}: not a Redis address; write redis://[user:password@]host:6379/0, the password in %-escapes"
-    )

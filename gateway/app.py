@@ -43,7 +43,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             app.lines = {route.path: route.endpoint for route in routes if isinstance(route.endpoint, Line)}
             app.router.routes[:] = [*routes, *page_routes()]
             _show_state(parts)
-            app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.refused)
+            app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
             try:
                 yield
@@ -88,7 +88,7 @@ class _App(Starlette):
 
 
 def _show_state(parts: Parts) -> None:
-    StateMetrics(parts.current).show(parts.metrics, parts.current.admission)
+    StateMetrics(parts.current).register(parts.metrics, parts.current.admission)
     failed = "1 while what is declared or promoted could not be loaded."
     parts.metrics.gauge(RELOAD_FAILED, failed, lambda: parts.current.reload_error is not None, largest=True)
 

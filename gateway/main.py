@@ -29,8 +29,8 @@ from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
-from coe.runtime.active_state import ActiveState, check_in_use, read_in_use
-from coe.runtime.artifact_sync import catch_up, following
+from coe.runtime.active_state import ActiveState, check_active_state, load_active_state
+from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
@@ -39,21 +39,21 @@ from gateway.app import create_app
 from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import Recorder, open_observation
+from gateway.observability.observers import Recorder, open_observability
 from gateway.observability.recent import RecentRequests
-from gateway.observability.residency import open_turns
-from gateway.observability.state_metrics import show_feedback, show_log
+from gateway.observability.residency import open_residency
+from gateway.observability.state_metrics import add_feedback_metrics, add_log_metrics
 from gateway.observability.tracing import check_tracing
 from gateway.observability.traffic_metrics import TrafficMetrics
 from gateway.parts import Parts
-from gateway.process.descriptors import Connections, raise_limit, soft_limit, warn_if_few
+from gateway.process.descriptors import ConnectionLimits, raise_limit, soft_limit, warn_if_few
 from gateway.process.drain import Drain
-from gateway.process.gc_tuning import giving_back, settle
+from gateway.process.gc_tuning import trimming_memory, tune_gc
 from gateway.process.jobs import Jobs
 from gateway.process.plan_solver import PlanSolver
-from gateway.process.reload import Reader, Reload, look_at
-from gateway.process.signals import hearing
-from gateway.process.tcp_timeouts import letting_go
+from gateway.process.reload import Reader, Reload, watched_file_states
+from gateway.process.signals import handle_signals
+from gateway.process.tcp_timeouts import resetting_stalled_clients
 from gateway.serving_state import ServingState
 from gateway.wiring import Wiring
 
@@ -81,8 +81,8 @@ def serve(settings: Settings) -> None:
 
 def prepare(settings: Settings) -> None:
     """Check everything that serving needs before a port is opened. Raises ConfigError or ArtifactError."""
-    catch_up(settings)
-    registry, _ = check_in_use(settings)
+    sync_once(settings)
+    registry, _ = check_active_state(settings)
     warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
@@ -124,55 +124,58 @@ def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
 
 @asynccontextmanager
 async def open_worker(
-    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use, check: bool = False
+    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
 ) -> AsyncIterator[Parts]:
     """The parts of a worker process, which handles its parent's signals and closes connections of clients that do not
     read."""
     async with open_parts(settings, workers=workers, read=read, check=check) as parts:
         assert parts.reload is not None
         drain = Drain(parts.current, lame_duck=settings.drain)
-        stalled = parts.current.serving.registry.policy.stream_idle_timeout
-        hear = hearing(leave=drain.begin, reload=parts.reload.ask, cut=drain.cut)
         failed = parts.metrics.task_failed
-        async with hear, letting_go(after=stalled, task_failed=failed), giving_back(task_failed=failed):
-            settle()
+        stalled = parts.current.serving.registry.policy.stream_idle_timeout
+        async with (
+            handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
+            resetting_stalled_clients(after=stalled, task_failed=failed),
+            trimming_memory(task_failed=failed),
+        ):
+            tune_gc()
             yield parts
 
 
 @asynccontextmanager
 async def open_parts(
-    settings: Settings, *, workers: Path | None = None, read: Reader = read_in_use, check: bool = False
+    settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
 ) -> AsyncIterator[Parts]:
     """Open the parts of an application and close them in reverse order. `read` returns what is in use, now and for
     every reload. With `check`, the first worker checks the experts in the background. Raises ConfigError or
     ArtifactError."""
-    seen = look_at(settings)
+    seen = watched_file_states(settings)
     in_use = read(settings, None)
     registry = in_use.registry
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="encoder"))
-        observation = await stack.enter_async_context(open_observation(settings, workers))
+        observation = await stack.enter_async_context(open_observability(settings, workers))
         metrics, failed = observation.metrics, observation.metrics.task_failed
-        session = await stack.enter_async_context(Client(connections=Connections.within(soft_limit()).experts))
+        session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
         log, feedback = await _open_logs(stack, settings, registry)
         recorder = await _open_recorder(stack, log, settings, in_use, threads, metrics)
         feedback_writer = FeedbackWriter(
-            feedback, log, spool=settings.home / SPOOL, count=metrics.feedback, task_failed=failed
+            feedback, log, spool=settings.home / SPOOL, count=metrics.record_feedback, task_failed=failed
         )
         await stack.enter_async_context(feedback_writer)
-        show_feedback(metrics, feedback_writer)
+        add_feedback_metrics(metrics, feedback_writer)
         wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
         current = ServingState(wiring.serving(in_use))
-        TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).show(metrics)
+        TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).register(metrics)
         await stack.enter_async_context(
             running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=failed)
         )
-        if check and metrics.tallies.worker == 0:
+        if check and metrics.registry.worker == 0:
             await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
-        reload = Reload(current, settings=settings, in_use=in_use, assembly=wiring, read=read)
+        reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
-        behind = await stack.enter_async_context(following(settings, registry.artifacts, task_failed=failed))
+        behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
         yield Parts(
@@ -212,7 +215,7 @@ async def _open_recorder(
     """Open the writer of records, and the recorder, with an encoder if records hold embeddings."""
     writer = RecordWriter(log, spool=settings.home / SPOOL, task_failed=metrics.task_failed)
     await stack.enter_async_context(writer)
-    show_log(metrics, writer)
+    add_log_metrics(metrics, writer)
     encoder = routers.load_encoder(in_use.folder) if in_use.registry.log.store_embeddings else None
     return await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
 
@@ -229,7 +232,7 @@ async def _open_wiring(
     counters, failed = registry.access.counters, metrics.task_failed
     limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
     metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.degraded, largest=True)
-    turns = await stack.enter_async_context(open_turns(settings, metrics))
+    turns = await stack.enter_async_context(open_residency(settings, metrics))
     affinity = await stack.enter_async_context(open_affinity(counters, task_failed=failed))
     wiring = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
     stack.push_async_callback(wiring.aclose)

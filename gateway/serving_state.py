@@ -9,7 +9,7 @@ from coe.artifacts.kinds import ASSIGNMENT
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.routing.composition import Composition
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from gateway.access import Access
 from gateway.request.admission import Admission
 
@@ -20,7 +20,7 @@ class Serving:
 
     composition: Composition
     access: Access
-    index: Index | None = None
+    index: DocumentIndex | None = None
     """The document index; None if none is declared."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """The version in use of each kind of artifact, None for none."""

@@ -17,7 +17,7 @@ from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
 from coe.runtime.active_state import ActiveState, retrieval_in_use
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.serving_state import Serving
@@ -45,7 +45,7 @@ class Wiring:
         self.experts: dict[str, ReplicatedExpert] = {}
         """The experts of the latest state."""
         self._request_timeout = 0.0
-        self._index: Index | None = None
+        self._index: DocumentIndex | None = None
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
@@ -77,7 +77,7 @@ class Wiring:
         self._request_timeout = registry.policy.timeout
         return serving
 
-    def _retire_replaced(self, experts: dict[str, ReplicatedExpert], index: Index | None) -> None:
+    def _retire_replaced(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
         """Close what the new state does not use once the requests in progress have reached their timeout."""
         due = time.monotonic() + self._request_timeout
         kept = set(experts.values())

@@ -24,7 +24,7 @@ from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition
 from coe.routing.overlay import Overlays
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter
@@ -159,7 +159,7 @@ class Response:
         return self.json["error"]
 
 
-QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "longest_retry": 0.02}
+QUICKLY: dict[str, Any] = {"interval": 0.001, "first_retry": 0.01, "max_retry": 0.02}
 """For the writer of feedback: seconds between batches and between tries."""
 
 
@@ -239,7 +239,7 @@ async def gateway_of(
     tracing: Tracing | None = None,
     overlays: Overlays | None = None,
     retrieval: Retrieval | None = None,
-    index: Index | None = None,
+    index: DocumentIndex | None = None,
     settings: Settings | None = None,
     versions: Mapping[str, str | None] = MappingProxyType({}),
     assignment: Assignment | None = None,
@@ -275,7 +275,7 @@ async def gateway_of(
             current, metrics = ServingState(serving), Metrics()
             opened.append(current)
             recent = RecentRequests()
-            async with FeedbackWriter(log, log, spool=spool, count=metrics.feedback, **QUICKLY) as writer:
+            async with FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer:
                 signals = ImplicitSignals(writer.put)
                 keep = (
                     recent.observe,

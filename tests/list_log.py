@@ -32,7 +32,7 @@ class ListLog:
         page = found[: query.limit]
         return LogPage(tuple(record for _, record in page), str(page[-1][0]) if len(found) > len(page) else "")
 
-    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+    async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
         known = set(keys)
         return tuple(event for event in self.events if event.request_id == request_id and event.key in known)
 

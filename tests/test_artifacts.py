@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coe.artifacts.manifest import MANIFEST, Artifact
-from coe.artifacts.store import KEPT, ArtifactStore
+from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
 from coe.errors import ArtifactError
 
 
@@ -41,9 +41,9 @@ def test_the_promoted_version_is_current_and_keeps_its_manifest(tmp_path: Path) 
 def test_a_forgotten_version_can_be_promoted_again(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "router")
     version = published(store, "one").manifest.version
-    store.forget()
+    store.clear()
     store.promote(version)
-    store.forget()
+    store.clear()
     assert store.current() is None
     store.promote(version)
     assert store.current() is not None
@@ -108,12 +108,12 @@ def test_the_way_back_leads_over_what_was_in_use_and_not_forth_again(tmp_path: P
     for version in versions:
         store.promote(version, by="train")
     for expected in (versions[1], versions[0], None):
-        move = store.before()
+        move = store.last_promotion()
         assert move is not None
         assert move.was == expected
         if expected:
             store.promote(expected, by="rollback")
-            latest = store.latest()
+            latest = store.last_move()
             assert latest is not None
             assert (latest.version, latest.by) == (expected, "rollback")
 
@@ -150,7 +150,7 @@ def test_a_process_killed_between_two_steps_leaves_the_old_or_the_new_version_an
     command = [sys.executable, "-c", DYING, str(Path(__file__).parents[1]), str(tmp_path), step, when]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     moved = (step, when) == ("current", "after")
-    current, move = store.current(), store.before()
+    current, move = store.current(), store.last_promotion()
     assert current is not None
     assert move is not None
     assert current.manifest.version == (new if moved else old)
@@ -183,15 +183,15 @@ def test_old_versions_make_room_but_those_in_use_and_the_way_back_stay(tmp_path:
     before, served = (aged(store, tmp_path, name, days=90) for name in ("before", "served"))
     store.promote(before)
     store.promote(served)
-    never = [aged(store, tmp_path, f"candidate {number}", days=80 - number) for number in range(KEPT + 3)]
+    never = [aged(store, tmp_path, f"candidate {number}", days=80 - number) for number in range(MIN_KEPT_VERSIONS + 3)]
     latest = published(store, "latest").manifest.version
     kept = {path.name for path in (tmp_path / "router").iterdir() if path.is_dir()}
-    assert kept == {before, served, latest, *never[-KEPT + 1 :]}
+    assert kept == {before, served, latest, *never[-MIN_KEPT_VERSIONS + 1 :]}
     store.promote(before, by="rollback")
     assert store.current() is not None
 
 
 def test_versions_of_today_are_never_cleared_away(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "router")
-    versions = {published(store, f"candidate {number}").manifest.version for number in range(KEPT + 3)}
+    versions = {published(store, f"candidate {number}").manifest.version for number in range(MIN_KEPT_VERSIONS + 3)}
     assert {path.name for path in (tmp_path / "router").iterdir() if path.is_dir()} == versions

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from coe.artifacts.manifest import Artifact
-from coe.artifacts.redis import RedisArtifacts, mirror, share_at
+from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.runtime.artifact_sync import ArtifactSync
@@ -53,7 +53,7 @@ def test_what_is_promoted_here_is_in_use_there_with_its_history(tmp_path: Path, 
     assert there.history() == here.history()
     there.promote(there.published(first).manifest.version, by="rollback")  # fetched, as it never was here
     assert in_use(here) == here.published(first)
-    there.forget()
+    there.clear()
     assert in_use(here) is None
 
 
@@ -107,30 +107,30 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, r
     first, second = made(store, "one"), made(store, "two")
     store.promote(first)
     follower = ArtifactSync(settings, share)
-    follower.look()
+    follower.sync()
     assert not follower.behind
     redis_server.kill()
     with pytest.raises(ArtifactError, match="check that it runs"):
         store.promote(second)
-    follower.look()
+    follower.sync()
     assert follower.behind
     assert store.in_use() == first
     redis_server.start()  # empty, as it keeps nothing
-    follower.look()
+    follower.sync()
     assert (follower.behind, store.in_use()) == (False, first)
     share.close()
 
 
 def test_small_files_beside_them_reach_others_too(tmp_path: Path, share: RedisArtifacts) -> None:
-    share.hear("rounds.json", tmp_path / "new")
+    share.fetch_file("rounds.json", tmp_path / "new")
     assert not (tmp_path / "new").exists(), "nothing was told yet"
     for content in (b"one", b"two", b"two"):
-        share.tell("rounds.json", content)
-        share.hear("rounds.json", tmp_path / "new")
+        share.put_file("rounds.json", content)
+        share.fetch_file("rounds.json", tmp_path / "new")
         assert (tmp_path / "new" / "rounds.json").read_bytes() == content
 
 
 def test_a_folder_is_not_shared_and_a_wrong_address_is_refused() -> None:
-    assert share_at("folder") is None
+    assert open_shared("folder") is None
     with pytest.raises(ConfigError, match="artifacts: not a Redis address"):
-        share_at("redis://h:port/0")
+        open_shared("redis://h:port/0")

@@ -21,14 +21,14 @@ from coe import supervision
 from coe.experts.http.client import Client
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import FeedbackWriter, RecordWriter
-from coe.runtime.artifact_sync import ArtifactSync, following
+from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import following_pause, log_failure, supervised
-from gateway.access.conversations import Conversations
+from gateway.access.conversations import RedisAffinity
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.observability.logs import TextFormatter
-from gateway.observability.metric_registry import page
+from gateway.observability.metric_registry import exposition
 from gateway.observability.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
@@ -134,7 +134,7 @@ async def test_failures_are_a_metric() -> None:
     work = Work(ValueError())
     task = supervised(work, "demo", task_failed=metrics.task_failed)
     await work.waits.wait()
-    assert 'coe_background_task_failures_total{task="demo"} 1' in page([metrics.tallies.families()]).decode()
+    assert 'coe_background_task_failures_total{task="demo"} 1' in exposition([metrics.registry.families()]).decode()
     await cancelled(task)
 
 
@@ -148,23 +148,23 @@ URL = "redis://127.0.0.1:1/0"
 def records(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(RecordWriter, "_run", work)
     log: Any = SimpleNamespace(append=None)
-    return RecordWriter(log, spool=None, deadline=0.01, task_failed=failed)
+    return RecordWriter(log, spool=None, close_timeout=0.01, task_failed=failed)
 
 
 def feedback(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(FeedbackWriter, "_run", work)
     nothing: Any = None
-    return FeedbackWriter(nothing, nothing, spool=None, count=lambda _: None, deadline=0.01, task_failed=failed)
+    return FeedbackWriter(nothing, nothing, spool=None, count=lambda _: None, close_timeout=0.01, task_failed=failed)
 
 
 def limits(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(RedisLimiter, "_tend", work)
+    patch.setattr(RedisLimiter, "_run", work)
     return RedisLimiter(URL, task_failed=failed)
 
 
 def conversations(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(Conversations, "_tend", work)
-    return Conversations(URL, task_failed=failed)
+    patch.setattr(RedisAffinity, "_run", work)
+    return RedisAffinity(URL, task_failed=failed)
 
 
 def turns(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -178,13 +178,13 @@ def expert_watch(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: 
 
 
 def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.process.gc_tuning, "_give_back", work)
-    return gateway.process.gc_tuning.giving_back(task_failed=failed)
+    patch.setattr(gateway.process.gc_tuning, "_trim_periodically", work)
+    return gateway.process.gc_tuning.trimming_memory(task_failed=failed)
 
 
 def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.process.tcp_timeouts, "_let_go", work)
-    return gateway.process.tcp_timeouts.letting_go(after=1.0, task_failed=failed)
+    patch.setattr(gateway.process.tcp_timeouts, "_configure_listeners", work)
+    return gateway.process.tcp_timeouts.resetting_stalled_clients(after=1.0, task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -196,7 +196,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     patch.setattr(ArtifactSync, "run", work)
     metrics = Metrics()
     patch.setattr(metrics, "task_failed", failed)
-    return following(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
+    return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
 OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]
@@ -217,7 +217,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     failures: list[str] = []
-    went_on, write = asyncio.Event(), DurableLimiter._write_regularly
+    went_on, write = asyncio.Event(), DurableLimiter._run
 
     async def once(limiter: DurableLimiter) -> None:
         if not failures:
@@ -225,7 +225,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
         went_on.set()
         await write(limiter)
 
-    monkeypatch.setattr(DurableLimiter, "_write_regularly", once)
+    monkeypatch.setattr(DurableLimiter, "_run", once)
     async with DurableLimiter(tmp_path / "use.sqlite", task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]
@@ -239,6 +239,6 @@ async def test_a_follower_survives_whatever_is_shared(
 
     monkeypatch.setattr(coe.runtime.artifact_sync, "mirror", fails)
     follower = ArtifactSync(Settings.read({"COE_HOME": str(tmp_path)}), None)  # type: ignore[arg-type]
-    follower.look()
+    follower.sync()
     assert follower.behind
     assert len(caplog.records[0].getMessage()) < 1000

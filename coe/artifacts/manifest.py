@@ -1,4 +1,7 @@
-"""What is in a published folder, and that it is still so."""
+"""The manifest of a published folder: what it holds, and a check that it still does.
+
+A version is the digest of the file hashes, the data and the categories, so equal contents have equal versions.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,16 @@ from coe.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MAX_FILES = 64
-"""Files of an artifact, its manifest not counted."""
+"""Files of an artifact, without its manifest."""
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-"""One path component, neither hidden nor `..`."""
+"""One path component that is neither hidden nor `..`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a folder holds and whence. `files` maps names to SHA-256; `version` is the digest of both and of `data`."""
+    """Contents and origin of a folder. `files` maps names to SHA-256; `version` is the digest of files, categories and
+    `data`."""
 
     kind: str
     version: str
@@ -44,18 +48,18 @@ class Artifact:
 
 
 def version_of(files: Mapping[str, str], *, data: str, categories: Sequence[str]) -> str:
-    """The name of a version: a digest of what it holds."""
+    """The version of these contents: a digest of 12 hexadecimal digits."""
     contents = {"files": files, "data": data, "categories": list(categories)}
     return hashlib.sha256(orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
 def is_version(name: str) -> bool:
-    """Whether a version may have the name, which is a path component then."""
+    """Whether the name has the form of a version, and so is safe as a path component."""
     return _VERSION.fullmatch(name) is not None
 
 
 def check_version(version: str) -> str:
-    """The same version. Raises ArtifactError for a name that no version has, such as a path."""
+    """Returns the version. Raises ArtifactError for a name that no version has, such as a path."""
     if not is_version(version):
         raise ArtifactError(f"{version[:64]!r} is no version of an artifact: a version is 12 hexadecimal digits")
     return version
@@ -66,8 +70,8 @@ def is_file_name(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None
 
 
-def read(folder: Path) -> Artifact:
-    """Read and verify a published folder. Raises ArtifactError that names the damaged file and the remedy."""
+def read_artifact(folder: Path) -> Artifact:
+    """Reads and verifies a published folder. Raises ArtifactError that names the damaged file and the remedy."""
     manifest = read_manifest(folder)
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
@@ -78,17 +82,17 @@ def read(folder: Path) -> Artifact:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Nothing else of a published folder read. Raises ArtifactError."""
+    """Reads the manifest only. Raises ArtifactError."""
     try:
-        return parsed((folder / MANIFEST).read_bytes())
+        return parse_manifest((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
         ) from error
 
 
-def parsed(content: bytes) -> Manifest:
-    """A manifest from its JSON. Raises ValueError where it is none, or its version is not the digest of the rest."""
+def parse_manifest(content: bytes) -> Manifest:
+    """A manifest from its JSON. Raises ValueError if it is invalid, or its version is not the digest of the rest."""
     try:
         fields = orjson.loads(content)
         manifest = Manifest(**{**fields, "categories": tuple(fields["categories"])})

@@ -1,10 +1,11 @@
-"""Versioned folders with a manifest; publishing and promoting are one atomic rename each.
+"""Versioned folders of one kind of artifact; publishing and promoting are one atomic rename each.
 
 ROOT/KIND/VERSION/manifest.json + the files it lists      never changed once published
 ROOT/KIND/current                                         the version in use, one line
-ROOT/KIND/history.jsonl                                   what was put into use when, by whom and why
+ROOT/KIND/history.jsonl                                   promotions: when, by whom and why
 
-Which published versions nobody will ask for again, so that rounds of learning do not fill the disk. Pure.
+Training writes a draft and publishes it; a promotion makes it the version in use, which gateways watch. With shared
+artifacts, promotions also reach the other machines. Publishing deletes outdated versions.
 """
 
 from __future__ import annotations
@@ -18,132 +19,109 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import orjson
 
-from coe.artifacts.atomic_files import replace_file, sealed, sync
+from coe.artifacts.atomic_files import replace_file, sync, sync_and_hash
+from coe.artifacts.history import PromotedBy, Promotion, checked_history, parse_history, serialized_history
 from coe.artifacts.manifest import (
     MANIFEST,
     Artifact,
     Manifest,
     check_version,
     is_version,
-    read,
+    read_artifact,
     read_manifest,
     version_of,
 )
 from coe.errors import ArtifactError
 
-KEPT_OUTDATED = 10
-"""The newest versions, whether they were ever in use or not."""
-SHORT_CIRCUIT = 86_400.0
-"""Seconds for which a version is kept in any case: it may be about to be promoted."""
-
-
-def outdated(published: Mapping[str, float], wanted: Collection[str | None], *, now: float) -> tuple[str, ...]:
-    """Of the `published` versions, by the Unix seconds at which that was, those to remove: not `wanted`, not among the
-    newest and not of today."""
-    newest = sorted(published, key=lambda version: published[version], reverse=True)[:KEPT_OUTDATED]
-    kept = {*newest, *wanted}
-    return tuple(version for version, at in published.items() if version not in kept and at < now - SHORT_CIRCUIT)
-
-
 POINTER = "current"
 HISTORY = "history.jsonl"
-KEPT = 1000
-"""Lines of history that are kept, the newest."""
-RECALLED = 20
-"""Latest moves whose versions are kept, to go back to."""
-DRAFT = ".draft-"
-STALE = 86_400.0
-"""Seconds after which a draft is the remains of a process that was killed."""
+MAX_ROLLBACK_MOVES = 20
+"""Latest moves whose versions are kept for rollbacks."""
+DRAFT_PREFIX = ".draft-"
+STALE_DRAFT_SECONDS = 86_400.0
+"""Age from which a draft is the remains of a killed process."""
 
-By = Literal["train", "plan", "retrain", "hand", "rollback"]
-
-
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """One move of the pointer, at `time` (Unix seconds): from `was` to `version`, None where none is in use."""
-
-    time: float
-    version: str | None
-    was: str | None
-    by: By
-    why: str
+MIN_KEPT_VERSIONS = 10
+"""Newest versions that are kept, whether they were ever in use or not."""
+MIN_AGE_SECONDS = 86_400.0
+"""Age below which a version is kept: it may be about to be promoted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """What is in use everywhere, and the lines of the history that led there."""
+class SharedState:
+    """The version in use on all machines, and the lines of its history."""
 
     version: str | None
     history: bytes = field(repr=False)
 
 
-class Share(Protocol):
-    """Where machines tell each other what is in use. Every failure is an ArtifactError."""
+class SharedArtifacts(Protocol):
+    """Shares the versions in use between machines (`coe.artifacts.redis`). Every failure is an ArtifactError."""
 
     def put(self, kind: str, version: str | None, folder: Path, history: bytes) -> None: ...
 
-    def stated(self, kind: str) -> Shared | None: ...
+    def state(self, kind: str) -> SharedState | None: ...
 
     def fetch(self, kind: str, version: str, into: Path) -> None:
-        """Write the files of the version, which are verified before the first one is written."""
+        """Writes the files of the version into a folder; all are verified before the first is written."""
 
 
 class ArtifactStore:
     """The artifacts of one kind under a root folder.
 
-    With a `share`, what is put into use here is so everywhere: there first, so that a failure changes nothing.
+    With a `share`, a promotion takes effect on all machines: there first, so that a failure changes nothing.
     """
 
-    def __init__(self, root: Path, kind: str, share: Share | None = None) -> None:
+    def __init__(self, root: Path, kind: str, share: SharedArtifacts | None = None) -> None:
         self._kind = kind
         self._folder = root / kind
         self._share = share
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        """A folder to write files into; gone at the end unless published."""
+        """A folder to write files into; deleted at the end unless published."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.glob(f"{DRAFT}*"):
-            if left.stat().st_mtime < time.time() - STALE:
-                shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self._folder))
+        for stale in self._folder.glob(f"{DRAFT_PREFIX}*"):
+            if stale.stat().st_mtime < time.time() - STALE_DRAFT_SECONDS:
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=DRAFT_PREFIX, dir=self._folder))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, draft: Path, *, categories: Sequence[str], data: str, metrics: Mapping[str, Any]) -> Artifact:
-        """Seal a draft with its manifest, on disk, and move it to its version. Same files and data, same version.
-        Versions that nobody will ask for again make room."""
-        files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
+        """Adds a manifest to a draft and moves it to its version, on disk on return. Equal files and data give the same
+        version. Deletes outdated versions."""
+        files = {path.name: sync_and_hash(path) for path in sorted(draft.iterdir())}
         version = version_of(files, data=data, categories=categories)
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
-        sealed(draft / MANIFEST)
-        artifact = Artifact(self._placed(draft, version), manifest)
-        self._make_room(exclude=version)
+        sync_and_hash(draft / MANIFEST)
+        artifact = Artifact(self._install(draft, version), manifest)
+        self._delete_outdated(exclude=version)
         return artifact
 
-    def _make_room(self, *, exclude: str) -> None:
+    def _delete_outdated(self, *, exclude: str) -> None:
         with self._locked():
-            moves = self.history()[-RECALLED:]
-            wanted = {exclude, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
+            moves = self.history()[-MAX_ROLLBACK_MOVES:]
+            needed = {exclude, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
             published = {one: (self._folder / one / MANIFEST).stat().st_mtime for one in self.versions()}
-            for version in outdated(published, wanted, now=time.time()):
-                gone = self._folder / f"{DRAFT}{version}"  # taken away in one step, and by the next draft if not now
-                (self._folder / version).rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
+            for version in outdated_versions(published, needed, now=time.time()):
+                doomed = self._folder / f"{DRAFT_PREFIX}{version}"  # the next draft deletes it if this process dies
+                (self._folder / version).rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
 
     def _folder_of(self, version: str) -> Path:
-        """Raises ArtifactError for a name that is no version, so that none leads out of the folder."""
+        """Raises ArtifactError for a name that is not a version, so that no path leads out of the folder."""
         return self._folder / check_version(version)
 
-    def _placed(self, draft: Path, version: str) -> Path:
+    def _install(self, draft: Path, version: str) -> Path:
         folder = self._folder_of(version)
         if not folder.exists():
             draft.chmod(0o755)
@@ -151,97 +129,99 @@ class ArtifactStore:
             sync(self._folder)
         return folder
 
-    def promote(self, version: str, *, by: By = "hand", why: str = "") -> None:
-        """Make a published version the one in use; note by whom and why. Raises ArtifactError when it is not there or
+    def promote(self, version: str, *, by: PromotedBy = "hand", why: str = "") -> None:
+        """Puts a published version into use, and records by whom and why. Raises ArtifactError if it is missing or
         damaged, with nothing changed."""
         self.published(version)
-        self._move(version, by, why)
+        self._set_in_use(version, by, why)
 
-    def forget(self, *, by: By = "hand", why: str = "") -> None:
-        """Have no version in use; what was published stays."""
-        self._move(None, by, why)
+    def clear(self, *, by: PromotedBy = "hand", why: str = "") -> None:
+        """Puts no version into use; published versions stay."""
+        self._set_in_use(None, by, why)
 
     def in_use(self) -> str | None:
-        """The version in use, unread; None where none is."""
+        """The version in use, without reading it; None if there is none."""
         try:
             return (self._folder / POINTER).read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
             return None
 
     def history(self) -> tuple[Promotion, ...]:
-        """The moves of the pointer, oldest first. Raises ArtifactError where a line of it is damaged."""
+        """The moves of the pointer, oldest first. Raises ArtifactError for a damaged line."""
         path = self._folder / HISTORY
         try:
-            return _moves(path.read_bytes())
+            return parse_history(path.read_bytes())
         except FileNotFoundError:
             return ()
         except ValueError as error:
             raise ArtifactError(f"{path}: a line is no promotion ({error}); delete the file to begin anew") from None
 
-    def before(self) -> Promotion | None:
-        """The move that brought the version in use, so that its `was` is what to go back to; None where none is noted.
+    def last_promotion(self) -> Promotion | None:
+        """The move that put the current version into use, so that its `was` is what a rollback restores; None if none
+        is recorded.
 
-        Going back does not count as such a move, or going back twice would go forth again.
+        Rollbacks do not count: otherwise a second rollback would undo the first.
         """
-        return self._latest(lambda move: move.by != "rollback")
+        return self._last_move_where(lambda move: move.by != "rollback")
 
-    def latest(self) -> Promotion | None:
-        """The latest move to what is in use, going back included; None where none is noted."""
-        return self._latest(lambda move: True)
+    def last_move(self) -> Promotion | None:
+        """The latest move to the current version, rollbacks included; None if none is recorded."""
+        return self._last_move_where(lambda move: True)
 
-    def _latest(self, counts: Callable[[Promotion], bool]) -> Promotion | None:
-        """Moves that were noted and then not made, since the process was killed, are to something else."""
+    def _last_move_where(self, counts: Callable[[Promotion], bool]) -> Promotion | None:
+        """The last matching move to the version in use. A move that was recorded but not made, because the process was
+        killed, leads to another version."""
         version = self.in_use()
         moves = [move for move in self.history() if move.version == version and counts(move)]
         return moves[-1] if moves else None
 
     def fetch_shared(self) -> None:
-        """Have what is in use elsewhere in the folder too, verified. Raises ArtifactError."""
-        stated = None if self._share is None else self._share.stated(self._kind)
-        if stated is not None and stated.version is not None:
-            self._fetch(stated.version)
+        """Copies the version in use elsewhere into the folder, verified. Raises ArtifactError."""
+        state = None if self._share is None else self._share.state(self._kind)
+        if state is not None and state.version is not None:
+            self._fetch(state.version)
 
-    def take_shared(self) -> None:
-        """Move the pointer to where it is elsewhere, if that is in the folder. Raises ArtifactError."""
+    def apply_shared(self) -> None:
+        """Sets the pointer as elsewhere, if that version is in the folder. Raises ArtifactError."""
         if self._share is None:
             return
         with self._locked():
-            stated = self._share.stated(self._kind)
-            if stated is None or stated.version == self.in_use():
+            state = self._share.state(self._kind)
+            if state is None or state.version == self.in_use():
                 return
-            if stated.version is None or self._has(stated.version):
-                self._point(stated.version, _checked_history(stated.history, self._kind))
+            if state.version is None or self._has(state.version):
+                self._write_pointer(state.version, checked_history(state.history, self._kind))
 
     def _fetch(self, version: str) -> None:
         if self._share is None or self._has(version):
             return
         with self.draft() as draft:
             self._share.fetch(self._kind, version, draft)
-            read(draft)
+            read_artifact(draft)
             for path in draft.iterdir():
                 sync(path)
             with self._locked():
-                self._placed(draft, version)
+                self._install(draft, version)
 
     def _has(self, version: str) -> bool:
         return (self._folder_of(version) / MANIFEST).is_file()
 
-    def _move(self, version: str | None, by: By, why: str) -> None:
-        """One move at a time."""
+    def _set_in_use(self, version: str | None, by: PromotedBy, why: str) -> None:
+        """Moves the pointer; one process at a time."""
         with self._locked():
             known, was = self.history(), self.in_use()
             if was != version:
-                known = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))[-KEPT:]
-            history = b"".join(orjson.dumps(asdict(move)) + b"\n" for move in known)
+                known = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))
+            history = serialized_history(known)
             if self._share is not None:
                 self._share.put(
                     self._kind, version, self._folder if version is None else self._folder_of(version), history
                 )
-            self._point(version, history)
+            self._write_pointer(version, history)
 
-    def _point(self, version: str | None, history: bytes) -> None:
-        """Noted before it is made: a process killed in between leaves what was in use, and a line that nothing follows
-        from; the other way round one could not go back."""
+    def _write_pointer(self, version: str | None, history: bytes) -> None:
+        """Writes the history first. A process killed in between leaves the old version in use and one line without
+        effect; in the other order a rollback would be impossible."""
         replace_file(self._folder / HISTORY, history)
         if version is None:
             (self._folder / POINTER).unlink(missing_ok=True)
@@ -257,60 +237,43 @@ class ArtifactStore:
             yield
 
     def current(self) -> Artifact | None:
-        """The version in use, every file checked against its digest; None before the first promotion."""
+        """The version in use, every file verified; None before the first promotion."""
         version = self.in_use()
-        return None if version is None else read(self._folder_of(version))
+        return None if version is None else read_artifact(self._folder_of(version))
 
     def folder(self, version: str) -> Path:
-        """The folder of a version, unread."""
+        """The folder of a version, without reading it."""
         return self._folder / version
 
     def versions(self) -> tuple[str, ...]:
-        """All that are published, as their names sort."""
+        """All published versions, sorted by name."""
         found = (path.parent.name for path in self._folder.glob(f"[!.]*/{MANIFEST}"))
         return tuple(sorted(name for name in found if is_version(name)))
 
     def manifest(self, version: str) -> Manifest:
-        """Of one of `versions`, nothing else of it read. Raises ArtifactError."""
+        """The manifest of one of `versions`; the other files are not read. Raises ArtifactError."""
         return read_manifest(self._folder_of(version))
 
     def newest(self) -> str:
-        """The version published last. Raises ArtifactError where there is none."""
+        """The version published last. Raises ArtifactError if there is none."""
         found = [self.manifest(version) for version in self.versions()]
         if not found:
             raise ArtifactError(f"{self._folder}: no {self._kind} artifact is published yet")
         return max(found, key=lambda manifest: manifest.created).version
 
     def published(self, version: str) -> Artifact:
-        """A published version, verified. Raises ArtifactError, which names the versions that there are."""
+        """A published version, verified. Raises ArtifactError that names the existing versions."""
         if is_version(version):
             self._fetch(version)
         if not is_version(version) or not self._has(version):
             known = ", ".join(self.versions()) or "none"
             raise ArtifactError(f"{self._folder / version[:64]}: no such {self._kind} artifact; there are {known}")
-        return read(self._folder_of(version))
+        return read_artifact(self._folder_of(version))
 
 
-def _moves(history: bytes) -> tuple[Promotion, ...]:
-    """Raises ValueError where a line is no promotion."""
-    try:
-        return tuple(Promotion(**orjson.loads(line)) for line in history.splitlines())
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _checked_history(history: bytes, kind: str) -> bytes:
-    """The same history, from elsewhere. Raises ArtifactError unless every line is a promotion between versions."""
-    try:
-        moves = _moves(history)
-        for move in moves:
-            texts = (move.by, move.why, move.version or "", move.was or "")
-            if not isinstance(move.time, float | int) or not all(isinstance(text, str) for text in texts):
-                raise ValueError("a field has the wrong type")
-            for version in filter(None, (move.version, move.was)):
-                check_version(version)
-    except (ValueError, ArtifactError) as error:
-        raise ArtifactError(
-            f"{kind}: the shared history is damaged ({error}); promote a version to replace it"
-        ) from None
-    return history
+def outdated_versions(published: Mapping[str, float], needed: Collection[str | None], *, now: float) -> tuple[str, ...]:
+    """The `published` versions to delete, by their time of publication in Unix seconds: not `needed`, not among the
+    newest, and older than MIN_AGE_SECONDS."""
+    newest = sorted(published, key=lambda version: published[version], reverse=True)[:MIN_KEPT_VERSIONS]
+    kept = {*newest, *needed}
+    return tuple(version for version, at in published.items() if version not in kept and at < now - MIN_AGE_SECONDS)

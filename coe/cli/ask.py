@@ -65,10 +65,10 @@ def _open_router(config: Path | None) -> RouteRequest:
     from coe.mapping.declaration import relative_cost
     from coe.routing.conversation import routing_text
     from coe.routing.decision import decide
-    from coe.runtime.active_state import read_in_use
+    from coe.runtime.active_state import load_active_state
     from gateway.dialects.chat import parse
 
-    in_use = read_in_use(settings_for(config))
+    in_use = load_active_state(settings_for(config))
     registry, router = in_use.registry, in_use.router
     charge = registry.policy.cost_weight * relative_cost(registry)
 

@@ -70,7 +70,7 @@ def log(
     registry = load(settings.config, environ=settings.environ)
     query = LogQuery(
         since=_ago(since, option="--since", default=0.0),
-        deadline=_ago(until, option="--until", default=math.inf),
+        until=_ago(until, option="--until", default=math.inf),
         category=category,
         expert=expert,
         outcome=outcome,

@@ -14,11 +14,11 @@ import typer
 from coe.artifacts import kinds
 from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
-from coe.runtime.artifact_sync import store_of
+from coe.runtime.artifact_sync import synced_store
 from coe.terminal import say, say_error, say_json
 
 if TYPE_CHECKING:
-    from coe.runtime.promotion import Move
+    from coe.runtime.promotion import VersionChange
 
 
 class Kind(StrEnum):
@@ -42,7 +42,7 @@ def promote(
     from coe.runtime import promotion
 
     settings = settings_for(config)
-    store = store_of(settings, kind.value)
+    store = synced_store(settings, kind.value)
     _print(promotion.promote(settings, store, kind.value, version or store.newest(), why=why), json)
 
 
@@ -51,10 +51,10 @@ def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Jso
     from coe.runtime import promotion
 
     settings = settings_for(config)
-    _print(promotion.roll_back(settings, store_of(settings, kind.value), kind.value, why=why), json)
+    _print(promotion.roll_back(settings, synced_store(settings, kind.value), kind.value, why=why), json)
 
 
-def _print(move: Move, json: bool) -> None:
+def _print(move: VersionChange, json: bool) -> None:
     if json:
         say_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
         return
@@ -70,12 +70,12 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
 
     The header x-coe-router, the fields router and plan of the routing log, and `coe promote` use these ids.
     """
-    from coe.runtime.versions import Shelf
+    from coe.runtime.versions import VersionCatalog
 
     settings = settings_for(config)
     wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)
-    store_of(settings, wanted[0])  # fetches what is in use on other machines
-    found = [Shelf(settings.artifacts, one).listed() for one in wanted]
+    synced_store(settings, wanted[0])  # fetches what is in use on other machines
+    found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
     if json:
         say_json({"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]})
         return

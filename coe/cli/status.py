@@ -21,10 +21,10 @@ Publish = Annotated[bool, typer.Option("--publish", help="Also publish the alarm
 
 def status(publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show what is in use, the last day's traffic, drift, alarms, and the last learning rounds."""
-    from coe.runtime.artifact_sync import catch_up
+    from coe.runtime.artifact_sync import sync_once
 
     settings = settings_for(config)
-    catch_up(settings)
+    sync_once(settings)
     report = status_report(settings, now=time.time())
     if publish:
         publish_traffic_report(settings, report)

@@ -17,7 +17,7 @@ from coe.jobs.training_data import training_pairs
 from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.registry import load
-from coe.runtime.artifact_sync import store_of
+from coe.runtime.artifact_sync import synced_store
 from coe.terminal import say, say_json
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
@@ -39,7 +39,7 @@ def train(
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
-    store = ArtifactStore(out.absolute(), "router") if out else store_of(settings, "router")
+    store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with (
         task_runner(engine) as runner,
         store.draft() as draft,

@@ -197,9 +197,9 @@ def _stop_on_signals() -> None:
 
 async def _ensure_router(settings: Settings) -> None:
     """Train the router on first start, in a child process: serving does not need what training imports."""
-    from coe.runtime.artifact_sync import catch_up
+    from coe.runtime.artifact_sync import sync_once
 
-    catch_up(settings)
+    sync_once(settings)
     if ArtifactStore(settings.artifacts, "router").current() is not None:
         return
     say("training the category router (first start only, about a minute)")

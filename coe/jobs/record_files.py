@@ -20,9 +20,9 @@ from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
 from coe.records import open_feedback, open_log
 from coe.records.codec import SCHEMA, to_json
-from coe.records.feedback import LONGEST, Feedback
+from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
 from coe.records.fields import FIELDS, RecordField, fields_of, read_values
-from coe.records.record import About, RoutingRecord
+from coe.records.record import FieldInfo, RoutingRecord
 from coe.records.selection import DAY
 from coe.registry import LogSpec
 
@@ -37,11 +37,11 @@ IMPORT_PAGE_SIZE = 2_000
 class Rating:
     """The feedback on a request that learning uses: the rating and the corrected category."""
 
-    feedback_kind: Annotated[str | None, About("Kind of the rating: score, thumb or preferred.")] = None
-    feedback_value: Annotated[float | None, About("Score from 0 to 1, or thumb: 1 up, -1 down.")] = None
-    feedback_preferred: Annotated[str | None, About("Expert that should have answered.")] = None
-    feedback_category: Annotated[str | None, About("Category that the request belongs to.")] = None
-    feedback_time: Annotated[float | None, About("Unix time in seconds of the latest of both.")] = None
+    feedback_kind: Annotated[str | None, FieldInfo("Kind of the rating: score, thumb or preferred.")] = None
+    feedback_value: Annotated[float | None, FieldInfo("Score from 0 to 1, or thumb: 1 up, -1 down.")] = None
+    feedback_preferred: Annotated[str | None, FieldInfo("Expert that should have answered.")] = None
+    feedback_category: Annotated[str | None, FieldInfo("Category that the request belongs to.")] = None
+    feedback_time: Annotated[float | None, FieldInfo("Unix time in seconds of the latest of both.")] = None
 
 
 RATING_FIELDS = fields_of(Rating)
@@ -143,7 +143,7 @@ def events_of(row: Row) -> Iterator[Feedback]:
         values[kind] = rating.feedback_preferred if kind == "preferred" else rating.feedback_value
     for kind, value in values.items():
         if value is not None:
-            event_id, when = f"{record.request_id}:{kind}"[:LONGEST], rating.feedback_time or 0.0
+            event_id, when = f"{record.request_id}:{kind}"[:MAX_NAME_CHARACTERS], rating.feedback_time or 0.0
             try:
                 yield Feedback(event_id, record.request_id, when, kind, value, record.tenant)
             except InvalidRequest as error:
@@ -154,7 +154,7 @@ def _values(row: Row, redact: bool) -> dict[str, Any]:
     record, rating = row
     values = {field.name: getattr(record, field.name) for field in FIELDS}
     values |= {field.name: getattr(rating, field.name) for field in RATING_FIELDS}
-    return values | {field.name: field.empty for field in FIELDS if field.about.private} if redact else values
+    return values | {field.name: field.empty for field in FIELDS if field.info.private} if redact else values
 
 
 @contextmanager

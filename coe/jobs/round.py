@@ -23,7 +23,7 @@ from coe.learning.retraining.report import keep_report
 from coe.learning.retraining.state import STATE_FILE, RoundState, read_round_states, write_round_state
 from coe.records.record import RoutingRecord
 from coe.registry import Registry, load
-from coe.runtime.artifact_sync import caught_up
+from coe.runtime.artifact_sync import synced_share
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Job:
             raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
         self.check_lock()
         if version is None:
-            store.forget(by="retrain", why=why)
+            store.clear(by="retrain", why=why)
         else:
             store.promote(version, by="retrain", why=why)
 
@@ -150,18 +150,18 @@ class Round(Protocol):
 @contextmanager
 def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
     """Take the job lock and open the logs. Raises JobError, LogError, or the error of a damaged state."""
-    from coe.runtime.active_state import read_in_use
+    from coe.runtime.active_state import load_active_state
 
     url = load(settings.config, environ=settings.environ).log.url
     with job_lock(url, home=settings.home) as check_lock, open_logs(url, base=settings.home) as logs:
-        share = caught_up(settings)
+        share = synced_share(settings)
         if share is not None:
-            share.hear(STATE_FILE, settings.artifacts)
+            share.fetch_file(STATE_FILE, settings.artifacts)
         try:
-            yield Job(settings, read_in_use(settings), logs, check_lock, since, now, dry_run, share)
+            yield Job(settings, load_active_state(settings), logs, check_lock, since, now, dry_run, share)
         finally:
             if share is not None and (state := settings.artifacts / STATE_FILE).is_file():
-                share.tell(STATE_FILE, state.read_bytes())
+                share.put_file(STATE_FILE, state.read_bytes())
 
 
 def run_round(round_: Round, job: Job) -> Outcome | None:

@@ -35,10 +35,10 @@ MIN_COMPARED = 200
 
 def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     """The report, JSON-able; times are in Unix seconds, shares and rates from 0 to 1."""
-    from coe.runtime.active_state import read_in_use
+    from coe.runtime.active_state import load_active_state
     from coe.runtime.consequences import consequences_of
 
-    in_use = read_in_use(settings)
+    in_use = load_active_state(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
     alarms = _alarms(settings, in_use, traffic, now=now)
     used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
@@ -58,7 +58,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
 def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
     """The version in use, None for what experts.yaml declares, and its last promotion where the history has one."""
     store = ArtifactStore(settings.artifacts, kind)
-    move = store.latest()
+    move = store.last_move()
     return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
 
 

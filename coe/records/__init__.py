@@ -1,4 +1,8 @@
-"""The routing log and the feedback beside it: where they are opened, and the writer off the request path."""
+"""The routing log and the feedback beside it: how to open them, and the writers that keep them off the request path.
+
+`open_log` and `open_feedback` choose SQLite or Redis by the address. Records wait in a RecordWriter and feedback in a
+FeedbackWriter, which batch, retry and spool.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,17 @@ from coe.records.writer import RecordWriter
 __all__ = ["RETENTION", "FeedbackWriter", "Pending", "RecordWriter", "missing_file", "open_feedback", "open_log"]
 
 RETENTION = 500_000
-"""Records a log keeps unless told otherwise; older ones make room. About 2 kB each, so a gigabyte."""
+"""Default number of records that a log keeps; older ones are deleted. About 2 kB each, so a gigabyte."""
 
-FORMS = "write sqlite:///path/records.db (relative to the configuration), sqlite:////absolute/path.db, or redis://host:6379/0"
+ADDRESS_FORMS = "write sqlite:///path/records.db (relative to the configuration), sqlite:////absolute/path.db, or redis://host:6379/0"
 
 
 def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> RoutingLog:
-    """The routing log at `url`, keeping its newest `retention` records of the last `days`, None for however old;
-    relative SQLite paths start at `base`. What is to go goes when something is appended.
+    """Opens the routing log at `url`, which keeps the newest `retention` records of the last `days` (None: of any age).
 
-    Nothing is connected or created before the first read or append, so a server that is away delays nobody.
-    Raises ConfigError for an address that cannot be meant; the message never repeats `url`, which may hold a password.
+    Relative SQLite paths start at `base`. Old records are deleted on append. Nothing is connected or created before the
+    first read or append, so a server that is down delays no start. Raises ConfigError for an invalid address; the
+    message never repeats `url`, which may hold a password.
     """
     if _scheme(url) == "sqlite":
         from coe.records.sqlite_log import SqliteLog
@@ -36,7 +40,7 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
 
 
 def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
-    """The feedback kept beside the routing log at `url`, its newest `retention` events; otherwise as `open_log`."""
+    """Opens the feedback beside the routing log at `url`, its newest `retention` events; otherwise like `open_log`."""
     if _scheme(url) == "sqlite":
         from coe.records.sqlite_feedback import SqliteFeedback
 
@@ -47,7 +51,8 @@ def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: flo
 
 
 def missing_file(url: str, *, base: Path) -> Path | None:
-    """The SQLite file of the log at `url` where it does not exist yet, and reading would create an empty one."""
+    """The SQLite file of the log at `url` if it does not exist yet, so that reading would create an empty one; else
+    None."""
     if _scheme(url) != "sqlite" or (path := base / _sqlite_path(url)).exists():
         return None
     return path
@@ -58,12 +63,12 @@ def _scheme(url: str) -> str:
     scheme = url.partition(":")[0] if ":" in url else ""
     if scheme in ("sqlite", "redis", "rediss"):
         return scheme
-    raise ConfigError(f"routing log: {scheme or 'no scheme'!r} is not a kind of log; {FORMS}")
+    raise ConfigError(f"routing log: {scheme or 'no scheme'!r} is not a kind of log; {ADDRESS_FORMS}")
 
 
 def _sqlite_path(url: str) -> str:
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
     if parts.netloc or parts.query or parts.fragment or not path or path.endswith("/"):
-        raise ConfigError(f"routing log: the sqlite address does not name one file; {FORMS}")
+        raise ConfigError(f"routing log: the sqlite address does not name one file; {ADDRESS_FORMS}")
     return path

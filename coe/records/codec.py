@@ -1,4 +1,8 @@
-"""A RoutingRecord as one line of JSON and back, across schema versions."""
+"""Converts a RoutingRecord to one line of JSON and back.
+
+Every log, the spool and `coe log export` store records in this form. Unknown keys are ignored and missing optional keys
+take their defaults; a record of a newer schema is refused.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,28 @@ from coe.records.fields import FIELDS, read_values
 from coe.records.record import RoutingRecord
 
 SCHEMA = 1
-"""The newest schema this code reads and the one it writes."""
+"""The schema that this code writes, and the newest that it reads."""
 
 _REQUIRED = frozenset(field.name for field in FIELDS if field.required)
 
 
 def encode(record: RoutingRecord) -> bytes:
-    """UTF-8 JSON without line breaks; the embedding in base64. Raises LogError where JSON cannot say it."""
+    """UTF-8 JSON without line breaks; the embedding in base64. Raises LogError for a value that JSON cannot
+    represent."""
     try:
         return to_json(record)
     except TypeError as error:
-        raise LogError(
-            f"record {record.request_id!r} cannot be written as JSON: {error}; mend what fills it in"
-        ) from None
+        raise LogError(f"record {record.request_id!r} cannot be written as JSON: {error}") from None
 
 
 def to_json(values: RoutingRecord | Mapping[str, Any]) -> bytes:
-    """A record, or fields of one by name, as JSON. Raises TypeError."""
+    """A record, or some fields of one by name, as JSON. Raises TypeError."""
     return orjson.dumps(values, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def decode(line: bytes | str) -> RoutingRecord:
-    """The record in `line`. Unknown keys are left out. Raises LogError for a newer schema, DamagedEntry otherwise."""
+    """The record in `line`, without unknown keys. Raises LogError for a newer schema, DamagedEntry for invalid JSON or
+    fields."""
     try:
         values = orjson.loads(line)
         schema = values["schema"]
@@ -45,8 +49,8 @@ def decode(line: bytes | str) -> RoutingRecord:
         raise DamagedEntry(f"a damaged record ({type(error).__name__}: {error}); remove it from the log") from None
 
 
-def intact(line: bytes | str) -> RoutingRecord | None:
-    """The same, None for a damaged line: one entry that somebody else put there does not make a log unreadable."""
+def decode_or_none(line: bytes | str) -> RoutingRecord | None:
+    """Like `decode`, but None for a damaged line, so that one foreign entry does not make a log unreadable."""
     try:
         return decode(line)
     except DamagedEntry:

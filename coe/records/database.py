@@ -1,6 +1,7 @@
-"""One SQLite file behind one thread of its own: opened on first use, migrated by number, every failure a LogError.
+"""One SQLite file behind one thread: opened on first use, tables created there, every failure a LogError.
 
-The tables of a SQLite log, and the numbered steps that lead to them from whatever an earlier CoE left.
+The routing log, the spool and the usage of API keys each keep a `Database`. Several processes may use one file at once
+(write-ahead log, busy timeout). `LOG_TABLES` are the tables of the routing log's file, which holds the feedback too.
 """
 
 from __future__ import annotations
@@ -17,36 +18,67 @@ from typing import TypeVar
 from coe.errors import LogError
 
 T = TypeVar("T")
-Migration = tuple[str, ...]
 
 BUSY_SECONDS = 5.0
-"""How long one statement waits for another process that is writing to the same file."""
+"""How long one statement waits for another process that writes to the same file."""
+WAL_RETRY_SECONDS = 0.005
+TABLES_VERSION = 1
+"""Stored as user_version in every file. Increase it when tables change; files of other versions are refused."""
+
+# An index on one column also orders its rows by seq, so a filtered page needs no sorting. The indexes of session,
+# tenant and reason leave out rows without a value, and cost nothing where no client sends one.
+LOG_TABLES = (
+    """CREATE TABLE records (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        request_id TEXT NOT NULL UNIQUE,
+        time REAL NOT NULL,
+        category TEXT NOT NULL,
+        expert TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        record BLOB NOT NULL,
+        session TEXT,
+        tenant TEXT,
+        reason TEXT
+    )""",
+    "CREATE INDEX records_time ON records (time)",
+    "CREATE INDEX records_category ON records (category)",
+    "CREATE INDEX records_expert ON records (expert)",
+    "CREATE INDEX records_outcome ON records (outcome)",
+    "CREATE INDEX records_session ON records (session) WHERE session IS NOT NULL",
+    "CREATE INDEX records_tenant ON records (tenant) WHERE tenant IS NOT NULL",
+    "CREATE INDEX records_reason ON records (reason) WHERE reason IS NOT NULL",
+    """CREATE TABLE feedback (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        dedup_key BLOB NOT NULL UNIQUE,
+        event_id TEXT NOT NULL,
+        time REAL NOT NULL,
+        event BLOB NOT NULL
+    )""",
+    "CREATE INDEX feedback_time ON feedback (time)",
+)
 
 
 class Database:
-    """A file that several processes may read and write at once (write-ahead log, busy timeout).
+    """A file whose `tables` are statements that a new file is created with. After a failure it is opened again at the
+    next call."""
 
-    `migrations[n]` holds the statements that lead from user_version n to n + 1; existing entries never change. A file
-    of a higher version than that is refused. After a failure the file is opened anew at the next call.
-    """
-
-    def __init__(self, path: Path, *, migrations: Sequence[Migration]) -> None:
+    def __init__(self, path: Path, *, tables: Sequence[str]) -> None:
         self.path = path
-        self._migrations = migrations
+        self._tables = tables
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
         self._closed = False
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` in the thread, seeing one snapshot. Raises LogError."""
+        """Runs `work` in the thread over one snapshot. Raises LogError."""
         return await self._run(work, begin="BEGIN")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` in the thread as one transaction, on disk when this returns. Raises LogError with nothing changed."""
+        """Runs `work` in the thread as one transaction, on disk on return. Raises LogError with nothing changed."""
         return await self._run(work, begin="BEGIN IMMEDIATE")
 
     async def aclose(self) -> None:
-        """Close the file; later calls raise LogError. Waits for the call under way, at most a few BUSY_SECONDS."""
+        """Closes the file; later calls raise LogError. Waits for the running call, at most a few BUSY_SECONDS."""
         if not self._closed:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
@@ -74,28 +106,30 @@ class Database:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            _into_wal(connection)
-            connection.execute("PRAGMA synchronous = FULL")  # one fsync a batch, and a power cut takes back no promise
-            self._migrate(connection)
+            _enable_wal(connection)
+            connection.execute("PRAGMA synchronous = FULL")  # one fsync a batch; a power cut loses no finished write
+            self._create_tables(connection)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        if _version(connection) == len(self._migrations):
+    def _create_tables(self, connection: sqlite3.Connection) -> None:
+        if _version(connection) == TABLES_VERSION:
             return
-        connection.execute("BEGIN IMMEDIATE")  # another process may be at it: look again under the lock
+        connection.execute("BEGIN IMMEDIATE")  # another process may create them: check again under the lock
         with connection:
             version = _version(connection)
-            if version > len(self._migrations):
+            if version == TABLES_VERSION:
+                return
+            if version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 raise LogError(
-                    f"{self.path}: written by a newer CoE (version {version}); upgrade this one or move the file"
+                    f"{self.path}: written by another version of CoE (tables {version}, this one has {TABLES_VERSION});"
+                    " move the file away, or use the CoE that wrote it"
                 )
-            for statements in self._migrations[version:]:
-                for statement in statements:
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {len(self._migrations)}")
+            for statement in self._tables:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {TABLES_VERSION}")
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -108,8 +142,8 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _into_wal(connection: sqlite3.Connection) -> None:
-    """SQLite's own timeout does not cover this switch: where two open a new file at once, one is refused at once."""
+def _enable_wal(connection: sqlite3.Connection) -> None:
+    """SQLite's own timeout does not cover this switch: of two processes that open a new file, one is refused."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -117,51 +151,6 @@ def _into_wal(connection: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(0.005)  # in the file's own thread
+            time.sleep(WAL_RETRY_SECONDS)
         else:
             return
-
-
-# An index on one column also orders its rows by seq, so a filtered page needs no sorting. session, tenant and reason
-# came later: their indexes leave out what has none, and cost nothing where nobody sends a session.
-MIGRATIONS: tuple[Migration, ...] = (
-    (
-        """CREATE TABLE records (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            request_id TEXT NOT NULL UNIQUE,
-            time REAL NOT NULL,
-            category TEXT NOT NULL,
-            expert TEXT NOT NULL,
-            outcome TEXT NOT NULL,
-            record BLOB NOT NULL
-        )""",
-        "CREATE INDEX records_time ON records (time)",
-        "CREATE INDEX records_category ON records (category)",
-        "CREATE INDEX records_expert ON records (expert)",
-        "CREATE INDEX records_outcome ON records (outcome)",
-    ),
-    (
-        """CREATE TABLE feedback (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            slot BLOB NOT NULL UNIQUE,
-            event_id TEXT NOT NULL,
-            time REAL NOT NULL,
-            event BLOB NOT NULL
-        )""",
-    ),
-    ("CREATE INDEX feedback_time ON feedback (time)",),
-    (  # some 20 µs a record, once: 10 s for 500,000, in which the others' records wait in their spools
-        "ALTER TABLE records ADD COLUMN session TEXT",
-        "ALTER TABLE records ADD COLUMN tenant TEXT",
-        "ALTER TABLE records ADD COLUMN reason TEXT",
-        """UPDATE records SET
-            session = json_extract(CAST(record AS TEXT), '$.session'),
-            tenant = json_extract(CAST(record AS TEXT), '$.tenant'),
-            reason = json_extract(CAST(record AS TEXT), '$.reason')
-        WHERE json_valid(CAST(record AS TEXT))""",
-        "CREATE INDEX records_session ON records (session) WHERE session IS NOT NULL",
-        "CREATE INDEX records_tenant ON records (tenant) WHERE tenant IS NOT NULL",
-        "CREATE INDEX records_reason ON records (reason) WHERE reason IS NOT NULL",
-    ),
-)
-"""Of the file, which holds the feedback too."""

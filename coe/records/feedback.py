@@ -1,6 +1,6 @@
-"""An event of feedback as one line of JSON and back, and the slot it has in a log.
+"""Feedback on answers: the event, its stored form, and the protocol of the log that keeps it until learning reads it.
 
-Feedback on an answer as people send it, and the log where it waits to be learnt from.
+An event is one line of JSON. Its dedup key names the request, kind and API key: a log keeps one event per dedup key.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ import orjson
 
 from coe.errors import DamagedEntry, InvalidRequest, LogError
 
-Kind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-LONGEST = 128
+FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
+FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
+MAX_NAME_CHARACTERS = 128
 """Characters of an id or a name in feedback."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One event about one request; the same `event_id` is the same event, however often it arrives.
+    """One event about one request. The same `event_id` is the same event, however often it arrives.
 
-    `value` goes by `kind`: a number from 0 to 1 (score), 1 up or -1 down (thumb), the name of the expert that should
+    `value` depends on `kind`: a number from 0 to 1 (score), 1 up or -1 down (thumb), the name of the expert that should
     have answered (preferred), the category that the request belongs to (category), None for the implicit signals
-    regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name who sent it. Raises InvalidRequest
-    for anything else.
+    regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name the sender. Raises InvalidRequest for
+    any other value.
     """
 
     event_id: str
     request_id: str
     time: float
-    kind: Kind
+    kind: FeedbackKind
     value: float | str | None = None
     tenant: str | None = None
     key: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidRequest(f"kind: {self.kind!r} is none of {', '.join(KINDS)}", param="kind")
+        if self.kind not in FEEDBACK_KINDS:
+            raise InvalidRequest(f"kind: {self.kind!r} is none of {', '.join(FEEDBACK_KINDS)}", param="kind")
         for name in ("event_id", "request_id"):
-            if not 0 < len(getattr(self, name)) <= LONGEST:
-                raise InvalidRequest(f"{name}: must have 1 to {LONGEST} characters", param=name)
+            if not 0 < len(getattr(self, name)) <= MAX_NAME_CHARACTERS:
+                raise InvalidRequest(f"{name}: must have 1 to {MAX_NAME_CHARACTERS} characters", param=name)
         if not math.isfinite(self.time):
             raise InvalidRequest(f"time: {self.time} is no time", param="time")
         rule, fits = _VALUES[self.kind]
@@ -53,14 +53,14 @@ class Feedback:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_VALUES: Mapping[Kind, tuple[str, Callable[[object], bool]]] = {
+_VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
     "score": ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),  # type: ignore[operator]
     "thumb": ("1 or -1", lambda value: _is_number(value) and value in (1, -1)),
     "preferred": ("the name of an expert", _is_name),
@@ -72,8 +72,8 @@ _VALUES: Mapping[Kind, tuple[str, Callable[[object], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FeedbackPage:
-    """Some events in the order they were stored, the cursor after the last of them, and how many entries on the way
-    there were damaged and left out."""
+    """Some events in storage order, the cursor after the last of them, and the number of damaged entries that were
+    skipped."""
 
     events: tuple[Feedback, ...]
     cursor: str
@@ -81,23 +81,23 @@ class FeedbackPage:
 
 
 class FeedbackLog(Protocol):
-    """Where feedback waits to be learnt from, as long as the routing log keeps records. Methods raise LogError.
+    """Keeps feedback for learning, as long as the routing log keeps records. Methods raise LogError.
 
-    There is one event for each request, kind and API key: the latest by `time`, then by `event_id`. An event that is
-    there already, by its `event_id`, or that is older than the one there, changes nothing. So neither repetition nor
-    the order of arrival matters, and nobody fills the log by changing their mind. A replacement comes at the end again:
-    whoever reads on from a cursor gets it.
+    There is one event per request, kind and API key: the latest by `time`, then by `event_id`. An event that is stored
+    already (same `event_id`), or that is older than the stored one, changes nothing. So neither repetition nor the
+    order of arrival matters, and a client that changes its mind does not fill the log. A replacement moves to the end:
+    a reader that continues from a cursor gets it.
 
     `read` returns at most `limit` events after the cursor `after`, oldest first, and an empty page with the same cursor
-    when nothing is new. `about` returns what the API keys of those names (None: no key) said of one request, oldest
-    first by `time`.
+    when nothing is new. `for_request` returns the events of one request from the API keys of those names (None: no
+    key), oldest first by `time`.
     """
 
     async def append(self, events: Sequence[Feedback]) -> None: ...
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage: ...
 
-    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]: ...
+    async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]: ...
 
     async def aclose(self) -> None: ...
 
@@ -105,22 +105,22 @@ class FeedbackLog(Protocol):
 _KNOWN = frozenset(field.name for field in fields(Feedback))
 
 
-def slot(event: Feedback) -> bytes:
-    """What it shares with those that it replaces, or that replace it: request, kind and API key, in 16 bytes."""
-    return _slot(event.request_id, event.kind, event.key)
+def dedup_key(event: Feedback) -> bytes:
+    """16 bytes that an event shares with those that it replaces: a digest of request, kind and API key."""
+    return _dedup_key(event.request_id, event.kind, event.key)
 
 
-def slots(request_id: str, keys: Iterable[str | None]) -> list[bytes]:
-    """All that events of those keys about one request may have."""
-    return [_slot(request_id, kind, key) for key in keys for kind in KINDS]
+def dedup_keys(request_id: str, keys: Iterable[str | None]) -> list[bytes]:
+    """All dedup keys that events about one request may have, if they come from those API keys."""
+    return [_dedup_key(request_id, kind, key) for key in keys for kind in FEEDBACK_KINDS]
 
 
-def _slot(request_id: str, kind: Kind, key: str | None) -> bytes:
+def _dedup_key(request_id: str, kind: FeedbackKind, key: str | None) -> bytes:
     return hashlib.blake2b(orjson.dumps((request_id, kind, key)), digest_size=16).digest()
 
 
 def encode(event: Feedback) -> bytes:
-    """UTF-8 JSON without line breaks. Raises LogError where JSON cannot say it."""
+    """UTF-8 JSON without line breaks. Raises LogError for a value that JSON cannot represent."""
     try:
         return orjson.dumps(event)
     except TypeError as error:
@@ -128,29 +128,29 @@ def encode(event: Feedback) -> bytes:
 
 
 def decode(line: bytes) -> Feedback:
-    """The event in `line`. Unknown keys are left out. Raises DamagedEntry."""
+    """The event in `line`, without unknown keys. Raises DamagedEntry."""
     try:
         return Feedback(**{name: value for name, value in orjson.loads(line).items() if name in _KNOWN})
     except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
         raise DamagedEntry(f"a damaged event of feedback ({error}); remove it from the log") from None
 
 
-def intact(line: bytes) -> Feedback | None:
-    """The same, None for a damaged line."""
+def decode_or_none(line: bytes) -> Feedback | None:
+    """Like `decode`, but None for a damaged line."""
     try:
         return decode(line)
     except DamagedEntry:
         return None
 
 
-def in_order(lines: Iterable[bytes]) -> tuple[Feedback, ...]:
+def decode_in_order(lines: Iterable[bytes]) -> tuple[Feedback, ...]:
     """The events in these lines, oldest first."""
-    found = [event for line in lines if (event := intact(line)) is not None]
+    found = [event for line in lines if (event := decode_or_none(line)) is not None]
     return tuple(sorted(found, key=lambda event: (event.time, event.event_id)))
 
 
-def page(lines: Iterable[bytes], *, cursor: str) -> FeedbackPage:
-    """The page of these lines."""
-    found = [intact(line) for line in lines]
+def decode_page(lines: Iterable[bytes], *, cursor: str) -> FeedbackPage:
+    """The page of these lines, ending at `cursor`."""
+    found = [decode_or_none(line) for line in lines]
     events = tuple(event for event in found if event is not None)
     return FeedbackPage(events, cursor, len(found) - len(events))

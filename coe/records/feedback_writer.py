@@ -1,4 +1,8 @@
-"""Feedback off the request path: written to the log in batches, or spooled while the log is away."""
+"""Writes feedback in batches off the request path, and spools it while the log is down.
+
+`keep` returns once an event is on disk, so that the client's 202 holds. An event may arrive before the record of its
+request: the writer then compares tenants as soon as the record can be read.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,31 @@ import orjson
 from coe.errors import DamagedEntry, LogError
 from coe.records import feedback as codec
 from coe.records import spool as spooled
-from coe.records.feedback import Feedback, FeedbackLog, Kind
+from coe.records.feedback import Feedback, FeedbackKind, FeedbackLog
 from coe.records.record import RoutingLog
 from coe.records.writer import BackgroundWriter
 
 SCHEMA = 1
-"""The newest schema of spooled feedback that this code reads and the one it writes."""
-BATCH = 200
-"""Events of one append. Each unchecked one needs a look into the routing log first."""
-PATIENCE = 1.0
-"""Seconds that the log has to take a batch before it goes to the spool; clients wait for one of the two."""
-DEADLINE = 2.5
-"""Seconds that the log, and then the spool, have for what is left when the process ends."""
+"""The schema of spooled feedback that this code writes, and the newest that it reads."""
+MAX_BATCH_EVENTS = 200
+"""Events of one append. Each unchecked one needs a lookup in the routing log first."""
+APPEND_TIMEOUT_SECONDS = 1.0
+"""Time limit of the log for one batch, which then goes to the spool; clients wait for one of the two."""
+CLOSE_TIMEOUT_SECONDS = 2.5
+"""Time limit of the log, and then of the spool, for the rest when the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An event on its way. `checked`: its request is known and the event has the tenant of it. An event that is not is
-    compared with the record once the log can be read; with `administers` it may be about any tenant's request."""
+    """An event on its way to the log.
+
+    `checked`: the request is known and the event has its tenant. An unchecked event is compared with the record once
+    the log can be read; with `is_admin` it may be about any tenant's request.
+    """
 
     event: Feedback
     checked: bool = True
-    administers: bool = False
+    is_admin: bool = False
 
 
 def _encode(pending: Pending) -> bytes:
@@ -43,7 +50,7 @@ def _encode(pending: Pending) -> bytes:
         {
             "event": orjson.Fragment(codec.encode(pending.event)),
             "checked": pending.checked,
-            "administers": pending.administers,
+            "is_admin": pending.is_admin,
         }
     )
 
@@ -53,19 +60,20 @@ def _decode(line: bytes) -> Pending:
     try:
         values = orjson.loads(line)
         event = codec.decode(orjson.dumps(values["event"]))
-        return Pending(event, bool(values["checked"]), bool(values["administers"]))
+        return Pending(event, bool(values["checked"]), bool(values["is_admin"]))
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedEntry(f"a damaged event of feedback ({error!r}); remove it from the spool") from None
 
 
-FEEDBACK: spooled.Kind[Pending] = spooled.Kind("feedback", _encode, _decode, lambda _: SCHEMA, SCHEMA, refuses=True)
+FEEDBACK: spooled.EntryType[Pending] = spooled.EntryType(
+    "feedback", _encode, _decode, lambda _: SCHEMA, SCHEMA, refuses=True
+)
 
 
 class FeedbackWriter(BackgroundWriter[Pending]):
-    """Writes feedback to `feedback`; `records` is the routing log beside it. Both stay the caller's to close.
+    """Writes feedback to `feedback`; `records` is the routing log beside it. The caller closes both.
 
-    `keep` returns once the event is on disk, in the log or the spool. `count` is called with the kind of every event
-    that is.
+    `count` is called with the kind of every event that is on disk.
     """
 
     def __init__(
@@ -74,10 +82,10 @@ class FeedbackWriter(BackgroundWriter[Pending]):
         records: RoutingLog,
         *,
         spool: Path | None,
-        count: Callable[[Kind], None],
-        batch: int = BATCH,
-        patience: float = PATIENCE,
-        deadline: float = DEADLINE,
+        count: Callable[[FeedbackKind], None],
+        batch: int = MAX_BATCH_EVENTS,
+        append_timeout: float = APPEND_TIMEOUT_SECONDS,
+        close_timeout: float = CLOSE_TIMEOUT_SECONDS,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -87,17 +95,17 @@ class FeedbackWriter(BackgroundWriter[Pending]):
             task_name="feedback",
             spool=spool,
             batch=batch,
-            patience=patience,
-            deadline=deadline,
+            append_timeout=append_timeout,
+            close_timeout=close_timeout,
             **options,
         )
         self.rejected = 0
-        """Events left out since the start because their request turned out to be another tenant's."""
+        """Events dropped since the start because their request belonged to another tenant."""
         self._feedback, self._records, self._count = feedback, records, count
         self._waiters: dict[int, asyncio.Future[None]] = {}
 
     async def keep(self, pending: Pending) -> None:
-        """Store one event. Raises LogError where neither the log nor the spool takes it."""
+        """Stores one event, and returns once it is in the log or the spool. Raises LogError if neither accepts it."""
         if self.stuck or self._closing.is_set():
             raise LogError(self.last_error or "the process is about to end")
         waiter = asyncio.get_running_loop().create_future()
@@ -113,23 +121,23 @@ class FeedbackWriter(BackgroundWriter[Pending]):
         await self._feedback.append([event for event in found if event is not None])
 
     async def _resolved(self, pending: Pending) -> Feedback | None:
-        """The event with its request's tenant; None if the request is another tenant's. The record of an unknown
-        request may still come, so learning compares the tenants again."""
+        """The event with its request's tenant; None if the request belongs to another tenant. The record of an unknown
+        request may still arrive, so learning compares the tenants again."""
         event = pending.event
         if pending.checked or (record := await self._records.find(event.request_id)) is None:
             return event
-        if pending.administers or record.tenant == event.tenant:
+        if pending.is_admin or record.tenant == event.tenant:
             return replace(event, tenant=record.tenant)
         self.rejected += 1
         return None
 
-    def _kept(self, entries: Sequence[Pending]) -> None:
+    def _on_stored(self, entries: Sequence[Pending]) -> None:
         for pending in entries:
             self._count(pending.event.kind)
             if (waiter := self._waiters.get(id(pending))) is not None and not waiter.done():
                 waiter.set_result(None)
 
-    def _refused(self) -> None:
+    def _on_rejected(self) -> None:
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_exception(LogError(self.last_error or "neither the log nor the spool takes it"))

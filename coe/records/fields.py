@@ -1,4 +1,8 @@
-"""The table of fields that a dataclass with `About` annotations declares; every stored form of a record follows it."""
+"""The table of record fields, derived from the annotations of RoutingRecord.
+
+JSON, SQLite columns, parquet, the API's schema and the reference page all follow this table. Each row knows the field's
+type, its JSON schema, how to read its value, and its FieldInfo.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,17 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from coe.records.record import About, RoutingRecord
+from coe.records.record import FieldInfo, RoutingRecord
 
 Schema = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FieldType:
     """A type that fields may have.
 
-    `name` is for documentation, `schema` is the JSON schema and `empty` the value that says nothing. `read` converts a
-    value from JSON or parquet and raises TypeError or ValueError for a value of another type.
+    `name` is for documentation, `schema` is the JSON schema and `empty` the value without information. `read` converts
+    a value from JSON or parquet and raises TypeError or ValueError for a value of another type.
     """
 
     name: str
@@ -30,29 +34,29 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class RecordField:
-    """One row of the table. `read` also accepts None where the field is optional."""
+    """One row of the table. `read` also accepts None if the field is optional."""
 
     name: str
-    kind: Kind
+    kind: FieldType
     optional: bool
     required: bool
-    about: About
+    info: FieldInfo
     read: Callable[[Any], Any]
 
     @property
     def empty(self) -> Any:
-        """The value that says nothing, for redaction."""
+        """The value without information, for redaction."""
         return None if self.optional else self.kind.empty
 
     @property
     def schema(self) -> Schema:
         """JSON schema of the value."""
-        schema = {**self.kind.schema, "description": self.about.meaning}
+        schema = {**self.kind.schema, "description": self.info.meaning}
         return schema | {"type": [schema["type"], "null"]} if self.optional else schema
 
 
 def fields_of(declared: type) -> tuple[RecordField, ...]:
-    """The table of a dataclass. Raises KeyError for a field of a type that has no Kind."""
+    """The table of a dataclass. Raises KeyError for a field of a type that has no FieldType."""
     hints = get_type_hints(declared, include_extras=True)
     return tuple(
         _field(one.name, hints[one.name], required=one.default is MISSING and one.default_factory is MISSING)
@@ -61,7 +65,7 @@ def fields_of(declared: type) -> tuple[RecordField, ...]:
 
 
 def schema_of(table: Sequence[RecordField]) -> Schema:
-    """JSON schema of an object with these fields, all of which are present."""
+    """JSON schema of an object with these fields, all of them required."""
     return {
         "type": "object",
         "properties": {field.name: field.schema for field in table},
@@ -82,13 +86,13 @@ def read_values(table: Sequence[RecordField], values: Mapping[str, Any]) -> dict
 
 
 def _field(name: str, hint: Any, *, required: bool) -> RecordField:
-    about = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, About)), About(""))
+    info = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)), FieldInfo(""))
     kind_type = hint.__origin__ if hasattr(hint, "__metadata__") else hint
     optional = NoneType in get_args(kind_type) and get_origin(kind_type) is not tuple
     if optional:
         (kind_type,) = (one for one in get_args(kind_type) if one is not NoneType)
-    kind = KINDS[kind_type]
-    return RecordField(name, kind, optional, required, about, _or_none(kind.read) if optional else kind.read)
+    kind = FIELD_TYPES[kind_type]
+    return RecordField(name, kind, optional, required, info, _or_none(kind.read) if optional else kind.read)
 
 
 def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -96,7 +100,7 @@ def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _wrong(value: Any, expected: str) -> TypeError:
-    """Without the value, which may be a prompt."""
+    """The error for a value of another type. It does not repeat the value, which may be a prompt."""
     return TypeError(f"{type(value).__name__} in place of {expected}")
 
 
@@ -119,7 +123,7 @@ def _flag(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    """JSON writes NaN and infinity as null; null is read as NaN, so that it cannot pass for a number."""
+    """JSON writes NaN and infinity as null. Null is read as NaN, so that it cannot pass for a number."""
     if value is None:
         return math.nan
     if type(value) not in (int, float):
@@ -142,7 +146,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    """In a list null is -inf, which is the only such number that a record's lists hold."""
+    """In a list null is -inf, the only non-finite number in a record's lists."""
     return tuple(-math.inf if one is None else _number(one) for one in _sequence(value))
 
 
@@ -158,22 +162,24 @@ def _by_name(value: Any) -> dict[str, float]:
 
 
 _NUMBER: Schema = {"type": ["number", "null"]}
-KINDS: Mapping[Any, Kind] = {
-    str: Kind("text", {"type": "string"}, "", _text),
-    bool: Kind("boolean", {"type": "boolean"}, False, _flag),
-    int: Kind("integer", {"type": "integer"}, 0, _whole),
-    float: Kind("number", {"type": "number"}, 0.0, _number),
-    bytes: Kind("base64", {"type": "string", "contentEncoding": "base64"}, b"", _bytes),
-    tuple[str, ...]: Kind("list of texts", {"type": "array", "items": {"type": "string"}}, (), _texts),
-    tuple[float, ...]: Kind("list of numbers", {"type": "array", "items": _NUMBER}, (), _numbers),
-    tuple[float, float]: Kind(
+FIELD_TYPES: Mapping[Any, FieldType] = {
+    str: FieldType("text", {"type": "string"}, "", _text),
+    bool: FieldType("boolean", {"type": "boolean"}, False, _flag),
+    int: FieldType("integer", {"type": "integer"}, 0, _whole),
+    float: FieldType("number", {"type": "number"}, 0.0, _number),
+    bytes: FieldType("base64", {"type": "string", "contentEncoding": "base64"}, b"", _bytes),
+    tuple[str, ...]: FieldType("list of texts", {"type": "array", "items": {"type": "string"}}, (), _texts),
+    tuple[float, ...]: FieldType("list of numbers", {"type": "array", "items": _NUMBER}, (), _numbers),
+    tuple[float, float]: FieldType(
         "two numbers", {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2}, (0.0, 0.0), _pair
     ),
-    Mapping[str, float]: Kind("numbers by name", {"type": "object", "additionalProperties": _NUMBER}, {}, _by_name),
+    Mapping[str, float]: FieldType(
+        "numbers by name", {"type": "object", "additionalProperties": _NUMBER}, {}, _by_name
+    ),
 }
 """Every type of a field, with or without None."""
 
 FIELDS = fields_of(RoutingRecord)
 """The table of the routing log."""
-COLUMNS = tuple(field.name for field in FIELDS if field.about.column)
-"""Fields that a SQLite log has as columns of their own, and by which `LogQuery` filters."""
+COLUMNS = tuple(field.name for field in FIELDS if field.info.column)
+"""Fields with a column of their own in a SQLite log; `LogQuery` filters by them."""

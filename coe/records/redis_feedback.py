@@ -1,40 +1,46 @@
-"""Feedback in the Redis of the routing log: events by slot, and the order in which they came."""
+"""Feedback in the Redis of the routing log.
+
+A hash maps dedup keys to events, and a sorted set orders the keys by a growing number, which is the cursor. One script
+call stores a batch and deletes what is too old or too much.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coe.records.connection import LogRedis
-from coe.records.feedback import Feedback, FeedbackPage, encode, in_order, page, slot, slots
-from coe.records.selection import oldest_kept, page_size, position
+from coe.records.feedback import Feedback, FeedbackPage, decode_in_order, decode_page, dedup_key, dedup_keys, encode
+from coe.records.redis_log import log_client
+from coe.records.selection import page_size, parse_cursor, retention_start
 
+# The braces put both keys into one slot of a Redis cluster.
 EVENTS, ORDER = "{coe:feedback}:events", "{coe:feedback}:order"
-"""A hash of the events, and their slots by the number of each. The braces keep both in one slot of a Redis cluster."""
-SCRIPT = 500  # events in one script call
-TRIMMED = 1_000  # and those that it removes for their age or their number, at most
+MAX_SCRIPT_EVENTS = 500
+"""Events of one script call."""
+MAX_TRIMMED_EVENTS = 1_000
+"""Events that one script call removes for their age or number."""
 
 PUT = """
 local last = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 local number = tonumber(last[2] or '0')
 for i = 4, #ARGV, 4 do
-  local slot, id, time = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
-  local known = redis.call('HGET', KEYS[1], slot)
+  local key, id, time = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local known = redis.call('HGET', KEYS[1], key)
   local newer = true
   if known then
-    local whole, old = pcall(cjson.decode, known)
-    newer = not whole or id ~= old.event_id and (time > old.time or (time == old.time and id > old.event_id))
+    local parsed, old = pcall(cjson.decode, known)
+    newer = not parsed or id ~= old.event_id and (time > old.time or (time == old.time and id > old.event_id))
   end
   if newer then
     number = number + 1
-    redis.call('HSET', KEYS[1], slot, ARGV[i + 3])
-    redis.call('ZADD', KEYS[2], string.format('%.0f', number), slot)
+    redis.call('HSET', KEYS[1], key, ARGV[i + 3])
+    redis.call('ZADD', KEYS[2], string.format('%.0f', number), key)
   end
 end
 for _ = 1, tonumber(ARGV[2]) do
   local oldest = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
   if not oldest then break end
-  local whole, event = pcall(cjson.decode, redis.call('HGET', KEYS[1], oldest))
-  if whole and event.time >= tonumber(ARGV[3]) then break end
+  local parsed, event = pcall(cjson.decode, redis.call('HGET', KEYS[1], oldest))
+  if parsed and event.time >= tonumber(ARGV[3]) then break end
   redis.call('ZREM', KEYS[2], oldest)
   redis.call('HDEL', KEYS[1], oldest)
 end
@@ -47,39 +53,43 @@ end
 
 
 class RedisFeedback:
-    """A FeedbackLog whose cursor is the event's number. Nothing is connected before the first call."""
+    """A FeedbackLog whose cursor is the event's number. It connects on the first call."""
 
     def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        self._redis = LogRedis(url)
+        self._redis = log_client(url)
         self._put = self._redis.client.register_script(PUT)
         self._retention, self._days = retention, days
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        """Add the events in order; what a failure leaves unsaid may be appended again. Raises LogError."""
-        for first in range(0, len(events), SCRIPT):
-            arguments: list[bytes | str | int] = [self._retention, TRIMMED, repr(oldest_kept(self._days))]
-            for event in events[first : first + SCRIPT]:
-                arguments += (slot(event), event.event_id, repr(float(event.time)), encode(event))
-            await self._redis.answer(self._put(keys=[EVENTS, ORDER], args=arguments))
+        """Appends the events in order; after a failure the same events may be appended again. Raises LogError."""
+        for first in range(0, len(events), MAX_SCRIPT_EVENTS):
+            arguments: list[bytes | str | int] = [
+                self._retention,
+                MAX_TRIMMED_EVENTS,
+                repr(retention_start(self._days)),
+            ]
+            for event in events[first : first + MAX_SCRIPT_EVENTS]:
+                arguments += (dedup_key(event), event.event_id, repr(float(event.time)), encode(event))
+            await self._redis.run(self._put(keys=[EVENTS, ORDER], args=arguments))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
         """The next events after the cursor. Raises LogError."""
-        start, size, client = position(after, place=self._redis.place), page_size(limit), self._redis.client
+        start, size, client = parse_cursor(after, place=self._redis.place), page_size(limit), self._redis.client
         if not size:
             return FeedbackPage((), after)
         command = client.zrangebyscore(ORDER, f"({start}", "+inf", start=0, num=size, withscores=True)
-        found = await self._redis.answer(command)
+        found = await self._redis.run(command)
         if not found:
             return FeedbackPage((), after)
-        lines = await self._redis.answer(client.hmget(EVENTS, [slot for slot, _ in found]))
-        return page((line for line in lines if line is not None), cursor=str(int(found[-1][1])))
+        lines = await self._redis.run(client.hmget(EVENTS, [dedup_key for dedup_key, _ in found]))
+        return decode_page((line for line in lines if line is not None), cursor=str(int(found[-1][1])))
 
-    async def about(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
-        """What those keys said of the request. Raises LogError."""
-        wanted = slots(request_id, keys)
-        lines = await self._redis.answer(self._redis.client.hmget(EVENTS, wanted)) if wanted else ()
-        return in_order(line for line in lines if line is not None)
+    async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+        """The events of the request from those API keys. Raises LogError."""
+        wanted = dedup_keys(request_id, keys)
+        lines = await self._redis.run(self._redis.client.hmget(EVENTS, wanted)) if wanted else ()
+        return decode_in_order(line for line in lines if line is not None)
 
     async def aclose(self) -> None:
         await self._redis.aclose()

@@ -1,6 +1,8 @@
 """The routing log as one Redis stream, shared by every gateway replica. Needs Redis 6.2 or newer, or Valkey.
 
-Looking through a stream for what a LogQuery selects: the server leaves out most of what is not wanted.
+Records are entries of the stream; a sorted set maps each request id to its entry, so that repeated appends add nothing
+and `find` reads one entry. There is no index of other fields: a filtered read scans the stream in chunks, in a script
+that compares bytes on the server, so that only probable matches are sent. Every script call is bounded.
 """
 
 from __future__ import annotations
@@ -12,14 +14,67 @@ from dataclasses import dataclass
 
 import orjson
 
-from coe.errors import UnknownCursor
-from coe.records.codec import encode, intact
-from coe.records.connection import LogRedis
+from coe.errors import LogError, UnknownCursor
+from coe.records.codec import decode_or_none, encode
 from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.records.selection import DAY, filters, matches, named, page_size
+from coe.records.selection import DAY, exact_filters, has_filters, matches, page_size
+from coe.redis import RedisClient
 
-# Records are lines of our own JSON, so what a field must be is found as bytes; the caller looks again at what is left.
-# A line whose time cannot be read is left to the caller too.
+STREAM = "coe:records"
+IDS = "{coe:records}:ids"
+"""Request ids by entry. The braces put the key into the stream's slot of a Redis cluster."""
+
+CONNECT_TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS = 5.0
+MAX_CONNECTIONS = 8
+MAX_SCRIPT_RECORDS = 500
+"""Records that one script call appends: some milliseconds in which the server serves no other client."""
+MAX_SCRIPT_BYTES = 4_000_000
+"""Bytes of these records; the bound matters where prompts are stored."""
+SCAN_CHUNK = 200
+"""Entries that one script call scans: one or two milliseconds of the server."""
+MAX_SCANNED = 50_000
+"""Entries that one call of `read` or `tail` scans."""
+MAX_SCANNED_BACK = 10_000
+"""Entries that one call of `back` scans. Its callers continue by themselves, and may want to stop."""
+CLOCK_SKEW_MS = 3_600_000
+"""How far the clocks of the gateways and of the server may differ."""
+EXTRA_IDS = 1_000
+"""Ids kept beyond the retention, because the stream is trimmed by whole nodes."""
+
+EPOCH_MS = 1_700_000_000_000
+PER_MS = 4_096
+"""The score of an id is (milliseconds - EPOCH_MS) * PER_MS + sequence number of its entry. It is exact in a double
+until 2093, sorts like the stream, and leads from id to entry without more memory. More than PER_MS records in one
+millisecond would get scores that lead to no entry."""
+
+# One step for the server, so an id is stored exactly when its record is, also across a crash with append-only
+# persistence.
+APPEND = f"""
+for i = 3, #ARGV, 2 do
+  if not redis.call('ZSCORE', KEYS[2], ARGV[i]) then
+    local key = redis.call('XADD', KEYS[1], '*', 'record', ARGV[i + 1])
+    local milliseconds, number = string.match(key, '(%d+)-(%d+)')
+    local score = (milliseconds - {EPOCH_MS}) * {PER_MS} + number
+    redis.call('ZADD', KEYS[2], string.format('%.0f', score), ARGV[i])
+  end
+end
+redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))
+"""
+
+# Exact to the record and by the server's clock, because an old record may hold a user's prompt.
+DELETE_OLD = f"""
+local now = redis.call('TIME')
+local oldest = now[1] * 1000 - tonumber(ARGV[1])
+if oldest > {EPOCH_MS} then
+  redis.call('XTRIM', KEYS[1], 'MINID', '=', string.format('%.0f-0', oldest))
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('(%.0f', (oldest - {EPOCH_MS}) * {PER_MS}))
+end
+"""
+
+# Records are lines of our own JSON, so fields are compared as bytes; the caller compares again after parsing. A line
+# whose time cannot be read is sent to the caller too.
 SCAN = """
 local since, until_ = tonumber(ARGV[5]), tonumber(ARGV[6])
 local entries = redis.call(ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4])
@@ -49,9 +104,8 @@ return found
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """One answer of the script: how many entries it went past, the first and the last of them, and what it let
-    through."""
+class ScannedChunk:
+    """Reply of the SCAN script: the number of entries scanned, the ids of the first and last, and probable matches."""
 
     count: int
     first: str
@@ -60,9 +114,9 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Walked:
-    """What was found on the way from `first` to `last` (ids, empty where there was nothing), how many entries there
-    were damaged, and whether the walk came to its end."""
+class StreamScan:
+    """Result of a scan: matching records, the ids of the first and last entry scanned (empty for none), the number of
+    damaged entries, and whether the scan reached its end."""
 
     records: tuple[RoutingRecord, ...]
     first: str
@@ -71,119 +125,71 @@ class Walked:
     ended: bool
 
 
-def conditions(query: LogQuery) -> list[str | bytes]:
-    """The script's arguments from the fifth on."""
-    since = repr(query.since) if query.since else ""
-    deadline = repr(query.deadline) if query.deadline < math.inf else ""
-    needles = [_needle(name, value) for name, value in named(query).items()]
-    if query.request_id:
-        needles.append(_needle("request_id", query.request_id)[:-1])  # without the closing quote
-    return [since, deadline, *needles]
-
-
-def _needle(name: str, value: str) -> bytes:
-    """How a record says that."""
-    return orjson.dumps({name: value.encode("utf-8", "replace").decode()})[1:-1]
-
-
-STREAM = "coe:records"
-IDS = "{coe:records}:ids"
-"""Request ids in the order they came. The braces put it into the stream's slot of a Redis cluster."""
-
-SCRIPT = 500  # records in one script call: some milliseconds in which the server serves nobody else
-SCRIPT_BYTES = 4_000_000  # and their size, which matters where prompts are kept
-CHUNK = 200  # entries looked at in one script call while filtering: one or two milliseconds of the server's
-SCANNED = 50_000  # entries one call looks at, at most
-BACK = 10_000  # and one of `back`, whose callers go on by themselves and may want to stop
-SKEW_MS = 3_600_000  # how far the gateways' clocks and the server's may differ
-
-EPOCH_MS = 1_700_000_000_000
-PER_MS = 4_096
-# A request id's score is (milliseconds - EPOCH_MS) * PER_MS + number of its record's stream id: exact in a double until
-# 2093, in the order of the stream, and the way from id to record that costs no memory. Earlier versions counted from 1:
-# such scores are below all of these and lead nowhere. So would one of more than PER_MS records in a millisecond.
-
-# One step for the server, so an id is remembered exactly when its record was added, also across a crash with
-# append-only persistence. Ids outlive their records a little: the stream is trimmed by whole nodes.
-APPEND = f"""
-for i = 3, #ARGV, 2 do
-  if not redis.call('ZSCORE', KEYS[2], ARGV[i]) then
-    local key = redis.call('XADD', KEYS[1], '*', 'record', ARGV[i + 1])
-    local milliseconds, number = string.match(key, '(%d+)-(%d+)')
-    local score = (milliseconds - {EPOCH_MS}) * {PER_MS} + number
-    redis.call('ZADD', KEYS[2], string.format('%.0f', score), ARGV[i])
-  end
-end
-redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1])
-redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[2]))
-"""
-ID_SLACK = 1_000
-# By the server's clock, and to the record: what is too old may be somebody's prompt. It runs beside APPEND, not in it,
-# so that the ids that an earlier CoE left (below FIRST) stay until they are too many.
-FORGET = f"""
-local now = redis.call('TIME')
-local oldest = now[1] * 1000 - tonumber(ARGV[1])
-if oldest > {EPOCH_MS} then
-  redis.call('XTRIM', KEYS[1], 'MINID', '=', string.format('%.0f-0', oldest))
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], string.format('(%.0f', (oldest - {EPOCH_MS}) * {PER_MS}))
-end
-"""
-FIRST = 10**12
+def log_client(url: str) -> RedisClient:
+    """The client for the Redis of the routing log and its feedback; its errors are LogErrors. Raises ConfigError."""
+    return RedisClient(
+        url,
+        key="log.url",
+        error=LogError,
+        connections=MAX_CONNECTIONS,
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        timeout=TIMEOUT_SECONDS,
+    )
 
 
 class RedisLog:
-    """A RoutingLog whose cursor is the stream id. Nothing is connected before the first call.
+    """A RoutingLog whose cursor is the stream id. It connects on the first call.
 
-    There is no index: a filtered call looks at SCANNED entries at most, so `read` may return few records or none with a
-    cursor that moved on (read again from it), and `tail` finds only what is that near to the end.
+    A filtered call scans MAX_SCANNED entries at most. So `read` may return few records or none with a cursor that moved
+    (read again from it), and `tail` finds only records that are that near to the end.
     """
 
     def __init__(self, url: str, *, retention: int, days: float | None) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
-        self._redis = LogRedis(url)
+        self._redis = log_client(url)
         self._append = self._redis.client.register_script(APPEND)
-        self._forget = self._redis.client.register_script(FORGET)
-        self._scan = self._redis.client.register_script(SCAN)
+        self._delete_old = self._redis.client.register_script(DELETE_OLD)
+        self._scan_script = self._redis.client.register_script(SCAN)
         self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Add the records in order; what a failure leaves unsaid may be appended again. Raises LogError."""
-        for arguments in _batches(records):
-            sizes = (self._retention, self._retention + ID_SLACK)
-            await self._redis.answer(self._append(keys=[STREAM, IDS], args=[*sizes, *arguments]))
+        """Appends the records in order; after a failure the same records may be appended again. Raises LogError."""
+        for batch in _batches(records):
+            sizes = (self._retention, self._retention + EXTRA_IDS)
+            await self._redis.run(self._append(keys=[STREAM, IDS], args=[*sizes, *batch]))
         if records and self._days is not None:
-            age = round(self._days * DAY * 1_000)
-            await self._redis.answer(self._forget(keys=[STREAM, IDS], args=[age, FIRST]))
+            max_age_ms = round(self._days * DAY * 1_000)
+            await self._redis.run(self._delete_old(keys=[STREAM, IDS], args=[max_age_ms]))
 
     async def read(self, query: LogQuery) -> LogPage:
         """The next matching records after the cursor. Raises LogError."""
         size = page_size(query.limit)
         if not size:
             return LogPage((), query.after)
-        walked = await self._walk(query, size, newest_first=False)
-        return LogPage(walked.records, walked.last or query.after, walked.damaged)
+        scan = await self._scan(query, size, newest_first=False, max_scanned=MAX_SCANNED)
+        return LogPage(scan.records, scan.last or query.after, scan.damaged)
 
     async def tail(self, query: LogQuery) -> LogPage:
-        """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
-        walked = await self._walk(query, page_size(query.limit), newest_first=True)
-        return LogPage(walked.records[::-1], walked.first or query.after, walked.damaged)
+        """The newest matching records; the cursor is the end of the log, to read on from there. Raises LogError."""
+        scan = await self._scan(query, page_size(query.limit), newest_first=True, max_scanned=MAX_SCANNED)
+        return LogPage(scan.records[::-1], scan.first or query.after, scan.damaged)
 
     async def back(self, query: LogQuery) -> LogPage:
         """The matching records before the cursor, newest first. Raises LogError."""
         size = page_size(query.limit)
         if not size:
             return LogPage((), query.before)
-        walked = await self._walk(query, size, newest_first=True, scanned=BACK)
-        return LogPage(walked.records, "" if walked.ended else walked.last, walked.damaged)
+        scan = await self._scan(query, size, newest_first=True, max_scanned=MAX_SCANNED_BACK)
+        return LogPage(scan.records, "" if scan.ended else scan.last, scan.damaged)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
-        """The record of that id; None too for one that an earlier CoE appended. Raises LogError."""
-        score = await self._redis.answer(self._redis.client.zscore(IDS, request_id))
-        if score is None or score < 0:
+        """The record of a request. Raises LogError."""
+        score = await self._redis.run(self._redis.client.zscore(IDS, request_id))
+        if score is None:
             return None
-        key = _key(int(score))
-        for _, fields in await self._redis.answer(self._redis.client.xrange(STREAM, min=key, max=key)):
-            record = intact(fields.get(b"record", b""))
+        key = _stream_id(int(score))
+        for _, fields in await self._redis.run(self._redis.client.xrange(STREAM, min=key, max=key)):
+            record = decode_or_none(fields.get(b"record", b""))
             if record and record.request_id == request_id:
                 return record
         return None
@@ -191,57 +197,74 @@ class RedisLog:
     async def aclose(self) -> None:
         await self._redis.aclose()
 
-    async def _walk(self, query: LogQuery, size: int, *, newest_first: bool, scanned: int | None = None) -> Walked:
-        """The first `size` matching records between the query's cursors, `scanned` entries looked at at most."""
+    async def _scan(self, query: LogQuery, size: int, *, newest_first: bool, max_scanned: int) -> StreamScan:
+        """Finds the first `size` matching records between the query's cursors among `max_scanned` entries."""
         found, first, last, damaged = list[RoutingRecord](), "", "", 0
-        kept = "", 0
+        last_found = "", 0
         start, end = self._start(query), self._end(query)
-        chunk = CHUNK if filters(query) else min(CHUNK, size + 1)
-        for _ in range(0, scanned or SCANNED, chunk):
-            looked = await self._look(query, start, end, count=chunk, newest_first=newest_first)
-            first, last = first or looked.first, looked.last or last
-            for key, line in looked.entries:
-                record = intact(line)
+        chunk_size = SCAN_CHUNK if has_filters(query) else min(SCAN_CHUNK, size + 1)
+        for _ in range(0, max_scanned, chunk_size):
+            chunk = await self._scan_chunk(query, start, end, count=chunk_size, newest_first=newest_first)
+            first, last = first or chunk.first, chunk.last or last
+            for key, line in chunk.entries:
+                record = decode_or_none(line)
                 damaged += record is None
                 if record is None or not matches(record, query):
                     continue
                 if len(found) == size:
-                    return Walked(tuple(found), first, *kept, ended=False)
+                    return StreamScan(tuple(found), first, *last_found, ended=False)
                 found.append(record)
-                kept = key, damaged
-            if looked.count < chunk:
-                return Walked(tuple(found), first, last, damaged, ended=True)
+                last_found = key, damaged
+            if chunk.count < chunk_size:
+                return StreamScan(tuple(found), first, last, damaged, ended=True)
             edge = "(" + last
             start, end = (start, edge) if newest_first else (edge, end)
-        return Walked(tuple(found), first, last, damaged, ended=False)
+        return StreamScan(tuple(found), first, last, damaged, ended=False)
 
-    async def _look(self, query: LogQuery, start: str, end: str, *, count: int, newest_first: bool) -> Looked:
-        way = ("XREVRANGE", end, start) if newest_first else ("XRANGE", start, end)
-        answer = self._scan(keys=[STREAM], args=[*way, count, *conditions(query)])
-        found, first, last, *flat = await self._redis.answer(answer)
+    async def _scan_chunk(
+        self, query: LogQuery, start: str, end: str, *, count: int, newest_first: bool
+    ) -> ScannedChunk:
+        command = ("XREVRANGE", end, start) if newest_first else ("XRANGE", start, end)
+        reply = self._scan_script(keys=[STREAM], args=[*command, count, *_scan_conditions(query)])
+        found, first, last, *flat = await self._redis.run(reply)
         entries = tuple((key.decode(), line) for key, line in zip(flat[::2], flat[1::2], strict=True))
-        return Looked(int(found), first.decode(), last.decode(), entries)
+        return ScannedChunk(int(found), first.decode(), last.decode(), entries)
 
     def _start(self, query: LogQuery) -> str:
-        """Where the walk begins: after the cursor, and not before `since`, as no record is appended before its time."""
-        since = f"{max(0, int(query.since * 1_000) - SKEW_MS)}-0"
+        """Start of the scan: after the cursor, and not before `since`, as no record is appended before its time."""
+        since = f"{max(0, int(query.since * 1_000) - CLOCK_SKEW_MS)}-0"
         if not query.after:
             return since
-        after = self._cursor(query.after)
+        after = self._checked_cursor(query.after)
         return since if _order(since) > _order(after) else "(" + after
 
     def _end(self, query: LogQuery) -> str:
-        """Where it ends: before the cursor, and not long after `deadline`."""
-        deadline = "+" if query.deadline == math.inf else f"{max(0, int(query.deadline * 1_000) + SKEW_MS)}-0"
+        """End of the scan: before the cursor, and not long after `until`."""
+        until = "+" if query.until == math.inf else f"{max(0, int(query.until * 1_000) + CLOCK_SKEW_MS)}-0"
         if not query.before:
-            return deadline
-        before = self._cursor(query.before)
-        return deadline if deadline != "+" and _order(deadline) < _order(before) else "(" + before
+            return until
+        before = self._checked_cursor(query.before)
+        return until if until != "+" and _order(until) < _order(before) else "(" + before
 
-    def _cursor(self, cursor: str) -> str:
+    def _checked_cursor(self, cursor: str) -> str:
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", cursor):
             raise UnknownCursor(f"{self._redis.place}: {cursor!r} is no cursor of this log; start again without one")
         return cursor
+
+
+def _scan_conditions(query: LogQuery) -> list[str | bytes]:
+    """The arguments of SCAN from the fifth on."""
+    since = repr(query.since) if query.since else ""
+    until = repr(query.until) if query.until < math.inf else ""
+    patterns = [_pattern(name, value) for name, value in exact_filters(query).items()]
+    if query.request_id:
+        patterns.append(_pattern("request_id", query.request_id)[:-1])  # a prefix: without the closing quote
+    return [since, until, *patterns]
+
+
+def _pattern(name: str, value: str) -> bytes:
+    """The bytes of a field with this value in a record."""
+    return orjson.dumps({name: value.encode("utf-8", "replace").decode()})[1:-1]
 
 
 def _order(key: str) -> tuple[int, int]:
@@ -249,18 +272,18 @@ def _order(key: str) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-def _key(score: int) -> str:
-    """The stream id that a score stands for."""
+def _stream_id(score: int) -> str:
+    """The stream id that a score encodes."""
     since, number = divmod(score, PER_MS)
     return f"{EPOCH_MS + since}-{number}"
 
 
 def _batches(records: Sequence[RoutingRecord]) -> Iterator[list[str | bytes]]:
-    """Ids and lines in turn, in parts that one script call may carry."""
+    """Arguments for one call of APPEND each: alternating ids and lines."""
     batch, size = list[str | bytes](), 0
     for record in records:
         line = encode(record)
-        if batch and (len(batch) == 2 * SCRIPT or size + len(line) > SCRIPT_BYTES):
+        if batch and (len(batch) == 2 * MAX_SCRIPT_RECORDS or size + len(line) > MAX_SCRIPT_BYTES):
             yield batch
             batch, size = [], 0
         batch += (record.request_id, line)

@@ -1,4 +1,4 @@
-"""What a LogQuery selects, for stores that cannot filter by themselves, and what pages, cursors and ages may be."""
+"""Filters, page sizes, cursors and retention that the SQLite and the Redis log share."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from coe.errors import UnknownCursor
 from coe.records.fields import COLUMNS
 from coe.records.record import LogQuery, RoutingRecord
 
-PAGE = 10_000
-"""Records in one page at most, whatever the query asks for."""
+MAX_PAGE_RECORDS = 10_000
+"""Records in one page at most, whatever the query requests."""
 DAY = 86_400.0
-EXACT = tuple(name for name in COLUMNS if name not in ("request_id", "time"))
+EXACT_FIELDS = tuple(name for name in COLUMNS if name not in ("request_id", "time"))
 """Record fields that a query compares for equality."""
 
 
-def oldest_kept(days: float | None) -> float:
-    """The Unix time before which nothing is kept, 0 where nothing is too old."""
+def retention_start(days: float | None) -> float:
+    """The Unix time before which records are deleted; 0 if `days` is None."""
     return 0.0 if days is None else max(0.0, time.time() - days * DAY)
 
 
 def page_size(limit: int) -> int:
-    """How many entries a page of that limit gets: between 0 and PAGE."""
-    return max(0, min(limit, PAGE))
+    """The number of entries in a page of that limit: between 0 and MAX_PAGE_RECORDS."""
+    return max(0, min(limit, MAX_PAGE_RECORDS))
 
 
-def position(cursor: str, *, place: str) -> int:
-    """A cursor that is a number, 0 for none. Raises UnknownCursor for what no log at `place` gave."""
+def parse_cursor(cursor: str, *, place: str) -> int:
+    """A numeric cursor, 0 for an empty one. Raises UnknownCursor for any other text; `place` names the log."""
     if not cursor:
         return 0
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
@@ -35,20 +35,20 @@ def position(cursor: str, *, place: str) -> int:
     return int(cursor)
 
 
-def named(query: LogQuery) -> dict[str, str]:
+def exact_filters(query: LogQuery) -> dict[str, str]:
     """The fields that a record must have exactly, with their values."""
-    return {name: value for name in EXACT if (value := getattr(query, name))}
+    return {name: value for name in EXACT_FIELDS if (value := getattr(query, name))}
 
 
-def filters(query: LogQuery) -> bool:
-    """Whether the query leaves any record out."""
-    return bool(query.since or query.deadline < math.inf or query.request_id or named(query))
+def has_filters(query: LogQuery) -> bool:
+    """Whether the query excludes any record."""
+    return bool(query.since or query.until < math.inf or query.request_id or exact_filters(query))
 
 
 def matches(record: RoutingRecord, query: LogQuery) -> bool:
-    """Whether the query wants this record; cursors and limit are the store's part."""
+    """Whether a record matches the query; cursors and limit are up to the store."""
     return (
-        query.since <= record.time <= query.deadline
+        query.since <= record.time <= query.until
         and record.request_id.startswith(query.request_id)
-        and all(getattr(record, name) == value for name, value in named(query).items())
+        and all(getattr(record, name) == value for name, value in exact_filters(query).items())
     )

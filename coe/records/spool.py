@@ -1,4 +1,7 @@
-"""Entries that a log could not take yet, in a SQLite file that outlives crashes and is shared by processes."""
+"""A queue on disk for entries that a log cannot accept yet: a SQLite file that survives crashes.
+
+Several processes may share one file; each kind of entry has a table of its own. BackgroundWriter fills and empties it.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,25 @@ from typing import Generic, TypeVar
 
 from coe.errors import LogError
 from coe.records.codec import SCHEMA, decode, encode
-from coe.records.database import Database, Migration
+from coe.records.database import Database
 from coe.records.record import RoutingRecord
 
-MIGRATIONS: tuple[Migration, ...] = (
-    ("CREATE TABLE spool (seq INTEGER PRIMARY KEY AUTOINCREMENT, schema INTEGER NOT NULL, record BLOB NOT NULL)",),
-    ("CREATE TABLE feedback (seq INTEGER PRIMARY KEY AUTOINCREMENT, schema INTEGER NOT NULL, record BLOB NOT NULL)",),
+TABLES = tuple(
+    f"CREATE TABLE {name} (seq INTEGER PRIMARY KEY AUTOINCREMENT, schema INTEGER NOT NULL, record BLOB NOT NULL)"
+    for name in ("spool", "feedback")
 )
 
-ROWS = 1_000_000
-"""Entries of one kind that a spool keeps. About a gigabyte of records, 400 MB of feedback."""
+MAX_ROWS = 1_000_000
+"""Entries of one type that a spool keeps. About a gigabyte of records, 400 MB of feedback."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
-    """A kind of entry: its table, its stored form, and the newest schema that this code reads.
+class EntryType(Generic[T]):
+    """A type of entry: its table, its stored form, and the newest schema that this code reads.
 
-    A full table drops its oldest entries, or with `refuses` accepts no more.
+    A full table drops its oldest entries; with `refuses` it accepts no more instead.
     """
 
     table: str
@@ -39,12 +42,12 @@ class Kind(Generic[T]):
     refuses: bool = False
 
 
-RECORDS: Kind[RoutingRecord] = Kind("spool", encode, decode, lambda record: record.schema, SCHEMA)
+RECORDS: EntryType[RoutingRecord] = EntryType("spool", encode, decode, lambda record: record.schema, SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting(Generic[T]):
-    """Some spooled entries and their rows. `damaged` rows could not be read and are among `rows` but not `entries`."""
+class SpooledEntries(Generic[T]):
+    """Some spooled entries and their rows. Damaged rows are among `rows` but not among `entries`."""
 
     rows: tuple[int, ...]
     entries: tuple[T, ...]
@@ -55,42 +58,42 @@ class Waiting(Generic[T]):
 
 
 class Spool(Generic[T]):
-    """First in, first out. A row is removed only after its entry is in the log; a crash between the two delivers it
-    twice, which the log ignores by its id. All methods raise LogError."""
+    """First in, first out. A row is removed only after its entry is in the log. A crash between the two delivers the
+    entry twice, and the log ignores the second by its id. All methods raise LogError."""
 
-    def __init__(self, path: Path, kind: Kind[T], *, rows: int = ROWS) -> None:
+    def __init__(self, path: Path, kind: EntryType[T], *, rows: int = MAX_ROWS) -> None:
         self.kind = kind
-        self._database = Database(path, migrations=MIGRATIONS)
+        self._database = Database(path, tables=TABLES)
         self._rows = rows
 
     async def add(self, entries: Sequence[T]) -> int:
-        """Keep the entries, on disk when this returns. Returns how many of the oldest had to make room."""
+        """Stores the entries, on disk on return. Returns the number of oldest entries that were dropped for space."""
         kind = self.kind
-        insert = f"INSERT INTO {kind.table} (schema, record) VALUES (?, ?)"  # noqa: S608 (our own words)
+        insert = f"INSERT INTO {kind.table} (schema, record) VALUES (?, ?)"  # noqa: S608 (constants)
         trim = f"DELETE FROM {kind.table} WHERE seq <= (SELECT max(seq) FROM {kind.table}) - ?"  # noqa: S608
 
         def work(connection: sqlite3.Connection) -> int:
             if kind.refuses and self._count(connection) + len(entries) > self._rows:
-                raise LogError(f"{self._database.path}: full, {self._rows} entries wait for the log in it")
+                raise LogError(f"{self._database.path}: full: {self._rows} entries wait for the log")
             connection.executemany(insert, ((kind.schema_of(entry), kind.encode(entry)) for entry in entries))
             return 0 if kind.refuses else connection.execute(trim, (self._rows,)).rowcount
 
         return await self._database.write(work)
 
-    async def oldest(self, limit: int) -> Waiting[T]:
-        """The first `limit` entries in line, but for those that only a newer gateway beside this one can read."""
+    async def oldest(self, limit: int) -> SpooledEntries[T]:
+        """The first `limit` entries, without those of a newer schema, which a newer gateway left and will read."""
         table = self.kind.table
-        oldest = f"SELECT seq, record FROM {table} WHERE schema <= ? ORDER BY seq LIMIT ?"  # noqa: S608 (our own words)
+        oldest = f"SELECT seq, record FROM {table} WHERE schema <= ? ORDER BY seq LIMIT ?"  # noqa: S608 (constants)
 
-        def work(connection: sqlite3.Connection) -> Waiting[T]:
+        def work(connection: sqlite3.Connection) -> SpooledEntries[T]:
             rows = connection.execute(oldest, (self.kind.newest, limit)).fetchall()
-            return Waiting(tuple(seq for seq, _ in rows), tuple(self._readable(line for _, line in rows)))
+            return SpooledEntries(tuple(seq for seq, _ in rows), tuple(self._readable(line for _, line in rows)))
 
         return await self._database.read(work)
 
     async def remove(self, rows: Sequence[int]) -> None:
-        """Forget rows that are delivered; those another process removed meanwhile do not matter."""
-        remove = f"DELETE FROM {self.kind.table} WHERE seq = ?"  # noqa: S608 (our own words)
+        """Removes delivered rows; rows that another process removed meanwhile are ignored."""
+        remove = f"DELETE FROM {self.kind.table} WHERE seq = ?"  # noqa: S608 (constants)
 
         def work(connection: sqlite3.Connection) -> None:
             connection.executemany(remove, ((seq,) for seq in rows))
@@ -101,7 +104,7 @@ class Spool(Generic[T]):
         await self._database.aclose()
 
     def _count(self, connection: sqlite3.Connection) -> int:
-        """How many rows there are; they are counted only if their numbers leave it open that the table is full."""
+        """The number of rows, estimated from their ids; counted only if the estimate allows a full table."""
         table = self.kind.table
         first, last = connection.execute(f"SELECT min(seq), max(seq) FROM {table}").fetchone()  # noqa: S608
         if first is None or last - first < self._rows // 2:

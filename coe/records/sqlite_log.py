@@ -1,6 +1,8 @@
 """The routing log in one SQLite file, for one machine: no server, several processes.
 
-Rows of a SQLite log by a LogQuery: the conditions, and the one index that is walked.
+Rows hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index, chosen here:
+without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the core to
+requests.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from coe.records.codec import encode, intact
-from coe.records.database import MIGRATIONS, Database
+from coe.records.codec import decode_or_none, encode
+from coe.records.database import LOG_TABLES, Database
 from coe.records.fields import COLUMNS
 from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.records.selection import named, oldest_kept, page_size, position
+from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
 
-SCAN = 200_000
-"""Rows that a walk backward by several fields goes past in one call, at most."""
-COUNTED = 5_000
-"""Rows of an index that are counted to find the rarest of the values that a query names."""
-LONG = 6
-"""Characters from which on the beginning of an id leaves so few that they are found by the id's own index."""
+MAX_SCANNED_BACK = 200_000
+"""Rows that one backward call scans if the query has several filters."""
+MAX_COUNTED = 5_000
+"""Rows of an index that are counted to find the most selective filter of a query."""
+MIN_SELECTIVE_PREFIX = 6
+"""Characters from which a prefix of an id matches so few rows that the index of ids is used."""
 
 Row = tuple[int, bytes]
 Condition = tuple[str, float | str]
@@ -40,106 +42,108 @@ def select(
     order: Literal["ASC", "DESC"],
     size: int,
 ) -> list[Row]:
-    """(seq, record) of the matching rows between `after` and `before` (0: no end), both left out.
+    """(seq, record) of the matching rows with `after` < seq < `before` (0: no upper bound).
 
-    A plus before a column keeps SQLite from walking its index: without statistics it may choose a bad one.
+    A plus before a column keeps SQLite from using its index.
     """
-    seq = "+seq" if len(query.request_id) >= LONG else "seq"
+    seq = "+seq" if len(query.request_id) >= MIN_SELECTIVE_PREFIX else "seq"
     bounds = [(f"{seq} > ?", after), *([(f"{seq} < ?", before)] if before else [])]
     wanted = [*bounds, *_times(query, after, seq), *_prefix(query.request_id), *_named(connection, query)]
     where = " AND ".join(condition for condition, _ in wanted)
-    statement = f"SELECT seq, record FROM records WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (our words)
+    statement = f"SELECT seq, record FROM records WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (constants)
     return connection.execute(statement, (*(value for _, value in wanted), size)).fetchall()
 
 
-def window(connection: sqlite3.Connection, query: LogQuery, *, after: int, before: int) -> int:
-    """The row after which a walk backward looks in one call: one index alone leads to its rows, several fields together
-    may be met nowhere."""
-    if len(named(query)) + bool(query.request_id) < 2:
+def scan_start(connection: sqlite3.Connection, query: LogQuery, *, after: int, before: int) -> int:
+    """The row after which one backward call scans. A query with one filter uses an index; several filters together may
+    match no row at all, so the scan is bounded."""
+    if len(exact_filters(query)) + bool(query.request_id) < 2:
         return after
-    return max(after, (before or newest(connection) + 1) - SCAN - 1)
+    return max(after, (before or newest_row(connection) + 1) - MAX_SCANNED_BACK - 1)
 
 
-def newest(connection: sqlite3.Connection) -> int:
+def newest_row(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT max(seq) FROM records").fetchone()[0] or 0)
 
 
-def oldest(connection: sqlite3.Connection) -> int:
+def oldest_row(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT min(seq) FROM records").fetchone()[0] or 0)
 
 
 def _times(query: LogQuery, after: int, seq: str) -> list[Condition]:
-    """Times rise with seq, all but a little, so the rows outside are skipped without reading them."""
+    """Times rise with seq, except for small differences, so rows outside the interval are skipped without reading
+    them."""
     found: list[Condition] = []
     if query.since:
         found.append(("+time >= ?", query.since))
         if not after:
             first = "(SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?)"
             found.append((f"{seq} >= {first}", query.since))
-    if query.deadline < math.inf:
+    if query.until < math.inf:
         last = "(SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?)"
-        found += [("+time <= ?", query.deadline), (f"{seq} <= {last}", query.deadline)]
+        found += [("+time <= ?", query.until), (f"{seq} <= {last}", query.until)]
     return found
 
 
 def _prefix(prefix: str) -> list[Condition]:
-    """The index of ids does not order by seq, so it is for few rows."""
+    """The index of ids does not order by seq, so it is used only where it yields few rows."""
     if not prefix:
         return []
-    column = "request_id" if len(prefix) >= LONG else "+request_id"
+    column = "request_id" if len(prefix) >= MIN_SELECTIVE_PREFIX else "+request_id"
     return [(f"{column} >= ?", prefix), (f"{column} < ?", prefix + "\U0010ffff")]
 
 
 def _named(connection: sqlite3.Connection, query: LogQuery) -> list[Condition]:
-    """Of several values the rarest leads to the rows, the others are looked at there."""
-    values = named(query)
+    """The most selective filter uses its index; the others are compared on its rows."""
+    values = exact_filters(query)
     leader = min(values, key=lambda name: _count(connection, name, values[name]), default=None)
-    if len(query.request_id) >= LONG:
+    if len(query.request_id) >= MIN_SELECTIVE_PREFIX:
         leader = None
     return [(f"{name} = ?" if name == leader else f"+{name} = ?", value) for name, value in values.items()]
 
 
 def _count(connection: sqlite3.Connection, column: str, value: str) -> int:
-    """How many rows have that value, COUNTED for more."""
-    few = f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {column} = ? LIMIT ?)"  # noqa: S608 (our own words)
-    return int(connection.execute(few, (value, COUNTED)).fetchone()[0])
+    """The number of rows with that value, at most MAX_COUNTED."""
+    few = f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {column} = ? LIMIT ?)"  # noqa: S608 (constants)
+    return int(connection.execute(few, (value, MAX_COUNTED)).fetchone()[0])
 
 
-INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (our own words)
+INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (constants)
 _columns = attrgetter(*COLUMNS)
 VALUES = f"({', '.join('?' * len(COLUMNS))}, ?)"
-TOGETHER = 8
-"""Rows that a statement inserts at most: some .3 ms in which its thread may keep a core that a request waits for. The
-connection keeps those of all shorter lengths prepared too."""
-PAUSE = 0.0001
-"""Seconds between two statements, in which that request gets the core: else the system would let the batch end."""
-CROWD = 64
-"""Rows of a batch beyond which they are too many for that: then so many a statement, and no pause."""
+MAX_INSERT_ROWS = 8
+"""Rows of one INSERT: about 0.3 ms in which the writer's thread may hold a core that a request needs. The connection
+also keeps the statements for all smaller numbers prepared."""
+INSERT_PAUSE_SECONDS = 0.0001
+"""Pause between two INSERTs in which a waiting request gets the core."""
+MAX_PACED_ROWS = 64
+"""Rows of a batch up to which INSERTs are paced. A larger batch uses INSERTs of this size without pauses."""
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
-FORGET = "DELETE FROM records WHERE time < ?"
+DELETE_OLD = "DELETE FROM records WHERE time < ?"
 
 
 class SqliteLog:
-    """A RoutingLog whose cursor is the row number. Writers take turns, so rows appear in the order of their numbers."""
+    """A RoutingLog whose cursor is the row number. Writers are serialized, so rows appear in the order of their
+    numbers."""
 
     def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
-        self._database = Database(path, migrations=MIGRATIONS)
+        self._database = Database(path, tables=LOG_TABLES)
         self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Add the records, all or none, and drop the oldest beyond retention and days. Raises LogError."""
+        """Appends the records, all or none, and deletes the oldest beyond retention and days. Raises LogError."""
 
         def work(connection: sqlite3.Connection) -> None:
             rows = [_row(record) for record in records]
-            crowded = len(rows) > CROWD
-            step = CROWD if crowded else TOGETHER
+            paced = len(rows) <= MAX_PACED_ROWS
+            step = MAX_INSERT_ROWS if paced else MAX_PACED_ROWS
             for start in range(0, len(rows), step):
                 some = rows[start : start + step]
-                if start and not crowded:
-                    time.sleep(PAUSE)  # in the file's own thread
+                if start and paced:
+                    time.sleep(INSERT_PAUSE_SECONDS)  # in the file's own thread
                 connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
             connection.execute(TRIM, (self._retention,))
-            connection.execute(FORGET, (oldest_kept(self._days),))
+            connection.execute(DELETE_OLD, (retention_start(self._days),))
 
         if records:
             await self._database.write(work)
@@ -150,18 +154,18 @@ class SqliteLog:
 
         def work(connection: sqlite3.Connection) -> LogPage:
             rows = select(connection, query, after=after, before=before, order="ASC", size=size)
-            seen = rows[-1][0] if len(rows) == size else max(after, newest(connection))
+            seen = rows[-1][0] if len(rows) == size else max(after, newest_row(connection))
             return _page(rows, cursor=str(seen or ""))
 
         return await self._database.read(work) if size else LogPage((), query.after)
 
     async def tail(self, query: LogQuery) -> LogPage:
-        """The newest matching records; the cursor is the end of the log, for reading on from there. Raises LogError."""
+        """The newest matching records; the cursor is the end of the log, to read on from there. Raises LogError."""
         (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
             rows = select(connection, query, after=after, before=before, order="DESC", size=size)
-            return _page(rows[::-1], cursor=str(max(after, newest(connection)) or ""))
+            return _page(rows[::-1], cursor=str(max(after, newest_row(connection)) or ""))
 
         return await self._database.read(work)
 
@@ -170,21 +174,21 @@ class SqliteLog:
         (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
-            edge = window(connection, query, after=after, before=before)
+            edge = scan_start(connection, query, after=after, before=before)
             rows = select(connection, query, after=edge, before=before, order="DESC", size=size + 1)
             if len(rows) > size:
                 return _page(rows[:-1], cursor=str(rows[-2][0]))
-            more = edge > after and edge >= oldest(connection)
+            more = edge > after and edge >= oldest_row(connection)
             return _page(rows, cursor=str(edge + 1) if more else "")
 
         return await self._database.read(work) if size else LogPage((), query.before)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
-        """The record of that id. Raises LogError."""
+        """The record of a request. Raises LogError."""
 
         def work(connection: sqlite3.Connection) -> RoutingRecord | None:
             row = connection.execute("SELECT record FROM records WHERE request_id = ?", (request_id,)).fetchone()
-            return intact(row[0]) if row else None
+            return decode_or_none(row[0]) if row else None
 
         return await self._database.read(work)
 
@@ -192,9 +196,9 @@ class SqliteLog:
         await self._database.aclose()
 
     def _ends(self, query: LogQuery) -> tuple[int, int]:
-        """The rows that its cursors stand for. Raises LogError."""
+        """The row numbers of the query's cursors. Raises LogError."""
         place = str(self._database.path)
-        return position(query.after, place=place), position(query.before, place=place)
+        return parse_cursor(query.after, place=place), parse_cursor(query.before, place=place)
 
 
 def _row(record: RoutingRecord) -> tuple[str | float | bytes | None, ...]:
@@ -202,6 +206,6 @@ def _row(record: RoutingRecord) -> tuple[str | float | bytes | None, ...]:
 
 
 def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
-    found = [intact(row[1]) for row in rows]
+    found = [decode_or_none(row[1]) for row in rows]
     records = tuple(record for record in found if record is not None)
     return LogPage(records, cursor, len(found) - len(records))

@@ -1,4 +1,7 @@
-"""Writing off the request path: a bounded queue, a task that batches, and a spool for when the log is away."""
+"""Background writing to a log: a bounded queue in memory, a task that appends batches, and a spool on disk.
+
+`put` never waits and never fails. RecordWriter writes routing records; `coe.records.feedback_writer` writes feedback.
+"""
 
 from __future__ import annotations
 
@@ -14,46 +17,47 @@ from typing import Any, Generic, Self, TypeVar
 
 from coe.errors import LogError
 from coe.records.record import RoutingLog, RoutingRecord
-from coe.records.spool import RECORDS, Kind, Spool
+from coe.records.spool import RECORDS, EntryType, Spool
 from coe.supervision import Backoff, TaskFailed, ignored, supervised
 
 logger = logging.getLogger("coe.records")
 
-WARN_SECONDS = 60.0
-LOOK_SECONDS = 60.0  # how often an empty spool is looked into for what another process left there
+WARNING_INTERVAL_SECONDS = 60.0
+"""At most one warning in this time."""
+SPOOL_POLL_SECONDS = 60.0  # how often an empty spool is looked into for what another process left there
+"""Interval at which an empty spool is checked for entries of other processes."""
 
 
 T = TypeVar("T")
 
 
 class BackgroundWriter(Generic[T]):
-    """Writes entries with `append` in the background; nothing that goes wrong there reaches the caller of `put`.
+    """Writes entries with `append` in a task. No failure of it reaches the caller of `put`.
 
-    A batch that `append` refuses goes to the spool (a file that outlives the process and may be shared by several) and
-    from there to the log once it works again: nothing lost, nothing twice. Where the spool fails too, or there is none,
-    entries wait in the queue and the oldest give way. A killed process loses what was put in its last `interval`
-    seconds, or what was in an append that did not return.
+    A batch that `append` refuses goes to the spool, and from there to the log once it works again: no entry is lost or
+    written twice. If the spool fails too, or there is none, entries wait in the queue and the oldest are dropped. A
+    killed process loses the entries of its last `interval` seconds, or those of an append that did not return.
 
-    `kind` says how entries are spooled, and `name` what the log is called in warnings. `capacity` bounds the queue and
-    `batch` one append, in entries; `interval` is the wait between batches, `patience` how long one append may take,
-    `deadline` how long leaving the context may wait for the log and, after that, for the spool; `first_retry` and
-    `longest_retry` bound the pause after a failure. All in seconds.
+    `kind` is the spool's entry type, and `name` the log's name in warnings. `capacity` bounds the queue and `batch` one
+    append, in entries. `interval` is the pause between batches, `append_timeout` limits one append, and `close_timeout`
+    limits how long leaving the context waits for the log and, after that, for the spool. `first_retry` and `max_retry`
+    bound the pause after a failure. All in seconds.
     """
 
     def __init__(
         self,
         append: Callable[[Sequence[T]], Awaitable[None]],
         *,
-        kind: Kind[T],
+        kind: EntryType[T],
         name: str,
         spool: Path | None,
         capacity: int = 10_000,
         batch: int = 500,
         interval: float = 0.02,
-        patience: float = 10.0,
-        deadline: float = 5.0,
+        append_timeout: float = 10.0,
+        close_timeout: float = 5.0,
         first_retry: float = 0.5,
-        longest_retry: float = 30.0,
+        max_retry: float = 30.0,
         task_name: str = "records",
         task_failed: TaskFailed = ignored,
     ) -> None:
@@ -63,31 +67,31 @@ class BackgroundWriter(Generic[T]):
         self.spooled = 0
         """Entries put into the spool since the start."""
         self.last_error: str | None = None
-        """Why the log or the spool failed last; None once the log works again."""
+        """Why the log or the spool failed last; None while the log works."""
         self._write, self._kind, self._name = append, kind, name
         self._spool = Spool(spool, kind) if spool else None
         self._queue: deque[T] = deque(maxlen=capacity)
         self._in_flight: list[T] = []
         self._capacity, self._batch, self._interval = capacity, batch, interval
-        self._patience, self._deadline = patience, deadline
-        self._log_backoff = Backoff(first=first_retry, longest=longest_retry)
-        self._spool_backoff = Backoff(first=first_retry, longest=longest_retry)
-        self._next_look = self._next_warning = 0.0
+        self._append_timeout, self._close_timeout = append_timeout, close_timeout
+        self._log_backoff = Backoff(first=first_retry, longest=max_retry)
+        self._spool_backoff = Backoff(first=first_retry, longest=max_retry)
+        self._next_poll = self._next_warning = 0.0
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def backlog(self) -> int:
-        """Entries in memory that are in neither log nor spool yet."""
+        """Entries in memory that are neither in the log nor in the spool yet."""
         return len(self._queue) + len(self._in_flight)
 
     @property
     def stuck(self) -> bool:
-        """True while neither log nor spool is tried, because both failed just now."""
+        """True while both the log and the spool pause after a failure."""
         return self._log_backoff.resting and (self._spool is None or self._spool_backoff.resting)
 
     def put(self, entry: T) -> None:
-        """Hand over one entry: no waiting, no error. In a full queue the oldest entry gives way and is counted."""
+        """Queues one entry. A full queue drops its oldest entry and counts it."""
         if self._closing.is_set():
             self.dropped += 1
             return
@@ -102,84 +106,85 @@ class BackgroundWriter(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Write what is left to the log or the spool, within twice the deadline; count what neither took."""
+        """Writes the rest to the log or the spool, within twice `close_timeout`; counts entries that neither
+        accepted."""
         assert self._task is not None
         self._closing.set()
-        self._log_backoff.reset()  # one more try, however it did before
+        self._log_backoff.reset()  # try once more before leaving
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self._close_timeout):
                 await self._task
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._deadline):
-                await self._save_rest()
+            async with asyncio.timeout(self._close_timeout):
+                await self._spool_rest()
         if self.backlog:
-            self._refused()
+            self._on_rejected()
             self.dropped += self.backlog
             self._queue.clear()
             logger.warning(
                 "%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, self.last_error
             )
 
-    # ------------------------------------------------------------------------------------------- the background task
-
     async def _run(self) -> None:
         while True:
             closing = self._closing.is_set()
             try:
-                if await self._turn():
+                if await self._write_once():
                     continue
-            except Exception as error:  # a bug, not a store: still no reason to stop writing
-                self._complain(repr(error))
+            except Exception as error:  # a bug here must not stop the writer
+                self._report_problem(repr(error))
             if closing:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._closing.wait()
 
-    async def _turn(self) -> bool:
-        """One batch from the queue and one from the spool. Whether another turn has something to do at once."""
+    async def _write_once(self) -> bool:
+        """Writes one batch from the queue and one from the spool. Returns whether there is more to do at once."""
         if not await self._store_next():
             return False
-        if self._closing.is_set():  # what the spool holds is safe, so leaving does not wait for it
+        if self._closing.is_set():  # spooled entries are safe on disk, so closing does not deliver them
             return bool(self._queue)
-        return await self._forward() or len(self._queue) >= self._batch
+        return await self._deliver_spooled() or len(self._queue) >= self._batch
 
     async def _store_next(self) -> bool:
-        """Move one batch from the queue into the log or the spool; what neither takes returns to the queue."""
+        """Moves one batch from the queue into the log or the spool, or back to the queue if both fail."""
         if self.stuck:
             return False
         self._in_flight = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
         try:
             if self._in_flight and not await self._append(self._in_flight):
-                await self._set_aside()
+                await self._spool_in_flight()
                 if self._in_flight:
-                    self._refused()
+                    self._on_rejected()
             else:
-                self._kept(self._in_flight)
+                self._on_stored(self._in_flight)
                 self._in_flight = []
             return not self._in_flight
         finally:
-            self._put_back()
+            self._requeue()
 
     async def _append(self, entries: Sequence[T]) -> bool:
         if self._log_backoff.resting:
             return False
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._append_timeout):
                 await self._write(entries)
-        except Exception as error:  # whatever it is, the entries are kept and the task lives on
+        except Exception as error:  # the entries are kept and the task continues
             self._log_backoff.failed()
-            silent = isinstance(error, TimeoutError)
-            self._complain(f"the log did not answer within {self._patience:g} s" if silent else str(error))
+            timed_out = isinstance(error, TimeoutError)
+            self._report_problem(
+                f"the log did not answer within {self._append_timeout:g} s" if timed_out else str(error)
+            )
             return False
         self._log_backoff.reset()
         self.last_error = None
         return True
 
-    async def _set_aside(self) -> None:
-        """What is in flight into the spool, less the entries that no store could ever take."""
+    async def _spool_in_flight(self) -> None:
+        """Moves the entries in flight to the spool, without those that cannot be encoded."""
         count = len(self._in_flight)
-        self._in_flight = [entry for entry in self._in_flight if self._writable(entry)]
+        self._in_flight = [entry for entry in self._in_flight if self._is_encodable(entry)]
         self.dropped += count - len(self._in_flight)
         if self._spool is None or self._spool_backoff.resting:
             return
@@ -187,17 +192,17 @@ class BackgroundWriter(Generic[T]):
             self.dropped += await self._spool.add(self._in_flight)
         except LogError as error:
             self._spool_backoff.failed()
-            self._complain(f"the spool fails too: {error}")
+            self._report_problem(f"the spool fails too: {error}")
             return
         self._spool_backoff.reset()
         self.spooled += len(self._in_flight)
-        self._kept(self._in_flight)
+        self._on_stored(self._in_flight)
         self._in_flight = []
-        self._next_look = 0.0
+        self._next_poll = 0.0
 
-    async def _forward(self) -> bool:
-        """One batch from the spool into the log. Whether more may be waiting."""
-        if self._spool is None or self._log_backoff.resting or time.monotonic() < self._next_look:
+    async def _deliver_spooled(self) -> bool:
+        """Moves one batch from the spool into the log. Returns whether more may be waiting."""
+        if self._spool is None or self._log_backoff.resting or time.monotonic() < self._next_poll:
             return False
         try:
             waiting = await self._spool.oldest(self._batch)
@@ -206,56 +211,54 @@ class BackgroundWriter(Generic[T]):
             if waiting.rows:
                 await self._spool.remove(waiting.rows)
         except LogError as error:
-            self._next_look = time.monotonic() + LOOK_SECONDS
-            self._complain(f"the spool fails: {error}")
+            self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
+            self._report_problem(f"the spool fails: {error}")
             return False
         self.dropped += waiting.damaged
         if len(waiting.rows) == self._batch:
             return True
-        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
         return False
 
-    async def _save_rest(self) -> None:
-        """The last chance of what the log did not take in time: the spool, however it did before."""
+    async def _spool_rest(self) -> None:
+        """Moves the remaining entries to the spool, even if it failed just before."""
         self._spool_backoff.reset()
         self._in_flight = list(self._queue)
         self._queue.clear()
         try:
             if self._in_flight:
-                await self._set_aside()
+                await self._spool_in_flight()
         finally:
-            self._put_back()
+            self._requeue()
             if self._spool is not None:
                 await self._spool.aclose()
 
-    # ------------------------------------------------------------------------------------------- the small parts
-
-    def _kept(self, entries: Sequence[T]) -> None:
+    def _on_stored(self, entries: Sequence[T]) -> None:
         """Called with entries that are in the log or the spool now."""
 
-    def _refused(self) -> None:
-        """Called where neither took them; they return to the queue."""
+    def _on_rejected(self) -> None:
+        """Called when neither accepted the entries in flight; they return to the queue."""
 
-    def _put_back(self) -> None:
+    def _requeue(self) -> None:
         room = self._capacity - len(self._queue)
         kept = self._in_flight[-room:] if room else []
         self.dropped += len(self._in_flight) - len(kept)
         self._queue.extendleft(reversed(kept))
         self._in_flight = []
 
-    def _writable(self, entry: T) -> bool:
+    def _is_encodable(self, entry: T) -> bool:
         try:
             self._kind.encode(entry)
         except LogError as error:
-            self._complain(str(error))
+            self._report_problem(str(error))
             return False
         return True
 
-    def _complain(self, problem: str) -> None:
-        """Keep the problem for the metrics and say so, at most once in WARN_SECONDS."""
+    def _report_problem(self, problem: str) -> None:
+        """Keeps the problem for the metrics, and logs it at most once in WARNING_INTERVAL_SECONDS."""
         self.last_error = problem
         if time.monotonic() >= self._next_warning:
-            self._next_warning = time.monotonic() + WARN_SECONDS
+            self._next_warning = time.monotonic() + WARNING_INTERVAL_SECONDS
             logger.warning(
                 "%s: %s (%d entries spooled, %d dropped, %d waiting)",
                 self._name,
@@ -267,7 +270,7 @@ class BackgroundWriter(Generic[T]):
 
 
 class RecordWriter(BackgroundWriter[RoutingRecord]):
-    """Writes records to `log`, which stays the caller's to close; the options are those of BackgroundWriter."""
+    """Writes records to `log`, which the caller closes; the options are those of BackgroundWriter."""
 
     def __init__(self, log: RoutingLog, *, spool: Path | None, **options: Any) -> None:
         super().__init__(log.append, kind=RECORDS, name="routing log", spool=spool, **options)

@@ -1,1 +1,1 @@
-"""Active state: what is declared and promoted, shared by the CLI's jobs and the gateway."""
+"""What is in use: the active state, promotion, consequences of the declaration, and its sync between machines."""

@@ -1,4 +1,8 @@
-"""What is in use: the declaration, the router over its categories, tenants' overlays on it, and the assignment."""
+"""Loads the active state: the declaration, and the promoted router, overlays, assignment and retrieval gate.
+
+The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
+router, which a parent process may do before it forks.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,11 @@ from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
-from coe.runtime.document_index import Index, check_store, open_index
+from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
 
-EXAMPLES = 2
-"""Fewest examples by which a category works without training."""
+MIN_EXAMPLES = 2
+"""Examples by which a category works without training."""
 
 
 _log = logging.getLogger("gateway")
@@ -33,8 +37,11 @@ _log = logging.getLogger("gateway")
 
 @dataclass(frozen=True, slots=True)
 class ActiveState:
-    """`confidence_threshold` is the confidence below which training found the router's answers doubtful; `folder` is
-    the router's."""
+    """A declaration with the artifacts in use.
+
+    `confidence_threshold` is the confidence below which training found the router's answers unreliable; `folder` is the
+    router's.
+    """
 
     registry: Registry
     router: Router
@@ -42,30 +49,30 @@ class ActiveState:
     confidence_threshold: float
     folder: Path
     overlays: Overlays = field(default_factory=Overlays)
-    index: Index | None = None
+    index: DocumentIndex | None = None
     """The declared document store; None without one."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
-    """By kind of artifact, the gate's apart: which was read, None for none."""
+    """The version that was read of each kind of artifact except the gate, None for none."""
     consequences: tuple[Consequence, ...] = ()
     """The differences of the declaration from the plan in use."""
 
 
-def read_in_use(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
-    """Load all of it, less the router of `previous` where its artifact and the declared categories are the same. Raises
-    ConfigError or ArtifactError with the remedy."""
+def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
+    """Loads everything, except the router of `previous` if its artifact and the declared categories are unchanged.
+    Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
-    same = previous is not None and previous.folder == artifact.folder
-    if previous is not None and same and previous.registry.categories == registry.categories:
+    unchanged = previous is not None and previous.folder == artifact.folder
+    if previous is not None and unchanged and previous.registry.categories == registry.categories:
         router = previous.router
     else:
         router = load_router(registry, artifact)
     confidence_threshold = artifact.manifest.metrics.get("confidence_threshold", 0.0)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    plan_version = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
     planned = assignment_in_use(settings, registry, router.categories)
-    heads = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
+    overlays_version = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
     overlays = overlays_in_use(settings, router)
-    index = _index(settings, registry, artifact.folder, previous)
-    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan, OVERLAYS: heads}
+    index = _document_index(settings, registry, artifact.folder, previous)
+    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan_version, OVERLAYS: overlays_version}
     return ActiveState(
         registry,
         router,
@@ -79,19 +86,21 @@ def read_in_use(settings: Settings, previous: ActiveState | None = None) -> Acti
     )
 
 
-def _index(settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None) -> Index | None:
-    """The former one where store and encoder are the same."""
+def _document_index(
+    settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None
+) -> DocumentIndex | None:
+    """The previous one if store and encoder are unchanged."""
     if registry.retrieval.store is None:
         return None
-    same = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
-    if same and previous is not None and previous.index is not None:
+    unchanged = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
+    if unchanged and previous is not None and previous.index is not None:
         return previous.index
     return open_index(settings, registry, folder)
 
 
-def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
-    """The declaration and the router's artifact, checked like the plan, nothing loaded: what a parent may do before it
-    forks. Raises ConfigError or ArtifactError with the remedy."""
+def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
+    """The declaration and the router's artifact, checked with the plan and the document store, without loading
+    anything. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
     assignment_in_use(settings, registry, registry.category_names)
     check_store(settings, registry)
@@ -99,7 +108,7 @@ def check_in_use(settings: Settings) -> tuple[Registry, Artifact]:
 
 
 def check_router(settings: Settings) -> tuple[Registry, Artifact]:
-    """The same without the plan."""
+    """The declaration and the router's artifact, checked. Raises ConfigError or ArtifactError with the remedy."""
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     artifact = ArtifactStore(settings.artifacts, ROUTER).current()
     if artifact is None:
@@ -112,12 +121,13 @@ def check_router(settings: Settings) -> tuple[Registry, Artifact]:
 
 
 def load_router(registry: Registry, artifact: Artifact) -> Router:
-    """The trained router over the declared categories. Raises ArtifactError when it is damaged."""
+    """The trained router over the declared categories. Raises ArtifactError if it is damaged."""
     return routers.load(artifact.folder, declared=category_texts(registry), version=artifact.manifest.version)
 
 
 def check_fit(registry: Registry, artifact: Artifact) -> None:
-    """Raises ArtifactError for a router of wholly other categories, ConfigError for a new one with too few examples."""
+    """Raises ArtifactError for a router without any declared category, ConfigError for a new category with too few
+    examples."""
     router, trained = f"router {artifact.manifest.version}", set(artifact.manifest.categories)
     declared = set(registry.category_names) - {GENERAL}
     if declared and not declared & trained:
@@ -125,52 +135,54 @@ def check_fit(registry: Registry, artifact: Artifact) -> None:
         raise ArtifactError(
             f"{router} knows none of the categories in experts.yaml (it knows {known}); run `coe train`"
         )
-    if bare := [name for name, texts in category_texts(registry).items() if name in declared - trained and not texts]:
+    if without_examples := [
+        name for name, texts in category_texts(registry).items() if name in declared - trained and not texts
+    ]:
         raise ConfigError(
-            f"{router} was not trained on {', '.join(bare)}: give each {EXAMPLES} examples or more in experts.yaml, "
-            "or run `coe train`"
+            f"{router} was not trained on {', '.join(without_examples)}: give each {MIN_EXAMPLES} examples or more in "
+            "experts.yaml, or run `coe train`"
         )
 
 
 def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
-    """Every declared category with the texts by which an untrained one is known; none where they are too few."""
+    """The texts of every declared category by which an untrained one is classified; empty if there are too few."""
     return {
-        category.name: (category.description, *category.examples) if len(category.examples) >= EXAMPLES else ()
+        category.name: (category.description, *category.examples) if len(category.examples) >= MIN_EXAMPLES else ()
         for category in registry.categories
     }
 
 
 def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
-    """A published plan under the declaration. Raises ArtifactError, with the remedy, where nothing of it is declared
-    any more."""
+    """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
+    more."""
     return effective_plan(read_published(artifact.folder, artifact.manifest.version), registry)
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
-    """The overlays in use; none where they were fitted to another router, which may have learnt since what they do.
-    Raises ArtifactError where they are damaged."""
+    """The overlays in use; none if they were fitted to another router, which may have learnt the same since. Raises
+    ArtifactError if they are damaged."""
     artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
     if artifact is None:
         return Overlays()
     found = read_overlays(artifact)
-    if not fit_router(artifact, found, router):
-        _log.warning("%s; they stay unused", other_router(artifact, router))
+    if not overlays_fit_router(artifact, found, router):
+        _log.warning("%s; they stay unused", wrong_router_message(artifact, router))
         return Overlays()
     return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
 
 
 def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
-    """Raises ArtifactError for anything else than overlays."""
+    """The overlays of an artifact. Raises ArtifactError for an artifact of another kind."""
     return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
 
 
-def fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
-    """Whether overlays were fitted to this router over its present categories."""
-    same = all(one.categories == router.categories for one in overlays)
-    return artifact.manifest.data == router.version and same
+def overlays_fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
+    """Whether overlays were fitted to this router over its current categories."""
+    unchanged = all(one.categories == router.categories for one in overlays)
+    return artifact.manifest.data == router.version and unchanged
 
 
-def other_router(artifact: Artifact, router: Router) -> str:
+def wrong_router_message(artifact: Artifact, router: Router) -> str:
     """Error message for overlays that were fitted to another router, or to other categories of it."""
     made, version = artifact.manifest, router.version
     what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
@@ -190,7 +202,7 @@ _log = logging.getLogger("gateway")
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
-    """None where no store is declared. Raises ArtifactError for a damaged gate."""
+    """Retrieval from the declared store; None if no store is declared. Raises ArtifactError for a damaged gate."""
     index = in_use.index
     if index is None:
         return None
@@ -207,8 +219,8 @@ def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Execut
 
 
 def gate_in_use(settings: Settings, in_use: ActiveState, *, dimensions: int) -> tuple[Gate | None, str]:
-    """The gate over the router's categories and the declared experts, and its version; None before the first one, or
-    where it was fitted to other categories, another encoder or by an earlier CoE. Raises ArtifactError where it is
+    """The gate over the router's categories and the declared experts, and its version. None before the first one, or if
+    it was fitted to other categories, another encoder, or has an outdated format. Raises ArtifactError if it is
     damaged."""
     artifact = ArtifactStore(settings.artifacts, GATE).current()
     if artifact is None:

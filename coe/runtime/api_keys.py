@@ -1,6 +1,6 @@
-"""API keys: made here, kept as SHA-256 digests, looked up for every request.
+"""API keys: generated here, stored as SHA-256 digests, and looked up for every request.
 
-An administrator's key in a file, generated on the first start, so that a container is never without keys.
+An administrator's key may be generated in a file on the first start, so that a container is never without keys.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from coe.errors import ConfigError, Forbidden, Unauthorized
 from coe.registry import ApiKey, Registry
 from coe.settings import Settings
 
-MAX_KEY = 256
-"""Bytes of a key; longer ones are not hashed."""
+MAX_KEY_BYTES = 256
+"""Longer keys are not hashed."""
 _BEARER = b"bearer "
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is: the name of the API key and its tenant, both None where no keys are declared."""
+    """The name of the request's API key and its tenant, both None if no keys are declared."""
 
     key: str | None = None
     tenant: str | None = None
@@ -39,12 +39,12 @@ def new_key() -> str:
 
 
 def digest_of(key: str) -> str:
-    """What experts.yaml keeps of a key: the SHA-256 of its UTF-8 bytes, in hexadecimal."""
+    """The SHA-256 of a key's UTF-8 bytes, in hexadecimal, as experts.yaml stores it."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class KeyRing:
-    """The declared keys, found by digest. Without any, everybody may do everything."""
+    """The declared keys, found by digest. Without any, every caller may do everything."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._known = {
@@ -54,10 +54,10 @@ class KeyRing:
         self._anybody = None if keys else Caller()
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
-        """The caller whose key may do `scope` (None: any key may). Raises Unauthorized or Forbidden."""
+        """The caller, whose key must have `scope` (None: any key). Raises Unauthorized or Forbidden."""
         if self._anybody is not None:
             return self._anybody
-        sent = hashlib.sha256(_sent(headers)).digest()
+        sent = hashlib.sha256(_sent_key(headers)).digest()
         found = self._known.get(sent)
         if found is None or not hmac.compare_digest(found[0], sent):
             raise Unauthorized("this API key is not known; ask whoever runs this service for one")
@@ -67,8 +67,8 @@ class KeyRing:
         return caller
 
 
-def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The key a request came with. Names of headers are in lower case, as ASGI has them."""
+def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key of a request. Header names are in lower case, as ASGI passes them."""
     key = b""
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == _BEARER:
@@ -78,26 +78,26 @@ def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
             key = value
     if not key:
         raise Unauthorized("an API key is needed: send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'")
-    if len(key) > MAX_KEY:
-        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY} bytes")
+    if len(key) > MAX_KEY_BYTES:
+        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY_BYTES} bytes")
     return key
 
 
-NAME = "admin"
-"""The key's name, in logs and records."""
-MIN_KEY = 20
+ADMIN_KEY_NAME = "admin"
+"""The key's name in logs and records."""
+MIN_KEY_CHARACTERS = 20
 """Characters of a key that was written by hand."""
 
 
 def create_admin_key(settings: Settings) -> str | None:
-    """Generates the key where COE_ADMIN_KEY_FILE names a file that does not exist, and returns what to print once; None
-    where there is nothing to do. Raises ConfigError where it cannot be written."""
+    """Generates the key if COE_ADMIN_KEY_FILE names a missing file, and returns the text to print once; None otherwise.
+    Raises ConfigError if it cannot be written."""
     path = settings.admin_key_file
     if path is None or path.exists():
         return None
     key = new_key()
     try:
-        created = _write(path, key)
+        created = _write_key(path, key)
     except OSError as error:
         raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be written: {error.strerror or error}") from error
     if not created:  # another gateway over the same folder was faster
@@ -110,15 +110,17 @@ def with_admin_key(registry: Registry, settings: Settings) -> Registry:
     if settings.admin_key_file is None:
         return registry
     access = registry.access
-    digest = digest_of(_read(settings.admin_key_file))
-    if any(key.name == NAME for key in access.keys):
-        raise ConfigError(f"access.keys: COE_ADMIN_KEY_FILE adds a key named {NAME!r}; rename the declared one")
-    added = ApiKey(name=NAME, sha256=digest, scopes=frozenset(get_args(Scope)))
+    digest = digest_of(_read_key(settings.admin_key_file))
+    if any(key.name == ADMIN_KEY_NAME for key in access.keys):
+        raise ConfigError(
+            f"access.keys: COE_ADMIN_KEY_FILE adds a key named {ADMIN_KEY_NAME!r}; rename the declared one"
+        )
+    added = ApiKey(name=ADMIN_KEY_NAME, sha256=digest, scopes=frozenset(get_args(Scope)))
     return registry.model_copy(update={"access": access.model_copy(update={"keys": (*access.keys, added)})})
 
 
-def _write(path: Path, key: str) -> bool:
-    """Writes the file whole, readable by its owner alone. Whether it was not there yet."""
+def _write_key(path: Path, key: str) -> bool:
+    """Writes the file in one step, readable by its owner only. Returns whether it did not exist before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{os.getpid()}")
     draft.unlink(missing_ok=True)
@@ -136,15 +138,15 @@ def _write(path: Path, key: str) -> bool:
     return True
 
 
-def _read(path: Path) -> str:
+def _read_key(path: Path) -> str:
     try:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be read: {reason}") from None
-    if not MIN_KEY <= len(key) <= MAX_KEY or not key.isprintable() or " " in key:
+    if not MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_BYTES or not key.isprintable() or " " in key:
         raise ConfigError(
-            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY} to {MAX_KEY} characters; delete the file, and "
-            "the next start generates one"
+            f"COE_ADMIN_KEY_FILE={str(path)!r} holds no key of {MIN_KEY_CHARACTERS} to {MAX_KEY_BYTES} characters; "
+            "delete the file, and the next start generates one"
         )
     return key

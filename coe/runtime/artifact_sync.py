@@ -1,6 +1,7 @@
-"""Mirrors what is in use for all gateways into this one's state folder, where `artifacts` names a Redis.
+"""Mirrors the versions in use on all machines into this one's state folder, if `artifacts` names a Redis.
 
-From there it is taken over like what is promoted here: `gateway/process/reload.py` watches the folder.
+From there they are reloaded like local promotions: `gateway/process/reload.py` watches the folder. The gateway syncs in
+a task; commands sync once before they change anything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import RedisArtifacts, mirror, share_at
+from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
@@ -22,97 +23,98 @@ from coe.terminal import say_error
 
 _log = logging.getLogger("gateway")
 
-POLL = 1.0
-"""Seconds between two looks."""
-RETRY = 5.0
-"""Seconds after one that failed, which may have fetched a damaged version."""
+POLL_SECONDS = 1.0
+"""Interval of syncs."""
+RETRY_SECONDS = 5.0
+"""Pause after a failed sync, which may have fetched a damaged version."""
 
-MAX_WHY = 500
+MAX_CAUSE_CHARACTERS = 500
 """Characters of a cause in the log."""
 
 
 class ArtifactSync:
-    """`behind` tells that what is shared cannot be taken over; what was in use serves on."""
+    """`behind` is True while the shared versions cannot be copied; the previous ones stay in use."""
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._share, self._artifacts = share, settings.artifacts
         self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS]
         self.behind = False
-        self._said = ""
+        self._last_error = ""
 
-    def look(self) -> None:
-        """Take over what is new. Does not fail."""
+    def sync(self) -> None:
+        """Copies what is new. Does not fail."""
         try:
             mirror(self._stores)
-            self._share.hear(TRAFFIC_REPORT_FILE, self._artifacts)
+            self._share.fetch_file(TRAFFIC_REPORT_FILE, self._artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
-            why = str(error) if isinstance(error, CoEError | OSError) else repr(error)
-            why = why[:MAX_WHY]
-            if why != self._said:
-                self._said = why
-                _log.error("what is shared is not taken over, the last good state serves on: %s", why)
+            cause = str(error) if isinstance(error, CoEError | OSError) else repr(error)
+            cause = cause[:MAX_CAUSE_CHARACTERS]
+            if cause != self._last_error:
+                self._last_error = cause
+                _log.error("what is shared is not taken over, the last good state serves on: %s", cause)
             return
         if self.behind:
             _log.warning("what is shared is taken over again")
-        self.behind, self._said = False, ""
+        self.behind, self._last_error = False, ""
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Syncs at intervals, forever."""
         while True:
-            await asyncio.to_thread(self.look)
-            await asyncio.sleep(RETRY if self.behind else POLL)
+            await asyncio.to_thread(self.sync)
+            await asyncio.sleep(RETRY_SECONDS if self.behind else POLL_SECONDS)
 
     def close(self) -> None:
         self._share.close()
 
 
-def catch_up(settings: Settings) -> None:
-    """One look, before anything is served: a new machine finds its router there. Raises ConfigError."""
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+def sync_once(settings: Settings) -> None:
+    """One sync before anything is served, so that a new machine finds its router. Raises ConfigError."""
+    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        follower = ArtifactSync(settings, share)
-        follower.look()
-        follower.close()
+        artifact_sync = ArtifactSync(settings, share)
+        artifact_sync.sync()
+        artifact_sync.close()
 
 
 @asynccontextmanager
-async def following(settings: Settings, address: str, *, task_failed: TaskFailed) -> AsyncIterator[Callable[[], bool]]:
-    """Mirrors the shared artifacts in a task until the block ends, where `address` names a Redis.
+async def sync_artifacts(
+    settings: Settings, address: str, *, task_failed: TaskFailed
+) -> AsyncIterator[Callable[[], bool]]:
+    """Syncs in a task until the block ends, if `address` names a Redis.
 
-    Yields a function that returns whether this gateway is behind the shared state. Raises ConfigError for a bad
-    address.
+    Yields a function that returns whether this gateway is behind. Raises ConfigError for an invalid address.
     """
-    share = share_at(address)
-    follower = None if share is None else ArtifactSync(settings, share)
-    if follower is None:
+    share = open_shared(address)
+    artifact_sync = None if share is None else ArtifactSync(settings, share)
+    if artifact_sync is None:
         yield lambda: False
         return
-    task = supervised(follower.run, "artifact-sync", task_failed=task_failed)
+    task = supervised(artifact_sync.run, "artifact-sync", task_failed=task_failed)
     try:
-        yield lambda: follower.behind
+        yield lambda: artifact_sync.behind
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        follower.close()
+        artifact_sync.close()
 
 
-def caught_up(settings: Settings) -> RedisArtifacts | None:
-    """Where `artifacts` says that what is in use is shared, after what is so elsewhere is so here; None where it is not
-    shared. Raises ArtifactError where that cannot be found out, since what is done next would be undone by it."""
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+def synced_share(settings: Settings) -> RedisArtifacts | None:
+    """The shared artifacts after a sync; None if `artifacts` is a folder. Raises ArtifactError if the sync fails, since
+    it would later undo what the caller does next."""
+    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
         mirror([ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS])
     return share
 
 
-def store_of(settings: Settings, kind: str) -> ArtifactStore:
-    """The artifacts of a kind, caught up with other machines as far as that can be: a version that is damaged there
-    must not keep another from being promoted, and where Redis is away nothing can be."""
+def synced_store(settings: Settings, kind: str) -> ArtifactStore:
+    """The store of one kind, synced as far as possible. A damaged shared version must not prevent the promotion of
+    another one."""
     try:
-        return ArtifactStore(settings.artifacts, kind, caught_up(settings))
+        return ArtifactStore(settings.artifacts, kind, synced_share(settings))
     except ArtifactError as error:
         say_error(f"note: {error}")
-        share = share_at(load(settings.config, environ=settings.environ).artifacts)
+        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         return ArtifactStore(settings.artifacts, kind, share)

@@ -1,4 +1,4 @@
-"""Consequences of experts.yaml for the router, plan, overlays and gate in use; for check, start and reload."""
+"""Consequences of experts.yaml for the router, plan, overlays and gate in use; for `coe check`, start and reload."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _log = logging.getLogger("gateway")
 
 
 def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence, ...]:
-    """All consequences of a declaration, none where it is the one that everything in use was made for.
+    """All consequences of a declaration; none if everything in use was made for it.
 
-    Raises ArtifactError or ConfigError, with the remedy, for what would stop a start.
+    Raises ArtifactError or ConfigError, with the remedy, for what would prevent a start.
     """
     router = ArtifactStore(settings.artifacts, ROUTER).current()
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
@@ -36,7 +36,7 @@ def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence
 
 
 def log_consequences(found: Sequence[Consequence]) -> None:
-    """One line each; a warning where `coe plan` should be run again."""
+    """Logs one line each; a warning if `coe plan` should be run again."""
     for one in found:
         _log.log(logging.WARNING if one.replan else logging.INFO, "%s", one.sentence)
 
@@ -53,24 +53,24 @@ def _router(registry: Registry, artifact: Artifact) -> Iterator[Consequence]:
 
 
 def _overlays(settings: Settings, registry: Registry, router: Artifact) -> Iterator[Consequence]:
-    made = _manifest(settings, OVERLAYS)
-    if made is None:
+    manifest = _manifest(settings, OVERLAYS)
+    if manifest is None:
         return
-    same = set(made.categories) == set(registry.category_names)
-    if made.data != router.manifest.version or not same:
+    same = set(manifest.categories) == set(registry.category_names)
+    if manifest.data != router.manifest.version or not same:
         why = "other categories" if not same else "another router"
         sentence = f"the overlays of tenants were fitted to {why}; they stay unused until `coe retrain` fits new ones"
-        yield Consequence("overlays", made.version, sentence)
+        yield Consequence("overlays", manifest.version, sentence)
 
 
 def _gate(settings: Settings, registry: Registry) -> Iterator[Consequence]:
-    made = None if registry.retrieval.store is None else _manifest(settings, GATE)
-    if made is not None and set(made.categories) != set(registry.category_names):
+    manifest = None if registry.retrieval.store is None else _manifest(settings, GATE)
+    if manifest is not None and set(manifest.categories) != set(registry.category_names):
         sentence = (
             "the retrieval gate was fitted to other categories; it stays unused until `coe score --retrieval both` and "
             "`coe plan` are run"
         )
-        yield Consequence("gate", made.version, sentence)
+        yield Consequence("gate", manifest.version, sentence)
 
 
 def _manifest(settings: Settings, kind: str) -> Manifest | None:

@@ -1,7 +1,4 @@
-"""The document store that experts.yaml declares, opened with the encoder of the router in use.
-
-Who consults documents: the declared store with the encoder of its questions, and the gate, over what is in use.
-"""
+"""Opens the document store that experts.yaml declares, with the encoder of the router in use."""
 
 from __future__ import annotations
 
@@ -17,25 +14,25 @@ from coe.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """A store with the encoder that it was opened for."""
+class DocumentIndex:
+    """A document store with the encoder that it was opened for."""
 
     store: DocumentStore
     encoder: TokenizingEncoder
 
 
-def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> Index:
-    """The store, and the encoder of the router in `folder`. Reads the encoder's files; connects to nothing. Raises
-    ConfigError where no store is declared, ArtifactError for a damaged router."""
+def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> DocumentIndex:
+    """The store, and the encoder of the router in `folder`. Reads the encoder's files and connects to nothing. Raises
+    ConfigError if no store is declared, ArtifactError for a damaged router."""
     if registry.retrieval.store is None:
         raise ConfigError(
             f"{settings.config}: no document store is declared; add: retrieval: {{store: 'lancedb:///documents'}}"
         )
     encoder = routers.load_document_encoder(folder, threads=threads)
-    return Index(open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder)
+    return DocumentIndex(open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder)
 
 
 def check_store(settings: Settings, registry: Registry) -> None:
-    """Raises ConfigError for an address that cannot be one, or where its library is missing."""
+    """Raises ConfigError for an invalid address, or if its library is missing."""
     if registry.retrieval.store is not None:
         open_store(registry.retrieval.store, base=settings.home, encoder=EncoderId("", 0))

@@ -1,7 +1,7 @@
-"""Puts a published version into use, or goes back, after the checks by which a gateway would refuse it.
+"""Puts a published version into use, or rolls back, after the checks that a gateway would make.
 
-`coe promote`, `coe rollback` and the page's buttons all do it here. Gateways take it over
-as `gateway/process/reload.py` says.
+`coe promote`, `coe rollback` and the buttons of the UI call it. Gateways reload the version as
+`gateway/process/reload.py` describes.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from coe.retrieval.gate import GATE_FILE, Gate
 from coe.runtime.active_state import (
     check_fit,
     check_router,
-    fit_router,
     load_router,
-    other_router,
+    overlays_fit_router,
     read_overlays,
     read_plan,
+    wrong_router_message,
 )
 from coe.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """What was in use of a kind, and what is; None for none."""
+class VersionChange:
+    """The version that was in use of a kind, and the one that is; None for none."""
 
     kind: str
     was: str | None
     in_use: str | None
 
 
-def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *, why: str) -> Move:
-    """Put a version into use. Raises ArtifactError or ConfigError, with nothing changed, where it is damaged, or where
-    a gateway with this experts.yaml would refuse it."""
+def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *, why: str) -> VersionChange:
+    """Puts a version into use. Raises ArtifactError or ConfigError, with nothing changed, if it is damaged or a gateway
+    with this experts.yaml would refuse it."""
     was = store.in_use()
     check_fits(settings, kind, store.published(version))
     store.promote(version, by="hand", why=why)
-    return Move(kind, was, version)
+    return VersionChange(kind, was, version)
 
 
-def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> Move:
-    """Go back to what was in use before; once more, to what was before that. Raises as `promote` does, and where
-    nothing was."""
+def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> VersionChange:
+    """Restores the previous version; repeated, the one before. Raises like `promote`, and if there is no previous
+    version."""
     was = store.in_use()
-    version = before(store, kind)
+    version = rollback_target(store, kind)
     if version is None:
-        store.forget(by="rollback", why=why)
+        store.clear(by="rollback", why=why)
     else:
         check_fits(settings, kind, store.published(version))
         store.promote(version, by="rollback", why=why)
-    return Move(kind, was, version)
+    return VersionChange(kind, was, version)
 
 
-def before(store: ArtifactStore, kind: str) -> str | None:
-    """What `roll_back` would put into use; None for none, or what experts.yaml declares. Raises ArtifactError where
-    there is nothing to go back to."""
-    move = store.before()
+def rollback_target(store: ArtifactStore, kind: str) -> str | None:
+    """The version that `roll_back` would restore; None for none, or for the declared assignment. Raises ArtifactError
+    if there is nothing to restore."""
+    move = store.last_promotion()
     if move is None or (move.was is None and kind == ROUTER):
         raise ArtifactError(
             f"rollback: no {kind} was in use before {store.in_use() or 'this'}; name one to `coe promote`"
@@ -86,8 +86,8 @@ def _check_assignment(settings: Settings, artifact: Artifact) -> None:
 def _check_overlays(settings: Settings, artifact: Artifact) -> None:
     found = read_overlays(artifact)
     router = load_router(*check_router(settings))
-    if not fit_router(artifact, found, router):
-        raise ArtifactError(other_router(artifact, router))
+    if not overlays_fit_router(artifact, found, router):
+        raise ArtifactError(wrong_router_message(artifact, router))
 
 
 def _check_gate(settings: Settings, artifact: Artifact) -> None:

@@ -1,4 +1,7 @@
-"""What is published of one kind of artifact, what is in use, and how it came to be, as JSON."""
+"""Lists the versions and promotions of one kind of artifact, and describes one version, as JSON.
+
+The admin API and `coe promote --list` show it.
+"""
 
 from __future__ import annotations
 
@@ -15,60 +18,60 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
 from coe.runtime.active_state import read_overlays
-from coe.runtime.promotion import before
+from coe.runtime.promotion import rollback_target
 
-MOST = 100
-"""Versions and moves that are listed of a kind, the newest."""
-MADE_BY = ("train", "plan", "retrain")
-"""Jobs that make versions; the other moves put a version into use that was there before."""
-LEARNT = "learnt"
-"""Of a router's metrics: a digest for every prompt that it learnt from traffic, of no use to people."""
+MAX_LISTED = 100
+"""Newest versions and moves of a kind that are listed."""
+TRAINING_JOBS = ("train", "plan", "retrain")
+"""Jobs that make versions; the other moves put an existing version into use."""
+LEARNT_DIGESTS = "learnt"
+"""A router's metric: digests of all prompts that it learnt from traffic, shown as their number."""
 REPORT = "report.json"
-"""What a round of learning left beside what it promoted."""
+"""Report of the learning round, stored beside what it promoted."""
 
 
-class Shelf:
+class VersionCatalog:
     """The artifacts of one kind under a root folder. Manifests never change, so each is read once."""
 
     def __init__(self, root: Path, kind: str) -> None:
         self.kind = kind
         self._store = ArtifactStore(root, kind)
-        self._known: dict[str, dict[str, Any]] = {}
+        self._summaries: dict[str, dict[str, Any]] = {}
 
     def in_use(self) -> str | None:
-        """The version in use, unread."""
+        """The version in use, without reading it."""
         return self._store.in_use()
 
-    def listed(self) -> dict[str, Any]:
-        """Versions and moves, the newest first; blocks on the disk."""
-        there = self._store.versions()
-        self._known = {version: self._known.get(version) or self._summary(version) for version in there}
-        newest = sorted(self._known.values(), key=lambda one: str(one["created"] or ""), reverse=True)
+    def list_versions(self) -> dict[str, Any]:
+        """Versions and moves, newest first; blocks on the disk."""
+        published = self._store.versions()
+        self._summaries = {version: self._summaries.get(version) or self._summary(version) for version in published}
+        newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
         origins = _origins(moves)
         newest = [one | {"origin": origins.get(one["version"])} for one in newest]
         return {
             "kind": self.kind,
             "in_use": self._store.in_use(),
-            "before": self._before(),
-            "versions": newest[:MOST],
-            "more_versions": max(len(newest) - MOST, 0),
-            "history": moves[:MOST],
-            "more_history": max(len(moves) - MOST, 0),
+            "before": self._rollback_version(),
+            "versions": newest[:MAX_LISTED],
+            "more_versions": max(len(newest) - MAX_LISTED, 0),
+            "history": moves[:MAX_LISTED],
+            "more_history": max(len(moves) - MAX_LISTED, 0),
             "damaged": damage,
         }
 
-    def whole(self, version: str) -> dict[str, Any]:
-        """One version with its report, every file checked; blocks on the disk. Raises ArtifactNotFound."""
+    def details(self, version: str) -> dict[str, Any]:
+        """One version with its report, every file verified; blocks on the disk. Raises ArtifactNotFound."""
         if version not in self._store.versions():
             raise ArtifactNotFound(f"no {self.kind} {version[:64]!r} is published here")
-        told = self._summary(version)
+        found = self._summary(version)
         try:
             artifact = self._store.published(version)
-            told |= {"metrics": _metrics(artifact.manifest)} | _CONTENTS[self.kind](artifact)
+            found |= {"metrics": _metrics(artifact.manifest)} | _CONTENTS[self.kind](artifact)
         except (ArtifactError, OSError) as error:
-            told["damaged"] = str(error)
-        return {"object": "artifact", "kind": self.kind, **told}
+            found["damaged"] = str(error)
+        return {"object": "artifact", "kind": self.kind, **found}
 
     def _summary(self, version: str) -> dict[str, Any]:
         try:
@@ -88,7 +91,7 @@ class Shelf:
         }
 
     def _quality(self, manifest: Manifest) -> float | None:
-        """What the version was measured with; None where nothing is known, or the files are damaged."""
+        """The version's measured quality; None if unknown or its files are damaged."""
         try:
             found = _QUALITY[self.kind](self._store.folder(manifest.version), manifest)
         except (ArtifactError, OSError):
@@ -101,17 +104,17 @@ class Shelf:
         except ArtifactError as error:
             return [], str(error)
 
-    def _before(self) -> dict[str, Any] | None:
-        """What going back would put into use; None where there is nothing to go back to."""
+    def _rollback_version(self) -> dict[str, Any] | None:
+        """What a rollback would restore; None if there is nothing to restore."""
         try:
-            return {"version": before(self._store, self.kind)}
+            return {"version": rollback_target(self._store, self.kind)}
         except ArtifactError:
             return None
 
 
 def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By version what made it: the job that put it into use first. `moves` has the newest first."""
-    return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in MADE_BY}
+    """The job that first put each version into use. `moves` has the newest first."""
+    return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
 
 
 def _accuracy(_: Path, manifest: Manifest) -> Any:
@@ -142,12 +145,12 @@ _QUALITY: Mapping[str, Callable[[Path, Manifest], Any]] = {
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:
     found = dict(manifest.metrics)
-    if isinstance(digests := found.get(LEARNT), list):
-        found[LEARNT] = len(digests)
+    if isinstance(digests := found.get(LEARNT_DIGESTS), list):
+        found[LEARNT_DIGESTS] = len(digests)
     return found
 
 
-def _nothing_more(_: Artifact) -> dict[str, Any]:
+def _no_contents(_: Artifact) -> dict[str, Any]:
     return {}
 
 
@@ -173,4 +176,4 @@ def _overlays(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-_CONTENTS = {ROUTER: _nothing_more, ASSIGNMENT: _assignment, OVERLAYS: _overlays, GATE: _nothing_more}
+_CONTENTS = {ROUTER: _no_contents, ASSIGNMENT: _assignment, OVERLAYS: _overlays, GATE: _no_contents}

@@ -1,19 +1,18 @@
-"""Who is asking, and what that API key may still use.
+"""Access control: API keys, rate limits and budgets, and protection against foreign web pages.
 
-Opened once a process: `async with open_limiter(registry.access.counters, home=settings.home) as limiter`. Built for
-every declaration: `access_of(registry, limiter)`. A reload builds a new Access over the same limiter: keys that stay
-keep their counts.
+A process opens one limiter: `async with open_limiter(registry.access.counters, home=settings.home) as limiter`. Every
+declaration gets its own `access_of(registry, limiter)`. A reload builds a new Access over the same limiter, so keys
+that stay keep their counts.
 """
 
 from coe.runtime.api_keys import Caller, create_admin_key, with_admin_key
-from gateway.access.access import Access, access_of
-from gateway.access.allowance import FREE, Allowance
+from gateway.access.access import Access, access_of, check_counters, open_limiter
+from gateway.access.allowance import UNLIMITED, Allowance
 from gateway.access.browsers import check_exposure
-from gateway.access.factory import check_counters, open_limiter
 from gateway.access.limits import Limiter
 
 __all__ = [
-    "FREE",
+    "UNLIMITED",
     "Access",
     "Allowance",
     "Caller",

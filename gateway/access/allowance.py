@@ -1,4 +1,8 @@
-"""What one request may use: estimated before the call, corrected after it, told in the answer's headers."""
+"""What one request may use: an estimate reserved before the call, corrected after it, and shown in rate-limit headers.
+
+An Allowance is an async context around a request. UNLIMITED is for keys without limits, RequestAllowance counts the
+request alone, and TokenAllowance also its tokens and cost.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from coe.core import Chat, Usage
 from coe.registry import Prices
 from gateway.access.buckets import MINUTE
 from gateway.access.estimate import input_tokens, output_tokens
-from gateway.access.limits import Account, Use, refusal
+from gateway.access.limits import Account, Amounts, limit_error
 
-REQUEST = Use(1, 0, 0)
-_SHOWN = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
+ONE_REQUEST = Amounts(1, 0, 0)
+_HEADER_NAMES = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
-Spent = Callable[[], tuple[Usage, Prices] | None]
-"""Tells at the end what was used and by which prices; None where no expert answered."""
+UsageOf = Callable[[], tuple[Usage, Prices] | None]
+"""Called once at the end: tokens used and their prices; None if no expert answered."""
 
 
 class Allowance:
-    """`async with` holds what one request may use; entering raises LimitReached. This one is without limits."""
+    """An allowance without limits. `async with` holds what one request may use; entering raises LimitReached."""
 
     __slots__ = ()
 
@@ -30,110 +34,113 @@ class Allowance:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
 
     async def reserve(self, chat: Chat) -> None:
-        """Reserve what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
+        """Reserves what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
         ever allows."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What is left, the way OpenAI tells it."""
+        """The remaining amounts, as OpenAI's x-ratelimit headers."""
         return []
 
 
-FREE = Allowance()
+UNLIMITED = Allowance()
 
 
-class Counted(Allowance):
-    """Of a key that has limits, for what asks no expert: one request, without tokens and without money."""
+class RequestAllowance(Allowance):
+    """Counts one request of a key with limits, without tokens and money."""
 
-    __slots__ = ("_account", "_taken")
+    __slots__ = ("_account", "_reserved")
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        self._taken: Any = None
+        self._reserved: Any = None
 
     async def __aenter__(self) -> Allowance:
-        self._taken = await self._account.take(REQUEST)
+        self._reserved = await self._account.reserve(ONE_REQUEST)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._account.settle(self._taken, REQUEST)
+        self._account.settle(self._reserved, ONE_REQUEST)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         found = []
-        for meter, left in zip(self._account.meters, self._account.left(), strict=True):
-            if (what := _SHOWN.get(meter.name)) is not None:
-                missing = max(0.0, meter.limit - left)
+        for meter, remaining in zip(self._account.meters, self._account.remaining(), strict=True):
+            if (what := _HEADER_NAMES.get(meter.name)) is not None:
+                missing = max(0.0, meter.limit - remaining)
                 found += [
                     (b"x-ratelimit-limit-" + what, b"%d" % meter.limit),
-                    (b"x-ratelimit-remaining-" + what, b"%d" % max(0.0, left)),
+                    (b"x-ratelimit-remaining-" + what, b"%d" % max(0.0, remaining)),
                     (b"x-ratelimit-reset-" + what, _duration(missing * MINUTE / meter.limit)),
                 ]
         return found
 
 
-class Metered(Counted):
-    """What an expert's answer uses of a key with limits, reserved in two steps. Before the body is read it is the
-    request and the least that any request uses, so that a key with nothing left is refused. Once the body is parsed it
-    is what the answer may use."""
+class TokenAllowance(RequestAllowance):
+    """Counts the request, tokens and cost of an expert's answer.
 
-    __slots__ = ("_input", "_key", "_least", "_output", "_prices_of", "_rest", "_spent")
+    It reserves in two steps. Before the body is read it reserves the request and the minimum that any request uses, so
+    that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed.
+    """
+
+    __slots__ = ("_input", "_key", "_minimum", "_output", "_prices_of", "_reserved_for_answer", "_usage_of")
 
     def __init__(
-        self, account: Account, key: str, *, least: Use, prices_of: Callable[[str], Prices], spent: Spent
+        self, account: Account, key: str, *, minimum: Amounts, prices_of: Callable[[str], Prices], usage_of: UsageOf
     ) -> None:
         super().__init__(account)
         self._key = key
-        self._least = least
+        self._minimum = minimum
         self._prices_of = prices_of
         self._input = self._output = 0.0
-        self._rest: Any = None
-        self._spent: Spent | None = spent
-        """None once it was asked: it holds the request, which holds this, and such circles keep large bodies."""
+        self._reserved_for_answer: Any = None
+        self._usage_of: UsageOf | None = usage_of
+        """None after the call: it refers to the request, which refers to this, and such cycles keep large bodies alive.
+        """
 
     async def __aenter__(self) -> Allowance:
-        self._taken = await self._account.take(self._least)
+        self._reserved = await self._account.reserve(self._minimum)
         return self
 
     async def reserve(self, chat: Chat) -> None:
         self._input, self._output = input_tokens(chat), output_tokens(chat)
-        whole = _use(self._input, self._output, self._prices_of(chat.model))
+        amounts = _amounts(self._input, self._output, self._prices_of(chat.model))
         for meter in self._account.meters:
-            if whole[meter.unit] > meter.limit:
-                raise refusal(self._key, meter, whole[meter.unit], wait=0.0)
-        self._rest = await self._account.take(_less(whole, self._least))
+            if amounts[meter.unit] > meter.limit:
+                raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
+        self._reserved_for_answer = await self._account.reserve(_beyond(amounts, self._minimum))
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Charge what was used. An answer whose tokens nobody counted, as when the client left, costs the estimate,
-        or a token for each event where more of them came."""
-        assert self._spent is not None
-        spent, self._spent = self._spent(), None
-        if self._rest is None:
-            self._account.settle(self._taken, REQUEST)
+        """Charges what was used. An answer without a token count, for example because the client disconnected, costs
+        the estimate, or one token per event if more events came."""
+        assert self._usage_of is not None
+        usage_of, self._usage_of = self._usage_of(), None
+        if self._reserved_for_answer is None:
+            self._account.settle(self._reserved, ONE_REQUEST)
             return
-        used = REQUEST if spent is None else self._used(*spent)
-        self._account.settle(self._taken, self._least)
-        self._account.settle(self._rest, _less(used, self._least))
+        used = ONE_REQUEST if usage_of is None else self._used(*usage_of)
+        self._account.settle(self._reserved, self._minimum)
+        self._account.settle(self._reserved_for_answer, _beyond(used, self._minimum))
 
-    def _used(self, usage: Usage, prices: Prices) -> Use:
+    def _used(self, usage: Usage, prices: Prices) -> Amounts:
         known_input, known_output = usage.input_tokens, usage.output_tokens
-        return _use(
+        return _amounts(
             self._input if known_input is None else known_input,
             max(self._output, usage.events) if known_output is None else known_output,
             prices,
         )
 
 
-def _less(use: Use, least: Use) -> Use:
-    """What is used beyond `least`, which is negative where less was used."""
-    return Use(use.requests - least.requests, use.tokens - least.tokens, use.dollars - least.dollars)
+def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
+    """What is used beyond `minimum`; negative if less was used."""
+    return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
 
 
-def _use(input_tokens: float, output_tokens: float, prices: Prices) -> Use:
+def _amounts(input_tokens: float, output_tokens: float, prices: Prices) -> Amounts:
     dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
-    return Use(1, input_tokens + output_tokens, dollars)
+    return Amounts(1, input_tokens + output_tokens, dollars)
 
 
 def _duration(seconds: float) -> bytes:
-    """As OpenAI writes it: 12ms, 1.5s, 6m0s."""
+    """A duration in OpenAI's format: 12ms, 1.5s, 6m0s."""
     if seconds < 1:
         return b"%dms" % round(seconds * 1000)
     minutes, rest = divmod(seconds, 60)

@@ -1,4 +1,4 @@
-"""Endpoints that only keys with the right scope may ask, once keys are declared."""
+"""Guards endpoints: only callers whose key has the right scope may call them, once keys are declared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -> Endpoint:
-    """The endpoint for callers whose key may do `scope`, any known key for None; 401 or 403 for others. A RequestError
-    that it raises becomes the answer."""
+    """Wraps `endpoint` for callers whose key has `scope` (None: any known key); others get 401 or 403. A RequestError
+    that it raises becomes the response."""
 
     async def answer(request: Request) -> Response:
         try:

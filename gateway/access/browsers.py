@@ -1,7 +1,8 @@
 """Checks of Host, Origin and Sec-Fetch-Site: protection against web pages that use a visitor's browser to reach the
-gateway, by cross-origin requests (CSRF) or under a host name of their own (DNS rebinding).
+gateway.
 
-Checks that a gateway without API keys listens on loopback only.
+A page may send cross-origin requests (CSRF), or reach the gateway under a host name of its own (DNS rebinding).
+`check_exposure` also makes sure that a gateway without API keys listens on loopback only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from coe.settings import Settings
 
 
 def check_exposure(settings: Settings, access: AccessSpec) -> None:
-    """Raises ConfigError for a host beyond loopback without keys; one that cannot be found is not judged here."""
+    """Raises ConfigError for a host beyond loopback without API keys. A host that cannot be resolved passes."""
     if access.keys or on_loopback(settings.host):
         return
     raise ConfigError(
@@ -29,56 +30,56 @@ def check_exposure(settings: Settings, access: AccessSpec) -> None:
 
 
 def on_loopback(host: str) -> bool:
-    """Whether a gateway that listens on `host` can be reached from this machine only."""
+    """Whether only this machine can reach a gateway that listens on `host`."""
     return all(_is_loopback(address) for address in _addresses(host))
 
 
 def _addresses(host: str) -> list[str]:
     try:
-        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+        return [str(resolved[4][0]) for resolved in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError):
         return []
 
 
 def _is_loopback(address: str) -> bool:
-    found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_loopback
+    resolved = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(resolved, "ipv4_mapped", None)
+    return (mapped or resolved).is_loopback
 
 
-HOSTS_CACHED = 256
-"""Host header values whose verdict is kept."""
-MAX_HOST = 260
-"""Bytes of a Host header value: a DNS name has 253 at most, and a port follows."""
-MAX_SHOWN = 100
-"""Characters of a header value that an error message repeats."""
-_WITHOUT_HOST = ("1.0", "1")
-"""Versions of HTTP, as servers write them, in which a request need not have a Host header. No browser speaks them."""
-_FOREIGN = (b"cross-site", b"same-site")
+MAX_CACHED_HOSTS = 256
+"""Host header values whose check is cached."""
+MAX_HOST_BYTES = 260
+"""Bytes of a Host header value: a DNS name has at most 253, and a port follows."""
+MAX_QUOTED_CHARACTERS = 100
+"""Characters of a header value that an error message quotes."""
+_HTTP_VERSIONS_WITHOUT_HOST = ("1.0", "1")
+"""HTTP versions, as servers write them, in which the Host header is optional. No browser uses them."""
+_CROSS_ORIGIN_SITES = (b"cross-site", b"same-site")
 
-Verdict = tuple[RequestError | None, bool]
-"""Why the request is refused, if it is, and whether it comes from an allowed other origin."""
-_ACCEPTED: Verdict = (None, False)
+BrowserCheck = tuple[RequestError | None, bool]
+"""The error if the request is refused, and whether it comes from an allowed other origin."""
+_ACCEPTED: BrowserCheck = (None, False)
 
 
 class BrowserPolicy:
-    """The declared origins and host names. Immutable, and without cost for programs that are no browsers.
+    """The allowed origins and host names. Immutable; programs other than browsers pay almost nothing.
 
     A gateway whose `host` is on loopback accepts requests that address it as localhost, by an IP address, by that
     `host`, or by one of `hosts`. Elsewhere it accepts every name unless `hosts` are declared. IP addresses need no
-    declaration: a page can be loaded under another site's name that resolves to one, not under the address itself.
+    declaration: a page can be loaded under a name of another site that resolves to one, not under the address itself.
     """
 
     def __init__(self, origins: Sequence[str] = (), hosts: Sequence[str] = (), *, host: str = "127.0.0.1") -> None:
         self._origins = frozenset(origin.encode() for origin in origins)
         self._names = frozenset(("localhost", host.lower(), *hosts))
-        self._below = (".localhost", *(host[1:] for host in hosts if host.startswith("*.")))
+        self._suffixes = (".localhost", *(host[1:] for host in hosts if host.startswith("*.")))
         self._checks_hosts = bool(hosts) or on_loopback(host)
-        self._trusts = lru_cache(HOSTS_CACHED)(self._trusted)
+        self._is_trusted_cached = lru_cache(MAX_CACHED_HOSTS)(self._is_trusted)
 
-    def check(self, scope: Scope) -> Verdict:
-        """The verdict on one request."""
-        host = origin = site = b""
+    def check(self, scope: Scope) -> BrowserCheck:
+        """Checks one request."""
+        host = origin = fetch_site = b""
         hosts = 0
         for name, value in scope["headers"]:
             if name == b"host":
@@ -87,27 +88,31 @@ class BrowserPolicy:
             elif name == b"origin":
                 origin = value
             elif name == b"sec-fetch-site":
-                site = value
+                fetch_site = value
         allowed = origin in self._origins
-        if (wrong := self._wrong_host(scope, host, hosts)) is not None:
-            return wrong, allowed
-        if not origin and not site:
+        if (error := self._host_error(scope, host, hosts)) is not None:
+            return error, allowed
+        if not origin and not fetch_site:
             return _ACCEPTED
         if allowed:
             return None, True
-        if _is_foreign(host, origin, site) and not _opens_page(scope):
-            return _foreign(origin, site), False
+        if _is_cross_origin(host, origin, fetch_site) and not _is_ui_navigation(scope):
+            return _cross_origin_error(origin, fetch_site), False
         return _ACCEPTED
 
-    def _wrong_host(self, scope: Scope, host: bytes, count: int) -> RequestError | None:
-        """What is wrong with the last of `count` Host headers. The server adds an empty one where none was sent."""
+    def _host_error(self, scope: Scope, host: bytes, count: int) -> RequestError | None:
+        """The error in the last of `count` Host headers. The server adds an empty one where none was sent."""
         if count == 1 and host:
-            trusted = not self._checks_hosts or (len(host) <= MAX_HOST and self._trusts(host))
-            return None if trusted else _untrusted(host)
-        return _bad_host(count) if count > 1 or scope["http_version"] not in _WITHOUT_HOST else None
+            trusted = not self._checks_hosts or (len(host) <= MAX_HOST_BYTES and self._is_trusted_cached(host))
+            return None if trusted else _untrusted_host_error(host)
+        return (
+            _invalid_host_error(count)
+            if count > 1 or scope["http_version"] not in _HTTP_VERSIONS_WITHOUT_HOST
+            else None
+        )
 
-    def _trusted(self, host: bytes) -> bool:
-        """Whether a Host header value names an address, or a name that is accepted."""
+    def _is_trusted(self, host: bytes) -> bool:
+        """Whether a Host header value is an address or an accepted name."""
         text = host.decode("latin-1").lower()
         name, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
@@ -115,26 +120,26 @@ class BrowserPolicy:
         elif not port.isdecimal():
             return False
         name = name.removesuffix(".")
-        return name in self._names or name.endswith(self._below) or _is_address(name)
+        return name in self._names or name.endswith(self._suffixes) or _is_address(name)
 
 
-def _is_foreign(host: bytes, origin: bytes, site: bytes) -> bool:
+def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
     """Whether a page of another origin sent the request. Browsers set Sec-Fetch-Site themselves, so same-origin is
-    believed even where a proxy has changed the Host header; without it, as over plain HTTP, Origin is compared."""
-    if site == b"same-origin":
+    trusted even where a proxy changed the Host header. Without it, as over plain HTTP, Origin is compared."""
+    if fetch_site == b"same-origin":
         return False
-    if site in _FOREIGN:
+    if fetch_site in _CROSS_ORIGIN_SITES:
         return True
     return bool(origin) and origin.partition(b"://")[2] != host
 
 
-def _opens_page(scope: Scope) -> bool:
-    """Whether the request is a link to the dashboard that somebody follows: its files hold no data."""
+def _is_ui_navigation(scope: Scope) -> bool:
+    """Whether the user followed a link to the dashboard, whose files hold no data."""
     path: str = scope["path"]
     if scope["method"] != "GET" or not (path == "/ui" or path.startswith("/ui/")):
         return False
-    sent = dict(scope["headers"])
-    return sent.get(b"sec-fetch-mode") == b"navigate" and sent.get(b"sec-fetch-dest") == b"document"
+    headers = dict(scope["headers"])
+    return headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"
 
 
 def _is_address(name: str) -> bool:
@@ -145,25 +150,25 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _foreign(origin: bytes, site: bytes) -> CrossOriginRequest:
-    sender = f"the origin {_shown(origin)}" if origin else f"another site (sec-fetch-site: {_shown(site)})"
+def _cross_origin_error(origin: bytes, fetch_site: bytes) -> CrossOriginRequest:
+    sender = f"the origin {_quoted(origin)}" if origin else f"another site (sec-fetch-site: {_quoted(fetch_site)})"
     return CrossOriginRequest(
         f"a web page of {sender} sent this request, and it is not allowed: add the page's origin to "
         "access.allowed_origins in experts.yaml if its scripts may use this gateway"
     )
 
 
-def _untrusted(host: bytes) -> UntrustedHost:
+def _untrusted_host_error(host: bytes) -> UntrustedHost:
     return UntrustedHost(
-        f"this gateway does not answer under the host name {_shown(host)}: add the name, without its port, to "
+        f"this gateway does not answer under the host name {_quoted(host)}: add the name, without its port, to "
         "access.allowed_hosts in experts.yaml"
     )
 
 
-def _bad_host(count: int) -> InvalidHost:
-    sent = "several" if count > 1 else "none"
-    return InvalidHost(f"the request must have one Host header (RFC 9112, section 3.2), not {sent}")
+def _invalid_host_error(count: int) -> InvalidHost:
+    headers = "several" if count > 1 else "none"
+    return InvalidHost(f"the request must have one Host header (RFC 9112, section 3.2), not {headers}")
 
 
-def _shown(value: bytes) -> str:
-    return repr(value.decode("latin-1")[:MAX_SHOWN])
+def _quoted(value: bytes) -> str:
+    return repr(value.decode("latin-1")[:MAX_QUOTED_CHARACTERS])

@@ -1,4 +1,8 @@
-"""The arithmetic of one limit in one process: how much is left, and when there will be more."""
+"""Counters of one limit in one process: how much remains, and when more will.
+
+TokenBucket counts a limit per minute, CalendarWindow money per day or month, ConcurrencySlots requests at a time. The
+memory limiter counts with them; the Redis limiter does while Redis is down. Times are Unix seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,136 +12,137 @@ from typing import Final, Literal, Protocol
 from gateway.access.limits import Meter
 
 MINUTE, DAY = 60.0, 86400.0
-SLOT_WAIT = 1.0
-"""Seconds after which a refused client may find that one of the key's own requests has ended."""
-ROUNDING = 1e-9
-"""The part of a limit by which sums may be off."""
+SLOT_RETRY_SECONDS = 1.0
+"""Retry-After for a key whose concurrent requests are all in use: one of them may have ended by then."""
+ROUNDING_ERROR = 1e-9
+"""The part of a limit by which sums of floats may be wrong."""
 
 
-class Level(Protocol):
-    """How much is left of one limit. Times are Unix seconds; `stamp` numbers the window that amounts belong to."""
+class LimitCounter(Protocol):
+    """The remaining amount of one limit. `window` numbers the calendar window that amounts belong to, 0 elsewhere."""
 
     limit: float
-    stamp: int
+    window: int
 
     @property
     def kind(self) -> Literal["bucket", "window", "slots"]: ...
 
-    def left(self, now: float) -> float: ...
+    def remaining(self, now: float) -> float:
+        """Brings the counter up to date, and returns the rest; negative where more was used than allowed."""
 
-    def take(self, amount: float) -> None:
-        """Follows a look at `left`, which brings the level up to date."""
+    def consume(self, amount: float) -> None:
+        """Subtracts an amount. Call `remaining` before."""
 
-    def settle(self, taken: float, used: float, stamp: int) -> None:
-        """Give back what was taken and not used, or charge what was used beyond it."""
+    def settle(self, reserved: float, used: float, window: int) -> None:
+        """Returns what was reserved and not used, or charges what was used beyond it."""
 
-    def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is there if nothing else is taken."""
+    def retry_after(self, amount: float, now: float) -> float:
+        """Seconds until `amount` is available if nothing else is consumed."""
 
 
-class Bucket:
-    """A limit per minute: full at first, refilled evenly."""
+class TokenBucket:
+    """A limit per minute: full at first, refilled continuously."""
 
     kind: Final = "bucket"
-    stamp = 0
+    window = 0
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self._level = limit
-        self._at = 0.0
+        self._tokens = limit
+        self._updated = 0.0
 
-    def left(self, now: float) -> float:
-        if now > self._at:
-            self._level = min(self.limit, self._level + (now - self._at) * self.limit / MINUTE)
-        self._at = now  # a clock that was set back starts from here
-        return self._level
+    def remaining(self, now: float) -> float:
+        if now > self._updated:
+            self._tokens = min(self.limit, self._tokens + (now - self._updated) * self.limit / MINUTE)
+        self._updated = now  # a clock that was set back starts from here
+        return self._tokens
 
-    def take(self, amount: float) -> None:
-        self._level -= amount
+    def consume(self, amount: float) -> None:
+        self._tokens -= amount
 
-    def settle(self, taken: float, used: float, stamp: int) -> None:
-        self._level = min(self.limit, self._level + taken - used)
+    def settle(self, reserved: float, used: float, window: int) -> None:
+        self._tokens = min(self.limit, self._tokens + reserved - used)
 
-    def sync(self, left: float, now: float) -> None:
-        """Make it what was heard."""
-        self._level, self._at = min(self.limit, left), now
+    def set_remaining(self, amount: float, now: float) -> None:
+        """Sets the rest, as reported by Redis or the usage file."""
+        self._tokens, self._updated = min(self.limit, amount), now
 
-    def wait(self, amount: float, now: float) -> float:
-        return max(0.0, amount - self.left(now)) * MINUTE / self.limit
+    def retry_after(self, amount: float, now: float) -> float:
+        return max(0.0, amount - self.remaining(now)) * MINUTE / self.limit
 
 
-class Window:
+class CalendarWindow:
     """A limit per calendar day or month in UTC."""
 
     kind: Final = "window"
 
     def __init__(self, limit: float, *, monthly: bool) -> None:
         self.limit = limit
-        self.stamp = 0
+        self.window = 0
         self._monthly = monthly
-        self._spent = 0.0
+        self._used = 0.0
         self._ends = 0.0
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         if now >= self._ends:
-            self.stamp, self._ends = _window(now, monthly=self._monthly)
-            self._spent = 0.0
-        return self.limit - self._spent
+            self.window, self._ends = _window_at(now, monthly=self._monthly)
+            self._used = 0.0
+        return self.limit - self._used
 
-    def take(self, amount: float) -> None:
-        self._spent += amount
+    def consume(self, amount: float) -> None:
+        self._used += amount
 
-    def settle(self, taken: float, used: float, stamp: int) -> None:
-        if stamp == self.stamp:  # what was taken yesterday is settled with yesterday, which is over
-            self._spent = max(0.0, self._spent - taken + used)
+    def settle(self, reserved: float, used: float, window: int) -> None:
+        if window == self.window:  # an amount of yesterday's window no longer counts
+            self._used = max(0.0, self._used - reserved + used)
 
-    def sync(self, left: float, now: float) -> None:
-        """Make it what was heard."""
-        self._spent = self.limit - left
+    def set_remaining(self, amount: float, now: float) -> None:
+        """Sets the rest, as reported by Redis or the usage file."""
+        self._used = self.limit - amount
 
-    def wait(self, amount: float, now: float) -> float:
-        return 0.0 if amount <= self.left(now) else self._ends - now
+    def retry_after(self, amount: float, now: float) -> float:
+        return 0.0 if amount <= self.remaining(now) else self._ends - now
 
 
-class Slots:
+class ConcurrencySlots:
     """A limit on requests at the same time."""
 
     kind: Final = "slots"
-    stamp = 0
+    window = 0
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.used = 0.0
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         return self.limit - self.used
 
-    def take(self, amount: float) -> None:
+    def consume(self, amount: float) -> None:
         self.used += amount
 
-    def settle(self, taken: float, used: float, stamp: int) -> None:
-        self.used -= taken
+    def settle(self, reserved: float, used: float, window: int) -> None:
+        self.used -= reserved
 
-    def wait(self, amount: float, now: float) -> float:
-        return SLOT_WAIT
+    def retry_after(self, amount: float, now: float) -> float:
+        return SLOT_RETRY_SECONDS
 
 
-def level_of(meter: Meter) -> Bucket | Window | Slots:
-    """A fresh level for a meter."""
+def new_counter(meter: Meter) -> TokenBucket | CalendarWindow | ConcurrencySlots:
+    """A full counter for a meter."""
     if meter.name == "concurrent_requests":
-        return Slots(meter.limit)
+        return ConcurrencySlots(meter.limit)
     if meter.unit == 2:
-        return Window(meter.limit, monthly=meter.name == "dollars_per_month")
-    return Bucket(meter.limit)
+        return CalendarWindow(meter.limit, monthly=meter.name == "dollars_per_month")
+    return TokenBucket(meter.limit)
 
 
-def enough(left: float, amount: float, limit: float) -> bool:
-    """Whether `amount` may be taken, forgiving what rounding lost. Nothing may be at any time."""
-    return amount <= 0 or amount <= left + ROUNDING * limit
+def is_available(remaining: float, amount: float, limit: float) -> bool:
+    """Whether `amount` may be consumed, up to rounding errors. A zero amount always may."""
+    return amount <= 0 or amount <= remaining + ROUNDING_ERROR * limit
 
 
-def _window(now: float, *, monthly: bool) -> tuple[int, float]:
-    """Number and end of the day or month that `now` lies in; numbers grow."""
+def _window_at(now: float, *, monthly: bool) -> tuple[int, float]:
+    """Number and end of the day or month that contains `now`; numbers grow."""
     if not monthly:
         day = int(now // DAY)
         return day, (day + 1) * DAY

@@ -1,6 +1,7 @@
-"""Which expert each conversation is with, told between gateways: through the Redis that counts for them, if any.
+"""Shares between gateways which expert each conversation is with, through the Redis of `access.counters`.
 
-No request waits for it but a follow-up to an answer that another gateway gave, and that no longer than LOOK.
+Only a follow-up to an answer of another gateway waits for Redis, and at most LOOKUP_TIMEOUT_SECONDS. One task talks to
+Redis and sends all pending writes and lookups in one pipeline, so that a busy gateway needs no round trip per request.
 """
 
 from __future__ import annotations
@@ -14,136 +15,132 @@ from typing import Self
 
 from coe.routing.affinity import Affinity
 from coe.supervision import TaskFailed, ignored, supervised
-from gateway.access.factory import MEMORY
-from gateway.access.redis_connection import client_of
+from gateway.access.limits import MEMORY
+from gateway.access.redis import limits_client
 
 _log = logging.getLogger("gateway")
 
-LOOK = 0.005
-"""Seconds that a request waits at most to hear of its conversation."""
-TICK = 0.05
-"""Seconds until an answer that began here is known elsewhere."""
-KEPT = 3600
-"""Seconds that a silent conversation is remembered: prefix caches forget sooner. About 130 bytes each in Redis."""
-WAITING = 10_000
-"""Conversations that wait to be told, at most; the oldest are dropped."""
-ANSWER = 1.0
-"""Seconds for one exchange with Redis, connecting included."""
-RETRY = 1.0
-"""Seconds between two looks whether Redis is back."""
-_TELL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end"
-"""One command for all that is told: the client library takes two to three times as long for one each."""
+LOOKUP_TIMEOUT_SECONDS = 0.005
+"""Time limit of a request that waits for its conversation's expert."""
+WRITE_DELAY_SECONDS = 0.05
+"""Delay until an answer that began here is known to the other gateways."""
+EXPIRY_SECONDS = 3600
+"""Seconds that a silent conversation is remembered: prefix caches forget it sooner. About 130 bytes each in Redis."""
+MAX_PENDING_WRITES = 10_000
+"""Conversations that wait to be written; the oldest are dropped."""
+EXCHANGE_TIMEOUT_SECONDS = 1.0
+"""Time limit of one exchange with Redis, connecting included."""
+RETRY_SECONDS = 1.0
+"""Interval of attempts to reach a Redis that is down."""
+_SET_ALL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end"
+"""One command for all writes: the client library takes two to three times as long for one command each."""
 
 
 @asynccontextmanager
 async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Affinity]:
-    """What a process remembers, with the others' knowledge where `access.counters` names a Redis. Raises ConfigError
-    for an address that cannot be one."""
+    """The affinity of a process, shared with other gateways where `access.counters` names a Redis. Raises ConfigError
+    for an invalid address."""
     if counters == MEMORY:
         yield Affinity()
         return
-    async with Conversations(counters, task_failed=task_failed) as conversations:
+    async with RedisAffinity(counters, task_failed=task_failed) as conversations:
         yield Affinity(shared=conversations)
 
 
-class Conversations:
-    """An Elsewhere for as long as it is entered. While Redis is away nothing is known and what is told is lost.
-
-    One task speaks with Redis: all that was told and asked meanwhile goes in one exchange, so that a busy gateway does
-    not make one for each request.
-    """
+class RedisAffinity:
+    """A SharedAffinity while it is entered. While Redis is down, lookups find nothing and writes are lost."""
 
     def __init__(self, url: str, *, task_failed: TaskFailed = ignored) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
-        self._client = client_of(url)
-        self._told: dict[bytes, str] = {}
-        self._asked: dict[bytes, asyncio.Future[str | None]] = {}
+        self._redis = limits_client(url)
+        self._writes: dict[bytes, str] = {}
+        self._lookups: dict[bytes, asyncio.Future[str | None]] = {}
         self._wake = asyncio.Event()
-        self._due = self._away = False
+        self._write_scheduled = self._unavailable = False
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = supervised(self._tend, "conversations", task_failed=self._task_failed)
-        self._wake.set()  # connects: the first who asks would wait longer for that than LOOK
+        self._task = supervised(self._run, "conversations", task_failed=self._task_failed)
+        self._wake.set()  # connects now: it takes longer than LOOKUP_TIMEOUT_SECONDS
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Tell what was not told yet, as far as Redis answers."""
+        """Sends the pending writes, as far as Redis replies."""
         assert self._task
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        if not self._away:
+        if not self._unavailable:
             await self._exchange()
-        await self._client.aclose()
-        await self._client.connection_pool.disconnect()
+        await self._redis.aclose()
 
     def publish(self, key: bytes, expert: str) -> None:
-        self._told.pop(key, None)
-        self._told[key] = expert
-        if len(self._told) > WAITING:
-            del self._told[next(iter(self._told))]
-        if not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_later(TICK, self._wake.set)
+        self._writes.pop(key, None)
+        self._writes[key] = expert
+        if len(self._writes) > MAX_PENDING_WRITES:
+            del self._writes[next(iter(self._writes))]
+        if not self._write_scheduled:
+            self._write_scheduled = True
+            asyncio.get_running_loop().call_later(WRITE_DELAY_SECONDS, self._wake.set)
 
     async def lookup(self, key: bytes) -> str | None:
-        """The expert of that conversation; None where nobody knows or Redis does not say within LOOK."""
-        if self._away:
+        """The expert of that conversation; None if unknown, or if Redis does not reply within
+        LOOKUP_TIMEOUT_SECONDS."""
+        if self._unavailable:
             return None
-        if key not in self._asked:
-            self._asked[key] = asyncio.get_running_loop().create_future()
-        answer = self._asked[key]
+        if key not in self._lookups:
+            self._lookups[key] = asyncio.get_running_loop().create_future()
+        reply = self._lookups[key]
         self._wake.set()
-        await asyncio.wait((answer,), timeout=LOOK)
-        return answer.result() if answer.done() else None
+        await asyncio.wait((reply,), timeout=LOOKUP_TIMEOUT_SECONDS)
+        return reply.result() if reply.done() else None
 
     # --------------------------------------------------------------------------------------------- in the background
 
-    async def _tend(self) -> None:
+    async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
             await self._exchange()
-            if self._away:
-                await asyncio.sleep(RETRY)
+            if self._unavailable:
+                await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()
 
     async def _exchange(self) -> None:
-        """Tell and ask all that waits. Does not fail."""
-        told, self._told, self._due = self._told, {}, False
-        asked, self._asked = self._asked, {}
-        found: Iterable[bytes | None] = ()
+        """Sends all pending writes and lookups. Does not fail."""
+        writes, self._writes, self._write_scheduled = self._writes, {}, False
+        lookups, self._lookups = self._lookups, {}
+        replies: Iterable[bytes | None] = ()
         try:
-            async with asyncio.timeout(ANSWER):
-                found = await self._send(told, asked)
-            if self._away:
+            async with asyncio.timeout(EXCHANGE_TIMEOUT_SECONDS):
+                replies = await self._send(writes, lookups)
+            if self._unavailable:
                 _log.warning("conversations: Redis is back")
-            self._away = False
-        except Exception as error:  # whatever the client library has: no request fails for the sake of its style
-            if not self._away:
+            self._unavailable = False
+        except Exception as error:  # a lost affinity must not fail a request
+            if not self._unavailable:
                 _log.warning("conversations: %r; until Redis is back each gateway remembers its own", error)
-            self._away = True
+            self._unavailable = True
         finally:
-            for answer, expert in zip(asked.values(), found, strict=False):
-                answer.set_result(None if expert is None else expert.decode(errors="replace"))
-            for answer in asked.values():
-                if not answer.done():
-                    answer.set_result(None)
+            for reply, expert in zip(lookups.values(), replies, strict=False):
+                reply.set_result(None if expert is None else expert.decode(errors="replace"))
+            for reply in lookups.values():
+                if not reply.done():
+                    reply.set_result(None)
 
-    async def _send(self, told: Mapping[bytes, str], asked: Iterable[bytes]) -> list[bytes | None]:
-        """One round trip; what was asked, in order."""
-        line, names = self._client.pipeline(transaction=False), [_name(key) for key in asked]
-        if told:
-            line.eval(_TELL, len(told), *map(_name, told), KEPT, *told.values())
-        if names:
-            line.mget(names)
-        else:  # or nothing would be sent where nothing waits, and a Redis that is away would seem to be back
-            line.ping()
-        found = (await line.execute())[-1]
-        return found if names else []
+    async def _send(self, writes: Mapping[bytes, str], lookups: Iterable[bytes]) -> list[bytes | None]:
+        """One round trip. Returns the replies to the lookups, in order."""
+        pipeline, keys = self._redis.client.pipeline(transaction=False), [_redis_key(key) for key in lookups]
+        if writes:
+            pipeline.eval(_SET_ALL, len(writes), *map(_redis_key, writes), EXPIRY_SECONDS, *writes.values())
+        if keys:
+            pipeline.mget(keys)
+        else:  # otherwise nothing may be sent, and a Redis that is down would seem to be back
+            pipeline.ping()
+        replies = (await pipeline.execute())[-1]
+        return replies if keys else []
 
 
-def _name(key: bytes) -> str:
+def _redis_key(key: bytes) -> str:
     return f"coe:with:{key.hex()}"

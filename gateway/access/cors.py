@@ -1,4 +1,5 @@
-"""The entrance of the application: refuses what web pages must not send, and answers allowed ones by CORS."""
+"""ASGI middleware in front of the application: refuses what web pages must not send, and adds CORS headers for allowed
+ones."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from gateway.dialects import chat, messages
 from gateway.errors import headers_of, respond, status_of
 from gateway.serving_state import ServingState
 
-EXPOSED = (
+EXPOSED_HEADERS = (
     "x-request-id",
     "x-coe-expert",
     "x-coe-category",
@@ -30,13 +31,13 @@ EXPOSED = (
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
 """Response headers that scripts of allowed origins may read."""
-METHODS = ("GET", "POST", "DELETE")
-PREFLIGHT_SECONDS = 600
-"""For how long browsers keep the answer to a preflight request."""
+ALLOWED_METHODS = ("GET", "POST", "DELETE")
+PREFLIGHT_CACHE_SECONDS = 600
+"""How long browsers cache the response to a preflight request."""
 
 
 class CrossOriginMiddleware:
-    """An ASGI application in front of `app`. The policy is that of the state served with now, so a reload changes it.
+    """An ASGI application in front of `app`. It uses the policy of the current serving state, so a reload changes it.
     `count` is called with the error code of every refusal."""
 
     def __init__(self, app: ASGIApp, current: ServingState, *, count: Callable[[str], None]) -> None:
@@ -58,16 +59,16 @@ class CrossOriginMiddleware:
 
 
 def _with_cors(app: ASGIApp) -> CORSMiddleware:
-    """Adds the CORS headers for any origin: BrowserPolicy has decided already which may come this far. No cookies are
+    """Adds the CORS headers for any origin: BrowserPolicy has decided before which requests get here. Cookies are not
     allowed, as the API has none."""
     return CORSMiddleware(
         app,
         allow_origin_regex=r"(?s).*",
-        allow_methods=METHODS,
+        allow_methods=ALLOWED_METHODS,
         allow_headers=["*"],  # clients of OpenAI and Anthropic send headers of their own
-        expose_headers=EXPOSED,
+        expose_headers=EXPOSED_HEADERS,
         allow_private_network=True,
-        max_age=PREFLIGHT_SECONDS,
+        max_age=PREFLIGHT_CACHE_SECONDS,
     )
 
 

@@ -1,7 +1,7 @@
-"""Estimate the tokens of a request from its parsed body: what limits reserve, and charge where no server counts.
+"""Estimates the tokens of a request from its parsed body: what limits reserve, and charge if no server counts tokens.
 
-Experts have tokenizers of their own, so this is no exact count. Texts are a quarter of their characters; tools, tool
-calls and all else that a model reads as JSON, a quarter of the JSON; images, files and audio by what providers charge.
+Experts have different tokenizers, so the count is approximate. Text counts a quarter of its characters; tools, tool
+calls and other JSON for the model a quarter of the JSON. Images, files and audio count what providers charge.
 """
 
 from __future__ import annotations
@@ -17,82 +17,88 @@ from coe.errors import InvalidRequest
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
-CHARACTERS = 4
-"""Of text in a token, about."""
-OUTPUT = 512
-"""Tokens of an answer whose length the request does not bound."""
-FILE = 1600
+CHARACTERS_PER_TOKEN = 4
+"""Characters of text per token, approximately."""
+DEFAULT_OUTPUT_TOKENS = 512
+"""Tokens of an answer whose length the request does not limit."""
+TOKENS_PER_FILE = 1600
 """Tokens of a large image as Anthropic counts it, or of about one page of a document."""
-PAGE = 100_000
-"""Characters of a document's base64 that are taken for one page."""
-REFERENCE = 2000
-"""Characters that a link or the name of a stored file has at most."""
-AUDIO = 2000
-"""Characters of audio's base64 in a token: OpenAI counts ten a second, which are 16 kB of MP3."""
+CHARACTERS_PER_PAGE = 100_000
+"""Characters of a document's base64 that count as one page."""
+MAX_REFERENCE_CHARACTERS = 2000
+"""Longest link, or name of a stored file."""
+AUDIO_CHARACTERS_PER_TOKEN = 2000
+"""Characters of an audio file's base64 per token: OpenAI counts ten tokens a second, which are 16 kB of MP3."""
 
-_PROMPTS: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input"}
-_READ: Mapping[Api, tuple[str, ...]] = {
+_PROMPT_NAMES: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input"}
+_PROMPT_FIELDS: Mapping[Api, tuple[str, ...]] = {
     "chat": ("tools", "functions", "response_format", "prediction"),
     "responses": ("tools", "text"),
     "messages": ("tools", "output_config", "output_format", "mcp_servers"),
 }
-"""Fields beside the conversation that a model reads."""
-_ITEMS: Mapping[Api, str] = {"chat": "messages", "responses": "input", "messages": "messages"}
-_COUNTED = frozenset(("role", "content", "name", "type", "id", "status", "signature", "cache_control"))
-"""Of a message or item: what is counted elsewhere, or no model reads."""
-_SOURCES = ("base64", "url", "file")
-_IMAGES = frozenset(("image", "image_url", "input_image", "computer_screenshot", "image_generation_call"))
-_FILES = frozenset(("file", "input_file", "document", "video_url", "input_video", "video"))
-_AUDIO = frozenset(("input_audio", "audio", "audio_url"))
+"""Fields beside the conversation that the model reads."""
+_ITEM_NAMES: Mapping[Api, str] = {"chat": "messages", "responses": "input", "messages": "messages"}
+_IGNORED_FIELDS = frozenset(("role", "content", "name", "type", "id", "status", "signature", "cache_control"))
+"""Fields of a message or item that are counted elsewhere, or that no model reads."""
+_FILE_SOURCES = ("base64", "url", "file")
+_IMAGE_TYPES = frozenset(("image", "image_url", "input_image", "computer_screenshot", "image_generation_call"))
+_FILE_TYPES = frozenset(("file", "input_file", "document", "video_url", "input_video", "video"))
+_AUDIO_TYPES = frozenset(("input_audio", "audio", "audio_url"))
 
 
 def input_tokens(chat: Chat) -> float:
-    """Of all that is sent. Raises InvalidRequest for a body that is nested too deeply to be sent on."""
+    """Tokens of the whole input. Raises InvalidRequest for a body that is nested too deeply to be sent on."""
     prompts = _prompts(chat)
     if prompts:  # `chat.characters` are those of the longest, which the context bounds
         suffix = chat.fields.get("suffix")
-        texts = sum(len(one) / CHARACTERS if isinstance(one, str) else len(one) for one in prompts)
-        return texts + (len(suffix) / CHARACTERS if isinstance(suffix, str) else 0)
+        texts = sum(len(one) / CHARACTERS_PER_TOKEN if isinstance(one, str) else len(one) for one in prompts)
+        return texts + (len(suffix) / CHARACTERS_PER_TOKEN if isinstance(suffix, str) else 0)
     fields = chat.fields
-    beside = sum([_written(fields[name]) for name in _READ.get(chat.api, ()) if fields.get(name)])
-    items = fields.get(_ITEMS.get(chat.api, ""))
-    return chat.characters / CHARACTERS + beside + (sum(map(_item, items)) if isinstance(items, list) else 0.0)
+    beside = sum([_json_tokens(fields[name]) for name in _PROMPT_FIELDS.get(chat.api, ()) if fields.get(name)])
+    items = fields.get(_ITEM_NAMES.get(chat.api, ""))
+    return (
+        chat.characters / CHARACTERS_PER_TOKEN
+        + beside
+        + (sum(map(_item_tokens, items)) if isinstance(items, list) else 0.0)
+    )
 
 
 def output_tokens(chat: Chat) -> float:
-    """At most, as far as the request says; its `n` answers together."""
+    """The maximum that the request allows, for its `n` answers together."""
     if chat.api == "embeddings":
         return 0
     fields = chat.fields
-    longest: float = max([value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=OUTPUT)
+    longest: float = max(
+        [value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=DEFAULT_OUTPUT_TOKENS
+    )
     answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
     return min(longest * answers * (len(_prompts(chat)) or 1), MAX_TOKEN_COUNT)
 
 
 def _prompts(chat: Chat) -> list[str | list[Any]]:
-    """The several texts, or lists of tokens, of one request; none where it is a conversation."""
-    name = _PROMPTS.get(chat.api)
+    """The texts, or lists of tokens, of one request; empty for a conversation."""
+    name = _PROMPT_NAMES.get(chat.api)
     return prompts_of(chat.fields.get(name), name) if name else []
 
 
-def _item(item: Any) -> float:
-    """One message or item, beside its text."""
+def _item_tokens(item: Any) -> float:
+    """Tokens of one message or item, without its text."""
     if not isinstance(item, dict):
         return 0
-    if item.get("type") in _IMAGES:
-        return FILE
+    if item.get("type") in _IMAGE_TYPES:
+        return TOKENS_PER_FILE
     content = item.get("content", item.get("output"))
     if isinstance(content, dict):
         content = [content]
-    found = sum(map(_block, _inner(content))) if isinstance(content, list) else 0.0
-    if item.keys() <= _COUNTED:
+    found = sum(map(_block_tokens, _content_blocks(content))) if isinstance(content, list) else 0.0
+    if item.keys() <= _IGNORED_FIELDS:
         return found
-    more = {name: value for name, value in item.items() if name not in _COUNTED and name != "output"}
-    return found + _written(more)
+    more = {name: value for name, value in item.items() if name not in _IGNORED_FIELDS and name != "output"}
+    return found + _json_tokens(more)
 
 
-def _inner(content: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The blocks of a message, and in place of a tool's results those inside."""
+def _content_blocks(content: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The blocks of a message, with those inside a tool's results in their place."""
     for block in content:
         if not isinstance(block, dict):
             continue
@@ -102,31 +108,31 @@ def _inner(content: Iterable[Any]) -> Iterator[dict[str, Any]]:
             yield from (one for one in inner if isinstance(one, dict))
 
 
-def _block(block: dict[str, Any]) -> float:
-    """One part of a message that is no text."""
+def _block_tokens(block: dict[str, Any]) -> float:
+    """Tokens of one part of a message that is not text."""
     kind = block.get("type")
     if kind in TEXT_PARTS:
         return 0
     source = block.get("source")
-    if kind in _IMAGES:
-        return FILE
-    if kind in _AUDIO:
+    if kind in _IMAGE_TYPES:
+        return TOKENS_PER_FILE
+    if kind in _AUDIO_TYPES:
         size = _longest_text(block)
-        return size / AUDIO if size > REFERENCE else FILE
-    if kind in _FILES and not (isinstance(source, dict) and source.get("type") not in _SOURCES):
-        return FILE * max(1, math.ceil(_longest_text(block) / PAGE))
-    return _written({name: value for name, value in block.items() if name not in ("signature", "cache_control")})
+        return size / AUDIO_CHARACTERS_PER_TOKEN if size > MAX_REFERENCE_CHARACTERS else TOKENS_PER_FILE
+    if kind in _FILE_TYPES and not (isinstance(source, dict) and source.get("type") not in _FILE_SOURCES):
+        return TOKENS_PER_FILE * max(1, math.ceil(_longest_text(block) / CHARACTERS_PER_PAGE))
+    return _json_tokens({name: value for name, value in block.items() if name not in ("signature", "cache_control")})
 
 
 def _longest_text(block: dict[str, Any]) -> int:
-    """Characters of what is probably the data: the longest text in a block, or in an object of it."""
+    """Characters of what is probably the data: the longest text in a block or in an object of it."""
     inner = [value for part in block.values() if isinstance(part, dict) for value in part.values()]
     return max([len(value) for value in (*block.values(), *inner) if isinstance(value, str)], default=0)
 
 
-def _written(value: Any) -> float:
-    """Of a value as JSON."""
+def _json_tokens(value: Any) -> float:
+    """Tokens of a value as JSON."""
     try:
-        return len(orjson.dumps(value).decode()) / CHARACTERS if value else 0
+        return len(orjson.dumps(value).decode()) / CHARACTERS_PER_TOKEN if value else 0
     except orjson.JSONEncodeError as error:  # orjson reads deeper nesting than it writes
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error

@@ -1,4 +1,8 @@
-"""What an API key may use, as values, and the seam behind which that is counted."""
+"""Values and protocols of limits: amounts, meters, accounts and limiters.
+
+A Meter is one declared limit of a key. A Limiter has an Account for every key with limits: in memory, in a file, or
+shared in Redis.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,12 @@ _UNITS: dict[Name, int] = {
 }
 
 
-class Use(NamedTuple):
-    """What one request uses, or may use; a limit counts one of the three."""
+MEMORY = "memory"
+"""The value of `access.counters` for counts in the process, kept in the state folder."""
+
+
+class Amounts(NamedTuple):
+    """What one request uses or may use; each meter counts one of the three."""
 
     requests: float
     tokens: float
@@ -31,7 +39,7 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """One declared limit of one key. `unit` is the place of what it counts in a Use."""
+    """One declared limit of one key. `unit` is the index in Amounts of what it counts."""
 
     name: Name
     limit: float
@@ -39,43 +47,43 @@ class Meter:
 
 
 class Account(Protocol):
-    """What one API key has left."""
+    """What remains for one API key."""
 
     @property
     def meters(self) -> tuple[Meter, ...]: ...
 
-    async def take(self, use: Use) -> Any:
-        """Reserve all of `use` at once, or nothing. Returns what `settle` needs. Raises LimitReached, or
-        InvalidRequest for what no waiting can help."""
+    async def reserve(self, amounts: Amounts) -> Any:
+        """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
+        InvalidRequest for more than a limit ever allows."""
 
-    def settle(self, taken: Any, used: Use) -> None:
-        """Correct what was taken by what was `used`: the rest goes back, what is missing is charged. To be called once
-        for everything taken; gives the place among the concurrent requests back."""
+    def settle(self, reservation: Any, used: Amounts) -> None:
+        """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
+        request. Call it once per reservation."""
 
-    def left(self) -> list[float]:
-        """What is left for each meter, as far as is known here; negative where more was used than was estimated."""
+    def remaining(self) -> list[float]:
+        """What remains of each meter, as far as this process knows; negative if more was used than estimated."""
 
 
 class Limiter(Protocol):
-    """Counts the use of keys. Every implementation passes one suite.
+    """Counts the use of keys. All implementations pass one test suite.
 
-    `degraded` is True while several gateways should count together and each counts for itself.
+    `degraded` is True while counts that should be shared or stored are not.
     """
 
     degraded: bool
 
     def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, Account]:
-        """One account for each of the keys that has limits, by the key's name; counts of keys named before are kept,
-        those of others forgotten."""
+        """The account of each key that has limits, by the key's name. Keys that were passed before keep their counts;
+        counts of others are dropped."""
 
 
 def meters_of(limits: KeyLimits) -> tuple[Meter, ...]:
-    """The declared ones, in the order in which they are asked."""
+    """The declared meters, in the order in which they are checked."""
     declared = ((name, unit, getattr(limits, name)) for name, unit in _UNITS.items())
     return tuple(Meter(name, float(limit), unit) for name, unit, limit in declared if limit is not None)
 
 
-def refusal(key: str, meter: Meter, amount: float, *, wait: float) -> RequestError:
+def limit_error(key: str, meter: Meter, amount: float, *, wait: float) -> RequestError:
     """The error for a meter that lacks `amount` for `wait` seconds, or always."""
     limit = f"{meter.name} of the API key {key!r} ({'$' if meter.unit == 2 else ''}{meter.limit:g})"
     if amount > meter.limit:

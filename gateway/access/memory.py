@@ -1,4 +1,4 @@
-"""Counting the use of keys in one process."""
+"""Counts the use of API keys in one process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from coe.registry import ApiKey
-from gateway.access.buckets import Bucket, Slots, Window, enough, level_of
-from gateway.access.limits import Meter, Use, meters_of, refusal
+from gateway.access.buckets import CalendarWindow, ConcurrencySlots, TokenBucket, is_available, new_counter
+from gateway.access.limits import Amounts, Meter, limit_error, meters_of
+
+Counter = TokenBucket | CalendarWindow | ConcurrencySlots
 
 
 class MemoryReservation(NamedTuple):
-    """What was taken, from where, and in which windows."""
+    """Reserved amounts, the counters that they were taken from, and the windows of these."""
 
-    counted: Sequence[tuple[Meter, Bucket | Window | Slots]]
-    use: Use
-    stamps: Sequence[int]
+    counters: Sequence[tuple[Meter, Counter]]
+    amounts: Amounts
+    windows: Sequence[int]
 
 
 class MemoryLimiter:
@@ -36,70 +38,70 @@ class MemoryLimiter:
                 self._accounts[key.name] = account
         return self._accounts
 
-    def note(self, key: str, meter: Meter, stamp: int, amount: float) -> None:
-        """So much was used, or returned where it is negative. Nothing is kept here."""
+    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
+        """Called with every amount that was used, or returned where it is negative. Does nothing here."""
 
-    def used(self, key: str, meter: Meter, stamp: int) -> float:
-        """What was used before of a limit that is declared only now."""
+    def used(self, key: str, meter: Meter, window: int) -> float:
+        """What was used of a limit before its counter was created."""
         return 0.0
 
 
 class MemoryAccount:
-    """An Account counted in this process; `limiter` is told of all that changes."""
+    """An Account counted in this process; it reports every change to `limiter`."""
 
     def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
         self._key = key
         self._clock = clock
         self._limiter = limiter
         self.meters: tuple[Meter, ...] = ()
-        self._counted: tuple[tuple[Meter, Bucket | Window | Slots], ...] = ()
+        self._counters: tuple[tuple[Meter, Counter], ...] = ()
 
     def declare(self, meters: tuple[Meter, ...]) -> None:
-        """Count by these from now on; what has been counted stays."""
-        known = {meter.name: level for meter, level in self._counted}
-        self._counted = tuple((meter, known.get(meter.name) or self._begun(meter)) for meter in meters)
-        for meter, level in self._counted:
-            level.limit = meter.limit
+        """Replaces the meters. Counts of meters that stay are kept."""
+        known = {meter.name: counter for meter, counter in self._counters}
+        self._counters = tuple((meter, known.get(meter.name) or self._new_counter(meter)) for meter in meters)
+        for meter, counter in self._counters:
+            counter.limit = meter.limit
         self.meters = meters
 
-    def _begun(self, meter: Meter) -> Bucket | Window | Slots:
-        """A level from which what was used before is taken."""
-        level = level_of(meter)
-        if not isinstance(level, Slots):
+    def _new_counter(self, meter: Meter) -> Counter:
+        """A counter less what was used before."""
+        counter = new_counter(meter)
+        if not isinstance(counter, ConcurrencySlots):
             now = self._clock()
-            left = level.left(now)
-            level.sync(left - self._limiter.used(self._key, meter, level.stamp), now)
-        return level
+            remaining = counter.remaining(now)
+            counter.set_remaining(remaining - self._limiter.used(self._key, meter, counter.window), now)
+        return counter
 
-    def take_over(self, name: str, stamp: int, used: float) -> None:
-        """Count so much as used in a window, which other processes use too."""
+    def set_used(self, name: str, window: int, used: float) -> None:
+        """Sets what all processes together used of a calendar window."""
         now = self._clock()
-        for meter, level in self._counted:
-            if meter.name == name and isinstance(level, Window) and level.stamp == stamp:
-                level.sync(meter.limit - used, now)
+        for meter, counter in self._counters:
+            if meter.name == name and isinstance(counter, CalendarWindow) and counter.window == window:
+                counter.set_remaining(meter.limit - used, now)
 
-    async def take(self, use: Use) -> MemoryReservation:
-        now, counted = self._clock(), self._counted
-        for meter, level in counted:
-            amount = use[meter.unit]
-            if not enough(level.left(now), amount, level.limit):
-                raise refusal(self._key, meter, amount, wait=level.wait(amount, now))
-        stamps = []
-        for meter, level in counted:
-            level.take(use[meter.unit])
-            stamps.append(level.stamp)
-            if level.kind != "slots":
-                self._limiter.note(self._key, meter, level.stamp, use[meter.unit])
-        return MemoryReservation(counted, use, stamps)
+    async def reserve(self, amounts: Amounts) -> MemoryReservation:
+        now, counters = self._clock(), self._counters
+        for meter, counter in counters:
+            amount = amounts[meter.unit]
+            if not is_available(counter.remaining(now), amount, counter.limit):
+                raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
+        windows = []
+        for meter, counter in counters:
+            counter.consume(amounts[meter.unit])
+            windows.append(counter.window)
+            if counter.kind != "slots":
+                self._limiter.record(self._key, meter, counter.window, amounts[meter.unit])
+        return MemoryReservation(counters, amounts, windows)
 
-    def settle(self, taken: MemoryReservation, used: Use) -> None:
-        now, use = self._clock(), taken.use
-        for (meter, level), stamp in zip(taken.counted, taken.stamps, strict=True):
-            level.left(now)
-            level.settle(use[meter.unit], used[meter.unit], stamp)
-            if level.kind != "slots" and used[meter.unit] != use[meter.unit]:
-                self._limiter.note(self._key, meter, stamp, used[meter.unit] - use[meter.unit])
+    def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
+        now, reserved = self._clock(), reservation.amounts
+        for (meter, counter), window in zip(reservation.counters, reservation.windows, strict=True):
+            counter.remaining(now)
+            counter.settle(reserved[meter.unit], used[meter.unit], window)
+            if counter.kind != "slots" and used[meter.unit] != reserved[meter.unit]:
+                self._limiter.record(self._key, meter, window, used[meter.unit] - reserved[meter.unit])
 
-    def left(self) -> list[float]:
+    def remaining(self) -> list[float]:
         now = self._clock()
-        return [level.left(now) for _, level in self._counted]
+        return [counter.remaining(now) for _, counter in self._counters]

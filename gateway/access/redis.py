@@ -1,4 +1,9 @@
-"""Counting the use of keys for several gateways together, in Redis; each for itself while that is away."""
+"""Counts the use of API keys for several gateways together, in Redis. Needs Redis 6.2 or newer, or Valkey.
+
+One script call, a refill, is the only way in which counts in Redis change: it grants all that is requested or nothing.
+Accounts lease amounts in advance (`shared_account.py`), so most requests need no call. While Redis is down each gateway
+counts by itself, and `degraded` is True.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +16,133 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
+from coe.redis import RedisClient
 from coe.registry import ApiKey
 from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access.limits import meters_of
-from gateway.access.redis_connection import LimitsRedis, RedisUnavailable
-from gateway.access.shared_account import SharedAccount
+from gateway.access.shared_account import RedisUnavailable, SharedAccount
 
 _log = logging.getLogger("gateway")
 
-TICK = 0.05
-"""Seconds until what is not needed here is there for the others."""
-RETRY = 1.0
-"""Seconds between two looks whether Redis is back."""
+RETURN_INTERVAL_SECONDS = 0.05
+"""Seconds until a surplus is returned."""
+RECONNECT_SECONDS = 1.0
+"""Interval of attempts to reach a Redis that is down."""
+REFILL_TIMEOUT_SECONDS = 0.2
+"""Time limit of a refill, connecting included; a request waits for it."""
+REFILL_GRACE_SECONDS = 0.05
+"""Additional time for a reply that arrived while the event loop of this process was busy."""
+MAX_CONNECTIONS = 8
+
+# KEYS: the key's counts (hash), its slots by gateway (hash). ARGV: the gateway, the seconds for which its slots are
+# leased, then seven arguments a meter:
+#   kind (bucket, window, slots), name, limit, number of the calendar window
+#   returned: what is returned first, negative for a debt; for slots the number that the gateway holds now
+#   least, most: what must be there, or nothing is granted of any meter; what is granted if it is there
+# Returns the first meter that lacks its least (0: none), then for each meter what was granted and what remains.
+# Counts are floats. Redis would truncate returned numbers to integers, so they are returned as text.
+# A bucket refills by the server's clock, so gateways need not agree on the time; they name the calendar window.
+REFILL = """
+local function text(number) return string.format('%.17g', number) end
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local gateway, lease = ARGV[1], tonumber(ARGV[2])
+local meters, lacking = {}, 0
+for p = 3, #ARGV, 7 do
+  local m = {kind = ARGV[p], name = ARGV[p + 1], limit = tonumber(ARGV[p + 2]), window = tonumber(ARGV[p + 3]),
+    returned = tonumber(ARGV[p + 4]), least = tonumber(ARGV[p + 5]), most = tonumber(ARGV[p + 6])}
+  if m.kind == 'bucket' then
+    local stored = redis.call('HMGET', KEYS[1], m.name, m.name .. ':at')
+    local level = tonumber(stored[1] or m.limit) + math.max(0, now - tonumber(stored[2] or now)) * m.limit / 60
+    m.left = math.min(m.limit, math.min(m.limit, level) + m.returned)
+  elseif m.kind == 'window' then
+    local stored = redis.call('HMGET', KEYS[1], m.name, m.name .. ':window')
+    local spent, window = tonumber(stored[1] or 0), tonumber(stored[2] or m.window)
+    if window < m.window then spent, window = 0, m.window end
+    m.window = window
+    m.left = m.limit - math.max(0, spent - m.returned)
+  else
+    local held = redis.call('HGETALL', KEYS[2])
+    m.left = m.limit - m.returned
+    for i = 1, #held, 2 do
+      local count, ends = string.match(held[i + 1], '^(.-):(.+)$')
+      if tonumber(ends) < now then redis.call('HDEL', KEYS[2], held[i])
+      elseif held[i] ~= gateway then m.left = m.left - tonumber(count) end
+    end
+  end
+  meters[#meters + 1] = m
+  if lacking == 0 and m.least > 0 and m.left + m.limit * 1e-9 < m.least then lacking = #meters end
+end
+local reply = {text(lacking)}
+for _, m in ipairs(meters) do
+  local granted = 0
+  if lacking == 0 then granted = math.max(m.least, math.min(m.most, m.left)) end
+  m.left = m.left - granted
+  if m.kind == 'bucket' then
+    redis.call('HSET', KEYS[1], m.name, text(m.left), m.name .. ':at', text(now))
+  elseif m.kind == 'window' then
+    redis.call('HSET', KEYS[1], m.name, text(m.limit - m.left), m.name .. ':window', text(m.window))
+  elseif m.returned + granted > 0 then
+    redis.call('HSET', KEYS[2], gateway, text(m.returned + granted) .. ':' .. text(now + lease))
+    redis.call('EXPIRE', KEYS[2], math.ceil(lease))
+  else
+    redis.call('HDEL', KEYS[2], gateway)
+  end
+  reply[#reply + 1] = text(granted)
+  reply[#reply + 1] = text(m.left)
+end
+redis.call('EXPIRE', KEYS[1], 3456000)
+return reply
+"""
+
+
+def limits_client(url: str) -> RedisClient:
+    """The client for `access.counters`. Its callers bound the time of every command, and no command runs twice. Raises
+    ConfigError when `url` cannot be a Redis address."""
+    return RedisClient(
+        url,
+        key="access.counters",
+        error=RedisUnavailable,
+        connections=MAX_CONNECTIONS,
+        connect_timeout=None,
+        timeout=None,
+        retries=0,
+    )
 
 
 class RedisLimiter:
-    """A Limiter whose gateways never allow more together than one alone would. Needs Redis 6.2 or newer, or Valkey.
+    """A Limiter whose gateways never allow more together than one alone would.
 
-    Entered for as long as it serves: a task gives back what is not needed, keeps slots alive, and looks for Redis
-    while it is away.
+    Enter it for as long as it serves: a task returns what is not needed, renews slots, and reconnects to Redis.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
-        self._connection = LimitsRedis(url)
+        self._redis = limits_client(url)
+        self._script = self._redis.client.register_script(REFILL)
         self._clock = clock
         self._gateway = uuid4().hex
         self._accounts: dict[str, SharedAccount] = {}
-        self._busy: set[SharedAccount] = set()
+        self._open: set[SharedAccount] = set()
         self._wake = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self.degraded = False
 
     async def __aenter__(self) -> Self:
-        self._keeper = supervised(self._tend, "limits", task_failed=self._task_failed)
+        self._task = supervised(self._run, "limits", task_failed=self._task_failed)
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Give everything back, as far as Redis answers."""
-        assert self._keeper
-        self._keeper.cancel()
+        """Returns everything, as far as Redis replies."""
+        assert self._task
+        self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._keeper
-        for account in tuple(self._busy):
+            await self._task
+        for account in tuple(self._open):
             if not self.degraded:
-                await account.give_back(everything=True)
-        await self._connection.aclose()
+                await account.return_surplus(everything=True)
+        await self._redis.aclose()
 
     def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, SharedAccount]:
         known, self._accounts = self._accounts, {}
@@ -73,49 +158,66 @@ class RedisLimiter:
     def now(self) -> float:
         return self._clock()
 
-    def touch(self, account: SharedAccount) -> None:
-        """The account holds something that others may need."""
-        self._busy.add(account)
+    def mark_open(self, account: SharedAccount) -> None:
+        """The account may hold something to return later."""
+        self._open.add(account)
         if not self._wake.is_set():
             self._wake.set()
 
-    async def step(self, key: str, arguments: list[str | float]) -> list[float]:
-        """Do one step. Raises AwayError, after which everybody counts alone."""
+    async def refill(self, key: str, arguments: list[str | float]) -> list[float]:
+        """Runs the refill script for the API key named `key`. Raises RedisUnavailable, after which all accounts are
+        offline."""
         try:
-            return await self._connection.take(key, [self._gateway, *arguments])
+            return await self._run_script(key, [self._gateway, *arguments])
         except RedisUnavailable as error:
-            self._detach(error)
+            self._go_offline(error)
             raise
 
-    def _detach(self, error: RedisUnavailable) -> None:
-        for account in {*self._accounts.values(), *self._busy}:
-            account.detach()
+    async def _run_script(self, key: str, arguments: list[str | float]) -> list[float]:
+        counts = f"coe:use:{{{key}}}"  # the braces put both keys into one slot of a Redis cluster
+        reply = asyncio.ensure_future(self._redis.run(self._script(keys=[counts, f"{counts}:slots"], args=arguments)))
+        try:
+            for seconds in (REFILL_TIMEOUT_SECONDS, REFILL_GRACE_SECONDS):
+                await asyncio.wait((reply,), timeout=seconds)
+                if reply.done():
+                    return [float(number) for number in reply.result()]
+        except RedisUnavailable:
+            raise
+        except Exception as error:  # a bug in the client library must not fail a request
+            raise RedisUnavailable(f"{self._redis.place}: {error!r}") from error
+        finally:
+            reply.cancel()
+        seconds = REFILL_TIMEOUT_SECONDS + REFILL_GRACE_SECONDS
+        raise RedisUnavailable(f"{self._redis.place}: no reply within {seconds:g} s")
+
+    def _go_offline(self, error: RedisUnavailable) -> None:
+        for account in {*self._accounts.values(), *self._open}:
+            account.go_offline()
         if not self.degraded:
             self.degraded = True
             self._wake.set()
-            place = self._connection.place
-            _log.warning("limits: %s: %s; until it is back each gateway counts for itself", place, error)
+            _log.warning("limits: %s; until it is back each gateway counts for itself", error)
 
     # --------------------------------------------------------------------------------------------- in the background
 
-    async def _tend(self) -> None:
+    async def _run(self) -> None:
         while True:
             await self._wake.wait()
-            await asyncio.sleep(RETRY if self.degraded else TICK)
+            await asyncio.sleep(RECONNECT_SECONDS if self.degraded else RETURN_INTERVAL_SECONDS)
             if self.degraded:
-                await self._reattach()
+                await self._go_online()
                 continue
-            for account in tuple(self._busy):
-                await account.give_back()
-                if not account.holds:
-                    self._busy.discard(account)
-            if not self._busy and not self.degraded:
+            for account in tuple(self._open):
+                await account.return_surplus()
+                if not account.is_open:
+                    self._open.discard(account)
+            if not self._open and not self.degraded:
                 self._wake.clear()
 
-    async def _reattach(self) -> None:
-        while alone := [account for account in {*self._accounts.values(), *self._busy} if account.alone]:
-            for account in alone:
-                if not await account.attach():
+    async def _go_online(self) -> None:
+        while offline := [account for account in {*self._accounts.values(), *self._open} if account.offline]:
+            for account in offline:
+                if not await account.go_online():
                     return
         self.degraded = False
-        _log.warning("limits: %s is back; the gateways count together again", self._connection.place)
+        _log.warning("limits: %s is back; the gateways count together again", self._redis.place)

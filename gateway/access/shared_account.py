@@ -1,24 +1,32 @@
-"""One API key's account that several gateways spend from."""
+"""One API key's account that several gateways spend from, through a lease of each meter.
+
+A request is paid from the leases without Redis where they cover it. Otherwise it waits for a refill: one script call
+that reports what was spent, returns the surplus, and grants more. All waiting requests share one refill. While Redis is
+down the account counts by itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import NamedTuple, Protocol
 
-from gateway.access.buckets import enough
-from gateway.access.limits import Meter, Use, refusal
-from gateway.access.redis_connection import RedisUnavailable
-from gateway.access.token_lease import Argument, TokenLease, keep_of, stock_of
+from gateway.access.buckets import is_available
+from gateway.access.limits import Amounts, Meter, limit_error
+from gateway.access.token_lease import Argument, Lease, new_lease, prefetch_target
 
-LEASE = 10.0
-"""Seconds after which a gateway that is heard of no more has lost its slots."""
-MOMENT = 0.1
-"""Seconds; what the last one used is held ready for the next."""
-IDLE = 1.0
-"""Seconds without a request after which nothing is held."""
-DRY = 0.1
-"""Seconds for which a refusal is believed without asking again."""
-NOTHING = Use(0, 0, 0)
+SLOT_LEASE_SECONDS = 10.0
+"""Seconds after which the slots of a gateway that sends nothing are free again."""
+PACE_INTERVAL_SECONDS = 0.1
+"""What the last interval used is prefetched for the next."""
+IDLE_SECONDS = 1.0
+"""Seconds without a request after which nothing is prefetched."""
+REFUSAL_CACHE_SECONDS = 0.1
+"""Seconds for which a shortage in Redis refuses requests without another refill."""
+ZERO = Amounts(0, 0, 0)
+
+
+class RedisUnavailable(Exception):
+    """Redis did not reply in time, or with an error."""
 
 
 class SharedContext(Protocol):
@@ -28,174 +36,187 @@ class SharedContext(Protocol):
 
     def now(self) -> float: ...
 
-    def touch(self, account: SharedAccount) -> None: ...
+    def mark_open(self, account: SharedAccount) -> None:
+        """The account may hold something to return later."""
 
-    async def step(self, key: str, arguments: list[Argument]) -> list[float]: ...
+    async def refill(self, key: str, arguments: list[Argument]) -> list[float]:
+        """Runs the refill script. Raises RedisUnavailable, after which all accounts are offline."""
 
 
 class SharedReservation(NamedTuple):
-    """What was taken, from where, in which windows, and whether Redis was away."""
+    """Reserved amounts, the leases and windows that they came from, and whether Redis was down."""
 
-    stocks: tuple[TokenLease, ...]
-    use: Use
-    stamps: tuple[int, ...]
-    alone: bool
+    leases: tuple[Lease, ...]
+    amounts: Amounts
+    windows: tuple[int, ...]
+    offline: bool
+
+
+class Shortage(NamedTuple):
+    """The lease that a refill could not grant enough, the missing amount, and until when that is assumed to hold."""
+
+    lease: Lease
+    missing: float
+    until: float
 
 
 class SharedAccount:
-    """An Account. Asks Redis only when what it holds is not enough, one step at a time for all who wait."""
+    """An Account over Redis, with one refill at a time."""
 
-    def __init__(self, key: str, common: SharedContext) -> None:
+    def __init__(self, key: str, context: SharedContext) -> None:
         self._key = key
-        self._common = common
-        self._stocks: tuple[TokenLease, ...] = ()
-        self._flight: asyncio.Future[bool] | None = None
-        self._demand = NOTHING
-        self._moment = self._recent = NOTHING
-        self._began = self._told = 0.0
-        self.alone = common.degraded  # Redis is away: all counting happens here
-        self._lack: tuple[TokenLease, float, float] | None = (
-            None  # what a step lacked, how much, until when it is believed
-        )
+        self._context = context
+        self._leases: tuple[Lease, ...] = ()
+        self._refill: asyncio.Future[bool] | None = None
+        self._waiting = ZERO  # amounts that requests wait for
+        self._interval_use = self._last_interval_use = ZERO
+        self._interval_start = self._last_refill = 0.0
+        self._shortage: Shortage | None = None
+        self.offline = context.degraded
+        """True while Redis is down and this account counts by itself."""
 
     @property
     def meters(self) -> tuple[Meter, ...]:
-        return tuple(stock.meter for stock in self._stocks)
+        return tuple(lease.meter for lease in self._leases)
 
     def declare(self, meters: tuple[Meter, ...]) -> None:
-        """Count by these from now on; what has been counted stays."""
-        known = {stock.meter.name: stock for stock in self._stocks}
-        self._stocks = tuple(known.get(meter.name) or stock_of(meter) for meter in meters)
-        for meter, stock in zip(meters, self._stocks, strict=True):
-            stock.declare(meter)
+        """Replaces the meters. Counts of meters that stay are kept."""
+        known = {lease.meter.name: lease for lease in self._leases}
+        self._leases = tuple(known.get(meter.name) or new_lease(meter) for meter in meters)
+        for meter, lease in zip(meters, self._leases, strict=True):
+            lease.declare(meter)
 
-    def left(self) -> list[float]:
-        now = self._common.now()
-        return [stock.left(now) for stock in self._stocks]
+    def remaining(self) -> list[float]:
+        now = self._context.now()
+        return [lease.remaining(now) for lease in self._leases]
 
-    # --------------------------------------------------------------------------------------------- taking
+    # --------------------------------------------------------------------------------------------- reservations
 
-    async def take(self, use: Use) -> SharedReservation:
+    async def reserve(self, amounts: Amounts) -> SharedReservation:
         while True:
-            stocks, now = self._stocks, self._common.now()
-            if self.alone:
-                return self._take_alone(use, now)
-            for stock in stocks:
-                if not stock.covers(use[stock.unit], now):
+            leases, now = self._leases, self._context.now()
+            if self.offline:
+                return self._reserve_offline(amounts, now)
+            for lease in leases:
+                if not lease.covers(amounts[lease.unit], now):
                     break
             else:
-                self._note(use, now)
-                self._common.touch(self)
-                return SharedReservation(
-                    stocks, use, tuple([stock.spend(use[stock.unit]) for stock in stocks]), alone=False
-                )
-            await self._fetch(use, now)
+                self._record_use(amounts, now)
+                self._context.mark_open(self)
+                windows = tuple([lease.spend(amounts[lease.unit]) for lease in leases])
+                return SharedReservation(leases, amounts, windows, offline=False)
+            await self._wait_for_refill(amounts, now)
 
-    def settle(self, taken: SharedReservation, used: Use) -> None:
-        now, use, shared = self._common.now(), taken.use, not self.alone
-        for stock, stamp in zip(taken.stocks, taken.stamps, strict=True):
-            unit = stock.unit
-            stock.settle(use[unit], used[unit], stamp, alone=taken.alone, shared=shared, now=now)
-        self._common.touch(self)
+    def settle(self, reservation: SharedReservation, used: Amounts) -> None:
+        now, reserved, online = self._context.now(), reservation.amounts, not self.offline
+        for lease, window in zip(reservation.leases, reservation.windows, strict=True):
+            unit = lease.unit
+            lease.settle(reserved[unit], used[unit], window, was_offline=reservation.offline, online=online, now=now)
+        self._context.mark_open(self)
 
-    def _take_alone(self, use: Use, now: float) -> SharedReservation:
-        stocks = self._stocks
-        for stock in stocks:
-            amount, level = use[stock.unit], stock.level
-            if not enough(level.left(now), amount, level.limit):
-                raise refusal(self._key, stock.meter, amount, wait=level.wait(amount, now))
-        return SharedReservation(
-            stocks, use, tuple([stock.spend_alone(use[stock.unit]) for stock in stocks]), alone=True
-        )
+    def _reserve_offline(self, amounts: Amounts, now: float) -> SharedReservation:
+        leases = self._leases
+        for lease in leases:
+            amount, counter = amounts[lease.unit], lease.counter
+            if not is_available(counter.remaining(now), amount, counter.limit):
+                raise limit_error(self._key, lease.meter, amount, wait=counter.retry_after(amount, now))
+        windows = tuple([lease.spend_offline(amounts[lease.unit]) for lease in leases])
+        return SharedReservation(leases, amounts, windows, offline=True)
 
-    async def _fetch(self, use: Use, now: float) -> None:
-        """Wait for a step. Raises LimitReached where one has just shown that there is not enough."""
-        if self._lack is not None:
-            stock, short, deadline = self._lack
-            missing = use[stock.unit] - stock.stand_in
-            if now < deadline and missing >= short:
-                raise refusal(self._key, stock.meter, use[stock.unit], wait=stock.level.wait(missing, now))
-        self._demand = Use(*(waiting + more for waiting, more in zip(self._demand, use, strict=True)))
+    async def _wait_for_refill(self, amounts: Amounts, now: float) -> None:
+        """Waits for the running refill, or starts one. Raises LimitReached during a known shortage."""
+        if self._shortage is not None:
+            lease, shortage, until = self._shortage
+            missing = amounts[lease.unit] - lease.available
+            if now < until and missing >= shortage:
+                wait = lease.counter.retry_after(missing, now)
+                raise limit_error(self._key, lease.meter, amounts[lease.unit], wait=wait)
+        self._waiting = Amounts(*(waiting + more for waiting, more in zip(self._waiting, amounts, strict=True)))
         try:
-            # A client that leaves meanwhile does not stop the step: what it takes is there for the next.
-            await asyncio.shield(self._flight or self._launch(use))
+            # A client that disconnects does not stop the refill: what it grants is available to the next request.
+            await asyncio.shield(self._refill or self._start_refill(amounts))
         finally:
-            self._demand = Use(*(waiting - more for waiting, more in zip(self._demand, use, strict=True)))
+            self._waiting = Amounts(*(waiting - more for waiting, more in zip(self._waiting, amounts, strict=True)))
 
-    # --------------------------------------------------------------------------------------------- steps in Redis
+    # --------------------------------------------------------------------------------------------- refills
 
     @property
-    def holds(self) -> bool:
-        return any(stock.holds for stock in self._stocks)
+    def is_open(self) -> bool:
+        """Whether there is something to return or report to Redis."""
+        return any(lease.is_open for lease in self._leases)
 
-    async def give_back(self, *, everything: bool = False) -> None:
-        """Tell the others what was used and what is not needed here; at times, that the slots in use still are."""
-        now = self._common.now()
-        recent = NOTHING if everything else self._pace(now)
-        surplus = any(stock.surplus(keep_of(stock, NOTHING, recent)) > 0 for stock in self._stocks)
-        if everything or surplus or now - self._told > LEASE / 3:
-            while self._flight:
-                await asyncio.shield(self._flight)
-            await self._launch(NOTHING, recent=recent)
+    async def return_surplus(self, *, everything: bool = False) -> None:
+        """Reports what was spent and returns what is not needed, `everything` at the end of the process. Renews the
+        slots in use where needed."""
+        now = self._context.now()
+        recent = ZERO if everything else self._recent_use(now)
+        surplus = any(lease.surplus(prefetch_target(lease, ZERO, recent)) > 0 for lease in self._leases)
+        if everything or surplus or now - self._last_refill > SLOT_LEASE_SECONDS / 3:
+            while self._refill:
+                await asyncio.shield(self._refill)
+            await self._start_refill(ZERO, recent=recent)
 
-    def detach(self) -> None:
-        """Count alone from now on."""
-        if self.alone:
+    def go_offline(self) -> None:
+        """Counts alone from now on."""
+        if self.offline:
             return
-        self.alone, now = True, self._common.now()
-        for stock in self._stocks:
-            stock.detach(now)
+        self.offline, now = True, self._context.now()
+        for lease in self._leases:
+            lease.go_offline(now)
 
-    async def attach(self) -> bool:
-        """Tell Redis what happened meanwhile and count together again; False while it is still away."""
-        while self._flight:
-            await asyncio.shield(self._flight)
-        return await self._launch(NOTHING, recent=NOTHING)
+    async def go_online(self) -> bool:
+        """Reports to Redis what was spent meanwhile, and shares the counts again. False while Redis is still down."""
+        while self._refill:
+            await asyncio.shield(self._refill)
+        return await self._start_refill(ZERO, recent=ZERO)
 
-    def _launch(self, least: Use, *, recent: Use | None = None) -> asyncio.Future[bool]:
-        self._flight = asyncio.ensure_future(self._fly(least, recent))
-        return self._flight
+    def _start_refill(self, least: Amounts, *, recent: Amounts | None = None) -> asyncio.Future[bool]:
+        self._refill = asyncio.ensure_future(self._run_refill(least, recent))
+        return self._refill
 
-    async def _fly(self, least: Use, recent: Use | None) -> bool:
+    async def _run_refill(self, least: Amounts, recent: Amounts | None) -> bool:
         try:
-            return await self._step(least, recent)
+            return await self._exchange(least, recent)
         finally:
-            self._flight = None
+            self._refill = None
 
-    async def _step(self, least: Use, recent: Use | None) -> bool:
-        stocks, now = self._stocks, self._common.now()
-        recent = self._pace(now) if recent is None else recent
-        arguments: list[Argument] = [LEASE]
-        for stock in stocks:
-            arguments += stock.order(least[stock.unit], keep=keep_of(stock, self._demand, recent), now=now)
-        stamps = [stock.stamp for stock in stocks]
+    async def _exchange(self, least: Amounts, recent: Amounts | None) -> bool:
+        """One refill of all leases by at least `least`. Returns whether Redis replied."""
+        leases, now = self._leases, self._context.now()
+        recent = self._recent_use(now) if recent is None else recent
+        arguments: list[Argument] = [SLOT_LEASE_SECONDS]
+        for lease in leases:
+            keep = prefetch_target(lease, self._waiting, recent)
+            arguments += lease.refill_arguments(least[lease.unit], keep=keep, now=now)
+        windows = [lease.window for lease in leases]
         try:
-            answer = await self._common.step(self._key, arguments)
+            reply = await self._context.refill(self._key, arguments)
         except RedisUnavailable:
-            for stock in stocks:
-                stock.lose()
-            self.detach()
+            for lease in leases:
+                lease.on_timeout()
+            self.go_offline()
             return False
-        self._told = now = self._common.now()
-        for place, (stock, stamp) in enumerate(zip(stocks, stamps, strict=True)):
-            stock.land(answer[1 + 2 * place], answer[2 + 2 * place], stamp=stamp, now=now)
-        if lacking := int(answer[0]):
-            stock = stocks[lacking - 1]
-            short = least[stock.unit] - stock.stand_in
-            self._lack = stock, short, now + min(DRY, max(0.001, stock.level.wait(short, now)))
-        self.alone = False
+        self._last_refill = now = self._context.now()
+        for index, (lease, window) in enumerate(zip(leases, windows, strict=True)):
+            lease.on_grant(reply[1 + 2 * index], reply[2 + 2 * index], window=window, now=now)
+        if lacking := int(reply[0]):
+            lease = leases[lacking - 1]
+            missing = least[lease.unit] - lease.available
+            wait = min(REFUSAL_CACHE_SECONDS, max(0.001, lease.counter.retry_after(missing, now)))
+            self._shortage = Shortage(lease, missing, now + wait)
+        self.offline = False
         return True
 
-    # --------------------------------------------------------------------------------------------- pace
+    # --------------------------------------------------------------------------------------------- recent use
 
-    def _note(self, use: Use, now: float) -> None:
-        moment = self._moment
-        if now - self._began > MOMENT:
-            self._recent, moment, self._began = moment, NOTHING, now
-        self._moment = Use(moment[0] + use[0], moment[1] + use[1], moment[2] + use[2])
+    def _record_use(self, amounts: Amounts, now: float) -> None:
+        use = self._interval_use
+        if now - self._interval_start > PACE_INTERVAL_SECONDS:
+            self._last_interval_use, use, self._interval_start = use, ZERO, now
+        self._interval_use = Amounts(use[0] + amounts[0], use[1] + amounts[1], use[2] + amounts[2])
 
-    def _pace(self, now: float) -> Use:
-        """What a busy moment used of late; nothing once the key is idle."""
-        if now - self._began > IDLE:
-            return NOTHING
-        return Use(*map(max, self._recent, self._moment))
+    def _recent_use(self, now: float) -> Amounts:
+        """The larger use of the last two intervals; zero once the key is idle."""
+        if now - self._interval_start > IDLE_SECONDS:
+            return ZERO
+        return Amounts(*map(max, self._last_interval_use, self._interval_use))

@@ -1,225 +1,242 @@
-"""What one gateway holds of one shared limit: taken from all gateways' common level at once, spent one by one.
+"""Leases: what one gateway holds of one shared limit, fetched from Redis in advance and spent one request at a time.
 
-A unit is either left in the common level, spare in one gateway, or spent: so the sum never exceeds the limit. What an
-unanswered step may have taken counts as spent, what it may have given back as given back.
+A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit.
+After a refill without a reply, what it may have granted counts as spent, and what it may have returned as returned.
+AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent requests.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from gateway.access.buckets import Bucket, Level, Slots, Window, enough, level_of
-from gateway.access.limits import Meter, Use
+from gateway.access.buckets import (
+    CalendarWindow,
+    ConcurrencySlots,
+    LimitCounter,
+    TokenBucket,
+    is_available,
+    new_counter,
+)
+from gateway.access.limits import Amounts, Meter
 
-SHARE = 0.01
+MAX_PREFETCH_SHARE = 0.01
 """The part of a limit that one gateway may hold without having spent it."""
 
 Argument = str | float
 
 
-class TokenLease(Protocol):
-    """Of one meter. `level` counts alone while Redis is away."""
+class Lease(Protocol):
+    """A lease of one meter. `counter` counts by itself while Redis is down, and knows the last reply of Redis."""
 
     meter: Meter
     unit: int
-    stamp: int
+    window: int
 
     @property
-    def level(self) -> Level: ...
+    def counter(self) -> LimitCounter: ...
 
     @property
-    def stand_in(self) -> float:
-        """What can be spent without asking."""
+    def available(self) -> float:
+        """What can be spent without a refill."""
 
     @property
-    def holds(self) -> bool:
-        """Whether the others are to hear of something here, some time."""
+    def is_open(self) -> bool:
+        """Whether there is something to return or report to Redis."""
 
     def declare(self, meter: Meter) -> None:
-        """Count by this from now on."""
+        """Replaces the meter; the counts stay."""
 
-    def left(self, now: float) -> float:
-        """For all gateways, as far as is known here."""
+    def remaining(self, now: float) -> float:
+        """What remains for all gateways, as far as this one knows."""
 
-    def covers(self, amount: float, now: float) -> bool: ...
+    def covers(self, amount: float, now: float) -> bool:
+        """Whether `amount` can be spent without a refill."""
 
     def spend(self, amount: float) -> int:
-        """Take what is spare; returns the window it belongs to."""
+        """Spends an available amount; returns the window that it belongs to."""
 
-    def spend_alone(self, amount: float) -> int:
-        """The same while Redis is away; follows a look at the level."""
+    def spend_offline(self, amount: float) -> int:
+        """Spends while Redis is down. The caller has checked the counter."""
 
-    def settle(self, taken: float, used: float, stamp: int, *, alone: bool, shared: bool, now: float) -> None:
-        """Correct what was taken (alone or not) by what was used; `shared`: the gateways count together now."""
+    def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
+        """Replaces a reserved amount by the used one. `was_offline`: it was reserved while Redis was down. `online`:
+        Redis is reachable now."""
 
     def surplus(self, keep: float) -> float:
-        """What the others should have or hear of if `keep` stays."""
+        """What is to be returned or reported to Redis if `keep` stays available."""
 
-    def order(self, amount: float, *, keep: float, now: float) -> list[Argument]:
-        """A step's arguments: have `amount` here, better `keep`, and give back what is beyond."""
+    def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
+        """Arguments of the refill script for this meter: grant at least `amount`, `keep` if there is enough, and accept
+        what is beyond."""
 
-    def land(self, taken: float, left: float, *, stamp: int, now: float) -> None: ...
+    def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
+        """Redis granted an amount; `remaining` is left there."""
 
-    def lose(self) -> None: ...
+    def on_timeout(self) -> None:
+        """Redis did not reply to a refill."""
 
-    def detach(self, now: float) -> None:
-        """Redis is away: go on alone, with what was last heard."""
+    def go_offline(self, now: float) -> None:
+        """Redis is down: continue alone from the last reply."""
 
 
 class AmountLease:
-    """Of tokens, requests a minute, or money."""
+    """A lease of tokens, requests a minute, or money."""
 
-    def __init__(self, meter: Meter, level: Bucket | Window) -> None:
-        self.level = level
+    def __init__(self, meter: Meter, counter: TokenBucket | CalendarWindow) -> None:
+        self.counter = counter
         self.declare(meter)
-        self.stamp = 0
-        self.stand_in = 0.0
-        self._owed = 0.0  # spent and not told yet; negative: to be given back
-        self._told = 0.0
+        self.window = 0
+        self.available = 0.0
+        self._unreported = 0.0  # spent and not reported to Redis; negative: to be returned
+        self._in_flight = 0.0  # returned by the running refill; negative: reported as spent
 
     def declare(self, meter: Meter) -> None:
-        self.meter, self.unit, self.level.limit = meter, meter.unit, meter.limit
+        self.meter, self.unit, self.counter.limit = meter, meter.unit, meter.limit
 
     @property
-    def holds(self) -> bool:
-        return self.stand_in > 0 or self._owed != 0
+    def is_open(self) -> bool:
+        return self.available > 0 or self._unreported != 0
 
-    def left(self, now: float) -> float:
-        return self._look(now) + self.stand_in
+    def remaining(self, now: float) -> float:
+        return self._update(now) + self.available
 
     def covers(self, amount: float, now: float) -> bool:
-        self._look(now)
-        return enough(self.stand_in, amount, self.level.limit)
+        self._update(now)
+        return is_available(self.available, amount, self.counter.limit)
 
     def spend(self, amount: float) -> int:
-        self.stand_in -= amount
-        return self.stamp
+        self.available -= amount
+        return self.window
 
-    def spend_alone(self, amount: float) -> int:
-        self.level.take(amount)
-        self._owe(amount)
-        return self.stamp
+    def spend_offline(self, amount: float) -> int:
+        self.counter.consume(amount)
+        self._report_later(amount)
+        return self.window
 
-    def settle(self, taken: float, used: float, stamp: int, *, alone: bool, shared: bool, now: float) -> None:
-        self._look(now)
-        if stamp != self.stamp:
+    def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
+        self._update(now)
+        if window != self.window:
             return
-        if not shared:
-            self.level.settle(taken, used, stamp)
-        if alone or not shared:
-            self._owe(used - taken)
-        elif (stand_in := self.stand_in + taken - used) >= 0:
-            self.stand_in = stand_in
+        if not online:
+            self.counter.settle(reserved, used, window)
+        if was_offline or not online:
+            self._report_later(used - reserved)
+        elif (available := self.available + reserved - used) >= 0:
+            self.available = available
         else:
-            self.stand_in, self._owed = 0.0, self._owed - stand_in
+            self.available, self._unreported = 0.0, self._unreported - available
 
     def surplus(self, keep: float) -> float:
-        return max(0.0, self.stand_in - keep) + abs(self._owed)
+        return max(0.0, self.available - keep) + abs(self._unreported)
 
-    def order(self, amount: float, *, keep: float, now: float) -> list[Argument]:
-        self._look(now)
+    def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
+        self._update(now)
         keep = max(amount, keep)
-        back = max(0.0, self.stand_in - keep)
-        self.stand_in -= back
-        self._told, self._owed = back - self._owed, 0.0
-        least = max(0.0, amount - self.stand_in)
-        kind, limit = self.level.kind, self.level.limit
-        return [kind, self.meter.name, limit, self.stamp, self._told, least, max(least, keep - self.stand_in)]
+        returned = max(0.0, self.available - keep)
+        self.available -= returned
+        self._in_flight, self._unreported = returned - self._unreported, 0.0
+        least = max(0.0, amount - self.available)
+        most = max(least, keep - self.available)
+        return [self.counter.kind, self.meter.name, self.counter.limit, self.window, self._in_flight, least, most]
 
-    def land(self, taken: float, left: float, *, stamp: int, now: float) -> None:
-        self._look(now)
-        if stamp == self.stamp:
-            self.stand_in += taken
-            self.level.sync(left, now)
+    def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
+        self._update(now)
+        if window == self.window:
+            self.available += granted
+            self.counter.set_remaining(remaining, now)
 
-    def lose(self) -> None:
-        self._owed -= min(0.0, self._told)  # a debt is told again, what was given back is gone
+    def on_timeout(self) -> None:
+        self._unreported -= min(0.0, self._in_flight)  # a debt is reported again; what was returned is given up
 
-    def detach(self, now: float) -> None:
-        self._look(now)
-        self.level.settle(self.stand_in, 0.0, self.stamp)
-        self._owe(-self.stand_in)
-        self.stand_in = 0.0
+    def go_offline(self, now: float) -> None:
+        self._update(now)
+        self.counter.settle(self.available, 0.0, self.window)
+        self._report_later(-self.available)
+        self.available = 0.0
 
-    def _owe(self, amount: float) -> None:
-        """Redis is to hear of it when it is back; not for buckets, which have refilled by then."""
-        if self.level.kind == "window":
-            self._owed += amount
+    def _report_later(self, amount: float) -> None:
+        """Redis gets the amount once it is back. Not for buckets, which will have refilled by then."""
+        if self.counter.kind == "window":
+            self._unreported += amount
 
-    def _look(self, now: float) -> float:
-        """Bring the level up to date; what is spare or owed from yesterday is void."""
-        left = self.level.left(now)
-        if self.level.stamp != self.stamp:
-            self.stamp, self.stand_in, self._owed = self.level.stamp, 0.0, 0.0
-        return left
+    def _update(self, now: float) -> float:
+        """Updates the counter, and drops what is available or unreported of a past window."""
+        remaining = self.counter.remaining(now)
+        if self.counter.window != self.window:
+            self.window, self.available, self._unreported = self.counter.window, 0.0, 0.0
+        return remaining
 
 
 class SlotLease:
-    """Of requests at the same time. A gateway tells how many it holds in all, so a step may be lost or repeated."""
+    """A lease of concurrent requests. A gateway reports how many it holds in all, so a refill may be lost or repeated.
 
-    def __init__(self, meter: Meter, level: Slots) -> None:
-        self.level = level
+    In use are the slots of its counter; the held ones beyond are available.
+    """
+
+    def __init__(self, meter: Meter, counter: ConcurrencySlots) -> None:
+        self.counter = counter
         self.declare(meter)
-        self.stamp = 0
+        self.window = 0
         self._held = 0.0
-        self._others = 0.0  # left when last heard
+        self._left_in_redis = 0.0  # as of the last reply
 
     def declare(self, meter: Meter) -> None:
-        self.meter, self.unit, self.level.limit = meter, meter.unit, meter.limit
+        self.meter, self.unit, self.counter.limit = meter, meter.unit, meter.limit
 
     @property
-    def stand_in(self) -> float:
-        return self._held - self.level.used
+    def available(self) -> float:
+        return self._held - self.counter.used
 
     @property
-    def holds(self) -> bool:
+    def is_open(self) -> bool:
         return self._held > 0
 
-    def left(self, now: float) -> float:
-        return max(0.0, self.stand_in) + self._others
+    def remaining(self, now: float) -> float:
+        return max(0.0, self.available) + self._left_in_redis
 
     def covers(self, amount: float, now: float) -> bool:
-        return self.stand_in >= amount
+        return self.available >= amount
 
     def spend(self, amount: float) -> int:
-        self.level.take(amount)
-        return self.stamp
+        self.counter.consume(amount)
+        return self.window
 
-    def spend_alone(self, amount: float) -> int:
+    def spend_offline(self, amount: float) -> int:
         return self.spend(amount)
 
-    def settle(self, taken: float, used: float, stamp: int, *, alone: bool, shared: bool, now: float) -> None:
-        self.level.settle(taken, used, stamp)
+    def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
+        self.counter.settle(reserved, used, window)
 
     def surplus(self, keep: float) -> float:
-        return max(0.0, self.stand_in - keep)
+        return max(0.0, self.available - keep)
 
-    def order(self, amount: float, *, keep: float, now: float) -> list[Argument]:
+    def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
         keep = max(amount, keep)
-        stand_in = max(0.0, min(self.stand_in, keep))
-        self._held = self.level.used + stand_in
-        least = max(0.0, amount - stand_in)
-        return [self.level.kind, self.meter.name, self.level.limit, 0, self._held, least, max(least, keep - stand_in)]
+        available = max(0.0, min(self.available, keep))
+        self._held = self.counter.used + available
+        least = max(0.0, amount - available)
+        most = max(least, keep - available)
+        return [self.counter.kind, self.meter.name, self.counter.limit, 0, self._held, least, most]
 
-    def land(self, taken: float, left: float, *, stamp: int, now: float) -> None:
-        self._held += taken
-        self._others = left
+    def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
+        self._held += granted
+        self._left_in_redis = remaining
 
-    def lose(self) -> None:
-        """The next step tells how many are held."""
+    def on_timeout(self) -> None:
+        """The next refill reports how many are held."""
 
-    def detach(self, now: float) -> None:
+    def go_offline(self, now: float) -> None:
         self._held = 0.0
 
 
-def stock_of(meter: Meter) -> TokenLease:
-    """A fresh stock for a meter."""
-    level = level_of(meter)
-    return SlotLease(meter, level) if isinstance(level, Slots) else AmountLease(meter, level)
+def new_lease(meter: Meter) -> Lease:
+    """An empty lease for a meter."""
+    counter = new_counter(meter)
+    return SlotLease(meter, counter) if isinstance(counter, ConcurrencySlots) else AmountLease(meter, counter)
 
 
-def keep_of(stock: TokenLease, demand: Use, recent: Use) -> float:
-    """How much a busy gateway wants here: what is asked for now, and what the last moment used, within its share; of
-    requests whole ones."""
-    ahead = min(stock.meter.limit * SHARE, recent[stock.unit])
-    return demand[stock.unit] + (ahead if stock.unit else ahead // 1)
+def prefetch_target(lease: Lease, waiting: Amounts, recent: Amounts) -> float:
+    """What a busy gateway wants available: what requests wait for, and ahead of that what the last interval used, up to
+    MAX_PREFETCH_SHARE; whole requests only."""
+    ahead = min(lease.meter.limit * MAX_PREFETCH_SHARE, recent[lease.unit])
+    return waiting[lease.unit] + (ahead if lease.unit else ahead // 1)

@@ -30,7 +30,7 @@ from coe.errors import (
 from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from gateway.endpoints.http import json_response, query_of
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
 from gateway.parts import Parts
@@ -161,7 +161,7 @@ class Documents:
             return json_response({"object": "list", "data": [asdict(one) for one in found]})
 
     @asynccontextmanager
-    async def _index(self) -> AsyncIterator[Index]:
+    async def _index(self) -> AsyncIterator[DocumentIndex]:
         """The index, for one request within the limits of number and time. Raises a RequestError."""
         index = self._current.serving.index
         if index is None:

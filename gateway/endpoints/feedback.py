@@ -30,13 +30,13 @@ from coe.errors import (
     UnknownRequest,
 )
 from coe.records import Pending
-from coe.records.feedback import LONGEST, Feedback, Kind
+from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from gateway.access import Caller
 from gateway.endpoints.http import JSON
 from gateway.endpoints.operation import Operation, Schema, Success, object_schema, problems, ref
 from gateway.errors import body_of, headers_of, respond, status_of
-from gateway.observability.recent import tenant_soon
+from gateway.observability.recent import find_tenant
 from gateway.parts import Parts
 from gateway.request.body import ClientLeftError, read_json_body
 from gateway.request.fair_shares import FairShares
@@ -78,8 +78,8 @@ class FeedbackEndpoint:
             caller = serving.access.identify(scope["headers"], "feedback")
             with self._slot(caller.key):
                 event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
-                administers = serving.access.administers(scope["headers"])
-                pending = await self._checked(event, administers=administers)
+                is_admin = serving.access.is_admin(scope["headers"])
+                pending = await self._checked(event, is_admin=is_admin)
                 _check_name(event, serving.registry)
                 await self._store(pending)
             await respond(send, status=200 if pending.checked else 202, body=_stored(pending))
@@ -101,7 +101,7 @@ class FeedbackEndpoint:
         finally:
             self._active.release(key)
 
-    async def _checked(self, event: Feedback, *, administers: bool) -> Pending:
+    async def _checked(self, event: Feedback, *, is_admin: bool) -> Pending:
         """The event with its request's tenant; unchecked where the log does not answer within LOG_SECONDS.
 
         An administrator's feedback on a tenant's request counts as that tenant's, with the same weight and bounds, and
@@ -109,16 +109,16 @@ class FeedbackEndpoint:
         """
         try:
             async with asyncio.timeout(LOG_SECONDS):
-                found = await tenant_soon(
+                found = await find_tenant(
                     self._records,
                     self._recent,
                     event.request_id,
-                    counts=lambda tenant: administers or tenant == event.tenant,
+                    counts=lambda tenant: is_admin or tenant == event.tenant,
                 )
         except (LogError, TimeoutError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
             _log.warning("feedback is stored unchecked until the routing log can be read: %s", why)
-            return Pending(event, checked=False, administers=administers)
+            return Pending(event, checked=False, is_admin=is_admin)
         if found is None:
             raise UnknownRequest(
                 f"no request {event.request_id!r} is in the routing log: send the response header x-request-id, from a "
@@ -174,7 +174,7 @@ def _object(body: bytes | bytearray) -> dict[str, Any]:
     return fields
 
 
-def _kind_and_value(fields: dict[str, Any]) -> tuple[Kind, float | str]:
+def _kind_and_value(fields: dict[str, Any]) -> tuple[FeedbackKind, float | str]:
     given = [name for name in KINDS if name in fields]
     if len(given) != 1:
         raise InvalidRequest(
@@ -197,8 +197,8 @@ def _kind_and_value(fields: dict[str, Any]) -> tuple[Kind, float | str]:
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
-        raise InvalidRequest(f"{name}: must be a text of 1 to {LONGEST} characters", param=name)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARACTERS:
+        raise InvalidRequest(f"{name}: must be a text of 1 to {MAX_NAME_CHARACTERS} characters", param=name)
     return value
 
 
@@ -220,7 +220,7 @@ _TEXT: Schema = {"type": "string"}
 
 
 def _name_schema(text: str) -> Schema:
-    return {**_TEXT, "minLength": 1, "maxLength": LONGEST, "description": text}
+    return {**_TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
 
 
 SCHEMAS: Schema = {

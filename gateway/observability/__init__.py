@@ -1,1 +1,1 @@
-"""Metrics, traces, logs and the observers of finished requests."""
+"""What the gateway reports about itself: metrics, traces, logs, routing records and implicit feedback."""

@@ -1,6 +1,6 @@
-"""What the spans of a request say about it, by OpenTelemetry's semantic conventions; never any text of it.
+"""Span attributes of a request, by OpenTelemetry's semantic conventions; never any text of the request.
 
-See https://opentelemetry.io/docs/specs/semconv/gen-ai/ and /http/; what they have no name for begins with `coe.`.
+See https://opentelemetry.io/docs/specs/semconv/gen-ai/ and /http/. Names without a convention begin with `coe.`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _OPERATIONS: dict[Api, str] = {"completions": "text_completion", "embeddings": "
 """All others are `chat`."""
 
 
-def of_request(trace: Trace) -> Attributes:
-    """Of the server span."""
+def request_attributes(trace: Trace) -> Attributes:
+    """Attributes of the server span."""
     registry, decision, prediction = trace.serving.registry, trace.decision, trace.prediction
     asked = trace.chat.model if trace.chat else None
-    return _known(
+    return _without_none(
         {
             "http.request.method": "POST",
             "url.path": PATHS[trace.api],
@@ -40,7 +40,7 @@ def of_request(trace: Trace) -> Attributes:
             "gen_ai.request.model": asked if asked == AUTO or asked in registry.expert_names else None,
             "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
             "gen_ai.conversation.id": trace.options.session if trace.options else None,
-            **_of_answer(trace),
+            **_answer_attributes(trace),
             "gen_ai.response.model": decision.expert if decision and trace.reply else None,
             "coe.request_id": trace.request_id,
             "coe.key": trace.caller.key,
@@ -62,18 +62,18 @@ def of_request(trace: Trace) -> Attributes:
     )
 
 
-def of_call(trace: Trace) -> Attributes:
-    """Of the call's client span."""
+def call_attributes(trace: Trace) -> Attributes:
+    """Attributes of the client span of the call to the expert."""
     assert trace.decision is not None
     spec = trace.serving.registry.expert(trace.decision.expert)
     host, port = _server(spec)
-    return _known(
+    return _without_none(
         {
             "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
             "gen_ai.provider.name": _provider(spec),
             "gen_ai.request.model": spec.model,
             "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
-            **_of_answer(trace),
+            **_answer_attributes(trace),
             "server.address": host,
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
@@ -83,7 +83,7 @@ def of_call(trace: Trace) -> Attributes:
     )
 
 
-def _of_answer(trace: Trace) -> Attributes:
+def _answer_attributes(trace: Trace) -> Attributes:
     usage, first = trace.usage, trace.first_token_ms
     streamed = trace.chat is not None and trace.chat.stream
     return {
@@ -94,19 +94,19 @@ def _of_answer(trace: Trace) -> Attributes:
 
 
 def _provider(spec: ExpertSpec) -> str:
-    """The conventions' own advice: who the API is of, whatever may stand behind an OpenAI-compatible one."""
+    """The API's owner, as the conventions advise, whatever server is behind an OpenAI-compatible API."""
     if spec.runtime == "external":
         return "openai"
     return spec.model.partition("/")[0] if spec.runtime == "litellm" else spec.runtime
 
 
 def _server(spec: ExpertSpec) -> tuple[str | None, int | None]:
-    """Where the expert is, if it is in one place."""
+    """Host and port of an expert with one address; None otherwise."""
     if len(spec.addresses) != 1:
         return None, None
     address = urlsplit(spec.addresses[0])
     return address.hostname, address.port or (443 if address.scheme == "https" else 80)
 
 
-def _known(attributes: Attributes) -> Attributes:
+def _without_none(attributes: Attributes) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None}

@@ -1,7 +1,7 @@
-"""What the gateway says about itself: text or one JSON object a line, and a line for each request where asked for.
+"""Logs to standard error: text or one JSON object a line, and optionally an access line for each request.
 
-Neither holds a prompt or a key. An exception's own words may quote a request, so they are left out unless they come
-from an error about the process itself; its class and the lines of code it passed through always stand.
+No line holds a prompt or an API key. An exception's message may quote a request, so it is left out unless the error is
+about the process itself; its class and traceback are always logged.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ Built = TypeVar("Built")
 _access = logging.getLogger("gateway.access")
 _gateway = logging.getLogger("gateway")
 
-_ABOUT_US = (CoEError, OSError, ImportError)
-"""Errors whose words are about files, addresses and declarations. RequestErrors are not: an expert may quote."""
-MAX_CHAIN = 8
-"""Errors told of a chain of causes."""
+_OWN_ERRORS = (CoEError, OSError, ImportError)
+"""Errors whose messages are about files, addresses and declarations. RequestErrors are not: an expert's message may
+quote."""
+MAX_CAUSES = 8
+"""Errors of a chain of causes that are logged."""
 MAX_FRAMES = 32
-"""Frames told of each of them, the innermost."""
-MAX_WORDS = 2000
-"""Characters told of an error's own words."""
+"""Innermost frames of each that are logged."""
+MAX_MESSAGE_CHARACTERS = 2000
+"""Characters of an error's message that are logged."""
 ACCESS_FIELDS = (
     "request_id", "api", "key", "tenant", "expert", "category", "reason", "fallback_from", "cause", "outcome", "status",
     "ms", "input_tokens", "output_tokens",
@@ -41,7 +42,8 @@ ACCESS_FIELDS = (
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: everything to standard error, the server's own words (Granian) among it."""
+    """Configuration for `logging.config.dictConfig`: everything to standard error, including the messages of the server
+    (Granian)."""
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
     return {
         "version": 1,
@@ -58,20 +60,20 @@ def logging_config(settings: Settings) -> dict[str, Any]:
 
 
 def log_uncaught() -> None:
-    """What ends the process or a thread of it goes through the log as well."""
+    """Logs exceptions that end the process or one of its threads."""
 
-    def say(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            sys.__excepthook__(kind, error, trace)
+    def log_error(error_type: type[BaseException], error: BaseException, trace: Any) -> None:
+        if issubclass(error_type, KeyboardInterrupt):
+            sys.__excepthook__(error_type, error, trace)
         else:
-            _gateway.critical("uncaught error", exc_info=(kind, error, trace))
+            _gateway.critical("uncaught error", exc_info=(error_type, error, trace))
 
-    sys.excepthook = say
-    threading.excepthook = lambda args: say(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
+    sys.excepthook = log_error
+    threading.excepthook = lambda args: log_error(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
 
 
-def logged(build: Callable[[], Built]) -> Built:
-    """What `build` makes. An error in it ends the process, and is in the log."""
+def log_start_failure(build: Callable[[], Built]) -> Built:
+    """Returns what `build` makes. Logs an error in it and ends the process."""
     try:
         return build()
     except Exception:
@@ -79,17 +81,17 @@ def logged(build: Callable[[], Built]) -> Built:
         raise SystemExit(1) from None
 
 
-def described(error: BaseException) -> str:
-    """An error's class, with its words where these cannot quote a request."""
+def describe_error(error: BaseException) -> str:
+    """An error's class, and its message if that cannot quote a request."""
     name = f"{type(error).__module__}.{type(error).__qualname__}"
-    about_us = isinstance(error, _ABOUT_US) and not isinstance(error, RequestError)
-    return f"{name}: {error}"[:MAX_WORDS] if about_us else name
+    about_us = isinstance(error, _OWN_ERRORS) and not isinstance(error, RequestError)
+    return f"{name}: {error}"[:MAX_MESSAGE_CHARACTERS] if about_us else name
 
 
 def log_request(trace: Trace) -> None:
-    """The access log: one line for a finished request."""
+    """Writes one access line for a finished request."""
     decision, usage = trace.decision, trace.usage
-    told = (
+    values = (
         trace.request_id,
         trace.api,
         trace.caller.key,
@@ -105,11 +107,11 @@ def log_request(trace: Trace) -> None:
         usage.input_tokens if usage else None,
         usage.output_tokens if usage else None,
     )
-    _access.info("request", extra=dict(zip(ACCESS_FIELDS, told, strict=True)))
+    _access.info("request", extra=dict(zip(ACCESS_FIELDS, values, strict=True)))
 
 
 class TextFormatter(PrintableFormatter):
-    """Time, level, logger, message; the fields of a request behind it."""
+    """Time, level, logger and message, followed by the fields of a request."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -120,7 +122,7 @@ class TextFormatter(PrintableFormatter):
         return " ".join([super().formatMessage(record), *fields])
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        return _told(ei[1])
+        return _format_error(ei[1])
 
 
 class JsonFormatter(logging.Formatter):
@@ -135,12 +137,12 @@ class JsonFormatter(logging.Formatter):
             **_fields(record),
         }
         if record.exc_info and record.exc_info[1]:
-            line["exception"] = _told(record.exc_info[1])
+            line["exception"] = _format_error(record.exc_info[1])
         return printable(orjson.dumps(line, default=str).decode())
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The server's and the event loop's without what follows the first line, where they repeat an exception's words."""
+    """The message; of the server and the event loop only the first line, as the rest repeats an exception's message."""
     message = record.getMessage()
     return message.partition("\n")[0] if record.name.startswith(("_granian", "asyncio")) else message
 
@@ -149,13 +151,13 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name in ACCESS_FIELDS if (value := record.__dict__.get(name, ...)) is not ...}
 
 
-def _told(error: BaseException | None) -> str:
-    """Tracebacks, the cause first, without words that may quote a request."""
-    told: list[str] = []
-    for _ in range(MAX_CHAIN):
+def _format_error(error: BaseException | None) -> str:
+    """Tracebacks, the cause first, without messages that may quote a request."""
+    values: list[str] = []
+    for _ in range(MAX_CAUSES):
         if error is None:
             break
         frames = traceback.format_tb(error.__traceback__, limit=-MAX_FRAMES)
-        told[:0] = [*frames, f"{described(error)}\n"]
+        values[:0] = [*frames, f"{describe_error(error)}\n"]
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "".join(told).rstrip()
+    return "".join(values).rstrip()

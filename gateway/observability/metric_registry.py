@@ -1,4 +1,9 @@
-"""Numbers counted in one process, and how those of several become one Prometheus page."""
+"""Counts metrics in one process, and merges those of several processes into one page in Prometheus's text format.
+
+A MetricRegistry holds counters and histograms, and reads gauges when the page is requested. A snapshot carries all of
+them to another process (`metric_workers.py`). The page is written here, because prometheus_client takes several times
+as long, and streams would wait for it.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,20 @@ from prometheus_client.process_collector import ProcessCollector
 
 Labels = tuple[str, ...]
 Cells = dict[Labels, list[float]]
-"""By label values: one number, or for a histogram one per bucket (not cumulative), the last for beyond, and the sum."""
+"""Label values to numbers: one number, or for a histogram one per bucket (not cumulative), the last for larger values,
+and the sum."""
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """One metric's cells. `live` ones count while their process lives; the others are kept when it ends. Over several
-    processes cells are added, or the `largest` taken."""
+class MetricFamily:
+    """One metric with its cells.
+
+    A `live` family counts only while its process lives; others are kept after its end. Over several processes cells are
+    added, or with `largest` their maximum is taken.
+    """
 
     name: str
-    text: str
+    help_text: str
     kind: Literal["counter", "gauge", "histogram"]
     labels: Labels = ()
     bounds: tuple[float, ...] = ()
@@ -32,52 +41,52 @@ class Family:
     cells: Cells = field(default_factory=dict)
 
     def add(self, labels: Labels, amount: float = 1.0) -> None:
-        """Count. Label values must come from a bounded set, as each new combination is kept."""
+        """Increments a counter. Label values must come from a bounded set, as every new combination is kept."""
         if (cell := self.cells.get(labels)) is None:
             self.cells[labels] = [amount]
         else:
             cell[0] += amount
 
     def observe(self, labels: Labels, seconds: float) -> None:
-        """Count a duration in its bucket."""
+        """Counts a duration in its bucket."""
         if (cell := self.cells.get(labels)) is None:
             cell = self.cells[labels] = [0.0] * (len(self.bounds) + 2)
         cell[bisect_left(self.bounds, seconds)] += 1
         cell[-1] += seconds
 
 
-Gauge = tuple[Family, Callable[[], Mapping[Labels, float]]]
+Gauge = tuple[MetricFamily, Callable[[], Mapping[Labels, float]]]
 
 
 class MetricRegistry:
-    """The families of one process. `worker` tells this process from its siblings; `gateway` is the same for all of
-    them, and another one when counting begins anew."""
+    """The families of one process. `worker` is its number among its siblings; `gateway` identifies all of them, and
+    changes when the counts restart."""
 
     def __init__(self) -> None:
         self.worker = 0
         self.gateway = uuid4().hex[:8]
-        self._lasting: list[Family] = []
+        self._lasting: list[MetricFamily] = []
         self._gauges: list[Gauge] = []
         self._process = ProcessCollector(registry=None)
 
-    def counter(self, name: str, text: str, labels: Labels = ()) -> Family:
-        return self._kept(Family(name, text, "counter", labels))
+    def counter(self, name: str, help_text: str, labels: Labels = ()) -> MetricFamily:
+        return self._add_lasting(MetricFamily(name, help_text, "counter", labels))
 
-    def histogram(self, name: str, text: str, bounds: tuple[float, ...], labels: Labels = ()) -> Family:
-        return self._kept(Family(name, text, "histogram", labels, bounds))
+    def histogram(self, name: str, help_text: str, bounds: tuple[float, ...], labels: Labels = ()) -> MetricFamily:
+        return self._add_lasting(MetricFamily(name, help_text, "histogram", labels, bounds))
 
     def gauge(
-        self, name: str, text: str, labels: Labels, values: Callable[[], Mapping[Labels, float]], *, largest: bool
+        self, name: str, help_text: str, labels: Labels, values: Callable[[], Mapping[Labels, float]], *, largest: bool
     ) -> None:
-        """A number that somebody else keeps, asked for when the page is."""
-        self._gauges.append((Family(name, text, "gauge", labels, live=True, largest=largest), values))
+        """Adds a gauge whose values are read when the page is requested."""
+        self._gauges.append((MetricFamily(name, help_text, "gauge", labels, live=True, largest=largest), values))
 
-    def _kept(self, family: Family) -> Family:
+    def _add_lasting(self, family: MetricFamily) -> MetricFamily:
         self._lasting.append(family)
         return family
 
-    def families(self) -> list[Family]:
-        """All of them as they stand, the process's own (memory, time, descriptors) among them."""
+    def families(self) -> list[MetricFamily]:
+        """All families now, including the process's own (memory, CPU time, descriptors)."""
         found = list(self._lasting)
         for family, values in self._gauges:
             family.cells.clear()
@@ -85,86 +94,85 @@ class MetricRegistry:
             found.append(family)
         return [*found, *self._of_process()]
 
-    def _of_process(self) -> Iterable[Family]:
+    def _of_process(self) -> Iterable[MetricFamily]:
         for metric in self._process.collect():
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
             cells: Cells = {(str(self.worker),): [float(metric.samples[0].value)]}
-            yield Family(name, metric.documentation, kind, ("worker",), live=True, cells=cells)
+            yield MetricFamily(name, metric.documentation, kind, ("worker",), live=True, cells=cells)
 
     def snapshot(self) -> bytes:
-        """All of them for another process, with the time they were taken, by the clock the processes share."""
-        families = [{**_plain(family), "cells": list(family.cells.items())} for family in self.families()]
+        """All families as JSON for another process, with their time on the clock that the processes share."""
+        families = [{**_as_dict(family), "cells": list(family.cells.items())} for family in self.families()]
         return orjson.dumps({"at": time.monotonic(), "families": families})
 
     def resume(self, snapshot: bytes) -> None:
-        """Count on from what an ended process had reached."""
-        before = {family.name: family for family in read(snapshot)}
+        """Adds the counts of an ended process to this one's."""
+        before = {family.name: family for family in parse_snapshot(snapshot)}
         for family in self._lasting:
             if (old := before.get(family.name)) and (old.labels, old.bounds) == (family.labels, family.bounds):
-                merge(family.cells, old.cells, largest=False)
+                merge_cells(family.cells, old.cells, largest=False)
 
 
-def taken_at(snapshot: bytes) -> float:
-    """When a snapshot was taken. Raises ValueError when it is none."""
+def snapshot_time(snapshot: bytes) -> float:
+    """The time of a snapshot. Raises ValueError if it is invalid."""
     return float(orjson.loads(snapshot)["at"])
 
 
-def read(snapshot: bytes) -> list[Family]:
+def parse_snapshot(snapshot: bytes) -> list[MetricFamily]:
     """The families in a snapshot."""
     families = orjson.loads(snapshot)["families"]
     for family in families:
         family["labels"], family["bounds"] = tuple(family["labels"]), tuple(family["bounds"])
         family["cells"] = {tuple(labels): cell for labels, cell in family["cells"]}
-    return [Family(**family) for family in families]
+    return [MetricFamily(**family) for family in families]
 
 
-def merge(cells: Cells, more: Mapping[Labels, list[float]], *, largest: bool) -> None:
-    """Take up another process's cells."""
-    for labels, cell in more.items():
-        known = cells.get(labels)
-        if known is None:
+def merge_cells(cells: Cells, others: Mapping[Labels, list[float]], *, largest: bool) -> None:
+    """Adds another process's cells, or takes the maximum."""
+    for labels, cell in others.items():
+        present = cells.get(labels)
+        if present is None:
             cells[labels] = list(cell)
         elif largest:
-            cells[labels] = [max(pair) for pair in zip(known, cell, strict=True)]
+            cells[labels] = [max(pair) for pair in zip(present, cell, strict=True)]
         else:
-            cells[labels] = [sum(pair) for pair in zip(known, cell, strict=True)]
+            cells[labels] = [sum(pair) for pair in zip(present, cell, strict=True)]
 
 
-def joined(processes: Iterable[Iterable[Family]]) -> dict[str, Family]:
-    """By name, over all processes together."""
-    total: dict[str, Family] = {}
+def merged(processes: Iterable[Iterable[MetricFamily]]) -> dict[str, MetricFamily]:
+    """The families of all processes together, by name."""
+    total: dict[str, MetricFamily] = {}
     for families in processes:
-        join(total, families)
+        merge_families(total, families)
     return total
 
 
-def join(total: dict[str, Family], families: Iterable[Family]) -> None:
-    """Add one process's to those of others."""
+def merge_families(total: dict[str, MetricFamily], families: Iterable[MetricFamily]) -> None:
+    """Adds one process's families to `total`."""
     for family in families:
         if family.name in total:
-            merge(total[family.name].cells, family.cells, largest=family.largest)
+            merge_cells(total[family.name].cells, family.cells, largest=family.largest)
         else:
             total[family.name] = replace(family, cells=dict(family.cells))
 
 
-def page(processes: Iterable[Iterable[Family]]) -> bytes:
-    """Prometheus's text format, over all processes together."""
-    return "".join(line for family in joined(processes).values() for line in _lines(family)).encode()
+def exposition(processes: Iterable[Iterable[MetricFamily]]) -> bytes:
+    """The page of all processes together, in Prometheus's text format."""
+    return "".join(line for family in merged(processes).values() for line in _family_lines(family)).encode()
 
 
-def _lines(family: Family) -> Iterator[str]:
-    """Written here, as Prometheus's own client takes several times as long, and streams would wait for it."""
-    yield f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n"
+def _family_lines(family: MetricFamily) -> Iterator[str]:
+    yield f"# HELP {family.name} {family.help_text}\n# TYPE {family.name} {family.kind}\n"
     for values, cell in family.cells.items():
         labels = [f'{name}="{_escaped(value)}"' for name, value in zip(family.labels, values, strict=True)]
         if family.kind == "histogram":
-            yield from _distribution(family, labels, cell)
+            yield from _histogram_lines(family, labels, cell)
         else:
             yield _line(family.name, labels, cell[0])
 
 
-def _distribution(family: Family, labels: list[str], cell: list[float]) -> Iterator[str]:
+def _histogram_lines(family: MetricFamily, labels: list[str], cell: list[float]) -> Iterator[str]:
     *counts, total = cell
     below = 0.0
     for bound, count in zip((*family.bounds, "+Inf"), counts, strict=True):
@@ -182,5 +190,5 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def _plain(family: Family) -> dict[str, object]:
+def _as_dict(family: MetricFamily) -> dict[str, object]:
     return {field.name: getattr(family, field.name) for field in fields(family)}

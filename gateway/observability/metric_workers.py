@@ -1,8 +1,8 @@
-"""The worker processes of one gateway answer for each other: whichever is asked for its metrics shows those of all.
+"""Shares metrics between the worker processes of one gateway, so that any of them can serve the page of all.
 
-Each worker holds a number by a lock in a shared folder, answers on a socket there with a snapshot of its tallies, and
-leaves the last one behind as a file. A worker started in the place of an ended one counts on from that file, so totals
-never fall; one that was killed loses what it counted since it was last asked.
+Each worker claims a number by a file lock in a shared folder, and serves snapshots of its registry on a Unix socket
+there. Its last snapshot stays as a file. A worker that replaces an ended one continues from that file, so totals never
+fall; a killed worker loses what it counted since its last snapshot.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from gateway.observability.metric_registry import Family, MetricRegistry, read, taken_at
+from gateway.observability.metric_registry import MetricFamily, MetricRegistry, parse_snapshot, snapshot_time
 
-PATIENCE = 1.0
-"""Seconds that a sibling has to answer; after that its last snapshot counts."""
+SIBLING_TIMEOUT_SECONDS = 1.0
+"""Time limit of a sibling's reply; after that its last snapshot counts."""
 MAX_WORKERS = 1024
 
-Siblings = Callable[[], Awaitable[list[list[Family]]]]
-"""The families of every other worker, ended ones included."""
+Siblings = Callable[[], Awaitable[list[list[MetricFamily]]]]
+"""The families of every other worker, including ended ones."""
 
 
 @asynccontextmanager
-async def among_workers(folder: Path, tallies: MetricRegistry) -> AsyncIterator[Siblings]:
-    """Be one of the workers that share `folder`."""
-    number, lock = _claim(folder)
-    tallies.worker, tallies.gateway = number, folder.name
-    last = _last(folder, number)
+async def share_metrics(folder: Path, registry: MetricRegistry) -> AsyncIterator[Siblings]:
+    """Joins the workers that share `folder`. Yields a function that returns the siblings' families."""
+    number, lock = _claim_number(folder)
+    registry.worker, registry.gateway = number, folder.name
+    last = _snapshot_path(folder, number)
     with suppress(FileNotFoundError):
-        tallies.resume(last.read_bytes())
-    address = _address(folder, number)
+        registry.resume(last.read_bytes())
+    address = _socket_path(folder, number)
     address.unlink(missing_ok=True)
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         os.utime(lock)  # cleaners of temporary folders take away what looks forgotten
         with suppress(OSError):
-            writer.write(tallies.snapshot())
+            writer.write(registry.snapshot())
             await writer.drain()
         writer.close()
 
     server = await asyncio.start_unix_server(answer, address)
     try:
-        yield partial(_siblings, folder, number)
+        yield partial(_all_siblings, folder, number)
     finally:
         server.close()
-        _keep(last, tallies.snapshot())
+        _store_snapshot(last, registry.snapshot())
         os.close(lock)
 
 
-def _claim(folder: Path) -> tuple[int, int]:
-    """The smallest free number, and the descriptor that holds it as long as this process lives."""
+def _claim_number(folder: Path) -> tuple[int, int]:
+    """The smallest free number, and the file descriptor whose lock holds it as long as this process lives."""
     for number in range(MAX_WORKERS):
         lock = os.open(folder / f"{number}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -65,37 +65,39 @@ def _claim(folder: Path) -> tuple[int, int]:
     raise RuntimeError(f"{folder}: more than {MAX_WORKERS} workers")
 
 
-async def _siblings(folder: Path, own: int) -> list[list[Family]]:
-    return await asyncio.gather(*(_families(folder, number) for number in _numbers(folder) if number != own))
+async def _all_siblings(folder: Path, own: int) -> list[list[MetricFamily]]:
+    return await asyncio.gather(
+        *(_sibling_families(folder, number) for number in _worker_numbers(folder) if number != own)
+    )
 
 
-def _numbers(folder: Path) -> list[int]:
+def _worker_numbers(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.lock"))
 
 
-async def _families(folder: Path, number: int) -> list[Family]:
-    """What a worker answers, or of one that does not the last that it said and that outlives it."""
-    last = _last(folder, number)
+async def _sibling_families(folder: Path, number: int) -> list[MetricFamily]:
+    """The current families of a worker. If it does not reply, those of its last snapshot that outlive it."""
+    last = _snapshot_path(folder, number)
     try:
-        async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_unix_connection(_address(folder, number))
+        async with asyncio.timeout(SIBLING_TIMEOUT_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(_socket_path(folder, number))
             try:
                 snapshot = await reader.read()
             finally:
                 writer.close()
-        _keep(last, snapshot)
-        return read(snapshot)
+        _store_snapshot(last, snapshot)
+        return parse_snapshot(snapshot)
     except (OSError, TimeoutError, ValueError):  # ended, busy, or killed in mid-answer
         with suppress(FileNotFoundError):
-            return [family for family in read(last.read_bytes()) if not family.live]
+            return [family for family in parse_snapshot(last.read_bytes()) if not family.live]
         return []
 
 
-def _keep(last: Path, snapshot: bytes) -> None:
-    """Leave a snapshot behind, unless a later one is there or the disk is full. Raises ValueError when it is none."""
-    at = taken_at(snapshot)
+def _store_snapshot(last: Path, snapshot: bytes) -> None:
+    """Stores a snapshot unless a newer one exists or the disk is full. Raises ValueError if it is invalid."""
+    at = snapshot_time(snapshot)
     with suppress(FileNotFoundError):
-        if taken_at(last.read_bytes()) >= at:
+        if snapshot_time(last.read_bytes()) >= at:
             return
     draft = last.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
@@ -103,9 +105,9 @@ def _keep(last: Path, snapshot: bytes) -> None:
         draft.replace(last)
 
 
-def _address(folder: Path, number: int) -> Path:
+def _socket_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.sock"
 
 
-def _last(folder: Path, number: int) -> Path:
+def _snapshot_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.json"

@@ -1,4 +1,4 @@
-"""`/metrics`: what Prometheus reads, counted over all workers."""
+"""The gateway's metrics, and `GET /metrics` over all workers."""
 
 from __future__ import annotations
 
@@ -8,85 +8,79 @@ from collections.abc import Callable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.records.feedback import Kind
-from gateway.observability.metric_registry import Family, Labels, MetricRegistry, join, page
+from coe.records.feedback import FeedbackKind
+from gateway.observability.metric_registry import Labels, MetricFamily, MetricRegistry, exposition, merge_families
 from gateway.observability.metric_workers import Siblings
 from gateway.request.trace import Trace
 
-_ROUTING = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
-_ANSWER = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-_ALONE: Labels = ()
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_ROUTING_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
+_RESPONSE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_NO_LABELS: Labels = ()
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Label values are declared names and fixed words, so their number is bounded; a reload may leave old ones."""
+    """Counts finished requests and events. Label values are declared names and fixed words, so their number is bounded;
+    after a reload old values may stay."""
 
     def __init__(self) -> None:
-        self.tallies = tallies = MetricRegistry()
+        self.registry = registry = MetricRegistry()
         self.siblings: Siblings | None = None
-        """Set where there are several workers."""
+        """Set if there are several workers."""
+        counter, histogram, expert = registry.counter, registry.histogram, ("expert",)
         requests = ("api", "category", "expert", "outcome", "reason", "status")
-        expert = ("expert",)
-        self._requests = tallies.counter("coe_requests_total", "Requests, by how they ended.", requests)
-        self._fallbacks = tallies.counter(
-            "coe_fallbacks_total",
-            "Requests that another expert answered, by the one that should have and why it did not.",
-            ("expert", "cause"),
-        )
-        self._tokens = tallies.counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
-        self._cost = tallies.counter("coe_cost_dollars_total", "By the experts' declared prices.", expert)
-        self._routing = tallies.histogram("coe_routing_seconds", "From arrival to the decision.", _ROUTING)
-        self._first = tallies.histogram("coe_first_byte_seconds", "From arrival to the first piece.", _ANSWER, expert)
-        self._upstream = tallies.histogram(
-            "coe_upstream_seconds",
-            "From asking an expert to its first piece, where it was the first asked.",
-            _ANSWER,
-            expert,
-        )
-        self._retrieval = tallies.counter("coe_retrieval_total", "Requests, by what the gate came to.", ("result",))
-        self._consulted = tallies.histogram(
-            "coe_retrieval_seconds", "Time of consultations, where there were any.", _ROUTING
-        )
-        self._passages = tallies.counter("coe_retrieval_tokens_total", "Tokens of passages, about.")
-        self._feedback = tallies.counter("coe_feedback_total", "Feedback that was kept.", ("kind",))
-        self._refused = tallies.counter(
-            "coe_refused_total", "Requests refused for their Host or Origin header.", ("outcome",)
-        )
-        self._task_failures = tallies.counter(
-            "coe_background_task_failures_total", "Background tasks that ended unexpectedly and restarted.", ("task",)
-        )
-        self._hold = tallies.histogram("coe_hold_seconds", "Waits for an expert's turn at its device.", _ANSWER, expert)
-        self._total = tallies.histogram("coe_request_seconds", "From arrival to the last byte.", _ANSWER)
+        self._requests = counter("coe_requests_total", "Requests, by outcome.", requests)
+        fallbacks = "Requests that another expert answered, by the first choice and why it did not answer."
+        self._fallbacks = counter("coe_fallbacks_total", fallbacks, ("expert", "cause"))
+        self._tokens = counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
+        self._cost = counter("coe_cost_dollars_total", "Cost by the experts' declared prices.", expert)
+        routing = "Time from arrival to the decision."
+        self._routing_seconds = histogram("coe_routing_seconds", routing, _ROUTING_BUCKETS)
+        first = "Time from arrival to the first token."
+        self._first_token = histogram("coe_first_byte_seconds", first, _RESPONSE_BUCKETS, expert)
+        upstream = "Time from the call of an expert to its first token, if it was the first one called."
+        self._upstream_seconds = histogram("coe_upstream_seconds", upstream, _RESPONSE_BUCKETS, expert)
+        self._retrieval_results = counter("coe_retrieval_total", "Requests, by the result of retrieval.", ("result",))
+        self._retrieval_seconds = histogram("coe_retrieval_seconds", "Duration of retrieval.", _ROUTING_BUCKETS)
+        self._passage_tokens = counter("coe_retrieval_tokens_total", "Tokens of passages, approximately.")
+        self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
+        refusals = "Requests refused for their Host or Origin header."
+        self._refusals = counter("coe_refused_total", refusals, ("outcome",))
+        failures = "Background tasks that ended unexpectedly and restarted."
+        self._task_failures = counter("coe_background_task_failures_total", failures, ("task",))
+        wait = "Waits until an expert that shares a device is awake."
+        self._residency_wait = histogram("coe_hold_seconds", wait, _RESPONSE_BUCKETS, expert)
+        total = "Time from arrival to the last byte."
+        self._request_seconds = histogram("coe_request_seconds", total, _RESPONSE_BUCKETS)
 
     def observe(self, trace: Trace) -> None:
-        """Count one finished request."""
-        self._total.observe(_ALONE, trace.elapsed_ms() / 1000)
+        """Counts one finished request."""
+        self._request_seconds.observe(_NO_LABELS, trace.elapsed_ms() / 1000)
         decision = trace.decision
         status = "" if trace.status is None else str(trace.status)
         if decision is None:
             self._requests.add((trace.api, "", "", trace.outcome, "", status))
             return
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
-        self._routing.observe(_ALONE, trace.routing_ms / 1000)
-        self._gated(trace)
+        self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
+        self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:
-            self._answered(trace, (decision.expert,), first)
+            self._record_answer(trace, (decision.expert,), first)
             if decision.fallback_from:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
 
-    def _gated(self, trace: Trace) -> None:
-        found = trace.retrieval_result
-        self._retrieval.add((found.status,))
-        if found.ms:
-            self._consulted.observe(_ALONE, found.ms / 1000)
-        if found.tokens:
-            self._passages.add(_ALONE, found.tokens)
+    def _record_retrieval(self, trace: Trace) -> None:
+        retrieval = trace.retrieval_result
+        self._retrieval_results.add((retrieval.status,))
+        if retrieval.ms:
+            self._retrieval_seconds.observe(_NO_LABELS, retrieval.ms / 1000)
+        if retrieval.tokens:
+            self._passage_tokens.add(_NO_LABELS, retrieval.tokens)
 
-    def _answered(self, trace: Trace, expert: Labels, first_ms: float) -> None:
-        self._first.observe(expert, first_ms / 1000)
+    def _record_answer(self, trace: Trace, expert: Labels, first_ms: float) -> None:
+        self._first_token.observe(expert, first_ms / 1000)
         if trace.attempts.count == 1:
-            self._upstream.observe(expert, (first_ms - trace.routing_ms) / 1000)
+            self._upstream_seconds.observe(expert, (first_ms - trace.routing_ms) / 1000)
         if (usage := trace.usage) is not None:
             if usage.input_tokens:
                 self._tokens.add((*expert, "input"), usage.input_tokens)
@@ -95,49 +89,50 @@ class Metrics:
         if cost := trace.cost:
             self._cost.add(expert, cost)
 
-    def waited(self, expert: str, seconds: float) -> None:
-        """Count one wait for an expert's turn."""
-        self._hold.observe((expert,), seconds)
+    def record_residency_wait(self, expert: str, seconds: float) -> None:
+        """Counts one wait for an expert to be awake."""
+        self._residency_wait.observe((expert,), seconds)
 
-    def refused(self, code: str) -> None:
-        """Count one request that was refused for its Host or Origin header."""
-        self._refused.add((code,))
+    def record_refusal(self, code: str) -> None:
+        """Counts one request that was refused for its Host or Origin header."""
+        self._refusals.add((code,))
 
-    def feedback(self, kind: Kind) -> None:
-        """Count one event that was kept."""
+    def record_feedback(self, kind: FeedbackKind) -> None:
+        """Counts one stored event of feedback."""
         self._feedback.add((kind,))
 
     def task_failed(self, name: str) -> None:
-        """Count one background task that ended unexpectedly."""
+        """Counts one background task that ended unexpectedly."""
         self._task_failures.add((name,))
 
-    def gauge(self, name: str, text: str, value: Callable[[], float], *, largest: bool = False) -> None:
-        """Show a number that somebody else keeps; over several workers their sum, or the `largest`."""
-        self.tallies.gauge(name, text, (), lambda: {_ALONE: value()}, largest=largest)
+    def gauge(self, name: str, help_text: str, value: Callable[[], float], *, largest: bool = False) -> None:
+        """Adds a gauge without labels, read when the page is requested; over several workers their sum, or with
+        `largest` the maximum."""
+        self.registry.gauge(name, help_text, (), lambda: {_NO_LABELS: value()}, largest=largest)
 
     def gauges(
         self,
         name: str,
-        text: str,
+        help_text: str,
         labels: Labels,
         values: Callable[[], Mapping[Labels, float]],
         *,
         largest: bool = False,
     ) -> None:
-        """The same for numbers by label values."""
-        self.tallies.gauge(name, text, labels, values, largest=largest)
+        """Like `gauge`, with labels."""
+        self.registry.gauge(name, help_text, labels, values, largest=largest)
 
     async def endpoint(self, _: Request) -> Response:
         """`GET /metrics`."""
-        return Response(page(await self._processes()), media_type=_TEXT)
+        return Response(exposition(await self._processes()), media_type=_CONTENT_TYPE)
 
-    async def families(self) -> dict[str, Family]:
-        """By name, over all workers."""
-        total: dict[str, Family] = {}
+    async def families(self) -> dict[str, MetricFamily]:
+        """The families of all workers, by name."""
+        total: dict[str, MetricFamily] = {}
         for families in await self._processes():
-            join(total, families)
-            await asyncio.sleep(0)  # a millisecond or two each, which streams need not wait for together
+            merge_families(total, families)
+            await asyncio.sleep(0)  # one or two milliseconds each: let streams continue in between
         return total
 
-    async def _processes(self) -> list[list[Family]]:
-        return [self.tallies.families(), *(await self.siblings() if self.siblings else [])]
+    async def _processes(self) -> list[list[MetricFamily]]:
+        return [self.registry.families(), *(await self.siblings() if self.siblings else [])]

@@ -1,7 +1,5 @@
-"""What is told of every finished request, opened together: metrics, traces, the access log.
-
-The last step of the line: hand a record to the log's writer, with the text's embedding where that is asked for.
-"""
+"""Opens the observers of finished requests: metrics, traces and the access log; and the Recorder for the routing
+log."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from coe.records import RecordWriter
 from coe.records.record import RoutingRecord
 from coe.settings import Settings
 from gateway.observability.logs import log_request
-from gateway.observability.metric_workers import among_workers
+from gateway.observability.metric_workers import share_metrics
 from gateway.observability.metrics import Metrics
 from gateway.observability.tracing import Tracing, open_tracing
 from gateway.request.trace import Trace
@@ -30,7 +28,8 @@ from gateway.request.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Observability:
-    """`observers` are for the line; `tracing`, None where no collector is declared, wants to be asked before it."""
+    """`observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
+    declared."""
 
     metrics: Metrics
     tracing: Tracing | None
@@ -38,12 +37,13 @@ class Observability:
 
 
 @asynccontextmanager
-async def open_observation(settings: Settings, workers: Path | None) -> AsyncIterator[Observability]:
-    """`workers` is the folder that several worker processes share. Raises ConfigError where traces cannot be sent."""
+async def open_observability(settings: Settings, workers: Path | None) -> AsyncIterator[Observability]:
+    """`workers` is the folder that several worker processes share, None for one process. Raises ConfigError if traces
+    cannot be sent."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         if workers is not None:
-            metrics.siblings = await stack.enter_async_context(among_workers(workers, metrics.tallies))
+            metrics.siblings = await stack.enter_async_context(share_metrics(workers, metrics.registry))
         tracing = await stack.enter_async_context(open_tracing(settings))
         observers: list[Callable[[Trace], None]] = [metrics.observe]
         if tracing is not None:
@@ -55,12 +55,13 @@ async def open_observation(settings: Settings, workers: Path | None) -> AsyncIte
 
 _log = logging.getLogger("gateway")
 
-MAX_PENDING = 256
-"""Embeddings under way at a time; beyond it records go without one rather than pile up."""
+MAX_PENDING_EMBEDDINGS = 256
+"""Embeddings being computed at a time; further records are written without one."""
 
 
 class Recorder:
-    """Never waits and never raises: embeddings are computed after the answer, in a thread."""
+    """Hands the record of each finished request to the log's writer. It never waits and never raises; embeddings are
+    computed after the answer, in a thread."""
 
     def __init__(self, writer: RecordWriter, *, encoder: Encoder | None, threads: Executor) -> None:
         self._writer = writer
@@ -75,12 +76,12 @@ class Recorder:
         await asyncio.gather(*self._pending, return_exceptions=True)
 
     def observe(self, trace: Trace) -> None:
-        """Queue the record of a finished request, if it was routed. One that ended before is counted and in the access
-        log, but has no record: otherwise strangers could push the records of real requests out of the log."""
+        """Queues the record of a routed request. A request that failed before routing has no record, only metrics and
+        an access line: otherwise strangers could push real records out of the log."""
         if trace.decision is None:
             return
         record, text = trace.record(), trace.text
-        if self._encoder is None or not text or len(self._pending) >= MAX_PENDING:
+        if self._encoder is None or not text or len(self._pending) >= MAX_PENDING_EMBEDDINGS:
             self._writer.put(record)
             return
         task = asyncio.ensure_future(self._embed(self._encoder, record, text))

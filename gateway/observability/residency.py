@@ -1,4 +1,7 @@
-"""Experts that take turns at a device, as a gateway process sees them: asked for at the fleet, and in `/metrics`."""
+"""Connects a gateway process to the residency scheduler of `coe up`, and adds its metrics.
+
+Experts that share a device are loaded on demand; the scheduler decides which, and the client waits for it.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +13,37 @@ from coe.settings import Settings
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics
 
-TIERS = {"stopped": 0, "asleep": 1, "awake": 3}
-ON_ITS_WAY = 2
+TIER_VALUES = {"stopped": 0, "asleep": 1, "awake": 3}
+CHANGING = 2
 
 
 @asynccontextmanager
-async def open_turns(settings: Settings, metrics: Metrics) -> AsyncIterator[ResidencyClient | None]:
-    """A connection to the `coe up` that started this gateway; None where all experts are awake all the time. The
-    metrics are there in either case."""
+async def open_residency(settings: Settings, metrics: Metrics) -> AsyncIterator[ResidencyClient | None]:
+    """A connection to the `coe up` that started this gateway; None if all experts are always loaded. The metrics exist
+    in either case."""
     if settings.turns is None:
-        _show(metrics, None)
+        _add_metrics(metrics, None)
         yield None
         return
-    async with connected_client(settings.turns, task_failed=metrics.task_failed) as turns:
-        _show(metrics, turns)
-        turns.on_granted = metrics.waited
-        yield turns
+    async with connected_client(settings.turns, task_failed=metrics.task_failed) as client:
+        _add_metrics(metrics, client)
+        client.on_granted = metrics.record_residency_wait
+        yield client
 
 
-def _show(metrics: Metrics, turns: ResidencyClient | None) -> None:
-    def of(key: str) -> dict[Labels, float]:
-        return {(name,): float(told[key]) for name, told in turns.tiers.items()} if turns else {}
+def _add_metrics(metrics: Metrics, client: ResidencyClient | None) -> None:
+    def by_expert(key: str) -> dict[Labels, float]:
+        return {(name,): float(state[key]) for name, state in client.tiers.items()} if client else {}
 
     def tiers() -> dict[Labels, float]:
-        if turns is None:
+        if client is None:
             return {}
-        return {(name,): float(TIERS.get(told["tier"], ON_ITS_WAY)) for name, told in turns.tiers.items()}
+        return {(name,): float(TIER_VALUES.get(state["tier"], CHANGING)) for name, state in client.tiers.items()}
 
     expert = ("expert",)
-    metrics.gauges(
-        "coe_expert_tier",
-        "0 stopped, 1 asleep, 2 on its way, 3 awake; where experts take turns.",
-        expert,
-        tiers,
-        largest=True,
-    )
-    held = "Requests that wait for the expert's turn."
-    metrics.gauges("coe_expert_held", held, expert, lambda: of("held"), largest=True)
+    tier = "0 stopped, 1 asleep, 2 changing, 3 awake; only for experts that share a device."
+    metrics.gauges("coe_expert_tier", tier, expert, tiers, largest=True)
+    held = "Requests that wait until the expert is awake."
+    metrics.gauges("coe_expert_held", held, expert, lambda: by_expert("held"), largest=True)
     switches = "Times that the expert's server was woken since the start."
-    metrics.gauges("coe_expert_switches", switches, expert, lambda: of("switches"), largest=True)
+    metrics.gauges("coe_expert_switches", switches, expert, lambda: by_expert("switches"), largest=True)

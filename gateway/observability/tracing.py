@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where a collector is declared: a server span a request, a child for every step of the line."""
+"""OpenTelemetry traces, if a collector is declared: a server span per request, with a child span for every step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coe.core import RequestOptions
 from coe.errors import ConfigError
 from coe.settings import Settings
 from coe.urls import shown
-from gateway.observability.attributes import PATHS, Attributes, of_call, of_request
+from gateway.observability.attributes import PATHS, Attributes, call_attributes, request_attributes
 from gateway.request.trace import Spans, Trace
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import SpanContext, SpanKind, Status
 
-PATIENCE = 3.0
-"""Seconds that the last spans have to reach the collector when the process ends."""
+FLUSH_TIMEOUT_SECONDS = 3.0
+"""Time limit for the last spans to reach the collector when the process ends."""
 
 
 @asynccontextmanager
 async def open_tracing(settings: Settings) -> AsyncIterator[Tracing | None]:
-    """None where no collector is declared. Raises ConfigError when the packages are missing."""
+    """None if no collector is declared. Raises ConfigError if the packages are missing."""
     if settings.traces is None:
         yield None
         return
@@ -45,7 +45,7 @@ async def open_tracing(settings: Settings) -> AsyncIterator[Tracing | None]:
 
 
 def check_tracing(settings: Settings) -> None:
-    """Raises ConfigError where traces are asked for and the packages are missing."""
+    """Raises ConfigError if a collector is declared and the packages are missing."""
     if settings.traces is not None:
         try:
             import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
@@ -57,28 +57,28 @@ def check_tracing(settings: Settings) -> None:
 
 
 async def _flush(processor: SpanProcessor, exporter: SpanExporter) -> None:
-    """Send what is left, in a daemon thread, so that a dead collector cannot hold up the process."""
+    """Sends the remaining spans in a daemon thread, so that a dead collector cannot block the process."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-    def shut() -> None:
+    def shut_down() -> None:
         processor.shutdown()
         with suppress(RuntimeError):  # the loop did not wait
             loop.call_soon_threadsafe(done.set)
 
-    threading.Thread(target=shut, name="traces-flush", daemon=True).start()
+    threading.Thread(target=shut_down, name="traces-flush", daemon=True).start()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(FLUSH_TIMEOUT_SECONDS):
             await done.wait()
     except TimeoutError:
         exporter.shutdown()
 
 
 class Tracing:
-    """Makes the ids of a request's spans when it comes, and the spans when it is over, from the times its trace kept.
+    """Creates the ids of a request's spans on arrival, and the spans when it has ended, from the times that its trace
+    kept.
 
-    Spans are built whole (3 µs each) rather than through the SDK's tracer (25 µs), as the event loop pays for them.
-    Sampling and the service's name are the SDK's to read: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME,
-    OTEL_RESOURCE_ATTRIBUTES.
+    Spans are built directly (3 µs each) rather than through the SDK's tracer (25 µs), because the event loop pays for
+    them. The SDK reads its own settings: OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES.
     """
 
     def __init__(self, processor: SpanProcessor) -> None:
@@ -100,15 +100,16 @@ class Tracing:
         self._api = api
         self._readable: type[ReadableSpan] = ReadableSpan
         self._propagator = TraceContextTextMapPropagator()
-        self._fine, self._wrong = api.Status(), api.Status(api.StatusCode.ERROR)
+        self._ok_status, self._error_status = api.Status(), api.Status(api.StatusCode.ERROR)
 
     def begin(self, trace: Trace, options: RequestOptions) -> RequestOptions:
-        """The wishes with a trace context for the expert: the client's trace or a new one, our call as the parent."""
+        """The options with a trace context for the expert: the client's trace or a new one, with our call as the parent
+        span."""
         api = self._api
         context = self._propagator.extract(options.trace_headers)
         parent = api.get_current_span(context).get_span_context()
         trace_id = parent.trace_id if parent.is_valid else random.getrandbits(128) or 1
-        decision = self._sampler.should_sample(context, trace_id, _name(trace)).decision
+        decision = self._sampler.should_sample(context, trace_id, _span_name(trace)).decision
         flags = api.TraceFlags(int(decision is self._sampled))
         server, call = (api.SpanContext(trace_id, _span_id(), False, flags, parent.trace_state) for _ in range(2))
         trace.spans = Spans(parent, server, call)
@@ -118,22 +119,28 @@ class Tracing:
         return replace(options, trace_headers=carried)
 
     def observe(self, trace: Trace) -> None:
-        """Hand the spans of a finished request to the exporter's queue."""
+        """Queues the spans of a finished request for the exporter."""
         spans = trace.spans
         if spans is None or not spans.server.trace_flags.sampled:
             return
         kinds, end = self._api.SpanKind, trace.elapsed_ms()
-        told = trace.outcome not in ("ok", "aborted")
+        is_error = trace.outcome not in ("ok", "aborted")
         for name, began, ended, complete in trace.step_times_ms(end):
             if name == "call":
-                span, kind, attributes = spans.call, kinds.CLIENT, of_call(trace)
+                span, kind, attributes = spans.call, kinds.CLIENT, call_attributes(trace)
             else:
                 span, kind, attributes = self._child(spans.server), kinds.INTERNAL, None
-            status = self._wrong if told and not complete else self._fine
+            status = self._error_status if is_error and not complete else self._ok_status
             self._end(trace, name, (began, ended), span, spans.server, kind, attributes, status)
         parent = spans.parent if spans.parent.is_valid else None
-        status = self._wrong if told and (trace.status is None or not 400 <= trace.status < 500) else self._fine
-        self._end(trace, _name(trace), (0.0, end), spans.server, parent, kinds.SERVER, of_request(trace), status)
+        status = (
+            self._error_status
+            if is_error and (trace.status is None or not 400 <= trace.status < 500)
+            else self._ok_status
+        )
+        self._end(
+            trace, _span_name(trace), (0.0, end), spans.server, parent, kinds.SERVER, request_attributes(trace), status
+        )
 
     def _child(self, server: SpanContext) -> SpanContext:
         return self._api.SpanContext(server.trace_id, _span_id(), False, server.trace_flags, server.trace_state)
@@ -165,7 +172,7 @@ class Tracing:
         self._processor.on_end(built)
 
 
-def _name(trace: Trace) -> str:
+def _span_name(trace: Trace) -> str:
     return f"POST {PATHS[trace.api]}"
 
 

@@ -1,1 +1,2 @@
-"""Processes: workers, reload, drain, jobs and signals."""
+"""The gateway's processes: workers, signals, drain, reload, jobs in processes of their own, and operating-system
+limits."""

@@ -1,4 +1,4 @@
-"""The process's limit of file descriptors, and how many connections fit into it."""
+"""The process's limit of file descriptors, and the number of connections that fit into it."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ from dataclasses import dataclass
 
 from coe.errors import ConfigError
 
-MAX_LIMIT = 65_536
-"""Descriptors that the soft limit is raised to at most; where the hard limit has no end, an end is still needed."""
-MIN_LIMIT = 128
-"""Descriptors with fewer of which the gateway does not start."""
-RESERVED = 64
-"""Descriptors kept for everything but clients and experts: log, artifacts, Redis, documents, jobs."""
+MAX_DESCRIPTORS = 65_536
+"""The soft limit is raised to at most this, also where the hard limit is infinite."""
+MIN_DESCRIPTORS = 128
+"""The gateway does not start with fewer."""
+RESERVED_DESCRIPTORS = 64
+"""Descriptors for everything except clients and experts: log, artifacts, Redis, documents, jobs."""
 MAX_CLIENTS = 16_384
-"""Client connections of one worker process; more wait to be accepted."""
+"""Client connections of one worker process; further ones wait to be accepted."""
 CLIENT_SHARE = 0.4
-"""Part of the other descriptors for client connections. A request needs one of these and one to its expert, or two
-where it is hedged; health checks and kept connections need the rest."""
+"""Part of the other descriptors for client connections. A request needs one of these and one to its expert, or two if
+it is hedged; health checks and idle connections need the rest."""
 REMEDY = "raise it: `ulimit -n 65536`, or LimitNOFILE=65536 in systemd"
 
 _log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
-class Connections:
+class ConnectionLimits:
     """How many connections one process may have open: to `clients` and to `experts`."""
 
     clients: int
     experts: int
 
     @classmethod
-    def within(cls, limit: int) -> Connections:
-        """Those that fit into a limit of descriptors."""
-        free = max(limit - RESERVED, 0)
+    def within(cls, limit: int) -> ConnectionLimits:
+        """The limits that fit into a number of descriptors."""
+        free = max(limit - RESERVED_DESCRIPTORS, 0)
         clients = min(int(free * CLIENT_SHARE), MAX_CLIENTS)
         return cls(clients, free - clients)
 
 
 def soft_limit() -> int:
-    """The limit in force for this process, at most MAX_LIMIT where it has no end."""
+    """The limit in force for this process, MAX_DESCRIPTORS if it is infinite."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_LIMIT if soft == resource.RLIM_INFINITY else soft
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> int:
-    """Raise the soft limit to the hard one, at most to MAX_LIMIT, and return it. Raises ConfigError when it is less
-    than MIN_LIMIT."""
+    """Raises the soft limit to the hard one, at most to MAX_DESCRIPTORS, and returns it. Raises ConfigError if it is
+    below MIN_DESCRIPTORS."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_LIMIT if hard == resource.RLIM_INFINITY else min(hard, MAX_LIMIT)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):  # macOS refuses more than a limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     limit = soft_limit()
-    if limit < MIN_LIMIT:
-        raise ConfigError(f"the limit of open files is {limit}, and the gateway needs {MIN_LIMIT}; {REMEDY}")
+    if limit < MIN_DESCRIPTORS:
+        raise ConfigError(f"the limit of open files is {limit}, and the gateway needs {MIN_DESCRIPTORS}; {REMEDY}")
     return limit
 
 
 def warn_if_few(limit: int, *, concurrent_requests: int) -> None:
-    """Log a warning where the limit allows fewer client connections than requests are declared to be served at once."""
-    clients = Connections.within(limit).clients
+    """Logs a warning if the limit allows fewer client connections than requests are declared to be served at once."""
+    clients = ConnectionLimits.within(limit).clients
     if clients < concurrent_requests:
         _log.warning(
             "the limit of open files is %d, so one worker serves at most %d client connections, fewer than "

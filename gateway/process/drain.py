@@ -1,4 +1,4 @@
-"""How a process leaves: first it says that it is not ready, then it takes nothing new, and what is under way ends."""
+"""Drains a process before it ends: first not ready, then no new requests, then the running ones end or are aborted."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import asyncio
 from coe.errors import Draining
 from gateway.serving_state import ServingState
 
-FINISH = 30.0
-"""Seconds that answers under way have to end, counted from when nothing new is taken."""
+FINISH_SECONDS = 30.0
+"""Time for running requests to end, after new ones are refused."""
 
 
 class Drain:
-    """`begin` starts the steps. For `lame_duck` seconds only readiness is off and work is still done, so that nothing
-    is lost to a balancer that has not looked yet; 0 where none is in front."""
+    """`begin` starts the drain. For `lame_duck` seconds only readiness is off and requests are still served, so that a
+    load balancer can notice; pass 0 if there is none."""
 
-    def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH) -> None:
+    def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
         self._current = current
         self._lame_duck = lame_duck
         self._finish = finish
@@ -26,13 +26,13 @@ class Drain:
             return
         self._current.leaving = True
         loop = asyncio.get_running_loop()
-        loop.call_later(self._lame_duck, self._close)
-        loop.call_later(self._lame_duck + self._finish, self.cut)
+        loop.call_later(self._lame_duck, self._stop_accepting)
+        loop.call_later(self._lame_duck + self._finish, self.abort)
 
-    def _close(self) -> None:
+    def _stop_accepting(self) -> None:
         self._current.admission.closed = True
 
-    def cut(self) -> None:
-        """End every request under way with the error that this gateway ends."""
+    def abort(self) -> None:
+        """Ends every running request with an error."""
         for request in tuple(self._current.admission.active):
             request.cancel(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))

@@ -1,5 +1,8 @@
-"""After loading: what only that needed goes back to the system, and what stays is never looked through again. Later,
-too, what requests needed and left behind goes back."""
+"""Keeps memory small and garbage collections short in a serving process.
+
+After loading, start-up garbage is freed and the rest frozen, so that collections skip it. Freed memory goes back to the
+system, once after loading and then at intervals.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,44 @@ from functools import partial
 
 from coe.supervision import TaskFailed, ignored, supervised
 
-YOUNG = 20_000
-"""New objects before Python's collector looks for circles among them. It would do so every 700, which the requests
-under way make and free without it: nearly 3 % of all time."""
-PAUSE = 30.0
-"""Seconds between two times that memory is given back; each takes some 3 ms, in a thread."""
+GC_THRESHOLD = 20_000
+"""New objects before a collection of the youngest generation. With Python's default of 700 requests trigger it all the
+time: nearly 3 % of the CPU."""
+TRIM_INTERVAL_SECONDS = 30.0
+"""Interval at which freed memory is returned; each time takes about 3 ms, in a thread."""
 
 
-def settle() -> None:
-    """Once per process, before it serves. Takes some 50 ms.
+def tune_gc() -> None:
+    """Call once per process, before it serves. Takes about 50 ms.
 
-    Python's collector would go through all that was loaded, time and again, with every request waiting (18 ms); and
-    glibc keeps what it was given back (50 MB of tables that were read, widened and joined).
+    Without it the collector visits all loaded objects again and again while every request waits (18 ms), and glibc
+    keeps 50 MB of freed tables.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG)
-    give_back()
+    gc.set_threshold(GC_THRESHOLD)
+    trim_memory()
 
 
-def give_back() -> None:
-    """What is free goes to the system; glibc would keep it."""
+def trim_memory() -> None:
+    """Returns freed memory to the system; glibc would keep it."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other C libraries have none
         trim(0)
 
 
 @asynccontextmanager
-async def giving_back(*, every: float = PAUSE, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
-    """Meanwhile do so now and then: after a busy time glibc keeps some 10 MB."""
-    task = supervised(partial(_give_back, every), "memory", task_failed=task_failed)
+async def trimming_memory(
+    *, every: float = TRIM_INTERVAL_SECONDS, task_failed: TaskFailed = ignored
+) -> AsyncIterator[None]:
+    """Trims memory at intervals until the block ends: after a busy time glibc keeps about 10 MB."""
+    task = supervised(partial(_trim_periodically, every), "memory", task_failed=task_failed)
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _give_back(every: float) -> None:
+async def _trim_periodically(every: float) -> None:
     while True:
         await asyncio.sleep(every)
-        await asyncio.to_thread(give_back)
+        await asyncio.to_thread(trim_memory)

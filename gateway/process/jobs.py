@@ -1,4 +1,4 @@
-"""Runs verbs of `coe` in processes of their own, since what they import has no place in the one that serves."""
+"""Runs commands of `coe` in processes of their own, because a serving process must not import what they need."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import orjson
 from coe.errors import JobUnavailable, NotInstalled
 from coe.settings import Settings
 
-RETRY_AFTER = 5.0
-MOST_WAITING = 8
-"""Requests for a job, the one under way included."""
-_TOLD = 500
-"""Characters of a failed job's last words that are passed on."""
+RETRY_AFTER_SECONDS = 5.0
+MAX_WAITING = 8
+"""Requests for a job, including the running one."""
+MAX_ERROR_CHARACTERS = 500
+"""Characters of a failed job's error output that are passed on."""
 
 
 class Jobs:
-    """One at a time, each with a time of its own; what is under way ends with the block that this is entered for."""
+    """Runs one job at a time, each with its own time limit. Leaving the context kills the running one."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._waiting = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -39,41 +39,44 @@ class Jobs:
         if self._process is not None:
             self._process.kill()
 
-    async def report(self, *words: str, seconds: float, needs: tuple[str, ...]) -> Any:
-        """What `coe WORDS --json` prints. `needs` are the packages without which it cannot. Raises NotInstalled, or
-        JobUnavailable where it fails, takes too long, or too many ask."""
-        check_installed(words[0], needs)
-        if self._waiting >= MOST_WAITING:
-            raise JobUnavailable(f"{MOST_WAITING} others ask for a job already", retry_after=RETRY_AFTER)
+    async def run(self, *arguments: str, seconds: float, needs: tuple[str, ...]) -> Any:
+        """The JSON that `coe ARGUMENTS --json` prints.
+
+        `needs` are packages that it requires. Raises NotInstalled, or JobUnavailable if it fails, takes longer than
+        `seconds`, or too many requests wait.
+        """
+        check_installed(arguments[0], needs)
+        if self._waiting >= MAX_WAITING:
+            raise JobUnavailable(f"{MAX_WAITING} others ask for a job already", retry_after=RETRY_AFTER_SECONDS)
         self._waiting += 1
         try:
-            async with self._turn:
-                return await asyncio.to_thread(self._run, words, seconds)
+            async with self._lock:
+                return await asyncio.to_thread(self._run_blocking, arguments, seconds)
         finally:
             self._waiting -= 1
 
-    def _run(self, words: tuple[str, ...], seconds: float) -> Any:
-        verb = f"coe {words[0]}"
-        with start(self._settings, *words, "--json", stdin=subprocess.DEVNULL) as process:
+    def _run_blocking(self, arguments: tuple[str, ...], seconds: float) -> Any:
+        verb = f"coe {arguments[0]}"
+        with start_command(self._settings, *arguments, "--json", stdin=subprocess.DEVNULL) as process:
             self._process = process
             try:
-                told, complaint = process.communicate(timeout=seconds)
+                output, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 message = f"`{verb}` took more than {seconds:g} s and was ended; run it by hand"
-                raise JobUnavailable(message, retry_after=RETRY_AFTER) from None
+                raise JobUnavailable(message, retry_after=RETRY_AFTER_SECONDS) from None
             finally:
                 process.kill()
                 self._process = None
         try:
             if process.returncode == 0:
-                return orjson.loads(told)
+                return orjson.loads(output)
         except orjson.JSONDecodeError:
-            complaint = b"it printed no JSON"
-        raise JobUnavailable(f"`{verb}` failed: {last_words(complaint)}", retry_after=RETRY_AFTER)
+            errors = b"it printed no JSON"
+        raise JobUnavailable(f"`{verb}` failed: {error_tail(errors)}", retry_after=RETRY_AFTER_SECONDS)
 
 
 def check_installed(verb: str, needs: tuple[str, ...]) -> None:
-    """Raises NotInstalled, with the remedy."""
+    """Raises NotInstalled, with the remedy, if a package is missing."""
     if missing := [name for name in needs if find_spec(name) is None]:
         raise NotInstalled(
             f"`coe {verb}` needs {', '.join(missing)}, which is not installed where this gateway runs; "
@@ -81,12 +84,12 @@ def check_installed(verb: str, needs: tuple[str, ...]) -> None:
         )
 
 
-def start(settings: Settings, *words: str, stdin: int) -> subprocess.Popen[bytes]:
-    """`coe WORDS` over the gateway's own declaration and state, behind everything else that wants the processor; in a
-    thread, as a fork takes its time."""
-    polite = ("nice", "-n", "10") if shutil.which("nice") else ()
+def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess.Popen[bytes]:
+    """Starts `coe ARGUMENTS` with the gateway's declaration and state, at low priority. Call it in a thread, as a fork
+    takes time."""
+    nice = ("nice", "-n", "10") if shutil.which("nice") else ()
     return subprocess.Popen(  # noqa: S603  our own verb; the words are a verb's and versions that there are
-        [*polite, sys.executable, "-m", "coe.cli", *words, "--config", str(settings.config)],
+        [*nice, sys.executable, "-m", "coe.cli", *arguments, "--config", str(settings.config)],
         env={**os.environ, "COE_HOME": str(settings.home)},
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -94,7 +97,7 @@ def start(settings: Settings, *words: str, stdin: int) -> subprocess.Popen[bytes
     )
 
 
-def last_words(complaint: bytes) -> str:
-    """The end of what a process said of its failure."""
-    lines = complaint.decode(errors="replace").strip().splitlines()
-    return " ".join(lines[-3:])[-_TOLD:] or "it said nothing"
+def error_tail(errors: bytes) -> str:
+    """The end of a process's error output."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return " ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it said nothing"

@@ -1,28 +1,25 @@
-"""The gateway's processes: Granian's parent and workers, with our rules for stopping, reloading and crashes.
+"""The gateway's processes: Granian's parent and workers, with rules of our own for stopping, reloading and crashes.
 
-The parent receives the signals and decides; a worker acts on signals from the parent only. On SIGTERM or SIGINT the
-parent signals the workers (SIGUSR1) to leave as `gateway/process/drain.py` says, waits for the lame duck period, and
-stops them: Granian closes the listeners and the idle connections, waits for the requests under way and closes the
-application, which writes the records. A second signal ends everything at once. On SIGHUP the workers check for changes.
+The parent receives signals and decides; a worker acts only on signals from the parent. On SIGTERM or SIGINT the parent
+makes the workers drain (SIGUSR1, see `gateway/process/drain.py`), waits for the lame duck period, and stops them:
+Granian closes the listeners and idle connections, waits for running requests and closes the application, which writes
+the records. A second signal ends everything at once. On SIGHUP the workers check for changes.
 
-A worker that crashes starts again after a delay of its own; the other workers serve on. If none has ever become ready
+A worker that crashes starts again after a delay of its own; the other workers continue. If no worker ever became ready
 and all have ended, the gateway stops with the cause. Workers end when the parent dies (`gateway/process/signals.py`).
-The parent and all workers share the state of each worker in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from multiprocessing.sharedctypes import RawArray
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -35,117 +32,37 @@ from starlette.applications import Starlette
 
 from coe.errors import WorkerError
 from coe.settings import Settings
-from gateway.observability.logs import described, logged, logging_config
-from gateway.process.descriptors import Connections, raise_limit, soft_limit
-from gateway.process.drain import FINISH
-from gateway.process.signals import LEAVE, RELOAD, Stop, end_with_parent
+from gateway.observability.logs import describe_error, log_start_failure, logging_config
+from gateway.process.descriptors import ConnectionLimits, raise_limit, soft_limit
+from gateway.process.drain import FINISH_SECONDS
+from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, ServerStop, end_with_parent
+from gateway.process.worker_states import RespawnSchedule, WorkerStates
 
-CAUSE_BYTES = 512
-"""Bytes kept of the error that ended a worker's start."""
-
-
-class _Cell(ctypes.Structure):
-    _fields_ = (
-        ("ready", ctypes.c_bool),
-        ("crashes", ctypes.c_uint64),
-        ("cause", ctypes.c_char * CAUSE_BYTES),
-    )
-
-
-class WorkerStates:
-    """One cell for each worker. Its worker writes `ready` and `cause`, the parent writes `crashes`, so no lock is
-    needed. Workers are numbered from 0."""
-
-    def __init__(self, workers: int) -> None:
-        self._cells = RawArray(_Cell, workers)
-
-    def ready(self, worker: int) -> None:
-        """Record that a worker serves requests."""
-        self._cells[worker].ready = True
-
-    @property
-    def ever_ready(self) -> bool:
-        """Whether any worker has served requests since the parent started."""
-        return any(cell.ready for cell in self._cells)
-
-    def failed(self, worker: int, cause: str) -> None:
-        """Record why a worker could not start."""
-        self._cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
-
-    def cause(self, worker: int) -> str:
-        """The error that ended a worker's start; empty where it reported none."""
-        return bytes(self._cells[worker].cause).decode("utf-8", "replace")
-
-    def crashed(self, worker: int) -> None:
-        """Count a crash."""
-        self._cells[worker].crashes += 1
-
-    def crashes(self) -> dict[tuple[str, ...], float]:
-        """Crashes since the parent started, by worker."""
-        return {(str(worker),): float(cell.crashes) for worker, cell in enumerate(self._cells)}
-
-
-FIRST_DELAY = 0.5
-"""Seconds from a worker's first crash to its next start; each further crash doubles it."""
-MAX_DELAY = 30.0
-"""Seconds at most between a crash and the next start."""
-HEALTHY = 60.0
-"""Seconds that a worker must have run for its next crash to count as a first one."""
-
-
-class Respawns:
-    """The workers that wait for their next start, by number. `clock` is in seconds and never goes back."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._delays: dict[int, float] = {}
-        self._due: dict[int, float] = {}
-
-    def crashed(self, worker: int, *, ran: float) -> float:
-        """Schedule the next start of a worker that ran for `ran` seconds; returns the delay in seconds."""
-        previous = 0.0 if ran >= HEALTHY else self._delays.get(worker, 0.0)
-        delay = self._delays[worker] = min(previous * 2, MAX_DELAY) or FIRST_DELAY
-        self._due[worker] = self._clock() + delay
-        return delay
-
-    def wait(self) -> float | None:
-        """Seconds until the next start is due; None where no worker waits."""
-        return max(min(self._due.values()) - self._clock(), 0.0) if self._due else None
-
-    def take_due(self) -> Sequence[int]:
-        """Remove the workers whose start is due, and return them."""
-        now = self._clock()
-        due = [worker for worker, at in self._due.items() if at <= now]
-        for worker in due:
-            del self._due[worker]
-        return due
-
-
-FLUSH = 20
-"""Seconds that a worker has, once its requests have ended, to write its records."""
-IDLE = 75
-"""Seconds for a request's headers to arrive, and for a connection to wait for its next request. Longer than balancers
-keep theirs (60), so that none sends a request into a connection that is being closed."""
-START_CHECK = 0.5
-"""Seconds between two checks for a first ready worker, while a crashed one waits for that."""
-SERVER_START = 0.05
-"""Seconds of the event loop's time from the application's start to the server's; the loop does not run in between."""
+FLUSH_SECONDS = 20
+"""Time for a worker to write its records after its requests have ended."""
+IDLE_SECONDS = 75
+"""Time limit for a request's headers, and for a connection to wait for its next request. Longer than that of load
+balancers (60), so that none sends a request into a closing connection."""
+START_CHECK_SECONDS = 0.5
+"""Interval of checks for a first ready worker, while a crashed one waits for that."""
+SERVER_START_SECONDS = 0.05
+"""Time of the event loop from the application's start to the server's; the loop does not run in between."""
 
 _log = logging.getLogger("gateway")
 
 
 def serve(build: Callable[[], Starlette], settings: Settings, *, address: str) -> None:
-    """Serve the application that `build` makes, once in every worker, until SIGINT or SIGTERM. Raises WorkerError when
+    """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. Raises WorkerError if
     no worker could start."""
     raise_limit()
-    signal.signal(LEAVE, signal.SIG_IGN)  # a worker that is only starting must not die of it
-    processes = _Processes(settings, address=address)
+    signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)  # a worker that is only starting must not die of it
+    processes = _GatewayServer(settings, address=address)
     processes.serve(target_loader=build, wrap_loader=False)
     if processes.failure:
         raise WorkerError(processes.failure)
 
 
-class _Processes(Server):  # type: ignore[misc, valid-type]  # Granian chooses the class when it is imported
+class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian chooses the class when it is imported
     def __init__(self, settings: Settings, *, address: str) -> None:
         super().__init__(
             "gateway",
@@ -154,33 +71,33 @@ class _Processes(Server):  # type: ignore[misc, valid-type]  # Granian chooses t
             interface=Interfaces.ASGI,
             loop=Loops.uvloop,
             http=HTTPModes.http1,  # with `auto` a connection that sends nothing is kept for ever
-            http1_settings=HTTP1Settings(header_read_timeout=IDLE * 1000),
-            backpressure=Connections.within(soft_limit()).clients,
+            http1_settings=HTTP1Settings(header_read_timeout=IDLE_SECONDS * 1000),
+            backpressure=ConnectionLimits.within(soft_limit()).clients,
             workers=settings.workers,
             websockets=False,
             log_level=LogLevels.warning,
             log_dictconfig=logging_config(settings),
-            workers_kill_timeout=round(FINISH) + FLUSH,
+            workers_kill_timeout=round(FINISH_SECONDS) + FLUSH_SECONDS,
         )
-        self.main_loop_interrupt = _Wakeups()
+        self.main_loop_interrupt = _WakeEvent()
         self.failure = ""
         """Why no worker could start; empty otherwise."""
         self._states = WorkerStates(settings.workers)
-        self._respawns = Respawns()
+        self._respawns = RespawnSchedule()
         self._lame_duck = settings.drain
-        self._leaving = False
+        self._draining = False
 
     def signal_handler_interrupt(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self.pid:  # a worker that has not started yet
             os._exit(128 + number)
-        if self._leaving:
+        if self._draining:
             for worker in self.wrks:
                 worker.kill()
             os._exit(128 + number)
-        self._leaving = True
+        self._draining = True
         for worker in self.wrks:
             worker.interrupt_by_parent = True  # its end is no failure from now on
-        self._tell(LEAVE)
+        self._signal_workers(DRAIN_SIGNAL)
         if self._lame_duck:
             timer = threading.Timer(self._lame_duck, self._stop)
             timer.daemon = True
@@ -189,13 +106,13 @@ class _Processes(Server):  # type: ignore[misc, valid-type]  # Granian chooses t
             self._stop()
 
     def signal_handler_reload(self, *_: Any) -> None:
-        self._tell(RELOAD)
+        self._signal_workers(RELOAD_SIGNAL)
 
     def _stop(self) -> None:
         self.interrupt_signal = True
         self.main_loop_interrupt.set()
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _signal_workers(self, number: signal.Signals) -> None:
         for worker in self.wrks:
             with suppress(ProcessLookupError):  # it has ended since
                 if worker.is_alive():
@@ -204,7 +121,7 @@ class _Processes(Server):  # type: ignore[misc, valid-type]  # Granian chooses t
     # ------------------------------------------------------------------------------------------- crashes
 
     def _spawn_worker(self, idx: int, target: Any, callback_loader: Callable[[], Starlette]) -> Any:
-        load = partial(_load, callback_loader, self._states, worker=idx, parent=self.pid)
+        load = partial(_load_application, callback_loader, self._states, worker=idx, parent=self.pid)
         return super()._spawn_worker(idx, target, load)
 
     def _serve_loop(self, spawn_target: Any, target_loader: Callable[[], Starlette]) -> None:
@@ -212,38 +129,38 @@ class _Processes(Server):  # type: ignore[misc, valid-type]  # Granian chooses t
             self.main_loop_interrupt.wait(self._pause())
             while self.interrupt_children:  # Granian's threads add to it
                 self._crashed(self.interrupt_children.pop())
-            if not self._leaving and not self.failure and self._states.ever_ready:
+            if not self._draining and not self.failure and self._states.ever_ready:
                 for worker in self._respawns.take_due():
                     self._respawn(worker, spawn_target, target_loader)
 
     def _pause(self) -> float | None:
-        """Seconds until there may be something to do; None where only a signal or a crash can bring any."""
-        if self._leaving or (pause := self._respawns.wait()) is None:
+        """Seconds until the next check; None if only a signal or a crash can require one."""
+        if self._draining or (pause := self._respawns.wait()) is None:
             return None
-        return pause if self._states.ever_ready else START_CHECK
+        return pause if self._states.ever_ready else START_CHECK_SECONDS
 
     def _crashed(self, number: int) -> None:
         worker = self.wrks[number]
         self._states.crashed(number)
-        how = _exit_of(worker.inner.exitcode)
+        exit_description = _exit_description(worker.inner.exitcode)
         name = f"worker {number + 1} (process {worker.inner.pid})"
         if not self._states.ever_ready and not any(other.is_alive() for other in self.wrks):
             cause = self._states.cause(number) or "the log above may tell why"
-            self.failure = f"the gateway stops, because no worker could start: {name} {how}; {cause}"
+            self.failure = f"the gateway stops, because no worker could start: {name} {exit_description}; {cause}"
             return
-        delay = self._respawns.crashed(number, ran=time.monotonic() - worker.birth)
-        _log.error("%s %s; the others serve on, and it starts again in %g s", name, how, delay)
+        delay = self._respawns.crashed(number, uptime=time.monotonic() - worker.birth)
+        _log.error("%s %s; the others serve on, and it starts again in %g s", name, exit_description, delay)
 
     def _respawn(self, number: int, spawn_target: Any, target_loader: Callable[[], Starlette]) -> None:
         worker = self._spawn_worker(number, spawn_target, target_loader)
         worker.start()
         self.wrks[number] = worker
-        if self._leaving:  # the signal came while it was being started
+        if self._draining:  # the signal came while it was being started
             worker.interrupt_by_parent = True
-            self._tell(LEAVE)
+            self._signal_workers(DRAIN_SIGNAL)
 
 
-class _Wakeups:
+class _WakeEvent:
     """Wakes the parent's loop, like an Event. Unlike an Event's, its `set` may run in a signal handler that interrupts
     `wait`."""
 
@@ -254,16 +171,16 @@ class _Wakeups:
         self._queue.put(None)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return after a `set`, or after `timeout` seconds."""
+        """Returns after a `set`, or after `timeout` seconds."""
         with suppress(Empty):
             self._queue.get(timeout=timeout)
 
 
-def _load(build: Callable[[], Starlette], states: WorkerStates, *, worker: int, parent: int) -> Starlette:
-    """The application of one worker process, which reports to the parent how its start goes."""
-    stop = Stop()
-    end_with_parent(parent, stop.serving)
-    app = logged(partial(_built, build, states, worker))
+def _load_application(build: Callable[[], Starlette], states: WorkerStates, *, worker: int, parent: int) -> Starlette:
+    """The application of one worker process, which reports its start to the parent."""
+    server_stop = ServerStop()
+    end_with_parent(parent, server_stop.serving)
+    app = log_start_failure(partial(_build_reporting, build, states, worker))
     app.state.worker_crashes = states.crashes
     lifespan = app.router.lifespan_context
 
@@ -274,27 +191,27 @@ def _load(build: Callable[[], Starlette], states: WorkerStates, *, worker: int, 
             async with lifespan(served) as state:
                 started = True
                 states.ready(worker)
-                asyncio.get_running_loop().call_later(SERVER_START, stop.allow)
+                asyncio.get_running_loop().call_later(SERVER_START_SECONDS, server_stop.set_serving)
                 yield state
         except Exception as error:
             if not started:
-                states.failed(worker, described(error))
+                states.failed(worker, describe_error(error))
             raise
 
     app.router.lifespan_context = reporting
     return app
 
 
-def _built(build: Callable[[], Starlette], states: WorkerStates, worker: int) -> Starlette:
+def _build_reporting(build: Callable[[], Starlette], states: WorkerStates, worker: int) -> Starlette:
     try:
         return build()
     except Exception as error:
-        states.failed(worker, described(error))
+        states.failed(worker, describe_error(error))
         raise
 
 
-def _exit_of(code: int | None) -> str:
-    """How a process ended, in words."""
+def _exit_description(code: int | None) -> str:
+    """How a process ended, for messages."""
     if code is None or code >= 0:
         return f"exited with code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

@@ -1,7 +1,8 @@
-"""Takes over what is declared and promoted while the gateway serves: experts.yaml, router, overlays, assignment, gate.
+"""Applies changes of experts.yaml and of promoted artifacts while the gateway serves.
 
-A state is read, checked and built whole before it replaces the former one; on any error the former one stays, the log
-says why once, and `coe_reload_failed` and /health/ready show it. Requests under way end with what they began with.
+A new state is read, checked and built completely before it replaces the old one. On any error the old one stays, the
+log gives the cause once, and `coe_reload_failed` and /health/ready show it. Running requests end with the state that
+they began with.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from coe.runtime.consequences import log_consequences
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignored, supervised
 from gateway.access import check_counters, check_exposure
-from gateway.process.gc_tuning import give_back
+from gateway.process.gc_tuning import trim_memory
 from gateway.serving_state import ServingState
 from gateway.wiring import Wiring
 
-POLL = 0.5
-"""Seconds between two looks at the files."""
-SETTLE = 0.1
-"""Seconds that a file must stay as it is before it is read: it may be half written."""
+POLL_SECONDS = 0.5
+"""Interval of checks of the files."""
+SETTLE_SECONDS = 0.1
+"""Time that a file must stay unchanged before it is read: it may be half written."""
 
-Look = tuple[tuple[int, int, int] | None, ...]
-"""Inode, size and time of every watched file; None for one that is not there."""
+FileStates = tuple[tuple[int, int, int] | None, ...]
+"""Inode, size and time of every watched file; None for a missing one."""
 
 Reader = Callable[[Settings, ActiveState | None], ActiveState]
-"""Reads what is in use now, given what was, None at the start."""
+"""Reads the active state, given the previous one (None at the start)."""
 
 _log = logging.getLogger("gateway")
 
 
-def look_at(settings: Settings) -> Look:
-    """How the watched files look now."""
-    return _look(_watched(settings))
+def watched_file_states(settings: Settings) -> FileStates:
+    """The current states of the watched files."""
+    return _file_states(_watched_files(settings))
 
 
 class Reload:
@@ -55,25 +56,25 @@ class Reload:
         *,
         settings: Settings,
         in_use: ActiveState,
-        assembly: Wiring,
+        wiring: Wiring,
         read: Reader,
     ) -> None:
         self._current = current
         self._settings = settings
         self._in_use = in_use
-        self._assembly = assembly
+        self._wiring = wiring
         self._read = read
-        self._at_start = in_use.registry
-        self._files = _watched(settings)
-        self._asked = asyncio.Event()
+        self._started_with = in_use.registry
+        self._files = _watched_files(settings)
+        self._requested = asyncio.Event()
 
-    def ask(self) -> None:
-        """Look now, and take over even what looks the same."""
-        self._asked.set()
+    def request(self) -> None:
+        """Checks now, and reloads even if no file changed."""
+        self._requested.set()
 
     @asynccontextmanager
-    async def watching(self, *, since: Look, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
-        """Look after the files in a task until the block ends. `since` is how they looked before they were read."""
+    async def watching(self, *, since: FileStates, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+        """Watches the files in a task until the block ends. `since` are their states before they were first read."""
         task = supervised(partial(self._run, since), "reload", task_failed=task_failed)
         try:
             yield
@@ -82,42 +83,42 @@ class Reload:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _run(self, since: Look) -> None:
-        look = _look(self._files)
-        contents = await asyncio.to_thread(_contents, self._files)
-        if look != since:
-            await self._take_over()
+    async def _run(self, since: FileStates) -> None:
+        states = _file_states(self._files)
+        digests = await asyncio.to_thread(_digests, self._files)
+        if states != since:
+            await self._apply()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL):
-                    await self._asked.wait()
-            asked = self._asked.is_set()
-            self._asked.clear()
-            await self._assembly.close_retired()
-            if not asked and _look(self._files) == look:
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._requested.wait()
+            requested = self._requested.is_set()
+            self._requested.clear()
+            await self._wiring.close_retired()
+            if not requested and _file_states(self._files) == states:
                 continue
-            look = await self._settled()
-            before, contents = contents, await asyncio.to_thread(_contents, self._files)
-            if asked or contents != before:
-                await self._take_over()
+            states = await self._settled_states()
+            previous, digests = digests, await asyncio.to_thread(_digests, self._files)
+            if requested or digests != previous:
+                await self._apply()
 
-    async def _settled(self) -> Look:
-        look = _look(self._files)
+    async def _settled_states(self) -> FileStates:
+        states = _file_states(self._files)
         while True:
-            await asyncio.sleep(SETTLE)
-            before, look = look, _look(self._files)
-            if look == before:
-                return look
+            await asyncio.sleep(SETTLE_SECONDS)
+            previous, states = states, _file_states(self._files)
+            if states == previous:
+                return states
 
-    async def _take_over(self) -> None:
+    async def _apply(self) -> None:
         try:
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self._check(in_use.registry)
-            serving = self._assembly.serving(in_use)
+            serving = self._wiring.serving(in_use)
         except CoEError as error:
-            self._failed(str(error))
+            self._report_failure(str(error))
         except Exception as error:  # a bug in what is new is no reason to stop serving what works
-            self._failed(repr(error))
+            self._report_failure(repr(error))
         else:
             if in_use.consequences != self._in_use.consequences:
                 log_consequences(in_use.consequences)
@@ -125,24 +126,24 @@ class Reload:
             self._current.replace(serving)
             self._current.reload_error = None
             router, plan = serving.composition.router.version, serving.plan or "as declared"
-            await asyncio.to_thread(give_back)  # what the former router took
+            await asyncio.to_thread(trim_memory)  # what the former router took
             _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _check(self, registry: Registry) -> None:
-        check_same_process(self._at_start, registry)
+        check_reloadable(self._started_with, registry)
         check_exposure(self._settings, registry.access)
         check_counters(registry.access, workers=self._settings.workers)
 
-    def _failed(self, why: str) -> None:
-        self._current.reload_error = why
-        _log.error("not reloaded, the last good state serves on: %s", why)
+    def _report_failure(self, cause: str) -> None:
+        self._current.reload_error = cause
+        _log.error("not reloaded, the last good state serves on: %s", cause)
 
 
-def check_same_process(old: Registry, new: Registry) -> None:
-    """Raises ConfigError for what a running process cannot take over."""
+def check_reloadable(old: Registry, new: Registry) -> None:
+    """Raises ConfigError for a change that a running process cannot apply."""
     changed = [
         name
-        for name, before, after in (
+        for name, previous, after in (
             ("log.url", old.log.url, new.log.url),
             ("log.keep_records", old.log.keep_records, new.log.keep_records),
             ("log.keep_days", old.log.keep_days, new.log.keep_days),
@@ -150,7 +151,7 @@ def check_same_process(old: Registry, new: Registry) -> None:
             ("artifacts", old.artifacts, new.artifacts),
             ("access.counters", old.access.counters, new.access.counters),
         )
-        if before != after
+        if previous != after
     ]
     started = {spec.name: _server(spec) for spec in old.experts if spec.runtime in ("transformers", "vllm")}
     changed += [
@@ -166,16 +167,16 @@ def _server(spec: ExpertSpec) -> tuple[object, ...]:
     return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas
 
 
-def _watched(settings: Settings) -> tuple[Path, ...]:
+def _watched_files(settings: Settings) -> tuple[Path, ...]:
     files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
     return *files, *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE))
 
 
-def _look(files: tuple[Path, ...]) -> Look:
-    return tuple(_stat(path) for path in files)
+def _file_states(files: tuple[Path, ...]) -> FileStates:
+    return tuple(_file_state(path) for path in files)
 
 
-def _stat(path: Path) -> tuple[int, int, int] | None:
+def _file_state(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:
@@ -183,7 +184,7 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _contents(files: tuple[Path, ...]) -> tuple[bytes | None, ...]:
+def _digests(files: tuple[Path, ...]) -> tuple[bytes | None, ...]:
     return tuple(_digest(path) for path in files)
 
 

@@ -1,8 +1,7 @@
-"""Signals to a worker process: from its parent, and from its own watch on the parent.
+"""Signals of a worker process: those of its parent, the parent's death, and the stop of Granian's server.
 
-Ends a worker process whose parent has died, even by SIGKILL, so that the port is free for the next start.
-
-Stops Granian's server in a worker process, on SIGTERM.
+`handle_signals` connects the parent's signals to drain, reload and abort. `end_with_parent` ends a worker whose parent
+has died, even by SIGKILL, so that the port is free for the next start. ServerStop replaces Granian's SIGTERM handler.
 """
 
 from __future__ import annotations
@@ -21,68 +20,70 @@ from granian import _signals
 from granian._granian import WorkerSignal
 from uvloop import Loop
 
-LEAVE, RELOAD, CUT = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
+DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
 
 
 @asynccontextmanager
-async def hearing(
-    *, leave: Callable[[], None], reload: Callable[[], None], cut: Callable[[], None]
+async def handle_signals(
+    *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """LEAVE, RELOAD and CUT call these until the block ends. SIGINT is ignored: Ctrl-C in a terminal reaches every
-    process of it, and the parent alone decides what follows."""
+    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends. SIGINT is ignored: Ctrl-C in a
+    terminal reaches all its processes, and the parent alone decides what follows."""
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(LEAVE, leave)
-    loop.add_signal_handler(RELOAD, reload)
-    loop.add_signal_handler(CUT, cut)
+    loop.add_signal_handler(DRAIN_SIGNAL, drain)
+    loop.add_signal_handler(RELOAD_SIGNAL, reload)
+    loop.add_signal_handler(ABORT_SIGNAL, abort)
     loop.remove_signal_handler(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        loop.remove_signal_handler(LEAVE)
-        loop.remove_signal_handler(RELOAD)
-        loop.remove_signal_handler(CUT)
-        signal.signal(CUT, signal.SIG_IGN)  # no request is left, and the records are still being written
+        loop.remove_signal_handler(DRAIN_SIGNAL)
+        loop.remove_signal_handler(RELOAD_SIGNAL)
+        loop.remove_signal_handler(ABORT_SIGNAL)
+        signal.signal(ABORT_SIGNAL, signal.SIG_IGN)  # no request is left, and the records are still being written
 
 
-CHECK_EVERY = 0.5
-"""Seconds between two checks of the parent."""
-FINISH = 5.0
-"""Seconds that answers under way have to end after the parent's death."""
-WRITE = 10.0
-"""Seconds after that to write the records; then the process ends at once."""
+PARENT_CHECK_SECONDS = 0.5
+"""Interval of checks of the parent."""
+FINISH_SECONDS = 5.0
+"""Time for running requests to end after the parent's death."""
+WRITE_SECONDS = 10.0
+"""Time after that to write the records; then the process ends."""
 _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int, serving: threading.Event) -> None:
-    """End this process when the process `parent` dies: close the listener, finish answers, write records, exit. Before
-    `serving` is set, exit at once.
+    """Ends this process when the process `parent` dies: closes the listener, finishes responses, writes records, exits.
+    Before `serving` is set it exits at once.
 
-    On Linux the kernel sends SIGTERM at once. A thread checks the parent's id everywhere, and bounds how long the end
-    takes. Call it from the main thread, once, before anything that may block.
+    On Linux the kernel sends SIGTERM immediately. A thread checks the parent's id on every system, and limits how long
+    the end takes. Call it from the main thread, once, before anything that may block.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         os._exit(1)
-    threading.Thread(target=_watch, args=(parent, serving), name="coe-parent", daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(parent, serving), name="coe-parent", daemon=True).start()
 
 
-def _watch(parent: int, serving: threading.Event) -> None:
+def _watch_parent(parent: int, serving: threading.Event) -> None:
     while os.getppid() == parent:
-        time.sleep(CHECK_EVERY)
+        time.sleep(PARENT_CHECK_SECONDS)
     if not serving.is_set():
         os._exit(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(FINISH)
-    os.kill(os.getpid(), CUT)
-    time.sleep(WRITE)
+    time.sleep(FINISH_SECONDS)
+    os.kill(os.getpid(), ABORT_SIGNAL)
+    time.sleep(WRITE_SECONDS)
     os._exit(1)
 
 
-class Stop:
-    """Replaces Granian's own handler, which blocks the process for ever when SIGTERM arrives before the server runs, or
-    a second time: a process group, a service manager and the parent may each send one. Create it before the server.
+class ServerStop:
+    """Stops Granian's server on SIGTERM.
+
+    It replaces Granian's own handler, which blocks the process forever if SIGTERM arrives before the server runs, or
+    twice: a process group, a service manager and the parent may each send one. Create it before the server.
     """
 
     def __init__(self) -> None:
@@ -93,13 +94,13 @@ class Stop:
         self._server = WorkerSignal()
         _signals.set_loop_signals = self._install
 
-    def allow(self) -> None:
-        """Report that the server runs. A SIGTERM that came before stops it now."""
+    def set_serving(self) -> None:
+        """Marks the server as running. A SIGTERM that arrived before stops it now."""
         self.serving.set()
         self._stop()
 
     def _install(self, loop: Loop) -> WorkerSignal:
-        """What Granian calls in place of its own function."""
+        """Granian calls this in place of its own function."""
         loop.add_signal_handler(signal.SIGTERM, self._request)
         return self._server
 

@@ -1,4 +1,5 @@
-"""Clients that stopped reading are let go by the kernel, which alone knows that nothing goes out any more."""
+"""Resets connections of clients that stopped reading, by the kernel's TCP_USER_TIMEOUT: only the kernel knows that no
+data leaves."""
 
 from __future__ import annotations
 
@@ -12,38 +13,39 @@ from pathlib import Path
 
 from coe.supervision import TaskFailed, ignored, supervised
 
-_LOOKS, _PAUSE = 5000, 0.002
+_MAX_CHECKS, _CHECK_SECONDS = 5000, 0.002
 """The server opens its listener when the application has started; what it accepts before we look stays as it is."""
 
 
 @asynccontextmanager
-async def letting_go(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
-    """Meanwhile set it up, once the server listens. `after` in seconds."""
-    task = supervised(partial(_let_go, after), "stalls", task_failed=task_failed, may_return=True)
+async def resetting_stalled_clients(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+    """Configures the listeners once the server has opened them. `after` is in seconds."""
+    task = supervised(partial(_configure_listeners, after), "stalls", task_failed=task_failed, may_return=True)
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _let_go(after: float) -> None:
-    """Connections that this process accepts from now on are reset when data waits for their client and none of it got
-    out for so long; the request then ends as if the client had left. Linux only, elsewhere nothing is done."""
+async def _configure_listeners(after: float) -> None:
+    """Connections that this process accepts from then on are reset when data has waited for `after` seconds without
+    progress; the request then ends as if the client had disconnected. Linux only; elsewhere nothing happens."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         return
-    for _ in range(_LOOKS):
+    for _ in range(_MAX_CHECKS):
         if _limit_listeners(after):
             return
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 def _limit_listeners(after: float) -> bool:
-    """Whether there is any."""
-    return sum(_limit(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
+    """Whether there is any listener."""
+    return sum(_set_user_timeout(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
 
 
-def _limit(descriptor: int, after: float) -> bool:
-    """Set it where the descriptor is of a listener, from which what is accepted inherits it. Whether it is."""
+def _set_user_timeout(descriptor: int, after: float) -> bool:
+    """Sets the timeout if the descriptor is a listener, whose accepted connections inherit it. Returns whether it
+    is."""
     try:
         own = os.dup(descriptor)
     except OSError:  # closed since

@@ -20,7 +20,7 @@ from coe.core import Chat, Reply, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from gateway.access import FREE
+from gateway.access import UNLIMITED
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, respond, status_of
 from gateway.observability.tracing import Tracing
@@ -116,7 +116,7 @@ class Line:
         """The options of the request's headers. Raises InvalidRequest."""
         serving, caller = trace.serving, trace.caller
         options = read_options(scope, serving.registry.policy, tenant=caller.tenant, api=trace.api)
-        if options.purpose and not serving.access.administers(scope["headers"]):
+        if options.purpose and not serving.access.is_admin(scope["headers"]):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
         return options if self._tracing is None else self._tracing.begin(trace, options)
 
@@ -175,7 +175,7 @@ class DryRun:
         self._explains = explains
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving, allowance = self._state.serving, FREE
+        serving, allowance = self._state.serving, UNLIMITED
         access = serving.access
         try:
             caller = access.identify(scope["headers"], self._permission)
@@ -183,7 +183,7 @@ class DryRun:
             if options.explain and self._explains:  # the answer holds training examples and the experts' health
                 access.identify(scope["headers"], "admin")
             with self._state.admission.open(caller.key, timeout=options.timeout) as request:
-                allowance = access.inquiry(caller)
+                allowance = access.request_allowance(caller)
                 async with allowance:
                     body = await request.admit(scope, receive)
                     chat = await request.parse(self._dialect.parse, body)

@@ -7,7 +7,7 @@ from typing import Any
 
 from coe.registry import ApiKey, KeyLimits
 from coe.runtime.api_keys import digest_of
-from gateway.access.limits import Account, Limiter, Use
+from gateway.access.limits import Account, Amounts, Limiter
 
 
 class Clock:
@@ -32,12 +32,12 @@ def account_of(limiter: Limiter, **limits: float) -> Account:
     return limiter.accounts([key_of(limits=limits)])["alice"]
 
 
-ONE = Use(1, 0, 0)
+ONE = Amounts(1, 0, 0)
 
 
-def tokens(amount: float) -> Use:
-    return Use(1, amount, 0)
+def tokens(amount: float) -> Amounts:
+    return Amounts(1, amount, 0)
 
 
-def dollars(amount: float) -> Use:
-    return Use(1, 0, amount)
+def dollars(amount: float) -> Amounts:
+    return Amounts(1, 0, amount)

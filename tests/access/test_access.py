@@ -10,8 +10,8 @@ from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
-from gateway.access.allowance import Metered, Spent
-from gateway.access.limits import Account, Use
+from gateway.access.allowance import TokenAllowance, UsageOf
+from gateway.access.limits import Account, Amounts
 from gateway.access.memory import MemoryLimiter
 from gateway.dialects import Dialect, completions, embeddings
 from gateway.dialects import chat as api_chat
@@ -184,8 +184,8 @@ async def test_tokens_are_reserved_by_the_length_asked_for(fields: dict[str, Any
     assert int(response.headers["x-ratelimit-remaining-tokens"]) == 999 - reserved
 
 
-def metered(account: Account, spent: Spent) -> Metered:
-    return Metered(account, "alice", least=Use(1, 1, 0), prices_of=lambda _: Prices(), spent=spent)
+def metered(account: Account, spent: UsageOf) -> TokenAllowance:
+    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), prices_of=lambda _: Prices(), usage_of=spent)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ async def test_a_stream_whose_tokens_nobody_counted_costs_one_an_event_or_the_es
     chat = api_chat.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
     async with metered(account, lambda: (usage, Prices())) as allowance:
         await allowance.reserve(chat)
-    assert account.left()[0] == pytest.approx(1000 - 1 - charged, abs=0.1)
+    assert account.remaining()[0] == pytest.approx(1000 - 1 - charged, abs=0.1)
 
 
 async def test_a_longer_answer_than_the_limit_ever_allows_is_400() -> None:

@@ -10,8 +10,16 @@ import pytest
 
 from coe.errors import LimitReached
 from gateway.access import durable
-from gateway.access.durable import FILE, RETENTION, Change, DurableLimiter, UsageStore, Used, added
-from gateway.access.limits import Account, Meter, Use
+from gateway.access.durable import (
+    RETENTION_SECONDS,
+    USE_FILE,
+    DurableLimiter,
+    StoredUse,
+    UsageStore,
+    UseChange,
+    add_change,
+)
+from gateway.access.limits import Account, Amounts, Meter
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
 from tests.gateway.served import serving
 
@@ -23,9 +31,9 @@ TOKENS = Meter("tokens_per_minute", 600.0, 1)
 
 def written(folder: Path) -> dict[str, float]:
     """What the file says is used, by meter."""
-    if not (folder / FILE).exists():
+    if not (folder / USE_FILE).exists():
         return {}
-    with closing(sqlite3.connect(folder / FILE)) as file:
+    with closing(sqlite3.connect(folder / USE_FILE)) as file:
         try:
             return dict(file.execute("SELECT meter, used FROM use"))
         except sqlite3.OperationalError:  # not made yet
@@ -38,59 +46,59 @@ async def deadline(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def used(account: Account, use: Use) -> None:
-    account.settle(await account.take(use), use)
+async def used(account: Account, use: Amounts) -> None:
+    account.settle(await account.reserve(use), use)
 
 
 async def test_money_and_tokens_are_spent_after_a_restart_too(tmp_path: Path, clock: Clock) -> None:
     limits = {"dollars_per_day": 1, "dollars_per_month": 5, "tokens_per_minute": 600, "requests_per_minute": 10}
-    async with DurableLimiter(tmp_path / FILE, clock=clock) as limiter:
-        await used(account_of(limiter, **limits), Use(1, 600, 0.9))
-    async with DurableLimiter(tmp_path / FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+        await used(account_of(limiter, **limits), Amounts(1, 600, 0.9))
+    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
         account = account_of(limiter, **limits)
-        left = dict(zip([meter.name for meter in account.meters], account.left(), strict=True))
+        left = dict(zip([meter.name for meter in account.meters], account.remaining(), strict=True))
         assert left["dollars_per_day"] == pytest.approx(0.1)
         assert left["dollars_per_month"] == pytest.approx(4.1)
         assert left["tokens_per_minute"] == pytest.approx(0, abs=60)  # ten come each second
         assert left["requests_per_minute"] == pytest.approx(9, abs=1)
         with pytest.raises(LimitReached, match="dollars_per_day"):
-            await account.take(dollars(0.2))
+            await account.reserve(dollars(0.2))
 
 
 async def test_a_bucket_refills_and_a_day_ends_while_no_process_runs(tmp_path: Path, clock: Clock) -> None:
     limits = {"dollars_per_day": 1, "tokens_per_minute": 600}
-    async with DurableLimiter(tmp_path / FILE, clock=clock) as limiter:
-        await used(account_of(limiter, **limits), Use(1, 600, 1))
+    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+        await used(account_of(limiter, **limits), Amounts(1, 600, 1))
     clock.ahead += 86_400
-    async with DurableLimiter(tmp_path / FILE, clock=clock) as limiter:
-        assert account_of(limiter, **limits).left() == [600, 1]
+    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+        assert account_of(limiter, **limits).remaining() == [600, 1]
 
 
 async def test_what_was_reserved_and_not_used_comes_back(tmp_path: Path, clock: Clock) -> None:
-    async with DurableLimiter(tmp_path / FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
         account = account_of(limiter, dollars_per_day=1)
-        account.settle(await account.take(dollars(0.8)), dollars(0.1))
+        account.settle(await account.reserve(dollars(0.8)), dollars(0.1))
     assert written(tmp_path) == {"dollars_per_day": pytest.approx(0.1)}
 
 
 async def test_a_request_that_a_crash_ends_costs_what_was_reserved(tmp_path: Path, clock: Clock) -> None:
-    async with DurableLimiter(tmp_path / FILE, clock=clock) as limiter:
-        await account_of(limiter, dollars_per_day=1).take(dollars(0.8))
+    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+        await account_of(limiter, dollars_per_day=1).reserve(dollars(0.8))
         await deadline(lambda: written(tmp_path))
-        async with DurableLimiter(tmp_path / FILE, clock=clock) as next_one:
-            assert account_of(next_one, dollars_per_day=1).left() == [pytest.approx(0.2)]
+        async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as next_one:
+            assert account_of(next_one, dollars_per_day=1).remaining() == [pytest.approx(0.2)]
 
 
 async def test_places_among_the_concurrent_requests_are_not_kept(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / FILE) as limiter:
-        await account_of(limiter, concurrent_requests=1).take(ONE)
-    async with DurableLimiter(tmp_path / FILE) as limiter:
-        await account_of(limiter, concurrent_requests=1).take(ONE)
-    assert not (tmp_path / FILE).exists()
+    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+        await account_of(limiter, concurrent_requests=1).reserve(ONE)
+    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+        await account_of(limiter, concurrent_requests=1).reserve(ONE)
+    assert not (tmp_path / USE_FILE).exists()
 
 
 async def test_processes_that_share_a_folder_see_each_others_money(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / FILE) as one, DurableLimiter(tmp_path / FILE) as other:
+    async with DurableLimiter(tmp_path / USE_FILE) as one, DurableLimiter(tmp_path / USE_FILE) as other:
         accounts = [account_of(limiter, dollars_per_day=1) for limiter in (one, other)]
         for account in accounts:
             await used(account, dollars(0.3))
@@ -98,70 +106,70 @@ async def test_processes_that_share_a_folder_see_each_others_money(tmp_path: Pat
         for account in accounts:  # a write is what shows the others' part
             await used(account, dollars(0.1))
         await deadline(lambda: written(tmp_path)["dollars_per_day"] > 0.7)
-        await deadline(lambda: min(account.left()[0] for account in accounts) == pytest.approx(0.2))
+        await deadline(lambda: min(account.remaining()[0] for account in accounts) == pytest.approx(0.2))
     assert written(tmp_path) == {"dollars_per_day": pytest.approx(0.8)}
 
 
 async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / FILE) as limiter:
+    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
         await used(account_of(limiter, dollars_per_day=1), dollars(0.5))
         await deadline(lambda: written(tmp_path))
         await deadline(lambda: not limiter._pending)
         limiter.accounts([key_of("bob", limits={"dollars_per_day": 1})])
-        await deadline(lambda: account_of(limiter, dollars_per_day=1).left() == [0.5])
+        await deadline(lambda: account_of(limiter, dollars_per_day=1).remaining() == [0.5])
 
 
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(durable, "FLUSH", 0.02)
+    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
     folder = tmp_path / "state"
     folder.write_text("a file where the folder should be")
-    async with DurableLimiter(folder / FILE) as limiter:
+    async with DurableLimiter(folder / USE_FILE) as limiter:
         account = account_of(limiter, dollars_per_day=1)
         await used(account, dollars(0.3))
         await deadline(lambda: limiter.degraded)
         await used(account, dollars(0.3))
         folder.unlink()
         await deadline(lambda: not limiter.degraded)
-        assert account.left() == [pytest.approx(0.4)]
+        assert account.remaining() == [pytest.approx(0.4)]
     assert written(folder) == {"dollars_per_day": pytest.approx(0.6)}
     assert [record.message for record in caplog.records if "counted in memory only" in record.message]
 
 
 async def test_a_damaged_file_stops_no_gateway_and_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / FILE).write_bytes(b"no database" * 1000)
-    async with DurableLimiter(tmp_path / FILE) as limiter:
+    (tmp_path / USE_FILE).write_bytes(b"no database" * 1000)
+    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
         assert limiter.degraded
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
     assert "not a database" in caplog.text
 
 
 async def test_use_that_is_too_old_to_count_is_deleted(tmp_path: Path) -> None:
-    store = UsageStore(tmp_path / FILE)
-    await store.add({("alice", DAY.name): [Change(DAY, 1, 0.5)]}, now=1000.0)
-    assert await store.load(now=1000.0 + RETENTION - 1) == {("alice", DAY.name): Used(1, 0.5, 1000.0)}
-    assert await store.load(now=1000.0 + RETENTION + 1) == {}
+    store = UsageStore(tmp_path / USE_FILE)
+    await store.add({("alice", DAY.name): [UseChange(DAY, 1, 0.5)]}, now=1000.0)
+    assert await store.load(now=1000.0 + RETENTION_SECONDS - 1) == {("alice", DAY.name): StoredUse(1, 0.5, 1000.0)}
+    assert await store.load(now=1000.0 + RETENTION_SECONDS + 1) == {}
     await store.aclose()
 
 
 @pytest.mark.parametrize(
     ("known", "change", "found"),
     [
-        (None, Change(DAY, 5, 0.5), Used(5, 0.5, 60)),
-        (Used(5, 0.25, 0), Change(DAY, 5, 0.5), Used(5, 0.75, 60)),
-        (Used(4, 0.25, 0), Change(DAY, 5, 0.5), Used(5, 0.5, 60)),
-        (Used(6, 0.25, 0), Change(DAY, 5, 0.5), Used(6, 0.25, 0)),
-        (Used(5, 0.25, 0), Change(DAY, 5, -0.5), Used(5, 0.0, 60)),
-        (Used(0, 900, 0), Change(TOKENS, 0, 50), Used(0, 350, 60)),
-        (Used(0, 100, 0), Change(TOKENS, 0, 50), Used(0, 50, 60)),
-        (Used(0, 100, 600), Change(TOKENS, 0, 50), Used(0, 150, 60)),
+        (None, UseChange(DAY, 5, 0.5), StoredUse(5, 0.5, 60)),
+        (StoredUse(5, 0.25, 0), UseChange(DAY, 5, 0.5), StoredUse(5, 0.75, 60)),
+        (StoredUse(4, 0.25, 0), UseChange(DAY, 5, 0.5), StoredUse(5, 0.5, 60)),
+        (StoredUse(6, 0.25, 0), UseChange(DAY, 5, 0.5), StoredUse(6, 0.25, 0)),
+        (StoredUse(5, 0.25, 0), UseChange(DAY, 5, -0.5), StoredUse(5, 0.0, 60)),
+        (StoredUse(0, 900, 0), UseChange(TOKENS, 0, 50), StoredUse(0, 350, 60)),
+        (StoredUse(0, 100, 0), UseChange(TOKENS, 0, 50), StoredUse(0, 50, 60)),
+        (StoredUse(0, 100, 600), UseChange(TOKENS, 0, 50), StoredUse(0, 150, 60)),
     ],
 )
 def test_changes_add_up_within_a_window_and_buckets_refill_between(
-    known: Used | None, change: Change, found: Used
+    known: StoredUse | None, change: UseChange, found: StoredUse
 ) -> None:
-    assert added(known, change, now=60.0) == found
+    assert add_change(known, change, now=60.0) == found
 
 
 async def test_a_gateway_that_is_killed_has_not_forgotten_what_was_spent(tmp_path: Path) -> None:
@@ -187,7 +195,7 @@ async def test_a_gateway_that_is_killed_has_not_forgotten_what_was_spent(tmp_pat
 
 
 async def test_tokens_of_a_key_with_several_limits_are_written_once_for_each(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / FILE) as limiter:
+    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
         account = account_of(limiter, tokens_per_minute=1e6, dollars_per_day=1)
         await asyncio.gather(*(used(account, tokens(10)) for _ in range(100)))
         assert len(limiter._pending) == 2

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from coe.errors import InvalidRequest, LimitReached
-from gateway.access.limits import Account, Limiter, Use
+from gateway.access.limits import Account, Amounts, Limiter
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
 
 pytestmark = pytest.mark.anyio
 
 
-async def admitted(account: Account, count: int, use: Use = ONE) -> list[Any]:
+async def admitted(account: Account, count: int, use: Amounts = ONE) -> list[Any]:
     """What `count` requests at the same time were allowed."""
-    answers = await asyncio.gather(*(account.take(use) for _ in range(count)), return_exceptions=True)
+    answers = await asyncio.gather(*(account.reserve(use) for _ in range(count)), return_exceptions=True)
     assert all(isinstance(answer, LimitReached) for answer in answers if isinstance(answer, BaseException)), answers
     return [answer for answer in answers if not isinstance(answer, BaseException)]
 
@@ -27,7 +27,7 @@ async def test_as_many_requests_a_minute_as_declared_and_no_more(limiter: Limite
 async def test_requests_that_were_allowed_are_spent_also_when_nothing_came_of_them(limiter: Limiter) -> None:
     account = account_of(limiter, requests_per_minute=3)
     for _ in range(3):
-        account.settle(await account.take(ONE), ONE)
+        account.settle(await account.reserve(ONE), ONE)
     assert not await admitted(account, 1)
 
 
@@ -35,7 +35,7 @@ async def test_a_refusal_names_limit_and_key_and_when_to_try_again(limiter: Limi
     account = account_of(limiter, requests_per_minute=6)
     await admitted(account, 6)
     with pytest.raises(LimitReached, match=r"requests_per_minute of the API key 'alice' \(6\) is used up") as refused:
-        await account.take(ONE)
+        await account.reserve(ONE)
     assert refused.value.retry_after == pytest.approx(10, abs=0.5)
 
 
@@ -47,18 +47,18 @@ async def test_a_bucket_refills_when_it_said_it_would(limiter: Limiter) -> None:
     assert await admitted(account, 1)
 
 
-async def refusal_of(account: Account, use: Use) -> LimitReached:
+async def refusal_of(account: Account, use: Amounts) -> LimitReached:
     """The first refusal, once everything is taken."""
     while True:
         try:
-            await account.take(use)
+            await account.reserve(use)
         except LimitReached as refused:
             return refused
 
 
 async def test_tokens_that_were_not_used_come_back(limiter: Limiter) -> None:
     account = account_of(limiter, tokens_per_minute=1000)
-    first = await account.take(tokens(900))
+    first = await account.reserve(tokens(900))
     assert not await admitted(account, 1, tokens(500))
     account.settle(first, tokens(100))
     assert await admitted(account, 1, tokens(500))
@@ -66,7 +66,7 @@ async def test_tokens_that_were_not_used_come_back(limiter: Limiter) -> None:
 
 async def test_tokens_used_beyond_the_estimate_are_charged(limiter: Limiter) -> None:
     account = account_of(limiter, tokens_per_minute=1000)
-    account.settle(await account.take(tokens(100)), tokens(1500))
+    account.settle(await account.reserve(tokens(100)), tokens(1500))
     refused = await refusal_of(account, tokens(100))
     assert refused.retry_after == pytest.approx(36, abs=1)  # 600 more than there are, at 1000 a minute
 
@@ -74,7 +74,7 @@ async def test_tokens_used_beyond_the_estimate_are_charged(limiter: Limiter) -> 
 async def test_what_no_waiting_can_help_is_the_requests_own_fault(limiter: Limiter) -> None:
     account = account_of(limiter, tokens_per_minute=1000)
     with pytest.raises(InvalidRequest, match="lower max_tokens") as refused:
-        await account.take(tokens(1001))
+        await account.reserve(tokens(1001))
     assert refused.value.param == "max_tokens"
 
 
@@ -88,7 +88,7 @@ async def test_who_uses_nothing_of_a_limit_is_not_held_by_it_though_more_was_use
     limiter: Limiter,
 ) -> None:
     account = account_of(limiter, requests_per_minute=10, tokens_per_minute=100, dollars_per_day=1)
-    account.settle(await account.take(Use(1, 100, 1)), Use(1, 500, 2))
+    account.settle(await account.reserve(Amounts(1, 100, 1)), Amounts(1, 500, 2))
     assert not await admitted(account, 1, tokens(1))
     assert not await admitted(account, 1, dollars(0.1))
     assert len(await admitted(account, 20)) == 9
@@ -114,11 +114,11 @@ async def test_money_is_reserved_before_it_is_spent(limiter: Limiter) -> None:
 async def test_a_new_day_has_its_own_money_and_the_month_goes_on(limiter: Limiter, clock: Clock) -> None:
     account = account_of(limiter, dollars_per_day=1.0, dollars_per_month=1.5)
     clock.ahead = -clock() + 1_800_000_000  # 2027-01-15 08:00 UTC
-    account.settle(await account.take(dollars(1)), dollars(1))
+    account.settle(await account.reserve(dollars(1)), dollars(1))
     refused = await refusal_of(account, dollars(0.5))
     assert refused.retry_after == pytest.approx(16 * 3600, abs=10)
     clock.ahead += 86400
-    account.settle(await account.take(dollars(0.5)), dollars(0.5))
+    account.settle(await account.reserve(dollars(0.5)), dollars(0.5))
     refused = await refusal_of(account, dollars(0.5))
     assert "dollars_per_month of the API key 'alice' ($1.5)" in str(refused)
     assert refused.retry_after == pytest.approx((15 * 24 + 16) * 3600, abs=10)
@@ -126,9 +126,9 @@ async def test_a_new_day_has_its_own_money_and_the_month_goes_on(limiter: Limite
 
 async def test_what_was_taken_yesterday_is_settled_with_yesterday(limiter: Limiter, clock: Clock) -> None:
     account = account_of(limiter, dollars_per_day=1.0)
-    yesterday = await account.take(dollars(1))
+    yesterday = await account.reserve(dollars(1))
     clock.ahead += 86400
-    today = await account.take(dollars(0.6))
+    today = await account.reserve(dollars(0.6))
     account.settle(yesterday, dollars(0))
     account.settle(today, dollars(0.6))
     assert not await admitted(account, 1, dollars(0.5))
@@ -159,7 +159,7 @@ async def test_keys_do_not_share_what_they_may_use(limiter: Limiter) -> None:
 
 async def test_what_is_left_is_told_for_each_limit(limiter: Limiter) -> None:
     account = account_of(limiter, requests_per_minute=10, tokens_per_minute=1000)
-    taken = await account.take(tokens(600))
-    assert account.left() == pytest.approx([9, 400], abs=5)
+    taken = await account.reserve(tokens(600))
+    assert account.remaining() == pytest.approx([9, 400], abs=5)
     account.settle(taken, tokens(100))
-    assert account.left() == pytest.approx([9, 900], abs=5)
+    assert account.remaining() == pytest.approx([9, 900], abs=5)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from gateway.access import redis, redis_connection, shared_account, token_lease
-from gateway.access.limits import Account, Use
+from gateway.access import redis, shared_account, token_lease
+from gateway.access.limits import Account, Amounts
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import ONE, account_of, dollars, key_of, tokens
 from tests.access.test_limiters import admitted
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 Gateways = Callable[[], Awaitable[RedisLimiter]]
 
 
-async def deadline(condition: Callable[[], Awaitable[bool]]) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Waits until it holds; fails when it does not within some seconds."""
     async with asyncio.timeout(10):
         while not await condition():
@@ -47,15 +47,15 @@ CONTESTED = [  # limits, how many requests they allow, how many more each second
 
 
 async def test_processes_at_once_never_exceed_a_limit(redis_url: str) -> None:
-    command = (sys.executable, "-m", "tests.access.taker", redis_url)
+    command = (sys.executable, "-m", "tests.access.limited_client", redis_url)
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     processes = [await asyncio.create_subprocess_exec(*command, cwd=ROOT, **pipes) for _ in range(3)]
 
-    async def told() -> list[bytes]:
+    async def read_lines() -> list[bytes]:
         return [await process.stdout.readline() for process in processes if process.stdout]
 
     contested = 0
-    assert await told() == [b"ready\n"] * 3
+    assert await read_lines() == [b"ready\n"] * 3
     for limits, allowed, a_second in CONTESTED:
         with Redis.from_url(redis_url) as client:
             client.flushall()
@@ -63,7 +63,7 @@ async def test_processes_at_once_never_exceed_a_limit(redis_url: str) -> None:
         for process in processes:
             assert process.stdin
             process.stdin.write(json.dumps(limits).encode() + b"\n")
-        counts = [int(line) for line in await told()]
+        counts = [int(line) for line in await read_lines()]
         assert allowed <= sum(counts) <= allowed + a_second * (time.monotonic() - began), (limits, counts)
         contested += sum(count > 0 for count in counts) > 1
     assert contested
@@ -78,25 +78,25 @@ async def test_gateways_share_the_places_of_concurrent_requests(gateways: Gatewa
     assert len(running) == 5
     assert not await admitted(other, 3)
     one.settle(running[0], ONE)
-    await deadline(lambda: _some(other))
+    await wait_until(lambda: _some(other))
     assert not await admitted(other, 3)
 
 
-async def _some(account: Account, use: Use = ONE) -> bool:
+async def _some(account: Account, use: Amounts = ONE) -> bool:
     return bool(await admitted(account, 1, use))
 
 
 async def test_tokens_that_one_gateway_did_not_use_are_there_for_the_others(gateways: Gateways) -> None:
     one, other = [account_of(await gateways(), tokens_per_minute=1000) for _ in range(2)]
-    taken = await one.take(tokens(950))
+    taken = await one.reserve(tokens(950))
     assert not await admitted(other, 1, tokens(500))
     one.settle(taken, tokens(10))
-    await deadline(lambda: _some(other, tokens(500)))
+    await wait_until(lambda: _some(other, tokens(500)))
 
 
 async def test_what_is_spent_beyond_the_estimate_holds_the_others_too(gateways: Gateways) -> None:
     one, other = [account_of(await gateways(), dollars_per_day=1) for _ in range(2)]
-    one.settle(await one.take(dollars(0.1)), dollars(0.95))
+    one.settle(await one.reserve(dollars(0.1)), dollars(0.95))
 
     async def refused() -> bool:
         taken = await admitted(other, 1, dollars(0.1))
@@ -104,49 +104,49 @@ async def test_what_is_spent_beyond_the_estimate_holds_the_others_too(gateways: 
             other.settle(each, dollars(0))
         return not taken
 
-    await deadline(refused)
+    await wait_until(refused)
 
 
 async def test_a_busy_gateway_asks_redis_seldom(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 0
+    refills = 0
     limiter = await gateways()
     account = account_of(limiter, requests_per_minute=1_000_000, tokens_per_minute=1_000_000_000)
-    step = limiter.step
+    refill = limiter.refill
 
     async def counted(key: str, arguments: list[str | float]) -> list[float]:
-        nonlocal steps
-        steps += 1
-        return await step(key, arguments)
+        nonlocal refills
+        refills += 1
+        return await refill(key, arguments)
 
-    monkeypatch.setattr(limiter, "step", counted)
+    monkeypatch.setattr(limiter, "refill", counted)
     for _ in range(5000):
-        account.settle(await account.take(tokens(500)), tokens(400))
-    assert steps < 500
+        account.settle(await account.reserve(tokens(500)), tokens(400))
+    assert refills < 500
 
 
 async def test_asking_and_giving_back_at_the_same_moment_end_both(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_lease, "SHARE", 0)
-    monkeypatch.setattr(redis, "TICK", 0)
+    monkeypatch.setattr(token_lease, "MAX_PREFETCH_SHARE", 0)
+    monkeypatch.setattr(redis, "RETURN_INTERVAL_SECONDS", 0)
     account = account_of(await gateways(), tokens_per_minute=1_000_000)
     async with asyncio.timeout(10):
         for _ in range(300):
-            account.settle(await account.take(tokens(100)), tokens(50))
+            account.settle(await account.reserve(tokens(100)), tokens(50))
 
 
 async def test_an_idle_gateway_holds_nothing(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_account, "IDLE", 0.1)
+    monkeypatch.setattr(shared_account, "IDLE_SECONDS", 0.1)
     one, other = [account_of(await gateways(), requests_per_minute=6000, concurrent_requests=6000) for _ in range(2)]
     for _ in range(200):
-        one.settle(await one.take(ONE), ONE)
+        one.settle(await one.reserve(ONE), ONE)
 
     async def nothing_held() -> bool:
         for taken in await admitted(other, 1):
             other.settle(taken, ONE)
-        return other.left()[0] == 6000
+        return other.remaining()[0] == 6000
 
-    await deadline(nothing_held)
+    await wait_until(nothing_held)
 
 
 async def test_a_gateway_that_ends_gives_back_what_it_held(redis_url: str) -> None:
@@ -154,7 +154,7 @@ async def test_a_gateway_that_ends_gives_back_what_it_held(redis_url: str) -> No
         async with RedisLimiter(redis_url) as ending:
             account = account_of(ending, dollars_per_day=100)
             for _ in range(20):
-                account.settle(await account.take(dollars(0.01)), dollars(0))
+                account.settle(await account.reserve(dollars(0.01)), dollars(0))
         for limiter in (first, second):
             account_of(limiter, dollars_per_day=100)
         assert await admitted(account_of(first, dollars_per_day=100), 1, dollars(100))
@@ -163,17 +163,17 @@ async def test_a_gateway_that_ends_gives_back_what_it_held(redis_url: str) -> No
 async def test_slots_of_a_gateway_that_crashed_are_free_again(
     gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_account, "LEASE", 0.3)
+    monkeypatch.setattr(shared_account, "SLOT_LEASE_SECONDS", 0.3)
     crashed = RedisLimiter(redis_url)  # never entered: nobody keeps its slots alive
     assert len(await admitted(account_of(crashed, concurrent_requests=2), 5)) == 2
     other = account_of(await gateways(), concurrent_requests=2)
     assert not await admitted(other, 2)
-    await deadline(lambda: _some(other))
-    await crashed._connection.aclose()
+    await wait_until(lambda: _some(other))
+    await crashed._redis.aclose()
 
 
 async def test_slots_of_long_answers_stay_taken(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_account, "LEASE", 0.3)
+    monkeypatch.setattr(shared_account, "SLOT_LEASE_SECONDS", 0.3)
     one, other = [account_of(await gateways(), concurrent_requests=1) for _ in range(2)]
     assert await admitted(one, 1)
     end = time.monotonic() + 1
@@ -184,7 +184,7 @@ async def test_slots_of_long_answers_stay_taken(gateways: Gateways, monkeypatch:
 
 async def test_a_client_that_leaves_while_redis_is_asked_loses_nothing(gateways: Gateways) -> None:
     account = account_of(await gateways(), dollars_per_day=1)
-    task = asyncio.create_task(account.take(dollars(1)))
+    task = asyncio.create_task(account.reserve(dollars(1)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -205,7 +205,7 @@ def own_server(tmp_path: Path) -> RedisServer:
 async def test_without_redis_each_gateway_counts_for_itself_and_says_so_once(
     own_server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "RETRY", 0.05)
+    monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
     async with RedisLimiter(own_server.url) as limiter:
         account = account_of(limiter, requests_per_minute=60, dollars_per_day=10)
         assert len(await admitted(account, 20)) == 20
@@ -216,11 +216,11 @@ async def test_without_redis_each_gateway_counts_for_itself_and_says_so_once(
             await asyncio.sleep(0.2)
             assert len(caplog.records) == 1
         assert "each gateway counts for itself" in caplog.text
-        money = await admitted(account, 1, Use(0, 0, 8))
+        money = await admitted(account, 1, Amounts(0, 0, 8))
         assert money
 
         own_server.start()
-        await deadline(lambda: _together(limiter))
+        await wait_until(lambda: _together(limiter))
         async with RedisLimiter(own_server.url) as other:
             account = account_of(other, dollars_per_day=10)
             assert not await admitted(account, 1, dollars(3))  # what was spent meanwhile is known to all
@@ -234,17 +234,17 @@ async def _together(limiter: RedisLimiter) -> bool:
 async def test_a_redis_that_hangs_holds_nobody_longer_than_its_bound(
     own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "RETRY", 0.05)
+    monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
     async with RedisLimiter(own_server.url) as limiter:
         account = account_of(limiter, concurrent_requests=100)
         running = await admitted(account, 1)
         own_server.signal(signal.SIGSTOP)
-        async with asyncio.timeout(4 * (redis_connection.ANSWER + redis_connection.GRACE)):
+        async with asyncio.timeout(4 * (redis.REFILL_TIMEOUT_SECONDS + redis.REFILL_GRACE_SECONDS)):
             running += await admitted(account, 200)
         assert limiter.degraded
         assert len(running) == 100
         own_server.signal(signal.SIGCONT)
-        await deadline(lambda: _together(limiter))
+        await wait_until(lambda: _together(limiter))
         for taken in running:
             account.settle(taken, ONE)
         assert len(await admitted(account, 200)) == 100
@@ -254,35 +254,35 @@ async def test_a_redis_that_hangs_holds_nobody_longer_than_its_bound(
 async def test_a_redis_that_is_away_at_the_start_is_waited_for(
     own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "RETRY", 0.05)
+    monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
     own_server.kill()
     async with RedisLimiter(own_server.url) as limiter:
         account = account_of(limiter, requests_per_minute=60)
         assert len(await admitted(account, 100)) == 60
         own_server.start()
-        await deadline(lambda: _together(limiter))
+        await wait_until(lambda: _together(limiter))
     own_server.kill()
 
 
 async def test_a_redis_that_fails_again_while_it_comes_back_holds_nobody(
     own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "RETRY", 0.01)
+    monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.01)
     async with RedisLimiter(own_server.url) as limiter:
         accounts = limiter.accounts([key_of(name, limits={"requests_per_minute": 10}) for name in ("a", "b")])
-        take, asked = limiter._connection.take, list[str]()
+        run, asked = limiter._run_script, list[str]()
 
         async def every_second_one(key: str, arguments: list[str | float]) -> list[float]:
             asked.append(key)
             if len(asked) % 2 == 0:
-                raise redis_connection.RedisUnavailable("again")
-            return await take(key, arguments)
+                raise shared_account.RedisUnavailable("again")
+            return await run(key, arguments)
 
-        monkeypatch.setattr(limiter._connection, "take", every_second_one)
+        monkeypatch.setattr(limiter, "_run_script", every_second_one)
         async with asyncio.timeout(10):
             for _ in range(10):
-                await accounts["a"].take(ONE)
-                await accounts["b"].take(ONE)
+                await accounts["a"].reserve(ONE)
+                await accounts["b"].reserve(ONE)
                 while len(asked) < 20:
                     await asyncio.sleep(0.01)
     own_server.kill()

@@ -21,7 +21,7 @@ from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.routing.exploration import choose
-from coe.runtime.active_state import read_in_use
+from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.routers.conftest import examples
 
@@ -84,7 +84,7 @@ class LoggedService:
 
     def choices(self) -> dict[str, str]:
         """Who answers a clear case of each category, by what is in use."""
-        assignment = read_in_use(self.settings).assignment
+        assignment = load_active_state(self.settings).assignment
         best = [int(expected_utility(assignment, row).argmax()) for row in np.eye(len(assignment.categories))]
         return {name: assignment.experts[index] for name, index in zip(assignment.categories, best, strict=True)}
 
@@ -106,7 +106,7 @@ class LoggedService:
     def _requests(
         self, count: int, flipped: Collection[str], fields: dict[str, Any]
     ) -> Iterator[tuple[RoutingRecord, Feedback]]:
-        in_use, random = read_in_use(self.settings), np.random.default_rng(self.served)
+        in_use, random = load_active_state(self.settings), np.random.default_rng(self.served)
         assignment, names = in_use.assignment, in_use.router.categories
         for number in range(self.served, self.served + count):
             category, tenant = int(random.integers(len(names))), TENANTS[int(random.integers(len(TENANTS)))]

@@ -10,7 +10,7 @@ import numpy as np
 
 from coe.records.feedback import Feedback
 from coe.retrieval.gate import CUES, GATE_FILE, Gate, LogOddsModel, RetrievalCost
-from coe.runtime.active_state import read_in_use
+from coe.runtime.active_state import load_active_state
 from tests.cli.logged_service import LoggedService
 
 CATEGORIES, EXPERTS = ("cooking", "astronomy", "football", "general"), ("chef", "generalist")
@@ -63,7 +63,7 @@ def test_rated_trials_change_the_gate_in_use_and_the_change_can_be_rolled_back(s
     found = service.report("retrain")["gate"]
     assert found["promoted"], found["sentence"]
     assert service.store("gate").in_use() == found["version"] != first
-    names = read_in_use(service.settings).router.categories
+    names = load_active_state(service.settings).router.categories
     gate = Gate.load(Path(found["folder"]) / GATE_FILE).align(names, EXPERTS)
     gains = {name: gate.estimate_fast(np.eye(4)[row]).gain[1] for row, name in enumerate(names)}
     assert gains["cooking"] > 0.2

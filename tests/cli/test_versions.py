@@ -17,7 +17,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
 from coe.routing.overlay import OVERLAYS_FILE, Overlay
-from coe.runtime.active_state import read_in_use
+from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
 from tests.fakes import gateway_of
@@ -106,9 +106,9 @@ def test_the_served_router_has_the_id_of_its_artifact_also_where_experts_yaml_ad
         shutil.copytree(built[0], draft, dirs_exist_ok=True)
         version = store(settings, ROUTER).publish(draft, categories=names, data="", metrics={}).manifest.version
     store(settings, ROUTER).promote(version, by="train")
-    assert read_in_use(settings).router.version == version
+    assert load_active_state(settings).router.version == version
     settings_in(tmp_path, measured_registry(categories=[*declared, chess]))
-    adapted = read_in_use(settings)
+    adapted = load_active_state(settings)
     assert "chess" in adapted.router.categories
     assert adapted.router.version == version == adapted.versions[ROUTER]
 

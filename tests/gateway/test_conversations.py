@@ -7,13 +7,13 @@ import pytest
 from redis import Redis
 
 from coe.errors import ConfigError
-from gateway.access.conversations import KEPT, Conversations, open_affinity
+from gateway.access.conversations import EXPIRY_SECONDS, SharedAffinity, open_affinity
 from tests.records.redis_server import MISSING, RedisServer, installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISSING)]
 
 
-async def heard(conversations: Conversations, key: bytes) -> str:
+async def heard(conversations: SharedAffinity, key: bytes) -> str:
     """What is known in the end."""
     async with asyncio.timeout(5):
         while (expert := await conversations.lookup(key)) is None:
@@ -22,7 +22,7 @@ async def heard(conversations: Conversations, key: bytes) -> str:
 
 
 async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server: RedisServer) -> None:
-    async with Conversations(redis_server.url) as one, Conversations(redis_server.url) as other:
+    async with SharedAffinity(redis_server.url) as one, SharedAffinity(redis_server.url) as other:
         assert await other.lookup(b"k") is None
         one.publish(b"k", "painter")
         one.publish(b"k", "coder")
@@ -30,13 +30,13 @@ async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server:
         asked = await asyncio.gather(*(heard(other, b"k") for _ in range(50)))
         assert asked == ["coder"] * 50
         with Redis.from_url(redis_server.url) as client:
-            assert 0 < client.ttl("coe:with:" + b"k".hex()) <= KEPT
+            assert 0 < client.ttl("coe:with:" + b"k".hex()) <= EXPIRY_SECONDS
 
 
 async def test_one_that_stops_tells_what_it_knows(redis_server: RedisServer) -> None:
-    async with Conversations(redis_server.url) as one:
+    async with SharedAffinity(redis_server.url) as one:
         one.publish(b"k", "coder")
-    async with Conversations(redis_server.url) as other:
+    async with SharedAffinity(redis_server.url) as other:
         assert await heard(other, b"k") == "coder"
 
 
@@ -45,7 +45,7 @@ async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
 ) -> None:
     monkeypatch.setattr("gateway.access.conversations.RETRY", 0.05)
     monkeypatch.setattr("gateway.access.conversations.ANSWER", 0.2)
-    async with Conversations(redis_server.url) as one:
+    async with SharedAffinity(redis_server.url) as one:
         one.publish(b"k", "coder")
         assert await heard(one, b"k") == "coder"
         redis_server.signal(signal.SIGSTOP)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.access.estimate import FILE, input_tokens
+from gateway.access.estimate import TOKENS_PER_FILE, input_tokens
 from gateway.dialects import messages
 from tests.access.test_access import bearer, keyed
 from tests.fakes import Response, gateway_of
@@ -37,10 +37,10 @@ def written(value: Any) -> float:
         ((), {"system": "s" * 20, "max_tokens": 5, "metadata": {"user_id": "u" * 99}}, 15),
         ((TEXT, TEXT), {"system": [{"type": "text", "text": "s" * 20}]}, 25),
         ((), {"tools": [TOOL]}, 10 + written([TOOL])),
-        ((TEXT, PICTURE), {}, 10 + FILE),
-        (({"type": "document", "source": {"type": "file", "file_id": "f"}},), {}, FILE),
+        ((TEXT, PICTURE), {}, 10 + TOKENS_PER_FILE),
+        (({"type": "document", "source": {"type": "file", "file_id": "f"}},), {}, TOKENS_PER_FILE),
         (({"type": "tool_result", "tool_use_id": "t", "content": "r" * 400},), {}, 100),
-        (({"type": "tool_result", "tool_use_id": "t", "content": [TEXT, PICTURE]}, TEXT), {}, 20 + FILE),
+        (({"type": "tool_result", "tool_use_id": "t", "content": [TEXT, PICTURE]}, TEXT), {}, 20 + TOKENS_PER_FILE),
         ((call := {"type": "tool_use", "id": "t", "name": "f", "input": {"x": "é" * 400}},), {}, written(call) - 100),
         (({"type": "thinking", "thinking": "t" * 40, "signature": "s" * 4000},), {}, 20),
         ((plain := {"type": "document", "source": {"type": "text", "data": "d" * 4000}},), {}, written(plain)),

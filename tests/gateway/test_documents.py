@@ -15,7 +15,7 @@ from coe.registry import Registry
 from coe.retrieval import EncoderId
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from gateway.endpoints.documents import MAX_BODY_BYTES, MAX_CONCURRENT
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
@@ -26,15 +26,15 @@ PATH = "/v1/documents"
 
 
 @pytest.fixture
-async def index(tmp_path: Path) -> AsyncIterator[Index]:
+async def index(tmp_path: Path) -> AsyncIterator[DocumentIndex]:
     encoder = WordEncoder()
     store = LanceStore(tmp_path / "documents", encoder_id(encoder))
-    yield Index(store, encoder)
+    yield DocumentIndex(store, encoder)
     await store.aclose()
 
 
 @pytest.fixture
-async def gateway(index: Index) -> AsyncIterator[Gateway]:
+async def gateway(index: DocumentIndex) -> AsyncIterator[Gateway]:
     async with gateway_of(index=index) as gateway:
         yield gateway
 
@@ -117,7 +117,7 @@ async def test_without_a_store_the_remedy_is_told() -> None:
     assert "retrieval.store" in answer.error["message"]
 
 
-async def test_only_administrators_may(index: Index) -> None:
+async def test_only_administrators_may(index: DocumentIndex) -> None:
     async with gateway_of(registry_with_key("a"), index=index) as gateway:
         for path, method in ((PATH, "GET"), (PATH, "POST"), (f"{PATH}/search", "POST"), (f"{PATH}/x", "DELETE")):
             assert (await gateway.post(path, b"{}", method=method, headers=JSON)).status == 401
@@ -130,10 +130,12 @@ def registry_with_key(key: str) -> Registry:
     return registry_of(access={"keys": [{"name": "user", "sha256": digest}]})
 
 
-async def test_a_failing_store_or_one_of_another_encoder_is_a_503_with_the_remedy(index: Index, tmp_path: Path) -> None:
+async def test_a_failing_store_or_one_of_another_encoder_is_a_503_with_the_remedy(
+    index: DocumentIndex, tmp_path: Path
+) -> None:
     async with gateway_of(index=index) as gateway:
         await upload(gateway, LEAVE)
-    other = Index(LanceStore(tmp_path / "documents", EncoderId("other", 64)), WordEncoder())
+    other = DocumentIndex(LanceStore(tmp_path / "documents", EncoderId("other", 64)), WordEncoder())
     async with gateway_of(index=other) as gateway:
         answer = await upload(gateway, TRAINS)
         assert (answer.status, answer.error["code"]) == (503, "documents_unavailable")
@@ -142,7 +144,7 @@ async def test_a_failing_store_or_one_of_another_encoder_is_a_503_with_the_remed
     await other.store.aclose()
 
 
-async def test_concurrent_requests_are_limited(index: Index) -> None:
+async def test_concurrent_requests_are_limited(index: DocumentIndex) -> None:
     class Busy:
         async def collections(self) -> list[Any]:
             answers = [await gateway.post(PATH, method="GET") for _ in range(1)] if len(inner) < MAX_CONCURRENT else []
@@ -150,6 +152,6 @@ async def test_concurrent_requests_are_limited(index: Index) -> None:
             raise RetrievalError("it is away; start it")
 
     inner: list[Response] = []
-    async with gateway_of(index=Index(Busy(), index.encoder)) as gateway:  # type: ignore[arg-type]
+    async with gateway_of(index=DocumentIndex(Busy(), index.encoder)) as gateway:  # type: ignore[arg-type]
         assert (await gateway.post(PATH, method="GET")).error["message"] == "it is away; start it"
     assert [one.status for one in inner] == [429, *[503] * (MAX_CONCURRENT - 1)]

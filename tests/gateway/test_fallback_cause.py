@@ -18,7 +18,7 @@ from coe.learning.monitoring.alarms import MIN_UNANSWERED, failing_alarms
 from coe.learning.monitoring.traffic import Traffic
 from coe.records.codec import decode, encode
 from coe.records.record import RoutingRecord
-from gateway.observability.metric_registry import page as written
+from gateway.observability.metric_registry import exposition as written
 from gateway.observability.metrics import Metrics
 from gateway.observability.traffic_metrics import TrafficMetrics
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
@@ -133,8 +133,8 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
         experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
         page = await metrics(gateway)
         alarms = Metrics()
-        TrafficMetrics(NOWHERE.artifacts / "none", gateway.serving_state).show(alarms)
-        shown = written([alarms.tallies.families()])
+        TrafficMetrics(NOWHERE.artifacts / "none", gateway.serving_state).register(alarms)
+        shown = written([alarms.registry.families()])
     assert attempts[0] > attempts[-1] == "1"  # kept away from both dead experts, and a fallback all the same
     assert value(page, "coe_fallbacks_total", expert="coder", cause="unauthorized") == 8
     assert value(page, "coe_expert_failing", expert="coder", cause="unauthorized") == 1

@@ -116,7 +116,7 @@ async def test_a_body_is_bounded_in_size_and_must_be_json() -> None:
 
 
 async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "LOOKS", (0.0, 0.0))
+    monkeypatch.setattr(lookup, "LOOKUP_DELAYS_SECONDS", (0.0, 0.0))
     async with gateway_of() as gateway:
         for request_id in (NOBODY, "of somebody else's making"):
             response = await say(gateway, request_id=request_id, score=1)
@@ -127,7 +127,7 @@ async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_record_that_is_still_on_its_way_from_another_gateway_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recent, "REMEMBERED", 0)
+    monkeypatch.setattr(recent, "MAX_REQUESTS", 0)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         late, looks = gateway.records.pop(), []
@@ -160,7 +160,7 @@ async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest
             looks.append(request_id)
             return await find(request_id)
 
-        monkeypatch.setattr(lookup, "LOOKS", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(lookup, "LOOKUP_DELAYS_SECONDS", (0.0, 0.0, 0.0))
         monkeypatch.setattr(gateway.log, "find", looking)
         foreign = await say(gateway, key="bob", request_id=request_id, score=0)
         unknown = await say(gateway, key="bob", request_id=NOBODY, score=0)

@@ -33,38 +33,38 @@ def children() -> list[psutil.Process]:
 
 async def test_a_verb_reports_as_it_would_on_the_command_line(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
-        found = await jobs.report("check", seconds=60, needs=())
+        found = await jobs.run("check", seconds=60, needs=())
     assert found["experts"] == ["coder", "painter", "generalist"]
 
 
 async def test_a_failure_is_told_in_the_verbs_own_words(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
         with pytest.raises(JobUnavailable, match=r"`coe status` failed: .*no router is trained yet; run `coe train`"):
-            await jobs.report("status", seconds=60, needs=())
+            await jobs.run("status", seconds=60, needs=())
         with pytest.raises(JobUnavailable, match="failed: it printed no JSON"):
-            await jobs.report("check", "--help", seconds=60, needs=())
+            await jobs.run("check", "--help", seconds=60, needs=())
 
 
 async def test_what_takes_too_long_is_ended(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
         with pytest.raises(JobUnavailable, match=r"`coe check` took more than 0\.01 s"):
-            await jobs.report("check", seconds=0.01, needs=())
+            await jobs.run("check", seconds=0.01, needs=())
     assert children() == []
 
 
 async def test_a_missing_package_is_named_before_anything_is_started(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
         with pytest.raises(NotInstalled, match=r"`coe status` needs no_such_package.*pip install 'coe\[train\]'"):
-            await jobs.report("status", seconds=60, needs=("orjson", "no_such_package"))
+            await jobs.run("status", seconds=60, needs=("orjson", "no_such_package"))
 
 
 async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "MOST_WAITING", 1)
+    monkeypatch.setattr(jobs_module, "MAX_WAITING", 1)
     async with Jobs(settings) as jobs:
-        first = asyncio.create_task(jobs.report("check", seconds=60, needs=()))
+        first = asyncio.create_task(jobs.run("check", seconds=60, needs=()))
         await asyncio.sleep(0)
         with pytest.raises(JobUnavailable, match="others ask"):
-            await jobs.report("check", seconds=60, needs=())
+            await jobs.run("check", seconds=60, needs=())
         await first
 
 
@@ -109,7 +109,7 @@ async def test_a_plan_that_is_not_there_or_takes_too_long_is_told(
         with pytest.raises(JobUnavailable, match="no such assignment artifact"):
             await solver.solve("nothing", {})
         version, _ = planned(settings, measured_registry())
-        monkeypatch.setattr(solver_module, "SECONDS", 0.01)
+        monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
         with pytest.raises(JobUnavailable, match="it took more than"):
             await solver.solve(version, {})
         assert children() == []
@@ -117,7 +117,7 @@ async def test_a_plan_that_is_not_there_or_takes_too_long_is_told(
 
 async def test_an_idle_process_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     version, _ = planned(settings, measured_registry())
-    monkeypatch.setattr(solver_module, "IDLE", 0.0)
+    monkeypatch.setattr(solver_module, "IDLE_SECONDS", 0.0)
     async with PlanSolver(settings) as solver:
         await solver.solve(version, {})
         async with asyncio.timeout(10):

@@ -11,7 +11,7 @@ import pytest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment
-from coe.runtime.active_state import category_texts, check_in_use
+from coe.runtime.active_state import category_texts, check_active_state
 from coe.settings import Settings
 from gateway.main import check_port, prepare
 
@@ -37,7 +37,7 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
 
 
 def test_a_declaration_with_its_router_is_ready_to_serve(tmp_path: Path) -> None:
-    registry, artifact = check_in_use(settings_of(tmp_path))
+    registry, artifact = check_active_state(settings_of(tmp_path))
     assert registry.category_names == artifact.manifest.categories
 
 
@@ -52,7 +52,7 @@ def test_a_router_of_wholly_other_categories_is_refused_with_those_it_knows(tmp_
 
 
 def test_a_category_that_is_no_longer_declared_does_not_stop_the_start(tmp_path: Path) -> None:
-    registry, _ = check_in_use(settings_of(tmp_path, trained=("art", "code", "general")))
+    registry, _ = check_active_state(settings_of(tmp_path, trained=("art", "code", "general")))
     assert registry.category_names == ("code", "general")
 
 
@@ -70,7 +70,7 @@ def test_a_new_category_with_too_few_examples_is_refused_with_the_remedy(tmp_pat
 def test_a_new_category_with_two_examples_is_known_by_them_and_its_description(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     settings.config.write_text(settings.config.read_text().replace(", {name: general", NEW % "is it void, can I sue"))
-    registry, _ = check_in_use(settings)
+    registry, _ = check_active_state(settings)
     texts = {"code": (), "law": ("Contracts and statutes", "is it void", "can I sue"), "general": ()}
     assert category_texts(registry) == texts
 
@@ -97,15 +97,15 @@ def planned(settings: Settings, *, digest: str, experts: tuple[str, ...] = ("sma
 
 def test_a_plan_is_accepted_and_one_of_wholly_other_experts_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    registry, _ = check_in_use(settings)
+    registry, _ = check_active_state(settings)
     planned(settings, digest=registry.digest)
-    assert check_in_use(settings)[0] == registry
+    assert check_active_state(settings)[0] == registry
     planned(settings, digest="other", experts=("large",))
     remedy = (
         r"knows none of the experts in experts\.yaml \(it knows large\); .* `coe plan` again, or `coe plan --forget`"
     )
     with pytest.raises(ArtifactError, match=remedy):
-        check_in_use(settings)
+        check_active_state(settings)
 
 
 def test_a_local_expert_that_nobody_started_is_refused(tmp_path: Path) -> None:

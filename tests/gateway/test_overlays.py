@@ -102,7 +102,7 @@ async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
 async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.runtime.active_state.read_in_use", words_server.read)
+    monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
     for module in ("coe.runtime.active_state", "coe.runtime.promotion"):
         monkeypatch.setattr(f"{module}.check_router", lambda settings: (None, None))
         monkeypatch.setattr(f"{module}.load_router", lambda *_: WordRouter())

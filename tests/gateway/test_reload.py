@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import ConfigError
 from coe.registry import Registry
-from gateway.process.reload import check_same_process
+from gateway.process.reload import check_reloadable
 from tests.fakes import registry_of
 from tests.gateway.served import Served, declared_for, serving
 
@@ -146,12 +146,12 @@ def local(**changes: Any) -> Registry:
 )
 def test_what_needs_a_restart_is_refused_by_name(new: Registry, named: str) -> None:
     with pytest.raises(ConfigError, match=named + "a change of this needs a restart"):
-        check_same_process(registry_of(), new)
+        check_reloadable(registry_of(), new)
 
 
 def test_a_local_server_cannot_change_and_how_it_is_used_can() -> None:
-    check_same_process(local(), local(system_prompt="Be brief.", parameters={"temperature": 0}))
+    check_reloadable(local(), local(system_prompt="Be brief.", parameters={"temperature": 0}))
     for change in ({"model": "other"}, {"options": {"max-model-len": 1}}, {"runtime": "vllm"}):
         with pytest.raises(ConfigError, match="the server of expert 'small'"):
-            check_same_process(local(), local(**change))
-    check_same_process(local(), registry_of())
+            check_reloadable(local(), local(**change))
+    check_reloadable(local(), registry_of())

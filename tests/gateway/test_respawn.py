@@ -2,7 +2,14 @@
 
 import pytest
 
-from gateway.process.processes import CAUSE_BYTES, FIRST_DELAY, HEALTHY, MAX_DELAY, Respawns, WorkerStates
+from gateway.process.worker_states import (
+    CAUSE_BYTES,
+    FIRST_DELAY_SECONDS,
+    HEALTHY_SECONDS,
+    MAX_DELAY_SECONDS,
+    RespawnSchedule,
+    WorkerStates,
+)
 
 
 class Clock:
@@ -13,35 +20,40 @@ class Clock:
 
 
 def test_each_crash_doubles_the_delay_up_to_a_bound() -> None:
-    respawns = Respawns(clock=Clock())
-    delays = [respawns.crashed(0, ran=1) for _ in range(9)]
-    assert delays[:4] == [FIRST_DELAY, 2 * FIRST_DELAY, 4 * FIRST_DELAY, 8 * FIRST_DELAY]
-    assert delays[-2:] == [MAX_DELAY, MAX_DELAY]
+    respawns = RespawnSchedule(clock=Clock())
+    delays = [respawns.crashed(0, uptime=1) for _ in range(9)]
+    assert delays[:4] == [
+        FIRST_DELAY_SECONDS,
+        2 * FIRST_DELAY_SECONDS,
+        4 * FIRST_DELAY_SECONDS,
+        8 * FIRST_DELAY_SECONDS,
+    ]
+    assert delays[-2:] == [MAX_DELAY_SECONDS, MAX_DELAY_SECONDS]
 
 
 def test_a_minute_of_health_resets_the_delay() -> None:
-    respawns = Respawns(clock=Clock())
-    assert [respawns.crashed(0, ran=ran) for ran in (1, 1, HEALTHY, 1)] == [0.5, 1, 0.5, 1]
+    respawns = RespawnSchedule(clock=Clock())
+    assert [respawns.crashed(0, uptime=uptime) for uptime in (1, 1, HEALTHY_SECONDS, 1)] == [0.5, 1, 0.5, 1]
 
 
 def test_one_workers_crashes_do_not_delay_another() -> None:
-    respawns = Respawns(clock=Clock())
+    respawns = RespawnSchedule(clock=Clock())
     for _ in range(5):
-        respawns.crashed(0, ran=1)
-    assert respawns.crashed(1, ran=1) == FIRST_DELAY
+        respawns.crashed(0, uptime=1)
+    assert respawns.crashed(1, uptime=1) == FIRST_DELAY_SECONDS
 
 
 def test_a_worker_is_due_once_its_delay_is_over_and_only_once() -> None:
     clock = Clock()
-    respawns = Respawns(clock=clock)
+    respawns = RespawnSchedule(clock=clock)
     assert (respawns.wait(), respawns.take_due()) == (None, [])
-    respawns.crashed(0, ran=1)
-    respawns.crashed(1, ran=1)
-    respawns.crashed(1, ran=1)
-    assert (respawns.wait(), respawns.take_due()) == (FIRST_DELAY, [])
-    clock.now = FIRST_DELAY
+    respawns.crashed(0, uptime=1)
+    respawns.crashed(1, uptime=1)
+    respawns.crashed(1, uptime=1)
+    assert (respawns.wait(), respawns.take_due()) == (FIRST_DELAY_SECONDS, [])
+    clock.now = FIRST_DELAY_SECONDS
     assert (respawns.wait(), respawns.take_due()) == (0, [0])
-    assert respawns.wait() == pytest.approx(FIRST_DELAY)
+    assert respawns.wait() == pytest.approx(FIRST_DELAY_SECONDS)
     clock.now = 10
     assert (respawns.take_due(), respawns.wait()) == ([1], None)
 

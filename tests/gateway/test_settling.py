@@ -13,7 +13,7 @@ from gateway.process import gc_tuning
 
 
 def test_what_is_loaded_is_no_longer_looked_through() -> None:
-    code = "import gc; from gateway.process.gc_tuning import settle; settle(); print(gc.get_freeze_count() > 1000)"
+    code = "import gc; from gateway.process.gc_tuning import tune_gc; tune_gc(); print(gc.get_freeze_count() > 1000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
 
@@ -27,7 +27,7 @@ async def test_memory_is_given_back_time_and_again_beside_the_event_loop(monkeyp
         if len(threads) == 3:
             loop.call_soon_threadsafe(again.set)
 
-    monkeypatch.setattr(gc_tuning, "give_back", give_back)
-    async with gc_tuning.giving_back(every=0.001):
+    monkeypatch.setattr(gc_tuning, "trim_memory", give_back)
+    async with gc_tuning.trimming_memory(every=0.001):
         await asyncio.wait_for(again.wait(), 5)
     assert threading.get_ident() not in threads

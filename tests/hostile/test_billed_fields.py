@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.access.estimate import FILE, input_tokens, output_tokens
+from gateway.access.estimate import TOKENS_PER_FILE, input_tokens, output_tokens
 from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
@@ -80,10 +80,10 @@ def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
         (chat, {"messages": [*HI, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, 1000),
         (chat, {"messages": [*HI, {"role": "assistant", "function_call": CALL["function"]}]}, 1000),
         (chat, {"messages": [*HI, {"role": "assistant", "content": "", "reasoning_content": "r" * 4000}]}, 1000),
-        (chat, {"messages": user({"type": "image_url", "image_url": {"url": "http://x/y.png"}})}, FILE),
-        (chat, {"messages": user({"type": "image_url", "image_url": {"url": DATA}})}, FILE),
-        (chat, {"messages": user({"type": "file", "file": {"file_id": "f"}})}, FILE),
-        (chat, {"messages": user({"type": "file", "file": {"file_data": DATA}})}, 2 * FILE),
+        (chat, {"messages": user({"type": "image_url", "image_url": {"url": "http://x/y.png"}})}, TOKENS_PER_FILE),
+        (chat, {"messages": user({"type": "image_url", "image_url": {"url": DATA}})}, TOKENS_PER_FILE),
+        (chat, {"messages": user({"type": "file", "file": {"file_id": "f"}})}, TOKENS_PER_FILE),
+        (chat, {"messages": user({"type": "file", "file": {"file_data": DATA}})}, 2 * TOKENS_PER_FILE),
         (chat, {"messages": user({"type": "input_audio", "input_audio": {"data": DATA, "format": "mp3"}})}, 100),
         (completions, {"prompt": "hi", "suffix": "s" * 4000}, 1000),
         (embeddings, {"input": ["e" * 4000, "e" * 4000]}, 2000),
@@ -91,19 +91,23 @@ def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
         (responses, {"input": "hi", "text": {"format": SCHEMA}}, 1000),
         (responses, {"input": [{"type": "function_call", "name": "f", "arguments": "a" * 4000}]}, 1000),
         (responses, {"input": [{"type": "function_call_output", "call_id": "c", "output": "o" * 4000}]}, 1000),
-        (responses, {"input": user({"type": "input_image", "image_url": DATA})}, FILE),
-        (responses, {"input": user({"type": "input_file", "file_data": DATA})}, 2 * FILE),
-        (responses, {"input": [{"type": "image_generation_call", "result": DATA}]}, FILE),
+        (responses, {"input": user({"type": "input_image", "image_url": DATA})}, TOKENS_PER_FILE),
+        (responses, {"input": user({"type": "input_file", "file_data": DATA})}, 2 * TOKENS_PER_FILE),
+        (responses, {"input": [{"type": "image_generation_call", "result": DATA}]}, TOKENS_PER_FILE),
         (
             responses,
             {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": DATA}}]},
-            FILE,
+            TOKENS_PER_FILE,
         ),
         (messages, {"messages": HI, "tools": [{"name": "f", "description": "d" * 4000}]}, 1000),
         (messages, {"messages": HI, "output_config": {"format": SCHEMA}}, 1000),
         (messages, {"messages": user({"type": "tool_use", "id": "t", "input": {"x": "i" * 4000}})}, 1000),
-        (messages, {"messages": user({"type": "image", "source": {"type": "base64", "data": DATA}})}, FILE),
-        (messages, {"messages": user({"type": "document", "source": {"type": "base64", "data": DATA}})}, 2 * FILE),
+        (messages, {"messages": user({"type": "image", "source": {"type": "base64", "data": DATA}})}, TOKENS_PER_FILE),
+        (
+            messages,
+            {"messages": user({"type": "document", "source": {"type": "base64", "data": DATA}})},
+            2 * TOKENS_PER_FILE,
+        ),
     ],
 )
 def test_what_a_model_reads_beside_text_is_counted_and_the_bytes_of_files_are_not(

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from coe.errors import ExpertUnavailable
 from gateway.access import access_of
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.cors import EXPOSED
+from gateway.access.cors import EXPOSED_HEADERS
 from gateway.access.memory import MemoryLimiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -203,7 +203,7 @@ async def test_every_header_of_an_answer_that_the_api_describes_is_exposed() -> 
     async with gateway_of(registry_of(access={"keys": [key]})) as gateway:
         described = (await gateway.post("/openapi.json", method="GET")).json
     headers = described["paths"][CHAT]["post"]["responses"]["200"]["headers"]
-    assert set(headers) <= set(EXPOSED)
+    assert set(headers) <= set(EXPOSED_HEADERS)
 
 
 async def test_a_reload_changes_which_origins_are_allowed() -> None:

@@ -11,7 +11,13 @@ import aiohttp
 import psutil
 import pytest
 
-from gateway.process.descriptors import MAX_LIMIT, MIN_LIMIT, RESERVED, Connections, warn_if_few
+from gateway.process.descriptors import (
+    MAX_DESCRIPTORS,
+    MIN_DESCRIPTORS,
+    RESERVED_DESCRIPTORS,
+    ConnectionLimits,
+    warn_if_few,
+)
 from tests.gateway import served as processes
 from tests.gateway.served import ROOT, Served, chat, serving
 
@@ -106,12 +112,12 @@ async def test_more_clients_than_descriptors_are_all_answered(tmp_path: Path) ->
                 return response.status
 
         assert await asyncio.gather(*(ask() for _ in range(300))) == [200] * 300
-        assert Connections.within(LIMIT).clients < highest < LIMIT
+        assert ConnectionLimits.within(LIMIT).clients < highest < LIMIT
         assert await served.metric("coe_breaker_state") == 0
 
 
 def test_a_limit_for_fewer_clients_than_declared_is_a_warning_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
-    clients = Connections.within(LIMIT).clients
+    clients = ConnectionLimits.within(LIMIT).clients
     warn_if_few(LIMIT, concurrent_requests=clients)
     assert caplog.messages == []
     warn_if_few(LIMIT, concurrent_requests=1024)
@@ -129,7 +135,7 @@ async def test_a_low_soft_limit_is_raised_to_the_hard_one_within_a_bound(
     monkeypatch.setattr(processes, "_started", started)
     async with serving(tmp_path) as served:
         soft, hard = served.workers[0].rlimit(psutil.RLIMIT_NOFILE)
-        assert soft == min(hard, MAX_LIMIT) > 256
+        assert soft == min(hard, MAX_DESCRIPTORS) > 256
 
 
 async def test_too_few_descriptors_stop_the_start_with_the_remedy(tmp_path: Path) -> None:
@@ -137,15 +143,18 @@ async def test_too_few_descriptors_stop_the_start_with_the_remedy(tmp_path: Path
         "tests.gateway.words_server",
         {"COE_CONFIG": str(tmp_path / "experts.yaml"), "COE_PORT": "0"},
         asyncio.subprocess.PIPE,
-        f"ulimit -n {MIN_LIMIT - 1}",
+        f"ulimit -n {MIN_DESCRIPTORS - 1}",
     )
     _, said = await asyncio.wait_for(process.communicate(), DEADLINE)
     assert process.returncode == 1
-    assert f"the limit of open files is {MIN_LIMIT - 1}, and the gateway needs {MIN_LIMIT}; raise it".encode() in said
+    assert (
+        f"the limit of open files is {MIN_DESCRIPTORS - 1}, and the gateway needs {MIN_DESCRIPTORS}; raise it".encode()
+        in said
+    )
 
 
 def test_clients_and_experts_fit_into_the_limit() -> None:
-    for limit in (MIN_LIMIT, LIMIT, 1024, MAX_LIMIT):
-        connections = Connections.within(limit)
+    for limit in (MIN_DESCRIPTORS, LIMIT, 1024, MAX_DESCRIPTORS):
+        connections = ConnectionLimits.within(limit)
         assert 0 < connections.clients < connections.experts
-        assert connections.clients + connections.experts + RESERVED <= limit
+        assert connections.clients + connections.experts + RESERVED_DESCRIPTORS <= limit

@@ -12,8 +12,8 @@ import orjson
 import pytest
 from redis import Redis
 
-from coe.artifacts.manifest import MAX_FILES, read, version_of
-from coe.artifacts.redis import MAX_SMALL_BYTES, RedisArtifacts, unpack
+from coe.artifacts.manifest import MAX_FILES, read_artifact, version_of
+from coe.artifacts.redis import MAX_SMALL_FILE_BYTES, RedisArtifacts, unpack
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.runtime.artifact_sync import ArtifactSync
@@ -35,7 +35,7 @@ NO_VERSIONS = [
     "A" * 12,
     "0" * 11 + "\n",
 ]
-NO_VERSIONS += ["\0" * 12, "٣" * 12, "x" * (MAX_SMALL_BYTES + 1)]
+NO_VERSIONS += ["\0" * 12, "٣" * 12, "x" * (MAX_SMALL_FILE_BYTES + 1)]
 
 
 def ascii_of(name: str) -> str:
@@ -114,18 +114,18 @@ def test_a_name_that_is_no_version_is_refused_and_following_goes_on(
     whole = archive(("weights.bin", b"w"), ("manifest.json", content))
     put(redis, version, whole)
     with caplog.at_level(logging.ERROR, "gateway"):
-        gateway.follower.look()
+        gateway.follower.sync()
     assert gateway.follower.behind
     assert len(caplog.records) == 1
     assert (gateway.outside(), gateway.inside()) == ([], [])
     put(redis, good, whole)
-    gateway.follower.look()
+    gateway.follower.sync()
     assert (gateway.follower.behind, gateway.store.in_use()) == (False, good)
 
 
 def test_bytes_that_are_no_text_are_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
     put(redis, b"\xff\xfe")
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
 
 
@@ -135,7 +135,7 @@ def test_a_pointer_to_a_folder_elsewhere_is_not_moved_to(gateway: FollowingGatew
     planted.mkdir(parents=True)
     (planted / "manifest.json").write_bytes(manifest({})[1])
     put(redis, "../planted")
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert gateway.store.in_use() is None
 
@@ -248,7 +248,7 @@ def test_a_hostile_archive_writes_nothing(
         unpack(packed, into, kind="router", version=version, what="x")
     assert list(into.iterdir()) == []
     put(redis, version, packed)
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert (gateway.outside(), gateway.inside()) == ([], [])
 
@@ -256,33 +256,34 @@ def test_a_hostile_archive_writes_nothing(
 @pytest.mark.parametrize(
     "history",
     [b"{", b"[]", b"{}\n", b'{"time": 0, "version": "../x", "was": null, "by": "hand", "why": ""}\n',
-     b'{"time": "0", "version": null, "was": null, "by": "hand", "why": ""}\n', b"\xff", b"\n" * (MAX_SMALL_BYTES + 1)],
+     b'{"time": "0", "version": null, "was": null, "by": "hand", "why": ""}\n', b"\xff",
+     b"\n" * (MAX_SMALL_FILE_BYTES + 1)],
     ids=range(7),
 )  # fmt: skip
 def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingGateway, redis: Redis) -> None:
     version, packed = of(GOOD)()
     put(redis, version, packed)
     redis.hset(KEY, "history", history)
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert gateway.store.in_use() is None
     assert gateway.store.history() == ()
 
 
 def test_a_small_file_is_bounded(gateway: FollowingGateway, redis: Redis) -> None:
-    redis.hset("coe:artifacts:beside", "watch.json", b"x" * (MAX_SMALL_BYTES + 1))
-    gateway.follower.look()
+    redis.hset("coe:artifacts:beside", "watch.json", b"x" * (MAX_SMALL_FILE_BYTES + 1))
+    gateway.follower.sync()
     assert gateway.follower.behind
     assert not (gateway.settings.artifacts / "watch.json").exists()
 
 
 def test_a_value_of_another_type_is_refused_and_following_goes_on(gateway: FollowingGateway, redis: Redis) -> None:
     redis.set(KEY, "text")
-    gateway.follower.look()
+    gateway.follower.sync()
     assert gateway.follower.behind
 
 
 def test_a_manifest_here_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(manifest({"../secret": b"s"})[1])
     with pytest.raises(ArtifactError, match="without folders"):
-        read(tmp_path)
+        read_artifact(tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coe.errors import DataError
 from coe.learning.estimation.experience_loader import LoadedExperience, load_experience, request_hash
 from coe.learning.estimation.refit import refit
-from coe.records.feedback import KINDS, Feedback, Kind
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 
@@ -21,7 +21,7 @@ def joined(records: list[Any], feedback: list[Feedback] | None = None, **options
 
 
 def said(
-    kind: Kind, value: float | str | None = None, *, at: float = 1.0, to: str = "r", by: str | None = "a"
+    kind: FeedbackKind, value: float | str | None = None, *, at: float = 1.0, to: str = "r", by: str | None = "a"
 ) -> Feedback:
     return Feedback(f"{kind}-{value}-{at}", to, at, kind, value, tenant=by)
 
@@ -33,7 +33,7 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
     assert found.allowed.tolist() == [[True, True, False]]
     assert found.propensity.tolist() == pytest.approx([0.9])
     assert found.reward.tolist() == [0.75]
-    assert found.kind.tolist() == [KINDS.index("score")]
+    assert found.kind.tolist() == [FEEDBACK_KINDS.index("score")]
     assert found.corrected.tolist() == [CATEGORIES.index("law")]
     assert (found.tenants, found.versions) == (("a",), ("r1/c1",))
     assert found.time.tolist() == [7.0]

@@ -9,10 +9,10 @@ import pytest
 
 from coe.errors import InvalidRequest
 from coe.learning.estimation.experience import KIND_WEIGHT, certainty_rank, reward
-from coe.records.feedback import KINDS, Feedback, Kind
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
 
-def feedback(kind: Kind, value: float | str | None = None, **fields: Any) -> Feedback:
+def feedback(kind: FeedbackKind, value: float | str | None = None, **fields: Any) -> Feedback:
     return Feedback(**({"event_id": "e", "request_id": "r", "time": 1.0, "kind": kind, "value": value} | fields))
 
 
@@ -30,7 +30,7 @@ def feedback(kind: Kind, value: float | str | None = None, **fields: Any) -> Fee
     ],
 )
 def test_each_kind_is_a_reward_for_the_expert_that_answered(
-    kind: Kind, value: float | str | None, expected: float
+    kind: FeedbackKind, value: float | str | None, expected: float
 ) -> None:
     assert reward(feedback(kind, value), expert="coder") == expected
 
@@ -44,7 +44,7 @@ def test_implicit_feedback_weighs_less_than_explicit_feedback() -> None:
     assert max(KIND_WEIGHT["regenerated"], KIND_WEIGHT["abandoned"]) < min(
         KIND_WEIGHT[kind] for kind in ("score", "thumb", "preferred")
     )
-    assert sorted(KINDS, key=certainty_rank)[:3] == ["score", "thumb", "preferred"]
+    assert sorted(FEEDBACK_KINDS, key=certainty_rank)[:3] == ["score", "thumb", "preferred"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,9 @@ def test_implicit_feedback_weighs_less_than_explicit_feedback() -> None:
         ("regenerated", 1.0),
     ],
 )
-def test_a_value_that_does_not_fit_its_kind_is_refused_with_the_rule(kind: Kind, value: float | str | None) -> None:
+def test_a_value_that_does_not_fit_its_kind_is_refused_with_the_rule(
+    kind: FeedbackKind, value: float | str | None
+) -> None:
     with pytest.raises(InvalidRequest, match=f"does not fit {kind}, which takes") as caught:
         feedback(kind, value)
     assert caught.value.param == "value"

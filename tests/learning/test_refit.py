@@ -14,7 +14,7 @@ from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Weighting, refit
 from coe.learning.estimation.trust import agreements
 from coe.mapping.score_table import ScoreTable, tabulate_softly
-from coe.records.feedback import KINDS
+from coe.records.feedback import FEEDBACK_KINDS
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
 
 FLAT = np.array([[0.6, 0.5, 0.4]] * 3)
@@ -81,11 +81,11 @@ def test_old_feedback_fades_by_half_lives() -> None:
 
 def test_implicit_complaints_count_less_than_ratings() -> None:
     log, odd = rated_experience(400, seed=4), np.arange(400) % 2 == 1
-    complaint = np.where(odd, KINDS.index("regenerated"), log.kind).astype(np.int8)
+    complaint = np.where(odd, FEEDBACK_KINDS.index("regenerated"), log.kind).astype(np.int8)
     rated, hinted = refit(log.part(~odd), now=0.0), refit(replace(log, kind=complaint), now=0.0)
     assert hinted.agreements == rated.agreements
     assert 1.05 < hinted.table.count.sum() / rated.table.count.sum() < 1.2
-    mixed = replace(log, kind=np.where(log.reward == 0, np.int8(KINDS.index("regenerated")), log.kind))
+    mixed = replace(log, kind=np.where(log.reward == 0, np.int8(FEEDBACK_KINDS.index("regenerated")), log.kind))
     assert refit(mixed, now=0.0).quality.mean() > refit(log, now=0.0).quality.mean() + 0.2
 
 

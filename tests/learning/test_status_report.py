@@ -26,7 +26,7 @@ from coe.records import open_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.observability.metric_registry import page
+from gateway.observability.metric_registry import exposition
 from gateway.observability.metrics import Metrics
 from gateway.observability.traffic_metrics import TrafficMetrics
 from gateway.serving_state import ServingState
@@ -90,8 +90,8 @@ async def test_the_gateway_shows_the_last_traffic_report_and_nothing_before_it(t
 
 def _shown(path: Path, current: ServingState) -> Callable[[], bytes]:
     metrics = Metrics()
-    TrafficMetrics(path, current).show(metrics)
-    return lambda: page([metrics.tallies.families()])
+    TrafficMetrics(path, current).register(metrics)
+    return lambda: exposition([metrics.registry.families()])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def logged(settings: Settings, records: list[RoutingRecord]) -> None:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Of a declaration with the words router in use."""
-    monkeypatch.setattr("coe.runtime.active_state.read_in_use", words_server.read)
+    monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
     declared = registry_of(log={"url": URL}, policy={"confidence_threshold": 0.5}).model_dump(
         mode="json", exclude_none=True
     )

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
-from coe.runtime.document_index import Index
+from coe.runtime.document_index import DocumentIndex
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
@@ -49,7 +49,7 @@ class Served:
         with TemporaryDirectory() as folder:
             store = LanceStore(Path(folder), encoder_id(encoder := WordEncoder()))
             jobs = ScriptedJobs({"alarms": []})
-            async with gateway_of(self._registry, index=Index(store, encoder), jobs=jobs) as self._gateway:
+            async with gateway_of(self._registry, index=DocumentIndex(store, encoder), jobs=jobs) as self._gateway:
                 yield
             await store.aclose()
 

@@ -54,7 +54,7 @@ async def test_every_metric_and_label_of_dashboard_and_rules_is_on_the_page(tmp_
 
 def test_every_number_of_our_own_is_on_the_dashboard() -> None:
     shown = " ".join(expressions())
-    source = "".join(path.read_text() for path in (DEPLOY.parent / "gateway").glob("*.py"))
+    source = "".join(path.read_text() for path in (DEPLOY.parent / "gateway").rglob("*.py"))
     ours = set(re.findall(r'"(coe_[a-z_]+)"', source))
     assert len(ours) > 15
     assert {name for name in ours if not re.search(rf"\b{name}(?:_bucket)?\b", shown)} == set()

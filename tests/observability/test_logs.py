@@ -13,7 +13,7 @@ import pytest
 
 from coe.errors import ConfigError, ExpertRejected
 from coe.settings import Settings
-from gateway.observability.logs import log_request, log_uncaught, logged, logging_config
+from gateway.observability.logs import log_request, log_start_failure, log_uncaught, logging_config
 from tests.fakes import gateway_of
 
 Lines = Callable[[], list[Any]]
@@ -117,9 +117,9 @@ def test_a_worker_that_cannot_start_says_why_in_the_log(written: Lines, form: st
         raise ConfigError("experts.yaml:3: no")
 
     with pytest.raises(SystemExit):
-        logged(build)
+        log_start_failure(build)
     assert "ConfigError: experts.yaml:3: no" in json.dumps(written())
-    assert logged(lambda: 7) == 7
+    assert log_start_failure(lambda: 7) == 7
 
 
 @pytest.mark.anyio

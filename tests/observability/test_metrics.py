@@ -7,7 +7,7 @@ import pytest
 
 from coe.errors import ExpertUnavailable
 from coe.experts.breaker import State
-from gateway.observability.state_metrics import STATES
+from gateway.observability.state_metrics import BREAKER_STATES
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.observability.pages import names, samples, value
 
@@ -97,7 +97,7 @@ async def test_nothing_that_a_client_writes_becomes_a_label() -> None:
 
 
 def test_every_state_of_a_breaker_has_a_number() -> None:
-    assert set(STATES) == set(get_args(State))
+    assert set(BREAKER_STATES) == set(get_args(State))
 
 
 class _Replica:

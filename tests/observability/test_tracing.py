@@ -206,7 +206,7 @@ def test_a_gateway_without_traces_imports_none_of_it() -> None:
 async def test_a_collector_that_is_gone_costs_requests_nothing_and_the_end_only_moments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.observability.tracing.PATIENCE", 0.05)
+    monkeypatch.setattr("gateway.observability.tracing.FLUSH_TIMEOUT_SECONDS", 0.05)
     async with traced(Collector("http://127.0.0.1:9")) as gateway:
         assert (await ask(gateway)).status == 200
 

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from gateway.observability import metric_workers
-from gateway.observability.metric_registry import MetricRegistry, page
-from gateway.observability.metric_workers import Siblings, among_workers
+from gateway.observability.metric_registry import MetricRegistry, exposition
+from gateway.observability.metric_workers import Siblings, share_metrics
 from tests.observability.pages import value
-from tests.observability.worker import tallies
+from tests.observability.worker import registry
 
 pytestmark = pytest.mark.anyio
 
@@ -42,13 +42,13 @@ async def process(folder: Path, count: int) -> AsyncIterator[asyncio.subprocess.
 
 async def shown(own: MetricRegistry, siblings: Siblings) -> tuple[float, float]:
     """The counter and the gauge on the page."""
-    text = page([own.families(), *await siblings()])
+    text = exposition([own.families(), *await siblings()])
     return value(text, "c_total"), value(text, "busy")
 
 
 async def test_whichever_is_asked_shows_the_sum_at_once(folder: Path) -> None:
-    one, two = tallies(), tallies()
-    async with among_workers(folder, one) as of_one, among_workers(folder, two) as of_two:
+    one, two = registry(), registry()
+    async with share_metrics(folder, one) as of_one, share_metrics(folder, two) as of_two:
         assert (one.worker, two.worker) == (0, 1)
         one.families()[0].add((), 2)
         two.families()[0].add((), 3)
@@ -59,9 +59,9 @@ async def test_whichever_is_asked_shows_the_sum_at_once(folder: Path) -> None:
 
 
 async def test_a_killed_worker_takes_its_gauges_along_and_leaves_its_counts_to_its_successor(folder: Path) -> None:
-    own = tallies()
+    own = registry()
     own.families()[0].add((), 1)
-    async with among_workers(folder, own) as siblings:
+    async with share_metrics(folder, own) as siblings:
         async with process(folder, 10) as killed:
             assert await shown(own, siblings) == (11, 2)
             killed.send_signal(signal.SIGKILL)
@@ -76,10 +76,10 @@ async def test_a_killed_worker_takes_its_gauges_along_and_leaves_its_counts_to_i
 
 
 async def test_a_frozen_worker_does_not_hold_up_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_workers, "PATIENCE", 0.05)
-    own = tallies()
+    monkeypatch.setattr(metric_workers, "SIBLING_TIMEOUT_SECONDS", 0.05)
+    own = registry()
     own.families()[0].add(())
-    async with among_workers(folder, own) as siblings, process(folder, 10) as frozen:
+    async with share_metrics(folder, own) as siblings, process(folder, 10) as frozen:
         async with asyncio.timeout(10):
             while await shown(own, siblings) != (11, 2):  # it answers within the time while it is not frozen
                 pass
@@ -91,18 +91,18 @@ async def test_a_frozen_worker_does_not_hold_up_the_others(folder: Path, monkeyp
 
 
 async def test_a_worker_that_ends_leaves_all_it_counted(folder: Path) -> None:
-    own = tallies()
+    own = registry()
     own.families()[0].add(())
-    async with among_workers(folder, own) as siblings:
-        async with among_workers(folder, ended := tallies()):
+    async with share_metrics(folder, own) as siblings:
+        async with share_metrics(folder, ended := registry()):
             ended.families()[0].add((), 7)
         assert await shown(own, siblings) == (8, 1)
 
 
 async def test_a_snapshot_that_is_none_counts_for_nothing(folder: Path) -> None:
-    own = tallies()
+    own = registry()
     own.families()[0].add(())
-    async with among_workers(folder, own) as siblings:
+    async with share_metrics(folder, own) as siblings:
         (folder / "1.lock").touch()
         (folder / "1.sock").touch()
         assert await shown(own, siblings) == (1, 1)

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from gateway.observability.metric_registry import MetricRegistry
-from gateway.observability.metric_workers import among_workers
+from gateway.observability.metric_workers import share_metrics
 
 
-def tallies() -> MetricRegistry:
+def registry() -> MetricRegistry:
     found = MetricRegistry()
     found.counter("c_total", "C.")
     found.gauge("busy", "B.", (), lambda: {(): 1.0}, largest=False)
@@ -18,8 +18,8 @@ def tallies() -> MetricRegistry:
 
 
 async def main(folder: Path, count: int) -> None:
-    own = tallies()
-    async with among_workers(folder, own):
+    own = registry()
+    async with share_metrics(folder, own):
         own.families()[0].add((), count)
         print("ready", flush=True)  # noqa: T201
         await asyncio.Event().wait()

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from coe.records import open_log
 from coe.records.codec import encode
 from coe.records.redis_log import EPOCH_MS, IDS, PER_MS, STREAM
-from tests.records.samples import everything, record, records
+from tests.records.samples import everything, record
 
 pytestmark = pytest.mark.anyio
 URL = "sqlite:///log.db"
@@ -46,15 +46,4 @@ async def test_redis_forgets_by_the_time_of_arrival_to_the_record(redis_url: str
         assert await everything(log) == [record(2), record(3)]
         assert await client.zrange(IDS, 0, -1) == [record(n).request_id.encode() for n in (2, 3)]
         assert await log.find(record(0).request_id) is None
-        await log.aclose()
-
-
-async def test_ids_that_an_earlier_version_left_are_not_too_old(redis_url: str, tmp_path: Path) -> None:
-    async with Redis.from_url(redis_url) as client:
-        await client.flushall()
-        await client.zadd(IDS, {record(0).request_id: 1})
-        await client.xadd(STREAM, {"record": encode(record(0))})
-        log = open_log(redis_url, base=tmp_path, days=HOUR)
-        await log.append(records(2))
-        assert await everything(log) == records(2)
         await log.aclose()

@@ -1,4 +1,4 @@
-"""One SQLite file: its migrations, its transactions, and other processes at the same time."""
+"""One SQLite file: its tables, its transactions, and concurrent processes."""
 
 from __future__ import annotations
 
@@ -15,48 +15,47 @@ from tests.records.samples import ids, records
 
 pytestmark = pytest.mark.anyio
 
-FIRST = ("CREATE TABLE words (word TEXT)", "INSERT INTO words VALUES ('kept')")
-SECOND = ("ALTER TABLE words ADD COLUMN length INTEGER", "UPDATE words SET length = length(word)")
+TABLES = ("CREATE TABLE words (word TEXT)", "INSERT INTO words VALUES ('kept')")
 
 
 async def select(database: Database) -> list[tuple[object, ...]]:
     return await database.read(lambda connection: connection.execute("SELECT * FROM words").fetchall())
 
 
-async def test_a_file_of_an_older_version_is_brought_forward_with_its_rows(tmp_path: Path) -> None:
-    old = Database(tmp_path / "words.db", migrations=[FIRST])
-    assert await select(old) == [("kept",)]
-    await old.aclose()
-    for _ in range(2):  # the second opening must not migrate again
-        new = Database(tmp_path / "words.db", migrations=[FIRST, SECOND])
-        assert await select(new) == [("kept", 4)]
-        await new.aclose()
+async def test_tables_are_created_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        database = Database(tmp_path / "words.db", tables=TABLES)
+        assert await select(database) == [("kept",)]
+        await database.aclose()
 
 
-async def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    new = Database(tmp_path / "words.db", migrations=[FIRST, SECOND])
-    await select(new)
-    await new.aclose()
-    old = Database(tmp_path / "words.db", migrations=[FIRST])
-    with pytest.raises(LogError, match=r"words\.db.*newer CoE"):
-        await select(old)
-    await old.aclose()
+@pytest.mark.parametrize("version", [0, 1, 3])
+async def test_a_file_of_another_version_is_refused_and_left_alone(
+    tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.records.database.TABLES_VERSION", 2)
     with sqlite3.connect(tmp_path / "words.db") as connection:
-        assert connection.execute("SELECT * FROM words").fetchall() == [("kept", 4)]
+        for statement in (*TABLES, f"PRAGMA user_version = {version}"):
+            connection.execute(statement)
+    connection.close()
+    database = Database(tmp_path / "words.db", tables=TABLES)
+    with pytest.raises(LogError, match=r"words\.db.*another version of CoE.*move the file away"):
+        await select(database)
+    await database.aclose()
+    with sqlite3.connect(tmp_path / "words.db") as connection:
+        assert connection.execute("SELECT * FROM words").fetchall() == [("kept",)]
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
     connection.close()
 
 
-async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
-    old = Database(tmp_path / "words.db", migrations=[FIRST])
-    await select(old)
-    await old.aclose()
-    broken = Database(tmp_path / "words.db", migrations=[FIRST, (SECOND[0], "UPDATE nowhere SET x = 1")])
+async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:
+    broken = Database(tmp_path / "words.db", tables=(TABLES[0], "UPDATE nowhere SET x = 1"))
     with pytest.raises(LogError, match="no such table: nowhere"):
         await select(broken)
     await broken.aclose()
-    mended = Database(tmp_path / "words.db", migrations=[FIRST, SECOND])
-    assert await select(mended) == [("kept", 4)]
-    await mended.aclose()
+    fixed = Database(tmp_path / "words.db", tables=TABLES)
+    assert await select(fixed) == [("kept",)]
+    await fixed.aclose()
 
 
 async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_p
         connection.execute("INSERT INTO words VALUES ('half')")
         connection.execute("INSERT INTO nowhere VALUES (1)")
 
-    database = Database(tmp_path / "words.db", migrations=[FIRST])
+    database = Database(tmp_path / "words.db", tables=TABLES)
     with pytest.raises(LogError, match="no such table: nowhere"):
         await database.write(half)
     await database.write(lambda connection: connection.execute("INSERT INTO words VALUES ('whole')"))

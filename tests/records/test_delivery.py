@@ -18,7 +18,7 @@ from tests.records.samples import WatchedLog, everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
 
-QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry": 0.01}
+QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.01}
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ RATING = Rating(**filled(Rating))
 def test_every_field_has_a_sample_that_is_not_its_default_and_a_meaning() -> None:
     for one in fields(RoutingRecord):
         assert one.name == "schema" or getattr(RECORD, one.name) != one.default, one.name
-    assert [field.name for field in FIELDS if not field.about.meaning.endswith(".")] == []
+    assert [field.name for field in FIELDS if not field.info.meaning.endswith(".")] == []
 
 
 async def test_every_field_survives_the_log(log: RoutingLog) -> None:
@@ -87,7 +87,7 @@ def test_redaction_empties_the_private_fields_and_nothing_else(tmp_path: Path, s
     ((record, rating),) = read_rows(path)
     assert rating == RATING
     changed = {field.name for field in FIELDS if getattr(record, field.name) != getattr(RECORD, field.name)}
-    assert changed == {"prompt", "embedding", "digest"} == {field.name for field in FIELDS if field.about.private}
+    assert changed == {"prompt", "embedding", "digest"} == {field.name for field in FIELDS if field.info.private}
     assert (record.prompt, record.embedding, record.digest) == (None, None, "")
 
 

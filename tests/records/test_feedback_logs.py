@@ -204,6 +204,6 @@ async def test_what_is_said_of_one_request_is_found_by_the_keys_that_may_have(fe
     ]
     await feedback.append([*said, event(2)])
     request_id = record(1).request_id
-    assert await feedback.about(request_id, keys=("shop", None)) == (said[1], said[2], said[0])
-    assert await feedback.about(request_id, keys=()) == ()
-    assert await feedback.about("nobody's", keys=("shop", None)) == ()
+    assert await feedback.for_request(request_id, keys=("shop", None)) == (said[1], said[2], said[0])
+    assert await feedback.for_request(request_id, keys=()) == ()
+    assert await feedback.for_request("nobody's", keys=("shop", None)) == ()

@@ -20,7 +20,7 @@ from tests.records.samples import record
 pytestmark = pytest.mark.anyio
 
 AWAY = LogError("redis at nowhere: refused; check that it runs")
-QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry": 0.002}
+QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.002}
 
 
 def event(number: int, *, tenant: str | None = None, key: str | None = None) -> Feedback:
@@ -39,7 +39,7 @@ async def spooled(path: Path) -> tuple[Pending, ...]:
     return found
 
 
-async def deadline(log: ListLog, count: int) -> None:
+async def wait_for_events(log: ListLog, count: int) -> None:
     async with asyncio.timeout(10):
         while len(log.events) < count:
             await asyncio.sleep(0.001)
@@ -62,14 +62,14 @@ async def test_while_the_log_is_slow_or_away_an_event_is_in_the_spool_when_keep_
     log.fails = None if hangs else AWAY
     if hangs:
         log.gate.clear()
-    async with writer_of(log, path, patience=0.01, first_retry=60.0, longest_retry=60.0) as writer:
+    async with writer_of(log, path, append_timeout=0.01, first_retry=60.0, max_retry=60.0) as writer:
         await asyncio.gather(*(writer.keep(Pending(event(number))) for number in range(50)))
         assert len(await spooled(path)) == writer.spooled == 50
         log.fails = AWAY
         log.gate.set()
     log.fails = None
     async with writer_of(log, path):
-        await deadline(log, 50)
+        await wait_for_events(log, 50)
     assert sorted(one.event_id for one in log.events) == sorted(f"e{number}" for number in range(50))
     assert await spooled(path) == ()
 
@@ -80,7 +80,7 @@ async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(
         for pending in (
             Pending(event(1, tenant="a"), checked=False),
             Pending(event(2, tenant="b"), checked=False),
-            Pending(event(3, tenant="boss"), checked=False, administers=True),
+            Pending(event(3, tenant="boss"), checked=False, is_admin=True),
             Pending(event(4, tenant="b"), checked=False),  # its record may still come; learning compares the tenants
         ):
             await writer.keep(pending)
@@ -91,7 +91,7 @@ async def test_an_unchecked_event_gets_the_tenant_of_its_request_or_is_rejected(
 async def test_what_is_unchecked_stays_so_in_the_spool(tmp_path: Path) -> None:
     log, path = ListLog([]), tmp_path / "spool.db"
     log.fails = AWAY
-    pending = Pending(event(1, tenant="né", key="k"), checked=False, administers=True)
+    pending = Pending(event(1, tenant="né", key="k"), checked=False, is_admin=True)
     async with writer_of(log, path) as writer:
         await writer.keep(pending)
         assert await spooled(path) == (pending,)
@@ -110,7 +110,7 @@ async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
             await writer.keep(Pending(event(3)))
         assert [one.event for one in await spooled(path)] == [event(number) for number in range(3)]
         log.fails = None
-        await deadline(log, 3)
+        await wait_for_events(log, 3)
         await writer.keep(Pending(event(4)))
     assert {one.event_id for one in log.events} >= {"e0", "e1", "e2", "e4"}
 
@@ -120,7 +120,7 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
     log = ListLog([])
     log.fails = AWAY
     async with writer_of(
-        log, tmp_path / "file" / "spool.db", batch=2, first_retry=60.0, longest_retry=60.0, deadline=0.1
+        log, tmp_path / "file" / "spool.db", batch=2, first_retry=60.0, max_retry=60.0, close_timeout=0.1
     ) as writer:
         async with asyncio.timeout(10):
             found = await asyncio.gather(
@@ -154,5 +154,5 @@ async def test_a_damaged_row_does_not_hold_up_the_others(tmp_path: Path) -> None
     await spool._database.write(lambda connection: connection.execute("UPDATE feedback SET record = '{' WHERE seq = 1"))
     await spool.aclose()
     async with writer_of(log, path) as writer:
-        await deadline(log, 1)
+        await wait_for_events(log, 1)
     assert (log.events, writer.dropped) == ([event(2)], 1)

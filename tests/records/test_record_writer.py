@@ -17,7 +17,7 @@ from tests.records.samples import WatchedLog, everything, ids, record, records
 pytestmark = pytest.mark.anyio
 
 GONE = LogError("redis at nowhere: refused; check that it runs")
-QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "longest_retry": 0.002}
+QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.002}
 
 
 async def in_spool(path: Path) -> list[str]:
@@ -139,7 +139,7 @@ async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tm
 async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
     log = WatchedLog()
     log.fails = GONE
-    async with RecordWriter(log, spool=None, **QUICK | {"first_retry": 60.0, "longest_retry": 60.0}) as writer:
+    async with RecordWriter(log, spool=None, **QUICK | {"first_retry": 60.0, "max_retry": 60.0}) as writer:
         writer.put(record(1))
         await log.called(1)
         log.fails = None
@@ -169,7 +169,7 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
     log = WatchedLog()
     log.gate.clear()
     async with asyncio.timeout(10):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK | {"deadline": 1.0}) as writer:
+        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK | {"close_timeout": 1.0}) as writer:
             for one in records(100):
                 writer.put(one)
     assert await in_spool(tmp_path / "spool.db") == ids(records(100))
@@ -179,7 +179,7 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
 async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -> None:
     log = WatchedLog()
     log.gate.clear()
-    async with RecordWriter(log, spool=tmp_path / "spool.db", patience=0.01, **QUICK) as writer:
+    async with RecordWriter(log, spool=tmp_path / "spool.db", append_timeout=0.01, **QUICK) as writer:
         writer.put(record(1))
         await log.called(1)
         assert writer.last_error == "the log did not answer within 0.01 s"

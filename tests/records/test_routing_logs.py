@@ -96,10 +96,10 @@ async def test_a_time_span_lets_through_what_lies_in_it(log: RoutingLog) -> None
         [record(number, time=now + number, category="law" if number % 2 else "code") for number in range(9)]
     )
     for query, expected in (
-        (LogQuery(deadline=now + 3), [0, 1, 2, 3]),
-        (LogQuery(since=now + 2, deadline=now + 5), [2, 3, 4, 5]),
-        (LogQuery(since=now + 2, deadline=now + 6, category="law"), [3, 5]),
-        (LogQuery(deadline=now - 1), []),
+        (LogQuery(until=now + 3), [0, 1, 2, 3]),
+        (LogQuery(since=now + 2, until=now + 5), [2, 3, 4, 5]),
+        (LogQuery(since=now + 2, until=now + 6, category="law"), [3, 5]),
+        (LogQuery(until=now - 1), []),
     ):
         wanted = [record(number).request_id for number in expected]
         assert ids((await log.read(query)).records) == wanted
@@ -137,9 +137,9 @@ async def test_walking_back_stops_at_what_was_seen_already(log: RoutingLog) -> N
 async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_length(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.redis_log.BACK", 20)
-    monkeypatch.setattr("coe.records.redis_log.CHUNK", 10)
-    monkeypatch.setattr("coe.records.sqlite_log.SCAN", 20)
+    monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED_BACK", 20)
+    monkeypatch.setattr("coe.records.redis_log.SCAN_CHUNK", 10)
+    monkeypatch.setattr("coe.records.sqlite_log.MAX_SCANNED_BACK", 20)
     old = record(0, expert="large", category="law")
     await log.append(
         [old] + [record(n, **({"expert": "large"} if n % 2 else {"category": "law"})) for n in range(1, 50)]
@@ -195,7 +195,7 @@ async def test_a_limit_of_nothing_gives_nothing_and_moves_nothing(log: RoutingLo
 async def test_one_page_is_bounded_whatever_the_query_asks_for(
     log: RoutingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.records.selection.PAGE", 10)
+    monkeypatch.setattr("coe.records.selection.MAX_PAGE_RECORDS", 10)
     await log.append(records(25))
     assert len((await log.read(LogQuery(limit=1_000_000))).records) == 10
     assert len((await log.tail(LogQuery(limit=1_000_000))).records) == 10

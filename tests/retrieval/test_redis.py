@@ -12,7 +12,7 @@ from coe.errors import ConfigError, RetrievalError
 from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, encoder_id
 from coe.retrieval.passages import DocumentKey
-from coe.retrieval.redis.client import DocumentsRedis, IndexRebuilding
+from coe.retrieval.redis.client import IndexRebuilding, documents_client
 from coe.retrieval.redis.search import INDEX_KEY
 from coe.retrieval.redis.store import RedisStore
 from tests.retrieval.conftest import WORDS
@@ -85,10 +85,10 @@ async def test_an_unavailable_or_too_old_server_is_named_with_the_remedy() -> No
     async def old() -> None:
         raise ResponseError("unknown command 'VSIM', with args beginning with: ")
 
-    connection = DocumentsRedis("redis://127.0.0.1:1/0")
+    connection = documents_client("redis://127.0.0.1:1/0")
     command: Awaitable[None] = old()
     with pytest.raises(RetrievalError, match="Redis 8 or newer"):
-        await connection.response(command)
+        await connection.run(command)
     await connection.aclose()
 
 

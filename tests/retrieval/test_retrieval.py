@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import fit_gate, gate_decisions, gate_estimates
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest
 from gateway.dialects import chat
@@ -62,7 +62,7 @@ def sample_trials() -> GateExamples:
     with_ = np.where((likeliest == 1) == as_expected, 0.0, 1.0)
     costs = {"cosine": np.full(240, COSINE), "tokens": np.full(240, 400.0), "seconds": np.full(240, 0.01)}
     sides = {"without": without[:, None], "with_": with_[:, None]}
-    return GateExamples.seen(texts, TwoStageRouter(), RandomEncoder(), experts=("small",), **sides, **costs)
+    return GateExamples.from_texts(texts, TwoStageRouter(), RandomEncoder(), experts=("small",), **sides, **costs)
 
 
 async def test_serving_decides_as_the_fitted_gate_predicts() -> None:

@@ -174,7 +174,7 @@ async def test_labels_are_kept_and_shown(browser: Browser, shop: Shop) -> None:
         await expect(said.nth(0)).to_contain_text("down")
         await expect(said.nth(1)).to_contain_text("art")
     log = open_feedback(SQLITE, base=shop.served.folder / ".coe")
-    kept = {(event.kind, event.value) for event in await log.about(request_id, keys=(None,))}
+    kept = {(event.kind, event.value) for event in await log.for_request(request_id, keys=(None,))}
     await log.aclose()
     assert kept == {("thumb", -1), ("category", "art")}
 

@@ -118,7 +118,7 @@ async def test_thumbs_are_kept(browser: Browser, room: Room) -> None:
         link = page.get_by_role("link", name="Open record")
         request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
     log = open_feedback(SQLITE, base=room.served.folder / ".coe")
-    said = await log.about(request_id, keys=(None,))
+    said = await log.for_request(request_id, keys=(None,))
     await log.aclose()
     assert [(event.kind, event.value) for event in said] == [("thumb", 1)]
 

@@ -13,7 +13,7 @@ from coe.cli.plan.show import show_plan
 from coe.jobs.planning.plan import PlanOptions, make_plan
 from coe.mapping import Budget
 from coe.registry import load
-from coe.runtime.artifact_sync import store_of
+from coe.runtime.artifact_sync import synced_store
 from coe.terminal import say, say_json
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
@@ -49,7 +49,7 @@ def plan(
     """
     keep_stdout_clean()
     settings = settings_for(config)
-    store = store_of(settings, "assignment")
+    store = synced_store(settings, "assignment")
     if forget:
         _forget(store, json)
         return
@@ -68,7 +68,7 @@ def plan(
 
 
 def _forget(store: ArtifactStore, json: bool) -> None:
-    store.forget(by="plan", why="--forget")
+    store.clear(by="plan", why="--forget")
     note = "the assignment of experts.yaml is in use; running gateways apply it soon"
     say_json({"assignment": None, "note": note}) if json else say(note)
 

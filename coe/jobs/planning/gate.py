@@ -13,7 +13,7 @@ from coe.learning.retraining.gate_fit import GateExamples, fit_gate
 from coe.learning.retraining.gate_report import gate_report, plot_calibration
 from coe.registry import Registry
 from coe.retrieval.gate import GATE_FILE
-from coe.runtime.artifact_sync import store_of
+from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 
 CALIBRATION_FILE = "calibration.png"
@@ -31,7 +31,7 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
     report = gate_report(examples, registry.retrieval.price)
     if dry_run:
         return report
-    store = store_of(settings, GATE)
+    store = synced_store(settings, GATE)
     with store.draft() as draft:
         gate.save(draft / GATE_FILE)
         if find_spec("matplotlib") is not None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.records.feedback import KINDS, Feedback, Kind
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
-RATING_KINDS: tuple[Kind, ...] = ("score", "thumb", "preferred")
+RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """Explicit ratings of an answer, surest first; the surest one given counts."""
 
-KIND_WEIGHT: Mapping[Kind, float] = MappingProxyType(
+KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
 )
 """Weight of each kind as evidence of quality, a score having 1. A preference says which expert is better, not how good.
@@ -27,7 +27,7 @@ A second try or a closed window may have any reason, and nobody signals satisfac
 where few requests are rated (`Experience.weight`)."""
 
 
-def certainty_rank(kind: Kind) -> int:
+def certainty_rank(kind: FeedbackKind) -> int:
     """The rank of a kind as evidence of quality, 0 the surest; of several feedbacks the surest kind counts."""
     return (*RATING_KINDS, "regenerated", "abandoned", "category").index(kind)
 
@@ -53,8 +53,8 @@ def reward(feedback: Feedback, *, expert: str) -> float:
 
 NONE = -1
 """The index of nothing, in a column of indices."""
-_WEIGHTS = np.array([*(KIND_WEIGHT[kind] for kind in KINDS), 0.0])  # the last is for NONE
-_RATED = np.array([*(kind in RATING_KINDS for kind in KINDS), False])
+_WEIGHTS = np.array([*(KIND_WEIGHT[kind] for kind in FEEDBACK_KINDS), 0.0])  # the last is for NONE
+_RATED = np.array([*(kind in RATING_KINDS for kind in FEEDBACK_KINDS), False])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

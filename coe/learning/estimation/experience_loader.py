@@ -21,7 +21,7 @@ from coe.core import GENERAL
 from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
 from coe.records import open_feedback, open_log
-from coe.records.feedback import KINDS, Feedback, FeedbackLog, FeedbackPage
+from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 MAX_REQUESTS = 1_000_000
@@ -172,12 +172,12 @@ class _FeedbackJoin:
 
     def _rate(self, row: int, event: Feedback) -> None:
         known, new = self.kind[row], certainty_rank(event.kind)
-        current = len(KINDS) if known == NONE else certainty_rank(KINDS[known])
+        current = len(FEEDBACK_KINDS) if known == NONE else certainty_rank(FEEDBACK_KINDS[known])
         if new < current:
             self._time[0, row] = -np.inf
         if new <= current and self._is_later(0, row, event):
             expert = self._rows.experts[self._rows.chosen[self._order[row]]]
-            self.reward[row], self.kind[row] = reward(event, expert=expert), KINDS.index(event.kind)
+            self.reward[row], self.kind[row] = reward(event, expert=expert), FEEDBACK_KINDS.index(event.kind)
 
     def _is_later(self, which: int, row: int, event: Feedback) -> bool:
         new, known = (event.time, request_hash(event.event_id)), (self._time[which, row], int(self._event[which, row]))

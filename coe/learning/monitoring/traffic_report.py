@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from coe.artifacts.atomic_files import replace_file
-from coe.artifacts.redis import share_at
+from coe.artifacts.redis import open_shared
 from coe.registry import load
 from coe.settings import Settings
 
@@ -63,7 +63,7 @@ def publish_traffic_report(settings: Settings, report: Mapping[str, Any]) -> Non
     shared."""
     content = TrafficReport.of(report, now=time.time()).to_json()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
-    share = share_at(load(settings.config, environ=settings.environ).artifacts)
+    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
     if share is not None:
-        share.tell(TRAFFIC_REPORT_FILE, content)  # first, or a gateway here could put the former one back
+        share.put_file(TRAFFIC_REPORT_FILE, content)  # first, or a gateway here could put the former one back
     replace_file(settings.artifacts / TRAFFIC_REPORT_FILE, content)

@@ -18,7 +18,7 @@ from coe.learning.estimation.experience import Experience
 from coe.learning.plots import plot_round
 from coe.learning.retraining.plan_builder import CurrentPlan
 from coe.learning.retraining.plan_round import JudgedPlan
-from coe.records.feedback import KINDS
+from coe.records.feedback import FEEDBACK_KINDS
 
 
 def plan_report(
@@ -27,7 +27,7 @@ def plan_report(
     """The report of a round, JSON-able: its inputs, the changes, the judgement, and the tenants that are not
     trusted."""
     old, new = current.assignment, found.candidate
-    kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(KINDS)}
+    kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(FEEDBACK_KINDS)}
     return {
         "promoted": found.judgement.promote,
         "reason": found.judgement.reason,

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from coe.redis import RedisClient
 from coe.retrieval.fusion import candidate_count, fuse, unscored_candidates
 from coe.retrieval.passages import EncoderId, Passage, Vector, check_encoder
 from coe.retrieval.redis import scripts
-from coe.retrieval.redis.client import DocumentsRedis
 from coe.retrieval.redis.terms import query_terms, top_chunks
 
 KEY_PREFIX = "coe:{documents}:"
@@ -66,7 +66,7 @@ class _Candidates:
 class RedisSearch:
     """Searches the current version, or a draft `version`. For one event loop."""
 
-    def __init__(self, redis: DocumentsRedis, encoder: EncoderId, *, version: str | None = None) -> None:
+    def __init__(self, redis: RedisClient, encoder: EncoderId, *, version: str | None = None) -> None:
         self._redis, self._encoder, self._draft_version = redis, encoder, version
         self._last_index: IndexVersion | None = None
         self._vectors = redis.client.register_script(scripts.VECTORS)
@@ -100,14 +100,14 @@ class RedisSearch:
         version = await self.version()
         if version is None:
             return None
-        parts = await self._redis.response(self._redis.client.smembers(f"{KEY_PREFIX}{version}:parts"))
+        parts = await self._redis.run(self._redis.client.smembers(f"{KEY_PREFIX}{version}:parts"))
         return IndexVersion(version, _part_names(parts))
 
     async def version(self) -> str | None:
         """Return the current version; None before the first write. Raises IndexMismatch if another encoder made it."""
         if self._draft_version is not None:
             return self._draft_version
-        return self._checked_version(await self._redis.response(self._redis.client.hmget(INDEX_KEY, *_INDEX_FIELDS)))
+        return self._checked_version(await self._redis.run(self._redis.client.hmget(INDEX_KEY, *_INDEX_FIELDS)))
 
     def _checked_version(self, fields: Sequence[bytes | None]) -> str | None:
         version, digest, dimensions = fields
@@ -132,7 +132,7 @@ class RedisSearch:
                 pipe.execute_command("VCARD", f"{prefix}vectors")
             if prefixes:
                 pipe.eval(scripts.POSTINGS, len(prefixes), *prefixes, *terms)
-            fields, members, *responses = await self._redis.response(pipe.execute())
+            fields, members, *responses = await self._redis.run(pipe.execute())
         version = self._draft_version if self._draft_version is not None else self._checked_version(fields)
         return IndexVersion(version or "", _part_names(members)), _parse_candidates(responses, count)
 
@@ -140,7 +140,7 @@ class RedisSearch:
         """Return the cosines of chunks that still exist."""
         if not numbers:
             return {}
-        found = await self._redis.response(self._vectors(keys=prefixes, args=numbers))
+        found = await self._redis.run(self._vectors(keys=prefixes, args=numbers))
         return {number: _cosine(raw, vector) for number, raw in zip(numbers, found, strict=True) if raw}
 
     async def _records(
@@ -151,7 +151,7 @@ class RedisSearch:
         async with self._redis.client.pipeline(transaction=False) as pipe:
             for prefix in prefixes:
                 pipe.hmget(f"{prefix}chunks", order)
-            found = await self._redis.response(pipe.execute())
+            found = await self._redis.run(pipe.execute())
         passages = []
         for at, number in enumerate(order):
             for part, records in zip(parts, found, strict=True):

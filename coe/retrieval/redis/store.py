@@ -17,9 +17,10 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import RetrievalError
+from coe.redis import RedisClient
 from coe.retrieval.passages import Chunk, Collection, Document, DocumentKey, EncoderId, Passage, Vector
 from coe.retrieval.redis import scripts
-from coe.retrieval.redis.client import DocumentsRedis, IndexRebuilding, VersionChanged
+from coe.retrieval.redis.client import IndexRebuilding, VersionChanged, documents_client
 from coe.retrieval.redis.search import INDEX_KEY, KEY_PREFIX, RedisSearch
 from coe.retrieval.redis.terms import term_weights
 
@@ -46,12 +47,12 @@ class RedisStore:
         encoder: EncoderId,
         *,
         draft: tuple[str, str] | None = None,
-        connection: DocumentsRedis | None = None,
+        connection: RedisClient | None = None,
     ) -> None:
         """`draft` is a version that is not current yet, and the holder of the rebuild's lock. Raises ConfigError if
         `url` is not a Redis address."""
         self._url = url
-        self._redis = connection or DocumentsRedis(url)
+        self._redis = connection or documents_client(url)
         self._encoder = encoder
         self._draft = draft
         script = self._redis.client.register_script
@@ -79,7 +80,7 @@ class RedisStore:
             for part in parts:
                 pipe.hlen(f"{base}{part}:docs")
                 pipe.hlen(f"{base}{part}:chunks")
-            counts = await self._redis.response(pipe.execute())
+            counts = await self._redis.run(pipe.execute())
         found = [
             Collection(name, tenant or None, documents, chunks)
             for (tenant, _, name), documents, chunks in zip(
@@ -98,7 +99,7 @@ class RedisStore:
         for part in await self._parts(base):
             tenant, _, collection = part.partition("/")
             async for name, (digest, source, title, numbers) in self._heads(f"{base}{part}:docs"):
-                records = await self._redis.response(self._redis.client.hmget(f"{base}{part}:chunks", numbers))
+                records = await self._redis.run(self._redis.client.hmget(f"{base}{part}:chunks", numbers))
                 if all(records):
                     chunks = tuple(Chunk(*orjson.loads(record)[:2]) for record in records)
                     yield Document(DocumentKey(name, collection, tenant or None), source, title, digest, chunks)
@@ -107,7 +108,7 @@ class RedisStore:
         """Yield id and [digest, source, title, chunk numbers] of the documents of a part."""
         cursor, seen = 0, set[bytes]()
         while True:
-            cursor, found = await self._redis.response(self._redis.client.hscan(docs, cursor, count=500))
+            cursor, found = await self._redis.run(self._redis.client.hscan(docs, cursor, count=500))
             for name, head in found.items():
                 if name not in seen:  # HSCAN may return an element twice
                     seen.add(name)
@@ -152,7 +153,7 @@ class RedisStore:
                     args = [version, holder, f"{base}{part}:", *names, *arguments]
                     await script(keys=[INDEX_KEY, REBUILD_LOCK_KEY], args=args, client=pipe)
                 try:
-                    return sum(int(result or 0) for result in await self._redis.response(pipe.execute()))
+                    return sum(int(result or 0) for result in await self._redis.run(pipe.execute()))
                 except (IndexRebuilding, VersionChanged):
                     if self._draft or asyncio.get_running_loop().time() > deadline:
                         raise
@@ -168,7 +169,7 @@ class RedisStore:
         try:
             yield RedisStore(self._url, self._encoder, draft=(version, holder), connection=self._redis)
             new: list[str | int] = [version, self._encoder.digest, self._encoder.dimensions, holder]
-            await self._redis.response(client.eval(scripts.SET_VERSION, 2, INDEX_KEY, REBUILD_LOCK_KEY, *new))
+            await self._redis.run(client.eval(scripts.SET_VERSION, 2, INDEX_KEY, REBUILD_LOCK_KEY, *new))
         except BaseException:
             await self._expire(version, seconds=0)
             raise
@@ -178,11 +179,11 @@ class RedisStore:
             renewal.cancel()
             with suppress(asyncio.CancelledError):
                 await renewal
-            await self._redis.response(client.eval(scripts.RELEASE_LOCK, 1, REBUILD_LOCK_KEY, holder))
+            await self._redis.run(client.eval(scripts.RELEASE_LOCK, 1, REBUILD_LOCK_KEY, holder))
 
     async def _acquire_rebuild_lock(self, holder: str) -> None:
         client, deadline = self._redis.client, asyncio.get_running_loop().time() + REBUILD_WAIT_SECONDS
-        while not await self._redis.response(client.set(REBUILD_LOCK_KEY, holder, nx=True, px=REBUILD_LOCK_MS)):
+        while not await self._redis.run(client.set(REBUILD_LOCK_KEY, holder, nx=True, px=REBUILD_LOCK_MS)):
             if asyncio.get_running_loop().time() > deadline:
                 raise IndexRebuilding(f"{self._redis.place}: another rebuilding is under way; try again later")
             await asyncio.sleep(_POLL_SECONDS)
@@ -191,19 +192,19 @@ class RedisStore:
         while True:
             await asyncio.sleep(REBUILD_LOCK_MS / 3_000)
             with suppress(RetrievalError):
-                await self._redis.response(self._redis.client.pexpire(REBUILD_LOCK_KEY, REBUILD_LOCK_MS))
+                await self._redis.run(self._redis.client.pexpire(REBUILD_LOCK_KEY, REBUILD_LOCK_MS))
 
     async def _expire(self, version: str | None, *, seconds: int) -> None:
         """Set the time to live of all keys of a version."""
         cursor = 0
         while version is not None:
-            cursor, keys = await self._redis.response(
+            cursor, keys = await self._redis.run(
                 self._redis.client.scan(cursor, match=f"{KEY_PREFIX}{version}:*", count=1_000)
             )
             async with self._redis.client.pipeline(transaction=False) as pipe:
                 for key in keys:
                     pipe.expire(key, seconds)
-                await self._redis.response(pipe.execute())
+                await self._redis.run(pipe.execute())
             if not cursor:
                 return
 
@@ -216,16 +217,16 @@ class RedisStore:
     async def _create(self) -> None:
         if not self._draft:
             new: list[str | int] = [secrets.token_hex(4), self._encoder.digest, self._encoder.dimensions]
-            await self._redis.response(self._redis.client.eval(scripts.CREATE, 1, INDEX_KEY, *new))
+            await self._redis.run(self._redis.client.eval(scripts.CREATE, 1, INDEX_KEY, *new))
 
     async def _version(self) -> str | None:
         if self._draft:
             return self._draft[0]
-        version = await self._redis.response(self._redis.client.hget(INDEX_KEY, "version"))
+        version = await self._redis.run(self._redis.client.hget(INDEX_KEY, "version"))
         return version.decode() if version else None
 
     async def _parts(self, base: str) -> list[str]:
-        parts = await self._redis.response(self._redis.client.smembers(f"{base}parts"))
+        parts = await self._redis.run(self._redis.client.smembers(f"{base}parts"))
         return sorted(part.decode() for part in parts)
 
 

@@ -16,17 +16,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import mirror, share_at
+from coe.artifacts.redis import mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.registry import load
 from coe.runtime import promotion
-from coe.runtime.promotion import Move
-from coe.runtime.versions import Shelf
+from coe.runtime.promotion import VersionChange
+from coe.runtime.versions import VersionCatalog
 from coe.settings import Settings
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
-from gateway.observability.state_metrics import ARTIFACTS, RELOAD_FAILED
+from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
 
@@ -62,12 +62,12 @@ class Artifacts:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._versions = {kind: Shelf(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
+        self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
         self._moving = asyncio.Lock()
 
     async def list(self, _: Request) -> Response:
         """`GET /v1/artifacts`."""
-        data = await asyncio.to_thread(lambda: [shelf.listed() for shelf in self._versions.values()])
+        data = await asyncio.to_thread(lambda: [shelf.list_versions() for shelf in self._versions.values()])
         served, failed = await self._served()
         serving, error = self._parts.current.serving, self._parts.current.reload_error
         for one in data:
@@ -79,7 +79,7 @@ class Artifacts:
     async def get(self, request: Request) -> Response:
         """`GET /v1/artifacts/{kind}/{version}`."""
         shelf = self._shelf(request)
-        return json_response(await asyncio.to_thread(shelf.whole, request.path_params["version"]))
+        return json_response(await asyncio.to_thread(shelf.details, request.path_params["version"]))
 
     async def promote(self, request: Request) -> Response:
         """`POST /v1/artifacts/{kind}/promote`."""
@@ -101,7 +101,9 @@ class Artifacts:
             kind, body, lambda settings, store: promotion.roll_back(settings, store, kind, why=body.why)
         )
 
-    async def _move(self, kind: str, body: _MoveRequest, move: Callable[[Settings, ArtifactStore], Move]) -> Response:
+    async def _move(
+        self, kind: str, body: _MoveRequest, move: Callable[[Settings, ArtifactStore], VersionChange]
+    ) -> Response:
         if self._moving.locked():
             raise JobUnavailable(
                 "another promotion or rollback is in progress; check its result first", retry_after=RETRY_AFTER
@@ -113,7 +115,7 @@ class Artifacts:
         _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, body.why)
         return json_response({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
 
-    def _shelf(self, request: Request) -> Shelf:
+    def _shelf(self, request: Request) -> VersionCatalog:
         kind = request.path_params["kind"]
         if kind not in self._versions:
             raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(ARTIFACT_KINDS)}")
@@ -123,16 +125,16 @@ class Artifacts:
         """By kind, the workers that serve each version; and whether one of them failed to load what is in use."""
         families = await self._parts.metrics.families()
         served: dict[str, dict[str, int]] = {}
-        for (kind, version), (workers,) in families[ARTIFACTS].cells.items():
+        for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
             served.setdefault(kind, {})[version] = round(workers)
         return served, any(failed for (failed,) in families[RELOAD_FAILED].cells.values())
 
 
 def _make_move(
-    settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], Move]
-) -> Move:
+    settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
+) -> VersionChange:
     with _as_request_errors():
-        share = share_at(load(settings.config, environ=settings.environ).artifacts)
+        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         store = ArtifactStore(settings.artifacts, kind, share)
         try:
             mirror([store])

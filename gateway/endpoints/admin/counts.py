@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coe.registry import Registry
-from gateway.observability.metric_registry import Family
-from gateway.observability.residency import ON_ITS_WAY, TIERS
-from gateway.observability.state_metrics import ARTIFACTS, STATES
+from gateway.observability.metric_registry import MetricFamily
+from gateway.observability.residency import CHANGING, TIER_VALUES
+from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES
 
-_STATES = {number: word for word, number in STATES.items()}
-_TIERS = {number: word for word, number in TIERS.items()} | {ON_ITS_WAY: "switching"}
+_STATES = {number: word for word, number in BREAKER_STATES.items()}
+_TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}
 _NOT_FAILURES = ("ok", "aborted")
 """Outcomes of requests that were answered, or that the client cancelled."""
 _WARNINGS = {
@@ -25,7 +25,7 @@ _WARNINGS = {
 class Counts:
     """Metric families by name, summed over all workers. A missing family counts as empty."""
 
-    def __init__(self, families: Mapping[str, Family]) -> None:
+    def __init__(self, families: Mapping[str, MetricFamily]) -> None:
         self._families = families
 
     def cells(self, name: str) -> Iterable[tuple[tuple[str, ...], list[float]]]:
@@ -141,7 +141,7 @@ def _histogram(counts: Counts, name: str) -> dict[str, Any]:
 
 def _artifacts(counts: Counts) -> dict[str, dict[str, int]]:
     """By kind, the number of workers that serve each version; an empty version means none."""
-    return {kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACTS, 0, 1).items()}
+    return {kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACT_INFO, 0, 1).items()}
 
 
 def _workers(counts: Counts) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.history import Promotion
 from coe.artifacts.kinds import ASSIGNMENT
-from coe.artifacts.store import ArtifactStore, Promotion
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError, NothingMeasured
 from coe.mapping import (
     Assignment,
@@ -92,7 +93,7 @@ class Map:
         try:
             if self._stored[0] != version:
                 self._stored = version, _stored_plan(self._store.published(version).folder, version)
-            move = self._store.latest()
+            move = self._store.last_move()
         except ArtifactError:  # damaged since it was loaded: the loaded state stays in service
             return None, None
         return self._stored[1], move if move and move.version == version else None

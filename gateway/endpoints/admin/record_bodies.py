@@ -23,9 +23,9 @@ MAX_TIME = 32_503_680_000.0  # the year 3000
 _Value = Annotated[str, Field(max_length=MAX_VALUE_CHARACTERS)]
 _Time = Annotated[float, Field(ge=0, le=MAX_TIME)]
 
-LIST_FIELDS = tuple(field.name for field in FIELDS if field.about.api == "list")
+LIST_FIELDS = tuple(field.name for field in FIELDS if field.info.api == "list")
 """Fields of each record in a list."""
-RECORD_FIELDS = tuple(field.name for field in FIELDS if field.about.api != "none")
+RECORD_FIELDS = tuple(field.name for field in FIELDS if field.info.api != "none")
 """Fields of a single record."""
 DECISION_FIELDS = (
     "expert",
@@ -67,8 +67,8 @@ class RecordQuery(BaseModel):
     def log_query(self) -> LogQuery:
         """The same for the log."""
         fields = self.model_dump(exclude={"id", "until"})
-        deadline = math.inf if self.until == MAX_TIME else self.until
-        return LogQuery(request_id=self.id, deadline=deadline, **fields)
+        until = math.inf if self.until == MAX_TIME else self.until
+        return LogQuery(request_id=self.id, until=until, **fields)
 
 
 def list_body(page: LogPage, registry: Registry) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from gateway.endpoints.admin.record_bodies import (
 )
 from gateway.endpoints.http import json_response, query_of
 from gateway.endpoints.operation import Operation, json_success, problems
-from gateway.observability.recent import found_soon
+from gateway.observability.recent import find_record
 from gateway.parts import Parts
 
 LOG_SECONDS = 5.0
@@ -58,7 +58,7 @@ class Records:
         """`GET /v1/records/{id}`."""
         async with self._log_access():
             record = await self._record(request)
-            feedback = await self._feedback.about(record.request_id, keys=self._keys(record))
+            feedback = await self._feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._current.serving.registry))
 
     async def replay(self, request: Request) -> Response:
@@ -91,7 +91,7 @@ class Records:
 
     async def _record(self, request: Request) -> RoutingRecord:
         request_id = request.path_params["id"]
-        record = await found_soon(self._records, request_id)
+        record = await find_record(self._records, request_id)
         if record is None:
             raise RecordNotFound(
                 f"no request {request_id[:64]!r} is in the routing log: it may be too new, by a second, or too old"

@@ -106,7 +106,7 @@ class Stats:
 
     async def _take(self) -> bytes:
         found = stats_of(Counts(await self._metrics.families()), self._current.serving.registry)
-        gateway = {"host": socket.gethostname(), "id": self._metrics.tallies.gateway}
+        gateway = {"host": socket.gethostname(), "id": self._metrics.registry.gateway}
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
 
 

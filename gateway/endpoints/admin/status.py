@@ -34,7 +34,7 @@ class Status:
 
     async def _compute(self) -> dict[str, Any]:
         self._expires = 0.0  # a failure is not cached
-        report = await self._jobs.report("status", seconds=JOB_SECONDS, needs=("scipy", "sklearn"))
+        report = await self._jobs.run("status", seconds=JOB_SECONDS, needs=("scipy", "sklearn"))
         self._expires = time.monotonic() + CACHE_SECONDS
         return {"object": "status", "time": time.time(), "report": report}
 

@@ -8,13 +8,13 @@ import sys
 import time
 
 from coe.errors import LimitReached
-from gateway.access import redis_connection
-from gateway.access.limits import Account, Use
+from gateway.access import redis
+from gateway.access.limits import Account, Amounts
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import account_of
 
 TASKS, SECONDS = 10, 0.8
-USE = Use(1, 10, 0.001)
+USE = Amounts(1, 10, 0.001)
 
 
 async def take(account: Account, deadline: float) -> int:
@@ -22,7 +22,7 @@ async def take(account: Account, deadline: float) -> int:
     count = 0
     while time.monotonic() < deadline:
         try:
-            taken = await account.take(USE)
+            taken = await account.reserve(USE)
         except LimitReached:
             await asyncio.sleep(0.01)
             continue
@@ -40,7 +40,7 @@ async def compete(limiter: RedisLimiter, limits: dict[str, float]) -> int:
 
 async def main(url: str) -> None:
     """For each line of limits that comes, one line with the number of requests that were allowed."""
-    redis_connection.ANSWER = 10.0  # the point is who gets what, however busy the machine is
+    redis.REFILL_TIMEOUT_SECONDS = 10.0  # the point is who gets what, however busy the machine is
     async with RedisLimiter(url) as limiter:
         sys.stdout.write("ready\n")
         sys.stdout.flush()

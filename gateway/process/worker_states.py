@@ -1,0 +1,93 @@
+"""The state of each worker process, shared in memory by parent and workers, and the schedule of restarts after
+crashes."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.sharedctypes import RawArray
+
+CAUSE_BYTES = 512
+"""Bytes kept of the error that ended a worker's start."""
+
+
+class _Cell(ctypes.Structure):
+    _fields_ = (
+        ("ready", ctypes.c_bool),
+        ("crashes", ctypes.c_uint64),
+        ("cause", ctypes.c_char * CAUSE_BYTES),
+    )
+
+
+class WorkerStates:
+    """One cell for each worker. The worker writes `ready` and `cause`, the parent writes `crashes`, so no lock is
+    needed. Workers are numbered from 0."""
+
+    def __init__(self, workers: int) -> None:
+        self._cells = RawArray(_Cell, workers)
+
+    def ready(self, worker: int) -> None:
+        """Records that a worker serves requests."""
+        self._cells[worker].ready = True
+
+    @property
+    def ever_ready(self) -> bool:
+        """Whether any worker has served requests since the parent started."""
+        return any(cell.ready for cell in self._cells)
+
+    def failed(self, worker: int, cause: str) -> None:
+        """Records why a worker could not start."""
+        self._cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
+
+    def cause(self, worker: int) -> str:
+        """The error that ended a worker's start; empty if it reported none."""
+        return bytes(self._cells[worker].cause).decode("utf-8", "replace")
+
+    def crashed(self, worker: int) -> None:
+        """Counts a crash."""
+        self._cells[worker].crashes += 1
+
+    def crashes(self) -> dict[tuple[str, ...], float]:
+        """Crashes since the parent started, by worker."""
+        return {(str(worker),): float(cell.crashes) for worker, cell in enumerate(self._cells)}
+
+
+FIRST_DELAY_SECONDS = 0.5
+"""Delay from a worker's first crash to its next start; each further crash doubles it."""
+
+
+MAX_DELAY_SECONDS = 30.0
+"""Maximum delay between a crash and the next start."""
+
+
+HEALTHY_SECONDS = 60.0
+"""Uptime of a worker after which its next crash counts as a first one."""
+
+
+class RespawnSchedule:
+    """The workers that wait for their next start, by number. `clock` is in seconds and monotonic."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._delays: dict[int, float] = {}
+        self._due: dict[int, float] = {}
+
+    def crashed(self, worker: int, *, uptime: float) -> float:
+        """Schedules the next start of a worker that ran for `uptime` seconds; returns the delay in seconds."""
+        previous = 0.0 if uptime >= HEALTHY_SECONDS else self._delays.get(worker, 0.0)
+        delay = self._delays[worker] = min(previous * 2, MAX_DELAY_SECONDS) or FIRST_DELAY_SECONDS
+        self._due[worker] = self._clock() + delay
+        return delay
+
+    def wait(self) -> float | None:
+        """Seconds until the next start is due; None if no worker waits."""
+        return max(min(self._due.values()) - self._clock(), 0.0) if self._due else None
+
+    def take_due(self) -> Sequence[int]:
+        """Removes the workers whose start is due, and returns them."""
+        now = self._clock()
+        due = [worker for worker, at in self._due.items() if at <= now]
+        for worker in due:
+            del self._due[worker]
+        return due
