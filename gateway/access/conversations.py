@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from coe.routing.affinity import Affinity
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access.factory import MEMORY
 from gateway.access.redis_connection import client_of
 
@@ -36,7 +36,7 @@ _TELL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX',
 
 
 @asynccontextmanager
-async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Affinity]:
+async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
     """What a process remembers, with the others' knowledge where `access.counters` names a Redis. Raises ConfigError
     for an address that cannot be one."""
     if counters == MEMORY:
@@ -53,7 +53,7 @@ class Conversations:
     not make one for each request.
     """
 
-    def __init__(self, url: str, *, task_failed: TaskFailed = ignored) -> None:
+    def __init__(self, url: str, *, task_failed: TaskFailed = ignore_failure) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
         self._client = client_of(url)

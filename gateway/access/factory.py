@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coe.errors import ConfigError
 from coe.registry import AccessSpec
-from coe.supervision import TaskFailed, ignored
+from coe.supervision import TaskFailed, ignore_failure
 from gateway.access.durable import FILE, DurableLimiter
 from gateway.access.limits import Limiter, meters_of
 from gateway.access.redis import RedisLimiter
@@ -18,7 +18,9 @@ MEMORY = "memory"
 
 
 @asynccontextmanager
-async def open_limiter(counters: str, *, home: Path, task_failed: TaskFailed = ignored) -> AsyncIterator[Limiter]:
+async def open_limiter(
+    counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
+) -> AsyncIterator[Limiter]:
     """The limiter that `access.counters` names, for as long as it is entered; counts in memory are kept in the state
     folder `home`. Raises ConfigError for an address that
     cannot be one; a Redis that does not answer is waited for while this process counts for itself."""

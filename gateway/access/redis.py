@@ -12,7 +12,7 @@ from typing import Self
 from uuid import uuid4
 
 from coe.registry import ApiKey
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access.limits import meters_of
 from gateway.access.redis_connection import LimitsRedis, RedisUnavailable
 from gateway.access.shared_account import SharedAccount
@@ -32,7 +32,9 @@ class RedisLimiter:
     while it is away.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored) -> None:
+    def __init__(
+        self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignore_failure
+    ) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
         self._connection = LimitsRedis(url)

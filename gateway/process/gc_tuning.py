@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 YOUNG = 20_000
 """New objects before Python's collector looks for circles among them. It would do so every 700, which the requests
@@ -38,7 +38,7 @@ def give_back() -> None:
 
 
 @asynccontextmanager
-async def giving_back(*, every: float = PAUSE, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+async def giving_back(*, every: float = PAUSE, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
     """Meanwhile do so now and then: after a busy time glibc keeps some 10 MB."""
     task = supervised(partial(_give_back, every), "memory", task_failed=task_failed)
     try:

@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 _LOOKS, _PAUSE = 5000, 0.002
 """The server opens its listener when the application has started; what it accepts before we look stays as it is."""
 
 
 @asynccontextmanager
-async def letting_go(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+async def letting_go(*, after: float, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
     """Meanwhile set it up, once the server listens. `after` in seconds."""
     task = supervised(partial(_let_go, after), "stalls", task_failed=task_failed, may_return=True)
     try:
