@@ -14,7 +14,7 @@ from coe.core import RequestOptions
 from coe.errors import ConfigError
 from coe.settings import Settings
 from coe.urls import redact_url
-from gateway.observability.attributes import PATHS, Attributes, of_call, of_request, steps
+from gateway.observability.attributes import PATHS, Attributes, of_call, of_request
 from gateway.request.trace import Spans, Trace
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Tracing:
             return
         kinds, end = self._api.SpanKind, trace.elapsed_ms()
         told = trace.outcome not in ("ok", "aborted")
-        for name, began, ended, complete in steps(trace, end):
+        for name, began, ended, complete in trace.step_times_ms(end):
             if name == "call":
                 span, kind, attributes = spans.call, kinds.CLIENT, of_call(trace)
             else:
