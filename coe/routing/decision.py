@@ -40,8 +40,8 @@ def decide(
 
     Only eligible experts count. A pinned expert is selected whatever its health. The `previous` expert of a
     conversation stays, unless another one is better by more than `sticky_margin`. Below the confidence threshold
-    (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. If the choice is
-    down, another one replaces it (a fallback); if it is overloaded, one that is worse by at most `max_quality_loss`.
+    (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
+    is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's prices; it is negative where passages
     are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from [0, 1),
